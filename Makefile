@@ -1,0 +1,44 @@
+# Two commands on a fresh machine with Python >= 3.10 and make:
+#   make quickstart    real images, a trained and evaluated model, about two minutes on two cores
+#   make test          lint, types, every test
+# Paths are relative throughout, so a checkout whose path holds a space works.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.PHONY: quickstart test lint unit docs clean
+.DEFAULT_GOAL := quickstart
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else f"Python 3.10 or newer is needed, {sys.version.split()[0]} was found; name another with: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: setup.py constraints.txt | $(PY)
+	@echo "installing up with its demo and deploy extras into $(VENV) (torch is large: minutes on a slow line)"
+	@$(PIP) install -c constraints.txt -e '.[demo,deploy]'
+	@touch $@
+
+$(VENV)/.dev: setup.py constraints.txt | $(PY)
+	@echo "installing up with its dev extras into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+quickstart: $(VENV)/.demo
+	@$(PY) tools/quickstart.py
+
+test: $(VENV)/.dev lint unit
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+unit: $(VENV)/.dev
+	$(PY) -m pytest -m "not slow"
+
+docs: $(VENV)/.dev
+	$(PY) tools/write_docs.py
+
+clean:
+	rm -rf $(VENV) data/digits runs

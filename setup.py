@@ -1,0 +1,54 @@
+"""Package metadata; exact versions for a reproducible set-up stand in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
+DEMO = ["scikit-learn>=1.4"]
+SEARCH = ["optuna>=4.0"]
+
+setup(
+    name="up-perception",  # the plain name is taken on PyPI
+    version=VERSION,
+    description="Train, distil, evaluate, export and serve image classifiers from one YAML file.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["up", "up.*"]),
+    package_data={"up": ["py.typed", "deploy/*.json"]},
+    install_requires=[
+        "torch>=2.10",
+        "torchvision>=0.25",
+        "timm>=1.0.20",
+        "pyyaml>=6.0",
+        "pydantic>=2.10",
+        "pillow>=10.3",
+        "numpy>=1.26",
+        "easydict>=1.13",
+        "tensorboardX>=2.6.2",
+        "rich>=13.7",
+    ],
+    extras_require={
+        "deploy": DEPLOY,
+        "demo": DEMO,
+        "search": SEARCH,
+        "dev": [
+            *DEPLOY,
+            *DEMO,
+            *SEARCH,
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "types-PyYAML>=6.0",
+        ],
+    },
+    entry_points={"console_scripts": ["up = up.__main__:main"]},
+)

@@ -1,0 +1,14 @@
+"""What every test runs under: few threads, and no plug-ins of the machine that it runs on."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+    os.environ.pop("PLUGINPATH", None)

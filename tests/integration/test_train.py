@@ -1,0 +1,97 @@
+"""From a YAML file to a good checkpoint, through the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integration.states import assert_same, checkpoint
+from up.__main__ import main
+from up.optim import build_schedule
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+UPDATES = 6  # an epoch of 46 images in batches of 8
+
+
+def train(path: str, *opts: str) -> int:
+    return main(["train", "--config", path, "--opts", *opts])
+
+
+def test_learns_and_leaves_a_run_folder(config: Config, write: Write, tmp_path: Path) -> None:
+    assert train(write(config), "trainer.max_epoch=6", "trainer.lr_scheduler.kwargs.T_max=6") == 0
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if record["phase"] == "eval"]
+    assert [record["step"] for record in evaluations] == [6, 12, 18, 24, 30, 36]
+    assert evaluations[-1]["top1"] == 100.0
+    assert json.loads((run / "status.json").read_text()) == {
+        "state": "done", "exit_code": 0, "step": 36, "epoch": 6, "checkpoint": str(run / "ckpt_latest.pth"), "reason": "",
+        "file": None, "line": None,
+    }  # fmt: skip
+    assert {path.name for path in run.iterdir()} >= {"train.log", "config.yaml", "tensorboard", "ckpt_best.pth", "ckpt_best.pth.json"}
+    state = checkpoint(run)
+    assert (state["step"], state["epoch"], state["class_names"]) == (36, 6, ["red", "green", "blue"])
+    assert not [key for key in state["model"] if key.startswith(("module.", "_orig_mod."))]
+
+
+def test_log_has_the_learning_rates_of_the_schedule(config: Config, write: Write, tmp_path: Path) -> None:
+    assert train(write(config)) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [record["lr"] for record in records if record["phase"] == "train"]
+    schedule = build_schedule(
+        "CosineAnnealingLR", base_lr=0.05, updates_per_epoch=UPDATES, warmup_iter=2, warmup_type="linear", warmup_ratio=0.2,
+        warmup_register_type="no_scale_lr", kwargs={"T_max": 2},
+    )  # fmt: skip
+    assert logged == [schedule(step) for step in range(2 * UPDATES)]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(config: Config, write: Write, tmp_path: Path, workers: int) -> None:
+    path = write(config)
+    assert train(path) == 0
+    assert train(path, f"dataset.train.dataloader.kwargs.num_workers={workers}", f"saver.save_dir={tmp_path / 'other'}") == 0
+    ours, theirs = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "other")
+    for part in ("model", "optimizer", "metrics", "best"):
+        assert_same(ours[part], theirs[part], part)
+
+
+def everything_on(config: Config) -> None:
+    """Mixing, averaging, accumulation, bf16, dropout and erasing: all that could make a resumed run differ."""
+    config["dataset"]["train"]["dataloader"]["kwargs"]["batch_fn"] = {"type": "batch_cutmixup"}
+    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"].append({"type": "torch_randerase"})
+    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
+    config["runtime"]["amp"] = "bf16"
+    config["trainer"]["accumulate"] = 2
+    config["trainer"]["clip_norm"] = 1.0
+    config["net"][0]["kwargs"]["drop_path_rate"] = 0.2
+    config["net"][1]["kwargs"]["dropout"] = 0.3
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5])
+def test_resumed_is_equal_to_unbroken(config: Config, write: Write, tmp_path: Path, stop_after: int) -> None:
+    everything_on(config)
+    config["trainer"] |= {"eval_interval": 2}
+    path = write(config)
+    other = f"saver.save_dir={tmp_path / 'broken'}"
+    assert train(path) == 0
+    assert train(path, other, f"trainer.max_iter={stop_after}") == 0
+    assert train(path, other, "saver.auto_resume=true", "dataset.train.dataloader.kwargs.num_workers=2") == 0
+    whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
+    assert whole["step"] == 6
+    for part in ("model", "optimizer", "ema", "schedule", "metrics"):
+        assert_same(whole[part], resumed[part], part)
+
+
+def test_metrics_and_train_loss_are_those_of_torch(config: Config, write: Write, tmp_path: Path) -> None:
+    """The first loss is the cross-entropy of the first batch under the first weights."""
+    config["trainer"]["max_iter"] = 1
+    assert train(write(config)) == 0
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["loss"] == pytest.approx(torch.log(torch.tensor(3.0)).item(), abs=0.5)
+    assert 0 <= record["accuracy_top1"] <= 100

@@ -1,0 +1,621 @@
+import hashlib
+import json
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models import convnext as timm_convnext
+from timm.models import swin_transformer as timm_swin
+from torch import nn
+from torchvision.models.convnext import CNBlockConfig
+
+from up.models.net import Net
+from up.models.weights import Weights, WeightsError, clean_state_dict, load_weights, read_state, unwrap
+
+torch.set_num_threads(1)
+
+
+class Head(nn.Module):
+    def __init__(self, planes: int, classes: int | list[int], norm: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(planes) if norm else nn.Identity()
+        several = isinstance(classes, list)
+        self.classifier = nn.ModuleList(nn.Linear(planes, number) for number in classes) if several else nn.Linear(planes, classes)
+
+
+def net_of(backbone: nn.Module, classes: int | list[int] = 1000, *, norm: bool = False, **others: nn.Module) -> Net:
+    return Net([("backbone", backbone), ("head", Head(backbone.num_features, classes, norm)), *others.items()])
+
+
+def small_resnet(**kwargs) -> nn.Module:
+    return timm.models.resnet.ResNet(
+        timm.models.resnet.BasicBlock, (1, 1, 1, 1), channels=(4, 8, 8, 16), stem_width=64, num_classes=0, **kwargs
+    )
+
+
+def scrambled(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same names and shapes with other values, so that a load shows."""
+    return {key: torch.rand_like(value) + 0.5 if value.is_floating_point() else value for key, value in state.items()}
+
+
+def equal(state, expected) -> bool:
+    return state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
+
+
+# ---------------------------------------------------------------------------------------------------- reading files
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("key", ["model", "state_dict", None])
+def test_the_usual_layouts(tmp_path, suffix, key):
+    tensors = {"a.weight": torch.ones(2), "b": torch.zeros(3)}
+    torch.save({key: tensors, "epoch": 3} if key else tensors, tmp_path / f"x{suffix}")
+    weights = read_state(tmp_path / f"x{suffix}")
+    assert equal(weights.model, tensors)
+    assert weights.source == str(tmp_path / f"x{suffix}")
+    assert (dict(weights.ema), weights.class_names) == ({}, None)
+
+
+def test_safetensors(tmp_path):
+    tensors = {"a.weight": torch.arange(3.0)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert equal(read_state(tmp_path / "x.safetensors").model, tensors)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_our_checkpoint_brings_averages_and_class_names(tmp_path, wrapped):
+    averages = {"a": torch.full((2,), 5.0)}
+    state = {
+        "model": {"a": torch.ones(2), "bn.num_batches_tracked": torch.tensor(7)},
+        "ema": {"model": averages, "updates": 3} if wrapped else averages,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
+        "class_names": ["cat", "dog"],
+    }
+    torch.save(state, tmp_path / "x.pth")
+    weights = read_state(tmp_path / "x.pth")
+    assert weights.class_names == ("cat", "dog")
+    assert weights.tensors()["a"].tolist() == [5, 5]
+    assert weights.tensors()["bn.num_batches_tracked"] == 7  # counters are not averaged, and not lost
+    assert weights.tensors(prefer_ema=False)["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_stripped(tmp_path, prefix):
+    torch.save({prefix + "a._orig_mod.module.weight": torch.ones(1)}, tmp_path / "x.pth")
+    assert list(read_state(tmp_path / "x.pth").model) == ["a.module.weight"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 30, 300, 1500, -1])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_cut_file_is_damaged(tmp_path, cut, legacy):
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"a": torch.ones(1000)}}, path, _use_new_zipfile_serialization=not legacy)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(WeightsError, match=r"x\.pth: damaged"):
+        read_state(path)
+
+
+def test_any_damage_is_one_kind_of_error(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"a": torch.ones(50), "b": torch.zeros(2, 2)}}, path)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        flipped = bytearray(whole)
+        flipped[generator.integers(len(whole))] ^= 1 << generator.integers(8)
+        path.write_bytes(flipped)
+        try:
+            read_state(path)
+        except WeightsError as error:
+            refused += 1
+            assert str(error).startswith(str(path))
+            assert "\n" not in str(error)
+    assert refused > 10
+
+
+def test_a_cut_safetensors_file(tmp_path):
+    save_file({"a": torch.ones(9)}, tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:-3])
+    with pytest.raises(WeightsError, match=r"x\.safetensors: damaged \(.* bytes: Error while deserializing header"):
+        read_state(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("how", ["shorter", "flipped", "intact"])
+def test_the_sidecar_is_checked(tmp_path, how):
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"a": torch.ones(100)}}, path)
+    whole = path.read_bytes()
+    said = {"file": "x.pth", "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    (tmp_path / "x.pth.json").write_text(json.dumps(said))
+    half = len(whole) // 2
+    found = {"shorter": whole[:half], "flipped": whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :], "intact": whole}
+    path.write_bytes(found[how])
+    if how == "intact":
+        assert read_state(path).model["a"].sum() == 100
+        return
+    told = f"damaged (bytes {len(found[how]):,} of {len(whole):,}, sha256 mismatch)"
+    with pytest.raises(WeightsError, match=re.escape(told)):
+        read_state(path)
+
+
+def test_a_json_file_that_is_no_sidecar_says_nothing(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pth")
+    (tmp_path / "x.pth.json").write_text('{"classes": 3}')
+    assert list(read_state(tmp_path / "x.pth").model) == ["a"]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch was_here",)
+
+
+def test_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Evil()}, "evil.pth")
+    with pytest.raises(WeightsError, match=r"^evil\.pth: contains code, refused \(posix\.system .* Do not open it"):
+        read_state("evil.pth")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(WeightsError, match=r"a pickle that torch\.save did not write, refused"):
+        read_state("evil.pkl")
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_numpy_scalars_are_refused_with_the_way_to_convert(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "best": np.float64(3)}, tmp_path / "old.pth")
+    with pytest.raises(WeightsError, match="multiarray.scalar would have to be imported") as caught:
+        read_state(tmp_path / "old.pth")
+    command = str(caught.value).partition('python -c "')[2].rstrip('"')
+    folder = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        exec(command)  # the advice works
+    finally:
+        os.chdir(folder)
+    assert list(read_state(tmp_path / "weights.pth").model) == ["a"]
+
+
+def test_torchscript_is_refused(tmp_path):
+    with pytest.warns(FutureWarning):
+        torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match=r"contains code, refused \(a TorchScript archive\)"):
+        read_state(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html><html>", "an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a git-lfs pointer"),
+        (b"\x93NUMPY\x01\x00", "a NumPy array"),
+    ],
+)
+def test_what_is_downloaded_by_mistake_is_named(tmp_path, content, told):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=f"holds no weights: it is {told}"):
+        read_state(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"epoch": 3, "lr": 0.1}, "got a dict of epoch, lr"),
+        (torch.ones(2), "got Tensor"),
+        ([1], "got list"),
+        ({}, "got a dict of nothing"),
+    ],
+)
+def test_a_file_without_weights(tmp_path, content, told):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=rf"holds no weights \({told}\)"):
+        read_state(tmp_path / "x.pth")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "ckpt_best.pth")
+    with pytest.raises(WeightsError, match=r"ckpt_bset\.pth: not found\. Did you mean 'ckpt_best\.pth'"):
+        read_state(tmp_path / "ckpt_bset.pth")
+    with pytest.raises(WeightsError, match=r"no/x\.pth: not found\.$"):
+        read_state(tmp_path / "no" / "x.pth")
+    with pytest.raises(WeightsError, match=r"is a folder\. Expected a file"):
+        read_state(tmp_path)
+
+
+def test_timm_names(monkeypatch):
+    with pytest.raises(WeightsError, match=r"timm:resnet5\.x: timm has no such network\. Did you mean 'resnet50'"):
+        read_state("timm:resnet5.x")
+    with pytest.raises(WeightsError, match=r"timm:resnet18\.a7: timm has no such weights\. Expected resnet18\.a1_in1k"):
+        read_state("timm:resnet18.a7")
+
+    def offline(name, pretrained):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(WeightsError, match=r"timm:resnet18\.a1_in1k: cannot be downloaded \(OSError: no route to host\)"):
+        read_state("timm:resnet18.a1_in1k")
+    network = small_resnet()
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: network)
+    assert equal(read_state("timm:resnet18").model, network.state_dict())
+
+
+# ------------------------------------------------------------------------------------- names of other people's files
+
+CONVNEXT = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 2), CNBlockConfig(24, 32, 1), CNBlockConfig(32, None, 1)]
+# network of torchvision, the same of timm, how our nets call the naming
+FAMILIES = {
+    "resnet": (lambda: torchvision.models.resnet18(), lambda: timm.create_model("resnet18"), "timm"),
+    "mobilenet_v2": (
+        lambda: torchvision.models.mobilenet_v2(width_mult=0.5),
+        lambda: timm.create_model("mobilenetv2_050"),
+        "torchvision mobilenet_v2",
+    ),
+    "mobilenet_v3_large": (
+        lambda: torchvision.models.mobilenet_v3_large(),
+        lambda: timm.create_model("mobilenetv3_large_100"),
+        "torchvision mobilenet_v3_large",
+    ),
+    "mobilenet_v3_small": (
+        lambda: torchvision.models.mobilenet_v3_small(),
+        lambda: timm.create_model("mobilenetv3_small_100"),
+        "torchvision mobilenet_v3_small",
+    ),
+    "efficientnet": (
+        lambda: torchvision.models.efficientnet_b0(),
+        lambda: timm.create_model("efficientnet_b0"),
+        "torchvision efficientnet",
+    ),
+    "regnet": (
+        lambda: torchvision.models.regnet_y_400mf(),
+        lambda: timm.create_model("regnety_004"),
+        "torchvision regnet",
+    ),
+    "convnext": (
+        lambda: torchvision.models.ConvNeXt(CONVNEXT),
+        lambda: timm_convnext.ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32)),
+        "torchvision convnext",
+    ),
+    "swin": (
+        lambda: torchvision.models.SwinTransformer([4, 4], 8, [1, 1, 2, 1], [1, 2, 2, 4], [4, 4]),
+        lambda: timm_swin.SwinTransformer(img_size=128, embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=4),
+        "torchvision swin",
+    ),
+    "vit": (
+        lambda: torchvision.models.VisionTransformer(64, 16, 2, 2, 16, 32),
+        lambda: timm.models.VisionTransformer(img_size=64, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2),
+        "torchvision vit",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchvision_weights_make_timm_networks_compute_the_same(family):
+    make_theirs, make_ours, naming = FAMILIES[family]
+    theirs, ours = make_theirs().eval(), make_ours().eval()
+    theirs.load_state_dict(scrambled(theirs.state_dict()))
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    for network in (theirs, ours):
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 1e-5
+    report = load_weights(ours, Weights("tv", theirs.state_dict()), heads=())
+    assert report.naming == naming
+    assert (report.missing, report.unexpected, report.misshaped, report.reinitialised, report.resized) == ([], [], [], [], [])
+    size = 128 if family == "swin" else 64
+    image = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        expected = theirs(image)
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(ours(image), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchvision_weights_fill_a_net_of_backbone_and_head(family):
+    theirs, ours, naming = FAMILIES[family]
+    backbone = ours()
+    backbone.reset_classifier(0)
+    if family == "convnext":  # pooled and normalized by the head
+        backbone.head.norm = nn.Identity()
+    planes = getattr(backbone, "head_hidden_size", backbone.num_features)
+    head = Head(planes, 1000, norm=family == "convnext")
+    net = Net([("backbone", backbone), ("head", head)])
+    state = scrambled(theirs().state_dict())
+    report = load_weights(net, Weights("tv", state))
+    assert report.naming == naming
+    assert (report.missing, report.unexpected, report.misshaped, report.reinitialised) == ([], [], [], [])
+    classifier = [tensor for tensor in state.values() if tensor.shape == (1000,)][-1]
+    assert torch.equal(net.head.classifier.bias, classifier)
+
+
+def test_original_swin_names_mean_what_timm_takes_them_for():
+    network = FAMILIES["swin"][1]()
+    state = scrambled(network.state_dict())
+    original = {
+        re.sub(r"layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", key).replace(
+            "head.fc", "head"
+        ): tensor
+        for key, tensor in state.items()
+    }
+    original["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16)  # the original stores it
+    assert equal(timm_swin.checkpoint_filter_fn(original, network), state)
+    report = load_weights(network, Weights("ms", original), heads=())
+    assert report.naming == "microsoft swin"
+    assert equal(network.state_dict(), state)
+
+
+def test_original_convnext_names_mean_what_timm_takes_them_for():
+    network = FAMILIES["convnext"][1]()
+    state = scrambled(network.state_dict())
+    original = {}
+    for key, tensor in state.items():
+        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+        key = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key)
+        key = key.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        original[key.replace("head.fc", "head").replace("head.norm", "norm")] = tensor
+    assert equal(timm_convnext.checkpoint_filter_fn(original, network), state)
+    report = load_weights(network, Weights("fb", original), heads=())
+    assert report.naming == "facebook convnext"
+    assert equal(network.state_dict(), state)
+
+
+@pytest.mark.parametrize("depth", ["plain", "deep", "deep and flat"])
+def test_the_older_layer0_names(depth):
+    net = net_of(small_resnet(stem_type="" if depth == "plain" else "deep"))
+    state = scrambled(net.state_dict())
+    flat = depth == "deep and flat"
+    old = {}
+    for key, tensor in state.items():
+        key = re.sub(r"^backbone\.conv1\.", "backbone.layer0." if flat else "backbone.layer0.0.", key)
+        old["module." + re.sub(r"^backbone\.bn1\.", "backbone.layer0.7." if flat else "backbone.layer0.1.", key)] = tensor
+    assert any(key.startswith("module.backbone.layer0.") for key in old)
+    report = load_weights(net, _through_a_file(old))
+    assert report.naming == ("UP, flat deep layer0" if flat else "UP, layer0")
+    assert equal(net.state_dict(), state)
+    assert len(report.loaded) == len(state)
+
+
+def _through_a_file(state, tmp=None) -> Weights:
+    from up.models.weight_files import clean_key
+
+    return Weights("old.pth", {clean_key(key): tensor for key, tensor in state.items()})
+
+
+def test_names_that_mean_the_same_tensor_must_agree():
+    net = net_of(small_resnet())
+    state = dict(net.state_dict())
+    state["backbone.layer0.0.weight"] = state["backbone.conv1.weight"].clone()
+    state["backbone.layer0.1.weight"] = state["backbone.bn1.weight"].clone()
+    old = {key: tensor for key, tensor in state.items() if not key.startswith("backbone.bn1.")}
+    old |= {key.replace("bn1", "layer0.1"): tensor for key, tensor in state.items() if key.startswith("backbone.bn1.")}
+    assert load_weights(net, Weights("twice.pth", old)).missing == []
+    old["backbone.layer0.0.weight"] += 1
+    with pytest.raises(WeightsError, match=r"backbone\.layer0\.0\.weight both mean backbone\.conv1\.weight but differ"):
+        load_weights(net, Weights("twice.pth", old))
+
+
+# ------------------------------------------------------------------------------------------------- what does not fit
+
+
+def test_bare_timm_weights_and_a_new_head():
+    state = scrambled(timm.create_model("resnet18").state_dict())
+    net = net_of(timm.create_model("resnet18", num_classes=0), 7)
+    fresh = net.head.classifier.weight.clone()
+    report = load_weights(net, Weights("r18.pth", state))
+    assert torch.equal(net.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert torch.equal(net.head.classifier.weight, fresh)
+    assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
+    assert [str(item) for item in report.misshaped] == [
+        "head.classifier.weight ((1000, 512) in the file, (7, 512) in the net)",
+        "head.classifier.bias ((1000,) in the file, (7,) in the net)",
+    ]
+    assert report.lines() == [
+        "r18.pth: loaded 120 tensors of its weights (names: timm)",
+        "r18.pth: new head, started afresh: head.classifier.weight, head.classifier.bias",
+        f"r18.pth: dropped, of another shape: {report.misshaped[0]}, {report.misshaped[1]}",
+    ]
+
+
+def test_a_head_that_must_be_the_trained_one():
+    net = net_of(small_resnet(), 7)
+    state = net_of(small_resnet(), 5).state_dict()
+    with pytest.raises(
+        WeightsError, match=r"2 tensors cannot be loaded: head\.classifier\.weight \(\(5, 16\) in the file, \(7, 16\)"
+    ):
+        load_weights(net, Weights("teacher.pth", state), heads=())
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(5, [5, 3]), ([5, 3], 5), ([5, 3], [5, 3, 2])])
+def test_one_classifier_and_several(theirs, ours):
+    net = net_of(small_resnet(), ours)
+    report = load_weights(net, Weights("x.pth", net_of(small_resnet(), theirs).state_dict()))
+    assert report.reinitialised == [name for name in net.state_dict() if name.startswith("head.")]
+    assert len(report.loaded) == len(net.backbone.state_dict())
+
+
+def test_a_classifier_without_bias_is_dropped_whole():
+    net = net_of(small_resnet(), 5)
+    net.head.classifier = nn.Linear(16, 5, bias=False)
+    report = load_weights(net, Weights("x.pth", net_of(small_resnet(), 5).state_dict()))
+    assert report.reinitialised == ["head.classifier.weight"]
+
+
+def test_weights_of_a_backbone_alone():
+    net = net_of(small_resnet(), 5)
+    state = scrambled(small_resnet().state_dict())
+    report = load_weights(net, Weights("backbone.pth", state))
+    assert equal(net.backbone.state_dict(), state)
+    assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
+
+
+def test_another_number_of_class_names_is_another_head():
+    net = net_of(small_resnet(), 3)
+    state = scrambled(net.state_dict())
+    weights = Weights("x.pth", state, class_names=("a", "b"))
+    report = load_weights(net, weights, class_names=["a", "b", "c"])
+    assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
+    assert report.notes == ["its 2 classes (a, b) are not this net's 3 (a, b, c)"]
+    assert not torch.equal(net.head.classifier.weight, state["head.classifier.weight"])
+
+
+def test_other_class_names_of_the_same_number_are_pointed_out():
+    net = net_of(small_resnet(), 2)
+    state = scrambled(net.state_dict())
+    report = load_weights(net, Weights("x.pth", state, class_names=("a", "b")), class_names=["c", "d"])
+    assert report.reinitialised == []
+    assert torch.equal(net.head.classifier.weight, state["head.classifier.weight"])
+    assert "To start it afresh: saver: {skip: [head]}" in report.lines()[-1]
+
+
+def test_any_other_mismatch_is_an_error_with_the_line_to_add():
+    net = net_of(small_resnet(), 5)
+    state = scrambled(net.state_dict())
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    del state["backbone.layer3.0.conv1.weight"]
+    state["backbone.layer1.0.bn1.extra"] = torch.ones(1)
+    for key in [key for key in state if key.startswith("backbone.layer4.") and "num_batches" not in key]:
+        state[key] = torch.ones(3, 3)
+    with pytest.raises(WeightsError, match="^x.pth: ") as caught:
+        load_weights(net, Weights("x.pth", state))
+    told = str(caught.value)
+    wrong = sum(key.startswith("backbone.layer4.") and "num_batches" not in key for key in state) + 2
+    assert told.startswith(f"x.pth: {wrong} tensors cannot be loaded: backbone.layer3.0.conv1.weight is not in the file, ")
+    assert f" and {wrong - 10} more. To leave them out: " in told
+    assert "another architecture" not in told
+    skip = re.search(r"saver: \{skip: \[(.*)\]\}$", told)[1].split(", ")
+    assert skip == ["backbone.layer3.0.conv1", "backbone.layer1.0.bn1.extra", "backbone.layer4"]
+    assert equal(net.state_dict(), before)  # nothing was loaded
+    report = load_weights(net, Weights("x.pth", state), skip=skip)  # the line works
+    assert "backbone.layer3.0.conv1.weight" in report.skipped
+    assert torch.equal(net.state_dict()["backbone.layer4.0.conv1.weight"], before["backbone.layer4.0.conv1.weight"])
+    assert torch.equal(net.state_dict()["backbone.layer2.0.conv1.weight"], state["backbone.layer2.0.conv1.weight"])
+
+
+def test_a_deeper_network_is_suspected():
+    net = net_of(timm.create_model("resnet50", num_classes=0), 5)
+    with pytest.raises(WeightsError, match=r"Is it another architecture\? To leave them out: saver: \{skip: \[") as caught:
+        load_weights(net, Weights("r18.pth", timm.create_model("resnet18").state_dict()))
+    assert len(str(caught.value)) < 2500
+
+
+def test_another_architecture_altogether():
+    with pytest.raises(
+        WeightsError, match=r"vit\.pth: none of its .* fits this net: the file has cls_token, .*; the net has backbone\.conv1"
+    ):
+        load_weights(net_of(small_resnet(), 5), Weights("vit.pth", FAMILIES["vit"][1]().state_dict()))
+
+
+def test_skip_leaves_tensors_as_built():
+    net = net_of(small_resnet(), 5)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    state = scrambled(net.state_dict())
+    report = load_weights(net, Weights("x.pth", state), skip=["head", r"r:layer4.*conv1"])
+    assert sorted(report.skipped) == ["backbone.layer4.0.conv1.weight", "head.classifier.bias", "head.classifier.weight"]
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in report.skipped else state[name])
+
+
+def test_a_skip_that_matches_nothing_is_an_error():
+    net = net_of(small_resnet(), 5)
+    with pytest.raises(ValueError, match=r"saver\.skip: 'backbone\.layr4' matches nothing\. Did you mean 'backbone\.layer4'"):
+        load_weights(net, Weights("x.pth", net.state_dict()), skip=["backbone.layr4"])
+
+
+class Counts(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(classes))
+
+
+def test_counters_of_losses_are_no_weights():
+    net = net_of(small_resnet(), 5, post_process=Counts(5))
+    report = load_weights(net, Weights("x.pth", scrambled(net_of(small_resnet(), 5).state_dict())), heads=())
+    assert report.missing == ["post_process.seen"]
+    other = net_of(small_resnet(), 5, post_process=Counts(9))
+    report = load_weights(net, Weights("x.pth", scrambled(other.state_dict())), heads=())
+    assert [item.name for item in report.misshaped] == ["post_process.seen"]
+    with pytest.raises(WeightsError, match=r"1 tensor cannot be loaded: neck\.seen is not in the net\. .*skip: \[neck\]"):
+        load_weights(net, Weights("x.pth", {**net.state_dict(), "neck.seen": torch.zeros(5)}))
+
+
+def test_files_from_before_batches_were_counted():
+    net = net_of(small_resnet(), 5)
+    state = {key: tensor for key, tensor in scrambled(net.state_dict()).items() if "num_batches" not in key}
+    report = load_weights(net, Weights("x.pth", state))
+    assert (report.missing, len(report.loaded)) == ([], len(state))
+
+
+# ------------------------------------------------------------------------------------------- positions, EMA, wrappers
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 32)])
+@pytest.mark.parametrize("class_token", [True, False])
+def test_position_embeddings_are_resized(size, class_token):
+    def vit(img_size):
+        kwargs = {} if class_token else {"class_token": False, "global_pool": "avg"}
+        return timm.models.VisionTransformer(img_size, 8, embed_dim=16, depth=1, num_heads=2, num_classes=0, **kwargs)
+
+    state = scrambled(vit(64).state_dict())
+    net = net_of(vit(size), 5)
+    report = load_weights(net, Weights("vit.pth", state))
+    grid = [side // 8 for side in size]
+    expected = resample_abs_pos_embed(state["pos_embed"], grid, num_prefix_tokens=int(class_token))
+    torch.testing.assert_close(net.backbone.pos_embed.data, expected)
+    tokens = grid[0] * grid[1] + class_token
+    assert [str(item) for item in report.resized] == [
+        f"backbone.pos_embed ((1, {64 + class_token}, 16) in the file, (1, {tokens}, 16) in the net)"
+    ]
+    assert "resized: backbone.pos_embed" in "\n".join(report.lines())
+
+
+def test_window_biases_are_resized():
+    def swin(window):
+        return timm_swin.SwinTransformer(
+            img_size=64, window_size=window, embed_dim=8, depths=(1,), num_heads=(2,), num_classes=0, strict_img_size=False
+        )
+
+    state = scrambled(swin(4).state_dict())
+    net = net_of(swin(8), 5)
+    report = load_weights(net, Weights("swin.pth", state))
+    name = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+    assert [(item.name, item.found, item.wanted) for item in report.resized] == [(name, (49, 2), (225, 2))]
+    table, old = net.state_dict()[name], state[name.removeprefix("backbone.")]
+    torch.testing.assert_close(table.view(15, 15, 2)[7, 7], old.view(7, 7, 2)[3, 3])  # the centre stays
+    assert old.min() - 0.5 < table.min() < table.max() < old.max() + 0.5
+
+
+def test_averaged_weights_are_preferred_and_said_so():
+    net = net_of(small_resnet(), 5)
+    raw, averages = scrambled(net.state_dict()), scrambled(net.state_dict())
+    weights = Weights("x.pth", raw, averages)
+    report = load_weights(net, weights)
+    assert report.lines()[0] == f"x.pth: loaded {len(raw)} tensors of its averaged (EMA) weights (names: timm)"
+    assert equal(net.state_dict(), averages)
+    assert not load_weights(net, weights, prefer_ema=False).averaged
+    assert equal(net.state_dict(), raw)
+
+
+def test_half_precision_is_converted():
+    net = net_of(small_resnet(), 5)
+    state = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in scrambled(net.state_dict()).items()}
+    load_weights(net, Weights("x.pth", state))
+    assert net.head.classifier.weight.dtype == torch.float32
+    assert torch.equal(net.head.classifier.weight, state["head.classifier.weight"].float())
+
+
+def test_wrappers_leave_no_trace():
+    net = net_of(small_resnet(), 5)
+    names = list(net.state_dict())
+    state = scrambled(net.state_dict())
+    net.head = torch.compile(net.head)
+    wrapped = nn.DataParallel(torch.compile(net))
+    assert unwrap(wrapped) is net
+    assert list(clean_state_dict(wrapped)) == names
+    load_weights(wrapped, Weights("x.pth", state))
+    assert equal(clean_state_dict(wrapped), state)

@@ -1,0 +1,29 @@
+"""``up eval``: a checkpoint on the test data, with reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from up.commands.arguments import add_config, command_parser, without_meaningless
+from up.experiment import load_experiment
+from up.trained import evaluate_checkpoint
+
+
+def main(words: list[str]) -> int:
+    """Evaluate and write metrics.json, per_class.csv, confusion.csv and .png, predictions.csv; returns the exit code."""
+    parser = command_parser("eval", "Evaluate a checkpoint on dataset.test and write reports per class.")
+    parser.add_argument("-c", "--ckpt", type=Path, help="the checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("--out", type=Path, help="folder of the reports (default: saver.results_dir, else the run's results)")
+    add_config(parser)
+    arguments = parser.parse_args(without_meaningless(words[1:]))
+    experiment = load_experiment(arguments.config, arguments.opts)
+    metrics, written, checkpoint = evaluate_checkpoint(experiment, arguments.ckpt, arguments.out)
+    table = Table("metric", "percent", title=str(checkpoint))
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.2f}")
+    Console().print(table)
+    print("written:", *written, sep="\n  ")
+    return 0

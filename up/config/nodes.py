@@ -1,0 +1,360 @@
+"""YAML text to nodes that know their line: safe tags only, bounded aliases, no duplicate keys, one line for each refusal.
+
+The events of PyYAML's parser are put together here rather than by PyYAML's composer, which recurses (a deep file ends
+in ``RecursionError``) and whose constructor keeps the last of two equal keys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from yaml.reader import Reader
+
+from up.config.errors import ConfigError, Mark, refuse
+from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
+from up.text import did_you_mean
+
+MAX_BYTES = 8 << 20
+MAX_DEPTH = 100
+MAX_NODES = 50_000
+
+_YAML = "tag:yaml.org,2002:"
+_FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_HINTS = {
+    "mapping values are not allowed in this context": " (quote text that contains ': ', or correct the indentation)",
+    "found character that cannot start any token": " (quote text that begins with this character)",
+}
+_Kinds = {"MappingStartEvent": "map", "SequenceStartEvent": "seq"}
+
+
+class _Loader(_FastLoader):  # type: ignore[misc]  # chosen at run time
+    """The parser; libyaml's where PyYAML was built with it."""
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes what ``load_nodes`` reads back unchanged."""
+
+
+for _reader_or_writer in (_Loader, PlainDumper):
+    # YAML 1.1 wants 1.0e-3 and takes 1e-3 for text
+    _reader_or_writer.add_implicit_resolver(
+        f"{_YAML}float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+class _Built(NamedTuple):
+    """A finished node, how many values it stands for with all aliases written out, and how deep they go."""
+
+    node: Node
+    size: int = 1
+    depth: int = 0
+
+
+@dataclass
+class _Open:
+    """A block or list whose end was not read yet; ``parts`` of a block alternate keys and values."""
+
+    is_block: bool
+    mark: Mark
+    anchor: str | None
+    parts: list[_Built] = field(default_factory=list)
+    size: int = 1
+
+    def expects_value(self) -> bool:
+        return self.is_block and len(self.parts) % 2 == 1
+
+
+def load_nodes(path: Path) -> MappingNode:
+    """The nodes of the file at ``path``, its includes and ``overwrite@`` applied. Raises ``ConfigError``."""
+    return _as_file(_Files().load(Path(path), None))
+
+
+def parse_nodes(text: str, name: str) -> MappingNode:
+    """The nodes of ``text``, which errors call ``name``; includes count from the working folder."""
+    return _as_file(_Files().parse(text, name, Path()))
+
+
+def parse_value(text: str, name: str) -> Node:
+    """The nodes of a single YAML value, as it may stand behind ``key=``; nothing is null."""
+    mark = Mark(name, 1, 1)
+    built = _Composer(name, Path(), _Files()).compose(text)
+    return built.node if built else ScalarNode(None, mark)
+
+
+def _as_file(built: _Built) -> MappingNode:
+    assert isinstance(built.node, MappingNode)
+    return built.node
+
+
+class _Files:
+    """The files of one configuration: each is read once, none may include itself."""
+
+    def __init__(self) -> None:
+        self._done: dict[Path, _Built] = {}
+        self._chain: list[Path] = []
+
+    def load(self, path: Path, included_at: Mark | None) -> _Built:
+        """The file at ``path``; a fault of the file itself is reported where it is included."""
+        mark = included_at or Mark(str(path))
+        said = f"!include {path}: " if included_at else ""
+        key = path.resolve() if not _is_odd(path) else path
+        if key in self._chain:
+            raise refuse(mark, f"{said}the file includes itself ({' -> '.join(str(file.name) for file in [*self._chain, key])})")
+        if key not in self._done:
+            text = _decoded(_read(path, mark, said), str(path))
+            self._chain.append(key)
+            self._done[key] = self.parse(text, str(path), path.parent, must_be_block=included_at is None)
+            self._chain.pop()
+        return self._done[key]
+
+    def parse(self, text: str, name: str, folder: Path, must_be_block: bool = True) -> _Built:
+        """The nodes of one file's text."""
+        built = _Composer(name, folder, self).compose(text)
+        if built is None or is_null(built.node):
+            raise refuse(Mark(name, 1, 1), "the file is empty (expected sections such as net, dataset and trainer)")
+        if isinstance(built.node, MappingNode):
+            return built._replace(node=_overwritten(built.node))
+        if must_be_block:
+            got = "a list" if isinstance(built.node, SequenceNode) else repr(built.node.value)
+            raise refuse(built.node.mark, f"got {_short(got)}, expected a block of sections such as net, dataset and trainer")
+        return built
+
+
+def _is_odd(path: Path) -> bool:
+    return "\0" in str(path)
+
+
+def _read(path: Path, mark: Mark, said: str) -> bytes:
+    if _is_odd(path):
+        raise refuse(mark, f"{said}a file name cannot hold NUL")
+    try:
+        if path.is_dir():
+            raise refuse(mark, f"{said}got a folder, expected a YAML file")
+        if path.exists() and not path.is_file():
+            raise refuse(mark, f"{said}got a device or pipe, expected a YAML file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, names) if names else f" The folder {path.parent} does not exist either."
+        raise refuse(mark, f"{said}no such file.{hint}") from None
+    except OSError as error:
+        raise refuse(mark, f"{said}cannot be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise refuse(mark, f"{said}got more than {MAX_BYTES >> 20} MiB, expected a configuration, which is far smaller")
+    return content
+
+
+def _decoded(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        mark = Mark(name, content.count(b"\n", 0, error.start) + 1, 1)
+        raise refuse(mark, f"byte 0x{content[error.start]:02x} is not UTF-8 (save the file as UTF-8)") from None
+
+
+def _overwritten(root: MappingNode) -> MappingNode:
+    """``overwrite@: {a.b: value}`` applied: each dotted key replaces what stands there."""
+    changes = root.get("overwrite@")
+    if changes is None:
+        return root
+    root = root.without("overwrite@")
+    if is_null(changes):
+        return root
+    if not isinstance(changes, MappingNode):
+        raise refuse(changes.mark, "overwrite@: expected a block of dotted keys with their new values")
+    for path, node in changes.entries.items():
+        root = set_at(root, str(path), node, changes.key_marks[path])
+    return root
+
+
+class _Composer:
+    """Puts the events of one text together, with a stack of its own instead of recursion."""
+
+    def __init__(self, name: str, folder: Path, files: _Files) -> None:
+        self._name = name
+        self._folder = folder
+        self._files = files
+        self._anchors: dict[str, _Built] = {}
+        self._stack: list[_Open] = []
+        self._merged = 0
+        self._count = 0
+
+    def compose(self, text: str) -> _Built | None:
+        """The one document of ``text``; None when there is none."""
+        if odd := Reader.NON_PRINTABLE.search(text):
+            line = text.count("\n", 0, odd.start()) + 1
+            raise refuse(Mark(self._name, line, 1), f"the character U+{ord(odd.group()):04X} is not allowed in YAML")
+        loader = _Loader(text)
+        try:
+            return self._compose(loader)
+        except yaml.MarkedYAMLError as error:
+            raise self._syntax(error, text) from None
+        except yaml.YAMLError as error:
+            raise refuse(Mark(self._name, 1, 1), f"not valid YAML: {' '.join(str(error).split())}") from None
+        finally:
+            loader.dispose()
+
+    def _compose(self, loader: Any) -> _Built | None:
+        root = None
+        documents = 0
+        for event in _events(loader):
+            kind = type(event).__name__
+            if kind == "DocumentStartEvent":
+                documents += 1
+                if documents > 1:
+                    raise refuse(self._mark(event), "a second document begins here (expected one; remove the line '---')")
+            elif kind in _Kinds:
+                self._open(event, kind)
+            elif kind in ("ScalarEvent", "AliasEvent", "MappingEndEvent", "SequenceEndEvent"):
+                built = self._finished(event, kind, loader)
+                if self._stack:
+                    self._add(built, self._mark(event))
+                else:
+                    root = built
+        return root
+
+    def _finished(self, event: Any, kind: str, loader: Any) -> _Built:
+        if kind == "AliasEvent":
+            return self._alias(event)
+        if kind == "ScalarEvent":
+            built = self._scalar(event, loader)
+            anchor = event.anchor
+        else:
+            opened = self._stack.pop()
+            built = self._closed(opened)
+            anchor = opened.anchor
+        if anchor is not None:
+            if anchor in self._anchors:
+                raise refuse(
+                    self._mark(event),
+                    f"the anchor &{anchor} is set twice (its first value begins in line {self._anchors[anchor].node.mark.line})",
+                )
+            self._anchors[anchor] = built
+        return built
+
+    def _open(self, event: Any, kind: str) -> None:
+        mark = self._mark(event)
+        if event.tag not in (None, "!", _YAML + _Kinds[kind]):
+            raise self._bad_tag(event.tag, mark)
+        if len(self._stack) >= MAX_DEPTH:
+            raise refuse(mark, f"got more than {MAX_DEPTH} levels of nesting, expected a configuration, which has about 10")
+        if self._stack and self._stack[-1].expects_value():
+            mark = self._stack[-1].parts[-1].node.mark  # a block begins below its key, but is looked for at the key
+        self._stack.append(_Open(kind == "MappingStartEvent", mark, event.anchor))
+
+    def _add(self, built: _Built, mark: Mark) -> None:
+        parent = self._stack[-1]
+        parent.parts.append(built)
+        parent.size += built.size
+        self._count += 1
+        if parent.size > MAX_NODES or self._count > MAX_NODES:
+            raise refuse(mark, f"got more than {MAX_NODES:,} values with all aliases written out (an alias bomb?)")
+        if built.depth + len(self._stack) > MAX_DEPTH:
+            raise refuse(mark, f"got more than {MAX_DEPTH} levels of nesting with the alias written out")
+
+    def _alias(self, event: Any) -> _Built:
+        if event.anchor in self._anchors:
+            return self._anchors[event.anchor]
+        mark = self._mark(event)
+        if any(opened.anchor == event.anchor for opened in self._stack):
+            raise refuse(mark, f"the alias *{event.anchor} stands inside of what it names (a cycle)")
+        raise refuse(mark, f"no anchor is called &{event.anchor}.{did_you_mean(event.anchor, self._anchors)}")
+
+    def _scalar(self, event: Any, loader: Any) -> _Built:
+        mark = self._mark(event)
+        if event.tag == "!include":
+            return self._files.load(Path(os.path.normpath(self._folder / event.value)), mark)
+        tag = event.tag
+        if tag is None or tag == "!":
+            tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        value = self._value(tag, event.value, loader, mark)
+        if value is None and self._stack and self._stack[-1].expects_value():
+            mark = self._stack[-1].parts[-1].node.mark
+        return _Built(ScalarNode(value, mark, event.anchor))
+
+    def _value(self, tag: str, text: str, loader: Any, mark: Mark) -> str | int | float | bool | None:
+        kind = tag.removeprefix(_YAML)
+        node = yaml.ScalarNode(tag, text)
+        try:
+            if kind in ("str", "merge", "value", "timestamp"):  # a date is text: no setting is one
+                return text
+            if kind == "null":
+                return None
+            if kind in ("bool", "int", "float"):
+                made: bool | int | float = getattr(loader, f"construct_yaml_{kind}")(node)
+                return made
+        except (ValueError, KeyError, IndexError):
+            raise refuse(mark, f"got {_short(text)!r}, expected a value of the kind {kind}") from None
+        raise self._bad_tag(tag, mark)
+
+    def _closed(self, opened: _Open) -> _Built:
+        depth = 1 + max((part.depth for part in opened.parts), default=0)
+        if not opened.is_block:
+            return _Built(SequenceNode(tuple(part.node for part in opened.parts), opened.mark, opened.anchor), opened.size, depth)
+        own: dict[Key, Node] = {}
+        inherited: dict[Key, Node] = {}
+        marks: dict[Key, Mark] = {}
+        inherited_marks: dict[Key, Mark] = {}
+        for (key, *_), (value, *_) in zip(opened.parts[::2], opened.parts[1::2], strict=True):
+            if not isinstance(key, ScalarNode):
+                raise refuse(key.mark, "got a block or list as a key, expected a word")
+            if key.value == "<<":
+                for source in self._merge_sources(value, key.mark):
+                    inherited |= source.entries
+                    inherited_marks |= source.key_marks
+            elif key.value in own:
+                raise refuse(key.mark, f"the key {key.value!r} is given twice (first in line {marks[key.value].line})")
+            else:
+                own[key.value], marks[key.value] = value, key.mark
+        block = MappingNode({**inherited, **own}, {**inherited_marks, **marks}, opened.mark, opened.anchor)
+        return _Built(block, opened.size, depth)
+
+    def _merge_sources(self, value: Node, mark: Mark) -> list[MappingNode]:
+        """What ``<<`` brings in, such that a later one overrides: of a list of blocks the first wins (YAML 1.1)."""
+        sources = [source for source in value.items[::-1]] if isinstance(value, SequenceNode) else [value]
+        blocks = [source for source in sources if isinstance(source, MappingNode)]
+        if len(blocks) < len(sources):
+            raise refuse(mark, "<<: expected a block, or a list of blocks, to merge")
+        self._merged += sum(len(block.entries) for block in blocks)
+        if self._merged > MAX_NODES:
+            raise refuse(mark, f"got more than {MAX_NODES:,} merged keys (an alias bomb?)")
+        return blocks
+
+    def _mark(self, event: Any) -> Mark:
+        return Mark(self._name, event.start_mark.line + 1, event.start_mark.column + 1)
+
+    @staticmethod
+    def _bad_tag(tag: str, mark: Mark) -> ConfigError:
+        shown = tag.replace(_YAML, "!!")
+        return refuse(mark, f"the tag {_short(shown)} is not allowed (expected plain values; only !include has a meaning here)")
+
+    def _syntax(self, error: yaml.MarkedYAMLError, text: str) -> ConfigError:
+        problem, context = error.problem or "", error.context or ""
+        at = error.problem_mark or error.context_mark
+        assert at is not None
+        if "quoted scalar" in context and "end of stream" in problem and error.context_mark:
+            opened = error.context_mark
+            return refuse(Mark(self._name, opened.line + 1, opened.column + 1), "a quote is opened here and never closed")
+        mark = Mark(self._name, at.line + 1, at.column + 1)
+        lines = text.splitlines()
+        line = lines[at.line] if at.line < len(lines) else ""
+        if "\t" in (line[at.column : at.column + 1], *line[: len(line) - len(line.lstrip())]):
+            return refuse(mark, "a tab stands in the indentation (expected blanks)")
+        since = f" {context} that begins in line {error.context_mark.line + 1}" if context and error.context_mark else ""
+        return refuse(mark, f"not valid YAML: {problem}{since}{_HINTS.get(problem, '')}")
+
+
+def _events(loader: Any) -> Iterator[Any]:
+    while loader.check_event():
+        yield loader.get_event()
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,80 @@
+"""JSON Schema of what one part takes, from its signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from up.config.signature import Parameter, signature_model, signature_of
+
+
+class PlainSchema(GenerateJsonSchema):
+    """JSON Schema in which what YAML cannot write has no schema of its own, such as a default that is a dtype."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+
+    def is_instance_schema(self, schema: Any) -> dict[str, Any]:
+        """An instance of a Python class."""
+        return {}
+
+    def callable_schema(self, schema: Any) -> dict[str, Any]:
+        """A function."""
+        return {}
+
+
+def part_schema(target: Callable[..., Any], supplied: Collection[str] = ()) -> dict[str, Any]:
+    """JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``.
+
+    What the program has ``supplied`` is not required.
+    """
+    signature = signature_of(target)
+    schema = signature_model(target).model_json_schema(by_alias=True, schema_generator=PlainSchema)
+    definitions = schema.pop("$defs", {})
+    properties = {name: inlined(value, definitions) for name, value in schema.get("properties", {}).items()}
+    for name, parameter in signature.parameters.items():
+        if parameter.table:
+            properties[name] = reference_to(parameter)
+        elif parameter.required:
+            properties[name].pop("default")
+        elif not parameter.takes_none:
+            properties[name] = nullable(properties[name])
+    required = [name for name, parameter in signature.parameters.items() if parameter.required and name not in supplied]
+    closed = {"additionalProperties": False} if not signature.open else {}
+    return {"type": "object", "properties": properties, **({"required": required} if required else {}), **closed}
+
+
+def reference_to(parameter: Parameter) -> dict[str, Any]:
+    """The schema of an argument that is a part, a list of parts, or either."""
+    one = {"$ref": f"#/$defs/part.{parameter.table}"}
+    choices: list[dict[str, Any]] = [one] * parameter.single
+    if parameter.many:
+        choices.append({"type": "array", "items": one})
+    if not parameter.required:
+        choices.append({"type": "null"})
+    return choices[0] if len(choices) == 1 else {"anyOf": choices}
+
+
+def nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """``schema`` that takes null too, which means "not given"."""
+    notes: dict[str, Any] = {key: schema[key] for key in ("default", "description") if key in schema}
+    rest = {key: value for key, value in schema.items() if key not in notes}
+    null = {"type": "null"}
+    choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]
+    return {**notes, "anyOf": choices if null in choices else [*choices, null]} if rest else schema
+
+
+def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """``schema`` with what it refers to written out, and without titles."""
+    if isinstance(schema, list):
+        return [inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return {
+            **inlined(definitions[name], definitions),
+            **{key: value for key, value in schema.items() if key != "$ref"},
+        }
+    return {key: inlined(value, definitions) for key, value in schema.items() if key != "title" or not isinstance(value, str)}

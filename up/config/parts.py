@@ -1,0 +1,260 @@
+"""Parts from ``{type, kwargs}``: everything that is wrong with them first, then the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, get_args, get_origin
+
+from pydantic import ValidationError
+
+from up.config.errors import ConfigError, Problem
+from up.config.model import Part, Section
+from up.config.part import PartOf
+from up.config.signature import Parameter, Signature, signature_model, signature_of, type_text
+from up.config.wording import faults, got, mismatch, unknown
+from up.errors import UserError
+from up.registry import Registry
+
+Tables: TypeAlias = "Mapping[str, Registry]"
+Target: TypeAlias = "Callable[..., Any]"
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that the program knows and the YAML may repeat but not contradict, and where it is known from:
+    ``Derived(10, "the classes of the data set")``."""
+
+    value: Any
+    source: str
+
+
+def parts_of(section: Section) -> Iterator[tuple[str, Part, str]]:
+    """Path, part and table of every part in ``section`` whose table the section itself names, at any depth.
+
+    Those of ``net``, ``teacher*``, ``trainer.optimizer`` and ``trainer.lr_scheduler`` belong to whoever builds them.
+    """
+    for name, field in type(section).model_fields.items():
+        path = "" if name in section.gathers else name
+        tables = [*field.metadata, *_metadata(field.annotation)]
+        table = next((extra.table for extra in tables if isinstance(extra, PartOf)), None)
+        yield from _parts_in(getattr(section, name), path, table)
+
+
+def _metadata(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Annotated:
+        yield from get_args(annotation)[1:]
+    for argument in get_args(annotation):
+        yield from _metadata(argument)
+
+
+def _parts_in(value: Any, path: str, table: str | None) -> Iterator[tuple[str, Part, str]]:
+    if isinstance(value, Part) and table is not None:
+        yield path, value, table
+    elif isinstance(value, Section):
+        for inner, part, its_table in parts_of(value):
+            yield _join(path, inner), part, its_table
+    elif isinstance(value, list | dict):
+        for key, item in enumerate(value) if isinstance(value, list) else value.items():
+            yield from _parts_in(item, _join(path, str(key)), table)
+
+
+def check_part(
+    part: Part | Mapping[str, Any],
+    table: str,
+    tables: Tables,
+    path: str = "",
+    supplied: Collection[str] | Mapping[str, object] = (),
+) -> list[Problem]:
+    """All that is wrong with ``part`` and the parts in it: unknown types and arguments, wrong values, missing arguments.
+
+    ``supplied`` names the arguments that ``build_part`` will fill in; as a mapping it also finds contradictions to ``Derived``.
+    """
+    problems: list[Problem] = []
+    found = _resolve(part, table, tables, path, problems)
+    if found is not None:
+        target, kwargs = found
+        owner = part.type if isinstance(part, Part) else str(part["type"])
+        problems += check_kwargs(target, kwargs, tables, _join(path, "kwargs"), supplied, owner)
+    return problems
+
+
+def check_kwargs(
+    target: Target,
+    kwargs: Mapping[str, Any],
+    tables: Tables,
+    path: str = "",
+    supplied: Collection[str] | Mapping[str, object] = (),
+    owner: str = "",
+) -> list[Problem]:
+    """All that is wrong with ``kwargs`` as arguments of ``target``, which messages call ``owner``."""
+    signature = signature_of(target)
+    owner = owner or signature.owner
+    given = _given(signature, kwargs)
+    problems = []
+    for name in kwargs:
+        if name not in signature.parameters and not signature.open:
+            what = unknown(owner, str(name), list(signature.parameters), "argument")
+            problems.append(Problem(_join(path, str(name)), what, about_key=True))
+    for name, parameter in signature.parameters.items():
+        where = _join(path, name)
+        if name not in given:
+            if parameter.required and name not in supplied:
+                problems.append(Problem(where, f"is missing ({owner} needs it: {type_text(parameter.annotation)})"))
+        elif parameter.table is not None:
+            problems += _check_nested(given[name], parameter, tables, where, supplied)
+    problems += _wrong_values(target, signature, given, path)
+    return problems + list(_contradictions(given, supplied, path))
+
+
+def build_part(
+    part: Part | Mapping[str, Any],
+    table: str,
+    tables: Tables,
+    supply: Mapping[str, object] | None = None,
+    path: str = "",
+) -> Any:
+    """The object that ``part`` stands for, the parts in it built first.
+
+    An argument in ``supply`` is filled in, here and in the parts inside, where the signature has it and the YAML does not give
+    it. Raises ``ConfigError`` with all problems before anything is built, and for a ``ValueError`` of a constructor.
+    """
+    supply = supply or {}
+    problems = check_part(part, table, tables, path, supply)
+    if problems:
+        raise ConfigError(problems)
+    return _built(part, table, tables, supply, path)
+
+
+def build(
+    target: Target,
+    kwargs: Mapping[str, Any],
+    tables: Tables,
+    supply: Mapping[str, object] | None = None,
+    path: str = "",
+) -> Any:
+    """``target`` called with ``kwargs``; as ``build_part``, for who has the class already."""
+    made = arguments(target, kwargs, tables, supply, path)
+    return _called(target, made, path)
+
+
+def arguments(
+    target: Target,
+    kwargs: Mapping[str, Any],
+    tables: Tables,
+    supply: Mapping[str, object] | None = None,
+    path: str = "",
+) -> dict[str, Any]:
+    """What ``build`` calls ``target`` with: converted values, filled-in values, built parts."""
+    supply = supply or {}
+    problems = check_kwargs(target, kwargs, tables, path, supply)
+    if problems:
+        raise ConfigError(problems)
+    return _arguments(target, kwargs, tables, supply, path)
+
+
+def _resolve(
+    part: Part | Mapping[str, Any], table: str, tables: Tables, path: str, problems: list[Problem]
+) -> tuple[Target, Mapping[str, Any]] | None:
+    """The class and the kwargs of ``part``, or what is wrong with its form and its type."""
+    if not isinstance(part, Part):
+        try:
+            part = Part.model_validate(part)
+        except ValidationError as error:
+            for fault in faults(error, part):
+                kind, key = fault.errors[0]["type"], fault.path
+                says = {"extra_forbidden": unknown("a part", key, list(Part.model_fields)), "missing": "is missing"}
+                what = says.get(kind, mismatch(fault.errors))
+                problems.append(Problem(_join(path, key), what, about_key=kind == "extra_forbidden"))
+            return None
+    try:
+        return tables[table].get(part.type), part.kwargs
+    except UserError as error:
+        problems.append(Problem(_join(path, "type"), str(error)))
+        return None
+
+
+def _given(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """``kwargs`` without the nulls that mean "not given"."""
+    given = {}
+    for name, value in kwargs.items():
+        parameter = signature.parameters.get(name)
+        if value is None and parameter is not None and (parameter.default is None or not parameter.takes_none):
+            continue
+        given[name] = value
+    return given
+
+
+def _check_nested(
+    value: Any, parameter: Parameter, tables: Tables, path: str, supplied: Collection[str] | Mapping[str, object]
+) -> list[Problem]:
+    assert parameter.table is not None
+    if isinstance(value, list | tuple):
+        if not parameter.many:
+            return [Problem(path, f"got {got(value)}, expected one block {{type, kwargs}}")]
+        found = [check_part(item, parameter.table, tables, f"{path}.{index}", supplied) for index, item in enumerate(value)]
+        return [problem for problems in found for problem in problems]
+    if not parameter.single:
+        return [Problem(path, f"got {got(value)}, expected a list of blocks {{type, kwargs}}")]
+    if not isinstance(value, Mapping | Part):
+        return [Problem(path, f"got {got(value)}, expected a block {{type, kwargs}}")]
+    return check_part(value, parameter.table, tables, path, supplied)
+
+
+def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any], path: str) -> Iterator[Problem]:
+    known = {name: value for name, value in given.items() if name in signature.parameters}
+    try:
+        signature_model(target).model_validate(known)
+    except ValidationError as error:
+        for fault in faults(error, known):
+            is_missing = fault.errors[0]["type"] == "missing"
+            yield Problem(_join(path, fault.path), "is missing" if is_missing else mismatch(fault.errors))
+
+
+def _contradictions(given: Mapping[str, Any], supplied: Collection[str] | Mapping[str, object], path: str) -> Iterator[Problem]:
+    for name, known in supplied.items() if isinstance(supplied, Mapping) else ():
+        if isinstance(known, Derived) and name in given and given[name] != known.value:
+            says = f"got {got(given[name])}, but {got(known.value)} follows from {known.source}"
+            what = f"{says} (leave {name} out, or correct one of them)"
+            yield Problem(_join(path, name), what)
+
+
+def _built(part: Any, table: str, tables: Tables, supply: Mapping[str, object], path: str) -> Any:
+    part = part if isinstance(part, Part) else Part.model_validate(part)
+    target = tables[table].get(part.type)
+    return _called(target, _arguments(target, part.kwargs, tables, supply, _join(path, "kwargs")), path)
+
+
+def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
+    try:
+        return target(**made)
+    except UserError:
+        raise
+    except ValueError as error:  # by the rules of the house, what a constructor says to the user
+        raise ConfigError([Problem(path, str(error))]) from error
+
+
+def _arguments(
+    target: Target, kwargs: Mapping[str, Any], tables: Tables, supply: Mapping[str, object], path: str
+) -> dict[str, Any]:
+    signature = signature_of(target)
+    given = _given(signature, kwargs)
+    known = {name: value for name, value in given.items() if name in signature.parameters}
+    made = {**given, **signature_model(target).model_validate(known).given()}
+    for name, parameter in signature.parameters.items():
+        if name in given and parameter.table is not None:
+            made[name] = _nested(given[name], parameter.table, tables, supply, _join(path, name))
+        elif name not in given and name in supply:
+            value = supply[name]
+            made[name] = value.value if isinstance(value, Derived) else value
+    return made
+
+
+def _nested(value: Any, table: str, tables: Tables, supply: Mapping[str, object], path: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_built(item, table, tables, supply, f"{path}.{index}") for index, item in enumerate(value)]
+    return _built(value, table, tables, supply, path)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name

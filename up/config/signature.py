@@ -1,0 +1,258 @@
+"""What a part takes, read from its constructor: the one source for checking, for the schema and for the reference page."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import enum
+import inspect
+import pathlib
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, InstanceOf, Strict, create_model
+
+from up.config.part import PartOf
+
+_INSTANCE_OF: Any = InstanceOf
+_EMPTY = inspect.Parameter.empty
+_SCALARS: dict[Any, Any] = {
+    bool: Annotated[bool, Strict()],
+    int: Annotated[int, Strict()],
+    float: Annotated[float, Strict(), AllowInfNan(False)],
+    str: Annotated[str, Strict()],
+    None: None,
+    type(None): None,
+}
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+_ABSTRACT = (
+    collections.abc.Sequence,
+    collections.abc.Iterable,
+    collections.abc.Collection,
+    collections.abc.Mapping,
+    collections.abc.Set,
+)
+_SEQUENCES = (list, tuple, *_ABSTRACT[:3])
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a part. ``table`` is set when the argument is itself a part, ``many`` when it may be a list of parts."""
+
+    name: str
+    annotation: Any
+    default: Any
+    table: str | None = None
+    single: bool = True
+    many: bool = False
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is _EMPTY
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether null is a value of its own; otherwise null in YAML means that nothing was given."""
+        return _takes_none(self.annotation)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a part takes; an ``open`` one has ``**kwargs`` and takes any name."""
+
+    owner: str
+    parameters: dict[str, Parameter]
+    open: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """A part in words: its purpose, and name, type and default of each argument."""
+
+    summary: str
+    parameters: tuple[tuple[str, str, str], ...]
+
+
+@lru_cache(maxsize=1024)
+def signature_of(target: Callable[..., Any]) -> Signature:
+    """The arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
+    optimizer, which are the tensors it optimizes."""
+    hints = _hints(target)
+    parameters: dict[str, Parameter] = {}
+    is_open = False
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            is_open = True
+        if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            continue
+        if parameter.name == "params" and parameter.default is _EMPTY:
+            continue
+        annotation = hints.get(parameter.name, Any)
+        parameters[parameter.name] = _parameter(parameter.name, annotation, parameter.default)
+    return Signature(name_of(target), parameters, is_open)
+
+
+def name_of(target: Callable[..., Any]) -> str:
+    """What messages call a part: the name of its class or function."""
+    inner = target.func if isinstance(target, partial) else target
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    inner = target.func if isinstance(target, partial) else target
+    function: Any = getattr(inner, "__init__", inner) if isinstance(inner, type) else inner
+    if not inspect.isroutine(function):
+        function = type(inner).__call__
+    try:
+        return get_type_hints(inspect.unwrap(function), include_extras=True)
+    except (
+        NameError,
+        TypeError,
+        AttributeError,
+    ):  # names that only a type checker sees; the constructor checks itself then
+        return {}
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
+    part = next((extra for extra in _extras(annotation) if isinstance(extra, PartOf)), None)
+    if part is None:
+        return Parameter(name, annotation, default)
+    members = [member for member in _members(annotation) if member is not type(None)]
+    many = any((get_origin(member) or member) in _SEQUENCES for member in members)
+    single = any((get_origin(member) or member) not in _SEQUENCES for member in members)
+    return Parameter(name, annotation, default, part.table, single, many or Any in members)
+
+
+def _extras(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        inner, *extras = get_args(annotation)
+        return [*extras, *_extras(inner)]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [extra for member in get_args(annotation) for extra in _extras(member)]
+    return []
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of a union, ``Annotated`` taken off."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _members(member)]
+    return [annotation]
+
+
+def _takes_none(annotation: Any) -> bool:
+    return any(member in (None, type(None), Any, object) for member in _members(annotation))
+
+
+class PartModel(BaseModel):
+    """Base of the models that ``signature_model`` makes. Fields are called a0, a1, …, and the arguments are their aliases:
+    an argument may be called ``copy`` or ``_x``, a field may not."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
+    signature: ClassVar[Signature]
+
+    def given(self) -> dict[str, Any]:
+        """What was given, converted to the annotated types."""
+        named = {field: info.alias for field, info in type(self).model_fields.items()}
+        found = {str(named[field]): getattr(self, field) for field in named if field in self.model_fields_set}
+        return {**found, **(self.model_extra or {})}
+
+
+@lru_cache(maxsize=1024)
+def signature_model(target: Callable[..., Any]) -> type[PartModel]:
+    """The signature of ``target`` as a pydantic model: strict about numbers, text and bools, YAML's lists taken for tuples.
+
+    Arguments that are parts take anything here; they are checked against their own table. None is required: the program may
+    supply what the YAML leaves out.
+    """
+    signature = signature_of(target)
+    fields: dict[str, Any] = {}
+    for index, parameter in enumerate(signature.parameters.values()):
+        annotation = Any if parameter.table else strict(parameter.annotation)
+        default = None if parameter.required else parameter.default
+        fields[f"a{index}"] = (annotation, Field(default, alias=parameter.name))
+    model: type[PartModel] = create_model(signature.owner, __base__=_Open if signature.open else PartModel, **fields)
+    model.signature = signature
+    return model
+
+
+class _Open(PartModel):
+    model_config = ConfigDict(extra="allow")
+
+
+def strict(annotation: Any) -> Any:
+    """``annotation`` such that YAML's types are taken at their word: true is no number, 1 is no text, .inf no number."""
+    if annotation in (Any, object):
+        return Any
+    if annotation in _SCALARS:
+        return _SCALARS[annotation]
+    origin: Any = get_origin(annotation)
+    if origin is Annotated:
+        inner, *extras = get_args(annotation)
+        return Annotated[(strict(inner), *extras)]
+    if origin in (Union, types.UnionType):
+        members = [strict(member) for member in get_args(annotation) if not _is_foreign(member)]
+        return Union[tuple(members)] if members else Any  # noqa: UP007 (built at run time)
+    if origin is Literal:
+        return annotation
+    if origin in (*_CONTAINERS, *_ABSTRACT):
+        arguments = tuple(argument if argument is ... else strict(argument) for argument in get_args(annotation))
+        return origin[arguments]
+    if annotation in (*_CONTAINERS, *_ABSTRACT) or _is_plain_class(annotation):
+        return annotation
+    return _INSTANCE_OF[annotation] if isinstance(annotation, type) else Any
+
+
+def _is_foreign(annotation: Any) -> bool:
+    """Whether YAML cannot write it: a tensor, a module, a callable."""
+    inner = get_origin(annotation) or annotation
+    if inner in (Annotated, Union, types.UnionType, Literal) or inner in _SCALARS or annotation in (Any, object):
+        return False
+    if inner in (*_CONTAINERS, *_ABSTRACT) or isinstance(annotation, TypeVar):
+        return False
+    return not _is_plain_class(inner)
+
+
+def _is_plain_class(annotation: Any) -> bool:
+    if not isinstance(annotation, type):
+        return False
+    is_record = dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
+    return is_record or issubclass(annotation, enum.Enum | pathlib.PurePath | BaseModel)
+
+
+def type_text(annotation: Any) -> str:
+    """An annotation as a person reads it: ``int | list[int]``, ``'mean' | 'sum'``, ``loss part``."""
+    part = next((extra for extra in _extras(annotation) if isinstance(extra, PartOf)), None)
+    if part is not None:
+        parameter = _parameter("", annotation, None)
+        kinds = [f"{part.table} part"] * parameter.single + [f"list of {part.table} parts"] * parameter.many
+        return " | ".join([*kinds, *(["None"] if _takes_none(annotation) else [])])
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return type_text(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return " | ".join(dict.fromkeys(type_text(member) for member in get_args(annotation)))
+    if origin is Literal:
+        return " | ".join(repr(choice) for choice in get_args(annotation))
+    if annotation in (None, type(None)):
+        return "None"
+    name = str(getattr(origin or annotation, "__name__", annotation))
+    arguments = ["..." if argument is ... else type_text(argument) for argument in get_args(annotation)]
+    return f"{name.lower() if name == 'Sequence' else name}[{', '.join(arguments)}]" if arguments and origin else name
+
+
+def describe(target: Callable[..., Any]) -> Description:
+    """``target`` in words, for ``show components`` and the reference page."""
+    inner = target.func if isinstance(target, partial) else target
+    text = inspect.cleandoc(inner.__doc__ or "")  # an inherited one would speak of the base class
+    summary = text.split("\n\n")[0].replace("\n", " ")
+    rows = []
+    for parameter in signature_of(target).parameters.values():
+        default = "required" if parameter.required else repr(parameter.default)
+        rows.append((parameter.name, type_text(parameter.annotation), default))
+    return Description(summary, tuple(rows))

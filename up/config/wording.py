@@ -1,0 +1,143 @@
+"""What pydantic found wrong, in the words of the house: what was got, what was expected, how to correct it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from up.text import did_you_mean, some_of
+
+_KINDS = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "finite_number": "a finite number",
+    "bool_type": "true or false", "string_type": "text", "string_too_short": "text that is not empty",
+    "list_type": "a list", "tuple_type": "a list", "set_type": "a list", "sequence_type": "a list", "iterable_type": "a list",
+    "dict_type": "a block of keys", "mapping_type": "a block of keys", "model_type": "a block of keys",
+    "model_attributes_type": "a block of keys", "dataclass_type": "a block of keys", "none_required": "null",
+    "path_type": "a path", "int_parsing": "a whole number", "float_parsing": "a number", "bool_parsing": "true or false",
+    "sequence_str": "a list",
+}  # fmt: skip
+
+
+class Found(NamedTuple):
+    """What is wrong with one value: its dotted path, and an error for each member of the union that it could be of."""
+
+    path: str
+    errors: list[Any]
+
+
+def faults(error: ValidationError, value: Any) -> Iterator[Found]:
+    """The errors of pydantic about ``value``, by place."""
+    by_path: dict[tuple[str, ...], list[Any]] = {}
+    for found in error.errors(include_url=False):
+        by_path.setdefault(_path(found["loc"], value, found["type"]), []).append(found)
+    for path, errors in by_path.items():
+        deeper = any(other[: len(path)] == path and other != path for other in by_path)
+        if not (deeper and isinstance(errors[0]["input"], dict | list)):  # else meant for the member that looked inside
+            yield Found(".".join(path), errors)
+
+
+def _path(loc: Sequence[str | int], value: Any, kind: str) -> tuple[str, ...]:
+    """Where the file has what pydantic calls ``loc``: names of fields that gather, and of members of unions, fall out."""
+    path: list[str] = []
+    for at, word in enumerate(loc):
+        is_in = word in value if isinstance(value, Mapping) else isinstance(word, int) and isinstance(value, list | tuple)
+        if is_in and not (isinstance(word, int) and isinstance(value, list | tuple) and word >= len(value)):
+            path.append(str(word))
+            value = value[word]
+        elif at == len(loc) - 1 and kind == "missing":
+            path.append(str(word))
+    return tuple(path)
+
+
+def got(value: Any, limit: int = 60) -> str:
+    """``value`` as the user wrote it: YAML's words for scalars, the shape of everything larger."""
+    if isinstance(value, str):
+        shown = repr(value)
+    elif isinstance(value, Mapping):
+        shown = f"a block ({some_of(value, 4)})" if value else "an empty block"
+    elif isinstance(value, Sequence):
+        shown = f"a list of {len(value)}"
+        if all(isinstance(item, str | int | float | bool | None) for item in value) and len(str(value)) < limit:
+            shown = f"[{', '.join(got(item) for item in value)}]"
+    else:
+        shown = _scalar(value)
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def _scalar(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    return str(value)
+
+
+def expected(error: Mapping[str, Any]) -> str:
+    """What one error of pydantic says was expected, as a noun: ``a whole number``, ``at least 1``, ``one of a, b``."""
+    kind, context = str(error["type"]), error.get("ctx", {})
+    if kind in _KINDS:
+        return _KINDS[kind]
+    if kind in ("literal_error", "enum"):
+        choices = str(context["expected"]).replace("'", "").replace(" or ", ", ")
+        return f"one of {choices}" if "," in choices else choices
+    bounds = {"greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"), "less_than_equal": ("at most", "le"),
+              "less_than": ("less than", "lt"), "multiple_of": ("a multiple of", "multiple_of")}  # fmt: skip
+    if kind in bounds:
+        words, key = bounds[kind]
+        return (
+            f"{words} {context[key]:g}"
+            if isinstance(context[key], int | float) and context[key] < 1e9
+            else f"{words} {context[key]}"
+        )
+    if kind in ("too_short", "too_long"):
+        count = context["min_length" if kind == "too_short" else "max_length"]
+        return f"a list of at {'least' if kind == 'too_short' else 'most'} {count} {'entry' if count == 1 else 'entries'}"
+    if kind == "missing":  # only as an entry of a list of fixed length
+        return "one more entry"
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message[:1].lower() + message[1:]
+
+
+def mismatch(errors: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence for the errors about one value; a union has one for each of its members."""
+    value = errors[0]["input"]
+    wanted = list(dict.fromkeys(expected(error) for error in errors))
+    if len(wanted) > 1 and "a finite number" in wanted:
+        wanted = [noun for noun in wanted if noun not in ("a whole number", "a number")]
+    return f"got {got(value)}, expected {' or '.join(wanted)}{_fix(value, errors)}"
+
+
+def _fix(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
+    kinds = {str(error["type"]) for error in errors}
+    choices = [choice.strip(" '") for error in errors if error["type"] in ("literal_error", "enum")
+               for choice in str(error["ctx"]["expected"]).replace(" or ", ", ").split(",")]  # fmt: skip
+    if isinstance(value, str):
+        if choices:
+            return did_you_mean(value, choices) and f".{did_you_mean(value, choices)}"
+        if kinds & {"int_type", "float_type"} and _is_number(value):
+            return " (remove the quotes)"
+        if "bool_type" in kinds and value.lower() in ("true", "false"):
+            return " (remove the quotes)"
+        if kinds & {"list_type"} and "string_type" not in kinds:
+            return f" (write [{value}])" if len(value) < 30 else ""
+    elif "string_type" in kinds and isinstance(value, bool | int | float):
+        return " (put it in quotes)"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def unknown(owner: str, key: str, known: Sequence[str], noun: str = "key") -> str:
+    """``LAMB takes no such argument. Did you mean 'betas'? (It takes lr, betas, eps)``."""
+    takes = f" (It takes {some_of(known, 12)})" if known else f" (It takes no {noun}s)"
+    return f"{owner} takes no such {noun}.{did_you_mean(key, known)}{takes}"

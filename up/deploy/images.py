@@ -1,0 +1,37 @@
+"""The images that a user's words mean: files, folders at any depth, patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from glob import glob
+from pathlib import Path
+
+from up.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
+
+
+def find_images(words: Iterable[str]) -> list[Path]:
+    """All images, each once, in the order of the words and sorted within a folder or pattern.
+
+    A file that is named is taken whatever its suffix. Raises ``UserError`` for a word that means nothing.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        images = list(_meant_by(word))
+        if not images:
+            what = "this folder holds no image" if Path(word).is_dir() else "no such file, folder or pattern"
+            raise UserError(f"{word}: {what}. Expected images ({', '.join(sorted(SUFFIXES))}), folders of them, or a pattern.")
+        found.update(dict.fromkeys(images))
+    return list(found)
+
+
+def _meant_by(word: str) -> Iterator[Path]:
+    path = Path(word)
+    if path.is_dir():
+        inner = (entry for entry in path.rglob("*") if entry.suffix.lower() in SUFFIXES and entry.is_file())
+        yield from sorted(entry for entry in inner if not any(part.startswith(".") for part in entry.relative_to(path).parts))
+    elif path.is_file():
+        yield path
+    else:
+        yield from (Path(entry) for entry in sorted(glob(word, recursive=True)) if Path(entry).is_file())

@@ -1,0 +1,71 @@
+"""Prediction with a checkpoint: the net of the configuration, its reader and its test transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from up.assembly import build_reader, build_transforms, precision_of
+from up.data.bad_images import BadImage
+from up.data.records import Batch, Sample
+from up.deploy.answers import Answer, best_guesses
+from up.experiment import Experiment
+from up.trained import load_trained
+
+
+class CheckpointPredictor:
+    """``predict(paths)`` gives an ``Answer`` an image, in order; one that cannot be read is answered with its error."""
+
+    def __init__(self, experiment: Experiment, checkpoint: Path | None, *, topk: int = 5, batch_size: int = 32) -> None:
+        self.topk = topk
+        self.batch_size = batch_size
+        self.trained = load_trained(experiment, checkpoint)
+        self._collate = experiment.plugin.collate
+        self._pipeline = experiment.plugin.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
+        self._precision = precision_of(experiment, self.trained.device)
+
+    def predict(self, paths: Sequence[Path], *, threads: int = 2) -> Iterator[Answer]:
+        """Images are decoded in threads while the net works."""
+        with ThreadPoolExecutor(threads) as pool:
+            loaded = pool.map(self._load, paths)
+            waiting = iter(zip(paths, loaded, strict=True))
+            while group := list(islice(waiting, self.batch_size)):
+                yield from self._answers(group)
+
+    def _load(self, path: Path) -> Sample | str:
+        try:
+            return self._pipeline.load(path)
+        except BadImage as bad:
+            return bad.reason
+
+    def _answers(self, group: Iterable[tuple[Path, Sample | str]]) -> list[Answer]:
+        answers = {path: Answer(str(path), error=loaded) for path, loaded in group if isinstance(loaded, str)}
+        good = [(path, loaded) for path, loaded in group if not isinstance(loaded, str)]
+        for path, heads in zip([path for path, _ in good], self._scores([sample for _, sample in good]), strict=True):
+            guesses = [best_guesses(scores, self.topk, names) for scores, names in zip(heads, self._names(len(heads)), strict=True)]
+            answers[path] = Answer(str(path), guesses)
+        return [answers[path] for path, _ in group]
+
+    def _scores(self, samples: list[Sample]) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """For each image the scores (C,) of each head."""
+        if not samples:
+            return
+        batch: Batch = self._pipeline.finish(self._collate(samples), self.trained.device)
+        with torch.inference_mode(), self._precision.autocast():
+            scores = self.trained.net(batch)["scores"]
+        heads = [scores] if isinstance(scores, Tensor) else scores
+        arrays = [head.float().cpu().numpy() for head in heads]
+        yield from ([array[row] for array in arrays] for row in range(len(samples)))
+
+    def _names(self, heads: int) -> Sequence[Sequence[str] | None]:
+        names: Any = self.trained.class_names
+        if names and isinstance(names[0], list):
+            return list(names)
+        return [names] * heads

@@ -1,0 +1,155 @@
+"""From a YAML file and overrides to one frozen, checked experiment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from up.config.decode import Decoded, load_config
+from up.config.errors import ConfigError, Problem
+from up.config.sections import Config, NetModule, Part
+from up.config.parts import check_part, parts_of
+from up.data.sampler import SAMPLERS
+from up.errors import UserError
+from up.models.backbones import BACKBONES
+from up.models.init import INITIALIZERS
+from up.models.norm import NORMS
+from up.optim.optimizers import OPTIMIZERS
+from up.optim.schedules import SCHEDULES
+from up.registry import Registry
+from up.runner.runner import RUNNERS
+from up.tasks.plugin import TASKS, TaskPlugin
+from up.text import did_you_mean
+
+ENTRY_POINTS = "up.tasks"
+NET_TABLES = ("backbone", "head", "post_process")
+ENGINE_TABLES: Mapping[str, Registry] = {
+    "backbone": BACKBONES, "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES,
+    "sampler": SAMPLERS, "runner": RUNNERS,
+}  # fmt: skip
+ENGINE_SUPPLIED: Mapping[str, Sequence[str]] = {
+    "sampler": ("size", "labels", "seed", "shuffle"),
+    "runner": ("net", "loss_of", "stage", "mix", "seed"),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One configuration with the task that it is for; every part in it is known to exist and to take its arguments."""
+
+    path: Path
+    decoded: Decoded
+    plugin: TaskPlugin
+    tables: Mapping[str, Registry]
+
+    @property
+    def config(self) -> Config:
+        """The typed sections."""
+        return self.decoded.config
+
+    @cached_property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.saver.save_dir or f"runs/{self.path.stem}")
+
+    def refuse(self, problems: Iterable[Problem]) -> None:
+        """Raise a ``ConfigError`` with the places of ``problems``, if there are any."""
+        located = self.decoded.origins.locate(list(problems))
+        if located:
+            raise ConfigError(located)
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read, override, decode and check. Raises ``ConfigError`` with every problem at once; nothing is created."""
+    decoded = load_config(path, overrides)
+    runtime = decoded.config.runtime
+    plugin = find_task(runtime.task_names)
+    experiment = Experiment(path, decoded, plugin, all_tables(plugin, runtime.plugins))
+    experiment.refuse(part_problems(experiment))
+    return experiment
+
+
+def find_task(name: str) -> TaskPlugin:
+    """The task called ``name``, ours or one that an installed package brings as an entry point of ``up.tasks``."""
+    others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in others:
+        return others[name].load()  # type: ignore[no-any-return]
+    return TASKS.get(name)  # type: ignore[no-any-return]
+
+
+def all_tables(plugin: TaskPlugin, modules: Sequence[str]) -> dict[str, Registry]:
+    """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH.
+
+    Such a module says what it brings in ``TABLES = {"loss": {"my_loss": "my_lab.parts:MyLoss"}}``.
+    """
+    tables = {**ENGINE_TABLES, **plugin.tables}
+    from_environment = [name for name in os.environ.get("PLUGINPATH", "").split(":") if name]
+    for name in [*modules, *from_environment]:
+        try:
+            module = import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"runtime.plugins: {name!r} cannot be imported ({error}). Is it installed, or on PYTHONPATH?"
+            ) from error
+        for table, entries in getattr(module, "TABLES", {}).items():
+            if table not in tables:
+                raise UserError(f"runtime.plugins: {name}.TABLES: there is no table {table!r}.{did_you_mean(table, tables)}")
+            tables[table] = tables[table].extended(entries)
+    return tables
+
+
+def part_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What is wrong with the types and arguments of parts, anywhere in the configuration."""
+    supplied = {**ENGINE_SUPPLIED, **experiment.plugin.supplied}
+    for path, part, table in placed_parts(experiment):
+        yield from check_part(part, table, experiment.tables, path, supplied.get(table, ()))
+
+
+def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
+    """Every part at a fixed place: its path, itself, its table. Parts within parts are found by ``check_part``."""
+    config, tables = experiment.config, experiment.tables
+    yield from parts_of(config)
+    for place, net in (("net", config.net), *config.teachers.items()):
+        for index, module in enumerate(net):
+            if module.type != "self":
+                yield f"{place}.{index}", module, net_table(tables, module)
+    if config.trainer.optimizer is not None:
+        yield "trainer.optimizer", config.trainer.optimizer, "optimizer"
+    if config.trainer.lr_scheduler is not None:
+        yield "trainer.lr_scheduler", config.trainer.lr_scheduler, "lr_scheduler"
+
+
+def net_table(tables: Mapping[str, Registry], module: NetModule) -> str:
+    """The table that a module of the net is found in; an unknown type is looked for in the table that its name suggests."""
+    found = [table for table in NET_TABLES if module.type in tables[table]]
+    suggested = [table for table in NET_TABLES if table in module.name]
+    return next(iter([*found, *suggested]), "head")
+
+
+def missing_files(experiment: Experiment) -> Iterator[Problem]:
+    """Files and folders that the configuration names and the disk does not have, each with the key that sets it."""
+    config = experiment.config
+    for name in ("train", "test"):
+        source = getattr(config.dataset, name)
+        if source is not None:
+            place = f"dataset.{name}.dataset.kwargs"
+            for key, path in experiment.plugin.named_paths(source.dataset.kwargs):
+                yield from missing_at(f"{place}.{key}", path)
+    for key in ("pretrain_model", "resume_model"):
+        path = getattr(config.saver, key)
+        if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is no path
+            yield from missing_at(f"saver.{key}", path)
+
+
+def missing_at(key: str, path: str | None) -> Iterator[Problem]:
+    """The problem that there is nothing at ``path``, which ``key`` sets."""
+    remedy = f"Set it in the file, or with --opts {key}=PATH."
+    if path is None:
+        yield Problem(key, f"is not set. {remedy}")
+    elif not Path(path).exists():
+        yield Problem(key, f"no such file or folder: {path}. Put it there, or name another: --opts {key}=PATH.")

@@ -1,0 +1,93 @@
+"""What a network costs: parameters, multiply-adds, and the activations that it writes, for one image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from up.models.net import Net
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a module for one image."""
+
+    name: str
+    parameters: int
+    macs: int  # multiply-adds of convolutions, linear layers and attention: half of the floating point operations
+    activations: int  # elements that those layers write (Radosavovic et al. 2020), attention maps included
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The cost of every top-level module of a network, in order, and of the whole."""
+
+    modules: tuple[Cost, ...]
+    total: Cost
+
+
+def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Complexity:
+    """Count what ``net`` (a ``Net``, or any network of one image tensor) does in evaluation with an image (C, H, W).
+
+    Only shapes are computed, on the meta device; a network that cannot run there runs for real.
+    """
+    part = _until_the_last_weights(net) if isinstance(net, Net) else net
+    with _evaluating(part):
+        try:
+            counted = _count(part, input_size, meta=True)
+        except (RuntimeError, NotImplementedError):
+            counted = _count(part, input_size, meta=False)
+    root = type(part).__name__
+
+    def cost(name: str, module: nn.Module, path: str) -> Cost:
+        flops, activations = (sum(counter.get(path, {}).values()) for counter in counted)
+        return Cost(name, sum(parameter.numel() for parameter in module.parameters()), flops // 2, activations)
+
+    modules = tuple(cost(name, child, f"{root}.{name}") for name, child in net.named_children())
+    return Complexity(modules, cost("total", net, "Global"))
+
+
+def _count(net: nn.Module, input_size: tuple[int, int, int], *, meta: bool) -> tuple[dict[str, dict[Any, int]], ...]:
+    """Floating point operations and written elements, by module and operator."""
+    held = dict([*net.named_parameters(), *net.named_buffers()])
+    device = torch.device("meta") if meta else next((tensor.device for tensor in held.values()), torch.device("cpu"))
+    stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in held.items()} if meta else held
+    flops = FlopCounterMode(display=False)
+    activations = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(flop_registry, _written))
+    # The plain formula of attention is counted; the fused kernels of the CPU have no formula.
+    with torch.no_grad(), device, sdpa_kernel(SDPBackend.MATH), flops, activations:
+        image = torch.zeros(1, *input_size)
+        torch.func.functional_call(net, stand_ins, ({"image": image} if isinstance(net, Net) else image,))
+    return flops.get_flop_counts(), activations.get_flop_counts()
+
+
+def _written(*_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Elements of an operator's (first) output, in the form that ``FlopCounterMode`` calls a formula."""
+    return math.prod(out_shape if isinstance(out_shape, torch.Size) else out_shape[0])
+
+
+def _until_the_last_weights(net: Net) -> Net:
+    """The net without what follows its last module with parameters: losses and post-processing cost nothing."""
+    weighty = [name for name in net.module_names if any(True for _ in net[name].parameters())]
+    last = net.module_names.index(weighty[-1]) if weighty else -1
+    return net.without(*net.module_names[last + 1 :])
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module gets its own mode back."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

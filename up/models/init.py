@@ -1,0 +1,133 @@
+"""``initializer:`` of a backbone or head: how the weights of convolutions and linear layers start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, cast
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from up.errors import UserError
+from up.registry import Registry
+
+INITIALIZERS = Registry(
+    "initializer",
+    {
+        "msra": "up.models.init:Msra",
+        "xavier": "up.models.init:Xavier",
+        "normal": "up.models.init:Normal",
+        "constant": "up.models.init:Constant",
+        "constant_bias": "up.models.init:ConstantBias",
+        "focal": "up.models.init:Focal",
+    },
+)
+
+
+class _Initializer:
+    """Fills weights by ``fill``, sets biases to 0, and norms to the identity (weight 1, bias 0).
+
+    Tensors outside of convolutions, linear layers and norms (position embeddings, layer scales) stay as built.
+    """
+
+    def __call__(self, module: nn.Module) -> nn.Module:
+        """Initialize ``module`` in place and return it."""
+        for layer in _layers(module):
+            self.fill(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        for norm in module.modules():
+            if isinstance(norm, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
+                _identity(norm)
+        return module
+
+    def fill(self, weight: Tensor) -> None:
+        """Fill one weight: (out, in, height, width) or (out, in)."""
+        raise NotImplementedError
+
+
+class Msra(_Initializer):
+    """He normal: std = sqrt(2 / fan_out), as a ReLU needs it (He et al. 2015)."""
+
+    def fill(self, weight: Tensor) -> None:
+        """Draw from N(0, 2 / fan_out)."""
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+class Xavier(_Initializer):
+    """Glorot: variance gain^2 * 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+
+    def __init__(self, *, gain: float = 1.0, distribution: Literal["uniform", "normal"] = "uniform") -> None:
+        self.gain = gain
+        self.distribution = distribution
+
+    def fill(self, weight: Tensor) -> None:
+        """Draw with the variance of the fans."""
+        draw = nn.init.xavier_uniform_ if self.distribution == "uniform" else nn.init.xavier_normal_
+        draw(weight, gain=self.gain)
+
+
+class Normal(_Initializer):
+    """Weights from N(0, std^2)."""
+
+    def __init__(self, *, std: float = 0.01) -> None:
+        self.std = std
+
+    def fill(self, weight: Tensor) -> None:
+        """Draw from N(0, std^2)."""
+        nn.init.normal_(weight, std=self.std)
+
+
+class Constant(_Initializer):
+    """All weights ``val``."""
+
+    def __init__(self, *, val: float = 0.0) -> None:
+        self.val = val
+
+    def fill(self, weight: Tensor) -> None:
+        """Set to ``val``."""
+        nn.init.constant_(weight, self.val)
+
+
+class ConstantBias:
+    """All biases of convolutions and linear layers ``val``; the weights stay as they are."""
+
+    def __init__(self, *, val: float = 0.0) -> None:
+        self.val = val
+
+    def __call__(self, module: nn.Module) -> nn.Module:
+        """Set the biases of ``module`` in place and return it."""
+        for layer in _layers(module):
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, self.val)
+        return module
+
+
+class Focal(Normal):
+    """Weights from N(0, std^2) and a last bias that lets a sigmoid start at ``prior_prob`` (Lin et al. 2017, 4.1)."""
+
+    def __init__(self, *, prior_prob: float = 0.01, std: float = 0.01) -> None:
+        super().__init__(std=std)
+        if not 0 < prior_prob < 1:
+            raise UserError(f"focal: got prior_prob {prior_prob:g}, expected a probability such as 0.01.")
+        self.prior_prob = prior_prob
+
+    def __call__(self, module: nn.Module) -> nn.Module:
+        """Initialize ``module`` in place and return it; its last layer that has a bias is taken for the classifier."""
+        super().__call__(module)
+        biases = [layer.bias for layer in _layers(module) if layer.bias is not None]
+        if biases:
+            nn.init.constant_(biases[-1], -math.log((1 - self.prior_prob) / self.prior_prob))
+        return module
+
+
+def _layers(module: nn.Module) -> Iterator[_ConvNd | nn.Linear]:
+    return (layer for layer in module.modules() if isinstance(layer, (_ConvNd, nn.Linear)))
+
+
+def _identity(norm: nn.Module) -> None:
+    for tensor, value in ((norm.weight, 1.0), (norm.bias, 0.0)):
+        if tensor is not None:
+            nn.init.constant_(cast("Tensor", tensor), value)

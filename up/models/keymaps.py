@@ -1,0 +1,218 @@
+"""How the tensors of other people's files are called here: data, no code per network.
+
+A ``KeyMap`` rewrites the names of one family of files to timm's names, by regular expressions that are applied in turn.
+``places`` then says where a tensor of timm's name may lie in a net: ``fc.weight`` is ``head.classifier.weight``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+Rules = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """The naming of one family of files; ``rules`` lead to timm's names."""
+
+    name: str
+    rules: Rules = ()
+
+    @cached_property
+    def _compiled(self) -> list[tuple[re.Pattern[str], str]]:
+        return [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
+
+    def to_timm(self, key: str) -> str:
+        """The name that timm gives the tensor."""
+        for pattern, replacement in self._compiled:
+            key = pattern.sub(replacement, key)
+        return key
+
+
+def _blocks(depths: Iterable[int]) -> Iterator[tuple[str, str]]:
+    """torchvision counts the blocks of a mobile network through, timm counts them in every stage."""
+    number = 1
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            yield rf"^features\.{number}\.(?=conv|block)", f"blocks.{stage}.{block}."
+            number += 1
+    yield rf"^features\.{number}\.", "last."
+
+
+# The inside of an inverted residual: first the block without expansion, then all others. Squeeze-excite is optional.
+_INVERTED_RESIDUAL: Rules = (
+    (r"^(blocks\.0\.\d+\.)block\.0\.0\.", r"\1conv_dw."),
+    (r"^(blocks\.0\.\d+\.)block\.0\.1\.", r"\1bn1."),
+    (r"^(blocks\.0\.\d+\.)block\.[12]\.0\.", r"\1conv_pw."),
+    (r"^(blocks\.0\.\d+\.)block\.[12]\.1\.", r"\1bn2."),
+    (r"block\.0\.0\.", "conv_pw."),
+    (r"block\.0\.1\.", "bn1."),
+    (r"block\.1\.0\.", "conv_dw."),
+    (r"block\.1\.1\.", "bn2."),
+    (r"block\.[23]\.0\.", "conv_pwl."),
+    (r"block\.[23]\.1\.", "bn3."),
+    (r"block\.[12]\.fc1\.", "se.conv_reduce."),
+    (r"block\.[12]\.fc2\.", "se.conv_expand."),
+)
+_MOBILE_STEM: Rules = ((r"^features\.0\.0\.", "conv_stem."), (r"^features\.0\.1\.", "bn1."))
+_MOBILE_HEAD: Rules = ((r"^last\.0\.", "conv_head."), (r"^last\.1\.", "bn2."), (r"^classifier\.1\.", "classifier."))
+_REGNET_LAYERS = ((r"f\.a", "conv1"), (r"f\.b", "conv2"), (r"f\.c", "conv3"), ("proj", "downsample"))
+
+
+def _mobilenet_v3(depths: Iterable[int], last: int) -> Rules:
+    return (
+        *_MOBILE_STEM,
+        *_blocks(depths),
+        *_INVERTED_RESIDUAL,
+        (r"^last\.0\.", f"blocks.{last}.0.conv."),
+        (r"^last\.1\.", f"blocks.{last}.0.bn1."),
+        (r"^classifier\.0\.", "conv_head."),
+        (r"^classifier\.3\.", "classifier."),
+    )
+
+
+KEY_MAPS = (
+    # Ours, timm's, and those that are called alike: torchvision's ResNets, facebook's DeiT.
+    KeyMap("timm"),
+    # UP's ResNets keep the stem in a Sequential called layer0: convolution, norm, ReLU, pooling. The convolution of a
+    # deep stem is a Sequential of its own (0, 3, 6 with norms 1, 4), or its layers lie flat in layer0 (norm 7 last).
+    KeyMap("UP, layer0", ((r"^layer0\.0\.", "conv1."), (r"^layer0\.1\.", "bn1."))),
+    KeyMap("UP, flat deep layer0", ((r"^layer0\.([01346])\.", r"conv1.\1."), (r"^layer0\.7\.", "bn1."))),
+    KeyMap(
+        "torchvision mobilenet_v2",
+        (
+            *_MOBILE_STEM,
+            *_blocks((1, 2, 3, 4, 3, 3, 1)),
+            (r"^(blocks\.0\.0\.)conv\.0\.0\.", r"\1conv_dw."),
+            (r"^(blocks\.0\.0\.)conv\.0\.1\.", r"\1bn1."),
+            (r"^(blocks\.0\.0\.)conv\.1\.", r"\1conv_pw."),
+            (r"^(blocks\.0\.0\.)conv\.2\.", r"\1bn2."),
+            (r"\.conv\.0\.0\.", ".conv_pw."),
+            (r"\.conv\.0\.1\.", ".bn1."),
+            (r"\.conv\.1\.0\.", ".conv_dw."),
+            (r"\.conv\.1\.1\.", ".bn2."),
+            (r"\.conv\.2\.", ".conv_pwl."),
+            (r"\.conv\.3\.", ".bn3."),
+            *_MOBILE_HEAD,
+        ),
+    ),
+    KeyMap("torchvision mobilenet_v3_large", _mobilenet_v3((1, 2, 3, 4, 2, 3), last=6)),
+    KeyMap("torchvision mobilenet_v3_small", _mobilenet_v3((1, 2, 3, 2, 3), last=5)),
+    KeyMap(
+        "torchvision efficientnet",
+        (
+            *_MOBILE_STEM,
+            (r"^features\.8\.", "last."),
+            *((rf"^features\.{stage + 1}\.", f"blocks.{stage}.") for stage in range(7)),
+            *_INVERTED_RESIDUAL,
+            *_MOBILE_HEAD,
+        ),
+    ),
+    KeyMap(
+        "torchvision regnet",
+        (
+            (r"^stem\.0\.", "stem.conv."),
+            (r"^stem\.1\.", "stem.bn."),
+            *((rf"^trunk_output\.block(\d)\.block\d-{block}\.", rf"s\1.b{block + 1}.") for block in range(32)),
+            *((rf"\.{old}\.0\.", f".{new}.conv.") for old, new in _REGNET_LAYERS),
+            *((rf"\.{old}\.1\.", f".{new}.bn.") for old, new in _REGNET_LAYERS),
+            (r"\.f\.se\.", ".se."),
+        ),
+    ),
+    KeyMap(
+        "torchvision convnext",
+        (
+            (r"^features\.0\.", "stem."),
+            *((rf"^features\.{2 * stage}\.", f"stages.{stage}.downsample.") for stage in (1, 2, 3)),
+            *((rf"^features\.{2 * stage + 1}\.", f"stages.{stage}.blocks.") for stage in range(4)),
+            (r"\.layer_scale$", ".gamma"),
+            (r"\.block\.0\.", ".conv_dw."),
+            (r"\.block\.2\.", ".norm."),
+            (r"\.block\.3\.", ".mlp.fc1."),
+            (r"\.block\.5\.", ".mlp.fc2."),
+            (r"^classifier\.0\.", "head.norm."),
+            (r"^classifier\.2\.", "head.fc."),
+        ),
+    ),
+    KeyMap(
+        "facebook convnext",
+        (
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
+            (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+            (r"\.dwconv\.", ".conv_dw."),
+            (r"\.pwconv([12])\.", r".mlp.fc\1."),
+            (r"^norm\.", "head.norm."),
+        ),
+    ),
+    KeyMap(
+        "torchvision swin",
+        (
+            (r"^features\.0\.0\.", "patch_embed.proj."),
+            (r"^features\.0\.2\.", "patch_embed.norm."),
+            *((rf"^features\.{2 * stage}\.", f"layers.{stage}.downsample.") for stage in (1, 2, 3)),
+            *((rf"^features\.{2 * stage + 1}\.", f"layers.{stage}.blocks.") for stage in range(4)),
+            (r"\.mlp\.0\.", ".mlp.fc1."),
+            (r"\.mlp\.3\.", ".mlp.fc2."),
+        ),
+    ),
+    # The original merges patches at the end of a stage, timm at the beginning of the next.
+    KeyMap(
+        "microsoft swin",
+        tuple((rf"^layers\.{stage}\.downsample\.", f"layers.{stage + 1}.downsample.") for stage in (2, 1, 0)),
+    ),
+    KeyMap(
+        "torchvision vit",
+        (
+            (r"^class_token$", "cls_token"),
+            (r"^conv_proj\.", "patch_embed.proj."),
+            (r"^encoder\.pos_embedding$", "pos_embed"),
+            (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+            (r"^encoder\.ln\.", "norm."),
+            (r"\.ln_([12])\.", r".norm\1."),
+            (r"\.self_attention\.in_proj_", ".attn.qkv."),
+            (r"\.self_attention\.out_proj\.", ".attn.proj."),
+            (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+            (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+            (r"^heads\.pre_logits\.", "pre_logits.fc."),
+        ),
+    ),
+)
+
+_CLASSIFIER = re.compile(r"^(?:fc|classifier|head\.fc|heads\.head|head|last_linear)\.(weight|bias)$")
+_BARE_CLASSIFIERS = ("fc", "classifier", "head.fc", "head")  # as timm calls it in its own networks
+# What timm has in its networks between pooling and classifier, and our heads have in theirs.
+_HEAD_LAYERS = (
+    (re.compile(r"^(?:head\.norm|fc_norm|norm)\."), "norm."),
+    (re.compile(r"^(?:head\.)?pre_logits\."), "pre_logits."),
+)
+
+# Buffers that are computed from the settings, and counters: no file has to bring them, and nobody misses them.
+IMMATERIAL = re.compile(
+    r"(?:^|\.)(?:num_batches_tracked|n_averaged|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params)$"
+)
+
+
+def places(key: str, *, naming: KeyMap, backbone: str, head: str, is_bare: bool) -> list[str]:
+    """Where in a net the tensor that a file calls ``key`` may lie, the likeliest place first.
+
+    ``backbone`` and ``head`` are the names of those modules with a dot, or empty where a bare network is filled.
+    ``is_bare``: the file is of a bare network, so that its names lie in the backbone or the head.
+    """
+    if not is_bare and not key.startswith((backbone, head or backbone)):
+        return [key]
+    own = not is_bare and key.startswith(backbone)
+    timm_key = naming.to_timm(key.removeprefix(backbone) if own else key)
+    found = []
+    if classifier := _CLASSIFIER.match(timm_key):
+        found += [f"{layer}.{classifier[1]}" for layer in ([f"{head}classifier"] if head else _BARE_CLASSIFIERS)]
+    if head and key.startswith(head):
+        found.append(timm_key)
+    if own or is_bare:
+        found.append(backbone + timm_key)
+    if head:
+        found += [head + pattern.sub(layer, timm_key) for pattern, layer in _HEAD_LAYERS if pattern.match(timm_key)]
+    return found

@@ -1,0 +1,162 @@
+"""Networks of inverted residuals: MobileNetV2, MobileNetV3, EfficientNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import timm
+from timm.layers import get_act_layer
+from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models._efficientnet_builder import decode_arch_def, round_channels
+from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv3 import MobileNetV3
+from torch import nn
+
+from up.errors import UserError
+from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, as_backbone, prepare, variant
+
+# timm's notation, one string a stage: ds/ir/cn block, r repeats, k kernel, s stride, e expansion, c channels,
+# se squeeze-excite, nre ReLU instead of the network's activation.
+_V2 = (  # table 2 of the paper
+    "ds_r1_k3_s1_c16",
+    "ir_r2_k3_s2_e6_c24",
+    "ir_r3_k3_s2_e6_c32",
+    "ir_r4_k3_s2_e6_c64",
+    "ir_r3_k3_s1_e6_c96",
+    "ir_r3_k3_s2_e6_c160",
+    "ir_r1_k3_s1_e6_c320",
+)
+_V3: dict[str, tuple[tuple[str, ...], ...]] = {
+    "large": (  # table 1
+        ("ds_r1_k3_s1_e1_c16_nre",),
+        ("ir_r1_k3_s2_e4_c24_nre", "ir_r1_k3_s1_e3_c24_nre"),
+        ("ir_r3_k5_s2_e3_c40_se0.25_nre",),
+        ("ir_r1_k3_s2_e6_c80", "ir_r1_k3_s1_e2.5_c80", "ir_r2_k3_s1_e2.3_c80"),
+        ("ir_r2_k3_s1_e6_c112_se0.25",),
+        ("ir_r3_k5_s2_e6_c160_se0.25",),
+        ("cn_r1_k1_s1_c960",),
+    ),
+    "small": (  # table 2
+        ("ds_r1_k3_s2_e1_c16_se0.25_nre",),
+        ("ir_r1_k3_s2_e4.5_c24_nre", "ir_r1_k3_s1_e3.67_c24_nre"),
+        ("ir_r1_k5_s2_e4_c40_se0.25", "ir_r2_k5_s1_e6_c40_se0.25"),
+        ("ir_r2_k5_s1_e3_c48_se0.25",),
+        ("ir_r3_k5_s2_e6_c96_se0.25",),
+        ("cn_r1_k1_s1_c576",),
+    ),
+}
+
+
+def mobilenetv2(
+    *,
+    width_mult: float = 1.0,
+    c4_output: bool = False,
+    drop_path_rate: Rate = 0.0,
+    input_channel: Count = 3,
+    out_layers: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381): image to a map (B, 1280, H/32, W/32).
+
+    ``width_mult`` scales all channels, the last 1280 only upwards. ``c4_output`` adds the map of stride 16 before the
+    last. Raises ``UserError`` for stages that do not exist.
+    """
+    channels = partial(round_channels, multiplier=_checked_width(width_mult))
+    model = EfficientNet(
+        decode_arch_def([[stage] for stage in _V2]),
+        num_classes=0,
+        num_features=max(1280, channels(1280)),
+        in_chans=input_channel,
+        round_chs_fn=channels,
+        act_layer=nn.ReLU6,
+        drop_path_rate=drop_path_rate,
+    )
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    if c4_output and (out_layers is not None or out_strides is not None):
+        raise UserError("c4_output: true means out_strides: [16, 32]; leave it out where the stages are chosen.")
+    backbone.select(out_layers, (16, 32) if c4_output else out_strides)
+    return backbone
+
+
+def mobilenetv3(
+    *,
+    mode: Literal["large", "small"] = "large",
+    width_mult: float = 1.0,
+    dropout: Rate = 0.0,
+    drop_path_rate: Rate = 0.0,
+    input_channel: Count = 3,
+    out_layers: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """MobileNetV3 (Howard et al. 2019, arXiv 1905.02244): image to a feature (B, 1280, 1, 1).
+
+    Its last convolution works on the pooled map. ``dropout`` is applied to the feature. ``mode: small`` ends in 1280
+    channels too, as the first version of the paper has it and older configs expect (the final version has 1024:
+    ``timm`` with ``mobilenetv3_small_100``). Raises ``UserError`` for stages that do not exist.
+    """
+    channels = partial(round_channels, multiplier=_checked_width(width_mult))
+    model = MobileNetV3(
+        decode_arch_def([list(stage) for stage in _V3[mode]]),
+        num_classes=0,
+        num_features=max(1280, channels(1280)),
+        in_chans=input_channel,
+        round_chs_fn=channels,
+        fix_stem=width_mult < 0.75,  # as the published narrow ones have it
+        act_layer=get_act_layer("hard_swish"),
+        se_layer=partial(
+            SqueezeExcite,
+            gate_layer="hard_sigmoid",
+            force_act_layer=nn.ReLU,
+            rd_round_fn=round_channels,
+        ),
+        drop_rate=dropout,
+        drop_path_rate=drop_path_rate,
+    )
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=True)
+    backbone.select(out_layers, out_strides)
+    return backbone
+
+
+def efficientnet(
+    *,
+    model_name: str,
+    drop_path_rate: Rate = 0.0,
+    input_channel: Count = 3,
+    out_layers: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """EfficientNet (Tan and Le 2019, arXiv 1905.11946): image to a map (B, 1280 .. 2560, H/32, W/32).
+
+    Raises ``UserError`` for stages that do not exist.
+    """
+    model = timm.create_model(model_name, num_classes=0, in_chans=input_channel, drop_path_rate=drop_path_rate)
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    backbone.select(out_layers, out_strides)
+    return backbone
+
+
+def _checked_width(width_mult: float) -> float:
+    if width_mult <= 0:
+        raise UserError(f"width_mult: {width_mult} must be more than 0; 1.0 is the network of the paper.")
+    return width_mult
+
+
+efficientnet_b0 = variant(efficientnet, "EfficientNet-B0, 5.3 M parameters, 224 pixels.", {"model_name": "efficientnet_b0"})
+efficientnet_b1 = variant(efficientnet, "EfficientNet-B1, 7.8 M parameters, 240 pixels.", {"model_name": "efficientnet_b1"})
+efficientnet_b2 = variant(efficientnet, "EfficientNet-B2, 9.1 M parameters, 260 pixels.", {"model_name": "efficientnet_b2"})
+efficientnet_b3 = variant(efficientnet, "EfficientNet-B3, 12.2 M parameters, 300 pixels.", {"model_name": "efficientnet_b3"})
+efficientnet_b4 = variant(efficientnet, "EfficientNet-B4, 19.3 M parameters, 380 pixels.", {"model_name": "efficientnet_b4"})
+efficientnet_b5 = variant(efficientnet, "EfficientNet-B5, 30.4 M parameters, 456 pixels.", {"model_name": "efficientnet_b5"})
+efficientnet_b6 = variant(efficientnet, "EfficientNet-B6, 43.0 M parameters, 528 pixels.", {"model_name": "efficientnet_b6"})
+efficientnet_b7 = variant(efficientnet, "EfficientNet-B7, 66.3 M parameters, 600 pixels.", {"model_name": "efficientnet_b7"})

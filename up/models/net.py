@@ -1,0 +1,158 @@
+"""The ``net:`` list as one network: named modules that run in order on a growing record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from up.errors import UserError
+from up.models.freeze import FREEZE_KEY, resting_norms, set_trainable
+from up.models.patterns import any_of
+from up.text import did_you_mean
+
+
+class Net(nn.Module):
+    """Named modules that run in order; each reads the running record and returns what it adds to it.
+
+    ``Net([("backbone", resnet), ("head", head), ("post_process", post)])({"image": image})``: ``image`` (B, C, H, W)
+    gives a record with ``image``, ``features``, ``logits``, and ``loss`` in training or ``scores`` in evaluation.
+
+    - What a module returns replaces what an earlier one put under the same key, as a neck turns features into features.
+    - ``prev`` names, for a module, the earlier module whose output it reads even where a later one has replaced it.
+    - ``freeze_patterns`` (prefixes, or ``r:`` and a regular expression, over parameter names) take parameters out of
+      training. A BatchNorm whose parameters are all without gradient, for whatever reason, stays in evaluation mode.
+
+    Raises ``UserError`` for names that cannot be, an unknown or later ``prev``, and a pattern that matches nothing.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[tuple[str, nn.Module]],
+        *,
+        prev: Mapping[str, str] | None = None,
+        freeze_patterns: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self._names: tuple[str, ...] = ()
+        self._prev = {name: earlier for name, earlier in (prev or {}).items() if earlier}
+        self._frozen: list[str] = []
+        self._asleep: list[str] = []
+        for name, module in modules:
+            _require_name(name, self)
+            self.add_module(name, module)
+            self._names += (name,)
+        _require_order(self._prev, self._names)
+        self.freeze(freeze_patterns)
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """The names of the modules, in the order in which they run."""
+        return self._names
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._names:
+            raise KeyError(f"the net has no module {name!r}, it has {', '.join(self._names)}")
+        return self.get_submodule(name)
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Run all modules on a copy of ``batch`` and return the whole record; ``batch`` itself is left as it is."""
+        record = dict(batch)
+        added: dict[str, Mapping[str, Any]] = {}
+        for name in self._names:
+            earlier = self._prev.get(name)
+            returned = self[name]({**record, **added[earlier]} if earlier else record)
+            if not isinstance(returned, Mapping):
+                kind, got = type(self[name]).__name__, type(returned).__name__
+                raise TypeError(f"net module {name!r} ({kind}) must return a dict of what it adds, it returned {got}")
+            added[name] = returned
+            record.update(returned)
+        return record
+
+    def without(self, *names: str) -> Net:
+        """A net of the other modules, shared with this one: ``without("post_process")`` ends at the logits."""
+        for name in names:
+            _ = self[name]
+        kept = [(name, self[name]) for name in self._names if name not in names]
+        part = Net(kept, prev={name: earlier for name, earlier in self._prev.items() if name not in names})
+        part.training = self.training
+        return part
+
+    def freeze(self, patterns: Sequence[str], *, asleep: bool = False) -> list[str]:
+        """Take the matching parameters out of training and return their names.
+
+        ``asleep`` also keeps every module wholly inside a pattern in evaluation mode, dropout included: a frozen
+        feature extractor rather than frozen weights.
+        """
+        frozen = set_trainable(self, patterns, trainable=False)
+        self._frozen += patterns
+        self._asleep += patterns if asleep else ()
+        self._rest()
+        return frozen
+
+    def unfreeze(self, patterns: Sequence[str]) -> list[str]:
+        """Put the matching parameters back into training and return their names."""
+        freed = set_trainable(self, patterns, trainable=True)
+        self._frozen = [pattern for pattern in self._frozen if pattern not in patterns]
+        self._asleep = [pattern for pattern in self._asleep if pattern not in patterns]
+        self.train(self.training)
+        return freed
+
+    def train(self, mode: bool = True) -> Net:
+        """Set the mode of all modules but those that rest."""
+        super().train(mode)
+        self._rest()
+        return self
+
+    def _rest(self) -> None:
+        for norm in resting_norms(self, any_of(self._frozen, key=FREEZE_KEY)):
+            norm.eval()
+        is_asleep = any_of(self._asleep, key=FREEZE_KEY)
+        for name, module in self.named_modules():
+            if is_asleep(name):
+                module.eval()
+
+
+@dataclass(frozen=True)
+class ModuleSummary:
+    """One line of the start log: a module of the net and how many of its parameters train."""
+
+    name: str
+    type: str
+    parameters: int
+    trainable: int
+
+    @property
+    def frozen(self) -> int:
+        """How many parameters stay as they are."""
+        return self.parameters - self.trainable
+
+
+def model_summary(net: Net) -> list[ModuleSummary]:
+    """A row for each module of the net, in order, then one called ``total`` (a shared tensor counts once there)."""
+    rows = [_summary(name, net[name]) for name in net.module_names]
+    return [*rows, _summary("total", net)]
+
+
+def _summary(name: str, module: nn.Module) -> ModuleSummary:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return ModuleSummary(name, type(module).__name__, sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains))
+
+
+def _require_name(name: str, net: Net) -> None:
+    if name in net.module_names:
+        raise UserError(f"net: two modules are called {name!r}. Give one of them another name.")
+    if not name or "." in name or hasattr(net, name):
+        raise UserError(f"net: a module cannot be called {name!r}. Expected a word such as 'backbone', without dots.")
+
+
+def _require_order(prev: Mapping[str, str], names: Sequence[str]) -> None:
+    for name, earlier in prev.items():
+        if name not in names:
+            raise UserError(f"net: prev is set for {name!r}, which is no module of the net.{did_you_mean(name, names)}")
+        before = names[: names.index(name)]
+        if earlier not in before:
+            expected = f"an earlier module ({', '.join(before)})" if before else "nothing, since it is the first"
+            raise UserError(f"net.{name}.prev: got {earlier!r}, expected {expected}.{did_you_mean(earlier, before)}")

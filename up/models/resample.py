@@ -1,0 +1,51 @@
+"""Tensors that hold a value per position: what they become for another image or window size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
+from torch import Tensor, nn
+
+_CLASS_TOKENS = (1, 0, 2)  # ViT has a class token, some have none, distilled DeiT has one more
+
+
+def resampled(net: nn.Module, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """``tensor`` interpolated to ``shape``, where ``name`` is a position embedding of ``net``; None where it is none.
+
+    ``pos_embed`` is (1, tokens, channels), ``relative_position_bias_table`` (offsets, heads).
+    """
+    owner_name, _, own_name = name.rpartition(".")
+    if tensor.ndim != len(shape) or tensor.shape[-1] != shape[-1]:
+        return None
+    if own_name in ("pos_embed", "absolute_pos_embed") and tensor.ndim == 3:
+        return _position_embedding(net.get_submodule(owner_name), tensor, shape[1])
+    if own_name == "relative_position_bias_table" and tensor.ndim == 2:
+        return _relative_bias(net.get_submodule(owner_name), tensor, shape)
+    return None
+
+
+def _position_embedding(owner: nn.Module, tensor: Tensor, tokens: int) -> Tensor | None:
+    """Bicubic over the patch grid, class tokens kept; None where the old patches were no square."""
+    grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
+    for extra in _CLASS_TOKENS:
+        new = grid if grid is not None and math.prod(grid) == tokens - extra else _square(tokens - extra)
+        old = _square(tensor.shape[1] - extra)
+        if new is not None and old is not None:
+            made = resample_abs_pos_embed(tensor, new_size=list(new), old_size=list(old), num_prefix_tokens=extra)
+            return cast("Tensor", made)
+    return None
+
+
+def _relative_bias(owner: nn.Module, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+    window = getattr(owner, "window_size", None)
+    if window is None or (2 * window[0] - 1) * (2 * window[1] - 1) != shape[0]:
+        return None
+    return cast("Tensor", resize_rel_pos_bias_table_simple(tensor, new_window_size=window, new_bias_shape=tuple(shape)))
+
+
+def _square(count: int) -> tuple[int, int] | None:
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side and side * side == count else None

@@ -1,0 +1,119 @@
+"""ResNet (He et al. 2016, arXiv 1512.03385) and ResNet-D (He et al. 2019, arXiv 1812.01187)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from up.errors import UserError
+from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, as_backbone, prepare, variant
+
+_STEM = ("conv1", "bn1")
+
+
+def resnet_custom(
+    *,
+    block: Literal["basic", "bottleneck"],
+    layers: Sequence[int],
+    width: Count = 64,
+    stem: Literal["imagenet", "small"] = "imagenet",
+    deep_stem: bool = False,
+    avg_down: bool = False,
+    style: Literal["pytorch", "caffe"] = "pytorch",
+    drop_path_rate: Rate = 0.0,
+    input_channel: Count = 3,
+    frozen_layers: Sequence[int] = (),
+    out_layers: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """A ResNet of any depth and width: image (B, input_channel, H, W) to a map (B, planes, H/32, W/32).
+
+    - ``layers``: blocks in each of the four stages; ``width``: channels of the first, doubled by every further stage.
+    - ``stem``: ``small`` is one 3x3 convolution with stride 1 for images of about 32 pixels (He et al. 2016, section
+      4.2), and the strides are 1, 1, 2, 4, 8. ``deep_stem``: three 3x3 convolutions in place of the 7x7 one (ResNet-C).
+    - ``avg_down``: average pooling before the 1x1 convolution of a shortcut, which then drops no pixels (ResNet-D).
+    - ``style``: the stride of a bottleneck stands in its 3x3 convolution (``pytorch``) or its first 1x1 (``caffe``).
+    - ``frozen_layers``: stages without training, 0 is the stem; ``out_layers``, ``out_strides``: in ``Backbone.select``.
+
+    Raises ``UserError`` for stages that do not exist and for options that exclude each other.
+    """
+    _check_shape(layers, width)
+    if deep_stem and stem == "small":
+        raise UserError("stem: small is a single convolution; leave deep_stem out, or take stem: imagenet.")
+    # A plain stem of timm's always has 64 channels, a deep one has as many as asked for; so another width starts
+    # from a deep stem, and the one convolution takes its place.
+    replaced = stem == "small" or (width != 64 and not deep_stem)
+    model = ResNet(
+        block={"basic": BasicBlock, "bottleneck": Bottleneck}[block],
+        layers=tuple(layers),
+        channels=tuple(width * 2**stage for stage in range(4)),
+        num_classes=0,
+        in_chans=input_channel,
+        stem_type="deep" if deep_stem or replaced else "",
+        stem_width=width // 2 if deep_stem or replaced else 64,
+        avg_down=avg_down,
+        drop_path_rate=drop_path_rate,
+    )
+    if replaced:
+        _replace_stem(model, input_channel, width, small=stem == "small")
+    if style == "caffe":
+        _stride_first(model)
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    backbone.freeze(_paths(frozen_layers))
+    backbone.select(out_layers, out_strides)
+    return backbone
+
+
+def _check_shape(layers: Sequence[int], width: int) -> None:
+    if len(layers) != 4 or min(layers) < 1:
+        raise UserError(f"layers: {list(layers)} must be four numbers of blocks, such as [2, 2, 2, 2].")
+    if width < 2 or width % 2:
+        raise UserError(f"width: {width} must be an even number of channels, such as 64.")
+
+
+def _replace_stem(model: ResNet, channels: int, width: int, *, small: bool) -> None:
+    kernel, stride = (3, 1) if small else (7, 2)
+    model.conv1 = nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if small:
+        model.maxpool = nn.Identity()
+        for info in model.feature_info:
+            info["reduction"] = max(1, info["reduction"] // 4)
+
+
+def _stride_first(model: nn.Module) -> None:
+    """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 before it, as ResNet first had it."""
+    for block in model.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _paths(frozen_layers: Sequence[int]) -> list[str]:
+    unknown = [stage for stage in frozen_layers if stage not in range(5)]
+    if unknown:
+        raise UserError(f"frozen_layers: {unknown}: expected 0 (the stem) or a stage from 1 to 4.")
+    return [path for stage in frozen_layers for path in (_STEM if stage == 0 else (f"layer{stage}",))]
+
+
+_BASIC_18, _BASIC_34 = {"block": "basic", "layers": (2, 2, 2, 2)}, {"block": "basic", "layers": (3, 4, 6, 3)}
+_DEEP_50, _DEEP_101, _DEEP_152 = (
+    {"block": "bottleneck", "layers": layers} for layers in ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))
+)
+_D = {"deep_stem": True, "avg_down": True}
+
+resnet18 = variant(resnet_custom, "ResNet-18, 11.7 M parameters with 1000 classes.", _BASIC_18)
+resnet34 = variant(resnet_custom, "ResNet-34, 21.8 M parameters with 1000 classes.", _BASIC_34)
+resnet50 = variant(resnet_custom, "ResNet-50, 25.6 M parameters with 1000 classes.", _DEEP_50)
+resnet101 = variant(resnet_custom, "ResNet-101, 44.5 M parameters with 1000 classes.", _DEEP_101)
+resnet152 = variant(resnet_custom, "ResNet-152, 60.2 M parameters with 1000 classes.", _DEEP_152)
+resnet18_D = variant(resnet_custom, "ResNet-18-D: deep stem and average-pooled shortcuts.", _BASIC_18, _D)
+resnet34_D = variant(resnet_custom, "ResNet-34-D: deep stem and average-pooled shortcuts.", _BASIC_34, _D)
+resnet50_D = variant(resnet_custom, "ResNet-50-D: deep stem and average-pooled shortcuts.", _DEEP_50, _D)
+resnet101_D = variant(resnet_custom, "ResNet-101-D: deep stem and average-pooled shortcuts.", _DEEP_101, _D)
+resnet152_D = variant(resnet_custom, "ResNet-152-D: deep stem and average-pooled shortcuts.", _DEEP_152, _D)

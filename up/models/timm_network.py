@@ -1,0 +1,70 @@
+"""``type: timm``: every network of timm by its name there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import timm
+from torch import nn
+
+from up.errors import UserError
+from up.models.adapter import Backbone, Initializer, Normalize, as_backbone, prepare
+from up.text import did_you_mean
+
+
+def timm_network(
+    *,
+    model_name: str,
+    pretrained: bool = False,
+    pooled: bool = True,
+    out_strides: Sequence[int] | None = None,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+    **kwargs: Any,
+) -> Backbone:
+    """Any network of timm; further kwargs go to ``timm.create_model``.
+
+    - ``pooled``: the feature is what timm's classifier would read, as (B, C, 1, 1): with ``base_cls_head`` this is
+      timm's network exactly. ``false`` gives its map (B, C, H', W') or tokens (B, N, C), for ``vit_head`` and the like;
+      parameters that timm has between them and the classifier are then not trained.
+    - ``out_strides``: features of other stages too, for networks that have them.
+    - ``pretrained``: timm's weights, downloaded at the first use.
+
+    Raises ``UserError`` for an unknown name, kwargs that the network does not take, and weights that cannot be had.
+    """
+    _check_name(model_name)
+    if "num_classes" in kwargs:
+        raise UserError("num_classes: the classifier is the head's, give it num_classes in its own kwargs.")
+    model = _create(model_name, pretrained, kwargs)
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=pooled)
+    backbone.select(None, out_strides)
+    return backbone
+
+
+def _check_name(model_name: str) -> None:
+    """Names of a place outside of timm's table (``hf-hub:``, ``local-dir:``) are left to timm."""
+    if ":" not in model_name and not timm.is_model(model_name):
+        near = did_you_mean(model_name, timm.list_models())
+        raise UserError(f"model_name: timm has no network {model_name!r}.{near} timm.list_models() lists them all.")
+
+
+def _create(model_name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return cast(nn.Module, timm.create_model(model_name, pretrained=pretrained, num_classes=0, **kwargs))
+    except TypeError as error:
+        raise UserError(f"timm's {model_name} cannot be built with kwargs {kwargs}: {error}") from error
+    except Exception as error:
+        # timm, its hub client and urllib fail in a dozen ways for the same reason: the weights could not be fetched.
+        if not pretrained:
+            raise UserError(f"timm's {model_name} cannot be built: {error or type(error).__name__}") from error
+        raise UserError(
+            f"pretrained: the weights of timm's {model_name} could not be had ({type(error).__name__}: "
+            f"{_first_line(error)}). Without network access set pretrained: false, or put the file on this machine "
+            "and name it in saver.pretrain_model."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

@@ -1,0 +1,142 @@
+"""Swin Transformer, ViT and DeiT. CSWin, which timm has not, is in ``cswin``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+
+from up.errors import UserError
+from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, as_backbone, prepare, variant
+
+
+def swin(
+    *,
+    embed_dim: Count,
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    window_size: Count,
+    pretrain_img_size: Count,
+    img_size: int | Sequence[int] | None = None,
+    drop_path_rate: Rate = 0.1,
+    input_channel: Count = 3,
+    out_layers: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """Swin Transformer (Liu et al. 2021, arXiv 2103.14030): image to a normalized map (B, 8 * embed_dim, H/32, W/32).
+
+    ``img_size``: the side of the images, or (height, width), where it is not ``pretrain_img_size``; the attention masks
+    are made for it. Windows are padded where they do not fit, and smaller where the map is. Raises ``UserError`` for
+    images of another size, sizes that 4 does not divide, and stages that do not exist.
+    """
+    model = SwinTransformer(
+        img_size=_checked_size(pretrain_img_size if img_size is None else img_size, patch=4),
+        in_chans=input_channel,
+        num_classes=0,
+        embed_dim=embed_dim,
+        depths=tuple(depths),
+        num_heads=_checked_heads(embed_dim, depths, num_heads),
+        window_size=window_size,
+        drop_path_rate=drop_path_rate,
+    )
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    backbone.select(out_layers, out_strides)
+    return backbone
+
+
+def vit(
+    *,
+    patch_size: Count,
+    embed_dim: Count,
+    depth: Count,
+    num_heads: Count,
+    img_size: int | Sequence[int] = 224,
+    drop_path: Rate = 0.0,
+    dropout: Rate = 0.0,
+    attention_dropout: Rate = 0.0,
+    qkv_bias: bool = True,
+    input_channel: Count = 3,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929): image to tokens (B, 1 + N, embed_dim).
+
+    The tokens are normalized, the class token first, N = H * W / patch_size^2.
+    ``img_size``: the side of the images, or (height, width). ``dropout`` acts after the position embedding and every
+    dense layer but those of queries, keys and values (appendix B.1 of the paper).
+    Raises ``UserError`` for images of another size and for sizes that the patch does not divide.
+    """
+    model = VisionTransformer(
+        img_size=_checked_size(img_size, patch_size),
+        patch_size=patch_size,
+        in_chans=input_channel,
+        num_classes=0,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        qkv_bias=qkv_bias,
+        pos_drop_rate=dropout,
+        proj_drop_rate=dropout,
+        attn_drop_rate=attention_dropout,
+        drop_path_rate=drop_path,
+    )
+    return as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+
+
+def _checked_size(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
+    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(sides) != 2 or any(side < patch or side % patch for side in sides):
+        raise UserError(f"img_size: {img_size} must be one or two multiples of the patch, {patch} pixels.")
+    return sides[0], sides[1]
+
+
+def _checked_heads(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> tuple[int, ...]:
+    if len(num_heads) != len(depths):
+        raise UserError(f"num_heads: {list(num_heads)} must be as many numbers as depths: {list(depths)}.")
+    dims = [embed_dim * 2**stage for stage in range(len(depths))]
+    if any(heads < 1 or dim % heads for dim, heads in zip(dims, num_heads, strict=True)):
+        raise UserError(f"num_heads: {list(num_heads)} must divide the channels of the stages, {dims}.")
+    return tuple(num_heads)
+
+
+def _swin(embed_dim: int, depth: int, heads: int, size: int) -> dict[str, object]:
+    return {
+        "embed_dim": embed_dim,
+        "depths": (2, 2, depth, 2),
+        "num_heads": tuple(heads * 2**stage for stage in range(4)),
+        "window_size": size // 32,
+        "pretrain_img_size": size,
+    }
+
+
+def _vit(patch_size: int, embed_dim: int, depth: int, num_heads: int) -> dict[str, object]:
+    return {"patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+
+
+_TINY, _SMALL, _BASE, _LARGE = (192, 12, 3), (384, 12, 6), (768, 12, 12), (1024, 24, 16)
+_384 = {"img_size": 384}
+
+swin_tiny = variant(swin, "Swin-T, 28.3 M parameters.", defaults=_swin(96, 6, 3, 224))
+swin_small = variant(swin, "Swin-S, 49.6 M parameters.", defaults=_swin(96, 18, 3, 224))
+swin_base_224 = variant(swin, "Swin-B, 87.8 M parameters.", defaults=_swin(128, 18, 4, 224))
+swin_base_384 = variant(swin, "Swin-B for 384 pixels, 87.9 M parameters.", defaults=_swin(128, 18, 4, 384))
+swin_large_224 = variant(swin, "Swin-L, 196.5 M parameters.", defaults=_swin(192, 18, 6, 224))
+swin_large_384 = variant(swin, "Swin-L for 384 pixels, 196.7 M parameters.", defaults=_swin(192, 18, 6, 384))
+
+vit_tiny_patch16_224 = variant(vit, "ViT-Ti/16, 5.7 M parameters.", _vit(16, *_TINY))
+vit_small_patch16_224 = variant(vit, "ViT-S/16, 22.1 M parameters.", _vit(16, *_SMALL))
+vit_base_patch16_224 = variant(vit, "ViT-B/16, 86.6 M parameters.", _vit(16, *_BASE))
+vit_base_patch16_384 = variant(vit, "ViT-B/16 for 384 pixels, 86.9 M parameters.", _vit(16, *_BASE), _384)
+vit_base_patch32_224 = variant(vit, "ViT-B/32, 88.2 M parameters.", _vit(32, *_BASE))
+vit_large_patch16_224 = variant(vit, "ViT-L/16, 304.3 M parameters.", _vit(16, *_LARGE))
+vit_large_patch16_384 = variant(vit, "ViT-L/16 for 384 pixels, 304.7 M parameters.", _vit(16, *_LARGE), _384)
+vit_huge_patch14_224 = variant(vit, "ViT-H/14, 632.0 M parameters.", _vit(14, 1280, 32, 16))
+deit_tiny_patch16_224 = variant(vit, "DeiT-Ti, 5.7 M parameters (arXiv 2012.12877).", _vit(16, *_TINY))
+deit_small_patch16_224 = variant(vit, "DeiT-S, 22.1 M parameters (arXiv 2012.12877).", _vit(16, *_SMALL))
+deit_base_patch16_224 = variant(vit, "DeiT-B, 86.6 M parameters (arXiv 2012.12877).", _vit(16, *_BASE))
+deit_base_patch16_384 = variant(vit, "DeiT-B for 384 pixels, 86.9 M parameters (arXiv 2012.12877).", _vit(16, *_BASE), _384)

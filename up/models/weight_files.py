@@ -1,0 +1,186 @@
+"""Reading weights from files that others made: nothing in them is ever executed, and every fault has a name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from up.errors import UserError
+from up.files import sha256_of
+from up.text import did_you_mean, some_of
+
+_MODEL_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
+_EMA_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
+_TIMM = "timm:"
+_LAYOUT = "Expected a dict of tensors, alone or under 'model' or 'state_dict'."
+_NOT_WEIGHTS = {  # what people download by mistake, by its first bytes
+    b"<": "an HTML or XML page",
+    b"version https://git-lfs": "a git-lfs pointer (fetch the file itself with git lfs pull)",
+    b"\x93NUMPY": "a NumPy array",
+}
+_EVERYDAY = ("numpy", "argparse", "collections", "easydict", "omegaconf", "pathlib", "torch")  # found in training checkpoints
+
+
+class WeightsError(UserError):
+    """Weights are missing, damaged, refused, or made for another network."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name as a file has them, wrappers' prefixes stripped."""
+
+    source: str
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor] = field(default_factory=dict)  # the averaged weights; may leave out what is not averaged
+    class_names: tuple[Any, ...] | None = None  # names, or a list of names for every head
+
+    def tensors(self, *, prefer_ema: bool = True) -> dict[str, Tensor]:
+        """The averaged weights where there are any and they are preferred, else the raw ones."""
+        return {**self.model, **self.ema} if prefer_ema else dict(self.model or self.ema)
+
+
+def read_state(source: str | Path) -> Weights:
+    """Read the weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or ``timm:resnet50.a1_in1k``.
+
+    A file is our checkpoint, a dict with ``state_dict``, or the bare dict of tensors. Its sidecar ``FILE.json``, where
+    there is one, is checked first. Raises ``WeightsError`` that names the file and what is wrong with it.
+    """
+    if str(source).startswith(_TIMM):
+        return _from_timm(str(source).removeprefix(_TIMM))
+    path = Path(source)
+    _require_file(path)
+    _require_intact(path)
+    content = _content(path)
+    ema = next((_tensors(content[key]) for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), {})
+    model = _tensors({key: value for key, value in content.items() if key not in _EMA_KEYS})
+    if not model and not ema:
+        raise WeightsError(f"{path}: holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}")
+    return Weights(str(path), model, ema, _class_names(content))
+
+
+def clean_key(key: str) -> str:
+    """A tensor's name without what DistributedDataParallel and torch.compile put before it."""
+    stripped = re.sub(r"^(?:(?:module|_orig_mod)\.)+", "", key)
+    return stripped.replace("._orig_mod.", ".")
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a mapping, or of the mapping that it holds under a well-known key."""
+    for key in (*_MODEL_KEYS, *_EMA_KEYS):
+        if isinstance(content.get(key), Mapping):
+            found = _tensors(content[key])
+            if found:
+                return found
+    held = ((key, value) for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor))
+    return {clean_key(key): value for key, value in held}
+
+
+def _class_names(content: Mapping[Any, Any]) -> tuple[Any, ...] | None:
+    names = content.get("class_names")
+    return tuple(names) if isinstance(names, (list, tuple)) and names else None
+
+
+def _content(path: Path) -> Mapping[Any, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path, device="cpu")
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's advice on TorchScript and pickles; our error says what matters
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make the readers fail in any way
+        raise WeightsError(f"{path}: {_reason(path, error)}") from error
+    return _mapping(path, content)
+
+
+def _mapping(path: Path, content: object) -> Mapping[Any, Any]:
+    if isinstance(content, Mapping):
+        return content
+    raise WeightsError(f"{path}: holds no weights (got {type(content).__name__}). {_LAYOUT}")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read: it would run code, it is something else, or it is damaged."""
+    if isinstance(error, PermissionError):
+        return "cannot be read (permission denied)."
+    text = str(error)
+    if "TorchScript" in text:
+        return "contains code, refused (a TorchScript archive). Save its state_dict() and name that file."
+    code = re.search(r"(?:GLOBAL|class) ([\w.]+\.[\w.]+) (?:whose module|was not)", text)
+    if code and not code[1].startswith("torch._utils."):  # all of those are allowed: this is a name cut short
+        return _refusal(path, code[1])
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    for signature, what in _NOT_WEIGHTS.items():
+        if start.startswith(signature):
+            return f"holds no weights: it is {what}."
+    if isinstance(error, pickle.UnpicklingError) and start.startswith(b"\x80"):
+        return f"damaged, or a pickle that torch.save did not write, refused ({_detail(text)})."
+    return f"damaged ({path.stat().st_size:,} bytes: {_detail(text) or type(error).__name__})."
+
+
+def _refusal(path: Path, name: str) -> str:
+    """The refusal of a file that names ``name``, with the way to convert it where that is an everyday thing to find."""
+    refused = f"contains code, refused ({name} would have to be imported). "
+    if name.partition(".")[0] not in _EVERYDAY:
+        return refused + "Do not open it otherwise; ask for a file of tensors alone, torch.save(model.state_dict(), ...)."
+    load = f"c = torch.load('{path.name}', map_location='cpu', weights_only=False)"
+    save = "torch.save({'model': c.get('state_dict', c.get('model', c))}, 'weights.pth')"
+    return f'{refused}If you trust where it comes from, save its tensors alone: python -c "import torch; {load}; {save}"'
+
+
+def _detail(text: str) -> str:
+    """The one line of torch's long messages that says what happened."""
+    own = text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0]
+    lines = [line.strip() for line in own.splitlines() if line.strip()]
+    return re.split(r"(?<=\w)\.(?: |$)", lines[0])[0] if lines else ""
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise WeightsError(f"{path}: is a folder. Expected a file of weights in it, such as {path / 'ckpt_best.pth'}.")
+    if not path.is_file():
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise WeightsError(f"{path}: not found.{did_you_mean(path.name, beside)}")
+
+
+def _require_intact(path: Path) -> None:
+    """Compare size and hash with the sidecar; a file without one, or beside another kind of JSON, gets no verdict."""
+    try:
+        said = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+        size, sha256 = int(said["bytes"]), str(said["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    found = path.stat().st_size
+    if found != size or sha256_of(path) != sha256:
+        raise WeightsError(f"{path}: damaged (bytes {found:,} of {size:,}, sha256 mismatch). Copy it again or name another.")
+
+
+def _from_timm(name: str) -> Weights:
+    """Pretrained weights by timm's name, downloaded on first use into the cache of the hub."""
+    network_name = name.partition(".")[0]
+    if not timm.is_model(network_name):
+        raise WeightsError(f"timm:{name}: timm has no such network.{did_you_mean(network_name, timm.list_models())}")
+    tags = timm.list_pretrained(f"{network_name}.*") + timm.list_pretrained(network_name)
+    if not timm.is_model_pretrained(name) or (name != network_name and name not in tags):
+        expected = some_of(tags) if tags else "another network, it has none for this one"
+        raise WeightsError(f"timm:{name}: timm has no such weights. Expected {expected}.")
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except Exception as error:  # each download library has errors of its own
+        reason = f"{type(error).__name__}: {_detail(str(error))}"
+        raise WeightsError(
+            f"timm:{name}: cannot be downloaded ({reason}). Without a network, name the path of a file instead."
+        ) from error
+    return Weights(f"timm:{name}", network.state_dict())

@@ -1,0 +1,305 @@
+"""Filling a network with weights: strict, with every tensor that did not fit accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, places
+from up.models.net import Net
+from up.models.patterns import any_of, require_matches
+from up.models.resample import resampled
+from up.models.weight_files import Weights, WeightsError, clean_key, read_state
+from up.text import count, some_of
+
+__all__ = [
+    "LoadReport",
+    "Misshaped",
+    "Weights",
+    "WeightsError",
+    "clean_state_dict",
+    "load_weights",
+    "read_state",
+    "unwrap",
+]
+
+SKIP_KEY = "saver.skip"
+
+
+@dataclass(frozen=True)
+class Misshaped:
+    """A tensor whose shape in the file is not that in the net."""
+
+    name: str
+    found: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.found} in the file, {self.wanted} in the net)"
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor of a file and of a net; names are those of the net."""
+
+    source: str
+    naming: str
+    averaged: bool
+    loaded: list[str] = field(default_factory=list)
+    resized: list[Misshaped] = field(default_factory=list)  # loaded too, after interpolation
+    missing: list[str] = field(default_factory=list)  # in the net only
+    unexpected: list[str] = field(default_factory=list)  # in the file only
+    misshaped: list[Misshaped] = field(default_factory=list)
+    reinitialised: list[str] = field(default_factory=list)  # tensors of the head that keep their fresh values
+    skipped: list[str] = field(default_factory=list)  # as saver.skip asked
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for the log, one line for each thing that a user should know."""
+        kind = "averaged (EMA) weights" if self.averaged else "weights"
+        told = [f"{self.source}: loaded {count(len(self.loaded), 'tensor')} of its {kind} (names: {self.naming})"]
+        for names, what in (
+            (self.reinitialised, "new head, started afresh"),
+            (self.misshaped, "dropped, of another shape"),
+            (self.resized, "resized"),
+            (self.missing, "not in the file, left as built"),
+            (self.unexpected, "not in the net, dropped"),
+            (self.skipped, f"skipped by {SKIP_KEY}"),
+        ):
+            if names:
+                told.append(f"{self.source}: {what}: {some_of(names)}")
+        return [*told, *(f"{self.source}: {note}" for note in self.notes)]
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(module, (DistributedDataParallel, DataParallel)):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def clean_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the network itself: no name carries ``module.`` or ``_orig_mod.``."""
+    return {clean_key(key): tensor for key, tensor in unwrap(module).state_dict().items()}
+
+
+def load_weights(
+    net: nn.Module,
+    weights: Weights,
+    *,
+    prefer_ema: bool = True,
+    skip: Sequence[str] = (),
+    heads: Sequence[str] = ("head",),
+    class_names: Sequence[Any] | None = None,
+) -> LoadReport:
+    """Fill ``net`` with ``weights``, whoever named them, and report every tensor that was not simply copied.
+
+    ``skip`` are patterns (prefixes, or ``r:`` and a regular expression) of tensors to leave as built. ``heads`` are the
+    modules whose classifier may be of another width and then starts afresh, as it does when ``class_names`` are another
+    number than the file's; pass none where a new head would be a fault (evaluation, teachers, export). Position
+    embeddings are interpolated. Losses without parameters keep their own buffers. Raises ``WeightsError`` for any other
+    mismatch, with the line to add to the configuration, and leaves ``net`` untouched then.
+    """
+    bare = unwrap(net)
+    tensors = weights.tensors(prefer_ema=prefer_ema)
+    naming, renamed = _best_naming(weights.source, tensors, _Target.of(bare))
+    filling = _Filling(bare, LoadReport(weights.source, naming.name, averaged=prefer_ema and bool(weights.ema)), skip, heads)
+    filling.compare_classes(weights.class_names, class_names)
+    filling.sort_out({name: tensors[key] for name, key in renamed.items()})
+    filling.require_no_problem()
+    full_names = {clean_key(key): key for key in bare.state_dict()}  # a module compiled in place has another one
+    result = bare.load_state_dict({full_names[name]: tensor for name, tensor in filling.chosen.items()}, strict=False)
+    assert not result.unexpected_keys, result.unexpected_keys
+    return filling.report
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the search for a naming must know of a net."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    backbone: str  # with a dot, or empty for a network without modules of these names
+    head: str
+
+    @staticmethod
+    def of(net: nn.Module) -> _Target:
+        children = dict(net.named_children())
+        shapes = {clean_key(key): tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+        is_net = "backbone" in children
+        return _Target(shapes, "backbone." if is_net else "", "head." if is_net and "head" in children else "")
+
+    def names(self, keys: Iterable[str], naming: KeyMap) -> list[str]:
+        """The name in the net that each of a file's ``keys`` means; the likeliest where the net has none of them."""
+        keys = list(keys)
+        is_bare = not self.backbone or not any(key.startswith(self.backbone) for key in keys)
+        named = []
+        for key in keys:
+            candidates = places(key, naming=naming, backbone=self.backbone, head=self.head, is_bare=is_bare)
+            named.append(next((name for name in candidates if name in self.shapes), candidates[0]))
+        return named
+
+
+def _best_naming(source: str, tensors: Mapping[str, Tensor], target: _Target) -> tuple[KeyMap, dict[str, str]]:
+    """The naming under which most tensors fit, and with it the file's key for every name in the net."""
+
+    def hits(naming: KeyMap) -> int:
+        wanted = (target.shapes.get(name) for name in target.names(tensors, naming))
+        pairs = zip(wanted, tensors.values(), strict=True)
+        return sum(shape is not None and _squeezed(shape) == _squeezed(tensor.shape) for shape, tensor in pairs)
+
+    scores = [hits(naming) for naming in KEY_MAPS]
+    best = max(scores)
+    if best == 0:
+        raise WeightsError(
+            f"{source}: none of its {count(len(tensors), 'tensor')} fits this net: the file has {some_of(tensors, 3)}; "
+            f"the net has {some_of(target.shapes, 3)}. Expected weights of the same architecture."
+        )
+    naming = KEY_MAPS[scores.index(best)]
+    renamed: dict[str, str] = {}
+    for name, (key, tensor) in zip(target.names(tensors, naming), tensors.items(), strict=True):
+        if name in renamed and not torch.equal(tensors[renamed[name]], tensor):
+            raise WeightsError(f"{source}: {renamed[name]} and {key} both mean {name} but differ. Expected one of them.")
+        renamed.setdefault(name, key)
+    return naming, renamed
+
+
+class _Filling:
+    """Sorts the tensors of a file by what becomes of them."""
+
+    def __init__(self, net: nn.Module, report: LoadReport, skip: Sequence[str], heads: Sequence[str]) -> None:
+        self.net = net
+        self.report = report
+        self.chosen: dict[str, Tensor] = {}
+        self._own = {clean_key(key): tensor for key, tensor in net.state_dict().items()}
+        self._skip = skip
+        self._heads = tuple(heads)
+        self._other_classes = False
+        self._renewed: set[str] = set()
+        # Losses and post-processing keep counters at most; a file of weights says nothing about them.
+        children = dict(net.named_children()) if isinstance(net, Net) else {}
+        self._counting = tuple(f"{name}." for name, child in children.items() if not any(True for _ in child.parameters()))
+
+    def compare_classes(self, theirs: Sequence[Any] | None, ours: Sequence[Any] | None) -> None:
+        """A head for another number of classes starts afresh; other names of as many classes are pointed out."""
+        if theirs is None or ours is None or list(theirs) == list(ours):
+            return
+        told = f"its {len(theirs)} classes ({some_of(theirs, 3)}) are not this net's {len(ours)} ({some_of(ours, 3)})"
+        self._other_classes = _numbers(theirs) != _numbers(ours)
+        if not self._other_classes:
+            told += f"; the head was loaded all the same. To start it afresh: saver: {{skip: [{some_of(self._heads)}]}}"
+        self.report.notes.append(told)
+
+    def sort_out(self, named: Mapping[str, Tensor]) -> None:
+        """Decide for every tensor of the file and of the net."""
+        require_matches(self._skip, [*named, *self._own], key=SKIP_KEY)
+        skips = any_of(self._skip, key=SKIP_KEY)
+        report = self.report
+        report.skipped = [name for name in {**self._own, **named} if skips(name)]
+        named = {name: tensor for name, tensor in named.items() if not skips(name)}
+        report.missing = [name for name in self._own if name not in named and not skips(name) and not IMMATERIAL.search(name)]
+        report.unexpected = [name for name in named if name not in self._own and not IMMATERIAL.search(name)]
+        for name, tensor in named.items():
+            if name in self._own:
+                self._fit(name, tensor)
+        self._renew_heads()
+
+    def require_no_problem(self) -> None:
+        """Raise ``WeightsError`` for what neither the heads nor the losses explain."""
+        report = self.report
+        problems = {name: f"{name} is not in the file" for name in report.missing}
+        problems |= {name: f"{name} is not in the net" for name in report.unexpected}
+        problems |= {item.name: str(item) for item in report.misshaped}
+        problems = {name: text for name, text in problems.items() if not (self._is_new(name) or name.startswith(self._counting))}
+        if not problems:
+            return
+        doubt = "Is it another architecture? " if len(problems) > len(self.chosen) else ""
+        raise WeightsError(
+            f"{report.source}: {count(len(problems), 'tensor')} cannot be loaded: {some_of(problems.values())}. "
+            f"{doubt}To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
+        )
+
+    def _fit(self, name: str, tensor: Tensor) -> None:
+        own = self._own[name]
+        shapes = Misshaped(name, tuple(tensor.shape), tuple(own.shape))
+        if tensor.shape != own.shape:
+            new = _reshaped(tensor, own)
+            if new is None:
+                new = resampled(self.net, name, tensor, own.shape)
+                (self.report.misshaped if new is None else self.report.resized).append(shapes)
+            if new is None:
+                return
+            tensor = new
+        self.chosen[name] = tensor
+        self.report.loaded.append(name)
+
+    def _renew_heads(self) -> None:
+        """Take the layers of the heads that do not fit out of what is loaded, whole layers at a time."""
+        report = self.report
+        for head in self._heads:
+            self._renewed |= self._layers_to_renew(f"{head}.")
+        report.reinitialised = [name for name in self._own if self._is_new(name) and name not in report.skipped]
+        report.loaded = [name for name in report.loaded if not self._is_new(name)]
+        report.missing = [name for name in report.missing if not self._is_new(name)]
+        self.chosen = {name: tensor for name, tensor in self.chosen.items() if not self._is_new(name)}
+
+    def _layers_to_renew(self, head: str) -> set[str]:
+        report = self.report
+        own = [name for name in self._own if name.startswith(head)]
+        classifier = [name for name in own if name.startswith(f"{head}classifier.")]
+        foreign = [name for name in report.unexpected if name.startswith(f"{head}classifier.")]
+        layers = {_layer(item.name) for item in report.misshaped if item.name.startswith(head)}
+        if not any(name in self.chosen for name in own):  # a file of a backbone alone, or with a head that fits nowhere
+            layers |= {_layer(name) for name in (*own, *foreign)}
+        if foreign or any(name in report.missing for name in classifier):  # one classifier there, several here
+            layers |= {_layer(name) for name in (*classifier, *foreign)}
+        if self._other_classes:
+            layers |= {_layer(name) for name in classifier or own}
+        return layers
+
+    def _is_new(self, name: str) -> bool:
+        return _layer(name) in self._renewed
+
+
+def _numbers(class_names: Sequence[Any]) -> list[int]:
+    """How many classes there are, for one head or for each of several."""
+    several = all(isinstance(names, (list, tuple)) for names in class_names)
+    return [len(names) for names in class_names] if several else [len(class_names)]
+
+
+def _layer(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
+def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _reshaped(tensor: Tensor, own: Tensor) -> Tensor | None:
+    """A linear layer is a 1x1 convolution, a scale (C, 1, 1) is (C,): the same numbers."""
+    return tensor.reshape(own.shape) if _squeezed(tensor.shape) == _squeezed(own.shape) else None
+
+
+def _prefixes(problems: Iterable[str], good: Iterable[str], limit: int = 10) -> list[str]:
+    """The shortest prefixes that take in all ``problems`` and nothing ``good``; more than ``limit`` are taken together."""
+    fine = {parent for name in good if not IMMATERIAL.search(name) for parent in _parents(name)}
+    found = [next((parent for parent in _parents(name) if parent not in fine), name) for name in problems]
+    for depth in range(max(name.count(".") for name in found) + 1, 1, -1):
+        found = list(dict.fromkeys(_parents(name)[:depth][-1] for name in found))
+        if len(found) <= limit:
+            break
+    return found
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -1,0 +1,138 @@
+"""LAMB: Adam's direction, taken with a step as long as the layer's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from up.errors import UserError
+
+
+class LAMB(Optimizer):
+    """Layer-wise adaptive moments for large batches (You et al. 2020, algorithm 2), in the form of NVIDIA's NVLAMB.
+
+    The gradient is first clipped to a global norm of ``max_grad_norm`` over all groups. The direction is
+    u = m̂ / (√v̂ + eps) + weight_decay · p; it is scaled by the trust ratio ‖p‖ / ‖u‖ (1 where either is 0) in groups
+    with weight decay, in all of them if ``always_adapt``. ``trust_clip`` caps the ratio at 1 (LAMBC);
+    ``grad_averaging=False`` adds gradients to m undamped. Every operation is one call for all tensors of a group, and
+    none of them waits for the device. Raises ``UserError`` for a setting out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        max_grad_norm: float | None = 1.0,
+        trust_clip: bool = False,
+        always_adapt: bool = False,
+    ) -> None:
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise UserError(f"LAMB: {name} is {value}, expected 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"LAMB: betas are {tuple(betas)}, expected two numbers in [0, 1)")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise UserError(f"LAMB: max_grad_norm is {max_grad_norm}, expected more than 0, or null for no clipping")
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "bias_correction": bias_correction,
+            "grad_averaging": grad_averaging,
+            "max_grad_norm": max_grad_norm,
+            "trust_clip": trust_clip,
+            "always_adapt": always_adapt,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move every parameter that has a gradient; returns what ``closure`` returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        divisor = self._clip_divisor()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(group, params, divisor)
+        return loss
+
+    def _clip_divisor(self) -> Tensor | None:
+        """What every gradient is divided by: max(1, global norm / max_grad_norm)."""
+        limit: float | None = self.defaults["max_grad_norm"]
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if limit is None or not grads:
+            return None
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return (norm / limit).clamp_(min=1.0)
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], divisor: Tensor | None) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        if divisor is not None:
+            grads = list(torch._foreach_div(grads, divisor))
+        update = self._adam_direction(group, params, grads)
+        if group["weight_decay"] != 0:
+            torch._foreach_add_(update, params, alpha=group["weight_decay"])
+        if group["weight_decay"] != 0 or group["always_adapt"]:
+            ratios = _trust_ratios(params, update, capped=group["trust_clip"])
+            torch._foreach_addcmul_(params, update, ratios, value=-group["lr"])
+        else:
+            torch._foreach_add_(params, update, alpha=-group["lr"])
+
+    def _adam_direction(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        """m̂ / (√v̂ + eps), and the moments moved on."""
+        states = [self._state_of(p) for p in params]
+        means = [state["exp_avg"] for state in states]
+        squares = [state["exp_avg_sq"] for state in states]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        beta1, beta2 = group["betas"]
+        if group["grad_averaging"]:
+            torch._foreach_lerp_(means, grads, 1 - beta1)
+        else:
+            torch._foreach_mul_(means, beta1)
+            torch._foreach_add_(means, grads)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+        denominators = torch._foreach_sqrt(squares)
+        if group["bias_correction"]:
+            # each parameter counts its own steps, so that one unfrozen late is corrected as from its own first step
+            steps = [state["step"].item() for state in states]
+            torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
+            torch._foreach_add_(denominators, group["eps"])
+            torch._foreach_mul_(denominators, [1 - beta1**step for step in steps])
+        else:
+            torch._foreach_add_(denominators, group["eps"])
+        return list(torch._foreach_div(means, denominators))
+
+    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[p]
+        if not state:
+            state["step"] = torch.tensor(0.0)  # on the host: reading it must not wait for the device
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state
+
+
+def _trust_ratios(params: list[Tensor], update: list[Tensor], *, capped: bool) -> list[Tensor]:
+    """‖p‖ / ‖u‖ for each tensor, 1 where either norm is 0."""
+    weights, steps = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
+    ratios = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
+    return list((ratios.clamp(max=1.0) if capped else ratios).unbind())

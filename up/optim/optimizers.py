@@ -1,0 +1,123 @@
+"""Optimizers by name: ours, every one of torch.optim by its class name, every one of timm by timm's name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from up.errors import UserError
+from up.optim.groups import build_groups
+from up.optim.rules import read_rules, read_special
+from up.registry import Registry
+from up.text import did_you_mean, some_of
+
+# what no training loop of one forward and one backward a step can drive
+_UNUSABLE = {
+    "LBFGS": "evaluates the loss several times a step",
+    "SparseAdam": "takes sparse gradients only",
+    "adahessian": "needs second derivatives",
+}
+
+
+@cache
+def _of_torch() -> dict[str, type[Optimizer]]:
+    found = {name: entry for name, entry in vars(torch.optim).items() if inspect.isclass(entry)}
+    return {name: entry for name, entry in found.items() if issubclass(entry, Optimizer) and entry is not Optimizer}
+
+
+def _find(name: str) -> Callable[..., Optimizer] | None:
+    """The optimizer of torch or timm that ``name`` means; raises ``UserError`` for one that cannot be used here."""
+    if name in _UNUSABLE:
+        raise UserError(f"the optimizer {name!r} cannot be used: it {_UNUSABLE[name]}. Expected a first-order optimizer.")
+    if name in _of_torch():
+        return _of_torch()[name]
+    import timm.optim  # two seconds: only for a name that torch does not know
+
+    if name not in timm.optim.list_optimizers():
+        return None
+    info = timm.optim.get_optimizer_info(name)
+    try:
+        found: Callable[..., Optimizer] = timm.optim.get_optimizer_class(name, bind_defaults=False)
+    except (ImportError, AssertionError) as error:
+        library = str(info.opt_class).partition(".")[0]
+        raise UserError(f"the optimizer {name!r} needs {library} and a CUDA device: {error}") from error
+    # what timm's own factory binds: the entry's settings, and a momentum of 0.9 wherever there is one
+    bound = {**({"momentum": 0.9} if info.has_momentum else {}), **(info.defaults or {})}
+    return partial(found, **bound) if bound else found
+
+
+def _names() -> Iterable[str]:
+    import timm.optim
+
+    ours = {*_of_torch(), "LAMB", "LARS"}
+    shadowed = {name.lower() for name in ours}  # `adamw` works too, but a list that says AdamW need not say it again
+    return {*_of_torch(), *(name for name in timm.optim.list_optimizers() if name not in shadowed)} - set(_UNUSABLE)
+
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "LAMB": "up.optim.lamb:LAMB",
+        "LARS": "timm.optim:Lars",
+    },
+    others=_find,
+    other_names=_names,
+)
+
+
+def build_optimizer(
+    model: nn.Module,
+    type: str,
+    *,
+    pconfig: Mapping[str, Any] | None = None,
+    special_param_group: Sequence[Mapping[str, Any]] | None = None,
+    **kwargs: Any,
+) -> Optimizer:
+    """The optimizer ``type`` over the trainable parameters of ``model``, in few groups.
+
+    ``kwargs`` are the optimizer's own. ``pconfig`` and ``special_param_group`` are described in ``up.optim.groups``.
+    The rates of the groups stand in ``group["lr_scale"]``, relative to ``lr``; ``up.optim.set_lr`` keeps them so.
+    Raises ``UserError`` for unknown names and for settings that the optimizer refuses.
+    """
+    make = OPTIMIZERS.get(type)
+    takes = _settings_of(make)
+    for name in kwargs:
+        if name not in takes:
+            near = did_you_mean(name, takes) or f" It takes {some_of(takes, 20)}."
+            raise UserError(f"{type} takes no {name!r}.{near}")
+    defaults = {**takes, **kwargs}
+    base_lr = defaults.get("lr")
+    if base_lr is None:
+        raise UserError(f"{type} chooses its own rate when lr is left out, which no schedule could follow: give lr.")
+    groups = build_groups(
+        model,
+        defaults,
+        rules=read_rules(pconfig, optimizer=type, options=takes),
+        special=read_special(special_param_group, optimizer=type, options=takes),
+        base_lr=float(base_lr),
+    )
+    try:
+        made: Optimizer = make(groups, **kwargs)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{type}: {error}") from error
+    return made
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> float:
+    """Give every group its share of ``lr`` (``lr_scale`` times it) and return ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    return lr
+
+
+def _settings_of(make: Callable[..., Optimizer]) -> dict[str, Any]:
+    """Name -> default of what an optimizer can be told, the parameters themselves aside."""
+    found = inspect.signature(make).parameters
+    named = (p for p in found.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return {p.name: None if p.default is p.empty else p.default for p in named if p.name != "params"}

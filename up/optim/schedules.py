@@ -1,0 +1,152 @@
+"""The learning rate as a pure function of the step: warm-up towards the target, then one of the curves below.
+
+Steps are optimizer updates, counted from 0. Epochs in ``kwargs`` become updates by ``updates_per_epoch``. A curve takes
+(step, run) and knows nothing of the warm-up but its length; resuming needs the step alone (and, for
+``ReduceLROnPlateau``, the metrics seen so far).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from up.errors import UserError
+from up.optim.curves import Curve, Run
+from up.registry import Registry
+from up.text import did_you_mean, some_of
+
+SCHEDULES = Registry(
+    "lr_scheduler",
+    {
+        "MultiStepLR": "up.optim.curves:MultiStepLR",
+        "StepLR": "up.optim.curves:StepLR",
+        "polylr": "up.optim.curves:PolyLR",
+        "OneCycleLR": "up.optim.curves:OneCycleLR",
+        "ReduceLROnPlateau": "up.optim.plateau:ReduceLROnPlateau",
+        "CosineAnnealingLR": "up.optim.curves:CosineAnnealingLR",
+        "CosineLREpochScheduler": "up.optim.curves:CosineLREpochScheduler",
+        "EpochBasedCosineAnnealingLR": "up.optim.curves:EpochBasedCosineAnnealingLR",
+        "constant": "up.optim.curves:Constant",
+        "linear": "up.optim.curves:Linear",
+        "slanted_triangle": "up.optim.curves:SlantedTriangle",
+    },
+)
+
+WarmupType = Literal["exp", "linear", "cosine"]
+RegisterType = Literal["base", "no_scale_lr"]
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The first ``updates`` steps, from ``start`` to the target, which the last of them reaches."""
+
+    type: WarmupType
+    start: float
+    updates: int
+
+    def __call__(self, step: int, target: float) -> float:
+        """The learning rate of a ``step`` below ``updates``."""
+        progress = step / max(1, self.updates - 1)
+        if self.type == "exp":
+            return self.start * (target / self.start) ** progress if self.start > 0 else target
+        if self.type == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (target - self.start) * progress
+
+
+class Schedule:
+    """step -> learning rate of the group with ``lr_scale`` 1."""
+
+    def __init__(self, curve: Curve, *, warmup: Warmup, run: Run) -> None:
+        self._curve = curve
+        self._warmup = warmup
+        self._run = run
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of the update ``step`` (from 0)."""
+        if step < self._warmup.updates:
+            return self._warmup(step, self._run.base)
+        return self._curve(step, self._run)
+
+    def observe(self, step: int, metric: float) -> None:
+        """Hear the ``metric`` of the evaluation after ``step`` updates; only ``ReduceLROnPlateau`` listens."""
+        self._curve.observe(step, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the step does not tell: nothing, but for ``ReduceLROnPlateau``."""
+        return self._curve.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._curve.load_state_dict(state)
+
+
+def build_schedule(
+    type: str,
+    *,
+    base_lr: float,
+    updates_per_epoch: int,
+    total_updates: int | None = None,
+    global_batch_size: int = 1,
+    warmup_iter: int = 0,
+    warmup_epochs: float = 0,
+    warmup_type: WarmupType = "exp",
+    warmup_ratio: float = -1,
+    warmup_register_type: RegisterType = "base",
+    kwargs: Mapping[str, Any] | None = None,
+) -> Schedule:
+    """The learning rate of every step, from the ``lr_scheduler`` section of a config.
+
+    ``warmup_register_type: base`` says that ``base_lr`` is meant for one image: the target is ``base_lr`` ·
+    ``global_batch_size``; with ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ``warmup_epochs``
+    · ``updates_per_epoch``) updates and starts from ``warmup_ratio`` · target, or from ``base_lr`` if the ratio is
+    negative. ``total_updates`` is the length of the run, which some curves need. ``kwargs`` are the curve's own.
+    Raises ``UserError`` for unknown names and for values out of range.
+    """
+    _check_numbers(base_lr=base_lr, warmup_iter=warmup_iter, warmup_epochs=warmup_epochs)
+    _check_counts(updates_per_epoch=updates_per_epoch, global_batch_size=global_batch_size)
+    _check_choice("warmup_type", warmup_type, get_args(WarmupType))
+    _check_choice("warmup_register_type", warmup_register_type, get_args(RegisterType))
+    target = base_lr * global_batch_size if warmup_register_type == "base" else base_lr
+    start = warmup_ratio * target if warmup_ratio >= 0 else base_lr
+    updates = max(warmup_iter, int(warmup_epochs * updates_per_epoch))
+    if warmup_type == "exp" and updates and start == 0 and target > 0:
+        raise UserError("exp warm-up cannot start from 0. Give a warmup_ratio above 0, or warmup_type linear or cosine.")
+    run = Run(base=target, updates_per_epoch=updates_per_epoch, total=total_updates, warmup=updates)
+    schedule = Schedule(build_curve(type, kwargs or {}), warmup=Warmup(warmup_type, start, updates), run=run)
+    schedule(updates)  # a curve that needs the length of the run says so now
+    return schedule
+
+
+def build_curve(type: str, kwargs: Mapping[str, Any]) -> Curve:
+    """The curve ``type`` with its own ``kwargs``."""
+    make = SCHEDULES.get(type)
+    takes = inspect.signature(make).parameters
+    for name in kwargs:
+        if name not in takes:
+            raise UserError(f"{type} takes no {name!r}.{did_you_mean(name, takes) or f' It takes {some_of(takes)}.'}")
+    missing = [p.name for p in takes.values() if p.default is p.empty and p.name not in kwargs]
+    if missing:
+        raise UserError(f"{type} needs {some_of(missing)}")
+    curve: Curve = make(**kwargs)
+    return curve
+
+
+def _check_numbers(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} is {value}, expected 0 or more")
+
+
+def _check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}, expected 1 or more")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}, expected {', '.join(choices[:-1])} or {choices[-1]}")

@@ -1,0 +1,67 @@
+"""Explicit, lazy tables: a name in YAML to the object that it stands for. Nothing is registered by being imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from up.errors import UserError
+from up.text import did_you_mean, some_of
+
+
+class UnknownName(UserError):
+    """A table has no entry of the name asked for."""
+
+
+class Registry:
+    """A table of the parts of one kind: ``{"ce": "up.tasks.cls.losses:CrossEntropy"}``.
+
+    ``others`` finds names that no table can list beforehand (every optimizer of torch, every network of timm): it
+    returns None for a name it does not know. ``other_names`` lists them, for near names and for ``show components``.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        table: Mapping[str, str],
+        *,
+        others: Callable[[str], Any] | None = None,
+        other_names: Callable[[], Iterable[str]] | None = None,
+    ) -> None:
+        self.kind = kind
+        self._table = dict(table)
+        self._others = others
+        self._other_names = other_names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._table))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table or (isinstance(name, str) and self._others is not None and self._others(name) is not None)
+
+    def other_names(self) -> list[str]:
+        """Names beyond the table itself."""
+        return sorted(self._other_names()) if self._other_names else []
+
+    def get(self, name: str) -> Any:
+        """The object called ``name``, imported now. Raises ``UnknownName`` with near names."""
+        if name in self._table:
+            return resolve(self._table[name])
+        found = self._others(name) if self._others else None
+        if found is None:
+            known = some_of(self, 40)
+            near = did_you_mean(name, [*self, *self.other_names()])
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise UnknownName(f"no {self.kind} is called {name!r}.{near or f' Expected {article} {self.kind}: {known}.'}")
+        return found
+
+    def extended(self, table: Mapping[str, str]) -> Registry:
+        """A copy that also knows ``table``; its names win."""
+        return Registry(self.kind, {**self._table, **table}, others=self._others, other_names=self._other_names)
+
+
+def resolve(reference: str) -> Any:
+    """The object that ``"package.module:attribute"`` names."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)

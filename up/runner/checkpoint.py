@@ -1,0 +1,189 @@
+"""Checkpoints that survive: atomic, hashed, committed by a sidecar, found again by resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from up.errors import StorageError, UserError
+from up.files import TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
+
+FORMAT_VERSION = 1
+LATEST = "ckpt_latest.pth"
+BEST = "ckpt_best.pth"
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or of a newer format."""
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What ``X.pth.json`` says of ``X.pth``; its presence commits the file."""
+
+    file: str
+    bytes: int
+    sha256: str
+    step: int
+    epoch: int
+    metric: Mapping[str, float]
+    config_sha256: str
+    torch: str
+    saved: str
+    format_version: int = FORMAT_VERSION
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of a checkpoint lies."""
+    return path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> Sidecar | None:
+    """The sidecar of a checkpoint, or None where it is missing or no sidecar of ours."""
+    try:
+        return Sidecar(**json.loads(sidecar_of(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and verify a full checkpoint. Raises ``CheckpointError`` naming the file and what is wrong with it."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint.")
+    problem = damage(path)
+    if problem:
+        raise CheckpointError(f"{path}: damaged ({problem}). Name an earlier checkpoint, or train again.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain values, and is refused ({_first_line(error)})."
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
+        raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
+    if not isinstance(state, dict) or "step" not in state or "model" not in state:
+        raise CheckpointError(f"{path}: holds weights but no training state; start from it with saver.pretrain_model.")
+    if state.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(f"{path}: of format {state['format_version']}, this version reads up to {FORMAT_VERSION}. Update up.")
+    return state
+
+
+def damage(path: Path) -> str:
+    """What the sidecar's size and hash say is wrong with a file, or an empty text. No sidecar, no verdict."""
+    sidecar = read_sidecar(path)
+    if sidecar is None:
+        return ""
+    size = path.stat().st_size
+    if size != sidecar.bytes:
+        return f"{size:,} of {sidecar.bytes:,} bytes"
+    return "" if sha256_of(path) == sidecar.sha256 else "sha256 mismatch"
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    ``ckpt_e{N}.pth`` and ``ckpt_s{step}.pth`` are the files themselves; ``ckpt_latest.pth`` and ``ckpt_best.pth`` are
+    further names (hard links where the file system has them) of committed files. The newest ``keep_last`` are kept,
+    and the best. Only the main rank may call what writes.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int | None, config_sha256: str) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.config_sha256 = config_sha256
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for leftover in self.folder.glob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+
+    def save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
+        """Write a checkpoint and make it the latest. Raises ``StorageError``; what was there before stays valid."""
+        path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
+        self._require_space(state)
+        sidecar_of(path).unlink(missing_ok=True)
+        write_atomically(path, lambda file: torch.save(dict(state), file))
+        sidecar = Sidecar(
+            file=path.name, bytes=path.stat().st_size, sha256=sha256_of(path), step=step, epoch=epoch, metric=dict(metric),
+            config_sha256=self.config_sha256, torch=torch.__version__, saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )  # fmt: skip
+        write_json(sidecar_of(path), sidecar.__dict__)
+        self._name(path, LATEST)
+        self._prune()
+        return path
+
+    def mark_best(self, path: Path) -> None:
+        """Let ``ckpt_best.pth`` name this committed checkpoint."""
+        self._name(path, BEST)
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest valid checkpoint, and a line for every damaged one that was passed over."""
+        passed_over = []
+        for path, _ in reversed(self._committed()):
+            problem = damage(path)
+            if not problem:
+                return path, passed_over
+            passed_over.append(f"{path}: damaged ({problem}); falling back to an earlier one")
+        return None, passed_over
+
+    def _committed(self) -> list[tuple[Path, Sidecar]]:
+        """All committed files in the order of their steps, the further names after the files that they name."""
+        found = []
+        for marker in self.folder.glob("ckpt_*.pth.json"):
+            path = marker.with_name(marker.name.removesuffix(".json"))
+            sidecar = read_sidecar(path)
+            if sidecar is not None and path.is_file():
+                found.append((path, sidecar))
+        return sorted(found, key=lambda pair: (pair[1].step, pair[0].name in (LATEST, BEST), pair[0].name))
+
+    def _name(self, path: Path, name: str) -> None:
+        alias = self.folder / name
+        sidecar_of(alias).unlink(missing_ok=True)
+        temporary = self.folder / f"{TEMPORARY}{os.getpid()}-{name}"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        temporary.replace(alias)
+        write_json(sidecar_of(alias), json.loads(sidecar_of(path).read_text(encoding="utf-8")))
+
+    def _prune(self) -> None:
+        if self.keep_last is None:
+            return
+        own = [path for path, _ in self._committed() if path.name not in (LATEST, BEST)]
+        for path in own[: -self.keep_last]:
+            sidecar_of(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+    def _require_space(self, state: Mapping[str, Any]) -> None:
+        needed = int(1.05 * _tensor_bytes(state)) + (1 << 20)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise StorageError(
+                f"{self.folder}: {free / 1e6:,.0f} MB are free, a checkpoint needs {needed / 1e6:,.0f} MB. "
+                "Free some space, or choose another saver.save_dir; the last checkpoint is untouched."
+            )
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(_tensor_bytes(item) for item in value.values())
+    return sum(_tensor_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

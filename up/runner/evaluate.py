@@ -1,0 +1,83 @@
+"""Evaluation: each image once, on any number of ranks, with the weights as they are and with their moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from up.data.records import Batch
+from up.distributed import gather_objects
+from up.runner.ema import Ema, NoEma
+from up.runner.precision import Precision
+from up.runner.runner import BatchStage
+
+
+class Evaluator(Protocol):
+    """Collects outputs of a data set and turns them into named numbers; a task supplies it."""
+
+    main_metric: str
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+
+    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """Collect one batch."""
+
+    def state(self) -> Any:
+        """What this rank collected, as plain arrays."""
+
+    def merge(self, states: list[Any]) -> None:
+        """Replace what was collected by the union of all ranks' states, each image once."""
+
+    def compute(self) -> dict[str, float]:
+        """The metrics."""
+
+
+@dataclass
+class Evaluation:
+    """The evaluation of a run: its batches, and an evaluator for each set of weights."""
+
+    batches: Iterable[Batch]
+    stage: BatchStage
+    make_evaluator: Callable[[], Evaluator]
+    precision: Precision
+    collected: dict[str, Evaluator] = field(default_factory=dict)  # by prefix: "" the raw weights, "ema_" their average
+
+    def __call__(self, model: nn.Module, ema: Ema | NoEma) -> dict[str, float]:
+        """Metrics in percent; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both."""
+        prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]
+        self.collected = {prefix: self.make_evaluator() for prefix in prefixes}
+        with torch.inference_mode(), evaluation_mode(model):
+            for batch in self.batches:
+                on_device = self.stage(batch)
+                for prefix, evaluator in self.collected.items():
+                    weights: AbstractContextManager[Any] = ema.applied_to(model) if prefix else nullcontext()
+                    with weights, self.precision.autocast():
+                        outputs = model(on_device)
+                    evaluator.update(outputs, on_device)
+        metrics = {}
+        for prefix, evaluator in self.collected.items():
+            evaluator.merge(gather_objects(evaluator.state()))
+            metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
+        return metrics
+
+    @property
+    def served(self) -> Evaluator:
+        """The evaluator of the weights that would be served: the averaged ones where there are any."""
+        return self.collected.get("ema_", self.collected[""])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off, BatchNorm on its running statistics, while the block runs."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

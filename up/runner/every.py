@@ -1,0 +1,18 @@
+"""When something is due: every so many epochs or updates, from a start, and always at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Every:
+    """Due after update ``step`` when a whole number of periods has passed and ``start`` is reached; always at ``total``."""
+
+    period: int  # updates; 0 = only at the end
+    start: int  # updates
+    total: int
+
+    def is_due(self, step: int) -> bool:
+        """Whether the ``step``-th update (counted from 1) is one of them."""
+        return step == self.total or (self.period > 0 and step >= self.start and step % self.period == 0)

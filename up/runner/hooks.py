@@ -1,0 +1,114 @@
+"""Hooks watch a run; they never change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from up.data.records import Batch
+from up.registry import Registry
+
+HOOKS = Registry(
+    "hook",
+    {
+        "auto_save_best": "up.runner.hooks:AutoSaveBest",
+        "auto_checkpoint": "up.runner.hooks:AutoCheckpoint",
+        "gradient_collector": "up.runner.hooks:GradientCollector",
+        "grad_clipper": "up.runner.clip:grad_clipper",
+        "train_val_logger": "up.runner.log:TensorBoard",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a hook may know of the run that it watches."""
+
+    folder: Path
+    model: nn.Module
+    total_steps: int
+    updates_per_epoch: int
+    global_batch_size: int
+    class_names: Sequence[str] | None = None
+    sample_batch: Callable[[], Batch] | None = None
+    """A few images to evaluate on, always the same, as the net takes them: on the device, ``image`` (B, 3, H, W) float and
+    normalised, ``filename`` (B), ``gt`` where there are labels. It must not wait for other ranks: the main rank alone
+    calls it. None in a run without evaluation."""
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """One finished update. ``scalars`` are tensors: reading one waits for the device, so read them rarely."""
+
+    step: int  # updates done, this one included
+    lr: float
+    scalars: Mapping[str, Any]
+    images: int  # of all ranks
+    wait_s: float  # how long the update waited for its data
+
+
+class Hook:
+    """Does nothing at every occasion; a hook overrides what it wants to see."""
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        """Training begins, or goes on, with ``step`` updates done."""
+
+    def on_step(self, report: UpdateReport) -> None:
+        """An update is done."""
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """An evaluation is done."""
+
+    def on_save(self, step: int, path: Path) -> None:
+        """A checkpoint is committed."""
+
+    def on_end(self, step: int, reason: str) -> None:
+        """The run is over: ``done``, ``preempted`` or ``failed``."""
+
+
+class Hooks(Hook):
+    """Hands every occasion on to several hooks in their order."""
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        self.hooks = list(hooks)
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        for hook in self.hooks:
+            hook.on_start(outline, step)
+
+    def on_step(self, report: UpdateReport) -> None:
+        for hook in self.hooks:
+            hook.on_step(report)
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        for hook in self.hooks:
+            hook.on_evaluation(step, metrics)
+
+    def on_save(self, step: int, path: Path) -> None:
+        for hook in self.hooks:
+            hook.on_save(step, path)
+
+    def on_end(self, step: int, reason: str) -> None:
+        for hook in self.hooks:
+            hook.on_end(step, reason)
+
+
+class AutoSaveBest(Hook):
+    """Accepted for older files: the best checkpoint is always kept, as ckpt_best.pth."""
+
+
+class AutoCheckpoint(Hook):
+    """Accepted for older files: SIGTERM, SIGUSR1 and Ctrl-C always save before the run ends."""
+
+
+class GradientCollector(Hook):
+    """Accepted for older files: a loss that balances gradients, such as softmax_eql, collects its own."""
+
+    def __init__(
+        self, *, hook_module: str | None = None, collect_func_module: str | None = None, grad_type: str | None = None
+    ) -> None:
+        del hook_module, collect_func_module, grad_type

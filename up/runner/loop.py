@@ -1,0 +1,35 @@
+"""The training loop, whole. Everything that changes a number is a line of it; hooks only watch."""
+
+from __future__ import annotations
+
+from up.optim import set_lr
+from up.runner.run import Run
+from up.runner.vote import Vote
+
+
+def train(run: Run) -> Vote:
+    """Train to the last update; resumes exactly where the newest checkpoint stands. Returns why it ended."""
+    step = run.resume()
+    verdict = Vote.GO
+    for update in run.updates(from_step=step):
+        verdict = run.vote(update)  # all ranks agree before any forward
+        if verdict is not Vote.GO:
+            break
+        lr = set_lr(run.optimizer, run.schedule(step))
+        for micro, batch in enumerate(update.batches):
+            batch = run.runner.prepare(batch, step, micro)
+            with run.runner.gradient_sync(last=micro == update.last):
+                with run.precision.autocast():
+                    output = run.runner.training_step(batch, step)
+                run.precision.backward(output.loss * update.shares[micro])
+            run.meter.add(output, update.shares[micro])
+        outcome = run.precision.step(run.optimizer, run.clip, run.all_finite)  # unscale, clip, finite on all ranks?, step, zero
+        step += 1
+        run.ema.update(run.model, step)
+        run.watch(step, update, lr, outcome)
+        if run.evaluate_every.is_due(step):
+            run.evaluate(step)
+        if run.save_every.is_due(step):
+            run.save(step)
+    run.finish(step, verdict)
+    return verdict

@@ -1,0 +1,46 @@
+"""Running means of what a step shows, kept on the device until somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from up.runner.runner import StepOutput
+
+
+class StepMeter:
+    """Sums the scalars of one update's micro-batches, each weighted by its share of the images."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, output: StepOutput, share: float) -> None:
+        """Take in one micro-batch."""
+        for name, value in output.shown().items():
+            self._sums[name] = self._sums[name] + value * share if name in self._sums else value * share
+
+    def take(self) -> dict[str, Tensor]:
+        """The update's scalars; the meter is empty afterwards."""
+        taken, self._sums = self._sums, {}
+        return taken
+
+
+class WindowMeter:
+    """Means over the updates since the last reading."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._updates = 0
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Take in one update; adds on the device, waits for nothing."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._updates += 1
+
+    def read(self) -> dict[str, float]:
+        """The means as numbers (this waits for the device), and a fresh start."""
+        means = {name: float(total) / self._updates for name, total in self._sums.items()}
+        self._sums, self._updates = {}, 0
+        return means

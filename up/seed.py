@@ -1,0 +1,42 @@
+"""Keyed randomness: what is drawn depends on what it is for, never on who draws it or how often anything was drawn before."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def key(*parts: int) -> int:
+    """Mix integers into 64 well-spread bits (the finaliser of SplitMix64, Steele et al. 2014, chained)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def seed_cpu(value: int) -> None:
+    """Set the CPU generators of torch, random and numpy: 6 us, against 66 for ``torch.manual_seed``."""
+    torch.default_generator.manual_seed(value)
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+
+
+def seed_all(value: int) -> None:
+    """Set every generator, those of the accelerators included."""
+    seed_cpu(value)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(value)
+
+
+def generator(*parts: int) -> torch.Generator:
+    """A CPU generator of its own for the purpose that ``parts`` key."""
+    made = torch.Generator()
+    made.manual_seed(key(*parts))
+    return made

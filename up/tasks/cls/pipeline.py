@@ -1,0 +1,37 @@
+"""From an image file to what the net gets: the reader and the test transforms, for images that no meta file lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from up.data.readers import Reader
+from up.data.records import Batch, Sample
+from up.tasks.cls.device_tail import split_tail
+
+
+class ImagePipeline:
+    """``load`` runs anywhere, also in threads; ``finish`` brings a batch to the device and normalises it there."""
+
+    def __init__(self, reader: Reader, transforms: Sequence[Callable[..., Any]]) -> None:
+        self._reader = reader
+        self._transforms, self.tail = split_tail(transforms)
+
+    def load(self, path: Path) -> Sample:
+        """One image as uint8 or float (3, H, W). Raises ``BadImage``."""
+        image = self._reader(str(path.absolute()))
+        for transform in self._transforms:
+            image = transform(image)
+        if isinstance(image, Image.Image):
+            image = pil_to_tensor(image)
+        return Sample(image=image, filename=str(path), index=0, seed=0)
+
+    def finish(self, batch: Batch, device: torch.device) -> Batch:
+        """A collated batch as the net takes it."""
+        moved = Batch(batch, image=batch.image.to(device, non_blocking=True))
+        return self.tail(moved) if self.tail is not None else moved

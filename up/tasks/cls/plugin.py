@@ -1,0 +1,166 @@
+"""Image classification: what the engine, the configuration and the exporter need to know of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from up.config.parts import Derived
+from up.data.collate import collate
+from up.data.readers import READERS
+from up.data.records import Batch
+from up.errors import UserError
+from up.models.net import Net
+from up.runner.hooks import HOOKS
+from up.runner.runner import Mixing, StepOutput
+from up.tasks.cls.datasets import DATASETS, ClsDataset
+from up.tasks.cls.device_tail import DeviceTail, split_tail
+from up.tasks.cls.files import named_paths
+from up.tasks.cls.heads import CLASSIFIERS, HEADS, Head
+from up.tasks.cls.losses import LOSSES
+from up.tasks.cls.metas import METAS
+from up.tasks.cls.metrics import EVALUATORS, ImageNetEvaluator
+from up.tasks.cls.mixing import BATCH_FNS
+from up.tasks.cls.pipeline import ImagePipeline
+from up.tasks.cls.postprocess import POST_PROCESSES
+from up.tasks.cls.reports import write_reports
+from up.tasks.cls.sample_mixing import SampleMix
+from up.tasks.cls.transforms import TRANSFORMS, output_size_of
+from up.tasks.plugin import Facts, Size, TaskPlugin
+
+
+def loss_of(net: nn.Module, batch: Batch) -> StepOutput:
+    """The loss of a prepared batch, summed over heads."""
+    record = net(batch)
+    return StepOutput(record["loss"], record["scalars"], record)
+
+
+def data_facts(dataset: ClsDataset) -> Facts:
+    """Number of classes and of images in each class, for heads, losses and mixing."""
+    facts: dict[str, Any] = {"num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
+    if dataset.class_names is not None:  # names say how many classes there are; labels alone only that there are no fewer
+        facts["num_classes"] = Derived(dataset.num_classes, "the class names of dataset.train")
+    return facts
+
+
+def later_data_facts(dataset: ClsDataset) -> Facts:
+    """What the data to evaluate on share with the training data: the classes, and how common each was."""
+    return {"class_names": dataset.class_names, "num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
+
+
+def module_facts(table: str, data: Facts, before: nn.Module | None, kwargs: Mapping[str, Any]) -> Facts:
+    """For a head the number of classes and of the channels that it reads; for losses what they weigh classes by."""
+    if table == "head":
+        return {**data, **planes_for(before, kwargs)}
+    several_heads = isinstance(data.get("num_classes"), list)  # each loss has a width of its own then
+    return {name: value for name, value in data.items() if not (several_heads and name == "num_classes")}
+
+
+def planes_for(before: nn.Module | None, kwargs: Mapping[str, Any]) -> Facts:
+    """``in_plane`` of a head, from the features of the module before it."""
+    planes: Sequence[int] | None = getattr(before, "out_planes", None)
+    if planes is None or not kwargs.get("use_pool", True):  # flattened maps have more than the channels
+        return {}
+    index = kwargs.get("input_feature_idx", -1)
+    if isinstance(index, list):
+        return {"in_plane": [planes[each] for each in index]}
+    if not isinstance(index, int) or not -len(planes) <= index < len(planes):
+        raise UserError(f"input_feature_idx: {index} was asked for, but the backbone returns {len(planes)} features.")
+    return {"in_plane": Derived(planes[index], "the backbone")}
+
+
+class DeviceStage:
+    """Brings a batch to the device and finishes its images there; seeds and indices stay with the host."""
+
+    def __init__(self, tail: DeviceTail | None, device: torch.device, *, channels_last: bool) -> None:
+        self.tail = tail
+        self.device = device
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, batch: Batch) -> Batch:
+        moved = Batch(batch, image=batch.image.to(self.device, non_blocking=True, memory_format=self.memory_format))
+        for name in ("gt", "dominant"):
+            if name in batch:
+                moved[name] = batch[name].to(self.device, non_blocking=True)
+        return self.tail(moved) if self.tail is not None else moved
+
+
+def device_stage(dataset: ClsDataset, device: torch.device, channels_last: bool) -> DeviceStage:
+    """Take to_tensor, normalize and erasing off the end of the data set's transforms and run them on the device."""
+    dataset.transforms, tail = split_tail(dataset.transforms)
+    return DeviceStage(tail, device, channels_last=channels_last)
+
+
+def mixing(dataset: ClsDataset, batch_fn: Mixing | None) -> Mixing | None:
+    """The batch function, or the batch form of a mixing transform, which is taken off the transforms."""
+    of_batches = [transform for transform in dataset.transforms if isinstance(transform, SampleMix) and not transform.takes_second]
+    dataset.transforms = [transform for transform in dataset.transforms if transform not in of_batches]
+    asked = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
+    if len(asked) > 1:
+        raise UserError(
+            "dataset.train: batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup."
+        )
+    return asked[0] if asked else None
+
+
+def example_batch(net: nn.Module, size: Size, images: int) -> Batch:
+    """Noise, with labels drawn from the classes of the net's head."""
+    assert isinstance(net, Net)
+    head = next(module for module in net.children() if isinstance(module, Head))
+    draw = torch.Generator().manual_seed(0)
+    labels = [torch.randint(0, classes, (images,), generator=draw) for classes in head.num_classes]
+    several = len(labels) > 1 or isinstance(head.classifier, nn.ModuleList)
+    return Batch(
+        image=torch.randn(images, 3, *size, generator=draw),
+        gt=torch.stack(labels, dim=1) if several else labels[0],
+        filename=[f"example {number}" for number in range(images)],
+        index=torch.arange(images),
+        seed=torch.arange(images),
+    )
+
+
+def make_evaluator(dataset: ClsDataset) -> Callable[[], ImageNetEvaluator]:
+    """Fresh copies of the data set's evaluator; top-1 and top-5 where none is configured."""
+    template = dataset.evaluator if dataset.evaluator is not None else ImageNetEvaluator(multilabel=dataset.multilabel)
+    template.keep_scores = template.keep_scores or dataset.save_score
+    return lambda: _fresh(template)
+
+
+def _fresh(template: ImageNetEvaluator) -> ImageNetEvaluator:
+    evaluator = copy.copy(template)
+    evaluator.reset()
+    return evaluator
+
+
+def class_names(dataset: ClsDataset) -> list[str] | None:
+    """The names of the classes: the data set's, else the evaluator's."""
+    return dataset.class_names or getattr(dataset.evaluator, "class_names", None)
+
+
+def reports_of(evaluator: Any, folder: Path, dataset: ClsDataset, save_result: bool) -> list[Path]:
+    """The evaluator's findings as files, with the names of the classes."""
+    return write_reports(evaluator, folder, class_names(dataset), save_result=save_result)
+
+
+PLUGIN = TaskPlugin(
+    name="cls",
+    tables={
+        "dataset": DATASETS, "meta_type": METAS, "image_reader": READERS, "transform": TRANSFORMS, "batch_fn": BATCH_FNS,
+        "head": HEADS, "classifier": CLASSIFIERS, "post_process": POST_PROCESSES, "loss": LOSSES, "evaluator": EVALUATORS,
+        "hook": HOOKS,
+    },
+    supplied={
+        "dataset": ("seed", "train"), "head": ("num_classes", "in_plane"), "loss": ("num_classes", "class_counts"),
+        "batch_fn": ("num_classes",), "transform": ("num_classes",), "post_process": ("num_classes", "class_counts"),
+        "evaluator": ("class_counts", "class_names"),
+    },
+    named_paths=named_paths,
+    collate=collate, loss_of=loss_of, data_facts=data_facts, later_data_facts=later_data_facts, module_facts=module_facts,
+    input_size=output_size_of, device_stage=device_stage, mixing=mixing, example_batch=example_batch,
+    make_evaluator=make_evaluator, write_reports=reports_of, pipeline=ImagePipeline, class_names=class_names,
+)  # fmt: skip

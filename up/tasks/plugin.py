@@ -1,0 +1,97 @@
+"""All that a task must supply for the engine, the configuration and the exporter to serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from up.data.records import Batch, Sample
+from up.registry import Registry
+from up.runner.evaluate import Evaluator
+from up.runner.runner import BatchStage, LossOf, Mixing
+
+Size = tuple[int, int]  # height, width
+Facts = Mapping[str, Any]  # arguments by name that the program fills in where a part's signature has them
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What an exporter must know of a trained network to serve exactly what was trained."""
+
+    input_size: Size
+    preprocess: Sequence[Mapping[str, Any]]  # ordered operations, in the words of the package's manifest
+    heads: Sequence[Mapping[str, Any]]  # name, start, end, type, labels, activation
+    mean: Sequence[float]  # in units of 0..1
+    std: Sequence[float]
+
+
+@dataclass(frozen=True)
+class TaskPlugin:
+    """One task: its component tables, and how its data become losses, metrics and exports."""
+
+    name: str
+    tables: Mapping[str, Registry]
+    """dataset, transform, batch_fn, head, post_process, loss, evaluator, hook and whatever else the task's parts nest."""
+    supplied: Mapping[str, Sequence[str]]
+    """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
+    named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]]
+    """From a data set's kwargs: the keys that name files and folders, with what is written there."""
+    collate: Callable[[Sequence[Sample]], Batch]
+    loss_of: LossOf
+    data_facts: Callable[[Any], Facts]
+    """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
+    later_data_facts: Callable[[Any], Facts]
+    """From the training data set: what the other data sets must agree with (the class names)."""
+    module_facts: Callable[[str, Facts, nn.Module | None, Mapping[str, Any]], Facts]
+    """What a module of the net may leave out: (its table, the data's facts, the module before it, its kwargs)."""
+    input_size: Size
+    preprocess: Sequence[Mapping[str, Any]]  # ordered operations, in the words of the package's manifest
+    heads: Sequence[Mapping[str, Any]]  # name, start, end, type, labels, activation
+    mean: Sequence[float]  # in units of 0..1
+    std: Sequence[float]
+
+
+@dataclass(frozen=True)
+class TaskPlugin:
+    """One task: its component tables, and how its data become losses, metrics and exports."""
+
+    name: str
+    tables: Mapping[str, Registry]
+    """dataset, transform, batch_fn, head, post_process, loss, evaluator, hook and whatever else the task's parts nest."""
+    supplied: Mapping[str, Sequence[str]]
+    """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
+    named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]]
+    """From a data set's kwargs: the keys that name files and folders, with what is written there."""
+    collate: Callable[[Sequence[Sample]], Batch]
+    loss_of: LossOf
+    data_facts: Callable[[Any], Facts]
+    """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
+    later_data_facts: Callable[[Any], Facts]
+    """From the training data set: what the other data sets must agree with (the class names)."""
+    module_facts: Callable[[nn.Module, Mapping[str, Any]], Facts]
+    """From the module before and the kwargs of the next one: what the next may leave out (``in_plane``)."""
+    input_size: Callable[[Sequence[Any]], Size | None]
+    """From a list of transforms: the size of image that they produce, None where it varies."""
+    device_stage: Callable[[Any, torch.device, bool], BatchStage]
+    """Takes off the data set what can run on the device, and returns it: (data set, device, channels_last)."""
+    mixing: Callable[[Any, Any], Mixing | None]
+    """From the data set and its batch function: what mixes whole batches."""
+    example_batch: Callable[[nn.Module, Size, int], Batch]
+    """A batch of noise with labels that the net can take: (net, image size, number of images)."""
+    make_evaluator: Callable[[Any], Callable[[], Evaluator]]
+    """From the evaluation data set: what makes a fresh evaluator."""
+    write_reports: Callable[[Any, Path, Any, bool], list[Path]]
+    """Write the evaluator's findings into a folder: (evaluator, folder, data set, whether to write every result)."""
+    pipeline: Callable[[Any, Sequence[Any]], Any]
+    """From a reader and transforms: what loads images that no meta file lists, and finishes batches of them."""
+    class_names: Callable[[Any], list[str] | None]
+    """The names of the classes of a data set."""
+    export_spec: Callable[..., ExportSpec] | None = None
+
+
+TASKS = Registry("task", {"cls": "up.tasks.cls.plugin:PLUGIN", "kd_cls": "up.tasks.cls.plugin:PLUGIN"})

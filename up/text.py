@@ -1,0 +1,45 @@
+"""Words for people: near names, short lists, numbers with units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def near_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The names in ``known`` that ``name`` was probably meant to be, best first, ignoring case."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    return [by_lower[match] for match in get_close_matches(name.lower(), list(by_lower), n=limit, cutoff=0.6)]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'a', 'b'?`` (with the leading blank), or nothing when no name is near."""
+    near = near_names(name, known)
+    return f" Did you mean {', '.join(repr(candidate) for candidate in near)}?" if near else ""
+
+
+def some_of(names: Iterable[object], limit: int = 10) -> str:
+    """``a, b, c and 4 more``."""
+    listed = [str(name) for name in names]
+    shown = ", ".join(listed[:limit])
+    return f"{shown} and {len(listed) - limit} more" if len(listed) > limit else shown
+
+
+def count(number: float, noun: str) -> str:
+    """``1 image``, ``7 images``, ``1,797 images``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def si(number: float, digits: int = 2) -> str:
+    """``25557032`` as ``25.56M``."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.{digits}f}{unit}"
+    return f"{number:g}"
+
+
+def duration(seconds: float) -> str:
+    """``75`` seconds as ``1:15``, ``3725`` as ``1:02:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,72 @@
+"""A trained network out of its checkpoint: for evaluation, prediction and export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from up import distributed
+from up.assembly import build_evaluation, build_net, on_device, precision_of
+from up.errors import UserError
+from up.experiment import Experiment
+from up.models.net import Net
+from up.models.weights import LoadReport, load_weights, read_state
+from up.runner.checkpoint import BEST, LATEST
+from up.runner.ema import NoEma
+
+# Weights that are served are those that were trained: a head of another width would be noise.
+NO_NEW_HEADS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode on a device, and what its checkpoint says of it."""
+
+    net: Net
+    checkpoint: Path
+    class_names: list[str] | None
+    report: LoadReport
+    device: torch.device
+
+
+def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
+    """The checkpoint named, else the run's best, else its latest, else ``saver.resume_model`` or ``pretrain_model``."""
+    if named is not None:
+        return named
+    saver = experiment.config.saver
+    for path in (experiment.folder / BEST, experiment.folder / LATEST, saver.resume_model, saver.pretrain_model):
+        if path is not None and Path(path).is_file():
+            return Path(path)
+    raise UserError(f"{experiment.folder}: holds no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
+
+
+def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
+    """Build the net of the configuration and fill it; the averaged weights where the checkpoint has them and ``ema``."""
+    path = find_checkpoint(experiment, checkpoint)
+    weights = read_state(path)
+    names = list(weights.class_names) if weights.class_names else None
+    device = distributed.device_for(experiment.config.runtime.device)
+    facts: dict[str, Any] = {"num_classes": len(names)} if names and not isinstance(names[0], list) else {}
+    net = build_net(experiment, facts)
+    report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
+    on_device(experiment, net, device)
+    net.eval()
+    return Trained(net, path, names, report, device)
+
+
+def evaluate_checkpoint(
+    experiment: Experiment, checkpoint: Path | None, out: Path | None
+) -> tuple[dict[str, float], list[Path], Path]:
+    """Metrics in percent, the reports written, and the checkpoint that was evaluated."""
+    trained = load_trained(experiment, checkpoint)
+    facts = {"class_names": trained.class_names} if trained.class_names else {}
+    precision = precision_of(experiment, trained.device)
+    evaluation, dataset = build_evaluation(experiment, facts, trained.device, precision)
+    metrics = evaluation(trained.net, NoEma())
+    folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
+    return metrics, reports, trained.checkpoint
