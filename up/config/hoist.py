@@ -208,7 +208,9 @@ def _may_hold_anchors(node: Node) -> bool:
         return True
     if isinstance(node, SequenceNode):
         return all(_may_hold_anchors(item) for item in node.items)
-    return not is_null(node.get("type")) and set(node.entries) <= {"type", "kwargs", "name", "prev"}
+    if not is_null(node.get("type")):
+        return set(node.entries) <= {"type", "kwargs", "name", "prev"}
+    return all(not isinstance(inner, ScalarNode) and _may_hold_anchors(inner) for inner in node.entries.values())
 
 
 def _from_opts(node: Node) -> bool:

@@ -183,7 +183,6 @@ class _Composer:
         self._files = files
         self._anchors: dict[str, _Built] = {}
         self._stack: list[_Open] = []
-        self._merged = 0
         self._count = 0
 
     def compose(self, text: str) -> _Built | None:
@@ -322,9 +321,6 @@ class _Composer:
         blocks = [source for source in sources if isinstance(source, MappingNode)]
         if len(blocks) < len(sources):
             raise refuse(mark, "<<: expected a block, or a list of blocks, to merge")
-        self._merged += sum(len(block.entries) for block in blocks)
-        if self._merged > MAX_NODES:
-            raise refuse(mark, f"got more than {MAX_NODES:,} merged keys (an alias bomb?)")
         return blocks
 
     def _mark(self, event: Any) -> Mark:

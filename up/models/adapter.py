@@ -186,6 +186,10 @@ def variant(
 
 @functools.cache
 def _backbone_class(base: type) -> type:
+    clashes = [
+        name for name in vars(Backbone) if not name.startswith("__") and hasattr(base, name) and not hasattr(nn.Module, name)
+    ]
+    assert not clashes, f"{base.__name__} has its own {clashes}, and Backbone would hide them"
     return type(base.__name__, (Backbone, base), {})
 
 

@@ -167,7 +167,7 @@ class CSWin(nn.Module):
 
     def forward_features(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> normalized map (B, H/32, W/32, 8 * embed_dim)."""
-        self._check_size(image)
+        self._check_stripes(image)
         x: Tensor = self.stage1_conv_embed(image)
         for i in range(4):
             if i > 0:
@@ -181,7 +181,7 @@ class CSWin(nn.Module):
         """Compute the inside of every block again in the backward pass instead of keeping it."""
         self.grad_checkpointing = enable
 
-    def _check_size(self, image: Tensor) -> None:
+    def _check_stripes(self, image: Tensor) -> None:
         """Refuse maps that the stripes do not divide."""
         for side in image.shape[-2:]:
             maps = [side // (4 * 2**i) for i in range(3)]

@@ -57,11 +57,13 @@ class SoloBatchNorm:
 class FrozenBatchNorm:
     """BatchNorm as a fixed affine map: statistics, weight and bias stay as they were loaded.
 
-    ``momentum`` is accepted for old files and has no effect.
+    ``momentum`` is accepted for old files; it has no effect, and a warning says so.
     """
 
     def __init__(self, *, momentum: float | None = None, eps: float | None = None) -> None:
         self.eps = eps
+        if momentum is not None:
+            warnings.warn("freeze_bn: momentum has no effect, frozen statistics do not move; leave it out", stacklevel=2)
 
     def __call__(self, module: nn.Module) -> nn.Module:
         """Freeze every BatchNorm of ``module`` in place and return ``module``; names of tensors stay as they are."""

@@ -9,7 +9,7 @@ class, ``layer_decay`` or ``discriminative``, the optimizer's own. All rates are
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -80,19 +80,18 @@ def build_groups(
     for name, class_rule, p in _trainable(model):
         rule, options = _setting(name, class_rule, p, rules, special)
         lr = options.pop("lr", None)
-        scale = scales.get(name, 1.0) if lr is None else _relative(lr, base_lr)
+        depth, scale = scales.get(name, ("", 1.0)) if lr is None else ("", _relative(lr, base_lr))
         distinct = {key: value for key, value in options.items() if key in defaults and defaults[key] != value}
         group = groups.setdefault(
             (scale, repr(sorted(distinct.items()))),
-            {"params": [], "lr": base_lr * scale, "lr_scale": scale, "rule": [], **distinct},
+            {"params": [], "lr": base_lr * scale, "lr_scale": scale, "rule": {}, **distinct},
         )
         group["params"].append(p)
-        if rule not in group["rule"]:
-            group["rule"].append(rule)
+        group["rule"].setdefault(depth, {})[rule] = None
     if not groups:
         total = sum(1 for _ in model.parameters())
         raise UserError(f"nothing to train: all {total} parameters are frozen. Freeze fewer layers.")
-    return [{**group, "rule": ", ".join(group["rule"])} for group in groups.values()]
+    return [{**group, "rule": _label(group["rule"])} for group in groups.values()]
 
 
 def group_table(optimizer: Optimizer, model: nn.Module | None = None) -> list[GroupRow]:
@@ -112,6 +111,12 @@ def group_table(optimizer: Optimizer, model: nn.Module | None = None) -> list[Gr
     if frozen:
         rows.append(GroupRow("frozen", len(frozen), sum(p.numel() for p in frozen), 0.0, 0.0))
     return rows
+
+
+def _label(rules: Mapping[str, Iterable[str]]) -> str:
+    """``bn_w, bn_b`` or, where the rate depends on the depth, ``layer 3: bn_w, bn_b``."""
+    by_depth = [f"{depth}: {', '.join(names)}" if depth else ", ".join(names) for depth, names in rules.items()]
+    return "; ".join(by_depth)
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, str | None, Tensor]]:
@@ -156,14 +161,16 @@ def _setting(name: str, class_rule: str | None, p: Tensor, rules: Rules, special
     return " + ".join(labels) or "default", options
 
 
-def _scales_by_depth(model: nn.Module, depth: LayerDecay | Discriminative | None, base_lr: float) -> dict[str, float]:
+def _scales_by_depth(model: nn.Module, depth: LayerDecay | Discriminative | None, base_lr: float) -> dict[str, tuple[str, float]]:
+    """Name -> what to call the depth, and ``lr_scale`` there."""
     if isinstance(depth, Discriminative):
-        return {name: depth.factor**-block for name, block in depth_blocks(model, depth.blocks).items()}
+        blocks = depth_blocks(model, depth.blocks)
+        return {name: (f"block {block}", depth.factor**-block) for name, block in blocks.items()}
     if isinstance(depth, LayerDecay):
         ids = layer_ids(model)
         top = max(ids.values(), default=0)
         first = 1.0 if depth.base_lr is None else _relative(depth.base_lr, base_lr)
-        return {name: first * depth.value ** (top - layer) for name, layer in ids.items()}
+        return {name: (f"layer {layer}", first * depth.value ** (top - layer)) for name, layer in ids.items()}
     return {}
 
 

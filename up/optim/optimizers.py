@@ -31,6 +31,7 @@ def _of_torch() -> dict[str, type[Optimizer]]:
     return {name: entry for name, entry in found.items() if issubclass(entry, Optimizer) and entry is not Optimizer}
 
 
+@cache
 def _find(name: str) -> Callable[..., Optimizer] | None:
     """The optimizer of torch or timm that ``name`` means; raises ``UserError`` for one that cannot be used here."""
     if name in _UNUSABLE:

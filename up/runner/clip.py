@@ -136,15 +136,6 @@ def grad_clipper(
     return RunningClip(max_norm=max_norm, norm_type=norm_type, momentum=kept, tolerance=tolerance)
 
 
-def build_clip(clip_norm: float | None = None, policy: Mapping[str, Any] | None = None) -> Clip:
-    """The loop's policy from ``trainer.clip_norm`` or the kwargs of the hook ``grad_clipper``; without both, none."""
-    if clip_norm is not None and policy is not None:
-        raise UserError("both trainer.clip_norm and the hook grad_clipper set how gradients are clipped: remove one")
-    if clip_norm is not None:
-        return ClipNorm(max_norm=clip_norm)
-    return NoClip() if policy is None else grad_clipper(**policy)
-
-
 def _check_max_norm(max_norm: float) -> None:
     if not 0 < max_norm < math.inf:
         raise UserError(f"max_norm is {max_norm}, expected more than 0")

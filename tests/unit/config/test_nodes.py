@@ -227,7 +227,10 @@ class TestBombs:
         lines += [f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
         # 10 values a line more: 11, 111, 1,111, 11,111, and line 5 is the first beyond the limit
         assert 11_111 < MAX_NODES < 111_111
-        assert refusal("\n".join(lines)) == f"x.yaml:5: got more than {MAX_NODES:,} values with all aliases written out (an alias bomb?)"
+        assert (
+            refusal("\n".join(lines))
+            == f"x.yaml:5: got more than {MAX_NODES:,} values with all aliases written out (an alias bomb?)"
+        )
 
     def test_a_bomb_of_blocks(self) -> None:
         lines = ["k0: &a0 {x: 1}"] + [f"k{n}: &a{n} {{a: *a{n - 1}, b: *a{n - 1}, c: *a{n - 1}}}" for n in range(1, 40)]
@@ -236,7 +239,7 @@ class TestBombs:
     def test_a_bomb_of_merges(self) -> None:
         wide = ", ".join(f"k{n}: 1" for n in range(500))
         merges = ", ".join(["*a"] * 101)
-        assert "merged keys (an alias bomb?)" in refusal(f"a: &a {{{wide}}}\nb: {{<<: [{merges}]}}")
+        assert "an alias bomb?" in refusal(f"a: &a {{{wide}}}\nb: {{<<: [{merges}]}}")
 
     def test_a_wide_file(self) -> None:
         assert "got more than" in refusal("a: [" + "a," * (MAX_NODES + 1) + "]")

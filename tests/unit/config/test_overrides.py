@@ -117,7 +117,10 @@ class TestRefusals:
         assert refusal("trainer.max_epoch.x=1") == "--opts: trainer.max_epoch.x: trainer.max_epoch is 3 and has no keys to set"
 
     def test_forms(self) -> None:
-        assert refusal("trainer.max_epoch") == "--opts: trainer.max_epoch: got no value (expected trainer.max_epoch=VALUE, or trainer.max_epoch VALUE)"
+        assert (
+            refusal("trainer.max_epoch")
+            == "--opts: trainer.max_epoch: got no value (expected trainer.max_epoch=VALUE, or trainer.max_epoch VALUE)"
+        )
         assert refusal("=3") == "--opts: got '=3', expected KEY=VALUE with a dotted KEY"
         assert "the path has an empty part" in refusal("trainer..x=3")
 

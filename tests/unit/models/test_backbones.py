@@ -5,18 +5,28 @@ import functools
 import inspect
 import io
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.layers import DropPath
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from up.config.part import PartOf
 from up.errors import UserError
 from up.models.adapter import Backbone, Rate, as_backbone
 from up.models.backbones import BACKBONES
+from up.models.convnets import convnext
+from up.models.mobile import mobilenetv2
+from up.models.resnets import resnet_custom
+from up.models.timm_network import timm_network
+from up.models.transformers import swin, vit
 
 torch.set_num_threads(2)
 
@@ -138,7 +148,7 @@ def test_parameters_with_a_linear_head_are_as_published(name: str, kwargs: dict[
     network = meta(name, kwargs)
     planes = network.out_planes[-1]
     head = 1000 * planes + 1000 + (2 * planes if name.startswith("convnext") else 0)  # convnext_head has a LayerNorm
-    assert (sum(p.numel() for p in network.parameters()) + head) / 1e6 == pytest.approx(millions, rel=0.001)
+    assert (sum(p.numel() for p in network.parameters()) + head) / 1e6 == pytest.approx(millions, rel=0.002)
 
 
 @pytest.mark.parametrize(("name", "kwargs", "millions"), PUBLISHED)
@@ -183,30 +193,51 @@ def test_signature_of_a_variant_is_what_its_family_leaves_open() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "timm_name", "timm_kwargs"),
+    ("name", "kwargs", "timm_name"),
     [
-        ("resnet18", {}, "resnet18", {}),
-        ("resnet50_D", {}, "resnet50d", {}),
-        ("mobilenetv2", {}, "mobilenetv2_100", {}),
-        ("efficientnet_b0", {}, "efficientnet_b0", {}),
-        ("regnety_200m", {}, "regnety_002", {}),
-        ("convnext_tiny", {}, "convnext_tiny", {}),
-        ("swin_tiny", {"img_size": 96}, "swin_tiny_patch4_window7_224", {"img_size": 96}),
-        ("deit_tiny_patch16_224", {"img_size": 32}, "deit_tiny_patch16_224", {"img_size": 32}),
-        ("vit_tiny_patch16_224", {"img_size": [32, 64]}, "vit_tiny_patch16_224", {"img_size": (32, 64)}),
-        ("timm", {"model_name": "resnet10t", "pooled": False}, "resnet10t", {}),
+        ("resnet18", {}, "resnet18"),
+        ("resnet152_D", {}, "resnet152d"),
+        ("mobilenetv2", {"width_mult": 0.5}, "mobilenetv2_050"),
+        ("mobilenetv3", {}, "mobilenetv3_large_100"),
+        ("regnety_200m", {}, "regnety_002"),
+        ("convnext_tiny", {}, "convnext_tiny"),
+        ("swin_base_384", {}, "swin_base_patch4_window12_384"),
+        ("vit_base_patch32_224", {}, "vit_base_patch32_224"),
     ],
 )
-def test_names_and_numbers_are_timms(name: str, kwargs: Any, timm_name: str, timm_kwargs: Any) -> None:
-    reference = timm.create_model(timm_name, num_classes=0, **timm_kwargs).eval()
-    shake(reference)
-    network = build(name, **kwargs).eval()
-    state = {key: value for key, value in reference.state_dict().items() if not key.startswith("head.norm.")}
-    network.load_state_dict(state)
-    image = torch.randn(2, 3, *(network._image_size or (64, 64)))
-    expected = reference.forward_features(image)
+def test_names_and_shapes_of_tensors_are_timms(name: str, kwargs: dict[str, Any], timm_name: str) -> None:
+    with torch.device("meta"):
+        reference = timm.create_model(timm_name, num_classes=0).state_dict()
+    expected = {key: value.shape for key, value in reference.items() if not key.startswith("head.norm.")}
+    assert {key: value.shape for key, value in meta(name, kwargs).state_dict().items()} == expected
+
+
+SMALL_SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+SMALL_VIT: dict[str, Any] = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+SMALL_CONVNEXT: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
+
+
+@pytest.mark.parametrize(
+    ("make", "reference"),
+    [
+        (lambda: resnet_custom(block="basic", layers=[2, 1, 1, 1]), lambda: ResNet(BasicBlock, (2, 1, 1, 1))),
+        (mobilenetv2, lambda: timm.create_model("mobilenetv2_100")),
+        (lambda: convnext(**SMALL_CONVNEXT), lambda: ConvNeXt(**SMALL_CONVNEXT)),
+        (lambda: swin(**SMALL_SWIN, pretrain_img_size=64), lambda: SwinTransformer(64, **SMALL_SWIN)),
+        (lambda: vit(**SMALL_VIT, img_size=[64, 64]), lambda: VisionTransformer(64, **SMALL_VIT)),
+        (lambda: timm_network(model_name="resnet10t", pooled=False), lambda: timm.create_model("resnet10t")),
+    ],
+)
+def test_features_are_what_timm_computes(make: Callable[[], Backbone], reference: Callable[[], Any]) -> None:
+    theirs = reference().eval()
+    shake(theirs)
+    network = make().eval()
+    wanted = network.state_dict().keys()
+    network.load_state_dict({key: value for key, value in theirs.state_dict().items() if key in wanted})
+    image = torch.randn(2, 3, 64, 64)
+    expected = theirs.forward_features(image)
     (feature,) = features_of(network, image)
-    if name == "swin_tiny":
+    if isinstance(theirs, SwinTransformer):
         expected = expected.permute(0, 3, 1, 2)
     torch.testing.assert_close(feature, expected)
 
@@ -221,7 +252,7 @@ def test_mobilenetv3_ends_where_the_classifier_begins() -> None:
     torch.testing.assert_close(reference.classifier(feature.flatten(1)), reference(image))
 
 
-@pytest.mark.parametrize("model_name", ["test_vit3", "test_convnext", "mobilenetv4_conv_small_035", "crossvit_9_240", "vgg11"])
+@pytest.mark.parametrize("model_name", ["test_vit3", "test_convnext", "lcnet_035"])
 def test_a_pooled_timm_network_and_a_linear_layer_are_timms_network(model_name: str) -> None:
     reference = timm.create_model(model_name, num_classes=7).eval()
     network = build("timm", model_name=model_name).eval()
@@ -234,11 +265,19 @@ def test_a_pooled_timm_network_and_a_linear_layer_are_timms_network(model_name: 
     torch.testing.assert_close(feature.flatten(1), reference.forward_head(reference.forward_features(image), pre_logits=True))
 
 
+@pytest.mark.parametrize("model_name", ["crossvit_9_240", "vgg11", "mambaout_femto", "vit_base_patch16_siglip_224"])
+def test_pooled_features_have_one_shape_for_all_of_timm(model_name: str) -> None:
+    network = meta("timm", {"model_name": model_name}).eval()
+    side = network.pretrained_cfg["input_size"][-1]
+    (feature,) = features_of(network, torch.empty(2, 3, side, side, device="meta"))
+    assert feature.shape == (2, network.out_planes[0], 1, 1)
+
+
 def test_path_names_and_class_stay_timms() -> None:
-    network = build("resnet18")
-    assert isinstance(network, timm.models.resnet.ResNet)
+    network = meta("resnet18", {})
+    assert isinstance(network, ResNet)
     assert type(network).__name__ == "ResNet"
-    assert type(network) is type(build("resnet34"))
+    assert type(network) is type(meta("resnet34", {}))
     assert "layer4.1.conv2.weight" in network.state_dict()
     assert not any(key.startswith("fc") for key in network.state_dict())
     assert not any(key.startswith("head") for key in meta("convnext_tiny", {}).state_dict())
@@ -271,7 +310,7 @@ def test_channels_last_gives_the_same_features() -> None:
     faster = network.to(memory_format=torch.channels_last)
     feature = features_of(faster, image.to(memory_format=torch.channels_last))[0]
     assert feature.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(feature, expected)
+    torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +394,7 @@ def test_small_stem_and_width() -> None:
     assert features_of(network, torch.randn(2, 3, 32, 32))[0].shape == (2, 256, 4, 4)
     wide = tiny(width=128)
     assert tuple(wide.conv1.weight.shape) == (128, 3, 7, 7)
-    assert wide.conv1.weight.std() == pytest.approx((2 / (128 * 49)) ** 0.5, rel=0.05)
+    assert wide.conv1.weight.std().item() == pytest.approx((2 / (128 * 49)) ** 0.5, rel=0.05)
 
 
 def test_input_channels_and_rates_reach_the_layers() -> None:

@@ -84,6 +84,11 @@ def test_freezing_twice_is_freezing_once():
     assert made[1].eps == 1e-3
 
 
+def test_a_momentum_of_frozen_statistics_is_told_to_have_no_effect():
+    with pytest.warns(UserWarning, match="freeze_bn: momentum has no effect"):
+        FrozenBatchNorm(momentum=0.1)
+
+
 def test_freezing_what_has_no_frozen_form():
     with pytest.raises(UserError, match="BatchNorm3d has no frozen form"):
         FrozenBatchNorm()(nn.BatchNorm3d(2))

@@ -248,6 +248,12 @@ def test_layer_decay_base_lr_replaces_the_rate_it_decays_from() -> None:
     assert settings(model, optimizer, "lr")["backbone.0.weight"] == pytest.approx(0.1)
 
 
+def test_layers_are_named_in_the_table() -> None:
+    model = net()
+    optimizer = built(model, pconfig={"layer_decay": {"value": 0.5}, "bn_w": NO_DECAY, "bn_b": NO_DECAY})
+    assert [row.rule for row in group_table(optimizer)] == ["layer 0: default", "layer 0: bn_w, bn_b", "layer 1: default"]
+
+
 def test_discriminative_rates_by_depth() -> None:
     """ULMFiT: three equal groups from the head, each 2.6 times slower than the one above it."""
     model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)])
@@ -255,7 +261,7 @@ def test_discriminative_rates_by_depth() -> None:
     scales = settings(model, optimizer, "lr_scale")
     assert [scales[f"{i}.weight"] for i in range(6)] == pytest.approx([2.6**-2] * 2 + [2.6**-1] * 2 + [1.0] * 2)
     assert scales["0.bias"] == scales["0.weight"]
-    assert len(optimizer.param_groups) == 3
+    assert [row.rule for row in group_table(optimizer)] == ["block 2: default", "block 1: default", "block 0: default"]
 
 
 def test_table_lists_groups_and_frozen() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from up.errors import UserError
-from up.runner.clip import Clip, ClipNorm, NoClip, build_clip, grad_clipper
+from up.runner.clip import Clip, ClipNorm, NoClip, grad_clipper
 
 
 def gradients(scale: float = 1.0) -> list[torch.Tensor]:
@@ -97,15 +97,6 @@ def test_fresh_running_limit_round_trips() -> None:
     clip = grad_clipper(mode="average", tolerance=0.5)
     clip.load_state_dict(clip.state_dict())
     assert norms_after(clip, [8.0]) == pytest.approx([4.0], rel=1e-6)
-
-
-def test_build_clip() -> None:
-    assert isinstance(build_clip(), NoClip)
-    assert isinstance(build_clip(clip_norm=1.0), ClipNorm)
-    assert isinstance(build_clip(policy={"max_norm": 2.0}), ClipNorm)
-    assert build_clip(policy={"mode": "average"}).state_dict() == {"limit": None, "count": 0}
-    with pytest.raises(UserError, match="both trainer.clip_norm and the hook grad_clipper.*remove one"):
-        build_clip(clip_norm=1.0, policy={"max_norm": 2.0})
 
 
 @pytest.mark.parametrize(

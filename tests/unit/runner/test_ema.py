@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -94,6 +96,25 @@ def test_inner_t_updates_every_second_step() -> None:
     assert seen == [0.0, 0.5, 0.5, 0.75]
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_evaluates_the_average_and_trains_on(context: Callable[[], AbstractContextManager[None]]) -> None:
+    model = net().to(memory_format=torch.channels_last)
+    ema = Ema(model, decay=0.9)
+    train_a_little(model)
+    ema.update(model, 1)
+    x, average = torch.randn(2, 3, 8, 8), net()
+    average.load_state_dict(ema.state_dict())
+    with context(), ema.applied_to(model):
+        seen = model.eval()(x)
+    torch.testing.assert_close(seen, average.eval()(x).detach(), rtol=1e-5, atol=1e-5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()(x).square().sum().backward()
+    optimizer.step()
+    ema.update(model, 2)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert ema.state_dict()["0.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_applied_to_puts_the_average_in_place_and_back_bit_for_bit() -> None:
     model = net()
     ema = Ema(model, decay=0.9)
@@ -130,24 +151,10 @@ def test_shared_weights_survive_the_exchange() -> None:
     assert torch.equal(ema.state_dict()["1.weight"], ema.state_dict()["0.weight"])
 
 
-def test_views_report_raw_and_average() -> None:
+def test_starts_from_the_loaded_weights() -> None:
     model = Scalar(0.0)
-    ema = Ema(model, decay=0.75)
-    model.weight.data.fill_(1.0)
-    ema.update(model, 1)
-    seen = {}
-    for name, view in ema.views(model):
-        with view:
-            seen[name] = model.weight.item()
-    assert seen == {"raw": 1.0, "ema": 0.25}
-    assert [name for name, _ in NoEma().views(model)] == ["raw"]
-
-
-def test_reset_starts_from_the_loaded_weights() -> None:
-    model = Scalar(0.0)
-    ema = Ema(model, decay=0.9)
     model.weight.data.fill_(7.0)
-    ema.reset(model)
+    ema = Ema(model, decay=0.9)
     model.weight.data.fill_(8.0)
     ema.update(model, 1)
     assert ema.state_dict()["weight"].item() == pytest.approx(7.1)
@@ -169,26 +176,20 @@ def test_state_dict_resumes_exactly() -> None:
 
 def test_load_refuses_other_tensors() -> None:
     ema = Ema(Scalar(0.0), decay=0.9)
+    with pytest.raises(UserError, match="no EMA state, it was made with ema.enable: false"):
+        ema.load_state_dict(NoEma().state_dict())
     with pytest.raises(UserError, match="EMA state has no tensor for weight"):
-        ema.load_state_dict({})
+        ema.load_state_dict({"wait": torch.zeros(1)})
+    with pytest.raises(UserError, match="tensors that the model lacks: wait"):
+        ema.load_state_dict({"weight": torch.zeros(1), "wait": torch.zeros(1)})
     with pytest.raises(UserError, match=r"weight is \(2,\), expected \(1,\)"):
         ema.load_state_dict({"weight": torch.zeros(2)})
-
-
-def test_weights_are_the_average_or_the_model() -> None:
-    model = Scalar(0.0)
-    ema = Ema(model, decay=0.75)
-    model.weight.data.fill_(1.0)
-    ema.update(model, 1)
-    assert ema.weights(model)["weight"].item() == 0.25
-    assert NoEma().weights(model)["weight"].item() == 1.0
 
 
 def test_disabled_ema_has_the_same_interface() -> None:
     model = Scalar(3.0)
     off = build_ema(model, enable=False)
     off.update(model, 1)
-    off.reset(model)
     off.load_state_dict(off.state_dict())
     with off.applied_to(model):
         assert model.weight.item() == 3.0

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ConfigDict, with_config
 from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import TypedDict
 
@@ -37,6 +38,7 @@ _SECOND, _REPLACEMENT = 1, 2  # what is drawn, mixed into the key
 _TRIES = 100
 
 
+@with_config(ConfigDict(extra="forbid"))
 class ParserInfo(TypedDict, total=False):
     """``min_size`` in pixels, 40 by default: custom_det drops boxes of less than its square."""
 

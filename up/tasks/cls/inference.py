@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from up.data.packed import PackedStrings
@@ -17,6 +18,7 @@ from up.tasks.cls.folders import SUFFIXES, images_under
 from up.tasks.cls.metas import Meta, MetaError, MetaSource, inference_only
 
 
+@with_config(ConfigDict(extra="forbid"))
 class ResumeInference(TypedDict, total=False):
     """Go on with an inference that was cut off: what stands in its results is left out.
 
@@ -29,6 +31,7 @@ class ResumeInference(TypedDict, total=False):
     indicator: str
 
 
+@with_config(ConfigDict(extra="forbid"))
 class InferenceConfig(TypedDict, total=False):
     """What to predict: the images that meta_file lists (``inference_from: file``) or that lie in it (``folder``).
 

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, count
 from pathlib import Path, PurePath
 
 import torch
@@ -87,7 +88,8 @@ def first_images(batch: Batch, number: int) -> Batch:
 def file_stems(filenames: Sequence[str]) -> list[str]:
     """``dogs/1.jpg, cats/1.jpg`` as ``1, 1_2``: short names of files, each once."""
     stems: list[str] = []
-    for number, filename in enumerate(filenames, start=1):
+    for filename in filenames:
         stem = PurePath(filename).stem[:_LONGEST_STEM] or "image"
-        stems.append(f"{stem}_{number}" if stem in stems else stem)
+        candidates = chain([stem], (f"{stem}_{number}" for number in count(2)))
+        stems.append(next(name for name in candidates if name not in stems))
     return stems

@@ -1,0 +1,31 @@
+"""Problems as lines."""
+
+from __future__ import annotations
+
+from up.config.errors import ConfigError, Mark, Problem, refuse
+from up.errors import UserError
+
+
+def test_a_mark_is_file_and_line() -> None:
+    assert str(Mark("a.yaml", 3, 7)) == "a.yaml:3"
+    assert str(Mark("--opts")) == "--opts"
+
+
+def test_a_problem_is_one_line_with_what_is_known() -> None:
+    assert str(Problem("a.b", "is wrong", "x.yaml:3")) == "x.yaml:3: a.b: is wrong"
+    assert str(Problem("a.b", "is wrong")) == "a.b: is wrong"
+    assert str(Problem("", "is wrong", "x.yaml:3")) == "x.yaml:3: is wrong"
+
+
+def test_a_place_is_given_once() -> None:
+    problem = Problem("a", "b").written_at("x:1")
+    assert problem.origin == "x:1"
+    assert problem.written_at("y:2").origin == "x:1"
+
+
+def test_an_error_has_a_line_for_each_problem_and_ends_with_2() -> None:
+    error = ConfigError([Problem("a", "b"), Problem("c", "d")])
+    assert isinstance(error, UserError)
+    assert str(error) == "a: b\nc: d"
+    assert error.exit_code == 2
+    assert str(refuse(Mark("x", 1), "bad")) == "x:1: bad"

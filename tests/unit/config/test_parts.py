@@ -1,0 +1,243 @@
+"""Parts from {type, kwargs}: what is wrong with them, and the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from up.config.decode import decode
+from up.config.errors import ConfigError
+from up.config.nodes import parse_nodes
+from up.config.part import PartOf
+from up.config.parts import Derived, arguments, build, build_part, check_kwargs, check_part, parts_of
+from up.config.sections import Part
+from up.errors import UserError
+from up.registry import Registry
+
+
+class Smooth:
+    """A loss."""
+
+    def __init__(
+        self,
+        *,
+        ratio: float = 0.1,
+        num_classes: int = 1000,
+        reduction: Literal["mean", "sum"] = "mean",
+        names: list[str] | None = None,
+    ) -> None:
+        if ratio >= 1:
+            raise ValueError(f"got ratio {ratio}, expected less than 1")
+        self.ratio, self.num_classes, self.names = ratio, num_classes, names
+
+
+class Plain:
+    """Another loss."""
+
+
+class Head:
+    def __init__(
+        self, *, num_classes: int | list[int], in_plane: int, dropout: float | None = 0.5, size: tuple[int, int] = (1, 1)
+    ) -> None:
+        self.num_classes, self.in_plane, self.dropout, self.size = num_classes, in_plane, dropout, size
+
+
+class Post:
+    def __init__(
+        self,
+        *,
+        cls_loss: Annotated[Smooth | Plain | Sequence[Smooth | Plain], PartOf("loss")],
+        head: Annotated[Head | None, PartOf("head")] = None,
+        prefix: str | None = None,
+    ) -> None:
+        self.cls_loss, self.head, self.prefix = cls_loss, head, prefix
+
+
+class Open:
+    def __init__(self, known: int = 1, **kwargs: Any) -> None:
+        self.known, self.rest = known, kwargs
+
+
+def angry() -> None:
+    raise UserError("train.txt:3: no label")
+
+
+TABLES = {
+    "loss": Registry("loss", {"smooth": f"{__name__}:Smooth", "plain": f"{__name__}:Plain"}),
+    "head": Registry("head", {"linear": f"{__name__}:Head"}),
+    "post": Registry("post process", {"post": f"{__name__}:Post", "open": f"{__name__}:Open", "angry": f"{__name__}:angry"}),
+    "optimizer": Registry("optimizer", {"LAMB": "torch.optim:AdamW", "SGD": "torch.optim:SGD"}),
+}
+
+
+def check(type_: str, table: str = "post", supplied: Any = (), **kwargs: Any) -> list[str]:
+    return [str(problem) for problem in check_part({"type": type_, "kwargs": kwargs}, table, TABLES, "net.2", supplied)]
+
+
+class TestCheck:
+    def test_unknown_type(self) -> None:
+        assert check("LAMP", "optimizer") == ["net.2.type: no optimizer is called 'LAMP'. Did you mean 'LAMB'?"]
+
+    def test_unknown_argument(self) -> None:
+        (found,) = check("LAMB", "optimizer", momentun=0.9)
+        assert found.startswith("net.2.kwargs.momentun: LAMB takes no such argument.")
+        assert "(It takes lr, betas, eps, weight_decay" in found
+        (found,) = check("SGD", "optimizer", momentun=0.9)
+        assert "Did you mean 'momentum'?" in found
+        assert check("plain", "loss", x=1) == ["net.2.kwargs.x: plain takes no such argument. (It takes no arguments)"]
+        assert check("open", x=1, known=2) == []
+
+    def test_wrong_values(self) -> None:
+        found = check("smooth", "loss", ratio="fast", num_classes=True, reduction="men", names=[1])
+        assert found == [
+            "net.2.kwargs.ratio: got 'fast', expected a number",
+            "net.2.kwargs.num_classes: got true, expected a whole number",
+            "net.2.kwargs.reduction: got 'men', expected one of mean, sum. Did you mean 'mean'?",
+            "net.2.kwargs.names.0: got 1, expected text (put it in quotes)",
+        ]
+        assert check("LAMB", "optimizer", lr="fast") == ["net.2.kwargs.lr: got 'fast', expected a number"]
+
+    def test_a_union_says_all_that_it_takes(self) -> None:
+        assert check("linear", "head", num_classes="10", in_plane=1) == [
+            "net.2.kwargs.num_classes: got '10', expected a whole number or a list (remove the quotes)"
+        ]
+        assert check("linear", "head", num_classes=[10, "x"], in_plane=1) == [
+            "net.2.kwargs.num_classes.1: got 'x', expected a whole number"
+        ]
+
+    def test_missing_arguments(self) -> None:
+        assert check("linear", "head", num_classes=3) == ["net.2.kwargs.in_plane: is missing (linear needs it: int)"]
+        assert check("linear", "head", num_classes=3, supplied=["in_plane"]) == []
+        assert check("post") == ["net.2.kwargs.cls_loss: is missing (post needs it: loss part | list of loss parts)"]
+
+    def test_null_is_not_given_where_null_is_no_value(self) -> None:
+        assert check("linear", "head", num_classes=None, in_plane=2) == [
+            "net.2.kwargs.num_classes: is missing (linear needs it: int | list[int])"
+        ]
+        assert check("smooth", "loss", ratio=None) == []
+
+    def test_parts_inside(self) -> None:
+        found = check(
+            "post",
+            cls_loss=[{"type": "smooth", "kwargs": {"ratoi": 1}}, {"type": "smoth"}, {"tpye": 3}, "plain", {"type": "plain"}],
+            head={"type": "linear", "kwargs": {"num_classes": "x"}},
+            prefix=3,
+        )
+        assert found == [
+            "net.2.kwargs.cls_loss.0.kwargs.ratoi: smooth takes no such argument. Did you mean 'ratio'? "
+            "(It takes ratio, num_classes, reduction, names)",
+            "net.2.kwargs.cls_loss.1.type: no loss is called 'smoth'. Did you mean 'smooth'?",
+            "net.2.kwargs.cls_loss.2.type: is missing",
+            "net.2.kwargs.cls_loss.2.tpye: a part takes no such key. Did you mean 'type'? (It takes type, kwargs)",
+            "net.2.kwargs.cls_loss.3: got 'plain', expected a block of keys",
+            "net.2.kwargs.head.kwargs.in_plane: is missing (linear needs it: int)",
+            "net.2.kwargs.head.kwargs.num_classes: got 'x', expected a whole number or a list (write [x])",
+            "net.2.kwargs.prefix: got 3, expected text (put it in quotes)",
+        ]
+
+    def test_one_part_or_a_list(self) -> None:
+        assert check("post", cls_loss={"type": "plain"}, head=[{"type": "linear"}]) == [
+            "net.2.kwargs.head: got a list of 1, expected one block {type, kwargs}"
+        ]
+        assert check("post", cls_loss=3) == ["net.2.kwargs.cls_loss: got 3, expected a block {type, kwargs}"]
+
+        def chain(parts: Annotated[list[Plain], PartOf("loss")]) -> None: ...
+
+        (problem,) = check_kwargs(chain, {"parts": {"type": "plain"}}, TABLES, "x")
+        assert str(problem) == "x.parts: got a block (type), expected a list of blocks {type, kwargs}"
+
+    def test_a_derived_value_may_be_repeated_but_not_contradicted(self) -> None:
+        known = {"num_classes": Derived(10, "the classes of the data set"), "in_plane": 5}
+        assert check("linear", "head", num_classes=10, in_plane=9, supplied=known) == []
+        assert check("post", cls_loss={"type": "smooth", "kwargs": {"num_classes": 1000}}, supplied=known) == [
+            "net.2.kwargs.cls_loss.kwargs.num_classes: got 1000, but 10 follows from the classes of the data set "
+            "(leave num_classes out, or correct one of them)"
+        ]
+
+    def test_problems_find_their_lines(self) -> None:
+        decoded = decode(
+            parse_nodes("net:\n- name: head\n  type: linear\n  kwargs:\n    num_classes: x\n    in_plan: 3\n", "x.yaml")
+        )
+        problems = decoded.origins.locate(check_part(decoded.config.net[0], "head", TABLES, "net.0"))
+        assert sorted(str(problem).split(": ")[0] for problem in problems) == ["x.yaml:4", "x.yaml:5", "x.yaml:6"]
+
+
+class TestBuild:
+    def test_values_are_converted(self) -> None:
+        head = build_part(
+            Part(type="linear", kwargs={"num_classes": 3, "in_plane": 4, "size": [2, 3], "dropout": None}), "head", TABLES
+        )
+        assert (head.num_classes, head.in_plane, head.size, head.dropout) == (3, 4, (2, 3), None)
+
+    def test_supplied_values_fill_in_and_reach_the_parts_inside(self) -> None:
+        part = {
+            "type": "post",
+            "kwargs": {"cls_loss": [{"type": "smooth"}, {"type": "smooth", "kwargs": {"num_classes": 7}}], "prefix": None},
+        }
+        made = build_part(part, "post", TABLES, {"num_classes": 7, "prefix": "p", "unheard": 1})
+        assert [loss.num_classes for loss in made.cls_loss] == [7, 7]
+        assert made.prefix == "p"
+        assert made.head is None
+        assert build_part({"type": "smooth"}, "loss", TABLES, {"num_classes": Derived(10, "x")}).num_classes == 10
+        assert build_part({"type": "smooth", "kwargs": {"num_classes": 3}}, "loss", TABLES, {"num_classes": 10}).num_classes == 3
+
+    def test_one_part_stays_one(self) -> None:
+        made = build_part({"type": "post", "kwargs": {"cls_loss": {"type": "plain"}}}, "post", TABLES)
+        assert isinstance(made.cls_loss, Plain)
+
+    def test_open_signatures_get_all(self) -> None:
+        made = build_part({"type": "open", "kwargs": {"a": 1, "known": 2}}, "post", TABLES, {"b": 3})
+        assert (made.known, made.rest) == (2, {"a": 1})
+
+    def test_nothing_is_built_when_anything_is_wrong(self) -> None:
+        built: list[int] = []
+
+        def loud(value: int, inner: Annotated[Any, PartOf("loss")]) -> None:
+            built.append(value)
+
+        with pytest.raises(ConfigError, match=r"^at.inner.kwargs.ratio: got 'x', expected a number\nat.value: got 'y'"):
+            build(loud, {"value": "y", "inner": {"type": "smooth", "kwargs": {"ratio": "x"}}}, TABLES, path="at")
+        assert built == []
+
+    def test_what_a_constructor_says_gets_its_path(self) -> None:
+        with pytest.raises(ConfigError, match=r"^net.2.kwargs.cls_loss.1: got ratio 2.0, expected less than 1$"):
+            build_part(
+                {"type": "post", "kwargs": {"cls_loss": [{"type": "plain"}, {"type": "smooth", "kwargs": {"ratio": 2}}]}},
+                "post",
+                TABLES,
+                path="net.2",
+            )
+
+    def test_a_fault_of_the_users_files_keeps_its_own_place(self) -> None:
+        with pytest.raises(UserError, match=r"^train.txt:3: no label$"):
+            build_part({"type": "angry"}, "post", TABLES, path="net.2")
+
+    def test_arguments(self) -> None:
+        found = arguments(Head, {"size": [1, 2]}, TABLES, {"num_classes": 3, "in_plane": Derived(4, "the backbone")})
+        assert found == {"size": (1, 2), "num_classes": 3, "in_plane": 4}
+
+
+def test_parts_of_the_sections() -> None:
+    text = """
+net: [{name: a, type: b}]
+teacher: [{name: a, type: b}]
+runtime: {runner: {type: kd}}
+hooks: [{type: h}]
+dataset:
+  train:
+    dataset: {type: cls}
+    batch_sampler: {kwargs: {sampler: {type: dist}}}
+    dataloader: {kwargs: {batch_fn: {type: mix}}}
+mimic: {cfgs: {loss: {type: kl_loss}}, student: {mimic_name: [a]}, teacher: {mimic_name: [a]}}
+"""
+    found = {(path, part.type, table) for path, part, table in parts_of(decode(parse_nodes(text, "x.yaml")).config)}
+    assert found == {
+        ("runtime.runner", "kd", "runner"),
+        ("hooks.0", "h", "hook"),
+        ("dataset.train.dataset", "cls", "dataset"),
+        ("dataset.train.batch_sampler.kwargs.sampler", "dist", "sampler"),
+        ("dataset.train.dataloader.kwargs.batch_fn", "mix", "batch_fn"),
+        ("mimic.mimic_job0.cfgs.loss", "kl_loss", "mimic_loss"),
+    }

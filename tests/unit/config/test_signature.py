@@ -1,0 +1,200 @@
+"""What a part takes, read from its constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from pydantic import Field, ValidationError
+from torch import nn
+
+from up.config.part import PartOf
+from up.config.signature import describe, signature_model, signature_of, strict, type_text
+
+
+class Loss(nn.Module):
+    """A loss of some kind.
+
+    ``logits`` (B, C) -> scalar.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        weight: float = 1.0,
+        reduction: Literal["mean", "sum"] = "mean",
+        size: int | tuple[int, int] = 3,
+        prior: Sequence[float] | None = None,
+        scale: torch.Tensor | float = 1.0,
+        share: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        copy: bool = False,
+        _hidden: str = "x",
+        anything=None,  # type: ignore[no-untyped-def]
+    ) -> None:
+        super().__init__()
+
+
+class Post(Loss):
+    def __init__(
+        self,
+        losses: Annotated[nn.Module | Sequence[nn.Module], PartOf("loss")],
+        /,
+        cls_loss: Annotated[nn.Module | Sequence[nn.Module], PartOf("loss")],
+        other: Annotated[nn.Module | None, PartOf("loss")] = None,
+        several: Annotated[list[nn.Module], PartOf("loss")] = [],  # noqa: B006
+        **kwargs: Any,
+    ) -> None: ...
+
+
+def made(**given: Any) -> dict[str, Any]:
+    return signature_model(Loss).model_validate(given).given()
+
+
+def refused(**given: Any) -> list[str]:
+    with pytest.raises(ValidationError) as caught:
+        signature_model(Loss).model_validate(given)
+    return [str(error["type"]) for error in caught.value.errors()]
+
+
+class TestSignatureOf:
+    def test_parameters(self) -> None:
+        signature = signature_of(Loss)
+        assert signature.owner == "Loss"
+        assert not signature.open
+        assert list(signature.parameters)[:3] == ["num_classes", "weight", "reduction"]
+        assert signature.parameters["num_classes"].required
+        assert not signature.parameters["weight"].required
+        assert signature.parameters["prior"].takes_none
+        assert not signature.parameters["weight"].takes_none
+        assert signature.parameters["anything"].takes_none
+
+    def test_self_positional_only_and_params_of_optimizers_are_left_out(self) -> None:
+        assert list(signature_of(Post).parameters) == ["cls_loss", "other", "several"]
+        assert "params" not in signature_of(torch.optim.SGD).parameters
+        assert list(signature_of(torch.optim.SGD).parameters)[:2] == ["lr", "momentum"]
+
+    def test_parts(self) -> None:
+        parameters = signature_of(Post).parameters
+        assert [(each.table, each.single, each.many) for each in parameters.values()] == [
+            ("loss", True, True),
+            ("loss", True, False),
+            ("loss", False, True),
+        ]
+        assert signature_of(Post).open
+
+    def test_functions_and_partials(self) -> None:
+        def smooth(x: int, *, rate: float = 0.1) -> None: ...
+
+        assert list(signature_of(smooth).parameters) == ["x", "rate"]
+        half = partial(smooth, rate=0.5)
+        assert signature_of(half).owner == "smooth"
+        assert signature_of(half).parameters["rate"].default == 0.5
+
+    def test_it_is_read_once(self) -> None:
+        assert signature_of(Loss) is signature_of(Loss)
+        assert signature_model(Loss) is signature_model(Loss)
+
+    def test_names_that_only_a_type_checker_sees(self) -> None:
+        def odd(x: Unheard, y: int = 3) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+        assert signature_of(odd).parameters["x"].annotation is Any
+
+
+class TestSignatureModel:
+    def test_whole_numbers_are_numbers_and_lists_are_tuples(self) -> None:
+        given = made(num_classes=3, weight=2, size=[1, 2], prior=[1, 0.5], copy=True, _hidden="y", anything={"a": 1})
+        assert given == {
+            "num_classes": 3, "weight": 2.0, "size": (1, 2), "prior": [1.0, 0.5], "copy": True, "_hidden": "y",
+            "anything": {"a": 1},
+        }  # fmt: skip
+        assert isinstance(given["weight"], float)
+
+    def test_only_what_was_given(self) -> None:
+        assert made() == {}
+
+    @pytest.mark.parametrize(
+        ("given", "kinds"),
+        [
+            ({"num_classes": True}, ["int_type"]),
+            ({"num_classes": 3.0}, ["int_type"]),
+            ({"num_classes": "3"}, ["int_type"]),
+            ({"weight": True}, ["float_type"]),
+            ({"weight": "1.0"}, ["float_type"]),
+            ({"weight": float("inf")}, ["finite_number"]),
+            ({"weight": float("nan")}, ["finite_number"]),
+            ({"scale": "x"}, ["float_type"]),
+            ({"reduction": "men"}, ["literal_error"]),
+            ({"size": [1, 2, 3]}, ["int_type", "too_long"]),
+            ({"size": [1, True]}, ["int_type", "int_type"]),
+            ({"prior": "abc"}, ["sequence_str"]),
+            ({"prior": [float("nan")]}, ["finite_number"]),
+            ({"share": 2}, ["less_than_equal"]),
+            ({"copy": 1}, ["bool_type"]),
+            ({"_hidden": 1}, ["string_type"]),
+            ({"weihgt": 1}, ["extra_forbidden"]),
+        ],
+    )
+    def test_strict(self, given: dict[str, Any], kinds: list[str]) -> None:
+        assert refused(**given) == kinds
+
+    def test_open_signatures_take_any_name(self) -> None:
+        assert signature_model(Post).model_validate({"x": 3}).given() == {"x": 3}
+
+    def test_what_yaml_cannot_write(self) -> None:
+        def takes(dtype: torch.dtype, f: nn.Module | None = None) -> None: ...
+
+        model = signature_model(takes)
+        assert model.model_validate({"dtype": torch.float16}).given() == {"dtype": torch.float16}
+        with pytest.raises(ValidationError, match="dtype"):
+            model.model_validate({"dtype": "float16"})
+        with pytest.raises(ValidationError, match="none_required"):
+            model.model_validate({"f": 3})
+
+    def test_every_optimizer_of_torch_can_be_read(self) -> None:
+        found = [
+            value for value in vars(torch.optim).values() if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+        ]
+        assert len(found) >= 10
+        for optimizer in found:
+            signature_model(optimizer)
+
+
+def test_strict_keeps_what_it_does_not_know() -> None:
+    assert strict(Any) is Any
+    assert strict(list) is list
+    assert strict(nn.Module | torch.Tensor) is Any
+    assert strict(Literal[1, 2]) == Literal[1, 2]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (int | tuple[int, int], "int | tuple[int, int]"),
+        (float | None, "float | None"),
+        (Literal["mean", "sum"], "'mean' | 'sum'"),
+        (Sequence[float], "sequence[float]"),
+        (tuple[int, ...], "tuple[int, ...]"),
+        (dict[str, Any], "dict[str, Any]"),
+        (torch.Tensor | float, "Tensor | float"),
+        (Annotated[nn.Module | Sequence[nn.Module], PartOf("loss")], "loss part | list of loss parts"),
+        (Annotated[nn.Module | None, PartOf("loss")], "loss part | None"),
+        (Annotated[float, Field(ge=0)], "float"),
+    ],
+)
+def test_type_text(annotation: Any, text: str) -> None:
+    assert type_text(annotation) == text
+
+
+def test_describe() -> None:
+    described = describe(Loss)
+    assert described.summary == "A loss of some kind."
+    assert described.parameters[:3] == (
+        ("num_classes", "int", "required"),
+        ("weight", "float", "1.0"),
+        ("reduction", "'mean' | 'sum'", "'mean'"),
+    )
+    assert describe(Post).summary == ""  # not that of the class it derives from

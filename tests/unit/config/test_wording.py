@@ -1,0 +1,50 @@
+"""Values and expectations in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from up.config.wording import expected, got, unknown
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("fast", "'fast'"),
+        (True, "true"),
+        (None, "null"),
+        (float("inf"), ".inf"),
+        (float("-inf"), "-.inf"),
+        (float("nan"), ".nan"),
+        (0.001, "0.001"),
+        ([1, "a"], "[1, 'a']"),
+        ([{}], "a list of 1"),
+        ([1] * 100, "a list of 100"),
+        ({}, "an empty block"),
+        ({"a": 1, "b": 2}, "a block (a, b)"),
+    ],
+)
+def test_got(value: Any, words: str) -> None:
+    assert got(value) == words
+
+
+def test_long_values_are_cut() -> None:
+    assert len(got("x" * 500)) == 60
+
+
+def test_expected() -> None:
+    assert expected({"type": "int_type"}) == "a whole number"
+    assert expected({"type": "less_than", "ctx": {"lt": 2**63}}) == "less than 9223372036854775808"
+    assert expected({"type": "multiple_of", "ctx": {"multiple_of": 8}}) == "a multiple of 8"
+    assert expected({"type": "literal_error", "ctx": {"expected": "'a', 'b' or 'c'"}}) == "one of a, b, c"
+    assert expected({"type": "too_short", "ctx": {"min_length": 1}}) == "a list of at least 1 entry"
+    assert expected({"type": "unheard_of", "msg": "Input should be odd"}) == "input should be odd"
+
+
+def test_unknown() -> None:
+    assert (
+        unknown("trainer", "epohcs", ["epochs", "lr"]) == "trainer takes no such key. Did you mean 'epochs'? (It takes epochs, lr)"
+    )
+    assert unknown("plain", "x", [], "argument") == "plain takes no such argument. (It takes no arguments)"
