@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +14,21 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from torch import nn
+from torch.optim import Optimizer
 
 from up import distributed
 from up.config.decode import missing_for_training
+from up.config.parts import build_part
 from up.config.sections import Fp16, Part, SchedulePart, Source
 from up.config.sections import Net as NetSection
 from up.config.show import effective_yaml
-from up.config.parts import build_part
 from up.data.loader import EvalLoader, TrainLoader, Workers
 from up.data.sampler import EvalBatches, TrainBatches
 from up.errors import NumericalError, StorageError, UserError
 from up.experiment import Experiment, missing_files, net_table
 from up.files import write_text
 from up.models.net import Net
-from up.models.norm import special_bn_init
+from up.models.norm import special_bn_init, sync_batchnorms
 from up.models.weights import load_weights, read_state
 from up.optim import build_optimizer, build_schedule
 from up.optim.schedules import Schedule
@@ -61,7 +63,7 @@ def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Sour
     section = getattr(experiment.config.dataset, source)
     if section is None:
         raise UserError(
-            f"{experiment.path}: dataset.{source}: is missing. It says which images to {'train' if source == 'train' else 'evaluate'} on."
+            f"{experiment.path}: dataset.{source}: is missing. It names the images to {'train' if source == 'train' else 'judge'} by."
         )
     return section  # type: ignore[no-any-return]
 
@@ -122,7 +124,7 @@ def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: Ne
 
 def own_pattern(name: str, pattern: str) -> str:
     """A freeze pattern of one module as a pattern of the whole net."""
-    return f"r:{name}\\.{pattern[2:]}" if pattern.startswith("r:") else f"{name}.{pattern}"
+    return rf"r:^{re.escape(name)}\..*(?:{pattern[2:]})" if pattern.startswith("r:") else f"{name}.{pattern}"
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,15 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
     )  # fmt: skip
 
 
+def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
+    """The optimizer over the parameters that train, in groups."""
+    part = experiment.config.trainer.optimizer
+    assert part is not None, "missing_for_training comes first"
+    special = [group.model_dump(exclude_none=True) for group in part.special_param_group]
+    rules = part.pconfig.model_dump(exclude_none=True)
+    return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, **part.kwargs)
+
+
 def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] | None) -> None:
     """Fill the net from ``saver.pretrain_model``, if one is named, and log what became of every tensor."""
     saver = experiment.config.saver
@@ -169,9 +180,12 @@ def on_device(experiment: Experiment, net: Net, device: torch.device) -> nn.Modu
     """Move the net to the device in its memory format and return what is to be called: compiled where asked for."""
     runtime = experiment.config.runtime
     net.to(device)
+    sync_batchnorms(net)
     if runtime.channels_last:
         net.to(memory_format=torch.channels_last)
-    return torch.compile(net) if runtime.compile else net
+    if runtime.compile:
+        net.compile()  # in place: names in the state dict stay as they are
+    return net
 
 
 def precision_of(experiment: Experiment, device: torch.device) -> Precision:
@@ -218,7 +232,8 @@ def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:
 
 def workers_of(source: Source) -> Workers:
     """How the batches of a source are fetched."""
-    return Workers(num_workers=source.dataloader.kwargs.num_workers, pin_memory=source.dataloader.kwargs.pin_memory)
+    kwargs = source.dataloader.kwargs
+    return Workers(num_workers=kwargs.num_workers, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method)
 
 
 def build_evaluation(
@@ -242,7 +257,6 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     """Build everything that training needs. Raises ``UserError`` before anything is created where the input is wrong."""
     config, plugin = experiment.config, experiment.plugin
     experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
-    assert config.trainer.optimizer is not None
     device = distributed.device_for(config.runtime.device)
     distributed.join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
     precision = precision_of(experiment, device)
@@ -265,14 +279,13 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     if resume_from is None:
         load_start_weights(experiment, net, names)
     called = on_device(experiment, net, device)
-    optimizer = build_optimizer(
-        net, config.trainer.optimizer.type, pconfig=config.trainer.optimizer.pconfig.model_dump(exclude_none=True),
-        special_param_group=[group.model_dump(exclude_none=True) for group in config.trainer.optimizer.special_param_group],
-        **config.trainer.optimizer.kwargs,
-    )  # fmt: skip
+    optimizer = optimizer_of(experiment, net)
     for line in start_lines(net, optimizer):
         LOGGER.info(line)
-    outline = Outline(experiment.folder, net, times.total, times.updates_per_epoch, batches.global_batch_size, names)
+    outline = Outline(
+        experiment.folder, net, times.total, times.updates_per_epoch, batches.global_batch_size, names,
+        sample_batch=evaluation.first_batch if evaluation else None,
+    )  # fmt: skip
     workers = workers_of(source)
     return Run(
         outline=outline,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from up.config.decode import Decoded, load_config
 from up.config.errors import ConfigError, Problem
-from up.config.sections import Config, NetModule, Part
 from up.config.parts import check_part, parts_of
+from up.config.sections import Config, NetModule, Part
 from up.data.sampler import SAMPLERS
 from up.errors import UserError
 from up.models.backbones import BACKBONES

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from up.assembly import build_dataset, build_net, build_transforms, input_size_of, timetable, train_batches
+from up.assembly import build_dataset, build_net, build_transforms, input_size_of, optimizer_of, timetable, train_batches
 from up.config.decode import missing_for_training
 from up.data.records import SampleKey
 from up.errors import UserError
 from up.experiment import Experiment, missing_files
 from up.models.net import model_summary
-from up.optim import build_optimizer
 from up.text import count, si
 
 IMAGES = 2  # batch normalisation needs more than one
@@ -43,17 +42,14 @@ def prove(experiment: Experiment, *, files: bool) -> Iterator[str]:
     net = build_net(experiment, facts).train()
     total = model_summary(net)[-1]
     yield f"net: {si(total.parameters)} parameters, {si(total.trainable)} of them trainable"
-    optimizer = config.trainer.optimizer
-    if optimizer is not None:
-        build_optimizer(
-            net, optimizer.type, pconfig=optimizer.pconfig.model_dump(exclude_none=True),
-            special_param_group=[group.model_dump(exclude_none=True) for group in optimizer.special_param_group], **optimizer.kwargs,
-        )  # fmt: skip
+    if config.trainer.optimizer is not None:
+        optimizer_of(experiment, net)
     output = plugin.loss_of(net, plugin.example_batch(net, size, IMAGES))
-    output.loss.backward()
+    output.loss.backward()  # type: ignore[no-untyped-call]
     if not torch.isfinite(output.loss):
         raise UserError(f"{experiment.path}: the loss of a batch of noise is {float(output.loss)}. Expected a finite number.")
-    yield f"one batch of {IMAGES} x 3 x {size[0]} x {size[1]} through net, loss and backward: loss {float(output.loss.detach()):.3f}"
+    shape = f"{IMAGES} x 3 x {size[0]} x {size[1]}"
+    yield f"one batch of {shape} through net, loss and backward: loss {float(output.loss.detach()):.3f}"
     unused = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
     if unused:
         yield f"note: {count(len(unused), 'parameter')} got no gradient, the first is {unused[0]}; freeze what is not used"

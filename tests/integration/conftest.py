@@ -58,11 +58,13 @@ def config(images: Path, tmp_path: Path) -> dict[str, Any]:
     """A whole configuration; a test changes what it is about."""
     crop = {"type": "torch_random_resized_crop", "kwargs": {"size": 32, "scale": [0.5, 1.0]}}
     flip = {"type": "torch_random_horizontal_flip"}
+    resize = {"type": "torch_resize", "kwargs": {"size": [32, 32]}}
+    small = {"block": "basic", "layers": [1, 1, 1, 1], "stem": "small", "width": 8}
     return {
         "runtime": {"task_names": "cls", "random_seed": 7, "device": "cpu"},
         "dataset": {
             "train": source(images, "train", crop, flip, batch_size=8, sampler="dist"),
-            "test": source(images, "val", {"type": "torch_resize", "kwargs": {"size": [32, 32]}}, batch_size=5, sampler="dist_test"),
+            "test": source(images, "val", resize, batch_size=5, sampler="dist_test"),
         },
         "trainer": {
             "max_epoch": 2,
@@ -79,7 +81,7 @@ def config(images: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "saver": {"save_dir": str(tmp_path / "run")},
         "net": [
-            {"name": "backbone", "type": "resnet_custom", "kwargs": {"block": "basic", "layers": [1, 1, 1, 1], "stem": "small", "width": 8}},
+            {"name": "backbone", "type": "resnet_custom", "kwargs": small},
             {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 3}},
             {"name": "post_process", "type": "base_cls_postprocess", "kwargs": {"cls_loss": {"type": "ce"}}},
         ],

@@ -34,7 +34,8 @@ def test_learns_and_leaves_a_run_folder(config: Config, write: Write, tmp_path: 
         "state": "done", "exit_code": 0, "step": 36, "epoch": 6, "checkpoint": str(run / "ckpt_latest.pth"), "reason": "",
         "file": None, "line": None,
     }  # fmt: skip
-    assert {path.name for path in run.iterdir()} >= {"train.log", "config.yaml", "tensorboard", "ckpt_best.pth", "ckpt_best.pth.json"}
+    expected = {"train.log", "config.yaml", "tensorboard", "ckpt_best.pth", "ckpt_best.pth.json"}
+    assert {path.name for path in run.iterdir()} >= expected
     state = checkpoint(run)
     assert (state["step"], state["epoch"], state["class_names"]) == (36, 6, ["red", "green", "blue"])
     assert not [key for key in state["model"] if key.startswith(("module.", "_orig_mod."))]

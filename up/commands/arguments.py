@@ -11,7 +11,6 @@ WITHOUT_MEANING = {
     "--no_running_config": (0, "the run folder always gets config.yaml"),
     "--cfg_type": (1, "there is one configuration syntax"),
     "--test_gpu": (0, "the device is chosen by runtime.device"),
-    "--fork-method": (1, "workers are forked"),
 }
 
 

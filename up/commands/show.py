@@ -14,7 +14,7 @@ from up.config.schema import config_schema
 from up.config.show import effective_yaml
 from up.config.signature import describe
 from up.errors import UserError
-from up.experiment import all_tables, find_task, load_experiment
+from up.experiment import ENGINE_SUPPLIED, all_tables, find_task, load_experiment
 from up.registry import Registry
 from up.text import did_you_mean
 
@@ -33,9 +33,11 @@ def main(words: list[str]) -> int:
         experiment = load_experiment(arguments.config, arguments.opts)
         print(effective_yaml(experiment.config, experiment.decoded.origins), end="")
         return 0
-    tables = all_tables(find_task(arguments.task), [])
+    plugin = find_task(arguments.task)
+    tables = all_tables(plugin, [])
     if arguments.what == "schema":
-        print(json.dumps(config_schema(tables), indent=2))
+        supplied = {argument for names in (*ENGINE_SUPPLIED.values(), *plugin.supplied.values()) for argument in names}
+        print(json.dumps(config_schema(tables, supplied=supplied), indent=2))
         return 0
     for name in chosen(arguments.tables, tables):
         print_table(name, tables[name])
@@ -56,8 +58,7 @@ def print_table(name: str, registry: Registry) -> None:
     for entry in registry:
         about = describe(registry.get(entry))
         arguments = ", ".join(
-            parameter.name if parameter.default is None else f"{parameter.name}={parameter.default}"
-            for parameter in about.parameters
+            argument if default == "required" else f"{argument}={default}" for argument, _, default in about.parameters
         )
         table.add_row(entry, Text(arguments), Text(about.summary))
     console = Console()

@@ -19,6 +19,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--phase", choices=("train", "eval"), default="train", help="eval is the same as --evaluate")
     parser.add_argument("--display", type=int, metavar="N", help="updates between lines of the log (default: trainer.log_interval)")
     parser.add_argument("--allow_dead_parameter", action="store_true", help="let parameters go without a gradient")
+    parser.add_argument("--fork-method", choices=("fork", "spawn"), help="how worker processes are started")
     add_config(parser)
     arguments = parser.parse_args(without_meaningless(words[1:]))
     if arguments.evaluate or arguments.phase == "eval":
@@ -30,6 +31,8 @@ def main(words: list[str]) -> int:
         overrides.append(f"trainer.log_interval={arguments.display}")
     if arguments.allow_dead_parameter:
         overrides.append("runtime.allow_dead_parameter=true")
+    if arguments.fork_method is not None:
+        overrides.append(f"dataset.train.dataloader.kwargs.fork_method={arguments.fork_method}")
     experiment = load_experiment(arguments.config, overrides)
     with listening() as stop:
         run = assemble(experiment, stop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from up.config.model import AtLeast0, AtLeast1, Name, Part, Section
 from up.config.part import PartOf
@@ -40,6 +40,8 @@ class DataLoaderKwargs(Section):
     """Another place for ``batch_sampler.kwargs.drop_last``; unset leaves it to that one."""
     shuffle: bool | None = None
     """Whether to shuffle; unset leaves it to the sampler."""
+    fork_method: Literal["fork", "spawn"] = "fork"
+    """How worker processes are started; ``--fork-method`` sets it."""
     batch_fn: Annotated[Part, PartOf("batch_fn")] | None = None
     """What mixes the images of a batch: batch_mixup, batch_cutmix, batch_cutmixup."""
 

@@ -130,10 +130,10 @@ class Runtime(Section):
 class Saver(Section):
     """What is written where, and what a run starts from: own latest, resume_model, pretrain_model, or from scratch."""
 
-    save_dir: Name = "checkpoints"
-    """Folder of the checkpoints."""
-    results_dir: Name = "results_dir"
-    """Folder of evaluation results."""
+    save_dir: Name | None = None
+    """The run folder: checkpoints, logs, status. Unset takes runs/ and the name of the configuration file."""
+    results_dir: Name | None = None
+    """Folder of evaluation reports; unset takes ``results`` in the run folder."""
     auto_resume: bool = False
     """Continue from the newest checkpoint in ``save_dir`` when there is one."""
     resume_model: Name | None = None

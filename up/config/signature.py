@@ -11,9 +11,10 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, InstanceOf, Strict, create_model
+from typing_extensions import is_typeddict
 
 from up.config.part import PartOf
 
@@ -91,9 +92,14 @@ def signature_of(target: Callable[..., Any]) -> Signature:
             continue
         if parameter.name == "params" and parameter.default is _EMPTY:
             continue
-        annotation = hints.get(parameter.name, Any)
+        annotation = hints.get(parameter.name, _implied(parameter.default))
         parameters[parameter.name] = _parameter(parameter.name, annotation, parameter.default)
     return Signature(name_of(target), parameters, is_open)
+
+
+def _implied(default: Any) -> Any:
+    """What an argument without annotation takes: numbers when its default has a point, otherwise anything."""
+    return int | float if isinstance(default, float) else Any
 
 
 def name_of(target: Callable[..., Any]) -> str:

@@ -30,11 +30,20 @@ class LayerDecay(Section):
     """Smaller learning rates for layers further from the head (BEiT, Bao et al. 2021, appendix)."""
 
     type: str | None = None
-    """The rule that numbers the layers; unset takes the order of the modules."""
-    value: Positive
+    """Accepted for older files; the network itself says what its layers are."""
+    value: Annotated[float, Field(gt=0, le=1)]
     """Factor from one layer to the one before it."""
     base_lr: Positive | None = None
     """Learning rate of the last layer; unset takes the optimizer's."""
+
+
+class Discriminative(Section):
+    """Smaller learning rates for blocks of layers further from the head (ULMFiT, Howard and Ruder 2018, section 3.2)."""
+
+    blocks: AtLeast1 = 3
+    """Into how many equal blocks the layers are cut."""
+    factor: Annotated[float, Field(ge=1)] = 2.6
+    """How many times slower each block trains than the one above it."""
 
 
 class ParamConfig(Section):
@@ -52,11 +61,17 @@ class ParamConfig(Section):
     """Biases of linear layers; ``linear`` is another spelling."""
     linear_w: ParamRule | None = None
     """Weights of linear layers."""
+    conv_b: ParamRule | None = None
+    """Biases of convolutions."""
+    conv_w: ParamRule | None = None
+    """Weights of convolutions."""
     nodecay: list[Name] = []
     """No weight decay for parameters whose name contains one of these; ``ndim_is1`` means all that have one dimension.
     ``{value: [...]}`` says the same."""
     layer_decay: LayerDecay | None = None
     """Layer-wise learning rates."""
+    discriminative: Discriminative | None = None
+    """Learning rates by blocks of layers."""
 
     @model_validator(mode="before")
     @classmethod

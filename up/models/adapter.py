@@ -41,7 +41,6 @@ class Backbone(nn.Module):
     _pooled: bool = False
     _frozen: tuple[str, ...] = ()
     _image_size: tuple[int, int] | None = None  # (height, width) where the network takes no other
-    _size_key: str = "img_size"
 
     def forward(self, record: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """Compute the features of ``record["image"]`` (B, C, H, W)."""
@@ -111,23 +110,22 @@ class Backbone(nn.Module):
             built = "x".join(map(str, self._image_size))
             got = "x".join(str(int(side)) for side in image.shape[-2:])
             raise UserError(
-                f"the backbone was built for images of {built} pixels and got {got}. Set its {self._size_key} to the "
+                f"the backbone was built for images of {built} pixels and got {got}. Set its img_size to the "
                 f"size that the transforms produce, or let them produce {built}."
             )
 
 
-def as_backbone(model: nn.Module, *, pooled: bool = False, size_key: str = "img_size") -> Backbone:
+def as_backbone(model: nn.Module, *, pooled: bool = False) -> Backbone:
     """Make ``model``, a timm network without classifier, a backbone that returns its final feature.
 
     ``pooled``: the final feature is what timm's classifier would read, (B, C, 1, 1), so the layers that some networks
-    have between pooling and classifier are part of it. ``size_key`` is the kwarg by which the user sets the image size.
+    have between pooling and classifier are part of it.
     """
     # The object gets a subclass of its own class, as torch's fully_shard does it: a wrapper around the network would
     # put its name into every key of the state dict and every module path that configs and checkpoints speak of.
     model.__class__ = _backbone_class(cast(Any, type(model)))
     backbone = cast(Backbone, model)
     backbone._pooled = pooled
-    backbone._size_key = size_key
     backbone._image_size = _only_size(model)
     planes = cast(int, getattr(model, "head_hidden_size", model.num_features) if pooled else model.num_features)
     backbone.out_planes = [planes]

@@ -183,15 +183,18 @@ class CSWin(nn.Module):
 
     def _check_stripes(self, image: Tensor) -> None:
         """Refuse maps that the stripes do not divide."""
-        for side in image.shape[-2:]:
-            maps = [side // (4 * 2**i) for i in range(3)]
-            if side % 32 or any(size % min(split, size) for size, split in zip(maps, self.split_size, strict=False)):
-                height, width = image.shape[-2:]
-                raise UserError(
-                    f"CSWin got images of {height}x{width} pixels. A side must be a multiple of 32, and its 1/4, 1/8, "
-                    f"1/16 ({maps}) multiples of split_size: {list(self.split_size[:3])} where they are larger than it: "
-                    "224 goes, and 384 goes with split_size: [1, 2, 12, 12]."
-                )
+        height, width = image.shape[-2:]
+        for side in (height, width):
+            if side % 32:
+                raise UserError(f"CSWin got images of {height}x{width} pixels. Resize them to multiples of 32, such as 224.")
+            for i, split in enumerate(self.split_size[:3]):
+                length = side // (4 * 2**i)
+                if length % min(split, length):
+                    raise UserError(
+                        f"CSWin got images of {height}x{width} pixels, so stage {i + 1} has maps with a side of {length}, which "
+                        f"stripes of {split} do not divide. Resize the images to multiples of 224, or set another split_size "
+                        f"than {list(self.split_size)}; [1, 2, 12, 12] is for 384."
+                    )
 
 
 def cswin(

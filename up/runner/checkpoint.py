@@ -115,7 +115,8 @@ class CheckpointFolder:
         write_atomically(path, lambda file: torch.save(dict(state), file))
         sidecar = Sidecar(
             file=path.name, bytes=path.stat().st_size, sha256=sha256_of(path), step=step, epoch=epoch, metric=dict(metric),
-            config_sha256=self.config_sha256, torch=torch.__version__, saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            config_sha256=self.config_sha256, torch=torch.__version__,
+            saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
         write_json(sidecar_of(path), sidecar.__dict__)
         self._name(path, LATEST)
@@ -128,7 +129,7 @@ class CheckpointFolder:
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest valid checkpoint, and a line for every damaged one that was passed over."""
-        passed_over = []
+        passed_over: list[str] = []
         for path, _ in reversed(self._committed()):
             problem = damage(path)
             if not problem:

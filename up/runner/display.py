@@ -18,7 +18,7 @@ from up.text import duration
 
 
 class Display(Hook):
-    """Loss, learning rate, images per second, share of the time spent waiting for data, and the time left, every ``every`` updates."""
+    """Loss, learning rate, images per second, share of the time spent waiting for data, time left; every ``every`` updates."""
 
     def __init__(self, *, every: int, console: Console | None = None) -> None:
         self.every = every
@@ -72,10 +72,8 @@ class Display(Hook):
         self._since, self._images, self._wait_s, self._last_step = now, 0, 0.0, report.step
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
-        _record(
-            f"evaluation at step {step} (epoch {step / self._outline.updates_per_epoch:g}):  {shown or 'no labels, nothing to measure'}"
-        )
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()) or "no labels, nothing to measure"
+        _record(f"evaluation at step {step} (epoch {step / self._outline.updates_per_epoch:g}):  {shown}")
         self._since = time.perf_counter()  # evaluation is no training time
 
     def on_save(self, step: int, path: Path) -> None:

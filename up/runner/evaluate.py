@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,7 +20,9 @@ from up.runner.runner import BatchStage
 class Evaluator(Protocol):
     """Collects outputs of a data set and turns them into named numbers; a task supplies it."""
 
-    main_metric: str
+    @property
+    def main_metric(self) -> str:
+        """The name of the number that decides which checkpoint is best."""
 
     def reset(self) -> None:
         """Forget everything collected."""
@@ -31,7 +33,7 @@ class Evaluator(Protocol):
     def state(self) -> Any:
         """What this rank collected, as plain arrays."""
 
-    def merge(self, states: list[Any]) -> None:
+    def merge(self, states: Sequence[Any]) -> None:
         """Replace what was collected by the union of all ranks' states, each image once."""
 
     def compute(self) -> dict[str, float]:
@@ -65,6 +67,10 @@ class Evaluation:
             evaluator.merge(gather_objects(evaluator.state()))
             metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
         return metrics
+
+    def first_batch(self) -> Batch:
+        """This rank's first batch, prepared: what visualising hooks look at."""
+        return self.stage(next(iter(self.batches)))
 
     @property
     def served(self) -> Evaluator:

@@ -189,8 +189,9 @@ class Run:
         facts = self.facts
         return {
             "format_version": FORMAT_VERSION, "step": step, "epoch": self._epoch(step), "best": self.best, "metrics": self.metrics,
-            "config": facts.config, "data_sha256": facts.data_sha256, "seed": facts.seed, "global_batch_size": facts.global_batch_size,
-            "class_names": facts.class_names, **{name: part.state_dict() for name, part in self.stateful.items()},
+            "config": facts.config, "data_sha256": facts.data_sha256, "seed": facts.seed,
+            "global_batch_size": facts.global_batch_size, "class_names": facts.class_names,
+            **{name: part.state_dict() for name, part in self.stateful.items()},
         }  # fmt: skip
 
     def _require_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
@@ -202,8 +203,10 @@ class Run:
             )
         for key, now in (("seed", self.facts.seed), ("global_batch_size", self.facts.global_batch_size)):
             if state[key] != now:
-                raise UserError(f"{path}: was made with {key} {state[key]}, this run has {now}; the order of the images would change. "
-                                "Restore it, or start from the weights alone with saver.pretrain_model.")  # fmt: skip
+                raise UserError(
+                    f"{path}: was made with {key} {state[key]}, this run has {now}; the images would come in another order. "
+                    "Restore it, or start from the weights alone with saver.pretrain_model."
+                )
 
     def _epoch(self, step: int) -> int:
         return step // self.outline.updates_per_epoch

@@ -73,5 +73,5 @@ class Runner:
     def gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients in the backward pass of the last micro-batch only."""
         if isinstance(self.net, DistributedDataParallel) and not last:
-            return self.net.no_sync()  # type: ignore[no-any-return]
+            return self.net.no_sync()
         return nullcontext()

@@ -36,7 +36,7 @@ class TaskPlugin:
 
     name: str
     tables: Mapping[str, Registry]
-    """dataset, transform, batch_fn, head, post_process, loss, evaluator, hook and whatever else the task's parts nest."""
+    """dataset, transform, batch_fn, head, post_process, loss, evaluator, hook, and whatever the task's parts nest."""
     supplied: Mapping[str, Sequence[str]]
     """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
     named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]]
@@ -49,32 +49,6 @@ class TaskPlugin:
     """From the training data set: what the other data sets must agree with (the class names)."""
     module_facts: Callable[[str, Facts, nn.Module | None, Mapping[str, Any]], Facts]
     """What a module of the net may leave out: (its table, the data's facts, the module before it, its kwargs)."""
-    input_size: Size
-    preprocess: Sequence[Mapping[str, Any]]  # ordered operations, in the words of the package's manifest
-    heads: Sequence[Mapping[str, Any]]  # name, start, end, type, labels, activation
-    mean: Sequence[float]  # in units of 0..1
-    std: Sequence[float]
-
-
-@dataclass(frozen=True)
-class TaskPlugin:
-    """One task: its component tables, and how its data become losses, metrics and exports."""
-
-    name: str
-    tables: Mapping[str, Registry]
-    """dataset, transform, batch_fn, head, post_process, loss, evaluator, hook and whatever else the task's parts nest."""
-    supplied: Mapping[str, Sequence[str]]
-    """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
-    named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]]
-    """From a data set's kwargs: the keys that name files and folders, with what is written there."""
-    collate: Callable[[Sequence[Sample]], Batch]
-    loss_of: LossOf
-    data_facts: Callable[[Any], Facts]
-    """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
-    later_data_facts: Callable[[Any], Facts]
-    """From the training data set: what the other data sets must agree with (the class names)."""
-    module_facts: Callable[[nn.Module, Mapping[str, Any]], Facts]
-    """From the module before and the kwargs of the next one: what the next may leave out (``in_plane``)."""
     input_size: Callable[[Sequence[Any]], Size | None]
     """From a list of transforms: the size of image that they produce, None where it varies."""
     device_stage: Callable[[Any, torch.device, bool], BatchStage]

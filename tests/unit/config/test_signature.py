@@ -98,6 +98,14 @@ class TestSignatureOf:
         assert signature_of(Loss) is signature_of(Loss)
         assert signature_model(Loss) is signature_model(Loss)
 
+    def test_a_number_is_implied_by_a_default_with_a_point(self) -> None:
+        def bare(lr=0.1, size=224, other=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            return lr, size, other
+
+        assert [each.annotation for each in signature_of(bare).parameters.values()] == [int | float, Any, Any]
+        with pytest.raises(ValidationError, match="valid number"):
+            signature_model(bare).model_validate({"lr": "fast"})
+
     def test_names_that_only_a_type_checker_sees(self) -> None:
         def odd(x: Unheard, y: int = 3) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 

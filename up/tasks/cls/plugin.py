@@ -100,7 +100,7 @@ def mixing(dataset: ClsDataset, batch_fn: Mixing | None) -> Mixing | None:
     """The batch function, or the batch form of a mixing transform, which is taken off the transforms."""
     of_batches = [transform for transform in dataset.transforms if isinstance(transform, SampleMix) and not transform.takes_second]
     dataset.transforms = [transform for transform in dataset.transforms if transform not in of_batches]
-    asked = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
+    asked: list[Mixing] = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
     if len(asked) > 1:
         raise UserError(
             "dataset.train: batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup."
@@ -152,7 +152,9 @@ PLUGIN = TaskPlugin(
     tables={
         "dataset": DATASETS, "meta_type": METAS, "image_reader": READERS, "transform": TRANSFORMS, "batch_fn": BATCH_FNS,
         "head": HEADS, "classifier": CLASSIFIERS, "post_process": POST_PROCESSES, "loss": LOSSES, "evaluator": EVALUATORS,
-        "hook": HOOKS,
+        "hook": HOOKS.extended(
+            {"grad_cam": "up.tasks.cls.grad_cam:GradCam", "feature_vis": "up.tasks.cls.feature_maps:FeatureVis"}
+        ),
     },
     supplied={
         "dataset": ("seed", "train"), "head": ("num_classes", "in_plane"), "loss": ("num_classes", "class_counts"),

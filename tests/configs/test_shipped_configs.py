@@ -1,0 +1,238 @@
+"""Every shipped YAML: its header, `up check` as it is, and two updates with an evaluation on a dozen small images."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from up.config.decode import load_config
+from up.config.nodes import load_nodes
+from up.config.sections import Config
+from up.config.tree import to_plain
+from up.experiment import load_experiment
+from up.optim import build_schedule
+
+ROOT = Path(__file__).parents[2] / "configs" / "cls"
+SHIPPED = {
+    "quickstart", "multicls_res18",
+    "res18", "res34", "res50", "res18_bag_of_tricks", "res50_bag_of_tricks", "res18_strikes", "res50_strikes", "res50_strikes_300e",
+    "mbv2", "mbv3_large", "regnetx_400m", "convnext_tiny", "swin_tiny", "cswin_tiny", "vit_b16",
+    "downstream/res50_car", "downstream/res50_flower", "downstream/res50_pet",
+    "downstream/res50_car_strikes", "downstream/res50_flower_strikes",
+}  # fmt: skip
+HEADER = ["Purpose", "Command", "Data", "Weights", "Cost", "Source", "Result"]
+OPTIONAL = {"Data", "Weights"}  # the quickstart makes its data, and most recipes start from scratch
+
+IMAGES, BATCH, UPDATES = 12, 4, 2
+SIDE = 64  # pixels: what networks of stride 32 still make a map of
+# `check` builds every network in full; for the two updates their smaller relatives do, which write checkpoints in no time.
+_SMALL_RESNET = {"type": "resnet_custom", "kwargs.block": "bottleneck", "kwargs.layers": "[1, 1, 1, 1]", "kwargs.width": 8}
+SMALLER: dict[str, Mapping[str, object]] = {
+    "resnet18": {**_SMALL_RESNET, "kwargs.block": "basic"},
+    "resnet34": {**_SMALL_RESNET, "kwargs.block": "basic"},
+    "resnet50": _SMALL_RESNET,
+    "swin_tiny": {"kwargs.embed_dim": 24, "kwargs.depths": "[1, 1, 1, 1]", "kwargs.img_size": SIDE},
+    "CSWin_64_12211_tiny_224": {"kwargs.embed_dim": 32, "kwargs.depths": "[1, 1, 1, 1]"},
+    "vit_base_patch16_224": {"type": "vit_tiny_patch16_224", "kwargs.img_size": SIDE},
+}
+
+Plain = dict[str, Any]
+every_config = pytest.mark.parametrize("name", sorted(SHIPPED))
+
+
+def file_of(name: str) -> Path:
+    return ROOT / f"{name}.yaml"
+
+
+def plain_of(name: str) -> Plain:
+    """The file as dicts and lists, anchors expanded."""
+    plain = to_plain(load_nodes(file_of(name)))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def config_of(name: str) -> Config:
+    return load_config(file_of(name)).config
+
+
+def test_these_are_all_of_them() -> None:
+    assert {path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.y*ml")} == SHIPPED
+
+
+@every_config
+def test_header(name: str) -> None:
+    """Purpose, command, cost, source and result, in this order, before anything else."""
+    header = re.match(r"(#.*\n)+", file_of(name).read_text(encoding="utf-8"))
+    assert header
+    lines = header.group().splitlines()
+    labels = [found.group(1) for line in lines if (found := re.match(r"# (\w+): +\S", line))]
+    assert labels == [label for label in HEADER if label in labels]
+    assert {*HEADER} - {*labels} <= OPTIONAL
+    text = " ".join(line.lstrip("# ") for line in lines)
+    assert f"-m up train --config configs/cls/{name}.yaml" in text
+    assert re.search(r"Cost: .*measured", text)
+    assert re.search(r"Result: +(not measured[.:]|\d\d\.\d+ %)", text)
+    assert not [line for line in lines if len(line) > 120]
+
+
+@every_config
+def test_says_nothing_that_needs_a_note(name: str) -> None:
+    """No spelling that is only accepted for the sake of older files."""
+    assert [str(note) for note in load_config(file_of(name)).notes] == []
+
+
+@every_config
+def test_writes_into_a_folder_of_its_own(name: str) -> None:
+    saver = config_of(name).saver
+    stem = Path(name).name
+    assert (saver.save_dir, saver.results_dir, saver.auto_resume) == (f"runs/{stem}", f"runs/{stem}/results", True)
+
+
+@every_config
+def test_check_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from up.commands.check import main
+
+    assert main(["check", "--config", str(file_of(name)), "--no-files"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(f"{file_of(name)}: good\n")
+    assert "note:" not in said  # such as a parameter that gets no gradient
+
+
+@every_config
+def test_the_schedule_lasts_as_long_as_the_training(name: str) -> None:
+    trainer = config_of(name).trainer
+    assert trainer.lr_scheduler is not None
+    assert trainer.lr_scheduler.kwargs.get("T_max", trainer.max_epoch) == trainer.max_epoch
+
+
+@pytest.mark.parametrize(
+    ("name", "updates_per_epoch", "images", "expected"),
+    [
+        (
+            "res18", 1252, 1024,
+            {0: 0.1, 1: 0.100120048, 2498: 0.399879952, 2499: 0.4, 37560: 0.04, 75120: 0.004, 112680: 0.0004},
+        ),
+        ("res50_bag_of_tricks", 626, 2048, {0: 0.2, 3129: 0.8, 3130: 0.8, 62600: 0.416106376, 125200: 0.0}),
+        ("res50_strikes", 626, 2048, {0: 1e-6, 3129: 8e-3, 3130: 8e-3, 62600: 1e-6}),
+        ("res50_strikes_300e", 626, 2048, {0: 1e-6, 3129: 5e-3, 187800: 1e-6}),
+        ("mbv2", 5005, 256, {0: 0.045, 5005: 0.045 * 0.98, 50050: 0.045 * 0.98**10}),
+        ("mbv3_large", 1252, 1024, {0: 0.064, 2503: 0.064, 2504: 0.064 * 0.973}),
+        ("regnetx_400m", 1252, 1024, {0: 0.08, 6259: 0.8, 125200: 0.0}),
+        ("convnext_tiny", 313, 4096, {0: 0.0, 6259: 4e-3, 93900: 1e-6}),
+        ("swin_tiny", 1252, 1024, {0: 1e-6, 25039: 1e-3, 375600: 1e-5}),
+        ("cswin_tiny", 626, 2048, {0: 1e-6, 12519: 2e-3, 187800: 1e-5}),
+        ("vit_b16", 1252, 1024, {0: 1e-6, 6259: 1e-3, 375600: 1e-5}),
+        ("downstream/res50_car", 32, 256, {0: 0.01, 1599: 0.01, 1600: 0.001, 3200: 0.0001}),
+        ("downstream/res50_flower", 8, 256, {0: 0.001, 400: 0.0001, 800: 0.00001}),
+    ],
+)  # fmt: skip
+def test_learning_rates_are_the_published_ones(
+    name: str, updates_per_epoch: int, images: int, expected: Mapping[int, float]
+) -> None:
+    trainer = config_of(name).trainer
+    assert trainer.optimizer is not None
+    assert trainer.lr_scheduler is not None
+    assert trainer.max_epoch is not None
+    schedule = build_schedule(
+        base_lr=trainer.optimizer.kwargs["lr"], updates_per_epoch=updates_per_epoch, global_batch_size=images,
+        total_updates=trainer.max_epoch * updates_per_epoch, **trainer.lr_scheduler.model_dump(),
+    )  # fmt: skip
+    assert {step: schedule(step) for step in expected} == pytest.approx(dict(expected), rel=1e-6, abs=1e-12)
+
+
+@every_config
+def test_images_an_update_are_those_of_the_recipe(name: str) -> None:
+    """Processes of the command x batch size x micro-batches is what the header counts an update to be."""
+    text = file_of(name).read_text(encoding="utf-8")
+    processes = int(found.group(1)) if (found := re.search(r"--nproc-per-node (\d+)", text)) else 1
+    config = config_of(name)
+    assert config.dataset.train is not None
+    images = processes * config.dataset.train.batch_sampler.kwargs.batch_size * config.trainer.accumulate
+    header = " ".join(line.lstrip("# ") for line in re.findall(r"^#.*$", text, re.MULTILINE))
+    assert re.search(rf"updates? of {images:,} images|{images:,} images an update", header)
+
+
+@every_config
+def test_two_updates_and_an_evaluation(name: str, tmp_path: Path) -> None:
+    from up.commands.train import main
+
+    plain = plain_of(name)
+    classes = next(module["kwargs"]["num_classes"] for module in plain["net"] if module["name"] == "head")
+    write_images(tmp_path / "data", plain, classes)
+    run = tmp_path / "run"
+    opts = [f"{key}={value}" for key, value in tiny(plain, tmp_path / "data", run)]
+    assert main(["train", "--config", str(file_of(name)), "--opts", *opts]) == 0
+
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("done", UPDATES)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = records[-1]
+    assert (last["phase"], last["step"]) == ("eval", UPDATES)
+    assert 0 <= last["avg_top1" if isinstance(classes, list) else "top1"] <= 100
+    losses = [record["loss"] for record in records if record["phase"] == "train"]
+    assert len(losses) == UPDATES
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert ("raw_top1" in last) == config_of(name).ema.enable
+
+
+def write_images(folder: Path, plain: Plain, classes: int | list[int]) -> None:
+    """Images, their list in the form that the configuration reads, and class names."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    heads = classes if isinstance(classes, list) else [classes]
+    lines = []
+    for index in range(IMAGES):
+        Image.fromarray(draw.integers(0, 256, (72, 80, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
+        labels = [index % count if index else count - 1 for count in heads]  # the highest label tells how many there are
+        label = labels if isinstance(classes, list) else labels[0]
+        as_json = plain["dataset"]["train"]["dataset"]["kwargs"]["meta_type"] == "custom_cls"
+        lines.append(json.dumps({"filename": f"{index}.jpg", "label": label}) if as_json else f"{index}.jpg {label}")
+    (folder / "list").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "classes").write_text("".join(f"class {index}\n" for index in range(heads[0])))
+
+
+def tiny(plain: Plain, data: Path, run: Path) -> Iterator[tuple[str, object]]:
+    """What to override, so that a recipe runs on the images of ``write_images`` in a second."""
+    yield from {
+        "runtime.device": "cpu",
+        "trainer.max_iter": UPDATES,
+        "trainer.accumulate": 1,
+        "trainer.log_interval": 1,
+        "saver.save_dir": run,
+        "saver.results_dir": run / "results",
+        "saver.pretrain_model": "null",
+    }.items()
+    for source in ("train", "test"):
+        place = f"dataset.{source}"
+        kwargs = plain["dataset"][source]["dataset"]["kwargs"]
+        yield f"{place}.dataset.kwargs.meta_file", data / "list"
+        yield f"{place}.dataset.kwargs.image_reader.kwargs.image_dir", data
+        yield f"{place}.batch_sampler.kwargs.batch_size", BATCH
+        yield f"{place}.dataloader.kwargs.num_workers", 0
+        yield f"{place}.dataloader.kwargs.pin_memory", False
+        if "class_names" in kwargs:
+            yield f"{place}.dataset.kwargs.class_names", data / "classes"
+        for index, transform in enumerate(kwargs["transformer"]):
+            if isinstance(transform.get("kwargs", {}).get("size"), int):
+                yield f"{place}.dataset.kwargs.transformer.{index}.kwargs.size", SIDE
+    backbone = plain["net"][0]
+    for key, value in SMALLER.get(backbone["type"], {}).items():
+        yield f"net.{backbone['name']}.{key}", value
+
+
+def test_smaller_networks_are_of_networks_that_are_shipped() -> None:
+    assert {plain_of(name)["net"][0]["type"] for name in SHIPPED} >= set(SMALLER)
+
+
+def test_quickstart_never_mirrors_digits() -> None:
+    train = load_experiment(file_of("quickstart")).config.dataset.train
+    assert train is not None
+    assert [part["type"] for part in train.dataset.kwargs["transformer"]] == ["v2.RandomAffine", "torch_resize", "to_tensor", "normalize"]
