@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from up.data.collate import collate, without_bad
+from up.data.records import Sample, image_count
+from up.errors import UserError
+
+
+def sample(index: int, gt: Any = 0, size: tuple[int, int] = (4, 5), **more: Any) -> Sample:
+    image = torch.full((3, *size), index, dtype=torch.uint8)
+    return Sample(image=image, gt=gt, filename=f"{index}.jpg", index=index, seed=2**62 + index, bad="", **more)
+
+
+def test_fields() -> None:
+    batch = collate([sample(3, gt=1), sample(4, gt=0)])
+    assert batch.image.shape == (2, 3, 4, 5)
+    assert batch.image.dtype == torch.uint8
+    assert batch.image[:, 0, 0, 0].tolist() == [3, 4]
+    assert batch.gt.tolist() == [1, 0]
+    assert batch.gt.dtype == batch.index.dtype == batch.seed.dtype == torch.int64
+    assert (batch.index.tolist(), batch.seed.tolist()) == ([3, 4], [2**62 + 3, 2**62 + 4])
+    assert (batch.filename, batch.bad, image_count(batch)) == (["3.jpg", "4.jpg"], ["", ""], 2)
+
+
+def test_labels_of_several_heads_and_soft_labels() -> None:
+    assert collate([sample(0, gt=[1, 2, 3]), sample(1, gt=[4, 5, 6])]).gt.tolist() == [[1, 2, 3], [4, 5, 6]]
+    soft = collate([sample(0, gt=torch.tensor([0.25, 0.75]), dominant=1), sample(1, gt=torch.tensor([1.0, 0]), dominant=0)])
+    assert (soft.gt.dtype, soft.gt.tolist()) == (torch.float32, [[0.25, 0.75], [1.0, 0.0]])
+    assert (soft.dominant.dtype, soft.dominant.tolist()) == (torch.int64, [1, 0])
+
+
+def test_no_labels_and_fields_of_other_tasks() -> None:
+    samples = [sample(0, boxes="a"), sample(1, boxes="b")]
+    for each in samples:
+        del each["gt"]
+    batch = collate(samples)
+    assert "gt" not in batch
+    assert batch.boxes == ["a", "b"]
+
+
+def test_sizes_that_differ_are_named() -> None:
+    with pytest.raises(UserError) as raised:
+        collate([sample(0), sample(1), sample(2, size=(6, 7))])
+    assert str(raised.value) == (
+        "images of one batch differ: 0.jpg is 5 x 4 (3 channels, uint8), 2.jpg is 7 x 6 (3 channels, uint8). Expected "
+        "one size: end the transformer in torch_random_resized_crop, or in torch_resize and torch_center_crop."
+    )
+
+
+def test_replaced_images_are_left_out() -> None:
+    samples = [sample(index, gt=index) for index in range(4)]
+    samples[1].bad = samples[3].bad = "m:2: x: empty file (0 bytes)"
+    batch = collate(samples)
+    kept = without_bad(batch)
+    assert (kept.gt.tolist(), kept.filename, kept.image.shape[0]) == ([0, 2], ["0.jpg", "2.jpg"], 2)
+    assert without_bad(kept) is kept
+    none = without_bad(collate([samples[1]]))
+    assert (image_count(none), none.image.shape) == (0, (0, 3, 4, 5))

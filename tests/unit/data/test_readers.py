@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from up.data.bad_images import BadImage
+from up.data.readers import MAX_PIXELS, READERS, PillowReader, TurboReader
+from up.errors import UserError
+
+ROWS, COLUMNS = np.mgrid[0:24, 0:32]
+RGB = np.stack([COLUMNS * 8, ROWS * 10, (COLUMNS + ROWS) * 4], axis=-1).astype(np.uint8)
+GREY = RGB[..., 0]
+PICTURE = Image.fromarray(RGB)
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def read_both(data: bytes) -> np.ndarray:
+    """The pixels (H, W, 3) by Pillow, after a check that the other reader sees the same."""
+    picture, pixels = PillowReader()(data), TurboReader()(data)
+    assert picture.mode == "RGB"
+    assert pixels.dtype == torch.uint8
+    by_pillow = np.asarray(picture)
+    assert np.abs(by_pillow.astype(int) - pixels.permute(1, 2, 0).numpy()).max() <= 2
+    return by_pillow
+
+
+def palette_with_alpha() -> bytes:
+    image = PICTURE.quantize(16)
+    return encoded(image, "PNG", transparency=bytes([0, 128] + [255] * 14))
+
+
+def rotated_by_exif(orientation: int, format: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(PICTURE, format, exif=exif, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {}))
+
+
+def animation() -> bytes:
+    frames = [PICTURE.quantize(64), Image.new("P", PICTURE.size, 3)]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats(format: str) -> None:
+    assert np.array_equal(read_both(encoded(PICTURE, format)), RGB)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
+def test_jpeg(options: dict[str, Any]) -> None:
+    pixels = read_both(encoded(PICTURE, "JPEG", **options))
+    assert pixels.shape == (24, 32, 3)
+    assert np.abs(pixels.astype(int) - RGB).mean() < 6
+
+
+def test_grey() -> None:
+    assert np.array_equal(read_both(encoded(Image.fromarray(GREY), "PNG")), np.repeat(GREY[..., None], 3, axis=2))
+    assert read_both(encoded(Image.fromarray(GREY), "JPEG")).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_dropped(mode: str) -> None:
+    colours = PICTURE.convert("L") if mode == "LA" else PICTURE
+    image = colours.copy()
+    image.putalpha(Image.fromarray((ROWS * 10).astype(np.uint8)))
+    assert image.mode == mode
+    assert np.array_equal(read_both(encoded(image, "PNG")), np.asarray(colours.convert("RGB")))
+
+
+def test_palette_with_transparency() -> None:
+    assert np.array_equal(read_both(palette_with_alpha()), np.asarray(PICTURE.quantize(16).convert("RGB")))
+
+
+def test_cmyk() -> None:
+    expected = np.asarray(PICTURE.convert("CMYK").convert("RGB"))
+    pixels = read_both(encoded(PICTURE.convert("CMYK"), "JPEG", quality=95, subsampling=0))
+    assert np.abs(pixels.astype(int) - expected).mean() < 4
+
+
+def test_one_bit() -> None:
+    bits = np.where(GREY > 100, 255, 0).astype(np.uint8)
+    pixels = read_both(encoded(Image.fromarray(bits).convert("1"), "PNG"))
+    assert np.array_equal(pixels, np.repeat(bits[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_the_high_byte(format: str) -> None:
+    deep = (GREY.astype(np.uint16) << 8) + 77
+    pixels = read_both(encoded(Image.fromarray(deep), format))
+    assert np.array_equal(pixels, np.repeat(GREY[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, lambda a: a.swapaxes(0, 1)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a.swapaxes(0, 1), 2)),
+        (8, lambda a: np.rot90(a, 1)),
+    ],
+)
+def test_exif_orientation_is_applied(format: str, orientation: int, upright: Callable[[Any], Any]) -> None:
+    expected = upright(RGB if format == "PNG" else read_both(rotated_by_exif(1, format)))
+    pixels = read_both(rotated_by_exif(orientation, format))
+    assert pixels.shape == expected.shape
+    assert np.array_equal(pixels, expected)
+
+
+def test_broken_exif_does_no_harm() -> None:
+    data = encoded(PICTURE, "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 20)
+    assert read_both(data).shape == (24, 32, 3)
+
+
+def test_one_pixel_and_first_frame() -> None:
+    assert read_both(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG")).tolist() == [[[9, 8, 7]]]
+    assert read_both(encoded(Image.new("RGB", (1, 1), (90, 80, 70)), "JPEG")).shape == (1, 1, 3)
+    assert np.array_equal(read_both(animation()), np.asarray(PICTURE.quantize(64).convert("RGB")))
+
+
+def test_bgr_swaps_the_channels() -> None:
+    data = encoded(PICTURE, "PNG")
+    assert np.array_equal(np.asarray(PillowReader(color_mode="BGR")(data)), RGB[..., ::-1])
+    turbo = TurboReader(color_mode="BGR")
+    assert np.array_equal(turbo(data).permute(1, 2, 0).numpy(), RGB[..., ::-1])
+    jpeg = encoded(PICTURE, "JPEG")
+    assert torch.equal(turbo(jpeg), TurboReader()(jpeg).flip(0))
+
+
+def refusals(source: str | bytes, name: str | None = None) -> str:
+    """What both readers say."""
+    said = []
+    for reader in (PillowReader(), TurboReader()):
+        with pytest.raises(BadImage) as raised:
+            reader(source, name)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    return said[0]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated(format: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, format)
+    data = data[: int(len(data) * share)]
+    assert refusals(data, "meta.txt:21: x.jpg").startswith(f"meta.txt:21: x.jpg: truncated {format} ({len(data):,} bytes)")
+
+
+def test_truncated_within_the_header() -> None:
+    assert refusals(encoded(PICTURE, "PNG")[:15], "m:1: x.png") == "m:1: x.png: truncated or damaged PNG (15 bytes)"
+    assert refusals(b"\xff\xd8\xff\xe0", "m:1: x.jpg").startswith("m:1: x.jpg: truncated")
+
+
+def test_no_flipped_bit_of_a_png_changes_the_picture_unseen() -> None:
+    noise = np.random.default_rng(0).integers(0, 64, (16, 16, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), "PNG")
+    seen = 0
+    for position in range(len(data)):
+        rotten = bytearray(data)
+        rotten[position] ^= 1 << position % 8
+        try:
+            assert np.array_equal(np.asarray(PillowReader()(bytes(rotten))), noise), position
+        except BadImage:
+            seen += 1
+    assert seen > 0.95 * len(data)  # what is left is the checksum of the end mark
+
+
+def test_both_readers_judge_rotten_jpegs_alike() -> None:
+    data = encoded(PICTURE, "JPEG")
+    verdicts = {True: 0, False: 0}
+    for position in range(0, len(data), 11):
+        rotten = bytearray(data)
+        rotten[position] ^= 0x10
+        try:
+            read_both(bytes(rotten))
+            verdicts[True] += 1
+        except BadImage:
+            refusals(bytes(rotten))
+            verdicts[False] += 1
+    assert min(verdicts.values()) > 0
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "page.jpg").write_bytes(b"\n<!DOCTYPE html><html>404</html>")
+    (tmp_path / "noise.jpg").write_bytes(b"abc" * 7)
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    at = {name: f"{tmp_path}/{name}.jpg" for name in ("empty", "page", "noise", "folder", "pipe", "missing")}
+    assert refusals(at["empty"], "m:1: e") == "m:1: e: empty file (0 bytes)"
+    assert refusals(at["page"], "m:2: p") == "m:2: p: an HTML page, not an image (32 bytes)"
+    assert refusals(at["noise"]).startswith(f"{at['noise']}: not an image (21 bytes). Expected one of JPEG, PNG, ")
+    assert refusals(at["folder"], "m:3: f") == "m:3: f: a folder, not an image"
+    assert refusals(at["pipe"], "m:3: p") == "m:3: p: not a regular file"
+    assert refusals(at["missing"]) == f"{at['missing']}: no such file"
+    assert refusals(at["missing"], "m:4: x") == f"m:4: x: no such file ({at['missing']})"
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    data = encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF")
+    assert "floating-point pixels have no defined range" in refusals(data, "m:1: x.tif")
+
+
+def bomb(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width + 7) // 8 + 1) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    (tmp_path / "90.png").write_bytes(bomb(10_000, 9_000))
+    (tmp_path / "180.png").write_bytes(bomb(20_000, 9_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refusals(f"{tmp_path}/90.png", "m:1: 90.png") == (
+        "m:1: 90.png: too large: 10,000 x 9,000 = 90,000,000 pixels, more than max_pixels 89,478,485"
+    )
+    assert refusals(f"{tmp_path}/180.png", "m:2: 180.png") == (
+        "m:2: 180.png: too large: 180,000,000 pixels, more than max_pixels 89,478,485"
+    )
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # KiB; decoded they take 270,000
+
+
+def test_a_file_larger_than_its_pixels_could_be_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(1 << 40)
+    assert refusals(f"{tmp_path}/sparse.jpg", "m:1: x") == (
+        f"m:1: x: too large: {1 << 40:,} bytes for at most {MAX_PIXELS:,} pixels"
+    )
+
+
+def test_max_pixels() -> None:
+    data = encoded(PICTURE, "JPEG")
+    assert TurboReader(max_pixels=24 * 32)(data).shape == (3, 24, 32)
+    with pytest.raises(BadImage, match=r"x: too large: 32 x 24 = 768 pixels, more than max_pixels 767"):
+        PillowReader(max_pixels=24 * 32 - 1)(data, "x")
+    with pytest.raises(UserError, match=r"max_pixels is 0. Expected 1 to 178,956,970"):
+        TurboReader(max_pixels=0)
+
+
+def test_table() -> None:
+    assert READERS.get("fs_turbo") is TurboReader
+    assert READERS.get("fs_pillow")(image_dir="x", memcached=True).image_dir == "x"

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from up.data.roots import ImageRoot
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "sub/a b.jpg", "sub/../a.jpg", "..a.jpg", "a..b/c.jpg", "./a.jpg"])
+def test_names_inside(tmp_path: Path, name: str) -> None:
+    assert ImageRoot(str(tmp_path), meta_file="m.txt").refusal(name) is None
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "sub/../../a.jpg", "/etc/passwd", "..", "sub/../.."])
+def test_names_outside(tmp_path: Path, name: str) -> None:
+    shown = str(tmp_path)
+    refusal = ImageRoot(shown, meta_file="m.txt").refusal(name)
+    assert refusal == f"{name!r} lies outside of {shown!r} (set allow_outside: true to use it)"
+    assert ImageRoot(shown, meta_file="m.txt", allow_outside=True).refusal(name) is None
+
+
+def test_absolute_names(tmp_path: Path) -> None:
+    root = ImageRoot(str(tmp_path), meta_file="m.txt")
+    inside = str(tmp_path / "a.jpg")
+    assert root.refusal(inside) is None
+    assert root.path_of(inside) == inside
+    assert root.refusal(f"{tmp_path}x/a.jpg") is not None  # the folder's name begins alike, and that is all
+    assert ImageRoot(None, meta_file="lists/m.txt").refusal("/anywhere/a.jpg") is None
+
+
+def test_without_image_dir_names_are_relative_to_the_meta_file() -> None:
+    root = ImageRoot(None, meta_file="/lists/m.txt")
+    assert root.path_of("a.jpg") == "/lists/a.jpg"
+    assert root.refusal("../a.jpg") == "'../a.jpg' lies outside of '/lists' (set allow_outside: true to use it)"
+
+
+def test_nul_is_refused_everywhere(tmp_path: Path) -> None:
+    root = ImageRoot(str(tmp_path), meta_file="m.txt", allow_outside=True)
+    assert root.refusal("a\0.jpg") == r"'a\x00.jpg' contains NUL, which no file name can"
+
+
+def test_links(tmp_path: Path) -> None:
+    images, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    images.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "secret.jpg").write_bytes(b"x")
+    (images / "real.jpg").write_bytes(b"x")
+    (images / "out.jpg").symlink_to(elsewhere / "secret.jpg")
+    (images / "folder").symlink_to(elsewhere)
+    (images / "in.jpg").symlink_to(images / "real.jpg")
+    (tmp_path / "alias").symlink_to(images)
+    root = ImageRoot(str(tmp_path / "alias"), meta_file="m.txt")  # the folder itself may be a link
+    assert root.link_refusal("real.jpg") is None
+    assert root.link_refusal("in.jpg") is None
+    for name in ("out.jpg", "folder/secret.jpg"):
+        assert str(root.link_refusal(name)).startswith("a symbolic link leads outside of ")
+        assert str(elsewhere / "secret.jpg") in str(root.link_refusal(name))
+        assert ImageRoot(str(images), meta_file="m.txt", allow_outside=True).link_refusal(name) is None

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from up.data.packed import PackedLabels
+from up.data.records import SampleKey
+from up.data.sampler import (
+    SAMPLERS,
+    ClassBalance,
+    EvalBatches,
+    InOrder,
+    Order,
+    RepeatedAugmentation,
+    RepeatFactor,
+    Shuffled,
+    TrainBatches,
+    permutation,
+)
+from up.errors import UserError
+
+SKEWED = PackedLabels(np.repeat([0, 1, 2], [80, 15, 5]))
+
+
+def test_permutation_is_the_same_on_every_machine() -> None:
+    assert permutation(10, 7).tolist() == [8, 4, 1, 6, 3, 2, 7, 5, 9, 0]
+    assert sorted(permutation(1000, 1).tolist()) == list(range(1000))
+
+
+def test_shuffled_shows_all_images_in_an_order_of_its_own_each_epoch() -> None:
+    order = Shuffled(size=50, seed=1)
+    first, second = order(0), order(1)
+    assert sorted(first.index.tolist()) == list(range(50))
+    assert first.index.tolist() != second.index.tolist()
+    assert first.index.tolist() == Shuffled(size=50, seed=1)(0).index.tolist()
+    assert first.index.tolist() != Shuffled(size=50, seed=2)(0).index.tolist()
+    assert first.repeat.tolist() == [0] * 50
+    fixed = Shuffled(size=50, seed=1, fix_seed=True)
+    assert fixed(0).index.tolist() == fixed(9).index.tolist() == first.index.tolist()
+
+
+def test_in_order() -> None:
+    assert InOrder(size=4)(3).index.tolist() == [0, 1, 2, 3]
+    assert Shuffled(size=4, shuffle=False)(1).index.tolist() == [0, 1, 2, 3]
+
+
+def test_class_balance_shows_every_class_equally_often() -> None:
+    order = ClassBalance(size=100, labels=SKEWED, seed=3)
+    visits = order(0)
+    classes = Counter(SKEWED.values[visits.index].tolist())
+    assert len(visits.index) == len(order) == 100
+    assert max(classes.values()) - min(classes.values()) <= 2
+    assert len(set(zip(visits.index.tolist(), visits.repeat.tolist(), strict=True))) == 100  # each visit augmented anew
+    shown = Counter(index for epoch in range(40) for index in order(epoch).index.tolist())
+    assert len(shown) == 100  # over the epochs no image is forgotten
+    assert ClassBalance(size=100, labels=SKEWED, seed=3)(0).index.tolist() == visits.index.tolist()
+
+
+def test_class_balance_needs_one_label_each() -> None:
+    with pytest.raises(UserError, match="class_balance needs one label for each image; got several. Use repeat_factor."):
+        ClassBalance(size=2, labels=PackedLabels.of_sets([[0], [1, 2]]))
+    with pytest.raises(UserError, match="sampler class_balance weighs images by their labels, and these have none."):
+        ClassBalance(size=3)
+
+
+def test_repeat_factor_is_that_of_lvis() -> None:
+    # shares .8, .15, .05; t .2: factors 1, sqrt(.2/.15), sqrt(.2/.05) = 2
+    order = RepeatFactor(size=100, labels=SKEWED, seed=3, t=0.2)
+    expected = 80 + 15 * np.sqrt(0.2 / 0.15) + 5 * 2
+    assert len(order) == int(np.ceil(expected)) == 108
+    shown = [Counter(order(epoch).index.tolist()) for epoch in range(200)]
+    assert all(counts[index] in (2, 3) for counts in shown for index in range(95, 100))
+    assert all(counts[index] in (1, 2) for counts in shown for index in range(95))
+    mean = np.mean([[counts[index] for index in range(100)] for counts in shown], axis=0)
+    assert mean[80:95].mean() == pytest.approx(np.sqrt(0.2 / 0.15), abs=0.02)
+    assert len({tuple(sorted(counts.elements())) for counts in shown}) > 100  # the fraction falls on others each time
+
+
+def test_repeat_factor_of_an_image_is_that_of_its_rarest_class() -> None:
+    labels = PackedLabels.of_sets([[0], [0, 1], [0], [0], []])
+    order = RepeatFactor(size=5, labels=labels, t=0.8)  # shares .8 and .2: factors 1, 2, 1, 1, 1
+    assert sorted(order(0).index.tolist()) == [0, 1, 1, 2, 3, 4]
+    assert RepeatFactor(size=100, labels=SKEWED)(0).index.tolist() != list(range(100))
+    assert len(RepeatFactor(size=100, labels=SKEWED)) == 100
+
+
+def test_repeated_augmentation() -> None:
+    order = RepeatedAugmentation(size=10, seed=1, num_repeats=3)
+    visits = order(2)
+    assert visits.repeat.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert visits.index.tolist() == np.repeat(permutation_of(order), 3)[:10].tolist()
+    with pytest.raises(UserError, match="num_repeats is 0"):
+        RepeatedAugmentation(size=10, num_repeats=0)
+
+
+def permutation_of(order: RepeatedAugmentation) -> np.ndarray:
+    return Shuffled(size=len(order), seed=1)(2).index
+
+
+def test_table_has_the_names_of_the_configuration() -> None:
+    assert set(SAMPLERS) == {
+        "dist", "local", "dist_test", "local_test", "repeat_factor", "class_balance", "repeated_aug"
+    }  # fmt: skip
+    assert SAMPLERS.get("local") is Shuffled
+    assert SAMPLERS.get("dist_test") is InOrder
+
+
+def batches_of_all_ranks(order: Order, world_size: int, **options: int | bool) -> list[TrainBatches]:
+    return [TrainBatches(order, rank=rank, world_size=world_size, **options) for rank in range(world_size)]  # type: ignore[arg-type]
+
+
+def indices(batches: TrainBatches, step: int) -> list[list[int]]:
+    return [[key.index for key in keys] for keys in batches.keys_of(step)]
+
+
+def test_whole_updates_deal_the_order_out() -> None:
+    order = Shuffled(size=24, seed=5)
+    ranks = batches_of_all_ranks(order, 2, batch_size=2, accumulate=3)
+    assert [(each.global_batch_size, each.updates_per_epoch) for each in ranks] == [(12, 2), (12, 2)]
+    for step in range(4):
+        epoch, update = divmod(step, 2)
+        expected = order(epoch).index[update * 12 : update * 12 + 12].tolist()
+        for rank, each in enumerate(ranks):
+            flat = expected[rank::2]
+            assert indices(each, step) == [flat[0:2], flat[2:4], flat[4:6]]
+            assert each.micro_batches(step) == 3
+
+
+def test_keys_carry_epoch_and_repeat() -> None:
+    batches = TrainBatches(RepeatedAugmentation(size=6, seed=1, num_repeats=2), batch_size=3)
+    assert [key.repeat for key in batches.keys_of(3)[0]] == [1, 0, 1]
+    assert {key.epoch for key in batches.keys_of(3)[0]} == {1}
+    assert all(type(key.index) is int for key in batches.keys_of(0)[0])
+
+
+def test_any_step_can_be_asked_for_at_once() -> None:
+    walked = TrainBatches(Shuffled(size=17, seed=5), batch_size=4)
+    steps = [walked.keys_of(step) for step in range(30)]
+    jumped = TrainBatches(Shuffled(size=17, seed=5), batch_size=4)
+    for step in (29, 3, 14, 4, 5, 0):
+        assert jumped.keys_of(step) == steps[step]
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4)])
+def test_the_images_of_an_update_do_not_depend_on_ranks(world_size: int, accumulate: int) -> None:
+    alone = TrainBatches(Shuffled(size=61, seed=5), batch_size=8)
+    ranks = batches_of_all_ranks(
+        Shuffled(size=61, seed=5), world_size, batch_size=8 // world_size // accumulate, accumulate=accumulate
+    )
+    for step in range(2 * alone.updates_per_epoch):
+        together = {key for each in ranks for keys in each.keys_of(step) for key in keys}
+        assert together == set(alone.keys_of(step)[0])
+
+
+@pytest.mark.parametrize("size", range(16, 41))
+@pytest.mark.parametrize(("world_size", "batch_size", "accumulate"), [(1, 4, 1), (2, 4, 2), (3, 2, 1), (2, 1, 3), (4, 3, 1)])
+def test_the_last_update_is_short_but_equal_on_all_ranks(size: int, world_size: int, batch_size: int, accumulate: int) -> None:
+    ranks = batches_of_all_ranks(Shuffled(size=size, seed=5), world_size, batch_size=batch_size, accumulate=accumulate)
+    whole, rest = divmod(size, batch_size * world_size * accumulate)
+    assert ranks[0].updates_per_epoch == whole + (rest > 0)
+    last = ranks[0].updates_per_epoch - 1
+    sizes = [[len(keys) for keys in each.keys_of(last)] for each in ranks]
+    assert all(other == sizes[0] for other in sizes)
+    assert len(sizes[0]) == ranks[0].micro_batches(last) <= accumulate
+    assert max(sizes[0]) <= batch_size
+    assert min(sizes[0]) >= min(2, batch_size)
+    seen = [key for step in range(last + 1) for each in ranks for keys in each.keys_of(step) for key in keys]
+    assert set(seen) == {SampleKey(0, index) for index in range(size)}
+    assert len(seen) - size < max(2, batch_size) * world_size
+
+
+def test_drop_last_leaves_the_rest_out() -> None:
+    batches = TrainBatches(Shuffled(size=23, seed=5), batch_size=4, drop_last=True)
+    assert batches.updates_per_epoch == 5
+    assert [len(keys) for keys in batches.keys_of(4)] == [4]
+    assert batches.keys_of(5)[0][0].epoch == 1
+
+
+def test_too_few_images_for_one_update() -> None:
+    with pytest.raises(UserError) as raised:
+        TrainBatches(Shuffled(size=23), batch_size=3, accumulate=2, rank=1, world_size=4)
+    assert str(raised.value) == (
+        "23 images for training, fewer than one update takes: 24 (batch_size 3 x 4 ranks x accumulate 2). "
+        "Expected at least as many: lower batch_size."
+    )
+    assert TrainBatches(Shuffled(size=24), batch_size=3, accumulate=2, world_size=4).updates_per_epoch == 1
+
+
+def test_only_two_epochs_are_kept() -> None:
+    asked: list[int] = []
+
+    class Counting(Shuffled):
+        def __call__(self, epoch: int):  # type: ignore[no-untyped-def]
+            asked.append(epoch)
+            return super().__call__(epoch)
+
+    batches = TrainBatches(Counting(size=8), batch_size=4)
+    for step in (0, 1, 2, 1, 3, 2, 4, 3, 5):
+        batches.keys_of(step)
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 9])
+def test_an_evaluation_takes_every_image_once(world_size: int) -> None:
+    ranks = [EvalBatches(7, batch_size=2, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = [key for each in ranks for keys in each for key in keys]
+    assert sorted(key.index for key in seen) == list(range(7))
+    assert all(len(each) == len(list(each)) for each in ranks)
+    assert all(len(keys) <= 2 and keys for each in ranks for keys in each)

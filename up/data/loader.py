@@ -1,0 +1,233 @@
+"""Batches from worker processes that live as long as the run does.
+
+Workers neither draw nor count: each request names its samples, so the number of workers changes nothing but the speed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from up.data.bad_images import BadImages
+from up.data.collate import collate, without_bad
+from up.data.records import Batch, Sample, SampleKey, image_count
+from up.data.sampler import EvalBatches, TrainBatches
+from up.errors import UserError
+
+Collate = Callable[[Sequence[Sample]], Batch]
+
+
+class KeyedDataset(Protocol):
+    """A data set whose samples are asked for by what their randomness hangs on."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: SampleKey) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How batches are fetched; ``prefetch_factor`` batches are kept ready by each of ``num_workers`` processes."""
+
+    num_workers: int = 0
+    pin_memory: bool = False
+    prefetch_factor: int = 2
+    fork_method: Literal["fork", "spawn"] = "fork"
+
+
+class LoaderDied(UserError):
+    """A worker process ended, or could not hand over its batch, for want of something the machine should provide."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A ``UserError`` on its way out of a worker, as a value: torch would wrap an exception into its traceback."""
+
+    error: UserError
+
+
+class TrainLoader:
+    """The updates from ``start_step`` to before ``end_step``, each with this rank's micro-batches.
+
+    Iterating raises the ``UserError`` of a sample that cannot be used when its update comes, and ``LoaderDied``.
+    """
+
+    def __init__(
+        self,
+        dataset: KeyedDataset,
+        batches: TrainBatches,
+        *,
+        start_step: int = 0,
+        end_step: int,
+        workers: Workers | None = None,
+        collate: Collate = collate,
+        bad_images: BadImages | None = None,
+    ) -> None:
+        self._bad_images = bad_images
+        self._batches = batches
+        self._steps = range(start_step, end_step)
+        self._fetch = _Fetch(dataset, collate)
+        self._workers = workers or Workers()
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        keys = (keys for step in self._steps for keys in self._batches.keys_of(step))
+        fetched = _batches(self._fetch, keys, self._workers)
+        for step in self._steps:
+            batches = [next(fetched) for _ in range(self._batches.micro_batches(step))]
+            if self._bad_images is not None:
+                for batch in batches:
+                    self._bad_images.add(batch)
+            yield step, batches
+
+
+class EvalLoader:
+    """The batches of an evaluation, this rank's share of them; no image that had to be replaced is in them."""
+
+    def __init__(
+        self,
+        dataset: KeyedDataset,
+        batches: EvalBatches,
+        *,
+        workers: Workers | None = None,
+        collate: Collate = collate,
+        bad_images: BadImages | None = None,
+    ) -> None:
+        self._bad_images = bad_images
+        self._batches = batches
+        self._fetch = _Fetch(dataset, collate)
+        self._workers = workers or Workers()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in _batches(self._fetch, self._batches, self._workers):
+            if self._bad_images is not None:
+                self._bad_images.add(batch)
+            kept = without_bad(batch)
+            if image_count(kept):
+                yield kept
+
+
+class _Fetch:
+    """What runs in a worker: keys to a batch, or to the reason why there is none."""
+
+    def __init__(self, dataset: KeyedDataset, collate: Collate) -> None:
+        self._dataset = dataset
+        self._collate = collate
+
+    def __getitem__(self, keys: list[SampleKey]) -> Batch | Failed:
+        if get_worker_info() is not None:
+            return self._fetch(keys)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        try:  # without workers the seeds of the samples would overwrite those of dropout in the same process
+            return self._fetch(keys)
+        finally:
+            torch.set_rng_state(before[0])
+            random.setstate(before[1])
+            np.random.set_state(before[2])
+
+    def _fetch(self, keys: list[SampleKey]) -> Batch | Failed:
+        try:
+            return self._collate([self._dataset[key] for key in keys])
+        except UserError as error:
+            return Failed(_that_travels(error))
+
+
+def _that_travels(error: UserError) -> UserError:
+    """The error itself if it survives pickling, otherwise its text."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a constructor does with arguments that it did not expect
+        return UserError(str(error))
+    return error if str(copy) == str(error) else UserError(str(error))
+
+
+def _batches(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -> Iterator[Batch]:
+    fetched = _started(fetch, keys, workers)
+    try:
+        for batch in fetched:
+            if isinstance(batch, Failed):
+                raise batch.error
+            yield batch
+    except (RuntimeError, OSError, EOFError) as error:
+        raise as_loader_died(error) or error from None
+    finally:
+        # torch ends the workers when the iterator is collected, which the traceback of an error would put off.
+        shut_down = getattr(fetched, "_shutdown_workers", None)  # without workers there is none
+        if shut_down is not None:
+            shut_down()
+
+
+def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -> Iterator[Batch | Failed]:
+    several = workers.num_workers > 0
+    with warnings.catch_warnings():
+        # Files are written for larger machines than the one they are tried on; the loader works all the same.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")  # torch's threads sleep at this point
+        loader: DataLoader[Any] = DataLoader(
+            fetch,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=_Once(keys),
+            num_workers=workers.num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=workers.pin_memory and torch.accelerator.is_available(),
+            worker_init_fn=_start_worker,
+            multiprocessing_context=workers.fork_method if several else None,
+            generator=torch.Generator(),  # torch draws a seed for the workers: not from what training draws from
+            prefetch_factor=workers.prefetch_factor if several else None,
+        )
+        return iter(loader)
+
+
+class _Once:
+    """An iterable for ``DataLoader``, which refuses a bare generator."""
+
+    def __init__(self, keys: Iterable[list[SampleKey]]) -> None:
+        self._keys = keys
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return iter(self._keys)
+
+
+def _as_it_is(batch: Batch | Failed) -> Batch | Failed:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    # A session of its own: a launcher that kills its process group would take the workers before anything is saved.
+    os.setsid()
+    torch.set_num_threads(1)
+
+
+def as_loader_died(error: BaseException) -> LoaderDied | None:
+    """``LoaderDied`` with the remedy, when ``error`` is how torch reports the end of a worker; otherwise None.
+
+    torch raises it from a signal handler, so it may surface anywhere in the main process.
+    """
+    text = str(error)
+    if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text or "ancdata" in text:
+        return LoaderDied("the loader ran out of open files. Raise `ulimit -n`, or lower num_workers.")
+    if "shared memory" in text or "Bus error" in text or "unable to mmap" in text:
+        return LoaderDied("the loader ran out of shared memory. Enlarge /dev/shm, or lower num_workers and batch_size.")
+    broken_off = isinstance(error, (EOFError, ConnectionError))
+    if broken_off or (isinstance(error, RuntimeError) and "DataLoader worker" in text):
+        reason = "a worker broke off in the middle of a batch" if broken_off else text.splitlines()[0].rstrip(". ")
+        return LoaderDied(
+            f"{reason}. The usual cause is the kernel's out-of-memory killer (see `dmesg`): lower num_workers or "
+            "batch_size, and run the same command again."
+        )
+    return None

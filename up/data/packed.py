@@ -1,0 +1,162 @@
+"""A million names and labels as a handful of arrays: small, quick to pickle, and shared by forked workers for good.
+
+A list of a million ``str`` objects is copied page by page into every worker, because reading an object writes its
+reference count. Arrays have one count for all of their elements.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SMALL = np.iinfo(np.uint32).max
+
+
+class PackedStrings(Sequence[str]):
+    """An immutable sequence of strings: one buffer of UTF-8 and the offsets of its ends."""
+
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        packer = StringPacker()
+        packer.extend(string.encode() for string in strings)
+        self._buffer, self._offsets = packer.packed().arrays
+
+    @classmethod
+    def of_arrays(cls, buffer: NDArray[np.uint8], offsets: NDArray[Any]) -> PackedStrings:
+        """From ``buffer`` (bytes,) and ``offsets`` (N + 1,): string i is ``buffer[offsets[i]:offsets[i + 1]]``."""
+        made = cls.__new__(cls)
+        made._buffer = buffer
+        made._offsets = offsets.astype(np.uint32) if len(buffer) <= _SMALL else offsets
+        return made
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside of {len(self)} strings")
+        at = index % len(self)
+        return self._buffer[self._offsets[at] : self._offsets[at + 1]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def take(self, indices: NDArray[np.int64]) -> PackedStrings:
+        """The strings at ``indices``, in that order."""
+        packer = StringPacker()
+        starts, ends, whole = self._offsets[:-1], self._offsets[1:], self._buffer
+        packer.extend(whole[starts[index] : ends[index]].tobytes() for index in indices)
+        return packer.packed()
+
+    @classmethod
+    def join(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
+        """All strings of all ``parts``, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        ends = [part._offsets[1:].astype(np.int64) for part in parts]
+        bases = np.cumsum([0, *(len(part._buffer) for part in parts)])
+        offsets = np.concatenate([[0], *(end + base for end, base in zip(ends, bases, strict=False))])
+        return cls.of_arrays(np.concatenate([part._buffer for part in parts]), offsets)
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """The buffer and the offsets themselves, for hashing."""
+        return self._buffer, self._offsets
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self._buffer.nbytes + self._offsets.nbytes)
+
+
+class StringPacker:
+    """Collects UTF-8 strings into a ``PackedStrings`` without keeping an object for each."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._ends = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def extend(self, strings: Iterable[bytes]) -> None:
+        """Append already encoded strings."""
+        listed = list(strings)
+        base = len(self._buffer)
+        self._buffer += b"".join(listed)
+        lengths = np.fromiter(map(len, listed), dtype=np.int64, count=len(listed))
+        self._ends.frombytes((np.cumsum(lengths) + base).tobytes())
+
+    def packed(self) -> PackedStrings:
+        """What was collected."""
+        buffer = np.frombuffer(bytes(self._buffer), dtype=np.uint8)
+        return PackedStrings.of_arrays(buffer, np.array(self._ends, dtype=np.int64))
+
+
+class PackedLabels:
+    """The labels of N samples: one each, the same number each (one a head), or a set of any size each.
+
+    ``values`` is (N,), (N, heads), or flat with ``offsets`` (N + 1,).
+    """
+
+    def __init__(self, values: NDArray[np.int64], offsets: NDArray[np.int64] | None = None) -> None:
+        assert offsets is None or (values.ndim == 1 and offsets[-1] == len(values))
+        self.values = values
+        self.offsets = offsets
+
+    @classmethod
+    def of_sets(cls, sets: Sequence[Sequence[int]]) -> PackedLabels:
+        """A set of labels for every sample."""
+        offsets = np.cumsum([0, *(len(labels) for labels in sets)])
+        return cls(np.array([label for labels in sets for label in labels], dtype=np.int64), offsets)
+
+    def __len__(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> list[int]:
+        """All labels of sample ``index``."""
+        if self.offsets is None:
+            return [int(label) for label in np.atleast_1d(self.values[index])]
+        return [int(label) for label in self.values[self.offsets[index] : self.offsets[index + 1]]]
+
+    @property
+    def heads(self) -> int | None:
+        """How many labels every sample has, or None when that varies."""
+        if self.offsets is not None:
+            return None
+        return 1 if self.values.ndim == 1 else self.values.shape[1]
+
+    def owners(self) -> NDArray[np.int64]:
+        """For every element of ``values.ravel()``, the sample it belongs to."""
+        each = np.full(len(self), self.heads) if self.offsets is None else np.diff(self.offsets)
+        return np.repeat(np.arange(len(self)), each)
+
+    def take(self, indices: NDArray[np.int64]) -> PackedLabels:
+        """The labels of the samples at ``indices``, in that order."""
+        if self.offsets is None:
+            return PackedLabels(self.values[indices])
+        starts, sizes = self.offsets[indices], np.diff(self.offsets)[indices]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        positions = np.repeat(starts - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return PackedLabels(self.values[positions], offsets)
+
+    @classmethod
+    def join(cls, parts: Sequence[PackedLabels]) -> PackedLabels:
+        """The labels of all ``parts``, which are of one form."""
+        if len(parts) == 1:
+            return parts[0]
+        values = np.concatenate([part.values for part in parts])
+        if parts[0].offsets is None:
+            return cls(values)
+        sizes = np.concatenate([np.diff(part.offsets) for part in parts if part.offsets is not None])
+        return cls(values, np.concatenate([[0], np.cumsum(sizes)]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self.values.nbytes + (0 if self.offsets is None else self.offsets.nbytes))

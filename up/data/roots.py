@@ -1,0 +1,50 @@
+"""Where the files of a data set may lie."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+
+class ImageRoot:
+    """The folder that file names are relative to, and the fence around it.
+
+    ``image_dir`` None stands for the folder of ``meta_file``, and then absolute names may lead anywhere; otherwise only
+    into ``image_dir``. ``allow_outside`` takes the fence away.
+    """
+
+    def __init__(self, image_dir: str | None, *, meta_file: str, allow_outside: bool = False) -> None:
+        self.shown = image_dir if image_dir is not None else os.path.dirname(meta_file) or "."
+        self.folder = os.path.abspath(self.shown)
+        self._inside = os.path.join(self.folder, "")
+        self._fenced = not allow_outside
+        self._absolute_anywhere = allow_outside or image_dir is None
+
+    def path_of(self, name: str) -> str:
+        """The file called ``name``; an absolute name is used as it is."""
+        return os.path.join(self.folder, name)
+
+    def refusal(self, name: str) -> str | None:
+        """Why ``name`` may not be used, judged by the name alone."""
+        if "\0" in name:
+            return f"{name!r} contains NUL, which no file name can"
+        if not self._fenced or (name.startswith("/") and self._absolute_anywhere):
+            return None
+        if ".." not in name and (name[:1] != "/" or name.startswith(self._inside)):
+            return None
+        if os.path.normpath(self.path_of(name)).startswith(self._inside):
+            return None
+        return f"{name!r} lies outside of {self.shown!r} (set allow_outside: true to use it)"
+
+    def link_refusal(self, name: str) -> str | None:
+        """Why the file ``name`` may not be read: a symbolic link on its way leads out of the folder."""
+        if not self._fenced or (name.startswith("/") and self._absolute_anywhere):
+            return None
+        target = os.path.realpath(self.path_of(name))
+        if target.startswith(self._real_inside):
+            return None
+        return f"a symbolic link leads outside of {self.shown!r}, to {target!r} (set allow_outside: true to use it)"
+
+    @cached_property
+    def _real_inside(self) -> str:
+        return os.path.join(os.path.realpath(self.folder), "")

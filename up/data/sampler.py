@@ -1,0 +1,274 @@
+"""The order of the data: a pure function of the seed, the epoch and the data, so that a run can start at any step.
+
+``order(epoch)`` knows nothing of ranks and workers. ``TrainBatches`` cuts it into updates, and each update into what
+one rank takes; ``EvalBatches`` deals every image to exactly one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from up.data.packed import PackedLabels
+from up.data.records import SampleKey
+from up.errors import UserError
+from up.registry import Registry
+from up.seed import key
+from up.text import count
+
+Indices = NDArray[np.int64]
+
+SAMPLERS = Registry(
+    "sampler",
+    {
+        "dist": "up.data.sampler:Shuffled",
+        "local": "up.data.sampler:Shuffled",
+        "dist_test": "up.data.sampler:InOrder",
+        "local_test": "up.data.sampler:InOrder",
+        "repeat_factor": "up.data.sampler:RepeatFactor",
+        "class_balance": "up.data.sampler:ClassBalance",
+        "repeated_aug": "up.data.sampler:RepeatedAugmentation",
+    },
+)
+
+_ORDER, _REPEATS = 1, 2  # what is drawn, mixed into the key
+
+
+@dataclass(frozen=True)
+class Visits:
+    """The samples of an epoch in their order: ``index`` (N,) and ``repeat`` (N,), the how-manieth visit it is."""
+
+    index: Indices
+    repeat: Indices
+
+
+class Order(Protocol):
+    """The order of every epoch; all epochs are ``len(order)`` long."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, epoch: int) -> Visits:
+        """The visits of ``epoch``."""
+
+
+class Shuffled:
+    """All images once in an epoch, in another random order each time (``fix_seed``: always in the same)."""
+
+    def __init__(self, *, size: int, seed: int = 0, shuffle: bool = True, fix_seed: bool = False) -> None:
+        self._size, self._seed, self._shuffle, self._fixed = size, seed, shuffle, fix_seed
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, epoch: int) -> Visits:
+        """See ``Order``."""
+        once = np.zeros(self._size, dtype=np.int64)
+        if not self._shuffle:
+            return Visits(np.arange(self._size), once)
+        return Visits(permutation(self._size, key(self._seed, 0 if self._fixed else epoch, _ORDER)), once)
+
+
+class InOrder:
+    """All images once, in the order of the meta file."""
+
+    def __init__(self, *, size: int) -> None:
+        self._all = Shuffled(size=size, shuffle=False)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __call__(self, epoch: int) -> Visits:
+        """See ``Order``."""
+        return self._all(epoch)
+
+
+class RepeatFactor:
+    """Images of rare classes more often: max over its classes of max(1, √(t / share)) (Gupta et al. 2019, LVIS, §5.2).
+
+    ``t``: classes in a smaller share of the images than this are repeated. The fractions of the factors are rounded up
+    in some epochs and down in others, and an epoch is always as long as the factors' sum.
+    """
+
+    def __init__(self, *, size: int, labels: PackedLabels | None = None, seed: int = 0, t: float = 0.001) -> None:
+        labels = _expect_labels(labels, size, "repeat_factor")
+        owners, values = labels.owners(), labels.values.ravel()
+        shares = np.bincount(values) / size
+        factors = np.ones(size)
+        np.maximum.at(factors, owners, np.sqrt(t / shares[values]))
+        self._weights, self._seed = _whole(factors), seed
+
+    def __len__(self) -> int:
+        return int(round(self._weights.sum()))
+
+    def __call__(self, epoch: int) -> Visits:
+        """See ``Order``."""
+        return _weighted(self._weights, len(self), self._seed, epoch)
+
+
+class ClassBalance:
+    """Every class equally often: an epoch is as long as the data, and its images are spread evenly over the classes.
+
+    Images of rare classes come several times, each time augmented anew; some of frequent ones wait for later epochs.
+    """
+
+    def __init__(self, *, size: int, labels: PackedLabels | None = None, seed: int = 0) -> None:
+        labels = _expect_labels(labels, size, "class_balance")
+        if labels.heads != 1:
+            raise UserError("sampler class_balance needs one label for each image; got several. Use repeat_factor.")
+        values = labels.values.ravel()
+        counts = np.bincount(values)
+        self._weights = _whole(size / (np.count_nonzero(counts) * counts[values]))
+        self._size, self._seed = size, seed
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, epoch: int) -> Visits:
+        """See ``Order``."""
+        return _weighted(self._weights, self._size, self._seed, epoch)
+
+
+class RepeatedAugmentation:
+    """Each image ``num_repeats`` times in a row, augmented anew each time (Hoffer et al. 2020; Berman et al. 2019).
+
+    An epoch is as long as the data all the same, so it shows one image in ``num_repeats``; ranks take turns, so the
+    copies of an image meet in one update.
+    """
+
+    def __init__(self, *, size: int, seed: int = 0, num_repeats: int = 3) -> None:
+        if num_repeats < 1:
+            raise UserError(f"sampler repeated_aug: num_repeats is {num_repeats}. Expected at least 1.")
+        self._size, self._seed, self._repeats = size, seed, num_repeats
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, epoch: int) -> Visits:
+        """See ``Order``."""
+        shown = permutation(self._size, key(self._seed, epoch, _ORDER))
+        position = np.arange(self._size)
+        return Visits(shown[position // self._repeats], position % self._repeats)
+
+
+def _expect_labels(labels: PackedLabels | None, size: int, sampler: str) -> PackedLabels:
+    if labels is None or not len(labels.values):
+        raise UserError(f"sampler {sampler} weighs images by their labels, and these have none. Use dist.")
+    assert len(labels) == size
+    return labels
+
+
+def permutation(size: int, seed: int) -> Indices:
+    """``size`` indices shuffled by ``seed``.
+
+    Sorts random words: unlike ``Generator.permutation`` these are promised to be the same in every version of numpy.
+    """
+    return np.argsort(np.random.Philox(key=seed).random_raw(size), kind="stable")
+
+
+def _whole(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights scaled up so little that their sum is a whole number, the length of an epoch."""
+    total = weights.sum()
+    return np.asarray(weights * (np.ceil(total - 1e-6) / total))
+
+
+def _weighted(weights: NDArray[np.float64], length: int, seed: int, epoch: int) -> Visits:
+    """Each image ⌊w⌋ or ⌈w⌉ times, w on average, ``length`` visits in all, shuffled (systematic sampling)."""
+    shuffled = permutation(len(weights), key(seed, epoch, _REPEATS))
+    start = (key(seed, epoch, _REPEATS, 0) >> 11) * 2.0**-53
+    ends = np.floor(np.cumsum(weights[shuffled]) + start).astype(np.int64)
+    ends[-1] = length  # what the rounding of the sum might have lost
+    times = np.diff(np.minimum(ends, length), prepend=0)
+    index = np.repeat(shuffled, times)
+    repeat = np.arange(length) - np.repeat(np.cumsum(times) - times, times)
+    order = permutation(length, key(seed, epoch, _ORDER))
+    return Visits(index[order], repeat[order])
+
+
+class TrainBatches:
+    """Cuts the epochs of ``order`` into updates and gives ``rank`` its part of each, at any step in constant time.
+
+    An update is ``batch_size * world_size * accumulate`` images. The last one of an epoch is shorter (left out under
+    ``drop_last``); some of its own images come twice where the ranks could not share it equally. Raises ``UserError``
+    when there are fewer images than one update takes.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        self.global_batch_size = batch_size * world_size * accumulate
+        if len(order) < self.global_batch_size:
+            raise UserError(
+                f"{count(len(order), 'image')} for training, fewer than one update takes: {self.global_batch_size:,} "
+                f"(batch_size {batch_size} x {count(world_size, 'rank')} x accumulate {accumulate}). "
+                "Expected at least as many: lower batch_size."
+            )
+        whole, rest = divmod(len(order), self.global_batch_size)
+        self.updates_per_epoch = whole + (1 if rest and not drop_last else 0)
+        self._order, self._batch_size = order, batch_size
+        self._rank, self._world_size = rank, world_size
+        self._epochs: dict[int, Visits] = {}
+
+    def micro_batches(self, step: int) -> int:
+        """Into how many micro-batches update ``step`` is cut: the same on every rank."""
+        return -(-self._share(self._images(step)) // self._batch_size)
+
+    def keys_of(self, step: int) -> list[list[SampleKey]]:
+        """This rank's part of update ``step`` (counted over all epochs), in micro-batches of nearly equal size."""
+        epoch, update = divmod(step, self.updates_per_epoch)
+        visits = self._visits(epoch)
+        start, images = update * self.global_batch_size, self._images(step)
+        positions = start + np.arange(self._rank, self._share(images) * self._world_size, self._world_size) % images
+        keys = [
+            SampleKey(epoch, index, repeat)
+            for index, repeat in zip(visits.index[positions].tolist(), visits.repeat[positions].tolist(), strict=True)
+        ]
+        pieces = self.micro_batches(step)
+        cuts = [len(keys) * piece // pieces for piece in range(pieces + 1)]
+        return [keys[first:last] for first, last in zip(cuts, cuts[1:], strict=False)]
+
+    def _images(self, step: int) -> int:
+        start = step % self.updates_per_epoch * self.global_batch_size
+        return min(self.global_batch_size, len(self._order) - start)
+
+    def _share(self, images: int) -> int:
+        """How many of an update's ``images`` each rank takes, so many that no micro-batch has a single one.
+
+        Batch normalisation cannot train on one image.
+        """
+        share, least = -(-images // self._world_size), min(2, self._batch_size)
+        while share // -(-share // self._batch_size) < least:
+            share += 1
+        return share
+
+    def _visits(self, epoch: int) -> Visits:
+        if epoch not in self._epochs:
+            # Workers fetch ahead: the end of one epoch and the start of the next are asked for in turns.
+            self._epochs = {known: self._epochs[known] for known in sorted(self._epochs)[-1:]}
+            self._epochs[epoch] = self._order(epoch)
+        return self._epochs[epoch]
+
+
+class EvalBatches:
+    """Every one of ``size`` images exactly once over all ranks; some ranks may have fewer batches than others."""
+
+    def __init__(self, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self._mine = range(rank, size, world_size)
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._mine) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for start in range(0, len(self._mine), self._batch_size):
+            yield [SampleKey(0, index) for index in self._mine[start : start + self._batch_size]]
