@@ -63,7 +63,7 @@ def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Sour
     section = getattr(experiment.config.dataset, source)
     if section is None:
         raise UserError(
-            f"{experiment.path}: dataset.{source}: is missing. It names the images to {'train' if source == 'train' else 'judge'} by."
+            f"{experiment.path}: dataset.{source}: is missing. It says what to {'train' if source == 'train' else 'test'} on."
         )
     return section  # type: ignore[no-any-return]
 

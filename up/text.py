@@ -26,8 +26,14 @@ def some_of(names: Iterable[object], limit: int = 10) -> str:
 
 
 def count(number: float, noun: str) -> str:
-    """``1 image``, ``7 images``, ``1,797 images``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    """``1 image``, ``1,797 images``, ``0 classes``, ``2 entries``."""
+    return f"{number:,} {noun if number == 1 else _plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def si(number: float, digits: int = 2) -> str:

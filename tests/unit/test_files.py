@@ -1,0 +1,46 @@
+"""Atomic writing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from up.errors import StorageError
+from up.files import sha256_of, write_atomically, write_json
+
+
+def test_replaces_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1})
+    write_json(path, {"ä": 2})
+    assert path.read_text(encoding="utf-8") == '{\n  "ä": 2\n}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def full(file: BinaryIO) -> None:
+        file.write(b"new, but")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"a\.bin: cannot be written \(No space left on device\)"):
+        write_atomically(path, full)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_torch_reports_a_full_disk_in_its_own_way(tmp_path: Path) -> None:
+    def full(file: BinaryIO) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0")
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        write_atomically(tmp_path / "a.pth", full)
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
