@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from up.assembly import build_dataset, build_net, build_transforms, input_size_of, optimizer_of, timetable, train_batches
+from up.assembly.data import build_dataset, build_transforms, input_size_of, train_batches
+from up.assembly.network import build_net
+from up.assembly.training import optimizer_of, timetable
 from up.config.decode import missing_for_training
 from up.data.records import SampleKey
 from up.errors import UserError

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from up import distributed
-from up.assembly import build_evaluation, build_net, on_device, precision_of
+from up.assembly.data import build_evaluation
+from up.assembly.network import build_net, on_device, precision_of
 from up.errors import UserError
 from up.experiment import Experiment
 from up.models.net import Net

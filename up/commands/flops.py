@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from up.assembly import build_net, input_size_of
+from up.assembly.data import input_size_of
+from up.assembly.network import build_net
 from up.commands.arguments import add_config, command_parser
 from up.errors import UserError
 from up.experiment import load_experiment

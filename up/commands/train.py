@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from up.assembly import assemble, record_failure
+from up.assembly.run import assemble, record_failure
 from up.commands.arguments import add_config, command_parser, without_meaningless
 from up.experiment import load_experiment
 from up.runner.loop import train

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from up.assembly import build_reader, build_transforms, precision_of
+from up.assembly.data import build_reader, build_transforms
+from up.assembly.network import precision_of
 from up.data.bad_images import BadImage
 from up.data.records import Batch, Sample
 from up.deploy.answers import Answer, best_guesses

@@ -1,0 +1,105 @@
+"""From a checked experiment to its data: data sets, their order and batches, the evaluation on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from up import distributed
+from up.config.parts import build_part
+from up.config.sections import Part, Source
+from up.data.loader import EvalLoader, Workers
+from up.data.sampler import EvalBatches, TrainBatches
+from up.errors import UserError
+from up.experiment import Experiment
+from up.runner.evaluate import Evaluation
+from up.runner.precision import Precision
+
+
+def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Source:
+    """The section of a source. Raises ``UserError`` when the file has none."""
+    section = getattr(experiment.config.dataset, source)
+    if section is None:
+        raise UserError(
+            f"{experiment.path}: dataset.{source}: is missing. It says what to {'train' if source == 'train' else 'test'} on."
+        )
+    return section  # type: ignore[no-any-return]
+
+
+def build_dataset(experiment: Experiment, source: Literal["train", "test"], facts: Mapping[str, Any] | None = None) -> Any:
+    """The data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
+    section = section_of(experiment, source)
+    supply = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(facts or {})}
+    return build_part(section.dataset, "dataset", experiment.tables, supply, f"dataset.{source}.dataset")
+
+
+def build_transforms(experiment: Experiment, source: Literal["train", "test"]) -> list[Any]:
+    """The transforms of a source alone, without its images."""
+    place = f"dataset.{source}.dataset.kwargs.transformer"
+    listed = section_of(experiment, source).dataset.kwargs.get("transformer") or []
+    return [build_part(part, "transform", experiment.tables, {}, f"{place}.{index}") for index, part in enumerate(listed)]
+
+
+def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> Any:
+    """The image reader of a source, for images that are named in full."""
+    part = Part.model_validate(section_of(experiment, source).dataset.kwargs["image_reader"])
+    anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
+    return build_part(Part(type=part.type, kwargs=anywhere), "image_reader", experiment.tables)
+
+
+def input_size_of(experiment: Experiment) -> tuple[int, int]:
+    """Height and width of what the net gets: what the test transforms produce, else those of training."""
+    dataset = experiment.config.dataset
+    for source in [name for name in ("test", "train") if getattr(dataset, name) is not None]:
+        size = experiment.plugin.input_size(build_transforms(experiment, source))
+        if size is not None:
+            return size
+    raise UserError(
+        f"{experiment.path}: dataset.test.dataset.kwargs.transformer: leaves every image its own size. "
+        "Expected it to contain torch_center_crop, or torch_resize with [height, width]."
+    )
+
+
+def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:
+    """The order of the training data, cut into updates for this rank."""
+    section = section_of(experiment, "train")
+    kwargs, loader = section.batch_sampler.kwargs, section.dataloader.kwargs
+    sampler = kwargs.sampler or Part(type="dist")
+    facts = {
+        "size": len(dataset),
+        "labels": dataset.label_sets,
+        "seed": experiment.config.runtime.random_seed,
+        "shuffle": loader.shuffle,
+    }
+    facts = {name: value for name, value in facts.items() if value is not None}
+    return TrainBatches(
+        build_part(sampler, "sampler", experiment.tables, facts, "dataset.train.batch_sampler.kwargs.sampler"),
+        batch_size=kwargs.batch_size, accumulate=experiment.config.trainer.accumulate,
+        rank=distributed.rank(), world_size=distributed.world_size(),
+        drop_last=kwargs.drop_last if loader.drop_last is None else loader.drop_last,
+    )  # fmt: skip
+
+
+def workers_of(source: Source) -> Workers:
+    """How the batches of a source are fetched."""
+    kwargs = source.dataloader.kwargs
+    return Workers(num_workers=kwargs.num_workers, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method)
+
+
+def build_evaluation(
+    experiment: Experiment, train_facts: Mapping[str, Any], device: torch.device, precision: Precision
+) -> tuple[Evaluation, Any]:
+    """The evaluation on ``dataset.test``, and its data set."""
+    plugin, section = experiment.plugin, section_of(experiment, "test")
+    dataset = build_dataset(experiment, "test", train_facts)
+    batches = EvalBatches(
+        len(dataset),
+        batch_size=section.batch_sampler.kwargs.batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    stage = plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
+    loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate)
+    return Evaluation(loader, stage, plugin.make_evaluator(dataset), precision), dataset

@@ -1,0 +1,84 @@
+"""From a checked experiment to its network, filled with the weights that it starts from, on its device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from up.config.parts import build_part
+from up.config.sections import Fp16
+from up.config.sections import Net as NetSection
+from up.experiment import Experiment, net_table
+from up.models.net import Net
+from up.models.norm import special_bn_init, sync_batchnorms
+from up.models.weights import load_weights, read_state
+from up.runner.log import LOGGER
+from up.runner.precision import Precision
+from up.seed import key, seed_all
+
+_NET = 3  # the purpose of the seed that a network's first weights are drawn with
+
+
+def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: NetSection | None = None, place: str = "net") -> Net:
+    """The network of a ``net`` list, its first weights drawn from the run's seed alone."""
+    runtime, plugin = experiment.config.runtime, experiment.plugin
+    seed_all(key(runtime.random_seed, _NET))
+    modules: dict[str, nn.Module] = {}
+    freeze: list[str] = []
+    previous = ""
+    for index, entry in enumerate(section or experiment.config.net):
+        freeze += (
+            entry.freeze_patterns
+            if entry.type == "self"
+            else [own_pattern(entry.name, pattern) for pattern in entry.freeze_patterns]
+        )
+        if entry.type == "self":
+            continue
+        table = net_table(experiment.tables, entry)
+        facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry.kwargs)
+        modules[entry.name] = build_part(entry, table, experiment.tables, facts, f"{place}.{index}")
+        previous = entry.name
+    earlier = {entry.name: entry.prev for entry in section or experiment.config.net if entry.prev}
+    net = Net(list(modules.items()), prev=earlier, freeze_patterns=freeze)
+    if runtime.special_bn_init:
+        values = runtime.special_bn_init
+        special_bn_init(net) if values is True else special_bn_init(net, eps=values.eps, momentum=values.momentum)
+    return net
+
+
+def own_pattern(name: str, pattern: str) -> str:
+    """A freeze pattern of one module as a pattern of the whole net."""
+    return rf"r:^{re.escape(name)}\..*(?:{pattern[2:]})" if pattern.startswith("r:") else f"{name}.{pattern}"
+
+
+def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] | None) -> None:
+    """Fill the net from ``saver.pretrain_model``, if one is named, and log what became of every tensor."""
+    saver = experiment.config.saver
+    if saver.pretrain_model is None:
+        return
+    report = load_weights(net, read_state(saver.pretrain_model), skip=saver.skip, class_names=class_names)
+    for line in report.lines():
+        LOGGER.info(line)
+
+
+def on_device(experiment: Experiment, net: Net, device: torch.device) -> nn.Module:
+    """Move the net to the device in its memory format and return what is to be called: compiled where asked for."""
+    runtime = experiment.config.runtime
+    net.to(device)
+    sync_batchnorms(net)
+    if runtime.channels_last:
+        net.to(memory_format=torch.channels_last)
+    if runtime.compile:
+        net.compile()  # in place: names in the state dict stay as they are
+    return net
+
+
+def precision_of(experiment: Experiment, device: torch.device) -> Precision:
+    """The number format of forward and backward passes."""
+    runtime = experiment.config.runtime
+    factor = runtime.fp16.scale_factor if isinstance(runtime.fp16, Fp16) else "dynamic"
+    return Precision(mode=None if runtime.precision == "fp32" else runtime.precision, device=device, scale_factor=factor)

@@ -1,0 +1,72 @@
+"""From a checked experiment to what drives its training: optimizer, schedule, timetable, clipping, hooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from up.config.parts import build_part
+from up.config.sections import SchedulePart
+from up.errors import UserError
+from up.experiment import Experiment
+from up.models.net import Net
+from up.optim import build_optimizer, build_schedule
+from up.optim.schedules import Schedule
+from up.runner.clip import Clip, ClipNorm, NoClip
+from up.runner.every import Every
+from up.runner.hooks import Hook
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """How long a run is, in updates, and when it evaluates and saves."""
+
+    updates_per_epoch: int
+    total: int
+    evaluate: Every
+    save: Every
+
+
+def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
+    """The timetable of ``trainer``: epochs, or updates where ``runtime.iter_base`` says so."""
+    trainer = experiment.config.trainer
+    total = trainer.max_iter or (trainer.max_epoch or 0) * updates_per_epoch
+    unit = 1 if experiment.config.runtime.iter_base else updates_per_epoch
+    evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
+    period = min(trainer.save_freq, trainer.save_latest_freq or trainer.save_freq) * unit
+    return Timetable(updates_per_epoch, total, evaluate, Every(period, max(0, trainer.save_start) * unit, total))
+
+
+def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, global_batch_size: int) -> Schedule:
+    """The learning rate as a function of the step; constant where no scheduler is named."""
+    trainer = experiment.config.trainer
+    part = trainer.lr_scheduler or SchedulePart(type="constant", warmup_register_type="no_scale_lr")
+    return build_schedule(
+        base_lr=float(trainer.optimizer.kwargs["lr"]) if trainer.optimizer else 0.0, updates_per_epoch=updates_per_epoch,
+        total_updates=total, global_batch_size=global_batch_size, **part.model_dump(),
+    )  # fmt: skip
+
+
+def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
+    """The optimizer over the parameters that train, in groups."""
+    part = experiment.config.trainer.optimizer
+    assert part is not None, "missing_for_training comes first"
+    special = [group.model_dump(exclude_none=True) for group in part.special_param_group]
+    rules = part.pconfig.model_dump(exclude_none=True)
+    return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, **part.kwargs)
+
+
+def build_hooks(experiment: Experiment) -> tuple[list[Hook], Clip]:
+    """The hooks that watch, and the policy of clipping, which older files write among them."""
+    trainer = experiment.config.trainer
+    listed = enumerate(experiment.config.hooks)
+    built = [build_part(part, "hook", experiment.tables, {}, f"hooks.{index}") for index, part in listed]
+    policies: list[Clip] = [part for part in built if not isinstance(part, Hook)]
+    if trainer.clip_norm is not None:
+        policies.append(ClipNorm(max_norm=trainer.clip_norm))
+    if len(policies) > 1:
+        raise UserError(
+            f"{experiment.path}: the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
+        )
+    return [part for part in built if isinstance(part, Hook)], policies[0] if policies else NoClip()
