@@ -49,17 +49,27 @@ def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> An
     return build_part(Part(type=part.type, kwargs=anywhere), "image_reader", experiment.tables)
 
 
-def input_size_of(experiment: Experiment) -> tuple[int, int]:
-    """Height and width of what the net gets: what the test transforms produce, else those of training."""
+def produced_size(experiment: Experiment) -> tuple[int, int] | None:
+    """Height and width of what the test transforms produce, else those of training; None where images keep their own."""
     dataset = experiment.config.dataset
-    for source in [name for name in ("test", "train") if getattr(dataset, name) is not None]:
-        size = experiment.plugin.input_size(build_transforms(experiment, source))
-        if size is not None:
-            return size
-    raise UserError(
-        f"{experiment.path}: dataset.test.dataset.kwargs.transformer: leaves every image its own size. "
-        "Expected it to contain torch_center_crop, or torch_resize with [height, width]."
-    )
+    sources: list[Literal["train", "test"]] = ["test", "train"]
+    for source in sources:
+        if getattr(dataset, source) is not None:
+            size = experiment.plugin.input_size(build_transforms(experiment, source))
+            if size is not None:
+                return size
+    return None
+
+
+def input_size_of(experiment: Experiment) -> tuple[int, int]:
+    """Height and width of what the net gets. Raises ``UserError`` where every image keeps its own size."""
+    size = produced_size(experiment)
+    if size is None:
+        raise UserError(
+            f"{experiment.path}: dataset.test.dataset.kwargs.transformer: leaves every image its own size. "
+            "Expected it to contain torch_center_crop, or torch_resize with [height, width]."
+        )
+    return size
 
 
 def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from up.assembly.data import produced_size
 from up.config.parts import build_part
 from up.config.sections import Fp16
 from up.config.sections import Net as NetSection
@@ -28,6 +29,7 @@ def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: Ne
     runtime, plugin = experiment.config.runtime, experiment.plugin
     seed_all(key(runtime.random_seed, _NET))
     modules: dict[str, nn.Module] = {}
+    size = produced_size(experiment)
     freeze: list[str] = []
     previous = ""
     for index, entry in enumerate(section or experiment.config.net):
@@ -40,6 +42,8 @@ def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: Ne
             continue
         table = net_table(experiment.tables, entry)
         facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry.kwargs)
+        if table == "backbone" and size is not None:
+            facts = {"img_size": list(size)}  # for those whose position embeddings depend on it
         modules[entry.name] = build_part(entry, table, experiment.tables, facts, f"{place}.{index}")
         previous = entry.name
     earlier = {entry.name: entry.prev for entry in section or experiment.config.net if entry.prev}
