@@ -4,8 +4,10 @@ import io
 import os
 import resource
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +265,11 @@ def test_max_pixels() -> None:
 def test_table() -> None:
     assert READERS.get("fs_turbo") is TurboReader
     assert READERS.get("fs_pillow")(image_dir="x", memcached=True).image_dir == "x"
+
+
+def test_threads_leave_the_warnings_of_the_process_as_they_were() -> None:
+    data = encoded(PICTURE, "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 20)  # Pillow warns of it
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(PillowReader(), [data] * 64))) == 64
+    assert warnings.filters == before

@@ -1,0 +1,180 @@
+"""From a file to RGB: one definition of what an image is, whichever decoder reads it.
+
+* Transparency is dropped, not composited: the colour channels as they are stored (``convert("RGB")``, as torchvision's
+  loader does), after a palette has been resolved.
+* 16 bits a channel become 8 by keeping the high byte; 1 bit becomes 0 and 255; floating-point pixels are refused, since
+  nothing says what range they have.
+* The orientation in EXIF is applied: the picture as people see it.
+* Of an animation the first frame is read.
+* A file that ends early, or whose checksum is wrong where its format has one, is a ``BadImage``.
+
+Nothing here needs torch: a deployed package reads its images by the same lines as training does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from up.data.bad_images import BadImage
+from up.text import count
+
+# A list, because Pillow would also try EPS, which runs ghostscript on the file.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB as RGB
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"RIFF": "WEBP",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _Quiet:
+    """Warnings are off while any thread is inside: Pillow's, of broken EXIF and the like, change no pixel.
+
+    A ``catch_warnings`` in each thread would restore the filters of another one, since they belong to the process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+QUIET = _Quiet()
+
+
+def read_rgb(source: str | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image at a path, or in bytes that ``name`` names in errors, upright and in 8-bit RGB. Raises ``BadImage``."""
+    with QUIET:
+        encoded, opened = open_image(source, name, max_pixels)
+        return decode(encoded, opened, name or name_of(source))
+
+
+def name_of(source: str | bytes) -> str:
+    """What errors call an image that got no name."""
+    return source if isinstance(source, str) else "image"
+
+
+def open_image(source: str | bytes, name: str | None, max_pixels: int) -> tuple[bytes, Image.Image]:
+    """The encoded bytes and Pillow's reading of the header; nothing is decoded yet."""
+    name = name or name_of(source)
+    encoded = _read(source, name, max_pixels) if isinstance(source, str) else source
+    if not encoded:
+        raise BadImage(name, "empty file (0 bytes)")
+    try:
+        opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage(name, f"too large: {_pixels_in(error)}, more than max_pixels {max_pixels:,}") from None
+    except Exception:  # Pillow's format plugins let out whatever their parsing runs into
+        raise BadImage(name, _unreadable(encoded)) from None
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise BadImage(name, f"too large: {width:,} x {height:,} = {width * height:,} pixels, more than max_pixels {max_pixels:,}")
+    return encoded, opened
+
+
+def _read(path: str, name: str, max_pixels: int) -> bytes:
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            raise BadImage(name, "a folder, not an image" if stat.S_ISDIR(found.st_mode) else "not a regular file")
+        if found.st_size > 8 * max_pixels + (1 << 20):  # more than 16-bit RGBA needs without any compression
+            raise BadImage(name, f"too large: {found.st_size:,} bytes for at most {max_pixels:,} pixels")
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise BadImage(name, f"no such file ({path})" if name != path else "no such file") from None
+    except OSError as error:
+        raise BadImage(name, f"cannot be read ({error.strerror or error})") from None
+
+
+def decode(encoded: bytes, opened: Image.Image, name: str) -> Image.Image:
+    """Upright 8-bit RGB."""
+    kind = opened.format or "image"
+    try:
+        if kind == "PNG":  # decoding skips the checksums of the pixel data, and a flipped bit would pass unseen
+            Image.open(io.BytesIO(encoded), formats=("PNG",)).verify()
+        opened.load()
+        image = _to_rgb(opened)
+        turn = _UPRIGHT.get(orientation(opened))
+        return image.transpose(turn) if turn is not None else image
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadImage(name, _damaged(kind, len(encoded), error)) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits a channel")
+    if image.mode in ("P", "PA"):  # by way of RGBA: straight to RGB some palettes with transparency come out otherwise
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """The orientation in EXIF, 1 (upright) to 8."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # EXIF that cannot be parsed says nothing about the orientation
+        return 1
+
+
+def _unreadable(encoded: bytes) -> str:
+    size = count(len(encoded), "byte")
+    head = encoded[:512].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<head", b"<body")):
+        return f"an HTML page, not an image ({size})"
+    for magic, kind in _MAGIC.items():
+        if encoded.startswith(magic):
+            return f"truncated or damaged {kind} ({size})"
+    return f"not an image ({size}). Expected one of {', '.join(FORMATS)}"
+
+
+def _damaged(kind: str, size: int, error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, EOFError) or any(sign in text.lower() for sign in ("truncated", "unexpected end", "eof")):
+        return f"truncated {kind} ({size:,} bytes)"
+    return f"damaged {kind} ({size:,} bytes): {text.splitlines()[0] if text else type(error).__name__}"
+
+
+def _pixels_in(error: Image.DecompressionBombError) -> str:
+    """Pillow tells the number of pixels only in words: ``Image size (180000000 pixels) exceeds …``."""
+    digits = str(error).partition("(")[2].partition(" ")[0]
+    return f"{int(digits):,} pixels" if digits.isdigit() else "a decompression bomb"
