@@ -89,6 +89,16 @@ def test_resumed_is_equal_to_unbroken(config: Config, write: Write, tmp_path: Pa
         assert_same(whole[part], resumed[part], part)
 
 
+def test_the_best_is_saved_whenever_it_is_measured(config: Config, write: Write, tmp_path: Path) -> None:
+    config["trainer"] |= {"max_epoch": 3, "save_freq": 3, "eval_interval": 2}
+    assert train(write(config)) == 0
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = [(record["top1"], -record["step"]) for record in records if record["phase"] == "eval"]
+    best = checkpoint(run, "ckpt_best.pth")
+    assert (best["best"]["metric"], -best["step"]) == max(scores)
+
+
 def test_metrics_and_train_loss_are_those_of_torch(config: Config, write: Write, tmp_path: Path) -> None:
     """The first loss is the cross-entropy of the first batch under the first weights."""
     config["trainer"]["max_iter"] = 1

@@ -26,6 +26,8 @@ BEST = "ckpt_best.pth"
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or of a newer format."""
 
+    has_place = True
+
 
 @dataclass(frozen=True)
 class Sidecar:

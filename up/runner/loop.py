@@ -29,7 +29,7 @@ def train(run: Run) -> Vote:
         run.watch(step, update, lr, outcome)
         if run.evaluate_every.is_due(step):
             run.evaluate(step)
-        if run.save_every.is_due(step):
+        if run.save_every.is_due(step) or run.improved:
             run.save(step)
     run.finish(step, verdict)
     return verdict

@@ -76,6 +76,7 @@ class Run:
     meter: StepMeter = field(default_factory=StepMeter)
     best: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    improved: bool = False  # the last evaluation was the best so far, and is not saved yet
     step: int = 0  # updates done
 
     @property
@@ -132,7 +133,10 @@ class Run:
         if self.evaluation is None:
             return
         self.metrics = self.evaluation(self.model, self.ema)
-        self.schedule.observe(step, self.main_metric(self.metrics))
+        metric = self.main_metric(self.metrics)
+        self.schedule.observe(step, metric)
+        if metric > self.best.get("metric", float("-inf")):
+            self.best, self.improved = {"metric": metric, "step": step}, True
         self.hooks.on_evaluation(step, self.metrics)
 
     def main_metric(self, metrics: Mapping[str, float]) -> float:
@@ -144,10 +148,6 @@ class Run:
 
     def save(self, step: int) -> None:
         """Commit a checkpoint, and name it the best where it is. Raises ``StorageError`` on every rank if it cannot."""
-        metric = self.main_metric(self.metrics) if self.evaluate_every.is_due(step) else float("nan")
-        is_best = metric > self.best.get("metric", float("-inf"))
-        if is_best:
-            self.best = {"metric": metric, "step": step}
         state = self._state(step)
         problem = ""
         if is_main():
@@ -159,11 +159,12 @@ class Run:
                     whole_epoch=step % self.outline.updates_per_epoch == 0,
                     metric=self.metrics,
                 )
-                if is_best:
+                if self.improved:
                     self.checkpoints.mark_best(path)
                 self.hooks.on_save(step, path)
             except StorageError as error:
                 problem = str(error)
+        self.improved = False
         problem = from_main(problem)
         if problem:
             raise StorageError(problem)
