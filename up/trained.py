@@ -10,13 +10,14 @@ import torch
 
 from up import distributed
 from up.assembly.data import build_evaluation
-from up.assembly.network import build_net, on_device, precision_of
+from up.assembly.network import build_net, device_of, on_device, precision_of
 from up.errors import UserError
 from up.experiment import Experiment
 from up.models.net import Net
 from up.models.weights import LoadReport, load_weights, read_state
 from up.runner.checkpoint import BEST, LATEST
 from up.runner.ema import NoEma
+from up.runner.folder import open_run_folder
 
 # Weights that are served are those that were trained: a head of another width would be noise.
 NO_NEW_HEADS: tuple[str, ...] = ()
@@ -49,7 +50,9 @@ def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool =
     path = find_checkpoint(experiment, checkpoint)
     weights = read_state(path)
     names = list(weights.class_names) if weights.class_names else None
-    device = distributed.device_for(experiment.config.runtime.device)
+    runtime = experiment.config.runtime
+    device = device_of(experiment)
+    distributed.join(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
     facts: dict[str, Any] = {"num_classes": len(names)} if names and not isinstance(names[0], list) else {}
     net = build_net(experiment, facts)
     report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
@@ -66,8 +69,11 @@ def evaluate_checkpoint(
     facts = {"class_names": trained.class_names} if trained.class_names else {}
     precision = precision_of(experiment, trained.device)
     evaluation, dataset = build_evaluation(experiment, facts, trained.device, precision)
-    metrics = evaluation(trained.net, NoEma())
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
-    folder.mkdir(parents=True, exist_ok=True)
-    reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
+    open_run_folder(folder)
+    evaluation.on_outputs = experiment.plugin.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
+    metrics = evaluation(trained.net, NoEma())
+    reports: list[Path] = []
+    if distributed.is_main():
+        reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
     return metrics, reports, trained.checkpoint

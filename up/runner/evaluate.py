@@ -48,6 +48,7 @@ class Evaluation:
     stage: BatchStage
     make_evaluator: Callable[[], Evaluator]
     precision: Precision
+    on_outputs: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None  # sees the served weights' outputs
     collected: dict[str, Evaluator] = field(default_factory=dict)  # by prefix: "" the raw weights, "ema_" their average
 
     def __call__(self, model: nn.Module, ema: Ema | NoEma) -> dict[str, float]:
@@ -62,6 +63,8 @@ class Evaluation:
                     with weights, self.precision.autocast():
                         outputs = model(on_device)
                     evaluator.update(outputs, on_device)
+                if self.on_outputs is not None:
+                    self.on_outputs(outputs, on_device)
         metrics = {}
         for prefix, evaluator in self.collected.items():
             evaluator.merge(gather_objects(evaluator.state()))

@@ -61,6 +61,8 @@ class TaskPlugin:
     """From the evaluation data set: what makes a fresh evaluator."""
     write_reports: Callable[[Any, Path, Any, bool], list[Path]]
     """Write the evaluator's findings into a folder: (evaluator, folder, data set, whether to write every result)."""
+    result_stream: Callable[[Any, Path, bool], Callable[[Facts, Facts], None] | None]
+    """What writes results as they come, where that is asked for: (data set, folder, memory_friendly)."""
     pipeline: Callable[[Any, Sequence[Any]], Any]
     """From a reader and transforms: what loads images that no meta file lists, and finishes batches of them."""
     class_names: Callable[[Any], list[str] | None]

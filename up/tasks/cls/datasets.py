@@ -96,6 +96,7 @@ class ClsDataset:
         self.table = read_table(spec)
         self.transforms = list(transformer)
         self.evaluator, self.save_score, self.train = evaluator, save_score, train
+        self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results as they come
         self.multilabel, self.on_bad_image, self.max_bad = multilabel, on_bad_image, max_bad
         self._reader, self._seed = image_reader, seed
 

@@ -19,7 +19,7 @@ from up.models.net import Net
 from up.runner.hooks import HOOKS
 from up.runner.runner import Mixing, StepOutput
 from up.tasks.cls.datasets import DATASETS, ClsDataset
-from up.tasks.cls.device_tail import DeviceTail, split_tail
+from up.tasks.cls.device_tail import DeviceTail, expect_numbers, split_tail
 from up.tasks.cls.files import named_paths
 from up.tasks.cls.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.losses import LOSSES
@@ -29,9 +29,11 @@ from up.tasks.cls.mixing import BATCH_FNS
 from up.tasks.cls.pipeline import ImagePipeline
 from up.tasks.cls.postprocess import POST_PROCESSES
 from up.tasks.cls.reports import write_reports
+from up.tasks.cls.results import ResultStream
 from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.transforms import TRANSFORMS, output_size_of
 from up.tasks.plugin import Facts, Size, TaskPlugin
+from up.text import count
 
 
 def loss_of(net: nn.Module, batch: Batch) -> StepOutput:
@@ -70,7 +72,7 @@ def planes_for(before: nn.Module | None, kwargs: Mapping[str, Any]) -> Facts:
     if isinstance(index, list):
         return {"in_plane": [planes[each] for each in index]}
     if not isinstance(index, int) or not -len(planes) <= index < len(planes):
-        raise UserError(f"input_feature_idx: {index} was asked for, but the backbone returns {len(planes)} features.")
+        raise UserError(f"input_feature_idx: got {index}, but the backbone returns {count(len(planes), 'feature')}.")
     return {"in_plane": Derived(planes[index], "the backbone")}
 
 
@@ -92,6 +94,7 @@ class DeviceStage:
 
 def device_stage(dataset: ClsDataset, device: torch.device, channels_last: bool) -> DeviceStage:
     """Take to_tensor, normalize and erasing off the end of the data set's transforms and run them on the device."""
+    expect_numbers(dataset.transforms)
     dataset.transforms, tail = split_tail(dataset.transforms)
     return DeviceStage(tail, device, channels_last=channels_last)
 
@@ -102,9 +105,7 @@ def mixing(dataset: ClsDataset, batch_fn: Mixing | None) -> Mixing | None:
     dataset.transforms = [transform for transform in dataset.transforms if transform not in of_batches]
     asked: list[Mixing] = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
     if len(asked) > 1:
-        raise UserError(
-            "dataset.train: batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup."
-        )
+        raise UserError("batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup.")
     return asked[0] if asked else None
 
 
@@ -147,22 +148,54 @@ def reports_of(evaluator: Any, folder: Path, dataset: ClsDataset, save_result: b
     return write_reports(evaluator, folder, class_names(dataset), save_result=save_result)
 
 
+def result_stream(dataset: ClsDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
+    """The stream of results that ``saver.memory_friendly`` asks for, and an inference that goes on with earlier ones."""
+    if not (memory_friendly or dataset.goes_on):
+        return None
+    evaluator = make_evaluator(dataset)()
+    depth, keep = evaluator.topk[-1], evaluator.keep_scores
+    return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=dataset.multilabel)
+
+
 PLUGIN = TaskPlugin(
     name="cls",
     tables={
-        "dataset": DATASETS, "meta_type": METAS, "image_reader": READERS, "transform": TRANSFORMS, "batch_fn": BATCH_FNS,
-        "head": HEADS, "classifier": CLASSIFIERS, "post_process": POST_PROCESSES, "loss": LOSSES, "evaluator": EVALUATORS,
+        "dataset": DATASETS,
+        "meta_type": METAS,
+        "image_reader": READERS,
+        "transform": TRANSFORMS,
+        "batch_fn": BATCH_FNS,
+        "head": HEADS,
+        "classifier": CLASSIFIERS,
+        "post_process": POST_PROCESSES,
+        "loss": LOSSES,
+        "evaluator": EVALUATORS,
         "hook": HOOKS.extended(
             {"grad_cam": "up.tasks.cls.grad_cam:GradCam", "feature_vis": "up.tasks.cls.feature_maps:FeatureVis"}
         ),
     },
     supplied={
-        "dataset": ("seed", "train"), "head": ("num_classes", "in_plane"), "loss": ("num_classes", "class_counts"),
-        "batch_fn": ("num_classes",), "transform": ("num_classes",), "post_process": ("num_classes", "class_counts"),
+        "dataset": ("seed", "train"),
+        "head": ("num_classes", "in_plane"),
+        "loss": ("num_classes", "class_counts"),
+        "batch_fn": ("num_classes",),
+        "transform": ("num_classes",),
+        "post_process": ("num_classes", "class_counts"),
         "evaluator": ("class_counts", "class_names"),
     },
     named_paths=named_paths,
-    collate=collate, loss_of=loss_of, data_facts=data_facts, later_data_facts=later_data_facts, module_facts=module_facts,
-    input_size=output_size_of, device_stage=device_stage, mixing=mixing, example_batch=example_batch,
-    make_evaluator=make_evaluator, write_reports=reports_of, pipeline=ImagePipeline, class_names=class_names,
-)  # fmt: skip
+    collate=collate,
+    loss_of=loss_of,
+    data_facts=data_facts,
+    later_data_facts=later_data_facts,
+    module_facts=module_facts,
+    input_size=output_size_of,
+    device_stage=device_stage,
+    mixing=mixing,
+    example_batch=example_batch,
+    make_evaluator=make_evaluator,
+    write_reports=reports_of,
+    result_stream=result_stream,
+    pipeline=ImagePipeline,
+    class_names=class_names,
+)

@@ -18,6 +18,7 @@ from up.tasks.cls import scoring
 from up.tasks.cls.confusion import LARGEST, confusion_matrix, draw_confusion
 from up.tasks.cls.metrics import ImageNetEvaluator
 from up.tasks.cls.predictions import UNREADABLE, HeadPredictions, Ints, Predictions
+from up.tasks.cls.results import answer_of, result_lines, rounded
 from up.text import count
 
 Names = Sequence[str] | Sequence[Sequence[str]]
@@ -56,7 +57,7 @@ def write_reports(
             wrong = bad_cases(predictions, head, names[number])
             written.append(_write_json(path.with_stem(path.stem + suffix), wrong))
     if save_result:
-        written.append(_write_results(folder / "results.txt", predictions))
+        written.append(_write_text(folder / "results.txt", result_lines(predictions)))
     return written
 
 
@@ -83,7 +84,7 @@ def bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[s
             "label_name": names[int(head.gt[i])],
             "prediction": int(head.preds[i]),
             "prediction_name": _name(names, int(head.preds[i])),
-            "score": _rounded(head.topk_score[i, 0]),
+            "score": rounded(head.topk_score[i, 0]),
         }
         for i in surest_first
     ]
@@ -142,7 +143,7 @@ def _prediction_rows(predictions: Predictions, head: HeadPredictions, names: Seq
     depth = head.topk_idx.shape[1]
     yield ["filename", *judged, *(f"{part}{k}" for k in range(1, depth + 1) for part in ("top", "score"))]
     for i, filename in enumerate(predictions.filename):
-        label, prediction = _answer(head, i)
+        label, prediction = answer_of(head, i)
         said = [_joined(label, names), _joined(prediction, names), int(label == prediction)]
         pairs = zip(head.topk_idx[i], head.topk_score[i], strict=True)
         best = [cell for c, score in pairs for cell in (_name(names, c), f"{score:.6f}")]
@@ -168,34 +169,6 @@ def _sparse_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Itera
     yield ["true", "predicted", "images"]
     for (true, predicted), images in zip(*np.unique(pairs, axis=0, return_counts=True), strict=True):
         yield [names[true], names[predicted], images]
-
-
-def _write_results(path: Path, predictions: Predictions) -> Path:
-    """One JSON object a line; with several heads every value but the file name is a list, one entry a head."""
-    lines = []
-    for i, filename in enumerate(predictions.filename):
-        each = [_result(head, i) for head in predictions.heads]
-        line = each[0] if len(each) == 1 else {key: [result[key] for result in each] for key in each[0]}
-        lines.append(json.dumps({**line, "filename": filename}, ensure_ascii=False) + "\n")
-    return _write_text(path, lines)
-
-
-def _result(head: HeadPredictions, i: int) -> dict[str, Any]:
-    label, prediction = _answer(head, i)
-    result = {
-        "prediction": prediction,
-        "label": label,
-        "topk_idx": head.topk_idx[i].tolist(),
-        "topk_score": [_rounded(score) for score in head.topk_score[i]],
-    }
-    return result if head.scores is None else {**result, "score": [_rounded(score) for score in head.scores[i]]}
-
-
-def _answer(head: HeadPredictions, i: int) -> tuple[Any, Any]:
-    """Label and prediction of an image: two classes, or two lists of classes; the label is None when unknown."""
-    if head.gt is not None and head.gt.ndim == 2:
-        return np.flatnonzero(head.gt[i]).tolist(), np.flatnonzero(scoring.predicted_sets(head)[i]).tolist()
-    return None if head.gt is None else int(head.gt[i]), int(head.preds[i])
 
 
 def _joined(classes: int | list[int] | None, names: Sequence[str]) -> str:
@@ -224,10 +197,6 @@ def _names_of(given: Names | None, number: int, predictions: Predictions) -> lis
 
 def _percent(part: float) -> str:
     return f"{100 * part:.4f}"
-
-
-def _rounded(score: float) -> float:
-    return round(float(score), 6)
 
 
 def _finite(value: Any) -> Any:
