@@ -16,8 +16,9 @@ from up.data.records import Batch
 from up.distributed import is_main
 from up.errors import UserError
 from up.files import write_atomically
+from up.models.paths import require_layers
 from up.runner.hooks import Hook, Outline
-from up.tasks.cls.tapping import require_layers, undisturbed
+from up.tasks.cls.tapping import undisturbed
 
 LOGGER = logging.getLogger("up")
 

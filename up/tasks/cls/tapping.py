@@ -14,21 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from up.errors import UserError
-from up.text import count, did_you_mean
+from up.text import count
 
 _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens
-
-
-def require_layers(model: nn.Module, layers: Sequence[str], *, hook: str) -> None:
-    """Raises ``UserError`` with near names for a path at which the net has no module."""
-    known = [name for name, _ in model.named_modules() if name]
-    if not layers:
-        raise UserError(f"{hook}: no layer is named. Expected the path of a module, such as {known[0]!r}.")
-    for layer in layers:
-        if layer not in known:
-            near = did_you_mean(layer, known)
-            tops = ", ".join(name for name, _ in model.named_children())
-            raise UserError(f"{hook}: the net has no layer {layer!r}.{near or f' Expected a path that begins with {tops}.'}")
 
 
 @contextmanager

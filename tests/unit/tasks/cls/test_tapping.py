@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from up.errors import UserError
-from up.tasks.cls.tapping import as_maps, require_layers, tapped, undisturbed
+from up.tasks.cls.tapping import as_maps, tapped, undisturbed
 
 
 def image_of(height: int, width: int, images: int = 2) -> Tensor:
@@ -58,17 +58,6 @@ def test_what_has_no_places_is_refused(shape: tuple[int, ...]) -> None:
 def test_the_number_of_prefix_tokens_that_a_network_states_is_believed() -> None:
     with pytest.raises(UserError, match="name an earlier layer"):
         as_maps(torch.zeros(2, 17, 5), image_of(64, 64), "backbone.block", nn.ModuleDict({"backbone": Tokens(0)}))
-
-
-def test_an_unknown_layer_is_met_with_near_names() -> None:
-    model = nn.ModuleDict({"backbone": nn.ModuleDict({"layer4": nn.Identity()}), "head": nn.Identity()})
-    require_layers(model, ["backbone.layer4", "head"], hook="grad_cam")
-    with pytest.raises(UserError, match=r"grad_cam: the net has no layer 'backbone.layr4'. Did you mean 'backbone.layer4'"):
-        require_layers(model, ["backbone.layr4"], hook="grad_cam")
-    with pytest.raises(UserError, match="Expected a path that begins with backbone, head."):
-        require_layers(model, ["xyz"], hook="grad_cam")
-    with pytest.raises(UserError, match="no layer is named. Expected the path of a module, such as 'backbone'"):
-        require_layers(model, [], hook="feature_vis")
 
 
 class Checkpointed(nn.Linear):
