@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from up.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -44,9 +46,19 @@ def device_for(name: str) -> torch.device:
     """The device that ``runtime.device`` means here: ``auto`` is this rank's GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        return torch.device("cuda", local_rank())
-    return torch.device(name)
+    device = torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
+    if device.type != "cpu":
+        _require(device)
+    return device
+
+
+def _require(device: torch.device) -> None:
+    """Raise ``UserError`` for a device that torch cannot use here."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    number = torch.accelerator.device_count() if kind else 0
+    if kind is None or kind.type != device.type or (device.index or 0) >= number:
+        found = f"{kind.type} alone, {number} of it" if kind else "no accelerator"
+        raise UserError(f"got {device}, but torch finds {found} here. Expected auto, cpu, or a device that is there.")
 
 
 def join(device: torch.device, *, timeout_s: float, backend: str | None = None) -> None:

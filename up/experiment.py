@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from up.config.decode import Decoded, load_config
 from up.config.errors import ConfigError, Problem
-from up.config.parts import check_part, parts_of
-from up.config.sections import Config, NetModule, Part
+from up.config.parts import build_part, check_part, parts_of
+from up.config.sections import Config, NetModule, ParamRule, Part
+from up.config.signature import signature_of
+from up.config.wording import unknown
 from up.data.sampler import SAMPLERS
 from up.errors import UserError
 from up.models.backbones import BACKBONES
@@ -63,14 +67,26 @@ class Experiment:
         if located:
             raise ConfigError(located)
 
+    def build(self, part: Part | Mapping[str, Any], table: str, supply: Mapping[str, object] | None = None, path: str = "") -> Any:
+        """The object that the part at ``path`` stands for; ``supply`` fills in what the file leaves out."""
+        with self.placing(path):
+            return build_part(part, table, self.tables, supply, path)
+
+    def placing(self, path: str) -> AbstractContextManager[None]:
+        """Errors of the block that name no place get that of the value at ``path``."""
+        return self.decoded.origins.placing(path)
+
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read, override, decode and check. Raises ``ConfigError`` with every problem at once; nothing is created."""
     decoded = load_config(path, overrides)
     runtime = decoded.config.runtime
-    plugin = find_task(runtime.task_names)
-    experiment = Experiment(path, decoded, plugin, all_tables(plugin, runtime.plugins))
-    experiment.refuse(part_problems(experiment))
+    with decoded.origins.placing("runtime.task_names"):
+        plugin = find_task(runtime.task_names)
+    with decoded.origins.placing("runtime.plugins"):
+        tables = all_tables(plugin, runtime.plugins)
+    experiment = Experiment(path, decoded, plugin, tables)
+    experiment.refuse([*part_problems(experiment), *group_problems(experiment)])
     return experiment
 
 
@@ -94,11 +110,11 @@ def all_tables(plugin: TaskPlugin, modules: Sequence[str]) -> dict[str, Registry
             module = import_module(name)
         except ImportError as error:
             raise UserError(
-                f"runtime.plugins: {name!r} cannot be imported ({error}). Is it installed, or on PYTHONPATH?"
+                f"{name!r} cannot be imported ({error}). Is it installed, or on PYTHONPATH?"
             ) from error
         for table, entries in getattr(module, "TABLES", {}).items():
             if table not in tables:
-                raise UserError(f"runtime.plugins: {name}.TABLES: there is no table {table!r}.{did_you_mean(table, tables)}")
+                raise UserError(f"{name}.TABLES: there is no table {table!r}.{did_you_mean(table, tables)}")
             tables[table] = tables[table].extended(entries)
     return tables
 
@@ -108,6 +124,23 @@ def part_problems(experiment: Experiment) -> Iterator[Problem]:
     supplied = {**ENGINE_SUPPLIED, **experiment.plugin.supplied}
     for path, part, table in placed_parts(experiment):
         yield from check_part(part, table, experiment.tables, path, supplied.get(table, ()))
+
+
+def group_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What ``pconfig`` sets for some parameters and the optimizer does not take."""
+    part, table = experiment.config.trainer.optimizer, experiment.tables["optimizer"]
+    if part is None:
+        return
+    try:
+        takes = signature_of(table.get(part.type))
+    except UserError:  # an unknown type, which ``part_problems`` tells of
+        return
+    rules = {name: getattr(part.pconfig, name) for name in type(part.pconfig).model_fields}
+    for name, rule in rules.items():
+        for key in rule.kwargs if isinstance(rule, ParamRule) else ():
+            if key not in takes.parameters and not takes.open:
+                what = unknown(part.type, key, list(takes.parameters), "argument")
+                yield Problem(f"trainer.optimizer.pconfig.{name}.kwargs.{key}", what, about_key=True)
 
 
 def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:

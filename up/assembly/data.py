@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from up import distributed
-from up.config.parts import build_part
 from up.config.sections import Part, Source
 from up.data.loader import EvalLoader, Workers
 from up.data.sampler import EvalBatches, TrainBatches
@@ -16,6 +15,7 @@ from up.errors import UserError
 from up.experiment import Experiment
 from up.runner.evaluate import Evaluation
 from up.runner.precision import Precision
+from up.text import some_of
 
 
 def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Source:
@@ -32,21 +32,23 @@ def build_dataset(experiment: Experiment, source: Literal["train", "test"], fact
     """The data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
     section = section_of(experiment, source)
     supply = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(facts or {})}
-    return build_part(section.dataset, "dataset", experiment.tables, supply, f"dataset.{source}.dataset")
+    return experiment.build(section.dataset, "dataset", supply, f"dataset.{source}.dataset")
 
 
 def build_transforms(experiment: Experiment, source: Literal["train", "test"]) -> list[Any]:
     """The transforms of a source alone, without its images."""
     place = f"dataset.{source}.dataset.kwargs.transformer"
     listed = section_of(experiment, source).dataset.kwargs.get("transformer") or []
-    return [build_part(part, "transform", experiment.tables, {}, f"{place}.{index}") for index, part in enumerate(listed)]
+    return [experiment.build(part, "transform", {}, f"{place}.{index}") for index, part in enumerate(listed)]
 
 
 def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> Any:
     """The image reader of a source, for images that are named in full."""
     part = Part.model_validate(section_of(experiment, source).dataset.kwargs["image_reader"])
     anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
-    return build_part(Part(type=part.type, kwargs=anywhere), "image_reader", experiment.tables)
+    return experiment.build(
+        Part(type=part.type, kwargs=anywhere), "image_reader", {}, f"dataset.{source}.dataset.kwargs.image_reader"
+    )
 
 
 def produced_size(experiment: Experiment) -> tuple[int, int] | None:
@@ -84,12 +86,14 @@ def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:
         "shuffle": loader.shuffle,
     }
     facts = {name: value for name, value in facts.items() if value is not None}
-    return TrainBatches(
-        build_part(sampler, "sampler", experiment.tables, facts, "dataset.train.batch_sampler.kwargs.sampler"),
-        batch_size=kwargs.batch_size, accumulate=experiment.config.trainer.accumulate,
-        rank=distributed.rank(), world_size=distributed.world_size(),
-        drop_last=kwargs.drop_last if loader.drop_last is None else loader.drop_last,
-    )  # fmt: skip
+    place = "dataset.train.batch_sampler.kwargs"
+    order = experiment.build(sampler, "sampler", facts, f"{place}.sampler")
+    with experiment.placing(f"{place}.batch_size"):
+        return TrainBatches(
+            order, batch_size=kwargs.batch_size, accumulate=experiment.config.trainer.accumulate,
+            rank=distributed.rank(), world_size=distributed.world_size(),
+            drop_last=kwargs.drop_last if loader.drop_last is None else loader.drop_last,
+        )  # fmt: skip
 
 
 def workers_of(source: Source) -> Workers:
@@ -110,6 +114,19 @@ def build_evaluation(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    stage = plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
+    expect_same_classes(experiment, train_facts, plugin.later_data_facts(dataset))
+    with experiment.placing("dataset.test.dataset.kwargs.transformer"):
+        stage = plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
     loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate)
     return Evaluation(loader, stage, plugin.make_evaluator(dataset), precision), dataset
+
+
+def expect_same_classes(experiment: Experiment, trained: Mapping[str, Any], tested: Mapping[str, Any]) -> None:
+    """A ``UserError`` when both data sets name their classes and differ: a label would mean two things."""
+    theirs, own = trained.get("class_names"), tested.get("class_names")
+    if theirs and own and list(theirs) != list(own):
+        with experiment.placing("dataset.test.dataset.kwargs.class_names"):
+            raise UserError(
+                f"got {some_of(own, 5)}, but the net is trained on {some_of(theirs, 5)}: a label would mean two things. "
+                "Give the same list, or leave it out."
+            )

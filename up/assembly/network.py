@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from up import distributed
 from up.assembly.data import produced_size
-from up.config.parts import build_part
 from up.config.sections import Fp16
 from up.config.sections import Net as NetSection
 from up.experiment import Experiment, net_table
@@ -41,13 +41,15 @@ def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: Ne
         if entry.type == "self":
             continue
         table = net_table(experiment.tables, entry)
-        facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry.kwargs)
+        with experiment.placing(f"{place}.{index}"):
+            facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry.kwargs)
         if table == "backbone" and size is not None:
             facts = {"img_size": list(size)}  # for those whose position embeddings depend on it
-        modules[entry.name] = build_part(entry, table, experiment.tables, facts, f"{place}.{index}")
+        modules[entry.name] = experiment.build(entry, table, facts, f"{place}.{index}")
         previous = entry.name
     earlier = {entry.name: entry.prev for entry in section or experiment.config.net if entry.prev}
-    net = Net(list(modules.items()), prev=earlier, freeze_patterns=freeze)
+    with experiment.placing(place):
+        net = Net(list(modules.items()), prev=earlier, freeze_patterns=freeze)
     if runtime.special_bn_init:
         values = runtime.special_bn_init
         special_bn_init(net) if values is True else special_bn_init(net, eps=values.eps, momentum=values.momentum)
@@ -69,6 +71,12 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
         LOGGER.info(line)
 
 
+def device_of(experiment: Experiment) -> torch.device:
+    """The device of ``runtime.device`` for this rank. Raises ``UserError`` where there is no such device."""
+    with experiment.placing("runtime.device"):
+        return distributed.device_for(experiment.config.runtime.device)
+
+
 def on_device(experiment: Experiment, net: Net, device: torch.device) -> nn.Module:
     """Move the net to the device in its memory format and return what is to be called: compiled where asked for."""
     runtime = experiment.config.runtime
@@ -85,4 +93,5 @@ def precision_of(experiment: Experiment, device: torch.device) -> Precision:
     """The number format of forward and backward passes."""
     runtime = experiment.config.runtime
     factor = runtime.fp16.scale_factor if isinstance(runtime.fp16, Fp16) else "dynamic"
-    return Precision(mode=None if runtime.precision == "fp32" else runtime.precision, device=device, scale_factor=factor)
+    with experiment.placing("runtime.amp"):
+        return Precision(mode=None if runtime.precision == "fp32" else runtime.precision, device=device, scale_factor=factor)

@@ -12,10 +12,9 @@ from rich.console import Console
 
 from up import distributed
 from up.assembly.data import build_dataset, build_evaluation, section_of, train_batches, workers_of
-from up.assembly.network import build_net, load_start_weights, on_device, precision_of
+from up.assembly.network import build_net, device_of, load_start_weights, on_device, precision_of
 from up.assembly.training import build_hooks, optimizer_of, schedule_of, timetable
 from up.config.decode import missing_for_training
-from up.config.parts import build_part
 from up.config.show import effective_yaml
 from up.data.loader import TrainLoader
 from up.errors import NumericalError, StorageError, UserError
@@ -37,7 +36,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     """Build everything that training needs. Raises ``UserError`` before anything is created where the input is wrong."""
     config, plugin = experiment.config, experiment.plugin
     experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
-    device = distributed.device_for(config.runtime.device)
+    device = device_of(experiment)
     distributed.join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
     precision = precision_of(experiment, device)
     train_data = build_dataset(experiment, "train")
@@ -51,8 +50,11 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
         evaluation, _ = build_evaluation(experiment, plugin.later_data_facts(train_data), device, precision)
     net = build_net(experiment, facts)
     batch_fn = source.dataloader.kwargs.batch_fn
-    mix = plugin.mixing(train_data, build_part(batch_fn, "batch_fn", experiment.tables, facts) if batch_fn else None)
-    stage = plugin.device_stage(train_data, device, config.runtime.channels_last)
+    place = "dataset.train.dataloader.kwargs.batch_fn"
+    built_fn = experiment.build(batch_fn, "batch_fn", facts, place) if batch_fn else None
+    with experiment.placing("dataset.train.dataset.kwargs.transformer"):
+        mix = plugin.mixing(train_data, built_fn)
+        stage = plugin.device_stage(train_data, device, config.runtime.channels_last)
     watching, clip = build_hooks(experiment)
 
     checkpoints, resume_from = open_checkpoints(experiment)
@@ -97,7 +99,8 @@ def open_checkpoints(experiment: Experiment) -> tuple[CheckpointFolder, Path | N
     if resume_from is not None and not resume_from.is_file():
         raise UserError(f"{experiment.path}: saver.resume_model: {resume_from}: no such checkpoint.")
     if distributed.is_main():
-        open_run_folder(folder)
+        with experiment.placing("saver.save_dir"):
+            open_run_folder(folder)
         checkpoints.sweep()
     own, passed_over = checkpoints.newest() if saver.auto_resume else (None, [])
     distributed.barrier()

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from up.config.parts import build_part
 from up.config.sections import SchedulePart
 from up.errors import UserError
 from up.experiment import Experiment
 from up.models.net import Net
-from up.optim import build_optimizer, build_schedule
+from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule
 from up.runner.clip import Clip, ClipNorm, NoClip
 from up.runner.every import Every
@@ -42,10 +41,13 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
     """The learning rate as a function of the step; constant where no scheduler is named."""
     trainer = experiment.config.trainer
     part = trainer.lr_scheduler or SchedulePart(type="constant", warmup_register_type="no_scale_lr")
-    return build_schedule(
-        base_lr=float(trainer.optimizer.kwargs["lr"]) if trainer.optimizer else 0.0, updates_per_epoch=updates_per_epoch,
-        total_updates=total, global_batch_size=global_batch_size, **part.model_dump(),
-    )  # fmt: skip
+    with experiment.placing("trainer.optimizer"):
+        base_lr = lr_of(trainer.optimizer.type, trainer.optimizer.kwargs) if trainer.optimizer else 0.0
+    with experiment.placing("trainer.lr_scheduler"):
+        return build_schedule(
+            base_lr=base_lr, updates_per_epoch=updates_per_epoch, total_updates=total, global_batch_size=global_batch_size,
+            **part.model_dump(),
+        )  # fmt: skip
 
 
 def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
@@ -54,14 +56,15 @@ def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
     assert part is not None, "missing_for_training comes first"
     special = [group.model_dump(exclude_none=True) for group in part.special_param_group]
     rules = part.pconfig.model_dump(exclude_none=True)
-    return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, **part.kwargs)
+    with experiment.placing("trainer.optimizer"):
+        return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, **part.kwargs)
 
 
 def build_hooks(experiment: Experiment) -> tuple[list[Hook], Clip]:
     """The hooks that watch, and the policy of clipping, which older files write among them."""
     trainer = experiment.config.trainer
     listed = enumerate(experiment.config.hooks)
-    built = [build_part(part, "hook", experiment.tables, {}, f"hooks.{index}") for index, part in listed]
+    built = [experiment.build(part, "hook", {}, f"hooks.{index}") for index, part in listed]
     policies: list[Clip] = [part for part in built if not isinstance(part, Hook)]
     if trainer.clip_norm is not None:
         policies.append(ClipNorm(max_norm=trainer.clip_norm))

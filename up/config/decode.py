@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from up.config.overrides import apply_overrides
 from up.config.sections import Config, NetModule
 from up.config.tree import Key, MappingNode, Node, SequenceNode, to_plain
 from up.config.wording import Found, faults, got, mismatch, unknown
+from up.errors import UserError
 from up.text import count, did_you_mean
 
 __all__ = ["Decoded", "Note", "Origins", "decode", "load_config", "missing_for_training"]
@@ -44,6 +46,18 @@ class Origins:
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with their places; for something missing, that of the block it is missing in."""
         return [problem.written_at(self._place(problem)) for problem in problems]
+
+    @contextmanager
+    def placing(self, path: str) -> Iterator[None]:
+        """Give a ``UserError`` of the block what it lacks: the dotted ``path``, and where that was written."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(self.locate(error.problems)) from error
+        except UserError as error:
+            if error.has_place:
+                raise
+            raise ConfigError(self.locate([Problem(path, str(error))])) from error
 
     def _place(self, problem: Problem) -> str:
         words = problem.path.split(".") if problem.path else []

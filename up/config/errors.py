@@ -46,6 +46,8 @@ class Problem:
 class ConfigError(UserError):
     """The configuration cannot be used; the message has one line for each of ``problems``."""
 
+    has_place = True
+
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         assert self.problems, "a ConfigError without a problem"

@@ -84,6 +84,18 @@ def _hoist_scheduler(tree: MappingNode, notes: list[Note], problems: list[Proble
     return tree.with_entry("trainer", trainer)
 
 
+def _flatten_nodecay(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
+    """``nodecay: {value: [...]}`` is the list itself, so that errors name the entry."""
+    optimizer = tree.block("trainer").block("optimizer")
+    pconfig = optimizer.block("pconfig")
+    nodecay = pconfig.get("nodecay")
+    if not isinstance(nodecay, MappingNode) or set(nodecay.entries) != {"value"}:
+        return tree
+    pconfig = pconfig.with_entry("nodecay", nodecay.entries["value"], pconfig.key_marks["nodecay"])
+    trainer = tree.block("trainer").with_entry("optimizer", optimizer.with_entry("pconfig", pconfig))
+    return tree.with_entry("trainer", trainer)
+
+
 def _imply_iter_base(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
     """``max_iter`` alone means that frequencies count updates."""
     trainer = tree.block("trainer")
@@ -228,5 +240,5 @@ def _with(tree: MappingNode, section: str, key: str, node: Node, mark: Mark) -> 
 
 
 _STEPS: tuple[Callable[[MappingNode, list[Note], list[Problem]], MappingNode], ...] = (
-    _hoist_strays, _hoist_scheduler, _imply_iter_base, _merge_shared, _older_mimic, _drop_free_form,
+    _hoist_strays, _hoist_scheduler, _flatten_nodecay, _imply_iter_base, _merge_shared, _older_mimic, _drop_free_form,
 )  # fmt: skip

@@ -19,6 +19,8 @@ from up.registry import Registry
 Tables: TypeAlias = "Mapping[str, Registry]"
 Target: TypeAlias = "Callable[..., Any]"
 
+_LIBRARIES = ("torch", "torchvision", "timm")  # annotated loosely: their constructors say by a TypeError what does not fit
+
 
 @dataclass(frozen=True)
 class Derived:
@@ -228,9 +230,13 @@ def _built(part: Any, table: str, tables: Tables, supply: Mapping[str, object], 
 def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
     try:
         return target(**made)
-    except UserError:
-        raise
     except ValueError as error:  # by the rules of the house, what a constructor says to the user
+        if isinstance(error, UserError) and error.has_place:
+            raise
+        raise ConfigError([Problem(path, str(error))]) from error
+    except TypeError as error:
+        if target.__module__.partition(".")[0] not in _LIBRARIES:
+            raise
         raise ConfigError([Problem(path, str(error))]) from error
 
 

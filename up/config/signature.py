@@ -6,6 +6,7 @@ import collections.abc
 import dataclasses
 import enum
 import inspect
+import numbers
 import pathlib
 import types
 from collections.abc import Callable
@@ -37,6 +38,10 @@ _ABSTRACT = (
     collections.abc.Set,
 )
 _SEQUENCES = (list, tuple, *_ABSTRACT[:3])
+_BARE: dict[Any, Any] = {  # as torchvision annotates, and what YAML can write of it
+    numbers.Number: int | float,
+    collections.abc.Sequence: list[Any],
+}
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,8 @@ def strict(annotation: Any) -> Any:
         return Any
     if annotation in _SCALARS:
         return _SCALARS[annotation]
+    if annotation in _BARE:
+        return strict(_BARE[annotation])
     origin: Any = get_origin(annotation)
     if origin is Annotated:
         inner, *extras = get_args(annotation)
@@ -217,7 +224,8 @@ def strict(annotation: Any) -> Any:
 def _is_foreign(annotation: Any) -> bool:
     """Whether YAML cannot write it: a tensor, a module, a callable."""
     inner = get_origin(annotation) or annotation
-    if inner in (Annotated, Union, types.UnionType, Literal) or inner in _SCALARS or annotation in (Any, object):
+    known = inner in _SCALARS or annotation in _BARE or annotation in (Any, object)
+    if known or inner in (Annotated, Union, types.UnionType, Literal):
         return False
     if inner in (*_CONTAINERS, *_ABSTRACT) or isinstance(annotation, TypeVar):
         return False

@@ -12,6 +12,8 @@ from up.text import count
 class BadImage(UserError):
     """The file at ``where`` is no image that can be used, for the ``reason`` given."""
 
+    has_place = True
+
     def __init__(self, where: str, reason: str, remedy: str = "") -> None:
         super().__init__(where, reason, remedy)
         self.where, self.reason, self.remedy = where, reason, remedy

@@ -35,6 +35,8 @@ _EVERYDAY = ("numpy", "argparse", "collections", "easydict", "omegaconf", "pathl
 class WeightsError(UserError):
     """Weights are missing, damaged, refused, or made for another network."""
 
+    has_place = True
+
 
 @dataclass(frozen=True)
 class Weights:

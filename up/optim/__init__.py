@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from up.optim.groups import GroupRow, group_table
-from up.optim.optimizers import OPTIMIZERS, build_optimizer, set_lr
+from up.optim.optimizers import OPTIMIZERS, build_optimizer, lr_of, set_lr
 from up.optim.schedules import SCHEDULES, Schedule, build_schedule
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "build_optimizer",
     "build_schedule",
     "group_table",
+    "lr_of",
     "set_lr",
 ]

@@ -92,22 +92,32 @@ def build_optimizer(
         if name not in takes:
             near = did_you_mean(name, takes) or f" It takes {some_of(takes, 20)}."
             raise UserError(f"{type} takes no {name!r}.{near}")
-    defaults = {**takes, **kwargs}
-    base_lr = defaults.get("lr")
-    if base_lr is None:
-        raise UserError(f"{type} chooses its own rate when lr is left out, which no schedule could follow: give lr.")
+    base_lr = lr_of(type, kwargs)
     groups = build_groups(
         model,
-        defaults,
+        {**takes, **kwargs},
         rules=read_rules(pconfig, optimizer=type, options=takes),
         special=read_special(special_param_group, optimizer=type, options=takes),
-        base_lr=float(base_lr),
+        base_lr=base_lr,
     )
     try:
         made: Optimizer = make(groups, **kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"{type}: {error}") from error
     return made
+
+
+def lr_of(type: str, kwargs: Mapping[str, Any]) -> float:
+    """The learning rate that the ``kwargs`` of an optimizer give, or its own default.
+
+    Raises ``UserError`` where there is neither: an optimizer that chooses its own rate follows no schedule.
+    """
+    lr = {**_settings_of(OPTIMIZERS.get(type)), **kwargs}.get("lr")
+    if lr is None:
+        raise UserError(f"{type} chooses its own rate when lr is left out, which no schedule could follow: give lr.")
+    if lr < 0:
+        raise UserError(f"{type}: lr is {lr}, expected 0 or more")
+    return float(lr)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> float:

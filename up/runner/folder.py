@@ -45,7 +45,7 @@ def open_run_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}). Choose another saver.save_dir.") from error
+        raise UserError(f"{folder} cannot be written to ({error.strerror}). Choose another folder.") from error
 
 
 def write_status(folder: Path, status: Status) -> None:

@@ -60,8 +60,12 @@ class Open:
         self.known, self.rest = known, kwargs
 
 
+class LineError(UserError):
+    has_place = True
+
+
 def angry() -> None:
-    raise UserError("train.txt:3: no label")
+    raise LineError("train.txt:3: no label")
 
 
 TABLES = {

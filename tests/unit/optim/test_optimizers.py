@@ -118,7 +118,7 @@ def test_resnet_strikes_back_recipe() -> None:
     ("type_", "kwargs", "text"),
     [
         ("SGD", {"lr": 0.1, "momentun": 0.9}, "SGD takes no 'momentun'. Did you mean 'momentum'"),
-        ("SGD", {"lr": -0.1}, "SGD: Invalid learning rate: -0.1"),
+        ("SGD", {"lr": -0.1}, "SGD: lr is -0.1, expected 0 or more"),
         ("SGD", {"lr": 0.1, "nesterov": True}, "SGD: Nesterov momentum requires a momentum"),
         ("adafactor", {}, "adafactor chooses its own rate when lr is left out.*give lr"),
         ("Muon", {"lr": 0.1}, "Muon: .*2D"),

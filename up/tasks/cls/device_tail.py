@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from up.data.records import Batch
 from up.errors import UserError
 from up.seed import key
 from up.tasks.cls.erasing import RandomErasing
+from up.tasks.cls.image import Transform
+from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.transforms import Normalize, ToTensor
 
 _BOXES = int.from_bytes(b"boxes", "big")
@@ -69,6 +72,13 @@ def split_tail(transforms: Sequence[Callable[..., Any]]) -> tuple[list[Callable[
     if len(rest) >= 2 and isinstance(rest[-2], ToTensor) and isinstance(rest[-1], Normalize):
         return rest[:-2], DeviceTail(to_tensor=rest[-2], normalize=rest[-1], erasing=erasing)
     return list(transforms), None
+
+
+def expect_numbers(transforms: Sequence[Callable[..., Any]]) -> None:
+    """A ``UserError`` when nothing makes numbers of an image's levels, so that a net would get uint8."""
+    ours = [isinstance(transform, (Transform, SampleMix, v2.Transform)) for transform in transforms]
+    if all(ours) and not any(isinstance(transform, ToTensor) for transform in transforms):
+        raise UserError("got transforms that leave images as uint8 levels, expected to_tensor and normalize at the end.")
 
 
 def check_units(transforms: Sequence[Callable[..., Any]]) -> None:

@@ -211,6 +211,11 @@ def _weights(wanted: Literal["balanced"] | list[float] | None, counts: list[int]
             )
         images = sum(counts)
         wanted = [images / (len(counts) * count) if count else 0.0 for count in counts]
+    if counts is not None and len(wanted) != len(counts):
+        raise UserError(
+            f"class_weights has {len(wanted)} numbers, but the data have {len(counts)} classes. "
+            "Give one number for each class, in the order of the labels."
+        )
     valid = all(math.isfinite(weight) and weight >= 0 for weight in wanted)
     if not valid or not any(wanted):
         raise UserError(f"class_weights must be finite numbers >= 0, not all of them 0, got {wanted}.")

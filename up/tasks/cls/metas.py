@@ -44,6 +44,8 @@ _T = TypeVar("_T")
 class MetaError(UserError):
     """A meta file cannot be used; one line for each problem, with file and line."""
 
+    has_place = True
+
 
 @dataclass(frozen=True)
 class MetaSource:

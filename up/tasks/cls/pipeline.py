@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from up.data.readers import Reader
 from up.data.records import Batch, Sample
-from up.tasks.cls.device_tail import split_tail
+from up.tasks.cls.device_tail import expect_numbers, split_tail
 
 
 class ImagePipeline:
@@ -20,6 +20,7 @@ class ImagePipeline:
 
     def __init__(self, reader: Reader, transforms: Sequence[Callable[..., Any]]) -> None:
         self._reader = reader
+        expect_numbers(transforms)
         self._transforms, self.tail = split_tail(transforms)
 
     def load(self, path: Path) -> Sample:
