@@ -14,8 +14,10 @@ from up.config.errors import OPTS, Mark, Problem
 from up.config.older_mimic import jobs_of, to_current_form
 from up.config.sections import SECTIONS, is_section
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, empty, is_null, walk
+from up.config.wording import unknown
 
 _STRAYS = {"iter_base": "runtime", "fp16": "runtime", "lr_scheduler": "trainer"}
+_OF_NODECAY = ("value", "type")
 _BELONGS = {
     "iter_base": "runtime.iter_base",
     "lr_scheduler": "trainer.lr_scheduler",
@@ -89,9 +91,14 @@ def _flatten_nodecay(tree: MappingNode, notes: list[Note], problems: list[Proble
     optimizer = tree.block("trainer").block("optimizer")
     pconfig = optimizer.block("pconfig")
     nodecay = pconfig.get("nodecay")
-    if not isinstance(nodecay, MappingNode) or set(nodecay.entries) != {"value"}:
+    if not isinstance(nodecay, MappingNode):
         return tree
-    pconfig = pconfig.with_entry("nodecay", nodecay.entries["value"], pconfig.key_marks["nodecay"])
+    for key in nodecay.entries:
+        if key not in _OF_NODECAY:
+            path = f"trainer.optimizer.pconfig.nodecay.{key}"
+            problems.append(Problem(path, unknown("nodecay", str(key), _OF_NODECAY), str(nodecay.key_marks[key]), about_key=True))
+    names = nodecay.get("value") or SequenceNode((), nodecay.mark)
+    pconfig = pconfig.with_entry("nodecay", names, pconfig.key_marks["nodecay"])
     trainer = tree.block("trainer").with_entry("optimizer", optimizer.with_entry("pconfig", pconfig))
     return tree.with_entry("trainer", trainer)
 
