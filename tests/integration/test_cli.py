@@ -1,0 +1,108 @@
+"""The command line itself: quick, importing nothing that it does not need, and clear about words that it does not know."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from up import __version__
+from up.__main__ import ALIASES, COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "torchvision", "timm", "numpy", "pydantic", "rich", "yaml", "PIL")
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has imported once ``code`` has run."""
+    listing = f"import sys\n{code}\nprint('MODULES', *{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", listing], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--version"], []])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    """What makes ``up --help`` answer at once: it runs without torch, and even without what reads configurations."""
+    found = modules_after(f"from up.__main__ import main; main({words!r})")
+    assert not found & {*HEAVY}
+    assert "up" in found
+
+
+def test_an_unknown_command_imports_nothing_heavy() -> None:
+    assert not modules_after("from up.__main__ import main; main(['trian'])") & {*HEAVY}
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"up {__version__}: ")
+    for name, (_, summary) in COMMANDS.items():
+        assert f"  {name:<12}{summary}\n" in said
+
+
+def test_no_command_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: python -m up COMMAND" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("trian", "'train'"), ("evaluate", "'eval'"), ("Train", "'train'"), ("prdict", "'predict'")]
+)
+def test_unknown_command(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"up: no command is called {word!r}. Did you mean {near}")
+    assert line.endswith("See python -m up --help.")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *ALIASES])
+def test_help_of_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: up {ALIASES.get(name, name)} ")
+    assert "show this help message and exit" in said
+
+
+@pytest.mark.parametrize("name", [*COMMANDS])
+def test_an_unknown_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--no-such-flag"])
+    assert ended.value.code == 2
+    assert f"usage: up {name}" in capsys.readouterr().err
+
+
+def test_older_flags_are_accepted_with_a_line_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--nocudnn", "--no_running_config", "--cfg_type", "up", "--test_gpu", "--config", str(tmp_path / "none.yaml")]
+    assert main(["train", *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" is accepted and ignored: ")[0] for line in lines[:-1]] == [
+        "--nocudnn", "--no_running_config", "--cfg_type", "--test_gpu",
+    ]  # fmt: skip
+    assert lines[-1].startswith(f"{tmp_path / 'none.yaml'}: no such file.")
+
+
+def test_bugs_of_ours_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the user can mend is one line: a bug must not be dressed up as the user's fault."""
+
+    def broken(_: Any) -> int:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("up.commands.flops.main", broken)
+    with pytest.raises(KeyError, match="ours"):
+        main(["flops"])
+
+
+def test_the_module_ends_with_the_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "up", "trian"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("up: no command is called 'trian'.")
