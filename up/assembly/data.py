@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 
 from up import distributed
+from up.config.errors import Problem
 from up.config.sections import Part, Source
 from up.data.loader import EvalLoader, Workers
 from up.data.sampler import EvalBatches, TrainBatches
 from up.errors import UserError
-from up.experiment import Experiment
+from up.experiment import Experiment, missing_files
 from up.runner.evaluate import Evaluation
 from up.runner.precision import Precision
 from up.text import some_of
@@ -22,9 +23,7 @@ def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Sour
     """The section of a source. Raises ``UserError`` when the file has none."""
     section = getattr(experiment.config.dataset, source)
     if section is None:
-        raise UserError(
-            f"{experiment.path}: dataset.{source}: is missing. It says what to {'train' if source == 'train' else 'test'} on."
-        )
+        experiment.refuse([Problem(f"dataset.{source}", f"is missing. It says what to {source} on.")])
     return section  # type: ignore[no-any-return]
 
 
@@ -33,6 +32,13 @@ def build_dataset(experiment: Experiment, source: Literal["train", "test"], fact
     section = section_of(experiment, source)
     supply = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(facts or {})}
     return experiment.build(section.dataset, "dataset", supply, f"dataset.{source}.dataset")
+
+
+def facts_of_train(experiment: Experiment) -> Mapping[str, Any]:
+    """What the training data tell of themselves, such as the number of classes; nothing where they are not there."""
+    if experiment.config.dataset.train is None or any(missing_files(experiment)):
+        return {}
+    return experiment.plugin.data_facts(build_dataset(experiment, "train"))
 
 
 def build_transforms(experiment: Experiment, source: Literal["train", "test"]) -> list[Any]:
@@ -67,10 +73,9 @@ def input_size_of(experiment: Experiment) -> tuple[int, int]:
     """Height and width of what the net gets. Raises ``UserError`` where every image keeps its own size."""
     size = produced_size(experiment)
     if size is None:
-        raise UserError(
-            f"{experiment.path}: dataset.test.dataset.kwargs.transformer: leaves every image its own size. "
-            "Expected it to contain torch_center_crop, or torch_resize with [height, width]."
-        )
+        what = "leaves every image its own size (expected torch_center_crop, or torch_resize with [height, width])"
+        experiment.refuse([Problem("dataset.test.dataset.kwargs.transformer", what)])
+        raise AssertionError("refused")
     return size
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from up.config.errors import Problem
 from up.config.sections import SchedulePart
-from up.errors import UserError
 from up.experiment import Experiment
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
@@ -69,7 +69,6 @@ def build_hooks(experiment: Experiment) -> tuple[list[Hook], Clip]:
     if trainer.clip_norm is not None:
         policies.append(ClipNorm(max_norm=trainer.clip_norm))
     if len(policies) > 1:
-        raise UserError(
-            f"{experiment.path}: the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
-        )
+        what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
+        experiment.refuse([Problem("hooks", what)])
     return [part for part in built if isinstance(part, Hook)], policies[0] if policies else NoClip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from up.assembly.data import input_size_of
+from up.assembly.data import facts_of_train, input_size_of
 from up.assembly.network import build_net
 from up.commands.arguments import add_config, command_parser
 from up.errors import UserError
@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(words[1:])
     experiment = load_experiment(arguments.config, arguments.opts)
     channels, height, width = parse_size(arguments.input_size) if arguments.input_size else (3, *input_size_of(experiment))
-    counted = complexity(build_net(experiment, {}), (channels, height, width))
+    counted = complexity(build_net(experiment, facts_of_train(experiment)), (channels, height, width))
     table = Table("module", "parameters", "MACs", "activations", title=f"{arguments.config} at {channels}x{height}x{width}")
     for row in (*counted.modules, counted.total):
         table.add_row(row.name, si(row.parameters, 3), si(row.macs, 3), si(row.activations, 3))

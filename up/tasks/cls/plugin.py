@@ -58,9 +58,22 @@ def later_data_facts(dataset: ClsDataset) -> Facts:
 def module_facts(table: str, data: Facts, before: nn.Module | None, kwargs: Mapping[str, Any]) -> Facts:
     """For a head the number of classes and of the channels that it reads; for losses what they weigh classes by."""
     if table == "head":
+        expect_enough_classes(kwargs.get("num_classes"), data.get("num_classes"))
         return {**data, **planes_for(before, kwargs)}
     several_heads = isinstance(data.get("num_classes"), list)  # each loss has a width of its own then
     return {name: value for name, value in data.items() if not (several_heads and name == "num_classes")}
+
+
+def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
+    """Labels alone say how many classes a head needs at least, names exactly (``Derived``, which the builder compares)."""
+    if given is None or known is None or isinstance(known, Derived):
+        return
+    if isinstance(given, list) != isinstance(known, list) or (isinstance(given, list) and len(given) != len(known)):
+        heads = f"labels for {len(known)} heads" if isinstance(known, list) else "one label for each image"
+        raise UserError(f"num_classes: got {given}, but dataset.train has {heads}.")
+    wanted, widths = ([known], [given]) if isinstance(given, int) else (known, given)
+    if any(width < number for width, number in zip(widths, wanted, strict=True)):
+        raise UserError(f"num_classes: got {given}, but the labels of dataset.train need at least {known}.")
 
 
 def planes_for(before: nn.Module | None, kwargs: Mapping[str, Any]) -> Facts:
