@@ -1,0 +1,71 @@
+"""Distillation: a batch becomes the task's loss and what the student still lacks of its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from up.data.records import Batch
+from up.distributed import rank
+from up.runner.runner import BatchStage, LossOf, Mixing, Runner, StepOutput
+from up.tasks.distill.cache import visits_of
+from up.tasks.distill.mimic import TAPS, Mimic, Pupil
+from up.tasks.distill.teachers import Taught
+
+
+class KDRunner(Runner):
+    """Trains a student that mimics one or more frozen teachers; all but the loss is as without them.
+
+    ``net`` is a ``Pupil``, perhaps wrapped for many ranks; ``model`` the student alone, so that teachers and adapters are
+    in no evaluation, average or export. ``state_dict`` has the adapters, which train with the student.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        loss_of: LossOf,
+        stage: BatchStage,
+        mix: Mixing | None,
+        seed: int,
+        mimic: Mimic,
+        teachers: Sequence[Taught],
+    ) -> None:
+        super().__init__(net, loss_of=loss_of, stage=stage, mix=mix, seed=seed)
+        self.mimic = mimic
+        self.teachers = teachers
+
+    @property
+    def pupil(self) -> Pupil:
+        """The student with its adapters."""
+        pupil = super().model
+        assert isinstance(pupil, Pupil)
+        return pupil
+
+    @property
+    def model(self) -> nn.Module:
+        """The student."""
+        return self.pupil.student
+
+    def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
+        """As without teachers; the batch also says what its images are, for a cache of what teachers said of them."""
+        visits = visits_of(batch, step, (self.seed, step, micro, rank()) if self.mix is not None else None)
+        return Batch(super().prepare(batch, step, micro), visits=visits)
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:
+        """The sum of ``task_loss`` and every mimic loss, each of them shown apart."""
+        taught = {teacher.name: teacher(batch) for teacher in self.teachers}
+        own = super().training_step(batch, step)
+        losses = self.mimic(own.outputs[TAPS], taught, batch, step)
+        parts = [*([own.loss] if self.mimic.task_loss else []), *losses.values()]
+        return StepOutput(sum(parts[1:], parts[0]), {**own.scalars, "task_loss": own.loss, **losses}, own.outputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The adapters' weights."""
+        return self.pupil.adapters.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of ``state_dict``."""
+        self.pupil.adapters.load_state_dict(state)
