@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from up.errors import UserError
+from up.errors import PeerLost, UserError
 
 T = TypeVar("T")
 
@@ -61,34 +63,94 @@ def _require(device: torch.device) -> None:
         raise UserError(f"got {device}, but torch finds {found} here. Expected auto, cpu, or a device that is there.")
 
 
+def rank_in_environment() -> int:
+    """The rank that the launcher gave this process, before it has joined any group."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_in_environment() -> int:
+    """How many processes the launcher started, 1 where there is none."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def attempt() -> int:
+    """How often an elastic launcher has restarted this run, 0 at first."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launch_id() -> str:
+    """What an elastic launcher calls this launch, the same in every attempt."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
 def join(device: torch.device, *, timeout_s: float, backend: str | None = None) -> None:
-    """Join the process group that the launcher's environment describes; a plain process has none to join."""
-    if is_parallel() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the process group that the launcher's environment describes; a plain process has none to join.
+
+    Tensors on the host travel through gloo on any device: votes and words wait neither for the GPU nor for its library.
+    """
+    if is_parallel() or world_in_environment() == 1:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"), timeout=timedelta(seconds=timeout_s))
+    with_gpu = device.type == "cuda" and backend != "gloo"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if with_gpu else "gloo", timeout=timedelta(seconds=timeout_s),
+        store=PrefixStore("group", meeting_point(timeout_s)), rank=rank_in_environment(), world_size=world_in_environment(),
+    )  # fmt: skip
+
+
+_MET: list[Store] = []  # one to a process, like torch's default group
+
+
+def meeting_point(timeout_s: float = 300.0) -> Store:
+    """The key-value store through which the ranks find each other: that of the launcher, or rank 0's own.
+
+    Raises ``UserError`` where rank 0 cannot listen, ``PeerLost`` where it is not found within ``timeout_s``.
+    """
+    if not _MET:
+        limit = timedelta(seconds=timeout_s)
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        try:
+            found: tuple[Store, int, int] = next(rendezvous("env://", timeout=limit))
+        except (dist.DistError, ValueError) as error:
+            if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+                raise UserError(f"{where}: the port is in use. Choose another with --port, or MASTER_PORT.") from error
+            if isinstance(error, ValueError):
+                raise UserError(f"the environment names no place to meet: {error}") from error
+            raise PeerLost(
+                f"{where}: not all of {world_in_environment()} ranks met there within {timeout_s:g} s. "
+                "Are all hosts started, and is the port open between them?"
+            ) from error
+        _MET.append(found[0])
+    return _MET[0]
 
 
 def leave() -> None:
     """Leave the process group, if any."""
     if is_parallel():
         dist.destroy_process_group()
+    _MET.clear()
 
 
 def barrier() -> None:
     """Wait for all ranks."""
-    if is_parallel():
-        dist.barrier()
+    max_over_ranks(0)
 
 
 def max_over_ranks(value: int) -> int:
     """The largest of all ranks' values."""
     if not is_parallel():
         return value
-    held = torch.tensor([value], dtype=torch.int64, device=_collective_device())
+    return maxima_over_ranks([value])[0]
+
+
+def maxima_over_ranks(values: list[int]) -> list[int]:
+    """The largest of all ranks' values at each position, in one operation."""
+    if not is_parallel():
+        return values
+    held = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(held, dist.ReduceOp.MAX)
-    return int(held)
+    return held.tolist()
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -114,7 +176,3 @@ def from_main(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held, src=0)
     return held[0]
-
-
-def _collective_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

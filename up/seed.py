@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -40,3 +41,11 @@ def generator(*parts: int) -> torch.Generator:
     made = torch.Generator()
     made.manual_seed(key(*parts))
     return made
+
+
+def be_deterministic(wanted: bool) -> None:
+    """``runtime.deterministic``: let torch refuse algorithms whose result may differ from run to run."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)

@@ -11,10 +11,11 @@ from up import distributed
 from up.config.errors import Problem
 from up.config.sections import Part, Source
 from up.data.loader import EvalLoader, Workers
+from up.data.records import SampleKey
 from up.data.sampler import EvalBatches, TrainBatches
 from up.errors import UserError
 from up.experiment import Experiment, missing_files
-from up.runner.evaluate import Evaluation
+from up.runner.evaluate import Evaluation, Lockstep
 from up.runner.precision import Precision
 from up.text import some_of
 
@@ -123,7 +124,11 @@ def build_evaluation(
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
         stage = plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
     loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate)
-    return Evaluation(loader, stage, plugin.make_evaluator(dataset), precision), dataset
+    evaluation = Evaluation(loader, stage, plugin.make_evaluator(dataset), precision)
+    if experiment.config.runtime.parallel == "fsdp":
+        most = EvalBatches(len(dataset), batch_size=section.batch_sampler.kwargs.batch_size, world_size=distributed.world_size())
+        evaluation.lockstep = Lockstep(len(most), lambda: plugin.collate([dataset[SampleKey(0, 0)]]))
+    return evaluation, dataset
 
 
 def expect_same_classes(experiment: Experiment, trained: Mapping[str, Any], tested: Mapping[str, Any]) -> None:

@@ -2,120 +2,207 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from up import distributed
-from up.assembly.data import build_dataset, build_evaluation, section_of, train_batches, workers_of
+from up.assembly.data import build_dataset, build_evaluation, produced_size, section_of, train_batches, workers_of
 from up.assembly.network import build_net, device_of, load_start_weights, on_device, precision_of
-from up.assembly.training import build_hooks, optimizer_of, schedule_of, timetable
+from up.assembly.training import Timetable, build_hooks, optimizer_of, schedule_of, timetable
 from up.config.decode import missing_for_training
 from up.config.show import effective_yaml
+from up.data.bad_images import BadImages
 from up.data.loader import TrainLoader
-from up.errors import NumericalError, StorageError, UserError
+from up.data.records import Batch
+from up.data.sampler import TrainBatches
+from up.errors import UserError
 from up.experiment import Experiment, missing_files
 from up.files import write_text
+from up.models.net import Net
+from up.optim.schedules import Schedule
+from up.runner.buffers import RankBuffers
 from up.runner.checkpoint import CheckpointFolder
+from up.runner.clip import Clip
 from up.runner.display import Display, show_log_on
 from up.runner.ema import build_ema
-from up.runner.folder import Status, open_run_folder, set_earlier_run_aside, write_status
+from up.runner.evaluate import Evaluation
+from up.runner.faults import fault_from
+from up.runner.folder import is_later_attempt, mark_launch, open_run_folder, set_earlier_run_aside
 from up.runner.hooks import Hook, Hooks, Outline
 from up.runner.log import LOGGER, MetricsFile, TensorBoard, log_to
-from up.runner.run import Facts, Run
-from up.runner.runner import Runner
+from up.runner.parallel import on_many_ranks
+from up.runner.precision import Precision
+from up.runner.run import Run
+from up.runner.runner import BatchStage, Mixing, Runner
+from up.runner.same_run import Facts, changes
 from up.runner.start_log import start_lines
 from up.runner.stop import StopRequest
+from up.seed import be_deterministic
+from up.text import some_of
+from up.together import before_joining, meet_and_join, together
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run is made of, as far as a rank can build it without the others."""
+
+    data: Any
+    names: list[str] | None
+    batches: TrainBatches
+    times: Timetable
+    schedule: Schedule
+    evaluation: Evaluation | None
+    net: Net
+    mix: Mixing | None
+    stage: BatchStage
+    hooks: Hooks
+    clip: Clip
+    precision: Precision
 
 
 def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     """Build everything that training needs. Raises ``UserError`` before anything is created where the input is wrong."""
     config, plugin = experiment.config, experiment.plugin
-    experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
-    device = device_of(experiment)
-    distributed.join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
+    with before_joining():
+        experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
+        device = device_of(experiment)
+    meet_and_join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
+    be_deterministic(config.runtime.deterministic)
+    with together():
+        made = prepare(experiment, device)
+        fault = fault_from(os.environ, experiment.folder)
+    facts = Facts(
+        effective_yaml(config), made.data.fingerprint(), config.runtime.random_seed, made.batches.global_batch_size, made.names,
+        config.saver.accept_data_change,
+    )  # fmt: skip
+    require_one_input(facts)
+    checkpoints, resume_from = open_checkpoints(experiment)
+    with together():
+        if resume_from is None:
+            load_start_weights(experiment, made.net, made.names)
+    net = on_device(experiment, made.net, device)
+    runner = Runner(net, loss_of=plugin.loss_of, stage=made.stage, mix=made.mix, seed=config.runtime.random_seed)
+    runner.net = on_many_ranks(
+        net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
+        find_unused=config.runtime.allow_dead_parameter, first_loss=example_loss(experiment, runner, device),
+    )  # fmt: skip
+    optimizer = optimizer_of(experiment, made.net)
+    for line in start_lines(made.net, optimizer):
+        LOGGER.info(line)
+    ema = build_ema(made.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
+    workers, times = workers_of(section_of(experiment, "train")), made.times
+    return Run(
+        outline=Outline(
+            experiment.folder, made.net, times.total, times.updates_per_epoch, made.batches.global_batch_size, made.names,
+            sample_batch=made.evaluation.first_batch if made.evaluation else None,
+        ),
+        facts=facts, runner=runner, optimizer=optimizer, schedule=made.schedule, precision=made.precision, clip=made.clip, ema=ema,
+        loader_from=lambda step: TrainLoader(
+            made.data, made.batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
+        ),
+        evaluation=made.evaluation, evaluate_every=times.evaluate, save_every=times.save,
+        checkpoints=checkpoints, resume_from=resume_from, hooks=made.hooks, stop=stop, fault=fault,
+        buffers=RankBuffers(made.net, ema, average=config.runtime.async_norm),
+        bad_images=BadImages(max_bad=made.data.max_bad, total=len(made.data)),
+    )  # fmt: skip
+
+
+def prepare(experiment: Experiment, device: torch.device) -> Material:
+    """Read the data and build the parts. Nothing is created, and no rank waits for another."""
+    config, plugin = experiment.config, experiment.plugin
     precision = precision_of(experiment, device)
-    train_data = build_dataset(experiment, "train")
-    names, facts = plugin.class_names(train_data), plugin.data_facts(train_data)
-    source = section_of(experiment, "train")
-    batches = train_batches(experiment, train_data)
+    data = build_dataset(experiment, "train")
+    names, facts = plugin.class_names(data), plugin.data_facts(data)
+    batches = train_batches(experiment, data)
     times = timetable(experiment, batches.updates_per_epoch)
     schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
     evaluation = None
     if config.trainer.is_eval and config.dataset.test is not None:
-        evaluation, _ = build_evaluation(experiment, plugin.later_data_facts(train_data), device, precision)
+        evaluation, _ = build_evaluation(experiment, plugin.later_data_facts(data), device, precision)
     net = build_net(experiment, facts)
-    batch_fn = source.dataloader.kwargs.batch_fn
+    batch_fn = section_of(experiment, "train").dataloader.kwargs.batch_fn
     place = "dataset.train.dataloader.kwargs.batch_fn"
     built_fn = experiment.build(batch_fn, "batch_fn", facts, place) if batch_fn else None
     with experiment.placing("dataset.train.dataset.kwargs.transformer"):
-        mix = plugin.mixing(train_data, built_fn)
-        stage = plugin.device_stage(train_data, device, config.runtime.channels_last)
+        mix = plugin.mixing(data, built_fn)
+        stage = plugin.device_stage(data, device, config.runtime.channels_last)
     watching, clip = build_hooks(experiment)
+    hooks = Hooks([*standing_hooks(experiment), *watching] if distributed.is_main() else [])
+    return Material(data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision)
 
-    checkpoints, resume_from = open_checkpoints(experiment)
-    if resume_from is None:
-        load_start_weights(experiment, net, names)
-    called = on_device(experiment, net, device)
-    optimizer = optimizer_of(experiment, net)
-    for line in start_lines(net, optimizer):
-        LOGGER.info(line)
-    outline = Outline(
-        experiment.folder, net, times.total, times.updates_per_epoch, batches.global_batch_size, names,
-        sample_batch=evaluation.first_batch if evaluation else None,
-    )  # fmt: skip
-    workers = workers_of(source)
-    return Run(
-        outline=outline,
-        facts=Facts(
-            effective_yaml(config), train_data.fingerprint(), config.runtime.random_seed, batches.global_batch_size, names,
-            config.saver.accept_data_change,
-        ),
-        runner=Runner(called, loss_of=plugin.loss_of, stage=stage, mix=mix, seed=config.runtime.random_seed),
-        optimizer=optimizer, schedule=schedule, precision=precision, clip=clip,
-        ema=build_ema(net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump()),
-        loader_from=lambda step: TrainLoader(
-            train_data, batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
-        ),
-        evaluation=evaluation, evaluate_every=times.evaluate, save_every=times.save,
-        checkpoints=checkpoints, resume_from=resume_from, hooks=Hooks([*standing_hooks(experiment), *watching]), stop=stop,
-    )  # fmt: skip
+
+def require_one_input(facts: Facts) -> None:
+    """Raise ``UserError`` on every rank when one of them reads another configuration or other data than rank 0."""
+    main_config, main_data = distributed.from_main((facts.config, facts.data_sha256))
+    with together():
+        different = changes(main_config, facts.config)
+        if different:
+            raise UserError(f"this rank was given another configuration than rank 0: {some_of(different, 5)}.")
+        if facts.data_sha256 != main_data:
+            raise UserError(
+                f"this rank reads other training data than rank 0 (sha256 {facts.data_sha256[:12]}…, there {main_data[:12]}…). "
+                "Every host must have the same meta files."
+            )
+
+
+def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -> Callable[[], torch.Tensor] | None:
+    """What computes the loss of two images of noise as a step does; None where the size of the images is not known."""
+    size = produced_size(experiment) if distributed.is_parallel() else None
+    if size is None:
+        return None
+
+    def loss() -> torch.Tensor:
+        batch = experiment.plugin.example_batch(runner.model, size, 2)
+        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        return runner.training_step(Batch(moved), step=0).loss
+
+    return loss
 
 
 def open_checkpoints(experiment: Experiment) -> tuple[CheckpointFolder, Path | None]:
     """Make the run folder ready; returns its checkpoints and the one to go on from, if any.
 
-    Own latest (``auto_resume``) before ``resume_model`` before a fresh start, for which an earlier run's files are set aside.
+    Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start, for which
+    an earlier run's files are set aside.
     """
     saver, trainer, folder = experiment.config.saver, experiment.config.trainer, experiment.folder
     keep_last = 2 if trainer.only_save_latest else trainer.keep_last
     text = effective_yaml(experiment.config)
     checkpoints = CheckpointFolder(folder, keep_last=keep_last, config_sha256=sha256(text.encode()).hexdigest())
-    resume_from = Path(saver.resume_model) if saver.resume_model else None
-    if resume_from is not None and not resume_from.is_file():
-        raise UserError(f"{experiment.path}: saver.resume_model: {resume_from}: no such checkpoint.")
-    if distributed.is_main():
-        with experiment.placing("saver.save_dir"):
-            open_run_folder(folder)
-        checkpoints.sweep()
-    own, passed_over = checkpoints.newest() if saver.auto_resume else (None, [])
-    distributed.barrier()
-    aside = None
-    if distributed.is_main() and own is None and not (resume_from and resume_from.parent.resolve() == folder.resolve()):
-        aside = set_earlier_run_aside(folder)
-    if distributed.is_main():
-        write_text(folder / "config.yaml", text)
+    named = Path(saver.resume_model) if saver.resume_model else None
+    resume_from, lines = named, [str(note) for note in experiment.decoded.notes]
+    with together():
+        if distributed.is_main():
+            with experiment.placing("saver.save_dir"):
+                open_run_folder(folder)
+            checkpoints.sweep()
+            if saver.auto_resume or is_later_attempt(folder):
+                own, passed_over = checkpoints.newest()
+                resume_from, lines = own or named, [*passed_over, *lines]
+            if resume_from is None or resume_from.parent.resolve() != folder.resolve():
+                aside = set_earlier_run_aside(folder)
+                lines += [f"an earlier run was set aside in {aside}"] if aside else []
+            write_text(folder / "config.yaml", text)
+            mark_launch(folder)
+    resume_from = distributed.from_main(resume_from)
+    with together():
+        if resume_from is not None and not resume_from.is_file():
+            raise UserError(
+                f"{resume_from}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
+            )
     log_to(folder)
     show_log_on(console_of_run())
-    for line in [*passed_over, *([f"an earlier run was set aside in {aside}"] if aside else [])]:
+    for line in lines:
         LOGGER.warning(line)
-    for note in experiment.decoded.notes:
-        LOGGER.warning(str(note))
-    return checkpoints, own or resume_from
+    return checkpoints, resume_from
 
 
 @cache
@@ -125,21 +212,7 @@ def console_of_run() -> Console:
 
 
 def standing_hooks(experiment: Experiment) -> list[Hook]:
-    """What every run shows and writes, on the main rank."""
-    if not distributed.is_main():
-        return []
+    """What every run shows and writes."""
     every = experiment.config.trainer.log_interval
     tensorboard = [] if any(hook.type == "train_val_logger" for hook in experiment.config.hooks) else [TensorBoard(freq=every)]
     return [Display(every=every, console=console_of_run()), MetricsFile(freq=every), *tensorboard]
-
-
-@contextmanager
-def record_failure(run: Run) -> Iterator[None]:
-    """Write into ``status.json`` what ended the run before its time."""
-    try:
-        yield
-    except (UserError, NumericalError, StorageError) as error:
-        if distributed.is_main():
-            write_status(run.outline.folder, Status("failed", exit_code=error.exit_code, step=run.step, reason=str(error)))
-        run.hooks.on_end(run.step, "failed")
-        raise

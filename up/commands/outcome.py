@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
-from up.errors import NumericalError, StorageError, UserError
+from up.errors import Ending
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command`` on the words after ``up``; returns the exit code."""
     try:
         return command(arguments)
-    except (UserError, NumericalError, StorageError) as error:
-        print(error, file=sys.stderr)
+    except Ending as error:
+        if not (error.known_to_all and os.environ.get("RANK", "0") != "0"):
+            print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

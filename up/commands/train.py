@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from up.assembly.run import assemble, record_failure
+from pathlib import Path
+
 from up.commands.arguments import add_config, command_parser, without_meaningless
-from up.experiment import load_experiment
-from up.runner.loop import train
-from up.runner.stop import listening
-from up.runner.vote import Vote
+from up.runner.stop import StopRequest, listening
 
 
 def main(words: list[str]) -> int:
@@ -33,9 +31,26 @@ def main(words: list[str]) -> int:
         overrides.append("runtime.allow_dead_parameter=true")
     if arguments.fork_method is not None:
         overrides.append(f"dataset.train.dataloader.kwargs.fork_method={arguments.fork_method}")
-    experiment = load_experiment(arguments.config, overrides)
     with listening() as stop:
+        return train_rank(arguments.config, overrides, stop)
+
+
+def train_rank(config: Path, overrides: list[str], stop: StopRequest) -> int:
+    """Train in this process, alone or as one rank of many; returns the exit code."""
+    # Imported here, seconds long: a signal that comes meanwhile is a request to stop like any other.
+    from up.assembly.run import assemble
+    from up.experiment import load_experiment
+    from up.runner.ending import recorded
+    from up.runner.folder import verdict_of_earlier_attempt
+    from up.runner.loop import train
+    from up.together import before_joining, last_words
+
+    with before_joining():
+        experiment = load_experiment(config, overrides)
+    earlier = verdict_of_earlier_attempt(experiment.folder)
+    if earlier is not None:
+        return earlier.exit_code or 0
+    with last_words():
         run = assemble(experiment, stop)
-        with record_failure(run):
-            verdict = train(run)
-    return 0 if verdict is Vote.GO else stop.exit_code
+    with recorded(run):
+        return train(run).exit_code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from up.errors import UserError
@@ -34,6 +34,10 @@ class BadImages:
         self._total = total
         self._on_new = on_new
         self._seen: dict[str, None] = {}
+
+    def new_in(self, batches: Iterable[Mapping[str, Any]]) -> list[str]:
+        """The bad images of ``batches`` that have not been counted yet."""
+        return [bad for batch in batches for bad in batch.get("bad", ()) if bad and bad not in self._seen]
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count the bad images of ``batch``, which its field ``bad`` names."""

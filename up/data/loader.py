@@ -49,6 +49,12 @@ class LoaderDied(UserError):
     """A worker process ended, or could not hand over its batch, for want of something the machine should provide."""
 
 
+class WorkerDied(LoaderDied):
+    """A worker process was killed; what was saved stands, and the same command goes on from there (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
 @dataclass(frozen=True)
 class Failed:
     """A ``UserError`` on its way out of a worker, as a value: torch would wrap an exception into its traceback."""
@@ -226,7 +232,7 @@ def as_loader_died(error: BaseException) -> LoaderDied | None:
     broken_off = isinstance(error, (EOFError, ConnectionError))
     if broken_off or (isinstance(error, RuntimeError) and "DataLoader worker" in text):
         reason = "a worker broke off in the middle of a batch" if broken_off else text.splitlines()[0].rstrip(". ")
-        return LoaderDied(
+        return WorkerDied(
             f"{reason}. The usual cause is the kernel's out-of-memory killer (see `dmesg`): lower num_workers or "
             "batch_size, and run the same command again."
         )

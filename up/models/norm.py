@@ -150,8 +150,10 @@ def average_batchnorm_statistics(module: nn.Module, sum_over_ranks: Callable[[Te
     """``runtime.async_norm``: give all ranks the mean of their running means and variances, before evaluation.
 
     ``sum_over_ranks`` (one all-reduce) gets a float32 vector of all statistics and returns the sum over the ranks.
+    Norms that are not training, frozen ones, stay as they are.
     """
-    statistics = (tensor for norm in _batch_norms(module) for tensor in (norm.running_mean, norm.running_var))
+    training = (norm for norm in _batch_norms(module) if norm.training)
+    statistics = (tensor for norm in training for tensor in (norm.running_mean, norm.running_var))
     held = [tensor for tensor in statistics if tensor is not None]
     if not held:
         return

@@ -80,6 +80,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def load_parts(path: Path, state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Give every part its state. Raises ``CheckpointError`` for a state that is missing or of another network."""
+    for name, part in parts.items():
+        if name not in state:
+            raise CheckpointError(f"{path}: has no state of {name}. Start from its weights with saver.pretrain_model.")
+        try:
+            part.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            text = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{path}: does not fit this run ({name}: {text[:300]}). Was it saved by another net? Start from its weights with "
+                "saver.pretrain_model."
+            ) from error
+
+
 def damage(path: Path) -> str:
     """What the sidecar's size and hash say is wrong with a file, or an empty text. No sidecar, no verdict."""
     sidecar = read_sidecar(path)

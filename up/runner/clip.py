@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from up.errors import UserError
+from up.runner.shards import full, local
 
 
 class Clip(Protocol):
@@ -43,7 +44,7 @@ class NoClip:
 
     def norm(self, grads: Sequence[Tensor]) -> Tensor:
         """The global norm of order ``norm_type``."""
-        return get_total_norm(grads, self._norm_type)
+        return full(get_total_norm(grads, self._norm_type))
 
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
         """Nothing."""
@@ -144,4 +145,4 @@ def _check_max_norm(max_norm: float) -> None:
 def _scale_down(grads: Sequence[Tensor], norm: Tensor, limit: Tensor | float) -> None:
     """As ``torch.nn.utils.clip_grads_with_norm_``, which would fetch a ``limit`` that is a tensor to the host."""
     if grads:
-        torch._foreach_mul_(list(grads), (limit / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([local(grad) for grad in grads], (limit / (norm + 1e-6)).clamp(max=1.0))

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -84,6 +85,14 @@ class Display(Hook):
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The updates since the last line."""
+        return self._window.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._window.load_state_dict(state)
 
 
 def show_log_on(console: Console) -> None:

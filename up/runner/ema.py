@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from up.errors import UserError
+from up.runner.shards import is_shared, local
 from up.text import count, some_of
 
 
@@ -93,19 +94,26 @@ class Ema:
                 raise UserError(f"EMA state: {name} is {got}, expected {expected} as in the model")
             mine.copy_(state[name])
 
+    @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
+        shared = is_shared(model)
         for mine, theirs in self._pairs(model):
-            mine.data, theirs.data = theirs.data, mine.data
+            if shared:  # fsdp gathers from memory of its own: the values change places instead
+                kept = theirs.clone()
+                theirs.copy_(mine)
+                mine.copy_(kept)
+            else:
+                mine.data, theirs.data = theirs.data, mine.data
 
     def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """(average, weight), tensors that several names share once."""
+        """(average, weight) of this rank, tensors that several names share once."""
         seen: set[int] = set()
         pairs = []
         for name, theirs in _tensors_of(model).items():
             if id(theirs) not in seen:
                 seen.add(id(theirs))
                 pairs.append((self._average[name], theirs))
-        return pairs
+        return [(local(mine), local(theirs)) for mine, theirs in pairs] if is_shared(model) else pairs
 
 
 class NoEma:

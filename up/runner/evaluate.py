@@ -15,6 +15,9 @@ from up.distributed import gather_objects
 from up.runner.ema import Ema, NoEma
 from up.runner.precision import Precision
 from up.runner.runner import BatchStage
+from up.runner.shards import is_shared
+from up.runner.vote import Vote, agree
+from up.together import raise_together
 
 
 class Evaluator(Protocol):
@@ -40,6 +43,18 @@ class Evaluator(Protocol):
         """The metrics."""
 
 
+class BrokenOff(Exception):
+    """A signal came during an evaluation."""
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """As many forward passes on every rank, those without images of their own with a ``padding`` that counts nothing."""
+
+    forwards: int
+    padding: Callable[[], Batch]
+
+
 @dataclass
 class Evaluation:
     """The evaluation of a run: its batches, and an evaluator for each set of weights."""
@@ -50,26 +65,55 @@ class Evaluation:
     precision: Precision
     on_outputs: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None  # sees the served weights' outputs
     collected: dict[str, Evaluator] = field(default_factory=dict)  # by prefix: "" the raw weights, "ema_" their average
+    lockstep: Lockstep | None = None  # where the ranks gather their weights for each forward pass (fsdp)
 
-    def __call__(self, model: nn.Module, ema: Ema | NoEma) -> dict[str, float]:
-        """Metrics in percent; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both."""
+    def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> dict[str, float]:
+        """Metrics in percent; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both.
+
+        ``proposal`` is asked between batches. Raises ``BrokenOff`` on every rank when one of them is to stop, and what one
+        of them met in its images.
+        """
         prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]
         self.collected = {prefix: self.make_evaluator() for prefix in prefixes}
-        with torch.inference_mode(), evaluation_mode(model):
-            for batch in self.batches:
-                on_device = self.stage(batch)
-                for prefix, evaluator in self.collected.items():
-                    weights: AbstractContextManager[Any] = ema.applied_to(model) if prefix else nullcontext()
-                    with weights, self.precision.autocast():
-                        outputs = model(on_device)
-                    evaluator.update(outputs, on_device)
-                if self.on_outputs is not None:
-                    self.on_outputs(outputs, on_device)
+        failure: Exception | None = None
+        try:
+            # inference mode is faster, but weights that are gathered in it could not be trained afterwards
+            with torch.no_grad() if is_shared(model) else torch.inference_mode(), evaluation_mode(model):
+                self._pass(model, ema, proposal)
+        except Exception as error:
+            failure = error
+        verdict = agree(Vote.ERROR if failure else proposal())
+        if verdict is not Vote.GO:
+            raise_together(failure)
+            raise BrokenOff
         metrics = {}
         for prefix, evaluator in self.collected.items():
             evaluator.merge(gather_objects(evaluator.state()))
             metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
         return metrics
+
+    def _pass(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote]) -> None:
+        done = 0
+        for batch in self.batches:
+            if proposal() is not Vote.GO and self.lockstep is None:
+                return
+            on_device = self.stage(batch)
+            done += 1
+            for prefix, outputs in self._outputs(model, ema, on_device):
+                self.collected[prefix].update(outputs, on_device)
+            if self.on_outputs is not None:
+                self.on_outputs(outputs, on_device)
+        if self.lockstep is not None:
+            for _ in range(done, self.lockstep.forwards):
+                list(self._outputs(model, ema, self.stage(self.lockstep.padding())))  # so that the others can gather
+
+    def _outputs(self, model: nn.Module, ema: Ema | NoEma, batch: Batch) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """What the model says to a batch, with each set of weights."""
+        for prefix in self.collected:
+            weights: AbstractContextManager[Any] = ema.applied_to(model) if prefix else nullcontext()
+            with weights, self.precision.autocast():
+                outputs = model(batch)
+            yield prefix, outputs
 
     def first_batch(self) -> Batch:
         """This rank's first batch, prepared: what visualising hooks look at."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from up.distributed import attempt, launch_id
 from up.errors import UserError
-from up.files import write_json
+from up.files import write_json, write_text
 
 State = Literal["running", "done", "preempted", "failed"]
 EARLIER = "earlier"
+LAUNCH = ".launch"
 _OF_A_RUN = (
     "ckpt_*",
     "train.log",
@@ -51,6 +54,34 @@ def open_run_folder(folder: Path) -> None:
 def write_status(folder: Path, status: Status) -> None:
     """Put ``status.json`` in place atomically."""
     write_json(folder / "status.json", asdict(status))
+
+
+def read_status(folder: Path) -> Status | None:
+    """What ``status.json`` says, None where there is none that can be read."""
+    try:
+        return Status(**json.loads((folder / "status.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def mark_launch(folder: Path) -> None:
+    """Note which launch the files of the folder belong to, for its later attempts."""
+    write_text(folder / LAUNCH, launch_id())
+
+
+def is_later_attempt(folder: Path) -> bool:
+    """Whether an elastic launcher has restarted the run that these files are of: it goes on, whatever ``auto_resume`` says."""
+    try:
+        return attempt() > 0 and (folder / LAUNCH).read_text(encoding="utf-8") == launch_id()
+    except OSError:
+        return False
+
+
+def verdict_of_earlier_attempt(folder: Path) -> Status | None:
+    """How an earlier attempt of this launch ended, where another would end the same way: bad input, NaN, or a request to stop."""
+    status = read_status(folder) if is_later_attempt(folder) else None
+    is_final = status is not None and (status.state in ("done", "preempted") or status.exit_code in (2, 3))
+    return status if is_final else None
 
 
 def set_earlier_run_aside(folder: Path) -> Path | None:

@@ -69,6 +69,13 @@ class Hook:
     def on_end(self, step: int, reason: str) -> None:
         """The run is over: ``done``, ``preempted`` or ``failed``."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that a resumed run must know to report the same."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``; called before ``on_start``."""
+
 
 class Hooks(Hook):
     """Hands every occasion on to several hooks in their order."""
@@ -95,6 +102,17 @@ class Hooks(Hook):
     def on_end(self, step: int, reason: str) -> None:
         for hook in self.hooks:
             hook.on_end(step, reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        """By the kind of hook; of several of a kind, the first that has a state."""
+        states = [(type(hook).__name__, hook.state_dict()) for hook in reversed(self.hooks)]
+        return {name: state for name, state in states if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hooks that were not there when the state was saved begin anew."""
+        for hook in self.hooks:
+            if type(hook).__name__ in state:
+                hook.load_state_dict(state[type(hook).__name__])
 
 
 class AutoSaveBest(Hook):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from up.distributed import is_main
+from up.errors import place_in
 from up.runner.hooks import Hook, Outline, UpdateReport
 from up.runner.meter import WindowMeter
 
 LOGGER = logging.getLogger("up")
+BAD_IMAGES = "bad_images.jsonl"
 
 
 def log_to(folder: Path) -> None:
@@ -38,7 +41,7 @@ class MetricsFile(Hook):
     def on_start(self, outline: Outline, step: int) -> None:
         self._outline = outline
         self._path = outline.folder / "metrics.jsonl"
-        _cut_after(self._path, step)
+        cut_after(self._path, step)
 
     def on_step(self, report: UpdateReport) -> None:
         self._window.add(report.scalars)
@@ -53,8 +56,25 @@ class MetricsFile(Hook):
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def state_dict(self) -> dict[str, Any]:
+        """The updates since the last line."""
+        return self._window.state_dict()
 
-def _cut_after(path: Path, step: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._window.load_state_dict(state)
+
+
+def list_bad_images(folder: Path, step: int, found: Sequence[str]) -> None:
+    """Append to ``bad_images.jsonl`` what was wrong with images (``meta.txt:21: images/x.jpg: truncated``), and log it."""
+    with (folder / BAD_IMAGES).open("a", encoding="utf-8") as file:
+        for what in found:
+            LOGGER.warning("%s; another image takes its place", what)
+            source, line = place_in(what)
+            file.write(json.dumps({"step": step, "file": source, "line": line, "what": what}, ensure_ascii=False) + "\n")
+
+
+def cut_after(path: Path, step: int) -> None:
     """Drop the lines of updates that a killed run had reported but not saved: they will be made again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -91,3 +111,11 @@ class TensorBoard(Hook):
         if self._writer:
             self._writer.close()
             self._writer = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The updates since the last line."""
+        return self._window.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._window.load_state_dict(state)

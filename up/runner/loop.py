@@ -17,7 +17,7 @@ def train(run: Run) -> Vote:
             break
         lr = set_lr(run.optimizer, run.schedule(step))
         for micro, batch in enumerate(update.batches):
-            batch = run.runner.prepare(batch, step, micro)
+            batch = run.prepare(batch, step, micro)
             with run.runner.gradient_sync(last=micro == update.last):
                 with run.precision.autocast():
                     output = run.runner.training_step(batch, step)
@@ -31,5 +31,4 @@ def train(run: Run) -> Vote:
             run.evaluate(step)
         if run.save_every.is_due(step) or run.improved:
             run.save(step)
-    run.finish(step, verdict)
-    return verdict
+    return run.finish(step, verdict)

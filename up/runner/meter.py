@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,10 @@ class StepMeter:
         """Take in one micro-batch."""
         for name, value in output.shown().items():
             self._sums[name] = self._sums[name] + value * share if name in self._sums else value * share
+
+    def held(self, name: str) -> Tensor | None:
+        """A scalar of the update in work, as far as it has come."""
+        return self._sums.get(name)
 
     def take(self) -> dict[str, Tensor]:
         """The update's scalars; the meter is empty afterwards."""
@@ -44,3 +49,11 @@ class WindowMeter:
         means = {name: float(total) / self._updates for name, total in self._sums.items()}
         self._sums, self._updates = {}, 0
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know to report the same means."""
+        return {"sums": dict(self._sums), "updates": self._updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._sums, self._updates = dict(state["sums"]), state["updates"]

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from up.errors import NumericalError, UserError
 from up.runner.clip import Clip
+from up.runner.shards import local
 
 Mode = Literal["bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,21 +88,26 @@ class Precision:
         return torch.autocast(self._device_type, dtype=_DTYPES[self.mode]) if self.mode else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the (scaled) ``loss``, a scalar."""
+        """Add the gradients of the (scaled) ``loss``, a scalar.
+
+        Those of a loss that is not finite become NaN, even where they would be finite, so that the norm tells; among
+        many ranks the sum of the gradients carries it to all of them.
+        """
+        loss = loss * (1 + 0 * loss.detach())  # times 1, exactly, as long as the loss is finite
         (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, optimizer: Optimizer, clip: Clip, all_finite: Callable[[Tensor], bool] = is_finite) -> StepReport:
         """Move the weights by the gradients gathered since the last step, and drop the gradients.
 
         ``all_finite`` gets the global gradient norm as a scalar on the device and says whether it is finite here *and on
-        every other rank*: the loop folds its loss into the norm, reduces over the ranks and fetches one value, the only
-        wait for the device in a step. Unless all is finite nothing moves, and ``clip`` learns nothing. Under fp16 with a
-        dynamic scale that is a skipped step, retried with half the scale; in all other cases, and at the smallest scale,
-        it raises ``NumericalError``.
+        every other rank*, where the gradients and so the norm are the same: fetching it is the only wait for the device in
+        a step. Unless all is finite nothing moves, and ``clip`` learns nothing. Under fp16 with a dynamic scale that is a
+        skipped step, retried with half the scale; in all other cases, and at the smallest scale, it raises
+        ``NumericalError``.
         """
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.loss_scale and grads:
-            torch._foreach_mul_(grads, 1 / self.loss_scale.scale)
+            torch._foreach_mul_([local(grad) for grad in grads], 1 / self.loss_scale.scale)
         norm = clip.norm(grads)
         if not all_finite(norm):
             optimizer.zero_grad(set_to_none=True)

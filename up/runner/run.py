@@ -11,24 +11,32 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from up.data.bad_images import BadImages
 from up.data.loader import TrainLoader
-from up.distributed import from_main, is_main, max_over_ranks
-from up.errors import StorageError, UserError
+from up.data.records import Batch
+from up.distributed import barrier, from_main, gather_objects, is_main, rank
+from up.errors import place_in
 from up.optim.schedules import Schedule
-from up.runner.checkpoint import FORMAT_VERSION, CheckpointFolder, load_checkpoint
+from up.runner.buffers import RankBuffers
+from up.runner.checkpoint import FORMAT_VERSION, LATEST, CheckpointFolder, load_checkpoint, load_parts
 from up.runner.clip import Clip
 from up.runner.ema import Ema, NoEma
-from up.runner.evaluate import Evaluation
+from up.runner.evaluate import BrokenOff, Evaluation
 from up.runner.every import Every
-from up.runner.folder import Status, write_status
+from up.runner.faults import Fault
+from up.runner.folder import State, Status, write_status
 from up.runner.hooks import Hooks, Outline, UpdateReport
-from up.runner.log import LOGGER
+from up.runner.log import BAD_IMAGES, LOGGER, cut_after, list_bad_images
 from up.runner.meter import StepMeter
-from up.runner.precision import Precision, StepReport
+from up.runner.precision import Precision, StepReport, is_finite
 from up.runner.runner import Runner
+from up.runner.same_run import Facts, require_same_run
+from up.runner.shards import WholeOptimizer, WholeTensors, is_shared
 from up.runner.stop import StopRequest
 from up.runner.updates import Update, as_updates
-from up.runner.vote import Vote, agree
+from up.runner.vote import Vote, agree, agree_on
+from up.text import some_of
+from up.together import raise_together, together
 
 
 class Stateful(Protocol):
@@ -39,18 +47,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any) -> object:
         """The counterpart."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a checkpoint says of the run that wrote it, and what must not change under a resume."""
-
-    config: str  # the effective YAML
-    data_sha256: str
-    seed: int
-    global_batch_size: int
-    class_names: list[str] | None
-    accept_data_change: bool = False
 
 
 @dataclass
@@ -73,11 +69,18 @@ class Run:
     resume_from: Path | None
     hooks: Hooks
     stop: StopRequest
+    buffers: RankBuffers
+    bad_images: BadImages
+    fault: Fault = field(default_factory=Fault)
     meter: StepMeter = field(default_factory=StepMeter)
     best: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     improved: bool = False  # the last evaluation was the best so far, and is not saved yet
+    owes_evaluation: bool = False  # a signal came during the one that is due at this step
     step: int = 0  # updates done
+    saved_step: int | None = None  # the step of the newest checkpoint in the run folder, as far as this run knows
+    update: Update | None = None  # the one in work
+    suspects: str = ""  # what was being trained on when the gradients stopped being finite
 
     @property
     def model(self) -> nn.Module:
@@ -85,42 +88,79 @@ class Run:
         return self.runner.model
 
     @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.outline.updates_per_epoch
+
+    @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The parts whose states make a run go on exactly."""
+        shared = is_shared(self.model)
         return {
-            "model": self.model, "optimizer": self.optimizer, "ema": self.ema, "precision": self.precision, "clip": self.clip,
-            "schedule": self.schedule,
+            "model": WholeTensors(self.model) if shared else self.model,
+            "optimizer": WholeOptimizer(self.optimizer) if shared else self.optimizer,
+            "ema": WholeTensors(self.ema) if shared else self.ema,
+            "buffers": self.buffers, "precision": self.precision, "clip": self.clip, "schedule": self.schedule,
+            "bad_images": self.bad_images, "hooks": self.hooks, "runner": self.runner,
         }  # fmt: skip
 
     def resume(self) -> int:
         """Restore the newest state there is and return the number of updates done, 0 for a fresh start."""
-        path, step = self.resume_from, 0
+        path = self.resume_from
         if path is not None:
-            state = load_checkpoint(path)
-            self._require_same_run(path, state)
-            for name, part in self.stateful.items():
-                part.load_state_dict(state[name])
-            step, self.best, self.metrics = state["step"], dict(state["best"]), dict(state["metrics"])
-            LOGGER.info("resumed from %s at step %d", path, step)
-        self._write_status(Status("running", step=step, epoch=self._epoch(step), checkpoint=str(path) if path else None))
-        self.hooks.on_start(self.outline, step)
-        return step
+            with together():
+                state = load_checkpoint(path)
+                require_same_run(path, state, self.facts)
+                load_parts(path, state, self.stateful)
+            self.step, self.best, self.metrics = state["step"], dict(state["best"]), dict(state["metrics"])
+            self.owes_evaluation = state["owes_evaluation"]
+            self.saved_step = self.step if path.parent == self.checkpoints.folder else None
+            LOGGER.info("resumed from %s at step %d", path, self.step)
+        self._write_status(self._status("running"))
+        if is_main():
+            cut_after(self.outline.folder / BAD_IMAGES, self.step)
+        self.hooks.on_start(self.outline, self.step)
+        if self.owes_evaluation:
+            self.evaluate(self.step)
+            if self.save_every.is_due(self.step) or self.improved:
+                self.save(self.step)
+        return self.step
 
     def updates(self, *, from_step: int) -> Iterator[Update]:
         """One entry an update: its micro-batches, or why there are none."""
         return as_updates(self.loader_from(from_step))
 
     def vote(self, update: Update) -> Vote:
-        """What all ranks do with this update. Raises what the failed rank met, on that rank."""
-        proposal = Vote.ERROR if update.failure else Vote.STOP if self.stop else Vote.GO
-        verdict = agree(proposal)
+        """What all ranks do with this update. Raises on every rank what one of them met in its data."""
+        self.update = update
+        self.fault.strike(self.step, "update")
+        news = self.bad_images.new_in(update.batches)
+        wanted = Vote.for_request(self.stop)
+        verdict, is_news = agree_on(Vote.ERROR if update.failure and wanted is Vote.GO else wanted, bool(news))
+        if is_news:
+            self._note_bad_images([bad for told in gather_objects(news) for bad in told])
         if verdict is Vote.ERROR:
-            raise update.failure or UserError("another rank could not read its batch; its own message says why.")
+            raise_together(update.failure)
         return verdict
 
+    def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
+        """A micro-batch as the model takes it."""
+        return self.fault.spoil(self.runner.prepare(batch, step, micro), step)
+
     def all_finite(self, norm: Tensor) -> bool:
-        """Whether the gradients of all ranks are finite; if not, no optimizer moves anywhere and the run ends."""
-        return max_over_ranks(int(not bool(torch.isfinite(norm)))) == 0
+        """Whether the gradients are finite; if not, no optimizer moves anywhere and the run ends.
+
+        No vote is needed: the ranks have summed their gradients, and what is not finite on one of them is so on all.
+        """
+        if is_finite(norm):
+            return True
+        loss = self.meter.held("loss")
+        names = [name for batch in self.update.batches for name in batch["filename"]] if self.update else []
+        is_guilty = loss is not None and not is_finite(loss)
+        mine = f"the loss of rank {rank()} is {loss} on {some_of(names)}" if is_guilty else ""
+        told = [text for text in gather_objects(mine) if text]
+        self.suspects = "; ".join(told) or f"all losses are finite, rank 0 trains on {some_of(from_main(names))}"
+        return False
 
     def watch(self, step: int, update: Update, lr: float, outcome: StepReport) -> None:
         """Tell the hooks about a finished update."""
@@ -129,10 +169,17 @@ class Run:
         self.hooks.on_step(UpdateReport(step, lr, scalars, update.images_of_all_ranks, update.wait_s))
 
     def evaluate(self, step: int) -> None:
-        """Measure the weights as they stand after ``step`` updates."""
+        """Measure the weights as they stand after ``step`` updates; a signal breaks it off, and a resumed run makes up for it."""
         if self.evaluation is None:
             return
-        self.metrics = self.evaluation(self.model, self.ema)
+        self.fault.strike(step, "evaluation")
+        self.buffers.equalize()
+        self.owes_evaluation = True
+        try:
+            self.metrics = self.evaluation(self.model, self.ema, lambda: Vote.for_request(self.stop))
+        except BrokenOff:
+            return
+        self.owes_evaluation = False
         metric = self.main_metric(self.metrics)
         self.schedule.observe(step, metric)
         if metric > self.best.get("metric", float("-inf")):
@@ -148,69 +195,55 @@ class Run:
 
     def save(self, step: int) -> None:
         """Commit a checkpoint, and name it the best where it is. Raises ``StorageError`` on every rank if it cannot."""
+        self.fault.strike(step, "save")
         state = self._state(step)
-        problem = ""
-        if is_main():
-            try:
+        with together():
+            if is_main():
                 path = self.checkpoints.save(
-                    state,
-                    step=step,
-                    epoch=self._epoch(step),
-                    whole_epoch=step % self.outline.updates_per_epoch == 0,
+                    state, step=step, epoch=self.epoch, whole_epoch=step % self.outline.updates_per_epoch == 0,
                     metric=self.metrics,
-                )
+                )  # fmt: skip
                 if self.improved:
                     self.checkpoints.mark_best(path)
                 self.hooks.on_save(step, path)
-            except StorageError as error:
-                problem = str(error)
-        self.improved = False
-        problem = from_main(problem)
-        if problem:
-            raise StorageError(problem)
+        self.improved, self.saved_step = False, step
 
-    def finish(self, step: int, verdict: Vote) -> None:
-        """The last save, where the loop has not made it, and the last word."""
-        if verdict is Vote.STOP and not self.save_every.is_due(step):
+    def finish(self, step: int, verdict: Vote) -> Vote:
+        """The last save, where the loop has not made it, and the last word; returns why the run ended."""
+        if self.owes_evaluation:
+            verdict = agree(Vote.for_request(self.stop))
+        if verdict is not Vote.GO and self.saved_step != step:
             self.save(step)
-        reason: Any = "done" if verdict is Vote.GO else "preempted"
-        code = 0 if verdict is Vote.GO else self.stop.exit_code
-        self._write_status(
-            Status(
-                reason,
-                exit_code=code,
-                step=step,
-                epoch=self._epoch(step),
-                checkpoint=str(self.checkpoints.folder / "ckpt_latest.pth"),
-            )
-        )
-        self.hooks.on_end(step, reason)
+        state: State = "done" if verdict is Vote.GO else "preempted"
+        reasons = [reason for reason in gather_objects(self.stop.reason) if reason] if state == "preempted" else []
+        self._write_status(self._status(state, exit_code=verdict.exit_code, reason=next(iter(reasons), "")))
+        self.hooks.on_end(step, state)
+        self.stop.over()  # a launcher that sees the first rank end signals the others
+        barrier()
+        return verdict
+
+    def _note_bad_images(self, news: list[str]) -> None:
+        """Count and list them, the same on every rank. Raises ``UserError`` when they are too many."""
+        if is_main():
+            list_bad_images(self.outline.folder, self.step, list(dict.fromkeys(news)))
+        with together():
+            self.bad_images.add({"bad": news})
 
     def _state(self, step: int) -> dict[str, Any]:
         facts = self.facts
         return {
-            "format_version": FORMAT_VERSION, "step": step, "epoch": self._epoch(step), "best": self.best, "metrics": self.metrics,
-            "config": facts.config, "data_sha256": facts.data_sha256, "seed": facts.seed,
+            "format_version": FORMAT_VERSION, "step": step, "epoch": self.epoch, "best": self.best, "metrics": self.metrics,
+            "owes_evaluation": self.owes_evaluation, "config": facts.config, "data_sha256": facts.data_sha256, "seed": facts.seed,
             "global_batch_size": facts.global_batch_size, "class_names": facts.class_names,
             **{name: part.state_dict() for name, part in self.stateful.items()},
         }  # fmt: skip
 
-    def _require_same_run(self, path: Path, state: Mapping[str, Any]) -> None:
-        """A resume goes on with the same data, seed and batches, or not at all."""
-        if state["data_sha256"] != self.facts.data_sha256 and not self.facts.accept_data_change:
-            raise UserError(
-                f"{path}: the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
-                f"{self.facts.data_sha256[:12]}… now). Restore them, or go on with saver.accept_data_change=true."
-            )
-        for key, now in (("seed", self.facts.seed), ("global_batch_size", self.facts.global_batch_size)):
-            if state[key] != now:
-                raise UserError(
-                    f"{path}: was made with {key} {state[key]}, this run has {now}; the images would come in another order. "
-                    "Restore it, or start from the weights alone with saver.pretrain_model."
-                )
-
-    def _epoch(self, step: int) -> int:
-        return step // self.outline.updates_per_epoch
+    def _status(self, state: State, *, exit_code: int | None = None, reason: str = "") -> Status:
+        latest = self.checkpoints.folder / LATEST
+        checkpoint = self.resume_from if self.saved_step is None else latest
+        shown = None if checkpoint is None else str(checkpoint)
+        file, line = place_in(reason)
+        return Status(state, exit_code, self.step, self.epoch, shown, reason, file, line)
 
     def _write_status(self, status: Status) -> None:
         if is_main():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from up.data.records import Batch
@@ -72,6 +73,15 @@ class Runner:
 
     def gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients in the backward pass of the last micro-batch only."""
-        if isinstance(self.net, DistributedDataParallel) and not last:
+        if isinstance(self.net, FSDPModule):
+            self.net.set_requires_gradient_sync(last)
+        elif isinstance(self.net, DistributedDataParallel) and not last:
             return self.net.no_sync()
         return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What trains beside the model: nothing here."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of ``state_dict``."""

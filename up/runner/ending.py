@@ -1,0 +1,67 @@
+"""A run that ends before its time: why, said once, known to every rank, and written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from up.data.loader import as_loader_died
+from up.distributed import is_main
+from up.errors import Ending, NumericalError, PeerLost, StorageError, place_in
+from up.runner.folder import Status, read_status, write_status
+from up.runner.run import Run
+from up.together import Word, as_peer_lost, leave_last_words
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Whatever ends the block early goes to ``status.json`` and to the other ranks, and on as an ``Ending`` where it is one."""
+    try:
+        yield
+    except Exception as error:
+        run.stop.over()  # the launcher's signals come now
+        failure = explained(run, error)
+        if not (isinstance(failure, Ending) and failure.known_to_all):
+            leave_last_words(failure)
+        with suppress(Exception):  # the disk may be what is wrong
+            _write(run, failure)
+        with suppress(Exception):
+            run.hooks.on_end(run.step, "failed")
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def explained(run: Run, error: Exception) -> Exception:
+    """What the user should read instead of ``error``: the same, with the places, or what lay behind it."""
+    if isinstance(error, NumericalError) and run.suspects:
+        told = NumericalError(f"step {run.step}: {error}; {run.suspects}. The last good checkpoint is {_checkpoint(run)}.")
+        told.known_to_all = True  # every rank has the same gradients
+        return told
+    if isinstance(error, Ending):
+        return error
+    behind = as_loader_died(error) or as_peer_lost(error)
+    if behind is None and isinstance(error, OSError):
+        return StorageError(f"{error}. Is the disk of {run.outline.folder} full, read-only or gone?")
+    return behind or error
+
+
+def _checkpoint(run: Run) -> str:
+    path, _ = run.checkpoints.newest()
+    return str(path or run.resume_from or "none: none was saved yet")
+
+
+def _write(run: Run, failure: Exception) -> None:
+    if not is_main():
+        if not isinstance(failure, PeerLost):
+            return
+        time.sleep(1.0)  # rank 0 writes, if it is still there
+        status = read_status(run.outline.folder)
+        if status is None or status.state != "running":
+            return
+    exit_code, reason = Word.of(failure)
+    file, line = place_in(reason)
+    path, _ = run.checkpoints.newest()
+    shown = None if path is None else str(path)
+    write_status(run.outline.folder, Status("failed", exit_code, run.step, run.epoch, shown, reason, file, line))
