@@ -176,6 +176,10 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             if len(tap.mimic_name) != wanted:
                 what = f"got {count(len(tap.mimic_name), 'layer')}, expected {wanted}, as many as the student has"
                 yield Problem(f"{path}.mimic_name", what)
+        wanted, adapters = len(job.student.mimic_name), job.student.adapter
+        if isinstance(adapters, list) and len(adapters) != wanted:
+            what = f"got {count(len(adapters), 'adapter')}, expected {wanted}, one for each layer (null for none)"
+            yield Problem(f"mimic.{job_name}.student.adapter", what)
 
 
 def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from up.config.dataset import SHARED
 from up.config.errors import OPTS, Mark, Problem
 from up.config.older_mimic import jobs_of, to_current_form
+from up.config.onnx_teacher import onnx_teachers
 from up.config.sections import SECTIONS, is_section
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, empty, is_null, walk
 from up.config.wording import unknown
@@ -197,6 +198,11 @@ def _take_weight(tree: MappingNode, weight: Node, mark: Mark, path: str, notes: 
     return tree
 
 
+def _onnx_teachers(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
+    """Teachers that are a file."""
+    return onnx_teachers(tree, problems)
+
+
 def _drop_free_form(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
     """Top-level keys of the user's own, which hold anchors; one that is near the name of a section is a typo."""
     for key, node in list(tree.entries.items()):
@@ -247,5 +253,6 @@ def _with(tree: MappingNode, section: str, key: str, node: Node, mark: Mark) -> 
 
 
 _STEPS: tuple[Callable[[MappingNode, list[Note], list[Problem]], MappingNode], ...] = (
-    _hoist_strays, _hoist_scheduler, _flatten_nodecay, _imply_iter_base, _merge_shared, _older_mimic, _drop_free_form,
+    _hoist_strays, _hoist_scheduler, _flatten_nodecay, _imply_iter_base, _merge_shared, _older_mimic, _onnx_teachers,
+    _drop_free_form,
 )  # fmt: skip

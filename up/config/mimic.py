@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from up.config.model import AtLeast1, Name, NotNegative, Part, Section
 from up.config.part import PartOf
 
+Adapter = Literal["conv1x1", "linear"]
+
 
 def _as_list(data: Any) -> Any:
     """A single layer may be written without the brackets."""
@@ -21,7 +23,11 @@ class MimicStudent(Section):
     """What is tapped in the student."""
 
     mimic_name: list[Name] = Field(min_length=1)
-    """Paths of modules whose outputs follow the teacher's, such as ``head.classifier``."""
+    """Paths of modules whose outputs follow the teacher's, such as ``head.classifier``. With ``:input`` after a
+    path it is what the module takes."""
+    adapter: Adapter | list[Adapter | None] | None = None
+    """Layer that brings the student's width to the teacher's and trains with the student. conv1x1 goes between maps, linear
+    between vectors or tokens; a list has one, or null, for each of mimic_name."""
 
     _one_name = model_validator(mode="before")(_as_list)
 
@@ -34,7 +40,7 @@ class MimicTeacher(Section):
     teacher_weight: Name | None = None
     """File with the teacher's weights."""
     teacher_bn_mode: Literal["eval", "train", "precise"] | None = None
-    """``train`` lets the teacher's batch normalisation use the statistics of the batch; unset or ``eval`` its own."""
+    """``train`` lets the teacher's batch normalisation use the statistics of the batch; all else its own."""
 
     _one_name = model_validator(mode="before")(_as_list)
 
@@ -43,7 +49,8 @@ class MimicCfgs(Section):
     """Wrapper of the loss, as older files write it."""
 
     loss: Annotated[Part, PartOf("mimic_loss")]
-    """The distance between student and teacher: kl_loss, kd_loss, l2_loss, ce_loss, bce_loss, dkd, dist."""
+    """The distance between student and teacher. Of logits: kl_loss, kd_loss, ce_loss, bce_loss, dkd, dist; of features:
+    l2_loss, cosine, attention_transfer."""
 
 
 class MimicJob(Section):
@@ -51,8 +58,8 @@ class MimicJob(Section):
 
     gathers: ClassVar[dict[str, str]] = {"teachers": r"teacher\w*"}
 
-    mimic_ins_type: Name = "base"
-    """The kind of job; there is one, ``base``."""
+    mimic_ins_type: Literal["base"] = "base"
+    """The kind of job; there is one."""
     loss_weight: NotNegative = 1.0
     """Factor of the loss, which is divided by the number of layers."""
     warm_up_iters: Annotated[int, Field(ge=-1)] = -1
@@ -70,10 +77,10 @@ class MimicCache(Section):
 
     dir: Name
     """Folder of the cache."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """How numbers are stored."""
     topk: AtLeast1 | None = None
-    """Store the k largest logits of each image only; unset stores all."""
+    """Store the k largest logits of each image only, and what the others have together; unset stores all."""
 
 
 class Mimic(Section):
@@ -87,6 +94,9 @@ class Mimic(Section):
     """Add the loss of the task itself."""
     cache: MimicCache | None = None
     """Cache of the teachers' outputs."""
+    preflight: Literal["error", "warn", "skip"] = "error"
+    """Before the first update every teacher is scored on up to 512 validation images. One that is no better than chance is
+    an error, or a warning; ``skip`` does not score."""
     jobs: dict[str, MimicJob] = Field(min_length=1)
     """The jobs by name."""
 

@@ -110,6 +110,10 @@ def _looser_forms(definitions: Schema) -> None:
         "type": "string",
         "description": "Weights of the student.",
     }
+    for pattern, net in definitions["Config"]["patternProperties"].items():
+        file = {"type": "string", "description": "An ONNX file, or a deploy package: a teacher of logits."}
+        from_file = {"type": "object", "properties": {"onnx": file}, "required": ["onnx"], "additionalProperties": False}
+        definitions["Config"]["patternProperties"][pattern] = {"anyOf": [net, from_file]}
     rules, rule = definitions["ParamConfig"]["properties"], definitions["ParamRule"]
     rules["linear"] = rules["linear_b"]
     rules["nodecay"]["anyOf"].append({"type": "object", "required": ["value"]})

@@ -132,6 +132,15 @@ class TestContradictions:
     def test_prev_in_order(self) -> None:
         assert decoded("net:\n- {name: a, type: x}\n- {name: b, type: z, prev: a}\n").config.net[1].prev == "a"
 
+    def test_adapters_are_as_many_as_layers(self) -> None:
+        text = (
+            "teacher: [{name: backbone, type: x}]\nmimic:\n  cfgs: {loss: {type: l2_loss}}\n"
+            "  student: {mimic_name: [a, b], adapter: [linear, null, conv1x1]}\n  teacher: {mimic_name: [a, b]}\n"
+        )
+        assert problems(NET + text) == [
+            "x.yaml:5: mimic.mimic_job0.student.adapter: got 3 adapters, expected 2, one for each layer (null for none)"
+        ]
+
     def test_teachers_of_mimic_exist_and_have_as_many_layers(self) -> None:
         found = problems(
             NET

@@ -219,8 +219,16 @@ class TestOlderMimic:
         assert list(mimic.jobs) == ["mimic_job0", "mimic_job1"]
         assert not mimic.task_loss
         assert mimic.cache is not None
-        assert (mimic.cache.dtype, mimic.cache.topk) == ("float16", 10)
+        assert (mimic.cache.dtype, mimic.cache.topk) == ("fp16", 10)
         assert mimic.jobs["mimic_job1"].teachers["teacher"].teacher_bn_mode == "train"
+
+    def test_a_teacher_that_is_a_file(self) -> None:
+        made = decoded("teacher1:\n  onnx: model.tar\n")
+        (module,) = made.config.teachers["teacher1"]
+        assert (module.name, module.type, module.kwargs) == ("logits", "onnx", {"file": "model.tar"})
+        assert made.origins.of("teacher1.0.kwargs.file") == "x.yaml:3"
+        refused = problem("teacher: {onx: model.tar}\n")
+        assert refused.startswith("x.yaml:2: teacher.onx: teacher takes no such key. Did you mean 'onnx'?")
 
     def test_problems_keep_the_paths_of_the_file(self) -> None:
         message = problem(self.TEACHER + "mimic:\n  student: {}\n  loss_weigth: 3\n  teacher: {mimic_name: []}\n")
