@@ -10,5 +10,6 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # for nets this tiny a second thread only waits
+    os.environ["OMP_NUM_THREADS"] = "1"  # the same for the processes that tests start
     os.environ.pop("PLUGINPATH", None)
