@@ -210,7 +210,7 @@ def missing_for_training(config: Config) -> list[Problem]:
         ),
         (
             "trainer.optimizer",
-            trainer.optimizer is not None or config.finetune is not None,
+            trainer.optimizer is not None,
             "training needs an optimizer",
         ),
     )

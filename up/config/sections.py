@@ -16,13 +16,13 @@ from pydantic import (
 
 from up.config.dataset import BatchSampler, BatchSamplerKwargs, DataLoader, DataLoaderKwargs, Dataset, Source
 from up.config.mimic import Mimic, MimicCache, MimicJob, MimicStudent, MimicTeacher
-from up.config.model import AtLeast1, Fraction, Name, NotNegative, Part, Positive, Section
+from up.config.model import AtLeast1, Fraction, Name, Part, Positive, Section
 from up.config.part import PartOf
 from up.config.trainer import LayerDecay, OptimizerPart, ParamConfig, ParamRule, SchedulePart, SpecialGroup, Trainer
 
 __all__ = [
     "BatchSampler", "BatchSamplerKwargs", "BnInit", "Config", "DataLoader", "DataLoaderKwargs", "Dataset", "Dist",
-    "Ema", "EmaKwargs", "Finetune", "Fp16", "LayerDecay", "Mimic", "MimicCache", "MimicJob", "MimicStudent",
+    "Ema", "EmaKwargs", "Fp16", "LayerDecay", "Mimic", "MimicCache", "MimicJob", "MimicStudent",
     "MimicTeacher", "NetModule", "OptimizerPart", "ParamConfig", "ParamRule", "Part", "Runtime", "Saver",
     "SchedulePart", "Section", "Source", "SpecialGroup", "ToKestrel", "Trainer",
 ]  # fmt: skip
@@ -242,33 +242,6 @@ class ToKestrel(Section):
     """Folder of the package; unset takes ``--save_to`` or the run's folder."""
 
 
-class Finetune(Section):
-    """A recipe for fine-tuning: a small edit of optimizer and schedule."""
-
-    strategy: Literal["default", "adamw", "l2sp", "ulmfit", "linear_probe", "step150"] = "default"
-    """default: Adam at 1e-4; adamw: with warmup and decay to 0; l2sp: pulled to the starting weights; ulmfit: slanted
-    triangle, smaller rates for lower layers, gradual unfreezing; linear_probe: the head alone; step150: 150 epochs, a
-    tenth of the rate every 50."""
-    lr: Positive | None = None
-    """Learning rate; unset takes the strategy's."""
-    weight_decay: NotNegative | None = None
-    """Weight decay; unset takes the strategy's."""
-    l2sp_weight: NotNegative = 1e-3
-    """l2sp: factor of the squared distance to the starting weights, head excluded (Li et al. 2018)."""
-    warmup_fraction: Fraction = 0.1
-    """adamw: share of the steps in which the learning rate rises."""
-    cut_fraction: Fraction = 0.1
-    """ulmfit: share of the steps in which the learning rate rises (Howard and Ruder 2018, section 3.2)."""
-    ratio: Annotated[float, Field(ge=1)] = 32.0
-    """ulmfit: largest by smallest learning rate."""
-    dis_blocks: AtLeast1 = 3
-    """ulmfit: groups of layers; each has a learning rate 2.6 times smaller than the one above it."""
-    frz_blocks: AtLeast1 = 3
-    """ulmfit: epochs until all layers train."""
-    lr_scale: Positive = 0.1
-    """step150: factor of the learning rate of pretraining."""
-
-
 Net = Annotated[list[NetModule], Field(min_length=1)]
 
 
@@ -297,8 +270,6 @@ class Config(Section):
     """Knowledge distillation."""
     to_kestrel: ToKestrel = ToKestrel()
     """The package for Kestrel."""
-    finetune: Finetune | None = None
-    """A recipe for fine-tuning, which edits optimizer and schedule."""
 
 
 SECTIONS = tuple(name for name in Config.model_fields if name != "teachers")

@@ -156,7 +156,7 @@ class TestContradictions:
     def test_what_training_needs(self) -> None:
         config = decoded(NET).config
         assert [each.path for each in missing_for_training(config)] == ["dataset.train", "trainer.max_epoch", "trainer.optimizer"]
-        full = decoded(NET + "dataset: {train: {dataset: {type: cls}}}\ntrainer: {max_iter: 3}\nfinetune: {strategy: ulmfit}")
+        full = decoded(NET + "dataset: {train: {dataset: {type: cls}}}\ntrainer: {max_iter: 3, optimizer: {type: SGD}}")
         assert missing_for_training(full.config) == []
 
 
