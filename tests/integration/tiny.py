@@ -1,0 +1,63 @@
+"""A configuration small enough to be trained in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CLASSES = ("red", "green", "blue")
+SIDE = 32
+
+
+def transforms(*first: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*first, {"type": "to_tensor"}, {"type": "normalize", "kwargs": {"mean": [0.4, 0.4, 0.4], "std": [0.3, 0.3, 0.3]}}]
+
+
+def source(images: Path, name: str, *first: dict[str, Any], batch_size: int, sampler: str) -> dict[str, Any]:
+    return {
+        "dataset": {
+            "type": "cls",
+            "kwargs": {
+                "meta_file": str(images / f"{name}.txt"),
+                "image_reader": {"type": "fs_pillow", "kwargs": {"image_dir": str(images)}},
+                "transformer": transforms(*first),
+                "class_names": list(CLASSES),
+            },
+        },
+        "batch_sampler": {"type": "base", "kwargs": {"sampler": {"type": sampler}, "batch_size": batch_size}},
+        "dataloader": {"type": "cls_base", "kwargs": {"num_workers": 0}},
+    }
+
+
+def tiny_config(images: Path, run: Path) -> dict[str, Any]:
+    """A whole configuration for the ``images`` of ``conftest``, which leaves its run in ``run``."""
+    crop = {"type": "torch_random_resized_crop", "kwargs": {"size": 32, "scale": [0.5, 1.0]}}
+    flip = {"type": "torch_random_horizontal_flip"}
+    resize = {"type": "torch_resize", "kwargs": {"size": [32, 32]}}
+    small = {"block": "basic", "layers": [1, 1, 1, 1], "stem": "small", "width": 8}
+    return {
+        "runtime": {"task_names": "cls", "random_seed": 7, "device": "cpu"},
+        "dataset": {
+            "train": source(images, "train", crop, flip, batch_size=8, sampler="dist"),
+            "test": source(images, "val", resize, batch_size=5, sampler="dist_test"),
+        },
+        "trainer": {
+            "max_epoch": 2,
+            "optimizer": {"type": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005}},
+            "lr_scheduler": {
+                "type": "CosineAnnealingLR",
+                "warmup_iter": 2,
+                "warmup_type": "linear",
+                "warmup_ratio": 0.2,
+                "warmup_register_type": "no_scale_lr",
+                "kwargs": {"T_max": 2},
+            },
+            "log_interval": 1,
+        },
+        "saver": {"save_dir": str(run)},
+        "net": [
+            {"name": "backbone", "type": "resnet_custom", "kwargs": small},
+            {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 3}},
+            {"name": "post_process", "type": "base_cls_postprocess", "kwargs": {"cls_loss": {"type": "ce"}}},
+        ],
+    }
