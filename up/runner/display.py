@@ -4,18 +4,55 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.logging import RichHandler
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
+from up.distributed import is_main
 from up.runner.hooks import Hook, Outline, UpdateReport
 from up.runner.log import LOGGER
 from up.runner.meter import WindowMeter
 from up.text import duration
+
+
+class TrainingBar(Progress):
+    """A bar, and below it a line of numbers that may be as long as the terminal is wide."""
+
+    def __init__(self, console: Console, *, total: int, completed: int) -> None:
+        self.numbers = Text()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        super().__init__(*columns, console=console, refresh_per_second=4)
+        self._training = self.add_task("training", total=total, completed=completed, left="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What stands on the terminal."""
+        yield from super().get_renderables()
+        yield self.numbers
+
+    def advance_to(self, step: int) -> None:
+        """``step`` updates are done."""
+        self.update(self._training, completed=step)
+
+    def tell(self, epoch: int, numbers: str, left: str) -> None:
+        """The numbers of the last updates."""
+        self.numbers = Text(numbers)
+        self.update(self._training, description=f"epoch {epoch}", left=f"left {left}")
+
+
+class ThroughConsole(logging.Handler):
+    """Prints log lines above the bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record, as it is."""
+        self.console.print(Text(self.format(record)), soft_wrap=True)
 
 
 class Display(Hook):
@@ -25,22 +62,15 @@ class Display(Hook):
         self.every = every
         self.console = console or Console(stderr=True)
         self._window = WindowMeter()
-        self._bar: Progress | None = None
+        self._bar: TrainingBar | None = None
 
     def on_start(self, outline: Outline, step: int) -> None:
         self._outline = outline
-        self._first_step = self._last_step = step
+        self._first_step = step
         self._images, self._wait_s = 0, 0.0
-        self._begun = self._since = time.perf_counter()
+        self._begun = self._since = self._seen = time.perf_counter()
         if self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[shown]}"),
-            )
-            self._bar = Progress(*columns, console=self.console)
-            self._task = self._bar.add_task("training", total=outline.total_steps, completed=step, shown="")
+            self._bar = TrainingBar(self.console, total=outline.total_steps, completed=step)
             self._bar.start()
 
     def on_step(self, report: UpdateReport) -> None:
@@ -48,38 +78,45 @@ class Display(Hook):
         self._images += report.images
         self._wait_s += report.wait_s
         if self._bar:
-            self._bar.update(self._task, completed=report.step)
+            self._bar.advance_to(report.step)
         if report.step % self.every == 0 or report.step == self._outline.total_steps:
             self._show(report)
+        self._seen = time.perf_counter()
 
     def _show(self, report: UpdateReport) -> None:
         means = self._window.read()  # waits for the device, so that the clock below is honest
         now = time.perf_counter()
         spent = max(now - self._since, 1e-9)
-        left = (self._outline.total_steps - report.step) * (now - self._begun) / max(1, report.step - self._first_step)
-        shown = "  ".join(
+        left = duration((self._outline.total_steps - report.step) * (now - self._begun) / max(1, report.step - self._first_step))
+        numbers = "  ".join(
             [
                 *(f"{name} {value:.4g}" for name, value in means.items()),
                 f"lr {report.lr:.4g}",
                 f"{self._images / spent:,.0f} images/s",
                 f"data wait {100 * self._wait_s / spent:.0f}%",
-                f"left {duration(left)}",
             ]
         )
         epoch = (report.step - 1) // self._outline.updates_per_epoch + 1
         if self._bar:
-            self._bar.update(self._task, description=f"epoch {epoch}", shown=shown)
-        _record(f"step {report.step}/{self._outline.total_steps}  epoch {epoch}  {shown}", to_console=self._bar is None)
-        self._since, self._images, self._wait_s, self._last_step = now, 0, 0.0, report.step
+            self._bar.tell(epoch, numbers, left)
+        line = f"step {report.step}/{self._outline.total_steps}  epoch {epoch}  {numbers}  left {left}"
+        _record(line, to_console=self._bar is None)
+        self._since, self._images, self._wait_s = now, 0, 0.0
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()) or "no labels, nothing to measure"
         _record(f"evaluation at step {step} (epoch {step / self._outline.updates_per_epoch:g}):  {shown}")
-        self._since = time.perf_counter()  # evaluation is no training time
+        self._leave_out_time_since_the_update()
 
     def on_save(self, step: int, path: Path) -> None:
         _record(f"saved {path} (step {step})")
-        self._since = time.perf_counter()
+        self._leave_out_time_since_the_update()
+
+    def _leave_out_time_since_the_update(self) -> None:
+        """Evaluating and saving are no training time: images per second must not sink with them."""
+        now = time.perf_counter()
+        self._since += now - self._seen
+        self._seen = now
 
     def on_end(self, step: int, reason: str) -> None:
         if self._bar:
@@ -97,17 +134,13 @@ class Display(Hook):
 
 def show_log_on(console: Console) -> None:
     """Print the lines of the ``up`` logger: with a progress bar through the same console, plain otherwise."""
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)  # what all ranks know, one says
     LOGGER.propagate = False
     for handler in [handler for handler in LOGGER.handlers if not isinstance(handler, logging.FileHandler)]:
         LOGGER.removeHandler(handler)
-    if console.is_terminal:
-        LOGGER.addHandler(RichHandler(console=console, show_path=False, show_level=False, markup=False, highlighter=None))
-        return
-    plain = logging.StreamHandler()
-    plain.setFormatter(logging.Formatter("%(message)s"))
-    plain.addFilter(lambda record: getattr(record, "to_console", True))
-    LOGGER.addHandler(plain)
+    shown = ThroughConsole(console) if console.is_terminal else logging.StreamHandler()
+    shown.addFilter(lambda record: getattr(record, "to_console", True))
+    LOGGER.addHandler(shown)
 
 
 def _record(line: str, *, to_console: bool = True) -> None:
