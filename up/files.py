@@ -29,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError ("unexpected pos")
         raise StorageError(
-            f"{path}: cannot be written ({_reason(error)}). Free some space or choose another saver.save_dir."
+            f"{path}: cannot be written ({_reason(error)}). Free some space, or choose another folder."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,7 +37,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` atomically as UTF-8."""
-    write_atomically(path, lambda file: _ignore(file.write(text.encode())))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` atomically."""
+    write_atomically(path, lambda file: _ignore(file.write(data)))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,28 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
 
 
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
-    """Build the net of the configuration and fill it; the averaged weights where the checkpoint has them and ``ema``."""
-    path = find_checkpoint(experiment, checkpoint)
-    weights = read_state(path)
-    names = list(weights.class_names) if weights.class_names else None
+    """As ``load_net``, on the device of the configuration, joined to the other processes and compiled where asked for."""
     runtime = experiment.config.runtime
     device = device_of(experiment)
     distributed.join(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
+    trained = load_net(experiment, checkpoint, ema=ema)
+    on_device(experiment, trained.net, device)
+    return replace(trained, device=device)
+
+
+def load_net(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
+    """Build the net of the configuration and fill it; the averaged weights where the checkpoint has them and ``ema``.
+
+    It is on the CPU, in evaluation mode, as it was built.
+    """
+    path = find_checkpoint(experiment, checkpoint)
+    weights = read_state(path)
+    names = list(weights.class_names) if weights.class_names else None
     facts: dict[str, Any] = {"num_classes": len(names)} if names and not isinstance(names[0], list) else {}
     net = build_net(experiment, facts)
     report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
-    on_device(experiment, net, device)
     net.eval()
-    return Trained(net, path, names, report, device)
+    return Trained(net, path, names, report, torch.device("cpu"))
 
 
 def evaluate_checkpoint(

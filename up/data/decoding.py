@@ -128,13 +128,18 @@ def decode(encoded: bytes, opened: Image.Image, name: str) -> Image.Image:
         if kind == "PNG":  # decoding skips the checksums of the pixel data, and a flipped bit would pass unseen
             Image.open(io.BytesIO(encoded), formats=("PNG",)).verify()
         opened.load()
-        image = _to_rgb(opened)
-        turn = _UPRIGHT.get(orientation(opened))
-        return image.transpose(turn) if turn is not None else image
+        return upright_rgb(opened)
     except MemoryError:
         raise
     except Exception as error:
         raise BadImage(name, _damaged(kind, len(encoded), error)) from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of an image that is decoded already, turned as its EXIF says."""
+    turn = _UPRIGHT.get(orientation(image))
+    rgb = _to_rgb(image)
+    return rgb.transpose(turn) if turn is not None else rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -44,10 +44,8 @@ class PillowReader:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         del memcached  # accepted for the sake of older files: the page cache does this job
-        if not 0 < max_pixels <= 2 * MAX_PIXELS:
-            raise UserError(f"max_pixels is {max_pixels:,}. Expected 1 to {2 * MAX_PIXELS:,}, the most Pillow opens.")
         self.image_dir = image_dir
-        self.max_pixels = max_pixels
+        self.max_pixels = _expect_pixels(max_pixels)
         self.color_mode = color_mode
 
     def __call__(self, source: str | bytes, name: str | None = None) -> Image.Image:
@@ -70,18 +68,25 @@ class TurboReader:
         memcached: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._pillow = PillowReader(image_dir=image_dir, memcached=memcached, max_pixels=max_pixels)
+        del memcached
         self.image_dir = image_dir
+        self.max_pixels = _expect_pixels(max_pixels)
         self.color_mode = color_mode
 
     def __call__(self, source: str | bytes, name: str | None = None) -> torch.Tensor:
         """A uint8 tensor (3, H, W)."""
         with QUIET:
-            encoded, opened = open_image(source, name, self._pillow.max_pixels)
+            encoded, opened = open_image(source, name, self.max_pixels)
             pixels = _turbo(encoded, opened)
             if pixels is None:  # Pillow has the last word, so that both readers refuse the same files
                 pixels = pil_to_tensor(decode(encoded, opened, name or name_of(source)))
         return pixels.flip(0) if self.color_mode == "BGR" else pixels
+
+
+def _expect_pixels(max_pixels: int) -> int:
+    if not 0 < max_pixels <= 2 * MAX_PIXELS:
+        raise UserError(f"max_pixels is {max_pixels:,}. Expected 1 to {2 * MAX_PIXELS:,}, the most Pillow opens.")
+    return max_pixels
 
 
 def _turbo(encoded: bytes, opened: Image.Image) -> torch.Tensor | None:

@@ -1,0 +1,24 @@
+"""Serving what was trained: ``up.deploy.load("model.tar").predict(["a.jpg"])``, without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing this package must stay free: the command line does it for --help
+    from up.deploy.bundle_predictor import Model
+
+
+def load(
+    path: str | Path, *, provider: str = "cpu", topk: int | None = None, batch_size: int = 32, threads: int | None = None
+) -> Model:
+    """Open a package (.tar) or one of our graphs (.onnx) to predict with.
+
+    ``topk`` classes are listed (None: as many as the package says), ``threads`` decode images. Raises ``UserError`` for
+    a package that is damaged, and a ``provider`` (cpu, cuda, tensorrt) that this onnxruntime does not have.
+    """
+    from up.deploy.bundle_predictor import BundlePredictor, Model
+
+    predictor = BundlePredictor.open(Path(path), provider=provider, topk=topk, batch_size=batch_size)
+    return Model(predictor, threads or min(8, os.cpu_count() or 1))

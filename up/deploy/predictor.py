@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from up.assembly.data import build_reader, build_transforms
 from up.assembly.network import precision_of
 from up.data.bad_images import BadImage
 from up.data.records import Batch, Sample
+from up.deploy.ahead import grouped, loaded_ahead
 from up.deploy.answers import Answer, best_guesses
 from up.experiment import Experiment
 from up.trained import load_trained
@@ -34,11 +33,9 @@ class CheckpointPredictor:
 
     def predict(self, paths: Sequence[Path], *, threads: int = 2) -> Iterator[Answer]:
         """Images are decoded in threads while the net works."""
-        with ThreadPoolExecutor(threads) as pool:
-            loaded = pool.map(self._load, paths)
-            waiting = iter(zip(paths, loaded, strict=True))
-            while group := list(islice(waiting, self.batch_size)):
-                yield from self._answers(group)
+        loaded = loaded_ahead(self._load, paths, threads=threads, ahead=2 * self.batch_size + threads)
+        for group in grouped(loaded, self.batch_size):
+            yield from self._answers(group)
 
     def _load(self, path: Path) -> Sample | str:
         try:

@@ -23,11 +23,11 @@ Facts = Mapping[str, Any]  # arguments by name that the program fills in where a
 class ExportSpec:
     """What an exporter must know of a trained network to serve exactly what was trained."""
 
+    module: nn.Module  # (N, 3, H, W) -> (N, numbers), the numbers of all heads side by side
     input_size: Size
-    preprocess: Sequence[Mapping[str, Any]]  # ordered operations, in the words of the package's manifest
-    heads: Sequence[Mapping[str, Any]]  # name, start, end, type, labels, activation
-    mean: Sequence[float]  # in units of 0..1
-    std: Sequence[float]
+    channel_order: str  # RGB or BGR
+    preprocess: Sequence[Mapping[str, Any]]  # from a file to the input, in the words of the package's manifest
+    heads: Sequence[Mapping[str, Any]]  # likewise: name, start, end, type, activation, labels, thresholds, topk
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class TaskPlugin:
     """From a reader and transforms: what loads images that no meta file lists, and finishes batches of them."""
     class_names: Callable[[Any], list[str] | None]
     """The names of the classes of a data set."""
-    export_spec: Callable[..., ExportSpec] | None = None
+    export_spec: Callable[[nn.Module, Any, Sequence[Any], Any, bool], ExportSpec] | None = None
+    """From (net, reader, test transforms, names of the classes, whether the graph ends in probabilities)."""
 
 
 TASKS = Registry("task", {"cls": "up.tasks.cls.plugin:PLUGIN", "kd_cls": "up.tasks.cls.plugin:PLUGIN"})

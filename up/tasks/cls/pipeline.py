@@ -23,14 +23,14 @@ class ImagePipeline:
         expect_numbers(transforms)
         self._transforms, self.tail = split_tail(transforms)
 
-    def load(self, path: Path) -> Sample:
-        """One image as uint8 or float (3, H, W). Raises ``BadImage``."""
-        image = self._reader(str(path.absolute()))
+    def load(self, source: Path | bytes) -> Sample:
+        """One image, of a file or encoded already, as uint8 or float (3, H, W). Raises ``BadImage``."""
+        image = self._reader(source if isinstance(source, bytes) else str(source.absolute()))
         for transform in self._transforms:
             image = transform(image)
         if isinstance(image, Image.Image):
             image = pil_to_tensor(image)
-        return Sample(image=image, filename=str(path), index=0, seed=0)
+        return Sample(image=image, filename="image" if isinstance(source, bytes) else str(source), index=0, seed=0)
 
     def finish(self, batch: Batch, device: torch.device) -> Batch:
         """A collated batch as the net takes it."""

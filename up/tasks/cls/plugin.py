@@ -20,6 +20,7 @@ from up.runner.hooks import HOOKS
 from up.runner.runner import Mixing, StepOutput
 from up.tasks.cls.datasets import DATASETS, ClsDataset
 from up.tasks.cls.device_tail import DeviceTail, expect_numbers, split_tail
+from up.tasks.cls.export import export_spec
 from up.tasks.cls.files import named_paths
 from up.tasks.cls.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.losses import LOSSES
@@ -211,4 +212,5 @@ PLUGIN = TaskPlugin(
     result_stream=result_stream,
     pipeline=ImagePipeline,
     class_names=class_names,
+    export_spec=export_spec,
 )

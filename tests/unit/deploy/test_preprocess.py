@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+
+from up.data.bad_images import BadImage
+from up.data.collate import collate
+from up.data.readers import PillowReader
+from up.deploy.operations import Operation, Resize, pixel_affine
+from up.deploy.preprocess import Preprocessing, target_size
+from up.tasks.cls.pipeline import ImagePipeline
+from up.tasks.cls.transforms import (
+    CenterCrop,
+    Denormalize,
+    LevelsToTensor,
+    Normalize,
+    ToTensor,
+    export_ops_of,
+    output_size_of,
+)
+from up.tasks.cls.transforms import Resize as TrainResize
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+END: list[Any] = [ToTensor(), Normalize(mean=MEAN, std=STD)]
+OPERATIONS = TypeAdapter(list[Operation])
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    rows, columns = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(width * height).integers(0, 90, (height, width))
+    levels = np.stack([columns * 255 // width, rows * 255 // height, (columns * rows + noise) % 256, rows % 256], axis=-1)
+    return Image.fromarray(levels.astype(np.uint8), "RGBA").convert(mode)
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> dict[str, Any]:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+MIXED: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: encoded(picture(61, 47), "JPEG"),
+    "rgba": lambda: encoded(picture(47, 61, "RGBA"), "PNG"),
+    "palette": lambda: encoded(picture(50, 70).quantize(32), "PNG", transparency=3),
+    "grey": lambda: encoded(picture(64, 48, "L"), "JPEG"),
+    "cmyk": lambda: encoded(picture(64, 48, "CMYK"), "JPEG"),
+    "turned": lambda: encoded(picture(80, 40), "JPEG", **turned(6)),
+    "deep": lambda: encoded(Image.fromarray((np.asarray(picture(40, 44, "L")).astype(np.uint16) << 8) + 200), "PNG"),
+    "tiny": lambda: encoded(picture(3, 2), "PNG"),
+    "one bit": lambda: encoded(picture(40, 44, "1"), "PNG"),
+}
+PIPELINES: dict[str, list[Any]] = {
+    "short side and crop": [TrainResize(size=36), CenterCrop(size=32), *END],
+    "exact": [TrainResize(size=(28, 36), interpolation="bicubic"), *END],
+    "lanczos": [TrainResize(size=(32, 32), interpolation="lanczos"), *END],
+    "nearest": [TrainResize(size=(32, 32), interpolation="nearest"), *END],
+    "crop only": [CenterCrop(size=(45, 50)), *END],
+    "levels": [TrainResize(size=(32, 32)), LevelsToTensor(), Normalize(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0))],
+    "no normalize": [TrainResize(size=(32, 32)), ToTensor()],
+}
+UNDONE: list[Any] = [TrainResize(size=(32, 32)), *END, Denormalize(mean=MEAN, std=STD)]
+
+
+def both(transforms: list[Any], source: bytes, tmp_path: Path, color: Any = "RGB") -> tuple[np.ndarray, np.ndarray]:
+    """What training feeds its net, and what a package makes of the same file."""
+    path = tmp_path / "image"
+    path.write_bytes(source)
+    pipeline = ImagePipeline(PillowReader(color_mode=color), transforms)
+    trained = pipeline.finish(collate([pipeline.load(path)]), torch.device("cpu")).image[0]
+    plain = [{"op": "decode", "color": color, "max_pixels": 10**6}, {"op": "exif"}, {"op": "alpha"}, *export_ops_of(transforms)]
+    size = output_size_of(transforms)
+    assert size is not None
+    return trained.numpy(), Preprocessing(OPERATIONS.validate_python(plain), size)(path)
+
+
+@pytest.mark.parametrize("kind", MIXED)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_equal_to_training_in_every_bit(name: str, kind: str, tmp_path: Path) -> None:
+    trained, packaged = both(PIPELINES[name], MIXED[kind](), tmp_path)
+    assert packaged.dtype == np.float32
+    assert np.array_equal(trained, packaged)
+
+
+def test_a_normalize_that_is_undone(tmp_path: Path) -> None:
+    """Training multiplies and adds where the package subtracts and divides: equal but for the last bit."""
+    trained, packaged = both(UNDONE, MIXED["jpeg"](), tmp_path)
+    assert np.abs(trained - packaged).max() <= 1.2e-7
+
+
+def test_channels_of_a_net_trained_on_bgr(tmp_path: Path) -> None:
+    source = MIXED["rgba"]()
+    trained, packaged = both(PIPELINES["short side and crop"], source, tmp_path, color="BGR")
+    assert np.array_equal(trained, packaged)
+    assert not np.array_equal(packaged, both(PIPELINES["short side and crop"], source, tmp_path)[1])
+
+
+def made(*operations: dict[str, Any], size: tuple[int, int] = (32, 32)) -> Preprocessing:
+    plain = [{"op": "decode", "color": "RGB", "max_pixels": 5000}, *operations, {"op": "to_float", "divide_by": 255.0}]
+    return Preprocessing(OPERATIONS.validate_python(plain), size)
+
+
+EXACT = {"op": "resize", "mode": "exact", "size": [32, 32], "interpolation": "bilinear", "antialias": True}
+
+
+def test_all_ways_to_give_an_image(tmp_path: Path) -> None:
+    data = encoded(picture(50, 40), "PNG", **turned(3))
+    (tmp_path / "a.png").write_bytes(data)
+    of_file = made(EXACT)(tmp_path / "a.png")
+    upright = np.rot90(np.asarray(picture(50, 40)), 2)
+    for source in (str(tmp_path / "a.png"), data, Image.open(io.BytesIO(data)), upright):
+        assert np.array_equal(made(EXACT)(source), of_file)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(encoded(picture(100, 100), "PNG"))
+    with pytest.raises(BadImage, match=r"b\.png: too large: 100 x 100 = 10,000 pixels, more than max_pixels 5,000"):
+        made(EXACT)(tmp_path / "b.png")
+    with pytest.raises(BadImage, match=r"image: an array float64 \(3, 4\); expected levels"):
+        made(EXACT)(np.zeros((3, 4)))  # type: ignore[arg-type]
+    short_side = {**EXACT, "mode": "short_side", "size": 32}
+    with pytest.raises(BadImage, match=r"image: comes out at 40 x 32 pixels, the graph takes 32 x 32"):
+        made(short_side)(encoded(picture(50, 40), "PNG"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(47, 61), (61, 47), (1, 999), (333, 500), (500, 375)])
+def test_the_longer_side_is_rounded_as_torchvision_does(height: int, width: int) -> None:
+    from torchvision.transforms.v2.functional import resize
+
+    op = Resize(mode="short_side", size=37, interpolation="bilinear", antialias=True)
+    expected = resize(Image.new("RGB", (width, height)), [37]).size[::-1]
+    assert target_size(op, height, width) == expected
+
+
+def test_pixel_affine_composes() -> None:
+    ops = OPERATIONS.validate_python(export_ops_of(END))
+    mean, std = pixel_affine(ops)
+    assert mean == pytest.approx([123.675, 116.28, 103.53])
+    assert std == pytest.approx([58.395, 57.12, 57.375])
+    mean, std = pixel_affine(OPERATIONS.validate_python(export_ops_of(UNDONE[1:])))
+    assert mean == pytest.approx([0, 0, 0], abs=1e-9)
+    assert std == pytest.approx([255, 255, 255])

@@ -1,0 +1,77 @@
+"""What ``up to_onnx`` and ``up to_kestrel`` share: their arguments, and the export itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from up.commands.arguments import add_config, without_meaningless
+from up.deploy.images import find_images
+
+if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
+    from up.deploy.exporter import Export
+    from up.experiment import Experiment
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The arguments of an export; those that ``to_kestrel`` of the configuration has too win over it."""
+    parser.add_argument("-c", "--ckpt", type=Path, help="the checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("--model-name", "--model_name", help="name of the model (default: to_kestrel.model_name)")
+    parser.add_argument("--version", help="version of the model, major.minor.patch (default: to_kestrel.version)")
+    parser.add_argument(
+        "--add-softmax", "--add_softmax", "--activation", action=argparse.BooleanOptionalAction, dest="add_softmax",
+        help="end the graph in probabilities: softmax, sigmoid for bce (default: to_kestrel.add_softmax)",
+    )  # fmt: skip
+    parser.add_argument("--quantize", choices=("int8",), help="8-bit integers, if the accuracy stays and it gets faster")
+    parser.add_argument("--max-drop", type=float, default=1.0, help="int8: points of accuracy that may be lost")
+    parser.add_argument("--min-speedup", type=float, default=1.0, help="int8: how many times as fast it must be here")
+    parser.add_argument("--calibration-images", type=int, default=256, help="int8: images that ranges are found with, at least 128")
+    parser.add_argument(
+        "--metric-images", type=int, metavar="N",
+        help="test images that the accuracy is measured on; 0: all (default: 2048, for int8 all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="IMAGE", help="prove on these images where dataset.test is not on this machine"
+    )
+    add_config(parser)
+
+
+def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The arguments, with the flags that set values of ``to_kestrel`` turned into overrides."""
+    arguments = parser.parse_args(without_meaningless(words[1:]))
+    given = {
+        "model_name": arguments.model_name,
+        "version": arguments.version,
+        "add_softmax": arguments.add_softmax,
+        "save_to": str(arguments.save_to) if getattr(arguments, "save_to", None) else None,
+    }
+    arguments.opts = [
+        *arguments.opts,
+        *(f"to_kestrel.{key}={json.dumps(value)}" for key, value in given.items() if value is not None),
+    ]
+    return arguments
+
+
+def experiment_of(arguments: argparse.Namespace) -> Experiment:
+    """The experiment of ``--config``, with the flags' values in its ``to_kestrel``."""
+    from up.experiment import load_experiment
+
+    return load_experiment(arguments.config, arguments.opts)
+
+
+def exported(experiment: Experiment, arguments: argparse.Namespace) -> Export:
+    """The proved export. Raises before anything is written where something fails."""
+    images = find_images(arguments.images)
+    from up.deploy.exporter import ExportOptions, export
+    from up.deploy.quantize import Limits
+
+    options = ExportOptions(
+        precision="int8" if arguments.quantize else "fp32",
+        limits=Limits(arguments.max_drop, arguments.min_speedup),
+        calibration_images=arguments.calibration_images,
+        metric_images=arguments.metric_images,
+        images=images,
+    )
+    return export(experiment, arguments.ckpt, options, print)

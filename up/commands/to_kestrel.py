@@ -1,0 +1,35 @@
+"""``up to_kestrel``: a checkpoint as a package, proved from pixel to logit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from up.commands.arguments import command_parser
+from up.commands.exporting import add_export, experiment_of, exported, parsed
+
+
+def main(words: list[str]) -> int:
+    """Export, prove, verify what would be written, write it; returns the exit code."""
+    parser = command_parser(
+        "to_kestrel", "Export a checkpoint as a package {save_to}/{model_name}_{version}.tar, or for Triton."
+    )
+    parser.add_argument("--save-to", "--save_to", type=Path, help="its folder (default: to_kestrel.save_to, else the run)")
+    parser.add_argument("--strict-kestrel", action="store_true", help="only the members that Kestrel reads")
+    parser.add_argument("--to", choices=("kestrel", "triton"), default="kestrel", help="a package, or a model repository of Triton")
+    add_export(parser)
+    arguments = parsed(parser, words)
+    experiment = experiment_of(arguments)
+    from up.deploy.delivery import write_kestrel, write_triton
+    from up.deploy.kestrel import package_path
+
+    settings = experiment.config.to_kestrel
+    folder = Path(settings.save_to or experiment.folder)
+    path = package_path(folder, settings)
+    made = exported(experiment, arguments)
+    if arguments.to == "triton":
+        print(f"written: {write_triton(made, folder)}")
+        return 0
+    for line in write_kestrel(made, settings, path, strict=arguments.strict_kestrel):
+        print(line)
+    print(f"written: {path} ({path.stat().st_size:,} bytes)")
+    return 0

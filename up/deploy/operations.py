@@ -1,0 +1,127 @@
+"""The steps from an image file to the input of a graph, in the words of the manifest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+AtLeast1 = Annotated[int, Field(ge=1)]
+Pair = Annotated[list[AtLeast1], Field(min_length=2, max_length=2)]
+Three = Annotated[list[float], Field(min_length=3, max_length=3)]
+ThreeAbove0 = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+
+# Reading the docstrings of fields takes longer than all the rest of a prediction's start: only the schema has them.
+_FOR_SCHEMA = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "") == "up.deploy.manifest"
+
+
+class Entry(BaseModel):
+    """Base of all parts of the manifest: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=_FOR_SCHEMA, protected_namespaces=()
+    )
+
+
+class Decode(Entry):
+    """File to pixels: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG 2000; of several frames the first."""
+
+    op: Literal["decode"] = "decode"
+    color: Literal["RGB", "BGR"]
+    """Order of the channels; grey, palette and CMYK images become this too."""
+    depth: Literal["high_byte"] = "high_byte"
+    """16 bits a channel become 8 by keeping the high byte."""
+    max_pixels: AtLeast1
+    """Larger images are refused."""
+
+
+class Exif(Entry):
+    """The orientation in EXIF."""
+
+    op: Literal["exif"] = "exif"
+    orientation: Literal["apply"] = "apply"
+    """The picture is turned as people see it."""
+
+
+class Alpha(Entry):
+    """Transparency."""
+
+    op: Literal["alpha"] = "alpha"
+    mode: Literal["drop"] = "drop"
+    """The colours as they are stored, without a background."""
+
+
+class Resize(Entry):
+    """Scaling of the 8-bit image, as Pillow does it."""
+
+    op: Literal["resize"] = "resize"
+    mode: Literal["short_side", "exact"]
+    """``short_side``: the shorter side becomes ``size`` and the aspect stays; ``exact``: height and width do."""
+    size: AtLeast1 | Pair
+    """Pixels: one number for ``short_side``, [height, width] for ``exact``."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    """The filter."""
+    antialias: bool
+    """Whether the filter widens with the scale when the image shrinks; always but for ``nearest``."""
+    rounding: Literal["floor"] = "floor"
+    """Of the longer side."""
+
+    @model_validator(mode="after")
+    def _size_fits(self) -> Resize:
+        if (self.mode == "short_side") != isinstance(self.size, int):
+            raise ValueError(f"size is {self.size}: expected one number for short_side, [height, width] for exact")
+        return self
+
+
+class CenterCrop(Entry):
+    """The middle of the image."""
+
+    op: Literal["center_crop"] = "center_crop"
+    size: Pair
+    """[height, width] in pixels."""
+    rounding: Literal["half_even"] = "half_even"
+    """Of the corner, (image - crop) / 2."""
+    pad: Literal[0] = 0
+    """What surrounds an image that is smaller, the odd pixel at the right and the bottom."""
+
+
+class ToFloat(Entry):
+    """8-bit levels to float32."""
+
+    op: Literal["to_float"] = "to_float"
+    divide_by: Annotated[float, Field(gt=0)]
+    """255 for numbers within 0..1."""
+
+
+class Normalize(Entry):
+    """``(x - mean) / std`` for each channel, in the order of ``channel_order``."""
+
+    op: Literal["normalize"] = "normalize"
+    mean: Three
+    std: ThreeAbove0
+
+
+class Layout(Entry):
+    """Rows, columns, channels to channels, rows, columns."""
+
+    op: Literal["layout"] = "layout"
+    to: Literal["CHW"] = "CHW"
+
+
+Operation = Annotated[
+    Decode | Exif | Alpha | Resize | CenterCrop | ToFloat | Normalize | Layout, Field(discriminator="op")
+]
+
+
+def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:
+    """``mean`` and ``std`` (3,) in units of levels: the input is (level - mean) / std."""
+    mean, std = [0.0] * 3, [1.0] * 3
+    for op in operations:
+        if isinstance(op, ToFloat):
+            std = [value * op.divide_by for value in std]
+        elif isinstance(op, Normalize):
+            mean = [m + s * shift for m, s, shift in zip(mean, std, op.mean, strict=True)]
+            std = [s * scale for s, scale in zip(std, op.std, strict=True)]
+    return mean, std

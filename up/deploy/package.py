@@ -1,0 +1,115 @@
+"""A package, open: its manifest, its graph and its other members, hashes checked, nothing on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from up.deploy.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, read_archive
+from up.deploy.manifest import Manifest, parse_manifest, sums_text
+from up.deploy.operations import pixel_affine
+from up.deploy.session import first_line, required
+from up.text import did_you_mean, some_of
+
+IN_GRAPH = "up_bundle"  # the key of metadata_props that holds the manifest
+
+
+@dataclass(frozen=True)
+class Package:
+    """What ``open_package`` found; ``form`` says which of it there is."""
+
+    label: str
+    manifest: Manifest
+    model: bytes
+    members: Mapping[str, bytes]
+    form: Literal["bundle", "strict", "graph"]  # all members; those of Kestrel alone; a .onnx file
+
+    @property
+    def activated(self) -> bool:
+        """Whether the graph gives probabilities."""
+        return self.manifest.outputs[0].meaning == "probabilities"
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.manifest.inputs[0].shape[2], self.manifest.inputs[0].shape[3]
+
+
+def open_package(path: Path) -> Package:
+    """A package (.tar), or a graph of ours (.onnx). Raises ``PackageError`` naming what is wrong with it."""
+    if path.suffix == ".onnx":
+        return _lone_graph(path)
+    if not path.exists():
+        beside = [entry.name for entry in path.parent.glob("*.tar")] if path.parent.is_dir() else []
+        raise PackageError(f"{path}: no such file.{did_you_mean(path.name, beside)}")
+    return package_of(read_archive(path), str(path))
+
+
+def package_of(members: Mapping[str, bytes], label: str) -> Package:
+    """The package that ``members`` make, which errors call ``label``."""
+    own = [name for name in members if name not in KESTREL_MEMBERS]
+    needed = [*KESTREL_MEMBERS, *(OWN_MEMBERS if own else ())]
+    missing = [name for name in needed if name not in members]
+    if missing:
+        raise PackageError(f"{label}: its members lack {', '.join(missing)}.")
+    if not own:
+        return Package(label, manifest_in(members[MODEL], label), members[MODEL], members, "strict")
+    _check_sums(members, label)
+    manifest = parse_manifest(members[MANIFEST], label)
+    if manifest.model.sha256 != hashlib.sha256(members[MODEL]).hexdigest() or manifest.model.bytes != len(members[MODEL]):
+        raise PackageError(f"{label}: {MODEL} is not the one that {MANIFEST} was written for.")
+    named = {name for vector in manifest.testvectors for name in (vector.image, vector.input, vector.logits)}
+    there = {*own} - {*OWN_MEMBERS}
+    if named != there:
+        raise PackageError(f"{label}: test vectors do not match {MANIFEST}: {some_of(sorted(named ^ there), 4)}.")
+    return Package(label, manifest, members[MODEL], members, "bundle")
+
+
+def manifest_in(model: bytes, label: str) -> Manifest:
+    """The manifest that a graph carries."""
+    try:
+        graph = required("onnx").load_from_string(model)
+    except Exception as error:  # protobuf has errors of its own
+        raise PackageError(f"{label}: {MODEL} is no ONNX graph: {first_line(error)}.") from None
+    said = {entry.key: entry.value for entry in graph.metadata_props}
+    if IN_GRAPH not in said:
+        raise PackageError(f"{label}: the graph carries no manifest: expected one that `up to_onnx` or `up to_kestrel` wrote.")
+    return parse_manifest(said[IN_GRAPH], label)
+
+
+def metadata_of(manifest: Manifest) -> dict[str, str]:
+    """``metadata_props``: what makes a graph explain itself when it is found alone."""
+    mean, std = pixel_affine(manifest.preprocess)
+    return {
+        "labels": json.dumps([head.labels for head in manifest.heads], ensure_ascii=False),
+        "mean": json.dumps([round(value, 6) for value in mean]),
+        "std": json.dumps([round(value, 6) for value in std]),
+        "channel_order": manifest.inputs[0].channel_order,
+        "input_size": json.dumps(list(manifest.inputs[0].shape[1:])),
+        "config_sha256": manifest.provenance.config_sha256,
+        IN_GRAPH: manifest.in_graph().text(compact=True),
+    }
+
+
+def _check_sums(members: Mapping[str, bytes], label: str) -> None:
+    hashed = {name: data for name, data in members.items() if name != SUMS}
+    expected = sums_text(hashed)
+    if members[SUMS] == expected:
+        return
+    said = set(members[SUMS].decode("utf-8", "replace").splitlines())
+    wrong = [line.split()[1] for line in expected.decode().splitlines() if line not in said]
+    raise PackageError(f"{label}: damaged: sha256 mismatch of {some_of(wrong, 4) or SUMS}. Copy it again, or export again.")
+
+
+def _lone_graph(path: Path) -> Package:
+    try:
+        if path.stat().st_size > MAX_MODEL:
+            raise PackageError(f"{path}: has {path.stat().st_size:,} bytes, expected at most {MAX_MODEL:,}.")
+        model = path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    return Package(str(path), manifest_in(model, str(path)), model, {}, "graph")

@@ -1,0 +1,86 @@
+"""Where an export comes from: only what is the same when it is made again."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import up
+from up.config.show import effective_yaml
+from up.deploy.manifest import Provenance
+from up.experiment import Experiment
+from up.files import sha256_of
+from up.runner.checkpoint import read_sidecar
+
+_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+_GIT_S = 10
+
+
+def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
+    """Of an export of ``checkpoint`` by the configuration."""
+    config = effective_yaml(experiment.config)
+    return Provenance(
+        up=up.__version__,
+        git=commit_of(Path(up.__file__).parent),
+        config=config,
+        config_sha256=sha256(config.encode()).hexdigest(),
+        checkpoint_sha256=sha256_of(checkpoint),
+        data_sha256=_said(checkpoint).get("data_sha256"),
+        created=created_at(checkpoint).isoformat(timespec="seconds"),
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+    )
+
+
+def archive_time() -> int:
+    """The time of every member of an archive: SOURCE_DATE_EPOCH, else 0."""
+    said = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return int(said) if said.isdigit() else 0
+
+
+def created_at(checkpoint: Path) -> datetime:
+    """SOURCE_DATE_EPOCH, else when the checkpoint was saved: the time of the export would differ every time."""
+    if archive_time():
+        return datetime.fromtimestamp(archive_time(), timezone.utc)
+    sidecar = read_sidecar(checkpoint)
+    if sidecar is not None:
+        return datetime.fromisoformat(sidecar.saved)
+    return datetime.fromtimestamp(int(checkpoint.stat().st_mtime), timezone.utc)
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of the repository that tracks ``folder``; None where there is none, or no git."""
+    try:
+        tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        return _git(folder, "rev-parse", "HEAD") if tracked else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=_GIT_S, check=True)
+    return done.stdout.strip()
+
+
+def _said(checkpoint: Path) -> Mapping[str, Any]:
+    """The plain values in a checkpoint of ours; its tensors stay on the disk."""
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
+        return {}  # a file of weights alone, in another format; it has been read by now
+    return {} if not isinstance(state, dict) else {key: value for key, value in state.items() if isinstance(value, str)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

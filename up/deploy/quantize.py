@@ -1,0 +1,131 @@
+"""Weights and activations as 8-bit integers, taken only where the accuracy stays and the graph gets faster."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from up.deploy.onnx import INPUT
+from up.deploy.session import Floats, first_line, required
+from up.errors import UserError
+
+LEAST_IMAGES = 128
+_STATIC_OPS = [
+    "Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Clip", "Concat", "Reshape",
+    "Flatten", "Pad", "Transpose",
+]  # fmt: skip
+_DYNAMIC_OPS = ["MatMul"]  # and Gemm, which is written as MatMul and Add before
+# 7 bits for weights: on CPUs without VNNI the sum of two 8-bit products saturates, and what the gate measured here would
+# not hold there.
+_SEVEN_BITS = True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantize a graph."""
+
+    method: Literal["static_qdq", "dynamic"]
+    calibration: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a quantized graph may cost, in points of the metric, and how much faster it must be."""
+
+    max_drop: float = 1.0
+    min_speedup: float = 1.0
+
+
+STATIC = (
+    Candidate("static_qdq", "min-max", {}),
+    Candidate("static_qdq", "moving average of min and max", {"CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05}),
+)
+DYNAMIC = (Candidate("dynamic", "each batch by itself", {}),)
+
+
+def candidates_for(model: Any) -> Sequence[Candidate]:
+    """Dynamic for transformers, whose activations have outliers that no fixed range fits; static for the rest."""
+    return DYNAMIC if has_attention(model) else STATIC
+
+
+def has_attention(model: Any) -> bool:
+    """Whether a softmax stands between two products of activations."""
+    inputs = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
+    return any(node.op_type == "Softmax" and inputs & set(node.output) for node in model.graph.node)
+
+
+def quantized(model: Any, candidate: Candidate, calibration: Callable[[], Iterator[Floats]]) -> Any:
+    """The graph in 8-bit integers; ``calibration`` gives batches of inputs. Raises ``UserError`` where it cannot be."""
+    onnx, quantization = required("onnx"), required("onnxruntime.quantization")
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        try:
+            required("onnxruntime.quantization.shape_inference").quant_pre_process(model, prepared)
+            if candidate.method == "dynamic":
+                quantization.quantize_dynamic(
+                    prepared, result, op_types_to_quantize=_DYNAMIC_OPS, per_channel=True, reduce_range=_SEVEN_BITS,
+                    weight_type=quantization.QuantType.QInt8,
+                )  # fmt: skip
+            else:
+                quantization.quantize_static(
+                    prepared, result, _reader(quantization, calibration), quant_format=quantization.QuantFormat.QDQ,
+                    op_types_to_quantize=_STATIC_OPS, per_channel=True, reduce_range=_SEVEN_BITS,
+                    activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+                    calibrate_method=quantization.CalibrationMethod.MinMax, extra_options=dict(candidate.options),
+                )  # fmt: skip
+        except Exception as error:  # the tool fails on graphs that it does not know in many ways
+            raise UserError(f"--quantize int8: onnxruntime cannot quantize this graph: {first_line(error)}") from error
+        made = onnx.load(result)
+    used = {node.domain for node in made.graph.node}
+    kept = [imported for imported in made.opset_import if imported.domain in used]
+    del made.opset_import[:]
+    made.opset_import.extend(kept)
+    for entry in (made, made.graph, *made.graph.node):
+        del entry.metadata_props[:]
+        entry.ClearField("doc_string")
+    del made.graph.value_info[:]
+    return made
+
+
+def _reader(quantization: Any, calibration: Callable[[], Iterator[Floats]]) -> Any:
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """The batches, as onnxruntime asks for them."""
+
+        def __init__(self) -> None:
+            self._batches = calibration()
+
+        def get_next(self) -> dict[str, Floats] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    return Reader()
+
+
+def verdict(fp32: float, int8: float, speedup: float, limits: Limits) -> str:
+    """Why a quantized graph is refused, with the numbers; an empty text where it is taken."""
+    drop = fp32 - int8
+    if drop > limits.max_drop:
+        return f"it loses {drop:.2f} points ({fp32:.2f} to {int8:.2f}), allowed are {limits.max_drop:g} (--max-drop)"
+    if speedup < limits.min_speedup:
+        return f"it is {speedup:.2f} times as fast here, expected at least {limits.min_speedup:g} (--min-speedup)"
+    return ""
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without advice to do what has been done."""
+    root, before = logging.getLogger(), logging.getLogger().level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            root.setLevel(logging.ERROR)
+            yield
+        finally:
+            root.setLevel(before)

@@ -1,0 +1,96 @@
+"""Images with their inputs and outputs that travel with a package, so that any program can prove itself with them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from up.deploy.archive import PackageError
+from up.deploy.manifest import TestVector, Tolerance
+from up.deploy.session import Floats
+
+FOLDER = "testvectors"
+_SIDES = (97, 61)  # of the drawn images: odd, and of another aspect than any input
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One image (PNG) with its input (1, 3, H, W) and outputs (1, numbers)."""
+
+    name: str
+    image: bytes
+    input: Floats
+    logits: Floats
+
+
+def vectors_of(
+    images: Sequence[tuple[str, bytes]], prepare: Callable[[bytes], Floats], outputs: Callable[[Floats], Floats]
+) -> list[Vector]:
+    """Vectors of named PNG images: ``prepare`` is training's preprocessing, ``outputs`` what must come out."""
+    inputs = [(name, image, prepare(image)) for name, image in images]
+    return [Vector(name, image, input, outputs(input)) for name, image, input in inputs]
+
+
+def entries_of(vectors: Sequence[Vector], tolerance: Tolerance) -> list[TestVector]:
+    """What the manifest says of the vectors."""
+    return [
+        TestVector(
+            image=f"{FOLDER}/{vector.name}.png",
+            input=f"{FOLDER}/{vector.name}_input.npy",
+            logits=f"{FOLDER}/{vector.name}_logits.npy",
+            tol=tolerance,
+        )
+        for vector in vectors
+    ]
+
+
+def members_of(vectors: Sequence[Vector]) -> dict[str, bytes]:
+    """The files of the vectors."""
+    members = {}
+    for vector in vectors:
+        members[f"{FOLDER}/{vector.name}.png"] = vector.image
+        members[f"{FOLDER}/{vector.name}_input.npy"] = npy(vector.input)
+        members[f"{FOLDER}/{vector.name}_logits.npy"] = npy(vector.logits)
+    return members
+
+
+def npy(values: Floats) -> bytes:
+    """The bytes of a ``.npy`` file."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(values, dtype="<f4"), allow_pickle=False)
+    return file.getvalue()
+
+
+def from_npy(data: bytes, shape: tuple[int, ...], label: str) -> Floats:
+    """The float32 values of a ``.npy`` file that must have ``shape``; its own word is not trusted with any memory."""
+    if data[: len(expected := npy_header(shape))] != expected or len(data) != len(expected) + 4 * int(np.prod(shape)):
+        raise PackageError(f"{label}: is not a float32 array of the shape {shape}.")
+    values: NDArray[np.float32] = np.frombuffer(data, dtype="<f4", offset=len(expected)).reshape(shape)
+    return values
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """How a ``.npy`` file of float32 in this shape begins."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def drawn_images() -> list[tuple[str, bytes]]:
+    """Two pictures that no data set need have: transparent, and turned by EXIF."""
+    width, height = _SIDES
+    rows, columns = np.mgrid[0:height, 0:width]
+    levels = np.stack([columns * 255 // width, rows * 255 // height, columns * rows % 256, 255 - rows * 3], axis=-1)
+    transparent = Image.fromarray(levels.astype(np.uint8), "RGBA")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    transparent.convert("RGB").save(turned, "PNG", exif=exif)
+    see_through = io.BytesIO()
+    transparent.save(see_through, "PNG")
+    return [("drawn_transparent", see_through.getvalue()), ("drawn_turned", turned.getvalue())]
