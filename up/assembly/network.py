@@ -42,7 +42,7 @@ def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: Ne
             continue
         table = net_table(experiment.tables, entry)
         with experiment.placing(f"{place}.{index}"):
-            facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry.kwargs)
+            facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry)
         if table == "backbone" and size is not None:
             facts = {"img_size": list(size)}  # for those whose position embeddings depend on it
         modules[entry.name] = experiment.build(entry, table, facts, f"{place}.{index}")

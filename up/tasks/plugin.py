@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from up.config.model import Part
 from up.data.records import Batch, Sample
 from up.registry import Registry
 from up.runner.evaluate import Evaluator
@@ -47,8 +48,8 @@ class TaskPlugin:
     """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
     later_data_facts: Callable[[Any], Facts]
     """From the training data set: what the other data sets must agree with (the class names)."""
-    module_facts: Callable[[str, Facts, nn.Module | None, Mapping[str, Any]], Facts]
-    """What a module of the net may leave out: (its table, the data's facts, the module before it, its kwargs)."""
+    module_facts: Callable[[str, Facts, nn.Module | None, Part], Facts]
+    """What a module of the net may leave out: (its table, the data's facts, the module before it, the part as written)."""
     input_size: Callable[[Sequence[Any]], Size | None]
     """From a list of transforms: the size of image that they produce, None where it varies."""
     device_stage: Callable[[Any, torch.device, bool], BatchStage]

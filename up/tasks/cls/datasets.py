@@ -24,6 +24,7 @@ from up.registry import Registry
 from up.seed import key as mix
 from up.seed import seed_cpu
 from up.tasks.cls.inference import InferenceConfig
+from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.tables import TableSpec, read_table
 
 DATASETS = Registry(
@@ -95,6 +96,9 @@ class ClsDataset:
         )
         self.table = read_table(spec)
         self.transforms = list(transformer)
+        for transform in self.transforms:
+            if isinstance(transform, SampleMix):
+                transform.settle_classes(self.table.num_classes)
         self.evaluator, self.save_score, self.train = evaluator, save_score, train
         self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results as they come
         self.multilabel, self.on_bad_image, self.max_bad = multilabel, on_bad_image, max_bad

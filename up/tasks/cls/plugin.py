@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from up.config.model import Part
 from up.config.parts import Derived
 from up.data.collate import collate
 from up.data.readers import READERS
@@ -56,11 +57,11 @@ def later_data_facts(dataset: ClsDataset) -> Facts:
     return {"class_names": dataset.class_names, "num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
 
 
-def module_facts(table: str, data: Facts, before: nn.Module | None, kwargs: Mapping[str, Any]) -> Facts:
+def module_facts(table: str, data: Facts, before: nn.Module | None, part: Part) -> Facts:
     """For a head the number of classes and of the channels that it reads; for losses what they weigh classes by."""
     if table == "head":
-        expect_enough_classes(kwargs.get("num_classes"), data.get("num_classes"))
-        return {**data, **planes_for(before, kwargs)}
+        expect_enough_classes(part.kwargs.get("num_classes"), data.get("num_classes"))
+        return {**data, **planes_for(before, part)}
     several_heads = isinstance(data.get("num_classes"), list)  # each loss has a width of its own then
     return {name: value for name, value in data.items() if not (several_heads and name == "num_classes")}
 
@@ -77,9 +78,12 @@ def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
         raise UserError(f"num_classes: got {given}, but the labels of dataset.train need at least {known}.")
 
 
-def planes_for(before: nn.Module | None, kwargs: Mapping[str, Any]) -> Facts:
+def planes_for(before: nn.Module | None, part: Part) -> Facts:
     """``in_plane`` of a head, from the features of the module before it."""
     planes: Sequence[int] | None = getattr(before, "out_planes", None)
+    kwargs = part.kwargs
+    if planes is not None and part.type == "fpn_cls_head":  # it reads every feature, and averages those of one width
+        return {"in_plane": planes[0] if len(set(planes)) == 1 else list(planes)}
     if planes is None or not kwargs.get("use_pool", True):  # flattened maps have more than the channels
         return {}
     index = kwargs.get("input_feature_idx", -1)

@@ -33,11 +33,25 @@ class SampleMix:
     another size is resized to the first's (bilinear, antialiased). The weight is drawn before the second sample is.
     """
 
-    def __init__(self, policy: MixPolicy, num_classes: int, *, takes_second: bool, transform_second: bool) -> None:
+    def __init__(self, policy: MixPolicy, num_classes: int | None, *, takes_second: bool, transform_second: bool) -> None:
         self.policy = policy
-        self.num_classes = num_classes
+        self._num_classes = num_classes
         self.takes_second = takes_second
         self.transform_second = transform_second
+
+    @property
+    def num_classes(self) -> int:
+        """The length of the soft labels."""
+        assert self._num_classes is not None, "the data set settles the classes"
+        return self._num_classes
+
+    def settle_classes(self, known: int | list[int] | None) -> None:
+        """Take the number of classes from the data where the configuration leaves it out, and compare it where not."""
+        if self._num_classes is None and isinstance(known, int):
+            self._num_classes = known
+        if self._num_classes is None or (isinstance(known, int) and self._num_classes < known):
+            expected = f"{known}, as the data have" if isinstance(known, int) else "one number: mixing is for a single head"
+            raise UserError(f"num_classes of the mixing transform: got {self._num_classes}, expected {expected}.")
 
     def __call__(self, sample: Sample, draw_second: Callable[[], Sample]) -> Sample:
         assert self.takes_second, "the batch form belongs to the batch: use as_batch_fn()"
@@ -64,7 +78,7 @@ class Mixup(SampleMix):
     """
 
     def __init__(
-        self, *, alpha: float = 1.0, num_classes: int = 1000, extra_input: bool = False, transform: bool = False
+        self, *, alpha: float = 1.0, num_classes: int | None = None, extra_input: bool = False, transform: bool = False
     ) -> None:
         super().__init__(MixPolicy(alpha, 0.0), num_classes, takes_second=extra_input, transform_second=transform)
 
@@ -85,7 +99,7 @@ class CutmixMixup(SampleMix):
         mixup_alpha: float = 1.0,
         cutmix_alpha: float = 1.0,
         switch_prob: float = 0.5,
-        num_classes: int = 1000,
+        num_classes: int | None = None,
         extra_input: bool = False,
         transform: bool = False,
     ) -> None:
