@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from up.environment import local_rank, rank_in_environment, world_in_environment
 from up.errors import PeerLost, UserError
 
 T = TypeVar("T")
@@ -39,11 +40,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def local_rank() -> int:
-    """This process's number on its host."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def device_for(name: str) -> torch.device:
     """The device that ``runtime.device`` means here: ``auto`` is this rank's GPU where there is one."""
     if name == "auto":
@@ -61,26 +57,6 @@ def _require(device: torch.device) -> None:
     if kind is None or kind.type != device.type or (device.index or 0) >= number:
         found = f"{kind.type} alone, {number} of it" if kind else "no accelerator"
         raise UserError(f"got {device}, but torch finds {found} here. Expected auto, cpu, or a device that is there.")
-
-
-def rank_in_environment() -> int:
-    """The rank that the launcher gave this process, before it has joined any group."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_in_environment() -> int:
-    """How many processes the launcher started, 1 where there is none."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def attempt() -> int:
-    """How often an elastic launcher has restarted this run, 0 at first."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def launch_id() -> str:
-    """What an elastic launcher calls this launch, the same in every attempt."""
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def join(device: torch.device, *, timeout_s: float, backend: str | None = None) -> None:

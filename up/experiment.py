@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from up.config.decode import Decoded, load_config
-from up.config.errors import ConfigError, Problem
+from up.config.errors import DEFAULT, ConfigError, Problem
 from up.config.parts import build_part, check_part, parts_of
 from up.config.sections import Config, NetModule, ParamRule, Part
 from up.config.signature import signature_of
@@ -27,18 +27,20 @@ from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.registry import Registry
 from up.runner.runner import RUNNERS
+from up.tasks.distill.losses import MIMIC_LOSSES
 from up.tasks.plugin import TASKS, TaskPlugin
 from up.text import did_you_mean
 
 ENTRY_POINTS = "up.tasks"
 NET_TABLES = ("backbone", "head", "post_process")
 ENGINE_TABLES: Mapping[str, Registry] = {
-    "backbone": BACKBONES, "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES,
-    "sampler": SAMPLERS, "runner": RUNNERS,
+    "backbone": BACKBONES.extended({"onnx": "up.tasks.distill.onnx_teacher:OnnxTeacher"}),
+    "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
+    "runner": RUNNERS.extended({"kd": "up.tasks.distill.kd_runner:KDRunner"}), "mimic_loss": MIMIC_LOSSES,
 }  # fmt: skip
 ENGINE_SUPPLIED: Mapping[str, Sequence[str]] = {
     "sampler": ("size", "labels", "seed", "shuffle"),
-    "runner": ("net", "loss_of", "stage", "mix", "seed"),
+    "runner": ("net", "loss_of", "stage", "mix", "seed", "mimic", "teachers"),
 }
 
 
@@ -86,7 +88,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     with decoded.origins.placing("runtime.plugins"):
         tables = all_tables(plugin, runtime.plugins)
     experiment = Experiment(path, decoded, plugin, tables)
-    experiment.refuse([*part_problems(experiment), *group_problems(experiment)])
+    experiment.refuse([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
     return experiment
 
 
@@ -177,6 +179,46 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
         path = getattr(config.saver, key)
         if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is no path
             yield from missing_at(f"saver.{key}", path)
+    for key, file in weights_of_teachers(experiment).values():
+        if file is None or not file.startswith("timm:"):
+            yield from missing_at(key, file)
+
+
+def is_distillation(experiment: Experiment) -> bool:
+    """Whether the runner mimics teachers."""
+    return "mimic" in signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).parameters
+
+
+def key_of_job(experiment: Experiment, job: str) -> str:
+    """What the file calls a job: ``mimic.mimic_job1``, or ``mimic`` itself where the job is written directly in it."""
+    written_apart = experiment.decoded.origins.of(f"mimic.{job}") != DEFAULT
+    return f"mimic.{job}" if written_apart else "mimic"
+
+
+def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
+    """By teacher, of those that are in a job: the key that names its weights, and the file; none where nothing mimics."""
+    mimic = experiment.config.mimic
+    found: dict[str, tuple[str, str | None]] = {}
+    if mimic is None or not is_distillation(experiment):
+        return found
+    for name, job in mimic.jobs.items():
+        for teacher, tap in job.teachers.items():
+            place, file = f"{key_of_job(experiment, name)}.{teacher}.teacher_weight", tap.teacher_weight
+            module = experiment.config.teachers[teacher][0]
+            if module.type == "onnx":
+                place, file = f"{teacher}.onnx", module.kwargs.get("file")
+            earlier = found.get(teacher, (place, None))[1]
+            if file is not None and earlier not in (None, file):
+                experiment.refuse([Problem(place, f"got {file}, but {found[teacher][0]} says {earlier}: keep one of them")])
+            found[teacher] = found[teacher] if earlier is not None else (place, file)
+    return found
+
+
+def distillation_problems(experiment: Experiment) -> Iterator[Problem]:
+    """A runner that mimics needs to be told whom."""
+    runner = experiment.config.runtime.runner.type
+    if runner in experiment.tables["runner"] and is_distillation(experiment) and experiment.config.mimic is None:
+        yield Problem("mimic", f"is missing: the runner {runner!r} needs teachers and what to mimic (docs/distill.md)")
 
 
 def missing_at(key: str, path: str | None) -> Iterator[Problem]:

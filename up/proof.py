@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from up.assembly.data import build_dataset, build_reader, build_transforms, input_size_of, train_batches
+from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
 from up.assembly.network import build_net
 from up.assembly.training import build_hooks, optimizer_of, schedule_of, timetable
 from up.config.decode import missing_for_training
@@ -42,12 +43,13 @@ def prove(experiment: Experiment, *, files: bool) -> Iterator[str]:
             yield f"test: {count(len(test), 'image')}; first sample: {tuple(test[SampleKey(0, 0)].image.shape)}"
     prove_parts(experiment, facts)
     net = build_net(experiment, facts).train()
+    teaching = teaching_of(experiment, net, facts, experiment.plugin.class_names(train) if files else None, files=files)
     total_row = model_summary(net)[-1]
     yield f"net: {si(total_row.parameters)} parameters, {si(total_row.trainable)} of them trainable"
     if experiment.config.trainer.optimizer is not None:
         schedule_of(experiment, updates, timetable(experiment, updates).total or updates, images)
         optimizer_of(experiment, net)
-    yield from prove_backward(experiment, net)
+    yield from prove_backward(experiment, net, teaching)
 
 
 def assumed_facts(experiment: Experiment) -> dict[str, Any]:
@@ -71,16 +73,21 @@ def prove_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
     build_hooks(experiment)
 
 
-def prove_backward(experiment: Experiment, net: Net) -> Iterator[str]:
-    """One batch of noise through net, loss and backward."""
+def prove_backward(experiment: Experiment, net: Net, teaching: Teaching | None) -> Iterator[str]:
+    """One batch of noise through net, teachers, losses and backward."""
     size = input_size_of(experiment)
+    runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=torch.device("cpu"))
     with experiment.placing("net"):
-        output = experiment.plugin.loss_of(net, experiment.plugin.example_batch(net, size, IMAGES))
+        output = runner.training_step(experiment.plugin.example_batch(net, size, IMAGES), _UNSEEN)
         output.loss.backward()  # type: ignore[no-untyped-call]
         if not torch.isfinite(output.loss):
             raise UserError(f"the loss of a batch of noise is {float(output.loss)}, expected a finite number.")
     shape = f"{IMAGES} x 3 x {size[0]} x {size[1]}"
     yield f"one batch of {shape} through net, loss and backward: loss {float(output.loss.detach()):.3f}"
+    yield from (f"note: {line}" for line in told_of(experiment, teaching)[1])
+    if teaching is not None:
+        names = [lesson.name for lesson in teaching.mimic.lessons]
+        yield "its parts: " + ", ".join(f"{name} {float(output.shown()[name]):.3f}" for name in ("task_loss", *names))
     unused = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
     if unused:
         yield f"note: {count(len(unused), 'parameter')} got no gradient, the first is {unused[0]}; freeze what is not used"

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from up.distributed import gather_objects, is_parallel, join, meeting_point, rank, rank_in_environment, world_in_environment
+from up.distributed import gather_objects, is_parallel, join, meeting_point, rank
+from up.environment import rank_in_environment, world_in_environment
 from up.errors import Ending, PeerLost, ending_of
 from up.text import some_of
 

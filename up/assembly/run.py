@@ -15,7 +15,10 @@ from rich.console import Console
 
 from up import distributed
 from up.assembly.data import build_dataset, build_evaluation, produced_size, section_of, train_batches, workers_of
+from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
 from up.assembly.network import build_net, device_of, load_start_weights, on_device, precision_of
+from up.assembly.preflight import preflight
+from up.assembly.teacher_cache import with_cache
 from up.assembly.training import Timetable, build_hooks, optimizer_of, schedule_of, timetable
 from up.config.decode import missing_for_training
 from up.config.show import effective_yaml
@@ -55,6 +58,7 @@ class Material:
     """What a run is made of, as far as a rank can build it without the others."""
 
     data: Any
+    test_data: Any
     names: list[str] | None
     batches: TrainBatches
     times: Timetable
@@ -66,6 +70,7 @@ class Material:
     hooks: Hooks
     clip: Clip
     precision: Precision
+    teaching: Teaching | None
 
 
 def assemble(experiment: Experiment, stop: StopRequest) -> Run:
@@ -84,19 +89,27 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
         config.saver.accept_data_change,
     )  # fmt: skip
     require_one_input(facts)
+    teaching = preflight(experiment, made.teaching, made.evaluation, made.test_data, device) if made.teaching else None
     checkpoints, resume_from = open_checkpoints(experiment)
     with together():
         if resume_from is None:
             load_start_weights(experiment, made.net, made.names)
     net = on_device(experiment, made.net, device)
-    runner = Runner(net, loss_of=plugin.loss_of, stage=made.stage, mix=made.mix, seed=config.runtime.random_seed)
+    runner = runner_of(
+        experiment, net, teaching, stage=made.stage, mix=made.mix, device=device, compiled=config.runtime.compile
+    )
     runner.net = on_many_ranks(
-        net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
+        runner.net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
         find_unused=config.runtime.allow_dead_parameter, first_loss=example_loss(experiment, runner, device),
     )  # fmt: skip
     optimizer = optimizer_of(experiment, made.net)
-    for line in start_lines(made.net, optimizer):
+    if teaching is not None:
+        teaching.add_adapters_to(optimizer)
+    lines, warnings = told_of(experiment, teaching)
+    for line in [*lines, *start_lines(made.net, optimizer)]:
         LOGGER.info(line)
+    for line in warnings:
+        LOGGER.warning(line)
     ema = build_ema(made.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
     workers, times = workers_of(section_of(experiment, "train")), made.times
     return Run(
@@ -124,10 +137,13 @@ def prepare(experiment: Experiment, device: torch.device) -> Material:
     batches = train_batches(experiment, data)
     times = timetable(experiment, batches.updates_per_epoch)
     schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
-    evaluation = None
+    evaluation = test_data = None
     if config.trainer.is_eval and config.dataset.test is not None:
-        evaluation, _ = build_evaluation(experiment, plugin.later_data_facts(data), device, precision)
+        evaluation, test_data = build_evaluation(experiment, plugin.later_data_facts(data), device, precision)
     net = build_net(experiment, facts)
+    teaching = teaching_of(experiment, net, facts, names)
+    if teaching is not None:
+        teaching = with_cache(experiment, teaching, data, updates_per_epoch=times.updates_per_epoch, updates=times.total)
     batch_fn = section_of(experiment, "train").dataloader.kwargs.batch_fn
     place = "dataset.train.dataloader.kwargs.batch_fn"
     built_fn = experiment.build(batch_fn, "batch_fn", facts, place) if batch_fn else None
@@ -136,7 +152,7 @@ def prepare(experiment: Experiment, device: torch.device) -> Material:
         stage = plugin.device_stage(data, device, config.runtime.channels_last)
     watching, clip = build_hooks(experiment)
     hooks = Hooks([*standing_hooks(experiment), *watching] if distributed.is_main() else [])
-    return Material(data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision)
+    return Material(data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, teaching)
 
 
 def require_one_input(facts: Facts) -> None:

@@ -6,11 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from up.launch import Launch
+
 WITHOUT_MEANING = {
     "--nocudnn": (0, "cudnn is chosen by torch"),
     "--no_running_config": (0, "the run folder always gets config.yaml"),
     "--cfg_type": (1, "there is one configuration syntax"),
     "--test_gpu": (0, "the device is chosen by runtime.device"),
+    "--backend": (1, "nccl or gloo is chosen by the device, or by runtime.dist.backend"),
 }
 
 
@@ -28,6 +31,25 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY=VALUE",
         help="override values: trainer.max_epoch=10, net.0.kwargs.frozen_layers=[0,1], +new.key=value; last on the line",
     )  # fmt: skip
+
+
+def add_launch(parser: argparse.ArgumentParser) -> None:
+    """How many ranks there are and who starts them; ``launch_of`` reads it."""
+    group = parser.add_argument_group("many ranks", "Without any of these: one process, or what torchrun, srun or mpirun started.")
+    group.add_argument("--launch", choices=("pytorch", "slurm", "mpi"), help="who starts the ranks; pytorch: this command does")
+    group.add_argument("--ng", "--num_gpus_per_machine", type=int, metavar="N", help="processes on this host (default: one a GPU)")
+    group.add_argument("--nm", "--num_machines", type=int, default=1, metavar="M", help="hosts; each runs this command")
+    group.add_argument("--node-rank", type=int, default=0, metavar="R", help="which of the hosts this is, from 0")
+    group.add_argument("--rdzv", metavar="HOST:PORT", help="where the hosts meet: the first of them, and a free port of it")
+    group.add_argument("--port", type=int, help="port on which the ranks of one host meet (default: a free one)")
+    group.add_argument("--max-restarts", type=int, default=0, metavar="K", help="start the ranks again after a loss, so often")
+
+
+def launch_of(arguments: argparse.Namespace) -> Launch:
+    """What ``add_launch`` read."""
+    return Launch(
+        arguments.launch, arguments.ng, arguments.nm, arguments.node_rank, arguments.rdzv, arguments.port, arguments.max_restarts
+    )
 
 
 def without_meaningless(words: list[str]) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
+from up.environment import rank_in_environment
 from up.errors import Ending
 
 
@@ -14,7 +14,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     try:
         return command(arguments)
     except Ending as error:
-        if not (error.known_to_all and os.environ.get("RANK", "0") != "0"):
+        if not (error.known_to_all and rank_in_environment() > 0):
             print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

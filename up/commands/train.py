@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
-from up.commands.arguments import add_config, command_parser, without_meaningless
+from up.commands.arguments import add_config, add_launch, command_parser, launch_of, without_meaningless
+from up.config.decode import load_config
+from up.launch import launched
+from up.runner.folder import code_of_status
 from up.runner.stop import StopRequest, listening
+from up.runner.watchdog import watch_parent
 
 
 def main(words: list[str]) -> int:
@@ -18,6 +24,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--display", type=int, metavar="N", help="updates between lines of the log (default: trainer.log_interval)")
     parser.add_argument("--allow_dead_parameter", action="store_true", help="let parameters go without a gradient")
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="how worker processes are started")
+    add_launch(parser)
     add_config(parser)
     arguments = parser.parse_args(without_meaningless(words[1:]))
     if arguments.evaluate or arguments.phase == "eval":
@@ -31,7 +38,15 @@ def main(words: list[str]) -> int:
         overrides.append("runtime.allow_dead_parameter=true")
     if arguments.fork_method is not None:
         overrides.append(f"dataset.train.dataloader.kwargs.fork_method={arguments.fork_method}")
+    launch = launch_of(arguments)
+    if launch.launcher(os.environ) is not None:
+        folder = load_config(arguments.config, overrides).config.saver.folder(arguments.config)  # P: a wrong file starts nothing
+        begun = time.time()
+        code = launched(launch, words, lambda: code_of_status(folder, since=begun))
+        if code is not None:
+            return code
     with listening() as stop:
+        watch_parent(stop, os.environ)
         return train_rank(arguments.config, overrides, stop)
 
 

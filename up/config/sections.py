@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -150,6 +151,10 @@ class Saver(Section):
     """Accepted for older files; ``runtime.task_names`` says it."""
     accept_data_change: bool = False
     """Resume although the data changed since the checkpoint was saved."""
+
+    def folder(self, config_file: Path) -> Path:
+        """The run folder of the configuration in ``config_file``."""
+        return Path(self.save_dir or f"runs/{config_file.stem}")
 
     @field_validator("resume_model", "pretrain_model", mode="before")
     @classmethod

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from up.data.bad_images import BadImages
 from up.data.collate import collate, without_bad
 from up.data.records import Batch, Sample, SampleKey, image_count
-from up.data.sampler import EvalBatches, TrainBatches
+from up.data.sampler import Cut, EvalBatches, TrainBatches
 from up.errors import UserError
 
 Collate = Callable[[Sequence[Sample]], Batch]
@@ -87,6 +87,10 @@ class TrainLoader:
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def cut(self, step: int) -> Cut:
+        """How much each micro-batch of update ``step`` counts, and how many images the update has on all ranks."""
+        return self._batches.cut(step)
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
         keys = (keys for step in self._steps for keys in self._batches.keys_of(step))

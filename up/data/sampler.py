@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,12 +188,20 @@ def _weighted(weights: NDArray[np.float64], length: int, seed: int, epoch: int) 
     return Visits(index[order], repeat[order])
 
 
+class Cut(NamedTuple):
+    """An update as one rank sees it."""
+
+    weights: list[float]  # of its micro-batches; over all ranks they add up to the number of ranks
+    images: int  # of all ranks
+
+
 class TrainBatches:
     """Cuts the epochs of ``order`` into updates and gives ``rank`` its part of each, at any step in constant time.
 
     An update is ``batch_size * world_size * accumulate`` images. The last one of an epoch is shorter (left out under
-    ``drop_last``); some of its own images come twice where the ranks could not share it equally. Raises ``UserError``
-    when there are fewer images than one update takes.
+    ``drop_last``). Ranks then take different numbers of images, and ``cut`` says how much each micro-batch counts, so
+    that the mean of the ranks' gradients is the mean over the images. Raises ``UserError`` when there are fewer images
+    than one update takes.
     """
 
     def __init__(
@@ -220,36 +228,45 @@ class TrainBatches:
         self._epochs: dict[int, Visits] = {}
 
     def micro_batches(self, step: int) -> int:
-        """Into how many micro-batches update ``step`` is cut: the same on every rank."""
-        return -(-self._share(self._images(step)) // self._batch_size)
+        """Into how many micro-batches this rank's part of update ``step`` is cut, nearly equal ones."""
+        return max(1, -(-self._own(step) // self._batch_size))
 
     def keys_of(self, step: int) -> list[list[SampleKey]]:
-        """This rank's part of update ``step`` (counted over all epochs), in micro-batches of nearly equal size."""
+        """This rank's part of update ``step`` (counted over all epochs) in micro-batches.
+
+        An image that would be alone comes twice, for batch normalisation cannot train on one; a rank that the last
+        images did not reach takes one that counts nothing.
+        """
         epoch, update = divmod(step, self.updates_per_epoch)
         visits = self._visits(epoch)
         start, images = update * self.global_batch_size, self._images(step)
-        positions = start + np.arange(self._rank, self._share(images) * self._world_size, self._world_size) % images
+        positions = start + np.arange(self._rank, images, self._world_size)
+        if not len(positions):
+            positions = np.array([start + self._rank % images])
         keys = [
             SampleKey(epoch, index, repeat)
             for index, repeat in zip(visits.index[positions].tolist(), visits.repeat[positions].tolist(), strict=True)
         ]
+        pieces = [keys[first:last] for first, last in self._pieces(len(keys), step)]
+        return [piece * 2 if len(piece) == 1 < self._batch_size else piece for piece in pieces]
+
+    def cut(self, step: int) -> Cut:
+        """How much each of this rank's micro-batches counts in update ``step``, and how many images it has on all ranks."""
+        images, own = self._images(step), self._own(step)
+        counts = [last - first for first, last in self._pieces(own, step)]
+        return Cut([count * self._world_size / images for count in counts], images)
+
+    def _pieces(self, images: int, step: int) -> list[tuple[int, int]]:
         pieces = self.micro_batches(step)
-        cuts = [len(keys) * piece // pieces for piece in range(pieces + 1)]
-        return [keys[first:last] for first, last in zip(cuts, cuts[1:], strict=False)]
+        return [(images * piece // pieces, images * (piece + 1) // pieces) for piece in range(pieces)]
 
     def _images(self, step: int) -> int:
         start = step % self.updates_per_epoch * self.global_batch_size
         return min(self.global_batch_size, len(self._order) - start)
 
-    def _share(self, images: int) -> int:
-        """How many of an update's ``images`` each rank takes, so many that no micro-batch has a single one.
-
-        Batch normalisation cannot train on one image.
-        """
-        share, least = -(-images // self._world_size), min(2, self._batch_size)
-        while share // -(-share // self._batch_size) < least:
-            share += 1
-        return share
+    def _own(self, step: int) -> int:
+        """How many images of update ``step`` are this rank's."""
+        return len(range(self._rank, self._images(step), self._world_size))
 
     def _visits(self, epoch: int) -> Visits:
         if epoch not in self._epochs:
@@ -260,10 +277,13 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every one of ``size`` images exactly once over all ranks; some ranks may have fewer batches than others."""
+    """Every one of ``size`` images exactly once over all ranks; some ranks may have fewer batches than others.
 
-    def __init__(self, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._mine = range(rank, size, world_size)
+    ``every`` n-th of them only, for a look at images from all over a list that may be sorted by class.
+    """
+
+    def __init__(self, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1, every: int = 1) -> None:
+        self._mine = range(rank * every, size, world_size * every)
         self._batch_size = batch_size
 
     def __len__(self) -> int:

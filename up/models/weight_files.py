@@ -46,6 +46,7 @@ class Weights:
     model: Mapping[str, Tensor]
     ema: Mapping[str, Tensor] = field(default_factory=dict)  # the averaged weights; may leave out what is not averaged
     class_names: tuple[Any, ...] | None = None  # names, or a list of names for every head
+    config: str | None = None  # the effective YAML of the run that made them
 
     def tensors(self, *, prefer_ema: bool = True) -> dict[str, Tensor]:
         """The averaged weights where there are any and they are preferred, else the raw ones."""
@@ -68,7 +69,8 @@ def read_state(source: str | Path) -> Weights:
     model = _tensors({key: value for key, value in content.items() if key not in _EMA_KEYS})
     if not model and not ema:
         raise WeightsError(f"{path}: holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}")
-    return Weights(str(path), model, ema, _class_names(content))
+    config = content.get("config")
+    return Weights(str(path), model, ema, _class_names(content), config if isinstance(config, str) else None)
 
 
 def clean_key(key: str) -> str:

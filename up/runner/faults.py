@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from up.data.records import Batch
-from up.distributed import attempt, rank
+from up.distributed import rank
+from up.environment import attempt
 from up.errors import UserError
 from up.text import did_you_mean
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from up.distributed import attempt, launch_id
+from up.environment import attempt, launch_id
 from up.errors import UserError
 from up.files import write_json, write_text
 
@@ -62,6 +62,14 @@ def read_status(folder: Path) -> Status | None:
         return Status(**json.loads((folder / "status.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def code_of_status(folder: Path, since: float) -> int | None:
+    """The exit code of the run that has used the folder ``since`` a time (of ``time.time()``); None if it left no word."""
+    status = read_status(folder)
+    if status is None or (folder / "status.json").stat().st_mtime < since:
+        return None
+    return status.exit_code
 
 
 def mark_launch(folder: Path) -> None:

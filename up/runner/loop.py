@@ -21,7 +21,7 @@ def train(run: Run) -> Vote:
             with run.runner.gradient_sync(last=micro == update.last):
                 with run.precision.autocast():
                     output = run.runner.training_step(batch, step)
-                run.precision.backward(output.loss * update.shares[micro])
+                run.precision.backward(output.loss * update.weights[micro])
             run.meter.add(output, update.shares[micro])
         outcome = run.precision.step(run.optimizer, run.clip, run.all_finite)  # unscale, clip, finite on all ranks?, step, zero
         step += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from up.distributed import is_parallel, world_size
 from up.runner.log import LOGGER
 from up.text import some_of
 
+# Running statistics are made equal before an evaluation; other buffers are equal by what they hold.
+_NEW = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters  # torch 2.14 renamed it
+_SILENT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 BLOCK = 1_000_000  # parameters from which a block of a network is shared out by itself
 
 
@@ -35,17 +39,17 @@ def on_many_ranks(
     """
     if not is_parallel() or not any(parameter.requires_grad for parameter in net.parameters()):
         return net
+    same_start(net)
     unused = unused_parameters(net, first_loss) if first_loss is not None else []
     if unused:
         LOGGER.warning("no gradient reaches %s; is there an output that nobody reads?", some_of(unused, 5))
     if parallel == "fsdp":
-        same_start(net)  # ddp does so itself
         return shared_out(net)
     device = next(net.parameters()).device
     return DistributedDataParallel(
         net,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # running statistics: made equal before an evaluation; others are equal by what they hold
+        **_SILENT_BUFFERS,
         find_unused_parameters=(find_unused or bool(unused)) and not static_graph,
         static_graph=static_graph,
         gradient_as_bucket_view=True,

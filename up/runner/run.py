@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +127,8 @@ class Run:
 
     def updates(self, *, from_step: int) -> Iterator[Update]:
         """One entry an update: its micro-batches, or why there are none."""
-        return as_updates(self.loader_from(from_step))
+        loader = self.loader_from(from_step)
+        return as_updates(loader, loader.cut)
 
     def vote(self, update: Update) -> Vote:
         """What all ranks do with this update. Raises on every rank what one of them met in its data."""
@@ -248,8 +248,3 @@ class Run:
     def _write_status(self, status: Status) -> None:
         if is_main():
             write_status(self.outline.folder, status)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's ``metrics.jsonl``."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

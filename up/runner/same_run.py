@@ -15,7 +15,7 @@ from up.text import count, some_of
 
 # Under these the saved state would mean something else: other tensors, other groups, or other images in the steps to come.
 FIXED = (
-    "net", "teacher", "mimic", "finetune", "runtime.task_names", "runtime.runner", "runtime.random_seed", "runtime.special_bn_init",
+    "net", "teacher", "mimic", "runtime.task_names", "runtime.runner", "runtime.random_seed", "runtime.special_bn_init",
     "trainer.optimizer.type", "trainer.optimizer.pconfig", "trainer.optimizer.special_param_group", "ema.enable", "ema.ema_type",
     "dataset.train.batch_sampler.kwargs.sampler", "dataset.train.batch_sampler.kwargs.drop_last",
     "dataset.train.dataloader.kwargs.drop_last", "dataset.train.dataloader.kwargs.shuffle",

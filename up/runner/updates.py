@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from up.data.records import Batch, image_count
-from up.distributed import world_size
-from up.errors import UserError
+from up.data.records import Batch
+from up.data.sampler import Cut
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,8 @@ class Update:
 
     batches: Sequence[Batch]
     wait_s: float  # how long the loop stood still for it
-    failure: UserError | None = None
+    failure: Exception | None = None
+    cut: Cut = Cut([], 0)
 
     @property
     def last(self) -> int:
@@ -25,27 +25,32 @@ class Update:
         return len(self.batches) - 1
 
     @property
+    def weights(self) -> list[float]:
+        """What each micro-batch's loss counts, so that the mean over the ranks is the mean over images however they are cut."""
+        return self.cut.weights
+
+    @property
     def shares(self) -> list[float]:
-        """Each micro-batch's share of the images, so that a loss is the mean over images however they are cut."""
-        counts = [image_count(batch) for batch in self.batches]
-        return [count / sum(counts) for count in counts]
+        """Each micro-batch's share of this rank's images: what its loss counts in the mean that is shown."""
+        total = sum(self.weights)
+        return [weight / total if total else 1 / len(self.weights) for weight in self.weights]
 
     @property
     def images_of_all_ranks(self) -> int:
-        """All ranks take equally many."""
-        return world_size() * sum(image_count(batch) for batch in self.batches)
+        """How many images the update has."""
+        return self.cut.images
 
 
-def as_updates(loader: Iterable[tuple[int, list[Batch]]]) -> Iterator[Update]:
-    """The updates of a loader; one that cannot be read comes as its ``failure``, so that all ranks can vote on it."""
+def as_updates(loader: Iterable[tuple[int, list[Batch]]], cut: Callable[[int], Cut]) -> Iterator[Update]:
+    """The updates of a loader, each as ``cut`` says; one that cannot be read comes as its ``failure``, for all ranks to vote on."""
     fetched = iter(loader)
     while True:
         begun = time.perf_counter()
         try:
-            _, batches = next(fetched)
+            step, batches = next(fetched)
         except StopIteration:
             return
-        except UserError as error:
+        except Exception as error:
             yield Update([], time.perf_counter() - begun, failure=error)
             return
-        yield Update(batches, time.perf_counter() - begun)
+        yield Update(batches, time.perf_counter() - begun, cut=cut(step))

@@ -155,20 +155,28 @@ def test_the_images_of_an_update_do_not_depend_on_ranks(world_size: int, accumul
 
 
 @pytest.mark.parametrize("size", range(16, 41))
-@pytest.mark.parametrize(("world_size", "batch_size", "accumulate"), [(1, 4, 1), (2, 4, 2), (3, 2, 1), (2, 1, 3), (4, 3, 1)])
-def test_the_last_update_is_short_but_equal_on_all_ranks(size: int, world_size: int, batch_size: int, accumulate: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "batch_size", "accumulate"), [(1, 4, 1), (2, 4, 2), (3, 2, 1), (2, 1, 3), (4, 3, 1), (5, 2, 1)]
+)
+def test_every_image_of_a_short_update_counts_the_same(size: int, world_size: int, batch_size: int, accumulate: int) -> None:
     ranks = batches_of_all_ranks(Shuffled(size=size, seed=5), world_size, batch_size=batch_size, accumulate=accumulate)
     whole, rest = divmod(size, batch_size * world_size * accumulate)
     assert ranks[0].updates_per_epoch == whole + (rest > 0)
-    last = ranks[0].updates_per_epoch - 1
-    sizes = [[len(keys) for keys in each.keys_of(last)] for each in ranks]
-    assert all(other == sizes[0] for other in sizes)
-    assert len(sizes[0]) == ranks[0].micro_batches(last) <= accumulate
-    assert max(sizes[0]) <= batch_size
-    assert min(sizes[0]) >= min(2, batch_size)
-    seen = [key for step in range(last + 1) for each in ranks for keys in each.keys_of(step) for key in keys]
-    assert set(seen) == {SampleKey(0, index) for index in range(size)}
-    assert len(seen) - size < max(2, batch_size) * world_size
+    for step in range(ranks[0].updates_per_epoch):
+        images = min(size - step * ranks[0].global_batch_size, ranks[0].global_batch_size)
+        counted: dict[SampleKey, float] = {}
+        for each in ranks:
+            batches, cut = each.keys_of(step), each.cut(step)
+            assert len(batches) == len(cut.weights) == each.micro_batches(step) <= accumulate
+            assert cut.images == images
+            for keys, weight in zip(batches, cut.weights, strict=True):
+                assert min(2, batch_size) <= len(keys) <= batch_size
+                assert len(keys) == len(set(keys)) or len(set(keys)) == 1  # all different, or one that stands for itself
+                for key in set(keys):
+                    counted[key] = counted.get(key, 0.0) + weight / len(set(keys))
+        order = Shuffled(size=size, seed=5)(0).index[step * ranks[0].global_batch_size :][:images]
+        assert set(counted) == {SampleKey(0, index) for index in order.tolist()}
+        assert all(weight == pytest.approx(world_size / images) for weight in counted.values())
 
 
 def test_drop_last_leaves_the_rest_out() -> None:
@@ -209,3 +217,8 @@ def test_an_evaluation_takes_every_image_once(world_size: int) -> None:
     assert sorted(key.index for key in seen) == list(range(7))
     assert all(len(each) == len(list(each)) for each in ranks)
     assert all(len(keys) <= 2 and keys for each in ranks for keys in each)
+
+
+def test_a_look_at_every_third_image() -> None:
+    ranks = [EvalBatches(10, batch_size=2, rank=rank, world_size=2, every=3) for rank in range(2)]
+    assert [[key.index for keys in each for key in keys] for each in ranks] == [[0, 6], [3, 9]]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
 from up.data.records import Batch
+from up.data.sampler import Cut
 from up.errors import UserError
 from up.runner.updates import as_updates
 
@@ -15,27 +14,26 @@ def batch(images: int) -> Batch:
     return Batch(filename=["x"] * images)
 
 
-def test_shares_are_those_of_the_images() -> None:
-    (update,) = as_updates([(0, [batch(3), batch(1)])])
-    assert update.shares == [0.75, 0.25]
-    assert (update.last, update.images_of_all_ranks, update.failure) == (1, 4, None)
+def test_an_update_knows_what_its_micro_batches_count() -> None:
+    """Of 5 images on two ranks this one has 3, in micro-batches of 2 and 1."""
+    (update,) = as_updates([(0, [batch(2), batch(1)])], lambda step: Cut([0.8, 0.4], 5))
+    assert update.weights == [0.8, 0.4]
+    assert [round(share, 6) for share in update.shares] == [0.666667, 0.333333]
+    assert (update.last, update.images_of_all_ranks, update.failure) == (1, 5, None)
+
+
+def test_a_rank_without_images_still_shows_a_loss() -> None:
+    (update,) = as_updates([(0, [batch(2)])], lambda step: Cut([0.0], 1))
+    assert (update.weights, update.shares) == ([0.0], [1.0])
 
 
 def test_what_cannot_be_read_comes_as_a_failure() -> None:
-    def loader() -> Iterator[tuple[int, list[Batch]]]:
+    def loader(error: Exception) -> Iterator[tuple[int, list[Batch]]]:
         yield 0, [batch(2)]
-        raise UserError("meta.txt:3: broken")
+        raise error
 
-    good, bad = as_updates(loader())
-    assert good.failure is None
-    assert str(bad.failure) == "meta.txt:3: broken"
-    assert list(bad.batches) == []
-
-
-def test_our_own_bugs_are_not_hidden() -> None:
-    def loader() -> Iterator[tuple[int, list[Batch]]]:
-        raise KeyError("bug")
-        yield 0, []
-
-    with pytest.raises(KeyError):
-        next(as_updates(loader()))
+    for error in (UserError("meta.txt:3: broken"), KeyError("a bug of ours, which the ranks vote on all the same")):
+        good, bad = as_updates(loader(error), lambda step: Cut([1.0], 2))
+        assert good.failure is None
+        assert bad.failure is error
+        assert list(bad.batches) == []

@@ -123,7 +123,9 @@ class CachedTeacher:
         self._updates_per_epoch = updates_per_epoch
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        visits: Visits = batch["visits"]
+        visits: Visits | None = batch.get("visits")
+        if visits is None:  # a batch of noise, which only shows the way
+            return self._teacher(batch)
         epoch = visits.step // self._updates_per_epoch
         rows, found = self._store.read(epoch, visits.keys)
         if not found.all():

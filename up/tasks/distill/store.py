@@ -13,7 +13,8 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,27 @@ def _mapped(path: Path, length: int, row_bytes: int) -> Any:
     return np.memmap(rows, np.uint8, "r", shape=(length, row_bytes)) if length else np.zeros((0, row_bytes), np.uint8)
 
 
-def sizes(row_bytes: int, visits: int, epochs: float) -> Iterator[str]:
-    """How large a store gets, in words."""
-    an_epoch = (row_bytes + _ENTRY.itemsize) * visits
-    yield f"{_bytes(an_epoch)} an epoch ({visits:,} rows of {row_bytes + _ENTRY.itemsize:,} bytes)"
-    yield f"{_bytes(an_epoch * epochs)} for {epochs:g} epochs"
+@dataclass(frozen=True)
+class Sizes:
+    """How large a store gets."""
+
+    row: int  # bytes, key and checksum included
+    rows: int  # an epoch
+    epochs: float
+
+    @property
+    def total(self) -> float:
+        """Bytes at the end."""
+        return self.row * self.rows * self.epochs
+
+    def __str__(self) -> str:
+        an_epoch = f"{_bytes(self.row * self.rows)} an epoch ({self.rows:,} rows of {self.row:,} bytes)"
+        return f"{an_epoch}, {_bytes(self.total)} for {self.epochs:.3g} epochs"
+
+
+def sizes(row_bytes: int, rows: int, epochs: float) -> Sizes:
+    """The sizes of a store of ``rows`` rows an epoch."""
+    return Sizes(row_bytes + _ENTRY.itemsize, rows, epochs)
 
 
 def _bytes(number: float) -> str:

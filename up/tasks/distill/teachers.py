@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from up.text import count, some_of
 Names = Sequence[str]
 
 
+@runtime_checkable
 class Taught(Protocol):
     """What gives a teacher's side of the lessons: the teacher itself, or a cache of what it said."""
 
@@ -88,8 +89,10 @@ class Teacher:
             return logits[:, self._columns] if self._columns is not None and isinstance(logits, Tensor) else logits
 
     def digest(self) -> str:
-        """SHA-256 of the weights, and of the order of classes: what the teacher says depends on nothing else of it."""
+        """SHA-256 of the weights, or of the graph, and of the order of classes."""
         found = hashlib.sha256(repr(None if self._columns is None else self._columns.tolist()).encode())
+        for module in self.net.modules():
+            found.update(getattr(module, "content_sha256", "").encode())
         for name, tensor in self.net.state_dict().items():
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -120,6 +123,8 @@ def columns_for(teacher: str, ours: Names | None, theirs: Names | None) -> list[
     """
     if ours is None or theirs is None or list(ours) == list(theirs):
         return None
+    if not all(isinstance(name, str) for name in (*ours, *theirs)):
+        raise UserError(f"{teacher}: its classes are not those of the student, which has several heads. Expected the same.")
     missing = [name for name in ours if name not in theirs]
     if missing:
         raise UserError(

@@ -51,8 +51,9 @@ def test_several_processes_write_files_of_their_own(filled: Path) -> None:
 
 def test_size_on_disk_and_in_words(filled: Path) -> None:
     assert store(filled).size() == 2 * 3 * (5 + 12)
-    assert list(sizes(2000, 1_281_167, 180)) == ["2.58 GB an epoch (1,281,167 rows of 2,012 bytes)", "464 GB for 180 epochs"]
-    assert list(sizes(20, 200, 2.5)) == ["6.4 kB an epoch (200 rows of 32 bytes)", "16 kB for 2.5 epochs"]
+    assert str(sizes(2000, 1_281_167, 180)) == "2.58 GB an epoch (1,281,167 rows of 2,012 bytes), 464 GB for 180 epochs"
+    assert str(sizes(20, 200, 2.5)) == "6.4 kB an epoch (200 rows of 32 bytes), 16 kB for 2.5 epochs"
+    assert sizes(20, 200, 2.5).total == 16_000
 
 
 def one(folder: Path, pattern: str) -> Path:

@@ -1,0 +1,176 @@
+"""From a checked experiment to what distillation adds to its run: lessons, teachers, adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from up.assembly.data import input_size_of
+from up.assembly.teaching import Source, build_source
+from up.config.errors import Problem
+from up.config.mimic import MimicJob
+from up.config.sections import Mimic as MimicSection
+from up.experiment import Experiment, is_distillation, key_of_job, weights_of_teachers
+from up.models.net import Net
+from up.runner.evaluate import evaluation_mode
+from up.runner.runner import BatchStage, Mixing, Runner
+from up.seed import key, seed_all
+from up.tasks.distill.mimic import Lesson, Mimic, Pair, Pupil
+from up.tasks.distill.taps import Findings, Taps, tap_problem
+from up.tasks.distill.teachers import Taught, Teacher, columns_for
+from up.text import some_of
+
+_ADAPTERS = 4  # the purpose of the seed that the adapters' first weights are drawn with
+_EXAMPLES = 2  # images that show the shapes
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What distillation adds to a run. ``taught`` are the teachers, or the caches before them."""
+
+    mimic: Mimic
+    teachers: Sequence[Teacher]
+    taught: Sequence[Taught]
+    adapters: Mapping[str, tuple[str, nn.Module]]
+    overwritten: frozenset[str]  # layers of the student whose tensor a later layer changes in place
+    lines: Sequence[str] = field(default_factory=list)
+    warnings: Sequence[str] = field(default_factory=list)
+
+    def pupil(self, student: nn.Module, device: torch.device) -> Pupil:
+        """The student on its device, and its adapters."""
+        taps = Taps(student, self.mimic.layers_of_student(), copied=self.overwritten)
+        return Pupil(student, self.adapters, taps).to(device)
+
+    def add_adapters_to(self, optimizer: Optimizer) -> None:
+        """Let the adapters train as the optimizer does by itself: no rule of ``pconfig`` speaks of them."""
+        parameters = [parameter for _, module in self.adapters.values() for parameter in module.parameters()]
+        if parameters:
+            lr = optimizer.defaults["lr"]
+            optimizer.add_param_group({"params": parameters, "lr": lr, "lr_scale": 1.0, "rule": "mimic adapters"})
+
+
+def runner_of(
+    experiment: Experiment,
+    net: nn.Module,
+    teaching: Teaching | None,
+    *,
+    stage: BatchStage,
+    mix: Mixing | None,
+    device: torch.device,
+    compiled: bool = False,
+) -> Runner:
+    """The runner of ``runtime.runner``; one that mimics gets the student with its adapters, and the teachers on its device."""
+    runtime = experiment.config.runtime
+    supply: dict[str, Any] = {
+        "net": net, "loss_of": experiment.plugin.loss_of, "stage": stage, "mix": mix, "seed": runtime.random_seed,
+    }  # fmt: skip
+    if teaching is not None:
+        for teacher in teaching.teachers:
+            teacher.to(device, channels_last=runtime.channels_last, compiled=compiled)
+        supply |= {"net": teaching.pupil(net, device), "mimic": teaching.mimic, "teachers": teaching.taught}
+    runner: Runner = experiment.build(runtime.runner, "runner", supply, "runtime.runner")
+    return runner
+
+
+def told_of(experiment: Experiment, teaching: Teaching | None) -> tuple[list[str], list[str]]:
+    """What the log says of the teachers, and what it warns of."""
+    config = experiment.config
+    lines, warnings = (list(teaching.lines), list(teaching.warnings)) if teaching else ([], [])
+    if config.mimic is not None and teaching is None:
+        warnings.append(f"mimic: has no effect: runtime.runner.type is {config.runtime.runner.type!r}. For distillation: kd")
+    unused = [name for name in config.teachers if teaching is not None and name not in {each.name for each in teaching.teachers}]
+    if unused:
+        warnings.append(f"{some_of(unused)}: in no job of mimic, so not built")
+    return lines, warnings
+
+
+def teaching_of(
+    experiment: Experiment, student: Net, data_facts: Mapping[str, Any], class_names: list[str] | None, *, files: bool = True
+) -> Teaching | None:
+    """Lessons and teachers, proved with a batch of noise; None where the runner does not mimic.
+
+    Without ``files`` the teachers' weights are drawn. Nothing is created. Raises ``ConfigError`` for layers that there are
+    not, shapes that do not fit and classes that a teacher does not know.
+    """
+    section = experiment.config.mimic
+    if section is None or not is_distillation(experiment):
+        return None
+    mimic = mimic_of(experiment, section)
+    sources = {name: build_source(experiment, name, data_facts, files=files) for name in weights_of_teachers(experiment)}
+    nets = {"student": student, **{name: source.net for name, source in sources.items()}}
+    experiment.refuse(_unknown_layers(experiment, section, nets))
+    size = input_size_of(experiment)
+    example = experiment.plugin.example_batch(student, size, _EXAMPLES)
+    findings = _of_student(experiment, student, mimic, example)
+    by_batch = {name for job in section.jobs.values() for name, tap in job.teachers.items() if tap.teacher_bn_mode == "train"}
+    teachers = []
+    for name, source in sources.items():
+        with experiment.placing(source.place):
+            columns = columns_for(name, class_names, source.class_names)
+            layers = mimic.layers_of(name)
+            teachers.append(Teacher(name, source.net, layers, example=example, batch_statistics=name in by_batch, columns=columns))
+    shapes = {teacher.name: teacher.shapes for teacher in teachers}
+    experiment.refuse(_misfits(experiment, mimic, findings.shapes, shapes))
+    seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
+    lines = [line for source in sources.values() for line in source.lines]
+    warnings = list(_other_sizes(sources, size))
+    adapters = mimic.build_adapters(findings.shapes, shapes)
+    return Teaching(mimic, teachers, teachers, adapters, findings.overwritten, lines, warnings)
+
+
+def mimic_of(experiment: Experiment, section: MimicSection) -> Mimic:
+    """Every job as a lesson with each of its teachers."""
+    lessons = []
+    for name, job in section.jobs.items():
+        loss = experiment.build(job.cfgs.loss, "mimic_loss", {}, f"{key_of_job(experiment, name)}.cfgs.loss")
+        for teacher in job.teachers:
+            shown = f"{name}_loss" if len(job.teachers) == 1 else f"{name}_{teacher}_loss"
+            lessons.append(Lesson(shown, name, teacher, loss, _pairs(job, teacher), job.loss_weight, job.warm_up_iters))
+    return Mimic(lessons, section.task_loss)
+
+
+def _pairs(job: MimicJob, teacher: str) -> list[Pair]:
+    given = job.student.adapter
+    adapters = given if isinstance(given, list) else [given] * len(job.student.mimic_name)
+    return [
+        Pair(ours, theirs, adapter)
+        for ours, theirs, adapter in zip(job.student.mimic_name, job.teachers[teacher].mimic_name, adapters, strict=True)
+    ]
+
+
+def _unknown_layers(experiment: Experiment, section: MimicSection, nets: Mapping[str, Net]) -> Iterator[Problem]:
+    for name, job in section.jobs.items():
+        layers = {"student": job.student.mimic_name, **{teacher: tap.mimic_name for teacher, tap in job.teachers.items()}}
+        for side, named in layers.items():
+            for index, layer in enumerate(named):
+                what = tap_problem(nets[side], layer, owner=side)
+                if what is not None:
+                    yield Problem(f"{key_of_job(experiment, name)}.{side}.mimic_name.{index}", what)
+
+
+def _of_student(experiment: Experiment, student: Net, mimic: Mimic, example: Mapping[str, Any]) -> Findings:
+    taps = Taps(student, mimic.layers_of_student())
+    try:
+        with experiment.placing("mimic"), evaluation_mode(student):
+            return taps.examine(lambda: student(example), owner="student")
+    finally:
+        taps.remove()  # putting the net on its device may replace the modules that they are in
+
+
+def _misfits(experiment: Experiment, mimic: Mimic, student: Mapping[str, Any], teachers: Mapping[str, Any]) -> Iterator[Problem]:
+    for lesson in mimic.lessons:
+        for index, what in lesson.refusals(student, teachers[lesson.teacher]):
+            yield Problem(f"{key_of_job(experiment, lesson.job)}.{lesson.teacher}.mimic_name.{index}", what)
+
+
+def _other_sizes(sources: Mapping[str, Source], size: tuple[int, int]) -> Iterator[str]:
+    for source in sources.values():
+        if source.input_size not in (None, size):
+            assert source.input_size is not None
+            theirs, ours = "{} x {}".format(*source.input_size), "{} x {}".format(*size)
+            yield f"{source.name}: was trained on images of {theirs}, the student's pipeline makes {ours} (height x width)"

@@ -1,0 +1,92 @@
+"""From ``mimic.cache`` to teachers that are asked only once about an image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+from up.assembly.data import section_of
+from up.assembly.distillation import Teaching
+from up.config.errors import Problem
+from up.errors import StorageError
+from up.experiment import Experiment, key_of_job
+from up.tasks.distill.cache import CachedTeacher, Codec
+from up.tasks.distill.mimic import Mimic
+from up.tasks.distill.store import Store, sizes
+from up.tasks.distill.teachers import Teacher
+
+
+def with_cache(experiment: Experiment, teaching: Teaching, data: Any, *, updates_per_epoch: int, updates: int) -> Teaching:
+    """The same with what teachers say kept on disk, if ``mimic.cache`` asks for it; the log tells how large that gets.
+
+    Raises ``UserError`` for what cannot be kept, and for a cache of another teacher or other images; ``StorageError`` when it
+    would not fit on the disk.
+    """
+    section = experiment.config.mimic.cache if experiment.config.mimic else None
+    if section is None:
+        return teaching
+    taught, lines, growth = [], [], 0.0
+    for teacher in teaching.teachers:
+        codec = Codec(_widths(experiment, teaching.mimic, teacher), section.dtype, section.topk)
+        identity = {
+            "teacher": teacher.digest()[:16], "layers": ", ".join(codec.widths), "data": data.fingerprint()[:16],
+            "numbers": f"{section.dtype}, {'all' if section.topk is None else f'the {section.topk} largest'}",
+            "images": _images(experiment), "precision": experiment.config.runtime.precision,
+        }  # fmt: skip
+        with experiment.placing("mimic.cache.dir"):
+            store = Store(Path(section.dir) / teacher.name, row_bytes=codec.row_bytes, identity=identity)
+        size, there = sizes(codec.row_bytes, len(data), updates / updates_per_epoch), store.size()
+        growth += max(0.0, size.total - there)
+        lines.append(f"{teacher.name}: cache in {store.folder}: {size}; {there:,} bytes are there")
+        taught.append(CachedTeacher(teacher, store, codec, updates_per_epoch=updates_per_epoch))
+    _require_space(Path(section.dir), growth)
+    return replace(teaching, taught=taught, lines=[*teaching.lines, *lines])
+
+
+def _widths(experiment: Experiment, mimic: Mimic, teacher: Teacher) -> dict[str, int]:
+    """The vectors that a cache keeps of a teacher. Raises ``ConfigError`` for what it cannot keep."""
+    section = experiment.config.mimic
+    assert section is not None
+    assert section.cache is not None
+    problems = []
+    for name, job in section.jobs.items():
+        tap = job.teachers.get(teacher.name)
+        place = f"{key_of_job(experiment, name)}.{teacher.name}"
+        if tap is not None and tap.teacher_bn_mode == "train":
+            what = "got 'train': what depends on the rest of the batch cannot be kept"
+            problems.append(Problem(f"{place}.teacher_bn_mode", what))
+        for index, layer in enumerate(tap.mimic_name if tap is not None else ()):
+            if len(teacher.shapes[layer]) != 2:
+                what = f"gives {tuple(teacher.shapes[layer][1:])} for an image; a cache keeps vectors, such as logits, only"
+                problems.append(Problem(f"{place}.mimic_name.{index}", what))
+    for lesson in mimic.lessons:
+        if lesson.teacher == teacher.name and section.cache.topk is not None and not lesson.loss.of_logits:
+            what = f"keeps what softmax makes of the largest logits, which {lesson.loss.name} does not go by: leave it out"
+            problems.append(Problem("mimic.cache.topk", what))
+    experiment.refuse(dict.fromkeys(problems))
+    return {layer: teacher.shapes[layer][1] for layer in mimic.layers_of(teacher.name)}
+
+
+def _images(experiment: Experiment) -> str:
+    """What, beside files and seeds, decides how an image comes to the teacher, as a short hash."""
+    train = section_of(experiment, "train")
+    kwargs = train.dataset.kwargs
+    reader = dict(kwargs.get("image_reader") or {})
+    reader["kwargs"] = {name: value for name, value in (reader.get("kwargs") or {}).items() if name != "image_dir"}
+    batch_fn = train.dataloader.kwargs.batch_fn
+    decided = [kwargs.get("transformer"), reader, batch_fn.model_dump() if batch_fn else None]
+    return sha256(json.dumps(decided, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _require_space(folder: Path, needed: float) -> None:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = disk_usage(there).free
+    if needed > free:
+        raise StorageError(
+            f"{folder}: the cache grows by {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free. Choose another mimic.cache.dir, "
+            "set mimic.cache.topk, or leave mimic.cache out."
+        )

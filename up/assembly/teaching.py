@@ -1,0 +1,69 @@
+"""From a checked experiment to its teachers: their nets, filled, and what is known of what they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from up.assembly.network import build_net
+from up.config.parts import Derived
+from up.errors import UserError
+from up.experiment import Experiment, weights_of_teachers
+from up.models.net import Net
+from up.models.weights import Weights, load_weights, read_state
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A teacher's net with its weights. ``place`` is the key of the configuration that names them."""
+
+    name: str
+    place: str
+    net: Net
+    class_names: list[Any] | None
+    input_size: Size | None  # height and width that it was trained on, where the file says so
+    lines: list[str]  # for the log
+
+
+def build_source(experiment: Experiment, name: str, data_facts: Mapping[str, Any], *, files: bool) -> Source:
+    """The teacher ``name``; without ``files`` its weights are drawn. Raises ``UserError`` where net and file do not fit."""
+    place, file = weights_of_teachers(experiment)[name]
+    weights = read_state(file) if files and file is not None else None
+    section = experiment.config.teachers[name]
+    with experiment.placing(name):
+        net = build_net(experiment, facts_for(weights, data_facts), section, name)
+    graph = next((module for module in net.children() if hasattr(module, "content_sha256")), None)
+    if graph is not None:
+        said: Any = graph
+        return Source(name, place, net, said.class_names, said.input_size, [f"{name}: {said.file}, by onnxruntime"])
+    if weights is None:
+        return Source(name, place, net, None, None, [])
+    with experiment.placing(place):
+        report = load_weights(net, weights, heads=())  # a head that does not fit would teach noise
+    names = list(weights.class_names) if weights.class_names else None
+    return Source(name, place, net, names, trained_size(experiment, weights), [f"{name}: {line}" for line in report.lines()])
+
+
+def facts_for(weights: Weights | None, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parts of a teacher may leave out: the classes that its file names, else those of the data, as a guess only."""
+    facts = {name: value.value if isinstance(value, Derived) else value for name, value in data.items()}
+    names = weights.class_names if weights is not None else None
+    if names:
+        facts["num_classes"] = [len(head) for head in names] if not isinstance(names[0], str) else len(names)
+    return facts
+
+
+def trained_size(experiment: Experiment, weights: Weights) -> Size | None:
+    """The size of the images that a checkpoint was trained for, by the transforms of the configuration in it."""
+    with suppress(UserError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        dataset = yaml.safe_load(weights.config or "")["dataset"]
+        source = dataset.get("test") or dataset["train"]
+        listed = source["dataset"]["kwargs"]["transformer"]
+        return experiment.plugin.input_size([experiment.build(part, "transform") for part in listed])
+    return None
