@@ -206,8 +206,8 @@ def _positions(key: str, wanted: Sequence[int] | None, known: list[int]) -> list
         return None
     if not wanted or any(stage not in known for stage in wanted):
         raise UserError(f"{key}: {list(wanted)} is not a choice from the stages of this network, {some_of(known)}.")
-    if len(set(known)) < len(known):
-        raise UserError(f"{key}: all stages of this network have the same stride; it has its final feature only.")
+    if any(known.count(stage) > 1 for stage in wanted):
+        raise UserError(f"{key}: {list(wanted)} does not single out stages of this network, which have {some_of(known)}.")
     places = [known.index(stage) for stage in wanted]
     if places != sorted(set(places)):
         raise UserError(f"{key}: {list(wanted)}: list every stage once, from the first to the last.")
