@@ -47,7 +47,21 @@ class ParserInfo(TypedDict, total=False):
 
 
 class ClsDataset:
-    """Images with labels from meta files, asked for by ``SampleKey``, on which all randomness of a sample hangs."""
+    """Images with labels from meta files, asked for by ``SampleKey``, on which all randomness of a sample hangs.
+
+    - ``meta_file``: what lists the images, in the form ``meta_type``. Several are joined, each with its own entry of
+      ``meta_type``, of ``label_mapping`` (what is added to its labels) and of the reader's ``image_dir``, where these are lists.
+    - ``transformer``: what is done to an image, in this order. ``to_tensor, normalize`` and ``torch_randerase`` at the end of
+      the list run for whole batches on the device.
+    - ``evaluator``: what is measured; ``save_score`` keeps the scores of all classes for the reports.
+    - ``fraction``: the share of the images that is used, in every run the same ones.
+    - ``num_classes`` (a list: of each head) and ``class_names`` (a list, or a file with one name a line): found out from
+      folders and labels when left out. ``multilabel``: a list of labels is a set, not one label a head.
+    - ``parser_info``, ``inference_cfg``: of the meta types custom_det and inference_only.
+    - ``on_bad_image``: ``skip`` puts another image in the place of one that cannot be read, as long as no more than ``max_bad``
+      are bad: below 1 a share of the images, from 1 on a number.
+    - ``allow_outside``: names may lead out of ``image_dir``. ``image_type``: accepted for older files.
+    """
 
     def __init__(
         self,
@@ -72,10 +86,7 @@ class ClsDataset:
         seed: int = 0,
         train: bool = True,
     ) -> None:
-        """``class_names`` is a list, or a file with one a line; ``max_bad`` a share below 1, from 1 on a number.
-
-        ``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files.
-        """
+        """``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files."""
         del image_type  # the transforms take images and tensors, whichever the reader makes
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is {fraction:g}. Expected more than 0 and at most 1.")
