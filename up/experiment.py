@@ -61,7 +61,7 @@ class Experiment:
     @cached_property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.config.saver.save_dir or f"runs/{self.path.stem}")
+        return self.config.saver.folder(self.path)
 
     def refuse(self, problems: Iterable[Problem]) -> None:
         """Raise a ``ConfigError`` with the places of ``problems``, if there are any."""
@@ -207,10 +207,11 @@ def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | No
             module = experiment.config.teachers[teacher][0]
             if module.type == "onnx":
                 place, file = f"{teacher}.onnx", module.kwargs.get("file")
-            earlier = found.get(teacher, (place, None))[1]
+            before, earlier = found.setdefault(teacher, (place, file))
             if file is not None and earlier not in (None, file):
-                experiment.refuse([Problem(place, f"got {file}, but {found[teacher][0]} says {earlier}: keep one of them")])
-            found[teacher] = found[teacher] if earlier is not None else (place, file)
+                experiment.refuse([Problem(place, f"got {file}, but {before} says {earlier}: keep one of them")])
+            if earlier is None and file is not None:
+                found[teacher] = (place, file)
     return found
 
 

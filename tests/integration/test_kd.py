@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from tests.integration.ranks import Server, start
+from tests.integration.refusals import refused
 from tests.integration.states import assert_same, checkpoint
 from tests.integration.tiny import CLASSES, tiny_config
 from up.__main__ import main
@@ -38,6 +40,14 @@ def teacher(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["train", "--config", str(folder / "config.yaml")]) == 0
     return folder / "run" / "ckpt_best.pth"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Where ranks are forked from."""
+    made = Server()
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -163,10 +173,239 @@ def test_a_warm_cache_trains_the_same_student_without_the_teacher(kd: Config, wr
         assert_same(cold[part], warm[part], part)
 
 
-def refused(capfd: pytest.CaptureFixture[str], path: str, *opts: str, command: str = "train") -> str:
-    before = sorted(Path(path).parent.iterdir())
+def two_jobs_into_one(kd: Config) -> Config:
+    """The first job alone, written directly in ``mimic``, as most files do."""
+    kd["mimic"] = {**kd["mimic"]["mimic_job0"], "warm_up_iters": -1}
+    return kd
+
+
+def test_teacher_that_is_a_package_or_an_onnx_file(
+    kd: Config, write: Write, tmp_path: Path, teacher: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both give what the checkpoint that they were made of gives, in probabilities too."""
+    path = write(two_jobs_into_one(kd))
+    assert train(path, "trainer.max_iter=2") == 0
+    expected = records(tmp_path / "run", "train")
+    config = str(teacher.parent / "config.yaml")
+    export = ["--config", config, "--ckpt", str(teacher)]
+    assert main(["to_onnx", *export, "--save-prefix", str(tmp_path / "teacher")]) == 0
+    activated = ["--save_to", str(tmp_path), "--opts", "to_kestrel.add_softmax=true"]
+    assert main(["to_kestrel", *export, *activated]) == 0
+    (package,) = tmp_path.glob("*.tar")
+    kd["mimic"]["teacher"] = {"mimic_name": "logits"}
+    for file in (tmp_path / "teacher.onnx", package):
+        kd["teacher"] = {"onnx": str(file)}
+        assert train(write(kd), "trainer.max_iter=2") == 0
+        for ours, theirs in zip(records(tmp_path / "run", "train"), expected, strict=True):
+            assert ours["mimic_job0_loss"] == pytest.approx(theirs["mimic_job0_loss"], abs=1e-4)
+        assert f"teacher: {file}, by onnxruntime" in (tmp_path / "run" / "train.log").read_text()
+    assert main(["check", "--config", str(tmp_path / "config.yaml")]) == 0
+    (tmp_path / "teacher.onnx").unlink()
     capfd.readouterr()
-    assert main([command, "--config", path, "--opts", *opts]) == 2
-    assert sorted(Path(path).parent.iterdir()) == before, "something was created"
-    (line,) = capfd.readouterr().err.splitlines()
-    return line.replace(str(Path(path).parent), "")
+    assert train(path, f"teacher.onnx={tmp_path / 'teacher.onnx'}") == 2
+    assert "teacher.onnx: no such file or folder" in capfd.readouterr().err
+
+
+def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server: Server) -> None:
+    """The same images an update; no batch normalisation, whose statistics are a rank's own."""
+    for net in (kd["net"], kd["teacher"]):
+        net[0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
+    kd["mimic"]["mimic_job0"]["teacher"]["teacher_weight"] = str(without_norms(kd, tmp_path))
+    path = write(kd)
+    assert train(path) == 0
+    half = ["dataset.train.batch_sampler.kwargs.batch_size=4", f"saver.save_dir={tmp_path / 'two'}"]
+    both = start(server, tmp_path, ["train", "--config", path, "--opts", *half])
+    assert both.wait() == [0, 0], both.said
+    one, two = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "two")
+    for part in ("model", "runner"):
+        assert one[part].keys() == two[part].keys()
+        for name, tensor in one[part].items():
+            assert torch.allclose(tensor, two[part][name], atol=1e-5), name
+
+
+def without_norms(kd: Config, folder: Path) -> Path:
+    """The weights of a teacher with the norms of ``kd``: what it knows does not matter here."""
+    from up.assembly.network import build_net
+    from up.experiment import load_experiment
+
+    path = folder / "teacher.yaml"
+    path.write_text(yaml.safe_dump({**kd, "net": [*kd["teacher"], kd["net"][-1]], "mimic": None, "runtime": {"random_seed": 3}}))
+    torch.save(build_net(load_experiment(path), {}).state_dict(), folder / "teacher.pth")
+    kd["mimic"]["preflight"] = "warn"
+    return folder / "teacher.pth"
+
+
+def says(path: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, *opts: str, command: str = "train") -> str:
+    """What a refused command says, without the folder of the test; nothing may have been created."""
+    lines = refused([command, "--config", path, "--opts", *opts], capsys, tmp_path)
+    return "\n".join(lines).replace(f"{tmp_path}/", "")
+
+
+def line_of(path: str, text: str) -> int:
+    return next(number for number, line in enumerate(Path(path).read_text().splitlines(), 1) if text in line)
+
+
+def test_a_missing_teacher_is_named_with_the_key_that_sets_it(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kd["mimic"]["mimic_job0"]["teacher"]["teacher_weight"] = "nowhere.pth"
+    path = write(kd)
+    key = "mimic.mimic_job0.teacher.teacher_weight"
+    missing = f"no such file or folder: nowhere.pth. Put it there, or name another: --opts {key}=PATH."
+    for command in ("train", "check"):
+        said = says(path, capsys, tmp_path, command=command)
+        assert said == f"config.yaml:{line_of(path, 'nowhere.pth')}: {key}: {missing}"
+    assert f"{key}: is not set. Set it in the file" in says(path, capsys, tmp_path, f"{key}=null")
+    assert main(["check", "--config", path, "--no-files"]) == 0
+    path = write(two_jobs_into_one(kd))
+    assert "mimic.teacher.teacher_weight: no such file or folder: nowhere.pth" in says(path, capsys, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_layers_that_there_are_not(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    kd["mimic"]["mimic_job0"]["student"]["mimic_name"] = ["head.clasifier"]
+    kd["mimic"]["mimic_job1"]["teacher"]["mimic_name"] = ["backbone.layer9"]
+    path = write(kd)
+    said = says(path, capsys, tmp_path, command=command).splitlines()
+    assert said == [
+        f"config.yaml:{line_of(path, 'head.clasifier')}: mimic.mimic_job0.student.mimic_name.0: student has no layer "
+        "'head.clasifier'. Did you mean 'head.classifier'?",
+        f"config.yaml:{line_of(path, 'backbone.layer9')}: mimic.mimic_job1.teacher.mimic_name.0: teacher has no layer "
+        "'backbone.layer9'. Did you mean 'backbone.layer4', 'backbone.layer3', 'backbone.layer2'?",
+    ]
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_shapes_that_do_not_match_are_both_named(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    del kd["mimic"]["mimic_job1"]["student"]["adapter"]
+    said = says(write(kd), capsys, tmp_path, command=command)
+    assert said.endswith(
+        "mimic.mimic_job1.teacher.mimic_name.0: backbone.layer4 of the student gives (B, 64, 4, 4), backbone.layer4 of teacher "
+        "(B, 96, 4, 4); l2_loss compares equal shapes: name layers that fit, or put an adapter between them "
+        "(student: {adapter: conv1x1})"
+    )
+
+
+def renamed(teacher: Path, folder: Path, names: list[str] | None, rows: list[int] | None = None) -> str:
+    """The teacher with other names of its classes, and with its classifier in the order of ``rows``."""
+    state = torch.load(teacher, weights_only=True)
+    model = dict(state["model"])
+    for name in ("head.classifier.weight", "head.classifier.bias"):
+        model[name] = model[name][rows] if rows is not None else model[name]
+    torch.save({"model": model, "class_names": names}, folder / "other.pth")
+    return str(folder / "other.pth")
+
+
+def test_classes_are_matched_by_name(kd: Config, write: Write, tmp_path: Path, teacher: Path) -> None:
+    path = write(two_jobs_into_one(kd))
+    assert train(path, "trainer.max_iter=2") == 0
+    expected = records(tmp_path / "run", "train")
+    turned = renamed(teacher, tmp_path, [CLASSES[2], CLASSES[0], CLASSES[1]], [2, 0, 1])
+    assert train(path, "trainer.max_iter=2", f"mimic.teacher.teacher_weight={turned}") == 0
+    for ours, theirs in zip(records(tmp_path / "run", "train"), expected, strict=True):
+        assert ours["mimic_job0_loss"] == pytest.approx(theirs["mimic_job0_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_other_classes_are_refused(
+    kd: Config, write: Write, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    path = write(two_jobs_into_one(kd))
+    other = renamed(teacher, tmp_path, ["red", "cyan", "blue"])
+    said = says(path, capsys, tmp_path, f"mimic.teacher.teacher_weight={other}", command=command)
+    assert said == (
+        "--opts: mimic.teacher.teacher_weight: teacher: does not know 1 class of the student's 3: green. It was trained on 3 "
+        "(red, cyan, blue). Expected a teacher of the same classes."
+    )
+    wide = renamed(teacher, tmp_path, None, [0, 1, 2, 2])
+    said = says(path, capsys, tmp_path, f"mimic.teacher.teacher_weight={wide}", command=command)
+    assert "head.classifier.weight ((4, 96) in the file, (3, 96) in the net)" in said
+    said = says(path, capsys, tmp_path, f"mimic.teacher.teacher_weight={wide}", "teacher.1.kwargs.num_classes=4", command=command)
+    assert "head.classifier of the student gives (B, 3), head.classifier of teacher (B, 4); kd_loss compares scores" in said
+
+
+def test_a_teacher_that_guesses_is_refused_or_warned_of(
+    kd: Config, write: Write, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(two_jobs_into_one(kd))
+    wrong = f"mimic.teacher.teacher_weight={renamed(teacher, tmp_path, None, [1, 2, 0])}"  # right names, wrong order
+    said = says(path, capsys, tmp_path, wrong)
+    assert said.startswith(
+        "--opts: mimic.teacher.teacher_weight: teacher: top-1 0.00 % of 13 validation images is no better than guessing (33.33 %)."
+    )
+    assert train(path, wrong, "mimic.preflight=warn", "trainer.max_iter=1") == 0
+    assert "is no better than guessing" in (tmp_path / "run" / "train.log").read_text()
+    assert train(path, wrong, "mimic.preflight=skip", "trainer.max_iter=1") == 0
+    assert "the teachers are not scored" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_another_input_size_is_warned_of(kd: Config, write: Write, tmp_path: Path) -> None:
+    path = write(two_jobs_into_one(kd))
+    assert train(path, "trainer.max_iter=1", "dataset.test.dataset.kwargs.transformer.0.kwargs.size=[48, 32]") == 0
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "teacher: was trained on images of 32 x 32, the student's pipeline makes 48 x 32 (height x width)" in said
+
+
+@pytest.mark.parametrize("preflight", ["error", "skip"])
+def test_a_teacher_that_emits_nan_ends_the_run_with_3(
+    kd: Config, write: Write, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str], preflight: str
+) -> None:
+    state = torch.load(teacher, weights_only=True)
+    state["model"]["head.classifier.bias"][1] = torch.nan
+    torch.save({"model": state["model"]}, tmp_path / "nan.pth")
+    path = write(two_jobs_into_one(kd))
+    opts = [f"mimic.teacher.teacher_weight={tmp_path / 'nan.pth'}", f"mimic.preflight={preflight}"]
+    assert train(path, *opts) == 3
+    said = capsys.readouterr().err
+    if preflight == "error":
+        assert "teacher: gives numbers that are not finite, for one of val 0.png" in said
+        assert not (tmp_path / "run").exists()
+    else:
+        status = json.loads((tmp_path / "run" / "status.json").read_text())
+        assert (status["state"], status["exit_code"], status["step"]) == ("failed", 3, 0)
+
+
+def test_check_shows_the_parts_of_the_loss(kd: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", write(kd)]) == 0
+    said = capsys.readouterr().out
+    assert "one batch of 2 x 3 x 32 x 32 through net, loss and backward: loss " in said
+    assert "its parts: task_loss " in said
+    assert ", mimic_job0_loss " in said
+    assert ", mimic_job1_loss " in said
+
+
+def test_a_runner_that_mimics_nobody(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config["runtime"]["runner"] = {"type": "kd"}
+    said = says(write(config), capsys, tmp_path)
+    assert "mimic: is missing: the runner 'kd' needs teachers and what to mimic (docs/distill.md)" in said
+
+
+def test_what_a_cache_cannot_keep(kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kd["mimic"]["cache"] = {"dir": str(tmp_path / "cache"), "topk": 2}
+    kd["mimic"]["mimic_job0"]["teacher"]["teacher_bn_mode"] = "train"
+    said = says(write(kd), capsys, tmp_path)
+    assert "mimic.mimic_job0.teacher.teacher_bn_mode: got 'train': what depends on the rest of the batch cannot be kept" in said
+    assert "mimic.mimic_job1.teacher.mimic_name.0: gives (96, 4, 4) for an image; a cache keeps vectors, such as logits" in said
+    assert "mimic.cache.topk: keeps what softmax makes of the largest logits, which l2_loss does not go by: leave it out" in said
+
+
+def test_a_damaged_or_foreign_cache_is_refused(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(two_jobs_into_one(kd))
+    cache = ["+mimic.cache.dir=" + str(tmp_path / "cache"), "trainer.max_iter=2"]
+    assert train(path, *cache) == 0
+    said = says(path, capsys, tmp_path, *cache, "runtime.amp=bf16")
+    assert "mimic.cache.dir: cache/teacher: was made with another precision (got fp32, this run has bf16)" in said
+    crop = "dataset.train.dataset.kwargs.transformer.0.kwargs.scale=[0.6, 1]"
+    assert "was made with another images (got " in says(path, capsys, tmp_path, *cache, crop)
+    (rows,) = (tmp_path / "cache").rglob("*.rows")
+    content = bytearray(rows.read_bytes())
+    content[3] ^= 1
+    rows.write_bytes(content)
+    assert train(path, *cache) == 2
+    assert "damaged (row 0 does not fit its checksum)" in capsys.readouterr().err

@@ -34,14 +34,14 @@ class Source:
 def build_source(experiment: Experiment, name: str, data_facts: Mapping[str, Any], *, files: bool) -> Source:
     """The teacher ``name``; without ``files`` its weights are drawn. Raises ``UserError`` where net and file do not fit."""
     place, file = weights_of_teachers(experiment)[name]
-    weights = read_state(file) if files and file is not None else None
     section = experiment.config.teachers[name]
+    is_graph = section[0].type == "onnx"
+    weights = read_state(file) if files and file is not None and not is_graph else None
     with experiment.placing(name):
         net = build_net(experiment, facts_for(weights, data_facts), section, name)
-    graph = next((module for module in net.children() if hasattr(module, "content_sha256")), None)
-    if graph is not None:
-        said: Any = graph
-        return Source(name, place, net, said.class_names, said.input_size, [f"{name}: {said.file}, by onnxruntime"])
+    if is_graph:
+        graph: Any = net[section[0].name]
+        return Source(name, place, net, graph.class_names, graph.input_size, [f"{name}: {file}, by onnxruntime"])
     if weights is None:
         return Source(name, place, net, None, None, [])
     with experiment.placing(place):
