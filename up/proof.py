@@ -62,7 +62,8 @@ def prove_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
     """Build, and throw away, what a run would build besides the data and the net."""
     sources: tuple[Literal["train", "test"], ...] = ("train", "test")
     for source in sources:
-        if getattr(experiment.config.dataset, source) is not None:
+        section = getattr(experiment.config.dataset, source)
+        if section is not None and "image_reader" in section.dataset.kwargs:
             reader, transforms = build_reader(experiment, source), build_transforms(experiment, source)
             with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
                 experiment.plugin.pipeline(reader, transforms)

@@ -51,11 +51,13 @@ def build_transforms(experiment: Experiment, source: Literal["train", "test"]) -
 
 def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> Any:
     """The image reader of a source, for images that are named in full."""
-    part = Part.model_validate(section_of(experiment, source).dataset.kwargs["image_reader"])
+    place = f"dataset.{source}.dataset.kwargs.image_reader"
+    written = section_of(experiment, source).dataset.kwargs.get("image_reader")
+    if written is None:
+        experiment.refuse([Problem(place, "is missing: it reads the images.")])
+    part = Part.model_validate(written)
     anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
-    return experiment.build(
-        Part(type=part.type, kwargs=anywhere), "image_reader", {}, f"dataset.{source}.dataset.kwargs.image_reader"
-    )
+    return experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
 
 
 def produced_size(experiment: Experiment) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from up.config.model import Part
+from up.data.collate import collate
 from up.data.records import Batch, Sample
+from up.errors import UserError
+from up.files import write_json
 from up.registry import Registry
 from up.runner.evaluate import Evaluator
-from up.runner.runner import BatchStage, LossOf, Mixing
+from up.runner.runner import BatchStage, LossOf, Mixing, StepOutput
 
 Size = tuple[int, int]  # height, width
 Facts = Mapping[str, Any]  # arguments by name that the program fills in where a part's signature has them
@@ -31,42 +34,90 @@ class ExportSpec:
     heads: Sequence[Mapping[str, Any]]  # likewise: name, start, end, type, activation, labels, thresholds, topk
 
 
-@dataclass(frozen=True)
+def loss_in_record(net: nn.Module, batch: Batch) -> StepOutput:
+    """The loss that the net's last module has put into the record, with what else is worth showing."""
+    record = net(batch)
+    return StepOutput(record["loss"], record.get("scalars", {}), record)
+
+
+def to_device(dataset: Any, device: torch.device, channels_last: bool) -> BatchStage:
+    """A stage that only moves: every tensor of a batch to the device, images in their memory format."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def move(batch: Batch) -> Batch:
+        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return Batch({**batch, **moved}, image=moved["image"].contiguous(memory_format=memory_format))
+
+    return move
+
+
+def figures_only(evaluator: Evaluator, folder: Path, dataset: Any, save_result: bool) -> list[Path]:
+    """``metrics.json``, and nothing about single samples."""
+    write_json(folder / "metrics.json", evaluator.compute())
+    return [folder / "metrics.json"]
+
+
+def no_pipeline(reader: Any, transforms: Sequence[Any]) -> Any:
+    """Raises ``UserError``: the task does not say how an image alone becomes a batch."""
+    raise UserError("this task predicts nothing for single images (its plug-in hands over no pipeline).")
+
+
+def nothing(*_: Any) -> None:
+    """None, whatever is asked."""
+
+
+def no_paths(kwargs: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+    """No files to ask for beforehand."""
+    return ()
+
+
+def no_facts(*_: Any) -> Facts:
+    """Nothing to fill in."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskPlugin:
-    """One task: its component tables, and how its data become losses, metrics and exports."""
+    """One task: its component tables, and how its data become losses, metrics and exports.
+
+    What has no default every task must hand over. A data set has ``__len__``, ``__getitem__(SampleKey) -> Sample``,
+    ``fingerprint()``, ``label_sets`` (None where samples cannot be weighed by labels) and ``max_bad``.
+    """
 
     name: str
     tables: Mapping[str, Registry]
     """dataset, transform, batch_fn, head, post_process, loss, evaluator, hook, and whatever the task's parts nest."""
-    supplied: Mapping[str, Sequence[str]]
-    """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
-    named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]]
-    """From a data set's kwargs: the keys that name files and folders, with what is written there."""
-    collate: Callable[[Sequence[Sample]], Batch]
-    loss_of: LossOf
-    data_facts: Callable[[Any], Facts]
-    """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
-    later_data_facts: Callable[[Any], Facts]
-    """From the training data set: what the other data sets must agree with (the class names)."""
-    module_facts: Callable[[str, Facts, nn.Module | None, Part], Facts]
-    """What a module of the net may leave out: (its table, the data's facts, the module before it, the part as written)."""
     input_size: Callable[[Sequence[Any]], Size | None]
     """From a list of transforms: the size of image that they produce, None where it varies."""
-    device_stage: Callable[[Any, torch.device, bool], BatchStage]
-    """Takes off the data set what can run on the device, and returns it: (data set, device, channels_last)."""
-    mixing: Callable[[Any, Any], Mixing | None]
-    """From the data set and its batch function: what mixes whole batches."""
     example_batch: Callable[[nn.Module, Size, int], Batch]
     """A batch of noise with labels that the net can take: (net, image size, number of images)."""
     make_evaluator: Callable[[Any], Callable[[], Evaluator]]
     """From the evaluation data set: what makes a fresh evaluator."""
-    write_reports: Callable[[Any, Path, Any, bool], list[Path]]
+    loss_of: LossOf = loss_in_record
+    """The loss of a prepared batch."""
+    collate: Callable[[Sequence[Sample]], Batch] = collate
+    device_stage: Callable[[Any, torch.device, bool], BatchStage] = to_device
+    """Takes off the data set what can run on the device, and returns it: (data set, device, channels_last)."""
+    supplied: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
+    data_facts: Callable[[Any], Facts] = no_facts
+    """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
+    later_data_facts: Callable[[Any], Facts] = no_facts
+    """From the training data set: what the other data sets must agree with (the class names)."""
+    module_facts: Callable[[str, Facts, nn.Module | None, Part], Facts] = no_facts
+    """What a module of the net may leave out: (its table, the data's facts, the module before it, the part as written)."""
+    named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]] = no_paths
+    """From a data set's kwargs: the keys that name files and folders, with what is written there."""
+    mixing: Callable[[Any, Any], Mixing | None] = nothing
+    """From the data set and its batch function: what mixes whole batches."""
+    write_reports: Callable[[Any, Path, Any, bool], list[Path]] = figures_only
     """Write the evaluator's findings into a folder: (evaluator, folder, data set, whether to write every result)."""
-    result_stream: Callable[[Any, Path, bool], Callable[[Facts, Facts], None] | None]
+    result_stream: Callable[[Any, Path, bool], Callable[[Facts, Facts], None] | None] = nothing
     """What writes results as they come, where that is asked for: (data set, folder, memory_friendly)."""
-    pipeline: Callable[[Any, Sequence[Any]], Any]
+    pipeline: Callable[[Any, Sequence[Any]], Any] = no_pipeline
     """From a reader and transforms: what loads images that no meta file lists, and finishes batches of them."""
-    class_names: Callable[[Any], list[str] | None]
+    class_names: Callable[[Any], list[str] | None] = nothing
     """The names of the classes of a data set."""
     export_spec: Callable[[nn.Module, Any, Sequence[Any], Any, bool], ExportSpec] | None = None
     """From (net, reader, test transforms, names of the classes, whether the graph ends in probabilities)."""

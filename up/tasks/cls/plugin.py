@@ -12,13 +12,12 @@ from torch import nn
 
 from up.config.model import Part
 from up.config.parts import Derived
-from up.data.collate import collate
 from up.data.readers import READERS
 from up.data.records import Batch
 from up.errors import UserError
 from up.models.net import Net
 from up.runner.hooks import HOOKS
-from up.runner.runner import Mixing, StepOutput
+from up.runner.runner import Mixing
 from up.tasks.cls.datasets import DATASETS, ClsDataset
 from up.tasks.cls.device_tail import DeviceTail, expect_numbers, split_tail
 from up.tasks.cls.export import export_spec
@@ -36,12 +35,6 @@ from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.transforms import TRANSFORMS, output_size_of
 from up.tasks.plugin import Facts, Size, TaskPlugin
 from up.text import count
-
-
-def loss_of(net: nn.Module, batch: Batch) -> StepOutput:
-    """The loss of a prepared batch, summed over heads."""
-    record = net(batch)
-    return StepOutput(record["loss"], record["scalars"], record)
 
 
 def data_facts(dataset: ClsDataset) -> Facts:
@@ -202,8 +195,6 @@ PLUGIN = TaskPlugin(
         "evaluator": ("class_counts", "class_names"),
     },
     named_paths=named_paths,
-    collate=collate,
-    loss_of=loss_of,
     data_facts=data_facts,
     later_data_facts=later_data_facts,
     module_facts=module_facts,
