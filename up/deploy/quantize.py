@@ -45,7 +45,7 @@ class Limits:
 
 STATIC = (
     Candidate("static_qdq", "min-max", {}),
-    Candidate("static_qdq", "moving average of min and max", {"CalibMovingAverage": True, "CalibMovingAverageConstant": 0.05}),
+    Candidate("static_qdq", "mean of the batches' min and max", {"CalibMovingAverage": True}),  # cuts outliers off
 )
 DYNAMIC = (Candidate("dynamic", "each batch by itself", {}),)
 

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import up.deploy
+from tests.unit.deploy import handmade
+from up.__main__ import main
+from up.data.bad_images import BadImage
+from up.deploy.ahead import grouped, loaded_ahead
+from up.deploy.bundle_predictor import BundlePredictor
+from up.errors import UserError
+
+RED, GREEN = handmade.colour(250, 5, 5), handmade.colour(5, 250, 5)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> up.deploy.Model:  # type: ignore[name-defined]
+    return up.deploy.load(handmade.package(tmp_path))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits)
+    return raised / raised.sum()
+
+
+def test_what_the_docs_promise(tmp_path: Path) -> None:
+    RED.save(tmp_path / "a.png")
+    model = up.deploy.load(handmade.package(tmp_path))
+    (answer,) = model.predict([tmp_path / "a.png"])
+    best, second = answer.heads[0]
+    assert (answer.file, best.name, best.label) == (str(tmp_path / "a.png"), "red", 1)
+    pixels = (np.array([250, 5, 5]) / 255 - 0.5) / 0.25
+    scores = softmax(handmade.WEIGHTS @ pixels)
+    assert best.score == pytest.approx(scores[1], abs=1e-5)
+    assert second.score == pytest.approx(np.sort(scores)[-2], abs=1e-5)
+    assert model.labels == [handmade.LABELS]
+    assert model.manifest["version"] == "1.2.3"
+
+
+def test_every_kind_of_source(model: up.deploy.Model, tmp_path: Path) -> None:  # type: ignore[name-defined]
+    RED.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    for one in (tmp_path / "a.png", str(tmp_path / "a.png"), data, RED, np.asarray(RED)):
+        assert [answer.heads[0][0].name for answer in model.predict(one)] == ["red"]
+    answers = model.predict([RED, data, np.asarray(GREEN)])
+    assert [(answer.file, answer.heads[0][0].name) for answer in answers] == [
+        ("image 0", "red"), ("image 1", "red"), ("image 2", "green"),
+    ]  # fmt: skip
+    one_by_one = up.deploy.load(tmp_path / "handmade_1.2.3.tar", batch_size=1)
+    assert [answer.file for answer in one_by_one.predict([RED, GREEN, RED])] == ["image 0", "image 1", "image 2"]
+    assert model.predict([]) == []
+
+
+def test_scores_as_arrays(model: up.deploy.Model) -> None:  # type: ignore[name-defined]
+    red, green = model.scores([RED, GREEN])
+    assert red[0].shape == (4,)
+    assert red[0].argmax() == 1
+    assert green[0].sum() == pytest.approx(1, abs=1e-6)
+    with pytest.raises(BadImage):
+        model.scores([b"no image"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
+def test_a_bad_image_among_many_keeps_its_row(tmp_path: Path, batch_size: int) -> None:
+    names = [f"{number:02}.png" for number in range(11)]
+    for number, name in enumerate(names):
+        (RED if number % 2 else GREEN).save(tmp_path / name)
+    (tmp_path / names[6]).write_bytes(b"")
+    predictor = BundlePredictor.open(handmade.package(tmp_path), batch_size=batch_size)
+    answers = list(predictor.predict([tmp_path / name for name in names], threads=3))
+    assert [Path(answer.file).name for answer in answers] == names
+    assert [answer.error for answer in answers if answer.error] == ["empty file (0 bytes)"]
+    found = [answer.heads[0][0].name for answer in answers if not answer.error]
+    assert found == ["red" if number % 2 else "green" for number in range(11) if number != 6]
+    assert predictor.timing.images == 11
+
+
+def test_only_bad_images(model: up.deploy.Model) -> None:  # type: ignore[name-defined]
+    assert [answer.error for answer in model.predict([b"", b"x"])] == [
+        "empty file (0 bytes)",
+        "not an image (1 byte). Expected one of JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG2000",
+    ]
+
+
+def test_no_such_provider(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--provider: this onnxruntime has no 'cda'\. It has cpu; GPUs need"):
+        up.deploy.load(handmade.package(tmp_path), provider="cda")
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = handmade.package(tmp_path)
+    for name, image in (("a.png", RED), ("b.png", GREEN)):
+        image.save(tmp_path / name)
+    words = ["predict", "--bundle", str(package), "--format", "jsonl", "--topk", "1", "--benchmark", str(tmp_path)]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    answers = [json.loads(line) for line in said.out.splitlines()]
+    assert [answer["predictions"][0]["name"] for answer in answers] == ["red", "green"]
+    assert said.err.startswith("2 images in ")
+    assert said.err.endswith(" images/s\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "predict needs either --bundle FILE.tar, or --config FILE and maybe --ckpt FILE."),
+        (["--bundle", "x.tar", "--config", "c.yaml"], "predict needs either --bundle"),
+        (["--bundle", "x.tar", "--ckpt", "c.pth"], "--bundle: a package has its own weights and settings"),
+        (["--bundle", "x.tar"], "x.tar: no such file."),
+    ],
+)
+def test_wrong_words(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RED.save(tmp_path / "a.png")
+    assert main(["predict", str(tmp_path / "a.png"), *words]) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import up.deploy, sys; up.deploy.load({package!r}).predict({image!r})",
+        "import sys; from up.__main__ import main; assert main(['predict', '--bundle', {package!r}, {image!r}]) == 0",
+        "import sys; from up.__main__ import main; assert main(['verify', {package!r}]) == 0",
+        "import sys; from up.__main__ import main; assert main(['predict', '--bundle', {image!r}, {image!r}]) == 2",
+    ],
+)
+def test_torch_is_not_imported(code: str, tmp_path: Path) -> None:
+    RED.save(tmp_path / "a.png")
+    filled = code.format(package=str(handmade.package(tmp_path)), image=str(tmp_path / "a.png"))
+    ask = "; print(sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'torchvision', 'timm')))"
+    done = subprocess.run([sys.executable, "-c", filled + ask], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_more_is_loaded_than_asked_for() -> None:
+    """A million images must not be decoded into memory while the graph is busy with the first."""
+    started: list[int] = []
+    lock = threading.Lock()
+
+    def load(item: int) -> int:
+        with lock:
+            started.append(item)
+        return item * item
+
+    consumer = loaded_ahead(load, iter(range(100)), threads=3, ahead=5)
+    assert next(consumer) == (0, 0)
+    assert next(consumer) == (1, 1)
+    assert len(started) <= 7
+    assert list(consumer) == [(item, item * item) for item in range(2, 100)]
+    assert [len(group) for group in grouped(range(7), 3)] == [3, 3, 1]
+
+
+def test_an_error_while_loading_is_raised_in_its_place() -> None:
+    def load(item: int) -> int:
+        return 1 // (item - 2)
+
+    consumer = loaded_ahead(load, range(5), threads=2, ahead=4)
+    assert [next(consumer), next(consumer)] == [(0, -1), (1, -1)]
+    with pytest.raises(ZeroDivisionError):
+        next(consumer)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.deploy import handmade
+from up.config.sections import ToKestrel
+from up.deploy.kestrel import categories_of, check_settings, kestrel_members, package_path, relabelled, write_package
+from up.deploy.manifest import Head
+from up.errors import StorageError, UserError
+
+TWO = [
+    Head(name="head0", start=0, end=2, type="multiclass", activation="softmax", labels=["a", "b", "c"], topk=3),
+    Head(name="head1", start=3, end=4, type="multiclass", activation="sigmoid", labels=["d", "e"], topk=2),
+]
+
+
+def check(settings: ToKestrel, **changes: Any) -> None:
+    made = handmade.manifest()
+    check_settings(settings, **{"heads": made.heads, "operations": made.preprocess, "size": (8, 8), "order": "RGB", **changes})
+
+
+def test_the_members_that_kestrel_reads() -> None:
+    settings = ToKestrel(model_name="handmade", version="1.2.3", type="CAR", save_all_label=False, support_labels=["red"])
+    members = kestrel_members(handmade.manifest(), b"graph", settings)
+    assert members["model.onnx"] == b"graph"
+    assert json.loads(members["meta.json"]) == {
+        "model_name": "handmade",
+        "model_type": "classifier",
+        "version": {"major": 1, "minor": 2, "patch": 3, "train_date": "20260102"},
+        "properties": {"description": "cls of 4 classes, fp32; exported by up 0"},
+    }
+    assert json.loads(members["parameters.json"]) == {
+        "model_files": {
+            "net": {
+                "net": "model.onnx", "backend": "kestrel_nart", "max_batch_size": 8, "input": {"data": "data"},
+                "output": {"score": "scores"},
+            }
+        },
+        "input_h": 8, "input_w": 8, "pixel_means": [127.5] * 3, "pixel_stds": [63.75] * 3, "is_rgb": True, "type": "CAR",
+        "save_all_label": False, "support_labels": ["red"],
+    }  # fmt: skip
+    assert json.loads(members["category_param.json"]) == {
+        "classes": {"calculator": "bypass", "feature_start": 0, "feature_end": 3, "labels": handmade.LABELS}
+    }
+
+
+def test_one_entry_for_each_head() -> None:
+    found = categories_of(ToKestrel(), TWO)
+    assert [(entry.name, entry.start, entry.end, entry.labels) for entry in found] == [
+        ("head0", 0, 2, ["a", "b", "c"]),
+        ("head1", 3, 4, ["d", "e"]),
+    ]
+
+
+def test_class_label_passes_through_and_names_the_labels() -> None:
+    given = {
+        "colour": {"calculator": "argmax", "start": 0, "end": 1, "labels": ["v", "w"]},
+        "rest": {"start": 2, "end": 4, "labels": ["x", "y", "z"]},
+    }
+    settings = ToKestrel(class_label=given)
+    found = categories_of(settings, TWO)
+    assert [(entry.name, entry.calculator, entry.start, entry.end) for entry in found] == [
+        ("colour", "argmax", 0, 1),
+        ("rest", "bypass", 2, 4),
+    ]
+    assert [head.labels for head in relabelled(TWO, settings)] == [["v", "w", "x"], ["y", "z"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": {"start": 0, "end": 4, "labels": ["x"]}}, "class_label.a: got 1 labels for 5 outputs"),
+        ({"a": {"start": 1, "end": 4, "labels": list("wxyz")}}, "expected them to start at 0"),
+        ({"a": {"start": 0, "end": 1, "labels": list("yz")}}, "class_label: covers 2 outputs, but the net has 5"),
+        ({"a": {"start": 0, "labels": list("yz")}}, "expected {calculator, start, end, labels}"),
+        ({"a": {"start": 0, "end": 4, "labels": list("vwxyz"), "more": 1}}, "expected {calculator, start, end, labels}"),
+        ({"a": {"start": "0", "end": 4, "labels": list("vwxyz")}}, "expected two numbers and a list"),
+        ({"a": 7}, "class_label.a: got 7"),
+    ],
+)
+def test_class_labels_that_do_not_cover_the_outputs(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        categories_of(ToKestrel(class_label=given), TWO)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pixel_means": [123.675, 116.28, 103.53]}, "to_kestrel.pixel_means: got [123.675, 116.28, 103.53], but the test"),
+        ({"pixel_means": [127.5]}, "normalise by [127.5, 127.5, 127.5]"),
+        ({"pixel_stds": [63.75, 63.75, 64.0]}, "to_kestrel.pixel_stds"),
+        ({"is_rgb": False}, "to_kestrel.is_rgb: got False, but the net is trained on RGB images"),
+        ({"resize_hw": [9, 8]}, "to_kestrel.resize_hw: got [9, 8], but the test transforms produce 8 x 8"),
+        ({"resize_hw": "8x9"}, "got 8x9"),
+        ({"support_labels": ["red", "pink"]}, "support_labels: pink: not among the labels blue, dark, green, red"),
+        ({"model_name": "../x"}, "to_kestrel.model_name: got '../x'"),
+    ],
+)
+def test_settings_that_contradict_the_model(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        check(ToKestrel(**given))
+    assert message in str(raised.value)
+
+
+def test_settings_that_repeat_what_is_derived() -> None:
+    check(ToKestrel(pixel_means=[127.52, 127.5, 127.5], pixel_stds=[63.75] * 3, is_rgb=True, resize_hw="8x8"))
+    check(ToKestrel(is_rgb=False), order="BGR")
+    check(ToKestrel(), order="BGR")
+    with pytest.raises(UserError, match="is_rgb: got True, but the net is trained on BGR"):
+        check(ToKestrel(is_rgb=True), order="BGR")
+
+
+def test_where_the_package_goes(tmp_path: Path) -> None:
+    settings = ToKestrel(model_name="cars", version="2.0.1")
+    assert package_path(tmp_path, settings) == tmp_path / "cars_2.0.1.tar"
+    with pytest.raises(UserError, match=r"names the folder; the file is called cars_2\.0\.1\.tar"):
+        package_path(tmp_path / "x.tar", settings)
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    members = handmade.members()
+    write_package(members, tmp_path / "new" / "a.tar", mtime=0)
+    assert (tmp_path / "new" / "a.tar").read_bytes() == handmade.tar(members)
+    assert os.listdir(tmp_path / "new") == ["a.tar"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="Name another with --save_to"):
+        write_package(members, tmp_path / "file" / "a.tar", mtime=0)
+    (tmp_path / "taken.tar").mkdir()
+    with pytest.raises(StorageError, match=r"taken\.tar: cannot be written"):
+        write_package(members, tmp_path / "taken.tar", mtime=0)
+    assert sorted(os.listdir(tmp_path)) == ["file", "new", "taken.tar"]

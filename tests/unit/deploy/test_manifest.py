@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import up.deploy.manifest as module
+from tests.unit.deploy import handmade
+from up.deploy.archive import PackageError
+from up.deploy.manifest import parse_manifest, sums_text
+
+
+def test_the_shipped_schema_is_that_of_the_code() -> None:
+    made = subprocess.run([sys.executable, "-m", "up.deploy.manifest"], capture_output=True, text=True, check=True).stdout
+    assert module.SCHEMA_FILE.read_text(encoding="utf-8") == made, "python -m up.deploy.manifest > up/deploy/bundle.schema.json"
+    schema = json.loads(made)
+    assert set(schema["required"]) == {
+        "name", "version", "task", "model", "inputs", "outputs", "preprocess", "heads", "metrics", "parity", "testvectors",
+        "provenance",
+    }  # fmt: skip
+    assert schema["additionalProperties"] is False
+    assert "inclusive" in schema["$defs"]["Head"]["properties"]["end"]["description"]
+
+
+def test_text_and_back() -> None:
+    made = handmade.manifest()
+    assert parse_manifest(made.text(), "x") == made
+    assert parse_manifest(made.text(compact=True), "x") == made
+    assert made.text(compact=True).count("\n") == 0
+
+
+def changed(path: str, value: Any) -> str:
+    plain: Any = json.loads(handmade.manifest().text())
+    *parents, last = path.split(".")
+    place = plain
+    for part in parents:
+        place = place[int(part)] if part.isdigit() else place[part]
+    place[last] = value
+    return json.dumps(plain)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("schema_version", 2, "schema_version: Input should be 1"),
+        ("surprise", 1, "surprise: Extra inputs are not permitted"),
+        ("model.sha256", "xyz", "model.sha256: String should match pattern"),
+        ("heads.0.labels", ["a"], "heads.0: Value error, head 'classes' has 1 labels for 4 outputs"),
+        ("heads.0.thresholds", [0.5], "head 'classes' has 1 thresholds for 4 outputs"),
+        ("heads.0.start", 1, "head 'classes' has 4 labels for 3 outputs"),
+        ("outputs.0.shape", ["N", 5], "the heads cover 4 outputs, the graph has 5"),
+        ("outputs.0.meaning", "scores", "outputs.0.meaning: Input should be 'logits' or 'probabilities'"),
+        ("inputs.0.shape", ["N", 1, 8, 8], "inputs.0.shape.1: Input should be 3"),
+        ("inputs.0.channel_order", "BGR", r"decoded to ['RGB'], but channel_order is BGR"),
+        ("preprocess.3.size", [9, 9], "size is [9, 9]: expected one number for short_side"),
+        ("preprocess.3.op", "squash", "preprocess.3: Input tag 'squash' found using 'op' does not match"),
+        ("preprocess.6.std", [0.0, 1.0, 1.0], "preprocess.6.normalize.std.0: Input should be greater than 0"),
+        ("parity.max_abs", float("nan"), "parity.max_abs: Input should be a finite number"),
+        ("inputs", [], "inputs: List should have at least 1 item"),
+    ],
+)
+def test_refusals_name_the_key(path: str, value: Any, message: str) -> None:
+    with pytest.raises(PackageError) as raised:
+        parse_manifest(changed(path, value), "a.tar")
+    assert str(raised.value).startswith("a.tar: up_bundle.json does not fit its schema: ")
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", "[" * 5000])
+def test_what_is_no_manifest(text: str) -> None:
+    with pytest.raises(PackageError, match=r"^a\.tar: up_bundle\.json does not fit its schema: "):
+        parse_manifest(text, "a.tar")
+
+
+def test_heads_follow_each_other() -> None:
+    head = json.loads(handmade.manifest().text())["heads"][0]
+    two = [{**head, "name": "one", "end": 1, "labels": ["a", "b"]}, {**head, "name": "two", "start": 2, "labels": ["c", "d"]}]
+    assert [h.name for h in parse_manifest(changed("heads", two), "x").heads] == ["one", "two"]
+    with pytest.raises(PackageError, match=r"head 'one' covers outputs 0 to 1: expected it to start at 4"):
+        parse_manifest(changed("heads", [two[1] | {"start": 0, "end": 3, "labels": list("abcd")}, two[0]]), "x")
+
+
+def test_the_copy_in_the_graph_lacks_what_it_cannot_know() -> None:
+    package = handmade.members()
+    whole = parse_manifest(package["up_bundle.json"], "x")
+    copy = whole.in_graph()
+    assert (copy.model.sha256, copy.model.bytes, copy.testvectors) == (None, None, [])
+    assert copy.model_copy(update={"model": whole.model, "testvectors": whole.testvectors}) == whole
+
+
+def test_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
+    content = {"b.txt": b"hello\n", "a.txt": b""}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    assert sums_text(content).decode().splitlines() == [
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  a.txt",
+        "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03  b.txt",
+    ]

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.unit.deploy import handmade
+from up.deploy.onnx import check_graph, dimensions, export_graph, serialized, set_metadata
+from up.deploy.session import Session
+from up.errors import UserError
+
+SIZE = (8, 6)
+
+
+class Small(nn.Module):
+    """Convolution, norm, pooling, dropout and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(4, 5)
+
+    def forward(self, data: Tensor) -> Tensor:
+        features: Tensor = self.norm(self.conv(data)).relu().mean(dim=(2, 3))
+        outputs: Tensor = self.linear(self.drop(features))
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def net() -> Small:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture(scope="module")
+def graph(net: Small) -> Any:
+    return export_graph(net, SIZE)
+
+
+def test_one_file_of_opset_18_for_any_number_of_images(graph: Any, net: Small) -> None:
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 18)]
+    assert dimensions(graph.graph.input) == {"data": ["N", 3, 8, 6]}
+    assert dimensions(graph.graph.output) == {"scores": ["N", 5]}
+    session = Session(serialized(graph), "x")
+    for batch in (1, 2, 5, 33):
+        images = torch.randn(batch, 3, *SIZE)
+        assert torch.allclose(torch.from_numpy(session(images.numpy())), net(images), atol=1e-6)
+    assert session.provider == "CPUExecutionProvider"
+
+
+def test_nothing_of_this_machine_is_in_it(graph: Any) -> None:
+    data = serialized(graph)
+    assert b"test_onnx" not in data
+    assert b"/torch/" not in data
+    assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
+
+
+def test_exported_again_it_is_the_same(graph: Any, net: Small) -> None:
+    assert serialized(export_graph(net, SIZE)) == serialized(graph)
+
+
+def test_metadata_are_replaced(graph: Any) -> None:
+    copy = onnx.ModelProto.FromString(serialized(graph))
+    set_metadata(copy, {"b": "2", "a": "1"})
+    set_metadata(copy, {"c": "3"})
+    assert Session(serialized(copy), "x").metadata == {"c": "3"}
+
+
+class Branching(nn.Module):
+    """Does one thing or another, depending on what it sees."""
+
+    def forward(self, data: Tensor) -> Tensor:
+        return data.mean(dim=(2, 3)) if data.sum() > 0 else data.amax(dim=(2, 3))
+
+
+def test_what_torch_cannot_export() -> None:
+    with pytest.raises(UserError, match=rf"^torch {torch.__version__.split('+')[0]}\S* cannot export this net: \w+: "):
+        export_graph(Branching(), SIZE)
+
+
+class OneByOne(nn.Module):
+    """Only good for the number of images that it was made with."""
+
+    def forward(self, data: Tensor) -> Tensor:
+        return data.mean(dim=(2, 3)) * torch.ones(2, 1)
+
+
+def test_a_batch_that_is_not_free() -> None:
+    with pytest.raises(UserError, match=r"the graph takes \{'data': \[2, 3, 8, 6\]\}, expected data \(N, 3, 8, 6\) with a free"):
+        export_graph(OneByOne(), SIZE)
+
+
+def changed(**changes: Any) -> onnx.ModelProto:
+    model = handmade.graph()
+    if "opset" in changes:
+        model.opset_import[0].version = changes["opset"]
+    if "domain" in changes:
+        model.opset_import.add(domain=changes["domain"], version=1)
+    if "batch" in changes:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = changes["batch"]
+    if "external" in changes:
+        model.graph.initializer[1].data_location = onnx.TensorProto.EXTERNAL
+    if "output" in changes:
+        model.graph.output[0].name = changes["output"]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"opset": 17}, "the graph came out with opset {'': 17}, expected 18 of the standard domain alone"),
+        ({"domain": "com.microsoft"}, "{'': 18, 'com.microsoft': 1}, expected 18"),
+        ({"batch": 2}, r"the graph takes {'data': [2, 3, 8, 8]}, expected data (N, 3, 8, 8) with a free batch"),
+        ({"external": True}, "the weights came out beside the graph, expected them in it"),
+        ({"output": "logits"}, "the graph gives {'logits': ['N', 4]}, expected scores (N, numbers)"),
+    ],
+)
+def test_graphs_that_are_not_as_promised(changes: dict[str, Any], message: str) -> None:
+    check_graph(changed(), size=(8, 8), opset=18)
+    with pytest.raises(UserError) as raised:
+        check_graph(changed(**changes), size=(8, 8), opset=18)
+    assert message in str(raised.value)

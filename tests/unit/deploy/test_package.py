@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.deploy import handmade
+from up.deploy.archive import KESTREL_MEMBERS, PackageError
+from up.deploy.manifest import sums_text
+from up.deploy.package import metadata_of, open_package, package_of
+
+
+def resealed(members: dict[str, bytes]) -> dict[str, bytes]:
+    """With hashes that fit: what somebody would do who wants to deceive."""
+    rest = {name: data for name, data in members.items() if name != "SHA256SUMS"}
+    return {**rest, "SHA256SUMS": sums_text(rest)}
+
+
+def test_three_forms_say_the_same(tmp_path: Path) -> None:
+    members = handmade.members()
+    bundle = open_package(handmade.package(tmp_path))
+    strict_members = {name: members[name] for name in KESTREL_MEMBERS}
+    strict = open_package(handmade.package(tmp_path, strict_members, "strict.tar"))
+    (tmp_path / "alone.onnx").write_bytes(members["model.onnx"])
+    alone = open_package(tmp_path / "alone.onnx")
+    assert [package.form for package in (bundle, strict, alone)] == ["bundle", "strict", "graph"]
+    assert strict.manifest == alone.manifest == bundle.manifest.in_graph()
+    assert bundle.input_size == (8, 8)
+    assert not bundle.activated
+
+
+def test_metadata_of_the_graph() -> None:
+    said = metadata_of(handmade.manifest())
+    assert json.loads(said["labels"]) == [handmade.LABELS]
+    assert json.loads(said["mean"]) == [127.5] * 3
+    assert json.loads(said["std"]) == [63.75] * 3
+    assert json.loads(said["input_size"]) == [3, 8, 8]
+    assert (said["channel_order"], said["config_sha256"]) == ("RGB", "0" * 64)
+    assert json.loads(said["up_bundle"])["name"] == "handmade"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "meta.json", "up_bundle.json", "testvectors/drawn_turned.png"])
+def test_a_flipped_byte_of_a_member_is_found(name: str) -> None:
+    members = handmade.members()
+    damaged = bytearray(members[name])
+    damaged[len(damaged) // 2] ^= 4
+    with pytest.raises(PackageError, match=rf"^x: damaged: sha256 mismatch of {name}"):
+        package_of({**members, name: bytes(damaged)}, "x")
+
+
+def test_a_flipped_byte_of_the_hashes_is_found() -> None:
+    members = handmade.members()
+    for position in range(0, len(members["SHA256SUMS"]), 7):
+        damaged = bytearray(members["SHA256SUMS"])
+        damaged[position] ^= 1
+        with pytest.raises(PackageError, match="sha256 mismatch"):
+            package_of({**members, "SHA256SUMS": bytes(damaged)}, "x")
+
+
+def test_another_graph_under_right_hashes() -> None:
+    members = handmade.members()
+    with pytest.raises(PackageError, match=r"model\.onnx is not the one that up_bundle\.json was written for"):
+        package_of(resealed({**members, "model.onnx": members["model.onnx"] + b"\0"}), "x")
+
+
+def test_test_vectors_that_the_manifest_does_not_name() -> None:
+    members = handmade.members()
+    with pytest.raises(PackageError, match=r"test vectors do not match up_bundle\.json: testvectors/more\.png"):
+        package_of(resealed({**members, "testvectors/more.png": b""}), "x")
+    fewer = {name: data for name, data in members.items() if not name.endswith("turned.png")}
+    with pytest.raises(PackageError, match=r"do not match up_bundle\.json: testvectors/drawn_turned\.png"):
+        package_of(resealed(fewer), "x")
+
+
+def test_graphs_of_others(tmp_path: Path) -> None:
+    (tmp_path / "bare.onnx").write_bytes(handmade.graph().SerializeToString())
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(PackageError, match=r"bare\.onnx: the graph carries no manifest"):
+        open_package(tmp_path / "bare.onnx")
+    with pytest.raises(PackageError, match=r"text\.onnx: model\.onnx is no ONNX graph"):
+        open_package(tmp_path / "text.onnx")
+    with pytest.raises(PackageError, match=r"none\.onnx: cannot be read \(No such file"):
+        open_package(tmp_path / "none.onnx")
+    handmade.package(tmp_path)
+    with pytest.raises(PackageError, match=r"handmad_1\.2\.3\.tar: no such file\. Did you mean 'handmade_1\.2\.3\.tar'"):
+        open_package(tmp_path / "handmad_1.2.3.tar")

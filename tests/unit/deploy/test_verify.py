@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.unit.deploy import handmade
+from tests.unit.deploy.test_package import resealed
+from up.__main__ import main
+from up.deploy.archive import PackageError
+from up.deploy.package import metadata_of, open_package, package_of
+from up.deploy.verify import verify
+
+
+def problems(members: dict[str, bytes]) -> str:
+    with pytest.raises(PackageError) as raised:
+        verify(package_of(members, "x.tar"))
+    text = str(raised.value)
+    assert all(line.startswith("x.tar: ") for line in text.splitlines())
+    return text
+
+
+def test_a_good_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = handmade.package(tmp_path)
+    assert main(["verify", str(path)]) == 0
+    what, graph, vectors, verdict = capsys.readouterr().out.splitlines()
+    assert what == "handmade 1.2.3 (fp32, 4 labels): 12 members, sha256 and schema right"
+    assert graph == "graph: opset 18, 12 parameters, any batch"
+    assert vectors.startswith("2 test vectors: ")
+    assert verdict == f"{path}: good"
+
+
+def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, level in (("r", (250, 9, 9)), ("g", (9, 250, 9)), ("b", (9, 9, 250)), ("d", (0, 0, 0))):
+        handmade.colour(*level).save(tmp_path / f"{name}.png")
+    (tmp_path / "meta.txt").write_text("r.png 1\ng.png 2\nb.png 3\nd.png 3\n")
+    words = ["verify", str(handmade.package(tmp_path)), "--meta", str(tmp_path / "meta.txt")]
+    assert main(words) == 0
+    assert f"top-1 of classes: 75.00 % on 4 images of {tmp_path / 'meta.txt'}" in capsys.readouterr().out
+    (tmp_path / "meta.txt").write_text("r.png 4\n")
+    assert main(words) == 2
+    assert f"{tmp_path / 'meta.txt'}:1: " in capsys.readouterr().err
+
+
+def with_json(name: str, change: Callable[[Any], None]) -> dict[str, bytes]:
+    members = handmade.members()
+    plain = json.loads(members[name])
+    change(plain)
+    return resealed({**members, name: json.dumps(plain).encode()})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("meta.json", lambda j: j.update(model_name="other"), "meta.json: model_name is 'other', the manifest says 'handmade'"),
+        ("meta.json", lambda j: j["version"].update(minor=9), "meta.json: version is '1.9.3'"),
+        ("meta.json", lambda j: j.pop("version"), "meta.json: not as Kestrel's packages have it (KeyError"),
+        ("parameters.json", lambda j: j.update(input_h=9), "parameters.json: input_h is 9, the manifest says 8"),
+        ("parameters.json", lambda j: j.update(is_rgb=False), "parameters.json: is_rgb is False"),
+        ("parameters.json", lambda j: j.update(pixel_stds=[1, 1, 1]), "parameters.json: pixel_stds is [1, 1, 1]"),
+        ("category_param.json", lambda j: j["classes"]["labels"].pop(), "classes covers outputs 0 to 3 with 3 labels"),
+        ("category_param.json", lambda j: j["classes"].update(labels=list("abcd")), "other labels than those of the manifest"),
+        ("category_param.json", lambda j: j.clear(), "category_param.json: 0 labels for 4 outputs"),
+    ],
+)
+def test_members_that_contradict_each_other(name: str, change: Callable[[Any], None], message: str) -> None:
+    assert message in problems(with_json(name, change))
+
+
+def test_json_that_is_none() -> None:
+    members = handmade.members()
+    text = problems(resealed({**members, "meta.json": b"[", "parameters.json": b"[" * 100_000}))
+    assert "meta.json: not as Kestrel's packages have it (JSONDecodeError" in text
+    assert "parameters.json: not as Kestrel's packages have it (" in text
+
+
+def with_graph(model: onnx.ModelProto) -> dict[str, bytes]:
+    """A package whose manifest and hashes fit the graph, but whose test vectors are those of another."""
+    return handmade.members(model)
+
+
+def test_a_graph_that_computes_something_else() -> None:
+    weights = handmade.WEIGHTS.copy()
+    weights[2, 1] += 0.01
+    text = problems(with_graph(handmade.graph(weights)))
+    assert "test vector testvectors/drawn_transparent.png: the outputs are " in text
+    assert "off from its tensor, allowed are 1e-04" in text
+
+
+def test_a_preprocessing_that_does_something_else() -> None:
+    described = handmade.manifest()
+    resize = described.preprocess[3].model_copy(update={"interpolation": "nearest", "antialias": False})
+    nearest = described.model_copy(update={"preprocess": [*described.preprocess[:3], resize, *described.preprocess[4:]]})
+    vectors = {name: data for name, data in handmade.members().items() if name.startswith("testvectors/")}
+    text = problems(resealed({**handmade.members(described=nearest), **vectors}))
+    assert "test vector testvectors/drawn_transparent.png: the outputs are " in text
+    assert "off from its image, allowed are 1e-02" in text
+    assert "from its tensor" not in text
+
+
+def test_other_opset_and_shapes() -> None:
+    assert "imports opset {'': 20}, the manifest says 18" in problems(with_graph(handmade.graph(opset=20)))
+    fixed = handmade.graph()
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    text = problems(with_graph(fixed))
+    assert "has the input [('data', [2, 3, 8, 8])], the manifest says data ['N', 3, 8, 8]" in text
+    assert "does not run with 1 image" in text
+    more = handmade.graph(np.vstack([handmade.WEIGHTS, handmade.WEIGHTS[:1]]))
+    assert "has the output [('scores', ['N', 5])], the manifest says scores ['N', 4]" in problems(with_graph(more))
+
+
+def test_metadata_that_contradicts_the_manifest() -> None:
+    described = handmade.manifest()
+    model = handmade.graph()
+    members = handmade.members(model, described)
+    onnx.helper.set_model_props(model, {**metadata_of(described), "labels": '[["a", "b", "c", "d"]]'})
+    package = package_of(members, "x.tar")
+    changed = type(package)("x.tar", package.manifest, model.SerializeToString(), package.members, "bundle")
+    with pytest.raises(PackageError, match=r"says something else of itself than the manifest: metadata_props labels"):
+        verify(changed)
+
+
+def test_a_graph_that_reads_further_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights kept in another file are not read, though the file is there."""
+    monkeypatch.chdir(tmp_path)
+    model = handmade.graph()
+    weights = model.graph.initializer[1]
+    (tmp_path / "weights.bin").write_bytes(weights.raw_data)
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="weights.bin")
+    path = handmade.package(tmp_path, with_graph(model))
+    with pytest.raises(PackageError, match="onnxruntime cannot load the graph"):
+        verify(open_package(path))
+
+
+def test_garbage_for_a_graph() -> None:
+    members = handmade.members()
+    package = package_of(members, "x.tar")
+    with pytest.raises(PackageError, match=r"x\.tar: onnxruntime cannot load the graph"):
+        verify(type(package)("x.tar", package.manifest, b"\x08\x0a garbage", package.members, "bundle"))
+
+
+def test_the_strict_form_says_what_it_cannot_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = handmade.members()
+    kestrel = {name: members[name] for name in ("model.onnx", "meta.json", "parameters.json", "category_param.json")}
+    assert main(["verify", str(handmade.package(tmp_path, kestrel))]) == 0
+    said = capsys.readouterr().out
+    assert "a strict Kestrel package, without hashes and test vectors" in said
+    assert "no test vectors inside: what the graph computes was not checked" in said
