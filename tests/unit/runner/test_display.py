@@ -30,13 +30,6 @@ def watch(console: Console, clock: list[float], monkeypatch: pytest.MonkeyPatch)
     hook.on_end(4, "done")
 
 
-@pytest.fixture(autouse=True)
-def _no_handlers_left() -> object:
-    before = list(LOGGER.handlers)
-    yield
-    LOGGER.handlers[:] = before
-
-
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     show_log_on(Console(file=io.StringIO()))
     LOGGER.addHandler(caplog.handler)
