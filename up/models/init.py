@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Literal, cast
 
@@ -26,7 +27,7 @@ INITIALIZERS = Registry(
 )
 
 
-class _Initializer:
+class _Initializer(ABC):
     """Fills weights by ``fill``, sets biases to 0, and norms to the identity (weight 1, bias 0).
 
     Tensors outside of convolutions, linear layers and norms (position embeddings, layer scales) stay as built.
@@ -43,9 +44,9 @@ class _Initializer:
                 _identity(norm)
         return module
 
+    @abstractmethod
     def fill(self, weight: Tensor) -> None:
         """Fill one weight: (out, in, height, width) or (out, in)."""
-        raise NotImplementedError
 
 
 class Msra(_Initializer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -28,11 +29,12 @@ BY_PILLOW = frozenset({"nearest", "box", "hamming", "lanczos"})  # torch lacks t
 MEAN_COLOUR = (124, 116, 104)  # of ImageNet: 255 * (.485, .456, .406)
 
 
-class Transform:
+class Transform(ABC):
     """An image in, an image of the same kind out; random ones draw from the global generators, seeded by the caller."""
 
+    @abstractmethod
     def __call__(self, image: Image) -> Image:
-        raise NotImplementedError
+        """The changed image."""
 
     def output_size(self, size: Size | None) -> Size | None:
         """The (height, width) that comes out when ``size`` goes in; None is unknown."""

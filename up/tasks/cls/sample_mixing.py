@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -25,7 +26,7 @@ from up.tasks.cls.mixing import (
 )
 
 
-class SampleMix:
+class SampleMix(ABC):
     """``transform(sample, draw_second) -> sample``: mixed ``image``, soft ``gt`` (num_classes,), int ``dominant``.
 
     ``takes_second``: this is the sample-level form; otherwise the caller moves ``as_batch_fn()`` to the batch.
@@ -65,9 +66,9 @@ class SampleMix:
         dominant = int(dominant_labels(own, other, target, mix.lam))
         return Sample(sample, image=_mixed(sample.image, second.image, mix), gt=target[0], dominant=dominant)
 
+    @abstractmethod
     def as_batch_fn(self) -> BatchMix:
         """The same mixing for whole batches."""
-        raise NotImplementedError
 
 
 class Mixup(SampleMix):
