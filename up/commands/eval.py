@@ -21,7 +21,8 @@ def main(words: list[str]) -> int:
     arguments = parser.parse_args(without_meaningless(words[1:]))
     experiment = load_experiment(arguments.config, arguments.opts)
     metrics, written, checkpoint = evaluate_checkpoint(experiment, arguments.ckpt, arguments.out)
-    table = Table("metric", "percent", title=str(checkpoint))
+    print(checkpoint)
+    table = Table("metric", "percent")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2f}")
     Console().print(table)

@@ -1,0 +1,175 @@
+"""The pages say what is: generated ones are fresh, names and links lead somewhere, code runs as it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import reduce
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.integration.tiny import tiny_config
+from up.__main__ import ALIASES, COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_made_from_the_code_is_fresh() -> None:
+    stale = [path.name for path, text in tool("write_docs").pages().items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, f"{', '.join(stale)}: stale, run `make docs`"
+
+
+def test_the_reference_says_types_defaults_and_meanings() -> None:
+    text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    for row in (
+        "| `max_epoch` | int ≥ 1 or null | null | Epochs to train. |",
+        "| `warmup_type` | `exp`, `linear` or `cosine` | `exp` | The curve from the first learning rate to the target. |",
+        "| `batch_fn` | [batch_fn](#parts-batch_fn) part or null | null |",
+        "| `betas` | [number, number] | `[0.9, 0.999]` |",
+        "| `width` | int ≥ 1 | `64` |",
+    ):
+        assert row in text
+    assert "`cls_loss` ([loss](#parts-loss) part or list of [loss](#parts-loss) parts; **required**)" in text
+    assert "`num_classes` (int or null; found out when left out)" in text
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a reader of the page can be sent to, as GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (page.parent / file).resolve() if file else page
+        assert found.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(found), f"{page.name}: {target}"
+
+
+@every_page
+def test_files_and_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for file, name in re.findall(r"`((?:up|tests|tools|configs|docs)/[\w/.]*)(?::([\w.]+))?`", text):
+        assert (ROOT / file).exists(), f"{page.name}: {file}"
+        if name:
+            module = import_module(file.removesuffix(".py").replace("/", "."))
+            found = reduce(getattr, name.split("."), module)
+            assert found is not None
+
+
+@every_page
+def test_commands_are_there(page: Path) -> None:
+    for word in re.findall(r"-m up ([a-z_]+)", page.read_text(encoding="utf-8")):
+        assert word in {*COMMANDS, *ALIASES}, f"{page.name}: {word}"
+
+
+# --- add_a_task.md ------------------------------------------------------------------------------------------------------
+
+
+def extracted(page: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of the files that a page holds: blocks of code that begin with ``# name.ending``."""
+    for name, content in re.findall(r"```\w+\n# ([\w.]+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        yield name, content
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A folder with the files of add_a_task.md, images, and what pip would leave behind for the entry point."""
+    for name, content in extracted(ROOT / "docs" / "add_a_task.md"):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    draw = np.random.default_rng(0)
+    for folder, number in (("train", 32), ("test", 8)):
+        (tmp_path / folder).mkdir()
+        for index in range(number):
+            colour = draw.integers(0, 256, 3)
+            pixels = draw.normal(colour, 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
+    project = (tmp_path / "pyproject.toml").read_text()
+    (entry,) = re.findall(r'\[project.entry-points."up.tasks"\]\n(\w+) = "(\S+)"', project)
+    installed = tmp_path / "colour_task-0.1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: colour-task\nVersion: 0.1\n")
+    (installed / "entry_points.txt").write_text(f"[up.tasks]\n{entry[0]} = {entry[1]}\n")
+    return tmp_path
+
+
+def up(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "up", *words], cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True
+    )
+
+
+def test_the_toy_task_is_small() -> None:
+    files = dict(extracted(ROOT / "docs" / "add_a_task.md"))
+    lines = [line for line in files["colour_task.py"].splitlines() if line.strip()]
+    assert len(lines) < 100
+
+
+def test_the_toy_task_trains_from_the_command_line(toy: Path) -> None:
+    opts = ["--opts", "trainer.max_epoch=8", "trainer.test_freq=2", "net.0.kwargs.width=8", "trainer.log_interval=4"]
+    done = up(toy, "train", "--config", "colour.yaml", *opts)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (toy / "runs" / "colour" / "metrics.jsonl").read_text().splitlines()]
+    errors = [record["mae"] for record in records if record["phase"] == "eval"]
+    assert len(errors) == 4
+    assert errors[-1] < 20 < errors[0]  # grey for every image would be 25 % off
+    checked = up(toy, "check", "--config", "colour.yaml", *opts)
+    assert checked.stdout.endswith("colour.yaml: good\n"), checked.stderr
+    evaluated = up(toy, "eval", "--ckpt", "runs/colour/ckpt_latest.pth", "--out", "out", "--config", "colour.yaml", *opts)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((toy / "out" / "metrics.json").read_text())["mae"] == pytest.approx(errors[-1], abs=1e-3)
+
+
+def test_the_toy_task_is_refused_like_any_other(toy: Path) -> None:
+    done = up(toy, "train", "--config", "colour.yaml", "--opts", "net.head.kwargs.in_plne=3", "net.post_process.kwargs.weight=heavy")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "--opts: net.1.kwargs.in_plne: colour_head takes no such argument. Did you mean 'in_plane'? (It takes in_plane)",
+        "--opts: net.2.kwargs.weight: got 'heavy', expected a number",
+    ]
+    unread = up(toy, "predict", "test/0.png", "--config", "colour.yaml")
+    assert unread.returncode == 2
+    assert len(unread.stderr.splitlines()) == 1
+
+
+def test_the_part_of_ones_own_trains(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(toy))
+    (toy / "train" / "train.txt").write_text("".join(f"{index}.png {index % 3}\n" for index in range(16)))
+    (toy / "train" / "val.txt").write_text("30.png 0\n31.png 1\n")
+    config = tiny_config(toy / "train", toy / "run")
+    config["runtime"]["plugins"] = ["my_parts"]
+    config["trainer"]["max_iter"] = 2
+    config["net"][2]["kwargs"]["cls_loss"] = {"type": "focal", "kwargs": {"gamma": 1.5}}
+    path = toy / "focal.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert main(["train", "--config", str(path)]) == 0
+    first = json.loads((toy / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert 0 < first["loss"] < np.log(3)  # cross-entropy begins there, and here no image counts in full

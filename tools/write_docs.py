@@ -1,0 +1,351 @@
+"""Write docs/config.md from the code (the sections' field docstrings, the parts' signatures and docstrings), and the code that
+docs/tour.md quotes.
+
+    python tools/write_docs.py [--check]
+
+``--check`` writes nothing and ends with 1 when a page is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import annotated_types
+from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # from a checkout that is not installed
+
+from up.config.model import Section, sections_in  # noqa: E402
+from up.config.part import PartOf  # noqa: E402
+from up.config.sections import Config  # noqa: E402
+from up.config.signature import Parameter, describe, signature_of  # noqa: E402
+from up.experiment import ENGINE_SUPPLIED, all_tables, find_task  # noqa: E402
+from up.registry import Registry  # noqa: E402
+
+DOCS = ROOT / "docs"
+TASK = "cls"
+INTERNAL = ("sampler", "runner", "dataset")  # what is supplied to these is the program's own business
+HEADER = """\
+# Configuration reference
+
+<!-- Written by tools/write_docs.py; change the docstrings in the code and run `make docs`. -->
+
+The same as this page, for the version that is installed: `python -m up show components`, `show schema` (JSON Schema for
+editors) and `show config --config FILE` (every value that counts, with the file and line that it comes from).
+
+## The file
+
+- A *part* is written `{type: NAME, kwargs: {...}}`; `kwargs` may be left out. `type` is looked up in a table, `kwargs` are
+  checked against the constructor before anything is built. A key with nothing behind it (`null`) counts as not written.
+- Top-level keys that are no section may hold anchors: a block `{type, kwargs}`, a single value, anything with an `&anchor`. One
+  that is spelt nearly as a section is an error.
+- `dataset.batch_sampler` and `dataset.dataloader` are shared by all sources. A block of the same name under `dataset.train` or
+  `dataset.test` that has a `type` replaces the shared one, one without `type` changes only the keys that it names.
+- `--opts a.b.c=VALUE a.b.d VALUE` overrides; values are YAML. An entry of a list is named by its index or by its `name`:
+  `net.0.kwargs.width=32`, `net.head.kwargs.dropout=0.1`. `+hooks={type: feature_vis, ...}` appends to a list.
+- `!include other.yaml` puts another file's content in place. `overwrite@: {a.b.c: VALUE}` replaces values after that.
+- `1e-3` is a number. A key that is given twice, an unknown key, a wrong type, `.inf`: all such problems are reported at once, one
+  line each with file and line, and nothing is created.
+"""
+
+
+def page() -> str:
+    """The whole text of docs/config.md."""
+    plugin = find_task(TASK)
+    tables = all_tables(plugin, [])
+    supplied = {**ENGINE_SUPPLIED, **plugin.supplied}
+    lines = [HEADER, "## Sections", ""]
+    lines += [" · ".join(f"[{name}](#{anchor_of_field(field)})" for name, field in fields_of(Config)), ""]
+    for section in sections_below(Config):
+        lines += section_lines(section)
+    lines += ["## Parts", "", " · ".join(f"[{name}](#{anchor_of_table(name)})" for name in sorted(tables)), ""]
+    for name in sorted(tables):
+        lines += table_lines(name, tables[name], supplied.get(name, ()))
+    return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+
+
+# --- sections -----------------------------------------------------------------------------------------------------------
+
+
+def sections_below(section: type[Section]) -> list[type[Section]]:
+    """``section`` and all below it, each once, in the order of the file."""
+    found: list[type[Section]] = [section]
+
+    def visit(current: type[Section]) -> None:
+        for _, field in fields_of(current):
+            for inner in sections_in(field.annotation):
+                if inner not in found:
+                    found.append(inner)
+                    visit(inner)
+
+    visit(section)
+    return [each for each in found if each.__name__ != "Part"]
+
+
+def fields_of(section: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield (f"{section.example_of(name)}*" if name in section.gathers else name), field
+
+
+def section_lines(section: type[Section]) -> Iterator[str]:
+    title = "The whole file" if section is Config else section.__name__
+    yield from (f"### {title}", "", prose(inspect.cleandoc(section.__doc__ or "")), "")
+    yield from ("| key | type | default | meaning |", "|---|---|---|---|")
+    for name, field in fields_of(section):
+        kind = words(field.annotation, field.metadata)
+        default = "**required**" if field.is_required() else default_of(field.get_default(call_default_factory=True))
+        yield f"| `{name}` | {kind} | {default} | {cell(field.description or '')} |"
+    yield ""
+
+
+def anchor_of_field(field: FieldInfo) -> str:
+    inner = next(sections_in(field.annotation), None)
+    return inner.__name__.lower() if inner and inner.__name__ != "Part" else "the-whole-file"
+
+
+# --- parts --------------------------------------------------------------------------------------------------------------
+
+Part = tuple[str, Callable[..., Any]]  # names, as a table shows them, and what they stand for
+MANY = 5  # kwargs; with more a part has a table of its own
+
+
+def table_lines(table: str, registry: Registry, supplied: Sequence[str]) -> Iterator[str]:
+    yield from (f"### Parts: {table}", "")
+    families: dict[object, list[Part]] = {}
+    for names, part in by_target(registry):
+        families.setdefault(family_of(part), []).append((names, part))
+    alone = [parts[0] for parts in families.values() if len(parts) == 1]
+    small = [(names, part) for names, part in alone if len(shown_of(part, table, supplied)) <= MANY]
+    if small:
+        yield from ("| type | kwargs | what it is |", "|---|---|---|")
+        for names, part in small:
+            arguments = "<br>".join(argument(parameter, supplied) for parameter in shown_of(part, table, supplied))
+            yield f"| {names} | {arguments} | {cell(text_of(part))} |"
+        yield ""
+    for parts in families.values():
+        if len(parts) > 1 or parts[0] not in small:
+            yield from block_lines(parts, table, supplied)
+    if registry.other_names():
+        yield f"Those of other libraries go by the names that they have there; `python -m up show components {table}` lists them."
+        yield ""
+
+
+def by_target(registry: Registry) -> Iterator[Part]:
+    """Several names of one part stand together."""
+    names: dict[Callable[..., Any], list[str]] = {}
+    for name in registry:
+        names.setdefault(registry.get(name), []).append(name)
+    return ((", ".join(f"`{name}`" for name in known), part) for part, known in names.items())
+
+
+def family_of(part: Callable[..., Any]) -> object:
+    """Networks are told of together when they share their text but for the first line, and their arguments but for defaults."""
+    text = docstring(part).partition("\n\n")[2]
+    return (text, tuple(signature_of(part).parameters)) if text and hasattr(part, "__wrapped__") else part
+
+
+def block_lines(parts: list[Part], table: str, supplied: Sequence[str]) -> Iterator[str]:
+    """A part, or a family of them, with a table of kwargs."""
+    text = text_of(parts[0][1])
+    together = len(parts) > 1
+    yield from (f"**{', '.join(names for names, _ in parts)}**", "", prose(text.partition("\n\n")[2] if together else text), "")
+    signatures = [signature_of(part).parameters for _, part in parts]
+    yield from ("| kwarg | type | default |", "|---|---|---|")
+    for parameter in shown_of(parts[0][1], table, supplied):
+        defaults = {default_text(signature[parameter.name], supplied) for signature in signatures}
+        default = defaults.pop() if len(defaults) == 1 else "that of the network"
+        yield f"| `{parameter.name}` | {words(parameter.annotation)} | {default} |"
+    yield ""
+    if together:
+        yield from (f"- {names}: {prose(describe(part).summary)}" for names, part in parts)
+        yield ""
+
+
+def shown_of(part: Callable[..., Any], table: str, supplied: Sequence[str]) -> list[Parameter]:
+    parameters = signature_of(part).parameters.values()
+    return [each for each in parameters if not (table in INTERNAL and each.name in supplied)]
+
+
+def argument(parameter: Parameter, supplied: Sequence[str]) -> str:
+    """```alpha` = `1` (number)``."""
+    default = default_text(parameter, supplied)
+    if default.startswith("`") or default == "null":
+        return f"`{parameter.name}` = {default} ({words(parameter.annotation)})"
+    return f"`{parameter.name}` ({words(parameter.annotation)}; {default})"
+
+
+def default_text(parameter: Parameter, supplied: Sequence[str]) -> str:
+    if parameter.name in supplied:
+        return "found out when left out"
+    return "**required**" if parameter.required else default_of(parameter.default)
+
+
+def docstring(part: Callable[..., Any]) -> str:
+    inner = part.func if isinstance(part, partial) else part
+    return inspect.cleandoc(inner.__doc__ or "")
+
+
+def text_of(part: Callable[..., Any]) -> str:
+    """The docstring without what it says about errors, which name themselves when they come; of others' parts one sentence."""
+    if not part.__module__.startswith("up."):
+        return describe(part).summary
+    paragraphs = [re.sub(r"(?s)(^|\s)(Raises |Errors: ).*", "", paragraph) for paragraph in docstring(part).split("\n\n")]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+# --- words --------------------------------------------------------------------------------------------------------------
+
+
+def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """An annotation in the words of YAML: ``a number > 0 or null``."""
+    part = next((extra for extra in metadata if isinstance(extra, PartOf)), None)
+    if part is not None and get_origin(annotation) is not list:
+        return " or ".join(dict.fromkeys(part_words(member, part.table) for member in members(annotation)))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return words(arguments[0], [*arguments[1:], *metadata])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words(member) for member in arguments))
+    if origin is Literal:
+        *most, last = (f"`{default_of(choice).strip('`')}`" for choice in arguments)
+        return f"{', '.join(most)} or {last}" if most else last
+    if origin is tuple and arguments[-1:] != (...,):
+        return f"[{', '.join(words(member) for member in arguments)}]"
+    if origin is not None and arguments:
+        of_items = [] if origin is dict else [each for each in metadata if isinstance(each, PartOf)]
+        inner = words(arguments[-1] if origin is dict else arguments[0], of_items)
+        return f"block of {inner}" if origin is dict else f"list of {inner}{bounds(metadata)}"
+    return f"{simple_words(annotation)}{bounds(metadata)}"
+
+
+def members(annotation: Any) -> list[Any]:
+    """The alternatives of a union, or the annotation itself."""
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return list(get_args(annotation)) if is_union else [annotation]
+
+
+def part_words(annotation: Any, table: str) -> str:
+    link = f"[{table}](#{anchor_of_table(table)})"
+    if annotation in (None, type(None)):
+        return "null"
+    is_list = get_origin(annotation) in (list, tuple, Sequence) or getattr(get_origin(annotation), "__name__", "") == "Sequence"
+    return f"list of {link} parts" if is_list else f"{link} part"
+
+
+SIMPLE = {int: "int", float: "number", bool: "true or false", str: "text", dict: "block", list: "list", Any: "anything"}
+
+
+def simple_words(annotation: Any) -> str:
+    if annotation in (None, type(None)):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})" if annotation.__name__ != "Part" else "part"
+    if is_typeddict(annotation):
+        hints = get_type_hints(annotation, include_extras=True)
+        return f"block of {', '.join(f'`{key}` ({words(hint)})' for key, hint in hints.items())}"
+    return SIMPLE.get(annotation, str(getattr(annotation, "__name__", annotation)))
+
+
+SIGNS: dict[type, tuple[str, str]] = {
+    annotated_types.Ge: ("≥", "ge"), annotated_types.Gt: (">", "gt"),
+    annotated_types.Le: ("≤", "le"), annotated_types.Lt: ("<", "lt"),
+}  # fmt: skip
+
+
+def bounds(metadata: Iterable[Any]) -> str:
+    """`` ≥ 1`` for what pydantic knows as ``Ge(1)``."""
+    found = []
+    for each in flat(metadata):
+        if type(each) in SIGNS:
+            sign, key = SIGNS[type(each)]
+            value = getattr(each, key)
+            found.append(f"{sign} {'2^63' if value == 2**63 else f'{value:g}'}")
+    return f" {', '.join(found)}" if found else ""
+
+
+def flat(metadata: Iterable[Any]) -> Iterator[Any]:
+    for each in metadata:
+        if isinstance(each, FieldInfo):
+            yield from each.metadata
+        else:
+            yield each
+
+
+def default_of(value: Any) -> str:
+    """A default as YAML writes it."""
+    if isinstance(value, Section):
+        part = getattr(value, "type", None)
+        return f"`{part}`" if part and type(value).__name__ == "Part" else "its defaults"
+    if isinstance(value, Mapping):
+        return "`{}`" if not value else "a block"
+    if isinstance(value, list | tuple | set | frozenset):
+        return f"`[{', '.join(default_of(item).strip('`') for item in value)}]`"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "`true`" if value else "`false`"
+    if isinstance(value, float):
+        return f"`{value:.6g}`"
+    if isinstance(value, str):
+        return f"`{value}`" if value else "`''`"
+    return f"`{getattr(value, 'value', value)}`"
+
+
+def anchor_of_table(name: str) -> str:
+    return f"parts-{name}"
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: ``code`` with single backquotes, paragraphs and lists as they are."""
+    plain_and_code = text.replace("``", "`").split("`")
+    plain_and_code[::2] = [plain.replace("*", r"\*").replace("<", "&lt;") for plain in plain_and_code[::2]]
+    return "`".join(plain_and_code)
+
+
+def cell(text: str) -> str:
+    """A docstring in a cell of a table."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in prose(text).replace("\n- ", "\n\n").split("\n\n")]
+    return "<br>".join(paragraph.removeprefix("- ") for paragraph in paragraphs if paragraph).replace("|", r"\|")
+
+
+def pages() -> dict[Path, str]:
+    """What each page that is made from the code should say."""
+    tour = DOCS / "tour.md"
+    return {DOCS / "config.md": page(), tour: quoted_anew(tour.read_text(encoding="utf-8"))}
+
+
+def quoted_anew(text: str) -> str:
+    """``text`` with the code behind each ``<!-- up/x.py:name -->`` as it is now."""
+
+    def anew(found: re.Match[str]) -> str:
+        module = import_module(found["file"].removesuffix(".py").replace("/", "."))
+        return f"{found['mark']}\n```python\n{inspect.getsource(getattr(module, found['name']))}```"
+
+    return re.sub(r"(?s)(?P<mark><!-- (?P<file>up/[\w/]+\.py):(?P<name>\w+) -->)\n```python\n.*?```", anew, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, end with 1 when a page is stale")
+    arguments = parser.parse_args()
+    stale = {path: text for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text}
+    for path, text in stale.items():
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+        print(f"{path.relative_to(ROOT)}: {'stale' if arguments.check else 'written'}")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
