@@ -39,13 +39,15 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """The arguments, with the flags that set values of ``to_kestrel`` turned into overrides."""
+    """The arguments, with the flags that set values of ``to_kestrel`` turned into overrides.
+
+    ``--save-to`` is none of them: the package keeps its configuration, and would differ by where it was put.
+    """
     arguments = parser.parse_args(without_meaningless(words[1:]))
     given = {
         "model_name": arguments.model_name,
         "version": arguments.version,
         "add_softmax": arguments.add_softmax,
-        "save_to": str(arguments.save_to) if getattr(arguments, "save_to", None) else None,
     }
     arguments.opts = [
         *arguments.opts,

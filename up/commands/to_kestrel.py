@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     from up.deploy.kestrel import package_path
 
     settings = experiment.config.to_kestrel
-    folder = Path(settings.save_to or experiment.folder)
+    folder = arguments.save_to or Path(settings.save_to or experiment.folder)
     path = package_path(folder, settings)
     made = exported(experiment, arguments)
     if arguments.to == "triton":

@@ -1,0 +1,272 @@
+"""From a trained checkpoint to a package, and back to the same answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from onnx import numpy_helper
+
+import up.deploy
+from tests.integration.refusals import refused
+from tests.integration.served import answers, assert_same_answers, exported, mixed_folder, write_config
+from tests.integration.states import checkpoint
+from tests.integration.tiny import CLASSES, tiny_config
+from tests.unit.deploy.documented import run_plain
+from up.__main__ import main
+from up.deploy import exporter
+from up.deploy.package import open_package
+
+
+@pytest.fixture(scope="module")
+def config_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is trained until it knows the three colours, with an average of its weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config(images, folder / "run")
+    config["ema"] = {"enable": True, "kwargs": {"decay": 0.8, "warmup": 1}}
+    config["trainer"]["max_epoch"] = 3
+    config["trainer"]["lr_scheduler"]["kwargs"]["T_max"] = 3
+    config["to_kestrel"] = {"model_name": "colours", "version": "1.2.3", "type": "COLOUR"}
+    path = write_config(config, folder)
+    assert main(["train", "--config", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def package(config_file: Path) -> Path:
+    return exported(config_file, folder=config_file.parent / "package")
+
+
+@pytest.fixture
+def run(config_file: Path) -> Path:
+    return config_file.parent / "run"
+
+
+def test_what_the_package_says(package: Path, run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert package.name == "colours_1.2.3.tar"
+    assert main(["verify", str(package), "--meta", str(images / "val.txt")]) == 0
+    said = capsys.readouterr().out
+    opened = open_package(package)
+    manifest = opened.manifest
+    assert "colours 1.2.3 (fp32, 3 labels): 21 members, sha256 and schema right" in said
+    assert [head.labels for head in manifest.heads] == [list(CLASSES)]
+    assert (manifest.model.opset, manifest.model.precision, manifest.model.weights) == (18, "fp32", "ema")
+    assert manifest.inputs[0].shape == ("N", 3, 32, 32)
+    assert [op.op for op in manifest.preprocess] == ["decode", "exif", "alpha", "resize", "to_float", "normalize", "layout"]
+    assert manifest.parity.max_abs <= manifest.parity.tolerance
+    assert manifest.parity.images == 13
+    assert manifest.parity.from_image <= 1e-5  # the reader is Pillow's: the same pixels
+    assert manifest.metrics is not None
+    assert manifest.metrics.images == 13
+    assert manifest.metrics.onnx_top1 == manifest.metrics.top1 == manifest.metrics.torch
+    assert f"top-1 of classes: {manifest.metrics.top1:.2f} % on 13 images" in said
+    sidecar = json.loads((run / "ckpt_best.pth.json").read_text())
+    assert manifest.provenance.checkpoint_sha256 == sidecar["sha256"]
+    assert manifest.provenance.created == sidecar["saved"]
+    assert manifest.provenance.data_sha256 == checkpoint(run)["data_sha256"]
+    assert yaml.safe_load(manifest.provenance.config)["to_kestrel"]["type"] == "COLOUR"
+    assert str(config_folder := run.parent.parent) not in str(onnx.load_from_string(opened.model).graph), config_folder
+    assert json.loads(opened.members["parameters.json"])["type"] == "COLOUR"
+
+
+def test_the_averaged_weights_are_the_ones_in_it(package: Path, run: Path) -> None:
+    state = checkpoint(run, "ckpt_best.pth")
+    graph = onnx.load_from_string(open_package(package).model).graph
+    tensors = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
+
+    def is_in_graph(values: torch.Tensor) -> bool:
+        return any(tensor.shape == tuple(values.shape) and np.array_equal(tensor, values.numpy()) for tensor in tensors)
+
+    averaged = next(value for key, value in flat(state["ema"]) if key.endswith("head.classifier.weight"))
+    assert not torch.equal(averaged, state["model"]["head.classifier.weight"])
+    assert is_in_graph(averaged)
+    assert not is_in_graph(state["model"]["head.classifier.weight"])
+
+
+def flat(state: Any, name: str = "") -> list[tuple[str, torch.Tensor]]:
+    if isinstance(state, dict):
+        return [found for key, value in state.items() for found in flat(value, f"{name}.{key}")]
+    return [(name, state)] if isinstance(state, torch.Tensor) else []
+
+
+def test_equal_to_the_checkpoint_on_every_kind_of_image(
+    package: Path, config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = mixed_folder(tmp_path / "mixed")
+    words = [str(folder), str(images)]
+    of_package = answers(capsys, *words, "--bundle", str(package), "--batch-size", "7")
+    of_checkpoint = answers(capsys, *words, "--config", str(config_file))
+    assert len(of_package) == 9 + 59
+    assert_same_answers(of_package, of_checkpoint, within=1e-5)
+
+
+def test_the_plain_runner_says_the_same(package: Path, tmp_path: Path) -> None:
+    paths = sorted(mixed_folder(tmp_path / "mixed").iterdir())
+    best = [answer.heads[0][0] for answer in up.deploy.load(package).predict(paths)]
+    said = run_plain(package, paths)
+    assert [label for _, _, label, _ in said] == [guess.name for guess in best]
+    assert [score for *_, score in said] == pytest.approx([guess.score for guess in best], abs=1e-4)
+
+
+def test_exported_again_it_is_the_same_file(package: Path, config_file: Path, tmp_path: Path) -> None:
+    """Into another folder, by another process, with another order of sets and fewer threads."""
+    words = [sys.executable, "-m", "up", "to_kestrel", "--save-to", str(tmp_path), "--config", str(config_file)]
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    subprocess.run(words, check=True, capture_output=True, env=environment)
+    assert (tmp_path / package.name).read_bytes() == package.read_bytes()
+
+
+def test_a_flipped_byte_anywhere_is_found(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = package.read_bytes()
+    draw = np.random.default_rng(0)
+    path = tmp_path / "flipped.tar"
+    for position in {0, len(data) - 1, *draw.integers(0, len(data), 60).tolist()}:
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << int(draw.integers(0, 8))
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert main(["verify", str(path)]) == 2, position
+        said = capsys.readouterr()
+        assert said.err.startswith(f"{path}: ")
+        assert "good" not in said.out
+
+
+GREY = (
+    "[{type: torch_resize, kwargs: {size: [32, 32]}}, {type: v2.Grayscale, kwargs: {num_output_channels: 3}}, {type: to_tensor}]"
+)
+
+
+def altered(size: tuple[int, int], module: torch.nn.Module) -> Any:
+    """The exported graph with one weight of the classifier changed."""
+    model = real_export(module, size)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.classifier.weight"))
+    values = numpy_helper.to_array(tensor).copy()
+    values[1, 2] += 0.1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return model
+
+
+real_export = exporter.export_graph
+
+
+@pytest.mark.parametrize("command", ["to_kestrel", "to_onnx"])
+def test_a_graph_with_one_altered_weight_fails_the_gate(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr(exporter, "export_graph", lambda module, size: altered(size, module))
+    target = {"to_kestrel": ["--save_to", str(tmp_path / "out")], "to_onnx": ["--save_prefix", str(tmp_path / "out" / "x")]}
+    capsys.readouterr()
+    assert main([command, *target[command], "--config", str(config_file)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("the graph is not the net: it differs by ")
+    assert said.endswith("Nothing was written.\n")
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_one_onnx_file_that_explains_itself(
+    config_file: Path, package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--save_prefix", str(tmp_path / "new" / "colours"), "--input_size", "3x32x32", "--config", str(config_file)]
+    assert main(["to_onnx", *words]) == 0
+    path = tmp_path / "new" / "colours.onnx"
+    assert [entry.name for entry in path.parent.iterdir()] == ["colours.onnx"]
+    assert path.read_bytes() == open_package(package).model
+    assert main(["verify", str(path)]) == 0
+    assert "a graph alone, with the manifest that it carries" in capsys.readouterr().out
+    said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(said["labels"]) == [list(CLASSES)]
+    assert json.loads(said["mean"]) == [102.0] * 3
+    alone, packed = (answers(capsys, str(images), "--bundle", str(file)) for file in (path, package))
+    assert alone == packed
+
+
+def test_strict_kestrel(config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = exported(config_file, "--strict-kestrel", "--version", "2.0.0", "--add-softmax", folder=tmp_path)
+    assert path.name == "colours_2.0.0.tar"
+    opened = open_package(path)
+    assert sorted(opened.members) == ["category_param.json", "meta.json", "model.onnx", "parameters.json"]
+    assert opened.manifest.outputs[0].activation_in_graph == "softmax"
+    assert opened.manifest.outputs[0].activation_to_apply == "none"
+    assert_same_answers(
+        answers(capsys, str(images), "--bundle", str(path)), answers(capsys, str(images), "--config", str(config_file))
+    )
+
+
+def test_a_repository_of_triton(config_file: Path, package: Path, tmp_path: Path) -> None:
+    words = ["--to", "triton", "--save_to", str(tmp_path), "--config", str(config_file)]
+    assert main(["to_kestrel", *words]) == 0
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {f"colours/{name}" for name in ("config.pbtxt", "1/model.onnx", "labels.txt", "up_bundle.json")}
+    assert (tmp_path / "colours" / "1" / "model.onnx").read_bytes() == open_package(package).model
+
+
+@pytest.mark.parametrize(
+    ("words", "opts", "message"),
+    [
+        ([], ["to_kestrel.pixel_means=[123.675,116.28,103.53]"], "to_kestrel.pixel_means: got [123.675, 116.28, 103.53], but"),
+        ([], ["to_kestrel.resize_hw=64x64"], "to_kestrel.resize_hw: got 64x64, but the test transforms produce 32 x 32"),
+        ([], ["to_kestrel.is_rgb=false"], "to_kestrel.is_rgb: got False, but the net is trained on RGB images"),
+        ([], ["to_kestrel.class_label={a: {start: 0, end: 1, labels: [x, y]}}"], "covers 2 outputs, but the net has 3"),
+        (["--version", "1.0"], [], "to_kestrel.version: got '1.0', expected three numbers such as 1.0.0"),
+        (["--ckpt", "none.pth"], [], "none.pth: not found"),
+        (["--images", "none"], [], "none: no such file, folder or pattern"),
+        ([], ["dataset.test.dataset.kwargs.meta_file=none.txt"], "no such file or folder: none.txt"),
+        ([], ["dataset.test.dataset.kwargs.transformer.0.kwargs.size=40"], "leaves every image its own size"),
+        ([], [f"dataset.test.dataset.kwargs.transformer={GREY}"], "Grayscale has no place in a deployed model's preprocessing"),
+        (["--quantize", "int8"], [], "46 images to calibrate on"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], opts: list[str], message: str
+) -> None:
+    target = ["--save-to", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(["to_kestrel", *words, *target, "--config", str(config_file), "--opts", *opts]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["to_kestrel", "--save-to", str(tmp_path / "file" / "out"), "--config", str(config_file)]
+    assert main(words) == 74
+    assert "Name another with --save_to" in capsys.readouterr().err
+
+
+def test_without_the_packages_that_export(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    (line,) = refused(["to_kestrel", "--save-to", str(tmp_path / "x"), "--config", str(config_file)], capsys, tmp_path)
+    assert line.startswith("onnxscript is not installed")
+    assert line.endswith("pip install 'up-perception[deploy]'")
+
+
+def test_proved_on_other_images_where_the_test_data_are_elsewhere(config_file: Path, images: Path, tmp_path: Path) -> None:
+    words = ["--images", str(images / "val*.png"), "--config", str(config_file)]
+    assert main(["to_kestrel", "--save-to", str(tmp_path), *words, "--opts", "dataset.test.dataset.kwargs.meta_file=gone"]) == 0
+    manifest = open_package(tmp_path / "colours_1.2.3.tar").manifest
+    assert (manifest.metrics, manifest.parity.images) == (None, 13)
+
+
+def test_killed_while_exporting_it_leaves_nothing(config_file: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "up", "to_kestrel", "--save-to", str(tmp_path / "out"), "--config", str(config_file)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "weights of" in process.stdout.readline()  # the net is loaded, the export begins
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode in (-signal.SIGTERM, 143)
+    assert list(tmp_path.rglob("*")) == []
