@@ -23,5 +23,8 @@ def _log_as_it_was() -> Iterator[None]:
     logger = logging.getLogger("up")
     before = (list(logger.handlers), logger.propagate, logger.level)
     yield
+    for handler in logger.handlers:
+        if handler not in before[0]:
+            handler.close()
     logger.handlers[:], logger.propagate, level = before
     logger.setLevel(level)

@@ -21,6 +21,10 @@ from PIL import Image
 
 from tests.integration.tiny import tiny_config
 from up.__main__ import ALIASES, COMMANDS, main
+from up.commands.arguments import WITHOUT_MEANING
+from up.config.nodes import load_nodes
+from up.config.tree import to_plain
+from up.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
@@ -76,7 +80,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @every_page
 def test_files_and_names_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for file, name in re.findall(r"`((?:up|tests|tools|configs|docs)/[\w/.]*)(?::([\w.]+))?`", text):
+    for file, name in re.findall(r"`((?:up|tests|configs|docs)/[\w/.]*)(?::([\w.]+))?`", text):
         assert (ROOT / file).exists(), f"{page.name}: {file}"
         if name:
             module = import_module(file.removesuffix(".py").replace("/", "."))
@@ -95,8 +99,7 @@ def test_commands_are_there(page: Path) -> None:
 
 def extracted(page: Path) -> Iterator[tuple[str, str]]:
     """Name and content of the files that a page holds: blocks of code that begin with ``# name.ending``."""
-    for name, content in re.findall(r"```\w+\n# ([\w.]+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        yield name, content
+    yield from re.findall(r"```\w+\n# ([\w.]+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -149,7 +152,8 @@ def test_the_toy_task_trains_from_the_command_line(toy: Path) -> None:
 
 
 def test_the_toy_task_is_refused_like_any_other(toy: Path) -> None:
-    done = up(toy, "train", "--config", "colour.yaml", "--opts", "net.head.kwargs.in_plne=3", "net.post_process.kwargs.weight=heavy")
+    opts = ["net.head.kwargs.in_plne=3", "net.post_process.kwargs.weight=heavy"]
+    done = up(toy, "train", "--config", "colour.yaml", "--opts", *opts)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "--opts: net.1.kwargs.in_plne: colour_head takes no such argument. Did you mean 'in_plane'? (It takes in_plane)",
@@ -173,3 +177,41 @@ def test_the_part_of_ones_own_trains(toy: Path, monkeypatch: pytest.MonkeyPatch)
     assert main(["train", "--config", str(path)]) == 0
     first = json.loads((toy / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert 0 < first["loss"] < np.log(3)  # cross-entropy begins there, and here no image counts in full
+
+
+# --- migrating.md -------------------------------------------------------------------------------------------------------
+
+SNIPPETS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def merged(under: object, over: object) -> object:
+    """``over`` laid over ``under``: blocks are merged unless they name another ``type``, all else is replaced."""
+    if not isinstance(under, dict) or not isinstance(over, dict) or over.get("type", under.get("type")) != under.get("type"):
+        return over
+    return {**under, **{key: merged(under.get(key), value) for key, value in over.items()}}
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_are_accepted(snippet: str, tmp_path: Path) -> None:
+    whole = to_plain(load_nodes(ROOT / "configs" / "cls" / "quickstart.yaml"))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(merged(whole, yaml.safe_load(snippet))))
+    load_experiment(path)
+
+
+def test_flags_and_keys_without_effect_are_accepted(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"\*\*Accepted without effect\*\*.*?\n\n", text, re.DOTALL)
+    assert set(re.findall(r"`(--\w+)`", listed)) == set(WITHOUT_MEANING)
+    config = tiny_config(tmp_path, tmp_path / "run")
+    config["runtime"] |= {"aligned": True, "model_helper": {"type": "base"}, "fp16": {"keep_batchnorm_fp32": True}}
+    config["saver"]["task_type"] = "cls"
+    kwargs = config["dataset"]["train"]["dataset"]["kwargs"]
+    kwargs["image_type"] = "pil"
+    kwargs["image_reader"]["kwargs"]["memcached"] = True
+    (hooks,) = re.findall(r"the hooks (.*?);", listed, re.DOTALL)
+    config["hooks"] = [{"type": name} for name in re.findall(r"`(\w+)`", hooks)]
+    assert len(config["hooks"]) == 3
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    load_experiment(path)
