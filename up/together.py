@@ -7,6 +7,8 @@ carries the reason of a rank that cannot start; afterwards the last words of one
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -134,9 +136,9 @@ def last_words() -> Iterator[None]:
 
 def leave_last_words(failure: BaseException) -> None:
     """Tell the other ranks, which find this one gone, why; for a rank that ends without having agreed on it."""
-    if is_parallel():
+    if is_parallel() and not isinstance(failure, PeerLost):
         with suppress(Exception):  # the store may be gone with its rank
-            meeting_point().set(LAST_WORDS, json.dumps([*Word.of(failure), rank()]))
+            meeting_point().compare_set(LAST_WORDS, "", json.dumps([*Word.of(failure), rank()]))  # the first rank's stay
 
 
 def as_peer_lost(error: BaseException) -> Ending | None:
@@ -145,19 +147,23 @@ def as_peer_lost(error: BaseException) -> Ending | None:
     broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(sign in text for sign in _LOST))
     if isinstance(error, Ending) or not is_parallel() or not broken:
         return None
-    word, missing = _inquest()
+    word, survivors = _inquest()
+    others = [number for number in range(world_in_environment()) if number not in survivors]
     if word is not None:
         failure = ending_of(word.exit_code, word.text)
-        failure.known_to_all = rank() != 0
-        return failure
-    who = f"rank {some_of(missing)}" if len(missing) == 1 else f"ranks {some_of(missing)}" if missing else "another rank"
-    how = "does not answer (runtime.dist.timeout)" if "imed out" in text else "ended without a word"
-    lost = PeerLost(
-        f"{who} {how}: {_first_line(text)}. Was it killed for its memory (`dmesg`), or its host lost? Run the same command "
-        "again: it goes on from the newest checkpoint."
-    )
-    lost.known_to_all = rank() != next((number for number in range(world_in_environment()) if number not in missing), rank())
-    return lost
+    else:
+        who = (
+            ("rank " if len(others) == 1 else "ranks ") + some_of(others)
+            if len(survivors) > 1 or len(others) == 1
+            else "another rank"
+        )
+        how = "does not answer (runtime.dist.timeout)" if "imed out" in text else "ended without a word"
+        failure = PeerLost(
+            f"{who} {how}: {_first_line(text)}. Was it killed for its memory (`dmesg`), or its host lost? Run the same command "
+            "again: it goes on from the newest checkpoint."
+        )
+    failure.known_to_all = rank() != min(survivors)  # the first of those that are left says it
+    return failure
 
 
 def _announced(word: Word) -> bool:
@@ -186,20 +192,32 @@ def _wait_for_listeners(store: Store) -> None:
 
 
 def _inquest() -> tuple[Word | None, list[int]]:
-    """The last words of the rank that is gone, else the numbers of the ranks that nobody hears of any more."""
+    """The last words of the rank that is gone, if it left any, and the ranks that are still there, as far as they can be known."""
+    survivors = [rank()]
     with suppress(Exception):
         store = meeting_point()
+        if not _answers():
+            return None, survivors
         store.set(f"{SURVIVOR}/{rank()}", "")
         end = time.monotonic() + 2.0
-        missing = list(range(world_in_environment()))
-        while time.monotonic() < end and len(missing) > 1:
+        while time.monotonic() < end and len(survivors) < world_in_environment() - 1:
             if store.check([LAST_WORDS]):
-                exit_code, text, number = json.loads(store.get(LAST_WORDS))
-                return Word(exit_code, f"{text} (rank {number})"), []
-            missing = [number for number in missing if not store.check([f"{SURVIVOR}/{number}"])]
-            time.sleep(0.1)
-        return None, missing
-    return None, []
+                break
+            survivors = [number for number in range(world_in_environment()) if store.check([f"{SURVIVOR}/{number}"])]
+            time.sleep(0.05)
+        if store.check([LAST_WORDS]):
+            exit_code, text, number = json.loads(store.get(LAST_WORDS))
+            return Word(exit_code, f"{text} (rank {number})"), survivors
+    return None, survivors
+
+
+def _answers() -> bool:
+    """Whether the store is still there: that of rank 0 goes with it, and torch is loud about what it misses."""
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _first_line(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.integration.ranks import Cluster, Server
 from tests.integration.tiny import CLASSES, SIDE, tiny_config
 
 
@@ -30,6 +31,22 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(f"{file} {label}\n")
         (folder / f"{name}.txt").write_text("".join(lines))
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The process that ranks are forked from."""
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster(
+    server: Server, config: dict[str, Any], write: Callable[[dict[str, Any]], str], tmp_path: Path
+) -> Callable[[], Cluster]:
+    """Makes what trains ``config``, as the test has changed it by then, on many ranks."""
+    return lambda: Cluster(server, tmp_path, write(config))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ class Server:
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 @dataclass
@@ -103,6 +106,30 @@ class Ranks:
         return "\n".join(f"--- rank {number}\n{rank.said}" for number, rank in enumerate(self.ranks))
 
 
+@dataclass
+class Cluster:
+    """Runs ``up train`` on several ranks; an update is 8 images, whatever their number."""
+
+    server: Server
+    folder: Path
+    path: str
+
+    def start(
+        self, *opts: str, world: int = 2, fault: str = "", command: Sequence[str] = ("train",), **options: Any
+    ) -> Ranks:  # fmt: skip
+        batch_size = f"dataset.train.batch_sampler.kwargs.batch_size={8 // world}"
+        environment = {**options.pop("environment", {}), **({"UP_FAULT": fault} if fault else {})}
+        words = [*command, "--config", self.path, "--opts", batch_size, *opts]
+        return start(self.server, self.folder, words, world=world, environment=environment, **options)
+
+    def run(self, *opts: str, codes: Sequence[int] = (0, 0), **options: Any) -> Ranks:
+        """Start, wait, and expect these exit codes."""
+        ranks = self.start(*opts, world=options.pop("world", len(codes)), **options)
+        ended = ranks.wait()
+        assert ended == list(codes), ranks.said
+        return ranks
+
+
 def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -111,12 +138,12 @@ def free_port() -> int:
 
 def start(
     server: Server, folder: Path, words: Sequence[str], *, world: int = 2, environment: Mapping[str, str] | None = None,
-    port: int | None = None, open_files: int | None = None,
+    port: int | None = None, open_files: int | None = None, only: int | None = None,
 ) -> Ranks:  # fmt: skip
     """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``."""
     port = port or free_port()
     ranks = []
-    for rank in range(world):
+    for rank in range(world) if only is None else [only]:
         variables: dict[str, object] = dict(environment or {})
         if world > 1:
             variables |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -130,8 +157,8 @@ def start(
 
 
 def _serve() -> None:
-    from up.__main__ import main  # noqa: F401
-
+    for name in ("up.assembly.run", "up.runner.ending", "up.runner.loop", "up.tasks.cls.plugin", "up.commands.train"):
+        import_module(name)
     codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)

@@ -17,7 +17,6 @@ from up.experiment import Experiment, net_table
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
 from up.models.weights import load_weights, read_state
-from up.runner.log import LOGGER
 from up.runner.precision import Precision
 from up.seed import key, seed_all
 
@@ -61,14 +60,12 @@ def own_pattern(name: str, pattern: str) -> str:
     return rf"r:^{re.escape(name)}\..*(?:{pattern[2:]})" if pattern.startswith("r:") else f"{name}.{pattern}"
 
 
-def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] | None) -> None:
-    """Fill the net from ``saver.pretrain_model``, if one is named, and log what became of every tensor."""
+def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] | None) -> list[str]:
+    """Fill the net from ``saver.pretrain_model``, if one is named; returns lines that say what became of every tensor."""
     saver = experiment.config.saver
     if saver.pretrain_model is None:
-        return
-    report = load_weights(net, read_state(saver.pretrain_model), skip=saver.skip, class_names=class_names)
-    for line in report.lines():
-        LOGGER.info(line)
+        return []
+    return list(load_weights(net, read_state(saver.pretrain_model), skip=saver.skip, class_names=class_names).lines())
 
 
 def device_of(experiment: Experiment) -> torch.device:

@@ -90,10 +90,10 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     )  # fmt: skip
     require_one_input(facts)
     teaching = preflight(experiment, made.teaching, made.evaluation, made.test_data, device) if made.teaching else None
-    checkpoints, resume_from = open_checkpoints(experiment)
+    start = find_start(experiment, facts.config)
     with together():
-        if resume_from is None:
-            load_start_weights(experiment, made.net, made.names)
+        told = load_start_weights(experiment, made.net, made.names) if start.checkpoint is None else []
+    open_folder(experiment, start, facts.config)
     net = on_device(experiment, made.net, device)
     runner = runner_of(
         experiment, net, teaching, stage=made.stage, mix=made.mix, device=device, compiled=config.runtime.compile
@@ -106,7 +106,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     if teaching is not None:
         teaching.add_adapters_to(optimizer)
     lines, warnings = told_of(experiment, teaching)
-    for line in [*lines, *start_lines(made.net, optimizer)]:
+    for line in [*told, *lines, *start_lines(made.net, optimizer)]:
         LOGGER.info(line)
     for line in warnings:
         LOGGER.warning(line)
@@ -122,7 +122,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
             made.data, made.batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
         ),
         evaluation=made.evaluation, evaluate_every=times.evaluate, save_every=times.save,
-        checkpoints=checkpoints, resume_from=resume_from, hooks=made.hooks, stop=stop, fault=fault,
+        checkpoints=start.folder, resume_from=start.checkpoint, hooks=made.hooks, stop=stop, fault=fault,
         buffers=RankBuffers(made.net, ema, average=config.runtime.async_norm),
         bad_images=BadImages(max_bad=made.data.max_bad, total=len(made.data)),
     )  # fmt: skip
@@ -183,42 +183,54 @@ def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -
     return loss
 
 
-def open_checkpoints(experiment: Experiment) -> tuple[CheckpointFolder, Path | None]:
-    """Make the run folder ready; returns its checkpoints and the one to go on from, if any.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: its folder, and the checkpoint to go on from, if any."""
 
-    Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start, for which
-    an earlier run's files are set aside.
+    folder: CheckpointFolder
+    checkpoint: Path | None
+    warnings: list[str]
+
+
+def find_start(experiment: Experiment, config: str) -> Start:
+    """Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start.
+
+    Writes nothing. Rank 0 decides for all.
     """
-    saver, trainer, folder = experiment.config.saver, experiment.config.trainer, experiment.folder
+    saver, trainer = experiment.config.saver, experiment.config.trainer
     keep_last = 2 if trainer.only_save_latest else trainer.keep_last
-    text = effective_yaml(experiment.config)
-    checkpoints = CheckpointFolder(folder, keep_last=keep_last, config_sha256=sha256(text.encode()).hexdigest())
-    named = Path(saver.resume_model) if saver.resume_model else None
-    resume_from, lines = named, [str(note) for note in experiment.decoded.notes]
+    folder = CheckpointFolder(experiment.folder, keep_last=keep_last, config_sha256=sha256(config.encode()).hexdigest())
+    found, warnings = Path(saver.resume_model) if saver.resume_model else None, [str(note) for note in experiment.decoded.notes]
+    with together():
+        if distributed.is_main() and (saver.auto_resume or is_later_attempt(experiment.folder)):
+            own, passed_over = folder.newest()
+            found, warnings = own or found, [*passed_over, *warnings]
+    found = distributed.from_main(found)
+    with together():
+        if found is not None and not found.is_file():
+            raise UserError(
+                f"{found}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
+            )
+    return Start(folder, found, warnings)
+
+
+def open_folder(experiment: Experiment, start: Start, config: str) -> None:
+    """Make the run folder ready, and what an earlier run left in it safe, unless this one goes on from there."""
+    folder, warnings = experiment.folder, list(start.warnings)
     with together():
         if distributed.is_main():
             with experiment.placing("saver.save_dir"):
                 open_run_folder(folder)
-            checkpoints.sweep()
-            if saver.auto_resume or is_later_attempt(folder):
-                own, passed_over = checkpoints.newest()
-                resume_from, lines = own or named, [*passed_over, *lines]
-            if resume_from is None or resume_from.parent.resolve() != folder.resolve():
+            start.folder.sweep()
+            if start.checkpoint is None or start.checkpoint.parent.resolve() != folder.resolve():
                 aside = set_earlier_run_aside(folder)
-                lines += [f"an earlier run was set aside in {aside}"] if aside else []
-            write_text(folder / "config.yaml", text)
+                warnings += [f"an earlier run was set aside in {aside}"] if aside else []
+            write_text(folder / "config.yaml", config)
             mark_launch(folder)
-    resume_from = distributed.from_main(resume_from)
-    with together():
-        if resume_from is not None and not resume_from.is_file():
-            raise UserError(
-                f"{resume_from}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
-            )
     log_to(folder)
     show_log_on(console_of_run())
-    for line in lines:
+    for line in warnings:
         LOGGER.warning(line)
-    return checkpoints, resume_from
 
 
 @cache

@@ -5,12 +5,17 @@ Workers neither draw nor count: each request names its samples, so the number of
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import pickle
 import random
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -200,7 +205,20 @@ def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
             generator=torch.Generator(),  # torch draws a seed for the workers: not from what training draws from
             prefetch_factor=workers.prefetch_factor if several else None,
         )
-        return iter(loader)
+        with _undisturbed():
+            return iter(loader)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD, which raises the death of a worker out of whatever the process is doing at the time.
+
+    The loader notices it as well, within five seconds, when it waits for a batch: there all ranks can agree what to do.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
 
 
 class _Once:
@@ -221,12 +239,26 @@ def _start_worker(worker: int) -> None:
     # A session of its own: a launcher that kills its process group would take the workers before anything is saved.
     os.setsid()
     torch.set_num_threads(1)
+    _end_with_parent()
+    signal.set_wakeup_fd(-1)  # the pipe of the process that forked this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # A scheduler that signals every process of a job means the ranks, which still need their workers in order to save. The
+    # second signal is theirs: torch ends a worker so that does not end by itself.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with the one that forked it, whose death a worker that waits may not notice."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def as_loader_died(error: BaseException) -> LoaderDied | None:
     """``LoaderDied`` with the remedy, when ``error`` is how torch reports the end of a worker; otherwise None.
 
-    torch raises it from a signal handler, so it may surface anywhere in the main process.
+    Another loader in the same process, which has left torch's signal handler in place, lets it surface anywhere.
     """
     text = str(error)
     if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text or "ancdata" in text:

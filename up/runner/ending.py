@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from up.data.loader import as_loader_died
 from up.distributed import is_main
 from up.errors import Ending, NumericalError, PeerLost, StorageError, place_in
+from up.runner.checkpoint import read_sidecar
 from up.runner.folder import Status, read_status, write_status
 from up.runner.run import Run
 from up.together import Word, as_peer_lost, leave_last_words
@@ -36,7 +37,9 @@ def recorded(run: Run) -> Iterator[None]:
 def explained(run: Run, error: Exception) -> Exception:
     """What the user should read instead of ``error``: the same, with the places, or what lay behind it."""
     if isinstance(error, NumericalError) and run.suspects:
-        told = NumericalError(f"step {run.step}: {error}; {run.suspects}. The last good checkpoint is {_checkpoint(run)}.")
+        told = NumericalError(
+            f"step {run.step}: {error}; {run.suspects}. The last good checkpoint is {_checkpoint(run) or 'none'}."
+        )
         told.known_to_all = True  # every rank has the same gradients
         return told
     if isinstance(error, Ending):
@@ -47,9 +50,12 @@ def explained(run: Run, error: Exception) -> Exception:
     return behind or error
 
 
-def _checkpoint(run: Run) -> str:
+def _checkpoint(run: Run) -> str | None:
+    """The newest checkpoint that is good, by the name that it keeps."""
     path, _ = run.checkpoints.newest()
-    return str(path or run.resume_from or "none: none was saved yet")
+    sidecar = read_sidecar(path) if path is not None else None
+    found = path.with_name(sidecar.file) if path is not None and sidecar is not None else run.resume_from
+    return None if found is None else str(found)
 
 
 def _write(run: Run, failure: Exception) -> None:
@@ -62,6 +68,4 @@ def _write(run: Run, failure: Exception) -> None:
             return
     exit_code, reason = Word.of(failure)
     file, line = place_in(reason)
-    path, _ = run.checkpoints.newest()
-    shown = None if path is None else str(path)
-    write_status(run.outline.folder, Status("failed", exit_code, run.step, run.epoch, shown, reason, file, line))
+    write_status(run.outline.folder, Status("failed", exit_code, run.step, run.epoch, _checkpoint(run), reason, file, line))

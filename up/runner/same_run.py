@@ -54,6 +54,8 @@ class Change(NamedTuple):
 
 def changes(then: str, now: str) -> list[Change]:
     """The values that differ between two configurations in effective YAML, by dotted key."""
+    if then == now:
+        return []
     old, new = dict(_leaves(yaml.safe_load(then))), dict(_leaves(yaml.safe_load(now)))
     keys = [*old, *(key for key in new if key not in old)]
     return [Change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]

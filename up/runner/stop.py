@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _ASK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_NO_MORE = 0  # is no signal
 _SAME_REQUEST_S = 0.5  # a scheduler and a launcher may both pass on the one signal that they got
 
 
@@ -20,7 +22,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.reason = ""
-        self._asked_at = 0.0
+        self._first: tuple[int, float] | None = None  # signal and time
         self._is_over = False
 
     def __bool__(self) -> bool:
@@ -31,15 +33,20 @@ class StopRequest:
         """Whether it was Ctrl-C."""
         return self.signal == signal.SIGINT
 
-    def ask(self, number: int, _frame: FrameType | None = None) -> None:
-        """The signal handler: only a flag is set, so that it is safe at any instruction."""
+    def note(self, number: int, _frame: FrameType | None = None) -> None:
+        """A signal has come; the handler of the main thread, which runs when that next runs Python."""
+        if self.signal is None and not self._is_over:
+            self.reason = f"stopped by {signal.Signals(number).name}"
+            self.signal = signal.Signals(number)
+
+    def count(self, number: int) -> None:
+        """A signal has come, whatever the main thread is waiting for; a second request ends the process."""
         now = time.monotonic()
-        if self._is_over or (self.signal == number and now - self._asked_at < _SAME_REQUEST_S):
-            return
-        if self.signal is not None:
+        if self._first is None:
+            self._first = (number, now)
+        elif (number != self._first[0] or now - self._first[1] > _SAME_REQUEST_S) and not self._is_over:
             os._exit(128 + number)
-        self.signal, self._asked_at = signal.Signals(number), now
-        self.reason = f"stopped by {self.signal.name}"
+        self.note(number)
 
     def ask_because(self, reason: str) -> None:
         """Ask to stop for another reason than a signal."""
@@ -53,14 +60,35 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Handle the signals while the block runs; the previous handlers return afterwards."""
+    """Handle the signals while the block runs; the previous handlers return afterwards.
+
+    Python runs a handler between two instructions of the main thread, which may stand in an operation that waits for
+    another rank. So a thread reads from a pipe which signals have come, and ends the process at the second.
+    """
     request = StopRequest()
-    previous = {number: signal.signal(number, request.ask) for number in _ASK}
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    thread = threading.Thread(target=_pass_on, args=(source, request), name="up-signals", daemon=True)
+    thread.start()
+    previous_sink = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, request.note) for number in _ASK}
     try:
         yield request
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_sink)
+        os.write(sink, bytes([_NO_MORE]))  # loader workers hold the pipe open, so closing it would not be noticed
+        thread.join()
+        os.close(sink)
+        os.close(source)
+
+
+def _pass_on(source: int, request: StopRequest) -> None:
+    while _NO_MORE not in (received := os.read(source, 64)):
+        for number in received:
+            if number in _ASK:
+                request.count(number)
 
 
 def end_process(code: int) -> None:

@@ -1,0 +1,382 @@
+"""What befalls a run on two ranks: whatever the fault, it ends soon with a listed code, and the same command then finishes
+equal to the run that nothing befell.
+
+Times are not asserted to the second: the machine that runs the tests may be crowded. Waiting for ever is a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.ranks import Cluster, Ranks, Server, free_port
+from tests.integration.states import assert_same, checkpoint
+from tests.integration.tiny import tiny_config
+
+Config = dict[str, Any]
+SOON_S = 60.0  # "within ten seconds", on a machine that six others use
+GO_ON = "saver.auto_resume=true"
+WORKERS = "dataset.train.dataloader.kwargs.num_workers={}"
+
+
+def fault_config(images: Path, run: Path) -> Config:
+    """Eight updates, evaluated and saved after the fourth and the last, with a moving average."""
+    config = tiny_config(images, run)
+    config["runtime"]["iter_base"] = True
+    config["trainer"] |= {"max_iter": 8, "test_freq": 4, "save_freq": 4}
+    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
+    return config
+
+
+@pytest.fixture(scope="module")
+def unbroken(server: Server, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the run that nothing befell."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(fault_config(images, folder / "run")))
+    Cluster(server, folder, str(path)).run(GO_ON)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of the run that the fault befalls."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def runs(server: Server, images: Path, tmp_path: Path, write: Callable[[Config], str]) -> Cluster:
+    return Cluster(server, tmp_path, write(fault_config(images, tmp_path / "run")))
+
+
+def status(run: Path) -> dict[str, Any]:
+    return json.loads((run / "status.json").read_text())  # type: ignore[no-any-return]
+
+
+def finishes_equal(runs: Cluster, run: Path, unbroken: Path, *opts: str) -> None:
+    """The same command again, without the fault."""
+    runs.run(GO_ON, *opts)
+    whole, resumed = checkpoint(unbroken), checkpoint(run)
+    for part in ("model", "optimizer", "ema", "metrics", "best", "hooks"):
+        assert_same(whole[part], resumed[part], part)
+    assert (unbroken / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    assert status(run)["state"] == "done"
+
+
+def wait_for(condition: Callable[[], object], seconds: float = SOON_S) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def step_reached(run: Path, step: int) -> bool:
+    path = run / "metrics.jsonl"
+    return path.exists() and f'"step": {step},' in path.read_text()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+# --- numbers that are not finite
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nan_on_one_rank(runs: Cluster, run: Path, unbroken: Path, rank: int) -> None:
+    """No optimizer moves, all ranks stop with 3, the batch and the last good checkpoint are named."""
+    ended = runs.run(GO_ON, codes=(3, 3), fault=f"rank={rank},step=6,action=nan")
+    found = status(run)
+    assert (found["state"], found["exit_code"], found["step"]) == ("failed", 3, 6)
+    assert (
+        f"step 6: the gradient norm is nan; the optimizer did not move; the loss of rank {rank} is nan on train " in found["reason"]
+    )
+    assert found["reason"].count(".png") == 4, "the four images of that rank's batch"
+    assert f"The last good checkpoint is {run}/ckpt_s4.pth." in found["reason"]
+    assert found["reason"] in ended[0].said
+    assert "Traceback" not in ended.said
+    assert checkpoint(run)["step"] == 4
+    finishes_equal(runs, run, unbroken)
+
+
+# --- requests to stop
+
+
+@pytest.mark.parametrize(
+    ("rank", "action", "workers"), [(0, "term", 0), (1, "term", 2), (0, "usr1", 2), (1, "usr1", 0), (0, "int", 0), (1, "int", 2)]
+)
+def test_a_signal_to_one_rank_saves_on_the_same_step(
+    runs: Cluster, run: Path, unbroken: Path, rank: int, action: str, workers: int
+) -> None:
+    code = 130 if action == "int" else 75
+    option = WORKERS.format(workers)
+    runs.run(GO_ON, option, codes=(code, code), fault=f"rank={rank},step=3,action={action}")
+    found = status(run)
+    assert (found["state"], found["exit_code"], found["step"], found["reason"]) == (
+        "preempted", code, 3, f"stopped by SIG{action.upper()}",
+    )  # fmt: skip
+    assert checkpoint(run)["step"] == 3
+    finishes_equal(runs, run, unbroken, option)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_to_all_ranks_at_once(runs: Cluster, run: Path, unbroken: Path, workers: int) -> None:
+    option = WORKERS.format(workers)
+    started = runs.start(GO_ON, option)
+    wait_for(lambda: step_reached(run, 1))
+    for rank in started.ranks:
+        os.killpg(rank.pid, signal.SIGTERM)
+    assert started.wait() == [75, 75], started.said
+    assert status(run)["state"] == "preempted"
+    assert checkpoint(run)["step"] == status(run)["step"]
+    finishes_equal(runs, run, unbroken, option)
+
+
+def test_a_signal_during_the_evaluation(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """It is broken off, and made up for by the run that goes on."""
+    runs.run(GO_ON, codes=(75, 75), fault="rank=1,step=4,action=term,at=evaluation")
+    assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
+    assert checkpoint(run)["owes_evaluation"] is True
+    assert '"phase": "eval"' not in (run / "metrics.jsonl").read_text()
+    finishes_equal(runs, run, unbroken)
+
+
+def test_a_signal_during_the_last_evaluation(runs: Cluster, run: Path, unbroken: Path) -> None:
+    runs.run(GO_ON, codes=(75, 75), fault="rank=0,step=8,action=term,at=evaluation")
+    assert (status(run)["state"], status(run)["step"]) == ("preempted", 8)
+    finishes_equal(runs, run, unbroken)
+
+
+def test_a_signal_while_saving(runs: Cluster, run: Path, unbroken: Path) -> None:
+    runs.run(GO_ON, codes=(75, 75), fault="rank=0,step=4,action=term,at=save")
+    assert (status(run)["state"], status(run)["step"]) == ("preempted", 4)
+    finishes_equal(runs, run, unbroken)
+
+
+def test_a_second_signal_ends_at_once_and_leaves_a_valid_set(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """Rank 1 stands still, so the first signal cannot be answered."""
+    started = runs.start(GO_ON, fault="rank=1,step=6,action=hang")
+    wait_for(lambda: step_reached(run, 6))
+    started[0].send(signal.SIGTERM)
+    time.sleep(1.0)  # longer than what counts as one request
+    assert started[0].poll() is None
+    started[0].send(signal.SIGTERM)
+    assert started[0].wait(SOON_S) == 143
+    started.kill()
+    assert checkpoint(run)["step"] == 4
+    finishes_equal(runs, run, unbroken)
+
+
+# --- losses
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank(runs: Cluster, run: Path, unbroken: Path, rank: int) -> None:
+    started = runs.start(GO_ON, fault=f"rank={rank},step=6,action=kill")
+    codes = started.wait(SOON_S)
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] == 75, started.said
+    said = started[1 - rank].said
+    assert "ended without a word" in said
+    assert "Run the same command again" in said
+    assert "Traceback" not in said
+    assert f"rank {rank} ended without a word" in said
+    wait_for(lambda: status(run)["state"] == "failed")
+    assert status(run)["exit_code"] == 75
+    assert status(run)["checkpoint"] == str(run / "ckpt_s4.pth")
+    finishes_equal(runs, run, unbroken)
+
+
+def test_a_killed_rank_leaves_no_workers_behind(runs: Cluster, run: Path) -> None:
+    started = runs.start(GO_ON, WORKERS.format(2), fault="rank=0,step=6,action=hang")
+    wait_for(lambda: step_reached(run, 6))
+    workers = [child for rank in started.ranks for child in children_of(rank.pid)]
+    assert len(workers) == 4
+    started.kill()
+    wait_for(lambda: not any(is_alive(worker) for worker in workers))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_loader_worker(runs: Cluster, run: Path, unbroken: Path, rank: int) -> None:
+    ended = runs.run(GO_ON, WORKERS.format(2), codes=(75, 75), fault=f"rank={rank},step=3,action=kill_worker")
+    assert "out-of-memory killer" in status(run)["reason"]
+    assert "lower num_workers" in ended[0].said
+    assert "Traceback" not in ended.said
+    finishes_equal(runs, run, unbroken, WORKERS.format(2))
+
+
+def test_a_rank_that_hangs(runs: Cluster, run: Path, unbroken: Path) -> None:
+    started = runs.start(GO_ON, "runtime.dist.timeout=4", fault="rank=1,step=6,action=hang")
+    assert started[0].wait(SOON_S) == 75, started.said
+    assert "rank 1 does not answer (runtime.dist.timeout)" in started[0].said
+    assert "rank 1 does not answer" in status(run)["reason"]
+    started.kill()
+    finishes_equal(runs, run, unbroken)
+
+
+def test_a_bug_on_one_rank(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """The rank that has it shows the traceback, the others its last line."""
+    ended = runs.run(GO_ON, codes=(1, 1), fault="rank=1,step=6,action=error")
+    assert "Traceback" in ended[1].said
+    assert "RuntimeError: a bug, as UP_FAULT asks for at step 6 (rank 1)" in ended[0].said
+    assert status(run)["exit_code"] == 1
+    finishes_equal(runs, run, unbroken)
+
+
+# --- input that differs from rank to rank
+
+
+def with_bad_image(images: Path, tmp_path: Path, content: bytes, number: int = 17) -> Path:
+    """A copy of the data whose training image ``number`` is not an image."""
+    copy = tmp_path / "images"
+    copy.mkdir()
+    for path in images.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / f"train {number}.png").write_bytes(content)
+    return copy
+
+
+def test_a_bad_image_ends_all_ranks_with_its_name(
+    server: Server, images: Path, tmp_path: Path, write: Callable[[Config], str]
+) -> None:
+    data = with_bad_image(images, tmp_path, b"<html>not found</html>")
+    runs, run = Cluster(server, tmp_path, write(fault_config(data, tmp_path / "run"))), tmp_path / "run"
+    ended = runs.run(codes=(2, 2))
+    found = status(run)
+    assert (found["state"], found["exit_code"], found["file"], found["line"]) == ("failed", 2, str(data / "train.txt"), 18)
+    assert f"{data / 'train.txt'}:18: " in ended[0].said
+    assert ended[0].said.count("on_bad_image: skip") == 1
+    assert "on_bad_image" not in ended[1].said, "one rank speaks for all"
+    assert "Traceback" not in ended.said
+
+
+def test_bad_images_are_skipped_counted_and_listed(
+    server: Server, images: Path, tmp_path: Path, write: Callable[[Config], str]
+) -> None:
+    data = with_bad_image(images, tmp_path, b"")
+    (data / "train 30.png").write_bytes((data / "train 3.png").read_bytes()[:100])
+    config = fault_config(data, tmp_path / "run")
+    config["dataset"]["train"]["dataset"]["kwargs"] |= {"on_bad_image": "skip", "max_bad": 2}
+    runs, run = Cluster(server, tmp_path, write(config)), tmp_path / "run"
+    runs.run(WORKERS.format(1))
+    listed = [json.loads(line) for line in (run / "bad_images.jsonl").read_text().splitlines()]
+    assert sorted(line["line"] for line in listed) == [18, 31]
+    assert {line["file"] for line in listed} == {str(data / "train.txt")}
+    whole = checkpoint(run)
+    broken = f"saver.save_dir={tmp_path / 'broken'}"
+    runs.run(broken, codes=(75, 75), fault="rank=1,step=5,action=term")
+    runs.run(broken, GO_ON)
+    assert_same(whole["model"], checkpoint(tmp_path / "broken")["model"])
+    assert (tmp_path / "broken" / "bad_images.jsonl").read_text() == (run / "bad_images.jsonl").read_text()
+    ended = runs.run("dataset.train.dataset.kwargs.max_bad=1", codes=(2, 2))
+    assert "2 bad images of 46" in status(run)["reason"]
+    assert "Traceback" not in ended.said
+
+
+def test_a_bad_image_in_the_evaluation_of_one_rank(
+    server: Server, images: Path, tmp_path: Path, write: Callable[[Config], str]
+) -> None:
+    data = with_bad_image(images, tmp_path, b"")
+    (data / "train 17.png").write_bytes((images / "train 17.png").read_bytes())
+    (data / "val 3.png").write_bytes(b"GIF89a")
+    runs, run = Cluster(server, tmp_path, write(fault_config(data, tmp_path / "run"))), tmp_path / "run"
+    ended = runs.run(codes=(2, 2))
+    assert (status(run)["file"], status(run)["line"]) == (str(data / "val.txt"), 4)
+    assert "Traceback" not in ended.said
+
+
+def with_one_rank_different(runs: Cluster, *words: str, codes: Sequence[int]) -> Ranks:
+    """Two ranks, of which the second gets other options."""
+    port = free_port()
+    ranks = [runs.start(*opts, world=2, port=port, only=number)[0] for number, opts in enumerate(((), words))]
+    both = Ranks(ranks)
+    assert both.wait(SOON_S) == list(codes), both.said
+    return both
+
+
+def test_a_file_that_one_host_lacks(runs: Cluster, run: Path) -> None:
+    """Before the ranks have met: the one tells the others, which would wait for it."""
+    ended = with_one_rank_different(runs, "dataset.train.dataset.kwargs.meta_file=/nowhere/train.txt", codes=(2, 2))
+    assert "no such file or folder: /nowhere/train.txt" in ended[0].said
+    assert "(rank 1)" in ended[0].said
+    assert not run.exists()
+
+
+def test_hosts_must_agree_on_the_configuration(runs: Cluster, run: Path) -> None:
+    ended = with_one_rank_different(runs, "trainer.optimizer.kwargs.lr=0.06", codes=(2, 2))
+    assert "another configuration than rank 0: trainer.optimizer.kwargs.lr: 0.05 -> 0.06. (rank 1)" in ended[0].said
+    assert not run.exists()
+
+
+def test_hosts_must_have_the_same_data(runs: Cluster, images: Path, tmp_path: Path, run: Path) -> None:
+    other = tmp_path / "train.txt"
+    other.write_text((images / "train.txt").read_text().replace("train 0.png 0", "train 0.png 1"))
+    named = f"dataset.train.dataset.kwargs.meta_file={other}"
+    ended = with_one_rank_different(runs, named, codes=(2, 2))
+    assert "rank 1" in ended[0].said
+    assert not run.exists()
+
+
+def test_a_configuration_that_is_wrong_everywhere_is_said_once(runs: Cluster, run: Path) -> None:
+    ended = runs.run("trainer.optimizer.type=SGDD", codes=(2, 2))
+    assert ended[0].said.count("no optimizer is called 'SGDD'") == 1
+    assert ended[1].said == ""
+    assert not run.exists()
+
+
+# --- little of something
+
+
+def test_uneven_data(server: Server, images: Path, tmp_path: Path, write: Callable[[Config], str]) -> None:
+    """Seven images on two ranks: both make the same steps, and every image counts once."""
+    data = tmp_path / "few.txt"
+    data.write_text("".join((images / "train.txt").read_text().splitlines(keepends=True)[:7]))
+    config = fault_config(images, tmp_path / "run")
+    config["dataset"]["train"]["dataset"]["kwargs"]["meta_file"] = str(data)
+    config["dataset"]["test"]["dataset"]["kwargs"]["meta_file"] = str(data)
+    small = "dataset.train.batch_sampler.kwargs.batch_size={}"
+    runs = Cluster(server, tmp_path, write(config))
+    runs.run(small.format(2))
+    alone = f"saver.save_dir={tmp_path / 'alone'}"
+    runs.run(alone, small.format(4), codes=[0], world=1)
+    two, one = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "alone")
+    assert two["step"] == one["step"] == 8
+    assert two["epoch"] == one["epoch"] == 4
+
+
+def test_few_open_files(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """64 of them: the run ends well, or with the remedy."""
+    started = runs.start(GO_ON, WORKERS.format(2), open_files=64)
+    codes = started.wait(SOON_S)
+    if codes != [0, 0]:
+        assert "ulimit -n" in started.said
+        assert codes[0] == codes[1] == 2
+    finishes_equal(runs, run, unbroken)
+
+
+def test_port_in_use(runs: Cluster, run: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        started = runs.start(port=port)
+        assert started[0].wait(SOON_S) == 2, started.said
+        assert f"127.0.0.1:{port}: the port is in use. Choose another with --port" in started[0].said
+        started.kill()
+    assert not run.exists()
