@@ -39,6 +39,8 @@ def export_graph(module: nn.Module, size: tuple[int, int], *, opset: int = OPSET
             )  # fmt: skip
     except Exception as error:  # torch.export and the exporter fail in many ways
         cause = error.__cause__ or error
+        if isinstance(cause, UserError):  # what the net itself says of its input
+            raise cause from None
         raise UserError(
             f"torch {torch.__version__} cannot export this net: {type(cause).__name__}: {first_line(cause)}"
         ) from error

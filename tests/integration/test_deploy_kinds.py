@@ -1,0 +1,255 @@
+"""Exports of every kind of net, each opened by the plain runner of the docs: shapes, labels, activation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.integration.served import (
+    answers,
+    assert_same_answers,
+    drawn_checkpoint,
+    exported,
+    heads,
+    mixed_folder,
+    write_config,
+)
+from tests.integration.tiny import CLASSES, tiny_config
+from tests.unit.deploy.documented import run_plain
+from up.__main__ import main
+from up.deploy.package import Package, open_package
+
+Config = dict[str, Any]
+
+
+@pytest.fixture
+def config(images: Path, tmp_path: Path) -> Config:
+    return tiny_config(images, tmp_path / "run")
+
+
+def kwargs(config: Config, source: str) -> Config:
+    found: Config = config["dataset"][source]["dataset"]["kwargs"]
+    return found
+
+
+def opened_by_all(
+    config: Config, folder: Path, capsys: pytest.CaptureFixture[str], *words: str, names: Any = None, ckpt: Path | None = None
+) -> tuple[Package, list[list[tuple[str, str, float]]]]:
+    """The package of an export, after checkpoint, package and plain runner agreed on a mixed folder of images.
+
+    Also what the plain runner says: for each image and head (head, label, score).
+    """
+    path = write_config(config, folder)
+    ckpt = ckpt or drawn_checkpoint(path, folder / "ckpt.pth", names)
+    package = exported(path, *words, folder=folder / "out", ckpt=ckpt)
+    pictures = mixed_folder(folder / "mixed")
+    of_package = answers(capsys, str(pictures), "--bundle", str(package))
+    of_checkpoint = answers(capsys, str(pictures), "--config", str(path), "--ckpt", str(ckpt))
+    assert_same_answers(of_package, of_checkpoint)
+    opened = open_package(package)
+    count = len(opened.manifest.heads)
+    plain = run_plain(package, [Path(answer["file"]) for answer in of_package])
+    said = [[row[1:] for row in plain[at : at + count]] for at in range(0, len(plain), count)]
+    for rows, answer in zip(said, of_package, strict=True):
+        assert [row[1] for row in rows] == [head[0]["name"] for head in heads(answer)]
+        assert [row[2] for row in rows] == pytest.approx([head[0]["score"] for head in heads(answer)], abs=1e-4)
+    return opened, said
+
+
+def test_several_heads(config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of different losses, so that each has an activation of its own."""
+    names = [["one", "two", "three", "four"], ["day", "night"]]
+    for source in ("train", "test"):
+        lines = (images / f"{'val' if source == 'test' else source}.txt").read_text().splitlines()
+        files = [line.rpartition(" ")[0] for line in lines]
+        records = [json.dumps({"filename": file, "label": [at % 4, at % 2]}) for at, file in enumerate(files)]
+        (tmp_path / f"{source}.json").write_text("\n".join(records))
+        kwargs(config, source).update(meta_file=str(tmp_path / f"{source}.json"), meta_type="custom_cls", num_classes=[4, 2])
+        del kwargs(config, source)["class_names"]
+    kwargs(config, "test")["evaluator"] = {"type": "imagenet", "kwargs": {"class_names": names}}
+    config["net"][1]["kwargs"] = {"num_classes": [4, 2]}
+    config["net"][2]["kwargs"]["cls_loss"] = [{"type": "ce"}, {"type": "bce"}]
+    package, said = opened_by_all(config, tmp_path, capsys, names=names)
+    manifest = package.manifest
+    assert manifest.outputs[0].shape == ("N", 6)
+    assert manifest.outputs[0].activation_to_apply == "per_head"
+    assert [(h.name, h.start, h.end, h.labels, h.activation) for h in manifest.heads] == [
+        ("head0", 0, 3, names[0], "softmax"),
+        ("head1", 4, 5, names[1], "sigmoid"),
+    ]
+    assert manifest.metrics is not None
+    assert manifest.metrics.metric == "avg_top1"
+    assert manifest.metrics.onnx == manifest.metrics.torch == manifest.metrics.top1
+    categories = json.loads(package.members["category_param.json"])
+    assert [(entry["feature_start"], entry["feature_end"]) for entry in categories.values()] == [(0, 3), (4, 5)]
+    assert [row[0] for row in said[0]] == ["head0", "head1"]
+    words = ["verify", str(tmp_path / "out" / "model_1.0.0.tar"), "--meta", str(tmp_path / "test.json"), "--image-dir", str(images)]
+    capsys.readouterr()
+    assert main([*words, "--meta-type", "custom_cls"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("top-1 of ")]
+    assert np.mean([float(line.split()[3]) for line in lines]) == pytest.approx(manifest.metrics.top1, abs=0.01)
+
+
+@pytest.mark.parametrize(("bias", "activated"), [(False, False), (True, False), (True, True)])
+def test_sigmoid_of_a_net_trained_with_bce(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], bias: bool, activated: bool
+) -> None:
+    """With ``bias`` the logits are moved by log C, in the graph as in the evaluation."""
+    config["net"][2]["kwargs"]["cls_loss"] = {"type": "bce", "kwargs": {"bias": bias}}
+    words = ["--add-softmax"] if activated else []
+    package, said = opened_by_all(config, tmp_path, capsys, *words, names=list(CLASSES))
+    output = package.manifest.outputs[0]
+    assert (output.activation_in_graph, output.activation_to_apply) == (("sigmoid", "none") if activated else ("none", "sigmoid"))
+    assert package.manifest.heads[0].type == "multiclass"
+    words = [str(tmp_path / "mixed" / "jpeg.jpg"), "--bundle", str(tmp_path / "out" / "model_1.0.0.tar")]
+    (every,) = heads(answers(capsys, *words)[0])
+    assert abs(sum(guess["score"] for guess in every) - 1) > 1e-3  # each class for itself
+    del said
+
+
+def test_sets_of_labels(config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("train", "test"):
+        lines = (images / f"{'val' if source == 'test' else source}.txt").read_text().splitlines()
+        files = [line.rpartition(" ")[0] for line in lines]
+        records = [json.dumps({"filename": file, "label": [0, 2] if at % 3 else [1]}) for at, file in enumerate(files)]
+        (tmp_path / f"{source}.json").write_text("\n".join(records))
+        kwargs(config, source).update(meta_file=str(tmp_path / f"{source}.json"), meta_type="custom_cls", multilabel=True)
+    config["net"][2]["kwargs"] |= {"cls_loss": {"type": "bce"}, "multilabel": True}
+    package, _ = opened_by_all(config, tmp_path, capsys, names=list(CLASSES))
+    head = package.manifest.heads[0]
+    assert (head.type, head.activation, head.thresholds) == ("multilabel", "sigmoid", [0.5, 0.5, 0.5])
+    assert package.manifest.metrics is not None
+    assert (package.manifest.metrics.metric, package.manifest.metrics.top1) == ("mAP", None)
+    assert package.manifest.metrics.onnx == pytest.approx(package.manifest.metrics.torch, abs=1e-6)
+
+
+def test_a_distilled_student_without_its_teacher(
+    config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tiny_config(images, tmp_path / "teacher")
+    teacher["net"][0]["kwargs"]["width"] = 16
+    teacher_file = write_config(teacher, tmp_path, "teacher.yaml")
+    weights = drawn_checkpoint(teacher_file, tmp_path / "teacher.pth", list(CLASSES))
+    config["runtime"] |= {"task_names": "kd_cls", "runner": {"type": "kd"}}
+    config["teacher"] = teacher["net"][:2]
+    config["mimic"] = {
+        "preflight": "warn",
+        "cfgs": {"loss": {"type": "kd_loss"}},
+        "student": {"mimic_name": ["head.classifier"]},
+        "teacher": {"mimic_name": ["head.classifier"], "teacher_weight": str(weights)},
+    }
+    config["trainer"]["max_iter"] = 2
+    assert main(["train", "--config", str(write_config(config, tmp_path))]) == 0
+    weights.unlink()  # an export needs no teacher
+    package, said = opened_by_all(config, tmp_path, capsys, ckpt=tmp_path / "run" / "ckpt_latest.pth")
+    student = sum(
+        tensor.numel()
+        for name, tensor in torch.load(tmp_path / "run" / "ckpt_latest.pth", weights_only=True)["model"].items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+    assert package.manifest.model.params == student
+    assert (package.manifest.task, package.manifest.heads[0].labels) == ("cls", list(CLASSES))
+    assert len(package.model) < 8 * student
+    del said
+
+
+def test_384_pixels(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs(config, "test")["transformer"][:1] = [
+        {"type": "torch_resize", "kwargs": {"size": 438, "interpolation": "bicubic"}},
+        {"type": "torch_center_crop", "kwargs": {"size": 384}},
+    ]
+    config["net"][0]["kwargs"]["stem"] = "imagenet"
+    package, said = opened_by_all(config, tmp_path, capsys, names=list(CLASSES))
+    assert package.input_size == (384, 384)
+    parameters = json.loads(package.members["parameters.json"])
+    assert (parameters["input_h"], parameters["input_w"]) == (384, 384)
+    assert len(said) == 9
+
+
+def test_trained_on_bgr_levels_without_names(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("train", "test"):
+        kwargs(config, source)["image_reader"]["kwargs"]["color_mode"] = "BGR"
+        del kwargs(config, source)["class_names"]
+        kwargs(config, source)["transformer"][-2:] = [
+            {"type": "custom_to_tensor"},
+            {"type": "normalize", "kwargs": {"mean": [104.0, 117.0, 123.0], "std": [57.0, 57.0, 57.0]}},
+        ]
+    package, said = opened_by_all(config, tmp_path, capsys)
+    parameters = json.loads(package.members["parameters.json"])
+    assert (parameters["pixel_means"], parameters["pixel_stds"], parameters["is_rgb"]) == ([104, 117, 123], [57, 57, 57], False)
+    assert package.manifest.inputs[0].channel_order == "BGR"
+    assert package.manifest.heads[0].labels == ["0", "1", "2"]
+    del said
+
+
+def test_a_reader_with_another_decoder_is_close(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs(config, "test")["image_reader"]["type"] = "fs_turbo"
+    path = write_config(config, tmp_path)
+    ckpt = drawn_checkpoint(path, tmp_path / "ckpt.pth", list(CLASSES))
+    package = exported(path, folder=tmp_path / "out", ckpt=ckpt)
+    assert 0 < open_package(package).manifest.parity.from_image <= 1e-2 * 20
+    draw = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        coarse = draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((240, 180), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{number}.jpg")
+    photos = str(tmp_path / "photos")
+    of_package = answers(capsys, photos, "--bundle", str(package))
+    of_checkpoint = answers(capsys, photos, "--config", str(path), "--ckpt", str(ckpt))
+    assert_same_answers(of_package, of_checkpoint, within=0.03)
+
+
+@pytest.fixture
+def many_images(tmp_path: Path, config: Config) -> Config:
+    """A training set that is large enough to calibrate on."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for source, number in (("train", 130), ("val", 40)):
+        lines = []
+        for index in range(number):
+            pixels = draw.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+            pixels[..., index % 3] += 100
+            Image.fromarray(pixels).save(folder / f"{source}{index}.png")
+            lines.append(f"{source}{index}.png {index % 3}\n")
+        (folder / f"{source}.txt").write_text("".join(lines))
+    for source, name in (("train", "train"), ("test", "val")):
+        kwargs(config, source)["meta_file"] = str(folder / f"{name}.txt")
+        kwargs(config, source)["image_reader"]["kwargs"]["image_dir"] = str(folder)
+    config["trainer"]["max_epoch"] = 2
+    return config
+
+
+def test_int8_where_the_accuracy_stays(many_images: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(many_images, tmp_path)
+    assert main(["train", "--config", str(path)]) == 0
+    words = ["--quantize", "int8", "--min-speedup", "0"]
+    package = exported(path, *words, folder=tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "int8, static_qdq, ranges by min-max: top1 " in said
+    assert " times as fast" in said
+    manifest = open_package(package).manifest
+    assert manifest.model.precision == "int8"
+    assert manifest.quantization is not None
+    assert (manifest.quantization.method, manifest.quantization.images) == ("static_qdq", 130)
+    assert manifest.quantization.fp32 - manifest.quantization.int8 <= 1.0
+    assert main(["verify", str(package)]) == 0
+    assert package.read_bytes() == exported(path, *words, folder=tmp_path / "again").read_bytes()
+
+
+def test_int8_refused_with_the_numbers(many_images: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(many_images, tmp_path)
+    ckpt = drawn_checkpoint(path, tmp_path / "ckpt.pth", list(CLASSES))
+    words = ["to_kestrel", "--ckpt", str(ckpt), "--save-to", str(tmp_path / "out"), "--quantize", "int8", "--max-drop", "-100"]
+    assert main([*words, "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("--quantize int8: refused. int8, static_qdq, ranges by min-max: it loses ")
+    assert "mean of the batches' min and max: it loses " in said
+    assert said.endswith("allowed are -100 (--max-drop). Nothing was written.\n")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,71 @@
+"""Every family of networks: the graph gives what the net gives, from tensors and from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integration.served import answers, assert_same_answers, drawn_checkpoint, exported, mixed_folder, write_config
+from tests.integration.tiny import tiny_config
+from up.deploy.package import open_package
+from up.deploy.session import Session
+from up.experiment import load_experiment
+from up.trained import load_net
+
+VIT = {"name": "head", "type": "vit_head", "kwargs": {"num_classes": 7}}
+CNN = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 7}}
+CONVNEXT = {"name": "head", "type": "convnext_head", "kwargs": {"num_classes": 7}}
+BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "resnet18": ({"type": "resnet18"}, CNN),
+    "mobilenetv3": ({"type": "mobilenetv3", "kwargs": {"mode": "small"}}, CNN),
+    "regnet": ({"type": "regnetx_200m"}, CNN),
+    "vit_tiny": ({"type": "timm", "kwargs": {"model_name": "vit_tiny_patch16_224", "pooled": False, "img_size": 32}}, VIT),
+    "swin_tiny": ({"type": "swin_tiny"}, CNN),
+    "convnext_atto": ({"type": "timm", "kwargs": {"model_name": "convnext_atto", "pooled": False}}, CONVNEXT),
+}
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+
+
+def configured(images: Path, folder: Path, name: str) -> dict[str, Any]:
+    backbone, head = BACKBONES[name]
+    config = tiny_config(images, folder / "run")
+    config["net"] = [{"name": "backbone", **backbone}, head, config["net"][-1]]
+    for source in ("train", "test"):
+        kwargs = config["dataset"][source]["dataset"]["kwargs"]
+        kwargs["class_names"] = NAMES
+        kwargs["image_reader"]["type"] = "fs_pillow"
+    short_side = {"type": "torch_resize", "kwargs": {"size": 36}}
+    crop = {"type": "torch_center_crop", "kwargs": {"size": 32}}
+    config["dataset"]["test"]["dataset"]["kwargs"]["transformer"][:1] = [short_side, crop]
+    return config
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_parity(name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(configured(images, tmp_path, name), tmp_path)
+    checkpoint = drawn_checkpoint(config, tmp_path / "ckpt.pth", NAMES)
+    package = exported(config, folder=tmp_path / "out", ckpt=checkpoint)
+    opened = open_package(package)
+    assert opened.manifest.parity.max_abs <= opened.manifest.parity.tolerance
+
+    net = load_net(load_experiment(config), checkpoint).net
+    session = Session(opened.model, name)
+    draw = torch.Generator().manual_seed(3)
+    for batch in (1, 2, 5):
+        inputs = torch.randn(batch, 3, 32, 32, generator=draw)
+        with torch.inference_mode():
+            expected = net({"image": inputs})["logits"].numpy()
+        assert np.ptp(expected) > 1  # outputs that differ: a dead net would agree with anything
+        assert np.abs(session(inputs.numpy()) - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+    folder = str(mixed_folder(tmp_path / "mixed"))
+    of_package = answers(capsys, folder, "--bundle", str(package))
+    of_checkpoint = answers(capsys, folder, "--config", str(config), "--ckpt", str(checkpoint))
+    assert len(of_package) == 9
+    assert_same_answers(of_package, of_checkpoint, within=1e-3)
+
+
