@@ -24,7 +24,10 @@ from up.experiment import all_tables, find_task
 Config = dict[str, Any]
 Case = Callable[[Config, Path], None]
 TRAIN, TEST, UPDATES = 8, 4, 2
-ELSEWHERE = {"backbone": "tests/unit/models/test_backbones.py, and tests/configs of those that are shipped"}
+ELSEWHERE = {
+    "backbone": "tests/unit/models/test_backbones.py, and tests/configs of those that are shipped",
+    "mimic_loss": "tests/unit/tasks/distill/test_losses.py, and tests/integration/test_kd.py",
+}
 
 
 @pytest.fixture(scope="session")
@@ -348,7 +351,7 @@ CASES: dict[str, dict[str, Case]] = {
         "feature_vis": hook("feature_vis", layer_names=["backbone.layer1"], num_channels=4),
     },
     "dataset": {name: dataset(name) for name in ("cls", "rank_cls")},
-    "runner": {"base": nothing},
+    "runner": {"base": nothing, "kd": nothing},  # kd: tests/integration/test_kd.py
 }
 MADE_BY = {  # what a hook leaves in the run folder
     "train_val_logger": "tensorboard/events.out.tfevents.*",
@@ -378,7 +381,7 @@ def test_two_updates_and_an_evaluation(tiny: Config, data: Path, tmp_path: Path,
 def test_nothing_runs_all_that_every_configuration_has(tiny: Config, tmp_path: Path) -> None:
     """The cases that say ``nothing``, once."""
     used = str(tiny)
-    kinds = {name for table, name in ALL if CASES[table][name] is nothing} - {"inference_only", "base"}
+    kinds = {name for table, name in ALL if CASES[table][name] is nothing} - {"inference_only", "base", "kd"}
     assert all(f"'{name}'" in used for name in kinds)
     assert trained(tiny, tmp_path / "run").keys() >= {"top1", "top5", "mean_class_accuracy"}
 
