@@ -24,15 +24,12 @@ from up.experiment import all_tables, find_task
 Config = dict[str, Any]
 Case = Callable[[Config, Path], None]
 TRAIN, TEST, UPDATES = 8, 4, 2
-ELSEWHERE = {
-    "backbone": "tests/unit/models/test_backbones.py, and tests/configs of those that are shipped",
-    "mimic_loss": "tests/unit/tasks/distill/test_losses.py, and tests/integration/test_kd.py",
-}
+ELSEWHERE = {"backbone": "tests/unit/models/test_backbones.py, and tests/configs of those that are shipped"}
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same twelve images as lists of every kind, and as folders of classes."""
+    """The same twelve images as lists of every kind and as folders of classes, and a net that was trained on them."""
     folder = tmp_path_factory.mktemp("kinds")
     draw = np.random.default_rng(0)
     (folder / "images").mkdir()
@@ -46,6 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.save(folder / source / CLASSES[label] / f"{index}.png")
             samples.append((f"{source}{index}.jpg", label))
         write_lists(folder, source, samples)
+    trained(small_config(folder, folder / "teacher"), folder / "teacher")
     return folder
 
 
@@ -68,7 +66,11 @@ def write_lists(folder: Path, source: str, samples: list[tuple[str, int]]) -> No
 
 @pytest.fixture
 def tiny(data: Path, tmp_path: Path) -> Config:
-    config = tiny_config(data / "images", tmp_path / "run")
+    return small_config(data, tmp_path / "run")
+
+
+def small_config(data: Path, run: Path) -> Config:
+    config = tiny_config(data / "images", run)
     config["trainer"] |= {"max_epoch": 1, "optimizer": {"type": "SGD", "kwargs": {"lr": 0.01}}}
     config["trainer"]["lr_scheduler"] = None
     for source in ("train", "test"):
@@ -246,6 +248,22 @@ def folders(config: Config, folder: Path) -> None:
         del kwargs(config, source)["image_reader"]["kwargs"]
 
 
+def mimic(name: str, layer: str = "head.classifier", **arguments: Any) -> Case:
+    """With the net that was trained on the images for a teacher."""
+
+    def put(config: Config, folder: Path) -> None:
+        config["runtime"]["runner"] = {"type": "kd"}
+        config["teacher"] = config["net"][:2]
+        config["mimic"] = {
+            "preflight": "warn",  # two updates on noise make no good teacher
+            "cfgs": {"loss": {"type": name, "kwargs": arguments}},
+            "student": {"mimic_name": [layer]},
+            "teacher": {"mimic_name": [layer], "teacher_weight": str(folder / "teacher" / "ckpt_latest.pth")},
+        }
+
+    return put
+
+
 def nothing(config: Config, _: Path) -> None:
     """In every configuration here."""
 
@@ -351,7 +369,18 @@ CASES: dict[str, dict[str, Case]] = {
         "feature_vis": hook("feature_vis", layer_names=["backbone.layer1"], num_channels=4),
     },
     "dataset": {name: dataset(name) for name in ("cls", "rank_cls")},
-    "runner": {"base": nothing, "kd": nothing},  # kd: tests/integration/test_kd.py
+    "runner": {"base": nothing, "kd": mimic("kd_loss")},
+    "mimic_loss": {
+        "attention_transfer": mimic("attention_transfer", "backbone.layer2"),
+        "bce_loss": mimic("bce_loss"),
+        "ce_loss": mimic("ce_loss", T=2),
+        "cosine": mimic("cosine", "backbone.layer3"),
+        "dist": mimic("dist"),
+        "dkd": mimic("dkd"),
+        "kd_loss": mimic("kd_loss", T=4.0),
+        "kl_loss": mimic("kl_loss"),
+        "l2_loss": mimic("l2_loss", "backbone.layer4", feat_norm=False),
+    },
 }
 MADE_BY = {  # what a hook leaves in the run folder
     "train_val_logger": "tensorboard/events.out.tfevents.*",
@@ -374,6 +403,9 @@ def test_two_updates_and_an_evaluation(tiny: Config, data: Path, tmp_path: Path,
     assert "top1" in metrics
     if table == "evaluator":
         assert metrics.keys() >= ({"top2", "precision", "f1"} if name == "imagenet" else {"many_shot"})
+    if table == "mimic_loss":
+        records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert all(record["mimic_job0_loss"] >= 0 for record in records if record["phase"] == "train")
     if name in MADE_BY:
         assert list((tmp_path / "run").glob(MADE_BY[name]))
 
@@ -381,7 +413,7 @@ def test_two_updates_and_an_evaluation(tiny: Config, data: Path, tmp_path: Path,
 def test_nothing_runs_all_that_every_configuration_has(tiny: Config, tmp_path: Path) -> None:
     """The cases that say ``nothing``, once."""
     used = str(tiny)
-    kinds = {name for table, name in ALL if CASES[table][name] is nothing} - {"inference_only", "base", "kd"}
+    kinds = {name for table, name in ALL if CASES[table][name] is nothing} - {"inference_only", "base"}
     assert all(f"'{name}'" in used for name in kinds)
     assert trained(tiny, tmp_path / "run").keys() >= {"top1", "top5", "mean_class_accuracy"}
 
