@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from up.environment import local_rank, rank_in_environment, world_in_environment
+from up.environment import attempt, local_rank, rank_in_environment, world_in_environment
 from up.errors import PeerLost, UserError
 
 T = TypeVar("T")
@@ -69,10 +69,17 @@ def join(device: torch.device, *, timeout_s: float, backend: str | None = None) 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with_gpu = device.type == "cuda" and backend != "gloo"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if with_gpu else "gloo", timeout=timedelta(seconds=timeout_s),
-        store=PrefixStore("group", meeting_point(timeout_s)), rank=rank_in_environment(), world_size=world_in_environment(),
-    )  # fmt: skip
+    store = PrefixStore("group", meeting_point(timeout_s))
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if with_gpu else "gloo", timeout=timedelta(seconds=timeout_s), store=store,
+            rank=rank_in_environment(), world_size=world_in_environment(),
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise PeerLost(
+            f"the ranks have found each other but cannot connect ({str(error).splitlines()[0]}). Is every port open between the "
+            "hosts? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network interface to use."
+        ) from error
 
 
 _MET: list[Store] = []  # one to a process, like torch's default group
@@ -97,7 +104,7 @@ def meeting_point(timeout_s: float = 300.0) -> Store:
                 f"{where}: not all of {world_in_environment()} ranks met there within {timeout_s:g} s. "
                 "Are all hosts started, and is the port open between them?"
             ) from error
-        _MET.append(found[0])
+        _MET.append(PrefixStore(f"attempt {attempt()}", found[0]))  # the launcher's store outlives an attempt
     return _MET[0]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -221,4 +222,5 @@ def _answers() -> bool:
 
 
 def _first_line(text: str) -> str:
-    return (text.splitlines() or ["the connection broke"])[0][:200].rstrip(". ")
+    """The first sentence of an error, without the place in torch's sources that it begins with."""
+    return re.sub(r"^\[\S*\]\s*", "", (text.splitlines() or ["the connection broke"])[0]).partition(". ")[0][:200].rstrip(".")

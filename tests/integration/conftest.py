@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.integration.faulty import GO_ON, fault_config
 from tests.integration.ranks import Cluster, Server
 from tests.integration.tiny import CLASSES, SIDE, tiny_config
 
@@ -47,6 +48,28 @@ def cluster(
 ) -> Callable[[], Cluster]:
     """Makes what trains ``config``, as the test has changed it by then, on many ranks."""
     return lambda: Cluster(server, tmp_path, write(config))
+
+
+@pytest.fixture(scope="session")
+def unbroken(server: Server, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of ``fault_config`` on two ranks, which nothing befell."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(fault_config(images, folder / "run")))
+    Cluster(server, folder, str(path)).run(GO_ON)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of the run that the fault befalls."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def runs(server: Server, images: Path, tmp_path: Path, write: Callable[[dict[str, Any]], str]) -> Cluster:
+    """Trains ``fault_config`` on many ranks."""
+    return Cluster(server, tmp_path, write(fault_config(images, tmp_path / "run")))
 
 
 @pytest.fixture

@@ -13,87 +13,24 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
+from tests.integration.faulty import (
+    GO_ON,
+    SOON_S,
+    WORKERS,
+    Config,
+    children_of,
+    fault_config,
+    finishes_equal,
+    is_alive,
+    status,
+    step_reached,
+    wait_for,
+)  # fmt: skip
 from tests.integration.ranks import Cluster, Ranks, Server, free_port
 from tests.integration.states import assert_same, checkpoint
-from tests.integration.tiny import tiny_config
-
-Config = dict[str, Any]
-SOON_S = 60.0  # "within ten seconds", on a machine that six others use
-GO_ON = "saver.auto_resume=true"
-WORKERS = "dataset.train.dataloader.kwargs.num_workers={}"
-
-
-def fault_config(images: Path, run: Path) -> Config:
-    """Eight updates, evaluated and saved after the fourth and the last, with a moving average."""
-    config = tiny_config(images, run)
-    config["runtime"]["iter_base"] = True
-    config["trainer"] |= {"max_iter": 8, "test_freq": 4, "save_freq": 4}
-    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
-    return config
-
-
-@pytest.fixture(scope="module")
-def unbroken(server: Server, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the run that nothing befell."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(fault_config(images, folder / "run")))
-    Cluster(server, folder, str(path)).run(GO_ON)
-    return folder / "run"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """The folder of the run that the fault befalls."""
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def runs(server: Server, images: Path, tmp_path: Path, write: Callable[[Config], str]) -> Cluster:
-    return Cluster(server, tmp_path, write(fault_config(images, tmp_path / "run")))
-
-
-def status(run: Path) -> dict[str, Any]:
-    return json.loads((run / "status.json").read_text())  # type: ignore[no-any-return]
-
-
-def finishes_equal(runs: Cluster, run: Path, unbroken: Path, *opts: str) -> None:
-    """The same command again, without the fault."""
-    runs.run(GO_ON, *opts)
-    whole, resumed = checkpoint(unbroken), checkpoint(run)
-    for part in ("model", "optimizer", "ema", "metrics", "best", "hooks"):
-        assert_same(whole[part], resumed[part], part)
-    assert (unbroken / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
-    assert status(run)["state"] == "done"
-
-
-def wait_for(condition: Callable[[], object], seconds: float = SOON_S) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def step_reached(run: Path, step: int) -> bool:
-    path = run / "metrics.jsonl"
-    return path.exists() and f'"step": {step},' in path.read_text()
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
-
 
 # --- numbers that are not finite
 

@@ -1,0 +1,209 @@
+"""Launchers, with real processes: ours, torchrun, two hosts; their signals, their death, their restarts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.integration.faulty import (
+    GO_ON,
+    SOON_S,
+    children_of,
+    finishes_equal,
+    is_alive,
+    is_equal,
+    status,
+    step_reached,
+    wait_for,
+)
+from tests.integration.ranks import PATIENCE_S, ROOT, Cluster, free_port
+from tests.integration.states import checkpoint
+
+UP = (sys.executable, "-m", "up", "train")
+TWO = ("--launch", "pytorch", "--ng", "2")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+HALF = "dataset.train.batch_sampler.kwargs.batch_size=4"
+
+
+class Program:
+    """A program in a process group of its own, as a shell starts it; ended with all its descendants after the test."""
+
+    def __init__(self, words: Sequence[str], output: Path, **environment: str) -> None:
+        self.output = output
+        clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
+        with output.open("w") as file:
+            self.process = subprocess.Popen(
+                words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, process_group=0,
+                env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def ranks(self) -> list[int]:
+        return children_of(self.process.pid)
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running:\n{self.said}") from None
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            ranks = self.ranks()
+            for pid in [self.process.pid, *ranks]:
+                os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture
+def start(runs: Cluster, tmp_path: Path) -> Iterator[object]:
+    """Starts ``up train`` under a launcher; whatever still runs after the test is ended."""
+    programs: list[Program] = []
+
+    def started(before: Sequence[str], *opts: str, after: Sequence[str] = (), fault: str = "") -> Program:
+        words = [*before, *after, "--config", runs.path, "--opts", HALF, GO_ON, *opts]
+        programs.append(Program(words, tmp_path / f"launched-{len(programs)}.txt", **({"UP_FAULT": fault} if fault else {})))
+        return programs[-1]
+
+    yield started
+    for program in programs:
+        program.end()
+
+
+@pytest.mark.parametrize("target", ["launcher", "rank", "group"])
+def test_sigterm_under_our_launcher(start, runs: Cluster, run: Path, unbroken: Path, target: str) -> None:  # type: ignore[no-untyped-def]
+    """Saved on the same step on both ranks; 75; the rerun ends equal."""
+    launched = start(UP, after=TWO)
+    wait_for(lambda: step_reached(run, 2), PATIENCE_S)
+    if target == "group":
+        os.killpg(launched.process.pid, signal.SIGTERM)
+        for rank in launched.ranks():  # a scheduler reaches every process of a job, whatever its group
+            os.kill(rank, signal.SIGTERM)
+    else:
+        os.kill(launched.process.pid if target == "launcher" else launched.ranks()[1], signal.SIGTERM)
+    assert launched.wait() == 75, launched.said
+    found = status(run)
+    assert (found["state"], found["exit_code"], found["reason"]) == ("preempted", 75, "stopped by SIGTERM")
+    assert checkpoint(run)["step"] == found["step"] >= 2
+    assert "Traceback" not in launched.said
+    finishes_equal(runs, run, unbroken)
+
+
+def test_ctrl_c_under_our_launcher(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    launched = start(UP, after=TWO)
+    wait_for(lambda: step_reached(run, 1), PATIENCE_S)
+    os.killpg(launched.process.pid, signal.SIGINT)
+    assert launched.wait() == 130, launched.said
+    assert (status(run)["state"], status(run)["exit_code"]) == ("preempted", 130)
+    assert "Traceback" not in launched.said
+    finishes_equal(runs, run, unbroken)
+
+
+def test_a_killed_launcher_leaves_no_ranks_behind(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    """They notice, save on the same step, and end."""
+    launched = start(UP, "dataset.train.dataloader.kwargs.num_workers=1", "trainer.max_iter=2000", after=TWO)
+    wait_for(lambda: step_reached(run, 2), PATIENCE_S)
+    ranks = launched.ranks()
+    family = [*ranks, *(worker for rank in ranks for worker in children_of(rank))]
+    assert len(family) >= 4
+    os.kill(launched.process.pid, signal.SIGKILL)
+    wait_for(lambda: not any(is_alive(pid) for pid in family))
+    assert (status(run)["state"], status(run)["reason"]) == ("preempted", "the launcher has died")
+    assert checkpoint(run)["step"] == status(run)["step"] >= 2
+
+
+def test_a_killed_rank_is_restarted_and_ends_equal(start, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    """``--max-restarts 1``: the second attempt goes on from the checkpoint, although the command did not say auto_resume."""
+    launched = start(UP, "saver.auto_resume=false", after=(*TWO, "--max-restarts", "1"), fault="rank=1,step=6,action=kill")
+    assert launched.wait() == 0, launched.said
+    assert "ended without a word" in launched.said
+    is_equal(run, unbroken)
+
+
+def test_a_killed_rank_ends_our_launcher(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    launched = start(UP, after=TWO, fault="rank=0,step=6,action=kill")
+    assert launched.wait() == 75, launched.said
+    assert "rank 0 was killed (SIGKILL)" in launched.said
+    assert status(run)["state"] == "failed", "written by the rank that is left"
+    finishes_equal(runs, run, unbroken)
+
+
+def test_bad_input_under_our_launcher_is_one_line(start, run: Path) -> None:  # type: ignore[no-untyped-def]
+    """Found by the launcher (a wrong key) or by the ranks (no such part): 2, one line, nothing created."""
+    for wrong, what in (
+        ("trainer.max_epch=3", "max_epch"),
+        ("trainer.optimizer.type=SGDD", "no optimizer is called 'SGDD'"),
+    ):
+        launched = start(UP, wrong, after=TWO)
+        assert launched.wait() == 2, launched.said
+        assert what in launched.said
+        assert len(launched.said.splitlines()) == 1, launched.said
+    assert not run.exists()
+
+
+def test_the_launchers_port_in_use(start, run: Path) -> None:  # type: ignore[no-untyped-def]
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        launched = start(UP, after=(*TWO, "--port", str(port)))
+        assert launched.wait() == 2, launched.said
+    assert f"localhost:{port}: the port is in use" in launched.said
+    assert "Traceback" not in launched.said
+
+
+def test_torchrun(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    """It turns every code of a rank into 1; ``status.json`` keeps the truth."""
+    launched = start((*TORCHRUN, "-m", "up", "train"))
+    wait_for(lambda: step_reached(run, 2), PATIENCE_S)
+    os.kill(launched.process.pid, signal.SIGTERM)
+    assert launched.wait() != 0
+    assert (status(run)["state"], status(run)["exit_code"]) == ("preempted", 75)
+    finishes_equal(runs, run, unbroken)
+
+
+def test_two_hosts(start, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    """Two launchers of one rank each, which meet at a port."""
+    hosts = ["--launch", "pytorch", "--ng", "1", "--nm", "2", "--rdzv", f"localhost:{free_port()}", "--node-rank"]
+    launched = [start(UP, after=(*hosts, str(number))) for number in range(2)]
+    assert [each.wait() for each in launched] == [0, 0], "\n".join(each.said for each in launched)
+    is_equal(run, unbroken)
+
+
+def test_a_signal_during_the_import(start, runs: Cluster, run: Path) -> None:  # type: ignore[no-untyped-def]
+    """Nothing is lost, and nothing is said: the run saves its first state and ends with 75."""
+    launched = start(UP)
+    wait_for(lambda: _listens(launched.process.pid))
+    os.kill(launched.process.pid, signal.SIGTERM)
+    assert launched.wait() == 75, launched.said
+    assert (status(run)["state"], status(run)["step"]) == ("preempted", 0)
+    assert checkpoint(run)["step"] == 0
+    assert "Traceback" not in launched.said
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_time_is_not_lost_waiting(start, run: Path) -> None:  # type: ignore[no-untyped-def]
+    """A rank that is missing at the start is named after ``runtime.dist.timeout``."""
+    begun = time.monotonic()
+    words = ("env", "RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={free_port()}", *UP)
+    launched = start(words, "runtime.dist.timeout=3")
+    assert launched.wait() == 75, launched.said
+    assert "not all of 2 ranks met there within 3 s" in launched.said
+    assert time.monotonic() - begun < SOON_S
+    assert not run.exists()
