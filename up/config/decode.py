@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +47,13 @@ class Origins:
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with their places; for something missing, that of the block it is missing in."""
-        return [problem.written_at(self._place(problem)) for problem in problems]
+        return [replace(problem, path=self._as_written(problem.path)).written_at(self._place(problem)) for problem in problems]
+
+    def _as_written(self, path: str) -> str:
+        """The one job of a mimic is ``mimic_job0`` to the program, also where the file writes it directly."""
+        if "mimic_job0" in self._tree.block("mimic").entries:
+            return path
+        return re.sub(r"^mimic\.mimic_job0(?=\.|$)", "mimic", path)
 
     @contextmanager
     def placing(self, path: str) -> Iterator[None]:

@@ -209,7 +209,10 @@ def strict(annotation: Any) -> Any:
         inner, *extras = get_args(annotation)
         return Annotated[(strict(inner), *extras)]
     if origin in (Union, types.UnionType):
-        members = [strict(member) for member in get_args(annotation) if not _is_foreign(member)]
+        # where there are names to choose from, YAML has to use one: other text and numbers a library would take unchecked
+        named = any(isinstance(member, type) and issubclass(member, enum.Enum) for member in get_args(annotation))
+        alternatives = [member for member in get_args(annotation) if not (named and member in (int, str))]
+        members = [strict(member) for member in alternatives if not _is_foreign(member)]
         return Union[tuple(members)] if members else Any  # noqa: UP007 (built at run time)
     if origin is Literal:
         return annotation

@@ -9,6 +9,8 @@ import pytest
 from up.config.decode import Decoded, decode, load_config, missing_for_training
 from up.config.errors import ConfigError, Problem
 from up.config.nodes import parse_nodes
+from up.errors import UserError
+from up.runner.checkpoint import CheckpointError
 
 NET = "net: [{name: backbone, type: resnet18}]\n"
 
@@ -138,7 +140,7 @@ class TestContradictions:
             "  student: {mimic_name: [a, b], adapter: [linear, null, conv1x1]}\n  teacher: {mimic_name: [a, b]}\n"
         )
         assert problems(NET + text) == [
-            "x.yaml:5: mimic.mimic_job0.student.adapter: got 3 adapters, expected 2, one for each layer (null for none)"
+            "x.yaml:5: mimic.student.adapter: got 3 adapters, expected 2, one for each layer (null for none)"
         ]
 
     def test_teachers_of_mimic_exist_and_have_as_many_layers(self) -> None:
@@ -148,8 +150,8 @@ class TestContradictions:
             + "  student: {mimic_name: [a, b]}\n  teacher0: {mimic_name: [a]}\n  teacher1: {mimic_name: [a, b]}\n"
         )
         assert found == [
-            "x.yaml:6: mimic.mimic_job0.teacher0.mimic_name: got 1 layer, expected 2, as many as the student has",
-            "x.yaml:7: mimic.mimic_job0.teacher1: there is no net called 'teacher1' "
+            "x.yaml:6: mimic.teacher0.mimic_name: got 1 layer, expected 2, as many as the student has",
+            "x.yaml:7: mimic.teacher1: there is no net called 'teacher1' "
             "(expected a top-level key with a list of modules). Did you mean 'teacher0'?",
         ]
 
@@ -171,6 +173,15 @@ class TestOrigins:
         assert origins.of("trainer.test_freq") == "default"
         assert origins.of("hooks.1.type") == "default"
         assert origins.of("saver.save_dir") == "default"
+
+    def test_placing_gives_a_path_and_a_line_to_what_has_none(self) -> None:
+        origins = decoded(self.TEXT).origins
+        with pytest.raises(ConfigError, match=r"^x.yaml:4: trainer.max_epoch: too few$"), origins.placing("trainer.max_epoch"):
+            raise UserError("too few")
+        with pytest.raises(ConfigError, match=r"^x.yaml:8: hooks.0.type: no such$"), origins.placing("trainer"):
+            raise ConfigError([Problem("hooks.0.type", "no such")])
+        with pytest.raises(CheckpointError, match=r"^a.pth: damaged$"), origins.placing("trainer"):
+            raise CheckpointError("a.pth: damaged")
 
     def test_of_problems_found_later(self) -> None:
         origins = decoded(self.TEXT).origins

@@ -73,7 +73,12 @@ TABLES = {
     "head": Registry("head", {"linear": f"{__name__}:Head"}),
     "post": Registry("post process", {"post": f"{__name__}:Post", "open": f"{__name__}:Open", "angry": f"{__name__}:angry"}),
     "optimizer": Registry("optimizer", {"LAMB": "torch.optim:AdamW", "SGD": "torch.optim:SGD"}),
+    "transform": Registry("transform", {"affine": "torchvision.transforms.v2:RandomAffine", "ours": f"{__name__}:bug_of_ours"}),
 }
+
+
+def bug_of_ours() -> None:
+    raise TypeError("of ours")
 
 
 def check(type_: str, table: str = "post", supplied: Any = (), **kwargs: Any) -> list[str]:
@@ -102,6 +107,17 @@ class TestCheck:
             "net.2.kwargs.names.0: got 1, expected text (put it in quotes)",
         ]
         assert check("LAMB", "optimizer", lr="fast") == ["net.2.kwargs.lr: got 'fast', expected a number"]
+
+    def test_loose_annotations_of_libraries(self) -> None:
+        """torchvision means any number by ``numbers.Number``, and takes text and numbers in place of an enum's names."""
+        assert check("affine", "transform", degrees=10) == check("affine", "transform", degrees=[-10.0, 10]) == []
+        assert check("affine", "transform", degrees=1, interpolation="bilinear") == []
+        (number,) = check("affine", "transform", degrees=1, interpolation=7)
+        assert number.startswith("net.2.kwargs.interpolation: got 7, expected one of nearest, nearest-exact, bilinear,")
+        (text,) = check("affine", "transform", degrees=1, interpolation="bilinaer")
+        assert text.endswith("Did you mean 'bilinear'?")
+        (word,) = check("affine", "transform", degrees="much")
+        assert word.startswith("net.2.kwargs.degrees: got 'much', expected a whole number or a number or a list")
 
     def test_a_union_says_all_that_it_takes(self) -> None:
         assert check("linear", "head", num_classes="10", in_plane=1) == [
@@ -217,6 +233,13 @@ class TestBuild:
     def test_a_fault_of_the_users_files_keeps_its_own_place(self) -> None:
         with pytest.raises(UserError, match=r"^train.txt:3: no label$"):
             build_part({"type": "angry"}, "post", TABLES, path="net.2")
+
+    def test_a_librarys_type_error_is_about_the_users_values(self) -> None:
+        """Their annotations let more through than their constructors take; a TypeError of ours is a bug of ours."""
+        with pytest.raises(ConfigError, match=r"^x.0: float\(\) argument must be"):
+            build_part({"type": "affine", "kwargs": {"degrees": [[1], [2]]}}, "transform", TABLES, path="x.0")
+        with pytest.raises(TypeError, match="of ours"):
+            build_part({"type": "ours"}, "transform", TABLES, path="x.0")
 
     def test_arguments(self) -> None:
         found = arguments(Head, {"size": [1, 2]}, TABLES, {"num_classes": 3, "in_plane": Derived(4, "the backbone")})
