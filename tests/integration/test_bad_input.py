@@ -456,3 +456,44 @@ def test_a_link_that_leads_outside(
     (said,) = refused(["check", "--config", file], capsys, tmp_path)
     assert said.startswith(f"list:1: {link.name}: a symbolic link leads outside of ")
     assert main(["check", "--config", file, "--opts", f"{KWARGS}.allow_outside=true"]) == 0
+
+
+# --- between a run and its resumption -----------------------------------------------------------------------------------
+
+
+def test_data_that_changed_since_the_checkpoint(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_meta(config, tmp_path, "imagenet", ["train 0.png 0", "train 1.png 1", "train 2.png 2", "train 3.png 0"])
+    file = write(config)
+    assert main(["train", "--config", file, "--opts", "trainer.max_iter=1"]) == 0
+    listing = tmp_path / "list"
+    listing.write_text(listing.read_text().replace("train 3.png 0", "train 3.png 1"))
+    words = ["train", "--config", file, "--opts", "saver.auto_resume=true", "trainer.max_iter=2"]
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    hashes = re.search(r"the training data have changed since this checkpoint \(sha256 (\w{12})… then, (\w{12})… now\)", said)
+    assert hashes
+    assert hashes[1] != hashes[2]
+    assert main([*words, "saver.accept_data_change=true"]) == 0
+
+
+def test_a_bad_image_in_an_evaluation(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(config, "trainer.max_iter", 1)
+    assert main(["train", "--config", write(config)]) == 0
+    (tmp_path / "list").write_text("val 0.png 0\nnot there.png 1\nval 2.png 2\n")
+    change(config, "dataset.test.dataset.kwargs.meta_file", "list")
+    words = ["eval", "--out", "out", "--config", write(config)]
+    capsys.readouterr()
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("list:2: not there.png: no such file (")
+    skip = [*words, "--opts", "dataset.test.dataset.kwargs.on_bad_image=skip"]
+    assert main(skip) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("1 bad image of 3, the last one list:2: not there.png: no such file")
+    assert main([*skip, "dataset.test.dataset.kwargs.max_bad=1"]) == 0
+    predictions = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in predictions] == ["filename", "val 0.png", "val 2.png"]

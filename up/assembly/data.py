@@ -10,12 +10,14 @@ import torch
 from up import distributed
 from up.config.errors import Problem
 from up.config.sections import Part, Source
+from up.data.bad_images import BadImages
 from up.data.loader import EvalLoader, Workers
 from up.data.records import SampleKey
 from up.data.sampler import EvalBatches, TrainBatches
 from up.errors import UserError
 from up.experiment import Experiment, missing_files
 from up.runner.evaluate import Evaluation, Lockstep
+from up.runner.log import LOGGER
 from up.runner.precision import Precision
 from up.text import some_of
 
@@ -125,7 +127,10 @@ def build_evaluation(
     expect_same_classes(experiment, train_facts, plugin.later_data_facts(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
         stage = plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
-    loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate)
+    bad_images = BadImages(
+        max_bad=dataset.max_bad, total=len(dataset), on_new=lambda bad: LOGGER.warning("left out of the evaluation: %s", bad)
+    )
+    loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate, bad_images=bad_images)
     evaluation = Evaluation(loader, stage, plugin.make_evaluator(dataset), precision)
     if experiment.config.runtime.parallel == "fsdp":
         most = EvalBatches(len(dataset), batch_size=section.batch_sampler.kwargs.batch_size, world_size=distributed.world_size())
