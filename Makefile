@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10 and make:
 #   make quickstart    real images, a trained and evaluated model, about two minutes on two cores
 #   make test          lint, types, every test
+#   make kd-quickstart a teacher, a small student, and the student with the teacher's help
 # Paths are relative throughout, so a checkout whose path holds a space works.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test lint unit docs clean
+.PHONY: quickstart kd-quickstart test lint unit docs clean
 .DEFAULT_GOAL := quickstart
 
 $(PY):
@@ -27,6 +28,9 @@ $(VENV)/.dev: setup.py constraints.txt | $(PY)
 
 quickstart: $(VENV)/.demo
 	@$(PY) tools/quickstart.py
+
+kd-quickstart: $(VENV)/.demo
+	@$(PY) tools/kd_quickstart.py
 
 test: $(VENV)/.dev lint unit
 

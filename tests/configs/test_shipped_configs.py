@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from up.config.decode import load_config
 from up.config.nodes import load_nodes
 from up.config.sections import Config
 from up.config.tree import to_plain
-from up.experiment import load_experiment
+from up.experiment import load_experiment, weights_of_teachers
 from up.optim import build_schedule
 
 ROOT = Path(__file__).parents[2] / "configs" / "cls"
@@ -27,6 +28,7 @@ SHIPPED = {
     "mbv2", "mbv3_large", "regnetx_400m", "convnext_tiny", "swin_tiny", "cswin_tiny", "vit_b16",
     "downstream/res50_car", "downstream/res50_flower", "downstream/res50_pet",
     "downstream/res50_car_strikes", "downstream/res50_flower_strikes",
+    "kd_quickstart", "kd_res152_res18", "kd_res50_res18_dkd", "kd_multi_teacher",
 }  # fmt: skip
 HEADER = ["Purpose", "Command", "Data", "Weights", "Cost", "Source", "Result"]
 OPTIONAL = {"Data", "Weights"}  # the quickstart makes its data, and most recipes start from scratch
@@ -39,6 +41,7 @@ SMALLER: dict[str, Mapping[str, object]] = {
     "resnet18": {**_SMALL_RESNET, "kwargs.block": "basic"},
     "resnet34": {**_SMALL_RESNET, "kwargs.block": "basic"},
     "resnet50": _SMALL_RESNET,
+    "resnet152": _SMALL_RESNET,
     "swin_tiny": {"kwargs.embed_dim": 24, "kwargs.depths": "[1, 1, 1, 1]", "kwargs.img_size": SIDE},
     "vit_base_patch16_224": {"type": "vit_tiny_patch16_224", "kwargs.img_size": SIDE},
 }
@@ -103,10 +106,11 @@ def test_check_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert said.endswith(f"{file_of(name)}: good\n")
     assert "note:" not in said  # such as a parameter that gets no gradient
-    stated = re.search(r"^# Cost: +([\d.]+) M parameters", file_of(name).read_text(encoding="utf-8"), re.MULTILINE)
-    built = re.search(r"net: ([\d.]+)M parameters", said)
+    stated = re.search(r"^# Cost: +([\d.]+) ([Mk]) parameters", file_of(name).read_text(encoding="utf-8"), re.MULTILINE)
+    built = re.search(r"net: ([\d.]+)([Mk]) parameters", said)
     assert stated
     assert built
+    assert stated.group(2) == built.group(2)
     assert float(stated.group(1)) == pytest.approx(float(built.group(1)), abs=0.06)
 
 
@@ -136,6 +140,7 @@ def test_the_schedule_lasts_as_long_as_the_training(name: str) -> None:
         ("vit_b16", 1252, 1024, {0: 1e-6, 6259: 1e-3, 375600: 1e-5}),
         ("downstream/res50_car", 32, 256, {0: 0.01, 1599: 0.01, 1600: 0.001, 3200: 0.0001}),
         ("downstream/res50_flower", 8, 256, {0: 0.001, 400: 0.0001, 800: 0.00001}),
+        ("kd_res152_res18", 1252, 1024, {0: 0.1, 6259: 0.4, 225360: 0.0}),
     ],
 )  # fmt: skip
 def test_learning_rates_are_the_published_ones(
@@ -173,6 +178,7 @@ def test_two_updates_and_an_evaluation(name: str, tmp_path: Path) -> None:
     write_images(tmp_path / "data", plain, classes)
     run = tmp_path / "run"
     opts = [f"{key}={value}" for key, value in tiny(plain, tmp_path / "data", run)]
+    opts += [f"{key}={value}" for key, value in with_drawn_teachers(name, opts, tmp_path)]
     assert main(["train", "--config", str(file_of(name)), "--opts", *opts]) == 0
 
     status = json.loads((run / "status.json").read_text())
@@ -229,13 +235,28 @@ def tiny(plain: Plain, data: Path, run: Path) -> Iterator[tuple[str, object]]:
         for index, transform in enumerate(kwargs["transformer"]):
             if isinstance(transform.get("kwargs", {}).get("size"), int):
                 yield f"{place}.dataset.kwargs.transformer.{index}.kwargs.size", SIDE
-    backbone = plain["net"][0]
-    for key, value in SMALLER.get(backbone["type"], {}).items():
-        yield f"net.{backbone['name']}.{key}", value
+    for place in ("net", *(key for key in plain if key.startswith("teacher"))):
+        backbone = plain[place][0]
+        for key, value in SMALLER.get(backbone["type"], {}).items():
+            yield f"{place}.{backbone['name']}.{key}", value
+
+
+def with_drawn_teachers(name: str, opts: list[str], folder: Path) -> Iterator[tuple[str, object]]:
+    """Teachers that know nothing, and that this is all right here."""
+    from up.assembly.network import build_net
+
+    experiment = load_experiment(file_of(name), opts)
+    for teacher, (place, _) in weights_of_teachers(experiment).items():
+        net = build_net(experiment, {}, experiment.config.teachers[teacher], teacher)
+        torch.save(net.state_dict(), folder / f"{teacher}.pth")
+        yield place, folder / f"{teacher}.pth"
+    if experiment.config.mimic is not None:
+        yield "mimic.preflight", "warn"
 
 
 def test_smaller_networks_are_of_networks_that_are_shipped() -> None:
-    assert {plain_of(name)["net"][0]["type"] for name in SHIPPED} >= set(SMALLER)
+    nets = [net for name in SHIPPED for place, net in plain_of(name).items() if place == "net" or place.startswith("teacher")]
+    assert {net[0]["type"] for net in nets} >= set(SMALLER)
 
 
 def test_quickstart_never_mirrors_digits() -> None:

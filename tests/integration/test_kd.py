@@ -409,3 +409,8 @@ def test_a_damaged_or_foreign_cache_is_refused(
     rows.write_bytes(content)
     assert train(path, *cache) == 2
     assert "damaged (row 0 does not fit its checksum)" in capsys.readouterr().err
+
+
+def test_a_student_is_not_shared_out(kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = says(write(kd), capsys, tmp_path, "runtime.parallel=fsdp", command="check")
+    assert said == "--opts: runtime.parallel: got 'fsdp', expected ddp: a student whose layers are tapped is not shared out"

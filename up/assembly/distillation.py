@@ -100,6 +100,9 @@ def teaching_of(
     section = experiment.config.mimic
     if section is None or not is_distillation(experiment):
         return None
+    if experiment.config.runtime.parallel == "fsdp":
+        what = "got 'fsdp', expected ddp: a student whose layers are tapped is not shared out"
+        experiment.refuse([Problem("runtime.parallel", what)])
     mimic = mimic_of(experiment, section)
     sources = {name: build_source(experiment, name, data_facts, files=files) for name in weights_of_teachers(experiment)}
     nets = {"student": student, **{name: source.net for name, source in sources.items()}}
