@@ -25,7 +25,7 @@ from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
-from up.registry import Registry
+from up.registry import Registry, resolve
 from up.runner.runner import RUNNERS
 from up.tasks.distill.losses import MIMIC_LOSSES
 from up.tasks.plugin import TASKS, TaskPlugin
@@ -117,8 +117,18 @@ def all_tables(plugin: TaskPlugin, modules: Sequence[str]) -> dict[str, Registry
         for table, entries in getattr(module, "TABLES", {}).items():
             if table not in tables:
                 raise UserError(f"{name}.TABLES: there is no table {table!r}.{did_you_mean(table, tables)}")
+            require_entries(f"{name}.TABLES", entries)
             tables[table] = tables[table].extended(entries)
     return tables
+
+
+def require_entries(owner: str, entries: Mapping[str, str]) -> None:
+    """Raise ``UserError`` for an entry of a plug-in's table that leads nowhere."""
+    for name, reference in entries.items():
+        try:
+            resolve(reference)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{owner}: {name!r} leads to {reference!r}, which is not there ({error}).") from error
 
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:

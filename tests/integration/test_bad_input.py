@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -184,6 +185,25 @@ def test_a_wrong_value(
     assert held in Path(file).read_text().splitlines()[int(found[1]) - 1]
     assert path.startswith(found[2]) or found[2].startswith(path)
     assert found[3].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("{'loss': {'mine': 'my_parts:Nothing'}}", "my_parts.TABLES: 'mine' leads to 'my_parts:Nothing', which is not there"),
+        ("{'los': {}}", "my_parts.TABLES: there is no table 'los'. Did you mean 'loss'?"),
+    ],
+)
+def test_plug_ins_whose_tables_are_wrong(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tables: str, message: str,
+) -> None:  # fmt: skip
+    (tmp_path / "my_parts.py").write_text(f"TABLES = {tables}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
+    (line,) = refused(["check", "--config", write(change(config, "runtime.plugins", ["my_parts"]))], capsys, tmp_path)
+    assert re.search(rf":\d+: runtime.plugins: {re.escape(message)}", line)
 
 
 def test_all_problems_at_once_in_the_order_of_the_file(

@@ -135,6 +135,10 @@ def odd_images(config: Config) -> None:
     config["net"][0] = {"name": "backbone", "type": "vit_tiny_patch16_224", "kwargs": {"img_size": 64}}
 
 
+def no_loss(config: Config) -> None:
+    del config["net"][2]
+
+
 FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (narrow_head, "net.1: num_classes: got 2, but the labels of dataset.train need at least 3."),
     (two_heads, "net.1: num_classes: got [3, 3], but dataset.train has one label for each image."),
@@ -147,6 +151,7 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (bad_mixing, "dataset.train.dataloader.kwargs.batch_fn.kwargs.num_classes: got 5, but 3 follows from the class names"),
     (bad_schedule, "trainer.lr_scheduler: milestones are [3, 2], expected rising epochs"),
     (nothing_to_train, "trainer.optimizer: nothing to train: all 38 parameters are frozen."),
+    (no_loss, "net: the net computes no loss, only image,"),
     (odd_images, "net: the backbone was built for images of 64x64 pixels and got 32x32."),
 ]
 

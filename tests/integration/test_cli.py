@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from up import __version__
 from up.__main__ import ALIASES, COMMANDS, main
+from up.commands.outcome import run_command
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "timm", "numpy", "pydantic", "rich", "yaml", "PIL")
@@ -100,6 +102,20 @@ def test_bugs_of_ours_show_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("up.commands.flops.main", broken)
     with pytest.raises(KeyError, match="ours"):
         main(["flops"])
+
+
+def test_a_warning_is_one_line() -> None:
+    """Without the file and line of ours that python shows with it; afterwards as it was."""
+    before = warnings.formatwarning
+    shown = []
+
+    def warns(_: list[str]) -> int:
+        shown.append(warnings.formatwarning("three images are blank", UserWarning, "evaluate.py", 92))
+        return 0
+
+    assert run_command(warns, []) == 0
+    assert shown == ["warning: three images are blank\n"]
+    assert warnings.formatwarning is before
 
 
 def test_the_module_ends_with_the_exit_code() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 
 from up.environment import rank_in_environment
@@ -11,6 +12,7 @@ from up.errors import Ending
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command`` on the words after ``up``; returns the exit code."""
+    before, warnings.formatwarning = warnings.formatwarning, one_line
     try:
         return command(arguments)
     except Ending as error:
@@ -21,3 +23,10 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
         return 130
     except BrokenPipeError:  # the reader of a pipe, `| head`, has gone
         return 0
+    finally:
+        warnings.formatwarning = before
+
+
+def one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning for the user: what it says, without the line of our code that says it."""
+    return f"warning: {message}\n"

@@ -18,6 +18,7 @@ from up.files import write_json
 from up.registry import Registry
 from up.runner.evaluate import Evaluator
 from up.runner.runner import BatchStage, LossOf, Mixing, StepOutput
+from up.text import some_of
 
 Size = tuple[int, int]  # height, width
 Facts = Mapping[str, Any]  # arguments by name that the program fills in where a part's signature has them
@@ -37,6 +38,8 @@ class ExportSpec:
 def loss_in_record(net: nn.Module, batch: Batch) -> StepOutput:
     """The loss that the net's last module has put into the record, with what else is worth showing."""
     record = net(batch)
+    if "loss" not in record:
+        raise UserError(f"the net computes no loss, only {some_of(record)}. End the list `net` with a post_process.")
     return StepOutput(record["loss"], record.get("scalars", {}), record)
 
 
