@@ -35,7 +35,7 @@ top-1 on the 359 validation images: {metrics["top1"]:.2f} %   (trained in {minut
 {RUN}/train.log, metrics.jsonl, tensorboard/, config.yaml, status.json     what happened
 {RUN}/ckpt_best.pth, ckpt_latest.pth                                       the weights
 {RUN}/results/                                                             accuracy per class, confusion, predictions
-{PACKAGE}                                            the package, see docs/deploy.md
+{PACKAGE}                                                     the package, see docs/deploy.md
 
 try next
   .venv/bin/python -m up train --config {CONFIG} --opts trainer.max_epoch=5 saver.save_dir=runs/short

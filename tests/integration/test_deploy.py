@@ -109,6 +109,8 @@ def test_equal_to_the_checkpoint_on_every_kind_of_image(
     of_checkpoint = answers(capsys, *words, "--config", str(config_file))
     assert len(of_package) == 9 + 59
     assert_same_answers(of_package, of_checkpoint, within=1e-5)
+    trained_in_bf16 = answers(capsys, *words, "--config", str(config_file), "--opts", "runtime.amp=bf16")
+    assert trained_in_bf16 == of_checkpoint
 
 
 def test_the_plain_runner_says_the_same(package: Path, tmp_path: Path) -> None:

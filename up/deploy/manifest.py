@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from up.deploy.archive import MANIFEST, PackageError
-from up.deploy.operations import AtLeast1, Decode, Entry, Operation
+from up.deploy.operations import AtLeast1, Decode, Entry, Operation, Side
 
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
 
@@ -50,7 +50,7 @@ class Batch(Entry):
     """Fewest."""
     max: AtLeast1 | None = None
     """Most; null: the graph takes any number."""
-    tested: list[AtLeast1]
+    tested: list[Annotated[int, Field(ge=1, le=256)]]
     """Numbers that the graph was compared with torch at."""
 
 
@@ -63,7 +63,7 @@ class Input(Entry):
     """Its type."""
     layout: Literal["NCHW"] = "NCHW"
     """Images, channels, rows, columns."""
-    shape: tuple[Literal["N"], Literal[3], AtLeast1, AtLeast1]
+    shape: tuple[Literal["N"], Literal[3], Side, Side]
     """``["N", 3, height, width]``."""
     channel_order: Literal["RGB", "BGR"]
     """What the three channels are."""

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AtLeast1 = Annotated[int, Field(ge=1)]
-Pair = Annotated[list[AtLeast1], Field(min_length=2, max_length=2)]
+Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels: a package must not ask for any amount of memory
+Pair = Annotated[list[Side], Field(min_length=2, max_length=2)]
 Three = Annotated[list[float], Field(min_length=3, max_length=3)]
 ThreeAbove0 = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
@@ -59,7 +60,7 @@ class Resize(Entry):
     op: Literal["resize"] = "resize"
     mode: Literal["short_side", "exact"]
     """``short_side``: the shorter side becomes ``size`` and the aspect stays; ``exact``: height and width do."""
-    size: AtLeast1 | Pair
+    size: Side | Pair
     """Pixels: one number for ``short_side``, [height, width] for ``exact``."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     """The filter."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from up.assembly.data import build_reader, build_transforms
-from up.assembly.network import precision_of
 from up.data.bad_images import BadImage
 from up.data.records import Batch, Sample
 from up.deploy.ahead import grouped, loaded_ahead
@@ -29,7 +28,6 @@ class CheckpointPredictor:
         self.trained = load_trained(experiment, checkpoint)
         self._collate = experiment.plugin.collate
         self._pipeline = experiment.plugin.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
-        self._precision = precision_of(experiment, self.trained.device)
 
     def predict(self, paths: Sequence[Path], *, threads: int = 2) -> Iterator[Answer]:
         """Images are decoded in threads while the net works."""
@@ -56,7 +54,7 @@ class CheckpointPredictor:
         if not samples:
             return
         batch: Batch = self._pipeline.finish(self._collate(samples), self.trained.device)
-        with torch.inference_mode(), self._precision.autocast():
+        with torch.inference_mode():  # in float32 however the net was trained, as a package computes it
             scores = self.trained.net(batch)["scores"]
         heads = [scores] if isinstance(scores, Tensor) else scores
         arrays = [head.float().cpu().numpy() for head in heads]

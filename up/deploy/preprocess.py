@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from up.data.bad_images import BadImage
-from up.data.decoding import read_rgb, upright_rgb
+from up.data.decoding import MAX_PIXELS, read_rgb, upright_rgb
 from up.deploy.operations import CenterCrop, Decode, Normalize, Operation, Resize, ToFloat
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
@@ -33,7 +33,10 @@ class Preprocessing:
     def __call__(self, source: ImageSource) -> Floats:
         name, image = self._opened(source)
         for step in self._shape:
-            image = step(image)
+            try:
+                image = step(image)
+            except _TooNarrow as error:
+                raise BadImage(name, str(error)) from None
         if (image.height, image.width) != self.size:
             height, width = self.size
             raise BadImage(name, f"comes out at {image.width} x {image.height} pixels, the graph takes {width} x {height}")
@@ -54,6 +57,10 @@ class Preprocessing:
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise BadImage("image", f"an array {source.dtype} {source.shape}; expected levels, uint8 (height, width, 3) in RGB")
         return "image", Image.fromarray(np.ascontiguousarray(source))
+
+
+class _TooNarrow(ValueError):
+    """An image that memory cannot hold once its shorter side has grown."""
 
 
 def _as_numbers(levels: NDArray[np.uint8], operations: Sequence[ToFloat | Normalize]) -> Floats:
@@ -96,6 +103,9 @@ def _resize(op: Resize) -> Callable[[Image.Image], Image.Image]:
 
     def resized(image: Image.Image) -> Image.Image:
         size = target_size(op, image.height, image.width)
+        if size[0] * size[1] > 2 * MAX_PIXELS:
+            given = f"{image.width:,} x {image.height:,}"
+            raise _TooNarrow(f"so narrow ({given}) that it would grow to {size[1]:,} x {size[0]:,} pixels")
         if size == (image.height, image.width):
             return image
         return image.resize(size[::-1], resample)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -34,7 +33,7 @@ def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
         config=config,
         config_sha256=sha256(config.encode()).hexdigest(),
         checkpoint_sha256=sha256_of(checkpoint),
-        data_sha256=_said(checkpoint).get("data_sha256"),
+        data_sha256=said_by(checkpoint).get("data_sha256"),
         created=created_at(checkpoint).isoformat(timespec="seconds"),
         packages={name: found for name in _PACKAGES if (found := _version(name))},
     )
@@ -70,12 +69,12 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def _said(checkpoint: Path) -> Mapping[str, Any]:
+def said_by(checkpoint: Path) -> Mapping[str, Any]:
     """The plain values in a checkpoint of ours; its tensors stay on the disk."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
-        return {}  # a file of weights alone, in another format; it has been read by now
+    except Exception:  # of another format, which `read_state` has read by now: it says nothing of itself
+        return {}
     return {} if not isinstance(state, dict) else {key: value for key, value in state.items() if isinstance(value, str)}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from up.data.bad_images import BadImage
 from up.deploy.archive import MODEL, PackageError
 from up.deploy.manifest import Manifest, TestVector
 from up.deploy.operations import pixel_affine
@@ -22,6 +23,7 @@ from up.text import count
 
 _LISTED = 10
 _LARGEST_PIXEL_ERROR = 0.01  # levels
+_VECTOR_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -173,13 +175,18 @@ def _category_problems(categories: Any, manifest: Manifest) -> Iterator[str]:
 
 def _outcomes(package: Package, session: Session) -> Iterator[tuple[TestVector, Outcome]]:
     manifest = package.manifest
-    prepare = Preprocessing(manifest.preprocess, package.input_size)
+    # Of a size that those of a package have: the picture is the one member that can grow when it is opened.
+    operations = [op.model_copy(update={"max_pixels": _VECTOR_PIXELS}) if op.op == "decode" else op for op in manifest.preprocess]
+    prepare = Preprocessing(operations, package.input_size)
     for vector in manifest.testvectors:
         label = f"{package.label}: {vector.input}"
         stored = from_npy(package.members[vector.input], (1, 3, *package.input_size), label)
         shape = (1, manifest.outputs[0].shape[1])
         expected = from_npy(package.members[vector.logits], shape, f"{package.label}: {vector.logits}")
-        prepared = prepare(package.members[vector.image])[None]
+        try:
+            prepared = prepare(package.members[vector.image])[None]
+        except BadImage as bad:
+            raise PackageError(f"{package.label}: {vector.image}: {bad.reason}.") from None
         scale = max(1.0, float(np.abs(expected).max()))
         yield vector, Outcome(
             vector.image,

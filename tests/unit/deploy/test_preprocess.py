@@ -136,6 +136,13 @@ def test_refusals(tmp_path: Path) -> None:
         made(short_side)(encoded(picture(50, 40), "PNG"))
 
 
+def test_an_image_that_would_grow_beyond_the_memory() -> None:
+    short_side = {**EXACT, "mode": "short_side", "size": 256}
+    narrow = encoded(Image.new("RGB", (1, 4000)), "PNG")
+    with pytest.raises(BadImage, match=r"image: so narrow \(1 x 4,000\) that it would grow to 256 x 1,024,000 pixels"):
+        made(short_side)(narrow)
+
+
 @pytest.mark.parametrize(("height", "width"), [(47, 61), (61, 47), (1, 999), (333, 500), (500, 375)])
 def test_the_longer_side_is_rounded_as_torchvision_does(height: int, width: int) -> None:
     from torchvision.transforms.v2.functional import resize

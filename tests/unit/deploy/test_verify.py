@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from tests.unit.deploy import handmade
 from tests.unit.deploy.test_package import resealed
+from tests.unit.deploy.test_preprocess import encoded
 from up.__main__ import main
 from up.deploy.archive import PackageError
 from up.deploy.package import metadata_of, open_package, package_of
@@ -153,3 +155,12 @@ def test_the_strict_form_says_what_it_cannot_show(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert "a strict Kestrel package, without hashes and test vectors" in said
     assert "no test vectors inside: what the graph computes was not checked" in said
+
+
+def test_a_picture_that_would_fill_the_memory() -> None:
+    members = handmade.members()
+    name = "testvectors/drawn_turned.png"
+    assert f"x.tar: {name}: too large: 9,000 x 9,000 = 81,000,000 pixels" in problems(
+        resealed({**members, name: encoded(Image.new("1", (9000, 9000)), "PNG")})
+    )
+    assert f"x.tar: {name}: not an image (5 bytes)" in problems(resealed({**members, name: b"hello"}))
