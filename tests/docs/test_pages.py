@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import reduce
@@ -19,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.integration.refusals import refused
 from tests.integration.tiny import tiny_config
 from up.__main__ import ALIASES, COMMANDS, main
 from up.commands.arguments import WITHOUT_MEANING
@@ -123,45 +122,47 @@ def toy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def up(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "up", *words], cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True
-    )
-
-
 def test_the_toy_task_is_small() -> None:
     files = dict(extracted(ROOT / "docs" / "add_a_task.md"))
     lines = [line for line in files["colour_task.py"].splitlines() if line.strip()]
     assert len(lines) < 100
 
 
-def test_the_toy_task_trains_from_the_command_line(toy: Path) -> None:
+@pytest.fixture
+def _installed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The toy as pip would leave it: its module and its entry point can be found. The working folder is the toy's."""
+    monkeypatch.syspath_prepend(str(toy))
+    monkeypatch.chdir(toy)
+    yield
+    sys.modules.pop("colour_task", None)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_the_toy_task_trains(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opts = ["--opts", "trainer.max_epoch=8", "trainer.test_freq=2", "net.0.kwargs.width=8", "trainer.log_interval=4"]
-    done = up(toy, "train", "--config", "colour.yaml", *opts)
-    assert done.returncode == 0, done.stderr
+    assert main(["train", "--config", "colour.yaml", *opts]) == 0
     records = [json.loads(line) for line in (toy / "runs" / "colour" / "metrics.jsonl").read_text().splitlines()]
     errors = [record["mae"] for record in records if record["phase"] == "eval"]
     assert len(errors) == 4
     assert errors[-1] < 20 < errors[0]  # grey for every image would be 25 % off
-    checked = up(toy, "check", "--config", "colour.yaml", *opts)
-    assert checked.stdout.endswith("colour.yaml: good\n"), checked.stderr
-    evaluated = up(toy, "eval", "--ckpt", "runs/colour/ckpt_latest.pth", "--out", "out", "--config", "colour.yaml", *opts)
-    assert evaluated.returncode == 0, evaluated.stderr
+    capsys.readouterr()
+    assert main(["check", "--config", "colour.yaml", *opts]) == 0
+    assert capsys.readouterr().out.endswith("colour.yaml: good\n")
+    assert main(["eval", "--ckpt", "runs/colour/ckpt_latest.pth", "--out", "out", "--config", "colour.yaml", *opts]) == 0
     assert json.loads((toy / "out" / "metrics.json").read_text())["mae"] == pytest.approx(errors[-1], abs=1e-3)
+    (line,) = refused(["predict", "test/0.png", "--config", "colour.yaml", *opts], capsys, toy)
+    assert line.endswith("dataset.test.dataset.kwargs.image_reader: is missing: it reads the images.")
 
 
-def test_the_toy_task_is_refused_like_any_other(toy: Path) -> None:
+@pytest.mark.usefixtures("_installed")
+def test_the_toy_task_is_refused_like_any_other(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opts = ["net.head.kwargs.in_plne=3", "net.post_process.kwargs.weight=heavy"]
-    done = up(toy, "train", "--config", "colour.yaml", "--opts", *opts)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
+    assert refused(["train", "--config", "colour.yaml", "--opts", *opts], capsys, toy / "train") == [
         "--opts: net.1.kwargs.in_plne: colour_head takes no such argument. Did you mean 'in_plane'? (It takes in_plane)",
         "--opts: net.2.kwargs.weight: got 'heavy', expected a number",
     ]
-    unread = up(toy, "predict", "test/0.png", "--config", "colour.yaml")
-    assert unread.returncode == 2
-    assert len(unread.stderr.splitlines()) == 1
+    (line,) = refused(["predict", "test/0.png", "--config", "colour.yaml"], capsys, toy / "test")
+    assert line == "runs/colour: holds no ckpt_best.pth or ckpt_latest.pth. Train first, or name a checkpoint with --ckpt FILE."
 
 
 def test_the_part_of_ones_own_trains(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
