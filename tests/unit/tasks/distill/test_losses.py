@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,6 +145,14 @@ def test_gradient_reaches_the_student_and_is_zero_at_the_teacher(name: str) -> N
     same = student.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(same, student, labels), same)
     assert gradient.abs().max() < 1e-6
+
+
+def test_docs_tell_of_every_loss_and_of_nothing_else() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "distill.md").read_text(encoding="utf-8")
+    rows = text.partition("## Which loss when")[2].partition("\n## ")[0]
+    told = {name for row in rows.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert told == set(MIMIC_LOSSES)
+    assert all(name in text for name in ("alpha, beta, T", "beta, gamma, T", "feat_norm, batch_mean"))
 
 
 @pytest.mark.parametrize(

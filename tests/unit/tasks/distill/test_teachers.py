@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.tasks.distill.nets import batch_of, net_of
+from up.data.records import Batch
 from up.errors import UserError
 from up.models.net import Net
 from up.tasks.distill.teachers import Teacher, columns_for
@@ -44,6 +45,16 @@ def test_same_numbers_under_autocast_as_a_bare_forward() -> None:
             expected = net_of(6).eval()(batch)["logits"]
     assert said.dtype == torch.bfloat16
     assert torch.equal(said, expected)
+
+
+def test_same_numbers_in_the_memory_format_of_the_run() -> None:
+    batch = batch_of()
+    plain = Teacher("teacher", net_of(6), ["head.classifier"], example=batch_of(2))(batch)["head.classifier"]
+    teacher = Teacher("teacher", net_of(6), ["head.classifier"], example=batch_of(2), columns=[4, 3, 2, 1, 0])
+    teacher.to(torch.device("cpu"), channels_last=True)
+    assert teacher.net.backbone.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    said = teacher(Batch(batch, image=batch.image.contiguous(memory_format=torch.channels_last)))["head.classifier"]
+    assert torch.allclose(said.flip(1), plain, atol=1e-6)
 
 
 def test_draws_no_random_numbers_and_leaves_the_batch_alone() -> None:
