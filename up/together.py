@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from up.environment import rank_in_environment, world_in_environment
 from up.errors import Ending, PeerLost, ending_of
 from up.text import some_of
 
-ROLL, FAILED, MAIN, LAST_WORDS, SURVIVOR = "up/roll", "up/failed", "up/main", "up/last_words", "up/survivor"
+ROLL, FAILED, MAIN, SEEN, LAST_WORDS, SURVIVOR = "roll", "failed", "main", "seen", "last_words", "survivor"  # in the store
 PATIENCE_S = 5.0  # how long a rank that is about to end waits for the others to hear why
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "TCPStore")
 
@@ -81,7 +82,7 @@ def _meet(timeout_s: float) -> None:
     told = store.get(FAILED).decode()
     if told:
         word = Word(*json.loads(told))
-        store.add(f"{ROLL}/seen", 1)
+        store.add(SEEN, 1)
         failure = ending_of(*word)
         failure.known_to_all = True
         raise failure
@@ -137,9 +138,26 @@ def last_words() -> Iterator[None]:
 
 def leave_last_words(failure: BaseException) -> None:
     """Tell the other ranks, which find this one gone, why; for a rank that ends without having agreed on it."""
-    if is_parallel() and not isinstance(failure, PeerLost):
-        with suppress(Exception):  # the store may be gone with its rank
-            meeting_point().compare_set(LAST_WORDS, "", json.dumps([*Word.of(failure), rank()]))  # the first rank's stay
+    if not is_parallel() or isinstance(failure, PeerLost):
+        return
+    with suppress(Exception):  # the store may be gone with its rank
+        store = meeting_point()
+        store.compare_set(LAST_WORDS, "", json.dumps([*Word.of(failure), rank()]))  # the first rank's stay
+        if rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            # This rank holds the store: it stays until the others have heard, who notice by the lines that it hangs up.
+            _hang_up(int(os.environ["MASTER_PORT"]))
+            _wait_for_listeners(store)
+
+
+def _hang_up(port: int) -> None:
+    """Shut the connections of this process except those through ``port``; the group itself keeps them for as long as it lives."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(entry).startswith("socket:"):
+                line = socket.socket(fileno=os.dup(int(entry.name)))
+                with line:
+                    if line.type == socket.SOCK_STREAM and port not in (line.getsockname()[1], line.getpeername()[1]):
+                        line.shutdown(socket.SHUT_RDWR)
 
 
 def as_peer_lost(error: BaseException) -> Ending | None:
@@ -148,7 +166,7 @@ def as_peer_lost(error: BaseException) -> Ending | None:
     broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(sign in text for sign in _LOST))
     if isinstance(error, Ending) or not is_parallel() or not broken:
         return None
-    word, survivors = _inquest()
+    word, speaker, survivors = _inquest()
     others = [number for number in range(world_in_environment()) if number not in survivors]
     if word is not None:
         failure = ending_of(word.exit_code, word.text)
@@ -163,7 +181,7 @@ def as_peer_lost(error: BaseException) -> Ending | None:
             f"{who} {how}: {_first_line(text)}. Was it killed for its memory (`dmesg`), or its host lost? Run the same command "
             "again: it goes on from the newest checkpoint."
         )
-    failure.known_to_all = rank() != min(survivors)  # the first of those that are left says it
+    failure.known_to_all = rank() != min(survivors) or speaker == 0  # the first of those that are left says it
     return failure
 
 
@@ -181,24 +199,24 @@ def _announced(word: Word) -> bool:
         store.wait([MAIN], timedelta(seconds=PATIENCE_S))
     except (RuntimeError, ValueError):
         return False
-    store.add(f"{ROLL}/seen", 1)
+    store.add(SEEN, 1)
     return True
 
 
 def _wait_for_listeners(store: Store) -> None:
     """Rank 0 may hold the store: it stays until the others have heard."""
     end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end and store.add(f"{ROLL}/seen", 0) < world_in_environment() - 1:
+    while time.monotonic() < end and store.add(SEEN, 0) < world_in_environment() - 1:
         time.sleep(0.05)
 
 
-def _inquest() -> tuple[Word | None, list[int]]:
-    """The last words of the rank that is gone, if it left any, and the ranks that are still there, as far as they can be known."""
+def _inquest() -> tuple[Word | None, int | None, list[int]]:
+    """The last words of the rank that is gone, if it left any, that rank, and those that are still there, as far as one knows."""
     survivors = [rank()]
     with suppress(Exception):
         store = meeting_point()
         if not _answers():
-            return None, survivors
+            return None, None, survivors
         store.set(f"{SURVIVOR}/{rank()}", "")
         end = time.monotonic() + 2.0
         while time.monotonic() < end and len(survivors) < world_in_environment() - 1:
@@ -208,8 +226,9 @@ def _inquest() -> tuple[Word | None, list[int]]:
             time.sleep(0.05)
         if store.check([LAST_WORDS]):
             exit_code, text, number = json.loads(store.get(LAST_WORDS))
-            return Word(exit_code, f"{text} (rank {number})"), survivors
-    return None, survivors
+            store.add(SEEN, 1)
+            return Word(exit_code, f"{text} (rank {number})"), number, survivors
+    return None, None, survivors
 
 
 def _answers() -> bool:

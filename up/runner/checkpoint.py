@@ -6,7 +6,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -95,6 +96,19 @@ def load_parts(path: Path, state: Mapping[str, Any], parts: Mapping[str, Any]) -
             ) from error
 
 
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """What the system refuses in the block becomes a ``StorageError`` that names ``folder``."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be written to ({error.strerror or error}). Is its disk gone or read-only? Choose another folder."
+        ) from error
+
+
 def damage(path: Path) -> str:
     """What the sidecar's size and hash say is wrong with a file, or an empty text. No sidecar, no verdict."""
     sidecar = read_sidecar(path)
@@ -126,6 +140,10 @@ class CheckpointFolder:
 
     def save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
         """Write a checkpoint and make it the latest. Raises ``StorageError``; what was there before stays valid."""
+        with storing(self.folder):
+            return self._save(state, step=step, epoch=epoch, whole_epoch=whole_epoch, metric=metric)
+
+    def _save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
         self._require_space(state)
         sidecar_of(path).unlink(missing_ok=True)
@@ -142,7 +160,8 @@ class CheckpointFolder:
 
     def mark_best(self, path: Path) -> None:
         """Let ``ckpt_best.pth`` name this committed checkpoint."""
-        self._name(path, BEST)
+        with storing(self.folder):
+            self._name(path, BEST)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest valid checkpoint, and a line for every damaged one that was passed over."""

@@ -1,0 +1,249 @@
+"""What befalls checkpoints: whenever a save is broken off, a valid one loads, none older than the last that was acknowledged."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integration.faulty import GO_ON, finishes_equal, is_equal, status
+from tests.integration.ranks import Cluster
+from tests.integration.states import checkpoint
+from up.errors import StorageError
+from up.runner.checkpoint import CheckpointFolder, load_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")  # the children only save
+
+
+def state(step: int) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(step)
+    return {"format_version": 1, "step": step, "model": {"weight": torch.randn(100_000, generator=draw)}}
+
+
+def folder_of(path: Path) -> CheckpointFolder:
+    return CheckpointFolder(path, keep_last=2, config_sha256="")
+
+
+def save(folder: CheckpointFolder, step: int) -> None:
+    folder.save(state(step), step=step, epoch=step // 3, whole_epoch=step % 3 == 0, metric={})
+    if step % 2:
+        folder.mark_best(folder.newest()[0] or folder.folder)
+
+
+def test_thirty_kills_while_saving(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    acknowledged = 0
+    for _ in range(30):
+        source, sink = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            folder = folder_of(tmp_path)
+            folder.sweep()
+            for step in range(acknowledged, acknowledged + 10_000):
+                save(folder, step)  # the first one once more, as a run does that had still to evaluate
+                os.write(sink, step.to_bytes(4, "big"))
+        os.close(sink)
+        first = os.read(source, 4)  # it has begun
+        time.sleep(draw.uniform(0.0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        told = first
+        while more := os.read(source, 1 << 16):
+            told += more
+        os.close(source)
+        acknowledged = int.from_bytes(told[-4:], "big")
+        newest, passed_over = folder_of(tmp_path).newest()
+        assert newest is not None
+        assert passed_over == []
+        found = load_checkpoint(newest)
+        assert found["step"] in (acknowledged, acknowledged + 1)
+        assert torch.equal(found["model"]["weight"], state(found["step"])["model"]["weight"])
+
+
+@pytest.mark.parametrize("at", [0, 1, 1000, 200_000, 399_000, 401_000])
+def test_disk_full_at_a_byte(tmp_path: Path, at: int) -> None:
+    """The kernel refuses to let a file grow beyond it, as a full disk does; the file is a little larger than 400,000."""
+    folder = folder_of(tmp_path)
+    save(folder, 1)
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))
+        try:
+            save(folder, 2)
+        except StorageError as error:
+            os._exit(error.exit_code if str(tmp_path) in str(error) else 1)
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 74
+    newest, passed_over = folder.newest()
+    assert newest is not None
+    assert (load_checkpoint(newest)["step"], passed_over) == (1, [])
+    assert not list(tmp_path.glob(".tmp-*"))
+    save(folder, 2)
+    assert load_checkpoint(tmp_path / "ckpt_latest.pth")["step"] == 2
+
+
+@pytest.mark.parametrize("what", ["gone", "a file", "read-only"])
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    folder = folder_of(path)
+    save(folder, 1)
+    if what == "read-only":
+        path.chmod(0o500)
+        if os.access(path, os.W_OK):
+            pytest.skip("nothing is read-only to this user")
+    else:
+        shutil.rmtree(path)
+        if what == "a file":
+            path.write_text("")
+    with pytest.raises(StorageError) as raised:
+        save(folder, 2)
+    assert str(path) in str(raised.value)
+    if what == "read-only":
+        assert load_checkpoint(path / "ckpt_latest.pth")["step"] == 1
+        path.chmod(0o700)
+
+
+# --- in a run on two ranks
+
+
+def test_a_full_disk_ends_all_ranks(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """From step 6 on no file of rank 0 can grow; the checkpoint of step 4 is kept."""
+    ended = runs.run(GO_ON, codes=(74, 74), fault="rank=0,step=6,action=disk_full")
+    assert f"{run}/ckpt_s8.pth: cannot be written (" in ended[0].said
+    assert ended[1].said == "", "one rank speaks for all"
+    assert "Traceback" not in ended.said
+    assert (status(run)["state"], status(run)["exit_code"]) == ("failed", 74)
+    assert status(run)["checkpoint"] == f"{run}/ckpt_s4.pth"
+    assert checkpoint(run)["step"] == 4
+    finishes_equal(runs, run, unbroken)
+
+
+def test_a_folder_that_disappears_ends_all_ranks(runs: Cluster, run: Path, unbroken: Path) -> None:
+    ended = runs.run(GO_ON, codes=(74, 74), fault="rank=0,step=6,action=no_folder")
+    assert str(run) in ended[0].said
+    assert "Traceback" not in ended.said
+    finishes_equal(runs, run, unbroken)
+
+
+def harm(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+    path.unlink()  # it has further names
+    path.write_bytes({"empty": b"", "cut": bytes(content[: len(content) // 3]), "flip": bytes(content)}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "flip"])
+def test_a_damaged_checkpoint_is_passed_over(runs: Cluster, run: Path, unbroken: Path, how: str) -> None:
+    """The newest is damaged under all its names: the run goes on from the one before, and says so."""
+    runs.run(GO_ON, "trainer.max_iter=6")
+    assert checkpoint(run)["step"] == 6
+    for sidecar in run.glob("ckpt_*.pth.json"):
+        if json.loads(sidecar.read_text())["step"] == 6:
+            harm(sidecar.with_suffix(""), how)
+    ended = runs.run(GO_ON)
+    assert f"{run}/ckpt_e1.pth: damaged" in ended[0].said
+    assert "resumed from" in ended[0].said
+    assert "at step 4" in (run / "train.log").read_text()
+    whole = unbroken / "metrics.jsonl"
+    assert [line for line in whole.read_text().splitlines() if '"step": 6,' not in line] == [
+        line for line in (run / "metrics.jsonl").read_text().splitlines() if '"step": 6,' not in line
+    ]
+    assert checkpoint(run)["step"] == 8
+
+
+def test_a_damaged_checkpoint_that_is_named_is_an_error(runs: Cluster, run: Path, tmp_path: Path) -> None:
+    runs.run("trainer.max_iter=4")
+    harm(run / "ckpt_s4.pth", "flip")
+    other = f"saver.save_dir={tmp_path / 'other'}"
+    ended = runs.run(other, f"saver.resume_model={run / 'ckpt_s4.pth'}", codes=(2, 2))
+    assert ended[0].said.splitlines()[-1].startswith(f"{run}/ckpt_s4.pth: damaged (sha256 mismatch)")
+    assert "Traceback" not in ended.said
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch was-here",)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "damaged"),
+        (pickle.dumps(Evil()), "is refused"),
+        ({"format_version": 99, "step": 1, "model": {}}, "of format 99"),
+        ({"weight": torch.zeros(1)}, "holds weights but no training state"),
+        ({"format_version": 1, "step": 1, "model": {}, "config": "a: 1"}, "was made with another configuration"),
+    ],
+)
+def test_what_is_no_checkpoint_of_this_run(runs: Cluster, run: Path, tmp_path: Path, content: Any, what: str) -> None:
+    path = tmp_path / "some.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    ended = runs.run(f"saver.resume_model={path}", codes=(2, 2))
+    assert f"{path}: " in ended[0].said
+    assert what in ended[0].said
+    assert "Traceback" not in ended.said
+    assert not Path("was-here").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ("net.1.kwargs.dropout=0.1", "net.1.kwargs.dropout: None -> 0.1"),
+        ("net.0.kwargs.width=16", "net.0.kwargs.width: 8 -> 16"),
+        ("runtime.random_seed=8", "runtime.random_seed: 7 -> 8"),
+        ("dataset.train.batch_sampler.kwargs.batch_size=2", "global_batch_size 8, this run has 4"),
+        ("ema.enable=false", "ema.enable: True -> False"),
+        ("dataset.train.dataset.kwargs.fraction=0.9", "fraction: None -> 0.9"),
+    ],
+)
+def test_a_change_that_is_not_safe_is_refused(runs: Cluster, run: Path, change: str, refusal: str) -> None:
+    stopped = run.parent / "stopped"
+    if not stopped.exists():
+        runs.run(f"saver.save_dir={stopped}", codes=(75, 75), fault="rank=0,step=1,action=term")
+    ended = runs.run(f"saver.save_dir={stopped}", GO_ON, change, codes=(2, 2))
+    assert refusal in ended[0].said
+    assert "saver.pretrain_model" in ended[0].said
+    assert "Traceback" not in ended.said
+
+
+def test_a_safe_change_is_said(runs: Cluster, run: Path) -> None:
+    runs.run(codes=(75, 75), fault="rank=0,step=1,action=term")
+    ended = runs.run(GO_ON, "trainer.optimizer.kwargs.lr=0.01", "dataset.train.dataloader.kwargs.num_workers=1")
+    told = [line for line in ended[0].said.splitlines() if line.startswith("changed since")]
+    assert any("trainer.optimizer.kwargs.lr: 0.05 -> 0.01" in line for line in told)
+    rates = [record["lr"] for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "lr" in record]
+    assert rates[0] == pytest.approx(0.01)  # the warmup's, before the change
+    assert rates[1] == pytest.approx(0.01)  # its end, of the new rate; it was 0.05
+
+
+def test_data_that_changed_are_refused(runs: Cluster, run: Path, images: Path, tmp_path: Path, unbroken: Path) -> None:
+    runs.run(codes=(75, 75), fault="rank=0,step=1,action=term")
+    other = tmp_path / "train.txt"
+    other.write_text((images / "train.txt").read_text().replace("train 0.png 0", "train 0.png 1"))
+    named = f"dataset.train.dataset.kwargs.meta_file={other}"
+    ended = runs.run(GO_ON, named, codes=(2, 2))
+    assert "the training data have changed since this checkpoint (sha256 " in ended[0].said
+    runs.run(GO_ON, named, "saver.accept_data_change=true")
+    assert checkpoint(run)["step"] == 8
+
+
+def test_finished_stays_finished(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """The same command after the end changes nothing."""
+    runs.run(GO_ON)
+    before = (run / "ckpt_s8.pth").stat().st_mtime_ns
+    runs.run(GO_ON)
+    is_equal(run, unbroken)
+    assert (run / "ckpt_s8.pth").stat().st_mtime_ns == before
