@@ -259,6 +259,13 @@ def test_smaller_networks_are_of_networks_that_are_shipped() -> None:
     assert {net[0]["type"] for net in nets} >= set(SMALLER)
 
 
+def test_the_quick_start_of_distillation_has_the_other_one_as_its_teacher() -> None:
+    ours, theirs = plain_of("kd_quickstart"), plain_of("quickstart")
+    assert ours["teacher"] == theirs["net"][:2]
+    assert ours["mimic"]["teacher"]["teacher_weight"] == f"{theirs['saver']['save_dir']}/ckpt_best.pth"
+    assert ours["normalize"] == theirs["normalize"]
+
+
 def test_quickstart_never_mirrors_digits() -> None:
     train = load_experiment(file_of("quickstart")).config.dataset.train
     assert train is not None

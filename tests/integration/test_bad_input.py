@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 import sys
 import tracemalloc
@@ -26,6 +27,13 @@ from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode
 Config = dict[str, Any]
 Write = Callable[[Config], str]
 SHIPPED = Path(__file__).parents[2] / "configs" / "cls"
+
+
+@pytest.fixture
+def images(images: Path, tmp_path: Path) -> Path:
+    """A copy of the images, for here they come to harm."""
+    return Path(shutil.copytree(images, tmp_path / "images"))
+
 
 
 @pytest.fixture(autouse=True)
