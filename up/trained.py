@@ -18,6 +18,7 @@ from up.models.weights import LoadReport, load_weights, read_state
 from up.runner.checkpoint import BEST, LATEST
 from up.runner.ema import NoEma
 from up.runner.folder import open_run_folder
+from up.together import before_joining, meet_and_join, together
 
 # Weights that are served are those that were trained: a head of another width would be noise.
 NO_NEW_HEADS: tuple[str, ...] = ()
@@ -48,9 +49,11 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
     """As ``load_net``, on the device of the configuration, joined to the other processes and compiled where asked for."""
     runtime = experiment.config.runtime
-    device = device_of(experiment)
-    distributed.join(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
-    trained = load_net(experiment, checkpoint, ema=ema)
+    with before_joining():
+        device = device_of(experiment)
+    meet_and_join(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
+    with together():
+        trained = load_net(experiment, checkpoint, ema=ema)
     on_device(experiment, trained.net, device)
     return replace(trained, device=device)
 
@@ -63,11 +66,21 @@ def load_net(experiment: Experiment, checkpoint: Path | None, *, ema: bool = Tru
     path = find_checkpoint(experiment, checkpoint)
     weights = read_state(path)
     names = list(weights.class_names) if weights.class_names else None
-    facts: dict[str, Any] = {"num_classes": len(names)} if names and not isinstance(names[0], list) else {}
-    net = build_net(experiment, facts)
+    net = build_net(experiment, facts_of(experiment, names))
     report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))
+
+
+def facts_of(experiment: Experiment, class_names: list[Any] | None) -> dict[str, Any]:
+    """What a net may want to know of data that are not there: how many classes, each as common as the others.
+
+    The counts only weigh losses, which nothing here computes.
+    """
+    if class_names and isinstance(class_names[0], str):
+        return {"num_classes": len(class_names), "class_counts": [1] * len(class_names)}
+    written = [module.kwargs.get("num_classes") for module in experiment.config.net]
+    return {"class_counts": [1] * classes for classes in written if isinstance(classes, int)}
 
 
 def evaluate_checkpoint(
@@ -75,11 +88,14 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, float], list[Path], Path]:
     """Metrics in percent, the reports written, and the checkpoint that was evaluated."""
     trained = load_trained(experiment, checkpoint)
-    facts = {"class_names": trained.class_names} if trained.class_names else {}
-    precision = precision_of(experiment, trained.device)
-    evaluation, dataset = build_evaluation(experiment, facts, trained.device, precision)
+    names = trained.class_names
+    facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
-    open_run_folder(folder)
+    with together():
+        precision = precision_of(experiment, trained.device)
+        evaluation, dataset = build_evaluation(experiment, facts, trained.device, precision)
+        if distributed.is_main():
+            open_run_folder(folder)
     evaluation.on_outputs = experiment.plugin.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
     metrics = evaluation(trained.net, NoEma())
     reports: list[Path] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from up.__main__ import main
 from up.assembly.network import build_net
 from up.experiment import load_experiment
 from up.tasks.cls.heads import Head
+from up.trained import facts_of
 
 Config = dict[str, Any]
 
@@ -29,7 +29,8 @@ def write_config(config: Config, folder: Path, name: str = "config.yaml") -> Pat
 
 def drawn_checkpoint(config: Path, path: Path, class_names: Any = None) -> Path:
     """A checkpoint that took no training: first weights, statistics of norms as if some, and heads whose outputs differ."""
-    net = build_net(load_experiment(config), {})
+    experiment = load_experiment(config)
+    net = build_net(experiment, facts_of(experiment, class_names))
     draw = torch.Generator().manual_seed(5)
     for module in net.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)) and module.running_mean is not None:
@@ -85,6 +86,3 @@ def heads(answer: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """The guesses of each head."""
     predictions = answer["predictions"]
     return [predictions] if isinstance(predictions[0], dict) else predictions
-
-
-Changes = Callable[[Config], None]

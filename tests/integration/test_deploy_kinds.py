@@ -94,6 +94,9 @@ def test_several_heads(config: Config, images: Path, tmp_path: Path, capsys: pyt
     assert main([*words, "--meta-type", "custom_cls"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("top-1 of ")]
     assert np.mean([float(line.split()[3]) for line in lines]) == pytest.approx(manifest.metrics.top1, abs=0.01)
+    words = ["--ckpt", str(tmp_path / "ckpt.pth"), "--out", str(tmp_path / "reports"), "--config", str(tmp_path / "config.yaml")]
+    assert main(["eval", *words]) == 0
+    assert json.loads((tmp_path / "reports" / "metrics.json").read_text())["avg_top1"] == pytest.approx(manifest.metrics.top1)
 
 
 @pytest.mark.parametrize(("bias", "activated"), [(False, False), (True, False), (True, True)])
@@ -111,6 +114,16 @@ def test_sigmoid_of_a_net_trained_with_bce(
     (every,) = heads(answers(capsys, *words)[0])
     assert abs(sum(guess["score"] for guess in every) - 1) > 1e-3  # each class for itself
     del said
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_of_classes_need_no_training_data(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: bool
+) -> None:
+    config["net"][2]["kwargs"]["cls_loss"] = {"type": "ce", "kwargs": {"class_weights": "balanced"}}
+    del config["dataset"]["train"]
+    package, _ = opened_by_all(config, tmp_path, capsys, names=list(CLASSES) if named else None)
+    assert package.manifest.heads[0].labels == list(CLASSES)
 
 
 def test_sets_of_labels(config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
