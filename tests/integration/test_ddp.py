@@ -104,3 +104,122 @@ def test_stopped_at_every_step_equals_unbroken(config: Config, cluster: Make, tm
 
 def lines_of(folder: Path) -> list[Any]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_samples_survive_changes_of_the_number_of_ranks(config: Config, cluster: Make, tmp_path: Path) -> None:
+    """Two ranks, then one, then two again: every update has the images that it would have had, augmented alike."""
+    key = recording(config, tmp_path / "whole")
+    config["trainer"] |= {"max_iter": 10, "is_eval": False}
+    runs = cluster()
+    runs.run(f"{key}={tmp_path / 'whole'}")
+    go_on = [f"saver.save_dir={tmp_path / 'broken'}", "saver.auto_resume=true"]
+    seen = []
+    for name, world, stop in (("a", 2, 3), ("b", 1, 7), ("c", 2, 10)):
+        fault, code = (f"rank=0,step={stop},action=term", 75) if stop < 10 else ("", 0)
+        runs.run(*go_on, f"{key}={tmp_path / name}", codes=[code] * world, fault=fault)
+        seen += steps_of(tmp_path / name)
+    assert len(seen) == 10
+    assert seen == steps_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_an_evaluation_counts_every_image_once(config: Config, cluster: Make, images: Path, tmp_path: Path, world: int) -> None:
+    """Seven images on four ranks, of which the last is left with one."""
+    few = tmp_path / "seven.txt"
+    few.write_text("".join(f"val {index}.png {index % 3}\n" for index in range(7)))
+    config["dataset"]["test"]["dataset"]["kwargs"]["meta_file"] = str(few)
+    config["dataset"]["test"]["batch_sampler"]["kwargs"]["batch_size"] = 1
+    config["trainer"]["max_iter"] = 1
+    runs = cluster()
+    runs.run(codes=[0] * world)
+    top1 = checkpoint(tmp_path / "run")["metrics"]["top1"]
+    assert round(top1 * 7 / 100, 6) in range(8), "a share of exactly seven images"
+    runs.run(codes=[0] * world, command=("eval",))
+    rows = (tmp_path / "run" / "results" / "predictions.csv").read_text().splitlines()[1:]
+    assert sorted(row.split(",")[0] for row in rows) == [f"val {index}.png" for index in range(7)]
+
+
+def test_outputs_that_nobody_reads_are_tolerated_and_named_once(config: Config, cluster: Make, tmp_path: Path) -> None:
+    """The head reads the second of four features; the stages after it get no gradient."""
+    without_batch_norm(config)
+    config["net"][0]["kwargs"]["out_layers"] = [1, 2, 3, 4]
+    config["net"][1]["kwargs"]["input_feature_idx"] = 1
+    config["trainer"]["max_iter"] = 4
+    runs = cluster()
+    told = runs.run()
+    assert told.said.count("no gradient reaches backbone.layer3.0.") == 1
+    assert "and 8 more" in told[0].said or " more" in told[0].said
+    alone = f"saver.save_dir={tmp_path / 'alone'}"
+    runs.run(alone, codes=[0])
+    assert_close(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "alone")["model"], 1e-5)
+
+
+def test_a_static_graph_where_it_holds(config: Config, cluster: Make, tmp_path: Path) -> None:
+    without_batch_norm(config)
+    config["trainer"]["max_iter"] = 4
+    runs = cluster()
+    runs.run()
+    static = [f"saver.save_dir={tmp_path / 'static'}", "runtime.static_graph=true"]
+    told = runs.run(*static)
+    assert "is left out" not in told.said
+    assert_same(checkpoint(tmp_path / "static")["model"], checkpoint(tmp_path / "run")["model"])
+    told = runs.run(*static, "trainer.accumulate=2", "dataset.train.batch_sampler.kwargs.batch_size=2")
+    assert "runtime.static_graph is left out: it does not hold where gradients accumulate" in told[0].said
+    assert_close(checkpoint(tmp_path / "static")["model"], checkpoint(tmp_path / "run")["model"], 1e-5)
+
+
+def test_shards_and_replicas_are_one_training(config: Config, cluster: Make, tmp_path: Path) -> None:
+    """fsdp: the same weights, checkpoints of the same form, which either goes on from, and a plain process too."""
+    without_batch_norm(config)
+    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
+    config["trainer"] |= {"max_iter": 8, "clip_norm": 1.0, "eval_interval": 4}
+    config["trainer"]["optimizer"] = {"type": "AdamW", "kwargs": {"lr": 0.002}}
+    runs = cluster()
+    runs.run()
+    shards, mixed = f"saver.save_dir={tmp_path / 'shards'}", f"saver.save_dir={tmp_path / 'mixed'}"
+    runs.run(shards, "runtime.parallel=fsdp")
+    for world, parallel, stop in ((2, "ddp", 2), (2, "fsdp", 4), (1, "ddp", 6), (2, "fsdp", 8)):
+        fault, code = (f"rank=0,step={stop},action=term", 75) if stop < 8 else ("", 0)
+        runs.run(mixed, "saver.auto_resume=true", f"runtime.parallel={parallel}", codes=[code] * world, fault=fault)
+    ddp, fsdp, both = (checkpoint(tmp_path / name) for name in ("run", "shards", "mixed"))
+    for other in (fsdp, both):
+        assert other["step"] == 8
+        assert_close(other["model"], ddp["model"], 1e-5)
+        assert_close(other["ema"], ddp["ema"], 1e-5)
+        assert other["metrics"] == ddp["metrics"]
+        assert other["optimizer"]["param_groups"] == ddp["optimizer"]["param_groups"]
+        for index, held in ddp["optimizer"]["state"].items():
+            assert_close(other["optimizer"]["state"][index], held, 1e-5)
+
+
+def test_averaged_batch_norm_statistics(config: Config, cluster: Make, tmp_path: Path) -> None:
+    """async_norm: a stop between two evaluations, where the ranks' statistics differ, changes nothing."""
+    config["runtime"]["async_norm"] = True
+    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
+    config["trainer"] |= {"max_iter": 8, "eval_interval": 6}
+    runs = cluster()
+    runs.run()
+    broken = [f"saver.save_dir={tmp_path / 'broken'}", "saver.auto_resume=true"]
+    runs.run(*broken, codes=(75, 75), fault="rank=1,step=3,action=term")
+    first, second = checkpoint(tmp_path / "broken")["buffers"]["ranks"]
+    assert not torch.equal(first, second)
+    runs.run(*broken)
+    whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
+    for part in ("model", "optimizer", "ema", "metrics", "buffers"):
+        assert_same(whole[part], resumed[part], part)
+    plain = f"saver.save_dir={tmp_path / 'plain'}"
+    runs.run(plain, "runtime.async_norm=false")
+    name = "backbone.bn1.running_var"
+    assert not torch.equal(checkpoint(tmp_path / "plain")["model"][name], whole["model"][name])
+    assert checkpoint(tmp_path / "plain")["buffers"] == {}
+
+
+def test_deterministic_and_sync_bn_on_the_cpu(config: Config, cluster: Make, tmp_path: Path) -> None:
+    """torch has no synchronised norm for the CPU, which is said; deterministic algorithms give the same weights."""
+    config["net"][0]["kwargs"]["normalize"] = {"type": "sync_bn"}
+    config["trainer"]["max_iter"] = 2
+    runs = cluster()
+    told = runs.run("runtime.deterministic=true")
+    assert "sync_bn: on the CPU torch has none" in told[0].said
+    runs.run(f"saver.save_dir={tmp_path / 'other'}")
+    assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "other")["model"])

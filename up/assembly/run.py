@@ -100,7 +100,8 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     )
     runner.net = on_many_ranks(
         runner.net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
-        find_unused=config.runtime.allow_dead_parameter, first_loss=example_loss(experiment, runner, device),
+        accumulate=config.trainer.accumulate, find_unused=config.runtime.allow_dead_parameter,
+        first_loss=example_loss(experiment, runner, device),
     )  # fmt: skip
     optimizer = optimizer_of(experiment, made.net)
     if teaching is not None:

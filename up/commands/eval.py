@@ -7,8 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from up.commands.arguments import add_config, command_parser, without_meaningless
+from up.commands.arguments import add_config, add_launch, command_parser, launch_of, without_meaningless
+from up.distributed import is_main
 from up.experiment import load_experiment
+from up.launch import launched
+from up.together import before_joining, last_words
 from up.trained import evaluate_checkpoint
 
 
@@ -17,10 +20,18 @@ def main(words: list[str]) -> int:
     parser = command_parser("eval", "Evaluate a checkpoint on dataset.test and write reports per class.")
     parser.add_argument("-c", "--ckpt", type=Path, help="the checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
     parser.add_argument("--out", type=Path, help="folder of the reports (default: saver.results_dir, else the run's results)")
+    add_launch(parser)
     add_config(parser)
     arguments = parser.parse_args(without_meaningless(words[1:]))
-    experiment = load_experiment(arguments.config, arguments.opts)
-    metrics, written, checkpoint = evaluate_checkpoint(experiment, arguments.ckpt, arguments.out)
+    code = launched(launch_of(arguments), words, lambda: None)
+    if code is not None:
+        return code
+    with before_joining():
+        experiment = load_experiment(arguments.config, arguments.opts)
+    with last_words():
+        metrics, written, checkpoint = evaluate_checkpoint(experiment, arguments.ckpt, arguments.out)
+    if not is_main():
+        return 0
     print(checkpoint)
     table = Table("metric", "percent")
     for name, value in metrics.items():

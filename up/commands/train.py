@@ -27,10 +27,6 @@ def main(words: list[str]) -> int:
     add_launch(parser)
     add_config(parser)
     arguments = parser.parse_args(without_meaningless(words[1:]))
-    if arguments.evaluate or arguments.phase == "eval":
-        from up.commands.eval import main as evaluate
-
-        return evaluate(["eval", "--config", str(arguments.config), "--opts", *arguments.opts])
     overrides = list(arguments.opts)
     if arguments.display is not None:
         overrides.append(f"trainer.log_interval={arguments.display}")
@@ -45,6 +41,10 @@ def main(words: list[str]) -> int:
         code = launched(launch, words, lambda: code_of_status(folder, since=begun))
         if code is not None:
             return code
+    if arguments.evaluate or arguments.phase == "eval":
+        from up.commands.eval import main as evaluate
+
+        return evaluate(["eval", "--config", str(arguments.config), "--opts", *arguments.opts])
     with listening() as stop:
         watch_parent(stop, os.environ)
         return train_rank(arguments.config, overrides, stop)

@@ -28,6 +28,7 @@ def on_many_ranks(
     *,
     parallel: Literal["ddp", "fsdp"],
     static_graph: bool,
+    accumulate: int,
     find_unused: bool,
     first_loss: Callable[[], torch.Tensor] | None,
 ) -> nn.Module:
@@ -35,7 +36,8 @@ def on_many_ranks(
 
     ``first_loss`` computes a loss through ``net`` as a step does: parameters that get no gradient from it (an output of
     the backbone that nobody reads) are named once, and only then ddp looks for them in every step. ``find_unused``
-    makes it look without being told. Under ``static_graph`` it looks once.
+    makes it look without being told. ``static_graph`` spares ddp the search, and is left out where it does not hold: with
+    such parameters, and where gradients accumulate.
     """
     if not is_parallel() or not any(parameter.requires_grad for parameter in net.parameters()):
         return net
@@ -45,12 +47,17 @@ def on_many_ranks(
         LOGGER.warning("no gradient reaches %s; is there an output that nobody reads?", some_of(unused, 5))
     if parallel == "fsdp":
         return shared_out(net)
+    searches = find_unused or first_loss is None or bool(unused)
+    if static_graph and (unused or accumulate > 1):
+        why = "some parameters get no gradient" if unused else "gradients accumulate (trainer.accumulate)"
+        LOGGER.warning("runtime.static_graph is left out: it does not hold where %s", why)
+        static_graph = False
     device = next(net.parameters()).device
     return DistributedDataParallel(
         net,
         device_ids=[device.index] if device.type == "cuda" else None,
         **_SILENT_BUFFERS,
-        find_unused_parameters=(find_unused or bool(unused)) and not static_graph,
+        find_unused_parameters=searches and not static_graph,
         static_graph=static_graph,
         gradient_as_bucket_view=True,
     )
@@ -79,6 +86,7 @@ def unused_parameters(net: nn.Module, first_loss: Callable[[], torch.Tensor]) ->
 
 def shared_out(net: nn.Module, block: int = BLOCK) -> nn.Module:
     """Share out the parameters, large blocks one by one, so that only one of them is whole at a time (Zhao et al. 2023)."""
+    net.to(memory_format=torch.contiguous_format)  # fsdp cuts along the first dimension and knows no other order
     kind = next(net.parameters()).device.type
     mesh = init_device_mesh(kind, (world_size(),))
     for module in _blocks(net, block):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -78,5 +79,5 @@ class WholeOptimizer:
 
 
 def is_shared(model: nn.Module) -> bool:
-    """Whether the ranks share out the parameters of ``model``."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether the ranks share out the parameters of ``model``, which may just now be whole."""
+    return isinstance(model, FSDPModule)
