@@ -41,6 +41,9 @@ lint: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow"
 
+soak: $(VENV)/.dev
+	$(PY) -m pytest -m slow tests/soak
+
 docs: $(VENV)/.dev
 	$(PY) tools/write_docs.py
 

@@ -1,0 +1,82 @@
+"""What the bookkeeping of an update costs on two ranks of gloo: the vote, the finite check, the meters, the hooks' reports.
+
+    python tools/bench_vote.py [--ranks 2] [--updates 2000]
+
+Prints the milliseconds of an update without forward, backward and optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.multiprocessing as mp
+
+from up.data.bad_images import BadImages
+from up.data.records import Batch
+from up.data.sampler import Cut
+from up.distributed import is_main
+from up.runner.faults import Fault
+from up.runner.hooks import Hooks, Outline
+from up.runner.log import MetricsFile, TensorBoard
+from up.runner.meter import StepMeter
+from up.runner.precision import StepReport
+from up.runner.run import Run
+from up.runner.runner import StepOutput
+from up.runner.stop import StopRequest
+from up.runner.updates import Update
+from up.together import meet_and_join
+
+
+def bench(rank: int, ranks: int, updates: int, port: int, folder: str) -> None:
+    """One rank: the lines of the loop that are neither forward, backward nor optimizer, ``updates`` times."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    meet_and_join(torch.device("cpu"), timeout_s=60)
+    hooks = Hooks([MetricsFile(freq=20), TensorBoard(freq=20)] if is_main() else [])
+    hooks.on_start(Outline(Path(folder), torch.nn.Linear(1, 1), updates, updates, 64), 0)
+    run = SimpleNamespace(  # the parts of a Run that an update touches
+        update=None, fault=Fault(), step=0, stop=StopRequest(), meter=StepMeter(), hooks=hooks,
+        bad_images=BadImages(max_bad=1, total=1), suspects="",
+    )  # fmt: skip
+    batch = Batch(filename=["x.jpg"] * 32, bad=[""] * 32)
+    update = Update([batch], 0.0, cut=Cut([1.0], 32 * ranks))
+    output = StepOutput(torch.tensor(1.0), {"accuracy_top1": torch.tensor(50.0)})
+    times = []
+    for step in range(updates):
+        begun = time.perf_counter()
+        Run.vote(run, update)  # type: ignore[arg-type]
+        run.meter.add(output, update.shares[0])
+        norm = torch.tensor(1.0)
+        Run.all_finite(run, norm)  # type: ignore[arg-type]
+        Run.watch(run, step + 1, update, 0.1, StepReport(norm, skipped=False))  # type: ignore[arg-type]
+        times.append(1000 * (time.perf_counter() - begun))
+    if is_main():
+        times = sorted(times[updates // 10 :])
+        middle, mean, most = statistics.median(times), statistics.mean(times), times[int(0.95 * len(times))]
+        print(f"{ranks} ranks, {updates} updates: median {middle:.3f} ms, mean {mean:.3f} ms, 95% below {most:.3f} ms")
+    hooks.on_end(updates, "done")
+
+
+def main() -> None:
+    """Start the ranks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=2000)
+    arguments = parser.parse_args()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(bench, (arguments.ranks, arguments.updates, port, folder), nprocs=arguments.ranks)
+
+
+if __name__ == "__main__":
+    main()
