@@ -31,7 +31,7 @@ def main() -> None:
         f"""
 top-1 on the 359 validation images
   the teacher, which has seen 1,438 images            {top1(TEACHER.parent, "ema_top1"):.2f} %
-  the student, from {10 * PER_CLASS} images, by itself              {top1(Path("runs/kd_quickstart_alone")):.2f} %
+  the student, from {10 * PER_CLASS} images, by itself             {top1(Path("runs/kd_quickstart_alone")):.2f} %
   the student, from the same images, with the teacher {top1(Path("runs/kd_quickstart")):.2f} %
 
 runs/kd_quickstart/train.log      task_loss and mimic_job0_loss apart, the teacher's own score before the first update
