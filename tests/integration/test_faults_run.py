@@ -25,6 +25,7 @@ from tests.integration.faulty import (
     fault_config,
     finishes_equal,
     is_alive,
+    is_equal,
     status,
     step_reached,
     wait_for,
@@ -120,6 +121,20 @@ def test_a_second_signal_ends_at_once_and_leaves_a_valid_set(runs: Cluster, run:
     finishes_equal(runs, run, unbroken)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_signal_during_an_export(runs: Cluster, unbroken: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """There is nothing to save: it ends at once, and no half-written file has the name of a whole one."""
+    words = [f"saver.save_dir={unbroken}", "to_kestrel.model_name=broken"]
+    started = runs.start(*words, world=1, command=("to_onnx", "--save-prefix", str(tmp_path / "broken.onnx")))
+    time.sleep(0.5)
+    started[0].send(number)
+    assert started[0].wait(SOON_S) in (code, 0), started.said
+    assert "Traceback" not in started.said
+    runs.run(*words, codes=[0], command=("to_onnx", "--save-prefix", str(tmp_path / "whole.onnx")))
+    if (tmp_path / "broken.onnx").exists():
+        assert (tmp_path / "broken.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
 # --- losses
 
 
@@ -174,6 +189,24 @@ def test_a_bug_on_one_rank(runs: Cluster, run: Path, unbroken: Path) -> None:
     assert "RuntimeError: a bug, as UP_FAULT asks for at step 6 (rank 1)" in ended[0].said
     assert status(run)["exit_code"] == 1
     finishes_equal(runs, run, unbroken)
+
+
+def test_a_restart_does_not_repeat_what_would_end_the_same_way(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """Bad input, NaN, a request to stop: an elastic launcher's next attempt ends at once, with the same code."""
+    launch = {"TORCHELASTIC_RUN_ID": "one", "TORCHELASTIC_RESTART_COUNT": "0"}
+    again = {**launch, "TORCHELASTIC_RESTART_COUNT": "1"}
+    for action, code in (("nan", 3), ("term", 75)):
+        runs.run(codes=(code, code), environment=launch, fault=f"rank=1,step=6,action={action}")
+        before = (run / "status.json").read_text()
+        ended = runs.run(codes=(code, code), environment=again)
+        assert "step" not in ended[0].said
+        assert (run / "status.json").read_text() == before
+    runs.run(codes=(1, 1), environment=launch, fault="rank=1,step=6,action=error")
+    runs.run(environment=again)  # a bug, or a loss, may not come back: it goes on from step 4, without auto_resume
+    assert "resumed from" in (run / "train.log").read_text()
+    is_equal(run, unbroken)
+    ended = runs.run(environment={**again, "TORCHELASTIC_RUN_ID": "two"})  # another launch begins anew
+    assert "an earlier run was set aside" in ended[0].said
 
 
 # --- input that differs from rank to rank

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from up.environment import rank_in_environment
 from up.errors import Ending
+
+CTRL_C = 130
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command`` on the words after ``up``; returns the exit code."""
     before, warnings.formatwarning = warnings.formatwarning, one_line
-    try:
-        return command(arguments)
-    except Ending as error:
-        if not (error.known_to_all and rank_in_environment() > 0):
-            print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of a pipe, `| head`, has gone
-        return 0
-    finally:
-        warnings.formatwarning = before
+    with _noting_ctrl_c() as asked:
+        try:
+            return command(arguments)
+        except Ending as error:
+            if not (error.known_to_all and rank_in_environment() > 0):
+                print(error, file=sys.stderr)
+            return error.exit_code
+        except BrokenPipeError:  # the reader of a pipe, `| head`, has gone
+            return 0
+        except BaseException as error:
+            # Raised in the middle of an import of compiled code, a KeyboardInterrupt comes out of it as another error.
+            if asked or isinstance(error, KeyboardInterrupt):
+                return CTRL_C
+            raise
+        finally:
+            warnings.formatwarning = before
 
 
 def one_line(message: Warning | str, *_: object, **__: object) -> str:
     """A warning for the user: what it says, without the line of our code that says it."""
     return f"warning: {message}\n"
+
+
+@contextmanager
+def _noting_ctrl_c() -> Iterator[list[int]]:
+    """What the block yields is not empty once Ctrl-C has come, which raises ``KeyboardInterrupt`` as ever."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
