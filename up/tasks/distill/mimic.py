@@ -85,9 +85,10 @@ class Lesson:
 
 
 class Pupil(nn.Module):
-    """The student with the adapters at its taps: all that trains. Its record has what was tapped under ``taps``.
+    """The student with the adapters at its taps: all that trains, and what many ranks wrap.
 
-    ``copied`` are the layers of the student that a later layer overwrites.
+    ``adapters`` by name, each with the layer of the student that it reads. The record is the student's, and under ``taps``
+    what was read at its layers and what the adapters made of it.
     """
 
     def __init__(self, student: nn.Module, adapters: Mapping[str, tuple[str, nn.Module]], taps: Taps) -> None:
