@@ -70,7 +70,8 @@ def fault_from(environment: Mapping[str, str], folder: Path) -> Fault:
     given = {name: value for name, _, value in (part.partition("=") for part in text.split(","))}
     unknown = [name for name in given if name not in ("rank", "step", "action", "at")]
     action, at = given.get("action", ""), given.get("at", "update")
-    if unknown or action not in ACTIONS or at not in get_args(Moment):
+    numbers = [given.get("rank", "0"), given.get("step", "0")]
+    if unknown or action not in ACTIONS or at not in get_args(Moment) or not all(number.isdigit() for number in numbers):
         raise UserError(
             f"{VARIABLE}={text!r}: expected rank=R,step=N,action=A,at=M with A one of {', '.join(ACTIONS)} and M one of "
             f"{', '.join(get_args(Moment))}.{did_you_mean(action, ACTIONS)}"

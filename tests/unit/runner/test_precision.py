@@ -173,3 +173,13 @@ def test_accumulated_micro_batches_add_up() -> None:
 def test_bad_settings_are_named(kwargs: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         Precision(device="cpu", **kwargs)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_stops_the_step_even_if_its_gradient_is(bad: float) -> None:
+    model = Line()
+    precision, optimizer = Precision(mode=None, device="cpu"), SGD(model.parameters(), lr=0.1)
+    precision.backward(model.weight.sum() + bad)  # the gradient is 1
+    with pytest.raises(NumericalError, match="the gradient norm is nan; the optimizer did not move"):
+        precision.step(optimizer, NoClip())
+    assert model.weight.item() == 1.0
