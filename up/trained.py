@@ -80,7 +80,8 @@ def facts_of(experiment: Experiment, class_names: list[Any] | None) -> dict[str,
     if class_names and isinstance(class_names[0], str):
         return {"num_classes": len(class_names), "class_counts": [1] * len(class_names)}
     written = [module.kwargs.get("num_classes") for module in experiment.config.net]
-    return {"class_counts": [1] * classes for classes in written if isinstance(classes, int)}
+    classes = [count for count in written if isinstance(count, int)]
+    return {"class_counts": [1] * classes[-1]} if classes else {}
 
 
 def evaluate_checkpoint(

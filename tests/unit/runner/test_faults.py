@@ -40,7 +40,9 @@ def test_other_ranks_and_later_attempts_are_spared(tmp_path: Path, monkeypatch: 
     assert fault_from({"UP_FAULT": "rank=0,action=error"}, tmp_path) == Fault()
 
 
-@pytest.mark.parametrize("text", ["action=kil", "rank=0", "step=1,action=kill,at=noon", "stepp=1,action=kill", "kill", "step=x,action=kill"])
+@pytest.mark.parametrize(
+    "text", ["action=kil", "rank=0", "step=1,action=kill,at=noon", "stepp=1,action=kill", "kill", "step=x,action=kill"]
+)
 def test_what_is_not_understood_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="expected rank=R,step=N,action=A,at=M") as raised:
         fault_from({"UP_FAULT": text}, tmp_path)
