@@ -117,6 +117,12 @@ def code_of_failures(codes: Sequence[int]) -> int:
 
 
 def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None]) -> int:
+    with _listening() as signals:
+        return _started(launch, words, code_of_run, signals)
+
+
+def _started(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None], signals: _Signals) -> int:
+    # Imported here, seconds long: a signal that comes meanwhile waits until it can be raised.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousError
@@ -128,15 +134,15 @@ def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
     os.environ[LAUNCHER_PID] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
     try:
-        with _passing_signals_on(SignalException):
-            elastic_launch(config, sys.executable)("-m", "up", *words)
+        signals.raise_as(SignalException)
+        elastic_launch(config, sys.executable)("-m", "up", *words)
     except ChildFailedError as error:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         _report_killed(codes)
         return code_of_failures(list(codes.values()))
     except SignalException as error:
         left = code_of_run()
-        return 128 + error.sigval if left is None else left
+        return _code_before_the_run(error.sigval) if left is None else left
     except RendezvousConnectionError as error:
         if launch.host_rank == 0:
             raise UserError(f"{config.rdzv_endpoint}: the port is in use. Choose another, or leave --port out.") from error
@@ -169,24 +175,48 @@ def _launch_config(launch: Launch) -> LaunchConfig:
     return LaunchConfig(**{name: value for name, value in wanted.items() if name in known})
 
 
-@contextmanager
-def _passing_signals_on(exception: Callable[..., BaseException]) -> Iterator[None]:
+class _Signals:
     """The first signal goes to the ranks, which save and end; a second one ends all of them, and this process, at once."""
-    asked: list[int] = []
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if asked:
+    def __init__(self) -> None:
+        self._asked: signal.Signals | None = None
+        self._exception: Callable[..., BaseException] | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """The handler of the main thread."""
+        if self._asked is not None:
             _end_all(number)
-        asked.append(number)
-        raise exception(f"got {signal.Signals(number).name}", sigval=signal.Signals(number))
+        self._asked = signal.Signals(number)
+        self._raise()
 
+    def raise_as(self, exception: Callable[..., BaseException]) -> None:
+        """From here on a signal, and one that has come already, is raised as torch's launcher expects it."""
+        self._exception = exception
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._asked is not None and self._exception is not None:
+            raise self._exception(f"got {self._asked.name}", sigval=self._asked)
+
+
+@contextmanager
+def _listening() -> Iterator[_Signals]:
+    signals = _Signals()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    previous = {number: signal.signal(number, signals.handle) for number in numbers}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _code_before_the_run(number: int) -> int:
+    """The exit code after a signal that came when the ranks had nothing to save yet."""
+    if number == signal.SIGINT:
+        return 130
+    sys.stderr.write(f"stopped by {signal.Signals(number).name}, with nothing to save: run the same command again.\n")
+    return 75
 
 
 def _end_all(number: int) -> NoReturn:

@@ -73,6 +73,17 @@ def test_a_signal_to_one_rank_saves_on_the_same_step(
     finishes_equal(runs, run, unbroken, option)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_while_waiting_for_a_rank_that_never_comes(runs: Cluster, run: Path, rank: int) -> None:
+    """It may have ended on the way by the same signal: this one does not wait for ``runtime.dist.timeout``."""
+    started = runs.start(only=rank)
+    time.sleep(1.0)
+    started[0].send(signal.SIGTERM)
+    assert started[0].wait(SOON_S) == 75, started.said
+    assert started.said.endswith("stopped by SIGTERM before all ranks had come: run the same command again.\n")
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigterm_to_all_ranks_at_once(runs: Cluster, run: Path, unbroken: Path, workers: int) -> None:
     option = WORKERS.format(workers)

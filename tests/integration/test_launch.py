@@ -16,6 +16,7 @@ import pytest
 from tests.integration.faulty import (
     GO_ON,
     SOON_S,
+    WORKERS,
     children_of,
     finishes_equal,
     is_alive,
@@ -189,6 +190,27 @@ def test_a_signal_during_the_import(start, runs: Cluster, run: Path) -> None:  #
     assert launched.wait() == 75, launched.said
     assert (status(run)["state"], status(run)["step"]) == ("preempted", 0)
     assert checkpoint(run)["step"] == 0
+    assert "Traceback" not in launched.said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signals, code: int) -> None:  # type: ignore[no-untyped-def]
+    """The launcher imports for seconds: a scheduler that takes its place back then is to run the same command again."""
+    launched = start(UP, after=TWO)
+    wait_for(lambda: _listens(launched.process.pid))
+    os.kill(launched.process.pid, number)
+    assert launched.wait() == code, launched.said
+    assert "Traceback" not in launched.said
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number: signal.Signals) -> None:  # type: ignore[no-untyped-def]
+    """Some of them do not listen yet and end by it; the others do not wait for those."""
+    launched = start(UP, WORKERS.format(2), after=TWO)
+    wait_for(lambda: len(launched.ranks()) == 2 and all(map(is_alive, launched.ranks())), PATIENCE_S)
+    os.kill(launched.process.pid, number)
+    assert launched.wait() == (130 if number == signal.SIGINT else 75), launched.said
     assert "Traceback" not in launched.said
 
 

@@ -48,6 +48,7 @@ from up.runner.runner import BatchStage, Mixing, Runner
 from up.runner.same_run import Facts, changes
 from up.runner.start_log import start_lines
 from up.runner.stop import StopRequest
+from up.runner.watchdog import stoppable
 from up.seed import be_deterministic
 from up.text import some_of
 from up.together import before_joining, meet_and_join, together
@@ -79,7 +80,8 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     with before_joining():
         experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
         device = device_of(experiment)
-    meet_and_join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
+    with stoppable(stop):
+        meet_and_join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
     be_deterministic(config.runtime.deterministic)
     with together():
         made = prepare(experiment, device)

@@ -1,4 +1,4 @@
-"""The death of the launcher is noticed, and ends the rank: nobody else would."""
+"""What would keep a rank for ever is noticed, and ends it: a launcher that is gone, ranks that do not come."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from up.runner.stop import StopRequest
 
@@ -39,3 +40,28 @@ def _watch(parent: int, stop: StopRequest) -> None:
     sys.stderr.write(f"the launcher has died, and this rank could not end in order within {GRACE_S:g} s\n")
     sys.stderr.flush()
     os._exit(75)
+
+
+@contextmanager
+def stoppable(stop: StopRequest) -> Iterator[None]:
+    """A block that waits until the other ranks have come, before there is anything to save.
+
+    They may have ended on the way, by the same signal that this rank got: it waits ``GRACE_S`` for them after a request to
+    stop, whatever library it waits in, and ends.
+    """
+    is_over = threading.Event()
+    thread = threading.Thread(target=_wait, args=(stop, is_over), name="up-meeting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _wait(stop: StopRequest, is_over: threading.Event) -> None:
+    while not is_over.wait(_PERIOD_S):
+        if stop and not is_over.wait(GRACE_S):
+            sys.stderr.write(f"{stop.reason} before all ranks had come: run the same command again.\n")
+            sys.stderr.flush()
+            os._exit(75)
