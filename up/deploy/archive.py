@@ -10,7 +10,8 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,7 +59,7 @@ class PackageError(UserError):
     has_place = True
 
 
-def in_order(names: Mapping[str, bytes]) -> list[str]:
+def in_order(names: Iterable[str]) -> list[str]:
     """Sorted, the hashes last."""
     return sorted(names, key=lambda name: (name == SUMS, name))
 
@@ -83,12 +84,20 @@ def is_allowed(name: str) -> bool:
 
 def read_archive(path: Path) -> dict[str, bytes]:
     """All members by name. Raises ``PackageError`` for the first thing that is not as ``write_archive`` writes it."""
+    with opened(path) as file:
+        return read_members(file, str(path))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file to read from. Raises ``PackageError`` for anything else: opening a pipe would wait for ever."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise PackageError(f"{path}: {'a folder' if path.is_dir() else 'no regular file'}, expected a package (.tar).")
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind):
+            what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+            raise PackageError(f"{path}: {what}, expected a package (.tar) or a graph (.onnx).")
         with path.open("rb") as file:
-            return read_members(file, str(path))
+            yield file
     except FileNotFoundError:
         raise PackageError(f"{path}: no such file.") from None
     except OSError as error:
@@ -96,44 +105,57 @@ def read_archive(path: Path) -> dict[str, bytes]:
 
 
 def read_members(file: BinaryIO, label: str) -> dict[str, bytes]:
-    """As ``read_archive``, from an open file that errors call ``label``; memory is bounded by the size of the file."""
-    left = file.seek(0, os.SEEK_END)
-    file.seek(0)
+    """As ``read_archive``, from an open file that errors call ``label``; what is read is at most the size of the file.
+
+    All headers are looked at before any content is, so that a file of holes costs neither time nor memory.
+    """
+    found = _layout(file, label)
     members: dict[str, bytes] = {}
-    written = 0
-    mtime: int | None = None
-    while True:
-        block = file.read(BLOCK)
-        if len(block) < BLOCK:
-            raise PackageError(f"{label}: {_no_tar(block) if not members else 'cut short after ' + list(members)[-1]}.")
-        if not block.strip(b"\0"):
-            break
-        name, size, own_mtime = _entry(block, members, label)
-        if name in members:
-            raise PackageError(f"{label}: member {name} stands in it twice.")
-        if written + BLOCK + size > left:
+    for name, (at, size) in found.items():
+        file.seek(at)
+        members[name] = file.read(size)
+        if len(members[name]) != size:
             raise PackageError(f"{label}: cut short: {name} has {size:,} bytes by its header.")
-        mtime = own_mtime if mtime is None else mtime
-        data = file.read(size)
-        padding = file.read(-size % BLOCK)
-        if len(data) != size or len(padding) != -size % BLOCK:
-            raise PackageError(f"{label}: cut short: {name} has {size:,} bytes by its header.")
-        if padding.strip(b"\0") or own_mtime != mtime or block != _header(name, size, own_mtime):
-            raise PackageError(f"{label}: damaged, or packed again by another program, at member {name}.")
-        members[name] = data
-        if sum(len(held) for other, held in members.items() if other != MODEL) > MAX_OTHERS:
-            raise PackageError(f"{label}: its members beside {MODEL} have more than {MAX_OTHERS:,} bytes.")
-        written += BLOCK + size + len(padding)
-    _expect_end(file, written, label)
-    if list(members) != in_order(members):
-        raise PackageError(f"{label}: packed again by another program: the members are not in order.")
     return members
 
 
-def _entry(block: bytes, members: Mapping[str, bytes], label: str) -> tuple[str, int, int]:
+def _layout(file: BinaryIO, label: str) -> dict[str, tuple[int, int]]:
+    """Where each member's content begins, and its size; everything around it is as ``write_archive`` writes it."""
+    whole = file.seek(0, os.SEEK_END)
+    found: dict[str, tuple[int, int]] = {}
+    at = 0
+    mtime: int | None = None
+    while True:
+        file.seek(at)
+        block = file.read(BLOCK)
+        if len(block) < BLOCK:
+            raise PackageError(f"{label}: {_no_tar(block) if not found else 'cut short after ' + list(found)[-1]}.")
+        if not block.strip(b"\0"):
+            break
+        name, size, own_mtime = _entry(block, list(found), label)
+        if name in found:
+            raise PackageError(f"{label}: member {name} stands in it twice.")
+        found[name] = at + BLOCK, size
+        padding = -size % BLOCK
+        at += BLOCK + size + padding
+        if at > whole:
+            raise PackageError(f"{label}: cut short: {name} has {size:,} bytes by its header.")
+        mtime = own_mtime if mtime is None else mtime
+        file.seek(at - padding)
+        if file.read(padding).strip(b"\0") or own_mtime != mtime or block != _header(name, size, own_mtime):
+            raise PackageError(f"{label}: damaged, or packed again by another program, at member {name}.")
+        if sum(taken for other, (_, taken) in found.items() if other != MODEL) > MAX_OTHERS:
+            raise PackageError(f"{label}: its members beside {MODEL} have more than {MAX_OTHERS:,} bytes.")
+    _expect_end(file, at, label)
+    if list(found) != in_order(found):
+        raise PackageError(f"{label}: packed again by another program: the members are not in order.")
+    return found
+
+
+def _entry(block: bytes, before: Sequence[str], label: str) -> tuple[str, int, int]:
     """Name, size and time of a header, if it is that of a member that may be there."""
     if block[257:262] != b"ustar" or _checksum(block) != _octal(block[148:156]):
-        raise PackageError(f"{label}: {_no_tar(block) if not members else 'damaged after member ' + list(members)[-1]}.")
+        raise PackageError(f"{label}: {_no_tar(block) if not before else 'damaged after member ' + before[-1]}.")
     raw = block[:100].split(b"\0")[0]
     prefix = block[345:500].split(b"\0")[0]
     name = (prefix + b"/" + raw if prefix else raw).decode("ascii", "replace")
@@ -145,7 +167,7 @@ def _entry(block: bytes, members: Mapping[str, bytes], label: str) -> tuple[str,
         raise PackageError(f"{label}: member {name!r} would lie outside of the package.")
     if not is_allowed(name):
         raise PackageError(f"{label}: member {name!r} has no place in a package.")
-    if len(members) >= MAX_MEMBERS:
+    if len(before) >= MAX_MEMBERS:
         raise PackageError(f"{label}: more than {MAX_MEMBERS} members.")
     size, mtime = _octal(block[124:136]), _octal(block[136:148])
     limit = MAX_MODEL if name == MODEL else MAX_OTHER
@@ -157,6 +179,7 @@ def _entry(block: bytes, members: Mapping[str, bytes], label: str) -> tuple[str,
 
 def _expect_end(file: BinaryIO, written: int, label: str) -> None:
     """Zeros up to the record's end, and nothing after them."""
+    file.seek(written + BLOCK)
     rest = file.read(RECORD + BLOCK)
     if written == 0 or len(rest) != _closing(written) - BLOCK or rest.strip(b"\0"):
         raise PackageError(f"{label}: {'no members' if written == 0 else 'damaged, or with more bytes, after its last member'}.")

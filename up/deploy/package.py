@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from up.deploy.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, read_archive
+from up.deploy.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
 from up.deploy.manifest import Manifest, parse_manifest, sums_text
 from up.deploy.operations import pixel_affine
 from up.deploy.session import first_line, required
@@ -41,11 +42,11 @@ class Package:
 
 def open_package(path: Path) -> Package:
     """A package (.tar), or a graph of ours (.onnx). Raises ``PackageError`` naming what is wrong with it."""
+    if not path.exists():
+        beside = [entry.name for entry in path.parent.glob("*") if entry.suffix in (".tar", ".onnx")]
+        raise PackageError(f"{path}: no such file.{did_you_mean(path.name, beside)}")
     if path.suffix == ".onnx":
         return _lone_graph(path)
-    if not path.exists():
-        beside = [entry.name for entry in path.parent.glob("*.tar")] if path.parent.is_dir() else []
-        raise PackageError(f"{path}: no such file.{did_you_mean(path.name, beside)}")
     return package_of(read_archive(path), str(path))
 
 
@@ -106,10 +107,10 @@ def _check_sums(members: Mapping[str, bytes], label: str) -> None:
 
 
 def _lone_graph(path: Path) -> Package:
-    try:
-        if path.stat().st_size > MAX_MODEL:
-            raise PackageError(f"{path}: has {path.stat().st_size:,} bytes, expected at most {MAX_MODEL:,}.")
-        model = path.read_bytes()
-    except OSError as error:
-        raise PackageError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > MAX_MODEL:
+            raise PackageError(f"{path}: has {size:,} bytes, expected at most {MAX_MODEL:,}.")
+        file.seek(0)
+        model = file.read()
     return Package(str(path), manifest_in(model, str(path)), model, {}, "graph")

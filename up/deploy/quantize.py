@@ -65,9 +65,12 @@ def quantized(model: Any, candidate: Candidate, calibration: Callable[[], Iterat
     """The graph in 8-bit integers; ``calibration`` gives batches of inputs. Raises ``UserError`` where it cannot be."""
     onnx, quantization = required("onnx"), required("onnxruntime.quantization")
     with tempfile.TemporaryDirectory() as folder, _silence():
-        prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        given, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
+        onnx.save(model, given)
         try:
-            required("onnxruntime.quantization.shape_inference").quant_pre_process(model, prepared)
+            # Its symbolic inference of shapes finds nothing more in our graphs, and leaves a file in the working folder
+            # where it fails.
+            required("onnxruntime.quantization.shape_inference").quant_pre_process(given, prepared, skip_symbolic_shape=True)
             if candidate.method == "dynamic":
                 quantization.quantize_dynamic(
                     prepared, result, op_types_to_quantize=_DYNAMIC_OPS, per_channel=True, reduce_range=_SEVEN_BITS,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import resource
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 
 from tests.unit.deploy import handmade
 from up.__main__ import main
-from up.deploy.archive import BLOCK, RECORD, PackageError, read_archive, read_members, write_archive
+from up.deploy.archive import BLOCK, MAX_MODEL, RECORD, PackageError, read_archive, read_members, write_archive
+from up.deploy.package import open_package
 
 MEMBERS = {"model.onnx": b"graph" * 300, "meta.json": b"{}", "SHA256SUMS": b"x", "testvectors/a.png": b"", "up_bundle.json": b"1"}
 
@@ -177,10 +180,24 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_archive(tmp_path / "none.tar")
 
 
-def test_a_sparse_file_of_a_terabyte_on_the_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "whole"), [(2 * BLOCK, 1 << 40), (MAX_MODEL, 1 << 40), (MAX_MODEL, MAX_MODEL + BLOCK)])
+def test_a_sparse_file_on_the_disk(tmp_path: Path, size: int, whole: int) -> None:
+    """Of a terabyte that takes no room, also where a member of the largest size hides the hole: nothing of it is read."""
     path = tmp_path / "big.tar"
+    info = tarfile.TarInfo("model.onnx")
+    info.size = size
     with path.open("wb") as file:
-        file.write(written(MEMBERS)[: 2 * BLOCK])
-        file.truncate(1 << 40)
+        file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        file.truncate(whole)
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     with pytest.raises(PackageError):
         read_archive(path)
+    assert time.perf_counter() - begun < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize("name", ["pipe.tar", "pipe.onnx"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PackageError, match=r"no regular file, expected a package \(\.tar\) or a graph \(\.onnx\)"):
+        open_package(tmp_path / name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -92,8 +93,11 @@ def test_scales_are_one_a_channel() -> None:
     assert list(weights["kernel_scale"].dims) == [8]
 
 
-def test_what_cannot_be_quantized_is_said() -> None:
+def test_what_cannot_be_quantized_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left in the folder that the command was typed in."""
+    monkeypatch.chdir(tmp_path)
     broken = handmade.graph()
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(UserError, match="--quantize int8: onnxruntime cannot quantize this graph: "):
         quantized(broken, STATIC[0], images)
+    assert list(tmp_path.iterdir()) == []
