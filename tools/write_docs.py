@@ -35,7 +35,6 @@ from up.registry import Registry  # noqa: E402
 
 DOCS = ROOT / "docs"
 TASK = "cls"
-INTERNAL = ("sampler", "runner", "dataset")  # what is supplied to these is the program's own business
 HEADER = """\
 # Configuration reference
 
@@ -126,11 +125,11 @@ def table_lines(table: str, registry: Registry, supplied: Sequence[str]) -> Iter
     for names, part in by_target(registry):
         families.setdefault(family_of(part), []).append((names, part))
     alone = [parts[0] for parts in families.values() if len(parts) == 1]
-    small = [(names, part) for names, part in alone if len(shown_of(part, table, supplied)) <= MANY]
+    small = [(names, part) for names, part in alone if len(shown_of(part)) <= MANY]
     if small:
         yield from ("| type | kwargs | what it is |", "|---|---|---|")
         for names, part in small:
-            arguments = "<br>".join(argument(parameter, supplied) for parameter in shown_of(part, table, supplied))
+            arguments = "<br>".join(argument(parameter, supplied) for parameter in shown_of(part))
             yield f"| {names} | {arguments} | {cell(text_of(part))} |"
         yield ""
     for parts in families.values():
@@ -162,7 +161,7 @@ def block_lines(parts: list[Part], table: str, supplied: Sequence[str]) -> Itera
     yield from (f"**{', '.join(names for names, _ in parts)}**", "", prose(text.partition("\n\n")[2] if together else text), "")
     signatures = [signature_of(part).parameters for _, part in parts]
     yield from ("| kwarg | type | default |", "|---|---|---|")
-    for parameter in shown_of(parts[0][1], table, supplied):
+    for parameter in shown_of(parts[0][1]):
         defaults = {default_text(signature[parameter.name], supplied) for signature in signatures}
         default = defaults.pop() if len(defaults) == 1 else "that of the network"
         yield f"| `{parameter.name}` | {words(parameter.annotation)} | {default} |"
@@ -172,9 +171,8 @@ def block_lines(parts: list[Part], table: str, supplied: Sequence[str]) -> Itera
         yield ""
 
 
-def shown_of(part: Callable[..., Any], table: str, supplied: Sequence[str]) -> list[Parameter]:
-    parameters = signature_of(part).parameters.values()
-    return [each for each in parameters if not (table in INTERNAL and each.name in supplied)]
+def shown_of(part: Callable[..., Any]) -> list[Parameter]:
+    return list(signature_of(part).parameters.values())
 
 
 def argument(parameter: Parameter, supplied: Sequence[str]) -> str:

@@ -196,7 +196,7 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
 
 def is_distillation(experiment: Experiment) -> bool:
     """Whether the runner mimics teachers."""
-    return "mimic" in signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).parameters
+    return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("mimic")
 
 
 def key_of_job(experiment: Experiment, job: str) -> str:

@@ -177,6 +177,12 @@ VALUES: list[tuple[str, Any, str, str]] = [  # path, value, what the named line 
     ("saver.resume_model", "none.pth", "resume_model: none.pth", "no such file or folder: none.pth."),
     ("saver.save_dir", "config.yaml", "save_dir: config.yaml", "config.yaml cannot be written to (File exists)"),
     ("saver.save_dir", "config.yaml/run", "save_dir: config.yaml/run", "config.yaml/run cannot be written to (Not a directory)"),
+    (
+        "dataset.train.batch_sampler.kwargs.sampler", {"type": "dist", "kwargs": {"size": 9}}, "size: 9",
+        "is not for the file to give: the program tells dist its size",
+    ),
+    (f"{KWARGS}.seed", 3, "seed: 3", "is not for the file to give: the program tells cls its seed"),
+    ("runtime.runner", {"type": "base", "kwargs": {"seed": 3}}, "seed: 3", "is not for the file to give"),
     ("saver.save_dirr", "run", "save_dirr: run", "saver takes no such key. Did you mean 'save_dir'"),
 ]  # fmt: skip
 

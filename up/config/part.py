@@ -1,4 +1,5 @@
-"""How a constructor says that one of its parameters is itself a part: ``Annotated[nn.Module, PartOf("loss")]``."""
+"""What a constructor says of its parameters: this one is itself a part, ``Annotated[nn.Module, PartOf("loss")]``; that one is
+not the file's to give, ``Annotated[int, BY_PROGRAM]``."""
 
 from __future__ import annotations
 
@@ -21,3 +22,11 @@ class PartOf:
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         """A section that holds a part says which table it is from."""
         return {**handler(core_schema), PART: self.table}
+
+
+@dataclass(frozen=True)
+class ByProgram:
+    """The program alone knows the parameter (the number of images, the seed of the run): YAML cannot give it, nothing lists it."""
+
+
+BY_PROGRAM = ByProgram()

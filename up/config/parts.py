@@ -95,7 +95,10 @@ def check_kwargs(
     given = _given(signature, kwargs)
     problems = []
     for name in kwargs:
-        if name not in signature.parameters and not signature.open:
+        if name in signature.internal:
+            what = f"is not for the file to give: the program tells {owner} its {name}. Leave it out."
+            problems.append(Problem(_join(path, str(name)), what, about_key=True))
+        elif name not in signature.parameters and not signature.open:
             what = unknown(owner, str(name), list(signature.parameters), "argument")
             problems.append(Problem(_join(path, str(name)), what, about_key=True))
     for name, parameter in signature.parameters.items():
@@ -253,7 +256,7 @@ def _arguments(
         elif name not in given and name in supply:
             value = supply[name]
             made[name] = value.value if isinstance(value, Derived) else value
-    return made
+    return {**made, **{name: supply[name] for name in signature.internal if name in supply}}
 
 
 def _nested(value: Any, table: str, tables: Tables, supply: Mapping[str, object], path: str) -> Any:

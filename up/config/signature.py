@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, InstanceOf, Strict, create_model
 from typing_extensions import is_typeddict
 
-from up.config.part import PartOf
+from up.config.part import BY_PROGRAM, PartOf
 
 _INSTANCE_OF: Any = InstanceOf
 _EMPTY = inspect.Parameter.empty
@@ -68,11 +68,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a part takes; an ``open`` one has ``**kwargs`` and takes any name."""
+    """What a part takes; an ``open`` one has ``**kwargs`` and takes any name, an ``internal`` one comes from the program alone."""
 
     owner: str
     parameters: dict[str, Parameter]
     open: bool
+    internal: frozenset[str] = frozenset()
+
+    def takes(self, name: str) -> bool:
+        """Whether there is such a parameter, for YAML or for the program."""
+        return name in self.parameters or name in self.internal
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,10 @@ class Description:
 @lru_cache(maxsize=1024)
 def signature_of(target: Callable[..., Any]) -> Signature:
     """The arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
-    optimizer, which are the tensors it optimizes."""
+    optimizer, which are the tensors it optimizes, nothing that is ``BY_PROGRAM``."""
     hints = _hints(target)
     parameters: dict[str, Parameter] = {}
+    internal = set()
     is_open = False
     for parameter in inspect.signature(target).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -98,8 +104,11 @@ def signature_of(target: Callable[..., Any]) -> Signature:
         if parameter.name == "params" and parameter.default is _EMPTY:
             continue
         annotation = hints.get(parameter.name, _implied(parameter.default))
-        parameters[parameter.name] = _parameter(parameter.name, annotation, parameter.default)
-    return Signature(name_of(target), parameters, is_open)
+        if BY_PROGRAM in _extras(annotation):
+            internal.add(parameter.name)
+        else:
+            parameters[parameter.name] = _parameter(parameter.name, annotation, parameter.default)
+    return Signature(name_of(target), parameters, is_open, frozenset(internal))
 
 
 def _implied(default: Any) -> Any:

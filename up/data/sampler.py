@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from up.config.part import BY_PROGRAM
 from up.data.packed import PackedLabels
 from up.data.records import SampleKey
 from up.errors import UserError
@@ -21,6 +22,9 @@ from up.seed import key
 from up.text import count
 
 Indices = NDArray[np.int64]
+Size: TypeAlias = Annotated[int, BY_PROGRAM]
+Seed: TypeAlias = Annotated[int, BY_PROGRAM]
+Labels: TypeAlias = Annotated[PackedLabels | None, BY_PROGRAM]
 
 SAMPLERS = Registry(
     "sampler",
@@ -58,7 +62,7 @@ class Order(Protocol):
 class Shuffled:
     """All images once in an epoch, in another random order each time (``fix_seed``: always in the same)."""
 
-    def __init__(self, *, size: int, seed: int = 0, shuffle: bool = True, fix_seed: bool = False) -> None:
+    def __init__(self, *, size: Size, seed: Seed = 0, shuffle: bool = True, fix_seed: bool = False) -> None:
         self._size, self._seed, self._shuffle, self._fixed = size, seed, shuffle, fix_seed
 
     def __len__(self) -> int:
@@ -75,7 +79,7 @@ class Shuffled:
 class InOrder:
     """All images once, in the order of the meta file."""
 
-    def __init__(self, *, size: int) -> None:
+    def __init__(self, *, size: Size) -> None:
         self._all = Shuffled(size=size, shuffle=False)
 
     def __len__(self) -> int:
@@ -93,7 +97,7 @@ class RepeatFactor:
     in some epochs and down in others, and an epoch is always as long as the factors' sum.
     """
 
-    def __init__(self, *, size: int, labels: PackedLabels | None = None, seed: int = 0, t: float = 0.001) -> None:
+    def __init__(self, *, size: Size, labels: Labels = None, seed: Seed = 0, t: float = 0.001) -> None:
         labels = _expect_labels(labels, size, "repeat_factor")
         owners, values = labels.owners(), labels.values.ravel()
         shares = np.bincount(values) / size
@@ -115,7 +119,7 @@ class ClassBalance:
     Images of rare classes come several times, each time augmented anew; some of frequent ones wait for later epochs.
     """
 
-    def __init__(self, *, size: int, labels: PackedLabels | None = None, seed: int = 0) -> None:
+    def __init__(self, *, size: Size, labels: Labels = None, seed: Seed = 0) -> None:
         labels = _expect_labels(labels, size, "class_balance")
         if labels.heads != 1:
             raise UserError("sampler class_balance needs one label for each image; got several. Use repeat_factor.")
@@ -139,7 +143,7 @@ class RepeatedAugmentation:
     copies of an image meet in one update.
     """
 
-    def __init__(self, *, size: int, seed: int = 0, num_repeats: int = 3) -> None:
+    def __init__(self, *, size: Size, seed: Seed = 0, num_repeats: int = 3) -> None:
         if num_repeats < 1:
             raise UserError(f"sampler repeated_aug: num_repeats is {num_repeats}. Expected at least 1.")
         self._size, self._seed, self._repeats = size, seed, num_repeats

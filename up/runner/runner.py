@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from up.config.part import BY_PROGRAM
 from up.data.records import Batch
 from up.distributed import rank
 from up.registry import Registry
@@ -47,7 +48,15 @@ class Runner:
     ``stage`` brings a batch to the device and finishes its images there; ``mix`` blends training batches.
     """
 
-    def __init__(self, net: nn.Module, *, loss_of: LossOf, stage: BatchStage, mix: Mixing | None, seed: int) -> None:
+    def __init__(
+        self,
+        net: Annotated[nn.Module, BY_PROGRAM],
+        *,
+        loss_of: Annotated[LossOf, BY_PROGRAM],
+        stage: Annotated[BatchStage, BY_PROGRAM],
+        mix: Annotated[Mixing | None, BY_PROGRAM],
+        seed: Annotated[int, BY_PROGRAM],
+    ) -> None:
         self.net = net
         self.loss_of = loss_of
         self.stage = stage

@@ -10,9 +10,10 @@ import pytest
 from up.config.decode import decode
 from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
-from up.config.part import PartOf
+from up.config.part import BY_PROGRAM, PartOf
 from up.config.parts import Derived, arguments, build, build_part, check_kwargs, check_part, parts_of
 from up.config.sections import Part
+from up.config.signature import describe
 from up.errors import UserError
 from up.registry import Registry
 
@@ -60,6 +61,11 @@ class Open:
         self.known, self.rest = known, kwargs
 
 
+class Sampler:
+    def __init__(self, *, size: Annotated[int, BY_PROGRAM], seed: Annotated[int, BY_PROGRAM] = 0, fixed: bool = False) -> None:
+        self.size, self.seed, self.fixed = size, seed, fixed
+
+
 class LineError(UserError):
     has_place = True
 
@@ -69,6 +75,7 @@ def angry() -> None:
 
 
 TABLES = {
+    "sampler": Registry("sampler", {"dist": f"{__name__}:Sampler"}),
     "loss": Registry("loss", {"smooth": f"{__name__}:Smooth", "plain": f"{__name__}:Plain"}),
     "head": Registry("head", {"linear": f"{__name__}:Head"}),
     "post": Registry("post process", {"post": f"{__name__}:Post", "open": f"{__name__}:Open", "angry": f"{__name__}:angry"}),
@@ -97,6 +104,15 @@ class TestCheck:
         assert "Did you mean 'momentum'?" in found
         assert check("plain", "loss", x=1) == ["net.2.kwargs.x: plain takes no such argument. (It takes no arguments)"]
         assert check("open", x=1, known=2) == []
+
+    def test_what_the_program_gives_is_not_for_the_file(self) -> None:
+        assert check("dist", "sampler", fixed=True) == []
+        assert check("dist", "sampler", size=5) == [
+            "net.2.kwargs.size: is not for the file to give: the program tells dist its size. Leave it out."
+        ]
+        assert [row[0] for row in describe(Sampler).parameters] == ["fixed"]
+        made = build_part({"type": "dist", "kwargs": {"fixed": True}}, "sampler", TABLES, {"size": 5, "seed": 7, "other": 1})
+        assert (made.size, made.seed, made.fixed) == (5, 7, True)
 
     def test_wrong_values(self) -> None:
         found = check("smooth", "loss", ratio="fast", num_classes=True, reduction="men", names=[1])

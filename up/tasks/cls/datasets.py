@@ -14,7 +14,7 @@ from pydantic import ConfigDict, with_config
 from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import TypedDict
 
-from up.config.part import PartOf
+from up.config.part import BY_PROGRAM, PartOf
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
@@ -83,8 +83,8 @@ class ClsDataset:
         on_bad_image: Literal["error", "skip"] = "error",
         max_bad: float = 0.01,
         allow_outside: bool = False,
-        seed: int = 0,
-        train: bool = True,
+        seed: Annotated[int, BY_PROGRAM] = 0,
+        train: Annotated[bool, BY_PROGRAM] = True,
     ) -> None:
         """``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files."""
         del image_type  # the transforms take images and tensors, whichever the reader makes

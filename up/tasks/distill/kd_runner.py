@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
+from up.config.part import BY_PROGRAM
 from up.data.records import Batch
 from up.distributed import rank
 from up.runner.runner import BatchStage, LossOf, Mixing, Runner, StepOutput
@@ -24,14 +25,14 @@ class KDRunner(Runner):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Annotated[nn.Module, BY_PROGRAM],
         *,
-        loss_of: LossOf,
-        stage: BatchStage,
-        mix: Mixing | None,
-        seed: int,
-        mimic: Mimic,
-        teachers: Sequence[Taught],
+        loss_of: Annotated[LossOf, BY_PROGRAM],
+        stage: Annotated[BatchStage, BY_PROGRAM],
+        mix: Annotated[Mixing | None, BY_PROGRAM],
+        seed: Annotated[int, BY_PROGRAM],
+        mimic: Annotated[Mimic, BY_PROGRAM],
+        teachers: Annotated[Sequence[Taught], BY_PROGRAM],
     ) -> None:
         super().__init__(net, loss_of=loss_of, stage=stage, mix=mix, seed=seed)
         self.mimic = mimic
