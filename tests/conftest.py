@@ -18,13 +18,17 @@ def _few_threads() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was() -> Iterator[None]:
-    """A run in the test's own process redirects the log; the next test starts afresh."""
-    logger = logging.getLogger("up")
-    before = (list(logger.handlers), logger.propagate, logger.level)
+def _a_fresh_log() -> Iterator[None]:
+    """A run in the process of the tests, of a module's fixture too, redirects the log; each test starts with an untouched one."""
+    _untouched(logging.getLogger("up"))
     yield
-    for handler in logger.handlers:
-        if handler not in before[0]:
+    _untouched(logging.getLogger("up"))
+
+
+def _untouched(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        if type(handler) is logging.FileHandler:  # a run's; others are of pytest, which attaches its own
             handler.close()
-    logger.handlers[:], logger.propagate, level = before
-    logger.setLevel(level)
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)

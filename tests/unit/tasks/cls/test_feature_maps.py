@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,10 +88,7 @@ def test_the_tiles_show_the_channels_strongest_first(tmp_path: Path) -> None:
     assert places.argmin() == strongest.argmin()
 
 
-def test_a_layer_that_cannot_be_drawn_does_not_stop_the_others(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("up"), "propagate", True)
+def test_a_layer_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hook = FeatureVis(layer_names=["head.classifier", "backbone.unused", "backbone.conv"])
     started(hook, tmp_path)
     hook.on_evaluation(1, {})
