@@ -328,6 +328,59 @@ def test_other_classes_are_refused(
     assert "head.classifier of the student gives (B, 3), head.classifier of teacher (B, 4); kd_loss compares scores" in said
 
 
+def test_classes_that_only_scores_have_in_order(
+    kd: Config, write: Write, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher's logits are put in order; another layer that is compared class by class is refused."""
+    job = kd["mimic"]["mimic_job1"]
+    job["cfgs"]["loss"]["type"] = "kd_loss"
+    job["student"] = {"mimic_name": "head.classifier:input", "adapter": "linear"}
+    job["teacher"] = {"mimic_name": "head.classifier:input"}
+    kd["teacher"][1]["kwargs"]["num_classes"] = 4
+    wide = renamed(teacher, tmp_path, ["pink", *reversed(CLASSES)], [0, 2, 1, 0])
+    path = write(kd)
+    opts = ["trainer.max_iter=1", f"mimic.mimic_job0.teacher.teacher_weight={wide}"]
+    assert says(path, capsys, tmp_path, *opts).endswith(
+        "mimic.mimic_job1.teacher.mimic_name.0: head.classifier:input gives no logits of the net, and only those are put into the "
+        "student's order of classes"
+    )
+    assert train(path, *opts, "mimic.mimic_job1.cfgs.loss.type=l2_loss") == 0
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "teacher: its scores are put into the student's order of classes, by their names; left out: 1 of 4" in said
+
+
+def test_features_of_a_teacher_of_other_classes(
+    kd: Config, write: Write, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it knows is not compared: it may know anything. Its scores are, whatever the loss."""
+    kd["mimic"]["mimic_job1"]["teacher"]["teacher_weight"] = renamed(teacher, tmp_path, ["a", "b"], [0, 1])
+    del kd["mimic"]["mimic_job0"]
+    kd["teacher"][1]["kwargs"]["num_classes"] = 2
+    path = write(kd)
+    assert train(path, "trainer.max_iter=1") == 0
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "It was trained on 2 (a, b). Expected a teacher of the same classes. Only its features are followed; it is not" in said
+    job = "mimic.mimic_job1"
+    classifiers = [f"{job}.{side}.mimic_name=head.classifier" for side in ("student", "teacher")]
+    classifiers += [f"{job}.student.adapter=linear"]
+    assert "teacher: does not know 3 classes of the student's 3" in says(path, capsys, tmp_path, *classifiers)
+    wrong = says(path, capsys, tmp_path, "teacher.1.kwargs.num_classes=3")
+    assert wrong.startswith("--opts: teacher.1.kwargs.num_classes: got 3, but 2 follows from the class names in other.pth")
+
+
+def test_a_layer_that_does_not_train(kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kd["net"][0]["kwargs"]["frozen_layers"] = [0, 1, 2, 3, 4]
+    said = says(write(kd), capsys, tmp_path)
+    assert "mimic.mimic_job1.student.mimic_name.0: no gradient passes through 'backbone.layer4': everything up to it is" in said
+
+
+def test_a_teacher_without_a_mimic_is_warned_of(kd: Config, write: Write, tmp_path: Path) -> None:
+    del kd["mimic"]
+    kd["runtime"]["runner"] = {"type": "base"}
+    assert train(write(kd), "trainer.max_iter=1") == 0
+    assert "teacher: has no effect without mimic. For distillation: " in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_a_teacher_that_guesses_is_refused_or_warned_of(
     kd: Config, write: Write, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from up.assembly.teaching import Source, build_source
 from up.config.errors import Problem
 from up.config.mimic import MimicJob
 from up.config.sections import Mimic as MimicSection
+from up.errors import UserError
 from up.experiment import Experiment, is_distillation, key_of_job, weights_of_teachers
 from up.models.net import Net
 from up.runner.evaluate import evaluation_mode
@@ -40,6 +41,7 @@ class Teaching:
     overwritten: frozenset[str]  # layers of the student whose tensor a later layer changes in place
     lines: Sequence[str] = field(default_factory=list)
     warnings: Sequence[str] = field(default_factory=list)
+    strangers: frozenset[str] = frozenset()  # teachers of other classes, which only features are taken of
 
     def pupil(self, student: nn.Module, device: torch.device) -> Pupil:
         """The student on its device, and its adapters."""
@@ -83,6 +85,9 @@ def told_of(experiment: Experiment, teaching: Teaching | None) -> tuple[list[str
     lines, warnings = (list(teaching.lines), list(teaching.warnings)) if teaching else ([], [])
     if config.mimic is not None and teaching is None:
         warnings.append(f"mimic: has no effect: runtime.runner.type is {config.runtime.runner.type!r}. For distillation: kd")
+    elif config.teachers and teaching is None:
+        names = some_of(config.teachers)
+        warnings.append(f"{names}: has no effect without mimic. For distillation: a section mimic, and runtime.runner.type: kd")
     unused = [name for name in config.teachers if teaching is not None and name not in {each.name for each in teaching.teachers}]
     if unused:
         warnings.append(f"{some_of(unused)}: in no job of mimic, so not built")
@@ -110,20 +115,27 @@ def teaching_of(
     size = input_size_of(experiment)
     example = experiment.plugin.example_batch(student, size, _EXAMPLES)
     findings = _of_student(experiment, student, mimic, example)
+    experiment.refuse(_constants(experiment, section, findings))
     by_batch = {name for job in section.jobs.values() for name, tap in job.teachers.items() if tap.teacher_bn_mode == "train"}
-    teachers = []
+    teachers: list[Teacher] = []
+    strangers: dict[str, str] = {}
     for name, source in sources.items():
         with experiment.placing(source.place):
-            columns = columns_for(name, class_names, source.class_names)
+            columns, strange = _columns(source, class_names, mimic)
             layers = mimic.layers_of(name)
-            teachers.append(Teacher(name, source.net, layers, example=example, batch_statistics=name in by_batch, columns=columns))
+            teacher = Teacher(name, source.net, layers, example=example, batch_statistics=name in by_batch, columns=columns)
+            if strange and teacher.class_scores:
+                raise UserError(strange)
+        teachers.append(teacher)
+        strangers |= {name: strange} if strange else {}
     shapes = {teacher.name: teacher.shapes for teacher in teachers}
-    experiment.refuse(_misfits(experiment, mimic, findings.shapes, shapes))
+    experiment.refuse([*_misfits(experiment, mimic, findings.shapes, shapes), *_out_of_order(experiment, mimic, teachers)])
     seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
-    lines = [line for source in sources.values() for line in source.lines]
-    warnings = list(_other_sizes(sources, size))
+    lines = [line for source in sources.values() for line in (*source.lines, *classes_line(source, class_names))]
+    warnings = [f"{why} Only its features are followed; it is not scored" for why in strangers.values()]
+    warnings += _other_sizes(sources, size)
     adapters = mimic.build_adapters(findings.shapes, shapes)
-    return Teaching(mimic, teachers, teachers, adapters, findings.overwritten, lines, warnings)
+    return Teaching(mimic, teachers, teachers, adapters, findings.overwritten, lines, warnings, frozenset(strangers))
 
 
 def mimic_of(experiment: Experiment, section: MimicSection) -> Mimic:
@@ -160,7 +172,7 @@ def _of_student(experiment: Experiment, student: Net, mimic: Mimic, example: Map
     taps = Taps(student, mimic.layers_of_student())
     try:
         with experiment.placing("mimic"), evaluation_mode(student):
-            return taps.examine(lambda: student(example), owner="student")
+            return taps.examine(lambda: student(example), owner="student", gradients=True)
     finally:
         taps.remove()  # putting the net on its device may replace the modules that they are in
 
@@ -169,6 +181,50 @@ def _misfits(experiment: Experiment, mimic: Mimic, student: Mapping[str, Any], t
     for lesson in mimic.lessons:
         for index, what in lesson.refusals(student, teachers[lesson.teacher]):
             yield Problem(f"{key_of_job(experiment, lesson.job)}.{lesson.teacher}.mimic_name.{index}", what)
+
+
+def _columns(source: Source, ours: list[str] | None, mimic: Mimic) -> tuple[list[int] | None, str]:
+    """The teacher's classes in the order of the student's, if they must be moved; and why they cannot be matched.
+
+    Raises ``UserError`` for the latter where classes are compared.
+    """
+    try:
+        return columns_for(source.name, ours, source.class_names), ""
+    except UserError as error:
+        if mimic.compares_classes(source.name):
+            raise
+        return None, str(error)
+
+
+def classes_line(source: Source, ours: list[str] | None) -> Iterator[str]:
+    """How the classes of a teacher are matched with the student's, where that is not plain."""
+    theirs = source.class_names
+    if ours is None or theirs is None:
+        which = "neither names them" if ours is theirs else f"{'the data set' if ours is None else 'its file'} does not name them"
+        yield f"{source.name}: its classes are matched with the student's by number: {which}"
+    elif set(ours) <= set(theirs) and list(ours) != list(theirs):
+        left_out = f"; left out: {len(theirs) - len(ours)} of {len(theirs)}" if len(theirs) > len(ours) else ""
+        yield f"{source.name}: its scores are put into the student's order of classes, by their names{left_out}"
+
+
+def _out_of_order(experiment: Experiment, mimic: Mimic, teachers: Sequence[Teacher]) -> Iterator[Problem]:
+    """Layers whose scores would be compared class by class, in an order that is not the student's."""
+    by_name = {teacher.name: teacher for teacher in teachers}
+    for lesson in mimic.lessons:
+        teacher = by_name[lesson.teacher]
+        for index, pair in enumerate(lesson.pairs):
+            if lesson.loss.of_logits and teacher.is_reordered and pair.teacher not in teacher.class_scores:
+                what = f"{pair.teacher} gives no logits of the net, and only those are put into the student's order of classes"
+                yield Problem(f"{key_of_job(experiment, lesson.job)}.{lesson.teacher}.mimic_name.{index}", what)
+
+
+def _constants(experiment: Experiment, section: MimicSection, findings: Findings) -> Iterator[Problem]:
+    """Layers of the student that no gradient would pass through."""
+    for name, job in section.jobs.items():
+        for index, layer in enumerate(job.student.mimic_name):
+            if layer in findings.constant:
+                what = f"no gradient passes through {layer!r}: everything up to it is frozen. Tap a layer that trains"
+                yield Problem(f"{key_of_job(experiment, name)}.student.mimic_name.{index}", what)
 
 
 def _other_sizes(sources: Mapping[str, Source], size: tuple[int, int]) -> Iterator[str]:

@@ -30,6 +30,8 @@ def preflight(
         return replace(teaching, warnings=[*teaching.warnings, "mimic.preflight: the teachers are not scored"])
     lines, warnings = list(teaching.lines), list(teaching.warnings)
     for teacher in teaching.teachers:
+        if teacher.name in teaching.strangers:
+            continue
         with together():
             teacher.to(device, channels_last=experiment.config.runtime.channels_last)
             own = score(teacher, _look_at(experiment, test_data), evaluation.stage, evaluation.precision.autocast())

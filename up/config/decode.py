@@ -124,7 +124,15 @@ def decode(tree: MappingNode) -> Decoded:
         problems += list(_contradictions(config))
     if problems:
         raise ConfigError(_in_file_order(origins.locate(problems)))
-    return Decoded(config, notes, origins)
+    return Decoded(config, [*notes, *_idle(config, origins)], origins)
+
+
+def _idle(config: Config, origins: Origins) -> Iterator[Note]:
+    """What the file says and nothing reads, because something else is missing for it."""
+    if config.saver.skip and config.saver.pretrain_model is None:
+        yield Note("saver.skip", "has no effect without saver.pretrain_model", origins.of("saver.skip"))
+    if origins.of("ema.kwargs") != DEFAULT and origins.of("ema.enable") == DEFAULT:
+        yield Note("ema.kwargs", "has no effect without ema.enable: true", origins.of("ema.kwargs"))
 
 
 def _in_file_order(problems: list[Problem]) -> list[Problem]:
@@ -142,7 +150,7 @@ def _problem(found: Found) -> Problem:
     key = str(first["loc"][-1]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         owner = found.path.rpartition(".")[0] or "a configuration"
-        return Problem(found.path, unknown(owner, key, model.known_keys()), about_key=True)
+        return Problem(found.path, model.misplaced(key) or unknown(owner, key, model.known_keys()), about_key=True)
     if first["type"] == "missing":
         path = found.path
         if key in model.gathers:  # the file has no such key, it has several that are named alike
@@ -188,6 +196,8 @@ def _contradictions(config: Config) -> Iterator[Problem]:
         if isinstance(adapters, list) and len(adapters) != wanted:
             what = f"got {count(len(adapters), 'adapter')}, expected {wanted}, one for each layer (null for none)"
             yield Problem(f"mimic.{job_name}.student.adapter", what)
+    if config.mimic is not None and not config.mimic.task_loss and not any(job.loss_weight for job in config.mimic.jobs.values()):
+        yield Problem("mimic.task_loss", "got false, and every loss_weight is 0: nothing would be learnt")
 
 
 def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:

@@ -104,6 +104,13 @@ class Mimic(Section):
     def known_keys(cls) -> list[str]:
         return [*super().known_keys(), *MimicJob.known_keys()]
 
+    @classmethod
+    def misplaced(cls, key: str) -> str | None:
+        """Keys of a job beside jobs, or under a ``mimic_as_jobs`` that is true without any."""
+        if key not in MimicJob.model_fields and MimicJob.gathered_in(key) is None:
+            return None
+        return "belongs in a job here: move it to mimic_job0, or, for a single job, leave mimic_as_jobs and mimic_job* out"
+
     @model_validator(mode="before")
     @classmethod
     def _single_job(cls, data: Any) -> Any:

@@ -72,6 +72,11 @@ class Section(BaseModel):
         """The keys that a file may use here."""
         return [cls.example_of(field) if field in cls.gathers else field for field in cls.model_fields]
 
+    @classmethod
+    def misplaced(cls, key: str) -> str | None:
+        """Where a key belongs that is known but cannot stand here in this file; None for a key that is not known."""
+        return None
+
 
 class Part(Section):
     """A replaceable part: ``type`` names it in the table of its kind, ``kwargs`` are its constructor's arguments."""

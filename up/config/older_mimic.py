@@ -19,13 +19,15 @@ def jobs_of(mimic: MappingNode) -> Iterator[tuple[str, MappingNode]]:
 
 
 def to_current_form(job: MappingNode) -> MappingNode:
-    """``mimic_type: kl`` names the loss, ``mimic_name`` the layers of all sides that name none themselves."""
+    """``mimic_type: kl`` names the loss, ``mimic_name`` the layers of all sides that name none themselves, or are not there."""
     kind = job.get("mimic_type")
     if isinstance(kind, ScalarNode) and is_null(job.get("cfgs")):
         mark = job.key_marks["mimic_type"]
         name = ScalarNode(f"{kind.value}_loss", kind.mark) if kind.value in _LOSSES else kind
         job = job.with_entry("cfgs", empty(mark).with_entry("loss", empty(mark).with_entry("type", name, mark), mark), mark)
     layers = job.get("mimic_name")
+    if layers is not None and "student" not in job.entries:
+        job = job.with_entry("student", empty(job.key_marks["mimic_name"]), job.key_marks["mimic_name"])
     for key, node in job.entries.items() if layers is not None else ():
         if key != "student" and MimicJob.gathered_in(key) is None:
             continue

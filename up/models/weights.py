@@ -222,9 +222,10 @@ class _Filling:
         if not problems:
             return
         doubt = "Is it another architecture? " if len(problems) > len(self.chosen) else ""
+        fix = f"To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
         raise WeightsError(
             f"{report.source}: {count(len(problems), 'tensor')} cannot be loaded: {some_of(problems.values())}. "
-            f"{doubt}To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
+            f"{doubt}{fix if self._heads else 'Expected the tensors of this very net.'}"
         )
 
     def _fit(self, name: str, tensor: Tensor) -> None:
@@ -292,7 +293,7 @@ def _reshaped(tensor: Tensor, own: Tensor) -> Tensor | None:
 def _prefixes(problems: Iterable[str], good: Iterable[str], limit: int = 10) -> list[str]:
     """The shortest prefixes that take in all ``problems`` and nothing ``good``; more than ``limit`` are taken together."""
     fine = {parent for name in good if not IMMATERIAL.search(name) for parent in _parents(name)}
-    found = [next((parent for parent in _parents(name) if parent not in fine), name) for name in problems]
+    found = list(dict.fromkeys(next((parent for parent in _parents(name) if parent not in fine), name) for name in problems))
     for depth in range(max(name.count(".") for name in found) + 1, 1, -1):
         found = list(dict.fromkeys(_parents(name)[:depth][-1] for name in found))
         if len(found) <= limit:

@@ -143,6 +143,25 @@ class TestContradictions:
             "x.yaml:5: mimic.student.adapter: got 3 adapters, expected 2, one for each layer (null for none)"
         ]
 
+    def test_a_mimic_that_teaches_nothing(self) -> None:
+        text = (
+            "teacher: [{name: backbone, type: x}]\nmimic:\n  cfgs: {loss: {type: l2_loss}}\n  task_loss: false\n"
+            "  loss_weight: 0\n  student: {mimic_name: a}\n  teacher: {mimic_name: a}\n"
+        )
+        expected = "x.yaml:5: mimic.task_loss: got false, and every loss_weight is 0: nothing would be learnt"
+        assert problems(NET + text) == [expected]
+        assert decoded(NET + text.replace("task_loss: false", "task_loss: true")).config.mimic is not None
+
+    def test_keys_of_a_job_beside_jobs(self) -> None:
+        job = "{cfgs: {loss: {type: l2_loss}}, student: {mimic_name: a}, teacher: {mimic_name: a}}"
+        text = f"teacher: [{{name: backbone, type: x}}]\nmimic:\n  mimic_job0: {job}\n  loss_weight: 2\n"
+        assert problems(NET + text) == [
+            "x.yaml:5: mimic.loss_weight: belongs in a job here: move it to mimic_job0, or, for a single job, leave mimic_as_jobs "
+            "and mimic_job* out"
+        ]
+        (unknown,) = problems(NET + text.replace("loss_weight", "loss_weigth"))
+        assert unknown.startswith("x.yaml:5: mimic.loss_weigth: mimic takes no such key. Did you mean 'loss_weight'?")
+
     def test_teachers_of_mimic_exist_and_have_as_many_layers(self) -> None:
         found = problems(
             NET

@@ -197,6 +197,11 @@ class TestOlderMimic:
         job = made.config.mimic.jobs["mimic_job0"]
         assert (job.student.mimic_name, job.teachers["teacher"].mimic_name, job.cfgs.loss.type) == (["b"], ["a"], "dkd")
 
+    def test_layers_of_a_student_that_is_not_mentioned(self) -> None:
+        made = decoded(self.TEACHER + "mimic: {mimic_name: [a], mimic_type: kl, teacher: {teacher_weight: t.pth}}\n")
+        assert made.config.mimic is not None
+        assert made.config.mimic.jobs["mimic_job0"].student.mimic_name == ["a"]
+
     def test_two_starting_points_contradict(self) -> None:
         text = (
             self.TEACHER

@@ -496,6 +496,15 @@ def test_any_other_mismatch_is_an_error_with_the_line_to_add():
     assert torch.equal(net.state_dict()["backbone.layer2.0.conv1.weight"], state["backbone.layer2.0.conv1.weight"])
 
 
+def test_what_may_be_left_out_is_named_once_or_not_at_all():
+    backbone = Net([("backbone", small_resnet())])
+    weights = Weights("x.pth", {**backbone.state_dict(), "neck.weight": torch.ones(1), "neck.bias": torch.ones(1)})
+    with pytest.raises(WeightsError, match=r"To leave them out: saver: \{skip: \[neck\]\}$"):
+        load_weights(backbone, weights)
+    with pytest.raises(WeightsError, match=r"neck.bias is not in the net. Expected the tensors of this very net.$"):
+        load_weights(backbone, weights, heads=())
+
+
 def test_a_deeper_network_is_suspected():
     net = net_of(timm.create_model("resnet50", num_classes=0), 5)
     with pytest.raises(WeightsError, match=r"Is it another architecture\? To leave them out: saver: \{skip: \[") as caught:

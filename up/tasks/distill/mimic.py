@@ -128,6 +128,10 @@ class Mimic:
         """Every layer of a teacher that is tapped, once."""
         return list(dict.fromkeys(pair.teacher for lesson in self.lessons if lesson.teacher == teacher for pair in lesson.pairs))
 
+    def compares_classes(self, teacher: str) -> bool:
+        """Whether what is learned from a teacher are its scores of classes, and not features alone."""
+        return any(lesson.loss.of_logits for lesson in self.lessons if lesson.teacher == teacher)
+
     def build_adapters(self, student: Shapes, teachers: Mapping[str, Shapes]) -> dict[str, tuple[str, nn.Module]]:
         """Every adapter by its name, with the layer of the student that it reads."""
         return {

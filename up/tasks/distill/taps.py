@@ -23,6 +23,7 @@ class Findings:
     shapes: Mapping[str, tuple[int, ...]]  # by layer, batch first
     overwritten: frozenset[str] = frozenset()  # layers whose tensor a later layer changes in place
     scores: frozenset[str] = frozenset()  # layers whose tensor is the record's ``logits``: one score for each class
+    constant: frozenset[str] = frozenset()  # layers that no gradient passes through, where gradients were asked for
 
 
 def parse(layer: str) -> tuple[str, str]:
@@ -69,15 +70,15 @@ class Taps:
         finally:
             self._seen = None
 
-    def examine(self, run: Callable[[], Any], *, owner: str) -> Findings:
+    def examine(self, run: Callable[[], Any], *, owner: str, gradients: bool = False) -> Findings:
         """One forward pass, ``run``, looked at. Raises ``UserError`` for a layer that does not run in it or gives no tensor.
 
-        It must not be in inference mode, where tensors do not count their changes.
+        It must not be in inference mode, where tensors do not count their changes. ``gradients`` looks for layers without.
         """
         versions: dict[str, int] = {}
         self._versions = versions
         try:
-            with torch.no_grad(), self.recording() as seen:
+            with torch.set_grad_enabled(gradients), self.recording() as seen:
                 record = run()
         finally:
             self._versions = None
@@ -89,6 +90,7 @@ class Taps:
             shapes={layer: tuple(tensor.shape) for layer, tensor in seen.items()},
             overwritten=frozenset(layer for layer, tensor in seen.items() if tensor._version != versions[layer]),
             scores=frozenset(layer for layer, tensor in seen.items() if tensor is logits),
+            constant=frozenset(layer for layer, tensor in seen.items() if gradients and not tensor.requires_grad),
         )
 
     def _install(self, net: nn.Module, layer: str) -> Any:

@@ -59,7 +59,7 @@ class Teacher:
         self._body = net.without(*_after_last(net, layers))
         if batch_statistics:
             normalise_by_batch(net)  # last: a net that is put together anew lets frozen norms rest
-        self.class_scores = findings.scores
+        self.class_scores, self.is_reordered = findings.scores, columns is not None
         self.shapes = {
             layer: (shape[0], len(columns)) if columns is not None and layer in self._scores else shape
             for layer, shape in findings.shapes.items()

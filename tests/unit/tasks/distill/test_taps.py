@@ -39,6 +39,14 @@ class Head(nn.Module):
         return {"logits": self.classifier(record["features"][-1].mean((2, 3)))}
 
 
+def test_layers_that_no_gradient_passes_through(net: Net) -> None:
+    net["backbone"].requires_grad_(False)
+    layers = ["backbone.last", "head.classifier:input", "head.classifier"]
+    found = Taps(net, layers).examine(lambda: net(BATCH), owner="student", gradients=True)
+    assert found.constant == {"backbone.last", "head.classifier:input"}
+    assert not Taps(net, layers).examine(lambda: net(BATCH), owner="student").constant
+
+
 @pytest.fixture
 def net() -> Net:
     torch.manual_seed(0)
