@@ -236,7 +236,8 @@ def test_data_that_changed_are_refused(runs: Cluster, run: Path, images: Path, t
     named = f"dataset.train.dataset.kwargs.meta_file={other}"
     ended = runs.run(GO_ON, named, codes=(2, 2))
     assert "the training data have changed since this checkpoint (sha256 " in ended[0].said
-    runs.run(GO_ON, named, "saver.accept_data_change=true")
+    assert "or go on with --accept-data-change" in ended[0].said
+    runs.run(GO_ON, named, command=("train", "--accept-data-change"))
     assert checkpoint(run)["step"] == 8
 
 

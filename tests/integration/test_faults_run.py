@@ -282,6 +282,23 @@ def test_a_bad_image_in_the_evaluation_of_one_rank(
     assert "Traceback" not in ended.said
 
 
+def test_bad_images_in_the_evaluations_of_all_ranks(
+    server: Server, images: Path, tmp_path: Path, write: Callable[[Config], str]
+) -> None:
+    """``max_bad`` counts those of all ranks, here one on each, and all are named."""
+    data = with_bad_image(images, tmp_path, (images / "train 17.png").read_bytes())
+    for number in (3, 4):
+        (data / f"val {number}.png").write_bytes(b"GIF89a")
+    config = fault_config(data, tmp_path / "run")
+    config["dataset"]["test"]["dataset"]["kwargs"] |= {"on_bad_image": "skip", "max_bad": 1}
+    runs, run = Cluster(server, tmp_path, write(config)), tmp_path / "run"
+    runs.run(codes=(2, 2))
+    assert "2 bad images of 13" in status(run)["reason"]
+    runs.run("dataset.test.dataset.kwargs.max_bad=2")
+    log = (run / "train.log").read_text()
+    assert all(log.count(f"left out of the evaluation: {data / 'val.txt'}:{line}: ") == 1 for line in (4, 5))
+
+
 def with_one_rank_different(runs: Cluster, *words: str, codes: Sequence[int]) -> Ranks:
     """Two ranks, of which the second gets other options."""
     port = free_port()

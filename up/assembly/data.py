@@ -16,7 +16,7 @@ from up.data.records import SampleKey
 from up.data.sampler import EvalBatches, TrainBatches
 from up.errors import UserError
 from up.experiment import Experiment, missing_files
-from up.runner.evaluate import Evaluation, Lockstep
+from up.runner.evaluate import Evaluation
 from up.runner.log import LOGGER
 from up.runner.precision import Precision
 from up.text import some_of
@@ -131,10 +131,9 @@ def build_evaluation(
         max_bad=dataset.max_bad, total=len(dataset), on_new=lambda bad: LOGGER.warning("left out of the evaluation: %s", bad)
     )
     loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate, bad_images=bad_images)
-    evaluation = Evaluation(loader, stage, plugin.make_evaluator(dataset), precision)
+    evaluation = Evaluation(loader, stage, plugin.make_evaluator(dataset), precision, bad_images=bad_images)
     if experiment.config.runtime.parallel == "fsdp":
-        most = EvalBatches(len(dataset), batch_size=section.batch_sampler.kwargs.batch_size, world_size=distributed.world_size())
-        evaluation.lockstep = Lockstep(len(most), lambda: plugin.collate([dataset[SampleKey(0, 0)]]))
+        evaluation.padding = lambda: plugin.collate([dataset[SampleKey(0, 0)]])
     return evaluation, dataset
 
 

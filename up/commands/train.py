@@ -23,6 +23,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--phase", choices=("train", "eval"), default="train", help="eval is the same as --evaluate")
     parser.add_argument("--display", type=int, metavar="N", help="updates between lines of the log (default: trainer.log_interval)")
     parser.add_argument("--allow_dead_parameter", action="store_true", help="let parameters go without a gradient")
+    parser.add_argument("--accept-data-change", action="store_true", help="resume although the data are other ones by now")
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="how worker processes are started")
     add_launch(parser)
     add_config(parser)
@@ -32,6 +33,8 @@ def main(words: list[str]) -> int:
         overrides.append(f"trainer.log_interval={arguments.display}")
     if arguments.allow_dead_parameter:
         overrides.append("runtime.allow_dead_parameter=true")
+    if arguments.accept_data_change:
+        overrides.append("saver.accept_data_change=true")
     if arguments.fork_method is not None:
         overrides.append(f"dataset.train.dataloader.kwargs.fork_method={arguments.fork_method}")
     launch = launch_of(arguments)

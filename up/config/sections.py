@@ -150,7 +150,7 @@ class Saver(Section):
     task_type: Name | None = None
     """Accepted for older files; ``runtime.task_names`` says it."""
     accept_data_change: bool = False
-    """Resume although the data changed since the checkpoint was saved."""
+    """Resume although the data changed since the checkpoint was saved; ``up train --accept-data-change`` sets it."""
 
     def folder(self, config_file: Path) -> Path:
         """The run folder of the configuration in ``config_file``."""

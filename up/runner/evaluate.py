@@ -10,14 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from up.data.bad_images import BadImages
 from up.data.records import Batch
 from up.distributed import gather_objects
 from up.runner.ema import Ema, NoEma
 from up.runner.precision import Precision
 from up.runner.runner import BatchStage
 from up.runner.shards import is_shared
-from up.runner.vote import Vote, agree
-from up.together import raise_together
+from up.runner.vote import Vote, agree_on
+from up.together import raise_together, together
 
 
 class Evaluator(Protocol):
@@ -47,14 +48,6 @@ class BrokenOff(Exception):
     """A signal came during an evaluation."""
 
 
-@dataclass(frozen=True)
-class Lockstep:
-    """As many forward passes on every rank, those without images of their own with a ``padding`` that counts nothing."""
-
-    forwards: int
-    padding: Callable[[], Batch]
-
-
 @dataclass
 class Evaluation:
     """The evaluation of a run: its batches, and an evaluator for each set of weights."""
@@ -65,27 +58,23 @@ class Evaluation:
     precision: Precision
     on_outputs: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None  # sees the served weights' outputs
     collected: dict[str, Evaluator] = field(default_factory=dict)  # by prefix: "" the raw weights, "ema_" their average
-    lockstep: Lockstep | None = None  # where the ranks gather their weights for each forward pass (fsdp)
+    padding: Callable[[], Batch] | None = None
+    """Where the ranks gather their weights for each forward pass (fsdp): the batch, which counts nothing, of one that has no
+    images left."""
+    bad_images: BadImages | None = None  # those left out, here and on the other ranks
 
     def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> dict[str, float]:
         """Metrics in percent; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both.
 
-        ``proposal`` is asked between batches. Raises ``BrokenOff`` on every rank when one of them is to stop, and what one
-        of them met in its images.
+        Before each batch the ranks vote, each with its ``proposal``. Raises ``BrokenOff`` on every rank when one of them is to
+        stop, and what one of them met in its images.
         """
         prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]
         self.collected = {prefix: self.make_evaluator() for prefix in prefixes}
-        failure: Exception | None = None
-        try:
-            # inference mode is faster, but weights that are gathered in it could not be trained afterwards
-            with torch.no_grad() if is_shared(model) else torch.inference_mode(), evaluation_mode(model):
-                self._pass(model, ema, proposal)
-        except Exception as error:
-            failure = error
-        verdict = agree(Vote.ERROR if failure else proposal())
-        if verdict is not Vote.GO:
-            raise_together(failure)
-            raise BrokenOff
+        # inference mode is faster, but weights that are gathered in it could not be trained afterwards
+        with torch.no_grad() if is_shared(model) else torch.inference_mode(), evaluation_mode(model):
+            self._pass(model, ema, proposal)
+        self._count_bad_images()
         metrics = {}
         for prefix, evaluator in self.collected.items():
             evaluator.merge(gather_objects(evaluator.state()))
@@ -93,19 +82,43 @@ class Evaluation:
         return metrics
 
     def _pass(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote]) -> None:
-        done = 0
-        for batch in self.batches:
-            if proposal() is not Vote.GO and self.lockstep is None:
+        fetched = iter(self.batches)
+        failure: Exception | None = None
+        while True:
+            batch = None
+            try:
+                batch = next(fetched, None) if failure is None else None
+            except Exception as error:
+                failure = error
+            verdict, any_is_left = agree_on(Vote.ERROR if failure else proposal(), batch is not None)
+            if verdict is Vote.ERROR:
+                raise_together(failure)
+            if verdict is not Vote.GO:
+                raise BrokenOff
+            if not any_is_left:
                 return
-            on_device = self.stage(batch)
-            done += 1
-            for prefix, outputs in self._outputs(model, ema, on_device):
-                self.collected[prefix].update(outputs, on_device)
-            if self.on_outputs is not None:
-                self.on_outputs(outputs, on_device)
-        if self.lockstep is not None:
-            for _ in range(done, self.lockstep.forwards):
-                list(self._outputs(model, ema, self.stage(self.lockstep.padding())))  # so that the others can gather
+            try:
+                self._forward(model, ema, batch)
+            except Exception as error:
+                failure = error
+
+    def _forward(self, model: nn.Module, ema: Ema | NoEma, batch: Batch | None) -> None:
+        if batch is None:
+            if self.padding is not None:
+                list(self._outputs(model, ema, self.stage(self.padding())))  # so that the others can gather
+            return
+        on_device = self.stage(batch)
+        for prefix, outputs in self._outputs(model, ema, on_device):
+            self.collected[prefix].update(outputs, on_device)
+        if self.on_outputs is not None:
+            self.on_outputs(outputs, on_device)
+
+    def _count_bad_images(self) -> None:
+        """``max_bad`` is a limit for all ranks together. Raises ``UserError`` on every one of them."""
+        if self.bad_images is not None:
+            told = gather_objects(self.bad_images.state_dict()["seen"])
+            with together():
+                self.bad_images.add({"bad": [bad for seen in told for bad in seen]})
 
     def _outputs(self, model: nn.Module, ema: Ema | NoEma, batch: Batch) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """What the model says to a batch, with each set of weights."""

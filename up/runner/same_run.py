@@ -76,7 +76,7 @@ def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> None
     if state["data_sha256"] != facts.data_sha256 and not facts.accept_data_change:
         raise UserError(
             f"{path}: the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
-            f"{facts.data_sha256[:12]}… now). Restore them, or go on with saver.accept_data_change=true."
+            f"{facts.data_sha256[:12]}… now). Restore them, or go on with --accept-data-change (saver.accept_data_change: true)."
         )
     for key, now in (("seed", facts.seed), ("global_batch_size", facts.global_batch_size)):
         if state[key] != now:
