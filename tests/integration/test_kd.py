@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.integration.ranks import Server, start
 from tests.integration.refusals import refused
@@ -171,6 +172,10 @@ def test_a_warm_cache_trains_the_same_student_without_the_teacher(kd: Config, wr
     cold, warm = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "warm")
     for part in ("model", "ema", "optimizer", "metrics"):
         assert_same(cold[part], warm[part], part)
+
+    assert train(path, "runtime.random_seed=8", "trainer.max_iter=1") == 0
+    assert "; 0 bytes are there" in (tmp_path / "run" / "train.log").read_text()
+    assert [folder.name for folder in sorted((tmp_path / "cache" / "teacher").iterdir())] == ["seed_7", "seed_8"]
 
 
 def two_jobs_into_one(kd: Config) -> Config:
@@ -446,6 +451,15 @@ def test_what_a_cache_cannot_keep(kd: Config, write: Write, tmp_path: Path, caps
     assert "mimic.cache.topk: keeps what softmax makes of the largest logits, which l2_loss does not go by: leave it out" in said
 
 
+def turned_images(kd: Config, folder: Path) -> Path:
+    """Other images under the same names."""
+    train_source = kd["dataset"]["train"]["dataset"]["kwargs"]
+    (folder / "turned").mkdir()
+    for path in Path(train_source["image_reader"]["kwargs"]["image_dir"]).glob("*.png"):
+        Image.open(path).rotate(90).save(folder / "turned" / path.name)
+    return folder / "turned"
+
+
 def test_a_damaged_or_foreign_cache_is_refused(
     kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -453,9 +467,17 @@ def test_a_damaged_or_foreign_cache_is_refused(
     cache = ["+mimic.cache.dir=" + str(tmp_path / "cache"), "trainer.max_iter=2"]
     assert train(path, *cache) == 0
     said = says(path, capsys, tmp_path, *cache, "runtime.amp=bf16")
-    assert "mimic.cache.dir: cache/teacher: was made with another precision (got fp32, this run has bf16)" in said
-    crop = "dataset.train.dataset.kwargs.transformer.0.kwargs.scale=[0.6, 1]"
-    assert "was made with another images (got " in says(path, capsys, tmp_path, *cache, crop)
+    assert "mimic.cache.dir: cache/teacher/seed_7: was made of other things: precision fp32, this run has bf16" in said
+    transforms = "dataset.train.dataset.kwargs.transformer"
+    for opt, field in {
+        f"{transforms}.0.kwargs.scale=[0.6, 1]": "transforms",
+        "dataset.train.dataset.kwargs.image_reader.type=fs_turbo": "reader",
+        "dataset.train.dataloader.kwargs.batch_fn={type: batch_mixup}": "mixing",
+        "dataset.train.dataset.kwargs.fraction=0.5": "names and labels",
+        f"dataset.train.dataset.kwargs.image_reader.kwargs.image_dir={turned_images(kd, tmp_path)}": "images",
+    }.items():
+        opt = opt if "fraction" not in opt and "batch_fn" not in opt else f"+{opt}"
+        assert f"was made of other things: {field} " in says(path, capsys, tmp_path, *cache, opt), field
     (rows,) = (tmp_path / "cache").rglob("*.rows")
     content = bytearray(rows.read_bytes())
     content[3] ^= 1

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from up.tasks.distill.store import Keys, Rows, Store
@@ -71,6 +72,12 @@ class Codec:
         rows: Rows = torch.cat([_as_bytes(part) for part in parts], 1).cpu().numpy()
         return rows
 
+    def finite(self, said: Mapping[str, Tensor]) -> NDArray[np.bool_]:
+        """(B,): the images whose numbers are finite as they are stored."""
+        parts = [torch.isfinite(said[layer].to(_DTYPES[self.dtype])).all(1) for layer in self.widths]
+        found: NDArray[np.bool_] = torch.stack(parts).all(0).cpu().numpy()
+        return found
+
     def decode(self, rows: Tensor) -> dict[str, Tensor]:
         """Float32 vectors by layer, where ``rows`` (B, row_bytes) uint8 are."""
         said, at = {}, 0
@@ -112,7 +119,8 @@ def _as_bytes(numbers: Tensor) -> Tensor:
 class CachedTeacher:
     """A teacher that is asked only about images that the store has nothing of.
 
-    What it gives has always been through the codec, the first time too: a warm run equals the cold one bit for bit.
+    What it gives has always been through the codec, the first time too: a warm run equals the cold one bit for bit. Numbers
+    that are not finite end the run, and are not kept for the next one.
     """
 
     def __init__(self, teacher: Teacher, store: Store, codec: Codec, *, updates_per_epoch: int) -> None:
@@ -129,7 +137,8 @@ class CachedTeacher:
         epoch = visits.step // self._updates_per_epoch
         rows, found = self._store.read(epoch, visits.keys)
         if not found.all():
-            new = ~found
-            rows[new] = self._codec.encode(self._teacher(batch))[new]
+            said = self._teacher(batch)
+            rows[~found] = self._codec.encode(said)[~found]
+            new = ~found & self._codec.finite(said)
             self._store.append(epoch, visits.keys[new], rows[new])
         return self._codec.decode(torch.from_numpy(rows).to(batch["image"].device, non_blocking=True))

@@ -4,7 +4,8 @@
     FOLDER/epoch_000012/WRITER.rows        rows of a fixed number of bytes
     FOLDER/epoch_000012/WRITER.keys        for each row its key (8 bytes) and the CRC-32 of the row (4 bytes)
 
-Every process writes files of its own, rows before keys, so that a kill at any moment leaves at most a row without a key.
+Every process writes files of its own, rows before keys, so that a kill at any moment leaves at most a row without a key. Their
+names begin with a digest of the label: two runs that make a cache at the same moment, and differ, never read each other's rows.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ Rows = NDArray[np.uint8]
 
 _LABEL = "cache.json"
 _ENTRY = np.dtype([("key", "<u8"), ("crc", "<u4")])
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 class Store:
@@ -43,24 +45,26 @@ class Store:
         self.folder = folder
         self.row_bytes = row_bytes
         self._label = {"format": _FORMAT, **identity, "bytes a row": str(row_bytes)}
+        self._digest = sha256(repr(self._label).encode()).hexdigest()[:8]
         self._index: _Index | None = None
         self._writer: _Writer | None = None
         self._require_own()
-        for keys in folder.glob("epoch_*/*.keys"):
+        for keys in folder.glob(f"epoch_*/{self._digest}-*.keys"):
             _entries(keys, row_bytes)
 
     def read(self, epoch: int, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
         """The rows (N, row_bytes) of ``keys`` (N,), and which of them are there; the others are not filled."""
         if self._index is None or self._index.epoch != epoch:
-            self._index = _Index(epoch, self._of(epoch), self.row_bytes)
+            self._index = _Index(epoch, sorted(self._of(epoch).glob(f"{self._digest}-*.keys")), self.row_bytes)
         return self._index.read(keys)
 
     def append(self, epoch: int, keys: Keys, rows: Rows) -> None:
-        """Add rows (N, row_bytes). Raises ``StorageError`` when the disk does not take them."""
+        """Add rows (N, row_bytes). Raises ``StorageError`` when the disk does not take them, ``UserError`` when another run has
+        made the folder its own meanwhile."""
         try:
             if self._writer is None or self._writer.epoch != epoch:
                 self._write_label()
-                self._writer = _Writer(epoch, self._of(epoch))
+                self._writer = _Writer(epoch, self._of(epoch), self._digest)
             self._writer.append(keys, rows)
         except OSError as error:
             raise StorageError(
@@ -69,7 +73,7 @@ class Store:
 
     def size(self) -> int:
         """Bytes on disk now."""
-        return sum(path.stat().st_size for path in self.folder.glob("epoch_*/*"))
+        return sum(path.stat().st_size for path in self.folder.glob(f"epoch_*/{self._digest}-*"))
 
     def _of(self, epoch: int) -> Path:
         return self.folder / f"epoch_{epoch:06d}"
@@ -78,21 +82,26 @@ class Store:
         if not (self.folder / _LABEL).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / _LABEL, self._label)
+        self._require_own()
 
     def _require_own(self) -> None:
         path = self.folder / _LABEL
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if self.folder.exists() and any(self.folder.iterdir()):
                 raise UserError(f"{self.folder}: holds something that is no cache. Choose another mimic.cache.dir.") from None
             return
+        except NotADirectoryError:
+            raise UserError(f"{self.folder}: lies below a file. Expected a folder: choose another mimic.cache.dir.") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: damaged ({error}). Delete {self.folder}, or choose another mimic.cache.dir.") from None
-        for field in self._label if isinstance(found, dict) else ():
-            if found.get(field) != self._label[field]:
+        if not isinstance(found, dict):
+            raise UserError(f"{path}: damaged (no table). Delete {self.folder}, or choose another mimic.cache.dir.")
+        for field, ours in self._label.items():
+            if found.get(field) != ours:
                 raise UserError(
-                    f"{self.folder}: was made with another {field} (got {found.get(field)}, this run has {self._label[field]}). "
+                    f"{self.folder}: was made of other things: {field} {found.get(field)}, this run has {ours}. "
                     "Choose another mimic.cache.dir, or delete this one."
                 )
 
@@ -100,10 +109,10 @@ class Store:
 class _Index:
     """Where the rows of one epoch are, in whatever files."""
 
-    def __init__(self, epoch: int, folder: Path, row_bytes: int) -> None:
+    def __init__(self, epoch: int, paths: Sequence[Path], row_bytes: int) -> None:
         self.epoch = epoch
         self._row_bytes = row_bytes
-        self._paths = sorted(folder.glob("*.keys"))
+        self._paths = paths
         entries = [_entries(path, row_bytes) for path in self._paths]
         self._rows = [_mapped(path, len(found), row_bytes) for path, found in zip(self._paths, entries, strict=True)]
         joined = np.concatenate([np.zeros(0, _ENTRY), *entries])
@@ -135,10 +144,10 @@ class _Index:
 class _Writer:
     """The files of this process for one epoch; they are open only while something is added."""
 
-    def __init__(self, epoch: int, folder: Path) -> None:
+    def __init__(self, epoch: int, folder: Path, digest: str) -> None:
         self.epoch = epoch
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"r{rank()}-{os.getpid()}-{secrets.token_hex(4)}"
+        name = f"{digest}-r{rank()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._rows, self._keys = folder / f"{name}.rows", folder / f"{name}.keys"
 
     def append(self, keys: Keys, rows: Rows) -> None:
@@ -181,8 +190,8 @@ class Sizes:
         return self.row * self.rows * self.epochs
 
     def __str__(self) -> str:
-        an_epoch = f"{_bytes(self.row * self.rows)} an epoch ({self.rows:,} rows of {self.row:,} bytes)"
-        return f"{an_epoch}, {_bytes(self.total)} for {self.epochs:.3g} epochs"
+        an_epoch = f"{size_text(self.row * self.rows)} an epoch ({self.rows:,} rows of {self.row:,} bytes)"
+        return f"{an_epoch}, {size_text(self.total)} for {self.epochs:.3g} epochs"
 
 
 def sizes(row_bytes: int, rows: int, epochs: float) -> Sizes:
@@ -190,7 +199,8 @@ def sizes(row_bytes: int, rows: int, epochs: float) -> Sizes:
     return Sizes(row_bytes + _ENTRY.itemsize, rows, epochs)
 
 
-def _bytes(number: float) -> str:
+def size_text(number: float) -> str:
+    """``2.58 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"

@@ -115,6 +115,17 @@ def test_a_second_run_does_not_ask_the_teacher_and_gets_the_same_bits(tmp_path: 
     assert second.asked == 0
 
 
+def test_what_is_not_finite_is_given_but_not_kept(tmp_path: Path) -> None:
+    teacher, batch = counting(), visiting(batch_of(4), 0)
+    batch.image[2, 0, 0, 0] = torch.inf
+    said = cached(teacher, tmp_path / "cache")(batch)["head.classifier"]
+    assert torch.isfinite(said).all(1).tolist() == [True, True, False, True]
+    (keys,) = (tmp_path / "cache").glob("epoch_*/*.keys")
+    assert keys.stat().st_size == 3 * 12
+    again = cached(counting(), tmp_path / "cache")(batch)["head.classifier"]
+    assert torch.equal(again.isfinite(), said.isfinite())
+
+
 def test_only_what_is_missing_is_added(tmp_path: Path) -> None:
     batch = visiting(batch_of(6), 0)
     half = Batch({name: value[:3] for name, value in batch_of(6).items()})

@@ -54,6 +54,7 @@ def test_size_on_disk_and_in_words(filled: Path) -> None:
     assert str(sizes(2000, 1_281_167, 180)) == "2.58 GB an epoch (1,281,167 rows of 2,012 bytes), 464 GB for 180 epochs"
     assert str(sizes(20, 200, 2.5)) == "6.4 kB an epoch (200 rows of 32 bytes), 16 kB for 2.5 epochs"
     assert sizes(20, 200, 2.5).total == 16_000
+    assert store(filled, row_bytes=5).size() == 102
 
 
 def one(folder: Path, pattern: str) -> Path:
@@ -88,17 +89,37 @@ def test_what_a_kill_cut_short_is_passed_over(filled: Path) -> None:
 
 def test_another_teacher_or_form_is_refused(filled: Path) -> None:
     with pytest.raises(
-        UserError, match=r"was made with another teacher \(got abc, this run has xyz\). Choose another mimic.cache.dir"
+        UserError, match=r"was made of other things: teacher abc, this run has xyz. Choose another mimic.cache.dir"
     ):
         store(filled, teacher="xyz")
-    with pytest.raises(UserError, match=r"another bytes a row \(got 5, this run has 6\)"):
+    with pytest.raises(UserError, match=r"other things: bytes a row 5, this run has 6\."):
         store(filled, row_bytes=6)
 
 
-def test_a_damaged_label_is_refused(filled: Path) -> None:
-    (filled / "cache.json").write_text("{")
+def test_runs_that_begin_a_cache_at_once_do_not_read_each_other(tmp_path: Path) -> None:
+    """Neither finds a label when it starts; the second to write is refused, and finds nothing of the first's."""
+    first, second = store(tmp_path / "cache"), store(tmp_path / "cache", teacher="xyz")
+    first.append(0, KEYS, ROWS)
+    assert not second.read(0, KEYS)[1].any()
+    with pytest.raises(UserError, match="was made of other things: teacher abc, this run has xyz"):
+        second.append(0, KEYS, ROWS + 1)
+    rows, found = store(tmp_path / "cache").read(0, KEYS)
+    assert found.all()
+    assert rows.tolist() == ROWS.tolist()
+
+
+@pytest.mark.parametrize("label", ["{", "[]", "3", "", "null"])
+def test_a_damaged_label_is_refused(filled: Path, label: str) -> None:
+    (filled / "cache.json").write_text(label)
     with pytest.raises(UserError, match=r"cache.json: damaged .* Delete .* or choose another mimic.cache.dir"):
         store(filled)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "teacher"):
+        with pytest.raises(UserError, match="lies below a file. Expected a folder"):
+            store(folder)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -112,7 +133,7 @@ def test_nothing_is_made_before_something_is_added(tmp_path: Path) -> None:
     assert not made.read(0, KEYS)[1].any()
     assert not (tmp_path / "cache").exists()
     made.append(0, KEYS, ROWS)
-    assert json.loads((tmp_path / "cache" / "cache.json").read_text()) == {"format": "1", **IDENTITY, "bytes a row": "5"}
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text()) == {"format": "2", **IDENTITY, "bytes a row": "5"}
 
 
 def test_a_disk_that_takes_nothing_is_a_storage_error(tmp_path: Path) -> None:
