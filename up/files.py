@@ -35,6 +35,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none. Raises ``StorageError``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made ({error.strerror or error}). Name another folder.") from error
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why no file can be put into ``folder``, which need not be there yet; None where nothing speaks against it.
+
+    For asking before long work whose result would be lost.
+    """
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` atomically as UTF-8."""
     write_bytes(path, text.encode())

@@ -80,6 +80,9 @@ def assert_same_answers(one: list[dict[str, Any]], other: list[dict[str, Any]], 
             scores = [{guess["label"]: guess["score"] for guess in head} for head in (ours, others)]
             assert scores[0].keys() == scores[1].keys()
             assert max(abs(scores[0][label] - scores[1][label]) for label in scores[0]) <= within, mine["file"]
+            present = [{guess["label"]: guess.get("present") for guess in head} for head in (ours, others)]
+            clear = [label for label, score in scores[0].items() if abs(score - 0.5) > within]
+            assert [present[0][label] for label in clear] == [present[1][label] for label in clear], mine["file"]
 
 
 def heads(answer: dict[str, Any]) -> list[list[dict[str, Any]]]:

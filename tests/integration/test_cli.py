@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -122,3 +123,22 @@ def test_the_module_ends_with_the_exit_code() -> None:
     done = subprocess.run([sys.executable, "-m", "up", "trian"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("up: no command is called 'trian'.")
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "print('x')",
+        "[print('x' * 99) for _ in range(9999)]",
+        "__import__('rich.console').console.Console().print('x')",
+    ],
+)
+def test_a_reader_of_a_pipe_that_has_gone_is_no_failure(says: str) -> None:
+    """As with ``| head``: whether the pipe breaks at once, in the middle, or when the rest is flushed at the end."""
+    program = f"import sys\nfrom up.commands.outcome import run_command\nsys.exit(run_command(lambda _: bool({says}) and 0, []))"
+    source, sink = os.pipe()
+    os.close(source)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=sink, stderr=subprocess.PIPE, env=environment)
+    os.close(sink)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -241,9 +241,12 @@ def test_refused_before_anything_is_written(
 
 def test_a_folder_that_cannot_be_written_to(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    words = ["to_kestrel", "--save-to", str(tmp_path / "file" / "out"), "--config", str(config_file)]
-    assert main(words) == 74
-    assert "Name another with --save_to" in capsys.readouterr().err
+    capsys.readouterr()
+    for command, flag in (("to_kestrel", "--save_to"), ("to_onnx", "--save_prefix")):
+        assert main([command, flag, str(tmp_path / "file" / "out" / "x"), "--config", str(config_file)]) == 74
+        said = capsys.readouterr()
+        assert said.out == ""  # known before the export
+        assert f"nothing can be written there: {tmp_path / 'file'} is no folder. Name another folder" in said.err
 
 
 def test_without_the_packages_that_export(

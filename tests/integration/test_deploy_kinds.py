@@ -135,6 +135,8 @@ def test_sets_of_labels(config: Config, images: Path, tmp_path: Path, capsys: py
         kwargs(config, source).update(meta_file=str(tmp_path / f"{source}.json"), meta_type="custom_cls", multilabel=True)
     config["net"][2]["kwargs"] |= {"cls_loss": {"type": "bce"}, "multilabel": True}
     package, _ = opened_by_all(config, tmp_path, capsys, names=list(CLASSES))
+    told = heads(answers(capsys, str(tmp_path / "mixed"), "--bundle", package.label)[0])[0]
+    assert [guess["present"] for guess in told] == [guess["score"] > 0.5 for guess in told]
     head = package.manifest.heads[0]
     assert (head.type, head.activation, head.thresholds) == ("multilabel", "sigmoid", [0.5, 0.5, 0.5])
     assert package.manifest.metrics is not None

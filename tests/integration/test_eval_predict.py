@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,10 +228,25 @@ class TestPredict:
     def test_output_that_cannot_be_written(
         self, config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        """Which is known before anything is predicted: here even before the checkpoint is looked for."""
         (tmp_path / "file").write_text("")
-        words = ["predict", "--output", str(tmp_path / "file" / "x.csv"), str(images / "val 0.png")]
-        (line,) = refused([*words, "--config", str(config_file)], capsys, tmp_path)
-        assert line.startswith(f"--output {tmp_path / 'file' / 'x.csv'}: ")
+        os.mkfifo(tmp_path / "pipe")
+        for flag, path, reason in (
+            ("--output", tmp_path / "file" / "x.csv", f"{tmp_path / 'file'} is no folder"),
+            ("--output", tmp_path, "is a folder"),
+            ("--output", tmp_path / "pipe", "is no regular file; without --output the answers are printed"),
+            ("--vis_dir", tmp_path / "file", f"{tmp_path / 'file'} is no folder"),
+        ):
+            words = ["predict", flag, str(path), str(images / "val 0.png"), "--ckpt", "none.pth"]
+            (line,) = refused([*words, "--config", str(config_file)], capsys, tmp_path)
+            assert line.startswith(f"{flag} {path}: {reason}. Expected a ")
+
+    def test_a_provider_is_for_packages(
+        self, config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["predict", "--provider", "cuda", str(images / "val 0.png"), "--config", str(config_file)]
+        (line,) = refused(words, capsys, tmp_path)
+        assert line.startswith("--provider: what runs the graph of --bundle; with --config it is runtime.device")
 
     def test_older_name_and_flags(
         self, config_file: Path, images: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

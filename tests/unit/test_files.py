@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pytest
 
 from up.errors import StorageError
-from up.files import sha256_of, write_atomically, write_json
+from up.files import make_folder, sha256_of, unwritable, write_atomically, write_json
 
 
 def test_replaces_whole_files(tmp_path: Path) -> None:
@@ -44,3 +44,18 @@ def test_torch_reports_a_full_disk_in_its_own_way(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_could_not_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert unwritable(tmp_path) is None
+    assert unwritable(tmp_path / "new" / "deep") is None
+    assert unwritable(Path("new")) is None
+    assert not (tmp_path / "new").exists()
+    for folder in (tmp_path / "file", tmp_path / "file" / "deep"):
+        assert unwritable(folder) == f"{tmp_path / 'file'} is no folder"
+        with pytest.raises(StorageError, match=r"cannot be made \((File exists|Not a directory)\)\. Name another folder"):
+            make_folder(folder)
+    make_folder(tmp_path / "new" / "deep")
+    make_folder(tmp_path / "new" / "deep")
+    assert (tmp_path / "new" / "deep").is_dir()

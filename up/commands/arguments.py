@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -68,3 +69,30 @@ def without_meaningless(words: list[str]) -> list[str]:
             kept.append(words[index])
         index += 1
     return kept
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    return _at_least(1, text, "a whole number above 0")
+
+
+def natural(text: str) -> int:
+    """A whole number, 0 or more, for argparse."""
+    return _at_least(0, text, "a whole number, 0 or more")
+
+
+def finite(text: str) -> float:
+    """A number that is neither infinite nor none, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def _at_least(least: int, text: str, expected: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return int(text)

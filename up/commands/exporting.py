@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import add_config, without_meaningless
+from up.commands.arguments import add_config, finite, natural, positive, without_meaningless
 from up.deploy.images import find_images
+from up.errors import StorageError
+from up.files import unwritable
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from up.deploy.exporter import Export
@@ -25,11 +27,11 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help="end the graph in probabilities: softmax, sigmoid for bce (default: to_kestrel.add_softmax)",
     )  # fmt: skip
     parser.add_argument("--quantize", choices=("int8",), help="8-bit integers, if the accuracy stays and it gets faster")
-    parser.add_argument("--max-drop", type=float, default=1.0, help="int8: points of accuracy that may be lost")
-    parser.add_argument("--min-speedup", type=float, default=1.0, help="int8: how many times as fast it must be here")
-    parser.add_argument("--calibration-images", type=int, default=256, help="int8: images that ranges are found with, at least 128")
+    parser.add_argument("--max-drop", type=finite, default=1.0, help="int8: points of accuracy that may be lost")
+    parser.add_argument("--min-speedup", type=finite, default=1.0, help="int8: how many times as fast it must be here")
+    parser.add_argument("--calibration-images", type=positive, default=256, help="int8: images to find ranges with, at least 128")
     parser.add_argument(
-        "--metric-images", type=int, metavar="N",
+        "--metric-images", type=natural, metavar="N",
         help="test images that the accuracy is measured on; 0: all (default: 2048, for int8 all)",
     )  # fmt: skip
     parser.add_argument(
@@ -63,9 +65,12 @@ def experiment_of(arguments: argparse.Namespace) -> Experiment:
     return load_experiment(arguments.config, arguments.opts)
 
 
-def exported(experiment: Experiment, arguments: argparse.Namespace) -> Export:
-    """The proved export. Raises before anything is written where something fails."""
+def exported(experiment: Experiment, arguments: argparse.Namespace, folder: Path) -> Export:
+    """The proved export, for a file in ``folder``. Raises before anything is written where something fails."""
     images = find_images(arguments.images)
+    reason = unwritable(folder)
+    if reason is not None:
+        raise StorageError(f"{folder}: nothing can be written there: {reason}. Name another folder.")
     from up.deploy.exporter import ExportOptions, export
     from up.deploy.quantize import Limits
 

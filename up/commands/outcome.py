@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -21,13 +22,19 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     before, warnings.formatwarning = warnings.formatwarning, one_line
     with _noting_ctrl_c() as asked:
         try:
-            return command(arguments)
+            code = command(arguments)
+            sys.stdout.flush()  # here, where a reader that has gone can still be told from a failure
+            return code
         except Ending as error:
             if not (error.known_to_all and rank_in_environment() > 0):
                 print(error, file=sys.stderr)
             return error.exit_code
-        except BrokenPipeError:  # the reader of a pipe, `| head`, has gone
-            return 0
+        except BrokenPipeError:
+            return _no_reader()
+        except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # as rich ends a program whose table nobody reads on
+                return _no_reader()
+            raise
         except BaseException as error:
             # Raised in the middle of an import of compiled code, a KeyboardInterrupt comes out of it as another error.
             if asked or isinstance(error, KeyboardInterrupt):
@@ -35,6 +42,12 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
             raise
         finally:
             warnings.formatwarning = before
+
+
+def _no_reader() -> int:
+    """The reader of a pipe, ``| head``, has gone: what is left for it goes nowhere, and quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def one_line(message: Warning | str, *_: object, **__: object) -> str:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from up.commands.arguments import add_config, command_parser
+from up.commands.arguments import add_config, command_parser, positive
 from up.deploy.answers import Answer, rendered
 from up.deploy.images import find_images
 from up.errors import UserError
-from up.files import write_text
+from up.files import make_folder, unwritable, write_atomically
 from up.text import count
 
-TOPK = 5
+_IN_MEMORY = 1 << 24  # bytes of answers; more wait on the disk
 
 
 def main(words: list[str]) -> int:
@@ -31,26 +35,42 @@ def main(words: list[str]) -> int:
     images = find_images([*arguments.images, *([arguments.img_path] if arguments.img_path else [])])
     if not images:
         raise UserError("predict needs images: name files, folders or patterns.")
+    expect_writable(arguments)
     predictor = open_predictor(arguments)
-    console = Console(stderr=True)
+    tally = Tally()
     begun = time.perf_counter()
-    shown = track(
-        predictor.predict(images, threads=arguments.threads), total=len(images), description="predicting", console=console,
-        disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
-    answers = list(stop_at_first(shown) if arguments.strict else shown)
-    taken = time.perf_counter() - begun
-    publish(answers, arguments)
-    if arguments.benchmark:
-        print(f"{count(len(answers), 'image')} in {taken:.2f} s: {len(answers) / taken:.1f} images/s", file=sys.stderr)
+    answers = tally.of(predictor.predict(images, threads=arguments.threads), strict=arguments.strict)
     if arguments.vis_dir is not None:
-        from up.deploy.drawing import draw_answers
+        from up.deploy.drawing import drawn
 
-        draw_answers(answers, arguments.vis_dir)
-    bad = [answer for answer in answers if answer.error is not None]
-    for answer in bad:
+        answers = drawn(answers, arguments.vis_dir)
+    publish(with_progress(answers, len(images), arguments), arguments)
+    taken = time.perf_counter() - begun
+    if arguments.output is not None:
+        print(f"{count(tally.images, 'answer')} written to {arguments.output}")
+    if arguments.benchmark:
+        print(f"{count(tally.images, 'image')} in {taken:.2f} s: {tally.images / taken:.1f} images/s", file=sys.stderr)
+    for answer in tally.bad:
         print(f"{answer.file}: {answer.error}", file=sys.stderr)
-    return 2 if bad else 0
+    return 2 if tally.bad else 0
+
+
+@dataclass
+class Tally:
+    """What the answers that went by were."""
+
+    images: int = 0
+    bad: list[Answer] = field(default_factory=list)
+
+    def of(self, answers: Iterable[Answer], *, strict: bool) -> Iterator[Answer]:
+        """The answers, counted; ``strict`` raises the first error of one."""
+        for answer in answers:
+            if answer.error is not None:
+                if strict:
+                    raise UserError(f"{answer.file}: {answer.error}. Leave out --strict to report it in its row and go on.")
+                self.bad.append(answer)
+            self.images += 1
+            yield answer
 
 
 class Predictor(Protocol):
@@ -70,13 +90,15 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
         from up.deploy.bundle_predictor import BundlePredictor
 
         return BundlePredictor.open(
-            arguments.bundle, provider=arguments.provider, topk=arguments.topk, batch_size=arguments.batch_size
+            arguments.bundle, provider=arguments.provider or "cpu", topk=arguments.topk, batch_size=arguments.batch_size
         )
+    if arguments.provider is not None:
+        raise UserError("--provider: what runs the graph of --bundle; with --config it is runtime.device that says where.")
     from up.deploy.predictor import CheckpointPredictor
     from up.experiment import load_experiment
 
     experiment = load_experiment(arguments.config, arguments.opts)
-    return CheckpointPredictor(experiment, arguments.ckpt, topk=arguments.topk or TOPK, batch_size=arguments.batch_size)
+    return CheckpointPredictor(experiment, arguments.ckpt, topk=arguments.topk, batch_size=arguments.batch_size)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -85,9 +107,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched through), patterns")
     parser.add_argument("-i", "--img_path", help="the same as an IMAGE")
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="a package (.tar) or graph (.onnx) in place of --config")
-    parser.add_argument("--provider", default="cpu", help="what runs the graph of --bundle: cpu, cuda, tensorrt")
+    parser.add_argument("--provider", help="what runs the graph of --bundle: cpu (default), cuda, tensorrt")
     parser.add_argument("-c", "--ckpt", type=Path, help="the checkpoint (default: the run's best)")
-    parser.add_argument("--topk", type=positive, help=f"classes shown for an image (default: {TOPK}, or what the package says)")
+    parser.add_argument("--topk", type=positive, help="classes shown for an image (default: 5, or what the package says)")
     parser.add_argument("--batch-size", type=positive, default=32, help="images that go through the net together")
     parser.add_argument("--threads", type=positive, default=min(8, os.cpu_count() or 1), help="threads that read images")
     parser.add_argument("--format", choices=("table", "json", "jsonl", "csv"), default="table", help="how answers are written")
@@ -99,44 +121,65 @@ def parse(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words[1:])
 
 
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+def expect_writable(arguments: argparse.Namespace) -> None:
+    """A ``UserError`` where nothing could be written: known now, not once thousands of images are predicted."""
+    output, drawings = arguments.output, arguments.vis_dir
+    reason = None if output is None else _no_file(output) or unwritable(output.parent)
+    if reason is not None:
+        raise UserError(f"--output {output}: {reason}. Expected a file in a folder that can be written to.")
+    reason = None if drawings is None else unwritable(drawings)
+    if reason is not None:
+        raise UserError(f"--vis_dir {drawings}: {reason}. Expected a folder that can be written to.")
 
 
-def stop_at_first(answers: Iterable[Answer]) -> Iterable[Answer]:
-    """The answers until one has an error, which is raised."""
-    for answer in answers:
-        if answer.error is not None:
-            raise UserError(f"{answer.file}: {answer.error}. Leave out --strict to report it in its row and go on.")
-        yield answer
+def _no_file(path: Path) -> str | None:
+    """Why ``path`` cannot be replaced by a file; None where it can."""
+    if path.is_dir():
+        return "is a folder"
+    # Of a device or a pipe, such as /dev/stdout, only the name would stay.
+    return "is no regular file; without --output the answers are printed" if path.exists() and not path.is_file() else None
 
 
-def publish(answers: list[Answer], arguments: argparse.Namespace) -> None:
-    """Print the answers, or write them to ``--output``."""
-    if arguments.format == "table" and arguments.output is None:
-        print_table(answers)
+def with_progress(answers: Iterable[Answer], images: int, arguments: argparse.Namespace) -> Iterator[Answer]:
+    """The answers, with a bar on a terminal that shows nothing else meanwhile."""
+    console = Console(stderr=True)
+    shows_answers = arguments.output is None and arguments.format != "table" and sys.stdout.isatty()
+    bar = Progress(
+        console=console, transient=True, disable=shows_answers or not console.is_terminal, redirect_stdout=False,
+        redirect_stderr=False,
+    )  # fmt: skip
+    with bar:
+        yield from bar.track(answers, total=images, description="predicting")
+
+
+def publish(answers: Iterable[Answer], arguments: argparse.Namespace) -> None:
+    """Print the answers as they come (a table once it is whole), or write them to ``--output`` all at once."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if arguments.output is None and arguments.format == "table":
+        print_table(list(answers))
         return
-    text = rendered(answers, "csv" if arguments.format == "table" else arguments.format)
+    pieces = rendered(answers, "csv" if arguments.format == "table" else arguments.format)
     if arguments.output is None:
-        print(text, end="")
+        for piece in pieces:
+            sys.stdout.write(piece)
         return
-    try:
-        write_text(arguments.output, text)
-    except OSError as error:
-        raise UserError(f"--output {arguments.output}: {error}") from error
-    print(f"{count(len(answers), 'answer')} written to {arguments.output}")
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as whole:
+        whole.writelines(piece.encode(errors="backslashreplace") for piece in pieces)
+        whole.seek(0)
+        make_folder(arguments.output.parent)
+        write_atomically(arguments.output, lambda file: shutil.copyfileobj(whole, file))
 
 
-def print_table(answers: list[Answer]) -> None:
-    """One row an image and head: the best classes with their scores."""
+def print_table(answers: Iterable[Answer]) -> None:
+    """One row an image and head: the best class, or all labels of a set that are present, then the next best."""
     table = Table("image", "class", "score", "next")
     for answer in answers:
         if answer.error is not None:
             table.add_row(Text(answer.file), Text(answer.error, style="red"), "", "")
         for guesses in answer.heads:
-            rest = ", ".join(f"{guess.name} {guess.score:.3f}" for guess in guesses[1:])
-            table.add_row(Text(answer.file), Text(guesses[0].name), f"{guesses[0].score:.3f}", Text(rest))
+            told = [guess for guess in guesses if guess.present] if guesses[0].present is not None else guesses[:1]
+            rest = ", ".join(f"{guess.name} {guess.score:.3f}" for guess in guesses if guess not in told)
+            names = "\n".join(guess.name for guess in told) or "no label"
+            table.add_row(Text(answer.file), Text(names), "\n".join(f"{guess.score:.3f}" for guess in told), Text(rest))
     Console().print(table)

@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     settings = experiment.config.to_kestrel
     folder = arguments.save_to or Path(settings.save_to or experiment.folder)
     path = package_path(folder, settings)
-    made = exported(experiment, arguments)
+    made = exported(experiment, arguments, folder)
     if arguments.to == "triton":
         print(f"written: {write_triton(made, folder)}")
         return 0

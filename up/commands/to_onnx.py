@@ -21,15 +21,14 @@ def main(words: list[str]) -> int:
     add_export(parser)
     arguments = parsed(parser, words)
     experiment = experiment_of(arguments)
-    from up.deploy.kestrel import make_folder
-    from up.files import write_bytes
+    from up.files import make_folder, write_bytes
 
     if arguments.input_size is not None:
         expect_size(arguments.input_size, experiment)
     settings = experiment.config.to_kestrel
     prefix = arguments.save_prefix or experiment.folder / f"{settings.model_name}_{settings.version}"
     path = prefix if prefix.suffix == ".onnx" else prefix.with_name(f"{prefix.name}.onnx")
-    made = exported(experiment, arguments)
+    made = exported(experiment, arguments, path.parent)
     make_folder(path.parent)
     write_bytes(path, made.model)
     print(f"written: {path} ({len(made.model):,} bytes)")

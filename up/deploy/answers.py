@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ class Guess:
     label: int
     name: str
     score: float
+    present: bool | None = None  # of a set of labels: whether it belongs to the image; None where one class is told
 
 
 @dataclass(frozen=True)
@@ -36,29 +37,64 @@ class Answer:
         """Plain values: ``predictions`` of the head, or a list of such for several heads."""
         if self.error is not None:
             return {"file": self.file, "error": self.error}
-        heads = [[guess.__dict__ for guess in head] for head in self.heads]
+        heads = [[_plain(guess) for guess in head] for head in self.heads]
         return {"file": self.file, "predictions": heads[0] if len(heads) == 1 else heads}
 
 
-def best_guesses(scores: NDArray[np.float32], topk: int, names: Sequence[str] | None) -> list[Guess]:
-    """The ``topk`` classes of ``scores`` (C,), best first; equal ones in the order of the classes."""
-    order = np.argsort(-scores, kind="stable")[:topk]
-    return [Guess(int(label), names[label] if names else str(label), float(scores[label])) for label in order]
+def _plain(guess: Guess) -> dict[str, Any]:
+    return {key: value for key, value in guess.__dict__.items() if value is not None}
 
 
-def rendered(answers: Iterable[Answer], kind: Literal["json", "jsonl", "csv"]) -> str:
-    """All answers as one text."""
+def best_guesses(
+    scores: NDArray[np.float32],
+    names: Sequence[str] | None,
+    *,
+    topk: int | None,
+    default: int,
+    present: NDArray[np.bool_] | None = None,
+) -> list[Guess]:
+    """The ``topk`` classes of ``scores`` (C,), best first; equal ones in the order of the classes.
+
+    ``present`` (C,) says which labels of a set belong to the image. With ``topk`` None there are ``default`` classes, and
+    all that are present however many these are.
+    """
+    shown = topk or max(default, 0 if present is None else int(present.sum()))
+    order = np.argsort(-scores, kind="stable")[:shown]
+    return [
+        Guess(
+            int(label), names[label] if names else str(label), float(scores[label]),
+            None if present is None else bool(present[label]),
+        )
+        for label in order
+    ]  # fmt: skip
+
+
+def rendered(answers: Iterable[Answer], kind: Literal["json", "jsonl", "csv"]) -> Iterator[str]:
+    """The text of the answers, piece by piece as they come."""
     if kind == "json":
-        return json.dumps([answer.as_json() for answer in answers], indent=2, ensure_ascii=False) + "\n"
+        return _as_json(answers)
     if kind == "jsonl":
-        return "".join(json.dumps(answer.as_json(), ensure_ascii=False) + "\n" for answer in answers)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "head", "rank", "label", "name", "score", "error"])
+        return (json.dumps(answer.as_json(), ensure_ascii=False) + "\n" for answer in answers)
+    return _as_csv(answers)
+
+
+def _as_json(answers: Iterable[Answer]) -> Iterator[str]:
+    before = "[\n  "
     for answer in answers:
+        yield before + json.dumps(answer.as_json(), indent=2, ensure_ascii=False).replace("\n", "\n  ")
+        before = ",\n  "
+    yield "[]\n" if before.startswith("[") else "\n]\n"
+
+
+def _as_csv(answers: Iterable[Answer]) -> Iterator[str]:
+    yield "file,head,rank,label,name,score,present,error\n"
+    for answer in answers:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
         if answer.error is not None:
-            writer.writerow([answer.file, "", "", "", "", "", answer.error])
+            writer.writerow([answer.file, "", "", "", "", "", "", answer.error])
         for head, guesses in enumerate(answer.heads):
             for rank, guess in enumerate(guesses, 1):
-                writer.writerow([answer.file, head, rank, guess.label, guess.name, f"{guess.score:.6f}", ""])
-    return text.getvalue()
+                present = "" if guess.present is None else int(guess.present)
+                writer.writerow([answer.file, head, rank, guess.label, guess.name, f"{guess.score:.6f}", present, ""])
+        yield text.getvalue()

@@ -14,8 +14,9 @@ import numpy as np
 
 from up.data.bad_images import BadImage
 from up.deploy.ahead import grouped, loaded_ahead
-from up.deploy.answers import Answer, best_guesses
+from up.deploy.answers import Answer, Guess, best_guesses
 from up.deploy.heads import scores_of
+from up.deploy.manifest import Head
 from up.deploy.package import Package, open_package
 from up.deploy.preprocess import ImageSource, Preprocessing
 from up.deploy.session import Floats, Session
@@ -95,10 +96,11 @@ class BundlePredictor:
         yield from ([head[row] for head in heads] for row in range(len(inputs)))
 
     def _answer(self, name: str, scores: Sequence[Floats]) -> Answer:
-        return Answer(
-            name,
-            [best_guesses(own, self.topk or head.topk, head.labels) for own, head in zip(scores, self.heads, strict=True)],
-        )
+        return Answer(name, [self._guesses(own, head) for own, head in zip(scores, self.heads, strict=True)])
+
+    def _guesses(self, scores: Floats, head: Head) -> list[Guess]:
+        present = None if head.thresholds is None else scores > np.array(head.thresholds, dtype=np.float32)
+        return best_guesses(scores, head.labels, topk=self.topk, default=head.topk, present=present)
 
 
 class Model:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from up.deploy.answers import Answer
+from up.data.decoding import read_rgb
+from up.deploy.answers import Answer, Guess
 from up.errors import StorageError
 
 
-def draw_answers(answers: Iterable[Answer], folder: Path) -> list[Path]:
-    """Write a PNG for each image that has an answer; equal names in different folders get a number."""
-    written: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for answer in answers:
-            if answer.error is None:
-                written.append(_free_name(folder, Path(answer.file).stem, written))
-                _drawn(answer).save(written[-1])
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written to ({error.strerror or error}).") from error
-    return written
+def drawn(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
+    """The answers; as each goes by, a PNG is written for its image. Equal names in different folders get a number."""
+    taken: set[Path] = set()
+    for answer in answers:
+        if answer.error is None:
+            path = _free_name(folder, Path(answer.file).stem, taken)
+            taken.add(path)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _picture(answer).save(path)
+            except OSError as error:
+                raise StorageError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        yield answer
 
 
-def _drawn(answer: Answer) -> Image.Image:
-    image = ImageOps.exif_transpose(Image.open(answer.file)).convert("RGB")
+def _line(guesses: Sequence[Guess]) -> str:
+    """The best class, or the labels of a set that are present."""
+    present = [guess for guess in guesses if guess.present]
+    shown = guesses[:1] if guesses[0].present is None else present
+    return ", ".join(f"{guess.name} {guess.score:.2f}" for guess in shown) or "no label"
+
+
+def _picture(answer: Answer) -> Image.Image:
+    image = read_rgb(answer.file)
     size = max(12, min(image.size) // 16)
-    lines = [f"{guesses[0].name} {guesses[0].score:.2f}" for guesses in answer.heads]
+    lines = [_line(guesses) for guesses in answer.heads]
     band = Image.new("RGB", (max(image.width, 120), image.height + (size + 6) * len(lines)), "black")
     band.paste(image, (0, 0))
     pen = ImageDraw.Draw(band)
@@ -37,7 +46,7 @@ def _drawn(answer: Answer) -> Image.Image:
     return band
 
 
-def _free_name(folder: Path, stem: str, taken: list[Path]) -> Path:
+def _free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
     path, number = folder / f"{stem}.png", 1
     while path in taken:
         number += 1

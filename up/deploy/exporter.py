@@ -23,7 +23,7 @@ from up.deploy.onnx import INPUT, OUTPUT, export_graph, parameters_of, serialize
 from up.deploy.operations import Operation
 from up.deploy.package import metadata_of
 from up.deploy.preprocess import Preprocessing
-from up.deploy.provenance import provenance_of
+from up.deploy.provenance import archive_time, provenance_of
 from up.deploy.samples import CPU, DatasetSamples, FolderSamples, Samples
 from up.deploy.session import Floats, Session
 from up.deploy.testvectors import Vector, drawn_images, entries_of, vectors_of
@@ -62,6 +62,7 @@ class Export:
 
 def export(experiment: Experiment, checkpoint: Path | None, options: ExportOptions, tell: Callable[[str], object]) -> Export:
     """Export, prove and measure; ``tell`` hears what was found. Raises before anything is written where it fails."""
+    archive_time()  # which may be refused, and better now than after the work
     return _Exporter(experiment, checkpoint, options, tell).run()
 
 

@@ -16,8 +16,8 @@ from up.config.sections import ToKestrel
 from up.deploy.archive import MANIFEST, MODEL, SUMS, write_archive
 from up.deploy.manifest import Head, Manifest, sums_text
 from up.deploy.operations import Operation, pixel_affine
-from up.errors import StorageError, UserError
-from up.files import write_atomically
+from up.errors import UserError
+from up.files import make_folder, write_atomically
 from up.text import some_of
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -96,14 +96,6 @@ def write_package(members: Mapping[str, bytes], path: Path, *, mtime: int) -> No
     """Write the tar atomically, its folder too where there is none. Raises ``StorageError``."""
     make_folder(path.parent)
     write_atomically(path, lambda file: write_archive(members, file, mtime=mtime))
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for what is exported. Raises ``StorageError`` where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({error.strerror or error}). Name another with --save_to.") from error
 
 
 def package_path(folder: Path, settings: ToKestrel) -> Path:

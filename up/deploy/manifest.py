@@ -102,7 +102,7 @@ class Head(Entry):
     labels: list[str]
     """Names of the classes, one a number."""
     thresholds: list[float] | None = None
-    """multilabel: from which probability on each class counts as present."""
+    """multilabel: above which probability each class counts as present."""
     topk: AtLeast1
     """How many classes to show where nothing else is asked for."""
 

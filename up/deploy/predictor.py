@@ -14,15 +14,17 @@ from up.assembly.data import build_reader, build_transforms
 from up.data.bad_images import BadImage
 from up.data.records import Batch, Sample
 from up.deploy.ahead import grouped, loaded_ahead
-from up.deploy.answers import Answer, best_guesses
+from up.deploy.answers import Answer, Guess, best_guesses
 from up.experiment import Experiment
 from up.trained import load_trained
+
+TOPK = 5
 
 
 class CheckpointPredictor:
     """``predict(paths)`` gives an ``Answer`` an image, in order; one that cannot be read is answered with its error."""
 
-    def __init__(self, experiment: Experiment, checkpoint: Path | None, *, topk: int = 5, batch_size: int = 32) -> None:
+    def __init__(self, experiment: Experiment, checkpoint: Path | None, *, topk: int | None = None, batch_size: int = 32) -> None:
         self.topk = topk
         self.batch_size = batch_size
         self.trained = load_trained(experiment, checkpoint)
@@ -44,24 +46,35 @@ class CheckpointPredictor:
     def _answers(self, group: Iterable[tuple[Path, Sample | str]]) -> list[Answer]:
         answers = {path: Answer(str(path), error=loaded) for path, loaded in group if isinstance(loaded, str)}
         good = [(path, loaded) for path, loaded in group if not isinstance(loaded, str)]
-        for path, heads in zip([path for path, _ in good], self._scores([sample for _, sample in good]), strict=True):
-            guesses = [best_guesses(scores, self.topk, names) for scores, names in zip(heads, self._names(len(heads)), strict=True)]
-            answers[path] = Answer(str(path), guesses)
+        for path, heads in zip([path for path, _ in good], self._heads([sample for _, sample in good]), strict=True):
+            answers[path] = Answer(str(path), heads)
         return [answers[path] for path, _ in group]
 
-    def _scores(self, samples: list[Sample]) -> Iterator[list[np.ndarray[Any, Any]]]:
-        """For each image the scores (C,) of each head."""
+    def _heads(self, samples: list[Sample]) -> Iterator[list[list[Guess]]]:
+        """For each image the best classes of each head."""
         if not samples:
             return
         batch: Batch = self._pipeline.finish(self._collate(samples), self.trained.device)
         with torch.inference_mode():  # in float32 however the net was trained, as a package computes it
-            scores = self.trained.net(batch)["scores"]
-        heads = [scores] if isinstance(scores, Tensor) else scores
-        arrays = [head.float().cpu().numpy() for head in heads]
-        yield from ([array[row] for array in arrays] for row in range(len(samples)))
+            found = self.trained.net(batch)
+        scores, preds = (_arrays(found[name]) for name in ("scores", "preds"))
+        names = self._names(len(scores))
+        for row in range(len(samples)):
+            yield [
+                best_guesses(
+                    own[row], of_head, topk=self.topk, default=TOPK, present=told[row] if told.dtype == np.bool_ else None
+                )
+                for own, told, of_head in zip(scores, preds, names, strict=True)
+            ]
 
     def _names(self, heads: int) -> Sequence[Sequence[str] | None]:
         names: Any = self.trained.class_names
         if names and isinstance(names[0], list):
             return list(names)
         return [names] * heads
+
+
+def _arrays(of_heads: Tensor | Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+    """One array a head; bool (N, C) for ``preds`` that are sets of labels."""
+    heads = [of_heads] if isinstance(of_heads, Tensor) else of_heads
+    return [(head.float() if head.is_floating_point() else head).cpu().numpy() for head in heads]

@@ -16,12 +16,15 @@ import torch
 import up
 from up.config.show import effective_yaml
 from up.deploy.manifest import Provenance
+from up.errors import UserError
 from up.experiment import Experiment
 from up.files import sha256_of
 from up.runner.checkpoint import read_sidecar
 
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 _GIT_S = 10
+_EPOCH = "SOURCE_DATE_EPOCH"
+_LATEST = 8**11 - 1  # in the year 2242: what a tar has room for
 
 
 def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
@@ -40,14 +43,16 @@ def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
 
 
 def archive_time() -> int:
-    """The time of every member of an archive: SOURCE_DATE_EPOCH, else 0."""
-    said = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return int(said) if said.isdigit() else 0
+    """The time of every member of an archive: SOURCE_DATE_EPOCH, else 0. Raises ``UserError`` for what is no time."""
+    said = os.environ.get(_EPOCH, "")
+    if said and (not said.isdecimal() or int(said) > _LATEST):
+        raise UserError(f"{_EPOCH}: got {said!r}, expected seconds since 1970, at most {_LATEST:,}.")
+    return int(said or 0)
 
 
 def created_at(checkpoint: Path) -> datetime:
     """SOURCE_DATE_EPOCH, else when the checkpoint was saved: the time of the export would differ every time."""
-    if archive_time():
+    if os.environ.get(_EPOCH):
         return datetime.fromtimestamp(archive_time(), timezone.utc)
     sidecar = read_sidecar(checkpoint)
     if sidecar is not None:

@@ -7,10 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from up.deploy.kestrel import make_folder
 from up.deploy.manifest import Manifest
 from up.errors import StorageError, UserError
-from up.files import TEMPORARY, write_bytes
+from up.files import TEMPORARY, make_folder, write_bytes
 
 MAX_BATCH = 8
 _CONFIG = """name: {name}

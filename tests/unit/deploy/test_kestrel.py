@@ -129,7 +129,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "a.tar").read_bytes() == handmade.tar(members)
     assert os.listdir(tmp_path / "new") == ["a.tar"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="Name another with --save_to"):
+    with pytest.raises(StorageError, match="Name another folder"):
         write_package(members, tmp_path / "file" / "a.tar", mtime=0)
     (tmp_path / "taken.tar").mkdir()
     with pytest.raises(StorageError, match=r"taken\.tar: cannot be written"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from up.deploy.provenance import archive_time, commit_of, created_at, said_by
+from up.errors import UserError
 
 
 def test_the_time_is_that_of_the_checkpoint_or_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,8 +28,12 @@ def test_the_time_is_that_of_the_checkpoint_or_of_the_environment(tmp_path: Path
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     assert created_at(checkpoint).isoformat() == "2023-11-14T22:13:20+00:00"
     assert archive_time() == 1_700_000_000
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    assert archive_time() == 0
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    assert created_at(checkpoint).isoformat() == "1970-01-01T00:00:00+00:00"
+    for wrong in ("yesterday", "-1", "1e9", "8589934592", "²"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
+        with pytest.raises(UserError, match=f"SOURCE_DATE_EPOCH: got '{wrong}', expected seconds since 1970, at most 8,589"):
+            archive_time()
 
 
 def test_the_commit_of_a_tracked_folder_only(tmp_path: Path) -> None:
