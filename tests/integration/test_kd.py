@@ -115,8 +115,9 @@ def test_the_teacher_is_nowhere_but_in_the_runner(kd: Config, write: Write, tmp_
     student = {"backbone", "head"}
     assert {name.partition(".")[0] for name in state["model"]} == student
     assert {name.partition(".")[0] for name in state["ema"]} == student
-    assert list(state["runner"]) == ["mimic_job1_teacher_0.weight"]
-    assert state["runner"]["mimic_job1_teacher_0.weight"].shape == (96, 64, 1, 1)
+    assert {name: tensor.shape for name, tensor in state["runner"]["adapters"].items()} == {
+        "mimic_job1_teacher_0.weight": (96, 64, 1, 1)
+    }
     trained = sum(len(group["params"]) for group in state["optimizer"]["param_groups"])
     own = [tensor for name, tensor in state["model"].items() if "running" not in name and "num_batches" not in name]
     assert trained == len(own) + 1
@@ -139,6 +140,26 @@ def test_resumed_is_equal_to_unbroken(kd: Config, write: Write, tmp_path: Path, 
     last = records(tmp_path / "run", "train")[-1]
     assert records(tmp_path / "broken", "train")[-1] == last
     assert last["dominant_top1"] >= 0  # the labels were mixed
+
+
+def test_a_resumed_run_knows_its_teacher_by_its_weights(
+    kd: Config, write: Write, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file may be elsewhere by then, and there may be a cache; a teacher that has learned more is another one."""
+    path = write(kd)
+    assert train(path, "trainer.max_iter=2") == 0
+    elsewhere = tmp_path / "elsewhere.pth"
+    elsewhere.write_bytes(teacher.read_bytes())
+    opts = ["saver.auto_resume=true", f"mimic.mimic_job0.teacher.teacher_weight={elsewhere}", "mimic.preflight=skip"]
+    assert train(path, *opts, "trainer.max_iter=3") == 0
+    state = torch.load(teacher, weights_only=True)
+    state["model"]["head.classifier.bias"] += 0.25
+    torch.save(state, elsewhere)
+    capsys.readouterr()
+    assert train(path, *opts) == 2
+    said = capsys.readouterr().err
+    assert "ckpt_latest.pth: does not fit this run (runner: teacher has other weights now (sha256 " in said
+    assert checkpoint(tmp_path / "run")["step"] == 3
 
 
 def test_a_mimic_loss_of_no_weight_trains_the_same_student(kd: Config, write: Write, tmp_path: Path) -> None:
@@ -222,10 +243,10 @@ def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server
     both = start(server, tmp_path, ["train", "--config", path, "--opts", *half])
     assert both.wait() == [0, 0], both.said
     one, two = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "two")
-    for part in ("model", "runner"):
-        assert one[part].keys() == two[part].keys()
-        for name, tensor in one[part].items():
-            assert torch.allclose(tensor, two[part][name], rtol=0, atol=1e-5), name
+    for ours, theirs in ((one["model"], two["model"]), (one["runner"]["adapters"], two["runner"]["adapters"])):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert torch.allclose(tensor, theirs[name], rtol=0, atol=1e-5), name
 
 
 def without_norms(kd: Config, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ FIXED = (
     "dataset.train.batch_sampler.kwargs.sampler", "dataset.train.batch_sampler.kwargs.drop_last",
     "dataset.train.dataloader.kwargs.drop_last", "dataset.train.dataloader.kwargs.shuffle",
     "dataset.train.dataset.kwargs.fraction", "dataset.train.dataset.kwargs.label_mapping",
+)  # fmt: skip
+
+
+# Where teachers and what they said are kept; that it is the same teachers, the runner sees by their weights.
+HARMLESS = (
+    r"mimic\.(mimic_job\w*\.)?teacher\w*\.teacher_weight", r"teacher\w*\.0\.kwargs\.file", r"mimic\.preflight",
+    r"mimic\.cache(\..*)?",
 )  # fmt: skip
 
 
@@ -48,6 +56,8 @@ class Change(NamedTuple):
     @property
     def is_safe(self) -> bool:
         """Whether a run can go on under the new value."""
+        if any(re.fullmatch(pattern, self.key) for pattern in HARMLESS):
+            return True
         first = self.key.partition(".")[0]
         return not (first.startswith("teacher") or any(self.key == key or self.key.startswith(f"{key}.") for key in FIXED))
 

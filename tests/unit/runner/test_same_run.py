@@ -14,6 +14,12 @@ net:
 - {name: head, type: base_cls_head, kwargs: {num_classes: 3}}
 teacher0:
 - {name: backbone, type: resnet50}
+teacher1:
+- {name: logits, type: onnx, kwargs: {file: a.onnx}}
+mimic:
+  cache: {dir: there, topk: 5}
+  preflight: error
+  mimic_job0: {loss_weight: 1.0, teacher0: {teacher_weight: a.pth, mimic_name: [a]}}
 """
 
 
@@ -28,6 +34,12 @@ teacher0:
         ("num_classes: 3", "num_classes: 4", "net.1.kwargs.num_classes: 3 -> 4", False),
         ("kwargs: {}}", "kwargs: {deep_stem: true}}", "net.0.kwargs.deep_stem: None -> True", False),
         ("resnet50", "resnet101", "teacher0.0.type: 'resnet50' -> 'resnet101'", False),
+        ("a.pth", "b.pth", "mimic.mimic_job0.teacher0.teacher_weight: 'a.pth' -> 'b.pth'", True),
+        ("a.onnx", "b.onnx", "teacher1.0.kwargs.file: 'a.onnx' -> 'b.onnx'", True),
+        ("dir: there", "dir: here", "mimic.cache.dir: 'there' -> 'here'", True),
+        ("preflight: error", "preflight: warn", "mimic.preflight: 'error' -> 'warn'", True),
+        ("loss_weight: 1.0", "loss_weight: 2.0", "mimic.mimic_job0.loss_weight: 1.0 -> 2.0", False),
+        ("[a]", "[b]", "mimic.mimic_job0.teacher0.mimic_name: ['a'] -> ['b']", False),
     ],
 )
 def test_changes(old: str, new: str, shown: str, safe: bool) -> None:
@@ -41,6 +53,6 @@ def test_no_change() -> None:
 
 
 def test_a_module_more() -> None:
-    found = changes(THEN, THEN.replace("teacher0", "- {name: post, type: x}\nteacher0"))
+    found = changes(THEN, THEN.replace("\nteacher0", "\n- {name: post, type: x}\nteacher0"))
     assert [change.key for change in found] == ["net.2.name", "net.2.type"]
     assert not any(change.is_safe for change in found)

@@ -130,6 +130,10 @@ class CachedTeacher:
         self._codec = codec
         self._updates_per_epoch = updates_per_epoch
 
+    def digest(self) -> str:
+        """That of the teacher."""
+        return self._teacher.digest()
+
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         visits: Visits | None = batch.get("visits")
         if visits is None:  # a batch of noise, which only shows the way

@@ -10,6 +10,7 @@ from torch import nn
 from up.config.part import BY_PROGRAM
 from up.data.records import Batch
 from up.distributed import rank
+from up.errors import UserError
 from up.runner.runner import BatchStage, LossOf, Mixing, Runner, StepOutput
 from up.tasks.distill.cache import visits_of
 from up.tasks.distill.mimic import TAPS, Mimic, Pupil
@@ -20,7 +21,8 @@ class KDRunner(Runner):
     """Trains a student that mimics one or more frozen teachers; all but the loss is as without them.
 
     ``net`` is a ``Pupil``, perhaps wrapped for many ranks; ``model`` the student alone, so that teachers and adapters are
-    in no evaluation, average or export. ``state_dict`` has the adapters, which train with the student.
+    in no evaluation, average or export. ``state_dict`` has the adapters, which train with the student, and by what weights
+    it was taught: a run goes on with the same teachers, wherever their files are by then.
     """
 
     def __init__(
@@ -64,9 +66,16 @@ class KDRunner(Runner):
         return StepOutput(sum(parts[1:], parts[0]), {**own.scalars, "task_loss": own.loss, **losses}, own.outputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The adapters' weights."""
-        return self.pupil.adapters.state_dict()
+        """The adapters' weights, and digests of the teachers'."""
+        return {"adapters": self.pupil.adapters.state_dict(), "teachers": self._digests()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of ``state_dict``."""
-        self.pupil.adapters.load_state_dict(state)
+        """The counterpart of ``state_dict``. Raises ``UserError`` for teachers with other weights."""
+        for name, now in self._digests().items():
+            then = state["teachers"].get(name)
+            if then != now:
+                raise UserError(f"{name} has other weights now (sha256 {then} then, {now} now): name the file that it had")
+        self.pupil.adapters.load_state_dict(state["adapters"])
+
+    def _digests(self) -> dict[str, str]:
+        return {teacher.name: teacher.digest()[:16] for teacher in self.teachers}

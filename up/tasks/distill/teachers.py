@@ -26,6 +26,9 @@ class Taught(Protocol):
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]: ...
 
+    def digest(self) -> str:
+        """What tells teachers of different weights apart."""
+
 
 class Teacher:
     """Gives what the ``layers`` of ``net`` give for a batch, as constants of the student's graph.
@@ -47,6 +50,7 @@ class Teacher:
         columns: Sequence[int] | None = None,
     ) -> None:
         self.name = name
+        self._digest: str | None = None
         self.net = frozen(net)
         self._columns = None if columns is None else torch.tensor(columns)
         taps = Taps(net, layers)
@@ -89,7 +93,12 @@ class Teacher:
             return logits[:, self._columns] if self._columns is not None and isinstance(logits, Tensor) else logits
 
     def digest(self) -> str:
-        """SHA-256 of the weights, or of the graph, and of the order of classes."""
+        """SHA-256 of the weights, or of the graph, and of the order of classes; they never change, so that once is enough."""
+        if self._digest is None:
+            self._digest = self._computed_digest()
+        return self._digest
+
+    def _computed_digest(self) -> str:
         found = hashlib.sha256(repr(None if self._columns is None else self._columns.tolist()).encode())
         for module in self.net.modules():
             found.update(getattr(module, "content_sha256", "").encode())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.unit.tasks.distill.nets import batch_of, loss_of, net_of
 from up.data.records import Batch
+from up.errors import UserError
 from up.runner.runner import Runner, StepOutput
 from up.tasks.distill.kd_runner import KDRunner
 from up.tasks.distill.losses import KDLoss, L2Loss
@@ -106,7 +107,7 @@ def test_adapters_train_and_are_in_the_state_and_the_teacher_is_not() -> None:
     (weight,) = runner.pupil.adapters.parameters()
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
-    assert list(runner.state_dict()) == ["mimic_job0_teacher_0.weight"]
+    assert list(runner.state_dict()["adapters"]) == ["mimic_job0_teacher_0.weight"]
     assert list(runner.model.state_dict()) == list(net_of(4).state_dict())
     assert not any("teacher" in name for name, _ in runner.net.named_modules() if not name.startswith("adapters"))
     other = runner_of(through)
@@ -114,6 +115,14 @@ def test_adapters_train_and_are_in_the_state_and_the_teacher_is_not() -> None:
         next(other.pupil.adapters.parameters()).zero_()
     other.load_state_dict(runner.state_dict())
     assert torch.equal(next(other.pupil.adapters.parameters()), weight)
+
+
+def test_goes_on_with_the_same_teachers_only() -> None:
+    state = runner_of().state_dict()
+    assert list(state["teachers"]) == ["teacher"]
+    runner_of().load_state_dict(state)
+    with pytest.raises(UserError, match=f"teacher has other weights now .sha256 {state['teachers']['teacher']} then, "):
+        runner_of(teacher_seed=2).load_state_dict(state)
 
 
 def test_warm_up_goes_by_the_step() -> None:
