@@ -7,50 +7,109 @@ from typing import Any, Literal
 
 import torch
 
-from up.assembly.data import build_dataset, build_reader, build_transforms, input_size_of, train_batches
+from up.assembly.data import (
+    build_dataset,
+    build_evaluation,
+    build_reader,
+    build_transforms,
+    device_side,
+    input_size_of,
+    train_batches,
+)
 from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
-from up.assembly.network import build_net
-from up.assembly.training import build_hooks, optimizer_of, schedule_of, timetable
+from up.assembly.network import build_net, device_of, load_start_weights
+from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
+from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_training
 from up.config.decode import missing_for_training
-from up.data.records import SampleKey
 from up.errors import UserError
 from up.experiment import Experiment, missing_files, net_table
 from up.models.net import Net, model_summary
+from up.runner.precision import Precision
 from up.text import count, si
 
 IMAGES = 2  # batch normalisation needs more than one
 _UNSEEN = 1000  # updates an epoch and images an update, where there are no data to tell
 _CLASSES = 10  # the same of classes
 _LATE = 10**9  # an update after every warm-up
+_SHOWN = 8  # classes in a line
+_CPU = torch.device("cpu")
+_FLOAT32 = Precision(mode=None, device=_CPU)
 
 
 def prove(experiment: Experiment, *, files: bool) -> Iterator[str]:
     """Lines that say what was proved. Raises ``UserError`` for the first thing that does not hold; creates nothing."""
-    for note in experiment.decoded.notes:
+    for note in (*experiment.decoded.notes, *absent_device(experiment)):
         yield f"note: {note}"
-    facts = assumed_facts(experiment)
-    updates, images = _UNSEEN, _UNSEEN
     if files:
         experiment.refuse([*missing_for_training(experiment.config), *missing_files(experiment)])
-        train = build_dataset(experiment, "train")
-        facts = dict(experiment.plugin.data_facts(train))
-        batches = train_batches(experiment, train)
-        updates, images = batches.updates_per_epoch, batches.global_batch_size
-        total = timetable(experiment, updates).total
-        yield f"train: {count(len(train), 'image')}, {count(updates, 'update')} an epoch, {total:,} in all"
-        yield f"first training sample: {tuple(train[SampleKey(0, 0)].image.shape)}"
-        if experiment.config.dataset.test is not None:
-            test = build_dataset(experiment, "test", experiment.plugin.later_data_facts(train))
-            yield f"test: {count(len(test), 'image')}; first sample: {tuple(test[SampleKey(0, 0)].image.shape)}"
+        yield from prove_with_data(experiment)
+        return
+    facts = assumed_facts(experiment)
     prove_parts(experiment, facts)
     net = build_net(experiment, facts).train()
-    teaching = teaching_of(experiment, net, facts, experiment.plugin.class_names(train) if files else None, files=files)
+    if experiment.config.trainer.optimizer is not None:
+        schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
+    yield from prove_net(experiment, net, teaching_of(experiment, net, facts, None, files=False), None)
+
+
+def prove_with_data(experiment: Experiment) -> Iterator[str]:
+    """What ``train`` would make of the files, up to its first update and its first evaluation."""
+    plugin = experiment.plugin
+    train = build_dataset(experiment, "train")
+    facts, names = dict(plugin.data_facts(train)), plugin.class_names(train)
+    batches = train_batches(experiment, train)
+    times = timetable(experiment, batches.updates_per_epoch)
+    yield f"train: {count(len(train), 'image')}, {count(times.updates_per_epoch, 'update')} an epoch, {times.total:,} in all"
+    yield from class_line(names, facts.get("class_counts"))
+    schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
+    yield rate_line(experiment, schedule, times.total, batches.global_batch_size)
+    mix, stage = device_side(experiment, train, facts, _CPU)
+    batch = first_batch(experiment, "train", train)
+    if batch is not None:
+        yield f"first training sample: {tuple(batch.image.shape[1:])}"
+    evaluation = tested = None
+    if experiment.config.dataset.test is not None:
+        evaluation, test = build_evaluation(experiment, plugin.later_data_facts(train), _CPU, _FLOAT32)
+        tested = first_batch(experiment, "test", test)
+        yield f"test: {count(len(test), 'image')}" + (f"; first sample: {tuple(tested.image.shape[1:])}" if tested else "")
+    prove_parts(experiment, facts)
+    net = build_net(experiment, facts).train()
+    if not (experiment.config.saver.pretrain_model or "").startswith("timm:"):  # which may be gigabytes to fetch
+        yield from load_start_weights(experiment, net, names)
+    teaching = teaching_of(experiment, net, facts, names)
+    if batch is not None:
+        try_training(experiment, net, batch, stage=stage, mix=mix, precision=_FLOAT32)
+    if tested is not None and evaluation is not None:
+        try_evaluation(experiment, net, tested, evaluation)
+    yield from prove_net(experiment, net, teaching, names)
+
+
+def prove_net(experiment: Experiment, net: Net, teaching: Teaching | None, names: list[str] | None) -> Iterator[str]:
+    """Optimizer, hooks, and a batch of noise through net, loss and backward."""
     total_row = model_summary(net)[-1]
     yield f"net: {si(total_row.parameters)} parameters, {si(total_row.trainable)} of them trainable"
+    prove_hooks(experiment, build_hooks(experiment)[0], net, names)
     if experiment.config.trainer.optimizer is not None:
-        schedule_of(experiment, updates, timetable(experiment, updates).total or updates, images)
         optimizer_of(experiment, net)
     yield from prove_backward(experiment, net, teaching)
+
+
+def absent_device(experiment: Experiment) -> Iterator[str]:
+    """That ``runtime.device`` is not on this machine, which may be another than that which trains."""
+    try:
+        device_of(experiment)
+    except UserError as error:
+        yield str(error)
+
+
+def class_line(names: list[str] | None, counts: list[int] | None) -> Iterator[str]:
+    """How many classes there are, and the commonest and the rarest of them."""
+    if counts is None:
+        return
+    commonest_first = sorted(range(len(counts)), key=lambda label: -counts[label])
+    shown = [f"{names[label] if names else label} {counts[label]:,}" for label in commonest_first]
+    listed = ", ".join(shown) if len(shown) <= _SHOWN else f"{', '.join(shown[: _SHOWN - 1])}, … {shown[-1]}"
+    yield f"{count(len(counts), 'class')}; images of each: {listed}"
 
 
 def assumed_facts(experiment: Experiment) -> dict[str, Any]:
@@ -72,19 +131,19 @@ def prove_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
     if train is not None and train.dataloader.kwargs.batch_fn is not None:
         place = "dataset.train.dataloader.kwargs.batch_fn"
         experiment.build(train.dataloader.kwargs.batch_fn, "batch_fn", facts, place)
-    build_hooks(experiment)
 
 
 def prove_backward(experiment: Experiment, net: Net, teaching: Teaching | None) -> Iterator[str]:
     """One batch of noise through net, teachers, losses and backward."""
     size = input_size_of(experiment)
-    runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=torch.device("cpu"))
+    runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=_CPU)
     with experiment.placing("net"):
-        output = runner.training_step(experiment.plugin.example_batch(net, size, IMAGES), _LATE)
+        batch = experiment.plugin.example_batch(net, size, IMAGES)
+        output = runner.training_step(batch, _LATE)
         output.loss.backward()  # type: ignore[no-untyped-call]
         if not torch.isfinite(output.loss):
             raise UserError(f"the loss of a batch of noise is {float(output.loss)}, expected a finite number.")
-    shape = f"{IMAGES} x 3 x {size[0]} x {size[1]}"
+    shape = " x ".join(map(str, batch.image.shape))
     yield f"one batch of {shape} through net, loss and backward: loss {float(output.loss.detach()):.3f}"
     yield from (f"note: {line}" for line in told_of(experiment, teaching)[1])
     if teaching is not None:

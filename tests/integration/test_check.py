@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.integration.refusals import contents, refused
 from up.__main__ import main
@@ -29,16 +30,18 @@ def test_says_what_was_proved_and_creates_nothing(
     before = contents(tmp_path, images)
     lines = checked(path, capsys)
     assert contents(tmp_path, images) == before
-    assert lines[:4] == [
+    assert lines[:6] == [
         "train: 46 images, 6 updates an epoch, 12 in all",
+        "3 classes; images of each: red 16, green 15, blue 15",
+        "learning rate: 0.01 at first, 0.05 at most (update 2), 0.001224 at last",
         "first training sample: (3, 32, 32)",
         "test: 13 images; first sample: (3, 32, 32)",
         "net: 77.55k parameters, 77.55k of them trainable",
     ]
-    found = re.fullmatch(r"one batch of 2 x 3 x 32 x 32 through net, loss and backward: loss (\d\.\d{3})", lines[4])
+    found = re.fullmatch(r"one batch of 2 x 3 x 32 x 32 through net, loss and backward: loss (\d\.\d{3})", lines[6])
     assert found
     assert 0.2 < float(found[1]) < 3  # of three classes by chance: log 3 = 1.1
-    assert lines[5:] == [f"{path}: good"]
+    assert lines[7:] == [f"{path}: good"]
 
 
 def test_no_files_proves_all_but_the_data(config: Config, write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -76,6 +79,44 @@ def test_what_older_files_spell_otherwise_is_noted(config: Config, write: Write,
     path = write(config)
     line = len(Path(path).read_text().splitlines())
     assert checked(path, capsys)[0] == f"note: {path}:{line}: fp16: belongs in runtime and was taken as runtime.fp16"
+
+
+@pytest.mark.parametrize(
+    ("section", "written", "note"),
+    [
+        ("saver", {"skip": ["head"]}, "saver.skip: has no effect without saver.pretrain_model"),
+        ("ema", {"kwargs": {"decay": 0.9}}, "ema.kwargs: has no effect without ema.enable: true"),
+        ("runtime", {"device": "cuda"}, "runtime.device: got cuda:0, but torch finds no accelerator here."),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." not in value else "",
+)
+def test_what_has_no_effect_is_noted(
+    config: Config, write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    section: str, written: Config, note: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available=False: None)
+    config.setdefault(section, {}).update(written)
+    path = write(config)
+    line = checked(path, capsys)[0]
+    assert re.match(rf"note: {re.escape(path)}:\d+: {re.escape(note)}", line), line
+
+
+def test_an_lr_of_one_image_is_told_of(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who writes lr: 0.1 as elsewhere, and no warmup_register_type, trains with eight times that."""
+    del config["trainer"]["lr_scheduler"]["warmup_register_type"], config["trainer"]["lr_scheduler"]["warmup_ratio"]
+    assert (
+        "learning rate: 0.05 at first, 0.4 at most (update 2), 0.009789 at last; lr is of one image "
+        "(warmup_register_type: base), times 8 images an update"
+    ) in checked(write(config), capsys)
+
+
+def test_weights_to_start_from_are_tried(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"backbone.conv1.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
+    config["saver"]["pretrain_model"] = str(tmp_path / "other.pth")
+    (line,) = refused(["check", "--config", write(config)], capsys, tmp_path)
+    assert line.startswith(f"{tmp_path / 'other.pth'}: none of its 1 tensor fits this net")
 
 
 def without_names(config: Config) -> None:
@@ -139,9 +180,57 @@ def no_loss(config: Config) -> None:
     del config["net"][2]
 
 
+def no_head(config: Config) -> None:
+    del config["net"][1]
+
+
+def no_backbone(config: Config) -> None:
+    del config["net"][0]
+
+
+def gray_net(config: Config) -> None:
+    config["net"][0]["kwargs"]["input_channel"] = 1
+
+
+def bad_layer(config: Config) -> None:
+    config["hooks"] = [
+        {"type": "grad_clipper", "kwargs": {"max_norm": 1.0}},
+        {"type": "grad_cam", "kwargs": {"layer_name": "backbone.layer5"}},
+    ]
+
+
+def few_names(config: Config) -> None:
+    config["dataset"]["test"]["dataset"]["kwargs"]["evaluator"] = {"type": "imagenet", "kwargs": {"class_names": ["a", "b"]}}
+
+
+def few_frequencies(config: Config) -> None:
+    config["dataset"]["test"]["dataset"]["kwargs"]["evaluator"] = {"type": "imagenet_lt", "kwargs": {"cls_freq": [9, 9]}}
+
+
+def numbers_first(config: Config) -> None:
+    transformer = config["dataset"]["train"]["dataset"]["kwargs"]["transformer"]
+    transformer[-2], transformer[-1] = transformer[-1], transformer[-2]
+
+
+def large_crop(config: Config) -> None:
+    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"][0] = {"type": "v2.RandomCrop", "kwargs": {"size": 999}}
+
+
+def mixed_evaluation(config: Config) -> None:
+    config["dataset"]["test"]["dataset"]["kwargs"]["transformer"].insert(1, {"type": "torch_mixup"})
+
+
+def bad_betas(config: Config) -> None:
+    config["trainer"]["optimizer"] = {"type": "AdamW", "kwargs": {"lr": 0.1, "betas": [0.9, 1.9]}}
+
+
+def bad_fraction(config: Config) -> None:
+    config["dataset"]["train"]["dataset"]["kwargs"]["fraction"] = 2.0
+
+
 FAULTS: list[tuple[Callable[[Config], None], str]] = [
-    (narrow_head, "net.1: num_classes: got 2, but the labels of dataset.train need at least 3."),
-    (two_heads, "net.1: num_classes: got [3, 3], but dataset.train has one label for each image."),
+    (narrow_head, "net.1.kwargs.num_classes: got 2, but the labels of dataset.train need at least 3."),
+    (two_heads, "net.1.kwargs.num_classes: got [3, 3], but dataset.train has one label for each image."),
     (other_width, "net.1.kwargs.num_classes: got 4, but 3 follows from the class names of dataset.train"),
     (large_batch, "dataset.train.batch_sampler.kwargs.batch_size: 46 images for training, fewer than one update takes: 47"),
     (two_losses, "net: cls_loss lists 2 losses, but the net has 1 head."),
@@ -149,9 +238,20 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (levels, "dataset.test.dataset.kwargs.transformer: got transforms that leave images as uint8 levels"),
     (bad_hook, "hooks: the gradients would be clipped twice"),
     (bad_mixing, "dataset.train.dataloader.kwargs.batch_fn.kwargs.num_classes: got 5, but 3 follows from the class names"),
-    (bad_schedule, "trainer.lr_scheduler: milestones are [3, 2], expected rising epochs"),
+    (bad_schedule, "trainer.lr_scheduler.kwargs.milestones: milestones are [3, 2], expected rising epochs"),
     (nothing_to_train, "trainer.optimizer: nothing to train: all 38 parameters are frozen."),
     (no_loss, "net: the net computes no loss, only image,"),
+    (no_head, "net: no module of the net gives logits, there is only image,"),
+    (no_backbone, "net.0: base_cls_head reads features, and no module stands before it."),
+    (gray_net, "net: the backbone was built for images of 1 channel and got 3. Set its input_channel to 3"),
+    (bad_layer, "hooks.1: grad_cam: the net has no layer 'backbone.layer5'. Did you mean 'backbone.layer4'"),
+    (few_names, "dataset.test.dataset.kwargs.evaluator.kwargs.class_names: got 2 names, but the net has 3 classes."),
+    (few_frequencies, "dataset.test.dataset.kwargs.evaluator.kwargs.cls_freq: cls_freq has 2 numbers, but the net has 3 classes."),
+    (numbers_first, "dataset.train.dataset.kwargs.transformer: normalize: got a PIL image, expected a float tensor"),
+    (large_crop, "dataset.train.dataset.kwargs.transformer: v2.RandomCrop: Required crop size (999, 999) is larger"),
+    (mixed_evaluation, "dataset.test.dataset.kwargs.transformer: torch_mixup and torch_cutmix_mixup are for training"),
+    (bad_betas, "trainer.optimizer: AdamW: Invalid beta parameter at index 1: 1.9"),
+    (bad_fraction, "dataset.train.dataset.kwargs.fraction: fraction is 2. Expected more than 0 and at most 1."),
     (odd_images, "net: the backbone was built for images of 64x64 pixels and got 32x32."),
 ]
 
@@ -164,4 +264,19 @@ def test_finds(
     spoil(config)
     path = write(config)
     (line,) = refused(["check", "--config", path], capsys, tmp_path, images)
+    assert re.match(rf"{re.escape(path)}:\d+: {re.escape(message)}", line), line
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [fault for fault in FAULTS if fault[0] is not no_size],  # these images are of one size, and can be trained on
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_train_finds_it_before_it_creates_anything(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Config], None], message: str,
+) -> None:  # fmt: skip
+    spoil(config)
+    path = write(config)
+    (line,) = refused(["train", "--config", path], capsys, tmp_path, images)
     assert re.match(rf"{re.escape(path)}:\d+: {re.escape(message)}", line), line

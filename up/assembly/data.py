@@ -19,6 +19,7 @@ from up.experiment import Experiment, missing_files
 from up.runner.evaluate import Evaluation
 from up.runner.log import LOGGER
 from up.runner.precision import Precision
+from up.runner.runner import BatchStage, Mixing
 from up.text import some_of
 
 
@@ -104,6 +105,21 @@ def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:
             rank=distributed.rank(), world_size=distributed.world_size(),
             drop_last=kwargs.drop_last if loader.drop_last is None else loader.drop_last,
         )  # fmt: skip
+
+
+def device_side(
+    experiment: Experiment, dataset: Any, facts: Mapping[str, Any], device: torch.device
+) -> tuple[Mixing | None, BatchStage]:
+    """What whole training batches pass on the device: first the stage, then the mixing.
+
+    Both are taken off the transforms of ``dataset``, the last first: a mixing transform stands behind the stage's.
+    """
+    batch_fn = section_of(experiment, "train").dataloader.kwargs.batch_fn
+    place = "dataset.train.dataloader.kwargs.batch_fn"
+    built = experiment.build(batch_fn, "batch_fn", facts, place) if batch_fn else None
+    with experiment.placing("dataset.train.dataset.kwargs.transformer"):
+        mix = experiment.plugin.mixing(dataset, built)
+        return mix, experiment.plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
 
 
 def workers_of(source: Source) -> Workers:

@@ -14,12 +14,21 @@ import torch
 from rich.console import Console
 
 from up import distributed
-from up.assembly.data import build_dataset, build_evaluation, produced_size, section_of, train_batches, workers_of
+from up.assembly.data import (
+    build_dataset,
+    build_evaluation,
+    device_side,
+    produced_size,
+    section_of,
+    train_batches,
+    workers_of,
+)
 from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
 from up.assembly.network import build_net, device_of, load_start_weights, on_device, precision_of
 from up.assembly.preflight import preflight
 from up.assembly.teacher_cache import with_cache
-from up.assembly.training import Timetable, build_hooks, optimizer_of, schedule_of, timetable
+from up.assembly.training import Timetable, build_hooks, optimizer_of, rate_line, schedule_of, timetable
+from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_optimizer, try_training
 from up.config.decode import missing_for_training
 from up.config.show import effective_yaml
 from up.data.bad_images import BadImages
@@ -95,8 +104,9 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     start = find_start(experiment, facts.config)
     with together():
         told = load_start_weights(experiment, made.net, made.names) if start.checkpoint is None else []
-    open_folder(experiment, start, facts.config)
     net = on_device(experiment, made.net, device)
+    try_out(experiment, made)
+    open_folder(experiment, start, facts.config)
     runner = runner_of(
         experiment, net, teaching, stage=made.stage, mix=made.mix, device=device, compiled=config.runtime.compile
     )
@@ -109,7 +119,8 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     if teaching is not None:
         teaching.add_adapters_to(optimizer)
     lines, warnings = told_of(experiment, teaching)
-    for line in [*told, *lines, *start_lines(made.net, optimizer)]:
+    rates = rate_line(experiment, made.schedule, made.times.total, made.batches.global_batch_size)
+    for line in [*told, *lines, *start_lines(made.net, optimizer), rates]:
         LOGGER.info(line)
     for line in warnings:
         LOGGER.warning(line)
@@ -147,15 +158,25 @@ def prepare(experiment: Experiment, device: torch.device) -> Material:
     teaching = teaching_of(experiment, net, facts, names)
     if teaching is not None:
         teaching = with_cache(experiment, teaching, data, updates_per_epoch=times.updates_per_epoch, updates=times.total)
-    batch_fn = section_of(experiment, "train").dataloader.kwargs.batch_fn
-    place = "dataset.train.dataloader.kwargs.batch_fn"
-    built_fn = experiment.build(batch_fn, "batch_fn", facts, place) if batch_fn else None
-    with experiment.placing("dataset.train.dataset.kwargs.transformer"):
-        mix = plugin.mixing(data, built_fn)
-        stage = plugin.device_stage(data, device, config.runtime.channels_last)
+    mix, stage = device_side(experiment, data, facts, device)
     watching, clip = build_hooks(experiment)
-    hooks = Hooks([*standing_hooks(experiment), *watching] if distributed.is_main() else [])
+    prove_hooks(experiment, watching, net, names)
+    try_optimizer(experiment, net)
+    hooks = Hooks([*standing_hooks(experiment), *watching.values()] if distributed.is_main() else [])
     return Material(data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, teaching)
+
+
+def try_out(experiment: Experiment, made: Material) -> None:
+    """The first update and the first evaluation on two images. Raises ``ConfigError``; nothing is created or changed."""
+    with together():
+        train = first_batch(experiment, "train", made.data)
+        test = first_batch(experiment, "test", made.test_data) if made.evaluation is not None else None
+    seen = distributed.gather_objects((train is not None, test is not None))  # an image may be bad on one host only
+    with together():
+        if train is not None and all(trains for trains, _ in seen):
+            try_training(experiment, made.net, train, stage=made.stage, mix=made.mix, precision=made.precision)
+        if test is not None and made.evaluation is not None and all(tests for _, tests in seen):
+            try_evaluation(experiment, made.net, test, made.evaluation)
 
 
 def require_one_input(facts: Facts) -> None:

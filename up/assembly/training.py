@@ -15,6 +15,7 @@ from up.optim.schedules import Schedule
 from up.runner.clip import Clip, ClipNorm, NoClip
 from up.runner.every import Every
 from up.runner.hooks import Hook
+from up.text import count
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
         )  # fmt: skip
 
 
+def rate_line(experiment: Experiment, schedule: Schedule, total: int, global_batch_size: int) -> str:
+    """The learning rates of a run in a line: what the scheduler makes of ``lr``."""
+    first, (step, highest), last = schedule.extremes(total)
+    said = f"learning rate: {first:.4g}"
+    if not first == highest == last:
+        said += f" at first, {highest:.4g} at most (update {step + 1:,}), {last:.4g} at last"
+    part = experiment.config.trainer.lr_scheduler
+    if part is not None and part.warmup_register_type == "base" and global_batch_size > 1:
+        said += f"; lr is of one image (warmup_register_type: base), times {count(global_batch_size, 'image')} an update"
+    return said
+
+
 def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
     """The optimizer over the parameters that train, in groups."""
     part = experiment.config.trainer.optimizer
@@ -60,15 +73,15 @@ def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
         return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, **part.kwargs)
 
 
-def build_hooks(experiment: Experiment) -> tuple[list[Hook], Clip]:
-    """The hooks that watch, and the policy of clipping, which older files write among them."""
+def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:
+    """The hooks that watch, by their places in the file, and the policy of clipping, which older files write among them."""
     trainer = experiment.config.trainer
-    listed = enumerate(experiment.config.hooks)
-    built = [experiment.build(part, "hook", {}, f"hooks.{index}") for index, part in listed]
-    policies: list[Clip] = [part for part in built if not isinstance(part, Hook)]
+    places = {f"hooks.{index}": part for index, part in enumerate(experiment.config.hooks)}
+    built = {place: experiment.build(part, "hook", {}, place) for place, part in places.items()}
+    policies: list[Clip] = [part for part in built.values() if not isinstance(part, Hook)]
     if trainer.clip_norm is not None:
         policies.append(ClipNorm(max_norm=trainer.clip_norm))
     if len(policies) > 1:
         what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
         experiment.refuse([Problem("hooks", what)])
-    return [part for part in built if isinstance(part, Hook)], policies[0] if policies else NoClip()
+    return {place: part for place, part in built.items() if isinstance(part, Hook)}, policies[0] if policies else NoClip()

@@ -47,7 +47,17 @@ class Origins:
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with their places; for something missing, that of the block it is missing in."""
-        return [replace(problem, path=self._as_written(problem.path)).written_at(self._place(problem)) for problem in problems]
+        exact = [problem if problem.origin or problem.about_key else self._at_argument(problem) for problem in problems]
+        return [replace(problem, path=self._as_written(problem.path)).written_at(self._place(problem)) for problem in exact]
+
+    def _at_argument(self, problem: Problem) -> Problem:
+        """A complaint about a part, at the argument that it begins with: ``fraction is 2``, ``resize.size: got 0``."""
+        for begins in (r"(?P<name>\w+)(?P<colon>: )?", r"\w+(?:\.|: )(?P<name>\w+)(?P<colon>: )?"):
+            found = re.match(begins, problem.what)
+            for path in (f"{problem.path}.kwargs.{found['name']}", f"{problem.path}.{found['name']}") if found else ():
+                if found and not self._find(path.split("."))[2]:
+                    return replace(problem, path=path, what=problem.what[found.end() :] if found["colon"] else problem.what)
+        return problem
 
     def _as_written(self, path: str) -> str:
         """The one job of a mimic is ``mimic_job0`` to the program, also where the file writes it directly."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from up.config.part import PartOf
 from up.errors import UserError
-from up.text import some_of
+from up.text import count, some_of
 
 Normalize = Annotated[Callable[[nn.Module], nn.Module], PartOf("norm")]
 Initializer = Annotated[Callable[[nn.Module], object], PartOf("initializer")]
@@ -35,6 +35,8 @@ class Backbone(nn.Module):
     forward_head: Callable[..., Tensor]
     forward_intermediates: Callable[..., Any]
     prune_intermediate_layers: Callable[..., Any]
+
+    image_channels: int | None = None  # None where the network rearranges pixels before its first convolution
 
     _taps: list[int] | None = None  # positions in feature_info; None: the final feature only
     _ends_early: bool = False
@@ -106,6 +108,11 @@ class Backbone(nn.Module):
         return feature.permute(0, 3, 1, 2) if getattr(self, "output_fmt", "") == "NHWC" else feature
 
     def _check_size(self, image: Tensor) -> None:
+        if self.image_channels not in (None, image.shape[1]):
+            raise UserError(
+                f"the backbone was built for images of {count(self.image_channels or 0, 'channel')} and got {image.shape[1]}. "
+                f"Set its input_channel to {image.shape[1]}, or leave it out for RGB images."
+            )
         if self._image_size is not None and tuple(image.shape[-2:]) != self._image_size:
             built = "x".join(map(str, self._image_size))
             got = "x".join(str(int(side)) for side in image.shape[-2:])
@@ -127,6 +134,7 @@ def as_backbone(model: nn.Module, *, pooled: bool = False) -> Backbone:
     backbone = cast(Backbone, model)
     backbone._pooled = pooled
     backbone._image_size = _only_size(model)
+    backbone.image_channels = _channels(model)
     planes = cast(int, getattr(model, "head_hidden_size", model.num_features) if pooled else model.num_features)
     backbone.out_planes = [planes]
     backbone.out_strides = [int(info["reduction"]) for info in backbone.feature_info[-1:]]
@@ -198,6 +206,12 @@ def _only_size(model: nn.Module) -> tuple[int, int] | None:
     if size is None or not getattr(embedding, "strict_img_size", False):
         return None
     return int(size[0]), int(size[1])
+
+
+def _channels(model: nn.Module) -> int | None:
+    """What the first convolution takes, where that can only be an image."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels <= 4 else None
 
 
 def _positions(key: str, wanted: Sequence[int] | None, known: list[int]) -> list[int] | None:

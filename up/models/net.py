@@ -11,7 +11,7 @@ from torch import nn
 from up.errors import UserError
 from up.models.freeze import FREEZE_KEY, resting_norms, set_trainable
 from up.models.patterns import any_of
-from up.text import did_you_mean
+from up.text import did_you_mean, some_of
 
 
 class Net(nn.Module):
@@ -113,6 +113,13 @@ class Net(nn.Module):
         for name, module in self.named_modules():
             if is_asleep(name):
                 module.eval()
+
+
+def read(record: Mapping[str, Any], name: str, giver: str) -> Any:
+    """``record[name]``, which a ``giver`` puts there. Raises ``UserError`` where none stands before in the net."""
+    if name not in record:
+        raise UserError(f"no module of the net gives {name}, there is only {some_of(record)}. Expected a {giver} before.")
+    return record[name]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,16 @@ class Schedule:
             return self._warmup(step, self._run.base)
         return self._curve(step, self._run)
 
+    def extremes(self, total: int) -> tuple[float, tuple[int, float], float]:
+        """Of a run of ``total`` updates: the first learning rate, the highest with its update (from 0), and the last.
+
+        Of long runs a thousand updates are looked at, and the last one of the warm-up.
+        """
+        looked_at = {*range(0, total, max(1, total // 1000)), min(self._warmup.updates, total) - 1, total - 1}
+        rates = {step: self(step) for step in sorted(step for step in looked_at if step >= 0)}
+        highest = max(rates, key=rates.__getitem__)
+        return rates[0], (highest, rates[highest]), rates[total - 1]
+
     def observe(self, step: int, metric: float) -> None:
         """Hear the ``metric`` of the evaluation after ``step`` updates; only ``ReduceLROnPlateau`` listens."""
         self._curve.observe(step, metric)

@@ -54,6 +54,9 @@ class UpdateReport:
 class Hook:
     """Does nothing at every occasion; a hook overrides what it wants to see."""
 
+    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        """Raise ``UserError`` for what it cannot watch in this net. Asked before anything is created, and by ``check``."""
+
     def on_start(self, outline: Outline, step: int) -> None:
         """Training begins, or goes on, with ``step`` updates done."""
 

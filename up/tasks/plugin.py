@@ -101,7 +101,7 @@ class TaskPlugin:
     """The loss of a prepared batch."""
     collate: Callable[[Sequence[Sample]], Batch] = collate
     device_stage: Callable[[Any, torch.device, bool], BatchStage] = to_device
-    """Takes off the data set what can run on the device, and returns it: (data set, device, channels_last)."""
+    """Takes off the data set, after ``mixing``, what can run on the device, and returns it: (data set, device, channels_last)."""
     supplied: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
     data_facts: Callable[[Any], Facts] = no_facts
@@ -113,7 +113,7 @@ class TaskPlugin:
     named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]] = no_paths
     """From a data set's kwargs: the keys that name files and folders, with what is written there."""
     mixing: Callable[[Any, Any], Mixing | None] = nothing
-    """From the data set and its batch function: what mixes whole batches."""
+    """Takes off the data set what mixes whole batches, and returns it or its batch function: (data set, batch function)."""
     write_reports: Callable[[Any, Path, Any, bool], list[Path]] = figures_only
     """Write the evaluator's findings into a folder: (evaluator, folder, data set, whether to write every result)."""
     result_stream: Callable[[Any, Path, bool], Callable[[Facts, Facts], None] | None] = nothing

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict, with_config
+from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import TypedDict
 
@@ -24,6 +25,7 @@ from up.registry import Registry
 from up.seed import key as mix
 from up.seed import seed_cpu
 from up.tasks.cls.inference import InferenceConfig
+from up.tasks.cls.metas import MetaError
 from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.tables import TableSpec, read_table
 
@@ -185,7 +187,7 @@ class ClsDataset:
         name, root = self.table.names[index], self.table.roots[self.table.source[index]]
         where = self.where(index)
         if refusal := root.link_refusal(name):
-            raise UserError(f"{where}: {refusal}.")
+            raise MetaError(f"{where}: {refusal}.")
         image = self._reader(root.path_of(name), where)
         if self.table.boxes is not None:
             image = _crop(image, self.table.boxes[index], where)
@@ -218,7 +220,7 @@ class _Visit:
                 before = transforms[:position] if getattr(transform, "transform_second", False) else ()
                 sample = transform(sample, partial(self._second, before))
             else:
-                sample.image = transform(sample.image)
+                sample.image = _applied(transform, sample)
         return sample
 
     def read(self, index: int) -> Sample:
@@ -242,6 +244,16 @@ class _Visit:
         """Another sample of the data set, after ``transforms``."""
         self._drawn += 1
         return self.transformed(self.read(mix(self._seed, _SECOND, self._drawn) % len(self._dataset)), transforms)
+
+
+def _applied(transform: Transform, sample: Sample) -> Any:
+    """The image of ``sample``, transformed. Raises ``UserError`` with the file's name for what torchvision says to the user."""
+    try:
+        return transform(sample.image)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError) or not isinstance(transform, v2.Transform):
+            raise
+        raise UserError(f"v2.{type(transform).__name__}: {error} (at {sample.filename})") from error
 
 
 def _crop(image: Any, box: NDArray[np.float32], where: str) -> Any:

@@ -94,15 +94,17 @@ class GradCam(Probe):
         super().__init__("grad_cam", layers=[layer_name], save_dir=save_dir, num_images=num_images)
         self.class_names: Sequence[str] = class_names or []
 
-    def on_start(self, outline: Outline, step: int) -> None:
-        super().on_start(outline, step)
-        names = outline.class_names or []
-        if self.class_names and names and len(self.class_names) != len(names):
+    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        super().prove(model, class_names)
+        if self.class_names and class_names and len(self.class_names) != len(class_names):
             raise UserError(
-                f"grad_cam: class_names has {count(len(self.class_names), 'name')}, but the data have {len(names)} "
+                f"grad_cam: class_names has {count(len(self.class_names), 'name')}, but the data have {len(class_names)} "
                 "classes. Give a name for each, or leave it out to use those of the data."
             )
-        self.class_names = self.class_names or names
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        super().on_start(outline, step)
+        self.class_names = self.class_names or outline.class_names or []
 
     def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
         layer = self.layers[0]

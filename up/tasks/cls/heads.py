@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from up.config.part import PartOf
 from up.errors import UserError
+from up.models.net import read
 from up.registry import Registry
 from up.text import count
 
@@ -114,7 +115,7 @@ class Head(nn.Module, ABC):
 
     def forward(self, record: Mapping[str, Any]) -> dict[str, Tensor | list[Tensor]]:
         """``record["features"]``, a list -> ``logits`` (B, C), or a list of such when there are several heads."""
-        hidden = self.dropout(self.pre_logits(self.vector(record["features"])))
+        hidden = self.dropout(self.pre_logits(self.vector(read(record, "features", "backbone"))))
         if isinstance(self.classifier, nn.ModuleList):
             return {"logits": [classifier(hidden) for classifier in self.classifier]}
         return {"logits": self.classifier(hidden)}

@@ -113,6 +113,7 @@ class ImageNetEvaluator:
         predictions = self.predictions
         if not predictions.heads or predictions.heads[0].gt is None:
             return {}
+        _expect_names(self.class_names, predictions)
         _warn_of_unreadable(predictions)
         each = [self.judge(head) for head in predictions.heads]
         if len(each) == 1:
@@ -225,6 +226,20 @@ def _check_name(cmp_key: str, names: Sequence[str]) -> None:
         raise UserError(
             f"cmp_key: the evaluator gives no figure called {cmp_key!r}.{did_you_mean(cmp_key, names)} "
             f"Expected one of {some_of(names)}; precision, recall and f1 need use_prec_rec_f1: true."
+        )
+
+
+def _expect_names(class_names: Sequence[str] | Sequence[Sequence[str]] | None, predictions: Predictions) -> None:
+    """A ``UserError`` unless there is a name for every class, and with several heads a list for every head."""
+    if not class_names:
+        return
+    one_list = all(isinstance(name, str) for name in class_names)
+    lists = [class_names] * len(predictions.heads) if one_list else list(class_names)
+    given, wanted = [len(names) for names in lists], [head.classes for head in predictions.heads]
+    if given != wanted:
+        raise UserError(
+            f"class_names: got {some_of(given)} names, but the net has {some_of(wanted)} classes. Give one name for each class "
+            "(with several heads: one list for each), or leave it out."
         )
 
 

@@ -15,6 +15,7 @@ from up.config.parts import Derived
 from up.data.readers import READERS
 from up.data.records import Batch
 from up.errors import UserError
+from up.models.adapter import Backbone
 from up.models.net import Net
 from up.runner.hooks import HOOKS
 from up.runner.runner import Mixing
@@ -34,7 +35,7 @@ from up.tasks.cls.results import ResultStream
 from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.transforms import TRANSFORMS, output_size_of
 from up.tasks.plugin import Facts, Size, TaskPlugin
-from up.text import count
+from up.text import count, some_of
 
 
 def data_facts(dataset: ClsDataset) -> Facts:
@@ -73,6 +74,8 @@ def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
 
 def planes_for(before: nn.Module | None, part: Part) -> Facts:
     """``in_plane`` of a head, from the features of the module before it."""
+    if before is None:
+        raise UserError(f"{part.type} reads features, and no module stands before it. Expected a backbone before.")
     planes: Sequence[int] | None = getattr(before, "out_planes", None)
     kwargs = part.kwargs
     if planes is not None and part.type == "fpn_cls_head":  # it reads every feature, and averages those of one width
@@ -105,6 +108,8 @@ class DeviceStage:
 
 def device_stage(dataset: ClsDataset, device: torch.device, channels_last: bool) -> DeviceStage:
     """Take to_tensor, normalize and erasing off the end of the data set's transforms and run them on the device."""
+    if not dataset.train and any(isinstance(transform, SampleMix) for transform in dataset.transforms):
+        raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
     expect_numbers(dataset.transforms)
     dataset.transforms, tail = split_tail(dataset.transforms)
     return DeviceStage(tail, device, channels_last=channels_last)
@@ -123,12 +128,15 @@ def mixing(dataset: ClsDataset, batch_fn: Mixing | None) -> Mixing | None:
 def example_batch(net: nn.Module, size: Size, images: int) -> Batch:
     """Noise, with labels drawn from the classes of the net's head."""
     assert isinstance(net, Net)
-    head = next(module for module in net.children() if isinstance(module, Head))
+    head = next((module for module in net.children() if isinstance(module, Head)), None)
+    if head is None:
+        raise UserError(f"there is no head, only {some_of(net.module_names)}: nothing says how many classes there are.")
     draw = torch.Generator().manual_seed(0)
+    channels = next((module.image_channels for module in net.children() if isinstance(module, Backbone)), None) or 3
     labels = [torch.randint(0, classes, (images,), generator=draw) for classes in head.num_classes]
     several = len(labels) > 1 or isinstance(head.classifier, nn.ModuleList)
     return Batch(
-        image=torch.randn(images, 3, *size, generator=draw),
+        image=torch.randn(images, channels, *size, generator=draw),
         gt=torch.stack(labels, dim=1) if several else labels[0],
         filename=[f"example {number}" for number in range(images)],
         index=torch.arange(images),

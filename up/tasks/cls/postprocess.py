@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from up.config.part import PartOf
 from up.errors import UserError
+from up.models.net import read
 from up.registry import Registry
 from up.tasks.cls.losses import Activation, ClassificationLoss, as_soft
 
@@ -49,7 +50,7 @@ class ClassificationPostProcess(nn.Module):
                 )
 
     def forward(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        logits = record["logits"]
+        logits = read(record, "logits", "head")
         return self._train(logits, record) if self.training else self._evaluate(logits)
 
     def adjust(self, logits: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:

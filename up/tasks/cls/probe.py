@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 import torch
 from PIL import Image
+from torch import nn
 
 from up.data.records import Batch
 from up.distributed import is_main
@@ -48,9 +49,11 @@ class Probe(Hook, ABC):
     def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
         """The name of a file, without its ending, and what it shows."""
 
+    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        require_layers(model, self.layers, hook=self.name)
+
     def on_start(self, outline: Outline, step: int) -> None:
         self.outline = outline
-        require_layers(outline.model, self.layers, hook=self.name)
         if outline.sample_batch is None:
             self.warn("the run evaluates no images, so there is nothing to draw.")
 

@@ -100,10 +100,10 @@ def test_a_layer_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path, c
     assert (tmp_path / "feature_vis" / "step2" / "x_backbone.conv.png").exists()
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="feature_vis: num_channels: got 0"):
         FeatureVis(layer_names="backbone", num_channels=0)
     with pytest.raises(UserError, match="feature_vis: no layer is named"):
-        started(FeatureVis(layer_names=[]), tmp_path)
+        FeatureVis(layer_names=[]).prove(small_net(), None)
     with pytest.raises(UserError, match="Did you mean 'backbone.conv'"):
-        started(FeatureVis(layer_names=["backbone.cnv"]), tmp_path)
+        FeatureVis(layer_names=["backbone.cnv"]).prove(small_net(), None)

@@ -302,11 +302,11 @@ def test_names_that_cannot_be_drawn_are_numbers() -> None:
     assert GradCam(layer_name="backbone", class_names=["犬", "dog"])._name(0) == "class 0"
 
 
-def test_what_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_beforehand() -> None:
     with pytest.raises(UserError, match="grad_cam: the net has no layer 'backbone.con'. Did you mean 'backbone.conv'"):
-        GradCam(layer_name="backbone.con").on_start(outline(tmp_path, toy_net()), 0)
+        GradCam(layer_name="backbone.con").prove(toy_net(), ["cat", "dog"])
     with pytest.raises(UserError, match="class_names has 1 name, but the data have 2 classes"):
-        GradCam(layer_name="backbone", class_names=["cat"]).on_start(outline(tmp_path, toy_net()), 0)
+        GradCam(layer_name="backbone", class_names=["cat"]).prove(toy_net(), ["cat", "dog"])
     with pytest.raises(UserError, match="grad_cam: num_images: got 0, expected 1 or more"):
         GradCam(layer_name="backbone", num_images=0)
 

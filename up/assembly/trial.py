@@ -1,0 +1,90 @@
+"""The first update and the first evaluation, tried on two images before anything is created: what fails in them fails here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from up.assembly.data import section_of
+from up.assembly.training import optimizer_of
+from up.data.bad_images import BadImage
+from up.data.records import Batch, SampleKey
+from up.experiment import Experiment
+from up.models.net import Net
+from up.runner.evaluate import Evaluation, evaluation_mode
+from up.runner.hooks import Hook
+from up.runner.precision import Precision
+from up.runner.runner import BatchStage, Mixing
+from up.seed import generator
+
+_IMAGES = 2  # batch normalisation needs more than one
+
+
+def first_batch(experiment: Experiment, source: Literal["train", "test"], data: Any) -> Batch | None:
+    """The first image of a data set and its last, collated as a worker does it; None where one of them cannot be read.
+
+    Those are for the run to meet, which may skip them, and counts them.
+    """
+    batch_size = section_of(experiment, source).batch_sampler.kwargs.batch_size
+    indices = [0, len(data) - 1][: min(batch_size, _IMAGES)]
+    with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
+        try:
+            samples = [data[SampleKey(0, index)] for index in indices]
+        except BadImage:
+            return None
+        return experiment.plugin.collate(samples)
+
+
+def try_training(
+    experiment: Experiment, net: Net, batch: Batch, *, stage: BatchStage, mix: Mixing | None, precision: Precision
+) -> None:
+    """A batch through mixing, net and loss. Raises ``ConfigError``; the net and its buffers are as before afterwards."""
+    with experiment.placing("net"), _traceless(net):
+        prepared = stage(batch)
+        if mix is not None:
+            prepared = mix(prepared, generator(experiment.config.runtime.random_seed))
+        with precision.autocast():
+            experiment.plugin.loss_of(net, prepared)
+
+
+def try_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:
+    """A batch through the net and an evaluator. Raises ``ConfigError`` for settings that do not fit the net or the labels."""
+    with experiment.placing("net"), _traceless(net), evaluation_mode(net), evaluation.precision.autocast():
+        prepared = evaluation.stage(batch)
+        outputs = net(prepared)
+    evaluator = evaluation.make_evaluator()
+    with experiment.placing("dataset.test.dataset.kwargs.evaluator"):
+        evaluator.update(outputs, prepared)
+        evaluator.compute()
+
+
+def try_optimizer(experiment: Experiment, net: Net) -> None:
+    """The optimizer, built and thrown away: what is trained in the end may be wrapped, and then has other tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the one that trains will say it
+        optimizer_of(experiment, net)
+
+
+def prove_hooks(experiment: Experiment, hooks: Mapping[str, Hook], net: Net, class_names: list[str] | None) -> None:
+    """Let every hook, by its place in the file, say whether it can watch this net."""
+    for place, hook in hooks.items():
+        with experiment.placing(place):
+            hook.prove(net, class_names)
+
+
+@contextmanager
+def _traceless(net: nn.Module) -> Iterator[None]:
+    """No gradients, no compiling for the sake of two images, and running statistics as they were."""
+    buffers = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in net.named_buffers():
+                buffer.copy_(buffers[name])
