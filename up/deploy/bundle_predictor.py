@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +53,16 @@ class BundlePredictor:
 
     def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Answer]:
         """Images (paths, encoded bytes, Pillow images, levels (H, W, 3)) are decoded in threads while the graph runs."""
-        numbers = count()
+        for number, (source, found) in enumerate(self.scored(images, threads=threads)):
+            name = str(source) if isinstance(source, (str, Path)) else f"image {number}"
+            yield Answer(name, error=found) if isinstance(found, str) else self._answer(name, found)
+
+    def scored(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[tuple[Any, list[Floats] | str]]:
+        """Every image with the probabilities (C,) of each head, or why it cannot be read."""
         for sources, loaded in self._batches(images, threads):
             scores = iter(self._scores([image for image in loaded if not isinstance(image, str)]))
-            for source, image, number in zip(sources, loaded, numbers, strict=False):
-                name = str(source) if isinstance(source, (str, Path)) else f"image {number}"
-                yield Answer(name, error=image) if isinstance(image, str) else self._answer(name, next(scores))
+            for source, image in zip(sources, loaded, strict=True):
+                yield source, image if isinstance(image, str) else next(scores)
             self.timing.images += len(sources)
 
     def scores(self, batch: Floats) -> list[Floats]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from up.deploy.package import Package, metadata_of
 from up.deploy.preprocess import Preprocessing
 from up.deploy.session import Floats, Session, first_line, required
 from up.deploy.testvectors import from_npy
-from up.errors import UserError
 from up.text import count
 
 _LISTED = 10
@@ -206,35 +204,3 @@ def _misses(vector: TestVector, outcome: Outcome) -> Iterator[str]:
 
 def _off(got: Floats, expected: Floats) -> float:
     return float(np.abs(got - expected).max())
-
-
-def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type: str, *, threads: int) -> list[str]:
-    """Top-1 in percent of the images that a meta file lists, for each head; a line each."""
-    from up.data.roots import ImageRoot
-    from up.deploy.bundle_predictor import BundlePredictor
-    from up.tasks.cls.metas import METAS, MetaSource
-
-    heads = package.manifest.heads
-    if any(head.type == "multilabel" for head in heads):
-        raise UserError(f"--meta: {package.label} tells sets of labels, which have no top-1.")
-    classes = [len(head.labels) for head in heads]
-    source = MetaSource(
-        str(meta_file), ImageRoot(image_dir, meta_file=str(meta_file)), class_names=heads[0].labels,
-        num_classes=classes[0] if len(heads) == 1 else classes,
-    )  # fmt: skip
-    meta = METAS.get(meta_type)(source)
-    root, labels = source.root, meta.labels
-    if labels is None:
-        raise UserError(f"{meta_file}: has no labels (meta_type {meta_type}), expected one for each head of {package.label}.")
-    predictor = BundlePredictor(package, Session(package.model, package.label), topk=1)
-    right = np.zeros(len(heads), dtype=np.int64)
-    paths = [Path(root.path_of(name)) for name in meta.names]
-    for index, answer in enumerate(predictor.predict(paths, threads=threads)):
-        if answer.error is not None:
-            raise UserError(f"{meta_file}: {answer.file}: {answer.error}.")
-        right += [guesses[0].label == label for guesses, label in zip(answer.heads, labels[index], strict=True)]
-    return [
-        f"top-1 of {head.name}: {100 * hits / len(paths):.2f} % on {count(len(paths), 'image')} of {meta_file}"
-        for head, hits in zip(heads, right, strict=True)
-    ]
-

@@ -128,12 +128,15 @@ def test_wrong_words(words: list[str], message: str, tmp_path: Path, capsys: pyt
         "import up.deploy, sys; up.deploy.load({package!r}).predict({image!r})",
         "import sys; from up.__main__ import main; assert main(['predict', '--bundle', {package!r}, {image!r}]) == 0",
         "import sys; from up.__main__ import main; assert main(['verify', {package!r}]) == 0",
+        "import sys; from up.__main__ import main; assert main(['verify', {package!r}, '--meta', {meta!r}]) == 0",
         "import sys; from up.__main__ import main; assert main(['predict', '--bundle', {image!r}, {image!r}]) == 2",
     ],
 )
 def test_torch_is_not_imported(code: str, tmp_path: Path) -> None:
     RED.save(tmp_path / "a.png")
-    filled = code.format(package=str(handmade.package(tmp_path)), image=str(tmp_path / "a.png"))
+    (tmp_path / "meta.txt").write_text("a.png 1\n")
+    words = {"package": handmade.package(tmp_path), "image": tmp_path / "a.png", "meta": tmp_path / "meta.txt"}
+    filled = code.format(**{name: str(path) for name, path in words.items()})
     ask = "; print(sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'torchvision', 'timm')))"
     done = subprocess.run([sys.executable, "-c", filled + ask], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

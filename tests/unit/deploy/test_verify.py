@@ -47,6 +47,44 @@ def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "meta.txt").write_text("r.png 4\n")
     assert main(words) == 2
     assert f"{tmp_path / 'meta.txt'}:1: " in capsys.readouterr().err
+    (tmp_path / "meta.txt").write_text("\nr.png 1\nnone.png 2\n")
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err == f"{tmp_path / 'meta.txt'}:3: {tmp_path / 'none.png'}: no such file.\n"
+    assert "good" not in said.out
+
+
+def test_average_precision_of_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blue is found before all others, red behind one that is redder, green behind all of them."""
+    head = {
+        "name": "classes", "start": 0, "end": 3, "type": "multilabel", "activation": "sigmoid", "labels": handmade.LABELS,
+        "topk": 2, "thresholds": [0.5] * 4,
+    }  # fmt: skip
+    output = {
+        "name": "scores", "shape": ("N", 4), "meaning": "logits", "activation_in_graph": "none", "activation_to_apply": "sigmoid",
+    }  # fmt: skip
+    package = handmade.package(tmp_path, handmade.members(described=handmade.manifest(heads=[head], outputs=[output])))
+    for name, level in (("r", (250, 9, 9)), ("b", (9, 9, 240)), ("s", (200, 9, 9)), ("d", (0, 0, 0))):
+        handmade.colour(*level).save(tmp_path / f"{name}.png")
+    records = [("r", [2]), ("b", [3]), ("s", [1]), ("d", [])]
+    lines = [json.dumps({"filename": f"{name}.png", "label": labels}) for name, labels in records]
+    (tmp_path / "meta.json").write_text("\n".join(lines))
+    words = ["verify", str(package), "--meta", str(tmp_path / "meta.json"), "--meta-type", "custom_cls"]
+    assert main(words) == 0
+    average = 100 * (1 + 1 / 2 + 1 / 4) / 3
+    assert f"mAP of classes: {average:.2f} % on 4 images of {tmp_path / 'meta.json'}\n" in capsys.readouterr().out
+
+
+def test_what_only_goes_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(handmade.package(tmp_path)), "--image-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("--image-dir: is where the images of --meta are")
+    record = {"filename": "r.png", "instances": [{"bbox": [0, 0, 99, 99], "label": 1, "is_ignored": False}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(record))
+    words = ["--meta", str(tmp_path / "boxes.json"), "--meta-type", "custom_det"]
+    assert main(["verify", str(handmade.package(tmp_path)), *words]) == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'boxes.json'}: lists parts of images (meta_type custom_det), expected images with a label for each head.\n"
+    )
 
 
 def with_json(name: str, change: Callable[[Any], None]) -> dict[str, bytes]:

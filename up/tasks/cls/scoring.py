@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from up.tasks.cls.predictions import Array, Floats, HeadPredictions, Ints
+if TYPE_CHECKING:  # it needs torch, and packages are judged without
+    from up.tasks.cls.predictions import Array, Floats, HeadPredictions, Ints
 
 Average = Literal["macro", "micro", "weighted"]
 
@@ -98,10 +99,10 @@ def average_precisions(head: HeadPredictions) -> Floats:
     """(C,) the area under the precision-recall steps of each class, NaN for a class without positives."""
     assert head.scores is not None
     assert head.gt is not None
-    return np.array([_average_precision(head.scores[:, c], head.gt[:, c]) for c in range(head.classes)])
+    return np.array([average_precision(head.scores[:, c], head.gt[:, c]) for c in range(head.classes)])
 
 
-def _average_precision(scores: Array, positive: Array) -> float:
+def average_precision(scores: Array, positive: Array) -> float:
     """Σ (R_i - R_i-1) P_i over the distinct scores, falling; equal scores are one threshold."""
     if not positive.any():
         return float("nan")
