@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from up.tasks.distill.losses import MIMIC_LOSSES, MimicLoss
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
 STUDENT = [[2.0, 0.0, -1.0, 0.5], [0.1, 0.2, 0.3, -2.0]]
 TEACHER = [[1.0, -3.0, 2.0, 0.0], [0.0, 1.0, -1.0, -1.0]]
 LABELS = [0, 2]
@@ -59,6 +62,73 @@ def test_reference_values(name: str, kwargs: dict[str, Any], expected: float) ->
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def softmax(logits: Array) -> Array:
+    powers = np.exp(logits)
+    return powers / powers.sum()
+
+
+def kl(p: Array, q: Array) -> float:
+    return float(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+
+
+def correlation(one: Array, other: Array) -> float:
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def hinton(student: Array, teacher: Array, labels: list[int], T: float) -> float:
+    """T² KL(p_T || q_T), the mean over images."""
+    return T * T * float(np.mean([kl(softmax(t / T), softmax(s / T)) for s, t in zip(student, teacher, strict=True)]))
+
+
+def zhao(student: Array, teacher: Array, labels: list[int], alpha: float, beta: float, T: float) -> float:
+    """alpha KL(b^T || b^S) + beta KL(p̂^T || p̂^S) (eq. 7): b of target and rest, p̂ softmax over all classes but the target."""
+    values = []
+    for s, t, label in zip(student / T, teacher / T, labels, strict=True):
+        p, q = softmax(t), softmax(s)
+        of_target = kl(np.array([p[label], 1 - p[label]]), np.array([q[label], 1 - q[label]]))
+        of_others = kl(softmax(np.delete(t, label)), softmax(np.delete(s, label)))
+        values.append(alpha * of_target + beta * of_others)
+    return T * T * float(np.mean(values))
+
+
+def huang(student: Array, teacher: Array, labels: list[int], beta: float, gamma: float, T: float) -> float:
+    """beta L_inter + gamma L_intra (eqs. 8 to 10), with Pearson's distance between rows, and between columns."""
+    ours, theirs = (np.array([softmax(row / T) for row in logits]) for logits in (student, teacher))
+    inter = np.mean([1 - correlation(*rows) for rows in zip(ours, theirs, strict=True)])
+    intra = np.mean([1 - correlation(*columns) for columns in zip(ours.T, theirs.T, strict=True)])
+    return T * T * float(beta * inter + gamma * intra)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula", "kwargs"),
+    [
+        ("kd_loss", hinton, {"T": 1.0}),
+        ("kd_loss", hinton, {"T": 4.0}),
+        ("dkd", zhao, {"alpha": 1.0, "beta": 8.0, "T": 4.0}),
+        ("dkd", zhao, {"alpha": 0.7, "beta": 2.0, "T": 1.0}),
+        ("dist", huang, {"beta": 1.0, "gamma": 1.0, "T": 1.0}),
+        ("dist", huang, {"beta": 2.0, "gamma": 0.5, "T": 4.0}),
+    ],
+)
+def test_formulas_of_the_papers(name: str, formula: Callable[..., float], kwargs: dict[str, float]) -> None:
+    """Written down a second time, image by image and class by class, in float64."""
+    student, teacher, labels = 2 * noise(5, 7), 3 * noise(5, 7, seed=1), [3, 0, 6, 3, 1]
+    expected = formula(student.numpy(), teacher.numpy(), labels, **kwargs)
+    assert made(name, **kwargs)(student, teacher, torch.tensor(labels)).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 4.0])
+def test_formula_of_attention_transfer(p: float) -> None:
+    """Σ (q/|q| - q'/|q'|)² with q(y, x) = Σ over channels of |a|^p (eqs. 1 and 2), the mean over images."""
+    student, teacher = noise(3, 4, 2, 5), noise(3, 6, 2, 5, seed=1)
+    expected = 0.0
+    for ours, theirs in zip(student.numpy(), teacher.numpy(), strict=True):
+        one, other = (sum(abs(channel) ** p for channel in maps) for maps in (ours, theirs))
+        one, other = (q / math.sqrt((q * q).sum()) for q in (one, other))
+        expected += ((one - other) ** 2).sum() / 3
+    assert made("attention_transfer", p=p)(student, teacher, None).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_kl_is_that_of_torch() -> None:
