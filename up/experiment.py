@@ -26,6 +26,7 @@ from up.models.norm import NORMS
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.registry import Registry, resolve
+from up.runner.checkpoint import LATEST
 from up.runner.runner import RUNNERS
 from up.tasks.distill.losses import MIMIC_LOSSES
 from up.tasks.plugin import TASKS, TaskPlugin
@@ -185,7 +186,8 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
             place = f"dataset.{name}.dataset.kwargs"
             for key, path in experiment.plugin.named_paths(source.dataset.kwargs):
                 yield from missing_at(f"{place}.{key}", path)
-    for key in ("pretrain_model", "resume_model"):
+    goes_on = config.saver.auto_resume and (experiment.folder / LATEST).exists()  # from its own checkpoint
+    for key in ("pretrain_model",) if goes_on else ("pretrain_model", "resume_model"):
         path = getattr(config.saver, key)
         if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is no path
             yield from missing_at(f"saver.{key}", path)

@@ -47,13 +47,17 @@ def test_thirty_kills_while_saving(tmp_path: Path) -> None:
         source, sink = os.pipe()
         pid = os.fork()
         if pid == 0:
-            folder = folder_of(tmp_path)
-            folder.sweep()
-            for step in range(acknowledged, acknowledged + 10_000):
-                save(folder, step)  # the first one once more, as a run does that had still to evaluate
-                os.write(sink, step.to_bytes(4, "big"))
+            try:
+                folder = folder_of(tmp_path)
+                folder.sweep()
+                for step in range(acknowledged, acknowledged + 10_000):
+                    save(folder, step)  # the first one once more, as a run does that had still to evaluate
+                    os.write(sink, step.to_bytes(4, "big"))
+            finally:
+                os._exit(99)
         os.close(sink)
         first = os.read(source, 4)  # it has begun
+        assert first, "it could not save"
         time.sleep(draw.uniform(0.0, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -171,6 +175,7 @@ def test_a_damaged_checkpoint_that_is_named_is_an_error(runs: Cluster, run: Path
     ended = runs.run(other, f"saver.resume_model={run / 'ckpt_s4.pth'}", codes=(2, 2))
     assert ended[0].said.splitlines()[-1].startswith(f"{run}/ckpt_s4.pth: damaged (sha256 mismatch)")
     assert "Traceback" not in ended.said
+    assert not (tmp_path / "other").exists()
 
 
 class Evil:
@@ -185,7 +190,11 @@ class Evil:
         (pickle.dumps(Evil()), "is refused"),
         ({"format_version": 99, "step": 1, "model": {}}, "of format 99"),
         ({"weight": torch.zeros(1)}, "holds weights but no training state"),
-        ({"format_version": 1, "step": 1, "model": {}, "config": "a: 1"}, "was made with another configuration"),
+        ({"step": 1, "model": {}}, "does not say config, data_sha256, seed"),
+        (
+            {"step": 1, "model": {}, "config": "a: 1", "data_sha256": "", "seed": 7, "global_batch_size": 8},
+            "was made with another configuration",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_of_this_run(runs: Cluster, run: Path, tmp_path: Path, content: Any, what: str) -> None:
@@ -196,6 +205,7 @@ def test_what_is_no_checkpoint_of_this_run(runs: Cluster, run: Path, tmp_path: P
     assert what in ended[0].said
     assert "Traceback" not in ended.said
     assert not Path("was-here").exists()
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(
@@ -213,10 +223,12 @@ def test_a_change_that_is_not_safe_is_refused(runs: Cluster, run: Path, change: 
     stopped = run.parent / "stopped"
     if not stopped.exists():
         runs.run(f"saver.save_dir={stopped}", codes=(75, 75), fault="rank=0,step=1,action=term")
+    before = {path: path.read_bytes() for path in stopped.iterdir() if path.is_file()}
     ended = runs.run(f"saver.save_dir={stopped}", GO_ON, change, codes=(2, 2))
     assert refusal in ended[0].said
     assert "saver.pretrain_model" in ended[0].said
     assert "Traceback" not in ended.said
+    assert {path: path.read_bytes() for path in stopped.iterdir() if path.is_file()} == before
 
 
 def test_a_safe_change_is_said(runs: Cluster, run: Path) -> None:
@@ -239,6 +251,39 @@ def test_data_that_changed_are_refused(runs: Cluster, run: Path, images: Path, t
     assert "or go on with --accept-data-change" in ended[0].said
     runs.run(GO_ON, named, command=("train", "--accept-data-change"))
     assert checkpoint(run)["step"] == 8
+
+
+def test_going_back_to_an_earlier_checkpoint(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """What the run had come to after it is of another run: set aside, neither found again nor counted among the newest."""
+    often = "trainer.save_freq=2"
+    runs.run(often, "trainer.keep_last=9")
+    back = f"saver.resume_model={run}/ckpt_s2.pth"
+    ended = runs.run(often, back, codes=(75, 75), fault="rank=0,step=5,action=term")
+    assert f"checkpoints of later steps were set aside in {run}/earlier/1" in ended[0].said
+    assert {path.name for path in (run / "earlier" / "1").glob("*.pth")} >= {"ckpt_s4.pth", "ckpt_e1.pth", "ckpt_s8.pth"}
+    assert {path.name for path in run.glob("ckpt_[se]*.pth")} == {"ckpt_s4.pth", "ckpt_s5.pth"}
+    assert checkpoint(run)["step"] == 5
+    finishes_equal(runs, run, unbroken, often, back)
+
+
+def test_names_that_a_kill_has_kept_from_being_given(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """Between the save of the best and its name: the run that goes on gives it."""
+    runs.run()
+    before = (run / "ckpt_best.pth.json").read_text()
+    for name in ("ckpt_best.pth", "ckpt_latest.pth"):
+        (run / f"{name}.json").unlink()
+        (run / name).unlink()
+    finishes_equal(runs, run, unbroken)
+    assert (run / "ckpt_best.pth.json").read_text() == before
+
+
+def test_the_status_of_a_run_that_was_killed(runs: Cluster, run: Path) -> None:
+    """It says where the run can go on from."""
+    runs.run(codes=[-signal.SIGKILL], world=1, fault="rank=0,step=6,action=kill")
+    assert status(run) == {
+        "state": "running", "exit_code": None, "step": 4, "epoch": 0, "checkpoint": str(run / "ckpt_latest.pth"), "reason": "",
+        "file": None, "line": None,
+    }  # fmt: skip
 
 
 def test_finished_stays_finished(runs: Cluster, run: Path, unbroken: Path) -> None:

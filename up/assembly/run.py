@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -41,20 +41,20 @@ from up.files import write_text
 from up.models.net import Net
 from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
-from up.runner.checkpoint import CheckpointFolder
+from up.runner.checkpoint import CheckpointFolder, load_checkpoint
 from up.runner.clip import Clip
 from up.runner.display import Display, show_log_on
 from up.runner.ema import build_ema
 from up.runner.evaluate import Evaluation
 from up.runner.faults import fault_from
-from up.runner.folder import is_later_attempt, mark_launch, open_run_folder, set_earlier_run_aside
+from up.runner.folder import is_later_attempt, mark_launch, open_run_folder, set_aside, set_earlier_run_aside
 from up.runner.hooks import Hook, Hooks, Outline
 from up.runner.log import LOGGER, MetricsFile, TensorBoard, log_to
 from up.runner.parallel import on_many_ranks
 from up.runner.precision import Precision
 from up.runner.run import Run
 from up.runner.runner import BatchStage, Mixing, Runner
-from up.runner.same_run import Facts, changes
+from up.runner.same_run import Facts, changes, require_same_run
 from up.runner.start_log import start_lines
 from up.runner.stop import StopRequest
 from up.runner.watchdog import stoppable
@@ -101,7 +101,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     )  # fmt: skip
     require_one_input(facts)
     teaching = preflight(experiment, made.teaching, made.evaluation, made.test_data, device) if made.teaching else None
-    start = find_start(experiment, facts.config)
+    start = find_start(experiment, facts)
     with together():
         told = load_start_weights(experiment, made.net, made.names) if start.checkpoint is None else []
     net = on_device(experiment, made.net, device)
@@ -136,7 +136,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
             made.data, made.batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
         ),
         evaluation=made.evaluation, evaluate_every=times.evaluate, save_every=times.save,
-        checkpoints=start.folder, resume_from=start.checkpoint, hooks=made.hooks, stop=stop, fault=fault,
+        checkpoints=start.folder, resume_from=start.checkpoint, resume_state=start.state, hooks=made.hooks, stop=stop, fault=fault,
         buffers=RankBuffers(made.net, ema, average=config.runtime.async_norm),
         bad_images=BadImages(max_bad=made.data.max_bad, total=len(made.data)),
     )  # fmt: skip
@@ -209,21 +209,23 @@ def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: its folder, and the checkpoint to go on from, if any."""
+    """Where a run begins: its folder, the checkpoint to go on from, if any, and how the configuration differs from that one's."""
 
     folder: CheckpointFolder
     checkpoint: Path | None
+    state: Mapping[str, Any] | None
+    changes: list[str]
     warnings: list[str]
 
 
-def find_start(experiment: Experiment, config: str) -> Start:
+def find_start(experiment: Experiment, facts: Facts) -> Start:
     """Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start.
 
-    Writes nothing. Rank 0 decides for all.
+    Writes nothing. Rank 0 decides for all. Raises ``UserError`` for a checkpoint that this run cannot go on from.
     """
     saver, trainer = experiment.config.saver, experiment.config.trainer
     keep_last = 2 if trainer.only_save_latest else trainer.keep_last
-    folder = CheckpointFolder(experiment.folder, keep_last=keep_last, config_sha256=sha256(config.encode()).hexdigest())
+    folder = CheckpointFolder(experiment.folder, keep_last=keep_last, config_sha256=sha256(facts.config.encode()).hexdigest())
     found, warnings = Path(saver.resume_model) if saver.resume_model else None, [str(note) for note in experiment.decoded.notes]
     with together():
         if distributed.is_main() and (saver.auto_resume or is_later_attempt(experiment.folder)):
@@ -235,7 +237,9 @@ def find_start(experiment: Experiment, config: str) -> Start:
             raise UserError(
                 f"{found}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
             )
-    return Start(folder, found, warnings)
+        state = None if found is None else load_checkpoint(found)
+        different = [] if found is None or state is None else require_same_run(found, state, facts)
+    return Start(folder, found, state, different, warnings)
 
 
 def open_folder(experiment: Experiment, start: Start, config: str) -> None:
@@ -246,15 +250,20 @@ def open_folder(experiment: Experiment, start: Start, config: str) -> None:
             with experiment.placing("saver.save_dir"):
                 open_run_folder(folder)
             start.folder.sweep()
-            if start.checkpoint is None or start.checkpoint.parent.resolve() != folder.resolve():
+            if start.checkpoint is None or start.state is None or start.checkpoint.parent.resolve() != folder.resolve():
                 aside = set_earlier_run_aside(folder)
                 warnings += [f"an earlier run was set aside in {aside}"] if aside else []
+            else:
+                aside = set_aside(folder, start.folder.later_than(start.state["step"]))
+                warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
             write_text(folder / "config.yaml", config)
             mark_launch(folder)
     log_to(folder)
     show_log_on(console_of_run())
     for line in warnings:
         LOGGER.warning(line)
+    for line in start.changes:
+        LOGGER.info(line)
 
 
 @cache

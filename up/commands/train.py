@@ -59,12 +59,13 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest) -> int:
     from up.assembly.run import assemble
     from up.experiment import load_experiment
     from up.runner.ending import recorded
-    from up.runner.folder import verdict_of_earlier_attempt
+    from up.runner.folder import begin_launch, verdict_of_earlier_attempt
     from up.runner.loop import train
     from up.together import before_joining, last_words
 
     with before_joining():
         experiment = load_experiment(config, overrides)
+    begin_launch(experiment.folder)
     earlier = verdict_of_earlier_attempt(experiment.folder)
     if earlier is not None:
         return earlier.exit_code or 0

@@ -173,6 +173,21 @@ class CheckpointFolder:
             passed_over.append(f"{path}: damaged ({problem}); falling back to an earlier one")
         return None, passed_over
 
+    def later_than(self, step: int) -> list[Path]:
+        """Checkpoints of later steps, with their sidecars: of a run that goes on from ``step`` they are not."""
+        later = [path for path, sidecar in self._committed() if sidecar.step > step]
+        return [file for path in later for file in (sidecar_of(path), path)]
+
+    def renew_names(self, step: int, best_step: int | None) -> None:
+        """Let ``ckpt_latest.pth`` and ``ckpt_best.pth`` name the checkpoints of these steps, where they do not: a kill may have
+        come between a save and its names."""
+        files = {sidecar.step: path for path, sidecar in self._committed() if path.name not in (LATEST, BEST)}
+        with storing(self.folder):
+            for name, wanted in ((LATEST, step), (BEST, best_step)):
+                sidecar = read_sidecar(self.folder / name)
+                if wanted in files and (sidecar is None or sidecar.step != wanted):
+                    self._name(files[wanted], name)
+
     def _committed(self) -> list[tuple[Path, Sidecar]]:
         """All committed files in the order of their steps, the further names after the files that they name."""
         found = []
@@ -184,7 +199,7 @@ class CheckpointFolder:
         return sorted(found, key=lambda pair: (pair[1].step, pair[0].name in (LATEST, BEST), pair[0].name))
 
     def _name(self, path: Path, name: str) -> None:
-        alias = self.folder / name
+        alias, sidecar = self.folder / name, json.loads(sidecar_of(path).read_text(encoding="utf-8"))
         sidecar_of(alias).unlink(missing_ok=True)
         temporary = self.folder / f"{TEMPORARY}{os.getpid()}-{name}"
         temporary.unlink(missing_ok=True)
@@ -193,7 +208,8 @@ class CheckpointFolder:
         except OSError:  # a file system without hard links
             shutil.copyfile(path, temporary)
         temporary.replace(alias)
-        write_json(sidecar_of(alias), json.loads(sidecar_of(path).read_text(encoding="utf-8")))
+        temporary.unlink(missing_ok=True)  # the system leaves it where both are names of one file already
+        write_json(sidecar_of(alias), sidecar)
 
     def _prune(self) -> None:
         if self.keep_last is None:

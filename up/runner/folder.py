@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from up.environment import attempt, launch_id
+from up.environment import attempt, launch_id, rank_in_environment
 from up.errors import UserError
 from up.files import write_json, write_text
 
@@ -72,6 +73,13 @@ def code_of_status(folder: Path, since: float) -> int | None:
     return status.exit_code
 
 
+def begin_launch(folder: Path) -> None:
+    """Before the first attempt of a launch: what lies in the folder is of none of its attempts, even if the launch is called as
+    an earlier one was (torchrun calls them all alike) and this attempt ends before it has left anything."""
+    if launch_id() and attempt() == 0 and rank_in_environment() == 0:
+        (folder / LAUNCH).unlink(missing_ok=True)
+
+
 def mark_launch(folder: Path) -> None:
     """Note which launch the files of the folder belong to, for its later attempts."""
     write_text(folder / LAUNCH, launch_id())
@@ -95,13 +103,19 @@ def verdict_of_earlier_attempt(folder: Path) -> Status | None:
 def set_earlier_run_aside(folder: Path) -> Path | None:
     """Move what an earlier run left into ``earlier/N``, so that a fresh start neither mixes with it nor destroys it."""
     left = [path for pattern in _OF_A_RUN for path in folder.glob(pattern)]
-    if not any(path.name.startswith("ckpt_") or path.name == "metrics.jsonl" for path in left):
+    is_run = any(path.name.startswith("ckpt_") or path.name == "metrics.jsonl" for path in left)
+    return set_aside(folder, left) if is_run else None
+
+
+def set_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
+    """Move ``paths`` into ``earlier/N``; returns that folder, None where there was nothing to move."""
+    if not paths:
         return None
     number = 1
     while (folder / EARLIER / str(number)).exists():
         number += 1
     aside = folder / EARLIER / str(number)
     aside.mkdir(parents=True)
-    for path in left:
+    for path in paths:
         path.rename(aside / path.name)
     return aside

@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 
 from up.distributed import is_main
 from up.errors import place_in
+from up.files import write_text
 from up.runner.hooks import Hook, Outline, UpdateReport
 from up.runner.meter import WindowMeter
 
@@ -79,7 +80,7 @@ def cut_after(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in kept))
 
 
 class TensorBoard(Hook):

@@ -17,7 +17,7 @@ from up.distributed import barrier, from_main, gather_objects, is_main, rank
 from up.errors import place_in
 from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
-from up.runner.checkpoint import FORMAT_VERSION, LATEST, CheckpointFolder, load_checkpoint, load_parts
+from up.runner.checkpoint import FORMAT_VERSION, LATEST, CheckpointFolder, load_parts
 from up.runner.clip import Clip
 from up.runner.ema import Ema, NoEma
 from up.runner.evaluate import BrokenOff, Evaluation
@@ -29,7 +29,7 @@ from up.runner.log import BAD_IMAGES, LOGGER, cut_after, list_bad_images
 from up.runner.meter import StepMeter
 from up.runner.precision import Precision, StepReport, is_finite
 from up.runner.runner import Runner
-from up.runner.same_run import Facts, require_same_run
+from up.runner.same_run import Facts
 from up.runner.shards import WholeOptimizer, WholeTensors, is_shared
 from up.runner.stop import StopRequest
 from up.runner.updates import Update, as_updates
@@ -66,6 +66,7 @@ class Run:
     save_every: Every
     checkpoints: CheckpointFolder
     resume_from: Path | None
+    resume_state: Mapping[str, Any] | None  # what that checkpoint holds
     hooks: Hooks
     stop: StopRequest
     buffers: RankBuffers
@@ -105,16 +106,9 @@ class Run:
 
     def resume(self) -> int:
         """Restore the newest state there is and return the number of updates done, 0 for a fresh start."""
-        path = self.resume_from
-        if path is not None:
-            with together():
-                state = load_checkpoint(path)
-                require_same_run(path, state, self.facts)
-                load_parts(path, state, self.stateful)
-            self.step, self.best, self.metrics = state["step"], dict(state["best"]), dict(state["metrics"])
-            self.owes_evaluation = state["owes_evaluation"]
-            self.saved_step = self.step if path.parent == self.checkpoints.folder else None
-            LOGGER.info("resumed from %s at step %d", path, self.step)
+        if self.resume_from is not None and self.resume_state is not None:
+            self._restore(self.resume_from, self.resume_state)
+            self.resume_state = None  # it is as large as the run
         self._write_status(self._status("running"))
         if is_main():
             cut_after(self.outline.folder / BAD_IMAGES, self.step)
@@ -124,6 +118,17 @@ class Run:
             if self.save_every.is_due(self.step) or self.improved:
                 self.save(self.step)
         return self.step
+
+    def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
+        is_own = path.parent.resolve() == self.checkpoints.folder.resolve()
+        with together():
+            load_parts(path, state, self.stateful)
+            if is_own and is_main():
+                self.checkpoints.renew_names(state["step"], state["best"].get("step"))
+        self.step, self.best, self.metrics = state["step"], dict(state["best"]), dict(state["metrics"])
+        self.owes_evaluation = state["owes_evaluation"]
+        self.saved_step = self.step if is_own else None
+        LOGGER.info("resumed from %s at step %d", path, self.step)
 
     def updates(self, *, from_step: int) -> Iterator[Update]:
         """One entry an update: its micro-batches, or why there are none."""
@@ -207,6 +212,7 @@ class Run:
                     self.checkpoints.mark_best(path)
                 self.hooks.on_save(step, path)
         self.improved, self.saved_step = False, step
+        self._write_status(self._status("running"))
 
     def finish(self, step: int, verdict: Vote) -> Vote:
         """The last save, where the loop has not made it, and the last word; returns why the run ended."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from up.errors import UserError
-from up.runner.log import LOGGER
 from up.text import count, some_of
 
 # Under these the saved state would mean something else: other tensors, other groups, or other images in the steps to come.
@@ -71,11 +70,12 @@ def changes(then: str, now: str) -> list[Change]:
     return [Change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
-def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> None:
-    """Log how the configuration differs from that of the checkpoint ``state``; raise ``UserError`` where it must not."""
+def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> list[str]:
+    """How the configuration differs from that of the checkpoint ``state``, in lines; raises ``UserError`` where it must not."""
+    missing = [name for name in ("config", "data_sha256", "seed", "global_batch_size") if name not in state]
+    if missing:
+        raise UserError(f"{path}: does not say {some_of(missing)} of its run. Start from its weights with saver.pretrain_model.")
     found = changes(state["config"], facts.config)
-    for change in found:
-        LOGGER.info("changed since %s: %s", path, change)
     unsafe = [change for change in found if not change.is_safe]
     if unsafe:
         raise UserError(
@@ -95,6 +95,7 @@ def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> None
                 "Restore it (batch_size x ranks x accumulate is the global batch size), or start from the weights alone with "
                 "saver.pretrain_model."
             )
+    return [f"changed since {path}: {change}" for change in found]
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -71,6 +71,31 @@ def test_a_damaged_file_is_passed_over_and_named(tmp_path: Path, harm: str) -> N
         load_checkpoint(path)
 
 
+def test_what_is_later_than_a_step(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10, 20, 23)
+    checkpoints.mark_best(tmp_path / "ckpt_e1.pth")
+    later = {path.name for path in checkpoints.later_than(10)}
+    assert later == {f"{name}{end}" for name in ("ckpt_e2.pth", "ckpt_s23.pth", "ckpt_latest.pth") for end in ("", ".json")}
+    assert checkpoints.later_than(23) == []
+
+
+def test_names_are_renewed_where_they_are_wrong(tmp_path: Path) -> None:
+    """A kill came between the save of step 20, the best, and its name; or the best is only there by its name."""
+    checkpoints = saved(tmp_path, 10)
+    checkpoints.mark_best(tmp_path / "ckpt_e1.pth")
+    saved(tmp_path, 20)
+    checkpoints.renew_names(20, 20)
+    assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 20
+    checkpoints.renew_names(20, 5)
+    checkpoints.renew_names(20, None)
+    sidecar_of(tmp_path / "ckpt_best.pth").unlink()
+    checkpoints.renew_names(20, 20)
+    checkpoints.mark_best(tmp_path / "ckpt_best.pth")
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert sidecar_of(tmp_path / "ckpt_best.pth").exists()
+    assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == load_checkpoint(tmp_path / "ckpt_latest.pth")["step"] == 20
+
+
 def test_a_file_without_its_sidecar_is_not_committed(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10, 20)
     for name in ("ckpt_e2.pth", "ckpt_latest.pth"):
