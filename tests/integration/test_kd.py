@@ -226,8 +226,11 @@ def test_teacher_that_is_a_package_or_an_onnx_file(
             assert ours["mimic_job0_loss"] == pytest.approx(theirs["mimic_job0_loss"], abs=1e-4)
         assert f"teacher: {file}, by onnxruntime" in (tmp_path / "run" / "train.log").read_text()
     assert main(["check", "--config", str(tmp_path / "config.yaml")]) == 0
-    (tmp_path / "teacher.onnx").unlink()
     capfd.readouterr()
+    assert train(path, f"teacher.onnx={package}", "dataset.train.dataset.kwargs.transformer.0.kwargs.size=40") == 2
+    said = capfd.readouterr().err
+    assert "teacher takes images of 32 x 32 only, dataset.train makes 40 x 40 (height x width)" in said
+    (tmp_path / "teacher.onnx").unlink()
     assert train(path, f"teacher.onnx={tmp_path / 'teacher.onnx'}") == 2
     assert "teacher.onnx: no such file or folder" in capfd.readouterr().err
 
@@ -424,9 +427,12 @@ def test_a_teacher_that_guesses_is_refused_or_warned_of(
 
 def test_another_input_size_is_warned_of(kd: Config, write: Write, tmp_path: Path) -> None:
     path = write(two_jobs_into_one(kd))
-    assert train(path, "trainer.max_iter=1", "dataset.test.dataset.kwargs.transformer.0.kwargs.size=[48, 32]") == 0
-    said = (tmp_path / "run" / "train.log").read_text()
-    assert "teacher: was trained on images of 32 x 32, the student's pipeline makes 48 x 32 (height x width)" in said
+    for phase, size in (("train", 40), ("test", "[48, 32]")):
+        assert train(path, "trainer.max_iter=1", f"dataset.{phase}.dataset.kwargs.transformer.0.kwargs.size={size}") == 0
+        said = (tmp_path / "run" / "train.log").read_text()
+        made = "40 x 40" if phase == "train" else "48 x 32"
+        assert f"teacher: its dataset.{phase} made images of 32 x 32, the student's makes {made} (height x width)" in said
+        assert said.count("made images of") == 1
 
 
 @pytest.mark.parametrize("preflight", ["error", "skip"])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from up.assembly.data import input_size_of
-from up.assembly.teaching import Source, build_source
+from up.assembly.data import build_transforms, input_size_of
+from up.assembly.teaching import PHASES, Source, build_source
 from up.config.errors import Problem
 from up.config.mimic import MimicJob
 from up.config.sections import Mimic as MimicSection
@@ -112,8 +112,8 @@ def teaching_of(
     sources = {name: build_source(experiment, name, data_facts, files=files) for name in weights_of_teachers(experiment)}
     nets = {"student": student, **{name: source.net for name, source in sources.items()}}
     experiment.refuse(_unknown_layers(experiment, section, nets))
-    size = input_size_of(experiment)
-    example = experiment.plugin.example_batch(student, size, _EXAMPLES)
+    sizes = list(_other_sizes(experiment, sources))
+    example = experiment.plugin.example_batch(student, input_size_of(experiment), _EXAMPLES)
     findings = _of_student(experiment, student, mimic, example)
     experiment.refuse(_constants(experiment, section, findings))
     by_batch = {name for job in section.jobs.values() for name, tap in job.teachers.items() if tap.teacher_bn_mode == "train"}
@@ -132,8 +132,7 @@ def teaching_of(
     experiment.refuse([*_misfits(experiment, mimic, findings.shapes, shapes), *_out_of_order(experiment, mimic, teachers)])
     seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
     lines = [line for source in sources.values() for line in (*source.lines, *classes_line(source, class_names))]
-    warnings = [f"{why} Only its features are followed; it is not scored" for why in strangers.values()]
-    warnings += _other_sizes(sources, size)
+    warnings = [*sizes, *(f"{why} Only its features are followed; it is not scored" for why in strangers.values())]
     adapters = mimic.build_adapters(findings.shapes, shapes)
     return Teaching(mimic, teachers, teachers, adapters, findings.overwritten, lines, warnings, frozenset(strangers))
 
@@ -227,9 +226,18 @@ def _constants(experiment: Experiment, section: MimicSection, findings: Findings
                 yield Problem(f"{key_of_job(experiment, name)}.student.mimic_name.{index}", what)
 
 
-def _other_sizes(sources: Mapping[str, Source], size: tuple[int, int]) -> Iterator[str]:
-    for source in sources.values():
-        if source.input_size not in (None, size):
-            assert source.input_size is not None
-            theirs, ours = "{} x {}".format(*source.input_size), "{} x {}".format(*size)
-            yield f"{source.name}: was trained on images of {theirs}, the student's pipeline makes {ours} (height x width)"
+def _other_sizes(experiment: Experiment, sources: Mapping[str, Source]) -> Iterator[str]:
+    """Warnings of teachers that saw images of other sizes. Raises ``ConfigError`` for one that cannot take them."""
+    for phase in PHASES:
+        if getattr(experiment.config.dataset, phase) is None:
+            continue
+        ours = experiment.plugin.input_size(build_transforms(experiment, phase))
+        for source in sources.values():
+            theirs = source.sizes.get(phase)
+            if ours is None or theirs is None or ours == theirs:
+                continue
+            shown, wanted = "{} x {}".format(*ours), "{} x {}".format(*theirs)
+            if not source.takes_others:
+                what = f"{source.name} takes images of {wanted} only, dataset.{phase} makes {shown} (height x width)"
+                experiment.refuse([Problem(source.place, what)])
+            yield f"{source.name}: its dataset.{phase} made images of {wanted}, the student's makes {shown} (height x width)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,6 +19,7 @@ from up.models.net import Net
 from up.models.weights import Weights, WeightsError, load_weights, read_state
 
 Size = tuple[int, int]
+PHASES: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Source:
     place: str
     net: Net
     class_names: list[Any] | None
-    input_size: Size | None  # height and width that it was trained on, where the file says so
+    sizes: Mapping[str, Size]  # height and width of the images that it saw in "train" and "test", where the file says so
     lines: list[str]  # for the log
+    takes_others: bool = True  # images of other sizes too
 
 
 def build_source(experiment: Experiment, name: str, data_facts: Mapping[str, Any], *, files: bool) -> Source:
@@ -44,13 +46,14 @@ def build_source(experiment: Experiment, name: str, data_facts: Mapping[str, Any
         net = build_net(experiment, facts_for(weights, data_facts, section), section, name)
     if is_graph:
         graph: Any = net[section[0].name]
-        return Source(name, place, net, graph.class_names, graph.input_size, [f"{name}: {file}, by onnxruntime"])
+        sizes = dict.fromkeys(PHASES, graph.input_size) if graph.input_size else {}
+        return Source(name, place, net, graph.class_names, sizes, [f"{name}: {file}, by onnxruntime"], takes_others=False)
     if weights is None:
-        return Source(name, place, net, None, None, [])
+        return Source(name, place, net, None, {}, [])
     with _told_at(experiment, place):
         report = load_weights(net, weights, heads=())  # a head that does not fit would teach noise
     names = list(weights.class_names) if weights.class_names else None
-    return Source(name, place, net, names, trained_size(experiment, weights), [f"{name}: {line}" for line in report.lines()])
+    return Source(name, place, net, names, sizes_of(experiment, weights), [f"{name}: {line}" for line in report.lines()])
 
 
 @contextmanager
@@ -74,11 +77,12 @@ def facts_for(weights: Weights | None, data: Mapping[str, Any], net: Sequence[Ne
     return facts
 
 
-def trained_size(experiment: Experiment, weights: Weights) -> Size | None:
-    """The size of the images that a checkpoint was trained for, by the transforms of the configuration in it."""
-    with suppress(UserError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        dataset = yaml.safe_load(weights.config or "")["dataset"]
-        source = dataset.get("test") or dataset["train"]
-        listed = source["dataset"]["kwargs"]["transformer"]
-        return experiment.plugin.input_size([experiment.build(part, "transform") for part in listed])
-    return None
+def sizes_of(experiment: Experiment, weights: Weights) -> dict[str, Size]:
+    """The sizes of the images that a checkpoint saw in "train" and "test", by the transforms of the configuration in it."""
+    found: dict[str, Size] = {}
+    for phase in PHASES:
+        with suppress(UserError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            listed = yaml.safe_load(weights.config or "")["dataset"][phase]["dataset"]["kwargs"]["transformer"]
+            size = experiment.plugin.input_size([experiment.build(part, "transform") for part in listed])
+            found |= {phase: size} if size is not None else {}
+    return found
