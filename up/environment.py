@@ -28,3 +28,23 @@ def attempt() -> int:
 def launch_id() -> str:
     """What an elastic launcher calls this launch, the same in every attempt."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
+def keep_quiet_about_models() -> None:
+    """Tell onnxruntime, before it is imported, to report nothing of what it runs.
+
+    Its packages from 1.2x on keep a record in the user's cache folder and send it away. Who wants that sets
+    ``ORT_DISABLE_TELEMETRY=0``.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def let_idle_threads_sleep() -> None:
+    """Tell OpenMP, before torch is imported, that a thread which waits for the others gives its core away.
+
+    By default it spins. Where anything else runs on the machine (loader workers, a browser) the one that is waited for is then
+    the one without a core, and an update on the CPU takes several times as long. ``OMP_WAIT_POLICY=ACTIVE`` brings the spinning
+    back.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ and "KMP_BLOCKTIME" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -249,12 +249,14 @@ def test_a_folder_that_cannot_be_written_to(config_file: Path, tmp_path: Path, c
         assert f"nothing can be written there: {tmp_path / 'file'} is no folder. Name another folder" in said.err
 
 
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_packages_that_export(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "up.deploy.exporter")
     (line,) = refused(["to_kestrel", "--save-to", str(tmp_path / "x"), "--config", str(config_file)], capsys, tmp_path)
-    assert line.startswith("onnxscript is not installed")
+    assert line.startswith(f"{package} is not installed")
     assert line.endswith("pip install 'up-perception[deploy]'")
 
 

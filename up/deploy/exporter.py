@@ -9,7 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import onnxruntime
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -25,7 +24,7 @@ from up.deploy.package import metadata_of
 from up.deploy.preprocess import Preprocessing
 from up.deploy.provenance import archive_time, provenance_of
 from up.deploy.samples import CPU, DatasetSamples, FolderSamples, Samples
-from up.deploy.session import Floats, Session
+from up.deploy.session import Floats, Session, required
 from up.deploy.testvectors import Vector, drawn_images, entries_of, vectors_of
 from up.errors import NumericalError, UserError
 from up.experiment import Experiment
@@ -126,7 +125,7 @@ class _Exporter:
     def _parity(self, proof: gate.Proof, from_image: gate.Closeness) -> Parity:
         return Parity(
             reference=f"torch {torch.__version__} on the CPU, float32",
-            runtime=f"onnxruntime {onnxruntime.__version__}, CPUExecutionProvider",
+            runtime=f"onnxruntime {required('onnxruntime').__version__}, CPUExecutionProvider",
             max_abs=_rounded(proof.closeness.max_abs),
             tolerance=_rounded(proof.closeness.limit()),
             from_image=_rounded(from_image.max_abs),

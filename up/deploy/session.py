@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from up.deploy.archive import PackageError
+from up.environment import keep_quiet_about_models
 from up.errors import UserError
 from up.text import did_you_mean
 
@@ -22,6 +23,7 @@ _NOWHERE = "no-package-reads-further-files"
 
 def required(name: str) -> Any:
     """The module ``name`` of the deploy extra. Raises ``UserError`` with the command that installs it."""
+    keep_quiet_about_models()
     try:
         return import_module(name)
     except ImportError as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -140,6 +141,18 @@ def test_torch_is_not_imported(code: str, tmp_path: Path) -> None:
     ask = "; print(sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'torchvision', 'timm')))"
     done = subprocess.run([sys.executable, "-c", filled + ask], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_nothing_is_recorded_of_what_was_predicted(tmp_path: Path) -> None:
+    """onnxruntime keeps a record of the graphs it runs in the user's home, to be sent away, unless it is told not to."""
+    home, image = tmp_path / "home", tmp_path / "a.png"
+    home.mkdir()
+    RED.save(image)
+    words = [sys.executable, "-m", "up", "predict", "--bundle", str(handmade.package(tmp_path)), str(image)]
+    kept = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    environment = {**kept, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(words, check=True, capture_output=True, env=environment)
+    assert list(home.rglob("*")) == []
 
 
 def test_no_more_is_loaded_than_asked_for() -> None:

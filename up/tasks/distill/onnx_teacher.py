@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from up.environment import keep_quiet_about_models
 from up.errors import UserError
 
 _MEMBER = "model.onnx"  # what a package calls its graph
@@ -90,6 +91,7 @@ def _graph_in(path: Path) -> bytes:
 
 
 def _session(graph: bytes, file: str, threads: int | None) -> Any:
+    keep_quiet_about_models()
     try:
         runtime = import_module("onnxruntime")
     except ImportError as error:
