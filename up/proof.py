@@ -21,6 +21,8 @@ from up.assembly.network import build_net, device_of, load_start_weights
 from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
 from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_training
 from up.config.decode import missing_for_training
+from up.data.bad_images import BadImage
+from up.data.records import Batch
 from up.errors import UserError
 from up.experiment import Experiment, missing_files, net_table
 from up.models.net import Net, model_summary
@@ -65,21 +67,20 @@ def prove_with_data(experiment: Experiment) -> Iterator[str]:
     yield rate_line(experiment, schedule, times.total, batches.global_batch_size)
     mix, stage = device_side(experiment, train, facts, _CPU)
     batch = first_batch(experiment, "train", train)
-    if batch is not None:
-        yield f"first training sample: {tuple(batch.image.shape[1:])}"
+    yield f"first training sample: {form_of(batch)}"
     evaluation = tested = None
     if experiment.config.dataset.test is not None:
         evaluation, test = build_evaluation(experiment, plugin.later_data_facts(train), _CPU, _FLOAT32)
         tested = first_batch(experiment, "test", test)
-        yield f"test: {count(len(test), 'image')}" + (f"; first sample: {tuple(tested.image.shape[1:])}" if tested else "")
+        yield f"test: {count(len(test), 'image')}; first sample: {form_of(tested)}"
     prove_parts(experiment, facts)
     net = build_net(experiment, facts).train()
     if not (experiment.config.saver.pretrain_model or "").startswith("timm:"):  # which may be gigabytes to fetch
         yield from load_start_weights(experiment, net, names)
     teaching = teaching_of(experiment, net, facts, names)
-    if batch is not None:
+    if not isinstance(batch, BadImage):
         try_training(experiment, net, batch, stage=stage, mix=mix, precision=_FLOAT32)
-    if tested is not None and evaluation is not None:
+    if evaluation is not None and tested is not None and not isinstance(tested, BadImage):
         try_evaluation(experiment, net, tested, evaluation)
     yield from prove_net(experiment, net, teaching, names)
 
@@ -100,6 +101,11 @@ def absent_device(experiment: Experiment) -> Iterator[str]:
         device_of(experiment)
     except UserError as error:
         yield str(error)
+
+
+def form_of(batch: Batch | BadImage) -> str:
+    """The shape of a sample, or why there is none."""
+    return str(batch) if isinstance(batch, BadImage) else str(tuple(batch.image.shape[1:]))
 
 
 def class_line(names: list[str] | None, counts: list[int] | None) -> Iterator[str]:

@@ -31,7 +31,7 @@ from up.assembly.training import Timetable, build_hooks, optimizer_of, rate_line
 from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_optimizer, try_training
 from up.config.decode import missing_for_training
 from up.config.show import effective_yaml
-from up.data.bad_images import BadImages
+from up.data.bad_images import BadImage, BadImages
 from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.data.sampler import TrainBatches
@@ -171,11 +171,11 @@ def try_out(experiment: Experiment, made: Material) -> None:
     with together():
         train = first_batch(experiment, "train", made.data)
         test = first_batch(experiment, "test", made.test_data) if made.evaluation is not None else None
-    seen = distributed.gather_objects((train is not None, test is not None))  # an image may be bad on one host only
+    if any(distributed.gather_objects(isinstance(train, BadImage) or isinstance(test, BadImage))):
+        return  # on one host only, perhaps
     with together():
-        if train is not None and all(trains for trains, _ in seen):
-            try_training(experiment, made.net, train, stage=made.stage, mix=made.mix, precision=made.precision)
-        if test is not None and made.evaluation is not None and all(tests for _, tests in seen):
+        try_training(experiment, made.net, train, stage=made.stage, mix=made.mix, precision=made.precision)
+        if test is not None and made.evaluation is not None:
             try_evaluation(experiment, made.net, test, made.evaluation)
 
 

@@ -25,18 +25,18 @@ from up.seed import generator
 _IMAGES = 2  # batch normalisation needs more than one
 
 
-def first_batch(experiment: Experiment, source: Literal["train", "test"], data: Any) -> Batch | None:
-    """The first image of a data set and its last, collated as a worker does it; None where one of them cannot be read.
+def first_batch(experiment: Experiment, source: Literal["train", "test"], data: Any) -> Batch | BadImage:
+    """The first image of a data set and its last, collated as a worker does it, or the first of them that cannot be read.
 
-    Those are for the run to meet, which may skip them, and counts them.
+    Such a one is for the run to meet, which may skip it, and counts it.
     """
     batch_size = section_of(experiment, source).batch_sampler.kwargs.batch_size
     indices = [0, len(data) - 1][: min(batch_size, _IMAGES)]
     with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
         try:
             samples = [data[SampleKey(0, index)] for index in indices]
-        except BadImage:
-            return None
+        except BadImage as bad:
+            return bad
         return experiment.plugin.collate(samples)
 
 

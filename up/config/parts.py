@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import ValidationError
@@ -78,7 +78,13 @@ def check_part(
         target, kwargs = found
         owner = part.type if isinstance(part, Part) else str(part["type"])
         problems += check_kwargs(target, kwargs, tables, _join(path, "kwargs"), supplied, owner)
-    return problems
+    beside = {_join(path, f"kwargs.{key}"): key for key in type(part).model_fields} if isinstance(part, Part) else {}
+    return [
+        replace(problem, what=f"stands beside kwargs, not in it: move {beside[problem.path]} one level up")
+        if problem.about_key and problem.path in beside
+        else problem
+        for problem in problems
+    ]
 
 
 def check_kwargs(

@@ -6,6 +6,7 @@ import collections.abc
 import dataclasses
 import enum
 import inspect
+import json
 import numbers
 import pathlib
 import types
@@ -251,25 +252,34 @@ def _is_plain_class(annotation: Any) -> bool:
     return is_record or issubclass(annotation, enum.Enum | pathlib.PurePath | BaseModel)
 
 
+_WORDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "anything", None: "null",
+                          type(None): "null", list: "list", tuple: "list", dict: "block"}  # fmt: skip
+
+
 def type_text(annotation: Any) -> str:
-    """An annotation as a person reads it: ``int | list[int]``, ``'mean' | 'sum'``, ``loss part``."""
+    """An annotation in the words of YAML: ``whole number or list of whole numbers``, ``mean or sum``, ``loss part``."""
     part = next((extra for extra in _extras(annotation) if isinstance(extra, PartOf)), None)
     if part is not None:
         parameter = _parameter("", annotation, None)
         kinds = [f"{part.table} part"] * parameter.single + [f"list of {part.table} parts"] * parameter.many
-        return " | ".join([*kinds, *(["None"] if _takes_none(annotation) else [])])
-    origin = get_origin(annotation)
+        return " or ".join([*kinds, *(["null"] if _takes_none(annotation) else [])])
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return type_text(get_args(annotation)[0])
+        return type_text(arguments[0])
     if origin in (Union, types.UnionType):
-        return " | ".join(dict.fromkeys(type_text(member) for member in get_args(annotation)))
+        return " or ".join(dict.fromkeys(type_text(member) for member in arguments))
     if origin is Literal:
-        return " | ".join(repr(choice) for choice in get_args(annotation))
-    if annotation in (None, type(None)):
-        return "None"
-    name = str(getattr(origin or annotation, "__name__", annotation))
-    arguments = ["..." if argument is ... else type_text(argument) for argument in get_args(annotation)]
-    return f"{name.lower() if name == 'Sequence' else name}[{', '.join(arguments)}]" if arguments and origin else name
+        return " or ".join(map(str, arguments))
+    if origin is tuple and ... not in arguments:
+        return f"[{', '.join(map(type_text, arguments))}]"
+    if origin in _SEQUENCES:
+        return f"list of {_several(type_text(arguments[0]))}"
+    return _WORDS.get(origin or annotation, str(getattr(annotation, "__name__", annotation)))
+
+
+def _several(noun: str) -> str:
+    """``whole numbers``; what has no plural stays as it is."""
+    return f"{noun}s" if noun.endswith(("number", "part", "block")) else noun
 
 
 def describe(target: Callable[..., Any]) -> Description:
@@ -279,6 +289,6 @@ def describe(target: Callable[..., Any]) -> Description:
     summary = text.split("\n\n")[0].replace("\n", " ")
     rows = []
     for parameter in signature_of(target).parameters.values():
-        default = "required" if parameter.required else repr(parameter.default)
+        default = "required" if parameter.required else json.dumps(parameter.default, default=str, ensure_ascii=False)
         rows.append((parameter.name, type_text(parameter.annotation), default))
     return Description(summary, tuple(rows))

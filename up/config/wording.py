@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ _KINDS = {
     "path_type": "a path", "int_parsing": "a whole number", "float_parsing": "a number", "bool_parsing": "true or false",
     "sequence_str": "a list",
 }  # fmt: skip
+_PARTS = ("Part", "NetModule", "OptimizerPart", "SchedulePart")
 
 
 class Found(NamedTuple):
@@ -80,6 +82,8 @@ def _scalar(value: Any) -> str:
 def expected(error: Mapping[str, Any]) -> str:
     """What one error of pydantic says was expected, as a noun: ``a whole number``, ``at least 1``, ``one of a, b``."""
     kind, context = str(error["type"]), error.get("ctx", {})
+    if kind == "model_type" and context.get("class_name") in _PARTS:
+        return "a block {type, kwargs}"
     if kind in _KINDS:
         return _KINDS[kind]
     if kind in ("literal_error", "enum"):
@@ -117,6 +121,8 @@ def _fix(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
     choices = [choice.strip(" '") for error in errors if error["type"] in ("literal_error", "enum")
                for choice in str(error["ctx"]["expected"]).replace(" or ", ", ").split(",")]  # fmt: skip
     if isinstance(value, str):
+        if "model_type" in kinds and errors[0].get("ctx", {}).get("class_name") == "Part":
+            return f" (write {{type: {value}}})"
         if choices:
             return did_you_mean(value, choices) and f".{did_you_mean(value, choices)}"
         if kinds & {"int_type", "float_type"} and _is_number(value):
@@ -139,5 +145,7 @@ def _is_number(text: str) -> bool:
 
 def unknown(owner: str, key: str, known: Sequence[str], noun: str = "key") -> str:
     """``LAMB takes no such argument. Did you mean 'betas'? (It takes lr, betas, eps)``."""
-    takes = f" (It takes {some_of(known, 12)})" if known else f" (It takes no {noun}s)"
-    return f"{owner} takes no such {noun}.{did_you_mean(key, known)}{takes}"
+    takes = f"It takes {some_of(known, 12)}" if known else f"It takes no {noun}s"
+    if noun == "key" and "kwargs" in known and not get_close_matches(key, known, cutoff=0.75):  # no typo: as others write it
+        takes += f"; is it an argument? Then write kwargs: {{{key}: ...}}"
+    return f"{owner} takes no such {noun}.{did_you_mean(key, known)} ({takes})"

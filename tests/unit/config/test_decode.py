@@ -89,6 +89,11 @@ class TestProblems:
                 "trainer: {lr_scheduler: {type: a, warmup: 3}}",
                 "trainer.lr_scheduler.warmup: trainer.lr_scheduler takes no such key.",
             ),
+            (
+                "trainer: {optimizer: {type: SGD, lr: 0.1}}",
+                "trainer.optimizer.lr: trainer.optimizer takes no such key. (It takes type, kwargs, pconfig, special_param_group; "
+                "is it an argument? Then write kwargs: {lr: ...})",
+            ),
             ("runtime: {fp16: {scale: 1}}", "runtime.fp16.scale: runtime.fp16 takes no such key."),
             ("dataset: {tarin: {}}", "dataset.tarin: dataset takes no such key. Did you mean 'train'?"),
             ("ema: {kwargs: {dcay: 0.9}}", "ema.kwargs.dcay: ema.kwargs takes no such key. Did you mean 'decay'?"),

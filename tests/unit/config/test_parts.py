@@ -12,7 +12,7 @@ from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
 from up.config.part import BY_PROGRAM, PartOf
 from up.config.parts import Derived, arguments, build, build_part, check_kwargs, check_part, parts_of
-from up.config.sections import Part
+from up.config.sections import Part, SchedulePart
 from up.config.signature import describe
 from up.errors import UserError
 from up.registry import Registry
@@ -144,15 +144,23 @@ class TestCheck:
         ]
 
     def test_missing_arguments(self) -> None:
-        assert check("linear", "head", num_classes=3) == ["net.2.kwargs.in_plane: is missing (linear needs it: int)"]
+        assert check("linear", "head", num_classes=3) == ["net.2.kwargs.in_plane: is missing (linear needs it: whole number)"]
         assert check("linear", "head", num_classes=3, supplied=["in_plane"]) == []
-        assert check("post") == ["net.2.kwargs.cls_loss: is missing (post needs it: loss part | list of loss parts)"]
+        assert check("post") == ["net.2.kwargs.cls_loss: is missing (post needs it: loss part or list of loss parts)"]
 
     def test_null_is_not_given_where_null_is_no_value(self) -> None:
         assert check("linear", "head", num_classes=None, in_plane=2) == [
-            "net.2.kwargs.num_classes: is missing (linear needs it: int | list[int])"
+            "net.2.kwargs.num_classes: is missing (linear needs it: whole number or list of whole numbers)"
         ]
         assert check("smooth", "loss", ratio=None) == []
+
+    def test_settings_that_stand_beside_kwargs(self) -> None:
+        part = SchedulePart(type="plain", kwargs={"warmup_iter": 3})
+        tables = {"schedule": Registry("schedule", {"plain": "tests.unit.config.test_parts:Plain"})}
+        (problem,) = check_part(part, "schedule", tables, "trainer.lr_scheduler")
+        assert str(problem) == (
+            "trainer.lr_scheduler.kwargs.warmup_iter: stands beside kwargs, not in it: move warmup_iter one level up"
+        )
 
     def test_parts_inside(self) -> None:
         found = check(
@@ -167,8 +175,8 @@ class TestCheck:
             "net.2.kwargs.cls_loss.1.type: no loss is called 'smoth'. Did you mean 'smooth'?",
             "net.2.kwargs.cls_loss.2.type: is missing",
             "net.2.kwargs.cls_loss.2.tpye: a part takes no such key. Did you mean 'type'? (It takes type, kwargs)",
-            "net.2.kwargs.cls_loss.3: got 'plain', expected a block of keys",
-            "net.2.kwargs.head.kwargs.in_plane: is missing (linear needs it: int)",
+            "net.2.kwargs.cls_loss.3: got 'plain', expected a block {type, kwargs} (write {type: plain})",
+            "net.2.kwargs.head.kwargs.in_plane: is missing (linear needs it: whole number)",
             "net.2.kwargs.head.kwargs.num_classes: got 'x', expected a whole number or a list (write [x])",
             "net.2.kwargs.prefix: got 3, expected text (put it in quotes)",
         ]

@@ -181,16 +181,17 @@ def test_strict_keeps_what_it_does_not_know() -> None:
 @pytest.mark.parametrize(
     ("annotation", "text"),
     [
-        (int | tuple[int, int], "int | tuple[int, int]"),
-        (float | None, "float | None"),
-        (Literal["mean", "sum"], "'mean' | 'sum'"),
-        (Sequence[float], "sequence[float]"),
-        (tuple[int, ...], "tuple[int, ...]"),
-        (dict[str, Any], "dict[str, Any]"),
-        (torch.Tensor | float, "Tensor | float"),
-        (Annotated[nn.Module | Sequence[nn.Module], PartOf("loss")], "loss part | list of loss parts"),
-        (Annotated[nn.Module | None, PartOf("loss")], "loss part | None"),
-        (Annotated[float, Field(ge=0)], "float"),
+        (int | tuple[int, int], "whole number or [whole number, whole number]"),
+        (float | None, "number or null"),
+        (Literal["mean", "sum"], "mean or sum"),
+        (Sequence[float], "list of numbers"),
+        (tuple[int, ...], "list of whole numbers"),
+        (list[list[str]], "list of list of text"),
+        (dict[str, Any], "block"),
+        (torch.Tensor | float, "Tensor or number"),
+        (Annotated[nn.Module | Sequence[nn.Module], PartOf("loss")], "loss part or list of loss parts"),
+        (Annotated[nn.Module | None, PartOf("loss")], "loss part or null"),
+        (Annotated[float, Field(ge=0)], "number"),
     ],
 )
 def test_type_text(annotation: Any, text: str) -> None:
@@ -201,8 +202,8 @@ def test_describe() -> None:
     described = describe(Loss)
     assert described.summary == "A loss of some kind."
     assert described.parameters[:3] == (
-        ("num_classes", "int", "required"),
-        ("weight", "float", "1.0"),
-        ("reduction", "'mean' | 'sum'", "'mean'"),
+        ("num_classes", "whole number", "required"),
+        ("weight", "number", "1.0"),
+        ("reduction", "mean or sum", '"mean"'),
     )
     assert describe(Post).summary == ""  # not that of the class it derives from

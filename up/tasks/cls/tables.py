@@ -146,7 +146,10 @@ def _one_each(name: str, given: Any, number: int) -> list[Any]:
 def _parser(kind: str, spec: TableSpec) -> Callable[[MetaSource], Meta]:
     if kind == "inference_only":
         return lambda source: inference_meta(source, spec.inference)
-    found: Callable[[MetaSource], Meta] = METAS.get(kind)
+    try:
+        found: Callable[[MetaSource], Meta] = METAS.get(kind)
+    except UserError as error:
+        raise UserError(f"meta_type: {error}") from None
     return found
 
 

@@ -41,7 +41,7 @@ def test_several_metas_become_one_table(tmp_path: Path) -> None:
         ({"meta_file": []}, "meta_file is not set. Expected the path of a meta file (or a list of paths)."),
         ({"image_dir": ["a", "b"]}, "image_dir is a list of 2 for 1 meta file. Expected one entry for each."),
         ({"label_mapping": [1, 2]}, "label_mapping is a list of 2 for 1 meta file. Expected one entry for each."),
-        ({"meta_type": "imgenet"}, "no meta_type is called 'imgenet'. Did you mean 'imagenet'?"),
+        ({"meta_type": "imgenet"}, "meta_type: no meta_type is called 'imgenet'. Did you mean 'imagenet'?"),
         ({"class_names": ["a"]}, "{meta}:2: label 1. Expected an integer from 0 to 0."),
         ({"class_names": ["a", "b"], "num_classes": 3}, "class_names has 2 names, num_classes is 3."),
         ({"class_names": ["a", "a"]}, "class_names: 'a' occurs twice. Expected each class once."),
