@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module, _, function = COMMANDS[name][0].partition(":")
     from up.commands.outcome import run_command
+    from up.environment import let_idle_threads_sleep
 
+    let_idle_threads_sleep()
     return run_command(getattr(import_module(module), function), arguments)
 
 

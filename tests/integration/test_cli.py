@@ -46,6 +46,22 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {name:<12}{summary}\n" in said
 
 
+@pytest.mark.parametrize(
+    ("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "None")]
+)
+def test_idle_threads_sleep_unless_told_otherwise(given: dict[str, str], policy: str) -> None:
+    """Said before torch, which brings OpenMP, is imported; on a busy machine spinning costs several times the time."""
+    code = (
+        "import os, sys; from up.__main__ import main\n"
+        "policy = lambda: print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "sys.addaudithook(lambda event, told: event == 'import' and told[0] == 'torch' and policy())\n"
+        "main(['flops', '--config', 'configs/cls/quickstart.yaml'])"
+    )
+    here = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=here | given, check=False)
+    assert done.stdout.splitlines()[0] == policy, done.stderr
+
+
 def test_no_command_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "usage: python -m up COMMAND" in capsys.readouterr().out
