@@ -478,6 +478,26 @@ def test_what_a_cache_cannot_keep(kd: Config, write: Write, tmp_path: Path, caps
     assert "mimic.cache.topk: keeps what softmax makes of the largest logits, which l2_loss does not go by: leave it out" in said
 
 
+def test_a_student_of_several_heads(
+    kd: Config, write: Write, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them may follow a teacher of one; which it answers to is not known, so that it is not scored."""
+    for phase in ("train", "val"):
+        lines = [line.rpartition(" ") for line in (images / f"{phase}.txt").read_text().splitlines()]
+        text = [json.dumps({"filename": name, "label": [int(label), int(label) % 2]}) for name, _, label in lines]
+        (tmp_path / f"{phase}.json").write_text("\n".join(text))
+        source = kd["dataset"]["train" if phase == "train" else "test"]["dataset"]["kwargs"]
+        source |= {"meta_file": str(tmp_path / f"{phase}.json"), "meta_type": "custom_cls", "class_names": None}
+    two_jobs_into_one(kd)
+    kd["net"][1]["kwargs"]["num_classes"] = [3, 2]
+    kd["net"][2]["kwargs"]["cls_loss"] = [{"type": "ce"}, {"type": "ce"}]
+    kd["mimic"]["student"]["mimic_name"] = "head.classifier.0"
+    path = write(kd)
+    assert "mimic: the mimic loss needs one label an image" in says(path, capsys, tmp_path, "mimic.cfgs.loss={type: dkd}")
+    assert train(path, "trainer.max_iter=1") == 0
+    assert "teacher: not scored: no labels, no logits, or logits of other heads" in (tmp_path / "run" / "train.log").read_text()
+
+
 def turned_images(kd: Config, folder: Path) -> Path:
     """Other images under the same names."""
     train_source = kd["dataset"]["train"]["dataset"]["kwargs"]

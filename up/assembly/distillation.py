@@ -114,6 +114,8 @@ def teaching_of(
     experiment.refuse(_unknown_layers(experiment, section, nets))
     sizes = list(_other_sizes(experiment, sources))
     example = experiment.plugin.example_batch(student, input_size_of(experiment), _EXAMPLES)
+    with experiment.placing("mimic"):
+        mimic.require_labels(example)
     findings = _of_student(experiment, student, mimic, example)
     experiment.refuse(_constants(experiment, section, findings))
     by_batch = {name for job in section.jobs.values() for name, tap in job.teachers.items() if tap.teacher_bn_mode == "train"}

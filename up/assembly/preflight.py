@@ -37,7 +37,7 @@ def preflight(
             own = score(teacher, _look_at(experiment, test_data), evaluation.stage, evaluation.precision.autocast())
         found = _of_all_ranks(own)
         if found is None:
-            warnings.append(f"{teacher.name}: not scored: no labels, or no logits")
+            warnings.append(f"{teacher.name}: not scored: no labels, no logits, or logits of other heads than the labels")
             continue
         said = f"{teacher.name}: top-1 {found.top1:.2f} % of {found.images} validation images"
         lines.append(said)

@@ -115,10 +115,14 @@ class Mimic:
     def __call__(self, student: Tapped, teachers: Mapping[str, Tapped], batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         """What each lesson adds to the loss at update ``step``, by the name of its loss; float32, under autocast too."""
         self._require_gradients(student)
-        labels = labels_of(batch) if any(lesson.loss.needs_labels for lesson in self.lessons) else None
+        labels = self.require_labels(batch)
         device = next(iter(student.values())).device.type
         with torch.autocast(device, enabled=False):
             return {lesson.name: lesson.factor(step) * lesson(student, teachers[lesson.teacher], labels) for lesson in self.lessons}
+
+    def require_labels(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """The labels of a batch; None where no lesson needs them. Raises ``UserError`` where they are not one an image."""
+        return labels_of(batch) if any(lesson.loss.needs_labels for lesson in self.lessons) else None
 
     def layers_of_student(self) -> list[str]:
         """Every layer of the student that is tapped, once."""

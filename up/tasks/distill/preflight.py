@@ -47,7 +47,7 @@ class Score:
 
 
 def score(teacher: Teacher, batches: Iterable[Batch], stage: BatchStage, autocast: AbstractContextManager[Any]) -> Score | None:
-    """The teacher's score on ``batches``; None where there are no labels, or it gives no logits.
+    """The teacher's score on ``batches``; None where there are no labels, it gives no logits, or these are of other heads.
 
     Raises ``NumericalError`` when what it says is not finite.
     """
@@ -67,9 +67,18 @@ def _score(teacher: Teacher, batch: Batch) -> Score | None:
     heads = [logits] if isinstance(logits, Tensor) else list(logits)
     if not all(bool(torch.isfinite(head).all()) for head in heads):
         raise NumericalError(f"{teacher.name}: gives numbers that are not finite, for one of {', '.join(batch['filename'][:3])}, …")
+    if not _are_of(labels, heads):
+        return None
     shares = [_hits(head, _labels_of(labels, index, len(heads))) / len(heads) for index, head in enumerate(heads)]
     chance = sum(1 / head.shape[1] for head in heads) / len(heads)
     return Score(sum(shares), image_count(batch), chance, all(_are_probabilities(head) for head in heads))
+
+
+def _are_of(labels: Tensor, heads: list[Tensor]) -> bool:
+    """Whether there is a label for each head: one an image, one an image and head, or a set of the classes of the only head."""
+    if labels.is_floating_point():
+        return len(heads) == 1 and labels.shape == heads[0].shape
+    return labels.ndim == 1 if len(heads) == 1 else labels.shape[1:] == (len(heads),)
 
 
 def _labels_of(labels: Tensor, head: int, heads: int) -> Tensor:

@@ -64,6 +64,20 @@ def test_without_labels_there_is_no_score() -> None:
     assert scored(batch_of([FIRST], None)) is None
 
 
+@pytest.mark.parametrize(
+    ("gt", "heads"),
+    [
+        (torch.tensor([[0, 2], [1, 2]]), 1),  # two heads, and a teacher of one
+        (torch.tensor([0, 1]), 2),
+        (torch.tensor([[0, 1, 1], [1, 1, 0]]), 2),
+        (torch.tensor([[0.0, 1], [1, 1]]), 1),  # sets of two classes, and a teacher of three
+        (torch.tensor([[0.0, 1, 0], [1, 1, 0]]), 3),
+    ],
+)
+def test_labels_of_other_heads_give_no_score(gt: Tensor, heads: int) -> None:
+    assert scored(batch_of([FIRST, SECOND], gt), heads=heads) is None
+
+
 def test_nan_ends_it() -> None:
     with pytest.raises(NumericalError, match="teacher: gives numbers that are not finite, for one of 0.png, 1.png"):
         scored(batch_of([FIRST, [torch.nan, 0, 0]], torch.tensor([0, 0])))
