@@ -192,6 +192,35 @@ def test_shards_and_replicas_are_one_training(config: Config, cluster: Make, tmp
             assert_close(other["optimizer"]["state"][index], held, 1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("+runtime.amp=bf16", "hooks=[{type: grad_clipper, kwargs: {mode: moving_average, max_norm: 1.0}}]"),
+        (
+            "+runtime.fp16=true", "trainer.accumulate=2", "dataset.train.batch_sampler.kwargs.batch_size=2",
+            "hooks=[{type: grad_clipper, kwargs: {max_norm: 0.01, norm_type: .inf}}]",
+        ),
+    ],
+    ids=["bf16", "fp16"],
+)  # fmt: skip
+def test_shards_in_half_precision_stop_and_go_on(config: Config, cluster: Make, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """With batch norm, accumulation, every kind of clipping and a moving average: as replicas, and equal after a stop."""
+    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
+    config["trainer"] |= {"max_iter": 6, "eval_interval": 4}
+    runs = cluster()
+    runs.run(*options)
+    shards, broken = ((f"saver.save_dir={tmp_path / name}", "runtime.parallel=fsdp", *options) for name in ("shards", "broken"))
+    runs.run(*shards)
+    runs.run(*broken, codes=(75, 75), fault="rank=1,step=3,action=term")
+    runs.run(*broken, "saver.auto_resume=true")
+    ddp, fsdp, resumed = (checkpoint(tmp_path / name) for name in ("run", "shards", "broken"))
+    for part in ("model", "ema"):
+        assert_close(fsdp[part], ddp[part], 1e-5)
+    for part in ("model", "ema", "optimizer", "precision", "clip", "metrics"):
+        assert_same(resumed[part], fsdp[part], part)
+    assert fsdp["precision"] == ddp["precision"]
+
+
 def test_averaged_batch_norm_statistics(config: Config, cluster: Make, tmp_path: Path) -> None:
     """async_norm: a stop between two evaluations, where the ranks' statistics differ, changes nothing."""
     config["runtime"]["async_norm"] = True

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from pydantic import AllowInfNan
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -118,13 +119,14 @@ def grad_clipper(
     *,
     mode: Literal["pre_defined", "average", "moving_average"] = "pre_defined",
     max_norm: float | None = None,
-    norm_type: float = 2.0,
+    norm_type: Annotated[float, AllowInfNan()] = 2.0,
     momentum: float = 0.9,
     tolerance: float = 1.0,
 ) -> Clip:
     """The policy that the hook ``grad_clipper`` of a config asks for.
 
-    ``momentum`` counts in mode ``moving_average``, ``tolerance`` there and in ``average``. Raises ``UserError`` for values
+    ``norm_type`` .inf is the largest gradient. ``momentum`` counts in mode ``moving_average``, ``tolerance`` there and in
+    ``average``. Raises ``UserError`` for values
     out of range.
     """
     if mode == "pre_defined":

@@ -6,6 +6,7 @@ The functions also take plain tensors, and leave them as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,8 +29,10 @@ def whole(value: Any) -> Any:
     """``value`` with every shared tensor in it gathered to the host; a collective operation that all ranks call."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
-    if isinstance(value, Mapping):
-        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, dict):
+        gathered = copy(value)  # of the same kind: that of a network is ordered and knows the versions of its modules
+        gathered.update({key: whole(inner) for key, inner in value.items()})
+        return gathered
     return [whole(inner) for inner in value] if isinstance(value, list) else value
 
 
