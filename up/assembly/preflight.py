@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def preflight(
 
 def _look_at(experiment: Experiment, test_data: Any) -> EvalLoader:
     """Images from all over the validation data: a list may be sorted by class."""
-    every = max(1, len(test_data) // IMAGES)
+    every = max(1, ceil(len(test_data) / IMAGES))
     batches = EvalBatches(
         len(test_data), batch_size=_BATCH, rank=distributed.rank(), world_size=distributed.world_size(), every=every
     )

@@ -36,9 +36,11 @@ class Score:
 
     @property
     def is_chance(self) -> bool:
-        """Whether guessing could have done as well: within two standard deviations of its mean."""
+        """Whether guessing could have done as well: within two standard deviations of its mean. Of images so few that guessing
+        may get all of them right nothing is said."""
         deviation = sqrt(self.chance * (1 - self.chance) / max(1, self.images))
-        return self.top1 <= 100 * (self.chance + 2 * deviation)
+        most = self.chance + 2 * deviation
+        return self.top1 <= 100 * most < 100
 
     def plus(self, other: Score) -> Score:
         """Both together."""

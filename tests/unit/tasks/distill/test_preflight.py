@@ -91,6 +91,12 @@ def test_chance_is_what_guessing_may_reach(correct: int, images: int, is_chance:
     assert Score(correct, images, 0.1).is_chance == is_chance
 
 
+@pytest.mark.parametrize(("images", "chance"), [(4, 0.5), (1, 0.5), (3, 1.0)])
+def test_too_few_images_to_tell(images: int, chance: float) -> None:
+    assert not Score(images, images, chance).is_chance
+    assert not Score(0, images, chance).is_chance
+
+
 def test_probabilities_are_noticed() -> None:
     found = scored(batch_of([[0.2, 0.8, 0.0], [0.1, 0.3, 0.6]], torch.tensor([1, 2])))
     assert found is not None
