@@ -239,6 +239,19 @@ def test_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_a_wrong_value_stands(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All wrong values of the section at once, each with its line."""
+    config = yaml.safe_load(config_file.read_text())
+    config["to_kestrel"] |= {"pixel_stds": [1, 1, 1], "support_labels": ["pink"]}
+    path = write_config(config, tmp_path)
+    lines = path.read_text().splitlines()
+    first, second = refused(["to_kestrel", "--config", str(path)], capsys, tmp_path)
+    assert first.startswith(f"{path}:{lines.index('  pixel_stds:') + 1}: to_kestrel.pixel_stds: got [1.0, 1.0, 1.0], but")
+    assert second.startswith(f"{path}:{lines.index('  support_labels:') + 1}: to_kestrel.support_labels: pink: not among")
+
+
 def test_a_folder_that_cannot_be_written_to(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     capsys.readouterr()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from up.assembly.data import build_reader, build_transforms, expect_same_classes
 from up.deploy import gate, quantize
-from up.deploy.kestrel import check_settings, relabelled
+from up.deploy.kestrel import relabelled, setting_problems
 from up.deploy.manifest import Batch, Head, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
 from up.deploy.measure import Outputs, metrics_of, milliseconds
 from up.deploy.onnx import INPUT, OUTPUT, export_graph, parameters_of, serialized, set_metadata
@@ -78,10 +78,11 @@ class _Exporter:
         self.heads = [Head(**head) for head in self.spec.heads]
         self.pipeline = experiment.plugin.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
         self.operations = _OPERATIONS.validate_python(list(self.spec.preprocess))
-        check_settings(
+        problems = setting_problems(
             self.settings, heads=self.heads, operations=self.operations, size=self.spec.input_size,
             order=self.spec.channel_order,
         )  # fmt: skip
+        experiment.refuse(problems)
         self.heads = relabelled(self.heads, self.settings)
         multilabel = any(head.type == "multilabel" for head in self.heads)
         self.reference = gate.Reference(

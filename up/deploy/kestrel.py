@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from up.config.errors import ConfigError, Problem
 from up.config.sections import ToKestrel
 from up.deploy.archive import MANIFEST, MODEL, SUMS, write_archive
 from up.deploy.manifest import Head, Manifest, sums_text
@@ -105,49 +106,61 @@ def package_path(folder: Path, settings: ToKestrel) -> Path:
     return folder / f"{settings.model_name}_{settings.version}.tar"
 
 
-def check_settings(
+def setting_problems(
     settings: ToKestrel, *, heads: Sequence[Head], operations: Sequence[Operation], size: tuple[int, int], order: str
-) -> None:
-    """Raise ``UserError`` for values of ``to_kestrel`` that are not those that the model was trained with."""
+) -> Iterator[Problem]:
+    """All values of ``to_kestrel`` that are not those that the model was trained with."""
     mean, std = pixel_affine(operations)
     for key, given, derived in (("pixel_means", settings.pixel_means, mean), ("pixel_stds", settings.pixel_stds, std)):
         if given is not None and not _close(given, derived):
-            shown = [round(value, 3) for value in derived]
-            raise UserError(
-                f"to_kestrel.{key}: got {given}, but the test transforms normalise by {shown} (levels, 0 to 255). "
-                "Leave it out: it follows from normalize."
+            yield _problem(
+                key,
+                f"got {given}, but the test transforms normalise by {[round(value, 3) for value in derived]} (levels, 0 to 255). "
+                "Leave it out: it follows from normalize.",
             )
     if "is_rgb" in settings.model_fields_set and settings.is_rgb != (order == "RGB"):
-        raise UserError(f"to_kestrel.is_rgb: got {settings.is_rgb}, but the net is trained on {order} images. Leave it out.")
+        yield _problem("is_rgb", f"got {settings.is_rgb}, but the net is trained on {order} images. Leave it out.")
     if settings.resize_hw is not None and _pair(settings.resize_hw) != list(size):
-        raise UserError(
-            f"to_kestrel.resize_hw: got {settings.resize_hw}, but the test transforms produce {size[0]} x {size[1]} "
-            "(height x width). Leave it out, or change the transforms."
+        yield _problem(
+            "resize_hw",
+            f"got {settings.resize_hw}, but the test transforms produce {size[0]} x {size[1]} (height x width). "
+            "Leave it out, or change the transforms.",
         )
-    labels = {label for entry in categories_of(settings, heads) for label in entry.labels}
+    if not _NAME.fullmatch(settings.model_name):
+        yield _problem("model_name", f"got {settings.model_name!r}, expected letters, digits, '_', '-' and '.'.")
+    try:
+        labels = {label for entry in categories_of(settings, heads) for label in entry.labels}
+    except ConfigError as error:
+        yield from error.problems
+        return
     strange = [label for label in settings.support_labels or () if label not in labels]
     if strange:
-        raise UserError(f"to_kestrel.support_labels: {some_of(strange, 5)}: not among the labels {some_of(sorted(labels), 8)}.")
-    if not _NAME.fullmatch(settings.model_name):
-        raise UserError(f"to_kestrel.model_name: got {settings.model_name!r}, expected letters, digits, '_', '-' and '.'.")
+        yield _problem("support_labels", f"{some_of(strange, 5)}: not among the labels {some_of(sorted(labels), 8)}.")
+
+
+def _problem(key: str, what: str) -> Problem:
+    return Problem(f"to_kestrel.{key}", what)
 
 
 def categories_of(settings: ToKestrel, heads: Sequence[Head]) -> list[Category]:
-    """``class_label`` as it was written, or the heads of the net. Raises ``UserError`` where it does not cover the outputs."""
+    """``class_label`` as it was written, or the heads of the net. Raises ``ConfigError`` where it does not cover the outputs."""
     if settings.class_label is None:
         return [Category(head.name, "bypass", head.start, head.end, head.labels) for head in heads]
     found = [_category(name, entry) for name, entry in settings.class_label.items()]
     at = 0
     for entry in found:
-        place = f"to_kestrel.class_label.{entry.name}"
         if entry.start != at or entry.end < entry.start:
-            raise UserError(f"{place}: got outputs {entry.start} to {entry.end} (inclusive), expected them to start at {at}.")
+            raise _misfit(entry.name, f"got outputs {entry.start} to {entry.end} (inclusive), expected them to start at {at}.")
         if len(entry.labels) != entry.end - entry.start + 1:
-            raise UserError(f"{place}: got {len(entry.labels)} labels for {entry.end - entry.start + 1} outputs.")
+            raise _misfit(entry.name, f"got {len(entry.labels)} labels for {entry.end - entry.start + 1} outputs.")
         at = entry.end + 1
     if at != heads[-1].end + 1:
-        raise UserError(f"to_kestrel.class_label: covers {at} outputs, but the net has {heads[-1].end + 1}.")
+        raise ConfigError([_problem("class_label", f"covers {at} outputs, but the net has {heads[-1].end + 1}.")])
     return found
+
+
+def _misfit(name: str, what: str) -> ConfigError:
+    return ConfigError([_problem(f"class_label.{name}", what)])
 
 
 def relabelled(heads: Sequence[Head], settings: ToKestrel) -> list[Head]:
@@ -157,12 +170,11 @@ def relabelled(heads: Sequence[Head], settings: ToKestrel) -> list[Head]:
 
 
 def _category(name: str, entry: Any) -> Category:
-    place = f"to_kestrel.class_label.{name}"
     if not isinstance(entry, dict) or not set(entry) <= _LABEL_KEYS or not {"start", "end", "labels"} <= set(entry):
-        raise UserError(f"{place}: got {entry!r}, expected {{calculator, start, end, labels}}.")
+        raise _misfit(name, f"got {entry!r}, expected {{calculator, start, end, labels}}.")
     start, end, labels = entry["start"], entry["end"], entry["labels"]
     if type(start) is not int or type(end) is not int or not isinstance(labels, list):
-        raise UserError(f"{place}: got start {start!r}, end {end!r}, labels {labels!r}; expected two numbers and a list.")
+        raise _misfit(name, f"got start {start!r}, end {end!r}, labels {labels!r}; expected two numbers and a list.")
     return Category(name, str(entry.get("calculator", "bypass")), start, end, [str(label) for label in labels])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.deploy import handmade
 from up.config.sections import ToKestrel
-from up.deploy.kestrel import categories_of, check_settings, kestrel_members, package_path, relabelled, write_package
+from up.deploy.kestrel import categories_of, kestrel_members, package_path, relabelled, setting_problems, write_package
 from up.deploy.manifest import Head
 from up.errors import StorageError, UserError
 
@@ -19,9 +19,10 @@ TWO = [
 ]
 
 
-def check(settings: ToKestrel, **changes: Any) -> None:
+def problems(settings: ToKestrel, **changes: Any) -> list[str]:
     made = handmade.manifest()
-    check_settings(settings, **{"heads": made.heads, "operations": made.preprocess, "size": (8, 8), "order": "RGB", **changes})
+    given = {"heads": made.heads, "operations": made.preprocess, "size": (8, 8), "order": "RGB", **changes}
+    return [str(problem) for problem in setting_problems(settings, **given)]
 
 
 def test_the_members_that_kestrel_reads() -> None:
@@ -103,17 +104,23 @@ def test_class_labels_that_do_not_cover_the_outputs(given: dict[str, Any], messa
     ],
 )
 def test_settings_that_contradict_the_model(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as raised:
-        check(ToKestrel(**given))
-    assert message in str(raised.value)
+    (problem,) = problems(ToKestrel(**given))
+    assert message in problem
+
+
+def test_all_of_them_are_told_at_once() -> None:
+    found = problems(ToKestrel(pixel_means=[1, 2, 3], resize_hw="9x9", class_label={"a": 7}, support_labels=["pink"]))
+    assert [problem.split(":")[0] for problem in found] == [
+        "to_kestrel.pixel_means", "to_kestrel.resize_hw", "to_kestrel.class_label.a",
+    ]  # fmt: skip
 
 
 def test_settings_that_repeat_what_is_derived() -> None:
-    check(ToKestrel(pixel_means=[127.52, 127.5, 127.5], pixel_stds=[63.75] * 3, is_rgb=True, resize_hw="8x8"))
-    check(ToKestrel(is_rgb=False), order="BGR")
-    check(ToKestrel(), order="BGR")
-    with pytest.raises(UserError, match="is_rgb: got True, but the net is trained on BGR"):
-        check(ToKestrel(is_rgb=True), order="BGR")
+    assert not problems(ToKestrel(pixel_means=[127.52, 127.5, 127.5], pixel_stds=[63.75] * 3, is_rgb=True, resize_hw="8x8"))
+    assert not problems(ToKestrel(is_rgb=False), order="BGR")
+    assert not problems(ToKestrel(), order="BGR")
+    (problem,) = problems(ToKestrel(is_rgb=True), order="BGR")
+    assert problem.startswith("to_kestrel.is_rgb: got True, but the net is trained on BGR")
 
 
 def test_where_the_package_goes(tmp_path: Path) -> None:
