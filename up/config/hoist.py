@@ -167,7 +167,11 @@ def _older_mimic(tree: MappingNode, notes: list[Note], problems: list[Problem]) 
     if not isinstance(mimic, MappingNode):
         return tree
     for name, job in list(jobs_of(mimic)):
-        job = to_current_form(job if name else mimic)
+        job = job if name else mimic
+        if not is_null(job.get("mimic_type")) and not is_null(job.get("cfgs")):
+            path = f"mimic.{name}.mimic_type".replace("..", ".")
+            notes.append(Note(path, "has no effect beside cfgs.loss, which counts", str(job.key_marks["mimic_type"])))
+        job = to_current_form(job)
         student = job.block("student")
         weight = student.get("student_weight")
         if weight is not None:

@@ -202,6 +202,15 @@ class TestOlderMimic:
         assert made.config.mimic is not None
         assert made.config.mimic.jobs["mimic_job0"].student.mimic_name == ["a"]
 
+    def test_two_losses(self) -> None:
+        job = "{mimic_name: a, mimic_type: kl, cfgs: {loss: {type: l2_loss}}, teacher: , student: }"
+        for text, key in ((f"mimic: {job}", "mimic"), (f"mimic: {{mimic_job0: {job}}}", "mimic.mimic_job0")):
+            made = decoded(f"{self.TEACHER}{text}\n")
+            assert made.config.mimic is not None
+            assert made.config.mimic.jobs["mimic_job0"].cfgs.loss.type == "l2_loss"
+            (note,) = made.notes
+            assert str(note) == f"x.yaml:3: {key}.mimic_type: has no effect beside cfgs.loss, which counts"
+
     def test_two_starting_points_contradict(self) -> None:
         text = (
             self.TEACHER
