@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from PIL import Image
 
 from up.data.bad_images import BadImage
 from up.deploy.ahead import grouped, loaded_ahead
@@ -54,7 +54,7 @@ class BundlePredictor:
     def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Answer]:
         """Images (paths, encoded bytes, Pillow images, levels (H, W, 3)) are decoded in threads while the graph runs."""
         for number, (source, found) in enumerate(self.scored(images, threads=threads)):
-            name = str(source) if isinstance(source, (str, Path)) else f"image {number}"
+            name = name_of(source, number)
             yield Answer(name, error=found) if isinstance(found, str) else self._answer(name, found)
 
     def scored(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[tuple[Any, list[Floats] | str]]:
@@ -128,12 +128,25 @@ class Model:
 
         ``answer.heads[0]`` lists the best classes of the (first) head, ``answer.error`` says why there are none.
         """
-        one = isinstance(images, (str, Path, bytes)) or hasattr(images, "__array_interface__")
-        sources: Any = [images] if one else images
-        return list(self._predictor.predict(sources, threads=self._threads))
+        return list(self._predictor.predict(_several(images), threads=self._threads))
 
-    def scores(self, images: Iterable[ImageSource]) -> list[list[Floats]]:
+    def scores(self, images: ImageSource | Iterable[ImageSource]) -> list[list[Floats]]:
         """For each image the probabilities (C,) of each head. Raises ``BadImage``."""
-        with ThreadPoolExecutor(self._threads) as pool:
-            inputs = list(pool.map(self._predictor._prepare, images))
-        return list(self._predictor._scores(inputs))
+        found = []
+        for number, (source, scores) in enumerate(self._predictor.scored(_several(images), threads=self._threads)):
+            if isinstance(scores, str):
+                raise BadImage(name_of(source, number), scores)
+            found.append(scores)
+        return found
+
+
+def name_of(source: ImageSource, number: int) -> str:
+    """The path of an image, or what it is called that has none."""
+    return str(source) if isinstance(source, (str, Path)) else f"image {number}"
+
+
+def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """One image as a list of one; an array (N, H, W, 3) is N of them."""
+    one = isinstance(images, (str, Path, bytes, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    several: Iterable[ImageSource] = cast(Any, [images] if one else images)
+    return several

@@ -53,8 +53,13 @@ class Preprocessing:
             read = source if isinstance(source, bytes) else str(Path(source).absolute())
             return name, read_rgb(read, name, max_pixels=self._decode.max_pixels)
         if isinstance(source, Image.Image):
-            return "image", upright_rgb(source)
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            try:
+                return "image", upright_rgb(source)
+            except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file that it opened only now
+                raise BadImage("image", f"cannot be decoded: {error}") from None
+        if not isinstance(source, np.ndarray):
+            raise TypeError(f"{type(source).__name__} is no image: expected a path, encoded bytes, a Pillow image or a numpy array")
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise BadImage("image", f"an array {source.dtype} {source.shape}; expected levels, uint8 (height, width, 3) in RGB")
         return "image", Image.fromarray(np.ascontiguousarray(source))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import up.deploy
 from tests.unit.deploy import handmade
@@ -64,8 +65,33 @@ def test_scores_as_arrays(model: up.deploy.Model) -> None:  # type: ignore[name-
     assert red[0].shape == (4,)
     assert red[0].argmax() == 1
     assert green[0].sum() == pytest.approx(1, abs=1e-6)
-    with pytest.raises(BadImage):
-        model.scores([b"no image"])
+    ((alone,),), ((again,),) = model.scores(RED), model.scores(np.asarray(RED))
+    assert np.array_equal(alone, red[0])
+    assert np.array_equal(again, red[0])
+    with pytest.raises(BadImage, match="image 1: not an image"):
+        model.scores([RED, b"no image"])
+
+
+def test_a_picture_that_ends_early(model: up.deploy.Model, tmp_path: Path) -> None:  # type: ignore[name-defined]
+    """Pillow opens it all the same, and only decoding shows it."""
+    RED.save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-30])
+    with Image.open(tmp_path / "a.png") as picture:
+        answer, fine = model.predict([picture, RED])
+    assert answer.error is not None
+    assert answer.error.startswith("cannot be decoded: ")
+    assert fine.error is None
+
+
+def test_arrays(model: up.deploy.Model) -> None:  # type: ignore[name-defined]
+    batch = np.stack([np.asarray(RED), np.asarray(GREEN)])
+    assert [answer.heads[0][0].name for answer in model.predict(batch)] == ["red", "green"]
+    for wrong in (batch[0].astype(np.float32), batch[0, ..., 0], np.zeros((0, 4, 3), np.uint8)):
+        (answer,) = model.predict(wrong)
+        assert answer.error is not None
+        assert answer.error.startswith(f"an array {wrong.dtype} {wrong.shape}; expected levels, uint8 (height, width, 3)")
+    with pytest.raises(TypeError, match="NoneType is no image: expected a path, encoded bytes, a Pillow image or a numpy array"):
+        model.predict([None])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
