@@ -87,7 +87,7 @@ def facts_of(experiment: Experiment, class_names: list[Any] | None) -> dict[str,
 def evaluate_checkpoint(
     experiment: Experiment, checkpoint: Path | None, out: Path | None
 ) -> tuple[dict[str, float], list[Path], Path]:
-    """Metrics in percent, the reports written, and the checkpoint that was evaluated."""
+    """Metrics in the unit of the task, the reports written, and the checkpoint that was evaluated."""
     trained = load_trained(experiment, checkpoint)
     names = trained.class_names
     facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's

@@ -149,6 +149,9 @@ def test_the_toy_task_trains(toy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["check", "--config", "colour.yaml", *opts]) == 0
     assert capsys.readouterr().out.endswith("colour.yaml: good\n")
     assert main(["eval", "--ckpt", "runs/colour/ckpt_latest.pth", "--out", "out", "--config", "colour.yaml", *opts]) == 0
+    said = capsys.readouterr().out
+    assert "value" in said
+    assert "percent" not in said  # what a task does not say
     assert json.loads((toy / "out" / "metrics.json").read_text())["mae"] == pytest.approx(errors[-1], abs=1e-3)
     (line,) = refused(["predict", "test/0.png", "--config", "colour.yaml", *opts], capsys, toy)
     assert line.endswith("dataset.test.dataset.kwargs.image_reader: is missing: it reads the images.")

@@ -78,6 +78,7 @@ class TestEval:
         assert sum(int(row["correct"]) for row in by_class) == sum(right)
         said = capsys.readouterr().out
         assert f"{metrics['top1']:.2f}" in said
+        assert "percent" in said
         assert str(out / "metrics.json") in said
 
     def test_confusion_is_counted_from_the_predictions(self, config_file: Path, tmp_path: Path) -> None:

@@ -52,6 +52,18 @@ def test_log_has_the_learning_rates_of_the_schedule(config: Config, write: Write
     assert logged == [schedule(step) for step in range(2 * UPDATES)]
 
 
+def test_weights_that_are_not_finite_are_not_saved(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under fp16 the updates after the one that spoils them are skipped, as overflows are, and a short run is over by then."""
+    options = ("runtime.amp=fp16", "trainer.max_epoch=1", "trainer.is_eval=false", "trainer.lr_scheduler=null")
+    assert train(write(config), *options, "trainer.optimizer.kwargs.lr=1e30") == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert " is not finite; it is not saved. Lower lr, or set trainer.clip_norm. The last good checkpoint is none." in said
+    assert not list((tmp_path / "run").glob("ckpt*"))
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 3
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(config: Config, write: Write, tmp_path: Path, workers: int) -> None:
     path = write(config)

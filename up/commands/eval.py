@@ -33,7 +33,7 @@ def main(words: list[str]) -> int:
     if not is_main():
         return 0
     print(checkpoint)
-    table = Table("metric", "percent")
+    table = Table("metric", experiment.plugin.unit)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2f}")
     Console().print(table)

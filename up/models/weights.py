@@ -221,7 +221,7 @@ class _Filling:
         problems = {name: text for name, text in problems.items() if not (self._is_new(name) or name.startswith(self._counting))}
         if not problems:
             return
-        doubt = "Is it another architecture? " if len(problems) > len(self.chosen) else ""
+        doubt = "Is it another architecture? " if 2 * len(problems) > len(self.chosen) else ""
         fix = f"To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
         raise WeightsError(
             f"{report.source}: {count(len(problems), 'tensor')} cannot be loaded: {some_of(problems.values())}. "

@@ -64,7 +64,7 @@ class Evaluation:
     bad_images: BadImages | None = None  # those left out, here and on the other ranks
 
     def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> dict[str, float]:
-        """Metrics in percent; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both.
+        """Metrics by name; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both.
 
         Before each batch the ranks vote, each with its ``proposal``. Raises ``BrokenOff`` on every rank when one of them is to
         stop, and what one of them met in its images.

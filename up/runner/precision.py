@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from up.errors import NumericalError, UserError
@@ -62,6 +62,15 @@ class LossScale:
 def is_finite(norm: Tensor) -> bool:
     """The verdict of a single process; waits for the device."""
     return bool(torch.isfinite(norm))
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of a weight or statistic of this rank that is not finite; None when all are. Waits for the device once."""
+    state = model.state_dict(keep_vars=True).items()
+    held = {name: local(value).detach() for name, value in state if isinstance(value, Tensor) and value.is_floating_point()}
+    sums = [value.sum().float() for value in held.values()]  # whatever is not finite stays so in a sum
+    finite = torch.isfinite(torch.stack(sums)).tolist() if sums else []
+    return next((name for name, is_good in zip(held, finite, strict=True) if not is_good), None)
 
 
 class Precision:

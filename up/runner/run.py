@@ -14,7 +14,7 @@ from up.data.bad_images import BadImages
 from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.distributed import barrier, from_main, gather_objects, is_main, rank
-from up.errors import place_in
+from up.errors import NumericalError, place_in
 from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
 from up.runner.checkpoint import FORMAT_VERSION, LATEST, CheckpointFolder, load_parts
@@ -27,7 +27,7 @@ from up.runner.folder import State, Status, write_status
 from up.runner.hooks import Hooks, Outline, UpdateReport
 from up.runner.log import BAD_IMAGES, LOGGER, cut_after, list_bad_images
 from up.runner.meter import StepMeter
-from up.runner.precision import Precision, StepReport, is_finite
+from up.runner.precision import Precision, StepReport, is_finite, not_finite
 from up.runner.runner import Runner
 from up.runner.same_run import Facts
 from up.runner.shards import WholeOptimizer, WholeTensors, is_shared
@@ -199,7 +199,15 @@ class Run:
         return metrics.get(f"ema_{name}", metrics.get(name, float("nan")))
 
     def save(self, step: int) -> None:
-        """Commit a checkpoint, and name it the best where it is. Raises ``StorageError`` on every rank if it cannot."""
+        """Commit a checkpoint, and name it the best where it is. Raises ``StorageError`` on every rank if it cannot.
+
+        Raises ``NumericalError`` instead of saving weights that are not finite: the last update may have made them so, and
+        under fp16 the steps that are skipped then look like any that overflow.
+        """
+        broken = [name for name in gather_objects(not_finite(self.model)) if name]
+        if broken:
+            self.suspects = "it is not saved. Lower lr, or set trainer.clip_norm"
+            raise NumericalError(f"{broken[0]} is not finite")
         self.fault.strike(step, "save")
         state = self._state(step)
         with together():

@@ -97,6 +97,8 @@ class TaskPlugin:
     """A batch of noise with labels that the net can take: (net, image size, number of images)."""
     make_evaluator: Callable[[Any], Callable[[], Evaluator]]
     """From the evaluation data set: what makes a fresh evaluator."""
+    unit: str = "value"
+    """What the evaluator's figures are given in: the head of the column that `up eval` prints."""
     loss_of: LossOf = loss_in_record
     """The loss of a prepared batch."""
     collate: Callable[[Sequence[Sample]], Batch] = collate

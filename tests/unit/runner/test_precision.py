@@ -11,7 +11,7 @@ from torch.optim import SGD
 
 from up.errors import NumericalError, UserError
 from up.runner.clip import ClipNorm, NoClip
-from up.runner.precision import Precision
+from up.runner.precision import Precision, not_finite
 
 
 def net() -> nn.Module:
@@ -183,3 +183,16 @@ def test_a_loss_that_is_not_finite_stops_the_step_even_if_its_gradient_is(bad: f
     with pytest.raises(NumericalError, match="the gradient norm is nan; the optimizer did not move"):
         precision.step(optimizer, NoClip())
     assert model.weight.item() == 1.0
+
+
+def test_weights_and_statistics_that_are_not_finite_are_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    assert not_finite(model) is None
+    assert isinstance(model[1], nn.BatchNorm1d)
+    assert model[1].running_var is not None
+    model[1].running_var[2] = float("inf")
+    assert not_finite(model) == "1.running_var"
+    with torch.no_grad():
+        model[0].weight[1, 1] = float("nan")
+    assert not_finite(model) == "0.weight"
+    assert not_finite(nn.Identity()) is None

@@ -202,6 +202,7 @@ PLUGIN = TaskPlugin(
         "post_process": ("num_classes", "class_counts"),
         "evaluator": ("class_counts", "class_names"),
     },
+    unit="percent",
     named_paths=named_paths,
     data_facts=data_facts,
     later_data_facts=later_data_facts,
