@@ -239,6 +239,14 @@ def test_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_words_that_do_not_go_together(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ["--config", str(config_file)]
+    (line,) = refused(["to_kestrel", "--to", "triton", "--strict-kestrel", *named], capsys, tmp_path)
+    assert line.startswith("--strict-kestrel: leaves out members of a package; --to triton writes none")
+    (line,) = refused(["to_onnx", "--save_prefix", str(tmp_path), *named], capsys, tmp_path)
+    assert line.startswith(f"--save_prefix: {tmp_path}: is a folder, expected a file's name without .onnx")
+
+
 def test_where_a_wrong_value_stands(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

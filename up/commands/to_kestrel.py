@@ -6,6 +6,7 @@ from pathlib import Path
 
 from up.commands.arguments import command_parser
 from up.commands.exporting import add_export, experiment_of, exported, parsed
+from up.errors import UserError
 
 
 def main(words: list[str]) -> int:
@@ -18,6 +19,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--to", choices=("kestrel", "triton"), default="kestrel", help="a package, or a model repository of Triton")
     add_export(parser)
     arguments = parsed(parser, words)
+    if arguments.to == "triton" and arguments.strict_kestrel:
+        raise UserError("--strict-kestrel: leaves out members of a package; --to triton writes none. Leave one of them out.")
     experiment = experiment_of(arguments)
     from up.deploy.delivery import write_kestrel, write_triton
     from up.deploy.kestrel import package_path

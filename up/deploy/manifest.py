@@ -19,6 +19,8 @@ from up.deploy.operations import AtLeast1, Decode, Entry, Operation, Side
 
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
 
+_MAX_PIXELS = 1 << 27  # of a batch that a package may ask to be run: less than 2 GiB of numbers
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 AtLeast0 = Annotated[int, Field(ge=0)]
 Activation = Literal["none", "softmax", "sigmoid"]
@@ -50,7 +52,7 @@ class Batch(Entry):
     """Fewest."""
     max: AtLeast1 | None = None
     """Most; null: the graph takes any number."""
-    tested: list[Annotated[int, Field(ge=1, le=256)]]
+    tested: Annotated[list[Annotated[int, Field(ge=1, le=256)]], Field(max_length=16)]
     """Numbers that the graph was compared with torch at."""
 
 
@@ -248,6 +250,10 @@ class Manifest(Entry):
             at = head.end + 1
         if at != self.outputs[0].shape[1]:
             raise ValueError(f"the heads cover {at} outputs, the graph has {self.outputs[0].shape[1]}")
+        _, _, height, width = self.inputs[0].shape
+        images = max(self.inputs[0].batch.tested, default=1)
+        if images * height * width > _MAX_PIXELS:
+            raise ValueError(f"inputs of {images} x {height} x {width} pixels, allowed are {_MAX_PIXELS:,}")
         colors = [op.color for op in self.preprocess if isinstance(op, Decode)]
         if colors != [self.inputs[0].channel_order]:
             raise ValueError(f"decoded to {colors}, but channel_order is {self.inputs[0].channel_order}")

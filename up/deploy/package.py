@@ -13,7 +13,7 @@ from typing import Literal
 from up.deploy.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
 from up.deploy.manifest import Manifest, parse_manifest, sums_text
 from up.deploy.operations import pixel_affine
-from up.deploy.session import first_line, required
+from up.deploy.session import Session
 from up.text import did_you_mean, some_of
 
 IN_GRAPH = "up_bundle"  # the key of metadata_props that holds the manifest
@@ -71,12 +71,8 @@ def package_of(members: Mapping[str, bytes], label: str) -> Package:
 
 
 def manifest_in(model: bytes, label: str) -> Manifest:
-    """The manifest that a graph carries."""
-    try:
-        graph = required("onnx").load_from_string(model)
-    except Exception as error:  # protobuf has errors of its own
-        raise PackageError(f"{label}: {MODEL} is no ONNX graph: {first_line(error)}.") from None
-    said = {entry.key: entry.value for entry in graph.metadata_props}
+    """The manifest that a graph carries; read by onnxruntime, so that predicting needs nothing else."""
+    said = Session(model, label).metadata
     if IN_GRAPH not in said:
         raise PackageError(f"{label}: the graph carries no manifest: expected one that `up to_onnx` or `up to_kestrel` wrote.")
     return parse_manifest(said[IN_GRAPH], label)

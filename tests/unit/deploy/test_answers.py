@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,3 +108,31 @@ def test_names_of_files_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*words, "--format", "json", "--output", str(out)]) == 0
     (answer,) = json.loads(out.read_text(encoding="utf-8"))
     assert answer["file"] == str(odd)
+
+
+@pytest.mark.parametrize(("kind", "into_terminal", "bar"), [("jsonl", False, True), ("jsonl", True, False), ("table", True, True)])
+def test_a_bar_is_shown_to_people_only(tmp_path: Path, kind: str, into_terminal: bool, bar: bool) -> None:
+    """On a terminal that shows nothing else meanwhile, and never among answers that are piped away."""
+    package = handmade.package(tmp_path)
+    handmade.colour(250, 5, 5).save(tmp_path / "a.png")
+    words = [sys.executable, "-m", "up", "predict", "--bundle", str(package), "--format", kind, str(tmp_path / "a.png")]
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    with (tmp_path / "out").open("wb") as file:
+        process = subprocess.Popen(words, stdout=theirs if into_terminal else file, stderr=theirs, env=environment)
+        os.close(theirs)
+        shown = b"".join(iter(lambda: _read(ours), b""))
+    os.close(ours)
+    assert process.wait() == 0
+    piped = (tmp_path / "out").read_bytes()
+    assert (b"predicting" in shown) == bar
+    assert b"red" in (shown if into_terminal else piped)
+    assert b"predicting" not in piped
+    assert b"\x1b" not in piped
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # how Linux says that the other end is closed
+        return b""

@@ -16,6 +16,7 @@ from tests.unit.deploy import handmade
 from up.__main__ import main
 from up.data.bad_images import BadImage
 from up.deploy.ahead import grouped, loaded_ahead
+from up.deploy.archive import KESTREL_MEMBERS
 from up.deploy.bundle_predictor import BundlePredictor
 from up.errors import UserError
 
@@ -167,6 +168,25 @@ def test_torch_is_not_imported(code: str, tmp_path: Path) -> None:
     ask = "; print(sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'torchvision', 'timm')))"
     done = subprocess.run([sys.executable, "-c", filled + ask], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("form", ["bundle", "strict", "graph"])
+def test_nothing_but_the_runtime_is_needed(form: str, tmp_path: Path) -> None:
+    """What exports and trains need not be there: neither for a package, nor for a strict one, nor for a lone graph."""
+    RED.save(tmp_path / "a.png")
+    members = handmade.members()
+    kept = members if form == "bundle" else {name: members[name] for name in KESTREL_MEMBERS}
+    package = handmade.package(tmp_path, kept)
+    if form == "graph":
+        package = tmp_path / "alone.onnx"
+        package.write_bytes(members["model.onnx"])
+    absent = "torch", "torchvision", "timm", "onnx", "onnxscript", "yaml", "easydict", "tensorboardX"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        f"import up.deploy; print(up.deploy.load({str(package)!r}).predict({str(tmp_path / 'a.png')!r})[0].heads[0][0].name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "red\n"
 
 
 def test_nothing_is_recorded_of_what_was_predicted(tmp_path: Path) -> None:

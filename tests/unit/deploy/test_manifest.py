@@ -55,6 +55,8 @@ def changed(path: str, value: Any) -> str:
         ("outputs.0.shape", ["N", 5], "the heads cover 4 outputs, the graph has 5"),
         ("outputs.0.meaning", "scores", "outputs.0.meaning: Input should be 'logits' or 'probabilities'"),
         ("inputs.0.shape", ["N", 1, 8, 8], "inputs.0.shape.1: Input should be 3"),
+        ("inputs.0.shape", ["N", 3, 16384, 16384], "inputs of 5 x 16384 x 16384 pixels, allowed are 134,217,728"),
+        ("inputs.0.batch.tested", [1] * 17, "inputs.0.batch.tested: List should have at most 16 items"),
         ("inputs.0.channel_order", "BGR", r"decoded to ['RGB'], but channel_order is BGR"),
         ("preprocess.3.size", [9, 9], "size is [9, 9]: expected one number for short_side"),
         ("preprocess.3.op", "squash", "preprocess.3: Input tag 'squash' found using 'op' does not match"),
