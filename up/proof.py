@@ -18,6 +18,7 @@ from up.assembly.data import (
 )
 from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
 from up.assembly.network import build_net, device_of, load_start_weights
+from up.assembly.teacher_cache import with_cache
 from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
 from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_training
 from up.config.decode import missing_for_training
@@ -78,6 +79,10 @@ def prove_with_data(experiment: Experiment) -> Iterator[str]:
     if not (experiment.config.saver.pretrain_model or "").startswith("timm:"):  # which may be gigabytes to fetch
         yield from load_start_weights(experiment, net, names)
     teaching = teaching_of(experiment, net, facts, names)
+    if teaching is not None:
+        known = len(teaching.lines)
+        teaching = with_cache(experiment, teaching, train, updates_per_epoch=times.updates_per_epoch, updates=times.total)
+        yield from teaching.lines[known:]
     if not isinstance(batch, BadImage):
         try_training(experiment, net, batch, stage=stage, mix=mix, precision=_FLOAT32)
     if evaluation is not None and tested is not None and not isinstance(tested, BadImage):

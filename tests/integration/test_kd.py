@@ -194,6 +194,14 @@ def test_a_warm_cache_trains_the_same_student_without_the_teacher(kd: Config, wr
     for part in ("model", "ema", "optimizer", "metrics"):
         assert_same(cold[part], warm[part], part)
 
+    broken = [f"saver.save_dir={tmp_path / 'broken'}", f"mimic.cache.dir={tmp_path / 'half'}"]
+    assert train(path, *broken, "trainer.max_iter=2") == 0
+    assert train(path, *broken, "saver.auto_resume=true") == 0
+    assert sum(file.stat().st_size for file in (tmp_path / "half").rglob("*.rows")) == 2 * 46 * 3 * 2
+    resumed = checkpoint(tmp_path / "broken")
+    for part in ("model", "ema", "optimizer", "metrics"):
+        assert_same(cold[part], resumed[part], part)
+
     assert train(path, "runtime.random_seed=8", "trainer.max_iter=1") == 0
     assert "; 0 bytes are there" in (tmp_path / "run" / "train.log").read_text()
     assert [folder.name for folder in sorted((tmp_path / "cache" / "teacher").iterdir())] == ["seed_7", "seed_8"]
@@ -469,10 +477,13 @@ def test_a_runner_that_mimics_nobody(config: Config, write: Write, tmp_path: Pat
     assert "mimic: is missing: the runner 'kd' needs teachers and what to mimic (docs/distill.md)" in said
 
 
-def test_what_a_cache_cannot_keep(kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_what_a_cache_cannot_keep(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     kd["mimic"]["cache"] = {"dir": str(tmp_path / "cache"), "topk": 2}
     kd["mimic"]["mimic_job0"]["teacher"]["teacher_bn_mode"] = "train"
-    said = says(write(kd), capsys, tmp_path)
+    said = says(write(kd), capsys, tmp_path, command=command)
     assert "mimic.mimic_job0.teacher.teacher_bn_mode: got 'train': what depends on the rest of the batch cannot be kept" in said
     assert "mimic.mimic_job1.teacher.mimic_name.0: gives (96, 4, 4) for an image; a cache keeps vectors, such as logits" in said
     assert "mimic.cache.topk: keeps what softmax makes of the largest logits, which l2_loss does not go by: leave it out" in said
@@ -513,7 +524,10 @@ def test_a_damaged_or_foreign_cache_is_refused(
     path = write(two_jobs_into_one(kd))
     cache = ["+mimic.cache.dir=" + str(tmp_path / "cache"), "trainer.max_iter=2"]
     assert train(path, *cache) == 0
-    said = says(path, capsys, tmp_path, *cache, "runtime.amp=bf16")
+    assert main(["check", "--config", path, "--opts", *cache]) == 0
+    told = "teacher/seed_7: 828 bytes an epoch (46 rows of 18 bytes), 276 bytes for 0.333 epochs; 288 bytes are there"
+    assert told in capsys.readouterr().out
+    said = says(path, capsys, tmp_path, *cache, "runtime.amp=bf16", command="check")
     assert "mimic.cache.dir: cache/teacher/seed_7: was made of other things: precision fp32, this run has bf16" in said
     transforms = "dataset.train.dataset.kwargs.transformer"
     for opt, field in {

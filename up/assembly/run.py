@@ -43,7 +43,7 @@ from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
 from up.runner.checkpoint import CheckpointFolder, load_checkpoint
 from up.runner.clip import Clip
-from up.runner.display import Display, show_log_on
+from up.runner.display import Display, show_log_on, terminal
 from up.runner.ema import build_ema
 from up.runner.evaluate import Evaluation
 from up.runner.faults import fault_from
@@ -156,9 +156,9 @@ def prepare(experiment: Experiment, device: torch.device) -> Material:
         evaluation, test_data = build_evaluation(experiment, plugin.later_data_facts(data), device, precision)
     net = build_net(experiment, facts)
     teaching = teaching_of(experiment, net, facts, names)
+    mix, stage = device_side(experiment, data, facts, device)
     if teaching is not None:
         teaching = with_cache(experiment, teaching, data, updates_per_epoch=times.updates_per_epoch, updates=times.total)
-    mix, stage = device_side(experiment, data, facts, device)
     watching, clip = build_hooks(experiment)
     prove_hooks(experiment, watching, net, names)
     try_optimizer(experiment, net)
@@ -269,7 +269,7 @@ def open_folder(experiment: Experiment, start: Start, config: str) -> None:
 @cache
 def console_of_run() -> Console:
     """The terminal that progress bar and log lines share."""
-    return Console(stderr=True)
+    return terminal()
 
 
 def standing_hooks(experiment: Experiment) -> list[Hook]:

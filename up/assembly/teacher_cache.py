@@ -90,8 +90,8 @@ def _ways_of_images(experiment: Experiment) -> dict[str, str]:
 
 
 def some_images(data: Any) -> str:
-    """A short hash of a few images as training gets them: other files under the same names, or another release of a library
-    that draws or resizes in another way, do not go unnoticed."""
+    """A short hash of a few images as a worker makes them: other files under the same names, or another release of a library
+    that draws or resizes in another way, do not go unnoticed. What runs on the device is taken off ``data`` before."""
     found = sha256()
     for index in range(0, len(data), max(1, len(data) // _LOOKED_AT)):
         found.update(data[SampleKey(epoch=0, index=index)].image.contiguous().numpy().tobytes())
