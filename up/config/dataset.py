@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from up.config.model import AtLeast0, AtLeast1, Name, Part, Section
+from up.config.model import AtLeast0, AtLeast1, Part, Section
 from up.config.part import PartOf
 
 
@@ -12,19 +12,19 @@ class BatchSamplerKwargs(Section):
     """Arguments of a batch sampler."""
 
     sampler: Annotated[Part, PartOf("sampler")] | None = None
-    """The order of the samples: dist, local, dist_test, local_test, repeat_factor, class_balance. Unset takes ``dist`` for
-    train and ``dist_test`` for test."""
+    """The order of the samples in training: dist, local, repeat_factor, class_balance, …; unset takes ``dist``. Evaluation
+    takes every image once, in the order of the meta file, whatever stands here."""
     batch_size: AtLeast1 = 1
     """Samples in a batch of one process; the global batch is this times the number of processes."""
     drop_last: bool = False
-    """Drop the last batch of an epoch when it is not full."""
+    """Drop the last batch of an epoch when it is not full; in training only."""
 
 
 class BatchSampler(Section):
     """How samples are grouped into batches."""
 
-    type: Name = "base"
-    """The kind of batch sampler; there is one, ``base``."""
+    type: Literal["base"] = "base"
+    """The kind of batch sampler; there is one."""
     kwargs: BatchSamplerKwargs = BatchSamplerKwargs()
     """The sampler and the size of the batch."""
 
@@ -39,7 +39,7 @@ class DataLoaderKwargs(Section):
     drop_last: bool | None = None
     """Another place for ``batch_sampler.kwargs.drop_last``; unset leaves it to that one."""
     shuffle: bool | None = None
-    """Whether to shuffle; unset leaves it to the sampler."""
+    """Whether to shuffle the training data; unset leaves it to the sampler."""
     fork_method: Literal["fork", "spawn"] = "fork"
     """How worker processes are started; ``--fork-method`` sets it."""
     batch_fn: Annotated[Part, PartOf("batch_fn")] | None = None
@@ -49,8 +49,8 @@ class DataLoaderKwargs(Section):
 class DataLoader(Section):
     """How batches reach the training process."""
 
-    type: Name = "cls_base"
-    """The kind of loader; ``cls_base`` for classification."""
+    type: Literal["cls_base", "base"] = "cls_base"
+    """The kind of loader; both names mean the same."""
     kwargs: DataLoaderKwargs = DataLoaderKwargs()
     """Workers, pinning and the batch function."""
 

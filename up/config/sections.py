@@ -78,7 +78,7 @@ class Runtime(Section):
     random_seed: Annotated[int, Field(ge=0, lt=2**63)] = 131
     """Seed of everything random."""
     rank_init: bool = False
-    """Seed every process differently. Samples are keyed by epoch and index, so both are safe."""
+    """Accepted for older files: randomness hangs on the seed, the sample, the step and the rank, which is safe either way."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """``auto`` takes a GPU when there is one; or cpu, cuda, cuda:1, mps, xpu."""
     iter_base: bool = False
@@ -144,9 +144,9 @@ class Saver(Section):
     skip: list[Name] = []
     """Names of tensors not to load from ``pretrain_model``: a prefix, or ``r:`` and a regular expression."""
     save_result: bool = False
-    """Keep the result lines of every evaluation."""
+    """Let ``eval`` also write ``results.txt``, a line for each image."""
     memory_friendly: bool = False
-    """Write results as they come instead of holding all of them in memory."""
+    """Let ``eval`` write a line for each image as it comes, so that an inference which is killed can go on from there."""
     task_type: Name | None = None
     """Accepted for older files; ``runtime.task_names`` says it."""
     accept_data_change: bool = False
@@ -217,8 +217,8 @@ class Ema(Section):
 class ToKestrel(Section):
     """The package for Kestrel: what its files say about the model."""
 
-    toks_type: Name = "cls"
-    """The kind of package."""
+    toks_type: Literal["cls"] = "cls"
+    """The kind of package; there is one."""
     plugin: Name = "classifier"
     """The plug-in of Kestrel that runs the model."""
     model_name: Name = "model"
