@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from up.errors import PeerLost, UserError
+from up.runner.stop import requests
 from up.runner.watchdog import LAUNCHER_PID
 
 if TYPE_CHECKING:
@@ -202,8 +203,7 @@ class _Signals:
 @contextmanager
 def _listening() -> Iterator[_Signals]:
     signals = _Signals()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-    previous = {number: signal.signal(number, signals.handle) for number in numbers}
+    previous = {number: signal.signal(number, signals.handle) for number in requests()}
     try:
         yield signals
     finally:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,23 +85,77 @@ def start(runs: Cluster, tmp_path: Path) -> Iterator[object]:
         program.end()
 
 
-@pytest.mark.parametrize("target", ["launcher", "rank", "group"])
-def test_sigterm_under_our_launcher(start, runs: Cluster, run: Path, unbroken: Path, target: str) -> None:  # type: ignore[no-untyped-def]
-    """Saved on the same step on both ranks; 75; the rerun ends equal."""
-    launched = start(UP, after=TWO)
+@pytest.mark.parametrize(
+    ("target", "number", "workers"),
+    [
+        ("launcher", signal.SIGTERM, 0), ("rank", signal.SIGTERM, 2), ("group", signal.SIGTERM, 2), ("launcher", signal.SIGUSR1, 0),
+        ("launcher", signal.SIGHUP, 0),
+    ],
+)  # fmt: skip
+def test_a_request_under_our_launcher(  # type: ignore[no-untyped-def]
+    start, runs: Cluster, run: Path, unbroken: Path, target: str, number: signal.Signals, workers: int
+) -> None:
+    """Saved on the same step on both ranks; 75; the rerun ends equal. (``make soak`` does it five times each.)"""
+    launched = start(UP, WORKERS.format(workers), after=TWO)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     if target == "group":
-        os.killpg(launched.process.pid, signal.SIGTERM)
+        os.killpg(launched.process.pid, number)
         for rank in launched.ranks():  # a scheduler reaches every process of a job, whatever its group
-            os.kill(rank, signal.SIGTERM)
+            os.kill(rank, number)
     else:
-        os.kill(launched.process.pid if target == "launcher" else launched.ranks()[1], signal.SIGTERM)
+        os.kill(launched.process.pid if target == "launcher" else launched.ranks()[1], number)
     assert launched.wait() == 75, launched.said
     found = status(run)
-    assert (found["state"], found["exit_code"], found["reason"]) == ("preempted", 75, "stopped by SIGTERM")
+    assert (found["state"], found["exit_code"], found["reason"]) == ("preempted", 75, f"stopped by {number.name}")
     assert checkpoint(run)["step"] == found["step"] >= 2
     assert "Traceback" not in launched.said
-    finishes_equal(runs, run, unbroken)
+    finishes_equal(runs, run, unbroken, WORKERS.format(workers))
+
+
+def test_nohup(start, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    """A run that is to outlive its terminal does."""
+    launched = start(("nohup", *UP), after=TWO)
+    wait_for(lambda: step_reached(run, 2), PATIENCE_S)
+    os.kill(launched.process.pid, signal.SIGHUP)
+    assert launched.wait() == 0, launched.said
+    is_equal(run, unbroken)
+
+
+def test_a_terminal_that_closes(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """SIGHUP is a request like any other, and nothing can be shown any more: the run saves and ends all the same."""
+    ours, theirs = pty.openpty()
+    words = [*UP, "--config", runs.path, "--opts", "trainer.max_iter=2000"]
+    process = subprocess.Popen(
+        words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    try:
+        while not step_reached(run, 2):
+            said += os.read(ours, 1 << 16)
+    finally:
+        os.close(ours)
+    assert process.wait(PATIENCE_S) == 75, said.decode(errors="replace")
+    assert (status(run)["state"], status(run)["reason"]) == ("preempted", "stopped by SIGHUP")
+    assert checkpoint(run)["step"] == status(run)["step"] >= 2
+
+
+def test_a_second_signal_to_our_launcher(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    """A rank stands still, so that nothing can be saved: all end at once, and what was saved before is whole."""
+    launched = start(UP, WORKERS.format(1), after=TWO, fault="rank=1,step=6,action=hang")
+    wait_for(lambda: step_reached(run, 6), PATIENCE_S)
+    ranks = launched.ranks()
+    family = [*ranks, *(worker for rank in ranks for worker in children_of(rank))]
+    os.kill(launched.process.pid, signal.SIGTERM)
+    time.sleep(1.0)
+    assert launched.process.poll() is None
+    os.kill(launched.process.pid, signal.SIGTERM)
+    assert launched.wait() == 143, launched.said
+    wait_for(lambda: not any(is_alive(pid) for pid in family))
+    assert "Traceback" not in launched.said
+    finishes_equal(runs, run, unbroken, WORKERS.format(1))
 
 
 def test_ctrl_c_under_our_launcher(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
@@ -211,6 +268,16 @@ def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(is_alive, launched.ranks())), PATIENCE_S)
     os.kill(launched.process.pid, number)
     assert launched.wait() == (130 if number == signal.SIGINT else 75), launched.said
+    assert "Traceback" not in launched.said
+
+
+def test_a_signal_during_the_import_of_the_ranks(start, run: Path) -> None:  # type: ignore[no-untyped-def]
+    """With loader workers to come: both save their first state on the same step."""
+    launched = start(UP, WORKERS.format(2), after=TWO)
+    wait_for(lambda: len(launched.ranks()) == 2 and all(map(_listens, launched.ranks())), PATIENCE_S)
+    os.kill(launched.process.pid, signal.SIGTERM)
+    assert launched.wait() == 75, launched.said
+    assert (status(run)["state"], status(run)["step"], checkpoint(run)["step"]) == ("preempted", 0, 0)
     assert "Traceback" not in launched.said
 
 

@@ -43,7 +43,7 @@ from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
 from up.runner.checkpoint import CheckpointFolder, load_checkpoint
 from up.runner.clip import Clip
-from up.runner.display import Display, show_log_on
+from up.runner.display import Display, show_log_on, terminal
 from up.runner.ema import build_ema
 from up.runner.evaluate import Evaluation
 from up.runner.faults import fault_from
@@ -269,7 +269,7 @@ def open_folder(experiment: Experiment, start: Start, config: str) -> None:
 @cache
 def console_of_run() -> Console:
     """The terminal that progress bar and log lines share."""
-    return Console(stderr=True)
+    return terminal()
 
 
 def standing_hooks(experiment: Experiment) -> list[Hook]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from up.environment import rank_in_environment
@@ -27,7 +27,8 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
             return code
         except Ending as error:
             if not (error.known_to_all and rank_in_environment() > 0):
-                print(error, file=sys.stderr)
+                with suppress(OSError):  # the terminal may be gone
+                    print(error, file=sys.stderr)
             return error.exit_code
         except BrokenPipeError:
             return _no_reader()

@@ -243,6 +243,7 @@ def _start_worker(worker: int) -> None:
     signal.set_wakeup_fd(-1)  # the pipe of the process that forked this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # A scheduler that signals every process of a job means the ranks, which still need their workers in order to save. The
     # second signal is theirs: torch ends a worker so that does not end by itself.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -17,6 +19,28 @@ from up.runner.hooks import Hook, Outline, UpdateReport
 from up.runner.log import LOGGER
 from up.runner.meter import WindowMeter
 from up.text import duration
+
+
+class UntilItCloses:
+    """``sys.stderr``, which falls silent when its terminal closes: a run ends in order then, and ``train.log`` has every line."""
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar puts itself in its place
+
+    def write(self, text: str) -> int:
+        """Write, if somebody may read it."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """The same."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class TrainingBar(Progress):
@@ -43,6 +67,11 @@ class TrainingBar(Progress):
         self.update(self._training, description=f"epoch {epoch}", left=f"left {left}")
 
 
+def terminal() -> Console:
+    """Where a person watches, as long as it is there."""
+    return Console(file=cast(TextIO, UntilItCloses()))
+
+
 class ThroughConsole(logging.Handler):
     """Prints log lines above the bar."""
 
@@ -60,7 +89,7 @@ class Display(Hook):
 
     def __init__(self, *, every: int, console: Console | None = None) -> None:
         self.every = every
-        self.console = console or Console(stderr=True)
+        self.console = console or terminal()
         self._window = WindowMeter()
         self._bar: TrainingBar | None = None
 

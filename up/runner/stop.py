@@ -8,16 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-_ASK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_ASK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _NO_MORE = 0  # is no signal
 _SAME_REQUEST_S = 0.5  # a scheduler and a launcher may both pass on the one signal that they got
 
 
 class StopRequest:
-    """Set by the first SIGTERM, SIGUSR1 or Ctrl-C. A second one ends the process at once, without a save."""
+    """Set by the first SIGTERM, SIGUSR1, SIGHUP (of a terminal that closes) or Ctrl-C.
+
+    A second one ends the process at once, without a save.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -58,6 +61,11 @@ class StopRequest:
         self._is_over = True
 
 
+def requests() -> list[signal.Signals]:
+    """The signals that ask to stop; not SIGHUP where ``nohup`` has seen to it that the process outlives its terminal."""
+    return [number for number in _ASK if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextmanager
 def listening() -> Iterator[StopRequest]:
     """Handle the signals while the block runs; the previous handlers return afterwards.
@@ -71,7 +79,7 @@ def listening() -> Iterator[StopRequest]:
     thread = threading.Thread(target=_pass_on, args=(source, request), name="up-signals", daemon=True)
     thread.start()
     previous_sink = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, request.note) for number in _ASK}
+    previous = {number: signal.signal(number, request.note) for number in requests()}
     try:
         yield request
     finally:
@@ -98,6 +106,7 @@ def end_process(code: int) -> None:
     """
     for number in _ASK:
         signal.signal(number, signal.SIG_IGN)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from up.runner.display import Display, show_log_on
+from up.runner.display import Display, show_log_on, terminal
 from up.runner.hooks import Outline, UpdateReport
 from up.runner.log import LOGGER
 
@@ -28,6 +28,27 @@ def watch(console: Console, clock: list[float], monkeypatch: pytest.MonkeyPatch)
             clock[0] += 60.0
             hook.on_evaluation(3, {"top1": 12.345})
     hook.on_end(4, "done")
+
+
+class Gone(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(5, "Input/output error")
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_that_is_gone_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the log lines nor the bar, which puts a stream of its own in the place of the standard one."""
+    monkeypatch.setattr("sys.stderr", Gone())
+    monkeypatch.setenv("TERM", "xterm")
+    console = terminal()
+    assert console.is_terminal
+    show_log_on(console)
+    watch(console, [0.0], monkeypatch)
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
