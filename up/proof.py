@@ -27,6 +27,7 @@ from up.data.records import Batch
 from up.errors import UserError
 from up.experiment import Experiment, missing_files, net_table
 from up.models.net import Net, model_summary
+from up.models.weight_files import is_of_timm
 from up.runner.precision import Precision
 from up.text import count, si
 
@@ -76,7 +77,7 @@ def prove_with_data(experiment: Experiment) -> Iterator[str]:
         yield f"test: {count(len(test), 'image')}; first sample: {form_of(tested)}"
     prove_parts(experiment, facts)
     net = build_net(experiment, facts).train()
-    if not (experiment.config.saver.pretrain_model or "").startswith("timm:"):  # which may be gigabytes to fetch
+    if not is_of_timm(experiment.config.saver.pretrain_model or ""):  # those may be gigabytes to fetch
         yield from load_start_weights(experiment, net, names)
     teaching = teaching_of(experiment, net, facts, names)
     if teaching is not None:

@@ -119,6 +119,15 @@ def test_weights_to_start_from_are_tried(
     assert line.startswith(f"{tmp_path / 'other.pth'}: none of its 1 tensor fits this net")
 
 
+def test_weights_of_timm_are_looked_up_and_not_fetched(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("it was built, or even fetched"))
+    config["saver"]["pretrain_model"] = "timm:resnet18.a1_in2k"
+    (line,) = refused(["check", "--config", write(config)], capsys, tmp_path)
+    assert line.startswith("timm:resnet18.a1_in2k: timm has no such weights. Expected resnet18.a1_in1k, ")
+
+
 def without_names(config: Config) -> None:
     for source in ("train", "test"):
         del config["dataset"][source]["dataset"]["kwargs"]["class_names"]

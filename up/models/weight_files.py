@@ -171,8 +171,15 @@ def _require_intact(path: Path) -> None:
         raise WeightsError(f"{path}: damaged (bytes {found:,} of {size:,}, sha256 mismatch). Copy it again or name another.")
 
 
-def _from_timm(name: str) -> Weights:
-    """Pretrained weights by timm's name, downloaded on first use into the cache of the hub."""
+def is_of_timm(source: str) -> bool:
+    """Whether ``source`` names weights that timm would download. Raises ``WeightsError`` for a name that it does not have."""
+    if not source.startswith(_TIMM):
+        return False
+    _require_known(source.removeprefix(_TIMM))
+    return True
+
+
+def _require_known(name: str) -> None:
     network_name = name.partition(".")[0]
     if not timm.is_model(network_name):
         raise WeightsError(f"timm:{name}: timm has no such network.{did_you_mean(network_name, timm.list_models())}")
@@ -180,6 +187,11 @@ def _from_timm(name: str) -> Weights:
     if not timm.is_model_pretrained(name) or (name != network_name and name not in tags):
         expected = some_of(tags) if tags else "another network, it has none for this one"
         raise WeightsError(f"timm:{name}: timm has no such weights. Expected {expected}.")
+
+
+def _from_timm(name: str) -> Weights:
+    """Pretrained weights by timm's name, downloaded on first use into the cache of the hub."""
+    _require_known(name)
     try:
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # each download library has errors of its own

@@ -71,10 +71,11 @@ def build_groups(
     """Parameter groups for an optimizer, one for each distinct setting, in the order of the model.
 
     ``defaults`` are the optimizer's own settings. Frozen parameters are left out and shared ones stand once. Each group
-    carries ``rule`` (what made it), ``lr_scale`` and ``lr`` = ``base_lr`` · ``lr_scale``. Warns about a special group
-    whose key is part of no name.
+    carries ``rule`` (what made it), ``lr_scale`` and ``lr`` = ``base_lr`` · ``lr_scale``. Warns about special groups
+    and entries of ``nodecay`` that are part of no name.
     """
-    _warn_of_unused(model, special)
+    _warn_of_unused(model, "special_param_group", [group["key"] for group in special])
+    _warn_of_unused(model, "pconfig.nodecay", [part for part in rules.nodecay if part != "ndim_is1"])
     scales = _scales_by_depth(model, rules.depth, base_lr)
     groups: dict[tuple[float, str], dict[str, Any]] = {}
     for name, class_rule, p in _trainable(model):
@@ -180,13 +181,12 @@ def _relative(lr: float, base_lr: float) -> float:
     return lr / base_lr
 
 
-def _warn_of_unused(model: nn.Module, special: SpecialGroups) -> None:
+def _warn_of_unused(model: nn.Module, key: str, parts: Sequence[str]) -> None:
     names = [name for name, _ in model.named_parameters()]
-    for group in special:
-        if not any(group["key"] in name for name in names):
-            near = did_you_mean(group["key"], {part for name in names for part in (name, *name.split("."))})
+    for part in parts:
+        if not any(part in name for name in names):
+            near = did_you_mean(part, {word for name in names for word in (name, *name.split("."))})
             warnings.warn(
-                f"special_param_group: no parameter's name contains {group['key']!r}.{near}"
-                f"{'' if near else f' There are {some_of(names, 5)}.'}",
+                f"{key}: no parameter's name contains {part!r}.{near}{'' if near else f' There are {some_of(names, 5)}.'}",
                 stacklevel=4,
             )

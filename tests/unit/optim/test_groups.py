@@ -189,6 +189,11 @@ def test_special_group_that_matches_nothing_is_told() -> None:
         built(net(), special_param_group=[{"key": "hed", "lr": 0.01}])
 
 
+def test_nodecay_that_matches_nothing_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"pconfig.nodecay: no parameter's name contains 'relative_positoin'\. There are"):
+        built(net(), pconfig={"nodecay": ["head", "relative_positoin", "ndim_is1"]})
+
+
 def test_rule_may_set_lr_and_any_option_of_the_optimizer() -> None:
     model = net()
     optimizer = built(model, momentum=0.9, pconfig={"bn_w": {"kwargs": {"lr": 0.2, "momentum": 0.5}}})
