@@ -460,6 +460,7 @@ def test_a_teacher_that_emits_nan_ends_the_run_with_3(
     else:
         status = json.loads((tmp_path / "run" / "status.json").read_text())
         assert (status["state"], status["exit_code"], status["step"]) == ("failed", 3, 0)
+        assert "the loss of rank 0 is nan (in mimic_job0_loss) on train " in status["reason"]
 
 
 def test_check_shows_the_parts_of_the_loss(kd: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,10 @@ class StepMeter:
         """A scalar of the update in work, as far as it has come."""
         return self._sums.get(name)
 
+    def parts_not_finite(self) -> list[str]:
+        """The scalars beside the loss that are not finite: which term of it, say. Waits for the device."""
+        return [name for name, value in self._sums.items() if name != "loss" and not bool(value.isfinite().all())]
+
     def take(self) -> dict[str, Tensor]:
         """The update's scalars; the meter is empty afterwards."""
         taken, self._sums = self._sums, {}

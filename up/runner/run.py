@@ -162,7 +162,9 @@ class Run:
         loss = self.meter.held("loss")
         names = [name for batch in self.update.batches for name in batch["filename"]] if self.update else []
         is_guilty = loss is not None and not is_finite(loss)
-        mine = f"the loss of rank {rank()} is {loss} on {some_of(names)}" if is_guilty else ""
+        parts = self.meter.parts_not_finite() if is_guilty else []
+        where = f" (in {some_of(parts)})" if parts else ""
+        mine = f"the loss of rank {rank()} is {loss}{where} on {some_of(names)}" if is_guilty else ""
         told = [text for text in gather_objects(mine) if text]
         self.suspects = "; ".join(told) or f"all losses are finite, rank 0 trains on {some_of(from_main(names))}"
         return False
