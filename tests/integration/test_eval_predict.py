@@ -242,6 +242,14 @@ class TestPredict:
             (line,) = refused([*words, "--config", str(config_file)], capsys, tmp_path)
             assert line.startswith(f"{flag} {path}: {reason}. Expected a ")
 
+    def test_drawings_never_replace_images(
+        self, config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copy(images / "val 0.png", tmp_path / "a.png")
+        words = ["predict", str(tmp_path / "*.png"), "-v", f"{tmp_path}/../{tmp_path.name}", "--config", str(config_file)]
+        (line,) = refused(words, capsys, tmp_path)
+        assert "holds the images themselves, which drawings could replace. Name another folder." in line
+
     def test_a_provider_is_for_packages(
         self, config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

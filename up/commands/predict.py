@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
     images = find_images([*arguments.images, *([arguments.img_path] if arguments.img_path else [])])
     if not images:
         raise UserError("predict needs images: name files, folders or patterns.")
-    expect_writable(arguments)
+    expect_writable(arguments, images)
     predictor = open_predictor(arguments)
     tally = Tally()
     begun = time.perf_counter()
@@ -121,8 +121,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words[1:])
 
 
-def expect_writable(arguments: argparse.Namespace) -> None:
-    """A ``UserError`` where nothing could be written: known now, not once thousands of images are predicted."""
+def expect_writable(arguments: argparse.Namespace, images: Sequence[Path]) -> None:
+    """A ``UserError`` where nothing should be written: known now, not once thousands of images are predicted."""
     output, drawings = arguments.output, arguments.vis_dir
     reason = None if output is None else _no_file(output) or unwritable(output.parent)
     if reason is not None:
@@ -130,6 +130,8 @@ def expect_writable(arguments: argparse.Namespace) -> None:
     reason = None if drawings is None else unwritable(drawings)
     if reason is not None:
         raise UserError(f"--vis_dir {drawings}: {reason}. Expected a folder that can be written to.")
+    if drawings is not None and drawings.resolve() in {image.parent.resolve() for image in images}:
+        raise UserError(f"--vis_dir {drawings}: holds the images themselves, which drawings could replace. Name another folder.")
 
 
 def _no_file(path: Path) -> str | None:

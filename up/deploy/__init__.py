@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing this package must stay free: the command line does it for --help
     from up.deploy.bundle_predictor import Model
+
+__all__ = ["Model", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Model":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from up.deploy.bundle_predictor import Model
+
+    return Model
 
 
 def load(

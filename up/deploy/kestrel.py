@@ -21,7 +21,7 @@ from up.errors import UserError
 from up.files import make_folder, write_atomically
 from up.text import some_of
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _PIXEL_TOLERANCE = 0.05  # levels: 0.485 * 255 is written as 123.675 and as 123.68
 _MAX_BATCH = 8
 _LABEL_KEYS = {"calculator", "start", "end", "labels"}

@@ -24,7 +24,7 @@ RED, GREEN = handmade.colour(250, 5, 5), handmade.colour(5, 250, 5)
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> up.deploy.Model:  # type: ignore[name-defined]
+def model(tmp_path: Path) -> up.deploy.Model:
     return up.deploy.load(handmade.package(tmp_path))
 
 
@@ -43,11 +43,12 @@ def test_what_the_docs_promise(tmp_path: Path) -> None:
     scores = softmax(handmade.WEIGHTS @ pixels)
     assert best.score == pytest.approx(scores[1], abs=1e-5)
     assert second.score == pytest.approx(np.sort(scores)[-2], abs=1e-5)
+    assert isinstance(model, up.deploy.Model)
     assert model.labels == [handmade.LABELS]
     assert model.manifest["version"] == "1.2.3"
 
 
-def test_every_kind_of_source(model: up.deploy.Model, tmp_path: Path) -> None:  # type: ignore[name-defined]
+def test_every_kind_of_source(model: up.deploy.Model, tmp_path: Path) -> None:
     RED.save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     for one in (tmp_path / "a.png", str(tmp_path / "a.png"), data, RED, np.asarray(RED)):
@@ -61,7 +62,7 @@ def test_every_kind_of_source(model: up.deploy.Model, tmp_path: Path) -> None:  
     assert model.predict([]) == []
 
 
-def test_scores_as_arrays(model: up.deploy.Model) -> None:  # type: ignore[name-defined]
+def test_scores_as_arrays(model: up.deploy.Model) -> None:
     red, green = model.scores([RED, GREEN])
     assert red[0].shape == (4,)
     assert red[0].argmax() == 1
@@ -73,7 +74,7 @@ def test_scores_as_arrays(model: up.deploy.Model) -> None:  # type: ignore[name-
         model.scores([RED, b"no image"])
 
 
-def test_a_picture_that_ends_early(model: up.deploy.Model, tmp_path: Path) -> None:  # type: ignore[name-defined]
+def test_a_picture_that_ends_early(model: up.deploy.Model, tmp_path: Path) -> None:
     """Pillow opens it all the same, and only decoding shows it."""
     RED.save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-30])
@@ -84,7 +85,7 @@ def test_a_picture_that_ends_early(model: up.deploy.Model, tmp_path: Path) -> No
     assert fine.error is None
 
 
-def test_arrays(model: up.deploy.Model) -> None:  # type: ignore[name-defined]
+def test_arrays(model: up.deploy.Model) -> None:
     batch = np.stack([np.asarray(RED), np.asarray(GREEN)])
     assert [answer.heads[0][0].name for answer in model.predict(batch)] == ["red", "green"]
     for wrong in (batch[0].astype(np.float32), batch[0, ..., 0], np.zeros((0, 4, 3), np.uint8)):
@@ -110,7 +111,7 @@ def test_a_bad_image_among_many_keeps_its_row(tmp_path: Path, batch_size: int) -
     assert predictor.timing.images == 11
 
 
-def test_only_bad_images(model: up.deploy.Model) -> None:  # type: ignore[name-defined]
+def test_only_bad_images(model: up.deploy.Model) -> None:
     assert [answer.error for answer in model.predict([b"", b"x"])] == [
         "empty file (0 bytes)",
         "not an image (1 byte). Expected one of JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG2000",

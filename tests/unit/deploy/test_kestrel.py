@@ -101,6 +101,7 @@ def test_class_labels_that_do_not_cover_the_outputs(given: dict[str, Any], messa
         ({"resize_hw": "8x9"}, "got 8x9"),
         ({"support_labels": ["red", "pink"]}, "support_labels: pink: not among the labels blue, dark, green, red"),
         ({"model_name": "../x"}, "to_kestrel.model_name: got '../x'"),
+        ({"model_name": "modèle"}, "to_kestrel.model_name: got 'modèle'"),
     ],
 )
 def test_settings_that_contradict_the_model(given: dict[str, Any], message: str) -> None:
