@@ -50,7 +50,7 @@ class Store:
         self._writer: _Writer | None = None
         self._require_own()
         for keys in folder.glob(f"epoch_*/{self._digest}-*.keys"):
-            _entries(keys, row_bytes)
+            _length(keys, row_bytes)
 
     def read(self, epoch: int, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
         """The rows (N, row_bytes) of ``keys`` (N,), and which of them are there; the others are not filled."""
@@ -159,8 +159,8 @@ class _Writer:
                 file.write(added.tobytes())
 
 
-def _entries(path: Path, row_bytes: int) -> Any:
-    """The keys and checksums of a file, without what a kill cut short. Raises ``UserError`` where rows are missing."""
+def _length(path: Path, row_bytes: int) -> int:
+    """How many keys a file holds, without what a kill cut short. Raises ``UserError`` where rows are missing."""
     rows = path.with_suffix(".rows")
     size = path.stat().st_size // _ENTRY.itemsize
     there = rows.stat().st_size // row_bytes if rows.exists() else 0
@@ -168,7 +168,12 @@ def _entries(path: Path, row_bytes: int) -> Any:
         raise UserError(
             f"{rows}: damaged ({there:,} of {size:,} rows). Delete this file and its .keys; the teacher will fill the gap."
         )
-    return np.fromfile(path, _ENTRY, count=size)
+    return size
+
+
+def _entries(path: Path, row_bytes: int) -> Any:
+    """The keys and checksums of a file."""
+    return np.fromfile(path, _ENTRY, count=_length(path, row_bytes))
 
 
 def _mapped(path: Path, length: int, row_bytes: int) -> Any:
