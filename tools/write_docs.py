@@ -30,7 +30,7 @@ from up.config.model import Section, sections_in  # noqa: E402
 from up.config.part import PartOf  # noqa: E402
 from up.config.sections import Config  # noqa: E402
 from up.config.signature import Parameter, describe, signature_of  # noqa: E402
-from up.experiment import ENGINE_SUPPLIED, all_tables, find_task  # noqa: E402
+from up.experiment import ENGINE_FILLED_IN, all_tables, find_task  # noqa: E402
 from up.registry import Registry  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -63,14 +63,14 @@ def page() -> str:
     """The whole text of docs/config.md."""
     plugin = find_task(TASK)
     tables = all_tables(plugin, [])
-    supplied = {**ENGINE_SUPPLIED, **plugin.supplied}
+    filled_in = {**ENGINE_FILLED_IN, **plugin.filled_in}
     lines = [HEADER, "## Sections", ""]
     lines += [" · ".join(f"[{name}](#{anchor_of_field(field)})" for name, field in fields_of(Config)), ""]
     for section in sections_below(Config):
         lines += section_lines(section)
     lines += ["## Parts", "", " · ".join(f"[{name}](#{anchor_of_table(name)})" for name in sorted(tables)), ""]
     for name in sorted(tables):
-        lines += table_lines(name, tables[name], supplied.get(name, ()))
+        lines += table_lines(name, tables[name], filled_in.get(name, ()))
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
 
 
@@ -119,7 +119,7 @@ Part = tuple[str, Callable[..., Any]]  # names, as a table shows them, and what 
 MANY = 5  # kwargs; with more a part has a table of its own
 
 
-def table_lines(table: str, registry: Registry, supplied: Sequence[str]) -> Iterator[str]:
+def table_lines(table: str, registry: Registry, filled_in: Sequence[str]) -> Iterator[str]:
     yield from (f"### Parts: {table}", "")
     families: dict[object, list[Part]] = {}
     for names, part in by_target(registry):
@@ -129,12 +129,12 @@ def table_lines(table: str, registry: Registry, supplied: Sequence[str]) -> Iter
     if small:
         yield from ("| type | kwargs | what it is |", "|---|---|---|")
         for names, part in small:
-            arguments = "<br>".join(argument(parameter, supplied) for parameter in shown_of(part))
+            arguments = "<br>".join(argument(parameter, filled_in) for parameter in shown_of(part))
             yield f"| {names} | {arguments} | {cell(text_of(part))} |"
         yield ""
     for parts in families.values():
         if len(parts) > 1 or parts[0] not in small:
-            yield from block_lines(parts, table, supplied)
+            yield from block_lines(parts, table, filled_in)
     if registry.other_names():
         yield f"Those of other libraries go by the names that they have there; `python -m up show components {table}` lists them."
         yield ""
@@ -154,7 +154,7 @@ def family_of(part: Callable[..., Any]) -> object:
     return (text, tuple(signature_of(part).parameters)) if text and hasattr(part, "__wrapped__") else part
 
 
-def block_lines(parts: list[Part], table: str, supplied: Sequence[str]) -> Iterator[str]:
+def block_lines(parts: list[Part], table: str, filled_in: Sequence[str]) -> Iterator[str]:
     """A part, or a family of them, with a table of kwargs."""
     text = text_of(parts[0][1])
     together = len(parts) > 1
@@ -162,7 +162,7 @@ def block_lines(parts: list[Part], table: str, supplied: Sequence[str]) -> Itera
     signatures = [signature_of(part).parameters for _, part in parts]
     yield from ("| kwarg | type | default |", "|---|---|---|")
     for parameter in shown_of(parts[0][1]):
-        defaults = {default_text(signature[parameter.name], supplied) for signature in signatures}
+        defaults = {default_text(signature[parameter.name], filled_in) for signature in signatures}
         default = defaults.pop() if len(defaults) == 1 else "that of the network"
         yield f"| `{parameter.name}` | {words(parameter.annotation)} | {default} |"
     yield ""
@@ -175,16 +175,16 @@ def shown_of(part: Callable[..., Any]) -> list[Parameter]:
     return list(signature_of(part).parameters.values())
 
 
-def argument(parameter: Parameter, supplied: Sequence[str]) -> str:
+def argument(parameter: Parameter, filled_in: Sequence[str]) -> str:
     """```alpha` = `1` (number)``."""
-    default = default_text(parameter, supplied)
+    default = default_text(parameter, filled_in)
     if default.startswith("`") or default == "null":
         return f"`{parameter.name}` = {default} ({words(parameter.annotation)})"
     return f"`{parameter.name}` ({words(parameter.annotation)}; {default})"
 
 
-def default_text(parameter: Parameter, supplied: Sequence[str]) -> str:
-    if parameter.name in supplied:
+def default_text(parameter: Parameter, filled_in: Sequence[str]) -> str:
+    if parameter.name in filled_in:
         return "found out when left out"
     return "**required**" if parameter.required else default_of(parameter.default)
 

@@ -39,7 +39,7 @@ ENGINE_TABLES: Mapping[str, Registry] = {
     "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
     "runner": RUNNERS.extended({"kd": "up.tasks.distill.kd_runner:KDRunner"}), "mimic_loss": MIMIC_LOSSES,
 }  # fmt: skip
-ENGINE_SUPPLIED: Mapping[str, Sequence[str]] = {
+ENGINE_FILLED_IN: Mapping[str, Sequence[str]] = {
     "sampler": ("size", "labels", "seed", "shuffle"),
     "runner": ("net", "loss_of", "stage", "mix", "seed", "mimic", "teachers"),
 }
@@ -70,10 +70,10 @@ class Experiment:
         if located:
             raise ConfigError(located)
 
-    def build(self, part: Part | Mapping[str, Any], table: str, supply: Mapping[str, object] | None = None, path: str = "") -> Any:
-        """The object that the part at ``path`` stands for; ``supply`` fills in what the file leaves out."""
+    def build(self, part: Part | Mapping[str, Any], table: str, facts: Mapping[str, object] | None = None, path: str = "") -> Any:
+        """The object that the part at ``path`` stands for; ``facts`` fill in what the file leaves out."""
         with self.placing(path):
-            return build_part(part, table, self.tables, supply, path)
+            return build_part(part, table, self.tables, facts, path)
 
     def placing(self, path: str) -> AbstractContextManager[None]:
         """Errors of the block that name no place get that of the value at ``path``."""
@@ -134,9 +134,9 @@ def require_entries(owner: str, entries: Mapping[str, str]) -> None:
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong with the types and arguments of parts, anywhere in the configuration."""
-    supplied = {**ENGINE_SUPPLIED, **experiment.plugin.supplied}
+    filled_in = {**ENGINE_FILLED_IN, **experiment.plugin.filled_in}
     for path, part, table in placed_parts(experiment):
-        yield from check_part(part, table, experiment.tables, path, supplied.get(table, ()))
+        yield from check_part(part, table, experiment.tables, path, filled_in.get(table, ()))
 
 
 def group_problems(experiment: Experiment) -> Iterator[Problem]:

@@ -72,7 +72,7 @@ def prove_with_data(experiment: Experiment) -> Iterator[str]:
     yield f"first training sample: {form_of(batch)}"
     evaluation = tested = None
     if experiment.config.dataset.test is not None:
-        evaluation, test = build_evaluation(experiment, plugin.later_data_facts(train), _CPU, _FLOAT32)
+        evaluation, test = build_evaluation(experiment, plugin.evaluation_facts(train), _CPU, _FLOAT32)
         tested = first_batch(experiment, "test", test)
         yield f"test: {count(len(test), 'image')}; first sample: {form_of(tested)}"
     prove_parts(experiment, facts)

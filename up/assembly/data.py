@@ -34,8 +34,8 @@ def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Sour
 def build_dataset(experiment: Experiment, source: Literal["train", "test"], facts: Mapping[str, Any] | None = None) -> Any:
     """The data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
     section = section_of(experiment, source)
-    supply = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(facts or {})}
-    return experiment.build(section.dataset, "dataset", supply, f"dataset.{source}.dataset")
+    known = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(facts or {})}
+    return experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
 
 
 def facts_of_train(experiment: Experiment) -> Mapping[str, Any]:
@@ -140,7 +140,7 @@ def build_evaluation(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    expect_same_classes(experiment, train_facts, plugin.later_data_facts(dataset))
+    expect_same_classes(experiment, train_facts, plugin.evaluation_facts(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
         stage = plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
     bad_images = BadImages(

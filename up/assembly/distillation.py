@@ -68,14 +68,14 @@ def runner_of(
 ) -> Runner:
     """The runner of ``runtime.runner``; one that mimics gets the student with its adapters, and the teachers on its device."""
     runtime = experiment.config.runtime
-    supply: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "net": net, "loss_of": experiment.plugin.loss_of, "stage": stage, "mix": mix, "seed": runtime.random_seed,
     }  # fmt: skip
     if teaching is not None:
         for teacher in teaching.teachers:
             teacher.to(device, channels_last=runtime.channels_last, compiled=compiled)
-        supply |= {"net": teaching.pupil(net, device), "mimic": teaching.mimic, "teachers": teaching.taught}
-    runner: Runner = experiment.build(runtime.runner, "runner", supply, "runtime.runner")
+        facts |= {"net": teaching.pupil(net, device), "mimic": teaching.mimic, "teachers": teaching.taught}
+    runner: Runner = experiment.build(runtime.runner, "runner", facts, "runtime.runner")
     return runner
 
 

@@ -153,7 +153,7 @@ def prepare(experiment: Experiment, device: torch.device) -> Material:
     schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
     evaluation = test_data = None
     if config.trainer.is_eval and config.dataset.test is not None:
-        evaluation, test_data = build_evaluation(experiment, plugin.later_data_facts(data), device, precision)
+        evaluation, test_data = build_evaluation(experiment, plugin.evaluation_facts(data), device, precision)
     net = build_net(experiment, facts)
     teaching = teaching_of(experiment, net, facts, names)
     mix, stage = device_side(experiment, data, facts, device)

@@ -14,7 +14,7 @@ from up.config.schema import config_schema
 from up.config.show import effective_yaml
 from up.config.signature import describe
 from up.errors import UserError
-from up.experiment import ENGINE_SUPPLIED, all_tables, find_task, load_experiment
+from up.experiment import ENGINE_FILLED_IN, all_tables, find_task, load_experiment
 from up.registry import Registry
 from up.text import did_you_mean
 
@@ -36,8 +36,8 @@ def main(words: list[str]) -> int:
     plugin = find_task(arguments.task)
     tables = all_tables(plugin, [])
     if arguments.what == "schema":
-        supplied = {argument for names in (*ENGINE_SUPPLIED.values(), *plugin.supplied.values()) for argument in names}
-        print(json.dumps(config_schema(tables, supplied=supplied), indent=2))
+        filled_in = {argument for names in (*ENGINE_FILLED_IN.values(), *plugin.filled_in.values()) for argument in names}
+        print(json.dumps(config_schema(tables, filled_in=filled_in), indent=2))
         return 0
     for name in chosen(arguments.tables, tables):
         print_table(name, tables[name])

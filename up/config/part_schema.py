@@ -24,10 +24,10 @@ class PlainSchema(GenerateJsonSchema):
         return {}
 
 
-def part_schema(target: Callable[..., Any], supplied: Collection[str] = ()) -> dict[str, Any]:
+def part_schema(target: Callable[..., Any], filled_in: Collection[str] = ()) -> dict[str, Any]:
     """JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``.
 
-    What the program has ``supplied`` is not required.
+    What is ``filled_in`` by the program is not required.
     """
     signature = signature_of(target)
     schema = signature_model(target).model_json_schema(by_alias=True, schema_generator=PlainSchema)
@@ -40,7 +40,7 @@ def part_schema(target: Callable[..., Any], supplied: Collection[str] = ()) -> d
             properties[name].pop("default")
         elif not parameter.takes_none:
             properties[name] = nullable(properties[name])
-    required = [name for name, parameter in signature.parameters.items() if parameter.required and name not in supplied]
+    required = [name for name, parameter in signature.parameters.items() if parameter.required and name not in filled_in]
     closed = {"additionalProperties": False} if not signature.open else {}
     return {"type": "object", "properties": properties, **({"required": required} if required else {}), **closed}
 

@@ -23,9 +23,9 @@ _LIBRARIES = ("torch", "torchvision", "timm")  # annotated loosely: their constr
 
 
 @dataclass(frozen=True)
-class Derived:
+class Fact:
     """A value that the program knows and the YAML may repeat but not contradict, and where it is known from:
-    ``Derived(10, "the classes of the data set")``."""
+    ``Fact(10, "the classes of the data set")``."""
 
     value: Any
     source: str
@@ -66,18 +66,18 @@ def check_part(
     table: str,
     tables: Tables,
     path: str = "",
-    supplied: Collection[str] | Mapping[str, object] = (),
+    facts: Collection[str] | Mapping[str, object] = (),
 ) -> list[Problem]:
     """All that is wrong with ``part`` and the parts in it: unknown types and arguments, wrong values, missing arguments.
 
-    ``supplied`` names the arguments that ``build_part`` will fill in; as a mapping it also finds contradictions to ``Derived``.
+    ``facts`` are the names of arguments that ``build_part`` will fill in; with their values, a ``Fact`` may not be contradicted.
     """
     problems: list[Problem] = []
     found = _resolve(part, table, tables, path, problems)
     if found is not None:
         target, kwargs = found
         owner = part.type if isinstance(part, Part) else str(part["type"])
-        problems += check_kwargs(target, kwargs, tables, _join(path, "kwargs"), supplied, owner)
+        problems += check_kwargs(target, kwargs, tables, _join(path, "kwargs"), facts, owner)
     beside = {_join(path, f"kwargs.{key}"): key for key in type(part).model_fields} if isinstance(part, Part) else {}
     return [
         replace(problem, what=f"stands beside kwargs, not in it: move {beside[problem.path]} one level up")
@@ -92,7 +92,7 @@ def check_kwargs(
     kwargs: Mapping[str, Any],
     tables: Tables,
     path: str = "",
-    supplied: Collection[str] | Mapping[str, object] = (),
+    facts: Collection[str] | Mapping[str, object] = (),
     owner: str = "",
 ) -> list[Problem]:
     """All that is wrong with ``kwargs`` as arguments of ``target``, which messages call ``owner``."""
@@ -110,42 +110,42 @@ def check_kwargs(
     for name, parameter in signature.parameters.items():
         where = _join(path, name)
         if name not in given:
-            if parameter.required and name not in supplied:
+            if parameter.required and name not in facts:
                 problems.append(Problem(where, f"is missing ({owner} needs it: {type_text(parameter.annotation)})"))
         elif parameter.table is not None:
-            problems += _check_nested(given[name], parameter, tables, where, supplied)
+            problems += _check_nested(given[name], parameter, tables, where, facts)
     problems += _wrong_values(target, signature, given, path)
-    return problems + list(_contradictions(given, supplied, path))
+    return problems + list(_contradictions(given, facts, path))
 
 
 def build_part(
     part: Part | Mapping[str, Any],
     table: str,
     tables: Tables,
-    supply: Mapping[str, object] | None = None,
+    facts: Mapping[str, object] | None = None,
     path: str = "",
 ) -> Any:
     """The object that ``part`` stands for, the parts in it built first.
 
-    An argument in ``supply`` is filled in, here and in the parts inside, where the signature has it and the YAML does not give
+    An argument in ``facts`` is filled in, here and in the parts inside, where the signature has it and the YAML does not give
     it. Raises ``ConfigError`` with all problems before anything is built, and for a ``ValueError`` of a constructor.
     """
-    supply = supply or {}
-    problems = check_part(part, table, tables, path, supply)
+    facts = facts or {}
+    problems = check_part(part, table, tables, path, facts)
     if problems:
         raise ConfigError(problems)
-    return _built(part, table, tables, supply, path)
+    return _built(part, table, tables, facts, path)
 
 
 def build(
     target: Target,
     kwargs: Mapping[str, Any],
     tables: Tables,
-    supply: Mapping[str, object] | None = None,
+    facts: Mapping[str, object] | None = None,
     path: str = "",
 ) -> Any:
     """``target`` called with ``kwargs``; as ``build_part``, for who has the class already."""
-    made = arguments(target, kwargs, tables, supply, path)
+    made = arguments(target, kwargs, tables, facts, path)
     return _called(target, made, path)
 
 
@@ -153,15 +153,15 @@ def arguments(
     target: Target,
     kwargs: Mapping[str, Any],
     tables: Tables,
-    supply: Mapping[str, object] | None = None,
+    facts: Mapping[str, object] | None = None,
     path: str = "",
 ) -> dict[str, Any]:
     """What ``build`` calls ``target`` with: converted values, filled-in values, built parts."""
-    supply = supply or {}
-    problems = check_kwargs(target, kwargs, tables, path, supply)
+    facts = facts or {}
+    problems = check_kwargs(target, kwargs, tables, path, facts)
     if problems:
         raise ConfigError(problems)
-    return _arguments(target, kwargs, tables, supply, path)
+    return _arguments(target, kwargs, tables, facts, path)
 
 
 def _resolve(
@@ -197,19 +197,19 @@ def _given(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_nested(
-    value: Any, parameter: Parameter, tables: Tables, path: str, supplied: Collection[str] | Mapping[str, object]
+    value: Any, parameter: Parameter, tables: Tables, path: str, facts: Collection[str] | Mapping[str, object]
 ) -> list[Problem]:
     assert parameter.table is not None
     if isinstance(value, list | tuple):
         if not parameter.many:
             return [Problem(path, f"got {got(value)}, expected one block {{type, kwargs}}")]
-        found = [check_part(item, parameter.table, tables, f"{path}.{index}", supplied) for index, item in enumerate(value)]
+        found = [check_part(item, parameter.table, tables, f"{path}.{index}", facts) for index, item in enumerate(value)]
         return [problem for problems in found for problem in problems]
     if not parameter.single:
         return [Problem(path, f"got {got(value)}, expected a list of blocks {{type, kwargs}}")]
     if not isinstance(value, Mapping | Part):
         return [Problem(path, f"got {got(value)}, expected a block {{type, kwargs}}")]
-    return check_part(value, parameter.table, tables, path, supplied)
+    return check_part(value, parameter.table, tables, path, facts)
 
 
 def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any], path: str) -> Iterator[Problem]:
@@ -222,18 +222,18 @@ def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any]
             yield Problem(_join(path, fault.path), "is missing" if is_missing else mismatch(fault.errors))
 
 
-def _contradictions(given: Mapping[str, Any], supplied: Collection[str] | Mapping[str, object], path: str) -> Iterator[Problem]:
-    for name, known in supplied.items() if isinstance(supplied, Mapping) else ():
-        if isinstance(known, Derived) and name in given and given[name] != known.value:
+def _contradictions(given: Mapping[str, Any], facts: Collection[str] | Mapping[str, object], path: str) -> Iterator[Problem]:
+    for name, known in facts.items() if isinstance(facts, Mapping) else ():
+        if isinstance(known, Fact) and name in given and given[name] != known.value:
             says = f"got {got(given[name])}, but {got(known.value)} follows from {known.source}"
             what = f"{says} (leave {name} out, or correct one of them)"
             yield Problem(_join(path, name), what)
 
 
-def _built(part: Any, table: str, tables: Tables, supply: Mapping[str, object], path: str) -> Any:
+def _built(part: Any, table: str, tables: Tables, facts: Mapping[str, object], path: str) -> Any:
     part = part if isinstance(part, Part) else Part.model_validate(part)
     target = tables[table].get(part.type)
-    return _called(target, _arguments(target, part.kwargs, tables, supply, _join(path, "kwargs")), path)
+    return _called(target, _arguments(target, part.kwargs, tables, facts, _join(path, "kwargs")), path)
 
 
 def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
@@ -250,7 +250,7 @@ def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
 
 
 def _arguments(
-    target: Target, kwargs: Mapping[str, Any], tables: Tables, supply: Mapping[str, object], path: str
+    target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object], path: str
 ) -> dict[str, Any]:
     signature = signature_of(target)
     given = _given(signature, kwargs)
@@ -258,17 +258,17 @@ def _arguments(
     made = {**given, **signature_model(target).model_validate(known).given()}
     for name, parameter in signature.parameters.items():
         if name in given and parameter.table is not None:
-            made[name] = _nested(given[name], parameter.table, tables, supply, _join(path, name))
-        elif name not in given and name in supply:
-            value = supply[name]
-            made[name] = value.value if isinstance(value, Derived) else value
-    return {**made, **{name: supply[name] for name in signature.internal if name in supply}}
+            made[name] = _nested(given[name], parameter.table, tables, facts, _join(path, name))
+        elif name not in given and name in facts:
+            value = facts[name]
+            made[name] = value.value if isinstance(value, Fact) else value
+    return {**made, **{name: facts[name] for name in signature.internal if name in facts}}
 
 
-def _nested(value: Any, table: str, tables: Tables, supply: Mapping[str, object], path: str) -> Any:
+def _nested(value: Any, table: str, tables: Tables, facts: Mapping[str, object], path: str) -> Any:
     if isinstance(value, list | tuple):
-        return [_built(item, table, tables, supply, f"{path}.{index}") for index, item in enumerate(value)]
-    return _built(value, table, tables, supply, path)
+        return [_built(item, table, tables, facts, f"{path}.{index}") for index, item in enumerate(value)]
+    return _built(value, table, tables, facts, path)
 
 
 def _join(path: str, name: str) -> str:

@@ -19,10 +19,12 @@ Schema: TypeAlias = "dict[str, Any]"
 NET_TABLES = ("backbone", "head", "post_process")
 
 
-def config_schema(tables: Mapping[str, Registry], net_tables: Sequence[str] = NET_TABLES, supplied: Collection[str] = ()) -> Schema:
+def config_schema(
+    tables: Mapping[str, Registry], net_tables: Sequence[str] = NET_TABLES, filled_in: Collection[str] = ()
+) -> Schema:
     """The schema of a file whose parts are those in ``tables``; all parts are imported.
 
-    ``net_tables`` are those that an entry of ``net`` may come from; arguments that are ``supplied`` by the program are never
+    ``net_tables`` are those that an entry of ``net`` may come from; arguments that are ``filled_in`` by the program are never
     required. Tables called ``optimizer`` and ``lr_scheduler`` describe these two parts of ``trainer``.
     """
     schema = Config.model_json_schema(schema_generator=PlainSchema)
@@ -33,7 +35,7 @@ def config_schema(tables: Mapping[str, Registry], net_tables: Sequence[str] = NE
     _shared_keys(definitions)
     _looser_forms(definitions)
     for name, table in tables.items():
-        definitions[f"part.{name}"] = _part(_types([table]), _choices([table], supplied))
+        definitions[f"part.{name}"] = _part(_types([table]), _choices([table], filled_in))
     for name, kinds in {
         "NetModule": net_tables,
         "OptimizerPart": ["optimizer"],
@@ -43,7 +45,7 @@ def config_schema(tables: Mapping[str, Registry], net_tables: Sequence[str] = NE
         if known:
             extra = [{"const": "self", "description": "The net itself: freeze_patterns."}] if name == "NetModule" else []
             definitions[name]["properties"]["type"] = {"anyOf": [*_types(known), *extra]}
-            definitions[name]["allOf"] = _choices(known, supplied)
+            definitions[name]["allOf"] = _choices(known, filled_in)
     root = definitions.pop("Config")
     root.pop("additionalProperties")  # keys of the user's own hold anchors
     root["properties"]["overwrite@"] = {
@@ -131,12 +133,12 @@ def _types(tables: Sequence[Registry]) -> list[Schema]:
     return found
 
 
-def _choices(tables: Sequence[Registry], supplied: Collection[str]) -> list[Schema]:
+def _choices(tables: Sequence[Registry], filled_in: Collection[str]) -> list[Schema]:
     """For each type the kwargs that it takes."""
     return [
         {
             "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
-            "then": {"properties": {"kwargs": nullable(part_schema(table.get(name), supplied))}},
+            "then": {"properties": {"kwargs": nullable(part_schema(table.get(name), filled_in))}},
         }
         for table in tables
         for name in table

@@ -17,7 +17,7 @@ from up.assembly.data import build_reader, build_transforms, expect_same_classes
 from up.deploy import gate, quantize
 from up.deploy.kestrel import relabelled, setting_problems
 from up.deploy.manifest import Batch, Head, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
-from up.deploy.measure import Outputs, metrics_of, milliseconds
+from up.deploy.measure import Measured, Outputs, metrics_of, milliseconds
 from up.deploy.onnx import INPUT, OUTPUT, export_graph, parameters_of, serialized, set_metadata
 from up.deploy.operations import Operation
 from up.deploy.package import metadata_of
@@ -143,18 +143,18 @@ class _Exporter:
         measured = self._measured(numbers, {"torch": self.reference, "onnx": _outputs_of(session)})
         if measured is None:
             return None
-        metric, values = measured
+        metric, values = measured.metric, measured.values
         self.tell(
-            f"{metric}: {values['torch']:.2f} % by torch, {values['onnx']:.2f} % by onnxruntime on {len(numbers):,} of "
+            f"{metric}: {values['torch']:.2f} % by torch, {values['onnx']:.2f} % by onnxruntime on {measured.images:,} of "
             f"{count(len(self.samples), 'image')} of {self.samples.name}"
         )
         top1 = {"top1": values["torch"], "onnx_top1": values["onnx"]} if metric.endswith("top1") else {}
         return Metrics(
-            dataset=self.samples.name, sha256=self.samples.fingerprint, images=len(numbers), metric=metric,
+            dataset=self.samples.name, sha256=self.samples.fingerprint, images=measured.images, metric=metric,
             torch=values["torch"], onnx=values["onnx"], **top1,
         )  # fmt: skip
 
-    def _measured(self, numbers: Sequence[int], models: dict[str, Outputs]) -> tuple[str, dict[str, float]] | None:
+    def _measured(self, numbers: Sequence[int], models: dict[str, Outputs]) -> Measured | None:
         assert isinstance(self.samples, DatasetSamples)
         return metrics_of(
             self.samples, numbers, models, self.experiment.plugin.make_evaluator, self.heads, activated=self.activated
@@ -173,12 +173,12 @@ class _Exporter:
             measured = self._measured(numbers, {"fp32": _outputs_of(fp32), "int8": _outputs_of(session)})
             if measured is None:
                 raise UserError("--quantize int8: the loss of accuracy is measured on labels; dataset.test has none.")
-            metric, values = measured
+            metric, values = measured.metric, measured.values
             times = milliseconds({"fp32": fp32, "int8": session}, (3, *self.spec.input_size), batch=8)
             speedup = times["fp32"] / times["int8"]
             name = f"int8, {candidate.method}, ranges by {candidate.calibration}"
             self.tell(
-                f"{name}: {metric} {values['int8']:.2f} % (fp32 {values['fp32']:.2f} %) on {count(len(numbers), 'image')}; "
+                f"{name}: {metric} {values['int8']:.2f} % (fp32 {values['fp32']:.2f} %) on {count(measured.images, 'image')}; "
                 f"{times['int8']:.2f} ms an image (fp32 {times['fp32']:.2f}), {speedup:.2f} times as fast"
             )
             refusal = quantize.verdict(values["fp32"], values["int8"], speedup, self.options.limits)
@@ -247,7 +247,7 @@ def _samples(experiment: Experiment, options: ExportOptions, trained: Trained) -
         return FolderSamples(experiment, options.images)
     samples = DatasetSamples(experiment, "test", trained.class_names)
     facts = {"class_names": trained.class_names}
-    expect_same_classes(experiment, facts, experiment.plugin.later_data_facts(samples.dataset))
+    expect_same_classes(experiment, facts, experiment.plugin.evaluation_facts(samples.dataset))
     return samples
 
 

@@ -104,11 +104,11 @@ class TaskPlugin:
     collate: Callable[[Sequence[Sample]], Batch] = collate
     device_stage: Callable[[Any, torch.device, bool], BatchStage] = to_device
     """Takes off the data set, after ``mixing``, what can run on the device, and returns it: (data set, device, channels_last)."""
-    supplied: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By table: the arguments that may be left out in YAML because ``data_facts`` or ``module_facts`` supply them."""
+    filled_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By table: the arguments that may be left out in YAML because facts (those of the three fields below) fill them in."""
     data_facts: Callable[[Any], Facts] = no_facts
     """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
-    later_data_facts: Callable[[Any], Facts] = no_facts
+    evaluation_facts: Callable[[Any], Facts] = no_facts
     """From the training data set: what the other data sets must agree with (the class names)."""
     module_facts: Callable[[str, Facts, nn.Module | None, Part], Facts] = no_facts
     """What a module of the net may leave out: (its table, the data's facts, the module before it, the part as written)."""

@@ -11,7 +11,7 @@ from up.config.decode import decode
 from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
 from up.config.part import BY_PROGRAM, PartOf
-from up.config.parts import Derived, arguments, build, build_part, check_kwargs, check_part, parts_of
+from up.config.parts import Fact, arguments, build, build_part, check_kwargs, check_part, parts_of
 from up.config.sections import Part, SchedulePart
 from up.config.signature import describe
 from up.errors import UserError
@@ -88,8 +88,8 @@ def bug_of_ours() -> None:
     raise TypeError("of ours")
 
 
-def check(type_: str, table: str = "post", supplied: Any = (), **kwargs: Any) -> list[str]:
-    return [str(problem) for problem in check_part({"type": type_, "kwargs": kwargs}, table, TABLES, "net.2", supplied)]
+def check(type_: str, table: str = "post", facts: Any = (), **kwargs: Any) -> list[str]:
+    return [str(problem) for problem in check_part({"type": type_, "kwargs": kwargs}, table, TABLES, "net.2", facts)]
 
 
 class TestCheck:
@@ -145,7 +145,7 @@ class TestCheck:
 
     def test_missing_arguments(self) -> None:
         assert check("linear", "head", num_classes=3) == ["net.2.kwargs.in_plane: is missing (linear needs it: whole number)"]
-        assert check("linear", "head", num_classes=3, supplied=["in_plane"]) == []
+        assert check("linear", "head", num_classes=3, facts=["in_plane"]) == []
         assert check("post") == ["net.2.kwargs.cls_loss: is missing (post needs it: loss part or list of loss parts)"]
 
     def test_null_is_not_given_where_null_is_no_value(self) -> None:
@@ -193,9 +193,9 @@ class TestCheck:
         assert str(problem) == "x.parts: got a block (type), expected a list of blocks {type, kwargs}"
 
     def test_a_derived_value_may_be_repeated_but_not_contradicted(self) -> None:
-        known = {"num_classes": Derived(10, "the classes of the data set"), "in_plane": 5}
-        assert check("linear", "head", num_classes=10, in_plane=9, supplied=known) == []
-        assert check("post", cls_loss={"type": "smooth", "kwargs": {"num_classes": 1000}}, supplied=known) == [
+        known = {"num_classes": Fact(10, "the classes of the data set"), "in_plane": 5}
+        assert check("linear", "head", num_classes=10, in_plane=9, facts=known) == []
+        assert check("post", cls_loss={"type": "smooth", "kwargs": {"num_classes": 1000}}, facts=known) == [
             "net.2.kwargs.cls_loss.kwargs.num_classes: got 1000, but 10 follows from the classes of the data set "
             "(leave num_classes out, or correct one of them)"
         ]
@@ -224,7 +224,7 @@ class TestBuild:
         assert [loss.num_classes for loss in made.cls_loss] == [7, 7]
         assert made.prefix == "p"
         assert made.head is None
-        assert build_part({"type": "smooth"}, "loss", TABLES, {"num_classes": Derived(10, "x")}).num_classes == 10
+        assert build_part({"type": "smooth"}, "loss", TABLES, {"num_classes": Fact(10, "x")}).num_classes == 10
         assert build_part({"type": "smooth", "kwargs": {"num_classes": 3}}, "loss", TABLES, {"num_classes": 10}).num_classes == 3
 
     def test_one_part_stays_one(self) -> None:
@@ -266,7 +266,7 @@ class TestBuild:
             build_part({"type": "ours"}, "transform", TABLES, path="x.0")
 
     def test_arguments(self) -> None:
-        found = arguments(Head, {"size": [1, 2]}, TABLES, {"num_classes": 3, "in_plane": Derived(4, "the backbone")})
+        found = arguments(Head, {"size": [1, 2]}, TABLES, {"num_classes": 3, "in_plane": Fact(4, "the backbone")})
         assert found == {"size": (1, 2), "num_classes": 3, "in_plane": 4}
 
 

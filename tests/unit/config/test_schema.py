@@ -48,7 +48,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    return config_schema(TABLES, supplied=["num_classes"])
+    return config_schema(TABLES, filled_in=["num_classes"])
 
 
 def references(schema: Any) -> Iterator[str]:
@@ -110,7 +110,7 @@ def test_types_and_kwargs_of_parts(schema: dict[str, Any]) -> None:
     assert choice["if"] == {"properties": {"type": {"const": "ce"}}, "required": ["type"]}
     kwargs, null = choice["then"]["properties"]["kwargs"]["anyOf"]
     assert null == {"type": "null"}
-    assert "required" not in kwargs  # num_classes is supplied
+    assert "required" not in kwargs  # num_classes is filled in
     assert schema["properties"]["hooks"]["anyOf"][0]["items"] == {"$ref": "#/$defs/part.hook"}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from up.config.model import Part
-from up.config.parts import Derived
+from up.config.parts import Fact
 from up.data.readers import READERS
 from up.data.records import Batch
 from up.errors import UserError
@@ -42,11 +42,11 @@ def data_facts(dataset: ClsDataset) -> Facts:
     """Number of classes and of images in each class, for heads, losses and mixing."""
     facts: dict[str, Any] = {"num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
     if dataset.class_names is not None:  # names say how many classes there are; labels alone only that there are no fewer
-        facts["num_classes"] = Derived(dataset.num_classes, "the class names of dataset.train")
+        facts["num_classes"] = Fact(dataset.num_classes, "the class names of dataset.train")
     return facts
 
 
-def later_data_facts(dataset: ClsDataset) -> Facts:
+def evaluation_facts(dataset: ClsDataset) -> Facts:
     """What the data to evaluate on share with the training data: the classes, and how common each was."""
     return {"class_names": dataset.class_names, "num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
 
@@ -61,8 +61,8 @@ def module_facts(table: str, data: Facts, before: nn.Module | None, part: Part) 
 
 
 def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
-    """Labels alone say how many classes a head needs at least, names exactly (``Derived``, which the builder compares)."""
-    if given is None or known is None or isinstance(known, Derived):
+    """Labels alone say how many classes a head needs at least, names exactly (``Fact``, which the builder compares)."""
+    if given is None or known is None or isinstance(known, Fact):
         return
     if isinstance(given, list) != isinstance(known, list) or (isinstance(given, list) and len(given) != len(known)):
         heads = f"labels for {len(known)} heads" if isinstance(known, list) else "one label for each image"
@@ -87,7 +87,7 @@ def planes_for(before: nn.Module | None, part: Part) -> Facts:
         return {"in_plane": [planes[each] for each in index]}
     if not isinstance(index, int) or not -len(planes) <= index < len(planes):
         raise UserError(f"input_feature_idx: got {index}, but the backbone returns {count(len(planes), 'feature')}.")
-    return {"in_plane": Derived(planes[index], "the backbone")}
+    return {"in_plane": Fact(planes[index], "the backbone")}
 
 
 class DeviceStage:
@@ -193,7 +193,7 @@ PLUGIN = TaskPlugin(
             {"grad_cam": "up.tasks.cls.grad_cam:GradCam", "feature_vis": "up.tasks.cls.feature_maps:FeatureVis"}
         ),
     },
-    supplied={
+    filled_in={
         "dataset": ("seed", "train"),
         "head": ("num_classes", "in_plane"),
         "loss": ("num_classes", "class_counts"),
@@ -205,7 +205,7 @@ PLUGIN = TaskPlugin(
     unit="percent",
     named_paths=named_paths,
     data_facts=data_facts,
-    later_data_facts=later_data_facts,
+    evaluation_facts=evaluation_facts,
     module_facts=module_facts,
     input_size=output_size_of,
     device_stage=device_stage,
