@@ -239,6 +239,22 @@ def test_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_that_were_replaced_are_not_counted(config_file: Path, images: Path, tmp_path: Path) -> None:
+    """The accuracy in a package is that of an evaluation, which leaves out what cannot be read; nor is it a test vector."""
+    listed = (images / "val.txt").read_text().splitlines()
+    (tmp_path / "val.txt").write_text("\n".join(["none.png 0", *listed, "none.png 1"]))
+    kwargs = "dataset.test.dataset.kwargs"
+    opts = [f"{kwargs}.meta_file={tmp_path / 'val.txt'}", f"+{kwargs}.on_bad_image=skip", f"+{kwargs}.max_bad=5"]
+    named = ["--config", str(config_file), "--opts", *opts]
+    assert main(["to_kestrel", "--save-to", str(tmp_path / "out"), *named]) == 0
+    assert main(["eval", "--out", str(tmp_path / "eval"), *named]) == 0
+    metrics = open_package(tmp_path / "out" / "colours_1.2.3.tar").manifest.metrics
+    assert metrics is not None
+    assert metrics.images == len(listed)
+    evaluated = json.loads((tmp_path / "eval" / "metrics.json").read_text())["top1"]
+    assert metrics.torch == metrics.onnx == pytest.approx(evaluated, abs=1e-4)
+
+
 def test_words_that_do_not_go_together(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = ["--config", str(config_file)]
     (line,) = refused(["to_kestrel", "--to", "triton", "--strict-kestrel", *named], capsys, tmp_path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from up.data.collate import without_bad
 from up.deploy.heads import scores_of
 from up.deploy.manifest import Head
 from up.deploy.samples import DatasetSamples
@@ -22,6 +24,15 @@ Outputs = Callable[[Tensor], Floats]  # images (B, 3, H, W) to the numbers of al
 _ROUNDS = 15
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The ``metric`` of ``images`` images that could be read, in percent, for each model."""
+
+    metric: str
+    images: int
+    values: dict[str, float]
+
+
 def metrics_of(
     samples: DatasetSamples,
     numbers: Sequence[int],
@@ -30,16 +41,17 @@ def metrics_of(
     heads: Sequence[Head],
     *,
     activated: bool,
-) -> tuple[str, dict[str, float]] | None:
-    """The metric's name and its value, in percent, for each of ``models``; None without labels.
-
-    One pass over the images serves all of them.
-    """
+) -> Measured | None:
+    """What each of ``models`` is worth; None without labels. One pass over the images serves all of them."""
     fresh = make_evaluator(samples.dataset)
     evaluators = {name: fresh() for name in models}
-    for batch in samples.batches(numbers):
+    images = 0
+    for batch in map(without_bad, samples.batches(numbers)):
         if "gt" not in batch:
             return None
+        images += len(batch.image)
+        if not len(batch.image):
+            continue
         for name, outputs in models.items():
             scores = [torch.from_numpy(part) for part in scores_of(outputs(batch.image), heads, activated=activated)]
             evaluators[name].update({"scores": scores[0] if len(scores) == 1 else scores}, batch)
@@ -50,7 +62,7 @@ def metrics_of(
     metric = next(iter(evaluators.values())).main_metric
     if any(metric not in computed for computed in values.values()):
         raise UserError(f"the evaluator of dataset.test gives no {metric} for {len(numbers)} images.")
-    return metric, {name: round(computed[metric], 4) for name, computed in values.items()}
+    return Measured(metric, images, {name: round(computed[metric], 4) for name, computed in values.items()})
 
 
 def milliseconds(sessions: Mapping[str, Session], shape: tuple[int, int, int], batch: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from up.errors import UserError
 from up.experiment import Experiment, missing_at
 
 CPU = torch.device("cpu")
+_TRIES = 8
 _SIDE = 512  # pixels; a package need not carry larger pictures
 
 
@@ -91,7 +92,13 @@ class DatasetSamples(Samples):
         return self._stage(self._collate([self.dataset[SampleKey(0, number)] for number in numbers]))
 
     def original(self, number: int) -> Image.Image:
-        return _as_rgb(self.dataset.read(number).image, self._bgr)
+        """That of the image, or of the next one that can be read."""
+        for step in range(_TRIES):
+            try:
+                return _as_rgb(self.dataset.read((number + step) % len(self)).image, self._bgr)
+            except BadImage as bad:
+                unread = bad
+        raise unread
 
 
 class FolderSamples(Samples):
