@@ -373,6 +373,18 @@ def test_few_open_files(runs: Cluster, run: Path, unbroken: Path) -> None:
     finishes_equal(runs, run, unbroken)
 
 
+def test_a_run_in_the_same_folder(runs: Cluster, run: Path, unbroken: Path) -> None:
+    """The second is refused and changes nothing; once the first is gone, even by a kill, the folder is free."""
+    first = runs.start(GO_ON, WORKERS.format(1), fault="rank=0,step=6,action=hang")
+    wait_for(lambda: step_reached(run, 6))
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    ended = runs.run(GO_ON, codes=[2, 2])
+    assert f"saver.save_dir: {run} is in use: process {first[0].pid} on " in ended[0].said
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    first.kill()
+    finishes_equal(runs, run, unbroken)
+
+
 def test_port_in_use(runs: Cluster, run: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

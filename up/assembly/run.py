@@ -47,7 +47,7 @@ from up.runner.display import Display, show_log_on, terminal
 from up.runner.ema import build_ema
 from up.runner.evaluate import Evaluation
 from up.runner.faults import fault_from
-from up.runner.folder import is_later_attempt, mark_launch, open_run_folder, set_aside, set_earlier_run_aside
+from up.runner.folder import claim, is_later_attempt, mark_launch, open_run_folder, set_aside, set_earlier_run_aside
 from up.runner.hooks import Hook, Hooks, Outline
 from up.runner.log import LOGGER, MetricsFile, TensorBoard, log_to
 from up.runner.parallel import on_many_ranks
@@ -249,6 +249,7 @@ def open_folder(experiment: Experiment, start: Start, config: str) -> None:
         if distributed.is_main():
             with experiment.placing("saver.save_dir"):
                 open_run_folder(folder)
+                claim(folder, start.folder)
             start.folder.sweep()
             if start.checkpoint is None or start.state is None or start.checkpoint.parent.resolve() != folder.resolve():
                 aside = set_earlier_run_aside(folder)

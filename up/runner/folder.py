@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import socket
+import time
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +22,8 @@ from up.files import write_json, write_text
 State = Literal["running", "done", "preempted", "failed"]
 EARLIER = "earlier"
 LAUNCH = ".launch"
+LOCK = ".lock"
+CLAIM_S = 10.0
 _OF_A_RUN = (
     "ckpt_*",
     "train.log",
@@ -50,6 +59,31 @@ def open_run_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}). Choose another folder.") from error
+
+
+def claim(folder: Path, owner: object) -> None:
+    """Hold the folder as long as ``owner`` lives: two runs in one would spoil each other's checkpoints.
+
+    Waits a little, for a run that is just ending. Raises ``UserError`` where another process keeps it; a file system
+    without locks has none.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    weakref.finalize(owner, os.close, handle)
+    end = time.monotonic() + CLAIM_S
+    while True:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return
+            if time.monotonic() > end:
+                holder = os.read(handle, 1000).decode(errors="replace") or "another process"
+                raise UserError(f"{folder} is in use: {holder} trains there. Wait for it, or choose another folder.") from error
+        time.sleep(0.1)
+    with suppress(OSError):  # a full disk is found out by what matters
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def write_status(folder: Path, status: Status) -> None:

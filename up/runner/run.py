@@ -221,8 +221,9 @@ class Run:
                 if self.improved:
                     self.checkpoints.mark_best(path)
                 self.hooks.on_save(step, path)
+                self.saved_step = step
+                self._write_status(self._status("running"))
         self.improved, self.saved_step = False, step
-        self._write_status(self._status("running"))
 
     def finish(self, step: int, verdict: Vote) -> Vote:
         """The last save, where the loop has not made it, and the last word; returns why the run ended."""
