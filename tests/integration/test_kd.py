@@ -411,6 +411,13 @@ def test_a_layer_that_does_not_train(kd: Config, write: Write, tmp_path: Path, c
     assert "mimic.mimic_job1.student.mimic_name.0: no gradient passes through 'backbone.layer4': everything up to it is" in said
 
 
+def test_statistics_that_are_not_measured_anew(kd: Config, write: Write, tmp_path: Path) -> None:
+    kd["mimic"]["mimic_job1"]["teacher"]["teacher_bn_mode"] = "precise"
+    assert train(write(kd), "trainer.max_iter=1") == 0
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert "mimic.mimic_job1.teacher.teacher_bn_mode: precise is taken as eval" in said
+
+
 def test_a_teacher_without_a_mimic_is_warned_of(kd: Config, write: Write, tmp_path: Path) -> None:
     del kd["mimic"]
     kd["runtime"]["runner"] = {"type": "base"}

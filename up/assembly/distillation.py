@@ -134,7 +134,8 @@ def teaching_of(
     experiment.refuse([*_misfits(experiment, mimic, findings.shapes, shapes), *_out_of_order(experiment, mimic, teachers)])
     seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
     lines = [line for source in sources.values() for line in (*source.lines, *classes_line(source, class_names))]
-    warnings = [*sizes, *(f"{why} Only its features are followed; it is not scored" for why in strangers.values())]
+    warnings = [*sizes, *_taken_as_eval(experiment, section)]
+    warnings += [f"{why} Only its features are followed; it is not scored" for why in strangers.values()]
     adapters = mimic.build_adapters(findings.shapes, shapes)
     return Teaching(mimic, teachers, teachers, adapters, findings.overwritten, lines, warnings, frozenset(strangers))
 
@@ -217,6 +218,14 @@ def _out_of_order(experiment: Experiment, mimic: Mimic, teachers: Sequence[Teach
             if lesson.loss.of_logits and teacher.is_reordered and pair.teacher not in teacher.class_scores:
                 what = f"{pair.teacher} gives no logits of the net, and only those are put into the student's order of classes"
                 yield Problem(f"{key_of_job(experiment, lesson.job)}.{lesson.teacher}.mimic_name.{index}", what)
+
+
+def _taken_as_eval(experiment: Experiment, section: MimicSection) -> Iterator[str]:
+    for name, job in section.jobs.items():
+        for teacher, tap in job.teachers.items():
+            if tap.teacher_bn_mode == "precise":
+                place = f"{key_of_job(experiment, name)}.{teacher}.teacher_bn_mode"
+                yield f"{place}: precise is taken as eval: the statistics are those that the teacher has stored"
 
 
 def _constants(experiment: Experiment, section: MimicSection, findings: Findings) -> Iterator[Problem]:
