@@ -42,17 +42,20 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A graph may name further files to read its weights from; those of a package may not.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
+        wanted = _provider(provider, runtime)
         try:
-            self._session = runtime.InferenceSession(model, options, providers=[_provider(provider, runtime)])
-        except UserError:
-            raise
+            self._session = runtime.InferenceSession(model, options, providers=[wanted])
         except Exception as error:  # the runtime has a dozen exceptions without a common base
             raise PackageError(f"{label}: onnxruntime cannot load the graph: {first_line(error)}") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise PackageError(f"{label}: the graph has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each.")
         self.input, self.output = inputs[0], outputs[0]
-        self.provider = str(self._session.get_providers()[0])
+        if self._session.get_providers()[0] != wanted:  # the runtime goes on with the CPU and says nothing
+            raise UserError(
+                f"--provider: {provider} is there, but cannot be started: its libraries or its device are missing. "
+                "Use --provider cpu, or install what onnxruntime's page on this provider asks for."
+            )
 
     @property
     def metadata(self) -> Mapping[str, str]:

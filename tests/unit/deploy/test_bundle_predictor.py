@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,19 @@ def test_only_bad_images(model: up.deploy.Model) -> None:
 def test_no_such_provider(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--provider: this onnxruntime has no 'cda'\. It has cpu; GPUs need"):
         up.deploy.load(handmade.package(tmp_path), provider="cda")
+
+
+def test_a_provider_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime would go on with the CPU without a word, and the user would wonder why it is slow."""
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _: available[1:])
+    package = handmade.package(tmp_path)
+    assert up.deploy.load(package).predict(RED)[0].error is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the runtime's own, of a provider that this build does not have
+        with pytest.raises(UserError, match="--provider: cuda is there, but cannot be started"):
+            up.deploy.load(package, provider="cuda")
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
