@@ -158,3 +158,14 @@ def test_a_reader_of_a_pipe_that_has_gone_is_no_failure(says: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=sink, stderr=subprocess.PIPE, env=environment)
     os.close(sink)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="a device of Linux")
+@pytest.mark.parametrize("says", ["print('x')", "[print('x' * 99) for _ in range(9999)]"])
+def test_a_full_disk_behind_the_output_is_told(says: str) -> None:
+    """As with ``up predict … > answers.csv``: answers that are lost must not look like answers that are there."""
+    program = f"import sys\nfrom up.commands.outcome import run_command\nsys.exit(run_command(lambda _: bool({says}) and 0, []))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (74, b"standard output: no space left on the device.\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from up.environment import rank_in_environment
-from up.errors import Ending
+from up.errors import Ending, StorageError
 
 CTRL_C = 130
 
@@ -32,6 +33,12 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
             return error.exit_code
         except BrokenPipeError:
             return _no_reader()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _no_reader()  # what is left would fail again at the end of the process
+            print(f"{error.filename or 'standard output'}: no space left on the device.", file=sys.stderr)
+            return StorageError.exit_code
         except SystemExit as error:
             if isinstance(error.__context__, BrokenPipeError):  # as rich ends a program whose table nobody reads on
                 return _no_reader()
