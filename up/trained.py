@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from up import distributed
 from up.assembly.data import build_evaluation
@@ -66,22 +69,33 @@ def load_net(experiment: Experiment, checkpoint: Path | None, *, ema: bool = Tru
     path = find_checkpoint(experiment, checkpoint)
     weights = read_state(path)
     names = list(weights.class_names) if weights.class_names else None
-    net = build_net(experiment, facts_of(experiment, names))
+    net = build_net(experiment, facts_of(experiment, names, weights.tensors(prefer_ema=ema)))
     report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))
 
 
-def facts_of(experiment: Experiment, class_names: list[Any] | None) -> dict[str, Any]:
+def facts_of(experiment: Experiment, class_names: list[Any] | None, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a net may want to know of data that are not there: how many classes, each as common as the others.
 
-    The counts only weigh losses, which nothing here computes.
+    Without names, the classifiers in the checkpoint's ``tensors`` tell. The counts only weigh losses, which nothing here computes.
     """
     if class_names and isinstance(class_names[0], str):
         return {"num_classes": len(class_names), "class_counts": [1] * len(class_names)}
-    written = [module.kwargs.get("num_classes") for module in experiment.config.net]
-    classes = [count for count in written if isinstance(count, int)]
-    return {"class_counts": [1] * classes[-1]} if classes else {}
+    net = experiment.config.net
+    written = [module.kwargs["num_classes"] for module in net if module.kwargs.get("num_classes") is not None]
+    found = [] if written else [width for module in net for width in _widths(module.name, tensors)]
+    if len(found) > 1:
+        return {"num_classes": found}
+    facts = {"num_classes": found[0]} if found else {}
+    single = [classes for classes in (*written, *found) if isinstance(classes, int)]
+    return {**facts, "class_counts": [1] * single[-1]} if single else facts
+
+
+def _widths(name: str, tensors: Mapping[str, Tensor]) -> list[int]:
+    """The outputs of the classifiers of the module ``name``, one or a list of them."""
+    pattern = re.compile(rf"{re.escape(name)}\.classifier\.(\d+\.)?weight")
+    return [len(tensor) for key, tensor in tensors.items() if pattern.fullmatch(key)]
 
 
 def evaluate_checkpoint(

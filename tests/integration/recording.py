@@ -22,8 +22,9 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
-        with self.path.open("a") as file:
-            file.write(json.dumps(list(zip(batch.index.tolist(), batch.seed.tolist(), strict=True))) + "\n")
+        if torch.is_grad_enabled():  # the trial before a run trains nothing
+            with self.path.open("a") as file:
+                file.write(json.dumps(list(zip(batch.index.tolist(), batch.seed.tolist(), strict=True))) + "\n")
         return batch
 
 

@@ -64,6 +64,22 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 3
 
 
+def test_classes_that_only_the_labels_tell_are_known_afterwards(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No names, and no num_classes: the checkpoint itself says how many there are."""
+    for source in ("train", "test"):
+        del config["dataset"][source]["dataset"]["kwargs"]["class_names"]
+    del config["net"][1]["kwargs"]["num_classes"]
+    path = write(config)
+    assert train(path, "trainer.max_iter=2") == 0
+    capsys.readouterr()
+    assert main(["eval", "--config", path]) == 0
+    assert (tmp_path / "run" / "results" / "per_class.csv").read_text().count("\n") == 1 + 3
+    image = next(images.rglob("*.png"))
+    assert main(["predict", "--format", "csv", "--config", path, str(image)]) == 0
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(config: Config, write: Write, tmp_path: Path, workers: int) -> None:
     path = write(config)
