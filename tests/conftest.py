@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from up.runner.log import LogFile
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
@@ -28,7 +30,7 @@ def _a_fresh_log() -> Iterator[None]:
 def _untouched(logger: logging.Logger) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        if type(handler) is logging.FileHandler:  # a run's; others are of pytest, which attaches its own
+        if isinstance(handler, LogFile):  # a run's; others are of pytest, which attaches its own
             handler.close()
     logger.propagate = True
     logger.setLevel(logging.NOTSET)

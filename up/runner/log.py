@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from up.distributed import is_main
 from up.errors import place_in
@@ -18,6 +22,14 @@ from up.runner.meter import WindowMeter
 
 LOGGER = logging.getLogger("up")
 BAD_IMAGES = "bad_images.jsonl"
+_FLUSH_S = 30.0
+
+
+class LogFile(logging.FileHandler):
+    """A log that is no reason to end, or for a traceback, where the disk is full: what matters finds that out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing."""
 
 
 def log_to(folder: Path) -> None:
@@ -27,7 +39,7 @@ def log_to(folder: Path) -> None:
         LOGGER.removeHandler(handler)
         handler.close()
     if is_main():
-        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file = LogFile(folder / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOGGER.addHandler(file)
 
@@ -83,6 +95,35 @@ def cut_after(path: Path, step: int) -> None:
         write_text(path, "".join(line + "\n" for line in kept))
 
 
+class EventFile:
+    """A file of scalars for TensorBoard, which hides what earlier files have from ``first_step`` on.
+
+    Written by the caller: the thread to which tensorboardX's own writer hands over ends at a full disk, unheard, and then the
+    run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{first_step}")
+        self._flushed = 0.0
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One point for each name. Raises ``OSError``."""
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Bring the rest to the disk."""
+        self._writer.close()
+
+    def _write(self, **what: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **what))
+
+
 class TensorBoard(Hook):
     """Scalars for TensorBoard: ``train/…`` every ``freq`` updates, ``eval/…`` at every evaluation."""
 
@@ -90,28 +131,26 @@ class TensorBoard(Hook):
         self.freq = freq
         self.logdir = logdir
         self._window = WindowMeter()
-        self._writer: SummaryWriter | None = None
+        self._file: EventFile | None = None
 
     def on_start(self, outline: Outline, step: int) -> None:
         self._total = outline.total_steps
-        self._writer = SummaryWriter(str(Path(self.logdir) if self.logdir else outline.folder / "tensorboard"), purge_step=step + 1)
+        self._file = EventFile(Path(self.logdir) if self.logdir else outline.folder / "tensorboard", first_step=step + 1)
 
     def on_step(self, report: UpdateReport) -> None:
         self._window.add(report.scalars)
-        if self._writer and (report.step % self.freq == 0 or report.step == self._total):
-            self._writer.add_scalar("train/lr", report.lr, report.step)
-            for name, value in self._window.read().items():
-                self._writer.add_scalar(f"train/{name}", value, report.step)
+        if self._file and (report.step % self.freq == 0 or report.step == self._total):
+            means = {"lr": report.lr, **self._window.read()}
+            self._file.add(report.step, {f"train/{name}": value for name, value in means.items()})
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._writer:
-            for name, value in metrics.items():
-                self._writer.add_scalar(f"eval/{name}", value, step)
+        if self._file:
+            self._file.add(step, {f"eval/{name}": value for name, value in metrics.items()})
 
     def on_end(self, step: int, reason: str) -> None:
-        if self._writer:
-            self._writer.close()
-            self._writer = None
+        if self._file:
+            self._file.close()
+            self._file = None
 
     def state_dict(self) -> dict[str, Any]:
         """The updates since the last line."""
