@@ -16,7 +16,6 @@ from up.__main__ import main
 from up.assembly.network import build_net
 from up.experiment import load_experiment
 from up.tasks.cls.heads import Head
-from up.trained import facts_of
 
 Config = dict[str, Any]
 
@@ -30,7 +29,10 @@ def write_config(config: Config, folder: Path, name: str = "config.yaml") -> Pat
 def drawn_checkpoint(config: Path, path: Path, class_names: Any = None) -> Path:
     """A checkpoint that took no training: first weights, statistics of norms as if some, and heads whose outputs differ."""
     experiment = load_experiment(config)
-    net = build_net(experiment, facts_of(experiment, class_names))
+    named = class_names if class_names and isinstance(class_names[0], str) else []
+    written = [module.kwargs.get("num_classes") for module in experiment.config.net]
+    classes = len(named) or next((count for count in written if isinstance(count, int)), 0)
+    net = build_net(experiment, {"num_classes": classes, "class_counts": [1] * classes} if classes else {})
     draw = torch.Generator().manual_seed(5)
     for module in net.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)) and module.running_mean is not None:
