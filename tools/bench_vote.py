@@ -53,7 +53,7 @@ def bench(rank: int, ranks: int, updates: int, port: int, folder: str) -> None:
     for step in range(updates):
         begun = time.perf_counter()
         Run.vote(run, update)  # type: ignore[arg-type]
-        run.meter.add(output, update.shares[0])
+        run.meter.add(output, update.weights[0])
         norm = torch.tensor(1.0)
         Run.all_finite(run, norm)  # type: ignore[arg-type]
         Run.watch(run, step + 1, update, 0.1, StepReport(norm, skipped=False))  # type: ignore[arg-type]

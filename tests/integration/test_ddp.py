@@ -61,6 +61,12 @@ def test_one_two_and_four_ranks_are_one_training(config: Config, cluster: Make, 
     assert_close(two["model"], alone["model"], 1e-5)
     assert_close(four["model"], alone["model"], 1e-5)
     assert two["metrics"] == alone["metrics"] == four["metrics"]
+    logs = [[line for line in lines_of(tmp_path / f"run{world}") if line["phase"] == "train"] for world in (1, 2, 4)]
+    assert len(logs[0]) == 20
+    for line, *others in zip(*logs, strict=True):
+        for other in others:
+            for number in ("loss", "accuracy_top1", "grad_norm", "lr"):
+                assert other[number] == pytest.approx(line[number], abs=1e-4), f"{number} of all images, at step {line['step']}"
 
 
 @pytest.mark.parametrize("sampler", ["repeated_aug", "class_balance", "repeat_factor"])

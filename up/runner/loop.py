@@ -22,7 +22,7 @@ def train(run: Run) -> Vote:
                 with run.precision.autocast():
                     output = run.runner.training_step(batch, step)
                 run.precision.backward(output.loss * update.weights[micro])
-            run.meter.add(output, update.shares[micro])
+            run.meter.add(output, update.weights[micro])
         outcome = run.precision.step(run.optimizer, run.clip, run.all_finite)  # unscale, clip, finite on all ranks?, step, zero
         step += 1
         run.ema.update(run.model, step)

@@ -7,19 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
+from up.distributed import means_over_ranks
 from up.runner.runner import StepOutput
 
 
 class StepMeter:
-    """Sums the scalars of one update's micro-batches, each weighted by its share of the images."""
+    """Sums the scalars of one update's micro-batches, each weighted as its loss is: the ranks' mean is that over all images."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, output: StepOutput, share: float) -> None:
+    def add(self, output: StepOutput, weight: float) -> None:
         """Take in one micro-batch."""
         for name, value in output.shown().items():
-            self._sums[name] = self._sums[name] + value * share if name in self._sums else value * share
+            self._sums[name] = self._sums[name] + value * weight if name in self._sums else value * weight
 
     def held(self, name: str) -> Tensor | None:
         """A scalar of the update in work, as far as it has come."""
@@ -30,9 +31,9 @@ class StepMeter:
         return [name for name, value in self._sums.items() if name != "loss" and not bool(value.isfinite().all())]
 
     def take(self) -> dict[str, Tensor]:
-        """The update's scalars; the meter is empty afterwards."""
+        """The update's scalars over all ranks, a collective operation; the meter is empty afterwards."""
         taken, self._sums = self._sums, {}
-        return taken
+        return means_over_ranks(taken)
 
 
 class WindowMeter:

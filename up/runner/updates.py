@@ -30,12 +30,6 @@ class Update:
         return self.cut.weights
 
     @property
-    def shares(self) -> list[float]:
-        """Each micro-batch's share of this rank's images: what its loss counts in the mean that is shown."""
-        total = sum(self.weights)
-        return [weight / total if total else 1 / len(self.weights) for weight in self.weights]
-
-    @property
     def images_of_all_ranks(self) -> int:
         """How many images the update has."""
         return self.cut.images

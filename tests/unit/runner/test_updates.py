@@ -18,13 +18,7 @@ def test_an_update_knows_what_its_micro_batches_count() -> None:
     """Of 5 images on two ranks this one has 3, in micro-batches of 2 and 1."""
     (update,) = as_updates([(0, [batch(2), batch(1)])], lambda step: Cut([0.8, 0.4], 5))
     assert update.weights == [0.8, 0.4]
-    assert [round(share, 6) for share in update.shares] == [0.666667, 0.333333]
     assert (update.last, update.images_of_all_ranks, update.failure) == (1, 5, None)
-
-
-def test_a_rank_without_images_still_shows_a_loss() -> None:
-    (update,) = as_updates([(0, [batch(2)])], lambda step: Cut([0.0], 1))
-    assert (update.weights, update.shares) == ([0.0], [1.0])
 
 
 def test_what_cannot_be_read_comes_as_a_failure() -> None:
