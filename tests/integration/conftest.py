@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from PIL import Image
 from tests.integration.faulty import GO_ON, fault_config
 from tests.integration.ranks import Cluster, Server
 from tests.integration.tiny import CLASSES, SIDE, tiny_config
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_reach_what_tests_start() -> None:
+    """A signal that is ignored here (``nohup make test``, a job in the background) would be ignored by every program that a test
+    starts. One that is handled is as ever there."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")
