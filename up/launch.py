@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Environment = Mapping[str, str]
 SAVING_S = 3600  # how long ranks may take to save after a signal; a scheduler's patience ends earlier, or a second signal's
+STARTING_S = 10  # how long their interpreters may take to start
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class _Signals:
 
     def _raise(self) -> None:
         if self._asked is not None and self._exception is not None:
+            _until_ranks_listen()
             raise self._exception(f"got {self._asked.name}", sigval=self._asked)
 
 
@@ -220,9 +223,30 @@ def _code_before_the_run(number: int) -> int:
 
 
 def _end_all(number: int) -> NoReturn:
-    for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    for rank in _ranks():
+        os.kill(rank, signal.SIGKILL)
     os._exit(128 + number)
+
+
+def _until_ranks_listen() -> None:
+    """A rank whose interpreter is just starting would end by the signal, with a traceback: wait until all of them handle it."""
+    end = time.monotonic() + STARTING_S
+    while time.monotonic() < end and not all(map(_listens, _ranks())):
+        time.sleep(0.02)
+
+
+def _ranks() -> list[int]:
+    """The processes that this one has started."""
+    return [int(child) for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
+
+
+def _listens(rank: int) -> bool:
+    """Whether a process handles SIGTERM, or is past that."""
+    try:
+        told = dict(line.split(":\t", 1) for line in Path(f"/proc/{rank}/status").read_text().splitlines() if ":\t" in line)
+    except OSError:
+        return True  # it has ended
+    return told["State"].startswith("Z") or bool(int(told["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _report_killed(codes: Mapping[int, int]) -> None:
