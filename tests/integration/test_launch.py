@@ -88,8 +88,7 @@ def start(runs: Cluster, tmp_path: Path) -> Iterator[object]:
 @pytest.mark.parametrize(
     ("target", "number", "workers"),
     [
-        ("launcher", signal.SIGTERM, 0), ("rank", signal.SIGTERM, 2), ("group", signal.SIGTERM, 2), ("launcher", signal.SIGUSR1, 0),
-        ("launcher", signal.SIGHUP, 0),
+        ("launcher", signal.SIGTERM, 0), ("rank", signal.SIGTERM, 2), ("group", signal.SIGTERM, 2), ("launcher", signal.SIGHUP, 0),
     ],
 )  # fmt: skip
 def test_a_request_under_our_launcher(  # type: ignore[no-untyped-def]
@@ -250,7 +249,7 @@ def test_a_signal_during_the_import(start, runs: Cluster, run: Path) -> None:  #
     assert "Traceback" not in launched.said
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signals, code: int) -> None:  # type: ignore[no-untyped-def]
     """The launcher imports for seconds: a scheduler that takes its place back then is to run the same command again."""
     launched = start(UP, after=TWO)
@@ -261,7 +260,7 @@ def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signal
     assert not run.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number: signal.Signals) -> None:  # type: ignore[no-untyped-def]
     """Some of them do not listen yet and end by it; the others do not wait for those."""
     launched = start(UP, WORKERS.format(2), after=TWO)
