@@ -164,7 +164,7 @@ def block_lines(parts: list[Part], table: str, filled_in: Sequence[str]) -> Iter
     for parameter in shown_of(parts[0][1]):
         defaults = {default_text(signature[parameter.name], filled_in) for signature in signatures}
         default = defaults.pop() if len(defaults) == 1 else "that of the network"
-        yield f"| `{parameter.name}` | {words(parameter.annotation)} | {default} |"
+        yield f"| `{parameter.name}` | {words_of(parameter)} | {default} |"
     yield ""
     if together:
         yield from (f"- {names}: {prose(describe(part).summary)}" for names, part in parts)
@@ -179,8 +179,14 @@ def argument(parameter: Parameter, filled_in: Sequence[str]) -> str:
     """```alpha` = `1` (number)``."""
     default = default_text(parameter, filled_in)
     if default.startswith("`") or default == "null":
-        return f"`{parameter.name}` = {default} ({words(parameter.annotation)})"
-    return f"`{parameter.name}` ({words(parameter.annotation)}; {default})"
+        return f"`{parameter.name}` = {default} ({words_of(parameter)})"
+    return f"`{parameter.name}` ({words_of(parameter)}; {default})"
+
+
+def words_of(parameter: Parameter) -> str:
+    """The type of a parameter, and why it has no effect where it has none."""
+    kind = words(parameter.annotation)
+    return f"{kind}; no effect: {parameter.no_effect}" if parameter.no_effect else kind
 
 
 def default_text(parameter: Parameter, filled_in: Sequence[str]) -> str:

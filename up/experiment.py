@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from up.config.decode import Decoded, load_config
+from up.config.decode import Decoded, Note, load_config
 from up.config.errors import DEFAULT, ConfigError, Problem
+from up.config.part_notes import notes_on_part
 from up.config.parts import build_part, check_part, parts_of
 from up.config.sections import Config, NetModule, ParamRule, Part
 from up.config.signature import signature_of
@@ -90,7 +91,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         tables = all_tables(plugin, runtime.plugins)
     experiment = Experiment(path, decoded, plugin, tables)
     experiment.refuse([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
-    return experiment
+    return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment)]))
 
 
 def find_task(name: str) -> TaskPlugin:
@@ -137,6 +138,16 @@ def part_problems(experiment: Experiment) -> Iterator[Problem]:
     filled_in = {**ENGINE_FILLED_IN, **experiment.plugin.filled_in}
     for path, part, table in placed_parts(experiment):
         yield from check_part(part, table, experiment.tables, path, filled_in.get(table, ()))
+
+
+def part_notes(experiment: Experiment) -> Iterator[Note]:
+    """One note for each argument that is accepted and changes nothing, at the first place that gives it."""
+    told: set[str] = set()
+    for path, part, table in placed_parts(experiment):
+        for where, what in notes_on_part(part, table, experiment.tables, path):
+            if what not in told:
+                told.add(what)
+                yield Note(where, what, experiment.decoded.origins.of(where))
 
 
 def group_problems(experiment: Experiment) -> Iterator[Problem]:

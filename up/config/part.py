@@ -1,5 +1,9 @@
-"""What a constructor says of its parameters: this one is itself a part, ``Annotated[nn.Module, PartOf("loss")]``; that one is
-not the file's to give, ``Annotated[int, BY_PROGRAM]``."""
+"""What a constructor says of its parameters beyond their types.
+
+- ``Annotated[nn.Module, PartOf("loss")]``: the parameter is itself a part.
+- ``Annotated[int, BY_PROGRAM]``: YAML cannot give it.
+- ``Annotated[bool, NoEffect("the page cache does it")]``: accepted, because files of other programs have it.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +34,17 @@ class ByProgram:
 
 
 BY_PROGRAM = ByProgram()
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """The parameter is accepted and changes nothing, for ``reason``.
+
+    A value other than the default gives a note with the reason; reference page and JSON Schema say it too.
+    """
+
+    reason: str
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """Editors show the description and strike deprecated keys through."""
+        return {**handler(core_schema), "description": f"No effect: {self.reason}.", "deprecated": True}

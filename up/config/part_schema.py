@@ -58,7 +58,7 @@ def reference_to(parameter: Parameter) -> dict[str, Any]:
 
 def nullable(schema: dict[str, Any]) -> dict[str, Any]:
     """``schema`` that takes null too, which means "not given"."""
-    notes: dict[str, Any] = {key: schema[key] for key in ("default", "description") if key in schema}
+    notes: dict[str, Any] = {key: schema[key] for key in ("default", "description", "deprecated") if key in schema}
     rest = {key: value for key, value in schema.items() if key not in notes}
     null = {"type": "null"}
     choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, InstanceOf, Strict, create_model
 from typing_extensions import is_typeddict
 
-from up.config.part import BY_PROGRAM, PartOf
+from up.config.part import BY_PROGRAM, NoEffect, PartOf
 
 _INSTANCE_OF: Any = InstanceOf
 _EMPTY = inspect.Parameter.empty
@@ -47,7 +47,11 @@ _BARE: dict[Any, Any] = {  # as torchvision annotates, and what YAML can write o
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a part. ``table`` is set when the argument is itself a part, ``many`` when it may be a list of parts."""
+    """One argument of a part.
+
+    ``table`` is set when the argument is itself a part, ``many`` when it may be a list of parts, ``no_effect`` (the reason)
+    when it is only accepted.
+    """
 
     name: str
     annotation: Any
@@ -55,6 +59,7 @@ class Parameter:
     table: str | None = None
     single: bool = True
     many: bool = False
+    no_effect: str = ""
 
     @property
     def required(self) -> bool:
@@ -139,9 +144,11 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
-    part = next((extra for extra in _extras(annotation) if isinstance(extra, PartOf)), None)
+    extras = _extras(annotation)
+    part = next((extra for extra in extras if isinstance(extra, PartOf)), None)
     if part is None:
-        return Parameter(name, annotation, default)
+        reason = next((extra.reason for extra in extras if isinstance(extra, NoEffect)), "")
+        return Parameter(name, annotation, default, no_effect=reason)
     members = [member for member in _members(annotation) if member is not type(None)]
     many = any((get_origin(member) or member) in _SEQUENCES for member in members)
     single = any((get_origin(member) or member) not in _SEQUENCES for member in members)
@@ -290,5 +297,6 @@ def describe(target: Callable[..., Any]) -> Description:
     rows = []
     for parameter in signature_of(target).parameters.values():
         default = "required" if parameter.required else json.dumps(parameter.default, default=str, ensure_ascii=False)
-        rows.append((parameter.name, type_text(parameter.annotation), default))
+        unused = f" (no effect: {parameter.no_effect})" if parameter.no_effect else ""
+        rows.append((parameter.name, f"{type_text(parameter.annotation)}{unused}", default))
     return Description(summary, tuple(rows))

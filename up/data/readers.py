@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from up.config.part import NoEffect
 from up.data.decoding import MAX_PIXELS, QUIET, decode, name_of, open_image, orientation, read_rgb
 from up.errors import UserError
 from up.registry import Registry
 
 READERS = Registry(
     "image_reader",
-    {"fs_pillow": "up.data.readers:PillowReader", "fs_turbo": "up.data.readers:TurboReader"},
+    {
+        "fs_pillow": "up.data.readers:PillowReader",
+        "fs_opencv": "up.data.readers:OpenCVReader",
+        "fs_turbo": "up.data.readers:TurboReader",
+    },
 )
+
+_PAGE_CACHE = "the operating system already keeps files in memory that were read"
 
 
 @runtime_checkable
@@ -40,10 +47,10 @@ class PillowReader:
         *,
         image_dir: str | list[str] | None = None,
         color_mode: Literal["RGB", "BGR"] = "RGB",
-        memcached: bool = False,
+        memcached: Annotated[bool, NoEffect(_PAGE_CACHE)] = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        del memcached  # accepted for the sake of older files: the page cache does this job
+        del memcached
         self.image_dir = image_dir
         self.max_pixels = _expect_pixels(max_pixels)
         self.color_mode = color_mode
@@ -52,6 +59,15 @@ class PillowReader:
         """An RGB image (channels swapped under ``color_mode: BGR``)."""
         image = read_rgb(source, name, max_pixels=self.max_pixels)
         return Image.merge("RGB", image.split()[::-1]) if self.color_mode == "BGR" else image
+
+
+class OpenCVReader(PillowReader):
+    """``fs_pillow`` under the name that files for OpenCV use; decoding is Pillow's, ``color_mode`` is the order of the channels.
+
+    Both decode JPEG with libjpeg, and levels may differ by one or two where OpenCV was built with another version of it.
+    """
+
+    config_note: ClassVar[str] = "images are decoded by Pillow, the channels are in the order of color_mode"
 
 
 class TurboReader:
@@ -65,7 +81,7 @@ class TurboReader:
         *,
         image_dir: str | list[str] | None = None,
         color_mode: Literal["RGB", "BGR"] = "RGB",
-        memcached: bool = False,
+        memcached: Annotated[bool, NoEffect(_PAGE_CACHE)] = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         del memcached

@@ -8,12 +8,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from up.config.part import NoEffect
 from up.distributed import is_main
 from up.errors import place_in
 from up.files import write_text
@@ -125,11 +127,26 @@ class EventFile:
 
 
 class TensorBoard(Hook):
-    """Scalars for TensorBoard: ``train/…`` every ``freq`` updates, ``eval/…`` at every evaluation."""
+    """Scalars for TensorBoard: ``train/…``, means over ``freq`` steps, and ``eval/…`` at every evaluation.
 
-    def __init__(self, *, freq: int = 20, logdir: str | None = None) -> None:
+    The means leave out the first ``skip_first_k`` steps of the training, whose losses are far above the later ones. The files
+    go to ``logdir``, or to ``tensorboard`` in the run folder.
+    """
+
+    def __init__(
+        self,
+        *,
+        freq: Annotated[int, Field(ge=1)] = 20,
+        logdir: str | None = None,
+        skip_first_k: Annotated[int, Field(ge=0)] = 0,
+        summary_writer: Annotated[
+            Literal["tensorboard", "pavi"], NoEffect("scalars go to TensorBoard files, the one format there is")
+        ] = "tensorboard",
+    ) -> None:
+        del summary_writer
         self.freq = freq
         self.logdir = logdir
+        self.skip_first_k = skip_first_k
         self._window = WindowMeter()
         self._file: EventFile | None = None
 
@@ -138,6 +155,8 @@ class TensorBoard(Hook):
         self._file = EventFile(Path(self.logdir) if self.logdir else outline.folder / "tensorboard", first_step=step + 1)
 
     def on_step(self, report: UpdateReport) -> None:
+        if report.step <= self.skip_first_k:
+            return
         self._window.add(report.scalars)
         if self._file and (report.step % self.freq == 0 or report.step == self._total):
             means = {"lr": report.lr, **self._window.read()}

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from up.config.part import PartOf
+from up.config.part import NoEffect, PartOf
+from up.config.part_schema import part_schema
 from up.config.signature import describe, signature_model, signature_of, strict, type_text
 
 
@@ -207,3 +208,13 @@ def test_describe() -> None:
         ("reduction", "mean or sum", '"mean"'),
     )
     assert describe(Post).summary == ""  # not that of the class it derives from
+
+
+def test_an_argument_without_effect_says_why() -> None:
+    def part(*, fast: Annotated[bool, NoEffect("it is always fast")] = False) -> None:
+        """A part."""
+
+    assert signature_of(part).parameters["fast"].no_effect == "it is always fast"
+    assert describe(part).parameters == (("fast", "true or false (no effect: it is always fast)", "false"),)
+    schema = part_schema(part)["properties"]["fast"]
+    assert (schema["description"], schema["deprecated"], schema["default"]) == ("No effect: it is always fast.", True, False)

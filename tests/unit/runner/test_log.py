@@ -123,3 +123,14 @@ def test_a_window_is_empty_after_reading() -> None:
     window.add({"loss": torch.tensor(2.0)})
     assert window.read() == {"loss": 1.5}
     assert window.read() == {}
+
+
+def test_tensorboard_leaves_out_the_first_steps(tmp_path: Path) -> None:
+    hook = TensorBoard(freq=2, skip_first_k=3)
+    hook.on_start(Outline(tmp_path, nn.Identity(), 6, 2, 8), 0)
+    for step in range(1, 7):
+        hook.on_step(UpdateReport(step, 0.1, {"loss": torch.tensor(100.0 if step <= 3 else step)}, 8, 0.0))
+    hook.on_end(6, "done")
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    values = [(event.step, value.tag, value.simple_value) for event in events_of(file) for value in event.summary.value]
+    assert [(step, value) for step, tag, value in values if tag == "train/loss"] == [(4, 4.0), (6, 5.5)]

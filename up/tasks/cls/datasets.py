@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import TypedDict
 
-from up.config.part import BY_PROGRAM, PartOf
+from up.config.part import BY_PROGRAM, NoEffect, PartOf
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
@@ -38,6 +38,7 @@ DATASETS = Registry(
 Transform = Callable[..., Any]
 
 _SECOND, _REPLACEMENT = 1, 2  # what is drawn, mixed into the key
+_PACKED = "every process holds the whole list, packed (about 40 bytes an image), so no part of it is loaded later"
 _TRIES = 100
 
 
@@ -62,7 +63,7 @@ class ClsDataset:
     - ``parser_info``, ``inference_cfg``: of the meta types custom_det and inference_only.
     - ``on_bad_image``: ``skip`` puts another image in the place of one that cannot be read, as long as no more than ``max_bad``
       are bad: below 1 a share of the images, from 1 on a number.
-    - ``allow_outside``: names may lead out of ``image_dir``. ``image_type``: accepted for older files.
+    - ``allow_outside``: names may lead out of ``image_dir``.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ClsDataset:
         label_mapping: list[int] | None = None,
         save_score: bool = False,
         multilabel: bool = False,
-        image_type: Literal["pil"] = "pil",
+        image_type: Annotated[str, NoEffect("transforms take Pillow images and tensors, whichever the reader gives")] = "pil",
         parser_info: ParserInfo | None = None,
         inference_cfg: InferenceConfig | None = None,
         num_classes: int | list[int] | None = None,
@@ -85,11 +86,13 @@ class ClsDataset:
         on_bad_image: Literal["error", "skip"] = "error",
         max_bad: float = 0.01,
         allow_outside: bool = False,
+        reload_cfg: Annotated[dict[str, Any] | None, NoEffect(_PACKED)] = None,
+        random: Annotated[bool, NoEffect("the sampler draws the order of every epoch")] = True,
         seed: Annotated[int, BY_PROGRAM] = 0,
         train: Annotated[bool, BY_PROGRAM] = True,
     ) -> None:
         """``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files."""
-        del image_type  # the transforms take images and tensors, whichever the reader makes
+        del image_type, reload_cfg, random
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is {fraction:g}. Expected more than 0 and at most 1.")
         if max_bad < 0:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from up.config.part import NoEffect
 from up.errors import UserError
 from up.tasks.cls.image import Image, Transform, expect_probability, expect_range
 
@@ -42,7 +43,10 @@ class RandomErasing(Transform):
         mode: Literal["pixel", "rand", "const"] = "pixel",
         min_count: int = 1,
         max_count: int | None = None,
+        num_splits: Annotated[int, NoEffect("it spares the first of several copies of a batch, and there is one copy")] = 0,
+        device: Annotated[str | None, NoEffect("erasing runs where the batch is, on the device of the run")] = None,
     ) -> None:
+        del num_splits, device
         self.probability = expect_probability(probability, "torch_randerase.probability")
         self.areas = (min_area, max_area)
         if not 0 <= min_area <= max_area <= 1:

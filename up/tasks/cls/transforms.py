@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from up.config.part import NoEffect
 from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.image import (
@@ -207,15 +208,26 @@ class ToTensor(Transform):
 
 
 class LevelsToTensor(ToTensor):
-    """Levels 0..255 to float32 0..255, (3, H, W): not scaled; a ``normalize`` after it is in the same units."""
+    """Levels 0..255 to float32, (3, H, W): not scaled, or to 0..1 with ``norm_image``.
 
-    top = 255.0
+    A ``normalize`` after it is in the same units.
+    """
+
+    def __init__(self, *, norm_image: bool = False) -> None:
+        self.top = 1.0 if norm_image else 255.0
 
 
 class Normalize(Transform):
     """``(x - mean) / std`` by channel; in units of what stands before it: 0..1 after to_tensor."""
 
-    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        inplace: Annotated[bool, NoEffect("the numbers are the same; whole batches are normalized in place on the device")] = False,
+    ) -> None:
+        del inplace
         self.mean = mean
         self.std = _deviations(std, "normalize")
 

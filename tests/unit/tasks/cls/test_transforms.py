@@ -171,6 +171,7 @@ def test_to_tensor_and_normalize_are_torchvisions() -> None:
 
 def test_custom_to_tensor_keeps_the_levels() -> None:
     assert torch.equal(LevelsToTensor()(F.to_pil_image(picture())), picture().float())
+    assert torch.equal(LevelsToTensor(norm_image=True)(picture()), ToTensor()(picture()))
 
 
 @pytest.mark.parametrize("std", [(0.2, 0.0, 0.2), (0.2, -1.0, 0.2)])
