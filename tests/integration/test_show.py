@@ -155,3 +155,31 @@ def test_effective_configuration_of_a_run_is_its_own(config: Config, write: Writ
     assert yaml.safe_load(text)["trainer"]["keep_last"] == 2
     assert main(["train", "--config", str(tmp_path / "run" / "config.yaml"), "--opts", f"saver.save_dir={tmp_path / 'again'}"]) == 0
     assert (tmp_path / "again" / "ckpt_best.pth").is_file()
+
+
+def test_a_run_on_bases_leaves_a_config_that_needs_none_of_them(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file over two bases: `show config` places each value, `check` passes, config.yaml of the run is the merged whole."""
+    bases = tmp_path / "_base"
+    bases.mkdir()
+    (bases / "model.yaml").write_text(yaml.safe_dump({"net": config.pop("net"), "trainer": {"max_epoch": 9}}))
+    (bases / "rest.yaml").write_text(yaml.safe_dump(config))
+    own = tmp_path / "own.yaml"
+    dropout = "- {name: head, kwargs: {dropout: 0.5}}\n"
+    own.write_text(f"base: [_base/model.yaml, _base/rest.yaml]\ntrainer:\n  max_epoch: 1\nnet:\n{dropout}")
+    found = origins(shown(capsys, "config", "--config", str(own)))
+    assert found["max_epoch: 1"] == f"{own}:3"
+    assert found["dropout: 0.5"] == f"{own}:5"
+    assert found["random_seed: 7"].startswith(f"{bases}/rest.yaml:")
+    assert found["num_classes: 3"].startswith(f"{bases}/model.yaml:")
+    assert main(["check", "--config", str(own)]) == 0
+    assert main(["train", "--config", str(own)]) == 0
+    for path in bases.iterdir():
+        path.unlink()
+    left = tmp_path / "run" / "config.yaml"
+    assert load_config(left).config.net[1].kwargs == {"num_classes": 3, "dropout": 0.5}
+    assert main(["eval", "--config", str(left), "--ckpt", str(tmp_path / "run" / "ckpt_latest.pth")]) == 0
+    capsys.readouterr()
+    assert main(["train", "--config", str(own)]) == 2
+    assert f"{own}:1: base: {bases}/model.yaml: no such file" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from up.config.bases import BASE, merged_over, names_files
 from up.config.dataset import SHARED
 from up.config.errors import OPTS, Mark, Problem
 from up.config.older_mimic import jobs_of, to_current_form
@@ -134,7 +135,7 @@ def _merge_shared(tree: MappingNode, notes: list[Note], problems: list[Problem])
         source = dataset.block(name)
         for key, node in shared.items():
             own = source.get(key)
-            merged = node if own is None else merged_over(node, own)
+            merged = node if own is None or is_null(own) else merged_over(node, own)
             if merged is not own:
                 unused.discard(key)
             source = source.with_entry(key, merged, source.key_marks.get(key, dataset.key_marks[key]))
@@ -146,19 +147,6 @@ def _merge_shared(tree: MappingNode, notes: list[Note], problems: list[Problem])
     for key in SHARED:
         dataset = dataset.without(key)
     return tree.with_entry("dataset", dataset, tree.key_marks["dataset"])
-
-
-def merged_over(shared: Node, own: Node) -> Node:
-    """``own`` over ``shared``: a block with a ``type`` replaces, one without changes only the keys that it has."""
-    if is_null(own):
-        return shared
-    if not (isinstance(shared, MappingNode) and isinstance(own, MappingNode)) or not is_null(own.get("type")):
-        return own
-    merged = shared
-    for key, node in own.entries.items():
-        below = shared.get(key)
-        merged = merged.with_entry(key, node if below is None else merged_over(below, node), own.key_marks[key])
-    return merged
 
 
 def _older_mimic(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
@@ -223,6 +211,10 @@ def _drop_free_form(tree: MappingNode, notes: list[Note], problems: list[Problem
 
 def _typo(key: str, node: Node) -> str | None:
     """What is wrong with a top-level key that is no section; None when it may stand."""
+    if key == BASE:  # what names files is gone by now
+        return None
+    if node.anchor is None and names_files(node):
+        return f"there is no such section. Did you mean {BASE!r}, which names the files that this one is written over?"
     near = get_close_matches(key.lower(), [*SECTIONS, "teacher", *_BELONGS], n=1, cutoff=0.8)
     if near and (near[0] not in _BELONGS or node.anchor is None):
         return f"there is no such section. Did you mean {_BELONGS.get(near[0], near[0])!r}?"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.reader import Reader
 
+from up.config.bases import BASE, base_files, merged_over
 from up.config.errors import ConfigError, Mark, refuse
 from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
 from up.text import did_you_mean
@@ -71,12 +72,12 @@ class _Open:
 
 
 def load_nodes(path: Path) -> MappingNode:
-    """The nodes of the file at ``path``, its includes and ``overwrite@`` applied. Raises ``ConfigError``."""
+    """The nodes of the file at ``path``: its includes, bases and ``overwrite@`` applied. Raises ``ConfigError``."""
     return _as_file(_Files().load(Path(path), None))
 
 
 def parse_nodes(text: str, name: str) -> MappingNode:
-    """The nodes of ``text``, which errors call ``name``; includes count from the working folder."""
+    """The nodes of ``text``, which errors call ``name``; includes and bases count from the working folder."""
     return _as_file(_Files().parse(text, name, Path()))
 
 
@@ -93,37 +94,54 @@ def _as_file(built: _Built) -> MappingNode:
 
 
 class _Files:
-    """The files of one configuration: each is read once, none may include itself."""
+    """The files of one configuration: each is read once, none may include itself or be a base of itself."""
 
     def __init__(self) -> None:
-        self._done: dict[Path, _Built] = {}
+        self._done: dict[tuple[Path, bool], _Built] = {}
         self._chain: list[Path] = []
 
-    def load(self, path: Path, included_at: Mark | None) -> _Built:
-        """The file at ``path``; a fault of the file itself is reported where it is included."""
-        mark = included_at or Mark(str(path))
-        said = f"!include {path}: " if included_at else ""
+    def load(self, path: Path, named_at: Mark | None, said: str = "", *, is_config: bool = True) -> _Built:
+        """The file at ``path``; a fault of the file itself is reported at ``named_at``, which ``said`` so.
+
+        With ``is_config`` it must have sections and may have bases; without, it is any value that ``!include`` puts in place.
+        """
+        mark = named_at or Mark(str(path))
         key = path.resolve() if not _is_odd(path) else path
         if key in self._chain:
-            raise refuse(mark, f"{said}the file includes itself ({' -> '.join(str(file.name) for file in [*self._chain, key])})")
-        if key not in self._done:
+            chain = " -> ".join(str(file.name) for file in [*self._chain, key])
+            raise refuse(mark, f"{said}the file leads back to itself ({chain})")
+        if (key, is_config) not in self._done:
             text = _decoded(_read(path, mark, said), str(path))
             self._chain.append(key)
-            self._done[key] = self.parse(text, str(path), path.parent, must_be_block=included_at is None)
+            self._done[key, is_config] = self.parse(text, str(path), path.parent, is_config=is_config)
             self._chain.pop()
-        return self._done[key]
+        return self._done[key, is_config]
 
-    def parse(self, text: str, name: str, folder: Path, must_be_block: bool = True) -> _Built:
+    def parse(self, text: str, name: str, folder: Path, *, is_config: bool = True) -> _Built:
         """The nodes of one file's text."""
         built = _Composer(name, folder, self).compose(text)
         if built is None or is_null(built.node):
             raise refuse(Mark(name, 1, 1), "the file is empty (expected sections such as net, dataset and trainer)")
         if isinstance(built.node, MappingNode):
-            return built._replace(node=_overwritten(built.node))
-        if must_be_block:
+            root = self._over_bases(built.node) if is_config else built.node
+            return built._replace(node=_overwritten(root))
+        if is_config:
             got = "a list" if isinstance(built.node, SequenceNode) else repr(built.node.value)
             raise refuse(built.node.mark, f"got {_short(got)}, expected a block of sections such as net, dataset and trainer")
         return built
+
+    def _over_bases(self, root: MappingNode) -> MappingNode:
+        """``root`` merged over the files that it names as its bases, the later over the earlier."""
+        below: Node | None = None
+        for path, mark in base_files(root):
+            path = Path(os.path.normpath(path))
+            base = self.load(path, mark, f"{BASE}: {path}: ").node
+            below = base if below is None else merged_over(below, base)
+        if below is None:
+            return root
+        merged = merged_over(below, root.without(BASE))
+        assert isinstance(merged, MappingNode)
+        return merged
 
 
 def _is_odd(path: Path) -> bool:
@@ -269,7 +287,8 @@ class _Composer:
     def _scalar(self, event: Any, loader: Any) -> _Built:
         mark = self._mark(event)
         if event.tag == "!include":
-            return self._files.load(Path(os.path.normpath(self._folder / event.value)), mark)
+            path = Path(os.path.normpath(self._folder / event.value))
+            return self._files.load(path, mark, f"!include {path}: ", is_config=False)
         tag = event.tag
         if tag is None or tag == "!":
             tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from up.config.bases import BASE
 from up.config.errors import OPTS, ConfigError, Mark, Problem
 from up.config.nodes import parse_value
 from up.config.sections import SECTIONS, is_section
@@ -59,6 +60,9 @@ def _read(tokens: Sequence[str], problems: list[Problem]) -> list[_Override]:
 
 def _applied(tree: MappingNode, override: _Override) -> MappingNode:
     top = override.path.partition(".")[0]
+    if top == BASE and BASE not in tree.entries:
+        what = "is read before --opts. Write it into the file, or set the values themselves"
+        raise ConfigError([Problem(override.path, what, OPTS)])
     if not (override.adds or is_section(top) or top in tree.entries):
         near = did_you_mean(top, [*SECTIONS, *map(str, tree.entries)])
         expected = near or f" Expected one of {', '.join(SECTIONS)}."

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from up.config.bases import BASE
 from up.config.dataset import SHARED, Dataset
 from up.config.mimic import Mimic, MimicJob
 from up.config.model import Section, sections_in
@@ -48,12 +49,22 @@ def config_schema(
             definitions[name]["allOf"] = _choices(known, filled_in)
     root = definitions.pop("Config")
     root.pop("additionalProperties")  # keys of the user's own hold anchors
+    _with_bases(root, definitions)
     root["properties"]["overwrite@"] = {
         "type": "object",
         "description": "Dotted keys with the values that replace theirs.",
     }
     made = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "up", **root, "$defs": definitions}
     return dict(_resolved(made, tables))
+
+
+def _with_bases(root: Schema, definitions: Mapping[str, Schema]) -> None:
+    """``base`` itself, and blocks without what a base may supply: ``net``, and the ``type`` of a part."""
+    root["properties"][BASE] = {"description": "YAML files that this one is written over: a name or a list of names."}
+    root["anyOf"] = [{"required": root.pop("required")}, {"required": [BASE]}]
+    for name, block in definitions.items():
+        if name.startswith("part.") or name in ("Part", "NetModule", "OptimizerPart", "SchedulePart"):
+            block["required"] = [key for key in block["required"] if key != "type"]
 
 
 def _sections(section: type[Section]) -> list[type[Section]]:

@@ -280,7 +280,7 @@ class TestIncludes:
         (tmp_path / "b.yaml").write_text("\ny: !include a.yaml\n")
         message = file_refusal(tmp_path / "a.yaml")
         assert message.startswith("b.yaml:2: !include")
-        assert message.endswith("the file includes itself (a.yaml -> b.yaml -> a.yaml)")
+        assert message.endswith("itself (a.yaml -> b.yaml -> a.yaml)")
 
     def test_a_missing_file_is_reported_where_it_is_included(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text("\nx: !include b.yaml\n")

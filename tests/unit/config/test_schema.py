@@ -72,7 +72,7 @@ def test_it_is_json_and_every_reference_leads_somewhere(schema: dict[str, Any]) 
 
 
 def test_the_file_level(schema: dict[str, Any]) -> None:
-    assert schema["required"] == ["net"]
+    assert schema["anyOf"] == [{"required": ["net"]}, {"required": ["base"]}]
     assert "additionalProperties" not in schema  # keys that hold anchors
     assert {"runtime", "dataset", "trainer", "net", "overwrite@"} <= set(schema["properties"])
     assert "teachers" not in schema["properties"]
@@ -112,6 +112,12 @@ def test_types_and_kwargs_of_parts(schema: dict[str, Any]) -> None:
     assert null == {"type": "null"}
     assert "required" not in kwargs  # num_classes is filled in
     assert schema["properties"]["hooks"]["anyOf"][0]["items"] == {"$ref": "#/$defs/part.hook"}
+
+
+def test_a_part_may_leave_its_type_to_a_base(schema: dict[str, Any]) -> None:
+    definitions = schema["$defs"]
+    assert definitions["NetModule"]["required"] == ["name"]
+    assert definitions["part.loss"]["required"] == definitions["OptimizerPart"]["required"] == []
 
 
 def test_the_net_and_the_optimizer_know_their_tables(schema: dict[str, Any]) -> None:

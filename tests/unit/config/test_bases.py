@@ -1,0 +1,220 @@
+"""`base:`: files that a configuration is written over, what merging does, and every error with its place."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from up.config.decode import Decoded, load_config
+from up.config.errors import ConfigError
+from up.config.nodes import load_nodes
+from up.config.overrides import apply_overrides
+from up.config.tree import to_plain
+
+BASE = """\
+    trainer:
+      max_epoch: 100
+      clip_norm: 5.0
+      optimizer: {type: SGD, kwargs: {lr: 0.1, momentum: 0.9}, pconfig: {nodecay: [ndim_is1]}}
+    hooks: [{type: auto_save_best}, {type: train_val_logger}]
+    net:
+      - {name: backbone, type: resnet18, kwargs: {deep_stem: true}}
+      - {name: head, type: base_cls_head, kwargs: {num_classes: 10}}
+    """
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: str, text: str) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(textwrap.dedent(text))
+    return Path(path)
+
+
+def merged(own: str, base: str = BASE, opts: tuple[str, ...] = ()) -> Decoded:
+    write("_base/base.yaml", base)
+    return load_config(write("cls/own.yaml", "base: ../_base/base.yaml\n" + textwrap.dedent(own)), opts)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("cls/own.yaml", text))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("folder")
+class TestMerging:
+    def test_a_block_without_type_changes_only_its_keys(self) -> None:
+        config = merged("trainer: {max_epoch: 3, optimizer: {kwargs: {lr: 0.2}}}").config
+        assert config.trainer.max_epoch == 3
+        assert config.trainer.clip_norm == 5.0
+        assert config.trainer.optimizer is not None
+        assert config.trainer.optimizer.kwargs == {"lr": 0.2, "momentum": 0.9}
+        assert config.trainer.optimizer.pconfig.nodecay == ["ndim_is1"]
+
+    @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+    def test_a_block_with_type_replaces_the_whole_block(self, kind: str) -> None:
+        optimizer = merged(f"trainer: {{optimizer: {{type: {kind}, kwargs: {{lr: 0.2}}}}}}").config.trainer.optimizer
+        assert optimizer is not None
+        assert (optimizer.type, optimizer.kwargs, optimizer.pconfig.nodecay) == (kind, {"lr": 0.2}, [])
+
+    def test_entries_of_net_merge_by_name_and_new_ones_are_appended(self) -> None:
+        net = merged(
+            """
+            net:
+              - {name: head, kwargs: {dropout: 0.2}}
+              - {name: backbone, type: resnet50}
+              - {name: post_process, type: base_cls_postprocess}
+            """
+        ).config.net
+        assert [(module.name, module.type, dict(module.kwargs)) for module in net] == [
+            ("backbone", "resnet50", {}),
+            ("head", "base_cls_head", {"num_classes": 10, "dropout": 0.2}),
+            ("post_process", "base_cls_postprocess", {}),
+        ]
+
+    def test_a_name_given_twice_is_still_an_error(self) -> None:
+        with pytest.raises(ConfigError, match=r"cls/own.yaml:4: net.2.name: got 'head', which is already the name of net.1"):
+            merged("net:\n- {name: head, kwargs: {dropout: 0.2}}\n- {name: head, type: base_cls_head}")
+
+    def test_other_lists_are_replaced(self) -> None:
+        assert [hook.type for hook in merged("hooks: [{type: grad_clipper}]").config.hooks] == ["grad_clipper"]
+
+    def test_overwrite_replaces_after_merging(self) -> None:
+        config = merged("overwrite@: {net: [{name: all, type: resnet18}], trainer.optimizer.kwargs: {lr: 1.0}}").config
+        assert [module.name for module in config.net] == ["all"]
+        assert config.trainer.optimizer is not None
+        assert config.trainer.optimizer.kwargs == {"lr": 1.0}
+
+    def test_null_unsets_a_value_and_an_empty_section_changes_nothing(self) -> None:
+        config = merged("trainer:\n  clip_norm: null\n  optimizer: null\nnet:\n  - {name: head, kwargs: }\nsaver:\n").config
+        assert (config.trainer.clip_norm, config.trainer.optimizer, config.trainer.max_epoch) == (None, None, 100)
+        assert config.net[1].kwargs == {"num_classes": 10}
+        assert merged("trainer:\n").config.trainer.clip_norm == 5.0
+
+    def test_later_bases_win_and_the_file_over_all(self) -> None:
+        write("a.yaml", "trainer: {max_epoch: 1, test_freq: 1, save_freq: 1, optimizer: {type: SGD, kwargs: {lr: 1.0}}}")
+        write("b.yaml", "trainer: {test_freq: 2, save_freq: 2}")
+        own = write("c.yaml", "base: [a.yaml, b.yaml]\ntrainer: {save_freq: 3}\nnet: [{name: a, type: b}]")
+        trainer = load_config(own).config.trainer
+        assert (trainer.max_epoch, trainer.test_freq, trainer.save_freq) == (1, 2, 3)
+
+    def test_a_chain_of_bases_counts_from_each_file(self, folder: Path) -> None:
+        write("root/a.yaml", "trainer: {max_epoch: 7}")
+        write("root/sub/b.yaml", "base: ../a.yaml\nnet: [{name: a, type: b}]")
+        write("own/c.yaml", "base: ../root/sub/b.yaml\nhooks: []")
+        assert load_config(Path("own/c.yaml")).config.trainer.max_epoch == 7
+        write("own/d.yaml", f"base: {folder}/root/sub/b.yaml")
+        assert load_config(Path("own/d.yaml")).config.trainer.max_epoch == 7
+
+    def test_a_base_reached_twice_is_fine(self) -> None:
+        write("a.yaml", "trainer: {max_epoch: 7}")
+        write("b.yaml", "base: a.yaml\nnet: [{name: a, type: b}]")
+        assert load_config(write("c.yaml", "base: [b.yaml, a.yaml]")).config.trainer.max_epoch == 7
+
+    def test_opts_over_all(self) -> None:
+        config = merged("trainer: {max_epoch: 3}", opts=("trainer.max_epoch=9", "net.head.type=vit_head")).config
+        assert (config.trainer.max_epoch, config.net[1].type) == (9, "vit_head")
+
+    def test_opts_cannot_name_a_base(self) -> None:
+        for word in ("base=x.yaml", "+base=x.yaml"):
+            with pytest.raises(ConfigError, match=r"^--opts: base: .*Write it into the file"):
+                merged("", opts=(word,))
+
+
+@pytest.mark.usefixtures("folder")
+class TestPlaces:
+    def test_every_value_keeps_its_file_and_line(self) -> None:
+        of = merged("trainer:\n  optimizer:\n    kwargs: {lr: 0.2}").origins.of
+        assert of("trainer.optimizer.kwargs.lr") == "cls/own.yaml:4"
+        assert of("trainer.optimizer.kwargs.momentum") == "_base/base.yaml:4"
+        assert of("trainer.max_epoch") == "_base/base.yaml:2"
+        assert of("net.1.kwargs.num_classes") == "_base/base.yaml:8"
+        assert of("trainer.accumulate") == "default"
+
+    def test_an_error_names_the_line_of_the_base(self) -> None:
+        with pytest.raises(ConfigError, match=r"^_base/base.yaml:2: trainer.max_epoch: .*-1"):
+            merged("net: [{name: a, type: b}]", base="trainer:\n  max_epoch: -1\n")
+
+    def test_something_missing_is_missing_in_the_file_itself(self) -> None:
+        with pytest.raises(ConfigError, match=r"^cls/own.yaml:1: net: is missing"):
+            merged("", base="trainer: {max_epoch: 1}")
+
+
+@pytest.mark.usefixtures("folder")
+class TestRefusals:
+    def test_a_missing_file(self) -> None:
+        write("_base/imagenet.yaml", BASE)
+        assert refusal("\nbase: ../_base/imagnet.yaml") == (
+            "cls/own.yaml:2: base: _base/imagnet.yaml: no such file. Did you mean 'imagenet.yaml'?"
+        )
+        assert refusal("base:\n- ../_base/imagenet.yaml\n- x/y.yaml").startswith("cls/own.yaml:3: base: cls/x/y.yaml: no such")
+
+    def test_a_folder(self) -> None:
+        write("_base/imagenet.yaml", BASE)
+        assert refusal("base: ../_base").startswith("cls/own.yaml:1: base: _base: got a folder, expected a YAML file")
+
+    @pytest.mark.parametrize(
+        ("written", "got"),
+        [("3", "3"), ("true", "True"), ("[]", "an empty list"), ("[null]", "None"), ("[[a.yaml]]", "a list"), ("['']", "''")],
+    )
+    def test_a_wrong_type(self, written: str, got: str) -> None:
+        assert refusal(f"net: []\nbase: {written}").startswith(f"cls/own.yaml:2: base: got {got}, expected a YAML file or a list")
+
+    def test_a_block_in_the_list(self) -> None:
+        assert refusal("base: [a.yaml, {type: x}]").startswith("cls/own.yaml:1: base: got a block, expected a YAML file")
+
+    def test_a_base_that_is_no_configuration(self) -> None:
+        write("cls/a.yaml", "- 1\n")
+        assert refusal("base: a.yaml").startswith("cls/a.yaml:1: got a list, expected a block of sections")
+        write("cls/a.yaml", "# nothing yet\n")
+        assert refusal("base: a.yaml").startswith("cls/a.yaml:1: the file is empty")
+
+    def test_cycles(self) -> None:
+        write("cls/a.yaml", "net: []\nbase: own.yaml\n")
+        assert refusal("base: a.yaml") == (
+            "cls/a.yaml:2: base: cls/own.yaml: the file leads back to itself (own.yaml -> a.yaml -> own.yaml)"
+        )
+        assert "(own.yaml -> own.yaml)" in refusal("base: own.yaml")
+
+    @pytest.mark.parametrize("key", ["bases", "_base_", "defaults"])
+    def test_another_word_for_it(self, key: str) -> None:
+        write("cls/a.yaml", BASE)
+        assert refusal(f"net: [{{name: a, type: b}}]\n{key}: [a.yaml]").startswith(
+            f"cls/own.yaml:2: {key}: there is no such section. Did you mean 'base'"
+        )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "written",
+    [
+        "&base {type: normalize, kwargs: {mean: [0.5]}}",
+        "{type: normalize, kwargs: {mean: [0.5]}}",
+        "{inner: &inner {type: normalize}}",
+        "&base 0.1",
+        "&base imagenet",
+        "&base [{type: to_tensor}]",
+        "[&a {type: to_tensor}]",
+        "",
+    ],
+)
+def test_a_key_of_ones_own_that_is_called_base_is_tolerated(written: str) -> None:
+    decoded = load_config(write("own.yaml", f"base: {written}\nnet: [{{name: a, type: b}}]"))
+    assert decoded.config.net[0].name == "a"
+    assert not decoded.notes
+
+
+def test_a_base_may_be_named_through_an_anchor(folder: Path) -> None:
+    write("a.yaml", "trainer: {max_epoch: 7}")
+    for line in ("base: &base a.yaml", "base: &base [a.yaml]", "file: &file a.yaml\nbase: [*file]"):
+        nodes = load_nodes(write("own.yaml", line))
+        assert to_plain(apply_overrides(nodes, []))["trainer"] == {"max_epoch": 7}

@@ -1,0 +1,98 @@
+"""``base:``: the files that a configuration is written over, and what "over" means.
+
+The same rule merges a file over its bases and a source of ``dataset`` over what all sources share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from up.config.errors import ConfigError, Mark, Problem
+from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, is_null
+
+BASE = "base"
+
+
+def base_files(root: MappingNode) -> list[tuple[Path, Mark]]:
+    """The files that ``root`` names under ``base``, in their order, each with the place that names it.
+
+    A relative path starts in the folder of the file that says it. Raises ``ConfigError`` for anything but a file name or a
+    list of them.
+    """
+    node = root.get(BASE)
+    if node is None or is_null(node) or _holds_anchors(node):
+        return []
+    if isinstance(node, SequenceNode) and not node.items:
+        raise _refused(node, "an empty list")
+    return [(Path(item.mark.file).parent / _file_name(item), item.mark) for item in _items(node)]
+
+
+def _file_name(node: Node) -> str:
+    if not isinstance(node, ScalarNode):
+        raise _refused(node, "a list" if isinstance(node, SequenceNode) else "a block")
+    if not isinstance(node.value, str) or not node.value:
+        raise _refused(node, repr(node.value))
+    return node.value
+
+
+def _refused(node: Node, got: str) -> ConfigError:
+    what = f"got {got}, expected a YAML file or a list of them, such as [../_base/imagenet.yaml]"
+    return ConfigError([Problem(BASE, what, str(node.mark))])
+
+
+def _items(node: Node) -> tuple[Node, ...]:
+    return node.items if isinstance(node, SequenceNode) else (node,)
+
+
+def _holds_anchors(node: Node) -> bool:
+    """Whether ``base`` is a key of the user's own, as older files have them: a block, or an anchor that names no file."""
+    has_anchor = node.anchor is not None or any(item.anchor for item in _items(node))
+    return isinstance(node, MappingNode) or (has_anchor and not names_files(node))
+
+
+def names_files(node: Node) -> bool:
+    """Whether ``node`` is the name of a YAML file, or a list with one."""
+    return any(isinstance(item, ScalarNode) and str(item.value).endswith((".yaml", ".yml")) for item in _items(node))
+
+
+def merged_over(shared: Node, own: Node) -> Node:
+    """``own`` over ``shared``, each value with the place where it was written.
+
+    A block with a ``type`` replaces, one without changes only the keys that it has. Lists replace, but for lists of blocks
+    that all have a ``name``, such as ``net``: an entry merges over the one of its name, others are appended. Null unsets a
+    value, a list or a part; an empty block changes nothing.
+    """
+    if isinstance(shared, MappingNode) and is_null(own) and is_null(shared.get("type")):
+        return shared
+    if isinstance(shared, SequenceNode) and isinstance(own, SequenceNode) and _all_named(shared) and _all_named(own):
+        return _merged_by_name(shared, own)
+    if not (isinstance(shared, MappingNode) and isinstance(own, MappingNode)) or not is_null(own.get("type")):
+        return own
+    merged = replace(shared, mark=own.mark, anchor=own.anchor or shared.anchor)
+    for key, node in own.entries.items():
+        below = shared.get(key)
+        merged = merged.with_entry(key, node if below is None else merged_over(below, node), own.key_marks[key])
+    return merged
+
+
+def _all_named(node: SequenceNode) -> bool:
+    return bool(node.items) and all(_name(item) is not None for item in node.items)
+
+
+def _name(node: Node) -> object:
+    name = node.get("name") if isinstance(node, MappingNode) else None
+    return name.value if isinstance(name, ScalarNode) else None
+
+
+def _merged_by_name(shared: SequenceNode, own: SequenceNode) -> SequenceNode:
+    """An entry that repeats a name within ``own`` is appended, so that the double name is reported and not merged away."""
+    places = {_name(item): index for index, item in reversed(list(enumerate(shared.items)))}
+    items = list(shared.items)
+    for item in own.items:
+        index = places.pop(_name(item), None)
+        if index is None:
+            items.append(item)
+        else:
+            items[index] = merged_over(items[index], item)
+    return replace(own, items=tuple(items))
