@@ -62,6 +62,31 @@ def opened_by_all(
     return opened, said
 
 
+@pytest.mark.parametrize("reader", ["fs_pillow", "fs_turbo"])
+def test_transparency_over_a_background(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], reader: str
+) -> None:
+    """Checkpoint, package and plain runner see the same, verify agrees, and it is another image than the raw one."""
+    found = {}
+    for background in ("drop", [255, 10, 90]):
+        folder = tmp_path / str(background)
+        folder.mkdir()
+        given = kwargs(config, "test")["image_reader"]
+        given["type"] = reader
+        given["kwargs"]["background"] = background
+        package, said = opened_by_all(config, folder, capsys, names=list(CLASSES))
+        (path,) = (folder / "out").glob("*.tar")
+        assert main(["verify", str(path)]) == 0
+        kinds = sorted(file.name for file in (folder / "mixed").iterdir())
+        found[str(background)] = {kind: score for kind, ((_, _, score),) in zip(kinds, said, strict=True)}
+        alpha = next(op for op in package.manifest.preprocess if op.op == "alpha")
+        assert alpha.background == (None if background == "drop" else background)
+    dropped, laid_over = found.values()
+    differ = [kind for kind, score in dropped.items() if abs(score - laid_over[kind]) > 1e-3]
+    assert "rgba.png" in differ
+    assert set(differ) <= {"rgba.png", "palette.png"}
+
+
 def test_several_heads(config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of different losses, so that each has an activation of its own."""
     names = [["one", "two", "three", "four"], ["day", "night"]]

@@ -1,7 +1,8 @@
 """From a file to RGB: one definition of what an image is, whichever decoder reads it.
 
-* Transparency is dropped, not composited: the colour channels as they are stored (``convert("RGB")``, as torchvision's
-  loader does), after a palette has been resolved.
+* Transparency is dropped unless a background is given: the colour channels as they are stored (``convert("RGB")``, as
+  torchvision's loader does), after a palette has been resolved. Over a background they are composited in 8 bits, as Pillow's
+  ``alpha_composite`` does; a transparent colour (tRNS) makes the pixels of exactly that colour transparent.
 * 16 bits a channel become 8 by keeping the high byte; 1 bit becomes 0 and 255; floating-point pixels are refused, since
   nothing says what range they have.
 * The orientation in EXIF is applied: the picture as people see it.
@@ -18,12 +19,15 @@ import os
 import stat
 import threading
 import warnings
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from up.data.bad_images import BadImage
 from up.text import count
+
+Color: TypeAlias = "tuple[int, int, int]"  # red, green, blue, 0 to 255
 
 # A list, because Pillow would also try EPS, which runs ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -76,11 +80,27 @@ class _Quiet:
 QUIET = _Quiet()
 
 
-def read_rgb(source: str | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image at a path, or in bytes that ``name`` names in errors, upright and in 8-bit RGB. Raises ``BadImage``."""
+def read_rgb(
+    source: str | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS, background: Color | None = None
+) -> Image.Image:
+    """The image at a path, or in bytes that ``name`` names in errors, upright and in 8-bit RGB. Raises ``BadImage``.
+
+    Transparent pixels are composited over ``background``; without one the alpha channel is ignored.
+    """
     with QUIET:
         encoded, opened = open_image(source, name, max_pixels)
-        return decode(encoded, opened, name or name_of(source))
+        return decode(encoded, opened, name or name_of(source), background)
+
+
+def has_alpha(path: str) -> bool:
+    """Whether an image file has an alpha channel or a transparent colour. Reads the header only; False for an unreadable file."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with QUIET, Image.open(path, formats=FORMATS) as opened:
+            return opened.has_transparency_data
+    except Exception:  # Pillow's format plugins let out whatever their parsing runs into
+        return False
 
 
 def name_of(source: str | bytes) -> str:
@@ -121,25 +141,49 @@ def _read(path: str, name: str, max_pixels: int) -> bytes:
         raise BadImage(name, f"cannot be read ({error.strerror or error})") from None
 
 
-def decode(encoded: bytes, opened: Image.Image, name: str) -> Image.Image:
+def decode(encoded: bytes, opened: Image.Image, name: str, background: Color | None = None) -> Image.Image:
     """Upright 8-bit RGB."""
     kind = opened.format or "image"
     try:
         if kind == "PNG":  # decoding skips the checksums of the pixel data, and a flipped bit would pass unseen
             Image.open(io.BytesIO(encoded), formats=("PNG",)).verify()
-        opened.load()
-        return upright_rgb(opened)
+        return upright_rgb(opened, background)
     except MemoryError:
         raise
     except Exception as error:
         raise BadImage(name, _damaged(kind, len(encoded), error)) from None
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image that is decoded already, turned as its EXIF says."""
+def upright_rgb(image: Image.Image, background: Color | None = None) -> Image.Image:
+    """8-bit RGB of an image that Pillow opened, turned as its EXIF says. Raises what Pillow raises while it decodes."""
+    if background is not None:
+        _rescale_transparent_colour(image)  # before the image is loaded: afterwards Pillow has forgotten the bit depth
+    image.load()
     turn = _UPRIGHT.get(orientation(image))
-    rgb = _to_rgb(image)
+    rgb = _to_rgb(image) if background is None or not image.has_transparency_data else _composited(image, background)
     return rgb.transpose(turn) if turn is not None else rgb
+
+
+def _rescale_transparent_colour(image: Image.Image) -> None:
+    """Bring the tRNS colour of a PNG to the 8 bits that its pixels are decoded to.
+
+    Pillow keeps the file's 2, 4 or 16 bits and would compare them with 8-bit pixels.
+    """
+    colour, tile = image.info.get("transparency"), getattr(image, "tile", None)
+    mode = tile[0][3] if tile else ""
+    if mode in ("L;2", "L;4") and isinstance(colour, int):
+        image.info["transparency"] = colour * (85 if mode == "L;2" else 17)
+    elif mode == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _composited(image: Image.Image, background: Color) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey with a transparent level, which Pillow's convert() does not know
+        rgba = _to_rgb(image).convert("RGBA")
+        rgba.putalpha(Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8)))
+    else:
+        rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), rgba).convert("RGB")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from PIL import Image
@@ -10,7 +10,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from up.config.part import NoEffect
-from up.data.decoding import MAX_PIXELS, QUIET, decode, name_of, open_image, orientation, read_rgb
+from up.data.decoding import MAX_PIXELS, QUIET, Color, decode, name_of, open_image, orientation, read_rgb
 from up.errors import UserError
 from up.registry import Registry
 
@@ -24,6 +24,7 @@ READERS = Registry(
 )
 
 _PAGE_CACHE = "the operating system already keeps files in memory that were read"
+Background: TypeAlias = Literal["drop", "white"] | tuple[int, int, int]
 
 
 @runtime_checkable
@@ -39,7 +40,12 @@ class Reader(Protocol):
 class PillowReader:
     """Decodes with Pillow into an RGB ``PIL.Image``.
 
-    ``image_dir`` is what file names are relative to, one for all meta files or one for each. Raises ``BadImage``.
+    - ``image_dir``: the folder that file names are relative to, one for all meta files or one for each.
+    - ``background``: what becomes of transparent pixels. ``drop`` ignores the alpha channel and keeps the stored colours, which
+      are often black or noise where nothing is visible; ``white``, or [red, green, blue] from 0 to 255, composites the image
+      over that colour. Packages carry it.
+    - ``memcached``: accepted for older files.
+    - ``max_pixels``: larger images are bad images.
     """
 
     def __init__(
@@ -49,15 +55,17 @@ class PillowReader:
         color_mode: Literal["RGB", "BGR"] = "RGB",
         memcached: Annotated[bool, NoEffect(_PAGE_CACHE)] = False,
         max_pixels: int = MAX_PIXELS,
+        background: Background = "drop",
     ) -> None:
         del memcached
         self.image_dir = image_dir
         self.max_pixels = _expect_pixels(max_pixels)
+        self.background = _color(background)
         self.color_mode = color_mode
 
     def __call__(self, source: str | bytes, name: str | None = None) -> Image.Image:
         """An RGB image (channels swapped under ``color_mode: BGR``)."""
-        image = read_rgb(source, name, max_pixels=self.max_pixels)
+        image = read_rgb(source, name, max_pixels=self.max_pixels, background=self.background)
         return Image.merge("RGB", image.split()[::-1]) if self.color_mode == "BGR" else image
 
 
@@ -71,9 +79,9 @@ class OpenCVReader(PillowReader):
 
 
 class TurboReader:
-    """Decodes JPEG with libjpeg-turbo into a uint8 tensor (3, H, W), and with Pillow what that cannot read.
+    """Decodes JPEG with libjpeg-turbo into a uint8 tensor (3, H, W), and everything else with Pillow.
 
-    ``image_dir`` is what file names are relative to, one for all meta files or one for each. Raises ``BadImage``.
+    - ``image_dir``, ``background``, ``memcached``, ``max_pixels``: as for ``fs_pillow``.
     """
 
     def __init__(
@@ -83,10 +91,12 @@ class TurboReader:
         color_mode: Literal["RGB", "BGR"] = "RGB",
         memcached: Annotated[bool, NoEffect(_PAGE_CACHE)] = False,
         max_pixels: int = MAX_PIXELS,
+        background: Background = "drop",
     ) -> None:
         del memcached
         self.image_dir = image_dir
         self.max_pixels = _expect_pixels(max_pixels)
+        self.background = _color(background)
         self.color_mode = color_mode
 
     def __call__(self, source: str | bytes, name: str | None = None) -> torch.Tensor:
@@ -95,8 +105,18 @@ class TurboReader:
             encoded, opened = open_image(source, name, self.max_pixels)
             pixels = _turbo(encoded, opened)
             if pixels is None:  # Pillow has the last word, so that both readers refuse the same files
-                pixels = pil_to_tensor(decode(encoded, opened, name or name_of(source)))
+                pixels = pil_to_tensor(decode(encoded, opened, name or name_of(source), self.background))
         return pixels.flip(0) if self.color_mode == "BGR" else pixels
+
+
+def _color(background: Background) -> Color | None:
+    """The colour to composite over; None where the alpha channel is ignored."""
+    if background == "drop":
+        return None
+    color = (255, 255, 255) if background == "white" else background
+    if not all(0 <= level <= 255 for level in color):
+        raise UserError(f"background is {list(color)}. Expected drop, white or [red, green, blue] from 0 to 255.")
+    return color
 
 
 def _expect_pixels(max_pixels: int) -> int:

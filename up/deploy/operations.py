@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 AtLeast1 = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels: a package must not ask for any amount of memory
@@ -50,8 +50,22 @@ class Alpha(Entry):
     """Transparency."""
 
     op: Literal["alpha"] = "alpha"
-    mode: Literal["drop"] = "drop"
-    """The colours as they are stored, without a background."""
+    mode: Literal["drop", "composite"] = "drop"
+    """``drop``: the colours as they are stored; ``composite``: laid over ``background``, in 8 bits."""
+    background: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)] | None = None
+    """[red, green, blue] from 0 to 255, whatever the order of the channels; left out for ``drop``."""
+
+    @model_validator(mode="after")
+    def _background_fits(self) -> Alpha:
+        if (self.mode == "composite") != (self.background is not None):
+            raise ValueError(f"mode is {self.mode}, background {self.background}: expected [red, green, blue] for composite alone")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_older_versions_read_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``background`` where there is none: older versions refuse keys that they do not know."""
+        plain: dict[str, Any] = handler(self)
+        return {key: value for key, value in plain.items() if value is not None}
 
 
 class Resize(Entry):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from up.data.bad_images import BadImage
-from up.data.decoding import MAX_PIXELS, read_rgb, upright_rgb
-from up.deploy.operations import CenterCrop, Decode, Normalize, Operation, Resize, ToFloat
+from up.data.decoding import MAX_PIXELS, Color, read_rgb, upright_rgb
+from up.deploy.operations import Alpha, CenterCrop, Decode, Normalize, Operation, Resize, ToFloat
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 Floats: TypeAlias = NDArray[np.float32]
@@ -27,6 +27,7 @@ class Preprocessing:
     def __init__(self, operations: Sequence[Operation], size: tuple[int, int]) -> None:
         self.size = size
         self._decode = next(op for op in operations if isinstance(op, Decode))
+        self._background = _background(operations)
         self._shape = [_STEPS[type(op)](op) for op in operations if type(op) in _STEPS]
         self._numbers = [op for op in operations if isinstance(op, (ToFloat, Normalize))]
 
@@ -51,10 +52,10 @@ class Preprocessing:
             name = "image" if isinstance(source, bytes) else str(source)
             # A relative path stays relative in what the user reads, but is found whatever the folder is by then.
             read = source if isinstance(source, bytes) else str(Path(source).absolute())
-            return name, read_rgb(read, name, max_pixels=self._decode.max_pixels)
+            return name, read_rgb(read, name, max_pixels=self._decode.max_pixels, background=self._background)
         if isinstance(source, Image.Image):
             try:
-                return "image", upright_rgb(source)
+                return "image", upright_rgb(source, self._background)
             except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file that it opened only now
                 raise BadImage("image", f"cannot be decoded: {error}") from None
         if not isinstance(source, np.ndarray):
@@ -66,6 +67,15 @@ class Preprocessing:
 
 class _TooNarrow(ValueError):
     """An image that memory cannot hold once its shorter side has grown."""
+
+
+def _background(operations: Sequence[Operation]) -> Color | None:
+    """What transparent pixels are composited over; None where the alpha channel is ignored."""
+    for op in operations:
+        if isinstance(op, Alpha) and op.background is not None:
+            red, green, blue = op.background
+            return red, green, blue
+    return None
 
 
 def _as_numbers(levels: NDArray[np.uint8], operations: Sequence[ToFloat | Normalize]) -> Floats:

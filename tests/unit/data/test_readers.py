@@ -16,8 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from up.config.parts import build_part
 from up.data.bad_images import BadImage
-from up.data.readers import MAX_PIXELS, READERS, PillowReader, TurboReader
+from up.data.decoding import has_alpha
+from up.data.readers import MAX_PIXELS, READERS, OpenCVReader, PillowReader, TurboReader
 from up.errors import UserError
 
 ROWS, COLUMNS = np.mgrid[0:24, 0:32]
@@ -86,6 +88,124 @@ def test_transparency_is_dropped(mode: str) -> None:
 
 def test_palette_with_transparency() -> None:
     assert np.array_equal(read_both(palette_with_alpha()), np.asarray(PICTURE.quantize(16).convert("RGB")))
+
+
+def composited(data: bytes, background: Any) -> np.ndarray:
+    """The pixels (H, W, 3) over a background, after a check that all readers give the same."""
+    picture, pixels = PillowReader(background=background)(data), TurboReader(background=background)(data)
+    assert np.array_equal(np.asarray(picture), pixels.permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(picture), np.asarray(OpenCVReader(background=background)(data)))
+    return np.asarray(picture)
+
+
+def over(rgba: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    """Pillow's own compositing."""
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba))[..., :3]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_transparency_over_a_background(mode: str, format: str) -> None:
+    if (mode, format) == ("LA", "WEBP"):
+        pytest.skip("WebP has no grey")
+    image = (PICTURE.convert("L") if mode == "LA" else PICTURE).copy()
+    image.putalpha(Image.fromarray((ROWS * 10).astype(np.uint8)))
+    data = encoded(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    assert np.array_equal(composited(data, "white"), over(image.convert("RGBA"), (255, 255, 255)))
+    assert np.array_equal(composited(data, (9, 80, 200)), over(image.convert("RGBA"), (9, 80, 200)))
+    assert np.array_equal(composited(data, "drop"), read_both(data))
+
+
+def test_a_palette_over_a_background() -> None:
+    assert np.array_equal(
+        composited(palette_with_alpha(), "white"),
+        over(Image.open(io.BytesIO(palette_with_alpha())).convert("RGBA"), (255, 255, 255)),
+    )
+
+
+def png(depth: int, kind: int, row: bytes, width: int, transparent: bytes = b"", palette: bytes = b"") -> bytes:
+    """A PNG of one row, written by hand: Pillow writes few of these forms."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) if data else b""
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0))
+    colours = chunk(b"PLTE", palette) + chunk(b"tRNS", transparent)
+    end = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    return b"\x89PNG\r\n\x1a\n" + header + colours + chunk(b"IDAT", zlib.compress(b"\0" + row)) + end
+
+
+def deep(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}H", *values)
+
+
+GOLDEN: dict[str, tuple[bytes, list[list[int]], list[list[int]]]] = {  # the file, dropped, over [255, 0, 100]
+    "rgba": (png(8, 6, bytes([10, 20, 30, 0, 10, 20, 30, 51, 10, 20, 30, 255]), 3), [[10, 20, 30]] * 3,
+             [[255, 0, 100], [206, 4, 86], [10, 20, 30]]),
+    "la": (png(8, 4, bytes([40, 0, 40, 102, 40, 255]), 3), [[40] * 3] * 3, [[255, 0, 100], [169, 16, 76], [40] * 3]),
+    "rgba, 16 bits": (png(16, 6, deep(0x0AFF, 0x14FF, 0x1EFF, 0x33FF, 0x0A00, 0x1400, 0x1E00, 0), 2), [[10, 20, 30]] * 2,
+                      [[206, 4, 86], [255, 0, 100]]),
+    "la, 16 bits": (png(16, 4, deep(0x28FF, 0x66FF, 0x2800, 0xFFFF), 2), [[40] * 3] * 2, [[169, 16, 76], [40] * 3]),
+    "palette": (png(8, 3, bytes([0, 1, 2]), 3, bytes([51, 0]), bytes([10, 20, 30, 1, 2, 3, 7, 8, 9])),
+                [[10, 20, 30], [1, 2, 3], [7, 8, 9]], [[206, 4, 86], [255, 0, 100], [7, 8, 9]]),
+    "a transparent colour": (png(8, 2, bytes([1, 2, 3, 1, 2, 4]), 2, deep(1, 2, 3)), [[1, 2, 3], [1, 2, 4]],
+                             [[255, 0, 100], [1, 2, 4]]),
+    "a transparent colour, 16 bits": (png(16, 2, deep(0x102, 0x203, 0x304, 0x900, 0x203, 0x304), 2, deep(0x102, 0x203, 0x304)),
+                                      [[1, 2, 3], [9, 2, 3]], [[255, 0, 100], [9, 2, 3]]),
+    "a transparent level": (png(8, 0, bytes([5, 6]), 2, deep(5)), [[5] * 3, [6] * 3], [[255, 0, 100], [6] * 3]),
+    "a transparent level, 16 bits": (png(16, 0, deep(0x0501, 0x0502), 2, deep(0x0501)), [[5] * 3] * 2, [[255, 0, 100], [5] * 3]),
+    "a transparent level, 4 bits": (png(4, 0, bytes([0x5A]), 2, deep(5)), [[85] * 3, [170] * 3], [[255, 0, 100], [170] * 3]),
+    "a transparent level, 2 bits": (png(2, 0, bytes([0x60]), 2, deep(1)), [[85] * 3, [170] * 3], [[255, 0, 100], [170] * 3]),
+    "a transparent level, 1 bit": (png(1, 0, bytes([0x80]), 2, deep(1)), [[255] * 3, [0] * 3], [[255, 0, 100], [0] * 3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", GOLDEN)
+def test_golden_pixels_of_every_form_of_transparency(form: str) -> None:
+    data, dropped, laid_over = GOLDEN[form]
+    assert composited(data, "drop").tolist() == [dropped]
+    assert composited(data, (255, 0, 100)).tolist() == [laid_over]
+
+
+def test_background_is_rgb_and_the_exif_turn_applies() -> None:
+    image = PICTURE.copy()
+    image.putalpha(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(image, "PNG", exif=exif)
+    assert composited(data, (1, 2, 3)).shape == (32, 24, 3)
+    assert (np.asarray(PillowReader(background=(1, 2, 3), color_mode="BGR")(data)) == (3, 2, 1)).all()
+    assert np.array_equal(composited(encoded(PICTURE, "PNG"), "white"), RGB), "an opaque image has no use for a background"
+
+
+@pytest.mark.parametrize("background", ["black", [1, 2], [1, 2, 256], [0.5, 0, 0], 3])
+def test_a_background_that_is_no_colour(background: Any) -> None:
+    part = {"type": "fs_pillow", "kwargs": {"background": background}}
+    with pytest.raises(UserError, match="background"):
+        build_part(part, "image_reader", {"image_reader": READERS})
+
+
+def test_headers_say_who_has_alpha(tmp_path: Path) -> None:
+    transparent, opaque = PICTURE.copy(), tmp_path / "opaque.png"
+    transparent.putalpha(9)
+    opaque.write_bytes(encoded(PICTURE, "PNG"))
+    found = {}
+    for name, (data, *_) in {**GOLDEN, "tiff": (encoded(transparent, "TIFF"),)}.items():
+        (tmp_path / name).write_bytes(data)
+        found[name] = has_alpha(str(tmp_path / name))
+    assert found == dict.fromkeys(found, True)
+    assert [has_alpha(str(path)) for path in (opaque, tmp_path, tmp_path / "missing.png")] == [False] * 3
+
+
+def test_the_same_image_gives_a_net_other_numbers_raw_and_flattened() -> None:
+    """Files of one picture, transparent and flattened on white: equal to the eye, far apart as inputs unless composited."""
+    shape = Image.fromarray(np.where((ROWS - 12) ** 2 + (COLUMNS - 16) ** 2 < 60, 255, 0).astype(np.uint8))
+    raw = Image.new("RGBA", shape.size, (200, 30, 30, 0))
+    raw.putalpha(shape)
+    flattened = encoded(Image.fromarray(over(raw, (255, 255, 255))), "PNG")
+    seen = {name: composited(encoded(raw, "PNG"), name).astype(float) for name in ("drop", "white")}
+    assert np.abs(seen["drop"] - composited(flattened, "drop")).mean() > 50
+    assert np.array_equal(seen["white"], composited(flattened, "drop"))
 
 
 def test_cmyk() -> None:

@@ -75,13 +75,16 @@ PIPELINES: dict[str, list[Any]] = {
 UNDONE: list[Any] = [TrainResize(size=(32, 32)), *END, Denormalize(mean=MEAN, std=STD)]
 
 
-def both(transforms: list[Any], source: bytes, tmp_path: Path, color: Any = "RGB") -> tuple[np.ndarray, np.ndarray]:
+def both(
+    transforms: list[Any], source: bytes, tmp_path: Path, color: Any = "RGB", background: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
     """What training feeds its net, and what a package makes of the same file."""
     path = tmp_path / "image"
     path.write_bytes(source)
-    pipeline = ImagePipeline(PillowReader(color_mode=color), transforms)
+    pipeline = ImagePipeline(PillowReader(color_mode=color, background=background or "drop"), transforms)
     trained = pipeline.finish(collate([pipeline.load(path)]), torch.device("cpu")).image[0]
-    plain = [{"op": "decode", "color": color, "max_pixels": 10**6}, {"op": "exif"}, {"op": "alpha"}, *export_ops_of(transforms)]
+    alpha = {"op": "alpha", "mode": "composite", "background": list(background)} if background else {"op": "alpha"}
+    plain = [{"op": "decode", "color": color, "max_pixels": 10**6}, {"op": "exif"}, alpha, *export_ops_of(transforms)]
     size = output_size_of(transforms)
     assert size is not None
     return trained.numpy(), Preprocessing(OPERATIONS.validate_python(plain), size)(path)
@@ -93,6 +96,26 @@ def test_equal_to_training_in_every_bit(name: str, kind: str, tmp_path: Path) ->
     trained, packaged = both(PIPELINES[name], MIXED[kind](), tmp_path)
     assert packaged.dtype == np.float32
     assert np.array_equal(trained, packaged)
+
+
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+@pytest.mark.parametrize("kind", ["rgba", "palette", "jpeg", "deep"])
+def test_a_background_as_in_training(kind: str, color: str, tmp_path: Path) -> None:
+    source, transforms = MIXED[kind](), PIPELINES["short side and crop"]
+    trained, packaged = both(transforms, source, tmp_path, color, background=(255, 10, 90))
+    assert np.array_equal(trained, packaged)
+    dropped, _ = both(transforms, source, tmp_path, color)
+    assert np.array_equal(trained, dropped) == (kind in ("jpeg", "deep")), "only what is transparent shows the background"
+
+
+def test_an_alpha_of_a_manifest() -> None:
+    """Drop is the default, and reads as older packages have it; a background belongs to ``composite`` alone."""
+    (alpha,) = OPERATIONS.validate_json('[{"op": "alpha"}]')
+    assert alpha.model_dump() == {"op": "alpha", "mode": "drop"}
+    assert OPERATIONS.validate_json('[{"op": "alpha", "mode": "composite", "background": [1, 2, 3]}]')
+    for wrong in ('"mode": "composite"', '"background": [1, 2, 3]', '"mode": "composite", "background": [1, 2, 256]'):
+        with pytest.raises(ValueError, match=r"composite|less than or equal to 255"):
+            OPERATIONS.validate_json(f'[{{"op": "alpha", {wrong}}}]')
 
 
 def test_a_normalize_that_is_undone(tmp_path: Path) -> None:

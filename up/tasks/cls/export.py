@@ -58,11 +58,11 @@ def export_spec(
         raise UserError(
             "leaves every image its own size. Expected it to contain torch_center_crop, or torch_resize with [height, width]."
         )
-    color = str(getattr(reader, "color_mode", "RGB"))
+    color, background = str(getattr(reader, "color_mode", "RGB")), getattr(reader, "background", None)
     opened: list[dict[str, object]] = [
         {"op": "decode", "color": color, "max_pixels": getattr(reader, "max_pixels", MAX_PIXELS)},
         {"op": "exif"},
-        {"op": "alpha"},
+        {"op": "alpha", **({} if background is None else {"mode": "composite", "background": list(background)})},
     ]
     labels = labels_of(class_names, head.num_classes)
     bare = net.without(*(name for name in net.module_names if net[name] is post_process))
