@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
-from up.registry import Registry, resolve
+from up.plugins import extended
+from up.registry import Registry
 from up.runner.checkpoint import LATEST
 from up.runner.runner import RUNNERS
 from up.tasks.distill.losses import MIMIC_LOSSES
 from up.tasks.plugin import TASKS, TaskPlugin
-from up.text import did_you_mean
 
 ENTRY_POINTS = "up.tasks"
 NET_TABLES = ("backbone", "head", "post_process")
@@ -103,34 +102,9 @@ def find_task(name: str) -> TaskPlugin:
 
 
 def all_tables(plugin: TaskPlugin, modules: Sequence[str]) -> dict[str, Registry]:
-    """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH.
-
-    Such a module says what it brings in ``TABLES = {"loss": {"my_loss": "my_lab.parts:MyLoss"}}``.
-    """
-    tables = {**ENGINE_TABLES, **plugin.tables}
+    """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH."""
     from_environment = [name for name in os.environ.get("PLUGINPATH", "").split(":") if name]
-    for name in [*modules, *from_environment]:
-        try:
-            module = import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f"{name!r} cannot be imported ({error}). Is it installed, or on PYTHONPATH?"
-            ) from error
-        for table, entries in getattr(module, "TABLES", {}).items():
-            if table not in tables:
-                raise UserError(f"{name}.TABLES: there is no table {table!r}.{did_you_mean(table, tables)}")
-            require_entries(f"{name}.TABLES", entries)
-            tables[table] = tables[table].extended(entries)
-    return tables
-
-
-def require_entries(owner: str, entries: Mapping[str, str]) -> None:
-    """Raise ``UserError`` for an entry of a plug-in's table that leads nowhere."""
-    for name, reference in entries.items():
-        try:
-            resolve(reference)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{owner}: {name!r} leads to {reference!r}, which is not there ({error}).") from error
+    return extended({**ENGINE_TABLES, **plugin.tables}, [*modules, *from_environment])
 
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from up.contract import Contract
 from up.errors import UserError
 from up.text import did_you_mean, some_of
 
@@ -19,6 +20,7 @@ class Registry:
 
     ``others`` finds names that no table can list beforehand (every optimizer of torch, every network of timm): it
     returns None for a name it does not know. ``other_names`` lists them, for near names and for ``show components``.
+    ``contract`` says what members every part has.
     """
 
     def __init__(
@@ -28,8 +30,13 @@ class Registry:
         *,
         others: Callable[[str], Any] | None = None,
         other_names: Callable[[], Iterable[str]] | None = None,
+        contract: Contract | None = None,
+        plugins: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
+        self.contract = contract or Contract("docs/add_a_part.md")
+        self.plugins = dict(plugins or {})
+        """By name: the plug-in module that brought the part."""
         self._table = dict(table)
         self._others = others
         self._other_names = other_names
@@ -56,9 +63,15 @@ class Registry:
             raise UnknownName(f"no {self.kind} is called {name!r}.{near or f' Expected {article} {self.kind}: {known}.'}")
         return found
 
-    def extended(self, table: Mapping[str, str]) -> Registry:
-        """A copy that also knows ``table``; its names win."""
-        return Registry(self.kind, {**self._table, **table}, others=self._others, other_names=self._other_names)
+    def extended(self, table: Mapping[str, str], *, plugin: str | None = None) -> Registry:
+        """A copy that also knows ``table``, which the module ``plugin`` brings; its names win."""
+        plugins = {name: module for name, module in self.plugins.items() if name not in table}
+        if plugin is not None:
+            plugins |= dict.fromkeys(table, plugin)
+        return Registry(
+            self.kind, {**self._table, **table}, others=self._others, other_names=self._other_names, contract=self.contract,
+            plugins=plugins,
+        )  # fmt: skip
 
 
 def resolve(reference: str) -> Any:

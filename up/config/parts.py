@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from up.config.errors import ConfigError, Problem
 from up.config.model import Part, Section
 from up.config.part import PartOf
-from up.config.signature import Parameter, Signature, signature_model, signature_of, type_text
+from up.config.signature import Parameter, Signature, name_of, signature_model, signature_of, type_text
 from up.config.wording import faults, got, mismatch, unknown
 from up.errors import UserError
+from up.plugins import signature_problem
 from up.registry import Registry
 
 Tables: TypeAlias = "Mapping[str, Registry]"
@@ -178,11 +179,18 @@ def _resolve(
                 what = says.get(kind, mismatch(fault.errors))
                 problems.append(Problem(_join(path, key), what, about_key=kind == "extra_forbidden"))
             return None
+    registry = tables[table]
     try:
-        return tables[table].get(part.type), part.kwargs
+        target = registry.get(part.type)
     except UserError as error:
         problems.append(Problem(_join(path, "type"), str(error)))
         return None
+    plugin = registry.plugins.get(part.type)
+    wrong = (registry.contract.class_problem(target) or signature_problem(target, plugin)) if plugin is not None else None
+    if wrong is not None:
+        problems.append(Problem(_join(path, "type"), wrong))
+        return None
+    return target, part.kwargs
 
 
 def _given(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +241,11 @@ def _contradictions(given: Mapping[str, Any], facts: Collection[str] | Mapping[s
 def _built(part: Any, table: str, tables: Tables, facts: Mapping[str, object], path: str) -> Any:
     part = part if isinstance(part, Part) else Part.model_validate(part)
     target = tables[table].get(part.type)
-    return _called(target, _arguments(target, part.kwargs, tables, facts, _join(path, "kwargs")), path)
+    made = _called(target, _arguments(target, part.kwargs, tables, facts, _join(path, "kwargs")), path)
+    what = tables[table].contract.object_problem(made) if part.type in tables[table].plugins else None
+    if what is not None:
+        raise ConfigError([Problem(_join(path, "type"), what)])
+    return made
 
 
 def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
@@ -243,6 +255,9 @@ def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
         if isinstance(error, UserError) and error.has_place:
             raise
         raise ConfigError([Problem(path, str(error))]) from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:  # a file that the part reads
+        what = f"{name_of(target)} cannot read {error.filename} ({error.strerror}). Correct the path in its kwargs."
+        raise ConfigError([Problem(path, what)]) from error
     except TypeError as error:
         if target.__module__.partition(".")[0] not in _LIBRARIES:
             raise

@@ -20,6 +20,7 @@ from typing_extensions import is_typeddict
 
 from up.config.part import BY_PROGRAM, NoEffect, PartOf
 
+_PACKAGE = __name__.partition(".")[0]
 _INSTANCE_OF: Any = InstanceOf
 _EMPTY = inspect.Parameter.empty
 _SCALARS: dict[Any, Any] = {
@@ -97,7 +98,8 @@ class Description:
 @lru_cache(maxsize=1024)
 def signature_of(target: Callable[..., Any]) -> Signature:
     """The arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
-    optimizer, which are the tensors it optimizes, nothing that is ``BY_PROGRAM``."""
+    optimizer, which are the tensors it optimizes, nothing that is ``BY_PROGRAM``. ``**kwargs`` to a base class of this package
+    stands for the arguments of that class."""
     hints = _hints(target)
     parameters: dict[str, Parameter] = {}
     internal = set()
@@ -114,7 +116,18 @@ def signature_of(target: Callable[..., Any]) -> Signature:
             internal.add(parameter.name)
         else:
             parameters[parameter.name] = _parameter(parameter.name, annotation, parameter.default)
-    return Signature(name_of(target), parameters, is_open, frozenset(internal))
+    base = _behind_kwargs(target) if is_open else None
+    if base is None:
+        return Signature(name_of(target), parameters, is_open, frozenset(internal))
+    inherited = signature_of(base)
+    parameters |= {name: parameter for name, parameter in inherited.parameters.items() if name not in parameters}
+    return Signature(name_of(target), parameters, inherited.open, frozenset(internal) | inherited.internal)
+
+
+def _behind_kwargs(target: Callable[..., Any]) -> type | None:
+    """The class of this package whose constructor takes the ``**kwargs`` of ``target``'s."""
+    own = [each for each in target.__mro__ if "__init__" in vars(each)] if isinstance(target, type) else []
+    return own[1] if len(own) > 1 and own[1].__module__.partition(".")[0] == _PACKAGE else None
 
 
 def _implied(default: Any) -> Any:

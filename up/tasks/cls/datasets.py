@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ConfigDict, with_config
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import TypedDict
 
 from up.config.part import BY_PROGRAM, NoEffect, PartOf
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
-from up.data.readers import Reader
-from up.data.records import Sample, SampleKey
+from up.data.records import Sample
 from up.errors import UserError
 from up.registry import Registry
-from up.seed import key as mix
-from up.seed import seed_cpu
+from up.tasks.cls.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader, Transforms
 from up.tasks.cls.inference import InferenceConfig
 from up.tasks.cls.metas import MetaError
-from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.tables import TableSpec, read_table
 
 DATASETS = Registry(
     "dataset",
     # UP's rank_cls splits a meta too long for one process among the ranks: packed, and dealt by the sampler, it fits.
     {"cls": "up.tasks.cls.datasets:ClsDataset", "rank_cls": "up.tasks.cls.datasets:ClsDataset"},
+    contract=DATASET_CONTRACT,
 )
 
-Transform = Callable[..., Any]
-
-_SECOND, _REPLACEMENT = 1, 2  # what is drawn, mixed into the key
 _PACKED = "every process holds the whole list, packed (about 40 bytes an image), so no part of it is loaded later"
-_TRIES = 100
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -49,7 +38,7 @@ class ParserInfo(TypedDict, total=False):
     min_size: float
 
 
-class ClsDataset:
+class ClsDataset(ImageDataset):
     """Images with labels from meta files, asked for by ``SampleKey``, on which all randomness of a sample hangs.
 
     - ``meta_file``: what lists the images, in the form ``meta_type``. Several are joined, each with its own entry of
@@ -71,8 +60,8 @@ class ClsDataset:
         *,
         meta_file: str | list[str] | None = None,
         meta_type: str | list[str] = "imagenet",
-        image_reader: Annotated[Reader, PartOf("image_reader")],
-        transformer: Annotated[Sequence[Transform], PartOf("transform")] = (),
+        image_reader: ImageReader,
+        transformer: Transforms = (),
         evaluator: Annotated[Any, PartOf("evaluator")] = None,
         fraction: float = 1.0,
         label_mapping: list[int] | None = None,
@@ -95,8 +84,10 @@ class ClsDataset:
         del image_type, reload_cfg, random
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is {fraction:g}. Expected more than 0 and at most 1.")
-        if max_bad < 0:
-            raise UserError(f"max_bad is {max_bad:g}. Expected a share of the images below 1, or a number of images.")
+        super().__init__(
+            transformer=transformer, evaluator=evaluator, save_score=save_score, multilabel=multilabel, on_bad_image=on_bad_image,
+            max_bad=max_bad, seed=seed, train=train,
+        )  # fmt: skip
         spec = TableSpec(
             meta_file=meta_file,
             meta_type=meta_type,
@@ -111,32 +102,14 @@ class ClsDataset:
             inference=inference_cfg or {},
         )
         self.table = read_table(spec)
-        self.transforms = list(transformer)
-        for transform in self.transforms:
-            if isinstance(transform, SampleMix):
-                transform.settle_classes(self.table.num_classes)
-        self.evaluator, self.save_score, self.train = evaluator, save_score, train
+        self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
+        self.labels = None if self.table.labels is None else self.table.labels.values
+        self.settle_classes()
         self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results as they come
-        self.multilabel, self.on_bad_image, self.max_bad = multilabel, on_bad_image, max_bad
-        self._reader, self._seed = image_reader, seed
+        self._reader = image_reader
 
     def __len__(self) -> int:
         return len(self.table)
-
-    @property
-    def num_classes(self) -> int | list[int] | None:
-        """The classes, or those of each head; None when the data has no labels and nothing else tells."""
-        return self.table.num_classes
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """The names of the classes in the order of their labels, when they are known."""
-        return self.table.class_names
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(N,), or (N, heads); None without labels. Of multi-label data: all in a row, which ``label_sets`` parts."""
-        return None if self.table.labels is None else self.table.labels.values
 
     @property
     def label_sets(self) -> PackedLabels | None:
@@ -152,13 +125,6 @@ class ClsDataset:
             return "multi_hot"
         return "single" if self.table.labels.values.ndim == 1 else "heads"
 
-    def class_counts(self) -> list[int] | None:
-        """How many images each class has; None without labels, and for several heads."""
-        if self.table.labels is None or not isinstance(self.num_classes, int):
-            return None
-        counted: list[int] = np.bincount(self.table.labels.values, minlength=self.num_classes).tolist()
-        return counted
-
     def fingerprint(self) -> str:
         """sha256 of names and labels: what a resumed run expects to find unchanged."""
         return self.table.fingerprint()
@@ -166,24 +132,6 @@ class ClsDataset:
     def where(self, index: int) -> str:
         """Where sample ``index`` comes from: ``meta.txt:21: images/x.jpg``."""
         return self.table.where(index)
-
-    def use_transforms(self, on_cpu: Sequence[Transform]) -> None:
-        """Replace the transforms by those that are to run here; the rest runs on the device."""
-        self.transforms = list(on_cpu)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """image uint8 or float (3, H, W), gt (see ``gt_kind``), filename, index, seed, bad.
-
-        ``bad`` is "", or what was wrong with an image that another one stands in for.
-        """
-        seed = key.seed(self._seed)
-        seed_cpu(seed)
-        visit = _Visit(self, seed)
-        sample = visit.transformed(visit.read(key.index), self.transforms)
-        if isinstance(sample.image, Image.Image):
-            sample.image = pil_to_tensor(sample.image)
-        sample.index, sample.seed, sample.bad = key.index, seed, visit.bad
-        return sample
 
     def read(self, index: int) -> Sample:
         """Sample ``index`` as it is, not transformed. Raises ``BadImage`` when its image cannot be read."""
@@ -207,56 +155,6 @@ class ClsDataset:
             target[labels] = 1.0
             return target
         return labels if kind == "heads" else labels[0]
-
-
-class _Visit:
-    """One sample on its way through the transforms, with what it needs of others."""
-
-    def __init__(self, dataset: ClsDataset, seed: int) -> None:
-        self._dataset, self._seed = dataset, seed
-        self._drawn = 0
-        self.bad = ""
-
-    def transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
-        for position, transform in enumerate(transforms):
-            if getattr(transform, "takes_second", False):
-                before = transforms[:position] if getattr(transform, "transform_second", False) else ()
-                sample = transform(sample, partial(self._second, before))
-            else:
-                sample.image = _applied(transform, sample)
-        return sample
-
-    def read(self, index: int) -> Sample:
-        """Sample ``index``, or in place of one that cannot be read another, chosen by the seed."""
-        dataset = self._dataset
-        try:
-            return dataset.read(index)
-        except BadImage as bad:
-            if dataset.on_bad_image == "error":
-                remedy = ". Repair it, or set on_bad_image: skip to go on without it."
-                raise BadImage(bad.where, bad.reason, remedy) from None
-            self.bad = self.bad or str(bad)
-        for attempt in range(_TRIES):
-            try:
-                return dataset.read(mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset))
-            except BadImage:
-                continue
-        raise UserError(f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either.")
-
-    def _second(self, transforms: Sequence[Transform]) -> Sample:
-        """Another sample of the data set, after ``transforms``."""
-        self._drawn += 1
-        return self.transformed(self.read(mix(self._seed, _SECOND, self._drawn) % len(self._dataset)), transforms)
-
-
-def _applied(transform: Transform, sample: Sample) -> Any:
-    """The image of ``sample``, transformed. Raises ``UserError`` with the file's name for what torchvision says to the user."""
-    try:
-        return transform(sample.image)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError) or not isinstance(transform, v2.Transform):
-            raise
-        raise UserError(f"v2.{type(transform).__name__}: {error} (at {sample.filename})") from error
 
 
 def _crop(image: Any, box: NDArray[np.float32], where: str) -> Any:

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from up.data.readers import Reader
 from up.data.records import Batch, Sample
 from up.tasks.cls.device_tail import expect_numbers, split_tail
+from up.tasks.cls.image_dataset import applied
 
 
 class ImagePipeline:
@@ -27,7 +28,7 @@ class ImagePipeline:
         """One image, of a file or encoded already, as uint8 or float (3, H, W). Raises ``BadImage``."""
         image = self._reader(source if isinstance(source, bytes) else str(source.absolute()))
         for transform in self._transforms:
-            image = transform(image)
+            image = applied(transform, image, "image" if isinstance(source, bytes) else str(source))
         if isinstance(image, Image.Image):
             image = pil_to_tensor(image)
         return Sample(image=image, filename="image" if isinstance(source, bytes) else str(source), index=0, seed=0)

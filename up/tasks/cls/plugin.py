@@ -19,11 +19,12 @@ from up.models.adapter import Backbone
 from up.models.net import Net
 from up.runner.hooks import HOOKS
 from up.runner.runner import Mixing
-from up.tasks.cls.datasets import DATASETS, ClsDataset
+from up.tasks.cls.datasets import DATASETS
 from up.tasks.cls.device_tail import DeviceTail, expect_numbers, split_tail
 from up.tasks.cls.export import export_spec
 from up.tasks.cls.files import named_paths
 from up.tasks.cls.heads import CLASSIFIERS, HEADS, Head
+from up.tasks.cls.image_dataset import ImageDataset
 from up.tasks.cls.losses import LOSSES
 from up.tasks.cls.metas import METAS
 from up.tasks.cls.metrics import EVALUATORS, ImageNetEvaluator
@@ -38,7 +39,7 @@ from up.tasks.plugin import Facts, Size, TaskPlugin
 from up.text import count, some_of
 
 
-def data_facts(dataset: ClsDataset) -> Facts:
+def data_facts(dataset: ImageDataset) -> Facts:
     """Number of classes and of images in each class, for heads, losses and mixing."""
     facts: dict[str, Any] = {"num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
     if dataset.class_names is not None:  # names say how many classes there are; labels alone only that there are no fewer
@@ -46,7 +47,7 @@ def data_facts(dataset: ClsDataset) -> Facts:
     return facts
 
 
-def evaluation_facts(dataset: ClsDataset) -> Facts:
+def evaluation_facts(dataset: ImageDataset) -> Facts:
     """What the data to evaluate on share with the training data: the classes, and how common each was."""
     return {"class_names": dataset.class_names, "num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
 
@@ -106,7 +107,7 @@ class DeviceStage:
         return self.tail(moved) if self.tail is not None else moved
 
 
-def device_stage(dataset: ClsDataset, device: torch.device, channels_last: bool) -> DeviceStage:
+def device_stage(dataset: ImageDataset, device: torch.device, channels_last: bool) -> DeviceStage:
     """Take to_tensor, normalize and erasing off the end of the data set's transforms and run them on the device."""
     if not dataset.train and any(isinstance(transform, SampleMix) for transform in dataset.transforms):
         raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
@@ -115,8 +116,9 @@ def device_stage(dataset: ClsDataset, device: torch.device, channels_last: bool)
     return DeviceStage(tail, device, channels_last=channels_last)
 
 
-def mixing(dataset: ClsDataset, batch_fn: Mixing | None) -> Mixing | None:
+def mixing(dataset: ImageDataset, batch_fn: Mixing | None) -> Mixing | None:
     """The batch function, or the batch form of a mixing transform, which is taken off the transforms."""
+    dataset.settle_classes()
     of_batches = [transform for transform in dataset.transforms if isinstance(transform, SampleMix) and not transform.takes_second]
     dataset.transforms = [transform for transform in dataset.transforms if transform not in of_batches]
     asked: list[Mixing] = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
@@ -144,7 +146,7 @@ def example_batch(net: nn.Module, size: Size, images: int) -> Batch:
     )
 
 
-def make_evaluator(dataset: ClsDataset) -> Callable[[], ImageNetEvaluator]:
+def make_evaluator(dataset: ImageDataset) -> Callable[[], ImageNetEvaluator]:
     """Fresh copies of the data set's evaluator; top-1 and top-5 where none is configured."""
     template = dataset.evaluator if dataset.evaluator is not None else ImageNetEvaluator(multilabel=dataset.multilabel)
     template.keep_scores = template.keep_scores or dataset.save_score
@@ -157,17 +159,17 @@ def _fresh(template: ImageNetEvaluator) -> ImageNetEvaluator:
     return evaluator
 
 
-def class_names(dataset: ClsDataset) -> list[str] | None:
+def class_names(dataset: ImageDataset) -> list[str] | None:
     """The names of the classes: the data set's, else the evaluator's."""
     return dataset.class_names or getattr(dataset.evaluator, "class_names", None)
 
 
-def reports_of(evaluator: Any, folder: Path, dataset: ClsDataset, save_result: bool) -> list[Path]:
+def reports_of(evaluator: Any, folder: Path, dataset: ImageDataset, save_result: bool) -> list[Path]:
     """The evaluator's findings as files, with the names of the classes."""
     return write_reports(evaluator, folder, class_names(dataset), save_result=save_result)
 
 
-def result_stream(dataset: ClsDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
+def result_stream(dataset: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
     """The stream of results that ``saver.memory_friendly`` asks for, and an inference that goes on with earlier ones."""
     if not (memory_friendly or dataset.goes_on):
         return None
