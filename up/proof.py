@@ -14,6 +14,7 @@ from up.assembly.data import (
     build_transforms,
     device_side,
     input_size_of,
+    notes_on,
     train_batches,
 )
 from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
@@ -63,6 +64,7 @@ def prove_with_data(experiment: Experiment) -> Iterator[str]:
     facts, names = dict(plugin.data_facts(train)), plugin.class_names(train)
     batches = train_batches(experiment, train)
     times = timetable(experiment, batches.updates_per_epoch)
+    yield from (f"note: {note}" for note in notes_on(train))
     yield f"train: {count(len(train), 'image')}, {count(times.updates_per_epoch, 'update')} an epoch, {times.total:,} in all"
     yield from class_line(names, facts.get("class_counts"))
     schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
@@ -74,6 +76,7 @@ def prove_with_data(experiment: Experiment) -> Iterator[str]:
     if experiment.config.dataset.test is not None:
         evaluation, test = build_evaluation(experiment, plugin.evaluation_facts(train), _CPU, _FLOAT32)
         tested = first_batch(experiment, "test", test)
+        yield from (f"note: {note}" for note in notes_on(test))
         yield f"test: {count(len(test), 'image')}; first sample: {form_of(tested)}"
     prove_parts(experiment, facts)
     net = build_net(experiment, facts).train()

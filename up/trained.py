@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from up import distributed
-from up.assembly.data import build_evaluation
+from up.assembly.data import build_evaluation, notes_on
 from up.assembly.network import build_net, device_of, on_device, precision_of
 from up.errors import UserError
-from up.experiment import Experiment
+from up.experiment import Experiment, missing_at
 from up.models.net import Net
+from up.models.weight_files import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
 from up.runner.checkpoint import BEST, LATEST
 from up.runner.ema import NoEma
 from up.runner.folder import open_run_folder
+from up.runner.log import LOGGER
 from up.together import before_joining, meet_and_join, together
 
 # Weights that are served are those that were trained: a head of another width would be noise.
@@ -46,19 +48,28 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
     for path in (experiment.folder / BEST, experiment.folder / LATEST, saver.resume_model, saver.pretrain_model):
         if path is not None and Path(path).is_file():
             return Path(path)
+    for key, file in (("saver.resume_model", saver.resume_model), ("saver.pretrain_model", saver.pretrain_model)):
+        if file is not None and not is_of_timm(file):
+            experiment.refuse(missing_at(key, file))
     raise UserError(f"{experiment.folder}: holds no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
 
 
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
     """As ``load_net``, on the device of the configuration, joined to the other processes and compiled where asked for."""
-    runtime = experiment.config.runtime
-    with before_joining():
-        device = device_of(experiment)
-    meet_and_join(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
+    device = join(experiment)
     with together():
         trained = load_net(experiment, checkpoint, ema=ema)
     on_device(experiment, trained.net, device)
     return replace(trained, device=device)
+
+
+def join(experiment: Experiment) -> torch.device:
+    """Join the other processes; returns the device of this one."""
+    runtime = experiment.config.runtime
+    with before_joining():
+        device = device_of(experiment)
+    meet_and_join(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
+    return device
 
 
 def load_net(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
@@ -100,20 +111,36 @@ def _widths(name: str, tensors: Mapping[str, Tensor]) -> list[int]:
 
 def evaluate_checkpoint(
     experiment: Experiment, checkpoint: Path | None, out: Path | None
-) -> tuple[dict[str, float], list[Path], Path]:
-    """Metrics in the unit of the task, the reports written, and the checkpoint that was evaluated."""
-    trained = load_trained(experiment, checkpoint)
-    names = trained.class_names
+) -> tuple[dict[str, float], list[Path], Path | None]:
+    """Metrics in the unit of the task, the reports written, and the checkpoint that was evaluated; None for random weights."""
+    device = join(experiment)
+    with together():
+        path = None if checkpoint is None and tries_out(experiment) else find_checkpoint(experiment, checkpoint)
+        if path is None:
+            net, names = build_net(experiment, facts_of(experiment, None, {})).eval(), None
+        else:
+            trained = load_net(experiment, path)
+            net, names = trained.net, trained.class_names
+    on_device(experiment, net, device)
     facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
     with together():
-        precision = precision_of(experiment, trained.device)
-        evaluation, dataset = build_evaluation(experiment, facts, trained.device, precision)
+        evaluation, dataset = build_evaluation(experiment, facts, device, precision_of(experiment, device))
         if distributed.is_main():
             open_run_folder(folder)
+    for note in notes_on(dataset) if distributed.is_main() else ():
+        LOGGER.warning(note)
     evaluation.on_outputs = experiment.plugin.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
-    metrics = evaluation(trained.net, NoEma())
+    metrics = evaluation(net, NoEma())
     reports: list[Path] = []
     if distributed.is_main():
         reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
-    return metrics, reports, trained.checkpoint
+    return metrics, reports, path
+
+
+def tries_out(experiment: Experiment) -> bool:
+    """Whether random weights may serve: there are no others, none are named, and images without labels measure nothing."""
+    saver, test = experiment.config.saver, experiment.config.dataset.test
+    if test is None or test.dataset.kwargs.get("meta_type") != "inference_only" or saver.resume_model or saver.pretrain_model:
+        return False
+    return not any((experiment.folder / name).is_file() for name in (BEST, LATEST))

@@ -38,6 +38,11 @@ def build_dataset(experiment: Experiment, source: Literal["train", "test"], fact
     return experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
 
 
+def notes_on(*datasets: Any) -> list[str]:
+    """What data sets have to say of how their meta files were read, each line once; a task's data set may have no ``notes``."""
+    return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset, "notes", ())))
+
+
 def facts_of_train(experiment: Experiment) -> Mapping[str, Any]:
     """What the training data tell of themselves, such as the number of classes; nothing where they are not there."""
     if experiment.config.dataset.train is None or any(missing_files(experiment)):

@@ -18,6 +18,7 @@ from up.assembly.data import (
     build_dataset,
     build_evaluation,
     device_side,
+    notes_on,
     produced_size,
     section_of,
     train_batches,
@@ -122,7 +123,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     rates = rate_line(experiment, made.schedule, made.times.total, made.batches.global_batch_size)
     for line in [*told, *lines, *start_lines(made.net, optimizer), rates]:
         LOGGER.info(line)
-    for line in warnings:
+    for line in [*notes_on(made.data, made.test_data), *warnings]:
         LOGGER.warning(line)
     ema = build_ema(made.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
     workers, times = workers_of(section_of(experiment, "train")), made.times

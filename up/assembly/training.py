@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from up.config.errors import Problem
-from up.config.sections import SchedulePart
+from up.config.sections import SchedulePart, Trainer
 from up.experiment import Experiment
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule
 from up.runner.clip import Clip, ClipNorm, NoClip
-from up.runner.every import Every
+from up.runner.every import AnyOf, Every
 from up.runner.hooks import Hook
 from up.text import count
 
@@ -25,7 +25,7 @@ class Timetable:
     updates_per_epoch: int
     total: int
     evaluate: Every
-    save: Every
+    save: Every | AnyOf
 
 
 def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
@@ -34,8 +34,20 @@ def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
     total = trainer.max_iter or (trainer.max_epoch or 0) * updates_per_epoch
     unit = 1 if experiment.config.runtime.iter_base else updates_per_epoch
     evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
-    period = min(trainer.save_freq, trainer.save_latest_freq or trainer.save_freq) * unit
-    return Timetable(updates_per_epoch, total, evaluate, Every(period, max(0, trainer.save_start) * unit, total))
+    return Timetable(updates_per_epoch, total, evaluate, saving(trainer, unit, total))
+
+
+def saving(trainer: Trainer, unit: int, total: int) -> Every | AnyOf:
+    """When checkpoints are due: by ``save_freq``, and by ``save_latest_freq`` and ``save_cur_freq`` where they are given.
+
+    ``unit`` is how many steps a period of 1 has.
+    """
+    start = max(0, trainer.save_start) * unit
+    periods = [(trainer.save_freq, start), *([(trainer.save_latest_freq, start)] if trainer.save_latest_freq else [])]
+    if trainer.save_cur_freq is not None or trainer.save_cur_start is not None:
+        periods.append((trainer.save_cur_freq or 1, max(0, trainer.save_cur_start or 0) * unit))
+    schedules = [Every(period * unit, first, total) for period, first in periods]
+    return schedules[0] if len(schedules) == 1 else AnyOf(schedules)
 
 
 def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, global_batch_size: int) -> Schedule:

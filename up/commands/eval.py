@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,11 @@ from up.experiment import load_experiment
 from up.launch import launched
 from up.together import before_joining, last_words
 from up.trained import evaluate_checkpoint
+
+NO_WEIGHTS = (
+    "there is no checkpoint and saver.pretrain_model is not set, so these predictions are those of random weights. "
+    "Name a checkpoint with --ckpt FILE."
+)
 
 
 def main(words: list[str]) -> int:
@@ -32,7 +38,10 @@ def main(words: list[str]) -> int:
         metrics, written, checkpoint = evaluate_checkpoint(experiment, arguments.ckpt, arguments.out)
     if not is_main():
         return 0
-    print(checkpoint)
+    if checkpoint is None:
+        print(f"warning: {NO_WEIGHTS}", file=sys.stderr)
+    else:
+        print(checkpoint)
     table = Table("metric", experiment.plugin.unit)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2f}")

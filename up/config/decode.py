@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from up.config.errors import DEFAULT, ConfigError, Problem
-from up.config.hoist import Note, to_documented_form
+from up.config.errors import DEFAULT, ConfigError, Note, Problem
+from up.config.hoist import to_documented_form
+from up.config.mimic import MimicJob
 from up.config.model import Section, sections_in
 from up.config.nodes import load_nodes
 from up.config.overrides import apply_overrides
@@ -206,8 +207,12 @@ def _contradictions(config: Config) -> Iterator[Problem]:
         if isinstance(adapters, list) and len(adapters) != wanted:
             what = f"got {count(len(adapters), 'adapter')}, expected {wanted}, one for each layer (null for none)"
             yield Problem(f"mimic.{job_name}.student.adapter", what)
-    if config.mimic is not None and not config.mimic.task_loss and not any(job.loss_weight for job in config.mimic.jobs.values()):
+    if config.mimic is not None and not config.mimic.task_loss and not any(map(_weight_of, config.mimic.jobs.values())):
         yield Problem("mimic.task_loss", "got false, and every loss_weight is 0: nothing would be learnt")
+
+
+def _weight_of(job: MimicJob) -> Any:
+    return job.loss_weight and job.cfgs.loss.kwargs.get("loss_weight", 1)
 
 
 def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:

@@ -43,6 +43,18 @@ class Problem:
         return self if self.origin else replace(self, origin=origin)
 
 
+@dataclass(frozen=True)
+class Note:
+    """Something that was done, or not done, with what the file says: worth a line on stderr, no reason to stop."""
+
+    path: str
+    what: str
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.path}: {self.what}"
+
+
 class ConfigError(UserError):
     """The configuration cannot be used; the message has one line for each of ``problems``."""
 

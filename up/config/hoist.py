@@ -6,12 +6,12 @@ Everything here moves nodes and keeps their marks, so that later errors still na
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from up.config.bases import BASE, merged_over, names_files
 from up.config.dataset import SHARED
-from up.config.errors import OPTS, Mark, Problem
+from up.config.errors import OPTS, Mark, Note, Problem
+from up.config.older_keys import data_pool, drop_keys_without_effect, initializer_methods, move_keys
 from up.config.older_mimic import jobs_of, to_current_form
 from up.config.onnx_teacher import onnx_teachers
 from up.config.sections import SECTIONS, is_section
@@ -31,18 +31,6 @@ _BELONGS = {
     "dataloader": "dataset.dataloader",
 }
 """Where keys belong that are mistaken for sections; with an anchor they may hold a value for elsewhere."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that was done, or not done, with what the file says: worth a line on stderr, no reason to stop."""
-
-    path: str
-    what: str
-    origin: str
-
-    def __str__(self) -> str:
-        return f"{self.origin}: {self.path}: {self.what}"
 
 
 def to_documented_form(tree: MappingNode) -> tuple[MappingNode, list[Note], list[Problem]]:
@@ -249,6 +237,6 @@ def _with(tree: MappingNode, section: str, key: str, node: Node, mark: Mark) -> 
 
 
 _STEPS: tuple[Callable[[MappingNode, list[Note], list[Problem]], MappingNode], ...] = (
-    _hoist_strays, _hoist_scheduler, _flatten_nodecay, _imply_iter_base, _merge_shared, _older_mimic, _onnx_teachers,
-    _drop_free_form,
+    _hoist_strays, _hoist_scheduler, move_keys, drop_keys_without_effect, data_pool, initializer_methods, _flatten_nodecay,
+    _imply_iter_base, _merge_shared, _older_mimic, _onnx_teachers, _drop_free_form,
 )  # fmt: skip

@@ -61,7 +61,7 @@ class MimicJob(Section):
     mimic_ins_type: Literal["base"] = "base"
     """The kind of job; there is one."""
     loss_weight: NotNegative = 1.0
-    """Factor of the loss, which is divided by the number of layers."""
+    """Factor of the loss, which is divided by the number of layers; times the ``loss_weight`` in the loss's own kwargs."""
     warm_up_iters: Annotated[int, Field(ge=-1)] = -1
     """Updates over which the factor grows linearly from 0; -1 for none."""
     cfgs: MimicCfgs

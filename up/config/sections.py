@@ -131,6 +131,8 @@ class Runtime(Section):
 class Saver(Section):
     """What is written where, and what a run starts from: own latest, resume_model, pretrain_model, or from scratch."""
 
+    type: Literal["base"] = "base"
+    """The kind of saver; there is one."""
     save_dir: Name | None = None
     """The run folder: checkpoints, logs, status. Unset takes runs/ and the name of the configuration file."""
     results_dir: Name | None = None

@@ -127,7 +127,8 @@ class SchedulePart(Part):
     warmup_ratio: float = -1.0
     """First learning rate as a share of the target; negative starts from the optimizer's lr before it is scaled."""
     warmup_register_type: Literal["base", "no_scale_lr"] = "base"
-    """``base``: lr is per image and times the global batch size is the target; ``no_scale_lr``: lr is the target."""
+    """``base``: lr is per image and times the global batch size is the target; ``no_scale_lr``: lr is the target.
+    ``lr_register_type`` and ``register_type`` are other spellings."""
 
 
 class Trainer(Section):
@@ -150,7 +151,13 @@ class Trainer(Section):
     only_save_latest: bool = False
     """Keep the newest checkpoint and one predecessor instead of ``keep_last``."""
     save_latest_freq: AtLeast1 | None = None
-    """Epochs (or updates) between savings of ``ckpt_latest.pth``; unset saves it together with the others."""
+    """Epochs (or updates) between savings of ``ckpt_latest.pth``; unset saves it together with the others.
+    ``saver.save_latest_freq`` is another place for it."""
+    save_cur_freq: AtLeast1 | None = None
+    """Epochs (or updates) between further checkpoints, beside those of ``save_freq``, from ``save_cur_start`` on; unset with a
+    ``save_cur_start`` means 1."""
+    save_cur_start: Annotated[int, Field(ge=-1)] | None = None
+    """No checkpoint of ``save_cur_freq`` before this epoch (or update)."""
     keep_last: Annotated[int, Field(ge=2)] = 2
     """How many checkpoints stay besides the best one."""
     log_interval: AtLeast1 = 20

@@ -77,9 +77,7 @@ def mobilenetv2(
         drop_path_rate=drop_path_rate,
     )
     backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
-    if c4_output and (out_layers is not None or out_strides is not None):
-        raise UserError("c4_output: true means out_strides: [16, 32]; leave it out where the stages are chosen.")
-    backbone.select(out_layers, (16, 32) if c4_output else out_strides)
+    backbone.select(out_layers, _strides(c4_output, out_layers, out_strides))
     return backbone
 
 
@@ -88,6 +86,7 @@ def mobilenetv3(
     mode: Literal["large", "small"] = "large",
     width_mult: float = 1.0,
     dropout: Rate = 0.0,
+    c4_output: bool = False,
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
     out_layers: Sequence[int] | None = None,
@@ -98,7 +97,8 @@ def mobilenetv3(
 ) -> Backbone:
     """MobileNetV3 (Howard et al. 2019, arXiv 1905.02244): image to a feature (B, 1280, 1, 1).
 
-    Its last convolution works on the pooled map. ``dropout`` is applied to the feature. ``mode: small`` ends in 1280
+    Its last convolution works on the pooled map. ``dropout`` is applied to the feature. ``c4_output`` adds the map of
+    stride 16 before it. ``mode: small`` ends in 1280
     channels too, as the first version of the paper has it and older configs expect (the final version has 1024:
     ``timm`` with ``mobilenetv3_small_100``). Raises ``UserError`` for stages that do not exist.
     """
@@ -121,7 +121,7 @@ def mobilenetv3(
         drop_path_rate=drop_path_rate,
     )
     backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=True)
-    backbone.select(out_layers, out_strides)
+    backbone.select(out_layers, _strides(c4_output, out_layers, out_strides))
     return backbone
 
 
@@ -144,6 +144,13 @@ def efficientnet(
     backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
     backbone.select(out_layers, out_strides)
     return backbone
+
+
+def _strides(c4_output: bool, out_layers: Sequence[int] | None, out_strides: Sequence[int] | None) -> Sequence[int] | None:
+    """The strides of the features: ``c4_output`` asks for the map of stride 16 beside the last one."""
+    if c4_output and (out_layers is not None or list(out_strides or (16, 32)) != [16, 32]):
+        raise UserError("c4_output: true means out_strides: [16, 32]; leave it out where the stages are chosen.")
+    return (16, 32) if c4_output else out_strides
 
 
 def _checked_width(width_mult: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -16,3 +17,14 @@ class Every:
     def is_due(self, step: int) -> bool:
         """Whether the ``step``-th update (counted from 1) is one of them."""
         return step == self.total or (self.period > 0 and step >= self.start and step % self.period == 0)
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Due when one of several is."""
+
+    schedules: Sequence[Every]
+
+    def is_due(self, step: int) -> bool:
+        """Whether the ``step``-th update (counted from 1) is one of them."""
+        return any(every.is_due(step) for every in self.schedules)

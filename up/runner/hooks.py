@@ -130,6 +130,10 @@ class GradientCollector(Hook):
     """Accepted for older files: a loss that balances gradients, such as softmax_eql, collects its own."""
 
     def __init__(
-        self, *, hook_module: str | None = None, collect_func_module: str | None = None, grad_type: str | None = None
+        self,
+        *,
+        hook_module: str | list[str] | None = None,
+        collect_func_module: str | list[str] | None = None,
+        grad_type: str | None = None,
     ) -> None:
         del hook_module, collect_func_module, grad_type

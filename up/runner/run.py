@@ -21,7 +21,7 @@ from up.runner.checkpoint import FORMAT_VERSION, LATEST, CheckpointFolder, load_
 from up.runner.clip import Clip
 from up.runner.ema import Ema, NoEma
 from up.runner.evaluate import BrokenOff, Evaluation
-from up.runner.every import Every
+from up.runner.every import AnyOf, Every
 from up.runner.faults import Fault
 from up.runner.folder import State, Status, write_status
 from up.runner.hooks import Hooks, Outline, UpdateReport
@@ -63,7 +63,7 @@ class Run:
     loader_from: Callable[[int], TrainLoader]  # by the first step
     evaluation: Evaluation | None
     evaluate_every: Every
-    save_every: Every
+    save_every: Every | AnyOf
     checkpoints: CheckpointFolder
     resume_from: Path | None
     resume_state: Mapping[str, Any] | None  # what that checkpoint holds

@@ -340,6 +340,15 @@ def test_stages_can_be_chosen(name: str, kwargs: Any, planes: list[int], strides
     assert [tuple(f.shape) for f in features] == [(2, c, 64 // s, 64 // s) for c, s in zip(planes, strides, strict=True)]
 
 
+@pytest.mark.parametrize(("given", "planes"), [(False, [1280]), (True, [112, 1280])])
+def test_mobilenetv3_adds_the_map_of_stride_16_before_its_pooled_feature(given: bool, planes: list[int]) -> None:
+    network = meta("mobilenetv3", {"c4_output": given})
+    assert network.out_planes == planes
+    with torch.device("meta"):
+        features = features_of(network.eval(), torch.empty(2, 3, 64, 64))
+    assert [tuple(feature.shape) for feature in features] == [(2, 112, 4, 4), (2, 1280, 1, 1)][-len(planes) :]
+
+
 def test_stages_are_what_timm_computes_there() -> None:
     network = build("regnetx_200m", out_layers=[2, 4]).eval()
     image = torch.randn(1, 3, 64, 64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from up.runner.every import Every
+from up.runner.every import AnyOf, Every
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,8 @@ from up.runner.every import Every
 )
 def test_due(every: Every, due: list[int]) -> None:
     assert [step for step in range(1, every.total + 1) if every.is_due(step)] == due
+
+
+def test_due_by_one_of_several() -> None:
+    either = AnyOf([Every(period=4, start=0, total=10), Every(period=3, start=6, total=10)])
+    assert [step for step in range(1, 11) if either.is_due(step)] == [4, 6, 8, 9, 10]

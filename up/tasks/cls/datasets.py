@@ -125,6 +125,11 @@ class ClsDataset(ImageDataset):
             return "multi_hot"
         return "single" if self.table.labels.values.ndim == 1 else "heads"
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of how the meta files were read, a line each."""
+        return self.table.notes
+
     def fingerprint(self) -> str:
         """sha256 of names and labels: what a resumed run expects to find unchanged."""
         return self.table.fingerprint()

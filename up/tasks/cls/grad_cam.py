@@ -68,6 +68,26 @@ def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Any]
     return leaf[0], record
 
 
+def last_convolution(model: nn.Module, image: Tensor) -> str:
+    """The path of the convolution that runs last among those that give maps of several places of ``image`` (B, 3, H, W).
+
+    Raises ``UserError`` when there is none.
+    """
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    found: list[str] = []
+
+    def note(layer: str, output: Tensor) -> Tensor:
+        if output.shape[-2] * output.shape[-1] > 1:
+            found.append(layer)
+        return output
+
+    with undisturbed(model), tapped(model, convolutions, note), torch.no_grad():
+        model({"image": image[:1]})
+    if not found:
+        raise UserError("no convolution gives maps of several places. Set layer_name to the path of a module that does.")
+    return found[-1]
+
+
 def _first(heads: Tensor | Sequence[Tensor]) -> Tensor:
     return heads if isinstance(heads, Tensor) else heads[0]
 
@@ -77,25 +97,30 @@ class GradCam(Probe):
 
     ``layer_name`` is the path of a module that still has several places, the last such for a picture of whole objects:
     ``backbone.layer4`` of a ResNet, ``backbone.layers.3`` of a Swin, ``backbone.blocks.11.norm1`` of a ViT (behind its
-    last block only the class token counts). ``class_names`` are those of the data when left out. For each of the first
-    ``num_images`` images ``{save_dir}/step{N}/{image}.png`` is written; ``save_dir`` is ``grad_cam`` in the run's
-    folder when left out. The weights are those in training, not their average.
-    Errors: ``UserError`` for a layer that the net does not have, or names for another number of classes.
+    last block only the class token counts). When left out it is the last convolution that gives maps, which suits
+    convolutional networks only: that of a Swin or a ViT cuts the image into patches. ``class_names`` are those of the
+    data when left out. For each of the first ``num_images`` images ``{save_dir}/step{N}/{image}.png`` is written;
+    ``save_dir`` is ``grad_cam`` in the run's folder when left out. The weights are those in training, not their average.
+    Errors: ``UserError`` for a layer that the net does not have, a net without convolutions where none is named, or names
+    for another number of classes.
     """
 
     def __init__(
         self,
         *,
-        layer_name: str,
+        layer_name: str | None = None,
         class_names: list[str] | None = None,
         save_dir: str | None = None,
         num_images: int = 8,
     ) -> None:
-        super().__init__("grad_cam", layers=[layer_name], save_dir=save_dir, num_images=num_images)
+        super().__init__("grad_cam", layers=[layer_name] if layer_name else [], save_dir=save_dir, num_images=num_images)
         self.class_names: Sequence[str] = class_names or []
 
     def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
-        super().prove(model, class_names)
+        if self.layers:
+            super().prove(model, class_names)
+        elif not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            raise UserError("grad_cam: the net has no convolution. Set layer_name to the path of a module that gives maps.")
         if self.class_names and class_names and len(self.class_names) != len(class_names):
             raise UserError(
                 f"grad_cam: class_names has {count(len(self.class_names), 'name')}, but the data have {len(class_names)} "
@@ -107,6 +132,7 @@ class GradCam(Probe):
         self.class_names = self.class_names or outline.class_names or []
 
     def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
+        self.layers = self.layers or [last_convolution(self.outline.model, images.image)]
         layer = self.layers[0]
         maps = grad_cam(self.outline.model, images.image, layer)
         if not maps.heat.any():

@@ -23,11 +23,11 @@ class ResumeInference(TypedDict, total=False):
     """Go on with an inference that was cut off: what stands in its results is left out.
 
     ``resume_dir`` holds ``results.txt*``, one file for each rank; ``rank_set`` (a list of ranks, or their number)
-    limits which of them count; ``indicator`` is the key that names the image in a result, ``filename`` by default.
+    limits which of them count, false for all; ``indicator`` is the key that names the image in a result, ``filename`` by default.
     """
 
     resume_dir: str
-    rank_set: int | list[int]
+    rank_set: bool | int | list[int]
     indicator: str
 
 
@@ -74,9 +74,14 @@ def inference_root(path: str, image_dir: str | None, *, allow_outside: bool) -> 
     return ImageRoot(None if named_directly else image_dir, meta_file=path, allow_outside=allow_outside)
 
 
-def already_done(config: ResumeInference) -> set[str]:
-    """The images named in earlier results. The last line of a file may be cut off; any other bad line is an error."""
+def already_done(config: ResumeInference) -> set[str] | None:
+    """The images named in earlier results; None where their folder does not exist yet, as before the first run.
+
+    The last line of a file may be cut off; any other bad line is an error.
+    """
     folder, key = config.get("resume_dir"), config.get("indicator", "filename")
+    if folder and not os.path.exists(folder):
+        return None
     if not folder or not os.path.isdir(folder):
         raise UserError(f"test_resume.resume_dir: {folder!r} is no folder. Expected the results_dir of an earlier run.")
     done: set[str] = set()
@@ -86,9 +91,9 @@ def already_done(config: ResumeInference) -> set[str]:
     return done
 
 
-def _is_of(path: str, ranks: int | Sequence[int] | None) -> bool:
+def _is_of(path: str, ranks: bool | int | Sequence[int] | None) -> bool:
     number = re.search(r"(\d+)$", path)
-    if ranks is None or number is None:
+    if isinstance(ranks, bool) or ranks is None or number is None:
         return True
     return int(number[1]) in (range(ranks) if isinstance(ranks, int) else ranks)
 

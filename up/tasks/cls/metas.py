@@ -12,7 +12,7 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from up.data.packed import PackedLabels, PackedStrings, StringPacker
 from up.data.roots import ImageRoot
 from up.errors import UserError
 from up.registry import Registry
-from up.text import did_you_mean, some_of
+from up.text import some_of
 
 METAS = Registry(
     "meta_type",
@@ -35,6 +35,7 @@ METAS = Registry(
     },
 )
 
+_OF_A_LINE = ("filename", "label")  # custom_cls
 _LISTED = 10  # problems shown of one file
 _CHUNK = 1 << 15  # lines: few enough to stay small, many enough for the checks of a whole chunk to pay off
 _LARGEST = 2**31 - 1
@@ -62,12 +63,16 @@ class MetaSource:
 
 @dataclass(frozen=True)
 class Meta:
-    """The samples of one meta file: names (N), labels (N) unless there are none, lines (N) from 1, boxes (N, 4)."""
+    """The samples of one meta file: names (N), labels (N) unless there are none, lines (N) from 1, boxes (N, 4).
+
+    ``notes`` say, with file and line, what of the file was passed over or read in another way than it is written.
+    """
 
     names: PackedStrings
     labels: PackedLabels | None = None
     lines: NDArray[np.int32] | None = None
     boxes: NDArray[np.float32] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Problems:
@@ -177,15 +182,18 @@ def imagenet(source: MetaSource) -> Meta:
 
 
 def custom_cls(source: MetaSource) -> Meta:
-    """JSON ``{"filename": …, "label": …}`` on each line; a list of labels is one a head, or a set if ``multilabel``."""
+    """JSON ``{"filename": …, "label": …}`` on each line; a list of labels is one a head, or a set if ``multilabel``.
+
+    Other keys are ignored and a label in quotes is read as a number, each with one note for the file.
+    """
     rows = _Rows(source)
     labels: list[Any] = []
-    for found, lines in _json_lines(rows, _LabelledLine(source)):
+    read = _LabelledLine(source)
+    for found, lines in _json_lines(rows, read):
         rows.extend([name for name, _ in found], lines)
         labels += [label for _, label in found]
-    if source.multilabel:
-        return rows.meta(PackedLabels.of_sets(labels))
-    return rows.meta(PackedLabels(np.array(labels, dtype=np.int64)))
+    packed = PackedLabels.of_sets(labels) if source.multilabel else PackedLabels(np.array(labels, dtype=np.int64))
+    return replace(rows.meta(packed), notes=tuple(read.notes()))
 
 
 def custom_det(source: MetaSource) -> Meta:
@@ -197,7 +205,7 @@ def custom_det(source: MetaSource) -> Meta:
     rows = _Rows(source)
     labels: list[int] = []
     boxes: list[list[float]] = []
-    for found, lines in _json_lines(rows, lambda record: (_filename(record), _instances(record, source.min_size))):
+    for found, lines in _json_lines(rows, lambda record, _: (_filename(record), _instances(record, source.min_size))):
         counts = [len(instances) for _, instances in found]
         rows.extend(_each(counts, [name for name, _ in found]), _each(counts, lines))
         boxes += [box for _, instances in found for box, _ in instances]
@@ -222,12 +230,19 @@ class _LabelledLine:
     """Reads a line of ``custom_cls``; all lines of a file have the same number of labels unless they are sets."""
 
     def __init__(self, source: MetaSource) -> None:
+        self._path = source.path
+        self._ignored: dict[str, int] = {}  # keys, each with the first line that has it
+        self._quoted: tuple[int, str] | None = None  # the first line with a label in quotes, and the label
         self._multilabel = source.multilabel
         self._arity = len(source.num_classes) if isinstance(source.num_classes, Sequence) else None
 
-    def __call__(self, record: dict[str, Any]) -> tuple[bytes, Any]:
-        _expect_keys(record, required=("filename", "label"))
-        name, label = _filename(record), record["label"]
+    def __call__(self, record: dict[str, Any], line: int) -> tuple[bytes, Any]:
+        _expect_keys(record, required=_OF_A_LINE)
+        if len(record) > len(_OF_A_LINE):
+            for key in record:
+                if key not in _OF_A_LINE:
+                    self._ignored.setdefault(key, line)
+        name, label = _filename(record), self._unquoted(record["label"], line)
         if not self._multilabel:
             self._arity = _expect_arity(label, self._arity)
         for value in label if isinstance(label, list) else [label]:
@@ -235,20 +250,39 @@ class _LabelledLine:
                 raise _Wrong(f"label {json.dumps(value)[:60]}. Expected an integer from 0 on.")
         return name, [label] if self._multilabel and isinstance(label, int) else label
 
+    def notes(self) -> Iterator[str]:
+        """What was ignored and what was read as a number, a line each."""
+        if self._ignored:
+            keys = some_of([repr(key) for key in self._ignored], 5)
+            yield f"{self._path}:{min(self._ignored.values())}: custom_cls reads filename and label; ignored: {keys}."
+        if self._quoted is not None:
+            line, label = self._quoted
+            yield f"{self._path}:{line}: the label {label} is in quotes and was read as a number, here and below."
+
+    def _unquoted(self, label: Any, line: int) -> Any:
+        """``"3"`` as 3, alone or in a list; anything else as it is."""
+        if isinstance(label, list):
+            return [self._unquoted(each, line) for each in label]
+        if not (isinstance(label, str) and label.isascii() and label.isdigit() and len(label) <= 10):
+            return label
+        self._quoted = self._quoted or (line, json.dumps(label))
+        return int(label)
+
 
 def _each(counts: list[int], values: list[_T]) -> list[_T]:
     return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
 
 
-def _json_lines(rows: _Rows, read: Callable[[dict[str, Any]], _T]) -> Iterator[tuple[list[_T], list[int]]]:
-    """What ``read`` makes of the lines of each chunk, with their numbers; wrong lines are noted and left out."""
+def _json_lines(rows: _Rows, read: Callable[[dict[str, Any], int], _T]) -> Iterator[tuple[list[_T], list[int]]]:
+    """What ``read`` makes of each record and the number of its line, a chunk at a time, with these numbers; wrong lines are noted
+    and left out."""
     for start, chunk in _chunks(rows.source.path):
         found, lines = [], []
         for line, raw in enumerate(chunk, start):
             if raw.isspace():
                 continue
             try:
-                found.append(read(_record(raw)))
+                found.append(read(_record(raw), line))
             except _Wrong as wrong:
                 rows.problems.add(line, str(wrong))
             else:
@@ -321,12 +355,11 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def _expect_keys(record: dict[str, Any], required: tuple[str, ...]) -> None:
-    unknown = [key for key in record if key not in required]
-    if unknown:
-        raise _Wrong(f"unknown key {unknown[0]!r}.{did_you_mean(unknown[0], required)} Expected {some_of(required)}.")
     missing = [key for key in required if key not in record]
     if missing:
-        raise _Wrong(f"missing key {missing[0]!r}. Expected {some_of(required)}.")
+        others = [key for key in record if key not in required]
+        found = f", got {some_of([repr(key) for key in others], 3)} instead" if others else ""
+        raise _Wrong(f"missing key {missing[0]!r}{found}. Expected {some_of(required)}.")
 
 
 def _filename(record: dict[str, Any]) -> bytes:

@@ -16,7 +16,14 @@ from up.data.roots import ImageRoot
 from up.data.sampler import permutation
 from up.errors import UserError
 from up.tasks.cls.folders import classes_of
-from up.tasks.cls.inference import InferenceConfig, already_done, inference_meta, inference_path, inference_root
+from up.tasks.cls.inference import (
+    InferenceConfig,
+    ResumeInference,
+    already_done,
+    inference_meta,
+    inference_path,
+    inference_root,
+)
 from up.tasks.cls.metas import METAS, Meta, MetaSource
 from up.text import count
 
@@ -45,7 +52,8 @@ class SampleTable:
     """N samples: ``names`` (N), ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
 
     ``source`` (N,) is which of ``paths`` and ``roots`` a sample comes from, ``lines`` (N,) where it stands there, 0 for
-    the files of a folder. ``num_classes`` is a list for several heads, and None when nothing tells it.
+    the files of a folder. ``num_classes`` is a list for several heads, and None when nothing tells it. ``notes`` are what a user
+    should know of how the files were read.
     """
 
     names: PackedStrings
@@ -57,6 +65,7 @@ class SampleTable:
     roots: list[ImageRoot]
     num_classes: int | list[int] | None
     class_names: list[str] | None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -107,9 +116,17 @@ def read_table(spec: TableSpec) -> SampleTable:
         size = max(1, round(len(table) * spec.fraction))
         table = table.take(np.sort(permutation(len(table), _FRACTION)[:size]))
     if "test_resume" in spec.inference:
-        done = already_done(spec.inference["test_resume"])
-        table = table.take(np.array([at for at, name in enumerate(table.names) if name not in done], dtype=np.int64))
+        table = _without_done(table, spec.inference["test_resume"])
     return table
+
+
+def _without_done(table: SampleTable, config: ResumeInference) -> SampleTable:
+    """``table`` without the images that earlier results name; all of it where there are no results yet."""
+    done = already_done(config)
+    if done is None:
+        note = f"inference_cfg.test_resume: there is no folder {config.get('resume_dir')} yet, so this inference begins anew."
+        return replace(table, notes=(*table.notes, note))
+    return table.take(np.array([at for at, name in enumerate(table.names) if name not in done], dtype=np.int64))
 
 
 def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
@@ -191,6 +208,7 @@ def _joined(
         roots=[source.root for source in sources],
         num_classes=_num_classes(expected, labels),
         class_names=class_names,
+        notes=tuple(note for meta in metas for note in meta.notes),
     )
 
 

@@ -36,15 +36,25 @@ _NEVER = -1e9  # a logit whose probability is 0, without the NaN that infinities
 class MimicLoss(ABC):
     """``loss(student, teacher, labels)`` -> scalar; the first two are float tensors of one batch, labels (B,) or None.
 
-    No gradient goes to the teacher, which is a constant.
+    No gradient goes to the teacher, which is a constant. Raises ``UserError`` for a negative ``loss_weight``.
     """
 
     name: ClassVar[str]
     of_logits: ClassVar[bool] = False  # compares scores of classes, which must mean the same on both sides
     needs_labels: ClassVar[bool] = False
 
+    def __init__(self, *, loss_weight: float = 1.0) -> None:
+        if loss_weight < 0:
+            raise UserError(f"loss_weight is {loss_weight:g}. Expected 0 or more.")
+        self.loss_weight = loss_weight
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """``loss_weight`` times the distance."""
+        return self.loss_weight * self.distance(student, teacher, labels)
+
     @abstractmethod
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor: ...
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """The distance between student and teacher, as a scalar."""
 
     def refusal(self, student: Shape, teacher: Shape) -> str | None:
         """Why it cannot compare these shapes, batch first; None when it can."""
@@ -59,7 +69,8 @@ class LogitLoss(MimicLoss):
 
     of_logits = True
 
-    def __init__(self, *, T: float = 1.0) -> None:
+    def __init__(self, *, T: float = 1.0, loss_weight: float = 1.0) -> None:
+        super().__init__(loss_weight=loss_weight)
         if T <= 0:
             raise UserError(f"T is {T:g}. Expected more than 0: it divides the logits.")
         self.T = T
@@ -69,11 +80,18 @@ class KLLoss(LogitLoss):
     """KL divergence from the student's softened probabilities to the teacher's (Hinton et al. 2015, §2).
 
     ``student``, ``teacher`` (B, C) logits -> T² Σ p (log p - log q) / B. T² keeps the gradient's size whatever T is.
+    ``norm`` divides the logits of each image by their length first, so that only their direction is compared.
     """
 
     name = "kl_loss"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+    def __init__(self, *, T: float = 1.0, norm: bool = False, loss_weight: float = 1.0) -> None:
+        super().__init__(T=T, loss_weight=loss_weight)
+        self.norm = norm
+
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        if self.norm:
+            student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         ours, theirs = (student / self.T).log_softmax(1), (teacher / self.T).log_softmax(1)
         return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * self.T**2
 
@@ -92,20 +110,26 @@ class CELoss(LogitLoss):
 
     name = "ce_loss"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         return F.cross_entropy(student / self.T, (teacher / self.T).softmax(1)) * self.T**2
 
 
 class BCELoss(LogitLoss):
     """Binary cross-entropy of every class with the teacher's sigmoid as target (Yang et al. 2023, arXiv 2308.06453).
 
-    ``student``, ``teacher`` (B, C) logits -> T² times the mean over images and classes. For nets trained with bce.
+    ``student``, ``teacher`` (B, C) logits -> T² times the mean over images and classes. ``batch_mean: True`` sums over the
+    classes, and takes the mean over the images only. For nets trained with bce.
     """
 
     name = "bce_loss"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        return F.binary_cross_entropy_with_logits(student / self.T, (teacher / self.T).sigmoid()) * self.T**2
+    def __init__(self, *, T: float = 1.0, batch_mean: bool = False, loss_weight: float = 1.0) -> None:
+        super().__init__(T=T, loss_weight=loss_weight)
+        self.batch_mean = batch_mean
+
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        mean = F.binary_cross_entropy_with_logits(student / self.T, (teacher / self.T).sigmoid()) * self.T**2
+        return mean * student.shape[1] if self.batch_mean else mean
 
 
 class DKD(LogitLoss):
@@ -119,12 +143,12 @@ class DKD(LogitLoss):
     name = "dkd"
     needs_labels = True
 
-    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, T: float = 4.0) -> None:
-        super().__init__(T=T)
+    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, T: float = 4.0, loss_weight: float = 1.0) -> None:
+        super().__init__(T=T, loss_weight=loss_weight)
         _expect_weights(alpha=alpha, beta=beta)
         self.alpha, self.beta = alpha, beta
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         assert labels is not None
         target = F.one_hot(labels, student.shape[1]).bool()
         (hit, others), (their_hit, their_others) = _decoupled(student / self.T, target), _decoupled(teacher / self.T, target)
@@ -151,12 +175,12 @@ class DIST(LogitLoss):
 
     name = "dist"
 
-    def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, T: float = 1.0) -> None:
-        super().__init__(T=T)
+    def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, T: float = 1.0, loss_weight: float = 1.0) -> None:
+        super().__init__(T=T, loss_weight=loss_weight)
         _expect_weights(beta=beta, gamma=gamma)
         self.beta, self.gamma = beta, gamma
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         ours, theirs = (student / self.T).softmax(1), (teacher / self.T).softmax(1)
         inter = 1 - pearson(ours, theirs).mean()
         intra = 1 - pearson(ours.T, theirs.T).mean()
@@ -177,10 +201,11 @@ class L2Loss(MimicLoss):
 
     name = "l2_loss"
 
-    def __init__(self, *, feat_norm: bool = True, batch_mean: bool = True) -> None:
+    def __init__(self, *, feat_norm: bool = True, batch_mean: bool = True, loss_weight: float = 1.0) -> None:
+        super().__init__(loss_weight=loss_weight)
         self.feat_norm, self.batch_mean = feat_norm, batch_mean
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         ours, theirs = student.flatten(1), teacher.flatten(1)
         if self.feat_norm:
             ours, theirs = F.normalize(ours, dim=1), F.normalize(theirs, dim=1)
@@ -196,7 +221,7 @@ class Cosine(MimicLoss):
 
     name = "cosine"
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         return (1 - F.cosine_similarity(student, teacher, dim=1 if student.ndim == 4 else -1)).mean()
 
 
@@ -209,12 +234,13 @@ class AttentionTransfer(MimicLoss):
 
     name = "attention_transfer"
 
-    def __init__(self, *, p: float = 2.0) -> None:
+    def __init__(self, *, p: float = 2.0, loss_weight: float = 1.0) -> None:
+        super().__init__(loss_weight=loss_weight)
         if p <= 0:
             raise UserError(f"p is {p:g}. Expected more than 0, such as 2.")
         self.p = p
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         return (self._attention(student) - self._attention(teacher)).square().sum() / len(student)
 
     def refusal(self, student: Shape, teacher: Shape) -> str | None:

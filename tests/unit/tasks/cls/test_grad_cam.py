@@ -20,7 +20,7 @@ from up.errors import UserError
 from up.models.adapter import as_backbone
 from up.models.net import Net
 from up.runner.hooks import Outline
-from up.tasks.cls.grad_cam import GradCam, grad_cam
+from up.tasks.cls.grad_cam import GradCam, grad_cam, last_convolution
 from up.tasks.cls.heads import ResNetHead, ViTHead
 from up.tasks.cls.losses import CrossEntropy
 from up.tasks.cls.postprocess import ClassificationPostProcess
@@ -267,6 +267,23 @@ def test_every_evaluation_draws_a_picture_of_each_image(tmp_path: Path, warnings
     assert size_of(tmp_path / drawn[0]) == (2 * 16 + 2 * 224 + 10, 2 * 16 + 46 + 224 + 20 + 26)
     assert calls == [1]
     assert warnings.messages == []
+
+
+def test_without_a_layer_it_is_the_last_convolution_with_places(tmp_path: Path) -> None:
+    net = small_net()
+    assert last_convolution(net, torch.rand(2, 3, 8, 8)) == "backbone.last.0"
+    assert last_convolution(net, torch.rand(2, 3, 2, 2)) == "backbone.stem.0"  # the last one gives a single place
+    with pytest.raises(UserError, match="Set layer_name"):
+        last_convolution(net, torch.rand(2, 3, 1, 1))
+    hook = GradCam()
+    hook.prove(net, None)
+    hook.on_start(outline(tmp_path, net), 0)
+    hook.on_evaluation(1, {})
+    assert hook.layers == ["backbone.stem.0"]
+    assert [path.suffix for path in (tmp_path / "grad_cam" / "step1").iterdir()] == [".png", ".png"]
+    hook = GradCam()
+    with pytest.raises(UserError, match="the net has no convolution. Set layer_name"):
+        hook.prove(Net([("head", Flat())]), None)
 
 
 def test_the_heat_is_drawn_where_it_is(tmp_path: Path) -> None:

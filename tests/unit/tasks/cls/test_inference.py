@@ -63,6 +63,7 @@ def test_what_is_done_already(tmp_path: Path) -> None:
     assert already_done({"resume_dir": str(tmp_path)}) == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
     assert already_done({"resume_dir": str(tmp_path), "rank_set": [0, 2]}) == {"a.jpg", "b.jpg", "d.jpg"}
     assert already_done({"resume_dir": str(tmp_path), "rank_set": 2}) == {"a.jpg", "b.jpg", "c.jpg"}
+    assert already_done({"resume_dir": str(tmp_path), "rank_set": False}) == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
     assert already_done({"resume_dir": str(tmp_path), "rank_set": [1], "indicator": "name"}) == {"C.JPG"}
 
 
@@ -72,3 +73,9 @@ def test_results_that_cannot_be_used(tmp_path: Path) -> None:
         already_done({"resume_dir": str(tmp_path)})
     with pytest.raises(UserError, match="test_resume.resume_dir: None is no folder"):
         already_done({})
+    with pytest.raises(UserError, match=r"results.txt' is no folder"):
+        already_done({"resume_dir": str(tmp_path / "results.txt")})
+
+
+def test_before_the_first_results_nothing_is_done(tmp_path: Path) -> None:
+    assert already_done({"resume_dir": str(tmp_path / "later")}) is None

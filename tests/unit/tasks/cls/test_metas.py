@@ -134,6 +134,26 @@ def test_one_label_does_not_do_for_two_heads(tmp_path: Path) -> None:
         imagenet(source(tmp_path, "a.jpg 1\n", num_classes=[2, 3]))
 
 
+def test_custom_cls_notes_other_keys_and_labels_in_quotes_once_a_file(tmp_path: Path) -> None:
+    lines = [
+        {"filename": "a", "label": 1},
+        {"filename": "b", "label": "3", "source": "x"},
+        {"filename": "c", "label": "0", "width": 7, "source": "y"},
+    ]
+    meta = custom_cls(source(tmp_path, lines))
+    assert [row[1] for row in rows(meta)] == [[1], [3], [0]]
+    path = tmp_path / "meta.txt"
+    assert meta.notes == (
+        f"{path}:2: custom_cls reads filename and label; ignored: 'source', 'width'.",
+        f'{path}:2: the label "3" is in quotes and was read as a number, here and below.',
+    )
+    heads = custom_cls(source(tmp_path, [{"filename": "a", "label": ["1", 4]}]))
+    assert heads.labels is not None
+    assert heads.labels.values.tolist() == [[1, 4]]
+    assert len(heads.notes) == 1
+    assert custom_cls(source(tmp_path, lines[:1])).notes == ()
+
+
 def test_custom_cls_lines(tmp_path: Path) -> None:
     single = ["\ufeff", {"filename": "a b.jpg", "label": 3}, "\r\n", {"label": 0, "filename": "ü.jpg"}]
     assert rows(custom_cls(source(tmp_path, single))) == [("a b.jpg", [3], 1), ("ü.jpg", [0], 3)]
@@ -152,7 +172,7 @@ def test_custom_cls_lines(tmp_path: Path) -> None:
         ('["a", 3]', "expected a JSON object, got "),
         ("{}", "missing key 'filename'. Expected filename, label."),
         ('{"filename": "a"}', "missing key 'label'. Expected filename, label."),
-        ('{"filename": "a", "lable": 3}', "unknown key 'lable'. Did you mean 'label'? Expected filename, label."),
+        ('{"filename": "a", "lable": 3}', "missing key 'label', got 'lable' instead. Expected filename, label."),
         ('{"filename": "a", "label": 3, "label": 4}', "duplicate key 'label'"),
         ('{"filename": "a", "label": NaN}', "NaN is not a number that JSON has"),
         ('{"filename": "a", "label": ' + "9" * 5000 + "}", "a number has too many digits"),
@@ -161,7 +181,7 @@ def test_custom_cls_lines(tmp_path: Path) -> None:
         ('{"filename": "a", "label": -1}', "label -1. Expected an integer from 0 on."),
         ('{"filename": "a", "label": true}', "label true. Expected an integer from 0 on."),
         ('{"filename": "a", "label": 3.0}', "label 3.0. Expected an integer from 0 on."),
-        ('{"filename": "a", "label": "3"}', 'label "3". Expected an integer from 0 on.'),
+        ('{"filename": "a", "label": "x3"}', 'label "x3". Expected an integer from 0 on.'),
         ('{"filename": "a", "label": null}', "label null. Expected an integer from 0 on."),
         ('{"filename": "a", "label": 5}', "label 5. Expected an integer from 0 to 4."),
         ('{"filename": 7, "label": 3}', "filename 7. Expected a path."),

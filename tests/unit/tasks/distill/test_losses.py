@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from up.errors import UserError
 from up.tasks.distill.losses import MIMIC_LOSSES, MimicLoss
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -43,6 +44,7 @@ def value(name: str, **kwargs: Any) -> float:
         ("ce_loss", {"T": 4.0}, 22.59635),
         ("bce_loss", {}, 0.75761),
         ("bce_loss", {"T": 4.0}, 11.17573),
+        ("bce_loss", {"batch_mean": True}, 3.03045),
         ("l2_loss", {}, 1.46087),
         ("l2_loss", {"feat_norm": False}, 11.295),
         ("l2_loss", {"batch_mean": False}, 2.92174),
@@ -58,6 +60,24 @@ def value(name: str, **kwargs: Any) -> float:
 )
 def test_reference_values(name: str, kwargs: dict[str, Any], expected: float) -> None:
     assert value(name, **kwargs) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", list(MIMIC_LOSSES))
+def test_every_loss_has_a_weight(name: str) -> None:
+    shape = (2, 4, 3, 3) if name == "attention_transfer" else (2, 4)
+    student, teacher, labels = noise(*shape), noise(*shape, seed=1), torch.tensor(LABELS)
+    plain, weighed = made(name)(student, teacher, labels), made(name, loss_weight=2.5)(student, teacher, labels)
+    assert weighed.item() == pytest.approx(2.5 * plain.item())
+    assert plain.item() > 0
+    with pytest.raises(UserError, match="loss_weight is -1. Expected 0 or more"):
+        made(name, loss_weight=-1.0)
+
+
+def test_normed_logits_are_compared_by_their_direction() -> None:
+    loss = made("kl_loss", norm=True)
+    student, teacher = noise(3, 5), noise(3, 5, seed=1)
+    unit = made("kl_loss")(F.normalize(student, dim=1), F.normalize(teacher, dim=1), None)
+    assert loss(7 * student, teacher, None).item() == pytest.approx(unit.item())
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
