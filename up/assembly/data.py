@@ -39,7 +39,7 @@ def build_dataset(experiment: Experiment, source: Literal["train", "test"], fact
 
 
 def notes_on(*datasets: Any) -> list[str]:
-    """What data sets have to say of how their meta files were read, each line once; a task's data set may have no ``notes``."""
+    """What the ``notes`` of data sets, if they have any, say of how their lists of images were read; each line once."""
     return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset, "notes", ())))
 
 

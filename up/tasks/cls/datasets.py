@@ -104,6 +104,7 @@ class ClsDataset(ImageDataset):
         self.table = read_table(spec)
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
         self.labels = None if self.table.labels is None else self.table.labels.values
+        self.notes = self.table.notes
         self.settle_classes()
         self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results as they come
         self._reader = image_reader
@@ -124,11 +125,6 @@ class ClsDataset(ImageDataset):
         if self.multilabel:
             return "multi_hot"
         return "single" if self.table.labels.values.ndim == 1 else "heads"
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What a user should know of how the meta files were read, a line each."""
-        return self.table.notes
 
     def fingerprint(self) -> str:
         """sha256 of names and labels: what a resumed run expects to find unchanged."""

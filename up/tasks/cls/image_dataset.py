@@ -54,6 +54,7 @@ class ImageDataset(ABC):
 
     class_names: list[str] | None = None
     labels: Labels = None
+    notes: Sequence[str] = ()  # what a user should know of how the list of images was read
     goes_on = False  # whether results of an interrupted inference are kept and continued
 
     def __init__(
