@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from up.data.roots import ImageRoot
-from up.tasks.cls.metas import METAS, Meta, MetaError, MetaSource, custom_cls, custom_det, imagenet, inference_only
+from up.tasks.cls.json_lines import custom_cls, custom_det
+from up.tasks.cls.metas import METAS, Meta, MetaError, MetaSource, imagenet, inference_only
 
 
 def source(tmp_path: Path, content: str | bytes | list[Any], *, image_dir: str | None = "images", **options: Any) -> MetaSource:
