@@ -276,7 +276,7 @@ CASES: dict[str, dict[str, Case]] = {
         "image_folder": folders,
         "inference_only": nothing,  # it has no labels to train on: see test_inference_only
     },
-    "image_reader": {name: reader(name) for name in ("fs_pillow", "fs_turbo")},
+    "image_reader": {name: reader(name) for name in ("fs_pillow", "fs_opencv", "fs_turbo")},
     "transform": {
         "torch_random_resized_crop": nothing,
         "torch_resize": as_they_are,
@@ -332,7 +332,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "sampler": {
         name: sampler(name)
-        for name in ("dist", "local", "dist_test", "local_test", "repeat_factor", "class_balance", "repeated_aug")
+        for name in ("dist", "local", "dist_test", "local_test", "repeat_factor", "class_balance", "list_balance", "repeated_aug")
     },
     "evaluator": {
         "imagenet": evaluator("imagenet", topk=[1, 2], use_prec_rec_f1=True, cmp_key="f1"),

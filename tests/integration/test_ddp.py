@@ -69,7 +69,7 @@ def test_one_two_and_four_ranks_are_one_training(config: Config, cluster: Make, 
                 assert other[number] == pytest.approx(line[number], abs=1e-4), f"{number} of all images, at step {line['step']}"
 
 
-@pytest.mark.parametrize("sampler", ["repeated_aug", "class_balance", "repeat_factor"])
+@pytest.mark.parametrize("sampler", ["repeated_aug", "class_balance", "repeat_factor", "list_balance"])
 def test_samplers_give_all_ranks_the_same_updates(config: Config, cluster: Make, tmp_path: Path, sampler: str) -> None:
     key = recording(config, tmp_path / "1")
     config["dataset"]["train"]["batch_sampler"]["kwargs"]["sampler"] = {"type": sampler}

@@ -62,7 +62,7 @@ def opened_by_all(
     return opened, said
 
 
-@pytest.mark.parametrize("reader", ["fs_pillow", "fs_turbo"])
+@pytest.mark.parametrize("reader", ["fs_pillow", "fs_opencv", "fs_turbo"])
 def test_transparency_over_a_background(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], reader: str
 ) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.refusals import refused
 from up.__main__ import main
+from up.assembly.data import build_dataset, train_batches
+from up.experiment import load_experiment
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -48,6 +53,24 @@ def reader(kind: str, **kwargs: Any) -> Callable[[Config], None]:
     return lambda config: config["dataset"]["train"]["dataset"]["kwargs"].update(image_reader={"type": kind, "kwargs": kwargs})
 
 
+def sampler(kind: str, **kwargs: Any) -> Callable[[Config], None]:
+    return lambda config: config["dataset"]["train"]["batch_sampler"]["kwargs"].update(sampler={"type": kind, "kwargs": kwargs})
+
+
+def evaluator(kind: str, **kwargs: Any) -> Callable[[Config], None]:
+    return lambda config: config["dataset"]["test"]["dataset"]["kwargs"].update(evaluator={"type": kind, "kwargs": kwargs})
+
+
+def head(kind: str, out_layers: list[int] | None = None, **kwargs: Any) -> Callable[[Config], None]:
+    """The head of that kind, on these stages of the backbone."""
+
+    def change(config: Config) -> None:
+        config["net"][1] = {"name": "head", "type": kind, "kwargs": {"num_classes": 3, **kwargs}}
+        config["net"][0]["kwargs"].update(out_layers=out_layers)
+
+    return change
+
+
 NOTED = {
     "hooks.0.kwargs.summary_writer": (hook("train_val_logger", summary_writer="pavi", skip_first_k=5), "TensorBoard"),
     f"{TRAIN}.transformer.4.kwargs.num_splits": (transform("torch_randerase", num_splits=3), "copies"),
@@ -58,7 +81,37 @@ NOTED = {
     f"{TRAIN}.image_type": (dataset(image_type="cv2"), "Pillow"),
     f"{TRAIN}.reload_cfg": (dataset(reload_cfg={"mini_epoch": 2}), "packed"),
     f"{TRAIN}.random": (dataset(random=False), "sampler"),
+    "dataset.train.batch_sampler.kwargs.sampler.kwargs.static_size": (sampler("repeat_factor", static_size=False), "learning rate"),
+    "dataset.test.dataset.kwargs.evaluator.kwargs.image_reader": (
+        evaluator("imagenet", image_reader={"type": "fs_opencv", "kwargs": {"image_dir": "images", "color_mode": "RGB"}}),
+        "by name",
+    ),
 }
+
+WORKS = {
+    "skip_first_k": hook("train_val_logger", freq=2, logdir="log", skip_first_k=5),
+    "norm_image": transform("custom_to_tensor", norm_image=True),
+    "repeat_factor": sampler("repeat_factor", t=0.2, ri_mode="ceil", pn=1.0, ri_if_empty=0, static_size=True),
+    "list_balance": sampler("list_balance"),
+    "list_balance with ratios": sampler("list_balance", ratios=[1.0]),
+    "eval_class_idxs": evaluator("imagenet", topk=[1, 5], eval_class_idxs=[0, 2]),
+    "eval_class_idxs of the long tail": evaluator("imagenet_lt", cls_freq=[200, 50, 5], eval_class_idxs=[0, 2]),
+    "rank_cls": lambda config: config["dataset"]["train"]["dataset"].update(type="rank_cls"),
+    "vit_head": head("vit_head", cls_type="avg", in_plane=1024, use_pool=False),
+    "fpn_cls_head": head("fpn_cls_head", [2, 3, 4], in_plane=[16, 32, 64], feat_planes=24, sum_feature=True),
+    "fpn_cls_head finds in_plane": head("fpn_cls_head", [2, 3, 4], input_feature_idx=[0, 2]),
+    "fpn_cls_head flattens": head("fpn_cls_head", in_plane=1024, input_feature_idx=-1, use_pool=False),
+}
+
+
+@pytest.mark.parametrize("change", WORKS.values(), ids=WORKS)
+def test_what_has_a_meaning_is_accepted_without_a_note(
+    change: Callable[[Config], None], config: Config, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if change is WORKS["norm_image"]:
+        config["dataset"]["train"]["dataset"]["kwargs"]["transformer"][-2:] = []
+    change(config)
+    assert notes(write(config), capsys) == []
 
 
 @pytest.mark.parametrize("place", NOTED)
@@ -103,3 +156,49 @@ def test_train_says_it_too(config: Config, write: Write, tmp_path: Path) -> None
     assert main(["train", "--config", write(config), "--opts", "trainer.max_epoch=1"]) == 0
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("inplace of normalize has no effect: ") == 1
+
+
+def test_eval_class_idxs_measures_these_classes_alone(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluator("imagenet", eval_class_idxs=[1, 2])(config)
+    path = write(config)
+    assert main(["train", "--config", path, "--opts", "trainer.max_epoch=1", "trainer.optimizer.kwargs.lr=0.005"]) == 0
+    assert main(["eval", "--config", path]) == 0
+    with (tmp_path / "run" / "results" / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file)]
+    measured = [row["correct"] for row in rows if row["label"] in ("green", "blue")]
+    assert (len(rows), len(measured)) == (13, 8)
+    metrics = json.loads((tmp_path / "run" / "results" / "metrics.json").read_text())
+    assert metrics["top1"] == pytest.approx(100 * measured.count("1") / 8)
+    assert metrics["top1"] != pytest.approx(100 * sum(row["correct"] == "1" for row in rows) / 13)
+
+
+def test_eval_class_idxs_without_images_is_an_error(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reds.txt").write_text("val 0.png 0\nval 3.png 0\n")
+    config["dataset"]["test"]["dataset"]["kwargs"]["meta_file"] = str(tmp_path / "reds.txt")
+    evaluator("imagenet", eval_class_idxs=[1])(config)
+    path = write(config)
+    for command in ("check", "train"):
+        (line,) = refused([command, "--config", path], capsys, images)
+        assert "dataset.test.dataset.kwargs.evaluator.kwargs.eval_class_idxs: got [1], but " in line
+
+
+def test_list_balance_deals_meta_files_by_ratio(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run on one list of reds and one of all images: half of what it trains on is red by itself, and a third of the rest."""
+    (tmp_path / "reds.txt").write_text("".join(f"train {index}.png 0\n" for index in range(0, 6, 3)))
+    dataset(meta_file=[str(images / "train.txt"), str(tmp_path / "reds.txt")])(config)
+    sampler("list_balance", ratios=[1, 1])(config)
+    experiment = load_experiment(Path(write(config)))
+    data = build_dataset(experiment, "train")
+    batches = train_batches(experiment, data)
+    indices = [key.index for step in range(batches.updates_per_epoch) for keys in batches.keys_of(step) for key in keys]
+    assert len(indices) == 48
+    assert sum(data.sources[index] for index in indices) == 24
+    sampler("list_balance", ratios=[1])(config)
+    (line,) = refused(["check", "--config", write(config)], capsys, images)
+    assert "dataset.train.batch_sampler.kwargs.sampler.kwargs.ratios: got 1 number for 2 meta files" in line

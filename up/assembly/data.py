@@ -98,6 +98,7 @@ def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:
     facts = {
         "size": len(dataset),
         "labels": dataset.label_sets,
+        "sources": getattr(dataset, "sources", None),
         "seed": experiment.config.runtime.random_seed,
         "shuffle": loader.shuffle,
     }
@@ -152,7 +153,9 @@ def build_evaluation(
         max_bad=dataset.max_bad, total=len(dataset), on_new=lambda bad: LOGGER.warning("left out of the evaluation: %s", bad)
     )
     loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate, bad_images=bad_images)
-    evaluation = Evaluation(loader, stage, plugin.make_evaluator(dataset), precision, bad_images=bad_images)
+    with experiment.placing("dataset.test.dataset.kwargs.evaluator"):
+        make_evaluator = plugin.make_evaluator(dataset)
+    evaluation = Evaluation(loader, stage, make_evaluator, precision, bad_images=bad_images)
     if experiment.config.runtime.parallel == "fsdp":
         evaluation.padding = lambda: plugin.collate([dataset[SampleKey(0, 0)]])
     return evaluation, dataset

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from up.config.part import BY_PROGRAM
+from up.config.part import BY_PROGRAM, NoEffect
 from up.data.packed import PackedLabels
 from up.data.records import SampleKey
 from up.errors import UserError
@@ -35,11 +36,13 @@ SAMPLERS = Registry(
         "local_test": "up.data.sampler:InOrder",
         "repeat_factor": "up.data.sampler:RepeatFactor",
         "class_balance": "up.data.sampler:ClassBalance",
+        "list_balance": "up.data.sampler:ListBalance",
         "repeated_aug": "up.data.sampler:RepeatedAugmentation",
     },
 )
 
 _ORDER, _REPEATS = 1, 2  # what is drawn, mixed into the key
+_RARE, _COMMON = 10, 100  # most images of a rare and of a common class (Gupta et al. 2019, LVIS, §3)
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,40 @@ class InOrder:
 
 
 class RepeatFactor:
-    """Images of rare classes more often: max over its classes of max(1, √(t / share)) (Gupta et al. 2019, LVIS, §5.2).
+    """Images of rare classes more often: max over its classes of max(1, (t / share)^pn) times (Gupta et al. 2019, LVIS, §5.2).
 
-    ``t``: classes in a smaller share of the images than this are repeated. The fractions of the factors are rounded up
-    in some epochs and down in others, and an epoch is always as long as the factors' sum.
+    - ``t``: classes in a smaller share of the images than this are repeated; ``pn``: 0.5 is the paper's square root.
+    - ``ri_mode``: ``random_round`` rounds the factors up in some epochs and down in others, so that an image comes as often
+      as its factor says on average; ``floor``, ``round`` and ``ceil`` round them once; ``c_ceil_r_f_floor`` rounds up where
+      the rarest class of an image is common (11 to 100 images, as LVIS has it), and down where it is rare or frequent.
+    - ``ri_if_empty``: how often an image without labels comes.
+
+    All epochs are as long as the sum of the factors.
     """
 
-    def __init__(self, *, size: Size, labels: Labels = None, seed: Seed = 0, t: float = 0.001) -> None:
+    def __init__(
+        self,
+        *,
+        size: Size,
+        labels: Labels = None,
+        seed: Seed = 0,
+        t: Annotated[float, Field(gt=0)] = 0.001,
+        ri_mode: Literal["random_round", "floor", "round", "ceil", "c_ceil_r_f_floor"] = "random_round",
+        pn: Annotated[float, Field(ge=0)] = 0.5,
+        ri_if_empty: Annotated[int, Field(ge=0)] = 1,
+        static_size: Annotated[bool, NoEffect("all epochs have one length, on which the learning rate depends")] = True,
+    ) -> None:
+        del static_size
         labels = _expect_labels(labels, size, "repeat_factor")
         owners, values = labels.owners(), labels.values.ravel()
-        shares = np.bincount(values) / size
-        factors = np.ones(size)
-        np.maximum.at(factors, owners, np.sqrt(t / shares[values]))
-        self._weights, self._seed = _whole(factors), seed
+        counts = np.bincount(values)
+        factors = np.zeros(size)
+        np.maximum.at(factors, owners, np.maximum(1, (t / (counts[values] / size)) ** pn))
+        rarest = np.full(size, size, dtype=np.int64)
+        np.minimum.at(rarest, owners, counts[values])
+        is_common = (rarest > _RARE) & (rarest <= _COMMON)
+        repeats = np.where(factors > 0, _rounded(factors, ri_mode, is_common), ri_if_empty)
+        self._weights, self._seed = _whole(repeats), seed
 
     def __len__(self) -> int:
         return int(round(self._weights.sum()))
@@ -111,6 +135,14 @@ class RepeatFactor:
     def __call__(self, epoch: int) -> Visits:
         """See ``Order``."""
         return _weighted(self._weights, len(self), self._seed, epoch)
+
+
+def _rounded(factors: NDArray[np.float64], mode: str, is_common: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Factors as ``ri_mode`` of ``RepeatFactor`` says; whole ones stay whole in spite of the last bit."""
+    down, up = np.floor(factors + 1e-9), np.ceil(factors - 1e-9)
+    by_frequency = np.where(is_common, up, down)
+    modes = {"floor": down, "ceil": up, "round": np.round(factors), "c_ceil_r_f_floor": by_frequency}
+    return modes.get(mode, factors)
 
 
 class ClassBalance:
@@ -134,6 +166,39 @@ class ClassBalance:
     def __call__(self, epoch: int) -> Visits:
         """See ``Order``."""
         return _weighted(self._weights, self._size, self._seed, epoch)
+
+
+class ListBalance:
+    """Images of every meta file in shares of their own: an epoch is as long as the data, and ``ratios`` says what each file gets.
+
+    ``ratios``: one number for each file of ``meta_file``, in that order; left out, all files get the same share. Images of a
+    short file come several times, each time augmented anew; some of a long one wait for later epochs.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: Size,
+        sources: Annotated[NDArray[np.uint16] | None, BY_PROGRAM] = None,
+        seed: Seed = 0,
+        ratios: list[Annotated[float, Field(ge=0)]] | None = None,
+    ) -> None:
+        of_list = np.zeros(size, dtype=np.int64) if sources is None else np.asarray(sources, dtype=np.int64)
+        counts = np.bincount(of_list)
+        if ratios is not None and len(ratios) != len(counts):
+            raise UserError(f"ratios: got {count(len(ratios), 'number')} for {count(len(counts), 'meta file')}. Give one for each.")
+        shares = np.where(counts > 0, 1.0 if ratios is None else np.asarray(ratios), 0.0)
+        if not shares.sum() > 0:
+            raise UserError("ratios: all are 0 for meta files that have images. Expected one above 0.")
+        self._weights = _whole(size * (shares / shares.sum() / np.maximum(counts, 1))[of_list])
+        self._size, self._seed, self._of_list = size, seed, of_list
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, epoch: int) -> Visits:
+        """See ``Order``."""
+        return _weighted(self._weights, self._size, self._seed, epoch, groups=self._of_list)
 
 
 class RepeatedAugmentation:
@@ -179,9 +244,14 @@ def _whole(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(weights * (np.ceil(total - 1e-6) / total))
 
 
-def _weighted(weights: NDArray[np.float64], length: int, seed: int, epoch: int) -> Visits:
-    """Each image ⌊w⌋ or ⌈w⌉ times, w on average, ``length`` visits in all, shuffled (systematic sampling)."""
+def _weighted(weights: NDArray[np.float64], length: int, seed: int, epoch: int, groups: Indices | None = None) -> Visits:
+    """Each image ⌊w⌋ or ⌈w⌉ times, w on average, ``length`` visits in all, shuffled (systematic sampling).
+
+    The visits of each of the ``groups`` (N,) are the sum of its weights, rounded down or up.
+    """
     shuffled = permutation(len(weights), key(seed, epoch, _REPEATS))
+    if groups is not None:
+        shuffled = shuffled[np.argsort(groups[shuffled], kind="stable")]
     start = (key(seed, epoch, _REPEATS, 0) >> 11) * 2.0**-53
     ends = np.floor(np.cumsum(weights[shuffled]) + start).astype(np.int64)
     ends[-1] = length  # what the rounding of the sum might have lost

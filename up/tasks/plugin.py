@@ -85,7 +85,8 @@ class TaskPlugin:
     """One task: its component tables, and how its data become losses, metrics and exports.
 
     What has no default every task must hand over. A data set has ``__len__``, ``__getitem__(SampleKey) -> Sample``,
-    ``fingerprint()``, ``label_sets`` (None where samples cannot be weighed by labels) and ``max_bad``.
+    ``fingerprint()``, ``label_sets`` (None where samples cannot be weighed by labels) and ``max_bad``; ``sources`` (N,), the
+    number of the list that a sample is from, only for the sampler ``list_balance``.
     """
 
     name: str

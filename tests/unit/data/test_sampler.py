@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from up.data.sampler import (
     ClassBalance,
     EvalBatches,
     InOrder,
+    ListBalance,
     Order,
     RepeatedAugmentation,
     RepeatFactor,
@@ -86,6 +88,57 @@ def test_repeat_factor_of_an_image_is_that_of_its_rarest_class() -> None:
     assert len(RepeatFactor(size=100, labels=SKEWED)) == 100
 
 
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [  # shares .8, .15, .05
+        ({"t": 0.3, "ri_mode": "floor"}, (80, 15, 10)),  # factors 1, 1.414, 2.449
+        ({"t": 0.3, "ri_mode": "round"}, (80, 15, 10)),
+        ({"t": 0.4, "ri_mode": "round"}, (80, 30, 15)),  # factors 1, 1.633, 2.828
+        ({"t": 0.3, "ri_mode": "ceil"}, (80, 30, 15)),
+        ({"t": 0.3, "ri_mode": "c_ceil_r_f_floor"}, (80, 30, 10)),  # 80 and 15 images are common, 5 rare
+        ({"t": 0.3, "ri_mode": "ceil", "pn": 1.0}, (80, 30, 30)),  # factors 1, 2, 6, but for the last bit
+        ({"t": 0.3, "ri_mode": "floor", "pn": 1.0}, (80, 30, 30)),
+        ({"t": 0.3, "pn": 0.0}, (80, 15, 5)),
+    ],
+)
+def test_repeat_factor_rounds_as_told(options: dict[str, Any], images: tuple[int, int, int]) -> None:
+    order = RepeatFactor(size=100, labels=SKEWED, seed=3, **options)
+    for epoch in range(3):
+        visits = order(epoch)
+        assert tuple(np.bincount(SKEWED.values[visits.index])) == images
+        assert len(order) == sum(images)
+    assert order(0).index.tolist() != order(1).index.tolist()
+
+
+def test_repeat_factor_of_images_without_labels() -> None:
+    labels = PackedLabels.of_sets([[0], [], [0], [], [0]])
+    assert sorted(RepeatFactor(size=5, labels=labels, ri_if_empty=3)(0).index.tolist()) == [0, 1, 1, 1, 2, 3, 3, 3, 4]
+    assert sorted(RepeatFactor(size=5, labels=labels, ri_if_empty=0)(0).index.tolist()) == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"), [(None, (100 / 3, 100 / 3, 100 / 3)), ([1, 1, 2], (25, 25, 50)), ([0, 0.5, 0.5], (0, 50, 50))]
+)
+def test_list_balance_gives_every_list_its_share(ratios: list[float] | None, expected: tuple[float, ...]) -> None:
+    sources = np.repeat(np.arange(3, dtype=np.uint16), [80, 15, 5])
+    order = ListBalance(size=100, sources=sources, seed=3, ratios=ratios)
+    shown = [np.bincount(sources[order(epoch).index], minlength=3) for epoch in range(60)]
+    assert {counts.sum() for counts in shown} == {len(order)} == {100}
+    assert all(abs(counts - expected).max() < 1 for counts in shown)
+    assert np.mean(shown, axis=0) == pytest.approx(expected, abs=0.3)
+    images = np.bincount(np.concatenate([order(epoch).index for epoch in range(60)]), minlength=100)
+    assert images[95:] == pytest.approx(60 * expected[2] / 5, rel=0.05)  # evenly over the images of a list
+    assert ListBalance(size=100, sources=sources, seed=3, ratios=ratios)(7).index.tolist() == order(7).index.tolist()
+
+
+def test_list_balance_of_one_list_shows_all_images_once() -> None:
+    assert sorted(ListBalance(size=9, seed=1)(0).index.tolist()) == list(range(9))
+    with pytest.raises(UserError, match="ratios: got 2 numbers for 1 meta file"):
+        ListBalance(size=9, ratios=[1, 2])
+    with pytest.raises(UserError, match="ratios: all are 0"):
+        ListBalance(size=9, ratios=[0])
+
+
 def test_repeated_augmentation() -> None:
     order = RepeatedAugmentation(size=10, seed=1, num_repeats=3)
     visits = order(2)
@@ -101,7 +154,7 @@ def permutation_of(order: RepeatedAugmentation) -> np.ndarray:
 
 def test_table_has_the_names_of_the_configuration() -> None:
     assert set(SAMPLERS) == {
-        "dist", "local", "dist_test", "local_test", "repeat_factor", "class_balance", "repeated_aug"
+        "dist", "local", "dist_test", "local_test", "repeat_factor", "class_balance", "list_balance", "repeated_aug"
     }  # fmt: skip
     assert SAMPLERS.get("local") is Shuffled
     assert SAMPLERS.get("dist_test") is InOrder

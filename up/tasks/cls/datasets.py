@@ -118,6 +118,11 @@ class ClsDataset(ImageDataset):
         return self.table.labels
 
     @property
+    def sources(self) -> NDArray[np.uint16]:
+        """(N,): the position in ``meta_file`` of the file that each sample is from."""
+        return self.table.source
+
+    @property
     def gt_kind(self) -> Literal["single", "heads", "multi_hot", "none"]:
         """What ``gt`` is: an int, a list of ints (one a head), a float vector (classes,), or absent."""
         if self.table.labels is None:

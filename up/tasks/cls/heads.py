@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from up.config.part import PartOf
@@ -197,8 +198,8 @@ class ViTHead(Head):
     """The class token or the mean of the patch tokens, and a linear layer (Dosovitskiy et al. 2021, §3.1).
 
     The feature is (B, N, C) tokens, the class token first; (B, C) is taken as it is, and ``avg`` also takes
-    (B, C, H, W). ``representation_size`` puts Linear + Tanh before the classifier, ``bn`` a BatchNorm without scale
-    and shift (He et al. 2022, appendix A.1).
+    (B, C, H, W), which it flattens instead where ``use_pool`` is off. ``representation_size`` puts Linear + Tanh before
+    the classifier, ``bn`` a BatchNorm without scale and shift (He et al. 2022, appendix A.1).
     Errors: ``UserError`` for a feature that is not there, has no class token or another number of channels.
     """
 
@@ -208,6 +209,7 @@ class ViTHead(Head):
         num_classes: int | list[int],
         in_plane: int,
         input_feature_idx: int = -1,
+        use_pool: bool = True,
         cls_type: Literal["token", "avg"] = "token",
         dropout: float | None = None,
         classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
@@ -222,6 +224,7 @@ class ViTHead(Head):
             representation_size=representation_size,
         )
         self.input_feature_idx = input_feature_idx
+        self.use_pool = use_pool
         self.cls_type = cls_type
         self.bn = nn.BatchNorm1d(in_plane, eps=1e-6, affine=False) if bn else nn.Identity()
         _start_small(self.classifier, 1.0)
@@ -236,17 +239,22 @@ class ViTHead(Head):
                 f"{tuple(feature.shape)}. Set cls_type: avg."
             )
         else:
-            flat = pooled(feature)
+            flat = pooled(feature) if self.use_pool else feature.flatten(1)
         normalised: Tensor = self.bn(_checked(flat, self.in_features, feature))
         return normalised
 
 
 class FPNHead(Head):
-    """Every level of a feature pyramid, each averaged over its picture, and a linear layer on all of them.
+    """Levels of a feature pyramid, each averaged over its places, and a linear layer on all of them.
 
-    ``in_plane``: one number when all levels have as many channels, and they are averaged; a list, one a level, joins
-    them. A level may be (B, C, H, W), (B, N, C) or (B, C).
-    Errors: ``UserError`` for another number of levels or channels.
+    - ``input_feature_idx``: the levels to read, all when left out. A level may be (B, C, H, W), (B, N, C) or (B, C); where
+      ``use_pool`` is off it is flattened, and ``in_plane`` counts all its numbers.
+    - ``in_plane``: one number when all levels have as many channels, and their vectors are averaged; a list, one number a
+      level, joins them.
+    - ``feat_planes``: a linear layer brings every level to that width first (one layer for all where ``in_plane`` is one number).
+    - ``sum_feature``: add the vectors, which then have one width, instead of averaging or joining them.
+
+    Errors: ``UserError`` for another number of levels or channels, and for a sum of vectors of several widths.
     """
 
     def __init__(
@@ -254,28 +262,46 @@ class FPNHead(Head):
         *,
         num_classes: int | list[int],
         in_plane: int | list[int],
+        feat_planes: Annotated[int, Field(ge=1)] | None = None,
+        sum_feature: bool = False,
+        input_feature_idx: int | list[int] | None = None,
+        use_pool: bool = True,
         dropout: float | None = None,
         classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
         representation_size: int | None = None,
     ) -> None:
+        planes = [in_plane] if isinstance(in_plane, int) else in_plane
+        widths = [feat_planes or plane for plane in planes]
+        if sum_feature and len(set(widths)) > 1:
+            raise UserError(f"sum_feature needs levels of one width, in_plane is {in_plane}. Set feat_planes to a common width.")
         super().__init__(
             num_classes=num_classes,
-            in_features=in_plane if isinstance(in_plane, int) else sum(in_plane),
+            in_features=widths[0] if sum_feature else sum(widths),
             dropout=dropout,
             classifier_cfg=classifier_cfg,
             representation_size=representation_size,
         )
-        self.in_plane = in_plane
+        self.in_plane, self.sum_feature, self.use_pool = in_plane, sum_feature, use_pool
+        self.indices = [input_feature_idx] if isinstance(input_feature_idx, int) else input_feature_idx
+        self.lateral = nn.ModuleList(nn.Linear(plane, feat_planes) for plane in planes) if feat_planes else None
 
     def vector(self, features: Sequence[Tensor]) -> Tensor:
+        chosen = features if self.indices is None else [pick(features, index) for index in self.indices]
         joins = isinstance(self.in_plane, list)
-        planes = self.in_plane if isinstance(self.in_plane, list) else [self.in_plane] * len(features)
-        if len(planes) != len(features):
+        planes = self.in_plane if isinstance(self.in_plane, list) else [self.in_plane] * len(chosen)
+        if len(planes) != len(chosen):
             raise UserError(
-                f"in_plane lists {count(len(planes), 'level')}, but the net gives {count(len(features), 'feature')}. "
+                f"in_plane lists {count(len(planes), 'level')}, but the net gives {count(len(chosen), 'feature')}. "
                 "List one number for each."
             )
-        levels = [_checked(pooled(feature), plane, feature) for feature, plane in zip(features, planes, strict=True)]
+        levels = [
+            _checked(pooled(feature) if self.use_pool else feature.flatten(1), plane, feature)
+            for feature, plane in zip(chosen, planes, strict=True)
+        ]
+        if self.lateral is not None:
+            levels = [self.lateral[index if joins else 0](level) for index, level in enumerate(levels)]
+        if self.sum_feature:
+            return torch.stack(levels).sum(dim=0)
         return torch.cat(levels, dim=1) if joins else torch.stack(levels).mean(dim=0)
 
 

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from pydantic import Field
 
+from up.config.part import NoEffect
 from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls import scoring
@@ -26,6 +28,11 @@ EVALUATORS = Registry(
     },
 )
 
+ClassIndex: TypeAlias = Annotated[int, Field(ge=0)]
+Unread: TypeAlias = Annotated[
+    dict[str, Any] | None, NoEffect("wrong images are listed by name; the data set's own reader reads what is shown of them")
+]
+
 
 class ImageNetEvaluator:
     """Top-k accuracy, and on demand precision, recall and F1; for sets of labels mean average precision. In percent.
@@ -35,6 +42,7 @@ class ImageNetEvaluator:
     ``f1`` averaged as ``prec_rec_f1_avg`` says; several heads give ``head{i}_`` each, and ``avg_``. ``multilabel``
     gives ``mAP`` over the classes with positives, ``exact_match``, ``micro_f1``, ``macro_f1``. ``cmp_key`` names the
     figure that the best checkpoint is chosen by. ``bad_case_analyse`` lists the wrong images in ``analysis_json``.
+    ``eval_class_idxs``: measure only images of these classes (of sets of labels, only these classes); all when left out or empty.
     Errors: ``UserError`` for settings that do not fit each other, or the labels.
     """
 
@@ -50,7 +58,11 @@ class ImageNetEvaluator:
         analysis_json: str | None = None,
         multilabel: bool = False,
         keep_scores: bool = False,
+        eval_class_idxs: list[ClassIndex] | None = None,
+        image_reader: Unread = None,
     ) -> None:
+        del image_reader
+        self.eval_class_idxs = sorted(set(eval_class_idxs or ()))
         self.topk = sorted({1, *topk})
         if self.topk[0] < 1:
             raise UserError(f"topk must list numbers of 1 or more, got {list(topk)}. Common is [1, 5].")
@@ -115,7 +127,10 @@ class ImageNetEvaluator:
             return {}
         _expect_names(self.class_names, predictions)
         _warn_of_unreadable(predictions)
-        each = [self.judge(head) for head in predictions.heads]
+        heads = [self._measured(head) for head in predictions.heads]
+        if any(head.gt is None or not len(head.gt) for head in heads):
+            return {}
+        each = [self.judge(head) for head in heads]
         if len(each) == 1:
             return each[0]
         by_head = {f"head{i}_{name}": value for i, head in enumerate(each) for name, value in head.items()}
@@ -124,11 +139,22 @@ class ImageNetEvaluator:
         means = {f"avg_{name}": sum(head[name] for head in each) / len(each) for name in common}
         return {**by_head, **means}
 
+    def _measured(self, head: HeadPredictions) -> HeadPredictions:
+        """What of a head ``eval_class_idxs`` leaves to measure."""
+        if not self.eval_class_idxs:
+            return head
+        if self.eval_class_idxs[-1] >= head.classes:
+            got, last = self.eval_class_idxs[-1], head.classes - 1
+            raise UserError(f"eval_class_idxs: got {got}, expected 0 to {last}, the classes of the net.")
+        return head.of_classes(self.eval_class_idxs)
+
     def judge(self, head: HeadPredictions) -> dict[str, float]:
         """The figures of one head, in percent."""
         counts = scoring.counts_of(head)
         figures = self._sets(head, counts) if self.multilabel else self._labels(head, counts)
         if self.use_prec_rec_f1:
+            if self.eval_class_idxs and not self.multilabel:  # sets of labels have lost the other classes by now
+                counts = counts.of_classes(self.eval_class_idxs)
             averaged = scoring.precision_recall_f1(counts, self.prec_rec_f1_avg, all_classes=self.multilabel)
             figures.update(zip(("precision", "recall", "f1"), averaged, strict=True))
         return {name: 100 * value for name, value in figures.items()}
@@ -172,6 +198,8 @@ class LongTailEvaluator(ImageNetEvaluator):
         bad_case_analyse: bool = False,
         analysis_json: str | None = None,
         keep_scores: bool = False,
+        eval_class_idxs: list[ClassIndex] | None = None,
+        image_reader: Unread = None,
     ) -> None:
         super().__init__(
             topk=topk,
@@ -182,6 +210,8 @@ class LongTailEvaluator(ImageNetEvaluator):
             bad_case_analyse=bad_case_analyse,
             analysis_json=analysis_json,
             keep_scores=keep_scores,
+            eval_class_idxs=eval_class_idxs,
+            image_reader=image_reader,
         )
         if low_shot_thr > many_shot_thr:
             raise UserError(f"low_shot_thr {low_shot_thr} must not be above many_shot_thr {many_shot_thr}.")

@@ -78,17 +78,19 @@ def planes_for(before: nn.Module | None, part: Part) -> Facts:
     if before is None:
         raise UserError(f"{part.type} reads features, and no module stands before it. Expected a backbone before.")
     planes: Sequence[int] | None = getattr(before, "out_planes", None)
-    kwargs = part.kwargs
-    if planes is not None and part.type == "fpn_cls_head":  # it reads every feature, and averages those of one width
-        return {"in_plane": planes[0] if len(set(planes)) == 1 else list(planes)}
-    if planes is None or not kwargs.get("use_pool", True):  # flattened maps have more than the channels
+    kwargs, is_pyramid = part.kwargs, part.type == "fpn_cls_head"
+    if planes is None or kwargs.get("use_pool") is False:  # flattened maps have more than the channels
         return {}
-    index = kwargs.get("input_feature_idx", -1)
-    if isinstance(index, list):
-        return {"in_plane": [planes[each] for each in index]}
-    if not isinstance(index, int) or not -len(planes) <= index < len(planes):
+    index = kwargs.get("input_feature_idx")
+    if index is None:
+        index = list(range(len(planes))) if is_pyramid else -1
+    indices = index if isinstance(index, list) else [index]
+    if not all(isinstance(each, int) and -len(planes) <= each < len(planes) for each in indices):
         raise UserError(f"input_feature_idx: got {index}, but the backbone returns {count(len(planes), 'feature')}.")
-    return {"in_plane": Fact(planes[index], "the backbone")}
+    read = [planes[each] for each in indices]
+    if is_pyramid:
+        return {"in_plane": read[0] if len(set(read)) == 1 else read}
+    return {"in_plane": read if isinstance(index, list) else Fact(read[0], "the backbone")}
 
 
 class DeviceStage:
@@ -150,6 +152,9 @@ def make_evaluator(dataset: ImageDataset) -> Callable[[], ImageNetEvaluator]:
     """Fresh copies of the data set's evaluator; top-1 and top-5 where none is configured."""
     template = dataset.evaluator if dataset.evaluator is not None else ImageNetEvaluator(multilabel=dataset.multilabel)
     template.keep_scores = template.keep_scores or dataset.save_score
+    wanted, counts = template.eval_class_idxs, dataset.class_counts()
+    if wanted and counts is not None and not any(counts[each] for each in wanted if each < len(counts)):
+        raise UserError(f"eval_class_idxs: got {wanted}, but the data set has no image of these classes. Name other classes.")
     return lambda: _fresh(template)
 
 

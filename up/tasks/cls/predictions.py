@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,17 @@ class HeadPredictions:
         """The most probable class of each image (n,)."""
         first: Array = self.topk_idx[:, 0]
         return first
+
+    def of_classes(self, wanted: Sequence[int]) -> HeadPredictions:
+        """The images whose label is in ``wanted``; of sets of labels all images, with the columns of these classes alone."""
+        assert self.gt is not None, "a head without labels has none of any class"
+        if self.gt.ndim == 2:
+            assert self.scores is not None
+            chosen = list(wanted)
+            return replace(self, classes=len(chosen), gt=self.gt[:, chosen], scores=self.scores[:, chosen])
+        kept = np.isin(self.gt, wanted)
+        arrays = {name: getattr(self, name) for name in ("topk_idx", "topk_score", "gt", "rank", "scores")}
+        return replace(self, **{name: values[kept] for name, values in arrays.items() if values is not None})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,11 @@ class ClassCounts:
     images: Ints
     predicted: Ints
     correct: Ints
+
+    def of_classes(self, wanted: Sequence[int]) -> ClassCounts:
+        """The counts of these classes alone."""
+        chosen = list(wanted)
+        return ClassCounts(self.images[chosen], self.predicted[chosen], self.correct[chosen])
 
     @property
     def precision(self) -> Floats:

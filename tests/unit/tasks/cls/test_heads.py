@@ -204,3 +204,55 @@ def test_a_head_can_be_exported_with_a_free_batch_size() -> None:
     program = torch.export.export(alone, (MAP,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     bigger = MAP.repeat(2, 1, 1, 1)
     assert torch.allclose(program.module()(bigger), alone(bigger), atol=1e-6)
+
+
+def means(*features: Tensor) -> list[Tensor]:
+    return [F.adaptive_avg_pool2d(feature, 1).flatten(1) for feature in features]
+
+
+def test_levels_of_a_pyramid_are_summed() -> None:
+    other = MAP.flip(0)[..., :2]
+    head = FPNHead(num_classes=3, in_plane=[6, 6], sum_feature=True)
+    assert torch.allclose(logits_of(head, MAP, other), head.classifier(sum(means(MAP, other))), atol=1e-6)
+
+
+@pytest.mark.parametrize("sum_feature", [True, False])
+def test_levels_of_a_pyramid_are_brought_to_one_width(sum_feature: bool) -> None:
+    narrow = MAP[:, :2]
+    head = FPNHead(num_classes=3, in_plane=[6, 2], feat_planes=4, sum_feature=sum_feature)
+    assert head.lateral is not None
+    first, second = (F.linear(mean, layer.weight, layer.bias) for mean, layer in zip(means(MAP, narrow), head.lateral, strict=True))
+    vector = first + second if sum_feature else torch.cat([first, second], dim=1)
+    assert torch.allclose(logits_of(head, MAP, narrow), head.classifier(vector), atol=1e-6)
+    shared = FPNHead(num_classes=3, in_plane=6, feat_planes=4)
+    assert shared.lateral is not None
+    (layer,) = shared.lateral
+    mean = sum(layer(each) for each in means(MAP, 2 * MAP)) / 2
+    assert torch.allclose(logits_of(shared, MAP, 2 * MAP), shared.classifier(mean), atol=1e-6)
+
+
+def test_some_levels_of_a_pyramid_are_read() -> None:
+    last = FPNHead(num_classes=3, in_plane=6, input_feature_idx=-1)
+    assert torch.allclose(logits_of(last, MAP[:, :2], MAP), last.classifier(*means(MAP)), atol=1e-6)
+    two = FPNHead(num_classes=3, in_plane=[2, 6], input_feature_idx=[0, 2])
+    vector = torch.cat(means(MAP[:, :2], MAP), dim=1)
+    assert torch.allclose(logits_of(two, MAP[:, :2], MAP[:, :4], MAP), two.classifier(vector), atol=1e-6)
+    with pytest.raises(UserError, match="input_feature_idx is 2"):
+        logits_of(two, MAP[:, :2], MAP)
+
+
+def test_levels_of_a_pyramid_are_flattened() -> None:
+    head = FPNHead(num_classes=3, in_plane=[72], use_pool=False)
+    assert torch.allclose(logits_of(head, MAP), head.classifier(MAP.flatten(1)), atol=1e-6)
+
+
+def test_levels_of_several_widths_have_no_sum() -> None:
+    with pytest.raises(UserError, match="sum_feature needs levels of one width, in_plane is \\[6, 2\\]. Set feat_planes"):
+        FPNHead(num_classes=3, in_plane=[6, 2], sum_feature=True)
+
+
+def test_vit_head_flattens_a_map_where_asked_for() -> None:
+    head = ViTHead(num_classes=3, in_plane=72, cls_type="avg", use_pool=False)
+    assert torch.allclose(logits_of(head, MAP), head.classifier(MAP.flatten(1)), atol=1e-6)
+    token = ViTHead(num_classes=3, in_plane=6, use_pool=True)
+    assert torch.allclose(logits_of(token, TOKENS), token.classifier(TOKENS[:, 0]), atol=1e-6)

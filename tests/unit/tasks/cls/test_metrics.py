@@ -255,3 +255,45 @@ def test_figures_can_be_written_as_json() -> None:
     scores, gt = draw()
     got = judged(LongTailEvaluator(cls_freq=[1] * C, use_prec_rec_f1=True), scores, gt)
     assert json.loads(json.dumps(got)) == got
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+def test_only_images_of_some_classes_are_measured(average: Any) -> None:
+    scores, gt = draw(3)
+    wanted = [1, 4]
+    evaluator = ImageNetEvaluator(eval_class_idxs=[4, 1, 1], use_prec_rec_f1=True, prec_rec_f1_avg=average)
+    got = judged(evaluator, scores, gt)
+    kept = torch.isin(gt, torch.tensor(wanted))
+    ours, theirs = scores[kept], gt[kept]
+    top5 = 100 * oracle.top_k_accuracy_score(theirs, ours, k=5, labels=range(C))
+    three = oracle.precision_recall_fscore_support(theirs, ours.argmax(1), labels=wanted, average=average, zero_division=0)[:3]
+    assert got["top1"] == pytest.approx(100 * oracle.accuracy_score(theirs, ours.argmax(1)))
+    assert got["top5"] == pytest.approx(top5)
+    assert [got["precision"], got["recall"], got["f1"]] == pytest.approx([100 * value for value in three])
+    assert got["top1"] != judged(ImageNetEvaluator(), scores, gt)["top1"]
+    assert judged(ImageNetEvaluator(eval_class_idxs=[]), scores, gt) == judged(ImageNetEvaluator(), scores, gt)
+
+
+def test_of_sets_of_labels_only_some_classes_are_measured() -> None:
+    scores = torch.rand(N, C, generator=torch.Generator().manual_seed(6))
+    gt = (torch.rand(N, C, generator=torch.Generator().manual_seed(7)) < 0.4).float()
+    got = judged(ImageNetEvaluator(multilabel=True, eval_class_idxs=[0, 5]), scores, gt)
+    assert got == judged(ImageNetEvaluator(multilabel=True), scores[:, [0, 5]], gt[:, [0, 5]])
+
+
+def test_classes_to_measure_that_there_are_not() -> None:
+    scores, gt = draw()
+    with pytest.raises(UserError, match="eval_class_idxs: got 7, expected 0 to 6"):
+        judged(ImageNetEvaluator(eval_class_idxs=[2, 7]), scores, gt)
+    assert judged(ImageNetEvaluator(eval_class_idxs=[C - 1]), scores, gt) == {}  # no image has it
+
+
+def test_long_tail_groups_of_some_classes() -> None:
+    scores, gt = draw(4)
+    options: Any = {"cls_freq": [200, 150, 50, 50, 10, 10, 10]}
+    got = judged(LongTailEvaluator(**options, eval_class_idxs=[0, 4]), scores, gt)
+    whole = judged(LongTailEvaluator(**options), scores, gt)
+    recall = [100 * float((scores.argmax(1)[gt == c] == c).float().mean()) for c in (0, 4)]
+    assert (got["many_shot"], got["few_shot"]) == pytest.approx(recall)
+    assert "medium_shot" not in got
+    assert "medium_shot" in whole
