@@ -7,19 +7,7 @@ import sys
 from importlib import import_module
 
 from up import __version__
-
-COMMANDS = {
-    "train": ("up.commands.train:main", "train from a YAML file; resumes where a killed run stood"),
-    "eval": ("up.commands.eval:main", "evaluate a checkpoint on the test data, with reports per class"),
-    "predict": ("up.commands.predict:main", "class names and scores for images or folders"),
-    "to_onnx": ("up.commands.to_onnx:main", "export a checkpoint as one ONNX file, proved against torch"),
-    "to_kestrel": ("up.commands.to_kestrel:main", "export a checkpoint as a package, or for Triton (--to triton)"),
-    "verify": ("up.commands.verify:main", "check a package: members, hashes, labels, graph, test vectors"),
-    "check": ("up.commands.check:main", "prove a config in seconds: names, types, files, shapes through net and loss"),
-    "show": ("up.commands.show:main", "show config | components | schema"),
-    "flops": ("up.commands.flops:main", "parameters, multiply-adds and activations of a network"),
-}
-ALIASES = {"inference": "predict"}
+from up.commands.catalog import ALIASES, COMMANDS, GROUPS
 
 
 def usage() -> str:
@@ -27,11 +15,14 @@ def usage() -> str:
     lines = [
         f"up {__version__}: image classifiers from one YAML file",
         "",
-        "usage: python -m up COMMAND [--help] …",
-        "",
+        "usage: python -m up COMMAND … (or up COMMAND …); up COMMAND --help lists the arguments of one",
     ]
-    lines += [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
-    lines += ["", "first steps: make quickstart; python -m up check --config configs/cls/quickstart.yaml"]
+    for group in GROUPS:
+        lines += ["", group]
+        for name, command in COMMANDS.items():
+            if command.group == group:
+                lines += [f"  {name:<12}{command.summary}", f"  {'':<12}  {command.example}"]
+    lines += ["", "first steps: make quickstart, or up train FOLDER with one folder of photos per class"]
     return "\n".join(lines)
 
 
@@ -53,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    module, _, function = COMMANDS[name][0].partition(":")
+    module, _, function = COMMANDS[name].target.partition(":")
     from up.commands.outcome import run_command
     from up.environment import let_idle_threads_sleep
 

@@ -23,7 +23,10 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str], *folders: Path)
     """The lines that ``up`` says while it refuses ``argv`` as a fault of the user's, with ``folders`` as they were."""
     before = contents(*folders)
     capsys.readouterr()
-    code = main(argv)
+    try:
+        code: object = main(argv)
+    except SystemExit as ended:  # argparse's way to end
+        code = ended.code
     said = capsys.readouterr()
     assert code == 2, said.err
     assert "Traceback" not in said.err

@@ -114,7 +114,7 @@ def test_a_folder_for_a_file(command: str, tmp_path: Path, capsys: pytest.Captur
     words = {"show": ["show", "config"], "predict": ["predict", "."]}.get(command, [command])
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (line,) = refused([*words, "--config", str(folder)], capsys, tmp_path)
-    assert line == f"{folder}: got a folder, expected a YAML file"
+    assert line.startswith(f"{folder}: got a folder, expected a YAML file")
 
 
 def test_no_such_file(config: Config, write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_repository_of_triton(config_file: Path, package: Path, tmp_path: Path
         ([], ["to_kestrel.is_rgb=false"], "to_kestrel.is_rgb: got False, but the net is trained on RGB images"),
         ([], ["to_kestrel.class_label={a: {start: 0, end: 1, labels: [x, y]}}"], "covers 2 outputs, but the net has 3"),
         (["--version", "1.0"], [], "to_kestrel.version: got '1.0', expected three numbers such as 1.0.0"),
-        (["--ckpt", "none.pth"], [], "none.pth: not found"),
+        (["--ckpt", "none.pth"], [], "none.pth: no such file"),
         (["--images", "none"], [], "none: no such file, folder or pattern"),
         ([], ["dataset.test.dataset.kwargs.meta_file=none.txt"], "no such file or folder: none.txt"),
         ([], ["dataset.test.dataset.kwargs.transformer.0.kwargs.size=40"], "leaves every image its own size"),

@@ -255,7 +255,7 @@ class TestPredict:
     ) -> None:
         words = ["predict", "--provider", "cuda", str(images / "val 0.png"), "--config", str(config_file)]
         (line,) = refused(words, capsys, tmp_path)
-        assert line.startswith("--provider: what runs the graph of --bundle; with --config it is runtime.device")
+        assert line.startswith("--provider: chooses what runs the graph of --bundle; with --config set runtime.device")
 
     def test_older_name_and_flags(
         self, config_file: Path, images: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -282,7 +282,7 @@ class TestCheckpoints:
         return line
 
     def test_missing(self, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.refusal(config_file, tmp_path / "none.pth", capsys).startswith(f"{tmp_path / 'none.pth'}: not found")
+        assert self.refusal(config_file, tmp_path / "none.pth", capsys).startswith(f"--ckpt {tmp_path / 'none.pth'}: no such file")
 
     def test_cut_off(self, config_file: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
         checkpoint.write_bytes(checkpoint.read_bytes()[:-7])

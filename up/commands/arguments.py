@@ -1,49 +1,34 @@
-"""Arguments that several commands share, and older flags that no longer mean anything."""
+"""Arguments that several commands share, and their values."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
-from pathlib import Path
 
 from up.launch import Launch
-
-WITHOUT_MEANING = {
-    "--nocudnn": (0, "cudnn is chosen by torch"),
-    "--no_running_config": (0, "the run folder always gets config.yaml"),
-    "--cfg_type": (1, "there is one configuration syntax"),
-    "--test_gpu": (0, "the device is chosen by runtime.device"),
-    "--backend": (1, "nccl or gloo is chosen by the device, or by runtime.dist.backend"),
-}
-
-
-def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser for ``up NAME``."""
-    return argparse.ArgumentParser(
-        prog=f"up {name}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-
-
-def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """``--config FILE`` and ``--opts``."""
-    parser.add_argument("--config", type=Path, required=required, help="the YAML file")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY=VALUE",
-        help="override values: trainer.max_epoch=10, net.0.kwargs.frozen_layers=[0,1], +new.key=value; last on the line",
-    )  # fmt: skip
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
     """How many ranks there are and who starts them; ``launch_of`` reads it."""
-    group = parser.add_argument_group("many ranks", "Without any of these: one process, or what torchrun, srun or mpirun started.")
-    group.add_argument("--launch", choices=("pytorch", "slurm", "mpi"), help="who starts the ranks; pytorch: this command does")
-    group.add_argument("--ng", "--num_gpus_per_machine", type=int, metavar="N", help="processes on this host (default: one a GPU)")
-    group.add_argument("--nm", "--num_machines", type=int, default=1, metavar="M", help="hosts; each runs this command")
-    group.add_argument("--node-rank", type=int, default=0, metavar="R", help="which of the hosts this is, from 0")
-    group.add_argument("--rdzv", metavar="HOST:PORT", help="where the hosts meet: the first of them, and a free port of it")
-    group.add_argument("--port", type=int, help="port on which the ranks of one host meet (default: a free one)")
-    group.add_argument("--max-restarts", type=int, default=0, metavar="K", help="start the ranks again after a loss, so often")
+    group = parser.add_argument_group(
+        "several processes", "Without these flags: one process, or the ranks that torchrun, srun or mpirun started."
+    )
+    group.add_argument(
+        "--launch", choices=("pytorch", "slurm", "mpi"),
+        help="who starts the ranks: this command (pytorch), srun or mpirun (default: what the environment says, else pytorch)",
+    )  # fmt: skip
+    group.add_argument(
+        "--ng", "--num_gpus_per_machine", type=int, metavar="N", help="processes on this host (default with --launch: one a GPU)"
+    )
+    group.add_argument("--nm", "--num_machines", type=int, default=1, metavar="M", help="number of hosts; each runs this command")
+    group.add_argument("--node-rank", type=int, default=0, metavar="R", help="number of this host, from 0")
+    group.add_argument("--rdzv", metavar="HOST:PORT", help="rendezvous endpoint: address and port on the first host")
+    group.add_argument("--port", type=int, help="rendezvous port when there is one host (default: a free one)")
+    group.add_argument("--max-restarts", type=int, default=0, metavar="K", help="maximum number of restarts after a rank fails")
+    group.add_argument(
+        "--backend", metavar="NAME", help="library of the collective operations: nccl or gloo (default: by the device); UP's "
+        "`dist` and `linklink` mean the default",
+    )  # fmt: skip
 
 
 def launch_of(arguments: argparse.Namespace) -> Launch:
@@ -53,22 +38,10 @@ def launch_of(arguments: argparse.Namespace) -> Launch:
     )
 
 
-def without_meaningless(words: list[str]) -> list[str]:
-    """Drop older flags that have no meaning here, with a line for each on stderr."""
-    kept: list[str] = []
-    index = 0
-    while index < len(words):
-        flag, _, joined = words[index].partition("=")
-        if flag == "--opts":
-            return kept + words[index:]
-        if flag in WITHOUT_MEANING:
-            values, reason = WITHOUT_MEANING[flag]
-            print(f"{flag} is accepted and ignored: {reason}.", file=sys.stderr)
-            index += 0 if joined else values
-        else:
-            kept.append(words[index])
-        index += 1
-    return kept
+def backend_overrides(arguments: argparse.Namespace) -> list[str]:
+    """``--backend`` as an override; UP's names for its communication library choose nothing here."""
+    known = arguments.backend in (None, "dist", "linklink")
+    return [] if known else [f"runtime.dist.backend={arguments.backend}"]
 
 
 def positive(text: str) -> int:
@@ -90,6 +63,15 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
+
+
+def image_size(text: str) -> tuple[int, int, int]:
+    """``3x224x224`` or ``3,224,224`` as (channels, height, width), for argparse."""
+    words = text.lower().replace(",", "x").split("x")
+    if len(words) != 3 or not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected CxHxW such as 3x224x224 (or 3,224,224)")
+    channels, height, width = (int(word) for word in words)
+    return channels, height, width
 
 
 def _at_least(least: int, text: str, expected: str) -> int:

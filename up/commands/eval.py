@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from up.commands.arguments import add_config, add_launch, command_parser, launch_of, without_meaningless
-from up.distributed import is_main
-from up.experiment import load_experiment
+from up.commands.arguments import add_launch, backend_overrides, launch_of
+from up.commands.inputs import expect_checkpoint, expect_config
+from up.commands.parser import CommandParser
+from up.commands.tables import print_tables, table_of
 from up.launch import launched
-from up.together import before_joining, last_words
-from up.trained import evaluate_checkpoint
 
 NO_WEIGHTS = (
     "there is no checkpoint and saver.pretrain_model is not set, so these predictions are those of random weights. "
@@ -23,28 +19,42 @@ NO_WEIGHTS = (
 
 def main(words: list[str]) -> int:
     """Evaluate and write metrics.json, per_class.csv, confusion.csv and .png, predictions.csv; returns the exit code."""
-    parser = command_parser("eval", "Evaluate a checkpoint on dataset.test and write reports per class.")
-    parser.add_argument("-c", "--ckpt", type=Path, help="the checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
-    parser.add_argument("--out", type=Path, help="folder of the reports (default: saver.results_dir, else the run's results)")
+    parser = CommandParser("eval")
+    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("--out", type=Path, help="folder for the reports (default: saver.results_dir, else the run's results)")
+    parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
     add_launch(parser)
-    add_config(parser)
-    arguments = parser.parse_args(without_meaningless(words[1:]))
+    parser.add_config()
+    arguments = parser.read(words[1:])
+    overrides = [*arguments.opts, *backend_overrides(arguments)]
+    if arguments.fork_method is not None:
+        overrides.append(f"dataset.test.dataloader.kwargs.fork_method={arguments.fork_method}")
+    expect_checkpoint(arguments.ckpt)
+    expect_config(arguments.config, overrides)
     code = launched(launch_of(arguments), words, lambda: None)
-    if code is not None:
-        return code
+    return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out) if code is None else code
+
+
+def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: Path | None) -> int:
+    """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written."""
+    from up.distributed import is_main
+    from up.experiment import load_experiment
+    from up.together import before_joining, last_words
+    from up.trained import evaluate_checkpoint
+
     with before_joining():
-        experiment = load_experiment(arguments.config, arguments.opts)
+        experiment = load_experiment(config, overrides)
     with last_words():
-        metrics, written, checkpoint = evaluate_checkpoint(experiment, arguments.ckpt, arguments.out)
+        metrics, written, found = evaluate_checkpoint(experiment, checkpoint, out)
     if not is_main():
         return 0
-    if checkpoint is None:
+    if found is None:
         print(f"warning: {NO_WEIGHTS}", file=sys.stderr)
     else:
-        print(checkpoint)
-    table = Table("metric", experiment.plugin.unit)
+        print(found)
+    table = table_of("metric", experiment.plugin.unit)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2f}")
-    Console().print(table)
+    print_tables(table)
     print("written:", *written, sep="\n  ")
     return 0

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import add_config, finite, natural, positive, without_meaningless
+from up.commands.arguments import finite, natural, positive
+from up.commands.inputs import expect_checkpoint, expect_config
+from up.commands.parser import CommandParser
 from up.deploy.images import find_images
 from up.errors import StorageError
 from up.files import unwritable
@@ -17,35 +19,36 @@ if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from up.experiment import Experiment
 
 
-def add_export(parser: argparse.ArgumentParser) -> None:
+def add_export(parser: CommandParser) -> None:
     """The arguments of an export; those that ``to_kestrel`` of the configuration has too win over it."""
-    parser.add_argument("-c", "--ckpt", type=Path, help="the checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
-    parser.add_argument("--model-name", "--model_name", help="name of the model (default: to_kestrel.model_name)")
+    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("--model-name", help="name of the model (default: to_kestrel.model_name)")
     parser.add_argument("--version", help="version of the model, major.minor.patch (default: to_kestrel.version)")
     parser.add_argument(
-        "--add-softmax", "--add_softmax", "--activation", action=argparse.BooleanOptionalAction, dest="add_softmax",
-        help="end the graph in probabilities: softmax, sigmoid for bce (default: to_kestrel.add_softmax)",
+        "--add-softmax", "--activation", action=argparse.BooleanOptionalAction, dest="add_softmax",
+        help="let the graph return probabilities: softmax, or sigmoid for bce (default: to_kestrel.add_softmax)",
     )  # fmt: skip
-    parser.add_argument("--quantize", choices=("int8",), help="8-bit integers, if the accuracy stays and it gets faster")
-    parser.add_argument("--max-drop", type=finite, default=1.0, help="int8: points of accuracy that may be lost")
-    parser.add_argument("--min-speedup", type=finite, default=1.0, help="int8: how many times as fast it must be here")
-    parser.add_argument("--calibration-images", type=positive, default=256, help="int8: images to find ranges with, at least 128")
+    parser.add_argument("--quantize", choices=("int8",), help="quantize to 8-bit integers if accuracy and speed allow it")
+    parser.add_argument("--max-drop", type=finite, default=1.0, help="int8: largest loss of accuracy, in percentage points")
+    parser.add_argument("--min-speedup", type=finite, default=1.0, help="int8: smallest speed-up on this machine, as a factor")
+    parser.add_argument("--calibration-images", type=positive, default=256, help="int8: number of calibration images, at least 128")
     parser.add_argument(
         "--metric-images", type=natural, metavar="N",
-        help="test images that the accuracy is measured on; 0: all (default: 2048, for int8 all)",
+        help="number of test images for the accuracy; 0 means all (default: 2048, for int8 all)",
     )  # fmt: skip
     parser.add_argument(
-        "--images", nargs="+", default=[], metavar="IMAGE", help="prove on these images where dataset.test is not on this machine"
-    )
-    add_config(parser)
+        "--images", nargs="+", default=[], metavar="IMAGE",
+        help="compare with torch on these images when dataset.test is not on this machine",
+    )  # fmt: skip
+    parser.add_config()
 
 
-def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """The arguments, with the flags that set values of ``to_kestrel`` turned into overrides.
+def parsed(parser: CommandParser, words: list[str]) -> argparse.Namespace:
+    """The arguments, with the flags that set values of ``to_kestrel`` turned into overrides; the files that they name are there.
 
     ``--save-to`` is none of them: the package keeps its configuration, and would differ by where it was put.
     """
-    arguments = parser.parse_args(without_meaningless(words[1:]))
+    arguments = parser.read(words[1:])
     given = {
         "model_name": arguments.model_name,
         "version": arguments.version,
@@ -55,6 +58,9 @@ def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
         *arguments.opts,
         *(f"to_kestrel.{key}={json.dumps(value)}" for key, value in given.items() if value is not None),
     ]
+    expect_checkpoint(arguments.ckpt)
+    expect_config(arguments.config, arguments.opts)
+    find_images(arguments.images)
     return arguments
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
 import sys
@@ -19,7 +18,10 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from up.commands.arguments import add_config, command_parser, positive
+from up.commands.arguments import positive
+from up.commands.inputs import expect_checkpoint, expect_config, expect_package
+from up.commands.parser import CommandParser
+from up.commands.tables import any_name_is_printable, print_tables, table_of
 from up.deploy.answers import Answer, rendered
 from up.deploy.images import find_images
 from up.errors import UserError
@@ -36,6 +38,10 @@ def main(words: list[str]) -> int:
     if not images:
         raise UserError("predict needs images: name files, folders or patterns.")
     expect_writable(arguments, images)
+    expect_package(arguments.bundle)
+    expect_checkpoint(arguments.ckpt)
+    if arguments.config is not None:
+        expect_config(arguments.config, arguments.opts)
     predictor = open_predictor(arguments)
     tally = Tally()
     begun = time.perf_counter()
@@ -82,18 +88,12 @@ class Predictor(Protocol):
 
 def open_predictor(arguments: argparse.Namespace) -> Predictor:
     """Of ``--bundle``, which needs no torch, or of ``--config`` and ``--ckpt``."""
-    if (arguments.bundle is None) == (arguments.config is None):
-        raise UserError("predict needs either --bundle FILE.tar, or --config FILE and maybe --ckpt FILE.")
     if arguments.bundle is not None:
-        if arguments.ckpt is not None or arguments.opts:
-            raise UserError("--bundle: a package has its own weights and settings; --ckpt and --opts go with --config.")
         from up.deploy.bundle_predictor import BundlePredictor
 
         return BundlePredictor.open(
             arguments.bundle, provider=arguments.provider or "cpu", topk=arguments.topk, batch_size=arguments.batch_size
         )
-    if arguments.provider is not None:
-        raise UserError("--provider: what runs the graph of --bundle; with --config it is runtime.device that says where.")
     from up.deploy.predictor import CheckpointPredictor
     from up.experiment import load_experiment
 
@@ -103,22 +103,32 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The arguments of ``up predict`` and of its older name, ``up inference``."""
-    parser = command_parser("predict", "Class names and scores for images, with a checkpoint or with a package.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders (searched through), patterns")
-    parser.add_argument("-i", "--img_path", help="the same as an IMAGE")
-    parser.add_argument("--bundle", type=Path, metavar="FILE", help="a package (.tar) or graph (.onnx) in place of --config")
-    parser.add_argument("--provider", help="what runs the graph of --bundle: cpu (default), cuda, tensorrt")
-    parser.add_argument("-c", "--ckpt", type=Path, help="the checkpoint (default: the run's best)")
-    parser.add_argument("--topk", type=positive, help="classes shown for an image (default: 5, or what the package says)")
-    parser.add_argument("--batch-size", type=positive, default=32, help="images that go through the net together")
-    parser.add_argument("--threads", type=positive, default=min(8, os.cpu_count() or 1), help="threads that read images")
-    parser.add_argument("--format", choices=("table", "json", "jsonl", "csv"), default="table", help="how answers are written")
-    parser.add_argument("--output", type=Path, help="write the answers to this file")
-    parser.add_argument("-v", "--vis_dir", type=Path, help="also draw the best class on each image, into this folder")
+    parser = CommandParser("predict")
+    parser.add_argument(
+        "images", nargs="*", metavar="FILE.yaml | IMAGE",
+        help="the configuration, unless --config or --bundle is given; image files, folders (searched recursively), patterns",
+    )  # fmt: skip
+    parser.add_argument("-i", "--img-path", metavar="IMAGE", help="one more IMAGE")
+    parser.add_argument("--bundle", type=Path, metavar="FILE", help="a package (.tar) or graph (.onnx) instead of a configuration")
+    parser.add_argument("--provider", help="what runs the graph of --bundle: cpu, cuda, tensorrt (default: cpu)")
+    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or what the package says)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
+    parser.add_argument("--threads", type=positive, default=min(8, os.cpu_count() or 1), help="threads that decode images")
+    parser.add_argument("--format", choices=("table", "json", "jsonl", "csv"), default="table", help="format of the predictions")
+    parser.add_argument("--output", type=Path, help="write the predictions to this file")
+    parser.add_argument("-v", "--vis-dir", type=Path, help="also draw the best class on each image, into this folder")
     parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
-    parser.add_argument("--benchmark", action="store_true", help="also tell how many images a second there were")
-    add_config(parser, required=False)
-    return parser.parse_args(words[1:])
+    parser.add_argument("--benchmark", action="store_true", help="also print images per second")
+    parser.add_config(required=False, among="images")
+    arguments = parser.read(words[1:])
+    if (arguments.bundle is None) == (arguments.config is None):
+        raise UserError("predict needs either --bundle FILE.tar, or FILE.yaml and optionally --ckpt FILE.")
+    if arguments.bundle is not None and (arguments.ckpt is not None or arguments.opts):
+        raise UserError("--bundle: a package has its own weights and settings; --ckpt and --opts need --config.")
+    if arguments.bundle is None and arguments.provider is not None:
+        raise UserError("--provider: chooses what runs the graph of --bundle; with --config set runtime.device.")
+    return arguments
 
 
 def expect_writable(arguments: argparse.Namespace, images: Sequence[Path]) -> None:
@@ -156,11 +166,10 @@ def with_progress(answers: Iterable[Answer], images: int, arguments: argparse.Na
 
 def publish(answers: Iterable[Answer], arguments: argparse.Namespace) -> None:
     """Print the answers as they come (a table once it is whole), or write them to ``--output`` all at once."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text in the terminal's encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments.output is None and arguments.format == "table":
-        print_table(list(answers))
+        print_tables(table_for(list(answers)))
         return
+    any_name_is_printable()
     pieces = rendered(answers, "csv" if arguments.format == "table" else arguments.format)
     if arguments.output is None:
         for piece in pieces:
@@ -173,9 +182,9 @@ def publish(answers: Iterable[Answer], arguments: argparse.Namespace) -> None:
         write_atomically(arguments.output, lambda file: shutil.copyfileobj(whole, file))
 
 
-def print_table(answers: Iterable[Answer]) -> None:
-    """One row an image and head: the best class, or all labels of a set that are present, then the next best."""
-    table = Table("image", "class", "score", "next")
+def table_for(answers: Iterable[Answer]) -> Table:
+    """One row per image and head: the best class, or all labels of a set that are present, then the next best."""
+    table = table_of("image", "class", "score", "next")
     for answer in answers:
         if answer.error is not None:
             table.add_row(Text(answer.file), Text(answer.error, style="red"), "", "")
@@ -184,4 +193,4 @@ def print_table(answers: Iterable[Answer]) -> None:
             rest = ", ".join(f"{guess.name} {guess.score:.3f}" for guess in guesses if guess not in told)
             names = "\n".join(guess.name for guess in told) or "no label"
             table.add_row(Text(answer.file), Text(names), "\n".join(f"{guess.score:.3f}" for guess in told), Text(rest))
-    Console().print(table)
+    return table

@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from up.commands.arguments import add_config, command_parser
-from up.config.schema import config_schema
-from up.config.show import effective_yaml
-from up.config.signature import describe
+from up.commands.inputs import expect_config
+from up.commands.parser import CommandParser
+from up.commands.tables import print_tables, table_of
 from up.errors import UserError
-from up.experiment import ENGINE_FILLED_IN, all_tables, find_task, load_experiment
-from up.registry import Registry
 from up.text import did_you_mean
+
+if TYPE_CHECKING:
+    from up.registry import Registry
 
 
 def main(words: list[str]) -> int:
     """Show one of three things; returns the exit code."""
-    parser = command_parser("show", "Show the effective configuration, the parts that `type:` may name, or the JSON Schema.")
-    parser.add_argument("what", choices=("config", "components", "schema"))
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="components: only these tables (backbone, head, loss, …)")
-    parser.add_argument("--task", default="cls", help="components, schema: the task whose parts are meant")
-    add_config(parser, required=False)
-    arguments = parser.parse_args(words[1:])
+    parser = CommandParser("show")
+    parser.add_argument(
+        "what", choices=("config", "components", "schema"),
+        help="config: every value of the YAML file that counts, with its place; components: what `type:` may name; schema: JSON "
+        "Schema for editors",
+    )  # fmt: skip
+    parser.add_argument(
+        "tables", nargs="*", metavar="FILE.yaml | TABLE",
+        help="config: the configuration; components: only these tables (backbone, head, loss, …)",
+    )  # fmt: skip
+    parser.add_argument("--task", default="cls", help="components, schema: the task whose parts are listed")
+    parser.add_config(required=False, among="tables")
+    arguments = parser.read(words[1:])
     if arguments.what == "config":
-        if arguments.config is None:
-            raise UserError("show config needs --config FILE.")
-        experiment = load_experiment(arguments.config, arguments.opts)
-        print(effective_yaml(experiment.config, experiment.decoded.origins), end="")
-        return 0
+        return show_config(arguments)
+    from up.config.schema import config_schema
+    from up.experiment import ENGINE_FILLED_IN, all_tables, find_task
+
     plugin = find_task(arguments.task)
     tables = all_tables(plugin, [])
     if arguments.what == "schema":
         filled_in = {argument for names in (*ENGINE_FILLED_IN.values(), *plugin.filled_in.values()) for argument in names}
         print(json.dumps(config_schema(tables, filled_in=filled_in), indent=2))
         return 0
-    for name in chosen(arguments.tables, tables):
-        print_table(name, tables[name])
+    print_tables(*(part for name in chosen(arguments.tables, tables) for part in parts_of(name, tables[name])))
+    return 0
+
+
+def show_config(arguments: argparse.Namespace) -> int:
+    """Print the effective configuration with the origin of every value."""
+    if arguments.config is None:
+        raise UserError("show config needs a YAML file: up show config FILE.yaml.")
+    expect_config(arguments.config, arguments.opts)
+    from up.config.show import effective_yaml
+    from up.experiment import load_experiment
+
+    experiment = load_experiment(arguments.config, arguments.opts)
+    print(effective_yaml(experiment.config, experiment.decoded.origins), end="")
     return 0
 
 
@@ -52,18 +71,19 @@ def chosen(wanted: Sequence[str], tables: dict[str, Registry]) -> list[str]:
     return list(wanted) or sorted(tables)
 
 
-def print_table(name: str, registry: Registry) -> None:
-    """The parts of one table: name, arguments with defaults, purpose."""
-    table = Table("type", "kwargs", "what it is", title=name, title_justify="left", show_lines=False)
+def parts_of(name: str, registry: Registry) -> Iterator[RenderableType]:
+    """The parts of one table (name, arguments with defaults, purpose), and the names that other libraries add."""
+    from up.config.signature import describe
+
+    table = table_of("type", "kwargs", "what it does", title=name)
     for entry in registry:
         about = describe(registry.get(entry))
         arguments = ", ".join(
             argument if default == "required" else f"{argument}={default}" for argument, _, default in about.parameters
         )
         table.add_row(entry, Text(arguments), Text(about.summary))
-    console = Console()
-    console.print(table)
+    yield table
     others = registry.other_names()
     if others:
-        console.print(Text(f"and {len(others)} more by name: {', '.join(others)}"))
-    console.print()
+        yield Text(f"and {len(others)} more by name: {', '.join(others)}")
+    yield Text()

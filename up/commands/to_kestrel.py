@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from up.commands.arguments import command_parser
 from up.commands.exporting import add_export, experiment_of, exported, parsed
+from up.commands.parser import CommandParser
 from up.errors import UserError
 
 
 def main(words: list[str]) -> int:
     """Export, prove, verify what would be written, write it; returns the exit code."""
-    parser = command_parser(
-        "to_kestrel", "Export a checkpoint as a package {save_to}/{model_name}_{version}.tar, or for Triton."
-    )
-    parser.add_argument("--save-to", "--save_to", type=Path, help="its folder (default: to_kestrel.save_to, else the run)")
-    parser.add_argument("--strict-kestrel", action="store_true", help="only the members that Kestrel reads")
-    parser.add_argument("--to", choices=("kestrel", "triton"), default="kestrel", help="a package, or a model repository of Triton")
+    parser = CommandParser("to_kestrel")
+    parser.add_argument("--save-to", type=Path, help="output folder (default: to_kestrel.save_to, else the run folder)")
+    parser.add_argument("--strict-kestrel", action="store_true", help="write only the members that Kestrel reads")
+    parser.add_argument("--to", choices=("kestrel", "triton"), default="kestrel", help="a package, or a Triton model repository")
     add_export(parser)
     arguments = parsed(parser, words)
     if arguments.to == "triton" and arguments.strict_kestrel:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import command_parser
+from up.commands.arguments import image_size
 from up.commands.exporting import add_export, experiment_of, exported, parsed
+from up.commands.parser import CommandParser
 from up.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> int:
     """Export, prove the graph against torch, write it; returns the exit code."""
-    parser = command_parser("to_onnx", "Export a checkpoint as one .onnx file, proved against torch on real images.")
-    parser.add_argument("--save-prefix", "--save_prefix", type=Path, help="the file without .onnx (default: RUN/NAME_VERSION)")
-    parser.add_argument("--input-size", "--input_size", metavar="CxHxW", help="must be what the test transforms produce")
+    parser = CommandParser("to_onnx")
+    parser.add_argument("--save-prefix", type=Path, help="output file without .onnx (default: RUN/NAME_VERSION)")
+    parser.add_argument(
+        "-i", "--input-size", type=image_size, metavar="CxHxW", help="input size; must be what the test transforms produce"
+    )
     add_export(parser)
     arguments = parsed(parser, words)
     experiment = experiment_of(arguments)
@@ -37,14 +40,13 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def expect_size(text: str, experiment: Experiment) -> None:
-    """A ``UserError`` unless ``CxHxW`` is what the test transforms produce: a graph of another size would see other images."""
+def expect_size(given: tuple[int, int, int], experiment: Experiment) -> None:
+    """A ``UserError`` unless (C, H, W) is what the test transforms produce: a graph of another size would see other images."""
     from up.assembly.data import input_size_of
-    from up.commands.flops import parse_size
 
-    given, size = parse_size(text), input_size_of(experiment)
-    if given != (3, *size):
+    height, width = input_size_of(experiment)
+    if given != (3, height, width):
+        got = "x".join(map(str, given))
         raise UserError(
-            f"--input_size: got {text}, but the test transforms produce 3x{size[0]}x{size[1]}. Leave it out, or change the "
-            "transforms."
+            f"--input_size: got {got}, but the test transforms produce 3x{height}x{width}. Leave it out, or change the transforms."
         )

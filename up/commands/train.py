@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from pathlib import Path
 
-from up.commands.arguments import add_config, add_launch, command_parser, launch_of, without_meaningless
+from up.commands.arguments import add_launch, backend_overrides, launch_of, positive
+from up.commands.inputs import expect_config
+from up.commands.parser import CommandParser
 from up.config.decode import load_config
 from up.launch import launched
 from up.runner.folder import code_of_status
@@ -16,19 +19,44 @@ from up.runner.watchdog import watch_parent
 
 def main(words: list[str]) -> int:
     """Train as the configuration says; returns the exit code."""
-    parser = command_parser(
-        "train", "Train from a YAML file. Run the same command again to go on after a kill (saver.auto_resume)."
+    arguments = parse(words)
+    overrides = overrides_of(arguments)
+    expect_config(arguments.config, overrides)
+    launch = launch_of(arguments)
+    if launch.launcher(os.environ) is not None:
+        folder = load_config(arguments.config, overrides).config.saver.folder(arguments.config)
+        begun = time.time()
+        code = launched(launch, words, lambda: code_of_status(folder, since=begun))
+        if code is not None:
+            return code
+    if arguments.evaluate or arguments.phase == "eval":
+        from up.commands.eval import evaluate
+
+        return evaluate(arguments.config, overrides, None, None)
+    with listening() as stop:
+        watch_parent(stop, os.environ)
+        return train_rank(arguments.config, overrides, stop)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The arguments of ``up train``."""
+    parser = CommandParser("train")
+    parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate only, like `up eval`")
+    parser.add_argument("--phase", choices=("train", "eval"), default="train", help="eval means the same as --evaluate")
+    parser.add_argument("--display", type=positive, metavar="N", help="steps between log lines (default: trainer.log_interval)")
+    parser.add_argument("--allow-dead-parameter", action="store_true", help="allow parameters that get no gradient")
+    parser.add_argument(
+        "--accept-data-change", action="store_true", help="resume even though the training data changed since the checkpoint"
     )
-    parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate only, as `up eval`")
-    parser.add_argument("--phase", choices=("train", "eval"), default="train", help="eval is the same as --evaluate")
-    parser.add_argument("--display", type=int, metavar="N", help="updates between lines of the log (default: trainer.log_interval)")
-    parser.add_argument("--allow_dead_parameter", action="store_true", help="let parameters go without a gradient")
-    parser.add_argument("--accept-data-change", action="store_true", help="resume although the data are other ones by now")
-    parser.add_argument("--fork-method", choices=("fork", "spawn"), help="how worker processes are started")
+    parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
     add_launch(parser)
-    add_config(parser)
-    arguments = parser.parse_args(without_meaningless(words[1:]))
-    overrides = list(arguments.opts)
+    parser.add_config()
+    return parser.read(words[1:])
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """``-o`` and the flags that set a value of the configuration."""
+    overrides = [*arguments.opts, *backend_overrides(arguments)]
     if arguments.display is not None:
         overrides.append(f"trainer.log_interval={arguments.display}")
     if arguments.allow_dead_parameter:
@@ -37,20 +65,7 @@ def main(words: list[str]) -> int:
         overrides.append("saver.accept_data_change=true")
     if arguments.fork_method is not None:
         overrides.append(f"dataset.train.dataloader.kwargs.fork_method={arguments.fork_method}")
-    launch = launch_of(arguments)
-    if launch.launcher(os.environ) is not None:
-        folder = load_config(arguments.config, overrides).config.saver.folder(arguments.config)  # P: a wrong file starts nothing
-        begun = time.time()
-        code = launched(launch, words, lambda: code_of_status(folder, since=begun))
-        if code is not None:
-            return code
-    if arguments.evaluate or arguments.phase == "eval":
-        from up.commands.eval import main as evaluate
-
-        return evaluate(["eval", "--config", str(arguments.config), "--opts", *arguments.opts])
-    with listening() as stop:
-        watch_parent(stop, os.environ)
-        return train_rank(arguments.config, overrides, stop)
+    return overrides
 
 
 def train_rank(config: Path, overrides: list[str], stop: StopRequest) -> int:

@@ -31,8 +31,9 @@ def accuracy(
     sets = any(head.type == "multilabel" for head in heads)
     if sets and len(heads) > 1:
         raise UserError(f"--meta: {package.label} has {len(heads)} heads that tell sets of labels, and no list has such labels.")
+    folder = str(meta_file) if meta_type == "image_folder" else image_dir
     source = MetaSource(
-        str(meta_file), ImageRoot(image_dir, meta_file=str(meta_file)), class_names=heads[0].labels,
+        str(meta_file), ImageRoot(folder, meta_file=str(meta_file)), class_names=heads[0].labels,
         num_classes=classes[0] if len(heads) == 1 else classes, multilabel=sets,
     )  # fmt: skip
     meta = METAS.get(meta_type)(source)

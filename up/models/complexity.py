@@ -28,15 +28,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Complexity:
-    """The cost of every top-level module of a network, in order, and of the whole."""
+    """The cost of the modules of a network, in order, and of the whole."""
 
     modules: tuple[Cost, ...]
     total: Cost
 
 
-def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Complexity:
+def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, depth: int = 1) -> Complexity:
     """Count what ``net`` (a ``Net``, or any network of one image tensor) does in evaluation with an image (C, H, W).
 
+    ``depth``: levels of modules to list, 1 for the children of ``net``; a module's cost includes that of its children.
     Only shapes are computed, on the meta device; a network that cannot run there runs for real.
     """
     part = _until_the_last_weights(net) if isinstance(net, Net) else net
@@ -51,7 +52,8 @@ def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224))
         flops, activations = (sum(counter.get(path, {}).values()) for counter in counted)
         return Cost(name, sum(parameter.numel() for parameter in module.parameters()), flops // 2, activations)
 
-    modules = tuple(cost(name, child, f"{root}.{name}") for name, child in net.named_children())
+    listed = [(name, module) for name, module in net.named_modules() if name and name.count(".") < depth]
+    modules = tuple(cost(name, module, f"{root}.{name}") for name, module in listed)
     return Complexity(modules, cost("total", net, "Global"))
 
 

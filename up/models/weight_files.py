@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from up.errors import UserError
+from up.file_kinds import NAMES, kind_of
 from up.files import sha256_of
 from up.text import did_you_mean, some_of
 
@@ -124,6 +125,9 @@ def _reason(path: Path, error: Exception) -> str:
     code = re.search(r"(?:GLOBAL|class) ([\w.]+\.[\w.]+) (?:whose module|was not)", text)
     if code and not code[1].startswith("torch._utils."):  # all of those are allowed: this is a name cut short
         return _refusal(path, code[1])
+    kind = kind_of(path)
+    if kind in ("package", "archive", "onnx", "yaml", "image"):
+        return f"holds no weights: it is {NAMES[kind]}."
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     for signature, what in _NOT_WEIGHTS.items():

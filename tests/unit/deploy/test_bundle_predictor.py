@@ -153,10 +153,10 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "predict needs either --bundle FILE.tar, or --config FILE and maybe --ckpt FILE."),
+        ([], "predict needs either --bundle FILE.tar, or FILE.yaml"),
         (["--bundle", "x.tar", "--config", "c.yaml"], "predict needs either --bundle"),
         (["--bundle", "x.tar", "--ckpt", "c.pth"], "--bundle: a package has its own weights and settings"),
-        (["--bundle", "x.tar"], "x.tar: no such file."),
+        (["--bundle", "x.tar"], "--bundle x.tar: no such file"),
     ],
 )
 def test_wrong_words(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

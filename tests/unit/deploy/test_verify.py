@@ -77,7 +77,7 @@ def test_average_precision_of_sets(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_what_only_goes_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(handmade.package(tmp_path)), "--image-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("--image-dir: is where the images of --meta are")
+    assert capsys.readouterr().err.startswith("--image-dir: needs --meta FILE")
     record = {"filename": "r.png", "instances": [{"bbox": [0, 0, 99, 99], "label": 1, "is_ignored": False}]}
     (tmp_path / "boxes.json").write_text(json.dumps(record))
     words = ["--meta", str(tmp_path / "boxes.json"), "--meta-type", "custom_det"]

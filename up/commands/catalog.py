@@ -1,0 +1,47 @@
+"""The commands that there are, without importing any of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One subcommand: ``module:function``, its group in the help, what it does and an example, both a line."""
+
+    target: str
+    group: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "train": Command(
+        "up.commands.train:main", "train", "train from a YAML file or a folder of photos; resume a stopped run", "up train photos/"
+    ),
+    "check": Command(
+        "up.commands.check:main", "data", "check a YAML file and its data in seconds, without training", "up check photos.yaml"
+    ),
+    "eval": Command(
+        "up.commands.eval:main", "evaluate", "evaluate a checkpoint on the test data, with reports per class", "up eval photos.yaml"
+    ),
+    "predict": Command(
+        "up.commands.predict:main", "evaluate", "print class names and scores for images", "up predict photos.yaml new/*.jpg"
+    ),
+    "to_onnx": Command(
+        "up.commands.to_onnx:main", "deploy", "export a checkpoint as one ONNX file, compared with torch", "up to_onnx photos.yaml"
+    ),
+    "to_kestrel": Command(
+        "up.commands.to_kestrel:main", "deploy", "export a checkpoint as a package, or for Triton", "up to_kestrel photos.yaml"
+    ),
+    "verify": Command(
+        "up.commands.verify:main", "deploy", "check a package: hashes, labels, graph, test vectors", "up verify model_1.0.0.tar"
+    ),
+    "show": Command(
+        "up.commands.show:main", "inspect", "show the effective configuration, all parts, or the schema", "up show components loss"
+    ),
+    "flops": Command(
+        "up.commands.flops:main", "inspect", "count parameters, multiply-adds and activations", "up flops photos.yaml -i 3x224x224"
+    ),
+}
+GROUPS = ("train", "data", "evaluate", "deploy", "inspect")
+ALIASES = {"inference": "predict"}

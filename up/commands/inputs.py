@@ -1,0 +1,75 @@
+"""Files that the command line names, looked at before torch is imported: there, and of the kind that the flag expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from up.environment import world_in_environment
+from up.errors import UserError
+from up.file_kinds import NAMES, Kind, kind_of
+from up.text import did_you_mean
+
+_PACKAGES = "`up predict --bundle {path}` and `up verify {path}` read it."
+_INSTEAD_OF_CHECKPOINT: dict[Kind, str] = {
+    "folder": "Name a file in it, such as {path}/ckpt_best.pth.",
+    "package": _PACKAGES,
+    "onnx": _PACKAGES,
+    "yaml": "Name it with --config, and a .pth file with --ckpt.",
+    "image": "Name a .pth file that `up train` wrote.",
+    "archive": "Unpack it and name the .pth file in it.",
+}
+_INSTEAD_OF_PACKAGE: dict[Kind, str] = {
+    "folder": "Name a .tar or .onnx file in it.",
+    "weights": "Name it with --config FILE.yaml --ckpt {path}, or export it with `up to_kestrel` first.",
+    "yaml": "Name it with --config, or the .tar that `up to_kestrel` made with --bundle.",
+    "image": "Name the .tar that `up to_kestrel` made, or the .onnx of `up to_onnx`.",
+}
+_INSTEAD_OF_CONFIG: dict[Kind, str] = {
+    "folder": "`up train {path}` trains on a folder of photos and writes the YAML file for the other commands.",
+    "weights": "Name it with --ckpt, and the YAML file that it was trained from with --config.",
+    "package": _PACKAGES,
+    "onnx": _PACKAGES,
+    "image": "Name the YAML file of the training.",
+    "archive": "Name the YAML file of the training.",
+}
+
+
+def expect_config(path: Path, overrides: Sequence[str]) -> None:
+    """Raise ``UserError`` for another kind of file at ``path``, ``ConfigError`` for the faults of the configuration there.
+
+    One rank of many does not look here: what only it lacks, it must tell the others (``together.before_joining``).
+    """
+    if world_in_environment() > 1:
+        return
+    if path.exists():
+        _expect_kind(path, "", "a YAML file", _INSTEAD_OF_CONFIG)
+    from up.config.decode import load_config
+
+    load_config(path, overrides)
+
+
+def expect_checkpoint(path: Path | None) -> None:
+    """Raise ``UserError`` unless a checkpoint may be at the path of ``--ckpt``."""
+    if path is not None and world_in_environment() == 1:
+        _expect(path, "--ckpt ", "a checkpoint (.pth)", _INSTEAD_OF_CHECKPOINT, (".pth", ".pt", ".ckpt", ".safetensors"))
+
+
+def expect_package(path: Path | None, flag: str = "--bundle ") -> None:
+    """Raise ``UserError`` unless a package may be at the path of ``--bundle``."""
+    if path is not None:
+        _expect(path, flag, "a package (.tar) or graph (.onnx)", _INSTEAD_OF_PACKAGE, (".tar", ".onnx"))
+
+
+def _expect(path: Path, flag: str, expected: str, instead: dict[Kind, str], suffixes: tuple[str, ...]) -> None:
+    if not path.exists():
+        beside = [entry.name for entry in path.parent.glob("*") if entry.suffix in suffixes] if path.parent.is_dir() else []
+        fix = did_you_mean(path.name, beside) if path.parent.is_dir() else f" The folder {path.parent} does not exist either."
+        raise UserError(f"{flag}{path}: no such file, expected {expected}.{fix}")
+    _expect_kind(path, flag, expected, instead)
+
+
+def _expect_kind(path: Path, flag: str, expected: str, instead: dict[Kind, str]) -> None:
+    kind = kind_of(path)
+    if kind in instead:
+        raise UserError(f"{flag}{path}: got {NAMES[kind]}, expected {expected}. {instead[kind].format(path=path)}")
