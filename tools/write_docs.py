@@ -57,10 +57,10 @@ editors) and `show config --config FILE` (every value that counts, with the file
   them, `--opts` over everything. A path starts in the folder of the file that says it; a base may have bases. What merges:
   - A block changes only the keys that it has: `trainer: {optimizer: {kwargs: {lr: 0.2}}}` keeps the momentum of the base.
   - A block that has a `type` replaces the whole block, also where the type is the same.
-  - A list replaces, but for lists whose entries all have a `name` (`net`, `teacher`): an entry changes the one of its name, in its
-    place, and others are appended. `net: [{name: backbone, type: resnet50}]` keeps the head of the base.
-  - `null` unsets a value, a list or a part; an empty section changes nothing. `overwrite@` replaces what merging would keep:
-    `overwrite@: {net: [...]}`.
+  - A list replaces, but for lists of blocks with a `name` (`net`, `teacher`): an entry changes the one of its name, in its place,
+    and others are appended. `net: [{name: backbone, type: resnet50}]` keeps the head of the base.
+  - `null` unsets what the base has; a key with nothing behind it changes nothing. `overwrite@` replaces what merging would
+    keep: `overwrite@: {net: [...]}`.
   - Errors and `show config` name the file and line of each value. `config.yaml` in the run folder is the merged whole.
 - `!include other.yaml` puts another file's content in place. `overwrite@: {a.b.c: VALUE}` replaces values after that.
 - `1e-3` is a number. A key that is given twice, an unknown key, a wrong type, `.inf`: all such problems are reported at once, one

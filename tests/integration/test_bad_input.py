@@ -20,8 +20,9 @@ from PIL import Image
 from tests.integration.refusals import refused
 from up.__main__ import main
 from up.config import sections
-from up.config.errors import ConfigError
-from up.config.nodes import parse_nodes
+from up.config.errors import ConfigError, Mark
+from up.config.hoist import to_documented_form
+from up.config.nodes import load_nodes, parse_nodes
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode
 
 Config = dict[str, Any]
@@ -260,8 +261,9 @@ def test_imagenet_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file = str(SHIPPED / "res50_strikes.yaml")
     lines = refused(["train", "--config", file], capsys, tmp_path)
     key = "dataset.train.dataset.kwargs.meta_file"
+    base = str(SHIPPED.parent / "_base" / "imagenet.yaml")
     assert re.fullmatch(
-        rf"{re.escape(file)}:\d+: {key}: no such file or folder: data/imagenet/meta/train.txt\. "
+        rf"{re.escape(base)}:\d+: {key}: no such file or folder: data/imagenet/meta/train.txt\. "
         rf"Put it there, or name another: --opts {key}=PATH\.",
         lines[0],
     )
@@ -270,71 +272,87 @@ def test_imagenet_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 # --- every key and every value of files as they are shipped -------------------------------------------------------------
 
+Spoilt = Iterator[tuple[Path, str, int, set[str]]]
 
-def spots(node: Node, path: str = "") -> Iterator[tuple[str, str, int, int, Node]]:
-    """Path, key, its line and column, and value of every key of the sections, wherever an anchor was used."""
+
+def spots(node: Node, path: str = "") -> Iterator[tuple[str, str, Mark, Node]]:
+    """Path, key, its place, and value of every key of the sections, wherever an anchor or a base brings it in."""
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.items):
             yield from spots(item, f"{path}.{index}")
     elif isinstance(node, MappingNode):
         for key, value in node.entries.items():
             if path or sections.is_section(str(key)):
-                mark = node.key_marks[key]
-                yield f"{path}.{key}".lstrip("."), str(key), mark.line, mark.column, value
+                yield f"{path}.{key}".lstrip("."), str(key), node.key_marks[key], value
                 yield from spots(value, f"{path}.{key}".lstrip("."))
 
 
-def misspelt(text: str) -> Iterator[tuple[str, int, set[str]]]:
-    """The text with one key spelt wrong, the line of it, and the paths that it has."""
-    lines = text.splitlines()
-    places: dict[tuple[int, int, str], set[str]] = {}
-    for path, key, line, column, _ in spots(parse_nodes(text, "x.yaml")):
-        places.setdefault((line, column, key), set()).add(path)
-    for (line, column, key), paths in places.items():
+def all_spots(file: Path) -> Iterator[tuple[str, str, Mark, Node]]:
+    """Those of the file over its bases, and with what all sources share written out for each."""
+    tree = load_nodes(file)
+    yield from spots(tree)
+    yield from spots(to_documented_form(tree)[0])
+
+
+def misspelt(file: Path) -> Spoilt:
+    """One key spelt wrong: the file that has it with its new text, the line, and the paths of the key."""
+    places: dict[tuple[Mark, str], set[str]] = {}
+    for path, key, mark, _ in all_spots(file):
+        places.setdefault((mark, key), set()).add(path)
+    for (mark, key), paths in places.items():
         if paths == {key} and sections.Config.gathered_in(key):
             continue  # a teacher may have any name; where it is used, the name is missed
-        row = lines[line - 1]
-        assert row[column - 1 :].startswith(key)
-        lines[line - 1] = row[: column - 1] + key + key[-1] + row[column - 1 + len(key) :]
-        yield "\n".join(lines), line, {path + key[-1] for path in paths}
-        lines[line - 1] = row
+        lines = Path(mark.file).read_text(encoding="utf-8").splitlines()
+        row = lines[mark.line - 1]
+        assert row[mark.column - 1 :].startswith(key)
+        lines[mark.line - 1] = row[: mark.column - 1] + key + key[-1] + row[mark.column - 1 + len(key) :]
+        yield Path(mark.file), "\n".join(lines), mark.line, {path + key[-1] for path in paths}
 
 
 ANY_TRUTH = {"runtime.fp16"}  # takes whatever is true
 
 
-def of_another_type(text: str) -> Iterator[tuple[str, int, set[str]]]:
-    """The text with one value of a wrong type: a block for all, text for numbers, a number for text."""
-    lines = text.splitlines()
-    places: dict[tuple[int, int], tuple[set[str], ScalarNode]] = {}
-    for path, _, _, _, value in spots(parse_nodes(text, "x.yaml")):
-        if isinstance(value, ScalarNode) and value.value is not None and path not in ANY_TRUTH:
-            places.setdefault((value.mark.line, value.mark.column), (set(), value))[0].add(path)
-    for (line, column), (paths, value) in places.items():
-        row = lines[line - 1]
-        written = re.match(r"((?:&\S+ )?)[^\s,\]}#]+", row[column - 1 :])
+def of_another_type(file: Path) -> Spoilt:
+    """One value of a wrong type: a block for all, text for numbers, a number for text."""
+    places: dict[Mark, tuple[set[str], ScalarNode]] = {}
+    for path, key, _, value in all_spots(file):
+        merges_by_name = key == "name" and path.startswith("net.")  # with another name the entry is another one
+        if isinstance(value, ScalarNode) and value.value is not None and path not in ANY_TRUTH and not merges_by_name:
+            places.setdefault(value.mark, (set(), value))[0].add(path)
+    for mark, (paths, value) in places.items():
+        lines = Path(mark.file).read_text(encoding="utf-8").splitlines()
+        row = lines[mark.line - 1]
+        written = re.match(r"((?:&\S+ )?)[^\s,\]}#]+", row[mark.column - 1 :])
         assert written
         for wrong in ("{odd: 1}", "7" if isinstance(value.value, str) else "fast"):
-            lines[line - 1] = row[: column - 1] + written[1] + wrong + row[column - 1 + written.end() :]
-            yield "\n".join(lines), line, paths
-        lines[line - 1] = row
+            lines[mark.line - 1] = row[: mark.column - 1] + written[1] + wrong + row[mark.column - 1 + written.end() :]
+            yield Path(mark.file), "\n".join(lines), mark.line, paths
+
+
+def without_indices(line: str) -> str:
+    """A wrong `name` in a list that merges by name makes its entry another one."""
+    return re.sub(r"\.\d+(?=[.:])", ".#", line)
 
 
 @pytest.mark.parametrize("name", ["res50_strikes", "multicls_res18", "swin_tiny", "kd_res50_res18_dkd"])
 @pytest.mark.parametrize("spoilt", [misspelt, of_another_type])
 def test_every_key_and_every_value(
-    name: str, spoilt: Callable[[str], Iterator[tuple[str, int, set[str]]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, spoilt: Callable[[Path], Spoilt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
-    file = tmp_path / "x.yaml"
-    tried = 0
-    for changed, line, paths in spoilt(text):
+    """Of the file and of its bases: each mistake is reported at the line of the file that has it."""
+    shutil.copytree(SHIPPED.parent, tmp_path / "configs")
+    config = tmp_path / "configs" / "cls" / f"{name}.yaml"
+    tried = set()
+    for file, changed, line, paths in spoilt(config):
+        right = file.read_text(encoding="utf-8")
         file.write_text(changed, encoding="utf-8")
-        lines = refused(["train", "--config", str(file)], capsys, tmp_path)
-        expected = tuple(f"{file}:{line}: {path}: " for path in paths)
-        assert any(said.startswith(expected) for said in lines), (changed.splitlines()[line - 1], expected, lines)
-        tried += 1
-    assert tried > 60
+        lines = refused(["train", "--config", str(config)], capsys, tmp_path)
+        file.write_text(right, encoding="utf-8")
+        expected = tuple(without_indices(f"{file}:{line}: {path}: ") for path in paths)
+        assert any(without_indices(said).startswith(expected) for said in lines), (changed.splitlines()[line - 1], expected, lines)
+        tried.add((file, changed))
+    assert len(tried) > 60
+    assert len({file for file, _ in tried}) > 1
 
 
 # --- meta files ---------------------------------------------------------------------------------------------------------

@@ -53,12 +53,13 @@ class TestConfig:
         again.write_text(shown(capsys, "config", "--config", path))
         assert load_config(again).config == load_config(Path(path)).config
 
-    def test_values_from_anchors_name_the_line_of_the_anchor(self, capsys: pytest.CaptureFixture[str]) -> None:
-        path = SHIPPED / "res50_strikes.yaml"
+    def test_values_from_anchors_and_bases_name_the_line_where_they_stand(self, capsys: pytest.CaptureFixture[str]) -> None:
+        path = SHIPPED / "kd_quickstart.yaml"
         found = origins(shown(capsys, "config", "--config", str(path)))
-        lines = path.read_text(encoding="utf-8").splitlines()
-        assert found["magnitude_std: 0.5"] == f"{path}:{lines.index('    magnitude_std: 0.5') + 1}"
-        assert found["num_classes: 1000"] == f"{path}:{lines.index('num_classes: &num_classes 1000') + 1}"
+        own, base = (file.read_text(encoding="utf-8").splitlines() for file in (path, path.with_name("quickstart.yaml")))
+        (anchor,) = (number for number, line in enumerate(base, 1) if "&normalize" in line)
+        assert found["std: [0.35, 0.35, 0.35]"] == f"{path.with_name('quickstart.yaml')}:{anchor}"
+        assert found["max_epoch: 60"] == f"{path}:{own.index('  max_epoch: 60') + 1}"
 
     def test_of_an_include_names_the_other_file(
         self, config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]

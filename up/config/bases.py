@@ -60,12 +60,12 @@ def merged_over(shared: Node, own: Node) -> Node:
     """``own`` over ``shared``, each value with the place where it was written.
 
     A block with a ``type`` replaces, one without changes only the keys that it has. Lists replace, but for lists of blocks
-    that all have a ``name``, such as ``net``: an entry merges over the one of its name, others are appended. Null unsets a
-    value, a list or a part; an empty block changes nothing.
+    with a ``name``, such as ``net``: an entry merges over the one of its name, others are appended. A null that is written
+    unsets; a key with nothing behind it changes nothing.
     """
-    if isinstance(shared, MappingNode) and is_null(own) and is_null(shared.get("type")):
+    if isinstance(own, ScalarNode) and own.is_empty:
         return shared
-    if isinstance(shared, SequenceNode) and isinstance(own, SequenceNode) and _all_named(shared) and _all_named(own):
+    if isinstance(shared, SequenceNode) and isinstance(own, SequenceNode) and _have_names(shared, own):
         return _merged_by_name(shared, own)
     if not (isinstance(shared, MappingNode) and isinstance(own, MappingNode)) or not is_null(own.get("type")):
         return own
@@ -76,8 +76,10 @@ def merged_over(shared: Node, own: Node) -> Node:
     return merged
 
 
-def _all_named(node: SequenceNode) -> bool:
-    return bool(node.items) and all(_name(item) is not None for item in node.items)
+def _have_names(*lists: SequenceNode) -> bool:
+    """Whether these are lists of blocks with names; an entry without one stays, so that what it lacks is reported."""
+    items = [item for each in lists for item in each.items]
+    return all(each.items for each in lists) and all(isinstance(item, MappingNode) for item in items) and any(map(_name, items))
 
 
 def _name(node: Node) -> object:
@@ -87,7 +89,7 @@ def _name(node: Node) -> object:
 
 def _merged_by_name(shared: SequenceNode, own: SequenceNode) -> SequenceNode:
     """An entry that repeats a name within ``own`` is appended, so that the double name is reported and not merged away."""
-    places = {_name(item): index for index, item in reversed(list(enumerate(shared.items)))}
+    places = {_name(item): index for index, item in reversed(list(enumerate(shared.items))) if _name(item) is not None}
     items = list(shared.items)
     for item in own.items:
         index = places.pop(_name(item), None)

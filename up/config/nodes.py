@@ -295,7 +295,7 @@ class _Composer:
         value = self._value(tag, event.value, loader, mark)
         if value is None and self._stack and self._stack[-1].expects_value():
             mark = self._stack[-1].parts[-1].node.mark
-        return _Built(ScalarNode(value, mark, event.anchor))
+        return _Built(ScalarNode(value, mark, event.anchor, is_empty=value is None and not event.value))
 
     def _value(self, tag: str, text: str, loader: Any, mark: Mark) -> str | int | float | bool | None:
         kind = tag.removeprefix(_YAML)

@@ -19,11 +19,12 @@ Key: TypeAlias = "str | int | float | bool | None"
 
 @dataclass(frozen=True, slots=True)
 class ScalarNode:
-    """One value: null, true, 3, 1e-3 or text."""
+    """One value: null, true, 3, 1e-3 or text; ``is_empty`` is the null of a key with nothing behind it."""
 
     value: str | int | float | bool | None
     mark: Mark
     anchor: str | None = None
+    is_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,11 @@ class TestMerging:
         with pytest.raises(ConfigError, match=r"cls/own.yaml:4: net.2.name: got 'head', which is already the name of net.1"):
             merged("net:\n- {name: head, kwargs: {dropout: 0.2}}\n- {name: head, type: base_cls_head}")
 
+    @pytest.mark.parametrize("own", ["{nmae: head, kwargs: {dropout: 0.2}}", "{name: a, type: b}\n- {nmae: head}"])
+    def test_an_entry_without_a_name_is_reported_and_does_not_replace_the_list(self, own: str) -> None:
+        with pytest.raises(ConfigError, match=r"cls/own.yaml:\d: net.[23].nmae: "):
+            merged(f"net:\n- {own}")
+
     def test_other_lists_are_replaced(self) -> None:
         assert [hook.type for hook in merged("hooks: [{type: grad_clipper}]").config.hooks] == ["grad_clipper"]
 
@@ -94,11 +99,14 @@ class TestMerging:
         assert config.trainer.optimizer is not None
         assert config.trainer.optimizer.kwargs == {"lr": 1.0}
 
-    def test_null_unsets_a_value_and_an_empty_section_changes_nothing(self) -> None:
-        config = merged("trainer:\n  clip_norm: null\n  optimizer: null\nnet:\n  - {name: head, kwargs: }\nsaver:\n").config
-        assert (config.trainer.clip_norm, config.trainer.optimizer, config.trainer.max_epoch) == (None, None, 100)
-        assert config.net[1].kwargs == {"num_classes": 10}
-        assert merged("trainer:\n").config.trainer.clip_norm == 5.0
+    def test_null_unsets_and_a_key_with_nothing_behind_it_changes_nothing(self) -> None:
+        trainer = merged("trainer:\n  clip_norm: null\n  optimizer: {pconfig: ~, kwargs: }\nsaver:\n").config.trainer
+        assert trainer.optimizer is not None
+        assert (trainer.clip_norm, trainer.optimizer.pconfig.nodecay, trainer.max_epoch) == (None, [], 100)
+        assert trainer.optimizer.kwargs == {"lr": 0.1, "momentum": 0.9}
+        assert merged("trainer:\nhooks: null").config.trainer.clip_norm == 5.0
+        with pytest.raises(ConfigError, match=r"cls/own.yaml:\d: net"):
+            merged("net: null")
 
     def test_later_bases_win_and_the_file_over_all(self) -> None:
         write("a.yaml", "trainer: {max_epoch: 1, test_freq: 1, save_freq: 1, optimizer: {type: SGD, kwargs: {lr: 1.0}}}")
