@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from up import distributed
-from up.assembly.data import build_evaluation, notes_on
+from up.assembly.data import build_evaluation, facts_of_train, notes_on
 from up.assembly.network import build_net, device_of, on_device, precision_of
 from up.errors import UserError
 from up.experiment import Experiment, missing_at
@@ -72,15 +73,18 @@ def join(experiment: Experiment) -> torch.device:
     return device
 
 
-def load_net(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
+def load_net(
+    experiment: Experiment, checkpoint: Path | None, *, ema: bool = True, known: Mapping[str, Any] | None = None
+) -> Trained:
     """Build the net of the configuration and fill it; the averaged weights where the checkpoint has them and ``ema``.
 
-    It is on the CPU, in evaluation mode, as it was built.
+    It is on the CPU, in evaluation mode, as it was built. ``known`` are facts of the data, where they are there.
     """
     path = find_checkpoint(experiment, checkpoint)
     weights = read_state(path)
     names = list(weights.class_names) if weights.class_names else None
-    net = build_net(experiment, facts_of(experiment, names, weights.tensors(prefer_ema=ema)))
+    facts = facts_of(experiment, names, weights.tensors(prefer_ema=ema))
+    net = build_net(experiment, {**facts, **(known or {})})
     report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))
@@ -89,7 +93,7 @@ def load_net(experiment: Experiment, checkpoint: Path | None, *, ema: bool = Tru
 def facts_of(experiment: Experiment, class_names: list[Any] | None, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a net may want to know of data that are not there: how many classes, each as common as the others.
 
-    Without names, the classifiers in the checkpoint's ``tensors`` tell. The counts only weigh losses, which nothing here computes.
+    Without names, the classifiers in the checkpoint's ``tensors`` tell. The counts only weigh losses (``training_counts``).
     """
     if class_names and isinstance(class_names[0], str):
         return {"num_classes": len(class_names), "class_counts": [1] * len(class_names)}
@@ -109,17 +113,26 @@ def _widths(name: str, tensors: Mapping[str, Tensor]) -> list[int]:
     return [len(tensor) for key, tensor in tensors.items() if pattern.fullmatch(key)]
 
 
+def training_counts(experiment: Experiment) -> dict[str, Any] | None:
+    """``class_counts`` of the training data where a loss is weighed by them; None where it is and the data are not here."""
+    if "'class_weights': 'balanced'" not in str([module.kwargs for module in experiment.config.net]):
+        return {}
+    facts = facts_of_train(experiment)
+    return {"class_counts": facts["class_counts"]} if "class_counts" in facts else None
+
+
 def evaluate_checkpoint(
     experiment: Experiment, checkpoint: Path | None, out: Path | None
 ) -> tuple[dict[str, float], list[Path], Path | None]:
     """Metrics in the unit of the task, the reports written, and the checkpoint that was evaluated; None for random weights."""
     device = join(experiment)
     with together():
+        counts = training_counts(experiment)
         path = None if checkpoint is None and tries_out(experiment) else find_checkpoint(experiment, checkpoint)
         if path is None:
             net, names = build_net(experiment, facts_of(experiment, None, {})).eval(), None
         else:
-            trained = load_net(experiment, path)
+            trained = load_net(experiment, path, known=counts)
             net, names = trained.net, trained.class_names
     on_device(experiment, net, device)
     facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
@@ -132,6 +145,11 @@ def evaluate_checkpoint(
         LOGGER.warning(note)
     evaluation.on_outputs = experiment.plugin.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
     metrics = evaluation(net, NoEma())
+    if counts is None and distributed.is_main():
+        warnings.warn(
+            "the loss weighs all classes alike: class_weights: balanced counts the images of dataset.train, which is not here",
+            stacklevel=2,
+        )
     reports: list[Path] = []
     if distributed.is_main():
         reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)

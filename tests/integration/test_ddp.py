@@ -60,7 +60,9 @@ def test_one_two_and_four_ranks_are_one_training(config: Config, cluster: Make, 
     assert alone["step"] == 20
     assert_close(two["model"], alone["model"], 1e-5)
     assert_close(four["model"], alone["model"], 1e-5)
-    assert two["metrics"] == alone["metrics"] == four["metrics"]
+    for several in (two, four):
+        assert several["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
+        assert several["metrics"]["top1"] == alone["metrics"]["top1"]
     logs = [[line for line in lines_of(tmp_path / f"run{world}") if line["phase"] == "train"] for world in (1, 2, 4)]
     assert len(logs[0]) == 20
     for line, *others in zip(*logs, strict=True):
@@ -192,7 +194,7 @@ def test_shards_and_replicas_are_one_training(config: Config, cluster: Make, tmp
         assert other["step"] == 8
         assert_close(other["model"], ddp["model"], 1e-5)
         assert_close(other["ema"], ddp["ema"], 1e-5)
-        assert other["metrics"] == ddp["metrics"]
+        assert other["metrics"] == pytest.approx(ddp["metrics"], abs=1e-4)
         assert other["optimizer"]["param_groups"] == ddp["optimizer"]["param_groups"]
         for index, held in ddp["optimizer"]["state"].items():
             assert_close(other["optimizer"]["state"][index], held, 1e-5)

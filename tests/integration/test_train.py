@@ -134,3 +134,43 @@ def test_metrics_and_train_loss_are_those_of_torch(config: Config, write: Write,
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert record["loss"] == pytest.approx(torch.log(torch.tensor(3.0)).item(), abs=0.5)
     assert 0 <= record["accuracy_top1"] <= 100
+
+
+@pytest.mark.parametrize("weights", [None, "balanced"])
+def test_the_validation_loss_is_in_log_metrics_tensorboard_and_eval(
+    config: Config, write: Write, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], weights: str | None
+) -> None:
+    """The criterion over all images as one batch, in whatever batches they come; of the average too."""
+    config["net"][2]["kwargs"]["cls_loss"] = {"type": "label_smooth_ce", "kwargs": {"class_weights": weights}}
+    config["ema"] = {"enable": True, "kwargs": {"decay": 0.5}}
+    config["trainer"]["log_interval"] = 100
+    uneven = [line for line in (images / "train.txt").read_text().splitlines() if not line.endswith("5.png 0")]
+    (tmp_path / "uneven.txt").write_text("\n".join(uneven))
+    config["dataset"]["train"]["dataset"]["kwargs"]["meta_file"] = str(tmp_path / "uneven.txt")
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 0
+    log = (run / "train.log").read_text()
+    *_, record = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert log.count("  train loss ") == 2
+    assert f"  ema val loss {record['ema_loss']:.4f}  val loss {record['loss']:.4f}  " in log
+    (events,) = (run / "tensorboard").iterdir()
+    assert all(tag in events.read_bytes() for tag in (b"eval/loss", b"eval/ema_loss"))
+    for batch_size in (1, 13):
+        capsys.readouterr()
+        words = ["--ckpt", str(run / "ckpt_latest.pth"), "--out", str(tmp_path / "out")]
+        size = f"dataset.test.batch_sampler.kwargs.batch_size={batch_size}"
+        assert main(["eval", *words, "--config", path, "--opts", size]) == 0
+        measured = json.loads((tmp_path / "out" / "metrics.json").read_text())["loss"]
+        assert measured == pytest.approx(record["ema_loss"], rel=1e-5)
+        assert f"{measured:.4f}" in capsys.readouterr().out
+
+
+def test_data_without_labels_have_no_loss(config: Config, write: Write, tmp_path: Path, images: Path) -> None:
+    config["trainer"] |= {"max_iter": 2}
+    names = [str(images / line.rpartition(" ")[0]) for line in (images / "val.txt").read_text().splitlines()]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    kwargs = config["dataset"]["test"]["dataset"]["kwargs"]
+    kwargs |= {"meta_file": str(tmp_path / "names.txt"), "meta_type": "inference_only"}
+    assert train(write(config)) == 0
+    assert "no labels, nothing to measure" in (tmp_path / "run" / "train.log").read_text()
+    assert '"phase": "eval", "step": 2, "epoch": 0.3333}' in (tmp_path / "run" / "metrics.jsonl").read_text()

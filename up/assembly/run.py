@@ -46,6 +46,7 @@ from up.runner.checkpoint import CheckpointFolder, load_checkpoint
 from up.runner.clip import Clip
 from up.runner.display import Display, show_log_on, terminal
 from up.runner.ema import build_ema
+from up.runner.epoch_lines import EpochLines
 from up.runner.evaluate import Evaluation
 from up.runner.faults import fault_from
 from up.runner.folder import claim, is_later_attempt, mark_launch, open_run_folder, set_aside, set_earlier_run_aside
@@ -131,6 +132,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
         outline=Outline(
             experiment.folder, made.net, times.total, times.updates_per_epoch, made.batches.global_batch_size, made.names,
             sample_batch=made.evaluation.first_batch if made.evaluation else None,
+            is_evaluated=lambda step: made.evaluation is not None and times.evaluate.is_due(step),
         ),
         facts=facts, runner=runner, optimizer=optimizer, schedule=made.schedule, precision=made.precision, clip=made.clip, ema=ema,
         loader_from=lambda step: TrainLoader(
@@ -278,4 +280,4 @@ def standing_hooks(experiment: Experiment) -> list[Hook]:
     """What every run shows and writes."""
     every = experiment.config.trainer.log_interval
     tensorboard = [] if any(hook.type == "train_val_logger" for hook in experiment.config.hooks) else [TensorBoard(freq=every)]
-    return [Display(every=every, console=console_of_run()), MetricsFile(freq=every), *tensorboard]
+    return [Display(every=every, console=console_of_run()), EpochLines(), MetricsFile(freq=every), *tensorboard]

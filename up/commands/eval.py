@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from rich.table import Table
 
 from up.commands.arguments import add_launch, backend_overrides, launch_of
 from up.commands.inputs import expect_checkpoint, expect_config
@@ -52,9 +55,15 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
         print(f"warning: {NO_WEIGHTS}", file=sys.stderr)
     else:
         print(found)
-    table = table_of("metric", experiment.plugin.unit)
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.2f}")
-    print_tables(table)
+    print_tables(table_of_metrics(metrics, experiment.plugin.unit))
     print("written:", *written, sep="\n  ")
     return 0
+
+
+def table_of_metrics(metrics: Mapping[str, float], unit: str) -> Table:
+    """A row a metric, all in ``unit`` but for losses."""
+    table = table_of("metric", "value", "unit")
+    for name, value in metrics.items():
+        is_loss = name.endswith("loss")
+        table.add_row(name, f"{value:.4f}" if is_loss else f"{value:.2f}", "" if is_loss else unit)
+    return table

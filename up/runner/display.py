@@ -133,12 +133,10 @@ class Display(Hook):
         self._since, self._images, self._wait_s = now, 0, 0.0
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items()) or "no labels, nothing to measure"
-        _record(f"evaluation at step {step} (epoch {step / self._outline.updates_per_epoch:g}):  {shown}")
         self._leave_out_time_since_the_update()
 
     def on_save(self, step: int, path: Path) -> None:
-        _record(f"saved {path} (step {step})")
+        _record(f"saved {path} (step {step})", to_console=False)
         self._leave_out_time_since_the_update()
 
     def _leave_out_time_since_the_update(self) -> None:

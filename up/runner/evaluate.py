@@ -76,7 +76,7 @@ class Evaluation:
             self._pass(model, ema, proposal)
         self._count_bad_images()
         metrics = {}
-        for prefix, evaluator in self.collected.items():
+        for prefix, evaluator in reversed(self.collected.items()):  # what is served comes first
             evaluator.merge(gather_objects(evaluator.state()))
             metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
         return metrics

@@ -38,6 +38,15 @@ class Outline:
     """A few images to evaluate on, always the same, as the net takes them: on the device, ``image`` (B, 3, H, W) float and
     normalised, ``filename`` (B), ``gt`` where there are labels. It must not wait for other ranks: the main rank alone
     calls it. None in a run without evaluation."""
+    is_evaluated: Callable[[int], bool] = lambda step: False
+    """Whether an evaluation follows the update of that number, counted from 1."""
+
+    def epoch_at(self, step: int) -> str:
+        """``epoch 3/12`` after ``step`` updates; where the run is no whole number of epochs, ``step 40/100 (epoch 1.67)``."""
+        epoch = step / self.updates_per_epoch
+        if self.total_steps % self.updates_per_epoch:
+            return f"step {step:,}/{self.total_steps:,} (epoch {epoch:.3g})"
+        return f"epoch {epoch:.5g}/{self.total_steps // self.updates_per_epoch}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,9 @@ class Hook:
 
     def on_step(self, report: UpdateReport) -> None:
         """An update is done."""
+
+    def on_best(self, step: int, metric: str, value: float) -> None:
+        """The evaluation at ``step`` is the best so far, by the value of ``metric``; ``on_evaluation`` follows."""
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation is done."""
@@ -93,6 +105,10 @@ class Hooks(Hook):
     def on_step(self, report: UpdateReport) -> None:
         for hook in self.hooks:
             hook.on_step(report)
+
+    def on_best(self, step: int, metric: str, value: float) -> None:
+        for hook in self.hooks:
+            hook.on_best(step, metric, value)
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         for hook in self.hooks:

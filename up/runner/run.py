@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ class Run:
     bad_images: BadImages
     fault: Fault = field(default_factory=Fault)
     meter: StepMeter = field(default_factory=StepMeter)
-    best: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)  # metric (its value), step and name
     metrics: dict[str, float] = field(default_factory=dict)
     improved: bool = False  # the last evaluation was the best so far, and is not saved yet
     owes_evaluation: bool = False  # a signal came during the one that is due at this step
@@ -187,18 +188,23 @@ class Run:
         except BrokenOff:
             return
         self.owes_evaluation = False
-        metric = self.main_metric(self.metrics)
+        name, metric = self.main_metric(self.metrics)
+        if name in self.metrics and not math.isfinite(metric):
+            self.suspects = "its weights are not saved. Lower lr, or set trainer.clip_norm"
+            raise NumericalError(f"the evaluation gave no finite score ({name} is {metric})")
         self.schedule.observe(step, metric)
         if metric > self.best.get("metric", float("-inf")):
-            self.best, self.improved = {"metric": metric, "step": step}, True
+            self.best, self.improved = {"metric": metric, "step": step, "name": name}, True
+            self.hooks.on_best(step, name, metric)
         self.hooks.on_evaluation(step, self.metrics)
 
-    def main_metric(self, metrics: Mapping[str, float]) -> float:
-        """The number that decides which checkpoint is best: of the averaged weights where there are any."""
+    def main_metric(self, metrics: Mapping[str, float]) -> tuple[str, float]:
+        """Name and value of the number that decides which checkpoint is best: of the averaged weights where there are any."""
         if self.evaluation is None or not metrics:
-            return float("nan")
+            return "", float("nan")
         name = self.evaluation.served.main_metric
-        return metrics.get(f"ema_{name}", metrics.get(name, float("nan")))
+        name = f"ema_{name}" if f"ema_{name}" in metrics else name
+        return name, metrics.get(name, float("nan"))
 
     def save(self, step: int) -> None:
         """Commit a checkpoint, and name it the best where it is. Raises ``StorageError`` on every rank if it cannot.

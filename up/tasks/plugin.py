@@ -99,7 +99,7 @@ class TaskPlugin:
     make_evaluator: Callable[[Any], Callable[[], Evaluator]]
     """From the evaluation data set: what makes a fresh evaluator."""
     unit: str = "value"
-    """What the evaluator's figures are given in: the head of the column that `up eval` prints."""
+    """What the evaluator's metrics are given in, but for those whose names end in ``loss``: `up eval` prints it."""
     loss_of: LossOf = loss_in_record
     """The loss of a prepared batch."""
     collate: Callable[[Sequence[Sample]], Batch] = collate

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from up.distributed import sum_over_ranks, world_size
 from up.errors import UserError
-from up.tasks.cls.losses import ClassificationLoss, as_soft, check_width, cross_entropy
+from up.tasks.cls.losses import ClassificationLoss, as_soft, check_width, cross_entropy, cross_entropy_of_each
 
 
 class GradientBalanced(ClassificationLoss):
@@ -54,6 +54,9 @@ class GradientBalanced(ClassificationLoss):
             probs = shifted.detach().softmax(dim=1)
             self.collect_grad((probs - as_soft(target, logits)) / len(logits))
         return cross_entropy(shifted, target, self.class_weights)
+
+    def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy_of_each(logits + self.shift(), target, self.class_weights)
 
     @torch.no_grad()
     def collect_grad(self, gradient: Tensor) -> None:

@@ -62,6 +62,23 @@ class ClassificationLoss(nn.Module, ABC):
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The unweighted loss of float logits."""
 
+    def of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Share (B,) of each image in the loss, and its weight (B,).
+
+        The loss of any images is the sum of their shares over that of their weights, which are 1 but for class weights.
+        """
+        self._check(logits, target)
+        target = target if target.is_floating_point() else target.long()
+        with _without_autocast(logits.device.type):
+            shares, weights = self._of_each(_precise(logits), target)
+        return self.loss_weight * shares, weights
+
+    def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Every image alone: right for any loss that is a mean over images, and slow."""
+        pairs = zip(logits.split(1), target.split(1), strict=True)
+        shares = torch.stack([self._loss(image, wanted) for image, wanted in pairs])
+        return shares, torch.ones_like(shares)
+
     def adjust(self, logits: Tensor) -> Tensor:
         """The logits that scores are made of and an export gives out: the net's own, unless the loss moves them."""
         return logits
@@ -96,6 +113,9 @@ class CrossEntropy(ClassificationLoss):
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, self.class_weights)
 
+    def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy_of_each(logits, target, self.class_weights)
+
 
 class LabelSmoothing(ClassificationLoss):
     """Softmax cross-entropy against y (1 - smooth_ratio) + smooth_ratio / C (Szegedy et al. 2016, §7).
@@ -122,6 +142,9 @@ class LabelSmoothing(ClassificationLoss):
         if self.num_classes is not None:
             check_width(self.num_classes, logits)
         return cross_entropy(logits, target, self.class_weights, self.smooth_ratio)
+
+    def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy_of_each(logits, target, self.class_weights, self.smooth_ratio)
 
 
 class BinaryCrossEntropy(ClassificationLoss):
@@ -155,12 +178,20 @@ class BinaryCrossEntropy(ClassificationLoss):
         return logits - math.log(logits.shape[1]) if self.bias else logits
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        mean = self._of_classes(logits, target, "mean")
+        return mean * logits.shape[1] if self.sums_classes else mean
+
+    def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        losses = self._of_classes(logits, target, "none")
+        shares = losses.sum(dim=1) if self.sums_classes else losses.mean(dim=1)
+        return shares, torch.ones_like(shares)
+
+    def _of_classes(self, logits: Tensor, target: Tensor, reduction: str) -> Tensor:
         wanted = as_soft(target, logits)
         if self.target_threshold is not None:
             wanted = (wanted > self.target_threshold).to(logits.dtype)
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        mean = F.binary_cross_entropy_with_logits(self.adjust(logits), wanted, pos_weight=weights)
-        return mean * logits.shape[1] if self.sums_classes else mean
+        return F.binary_cross_entropy_with_logits(self.adjust(logits), wanted, pos_weight=weights, reduction=reduction)
 
 
 def as_soft(target: Tensor, logits: Tensor) -> Tensor:
@@ -188,6 +219,18 @@ def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, smooth
     total = F.cross_entropy(logits, target, weight=weights, reduction="sum", label_smoothing=smoothing)
     # torch divides by the images for soft targets and by the weights for labels; here both are divided by the weights.
     return total / (target @ weights).sum()
+
+
+def cross_entropy_of_each(
+    logits: Tensor, target: Tensor, weights: Tensor | None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The summands (B,) of ``cross_entropy`` and their weights (B,): the sum of the ones over that of the others is its value."""
+    target = target if target.ndim == 1 else target.to(logits.dtype)
+    weights = None if weights is None else weights.to(logits.dtype)
+    shares = F.cross_entropy(logits, target, weight=weights, reduction="none", label_smoothing=smoothing)
+    if weights is None:
+        return shares, torch.ones_like(shares)
+    return shares, weights[target] if target.ndim == 1 else target @ weights
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

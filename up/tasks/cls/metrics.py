@@ -38,10 +38,12 @@ class ImageNetEvaluator:
     """Top-k accuracy, and on demand precision, recall and F1; for sets of labels mean average precision. In percent.
 
     ``update`` each batch, ``merge`` the ``state`` of all ranks (or none on a single one), ``compute``. One head gives
-    ``top{k}`` (``top1`` always), ``mean_class_accuracy`` and, with ``use_prec_rec_f1``, ``precision``, ``recall``,
-    ``f1`` averaged as ``prec_rec_f1_avg`` says; several heads give ``head{i}_`` each, and ``avg_``. ``multilabel``
-    gives ``mAP`` over the classes with positives, ``exact_match``, ``micro_f1``, ``macro_f1``. ``cmp_key`` names the
-    figure that the best checkpoint is chosen by. ``bad_case_analyse`` lists the wrong images in ``analysis_json``.
+    ``top{k}`` (``top1`` always, a larger k only where there are more than k classes), ``mean_class_accuracy`` and, with
+    ``use_prec_rec_f1``, ``precision``, ``recall``, ``f1`` averaged as ``prec_rec_f1_avg`` says; several heads give
+    ``head{i}_`` each, and ``avg_``. ``multilabel`` gives ``mAP`` over the classes with positives, ``exact_match``,
+    ``micro_f1``, ``macro_f1``. ``loss``, not in percent, is the criterion over all images, summed over the heads. ``cmp_key``
+    names the metric that the best checkpoint is chosen by. Where no image has finite scores, every metric is NaN.
+    ``bad_case_analyse`` lists the wrong images in ``analysis_json``.
     ``eval_class_idxs``: measure only images of these classes (of sets of labels, only these classes); all when left out or empty.
     Errors: ``UserError`` for settings that do not fit each other, or the labels.
     """
@@ -87,7 +89,7 @@ class ImageNetEvaluator:
     def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         """Take in one batch: ``outputs`` has ``scores``, (B, C) or a list; ``batch`` filename, index and maybe gt."""
         assert not self._is_merged, "merge() ends an evaluation: reset() before the next"
-        self._recorder.add(outputs["scores"], batch)
+        self._recorder.add(outputs["scores"], batch, outputs.get("losses", ()))
         self._predictions = None
 
     def state(self) -> dict[str, Any]:
@@ -130,14 +132,24 @@ class ImageNetEvaluator:
         heads = [self._measured(head) for head in predictions.heads]
         if any(head.gt is None or not len(head.gt) for head in heads):
             return {}
-        each = [self.judge(head) for head in heads]
+        each = [self._figures(head) for head in heads]
+        losses = [scoring.mean_loss(head) for head in heads if head.loss is not None]
+        total = {"loss": sum(losses)} if losses else {}
         if len(each) == 1:
-            return each[0]
-        by_head = {f"head{i}_{name}": value for i, head in enumerate(each) for name, value in head.items()}
-        # A head may lack a figure that the others have, such as the accuracy of rare classes.
-        common = [name for name in each[0] if all(name in head for head in each)]
-        means = {f"avg_{name}": sum(head[name] for head in each) / len(each) for name in common}
-        return {**by_head, **means}
+            figures = {**each[0], **total}
+        else:
+            by_head = {f"head{i}_{name}": value for i, head in enumerate(each) for name, value in head.items()}
+            # A head may lack a figure that the others have, such as the accuracy of rare classes.
+            common = [name for name in each[0] if all(name in head for head in each)]
+            means = {f"avg_{name}": sum(head[name] for head in each) / len(each) for name in common}
+            figures = {**means, **total, **by_head, **{f"head{i}_loss": value for i, value in enumerate(losses)}}
+        _expect_deciding(self.cmp_key, self.main_metric, figures, [head.classes for head in predictions.heads])
+        return figures
+
+    def _figures(self, head: HeadPredictions) -> dict[str, float]:
+        """``judge``, but NaN where no image has scores that can be judged: no class was ever predicted."""
+        figures = self.judge(head)
+        return dict.fromkeys(figures, float("nan")) if (head.preds == UNREADABLE).all() else figures
 
     def _measured(self, head: HeadPredictions) -> HeadPredictions:
         """What of a head ``eval_class_idxs`` leaves to measure."""
@@ -160,7 +172,8 @@ class ImageNetEvaluator:
         return {name: 100 * value for name, value in figures.items()}
 
     def _labels(self, head: HeadPredictions, counts: scoring.ClassCounts) -> dict[str, float]:
-        figures = {f"top{k}": scoring.top_k(head, k) for k in self.topk}
+        # Among the first k of k classes every label is found: 100 % says nothing.
+        figures = {f"top{k}": scoring.top_k(head, k) for k in self.topk if k == 1 or k < head.classes}
         return {**figures, "mean_class_accuracy": scoring.mean_class_accuracy(counts)}
 
     def _sets(self, head: HeadPredictions, counts: scoring.ClassCounts) -> dict[str, float]:
@@ -256,6 +269,16 @@ def _check_name(cmp_key: str, names: Sequence[str]) -> None:
         raise UserError(
             f"cmp_key: the evaluator gives no figure called {cmp_key!r}.{did_you_mean(cmp_key, names)} "
             f"Expected one of {some_of(names)}; precision, recall and f1 need use_prec_rec_f1: true."
+        )
+
+
+def _expect_deciding(cmp_key: str | None, deciding: str, figures: Mapping[str, float], classes: Sequence[int]) -> None:
+    """A ``UserError`` where the best checkpoint is to be chosen by a top-k that is always 100 %."""
+    top = re.search(r"top(\d+)$", cmp_key or "")
+    if top is not None and deciding not in figures and int(top[1]) >= min(classes):
+        raise UserError(
+            f"cmp_key: got {cmp_key}, but the net has {some_of(classes)} classes, so it would be 100 % at every epoch. Expected "
+            f"a metric that tells checkpoints apart, such as {deciding.replace(top[0], 'top1')}."
         )
 
 

@@ -27,7 +27,8 @@ class ClassificationPostProcess(nn.Module):
     a head. Training returns ``loss``, summed over the heads, and ``scalars`` in percent: ``accuracy_top1``, or
     ``dominant_top1`` against the label of the larger weight, or ``exact_match`` (the whole set is right) with
     ``multilabel``; several heads have ``head0_`` before each name. Evaluation returns ``scores``, probabilities like
-    ``logits``, and ``preds`` (B,), or (B, C) bool with ``multilabel``: every score above .5. Nothing here
+    ``logits``, and ``preds`` (B,), or (B, C) bool with ``multilabel``: every score above .5; of images with labels also
+    ``losses``, for each head the shares (B,) of the images in the loss and their weights (B,). Nothing here
     waits for the device. Errors: ``UserError`` for labels or losses that do not fit the heads.
     """
 
@@ -51,7 +52,10 @@ class ClassificationPostProcess(nn.Module):
 
     def forward(self, record: Mapping[str, Any]) -> dict[str, Any]:
         logits = read(record, "logits", "head")
-        return self._train(logits, record) if self.training else self._evaluate(logits)
+        if self.training:
+            return self._train(logits, record)
+        measured = {} if record.get("gt") is None else {"losses": self._measure(logits, record["gt"])}
+        return {**self._evaluate(logits), **measured}
 
     def adjust(self, logits: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The logits that an export gives out: those of the net, moved where the loss says so."""
@@ -87,6 +91,11 @@ class ClassificationPostProcess(nn.Module):
             name, share = self._accuracy(loss, head.detach(), target, record.get("dominant"))
             scalars[f"{start}{name}"] = 100 * share
         return {"loss": sum(values[1:], values[0]), "scalars": scalars}
+
+    def _measure(self, logits: Tensor | Sequence[Tensor], gt: Tensor) -> list[tuple[Tensor, Tensor]]:
+        heads = [logits] if isinstance(logits, Tensor) else list(logits)
+        each = zip(self.losses(len(heads)), heads, _per_head(gt, heads), strict=True)
+        return [loss.of_each(head, target) for loss, head, target in each]
 
     def _accuracy(
         self, loss: ClassificationLoss, logits: Tensor, target: Tensor, dominant: Tensor | None

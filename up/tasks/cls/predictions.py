@@ -20,13 +20,17 @@ Array = npt.NDArray[Any]
 UNREADABLE = -1  # the class predicted by scores that are not finite: never right
 
 
+_OF_AN_IMAGE = ("topk_idx", "topk_score", "gt", "rank", "scores", "loss", "loss_weight")
+
+
 @dataclass(frozen=True)
 class HeadPredictions:
     """One head's answers to n images.
 
     ``topk_idx`` (n, K) classes by falling score, the lower class first among equals, ``UNREADABLE`` where a score of
     the image is not finite; ``topk_score`` (n, K). ``gt`` is (n,) labels, (n, C) bool for sets of labels, or None.
-    ``rank`` (n,) is how many classes stand before the true one. ``scores`` (n, C) only when they are kept.
+    ``rank`` (n,) is how many classes stand before the true one. ``scores`` (n, C) only when they are kept. ``loss`` (n,)
+    is the share of each image in the criterion and ``loss_weight`` (n,) its weight, where the net computes them.
     """
 
     classes: int
@@ -35,6 +39,8 @@ class HeadPredictions:
     gt: Array | None = None
     rank: Array | None = None
     scores: Array | None = None
+    loss: Array | None = None
+    loss_weight: Array | None = None
 
     @property
     def preds(self) -> Array:
@@ -50,7 +56,7 @@ class HeadPredictions:
             chosen = list(wanted)
             return replace(self, classes=len(chosen), gt=self.gt[:, chosen], scores=self.scores[:, chosen])
         kept = np.isin(self.gt, wanted)
-        arrays = {name: getattr(self, name) for name in ("topk_idx", "topk_score", "gt", "rank", "scores")}
+        arrays = {name: getattr(self, name) for name in _OF_AN_IMAGE}
         return replace(self, **{name: values[kept] for name, values in arrays.items() if values is not None})
 
 
@@ -81,8 +87,13 @@ class Recorder:
         self._columns: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
-    def add(self, scores: Tensor | Sequence[Tensor], batch: Mapping[str, Any]) -> None:
-        """``scores`` (B, C), or a list of such; ``batch`` with ``filename``, ``index`` and, when known, ``gt``."""
+    def add(
+        self, scores: Tensor | Sequence[Tensor], batch: Mapping[str, Any], losses: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> None:
+        """``scores`` (B, C), or a list of such; ``batch`` with ``filename``, ``index`` and, when known, ``gt``.
+
+        ``losses``: for each head the shares (B,) of the images in the loss, and their weights (B,).
+        """
         heads = [scores] if isinstance(scores, Tensor) else list(scores)
         labels = self._labels(batch.get("gt"), heads)
         self._classes = [head.shape[1] for head in heads]
@@ -90,6 +101,9 @@ class Recorder:
         self._append("index", torch.as_tensor(batch["index"]))
         for number, (head, gt) in enumerate(zip(heads, labels, strict=True)):
             self._add_head(number, head.float(), gt)
+        for number, (shares, weights) in enumerate(losses):
+            self._append(f"loss{number}", shares.float())
+            self._append(f"loss_weight{number}", weights.float())
 
     def state(self) -> dict[str, Any]:
         """The arrays as plain numpy, lists and ints, to be sent to another rank."""
@@ -165,4 +179,6 @@ def _heads(classes: Sequence[int], columns: Mapping[str, Array]) -> Iterator[Hea
             gt=columns.get(f"gt{number}"),
             rank=columns.get(f"rank{number}"),
             scores=columns.get(f"scores{number}"),
+            loss=columns.get(f"loss{number}"),
+            loss_weight=columns.get(f"loss_weight{number}"),
         )

@@ -75,6 +75,14 @@ def top_k(head: HeadPredictions, k: int) -> float:
     return float((head.rank < min(k, head.classes)).mean())
 
 
+def mean_loss(head: HeadPredictions) -> float:
+    """The criterion over all images as if they were one batch: the sum of the shares over that of the weights."""
+    assert head.loss is not None
+    assert head.loss_weight is not None
+    whole = float(head.loss_weight.sum(dtype=np.float64))
+    return float(head.loss.sum(dtype=np.float64)) / whole if whole else float("nan")
+
+
 def mean_class_accuracy(counts: ClassCounts) -> float:
     """The mean over the classes that have images of the share of these that are right."""
     return float(counts.recall[counts.images > 0].mean()) if counts.images.any() else 0.0

@@ -55,7 +55,7 @@ class Teacher:
         self._columns = None if columns is None else torch.tensor(columns)
         taps = Taps(net, layers)
         before = example["image"]._version
-        findings = taps.examine(lambda: net(example), owner=name)
+        findings = taps.examine(lambda: net(unlabelled(example)), owner=name)
         taps.remove()
         self._spoils_image = example["image"]._version != before
         self._scores = findings.scores if columns is not None else frozenset()
@@ -82,14 +82,15 @@ class Teacher:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         with torch.inference_mode(), self._taps.recording() as seen:
-            self._body({**batch, "image": batch["image"].clone()} if self._spoils_image else batch)
+            unseen = unlabelled(batch)
+            self._body({**unseen, "image": batch["image"].clone()} if self._spoils_image else unseen)
         # The graph of the student cannot save tensors of inference mode; a copy of the few that are tapped costs nothing.
         return {layer: self._in_order(layer, tensor) for layer, tensor in seen.items()}
 
     def logits(self, batch: Mapping[str, Any]) -> Any:
         """The teacher's answer in the student's classes, or None where its record has no logits."""
         with torch.inference_mode():
-            logits = self.net(batch).get("logits")
+            logits = self.net(unlabelled(batch)).get("logits")
             return logits[:, self._columns] if self._columns is not None and isinstance(logits, Tensor) else logits
 
     def digest(self) -> str:
@@ -109,6 +110,11 @@ class Teacher:
 
     def _in_order(self, layer: str, tensor: Tensor) -> Tensor:
         return tensor[:, self._columns] if self._columns is not None and layer in self._scores else tensor.clone()
+
+
+def unlabelled(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch without its labels, which a teacher may not have the classes of: it is asked for no loss."""
+    return {name: value for name, value in batch.items() if name != "gt"}
 
 
 def frozen(net: Net) -> Net:

@@ -143,3 +143,30 @@ def test_a_loss_waits_for_no_device_and_shapes_can_be_checked_without_computing(
         for target in (HARD, SOFT):
             value = loss(X.to("meta").requires_grad_(), target.to("meta"))
             assert (value.device.type, value.shape) == ("meta", ())
+
+
+class Squared(ClassificationLoss):
+    """A loss of somebody else's, which says nothing about single images."""
+
+    def _loss(self, logits: Any, target: Any) -> Any:
+        return (logits - (F.one_hot(target, 4) if target.ndim == 1 else target)).square().mean()
+
+
+@pytest.mark.parametrize("target", [HARD, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropy(), CrossEntropy(class_weights=[1.0, 2.0, 0.5, 0.0], loss_weight=3.0), LabelSmoothing(smooth_ratio=0.2),
+        LabelSmoothing(class_weights=[1.0, 2.0, 0.5, 4.0]), BinaryCrossEntropy(bias=True), BinaryCrossEntropy(reduction="sum"),
+        BinaryCrossEntropy(target_threshold=0.5, class_weights=[1.0, 2.0, 0.5, 4.0]), SoftmaxEQL(num_classes=4), Squared(),
+    ],
+)  # fmt: skip
+def test_shares_of_single_images_add_up_to_the_loss(loss: ClassificationLoss, target: torch.Tensor) -> None:
+    loss.eval()
+    if isinstance(loss, SoftmaxEQL):
+        loss.collect_grad(torch.tensor([[0.5, -0.2, 0.1, -0.4]]))
+    shares, weights = loss.of_each(X, target)
+    assert shares.shape == weights.shape == (2,)
+    assert (shares.sum() / weights.sum()).item() == pytest.approx(loss(X, target).item(), rel=1e-6)
+    halves = [loss.of_each(X[i : i + 1], target[i : i + 1]) for i in (0, 1)]
+    assert torch.allclose(torch.cat([half[0] for half in halves]), shares)

@@ -11,6 +11,7 @@ from sklearn import metrics as oracle
 from torch import Tensor
 
 from up.errors import UserError
+from up.tasks.cls.losses import CrossEntropy
 from up.tasks.cls.metrics import EVALUATORS, ImageNetEvaluator, LongTailEvaluator
 
 N, C = 60, 7
@@ -82,9 +83,56 @@ def test_a_class_without_positives_does_not_count_for_map() -> None:
     assert judged(ImageNetEvaluator(multilabel=True), scores, gt)["mAP"] == pytest.approx(100 * (1 + 2 / 3) / 2)
 
 
-def test_top_k_beyond_the_classes_means_all_of_them() -> None:
-    scores, gt = draw(classes=3)
-    assert judged(ImageNetEvaluator(topk=[1, 5]), scores, gt)["top5"] == 100.0
+@pytest.mark.parametrize(("classes", "found"), [(3, {"top1"}), (5, {"top1"}), (6, {"top1", "top5"}), (1, {"top1"})])
+def test_top_k_of_k_classes_is_left_out(classes: int, found: set[str]) -> None:
+    """It is 100 % whatever the net does."""
+    scores, gt = torch.rand(4, classes), torch.zeros(4, dtype=torch.int64)
+    assert judged(ImageNetEvaluator(topk=[1, 5]), scores, gt).keys() == found | {"mean_class_accuracy"}
+
+
+@pytest.mark.parametrize("cmp_key", ["top5", "head0_top5", "avg_top5"])
+def test_a_best_by_a_top_k_that_is_always_100_is_refused(cmp_key: str) -> None:
+    (narrow, few), (wide, many) = draw(classes=3), draw()
+    several = cmp_key != "top5"
+    scores, gt = ([narrow, wide], torch.stack([few, many], 1)) if several else (narrow, few)
+    evaluator = ImageNetEvaluator(topk=[1, 5], cmp_key=cmp_key)
+    with pytest.raises(UserError, match=f"cmp_key: got {cmp_key}, but the net has 3.* classes.*such as {cmp_key[:-4]}top1"):
+        judged(evaluator, scores, gt)
+    assert ImageNetEvaluator(cmp_key="top5").main_metric == "top5"
+    assert judged(ImageNetEvaluator(cmp_key="top5"), wide, many)["top5"] < 100
+
+
+def test_the_loss_is_the_criterion_over_all_images_each_once() -> None:
+    """Batches of other sizes, on other ranks, one image twice: weighted as the images are, not as the batches."""
+    generator = torch.Generator().manual_seed(2)
+    logits, gt = torch.randn(7, 4, generator=generator), torch.tensor([0, 1, 2, 3, 0, 0, 1])
+    criterion = CrossEntropy(class_weights=[1.0, 2.0, 0.5, 3.0], loss_weight=2.0).eval()
+    states = []
+    for places in ([0, 1, 2, 3], [4], [5, 6, 0]):
+        one = ImageNetEvaluator()
+        outputs = {"scores": logits[places].softmax(1), "losses": [criterion.of_each(logits[places], gt[places])]}
+        one.update(outputs, batch_of(gt[places], places))
+        states.append(one.state())
+    whole = ImageNetEvaluator()
+    whole.merge(states)
+    assert whole.compute()["loss"] == pytest.approx(criterion(logits, gt).item(), rel=1e-6)
+
+
+def test_the_loss_of_several_heads_is_their_sum() -> None:
+    (first, gt0), (second, gt1) = draw(2), draw(3, classes=4)
+    losses = [(torch.full((N,), 0.5), torch.ones(N)), (torch.full((N,), 0.25), torch.ones(N))]
+    evaluator = ImageNetEvaluator()
+    evaluator.update({"scores": [first, second], "losses": losses}, batch_of(torch.stack([gt0, gt1], 1)))
+    got = evaluator.compute()
+    assert (got["head0_loss"], got["head1_loss"], got["loss"], "avg_loss" in got) == (0.5, 0.25, 0.75, False)
+
+
+def test_without_any_finite_score_every_metric_is_nan() -> None:
+    """0 % would look like a measurement, and be the best of the first epoch."""
+    with pytest.warns(UserWarning, match="scores of 4 of 4 images are not finite"):
+        got = judged(ImageNetEvaluator(), torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.int64))
+    assert got.keys() == {"top1", "mean_class_accuracy"}
+    assert all(np.isnan(value) for value in got.values())
 
 
 def test_top1_is_always_there() -> None:
@@ -185,10 +233,10 @@ def test_images_without_labels_are_predicted_but_not_judged() -> None:
 def test_scores_that_are_not_numbers_count_as_wrong_and_warn() -> None:
     scores, gt = torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.int64)
     scores[1] = torch.tensor([0.8, 0.1, 0.1])
-    evaluator = ImageNetEvaluator(topk=[1, 3])
+    evaluator = ImageNetEvaluator(topk=[1, 2])
     with pytest.warns(UserWarning, match=r"scores of 3 of 4 images are not finite \(the first: 0.jpg\)"):
         got = judged(evaluator, scores, gt)
-    assert got == {"top1": 25.0, "top3": 25.0, "mean_class_accuracy": 25.0}
+    assert got == {"top1": 25.0, "top2": 25.0, "mean_class_accuracy": 25.0}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +267,7 @@ def test_long_tail_groups_follow_the_training_images() -> None:
 def test_a_group_without_test_images_gives_no_figure() -> None:
     scores, gt = draw(classes=3)
     got = judged(LongTailEvaluator(class_counts=[500, 50, 3], low_shot_thr=5), scores, gt)
-    assert set(got) == {"top1", "top5", "mean_class_accuracy", "many_shot", "medium_shot"}
+    assert set(got) == {"top1", "mean_class_accuracy", "many_shot", "medium_shot"}
 
 
 @pytest.mark.parametrize("text", ["[5, 200, 30]", "5\n200\n30\n"])

@@ -151,3 +151,13 @@ def test_an_export_gets_the_moved_logits_and_the_activation_of_each_head() -> No
     assert torch.equal(adjusted[1], OTHER - math.log(2))
     assert post.activations(heads=2) == ["softmax", "sigmoid"]
     assert torch.equal(ClassificationPostProcess(cls_loss=CrossEntropy()).adjust(LOGITS), LOGITS)
+
+
+def test_evaluation_of_labelled_images_measures_the_loss_of_each() -> None:
+    post = ClassificationPostProcess(cls_loss=[CrossEntropy(), LabelSmoothing(loss_weight=2.0)])
+    gt = torch.stack([LABELS, torch.tensor([0, 1, 0, 0])], dim=1)
+    record = {"logits": [LOGITS, OTHER], "gt": gt}
+    losses = post.eval()(record)["losses"]
+    expected = post.train()(record)["loss"].item()
+    assert sum((share.sum() / weight.sum()).item() for share, weight in losses) == pytest.approx(expected)
+    assert "losses" not in post.eval()({"logits": [LOGITS, OTHER]})
