@@ -75,7 +75,7 @@ class ClassificationLoss(nn.Module, ABC):
 
     def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Every image alone: right for any loss that is a mean over images, and slow."""
-        pairs = zip(logits.split(1), target.split(1), strict=True)
+        pairs = zip(logits[:, None], target[:, None], strict=True)
         shares = torch.stack([self._loss(image, wanted) for image, wanted in pairs])
         return shares, torch.ones_like(shares)
 
