@@ -1,0 +1,63 @@
+"""UP's files pass ``check --no-files`` as they are: every key path that they have, with every value that it has there."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from tests.up_files.facts import facts_of, known_facts
+from tests.up_files.files import text_of
+from tests.up_files.recipes import RECIPES
+from up.__main__ import main
+from up.config.nodes import parse_nodes
+from up.config.tree import to_plain
+from up.experiment import load_experiment
+
+PATHS, FILES = 303, 43
+# Seconds each: names and arguments are checked in full, the pass through the net in one block a stage.
+DEEP = {name: "net.backbone.kwargs.depths=[1, 1, 1, 1]" for name in RECIPES if re.search("swin_(base_384|large)", name)}
+NOTES = {  # why a file is told anything at all
+    "fp16: belongs in runtime": "fp16",
+    "iter_base: belongs in runtime": "iter_base",
+    "lr_scheduler: belongs in trainer": "lr_scheduler",
+    "max_iter: is given without max_epoch": "max_iter",
+    "memcached of fs_pillow has no effect": "memcached: true",
+}
+
+
+def file_of(name: str, folder: Path) -> Path:
+    path = folder / f"{name.rpartition('/')[2]}.yaml"
+    path.write_text(text_of(RECIPES[name]))
+    return path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_file_of_up_passes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = file_of(name, tmp_path)
+    load_experiment(path)
+    opts = ["--opts", DEEP[name]] if name in DEEP else []
+    with pytest.warns(UserWarning, match="momentum 0.99") if "mbv3" in name else nullcontext():
+        assert main(["check", "--no-files", "--config", str(path), *opts]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    text = path.read_text()
+    for line in re.findall(r"^note: (.*)", said.out, re.MULTILINE):
+        (why,) = [written for note, written in NOTES.items() if note in line]
+        place = re.match(rf"{re.escape(str(path))}:(\d+): ", line)
+        assert place
+        assert why in text.splitlines()[int(place[1]) - 1]
+
+
+def test_no_key_path_and_no_value_is_left_out() -> None:
+    """Every fact stands in one of the files that passed."""
+    assert len(RECIPES) == FILES
+    known = known_facts()
+    assert len(known) == PATHS
+    found = set().union(*(facts_of(to_plain(parse_nodes(text_of(recipe), name))) for name, recipe in RECIPES.items()))
+    missing = [(path, value) for path, values in known.items() for value in values if (path, value) not in found]
+    assert missing == []
+    names = {"net[].name", "teacher[].name"}  # how UP calls its modules
+    assert {path for path, _ in found} - known.keys() - names == set()
