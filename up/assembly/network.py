@@ -14,8 +14,10 @@ from up.assembly.data import produced_size
 from up.config.sections import Fp16
 from up.config.sections import Net as NetSection
 from up.experiment import Experiment, net_table
+from up.models.backbones import BACKBONES
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
+from up.models.weight_files import variant_needed
 from up.models.weights import load_weights, read_state
 from up.runner.precision import Precision
 from up.seed import key, seed_all
@@ -23,9 +25,19 @@ from up.seed import key, seed_all
 _NET = 3  # the purpose of the seed that a network's first weights are drawn with
 
 
-def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: NetSection | None = None, place: str = "net") -> Net:
-    """The network of a ``net`` list, its first weights drawn from the run's seed alone."""
+def build_net(
+    experiment: Experiment,
+    data_facts: Mapping[str, Any],
+    section: NetSection | None = None,
+    place: str = "net",
+    weights: str | None = None,
+) -> Net:
+    """The network of a ``net`` list, its first weights drawn from the run's seed alone.
+
+    ``section`` is a teacher's list, and ``weights`` names the file that it will be filled from.
+    """
     runtime, plugin = experiment.config.runtime, experiment.plugin
+    variant = variant_needed(experiment.config.saver.pretrain_model if section is None else weights)
     seed_all(key(runtime.random_seed, _NET))
     modules: dict[str, nn.Module] = {}
     size = produced_size(experiment)
@@ -44,6 +56,8 @@ def build_net(experiment: Experiment, data_facts: Mapping[str, Any], section: Ne
             facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry)
         if table == "backbone" and size is not None:
             facts = {"img_size": list(size)}  # for those whose position embeddings depend on it
+        if entry.type in BACKBONES and variant is not None:
+            facts = {**facts, "variant": variant}
         modules[entry.name] = experiment.build(entry, table, facts, f"{place}.{index}")
         previous = entry.name
     earlier = {entry.name: entry.prev for entry in section or experiment.config.net if entry.prev}

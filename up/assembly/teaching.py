@@ -43,7 +43,7 @@ def build_source(experiment: Experiment, name: str, data_facts: Mapping[str, Any
     with _told_at(experiment, place):
         weights = read_state(file) if files and file is not None and not is_graph else None
     with experiment.placing(name):
-        net = build_net(experiment, facts_for(weights, data_facts, section), section, name)
+        net = build_net(experiment, facts_for(weights, data_facts, section), section, name, file)
     if is_graph:
         graph: Any = net[section[0].name]
         sizes = dict.fromkeys(PHASES, graph.input_size) if graph.input_size else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ Normalize = Annotated[Callable[[nn.Module], nn.Module], PartOf("norm")]
 Initializer = Annotated[Callable[[nn.Module], object], PartOf("initializer")]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # how likely it is that something is dropped
 Count = Annotated[int, Field(ge=1)]
+# Whose network a shared name means where the two differ: United Perception's, or timm's, which is that of the paper.
+Variant: TypeAlias = Literal["up", "timm"]
 
 
 class Backbone(nn.Module):
@@ -37,6 +39,7 @@ class Backbone(nn.Module):
     prune_intermediate_layers: Callable[..., Any]
 
     image_channels: int | None = None  # None where the network rearranges pixels before its first convolution
+    variant: Variant | None = None  # None where there is only one network of this name
 
     _taps: list[int] | None = None  # positions in feature_info; None: the final feature only
     _ends_early: bool = False
@@ -122,17 +125,19 @@ class Backbone(nn.Module):
             )
 
 
-def as_backbone(model: nn.Module, *, pooled: bool = False) -> Backbone:
+def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | None = None) -> Backbone:
     """Make ``model``, a timm network without classifier, a backbone that returns its final feature.
 
     ``pooled``: the final feature is what timm's classifier would read, (B, C, 1, 1), so the layers that some networks
-    have between pooling and classifier are part of it.
+    have between pooling and classifier are part of it. ``variant``: which of two networks of one name it is; weights of
+    the other are refused.
     """
     # The object gets a subclass of its own class, as torch's fully_shard does it: a wrapper around the network would
     # put its name into every key of the state dict and every module path that configs and checkpoints speak of.
     model.__class__ = _backbone_class(cast(Any, type(model)))
     backbone = cast(Backbone, model)
     backbone._pooled = pooled
+    backbone.variant = variant
     backbone._image_size = _only_size(model)
     backbone.image_channels = _channels(model)
     planes = cast(int, getattr(model, "head_hidden_size", model.num_features) if pooled else model.num_features)

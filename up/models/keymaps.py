@@ -2,12 +2,13 @@
 
 A ``KeyMap`` rewrites the names of one family of files to timm's names, by regular expressions that are applied in turn.
 ``places`` then says where a tensor of timm's name may lie in a net: ``fc.weight`` is ``head.classifier.weight``.
+"UP" is United Perception, whose checkpoints have these names under ``backbone.``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,14 +17,31 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class KeyMap:
-    """The naming of one family of files; ``rules`` lead to timm's names."""
+    """The naming of one family of files; ``rules`` lead to timm's names.
+
+    - ``mark``: a pattern that a name in every such file has, so that other files are not tried with these rules.
+    - ``variant``: the variant of our backbone that the weights are of, where there are two.
+    - ``unused``: a pattern of names that our networks have no place for, and ``unused_because``, the reason.
+    """
 
     name: str
     rules: Rules = ()
+    mark: str = ""
+    variant: str | None = None
+    unused: str = ""
+    unused_because: str = ""
 
     @cached_property
     def _compiled(self) -> list[tuple[re.Pattern[str], str]]:
         return [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
+
+    def fits(self, keys: Iterable[str]) -> bool:
+        """Whether one of a file's ``keys`` has the mark."""
+        return any(re.search(self.mark, key) for key in keys)
+
+    def leaves_out(self, key: str) -> bool:
+        """Whether our networks have no place for the tensor."""
+        return bool(self.unused) and re.match(self.unused, key) is not None
 
     def to_timm(self, key: str) -> str:
         """The name that timm gives the tensor."""
@@ -74,13 +92,136 @@ def _mobilenet_v3(depths: Iterable[int], last: int) -> Rules:
     )
 
 
+_MERGE_LATER: Rules = tuple((rf"^layers\.{stage}\.downsample\.", f"layers.{stage + 1}.downsample.") for stage in (2, 1, 0))
+_NORMS_OF_STAGES = {"unused": r"norm[0-2]\.", "unused_because": "norms of stages whose features this net does not return"}
+
+# The layers of a block of UP's mobile networks, by their place in its Sequential.
+_UP_EXPANDED = ("conv_pw", "bn1", "", "conv_dw", "bn2")  # activations have no tensors
+_UP_MOBILE_V2 = (*_UP_EXPANDED, "", "conv_pwl", "bn3")
+_UP_MOBILE_V3 = (*_UP_EXPANDED, "se", "", "conv_pwl", "bn3")
+_UP_MOBILE_V3_FIRST = ("conv_dw", "bn1", "", "se", "conv_pw", "bn2")
+
+
+def _sequential(layers: Iterable[str], start: str = "") -> Rules:
+    """``conv.3.weight`` is the weight of the fourth layer. Squeeze-excite has its two layers in ``fc``, at 0 and 2."""
+    found: list[tuple[str, str]] = []
+    for place, layer in enumerate(layers):
+        if layer == "se":
+            inner = ((0, "conv_reduce"), (2, "conv_expand"))
+            found += [(rf"({start})conv\.{place}\.fc\.{half}\.", rf"\1se.{name}.") for half, name in inner]
+        elif layer:
+            found.append((rf"({start})conv\.{place}\.", rf"\1{layer}."))
+    return tuple(found)
+
+
+def _up_mobilenet_v3(depths: Sequence[int], last: int) -> Rules:
+    return (
+        (rf"^features\.{sum(depths) + 3}\.", "conv_head."),  # behind the last block, a convolution and the pooling
+        *_MOBILE_STEM,
+        *_blocks(depths),
+        *_sequential(_UP_MOBILE_V3_FIRST, r"^blocks\.0\.0\."),
+        *_sequential(_UP_MOBILE_V3, r"^blocks\.\d+\.\d+\."),
+        (r"^last\.0\.", f"blocks.{last}.0.conv."),
+        (r"^last\.1\.", f"blocks.{last}.0.bn1."),
+    )
+
+
+def _efficientnet(depths: Iterable[int]) -> Rules:
+    """The names of lukemelas' EfficientNet-PyTorch, which counts all blocks through; those of the first stage do not expand."""
+    numbered = [f"blocks.{stage}.{block}." for stage, depth in enumerate(depths) for block in range(depth)]
+    return (
+        *((rf"^_blocks\.{number}\.", block) for number, block in enumerate(numbered)),
+        (r"^_conv_stem\.", "conv_stem."),
+        (r"^_bn0\.", "bn1."),
+        (r"^_conv_head\.", "conv_head."),
+        (r"^_bn1\.", "bn2."),
+        (r"^_fc\.", "classifier."),
+        (r"\._se_(reduce|expand)\.", r".se.conv_\1."),
+        (r"\._depthwise_conv\.", ".conv_dw."),
+        (r"^(blocks\.0\.\d+\.)_bn1\.", r"\1bn1."),
+        (r"^(blocks\.0\.\d+\.)_project_conv\.", r"\1conv_pw."),
+        (r"^(blocks\.0\.\d+\.)_bn2\.", r"\1bn2."),
+        (r"\._expand_conv\.", ".conv_pw."),
+        (r"\._project_conv\.", ".conv_pwl."),
+        *((rf"\._bn{number}\.", f".bn{number + 1}.") for number in range(3)),
+    )
+
+
+_DEPTHS_OF_EFFICIENTNETS = {
+    "b0": (1, 2, 2, 3, 3, 4, 1),
+    "b1, b2": (2, 3, 3, 4, 4, 5, 2),
+    "b3": (2, 3, 3, 5, 5, 6, 2),
+    "b4": (2, 4, 4, 6, 6, 8, 2),
+    "b5": (3, 5, 5, 7, 7, 9, 3),
+    "b6": (3, 6, 6, 8, 8, 11, 3),
+    "b7": (4, 7, 7, 10, 10, 13, 4),
+}
+_UP_REGNET_LAYERS = (("a", "conv1"), ("b", "conv2"), ("c", "conv3"))
+
+_LAYER0: Rules = ((r"^layer0\.0\.", "conv1."), (r"^layer0\.1\.", "bn1."))
+_BLOCK = r"^features\.\d+\.block\."
+
 KEY_MAPS = (
     # Ours, timm's, and those that are called alike: torchvision's ResNets, facebook's DeiT.
     KeyMap("timm"),
     # UP's ResNets keep the stem in a Sequential called layer0: convolution, norm, ReLU, pooling. The convolution of a
     # deep stem is a Sequential of its own (0, 3, 6 with norms 1, 4), or its layers lie flat in layer0 (norm 7 last).
-    KeyMap("UP, layer0", ((r"^layer0\.0\.", "conv1."), (r"^layer0\.1\.", "bn1."))),
-    KeyMap("UP, flat deep layer0", ((r"^layer0\.([01346])\.", r"conv1.\1."), (r"^layer0\.7\.", "bn1."))),
+    KeyMap("UP, layer0", _LAYER0, mark=r"^layer0\."),
+    KeyMap("UP, flat deep layer0", ((r"^layer0\.([01346])\.", r"conv1.\1."), (r"^layer0\.7\.", "bn1.")), mark=r"^layer0\.7\."),
+    # ResNet-D lists the stem twice, and its shortcuts are padding, pooling, convolution, norm.
+    KeyMap(
+        "UP resnet_D",
+        (*_LAYER0, *((rf"\.downsample\.{place}\.", f".downsample.{place - 1}.") for place in (2, 3))),
+        mark=r"\.downsample\.3\.",
+        variant="up",
+        unused=r"(?:conv1|bn1)\.",
+        unused_because="another name of the stem in layer0",
+    ),
+    KeyMap(
+        "UP mobilenetv2",
+        (*_MOBILE_STEM, *_blocks((1, 2, 3, 4, 3, 3, 1)), *_sequential(_UP_MOBILE_V2, r"^blocks\.\d+\.\d+\."), *_MOBILE_HEAD),
+        mark=r"^features\.1\.conv\.7\.",
+        variant="up",
+    ),
+    KeyMap("UP mobilenetv3 large", _up_mobilenet_v3((1, 2, 3, 4, 2, 3), last=6), mark=r"\.conv\.\d\.fc\.", variant="up"),
+    KeyMap("UP mobilenetv3 small", _up_mobilenet_v3((1, 2, 3, 2, 3), last=5), mark=r"\.conv\.\d\.fc\.", variant="up"),
+    *(
+        KeyMap(f"UP efficientnet {size}", _efficientnet(depths), mark=r"^_blocks\.", variant="up")
+        for size, depths in _DEPTHS_OF_EFFICIENTNETS.items()
+    ),
+    KeyMap(
+        "UP regnet",
+        (
+            (r"^(s\d\.b\d+)\.proj\.", r"\1.downsample.conv."),
+            (r"^(s\d\.b\d+)\.bn\.", r"\1.downsample.bn."),
+            *((rf"\.f\.{old}\.", f".{new}.conv.") for old, new in _UP_REGNET_LAYERS),
+            *((rf"\.f\.{old}_bn\.", f".{new}.bn.") for old, new in _UP_REGNET_LAYERS),
+            (r"\.f\.se\.f_ex\.0\.", ".se.fc1."),
+            (r"\.f\.se\.f_ex\.2\.", ".se.fc2."),
+        ),
+        mark=r"\.f\.a_bn\.",
+    ),
+    KeyMap("UP swin", (*_MERGE_LATER, (r"^norm3\.", "norm.")), mark=r"^norm3\.", **_NORMS_OF_STAGES),
+    KeyMap(
+        "UP CSWin",
+        ((r"^stage1_conv\.", "stage1_conv_embed.0."), (r"^stage1_norm\.", "stage1_conv_embed.2."), (r"^norm3\.", "norm.")),
+        mark=r"^stage1_norm\.",
+        **_NORMS_OF_STAGES,
+    ),
+    KeyMap(
+        "UP vit",
+        (
+            (r"^pos_embedding$", "pos_embed"),
+            (r"^embedding\.", "patch_embed.proj."),
+            (r"^layers\.encoder_(\d+)\.", r"blocks.\1."),
+            (r"^encoder_norm\.", "norm."),
+            (r"\.attention\.to_qkv\.", ".attn.qkv."),
+            (r"\.attention\.to_out\.", ".attn.proj."),
+            (r"\.feedforward\.mlp([12])\.", r".mlp.fc\1."),
+        ),
+        mark=r"\.attention\.to_qkv\.",
+        variant="up",
+    ),
     KeyMap(
         "torchvision mobilenet_v2",
         (
@@ -98,9 +239,11 @@ KEY_MAPS = (
             (r"\.conv\.3\.", ".bn3."),
             *_MOBILE_HEAD,
         ),
+        mark=r"^features\.1\.conv\.0\.0\.",
+        variant="timm",
     ),
-    KeyMap("torchvision mobilenet_v3_large", _mobilenet_v3((1, 2, 3, 4, 2, 3), last=6)),
-    KeyMap("torchvision mobilenet_v3_small", _mobilenet_v3((1, 2, 3, 2, 3), last=5)),
+    KeyMap("torchvision mobilenet_v3_large", _mobilenet_v3((1, 2, 3, 4, 2, 3), last=6), mark=_BLOCK, variant="timm"),
+    KeyMap("torchvision mobilenet_v3_small", _mobilenet_v3((1, 2, 3, 2, 3), last=5), mark=_BLOCK, variant="timm"),
     KeyMap(
         "torchvision efficientnet",
         (
@@ -110,6 +253,8 @@ KEY_MAPS = (
             *_INVERTED_RESIDUAL,
             *_MOBILE_HEAD,
         ),
+        mark=r"^features\.1\.0\.block\.",
+        variant="timm",
     ),
     KeyMap(
         "torchvision regnet",
@@ -121,6 +266,7 @@ KEY_MAPS = (
             *((rf"\.{old}\.1\.", f".{new}.bn.") for old, new in _REGNET_LAYERS),
             (r"\.f\.se\.", ".se."),
         ),
+        mark=r"^trunk_output\.",
     ),
     KeyMap(
         "torchvision convnext",
@@ -136,6 +282,7 @@ KEY_MAPS = (
             (r"^classifier\.0\.", "head.norm."),
             (r"^classifier\.2\.", "head.fc."),
         ),
+        mark=r"\.layer_scale$",
     ),
     KeyMap(
         "facebook convnext",
@@ -147,6 +294,7 @@ KEY_MAPS = (
             (r"\.pwconv([12])\.", r".mlp.fc\1."),
             (r"^norm\.", "head.norm."),
         ),
+        mark=r"^downsample_layers\.",
     ),
     KeyMap(
         "torchvision swin",
@@ -158,12 +306,10 @@ KEY_MAPS = (
             (r"\.mlp\.0\.", ".mlp.fc1."),
             (r"\.mlp\.3\.", ".mlp.fc2."),
         ),
+        mark=r"^features\.0\.2\.",
     ),
     # The original merges patches at the end of a stage, timm at the beginning of the next.
-    KeyMap(
-        "microsoft swin",
-        tuple((rf"^layers\.{stage}\.downsample\.", f"layers.{stage + 1}.downsample.") for stage in (2, 1, 0)),
-    ),
+    KeyMap("microsoft swin", _MERGE_LATER, mark=r"^layers\.0\.downsample\."),
     KeyMap(
         "torchvision vit",
         (
@@ -179,6 +325,8 @@ KEY_MAPS = (
             (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
             (r"^heads\.pre_logits\.", "pre_logits.fc."),
         ),
+        mark=r"^conv_proj\.",
+        variant="timm",
     ),
 )
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import timm
+import torch.nn.functional as F
 from timm.layers import get_act_layer
-from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
-from torch import nn
+from torch import Tensor, nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, as_backbone, prepare, variant
+from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, Variant, as_backbone, prepare, variant
 
 # timm's notation, one string a stage: ds/ir/cn block, r repeats, k kernel, s stride, e expansion, c channels,
 # se squeeze-excite, nre ReLU instead of the network's activation.
-_V2 = (  # table 2 of the paper
-    "ds_r1_k3_s1_c16",
+_V2 = (  # table 2 of the paper, after its first stage
     "ir_r2_k3_s2_e6_c24",
     "ir_r3_k3_s2_e6_c32",
     "ir_r4_k3_s2_e6_c64",
@@ -28,6 +28,7 @@ _V2 = (  # table 2 of the paper
     "ir_r3_k3_s2_e6_c160",
     "ir_r1_k3_s1_e6_c320",
 )
+_V2_FIRST = {"up": "ir_r1_k3_s1_e1_c16", "timm": "ds_r1_k3_s1_c16"}
 _V3: dict[str, tuple[tuple[str, ...], ...]] = {
     "large": (  # table 1
         ("ds_r1_k3_s1_e1_c16_nre",),
@@ -49,8 +50,28 @@ _V3: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
+class PlainSqueeze(nn.Module):
+    """Squeeze-excite of two linear layers without biases, to a quarter of the channels: (B, C, H, W) to the same.
+
+    ``act`` is the activation after it, where the block has none before.
+    """
+
+    def __init__(self, channels: int, **_: object) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Conv2d(channels, channels // 4, 1, bias=False)
+        self.conv_expand = nn.Conv2d(channels // 4, channels, 1, bias=False)
+        self.act: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels by what their means say."""
+        squeezed = F.relu(self.conv_reduce(x.mean((2, 3), keepdim=True)))
+        scaled: Tensor = self.act(x * F.hardsigmoid(self.conv_expand(squeezed)))
+        return scaled
+
+
 def mobilenetv2(
     *,
+    variant: Variant = "up",
     width_mult: float = 1.0,
     c4_output: bool = False,
     drop_path_rate: Rate = 0.0,
@@ -63,12 +84,14 @@ def mobilenetv2(
 ) -> Backbone:
     """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381): image to a map (B, 1280, H/32, W/32).
 
+    ``variant``: in ``up`` the first block has a 1x1 convolution before its depthwise one, as UP's networks and weights;
+    in ``timm`` it has none, as in the paper and the weights of timm and torchvision.
     ``width_mult`` scales all channels, the last 1280 only upwards. ``c4_output`` adds the map of stride 16 before the
     last. Raises ``UserError`` for stages that do not exist.
     """
     channels = partial(round_channels, multiplier=_checked_width(width_mult))
     model = EfficientNet(
-        decode_arch_def([[stage] for stage in _V2]),
+        decode_arch_def([[stage] for stage in (_V2_FIRST[variant], *_V2)]),
         num_classes=0,
         num_features=max(1280, channels(1280)),
         in_chans=input_channel,
@@ -76,7 +99,7 @@ def mobilenetv2(
         act_layer=nn.ReLU6,
         drop_path_rate=drop_path_rate,
     )
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), variant=variant)
     backbone.select(out_layers, _strides(c4_output, out_layers, out_strides))
     return backbone
 
@@ -84,6 +107,7 @@ def mobilenetv2(
 def mobilenetv3(
     *,
     mode: Literal["large", "small"] = "large",
+    variant: Variant = "up",
     width_mult: float = 1.0,
     dropout: Rate = 0.0,
     c4_output: bool = False,
@@ -97,7 +121,10 @@ def mobilenetv3(
 ) -> Backbone:
     """MobileNetV3 (Howard et al. 2019, arXiv 1905.02244): image to a feature (B, 1280, 1, 1).
 
-    Its last convolution works on the pooled map. ``dropout`` is applied to the feature. ``c4_output`` adds the map of
+    ``variant``: in ``up`` squeeze-excite has no biases, a quarter of the channels exactly, and stands before the
+    activation of an inverted residual, as in UP's networks and weights; ``timm`` is the network of timm's and
+    torchvision's weights.
+    The last convolution works on the pooled map. ``dropout`` is applied to the feature. ``c4_output`` adds the map of
     stride 16 before it. ``mode: small`` ends in 1280
     channels too, as the first version of the paper has it and older configs expect (the final version has 1024:
     ``timm`` with ``mobilenetv3_small_100``). Raises ``UserError`` for stages that do not exist.
@@ -111,16 +138,15 @@ def mobilenetv3(
         round_chs_fn=channels,
         fix_stem=width_mult < 0.75,  # as the published narrow ones have it
         act_layer=get_act_layer("hard_swish"),
-        se_layer=partial(
-            SqueezeExcite,
-            gate_layer="hard_sigmoid",
-            force_act_layer=nn.ReLU,
-            rd_round_fn=round_channels,
-        ),
+        se_layer=PlainSqueeze
+        if variant == "up"
+        else partial(SqueezeExcite, gate_layer="hard_sigmoid", force_act_layer=nn.ReLU, rd_round_fn=round_channels),
         drop_rate=dropout,
         drop_path_rate=drop_path_rate,
     )
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=True)
+    if variant == "up":
+        _squeeze_first(model)
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=True, variant=variant)
     backbone.select(out_layers, _strides(c4_output, out_layers, out_strides))
     return backbone
 
@@ -128,6 +154,7 @@ def mobilenetv3(
 def efficientnet(
     *,
     model_name: str,
+    variant: Variant = "up",
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
     out_layers: Sequence[int] | None = None,
@@ -138,10 +165,13 @@ def efficientnet(
 ) -> Backbone:
     """EfficientNet (Tan and Le 2019, arXiv 1905.11946): image to a map (B, 1280 .. 2560, H/32, W/32).
 
+    ``variant``: ``up`` pads as TensorFlow does (SAME) and has BatchNorm's eps at 1e-3, as the authors' network, UP's and
+    timm's ``tf_efficientnet_*``; ``timm`` pads evenly and has 1e-5, as timm's ``efficientnet_*`` and torchvision's.
     Raises ``UserError`` for stages that do not exist.
     """
-    model = timm.create_model(model_name, num_classes=0, in_chans=input_channel, drop_path_rate=drop_path_rate)
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    name = f"tf_{model_name}" if variant == "up" else model_name
+    model = timm.create_model(name, num_classes=0, in_chans=input_channel, drop_path_rate=drop_path_rate)
+    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), variant=variant)
     backbone.select(out_layers, out_strides)
     return backbone
 
@@ -151,6 +181,13 @@ def _strides(c4_output: bool, out_layers: Sequence[int] | None, out_strides: Seq
     if c4_output and (out_layers is not None or list(out_strides or (16, 32)) != [16, 32]):
         raise UserError("c4_output: true means out_strides: [16, 32]; leave it out where the stages are chosen.")
     return (16, 32) if c4_output else out_strides
+
+
+def _squeeze_first(model: nn.Module) -> None:
+    """Move the activation of every inverted residual from before its squeeze-excite to behind it."""
+    for block in model.modules():
+        if isinstance(block, InvertedResidual) and isinstance(block.se, PlainSqueeze):
+            block.se.act, block.bn2.act = cast("nn.Module", block.bn2.act), nn.Identity()
 
 
 def _checked_width(width_mult: float) -> float:

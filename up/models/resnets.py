@@ -9,7 +9,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, as_backbone, prepare, variant
+from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, Variant, as_backbone, prepare, variant
 
 _STEM = ("conv1", "bn1")
 
@@ -21,7 +21,7 @@ def resnet_custom(
     width: Count = 64,
     stem: Literal["imagenet", "small"] = "imagenet",
     deep_stem: bool = False,
-    avg_down: bool = False,
+    avg_down: bool | Literal["padded"] = False,
     style: Literal["pytorch", "caffe"] = "pytorch",
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
@@ -38,6 +38,7 @@ def resnet_custom(
     - ``stem``: ``small`` is one 3x3 convolution with stride 1 for images of about 32 pixels (He et al. 2016, section
       4.2), and the strides are 1, 1, 2, 4, 8. ``deep_stem``: three 3x3 convolutions in place of the 7x7 one (ResNet-C).
     - ``avg_down``: average pooling before the 1x1 convolution of a shortcut, which then drops no pixels (ResNet-D).
+      ``padded`` puts a row and a column of zeros before the map and pools where the stride is 1, too (UP's ResNet-D).
     - ``style``: the stride of a bottleneck stands in its 3x3 convolution (``pytorch``) or its first 1x1 (``caffe``).
     - ``frozen_layers``: stages without training, 0 is the stem; ``out_layers``, ``out_strides``: in ``Backbone.select``.
 
@@ -57,9 +58,11 @@ def resnet_custom(
         in_chans=input_channel,
         stem_type="deep" if deep_stem or replaced else "",
         stem_width=width // 2 if deep_stem or replaced else 64,
-        avg_down=avg_down,
+        avg_down=bool(avg_down),
         drop_path_rate=drop_path_rate,
     )
+    if avg_down == "padded":
+        _pad_pooling(model)
     if replaced:
         _replace_stem(model, input_channel, width, small=stem == "small")
     if style == "caffe":
@@ -67,6 +70,52 @@ def resnet_custom(
     backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
     backbone.freeze(_paths(frozen_layers))
     backbone.select(out_layers, out_strides)
+    return backbone
+
+
+def resnet_d(
+    *,
+    block: Literal["basic", "bottleneck"],
+    layers: Sequence[int],
+    variant: Variant | None = None,
+    deep_stem: bool | None = None,
+    avg_down: bool | Literal["padded"] | None = None,
+    width: Count = 64,
+    style: Literal["pytorch", "caffe"] = "pytorch",
+    drop_path_rate: Rate = 0.0,
+    input_channel: Count = 3,
+    frozen_layers: Sequence[int] = (),
+    out_layers: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """ResNet-D, whose shortcuts pool before they drop pixels: image (B, input_channel, H, W) to (B, planes, H/32, W/32).
+
+    ``variant``: ``up`` is UP's network, a 7x7 stem and ``avg_down: padded``; ``timm`` is the paper's and timm's, a deep
+    stem and ``avg_down: true``. Default: ``timm`` with ``deep_stem: true``, else ``up``. The other arguments are those of
+    ``resnet_custom``. Raises ``UserError`` as that does.
+    """
+    if variant is None:
+        variant = "timm" if deep_stem else "up"
+    backbone = resnet_custom(
+        block=block,
+        layers=layers,
+        width=width,
+        deep_stem=variant == "timm" if deep_stem is None else deep_stem,
+        avg_down=(True if variant == "timm" else "padded") if avg_down is None else avg_down,
+        style=style,
+        drop_path_rate=drop_path_rate,
+        input_channel=input_channel,
+        frozen_layers=frozen_layers,
+        out_layers=out_layers,
+        out_strides=out_strides,
+        normalize=normalize,
+        initializer=initializer,
+        grad_checkpointing=grad_checkpointing,
+    )
+    backbone.variant = variant
     return backbone
 
 
@@ -87,6 +136,14 @@ def _replace_stem(model: ResNet, channels: int, width: int, *, small: bool) -> N
             info["reduction"] = max(1, info["reduction"] // 4)
 
 
+def _pad_pooling(model: ResNet) -> None:
+    """Let every shortcut pool 2x2 over a map with a row of zeros above it and a column to its left."""
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        first = stage[0]
+        if first.downsample is not None:  # pooling, convolution, norm
+            first.downsample[0] = nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.AvgPool2d(2, first.stride))
+
+
 def _stride_first(model: nn.Module) -> None:
     """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 before it, as ResNet first had it."""
     for block in model.modules():
@@ -105,15 +162,14 @@ _BASIC_18, _BASIC_34 = {"block": "basic", "layers": (2, 2, 2, 2)}, {"block": "ba
 _DEEP_50, _DEEP_101, _DEEP_152 = (
     {"block": "bottleneck", "layers": layers} for layers in ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))
 )
-_D = {"deep_stem": True, "avg_down": True}
 
 resnet18 = variant(resnet_custom, "ResNet-18, 11.7 M parameters with 1000 classes.", _BASIC_18)
 resnet34 = variant(resnet_custom, "ResNet-34, 21.8 M parameters with 1000 classes.", _BASIC_34)
 resnet50 = variant(resnet_custom, "ResNet-50, 25.6 M parameters with 1000 classes.", _DEEP_50)
 resnet101 = variant(resnet_custom, "ResNet-101, 44.5 M parameters with 1000 classes.", _DEEP_101)
 resnet152 = variant(resnet_custom, "ResNet-152, 60.2 M parameters with 1000 classes.", _DEEP_152)
-resnet18_D = variant(resnet_custom, "ResNet-18-D: deep stem and average-pooled shortcuts.", _BASIC_18, _D)
-resnet34_D = variant(resnet_custom, "ResNet-34-D: deep stem and average-pooled shortcuts.", _BASIC_34, _D)
-resnet50_D = variant(resnet_custom, "ResNet-50-D: deep stem and average-pooled shortcuts.", _DEEP_50, _D)
-resnet101_D = variant(resnet_custom, "ResNet-101-D: deep stem and average-pooled shortcuts.", _DEEP_101, _D)
-resnet152_D = variant(resnet_custom, "ResNet-152-D: deep stem and average-pooled shortcuts.", _DEEP_152, _D)
+resnet18_D = variant(resnet_d, "ResNet-18-D, 18 layers.", _BASIC_18)
+resnet34_D = variant(resnet_d, "ResNet-34-D, 34 layers.", _BASIC_34)
+resnet50_D = variant(resnet_d, "ResNet-50-D, 50 layers.", _DEEP_50)
+resnet101_D = variant(resnet_d, "ResNet-101-D, 101 layers.", _DEEP_101)
+resnet152_D = variant(resnet_d, "ResNet-152-D, 152 layers.", _DEEP_152)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, as_backbone, prepare, variant
+from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, Variant, as_backbone, prepare, variant
 
 
 def swin(
@@ -54,6 +56,7 @@ def vit(
     embed_dim: Count,
     depth: Count,
     num_heads: Count,
+    variant: Variant = "up",
     img_size: int | Sequence[int] = 224,
     drop_path: Rate = 0.0,
     dropout: Rate = 0.0,
@@ -67,6 +70,8 @@ def vit(
     """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929): image to tokens (B, 1 + N, embed_dim).
 
     The tokens are normalized, the class token first, N = H * W / patch_size^2.
+    ``variant``: ``up`` computes GELU by its tanh formula and has LayerNorm's eps at 1e-5, as UP's networks and weights;
+    ``timm`` has GELU exactly and 1e-6, as the weights of timm, torchvision and DeiT (features differ by about 1e-4).
     ``img_size``: the side of the images, or (height, width). ``dropout`` acts after the position embedding and every
     dense layer but those of queries, keys and values (appendix B.1 of the paper).
     Raises ``UserError`` for images of another size and for sizes that the patch does not divide.
@@ -84,8 +89,10 @@ def vit(
         proj_drop_rate=dropout,
         attn_drop_rate=attention_dropout,
         drop_path_rate=drop_path,
+        act_layer=partial(nn.GELU, approximate="tanh" if variant == "up" else "none"),
+        norm_layer=partial(nn.LayerNorm, eps=1e-5 if variant == "up" else 1e-6),
     )
-    return as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    return as_backbone(prepare(model, normalize, initializer, grad_checkpointing), variant=variant)
 
 
 def _checked_size(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:

@@ -19,18 +19,20 @@ from torch import Tensor
 from up.errors import UserError
 from up.file_kinds import NAMES, kind_of
 from up.files import sha256_of
+from up.models.adapter import Variant
 from up.text import did_you_mean, some_of
 
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
 _EMA_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
-_TIMM = "timm:"
+TIMM = "timm:"
+_OF_TENSORFLOW = "tf_efficientnet_"  # timm's weights that fit the backbones' variant "up"
 _LAYOUT = "Expected a dict of tensors, alone or under 'model' or 'state_dict'."
 _NOT_WEIGHTS = {  # what people download by mistake, by its first bytes
     b"<": "an HTML or XML page",
     b"version https://git-lfs": "a git-lfs pointer (fetch the file itself with git lfs pull)",
     b"\x93NUMPY": "a NumPy array",
 }
-_EVERYDAY = ("numpy", "argparse", "collections", "easydict", "omegaconf", "pathlib", "torch")  # found in training checkpoints
+_EVERYDAY = ("numpy", "argparse", "collections", "easydict", "omegaconf", "pathlib", "torch", "up")  # in training checkpoints
 
 
 class WeightsError(UserError):
@@ -48,6 +50,7 @@ class Weights:
     ema: Mapping[str, Tensor] = field(default_factory=dict)  # the averaged weights; may leave out what is not averaged
     class_names: tuple[Any, ...] | None = None  # names, or a list of names for every head
     config: str | None = None  # the effective YAML of the run that made them
+    variant: str | None = None  # which of two networks of one name they are of, where the file says so
 
     def tensors(self, *, prefer_ema: bool = True) -> dict[str, Tensor]:
         """The averaged weights where there are any and they are preferred, else the raw ones."""
@@ -60,8 +63,8 @@ def read_state(source: str | Path) -> Weights:
     A file is our checkpoint, a dict with ``state_dict``, or the bare dict of tensors. Its sidecar ``FILE.json``, where
     there is one, is checked first. Raises ``WeightsError`` that names the file and what is wrong with it.
     """
-    if str(source).startswith(_TIMM):
-        return _from_timm(str(source).removeprefix(_TIMM))
+    if str(source).startswith(TIMM):
+        return _from_timm(str(source).removeprefix(TIMM))
     path = Path(source)
     _require_file(path)
     _require_intact(path)
@@ -71,7 +74,15 @@ def read_state(source: str | Path) -> Weights:
     if not model and not ema:
         raise WeightsError(f"{path}: holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}")
     config = content.get("config")
-    return Weights(str(path), model, ema, _class_names(content), config if isinstance(config, str) else None)
+    variant = content.get("variant")
+    return Weights(str(path), model, ema, _class_names(content), _text(config), _text(variant))
+
+
+def variant_needed(source: str | None) -> Variant | None:
+    """The variant of a backbone that ``timm:NAME`` fits, where a name has two; None for files, which may be of either."""
+    if source is None or not source.startswith(TIMM):
+        return None
+    return "up" if source.removeprefix(TIMM).startswith(_OF_TENSORFLOW) else "timm"
 
 
 def clean_key(key: str) -> str:
@@ -89,6 +100,10 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
                 return found
     held = ((key, value) for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor))
     return {clean_key(key): value for key, value in held}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _class_names(content: Mapping[Any, Any]) -> tuple[Any, ...] | None:
@@ -144,8 +159,9 @@ def _refusal(path: Path, name: str) -> str:
     if name.partition(".")[0] not in _EVERYDAY:
         return refused + "Do not open it otherwise; ask for a file of tensors alone, torch.save(model.state_dict(), ...)."
     load = f"c = torch.load('{path.name}', map_location='cpu', weights_only=False)"
-    save = "torch.save({'model': c.get('state_dict', c.get('model', c))}, 'weights.pth')"
-    return f'{refused}If you trust where it comes from, save its tensors alone: python -c "import torch; {load}; {save}"'
+    save = "torch.save({k: c[k] for k in ('model', 'state_dict', 'ema') if k in c} or c, 'weights.pth')"
+    where = "If you trust where it comes from, save its tensors alone, with the program that wrote it installed"
+    return f'{refused}{where}: python -c "import torch; {load}; {save}"'
 
 
 def _detail(text: str) -> str:
@@ -177,9 +193,9 @@ def _require_intact(path: Path) -> None:
 
 def is_of_timm(source: str) -> bool:
     """Whether ``source`` names weights that timm would download. Raises ``WeightsError`` for a name that it does not have."""
-    if not source.startswith(_TIMM):
+    if not source.startswith(TIMM):
         return False
-    _require_known(source.removeprefix(_TIMM))
+    _require_known(source.removeprefix(TIMM))
     return True
 
 
@@ -203,4 +219,5 @@ def _from_timm(name: str) -> Weights:
         raise WeightsError(
             f"timm:{name}: cannot be downloaded ({reason}). Without a network, name the path of a file instead."
         ) from error
-    return Weights(f"timm:{name}", network.state_dict())
+    source = f"{TIMM}{name}"
+    return Weights(source, network.state_dict(), variant=variant_needed(source))

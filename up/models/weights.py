@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from up.models.adapter import Backbone, Variant
 from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, places
 from up.models.net import Net
 from up.models.patterns import any_of, require_matches
@@ -26,6 +27,7 @@ __all__ = [
     "load_weights",
     "read_state",
     "unwrap",
+    "variant_of",
 ]
 
 SKIP_KEY = "saver.skip"
@@ -57,12 +59,16 @@ class LoadReport:
     misshaped: list[Misshaped] = field(default_factory=list)
     reinitialised: list[str] = field(default_factory=list)  # tensors of the head that keep their fresh values
     skipped: list[str] = field(default_factory=list)  # as saver.skip asked
+    renamed: int = 0  # of those loaded, how many the file calls otherwise
+    is_of_up: bool = False  # a whole checkpoint with UP's names
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report for the log, one line for each thing that a user should know."""
         kind = "averaged (EMA) weights" if self.averaged else "weights"
         told = [f"{self.source}: loaded {count(len(self.loaded), 'tensor')} of its {kind} (names: {self.naming})"]
+        if self.is_of_up:
+            told.append(f"{self.source}: read as a UP checkpoint: {count(self.renamed, 'tensor')} renamed")
         for names, what in (
             (self.reinitialised, "new head, started afresh"),
             (self.misshaped, "dropped, of another shape"),
@@ -85,6 +91,13 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = inner
         else:
             return module
+
+
+def variant_of(net: nn.Module) -> Variant | None:
+    """Which of two networks of one name the backbone of ``net``, or ``net`` itself, is; None where there is only one."""
+    bare = unwrap(net)
+    backbone = getattr(bare, "backbone", bare)
+    return backbone.variant if isinstance(backbone, Backbone) else None
 
 
 def clean_state_dict(module: nn.Module) -> dict[str, Tensor]:
@@ -111,11 +124,17 @@ def load_weights(
     """
     bare = unwrap(net)
     tensors = weights.tensors(prefer_ema=prefer_ema)
-    naming, renamed = _best_naming(weights.source, tensors, _Target.of(bare))
+    target = _Target.of(bare)
+    naming, found = _best_naming(weights.source, tensors, target)
+    _require_variant(weights, naming, target.variant)
     filling = _Filling(bare, LoadReport(weights.source, naming.name, averaged=prefer_ema and bool(weights.ema)), skip, heads)
     filling.compare_classes(weights.class_names, class_names)
-    filling.sort_out({name: tensors[key] for name, key in renamed.items()})
-    filling.require_no_problem()
+    filling.sort_out({name: tensors[key] for name, key in found.items() if not naming.leaves_out(target.stripped(key))})
+    filling.require_no_problem(target.variant)
+    filling.note_names(naming, found, list(tensors), target)
+    if weights.variant is None and naming is KEY_MAPS[0] and target.variant == "up" and target.is_bare(tensors):
+        told = "its names are timm's: if the file is timm's or torchvision's, set variant: timm in the backbone's kwargs"
+        filling.report.notes.append(told)
     full_names = {clean_key(key): key for key in bare.state_dict()}  # a module compiled in place has another one
     result = bare.load_state_dict({full_names[name]: tensor for name, tensor in filling.chosen.items()}, strict=False)
     assert not result.unexpected_keys, result.unexpected_keys
@@ -129,18 +148,27 @@ class _Target:
     shapes: Mapping[str, tuple[int, ...]]
     backbone: str  # with a dot, or empty for a network without modules of these names
     head: str
+    variant: Variant | None
 
     @staticmethod
     def of(net: nn.Module) -> _Target:
         children = dict(net.named_children())
         shapes = {clean_key(key): tuple(tensor.shape) for key, tensor in net.state_dict().items()}
         is_net = "backbone" in children
-        return _Target(shapes, "backbone." if is_net else "", "head." if is_net and "head" in children else "")
+        return _Target(shapes, "backbone." if is_net else "", "head." if is_net and "head" in children else "", variant_of(net))
+
+    def stripped(self, key: str) -> str:
+        """A file's key without the name of the backbone, as key maps have it."""
+        return key.removeprefix(self.backbone)
+
+    def is_bare(self, keys: Iterable[str]) -> bool:
+        """Whether the file has a network alone, not a net of named modules."""
+        return not self.backbone or not any(key.startswith(self.backbone) for key in keys)
 
     def names(self, keys: Iterable[str], naming: KeyMap) -> list[str]:
         """The name in the net that each of a file's ``keys`` means; the likeliest where the net has none of them."""
         keys = list(keys)
-        is_bare = not self.backbone or not any(key.startswith(self.backbone) for key in keys)
+        is_bare = self.is_bare(keys)
         named = []
         for key in keys:
             candidates = places(key, naming=naming, backbone=self.backbone, head=self.head, is_bare=is_bare)
@@ -156,20 +184,34 @@ def _best_naming(source: str, tensors: Mapping[str, Tensor], target: _Target) ->
         pairs = zip(wanted, tensors.values(), strict=True)
         return sum(shape is not None and _squeezed(shape) == _squeezed(tensor.shape) for shape, tensor in pairs)
 
-    scores = [hits(naming) for naming in KEY_MAPS]
+    stripped = [target.stripped(key) for key in tensors]
+    namings = [naming for naming in KEY_MAPS if naming.fits(stripped)]
+    scores = [hits(naming) for naming in namings]
     best = max(scores)
     if best == 0:
         raise WeightsError(
             f"{source}: none of its {count(len(tensors), 'tensor')} fits this net: the file has {some_of(tensors, 3)}; "
             f"the net has {some_of(target.shapes, 3)}. Expected weights of the same architecture."
         )
-    naming = KEY_MAPS[scores.index(best)]
-    renamed: dict[str, str] = {}
+    naming = namings[scores.index(best)]
+    found: dict[str, str] = {}
     for name, (key, tensor) in zip(target.names(tensors, naming), tensors.items(), strict=True):
-        if name in renamed and not torch.equal(tensors[renamed[name]], tensor):
-            raise WeightsError(f"{source}: {renamed[name]} and {key} both mean {name} but differ. Expected one of them.")
-        renamed.setdefault(name, key)
-    return naming, renamed
+        if name in found and not naming.leaves_out(target.stripped(found[name])):
+            if not naming.leaves_out(target.stripped(key)) and not torch.equal(tensors[found[name]], tensor):
+                raise WeightsError(f"{source}: {found[name]} and {key} both mean {name} but differ. Expected one of them.")
+            continue
+        found[name] = key
+    return naming, found
+
+
+def _require_variant(weights: Weights, naming: KeyMap, ours: Variant | None) -> None:
+    """Raise ``WeightsError`` for weights of the other of two networks of one name: some would load and compute other features."""
+    theirs = weights.variant or naming.variant
+    if ours and theirs and ours != theirs:
+        raise WeightsError(
+            f"{weights.source}: has weights of the backbone's variant: {theirs}, and the net was built with variant: {ours}. "
+            f"Set variant: {theirs} in the backbone's kwargs."
+        )
 
 
 class _Filling:
@@ -212,21 +254,39 @@ class _Filling:
                 self._fit(name, tensor)
         self._renew_heads()
 
-    def require_no_problem(self) -> None:
+    def require_no_problem(self, variant: Variant | None = None) -> None:
         """Raise ``WeightsError`` for what neither the heads nor the losses explain."""
         report = self.report
-        problems = {name: f"{name} is not in the file" for name in report.missing}
-        problems |= {name: f"{name} is not in the net" for name in report.unexpected}
-        problems |= {item.name: str(item) for item in report.misshaped}
-        problems = {name: text for name, text in problems.items() if not (self._is_new(name) or name.startswith(self._counting))}
+        groups = {
+            "missing from the file": {name: name for name in report.missing},
+            "not in the net": {name: name for name in report.unexpected},
+            "of another shape": {item.name: str(item) for item in report.misshaped},
+        }
+        groups = {what: {name: text for name, text in group.items() if self._matters(name)} for what, group in groups.items()}
+        problems = [name for group in groups.values() for name in group]
         if not problems:
             return
+        told = "; ".join(f"{what} ({len(group)}): {some_of(group.values())}" for what, group in groups.items() if group)
         doubt = "Is it another architecture? " if 2 * len(problems) > len(self.chosen) else ""
+        if variant:
+            other = "timm" if variant == "up" else "up"
+            doubt += f"The backbone was built with variant: {variant}; for weights of {other} set variant: {other} in its kwargs. "
         fix = f"To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
         raise WeightsError(
-            f"{report.source}: {count(len(problems), 'tensor')} cannot be loaded: {some_of(problems.values())}. "
+            f"{report.source}: {count(len(problems), 'tensor')} cannot be loaded: {told}. "
             f"{doubt}{fix if self._heads else 'Expected the tensors of this very net.'}"
         )
+
+    def _matters(self, name: str) -> bool:
+        return not (self._is_new(name) or name.startswith(self._counting))
+
+    def note_names(self, naming: KeyMap, found: Mapping[str, str], keys: Sequence[str], target: _Target) -> None:
+        """Say how the names of a file, ``keys``, were read; ``found`` has the key of every name in the net."""
+        report = self.report
+        report.renamed = sum(found[name] != name for name in report.loaded)
+        report.is_of_up = not target.is_bare(keys) and naming is not KEY_MAPS[0]
+        if unused := [key for key in keys if naming.leaves_out(target.stripped(key))]:
+            report.notes.append(f"left out, {naming.unused_because}: {some_of(unused)}")
 
     def _fit(self, name: str, tensor: Tensor) -> None:
         own = self._own[name]

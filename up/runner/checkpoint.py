@@ -22,6 +22,7 @@ from up.files import TEMPORARY, sha256_of, sync_folder, write_atomically, write_
 FORMAT_VERSION = 1
 LATEST = "ckpt_latest.pth"
 BEST = "ckpt_best.pth"
+_FOREIGN = "To start from the weights of another program, set saver.pretrain_model instead of saver.resume_model."
 
 
 class CheckpointError(UserError):
@@ -70,10 +71,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, and is refused ({_first_line(error)})."
+            f"{path}: holds more than tensors and plain values, and is refused ({_first_line(error)}). {_FOREIGN}"
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
+    if isinstance(state, dict) and "optimizer" in state and "format_version" not in state:
+        raise CheckpointError(f"{path}: got a training state of UP or another program, expected a checkpoint of up. {_FOREIGN}")
     if not isinstance(state, dict) or "step" not in state or "model" not in state:
         raise CheckpointError(f"{path}: holds weights but no training state; start from it with saver.pretrain_model.")
     if state.get("format_version", 0) > FORMAT_VERSION:

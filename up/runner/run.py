@@ -16,6 +16,7 @@ from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.distributed import barrier, from_main, gather_objects, is_main, rank
 from up.errors import NumericalError, place_in
+from up.models.weights import variant_of
 from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
 from up.runner.checkpoint import FORMAT_VERSION, LATEST, CheckpointFolder, load_parts
@@ -257,7 +258,7 @@ class Run:
         return {
             "format_version": FORMAT_VERSION, "step": step, "epoch": self.epoch, "best": self.best, "metrics": self.metrics,
             "owes_evaluation": self.owes_evaluation, "config": facts.config, "data_sha256": facts.data_sha256, "seed": facts.seed,
-            "global_batch_size": facts.global_batch_size, "class_names": facts.class_names,
+            "global_batch_size": facts.global_batch_size, "class_names": facts.class_names, "variant": variant_of(self.model),
             **{name: part.state_dict() for name, part in self.stateful.items()},
         }  # fmt: skip
 

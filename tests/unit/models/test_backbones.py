@@ -38,17 +38,18 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("resnet101", {}, 44.549),
     ("resnet152", {}, 60.193),
     ("resnet152", {"deep_stem": True, "avg_down": True}, 60.212),
-    ("resnet18_D", {}, 11.709),
-    ("resnet34_D", {}, 21.817),
-    ("resnet50_D", {}, 25.576),
-    ("resnet101_D", {}, 44.568),
-    ("resnet152_D", {}, 60.212),
+    ("resnet18_D", {"variant": "timm"}, 11.709),
+    ("resnet34_D", {"variant": "timm"}, 21.817),
+    ("resnet50_D", {}, 25.557),
+    ("resnet50_D", {"deep_stem": True}, 25.576),
+    ("resnet101_D", {"variant": "timm"}, 44.568),
+    ("resnet152_D", {"variant": "timm"}, 60.212),
     ("resnet_custom", {"block": "bottleneck", "layers": [3, 4, 6, 3]}, 25.557),
-    ("mobilenetv2", {"width_mult": 0.5}, 1.97),
+    ("mobilenetv2", {"width_mult": 0.5, "variant": "timm"}, 1.97),
     ("mobilenetv2", {}, 3.50),
     ("mobilenetv2", {"width_mult": 2.0}, 11.26),
     ("mobilenetv3", {"mode": "large"}, 5.48),
-    ("mobilenetv3", {"mode": "small"}, 2.95),  # 2.54 in the final paper, whose last layer has 1024 channels, not 1280
+    ("mobilenetv3", {"mode": "small", "variant": "timm"}, 2.95),  # 2.54 where the last layer has 1024 channels, not 1280
     ("efficientnet_b0", {}, 5.289),
     ("efficientnet_b1", {}, 7.794),
     ("efficientnet_b2", {}, 9.110),
@@ -185,7 +186,7 @@ def test_signature_is_explicit_and_has_types(name: str) -> None:
 def test_signature_of_a_variant_is_what_its_family_leaves_open() -> None:
     resnet = inspect.signature(BACKBONES.get("resnet50_D"))
     assert {"block", "layers"}.isdisjoint(resnet.parameters)
-    assert resnet.parameters["deep_stem"].default is True
+    assert resnet.parameters["variant"].default is None
     assert resnet.parameters["drop_path_rate"].annotation is Rate
     assert inspect.signature(BACKBONES.get("swin_base_384")).parameters["window_size"].default == 12
     with pytest.raises(TypeError, match="momentun"):
@@ -196,9 +197,10 @@ def test_signature_of_a_variant_is_what_its_family_leaves_open() -> None:
     ("name", "kwargs", "timm_name"),
     [
         ("resnet18", {}, "resnet18"),
-        ("resnet152_D", {}, "resnet152d"),
-        ("mobilenetv2", {"width_mult": 0.5}, "mobilenetv2_050"),
-        ("mobilenetv3", {}, "mobilenetv3_large_100"),
+        ("resnet152_D", {"variant": "timm"}, "resnet152d"),
+        ("resnet50_D", {"deep_stem": True}, "resnet50d"),
+        ("mobilenetv2", {"width_mult": 0.5, "variant": "timm"}, "mobilenetv2_050"),
+        ("mobilenetv3", {"variant": "timm"}, "mobilenetv3_large_100"),
         ("regnety_200m", {}, "regnety_002"),
         ("convnext_tiny", {}, "convnext_tiny"),
         ("swin_base_384", {}, "swin_base_patch4_window12_384"),
@@ -221,10 +223,13 @@ SMALL_CONVNEXT: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32
     ("make", "reference"),
     [
         (lambda: resnet_custom(block="basic", layers=[2, 1, 1, 1]), lambda: ResNet(BasicBlock, (2, 1, 1, 1))),
-        (mobilenetv2, lambda: timm.create_model("mobilenetv2_100")),
+        (lambda: mobilenetv2(variant="timm"), lambda: timm.create_model("mobilenetv2_100")),
+        (lambda: build("efficientnet_b0", variant="timm"), lambda: timm.create_model("efficientnet_b0")),
+        (lambda: build("efficientnet_b0"), lambda: timm.create_model("tf_efficientnet_b0")),
+        (lambda: build("resnet18_D", deep_stem=True), lambda: timm.create_model("resnet18d")),
         (lambda: convnext(**SMALL_CONVNEXT), lambda: ConvNeXt(**SMALL_CONVNEXT)),
         (lambda: swin(**SMALL_SWIN, pretrain_img_size=64), lambda: SwinTransformer(64, **SMALL_SWIN)),
-        (lambda: vit(**SMALL_VIT, img_size=[64, 64]), lambda: VisionTransformer(64, **SMALL_VIT)),
+        (lambda: vit(**SMALL_VIT, img_size=[64, 64], variant="timm"), lambda: VisionTransformer(64, **SMALL_VIT)),
         (lambda: timm_network(model_name="resnet10t", pooled=False), lambda: timm.create_model("resnet10t")),
     ],
 )
@@ -244,7 +249,7 @@ def test_features_are_what_timm_computes(make: Callable[[], Backbone], reference
 
 def test_mobilenetv3_ends_where_the_classifier_begins() -> None:
     reference = timm.create_model("mobilenetv3_large_100").eval()
-    network = build("mobilenetv3").eval()
+    network = build("mobilenetv3", variant="timm").eval()
     network.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("classifier")})
     image = torch.randn(2, 3, 64, 64)
     (feature,) = features_of(network, image)
