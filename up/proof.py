@@ -1,34 +1,28 @@
-"""A configuration proved without training: its files, and one batch of noise through net, loss and backward on the CPU."""
+"""Check a configuration without training: its files, the start of training, a batch of noise through loss and backward."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
-from up.assembly.data import (
-    build_dataset,
-    build_evaluation,
-    build_reader,
-    build_transforms,
-    device_side,
-    input_size_of,
-    notes_on,
-    train_batches,
-)
+from up.assembly.data import build_evaluation, build_reader, build_transforms, input_size_of, notes_on
 from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
-from up.assembly.network import build_net, device_of, load_start_weights
-from up.assembly.teacher_cache import with_cache
+from up.assembly.images import Track, open_images
+from up.assembly.network import build_net, device_of, load_start_weights, precision_of
+from up.assembly.preflight import preflight
+from up.assembly.run import facts_of_run, find_start, prepare, try_out
 from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
-from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_training
+from up.assembly.trial import first_batch, prove_hooks
 from up.config.decode import missing_for_training
-from up.data.bad_images import BadImage
-from up.data.records import Batch
+from up.config.errors import Problem
 from up.errors import UserError
-from up.experiment import Experiment, missing_files, net_table
+from up.experiment import Experiment, missing_files, net_table, weights_of_teachers
+from up.files import unwritable
 from up.models.net import Net, model_summary
-from up.models.weight_files import is_of_timm
+from up.models.weight_files import is_downloaded, is_of_timm
 from up.runner.precision import Precision
 from up.text import count, si
 
@@ -36,18 +30,23 @@ IMAGES = 2  # batch normalisation needs more than one
 _UNSEEN = 1000  # updates an epoch and images an update, where there are no data to tell
 _CLASSES = 10  # the same of classes
 _LATE = 10**9  # an update after every warm-up
-_SHOWN = 8  # classes in a line
 _CPU = torch.device("cpu")
 _FLOAT32 = Precision(mode=None, device=_CPU)
 
 
-def prove(experiment: Experiment, *, files: bool) -> Iterator[str]:
-    """Lines that say what was proved. Raises ``UserError`` for the first thing that does not hold; creates nothing."""
-    for note in (*experiment.decoded.notes, *absent_device(experiment)):
-        yield f"note: {note}"
+def prove(
+    experiment: Experiment, warn: Callable[[str], object], *, files: bool = True, images: Track | None = None
+) -> Iterator[str]:
+    """Lines that say what was checked; ``warn`` gets what is probably a mistake.
+
+    ``images``, if given, shows the progress of opening every image. Raises ``UserError`` for what ``train`` would refuse.
+    Creates nothing.
+    """
+    yield from (f"note: {note}" for note in experiment.decoded.notes)
+    check_device(experiment, warn)
     if files:
-        experiment.refuse([*missing_for_training(experiment.config), *missing_files(experiment)])
-        yield from prove_with_data(experiment)
+        experiment.refuse([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
+        yield from prove_with_data(experiment, warn, images)
         return
     facts = assumed_facts(experiment)
     prove_parts(experiment, facts)
@@ -57,41 +56,72 @@ def prove(experiment: Experiment, *, files: bool) -> Iterator[str]:
     yield from prove_net(experiment, net, teaching_of(experiment, net, facts, None, files=False), None)
 
 
-def prove_with_data(experiment: Experiment) -> Iterator[str]:
-    """What ``train`` would make of the files, up to its first update and its first evaluation."""
-    plugin = experiment.plugin
-    train = build_dataset(experiment, "train")
-    facts, names = dict(plugin.data_facts(train)), plugin.class_names(train)
-    batches = train_batches(experiment, train)
-    times = timetable(experiment, batches.updates_per_epoch)
-    yield from (f"note: {note}" for note in notes_on(train))
-    yield f"train: {count(len(train), 'image')}, {count(times.updates_per_epoch, 'update')} an epoch, {times.total:,} in all"
-    yield from class_line(names, facts.get("class_counts"))
-    schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
-    yield rate_line(experiment, schedule, times.total, batches.global_batch_size)
-    mix, stage = device_side(experiment, train, facts, _CPU)
-    batch = first_batch(experiment, "train", train)
-    yield f"first training sample: {form_of(batch)}"
-    evaluation = tested = None
-    if experiment.config.dataset.test is not None:
-        evaluation, test = build_evaluation(experiment, plugin.evaluation_facts(train), _CPU, _FLOAT32)
-        tested = first_batch(experiment, "test", test)
-        yield from (f"note: {note}" for note in notes_on(test))
-        yield f"test: {count(len(test), 'image')}; first sample: {form_of(tested)}"
-    prove_parts(experiment, facts)
-    net = build_net(experiment, facts).train()
-    if not is_of_timm(experiment.config.saver.pretrain_model or ""):  # those may be gigabytes to fetch
-        yield from load_start_weights(experiment, net, names)
-    teaching = teaching_of(experiment, net, facts, names)
-    if teaching is not None:
-        known = len(teaching.lines)
-        teaching = with_cache(experiment, teaching, train, updates_per_epoch=times.updates_per_epoch, updates=times.total)
-        yield from teaching.lines[known:]
-    if not isinstance(batch, BadImage):
-        try_training(experiment, net, batch, stage=stage, mix=mix, precision=_FLOAT32)
-    if evaluation is not None and tested is not None and not isinstance(tested, BadImage):
-        try_evaluation(experiment, net, tested, evaluation)
-    yield from prove_net(experiment, net, teaching, names)
+def prove_with_data(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
+    """What ``train`` does before it creates anything: its own code, on the CPU, up to the first step and the first evaluation."""
+    start_absent, teachers_absent = list(absent_start_weights(experiment)), list(absent_teacher_weights(experiment))
+    made = prepare(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
+    if made.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
+        evaluation, test = build_evaluation(experiment, experiment.plugin.evaluation_facts(made.data), _CPU, _FLOAT32)
+        made = replace(made, evaluation=evaluation, test_data=test)
+    times = made.times
+    yield from (f"note: {note}" for note in notes_on(made.data, made.test_data))
+    yield f"train: {count(len(made.data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
+    if made.test_data is not None:
+        yield f"test: {count(len(made.test_data), 'image')}"
+    report = experiment.plugin.data_report(made.data, made.test_data)
+    yield from report.lines
+    for problem in experiment.decoded.origins.locate([*report.warnings, *start_absent, *teachers_absent]):
+        warn(str(problem))
+    yield rate_line(experiment, made.schedule, times.total, made.batches.global_batch_size)
+    yield f"first training sample: {tuple(first_batch(experiment, 'train', made.data).image.shape[1:])}"
+    if images is not None:
+        sources = [("train", made.data), *([("test", made.test_data)] if made.test_data is not None else [])]
+        yield from open_images(experiment, sources, images, warn)
+    try_out(experiment, made)
+    start = find_start(experiment, facts_of_run(experiment, made))
+    if start.checkpoint is not None:
+        yield f"training continues from {start.checkpoint}"
+    elif not start_absent:
+        yield from load_start_weights(experiment, made.net, made.names)
+    if made.teaching is not None:
+        yield from made.teaching.lines
+        if not teachers_absent:
+            scored = preflight(experiment, made.teaching, made.evaluation, made.test_data, _CPU)
+            yield from scored.lines[len(made.teaching.lines) :]
+    yield from prove_net(experiment, made.net, made.teaching, made.names)
+
+
+def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
+    """Warn if ``runtime.device`` is not on this machine, which may be another one than that which trains."""
+    try:
+        precision_of(experiment, device_of(experiment))
+    except UserError as error:
+        warn(str(error))
+        precision_of(experiment, _CPU)
+
+
+def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:
+    """A run folder that could not be written to."""
+    reason = unwritable(experiment.folder)
+    if reason is not None:
+        yield Problem("saver.save_dir", f"{experiment.folder}: nothing can be written there: {reason}. Name another folder.")
+
+
+def absent_start_weights(experiment: Experiment) -> Iterator[Problem]:
+    """That ``saver.pretrain_model`` names weights that are still to be downloaded."""
+    yield from _to_download("saver.pretrain_model", experiment.config.saver.pretrain_model)
+
+
+def absent_teacher_weights(experiment: Experiment) -> Iterator[Problem]:
+    """The teachers whose weights are still to be downloaded."""
+    for key, file in weights_of_teachers(experiment).values():
+        yield from _to_download(key, file)
+
+
+def _to_download(key: str, source: str | None) -> Iterator[Problem]:
+    if source is not None and is_of_timm(source) and not is_downloaded(source):
+        what = f"{source} is not on this machine: train downloads it when it starts, and only then sees whether it fits"
+        yield Problem(key, f"{what}. Without a network there, download it here first, or name a file.")
 
 
 def prove_net(experiment: Experiment, net: Net, teaching: Teaching | None, names: list[str] | None) -> Iterator[str]:
@@ -102,29 +132,6 @@ def prove_net(experiment: Experiment, net: Net, teaching: Teaching | None, names
     if experiment.config.trainer.optimizer is not None:
         optimizer_of(experiment, net)
     yield from prove_backward(experiment, net, teaching)
-
-
-def absent_device(experiment: Experiment) -> Iterator[str]:
-    """That ``runtime.device`` is not on this machine, which may be another than that which trains."""
-    try:
-        device_of(experiment)
-    except UserError as error:
-        yield str(error)
-
-
-def form_of(batch: Batch | BadImage) -> str:
-    """The shape of a sample, or why there is none."""
-    return str(batch) if isinstance(batch, BadImage) else str(tuple(batch.image.shape[1:]))
-
-
-def class_line(names: list[str] | None, counts: list[int] | None) -> Iterator[str]:
-    """How many classes there are, and the commonest and the rarest of them."""
-    if counts is None:
-        return
-    commonest_first = sorted(range(len(counts)), key=lambda label: -counts[label])
-    shown = [f"{names[label] if names else label} {counts[label]:,}" for label in commonest_first]
-    listed = ", ".join(shown) if len(shown) <= _SHOWN else f"{', '.join(shown[: _SHOWN - 1])}, … {shown[-1]}"
-    yield f"{count(len(counts), 'class')}; images of each: {listed}"
 
 
 def assumed_facts(experiment: Experiment) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_check_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(["check", "--config", str(file_of(name)), "--no-files"]) == 0
     said = capsys.readouterr().out
-    assert said.endswith(f"{file_of(name)}: good\n")
+    assert said.endswith(f"OK: {file_of(name)} is valid\n")
     assert "note:" not in said  # such as a parameter that gets no gradient
     stated = re.search(r"^# Cost: +([\d.]+) ([Mk]) parameters", file_of(name).read_text(encoding="utf-8"), re.MULTILINE)
     built = re.search(r"net: ([\d.]+)([Mk]) parameters", said)

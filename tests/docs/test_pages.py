@@ -147,7 +147,7 @@ def test_the_toy_task_trains(toy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert errors[-1] < 20 < errors[0]  # grey for every image would be 25 % off
     capsys.readouterr()
     assert main(["check", "--config", "colour.yaml", *opts]) == 0
-    assert capsys.readouterr().out.endswith("colour.yaml: good\n")
+    assert capsys.readouterr().out.endswith("colour.yaml is valid\n")
     assert main(["eval", "--ckpt", "runs/colour/ckpt_latest.pth", "--out", "out", "--config", "colour.yaml", *opts]) == 0
     said = capsys.readouterr().out
     assert "value" in said
@@ -236,6 +236,6 @@ def test_the_photos_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[
                (("train", "train"), ("test", "val"))]  # fmt: skip
     words = ["--config", str(tmp_path / "photos.yaml"), "--opts", *small, *folders]
     assert main(["check", *words]) == 0
-    assert "2 classes; images of each: cat 2, dog 2" in capsys.readouterr().out.splitlines()
+    assert "train: 2 classes; images of each: cat 2, dog 2" in capsys.readouterr().out.splitlines()
     assert main(["train", *words, "trainer.max_iter=1"]) == 0
     assert (tmp_path / "run" / "ckpt_best.pth").exists()

@@ -480,7 +480,7 @@ def test_an_image_that_cannot_be_read(
     encoded = spoil((images / "train 0.png").read_bytes())
     if encoded is not None:
         bad.write_bytes(encoded)
-    with_meta(config, tmp_path, "imagenet", [*GOOD["imagenet"], f"{bad.name} 1"])
+    with_meta(config, tmp_path, "imagenet", [*GOOD["imagenet"], f"{bad.name} 1", GOOD["imagenet"][-1]])
     change(config, "dataset.train.dataloader.kwargs.num_workers", workers)
     capsys.readouterr()
     assert main(["train", "--config", write(config)]) == 2

@@ -30,18 +30,19 @@ def test_says_what_was_proved_and_creates_nothing(
     before = contents(tmp_path, images)
     lines = checked(path, capsys)
     assert contents(tmp_path, images) == before
-    assert lines[:6] == [
-        "train: 46 images, 6 updates an epoch, 12 in all",
-        "3 classes; images of each: red 16, green 15, blue 15",
+    assert lines[:7] == [
+        "train: 46 images, 6 steps an epoch, 12 in all",
+        "test: 13 images",
+        "train: 3 classes; images of each: red 16, green 15, blue 15",
+        "test: 3 classes; images of each: red 5, green 4, blue 4",
         "learning rate: 0.01 at first, 0.05 at most (update 2), 0.001224 at last",
         "first training sample: (3, 32, 32)",
-        "test: 13 images; first sample: (3, 32, 32)",
         "net: 77.55k parameters, 77.55k of them trainable",
     ]
-    found = re.fullmatch(r"one batch of 2 x 3 x 32 x 32 through net, loss and backward: loss (\d\.\d{3})", lines[6])
+    found = re.fullmatch(r"one batch of 2 x 3 x 32 x 32 through net, loss and backward: loss (\d\.\d{3})", lines[7])
     assert found
     assert 0.2 < float(found[1]) < 3  # of three classes by chance: log 3 = 1.1
-    assert lines[7:] == [f"{path}: good"]
+    assert lines[8:] == [f"OK: {path} is valid"]
 
 
 def test_no_files_proves_all_but_the_data(config: Config, write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_no_files_proves_all_but_the_data(config: Config, write: Write, capsys: 
     path = write(config)
     lines = checked(path, capsys, "--no-files")
     assert [line.split(":")[0] for line in lines] == [
-        "net", "one batch of 2 x 3 x 32 x 32 through net, loss and backward", path,
+        "net", "one batch of 2 x 3 x 32 x 32 through net, loss and backward", "OK",
     ]  # fmt: skip
     missing = refused(["check", "--config", path], capsys, tmp_path)
     assert [line.split(": ")[1] for line in missing] == [
@@ -86,19 +87,27 @@ def test_what_older_files_spell_otherwise_is_noted(config: Config, write: Write,
     [
         ("saver", {"skip": ["head"]}, "saver.skip: has no effect without saver.pretrain_model"),
         ("ema", {"kwargs": {"decay": 0.9}}, "ema.kwargs: has no effect without ema.enable: true"),
-        ("runtime", {"device": "cuda"}, "runtime.device: got cuda:0, but torch finds no accelerator here."),
     ],
     ids=lambda value: value if isinstance(value, str) and "." not in value else "",
 )
 def test_what_has_no_effect_is_noted(
-    config: Config, write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    section: str, written: Config, note: str,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available=False: None)
+    config: Config, write: Write, capsys: pytest.CaptureFixture[str], section: str, written: Config, note: str
+) -> None:
     config.setdefault(section, {}).update(written)
     path = write(config)
     line = checked(path, capsys)[0]
     assert re.match(rf"note: {re.escape(path)}:\d+: {re.escape(note)}", line), line
+
+
+def test_a_device_that_is_not_here_is_a_warning(
+    config: Config, write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available=False: None)
+    config["runtime"]["device"] = "cuda"
+    path = write(config)
+    *_, warning, verdict = checked(path, capsys)
+    assert re.match(rf"warning: {re.escape(path)}:\d+: runtime.device: got cuda:0, but torch finds no accelerator here", warning)
+    assert verdict == f"OK: {path} is valid, 1 warning"
 
 
 def test_an_lr_of_one_image_is_told_of(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from up.assembly.training import Timetable, build_hooks, optimizer_of, rate_line
 from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_optimizer, try_training
 from up.config.decode import missing_for_training
 from up.config.show import effective_yaml
-from up.data.bad_images import BadImage, BadImages
+from up.data.bad_images import BadImages
 from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.data.sampler import TrainBatches
@@ -97,10 +97,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     with together():
         made = prepare(experiment, device)
         fault = fault_from(os.environ, experiment.folder)
-    facts = Facts(
-        effective_yaml(config), made.data.fingerprint(), config.runtime.random_seed, made.batches.global_batch_size, made.names,
-        config.saver.accept_data_change,
-    )  # fmt: skip
+    facts = facts_of_run(experiment, made)
     require_one_input(facts)
     teaching = preflight(experiment, made.teaching, made.evaluation, made.test_data, device) if made.teaching else None
     start = find_start(experiment, facts)
@@ -120,12 +117,7 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     optimizer = optimizer_of(experiment, made.net)
     if teaching is not None:
         teaching.add_adapters_to(optimizer)
-    lines, warnings = told_of(experiment, teaching)
-    rates = rate_line(experiment, made.schedule, made.times.total, made.batches.global_batch_size)
-    for line in [*told, *lines, *start_lines(made.net, optimizer), rates]:
-        LOGGER.info(line)
-    for line in [*notes_on(made.data, made.test_data), *warnings]:
-        LOGGER.warning(line)
+    log_start(experiment, made, teaching, [*told, *start_lines(made.net, optimizer)])
     ema = build_ema(made.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
     workers, times = workers_of(section_of(experiment, "train")), made.times
     return Run(
@@ -145,10 +137,28 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
     )  # fmt: skip
 
 
-def prepare(experiment: Experiment, device: torch.device) -> Material:
-    """Read the data and build the parts. Nothing is created, and no rank waits for another."""
+def log_start(experiment: Experiment, made: Material, teaching: Teaching | None, lines: list[str]) -> None:
+    """Log on rank 0 what the run is made of, with ``lines`` about the net, and what is probably a mistake."""
+    if not distributed.is_main():
+        return
+    report = experiment.plugin.data_report(made.data, made.test_data)
+    of_teachers, warnings = told_of(experiment, teaching)
+    rates = rate_line(experiment, made.schedule, made.times.total, made.batches.global_batch_size)
+    for line in [*report.lines, *of_teachers, *lines, rates]:
+        LOGGER.info(line)
+    for warning in [*notes_on(made.data, made.test_data), *experiment.decoded.origins.locate(report.warnings), *warnings]:
+        LOGGER.warning(str(warning))
+
+
+def prepare(
+    experiment: Experiment, device: torch.device, *, precision: Precision | None = None, teacher_weights: bool = True
+) -> Material:
+    """Read the data and build the parts. Nothing is created, and no rank waits for another.
+
+    A check gives a ``precision`` that the CPU has, and leaves out the ``teacher_weights`` that would have to be downloaded.
+    """
     config, plugin = experiment.config, experiment.plugin
-    precision = precision_of(experiment, device)
+    precision = precision or precision_of(experiment, device)
     data = build_dataset(experiment, "train")
     names, facts = plugin.class_names(data), plugin.data_facts(data)
     batches = train_batches(experiment, data)
@@ -158,9 +168,9 @@ def prepare(experiment: Experiment, device: torch.device) -> Material:
     if config.trainer.is_eval and config.dataset.test is not None:
         evaluation, test_data = build_evaluation(experiment, plugin.evaluation_facts(data), device, precision)
     net = build_net(experiment, facts)
-    teaching = teaching_of(experiment, net, facts, names)
+    teaching = teaching_of(experiment, net, facts, names, files=teacher_weights)
     mix, stage = device_side(experiment, data, facts, device)
-    if teaching is not None:
+    if teaching is not None and teacher_weights:
         teaching = with_cache(experiment, teaching, data, updates_per_epoch=times.updates_per_epoch, updates=times.total)
     watching, clip = build_hooks(experiment)
     prove_hooks(experiment, watching, net, names)
@@ -174,12 +184,19 @@ def try_out(experiment: Experiment, made: Material) -> None:
     with together():
         train = first_batch(experiment, "train", made.data)
         test = first_batch(experiment, "test", made.test_data) if made.evaluation is not None else None
-    if any(distributed.gather_objects(isinstance(train, BadImage) or isinstance(test, BadImage))):
-        return  # on one host only, perhaps
     with together():
         try_training(experiment, made.net, train, stage=made.stage, mix=made.mix, precision=made.precision)
         if test is not None and made.evaluation is not None:
             try_evaluation(experiment, made.net, test, made.evaluation)
+
+
+def facts_of_run(experiment: Experiment, made: Material) -> Facts:
+    """What a resume compares with the run that saved a checkpoint."""
+    config = experiment.config
+    return Facts(
+        effective_yaml(config), made.data.fingerprint(), config.runtime.random_seed, made.batches.global_batch_size, made.names,
+        config.saver.accept_data_change,
+    )  # fmt: skip
 
 
 def require_one_input(facts: Facts) -> None:

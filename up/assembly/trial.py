@@ -12,7 +12,6 @@ from torch import nn
 
 from up.assembly.data import section_of
 from up.assembly.training import optimizer_of
-from up.data.bad_images import BadImage
 from up.data.records import Batch, SampleKey
 from up.experiment import Experiment
 from up.models.net import Net
@@ -25,19 +24,15 @@ from up.seed import generator
 _IMAGES = 2  # batch normalisation needs more than one
 
 
-def first_batch(experiment: Experiment, source: Literal["train", "test"], data: Any) -> Batch | BadImage:
-    """The first image of a data set and its last, collated as a worker does it, or the first of them that cannot be read.
+def first_batch(experiment: Experiment, source: Literal["train", "test"], data: Any) -> Batch:
+    """The first image of a data set and its last, collated as a worker does it.
 
-    Such a one is for the run to meet, which may skip it, and counts it.
+    Raises ``BadImage`` for one that cannot be read, unless ``on_bad_image: skip`` puts another in its place.
     """
     batch_size = section_of(experiment, source).batch_sampler.kwargs.batch_size
     indices = [0, len(data) - 1][: min(batch_size, _IMAGES)]
     with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
-        try:
-            samples = [data[SampleKey(0, index)] for index in indices]
-        except BadImage as bad:
-            return bad
-        return experiment.plugin.collate(samples)
+        return experiment.plugin.collate([data[SampleKey(0, index)] for index in indices])
 
 
 def try_training(

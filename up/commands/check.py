@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 from up.commands.inputs import expect_config
 from up.commands.parser import CommandParser
+from up.errors import UserError
+from up.text import count
 
 
 def main(words: list[str]) -> int:
-    """Check names, types, arguments, files, and one batch of noise through net, loss and backward; returns the exit code."""
+    """Check names, types, arguments, files, data and the start of training; returns the exit code."""
     parser = CommandParser("check")
     parser.add_argument("--no-files", action="store_true", help="check the YAML file alone, without meta files, images and weights")
+    parser.add_argument("--images", action="store_true", help="open every image of train and test, and list the unreadable ones")
     parser.add_config()
     arguments = parser.read(words[1:])
+    if arguments.images and arguments.no_files:
+        raise UserError("--images: opens the images that --no-files leaves out. Leave out one of them.")
     expect_config(arguments.config, arguments.opts)
     from up.experiment import load_experiment
     from up.proof import prove
 
     experiment = load_experiment(arguments.config, arguments.opts)
-    for line in prove(experiment, files=not arguments.no_files):
+    warnings: list[str] = []
+    images = with_progress if arguments.images else None
+    for line in prove(experiment, warnings.append, files=not arguments.no_files, images=images):
         print(line)
-    print(f"{arguments.config}: good")
+    for warning in warnings:
+        print(f"warning: {warning}")
+    told = f", {count(len(warnings), 'warning')}" if warnings else ""
+    print(f"OK: {arguments.config} is valid{told}")
     return 0
+
+
+def with_progress(batches: Iterable[Any], total: int) -> Iterator[Any]:
+    """The batches, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(batches, total=total, description="opening images")

@@ -42,5 +42,5 @@ def main(words: list[str]) -> int:
         lines = accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider, threads=threads)
         for line in lines:
             print(line)
-    print(f"{arguments.package}: good")
+    print(f"OK: {arguments.package} is valid")
     return 0

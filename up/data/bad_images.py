@@ -22,6 +22,12 @@ class BadImage(UserError):
         return f"{self.where}: {self.reason}{self.remedy}"
 
 
+class UnreadableImages(UserError):
+    """Several images cannot be read; the message has a line for each, with its file."""
+
+    has_place = True
+
+
 class BadImages:
     """Counts the different bad images met so far and raises ``UserError`` when they are too many.
 

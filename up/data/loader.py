@@ -137,6 +137,13 @@ class EvalLoader:
                 yield kept
 
 
+def fetched(
+    dataset: KeyedDataset, keys: Iterable[list[SampleKey]], *, workers: Workers, collate: Collate = collate
+) -> Iterator[Batch]:
+    """The batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
+    return _batches(_Fetch(dataset, collate), keys, workers)
+
+
 class _Fetch:
     """What runs in a worker: keys to a batch, or to the reason why there is none."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from up.text import did_you_mean, some_of
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
 _EMA_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
 TIMM = "timm:"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _OF_TENSORFLOW = "tf_efficientnet_"  # timm's weights that fit the backbones' variant "up"
 _LAYOUT = "Expected a dict of tensors, alone or under 'model' or 'state_dict'."
 _NOT_WEIGHTS = {  # what people download by mistake, by its first bytes
@@ -197,6 +199,17 @@ def is_of_timm(source: str) -> bool:
         return False
     _require_known(source.removeprefix(TIMM))
     return True
+
+
+def is_downloaded(source: str) -> bool:
+    """Whether the weights ``timm:NAME`` are on this machine already: in the cache of the hub, or in torch's."""
+    found = timm.get_pretrained_cfg(source.removeprefix(TIMM))
+    if found is None or found.file or found.state_dict:
+        return found is not None
+    if found.hf_hub_id:
+        names = [found.hf_hub_filename] if found.hf_hub_filename else _HUB_FILES
+        return any(isinstance(try_to_load_from_cache(found.hf_hub_id, name), str) for name in names)
+    return bool(found.url) and (Path(torch.hub.get_dir()) / "checkpoints" / str(found.url).rpartition("/")[2]).is_file()
 
 
 def _require_known(name: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from up.config.errors import Problem
 from up.config.model import Part
 from up.data.collate import collate
-from up.data.records import Batch, Sample
+from up.data.records import Batch, Sample, SampleKey
 from up.errors import UserError
 from up.files import write_json
 from up.registry import Registry
@@ -33,6 +34,24 @@ class ExportSpec:
     channel_order: str  # RGB or BGR
     preprocess: Sequence[Mapping[str, Any]]  # from a file to the input, in the words of the package's manifest
     heads: Sequence[Mapping[str, Any]]  # likewise: name, start, end, type, activation, labels, thresholds, topk
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a task says about the data sets of a run before it begins."""
+
+    lines: Sequence[str] = ()
+    warnings: Sequence[Problem] = ()  # what is probably a mistake, with the key to change
+
+
+def no_report(train: Any, test: Any) -> DataReport:
+    """Nothing to say."""
+    return DataReport()
+
+
+def whole_sample(dataset: Any, index: int) -> Sample:
+    """Sample ``index``, transforms included."""
+    return dataset[SampleKey(0, index)]
 
 
 def loss_in_record(net: nn.Module, batch: Batch) -> StepOutput:
@@ -125,6 +144,10 @@ class TaskPlugin:
     """From a reader and transforms: what loads images that no meta file lists, and finishes batches of them."""
     class_names: Callable[[Any], list[str] | None] = nothing
     """The names of the classes of a data set."""
+    data_report: Callable[[Any, Any], DataReport] = no_report
+    """What `up check` and the log say about the data: (training data set, evaluation data set or None)."""
+    read_sample: Callable[[Any, int], Any] = whole_sample
+    """Read one sample, to see whether it can be read: (data set, index). Raises ``UserError`` with its file."""
     export_spec: Callable[[nn.Module, Any, Sequence[Any], Any, bool], ExportSpec] | None = None
     """From (net, reader, test transforms, names of the classes, whether the graph ends in probabilities)."""
 

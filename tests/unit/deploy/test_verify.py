@@ -34,7 +34,7 @@ def test_a_good_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert what == "handmade 1.2.3 (fp32, 4 labels): 12 members, sha256 and schema right"
     assert graph == "graph: opset 18, 12 parameters, any batch"
     assert vectors.startswith("2 test vectors: ")
-    assert verdict == f"{path}: good"
+    assert verdict == f"OK: {path} is valid"
 
 
 def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.err == f"{tmp_path / 'meta.txt'}:3: {tmp_path / 'none.png'}: no such file.\n"
-    assert "good" not in said.out
+    assert "OK: " not in said.out
 
 
 def test_average_precision_of_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

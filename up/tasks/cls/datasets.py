@@ -14,6 +14,7 @@ from up.config.part import BY_PROGRAM, NoEffect, PartOf
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.records import Sample
+from up.data.roots import ImageRoot
 from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader, Transforms
@@ -107,7 +108,7 @@ class ClsDataset(ImageDataset):
         self.notes = self.table.notes
         self.settle_classes()
         self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results as they come
-        self._reader = image_reader
+        self.reader = image_reader
 
     def __len__(self) -> int:
         return len(self.table)
@@ -139,13 +140,18 @@ class ClsDataset(ImageDataset):
         """Where sample ``index`` comes from: ``meta.txt:21: images/x.jpg``."""
         return self.table.where(index)
 
+    def path_of(self, index: int) -> str:
+        """The file of sample ``index``."""
+        root: ImageRoot = self.table.roots[self.table.source[index]]
+        return root.path_of(self.table.names[index])
+
     def read(self, index: int) -> Sample:
         """Sample ``index`` as it is, not transformed. Raises ``BadImage`` when its image cannot be read."""
         name, root = self.table.names[index], self.table.roots[self.table.source[index]]
         where = self.where(index)
         if refusal := root.link_refusal(name):
             raise MetaError(f"{where}: {refusal}.")
-        image = self._reader(root.path_of(name), where)
+        image = self.reader(root.path_of(name), where)
         if self.table.boxes is not None:
             image = _crop(image, self.table.boxes[index], where)
         sample = Sample(image=image, filename=name, index=index)

@@ -46,6 +46,11 @@ def classes_of(roots: Iterable[ImageRoot]) -> list[str]:
     return sorted(found)
 
 
+def empty_classes(root: ImageRoot) -> list[str]:
+    """The folders in ``root`` that hold no image, at any depth, sorted."""
+    return [folder for folder in _folders(root.shown) if not any(True for _ in _walk(root, folder))]
+
+
 def images_under(root: ImageRoot, folder: str = "") -> list[str]:
     """All images in ``folder`` of ``root``, at any depth, as sorted names relative to ``root``; not the hidden ones.
 

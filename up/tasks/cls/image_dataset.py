@@ -172,7 +172,7 @@ class _Visit:
         """Sample ``index``, or in place of one that cannot be read another, chosen by the seed."""
         dataset = self._dataset
         try:
-            return _read(dataset, index)
+            return read_sample(dataset, index)
         except BadImage as bad:
             if dataset.on_bad_image == "error":
                 remedy = ". Repair it, or set on_bad_image: skip to go on without it."
@@ -180,7 +180,7 @@ class _Visit:
             self.bad = self.bad or str(bad)
         for attempt in range(_TRIES):
             try:
-                return _read(dataset, mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset))
+                return read_sample(dataset, mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset))
             except BadImage:
                 continue
         raise UserError(f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either.")
@@ -191,8 +191,8 @@ class _Visit:
         return self.transformed(self.read(mix(self._seed, _SECOND, self._drawn) % len(self._dataset)), transforms)
 
 
-def _read(dataset: ImageDataset, index: int) -> Sample:
-    """Sample ``index`` as ``read`` returns it. Raises ``BadImage``, and ``PartError`` for a sample of another form."""
+def read_sample(dataset: ImageDataset, index: int) -> Sample:
+    """Sample ``index``, not transformed. Raises ``BadImage``, and ``PartError`` for a sample of another form."""
     try:
         sample = dataset.read(index)
     except OSError as error:

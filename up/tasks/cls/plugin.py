@@ -19,12 +19,13 @@ from up.models.adapter import Backbone
 from up.models.net import Net
 from up.runner.hooks import HOOKS
 from up.runner.runner import Mixing
+from up.tasks.cls.data_report import data_report
 from up.tasks.cls.datasets import DATASETS
 from up.tasks.cls.device_tail import DeviceTail, expect_numbers, split_tail
 from up.tasks.cls.export import export_spec
 from up.tasks.cls.files import named_paths
 from up.tasks.cls.heads import CLASSIFIERS, HEADS, Head
-from up.tasks.cls.image_dataset import ImageDataset
+from up.tasks.cls.image_dataset import ImageDataset, read_sample
 from up.tasks.cls.losses import LOSSES
 from up.tasks.cls.metas import METAS
 from up.tasks.cls.metrics import EVALUATORS, ImageNetEvaluator
@@ -223,5 +224,7 @@ PLUGIN = TaskPlugin(
     result_stream=result_stream,
     pipeline=ImagePipeline,
     class_names=class_names,
+    data_report=data_report,
+    read_sample=read_sample,
     export_spec=export_spec,
 )
