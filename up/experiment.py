@@ -25,7 +25,7 @@ from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
-from up.plugins import extended
+from up.plugins import extended, make_importable
 from up.registry import Registry
 from up.runner.checkpoint import LATEST
 from up.runner.runner import RUNNERS
@@ -87,7 +87,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     with decoded.origins.placing("runtime.task_names"):
         plugin = find_task(runtime.task_names)
     with decoded.origins.placing("runtime.plugins"):
-        tables = all_tables(plugin, runtime.plugins)
+        tables = all_tables(plugin, runtime.plugins, path.parent)
     experiment = Experiment(path, decoded, plugin, tables)
     experiment.refuse([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
     return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment)]))
@@ -101,9 +101,14 @@ def find_task(name: str) -> TaskPlugin:
     return TASKS.get(name)  # type: ignore[no-any-return]
 
 
-def all_tables(plugin: TaskPlugin, modules: Sequence[str]) -> dict[str, Registry]:
-    """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH."""
+def all_tables(plugin: TaskPlugin, modules: Sequence[str], folder: Path | None = None) -> dict[str, Registry]:
+    """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH.
+
+    They are looked for in the working folder and in ``folder`` too, that of the configuration.
+    """
     from_environment = [name for name in os.environ.get("PLUGINPATH", "").split(":") if name]
+    if modules or from_environment:
+        make_importable(folder)
     return extended({**ENGINE_TABLES, **plugin.tables}, [*modules, *from_environment])
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
@@ -21,8 +24,10 @@ def extended(tables: Mapping[str, Registry], modules: Sequence[str]) -> dict[str
     Raises ``UserError`` for a module that cannot be imported and for an entry that leads nowhere.
     """
     known = dict(tables)
-    for name in modules:
-        for table, entries in _tables_of(import_plugin(name), name).items():
+    for written in modules:
+        module = import_plugin(written)
+        name = module.__name__
+        for table, entries in _tables_of(module, name).items():
             if table not in known:
                 raise UserError(f"{name}.TABLES: there is no table {table!r}.{did_you_mean(table, known)}")
             _require_entries(f"{name}.TABLES", entries)
@@ -30,8 +35,37 @@ def extended(tables: Mapping[str, Registry], modules: Sequence[str]) -> dict[str
     return known
 
 
-def import_plugin(name: str) -> ModuleType:
-    """The module ``name``. Raises ``UserError`` that names the line of its code that fails."""
+def make_importable(folder: Path | None) -> None:
+    """Put the working folder on the import path, as ``python -m up`` does and the script ``up`` does not, and ``folder`` last."""
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.insert(0, os.getcwd())
+    if folder is not None and str(folder.resolve()) not in sys.path:
+        sys.path.append(str(folder.resolve()))
+
+
+def import_plugin(written: str) -> ModuleType:
+    """The module ``my_lab.parts``, or that of a path such as ``my_lab/parts.py`` (``.py`` may be left out).
+
+    The folder of a path joins the import path. Raises ``UserError`` that names the line of its code that fails.
+    """
+    if "/" not in written and not written.endswith(".py"):
+        return _imported(written)
+    path = Path(written).expanduser().absolute()
+    path = path.with_suffix("") if path.suffix == ".py" else path
+    found = next((each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()), None)
+    if found is None:
+        beside = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"{written!r}: no such module, expected {path}.py.{did_you_mean(f'{path.name}.py', beside)}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = _imported(path.name)
+    if module.__file__ is None or not found.samefile(module.__file__):
+        where = f"{path.name!r} is already the name of the module {module.__file__ or 'built into Python'}"
+        raise UserError(f"{written!r} cannot be imported: {where}. Rename the file, or name it as PACKAGE.{path.name}.")
+    return module
+
+
+def _imported(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:

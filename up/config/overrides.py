@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_origin
 
 from up.config.bases import BASE
 from up.config.errors import OPTS, ConfigError, Mark, Problem
 from up.config.nodes import parse_value
-from up.config.sections import SECTIONS, is_section
-from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, set_at
+from up.config.sections import SECTIONS, Config, is_section
+from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, index_of, is_null, labels_of, set_at
 from up.text import did_you_mean
 
 _MARK = Mark(OPTS)
+_LISTS = tuple(name for name, field in Config.model_fields.items() if get_origin(field.annotation) is list)
+_DASHED = re.compile(r"(?P<list>\w+)\.(?P<type>[^.]+)-(?P<key>\w+(\..+)?)")
 
 
 class _Override(NamedTuple):
@@ -27,7 +29,9 @@ def apply_overrides(tree: MappingNode, tokens: Sequence[str]) -> MappingNode:
     """``tree`` with the words after ``--opts`` applied in order: ``k v``, ``k=v`` or both mixed.
 
     Paths are dotted, with list indices or names of list entries (``net.backbone.kwargs.frozen_layers``); values are
-    YAML. ``+k=v`` appends to a list, or adds a top-level key of one's own. Raises ``ConfigError`` with every problem.
+    YAML. ``+k=v`` appends to a list (a list: its items), or adds a top-level key of one's own. ``hooks.TYPE-kwargs.x v`` is
+    UP's form of ``hooks.TYPE.kwargs.x``: it sets every hook of that type, and adds one where there is none. Raises
+    ``ConfigError`` with every problem.
     """
     problems: list[Problem] = []
     for override in _read(tokens, problems):
@@ -68,7 +72,27 @@ def _applied(tree: MappingNode, override: _Override) -> MappingNode:
         expected = near or f" Expected one of {', '.join(SECTIONS)}."
         what = f"there is no section or key {top!r} to set.{expected} (+{override.path}=… adds a key)"
         raise ConfigError([Problem(override.path, what, OPTS)])
-    return set_at(tree, override.path, _value(override), _MARK, append=override.adds)
+    if top in _LISTS and is_null(tree.get(top)) and (override.adds or override.path != top):
+        tree = tree.with_entry(top, SequenceNode((), _MARK), _MARK)
+    value = _value(override)
+    tree, places = _places(tree, override.path)
+    for path in places:
+        tree = set_at(tree, path, value, _MARK, append=override.adds)
+    return tree
+
+
+def _places(tree: MappingNode, path: str) -> tuple[MappingNode, list[str]]:
+    """The paths that ``path`` means: itself, or of ``TYPE-key`` that of each entry of the type; a missing hook is added."""
+    found = _DASHED.fullmatch(path)
+    entries = tree.get(found["list"]) if found else None
+    if found is None or not isinstance(entries, SequenceNode) or index_of(entries, path.split(".")[1]) is not None:
+        return tree, [path]
+    places = [index for index, name in enumerate(labels_of(entries, "type")) if name == found["type"]]
+    if not places and found["list"] == "hooks":
+        places = [len(entries.items)]
+        added = MappingNode({"type": ScalarNode(found["type"], _MARK)}, {"type": _MARK}, _MARK)
+        tree = tree.with_entry("hooks", entries.with_item(places[0], added))
+    return tree, [f"{found['list']}.{place}.{found['key']}" for place in places or [found["type"]]]
 
 
 def _value(override: _Override) -> Node:

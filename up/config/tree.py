@@ -39,6 +39,11 @@ class SequenceNode:
         """A copy in which ``node`` stands at ``index``; the index after the last one appends."""
         return replace(self, items=(*self.items[:index], node, *self.items[index + 1 :]))
 
+    def extended(self, node: Node) -> SequenceNode:
+        """A copy with ``node`` at its end, or with all items of ``node`` where it is a list and no item here is one."""
+        spread = isinstance(node, SequenceNode) and not any(isinstance(item, SequenceNode) for item in self.items)
+        return replace(self, items=(*self.items, *(node.items if spread and isinstance(node, SequenceNode) else (node,))))
+
 
 @dataclass(frozen=True, slots=True)
 class MappingNode:
@@ -111,7 +116,7 @@ def set_at(root: MappingNode, path: str, value: Node, mark: Mark, *, append: boo
     """A copy of ``root`` with ``value`` at the dotted ``path``; blocks that are missing on the way are made.
 
     A list is entered by index (``net.0``, ``net.-1``) or by what its entry is called (``net.backbone``). ``append`` adds
-    to a list that stands at ``path`` instead of replacing it. Raises ``ConfigError`` naming ``path`` and ``mark``.
+    to a list at ``path`` instead of replacing it. Raises ``ConfigError`` naming ``path`` and ``mark``.
     """
     words = path.split(".")
     if not all(words):
@@ -127,7 +132,7 @@ def _cannot(path: str, what: str, mark: Mark) -> ConfigError:
 
 def _set(node: Node, words: list[str], at: int, value: Node, mark: Mark, append: bool) -> Node:
     if at == len(words):
-        return node.with_item(len(node.items), value) if append and isinstance(node, SequenceNode) else value
+        return node.extended(value) if append and isinstance(node, SequenceNode) else value
     path, word = ".".join(words), words[at]
     if isinstance(node, SequenceNode):
         index = index_of(node, word)
@@ -160,19 +165,22 @@ def index_of(node: SequenceNode, word: str) -> int | None:
         index = int(word) if len(word) < 9 else len(node.items)
         return index % len(node.items) if -len(node.items) <= index < len(node.items) else None
     for label in ("name", "type"):
-        found = [index for index, name in enumerate(_labels(node, label)) if name == word]
+        found = [index for index, name in enumerate(labels_of(node, label)) if name == word]
         if len(found) == 1:
             return found[0]
     return None
 
 
-def _labels(node: SequenceNode, label: str) -> list[object]:
+def labels_of(node: SequenceNode, label: str) -> list[object]:
+    """What each entry of a list has under ``label`` (``name``, ``type``), None where it has nothing there."""
     labels = [item.get(label) if isinstance(item, MappingNode) else None for item in node.items]
     return [found.value if isinstance(found, ScalarNode) else None for found in labels]
 
 
 def _no_such_entry(node: SequenceNode, word: str, where: str) -> str:
-    names = [str(name) for name in (*_labels(node, "name"), *_labels(node, "type")) if name is not None]
+    names = [str(name) for name in (*labels_of(node, "name"), *labels_of(node, "type")) if name is not None]
+    if not node.items and not re.fullmatch(r"-?\d+", word):
+        return f"{where} has no entries. Add one with +{where}={{type: {word}}}"
     entries = f"{len(node.items)} entries" if len(node.items) != 1 else "1 entry"
     if names and not re.fullmatch(r"-?\d+", word):
         hint = did_you_mean(word, names) or f" Expected {some_of(dict.fromkeys(names))}."

@@ -83,6 +83,32 @@ class TestPaths:
         assert made["net"][1]["kwargs"]["y"] == {"a": 1}
         assert made["size"] == {"a": 1}
 
+    def test_hooks_by_type(self) -> None:
+        """``hooks.logger.kwargs.freq`` and the form of UP's users, ``hooks.logger-kwargs.freq``."""
+        for path in ("hooks.logger.kwargs.freq", "hooks.logger-kwargs.freq"):
+            assert applied(path, "7")["hooks"] == [{"type": "auto_save_best"}, {"type": "logger", "kwargs": {"freq": 7}}]
+        assert applied("hooks.auto_save_best-kwargs.x.y=1")["hooks"][0] == {"type": "auto_save_best", "kwargs": {"x": {"y": 1}}}
+
+    def test_the_dashed_form_reaches_all_hooks_of_a_type_and_adds_a_missing_one(self) -> None:
+        made = applied("+hooks={type: logger}", "hooks.logger-kwargs.freq=7", "hooks.clip-kwargs.max_norm=5")
+        assert [hook.get("kwargs") for hook in made["hooks"]] == [None, {"freq": 7}, {"freq": 7}, {"max_norm": 5}]
+        assert made["hooks"][3]["type"] == "clip"
+        assert applied("hooks=null", "hooks.clip-kwargs.max_norm=5")["hooks"] == [{"type": "clip", "kwargs": {"max_norm": 5}}]
+
+    def test_the_dashed_form_of_other_lists(self) -> None:
+        assert applied("net.linear-kwargs.z=1")["net"][1]["kwargs"]["z"] == 1
+        assert "no entry of net is called 'linaer'. Did you mean 'linear'?" in refusal("net.linaer-kwargs.z=1")
+
+    def test_plus_on_a_file_without_hooks(self) -> None:
+        assert applied("hooks=null", "+hooks={type: a}")["hooks"] == [{"type": "a"}]
+        assert applied("hooks=null", "+hooks=[{type: a}, {type: b}]")["hooks"] == [{"type": "a"}, {"type": "b"}]
+        tree = parse_nodes("trainer: {max_epoch: 1}", "x.yaml")
+        assert to_plain(apply_overrides(tree, ["+hooks={type: a}"]))["hooks"] == [{"type": "a"}]
+        assert "hooks has no entries. Add one with +hooks={type: a}" in refusal("hooks=null", "hooks.a.kwargs.x=1")
+
+    def test_plus_with_a_list_appends_its_items(self) -> None:
+        assert [hook["type"] for hook in applied("+hooks=[{type: x}, {type: y}]")["hooks"]][2:] == ["x", "y"]
+
     def test_plus_appends_and_adds(self) -> None:
         assert [hook["type"] for hook in applied("+hooks={type: x}")["hooks"]] == ["auto_save_best", "logger", "x"]
         assert applied("+hooks.2={type: x}")["hooks"][2] == {"type": "x"}
