@@ -92,7 +92,8 @@ def _places(tree: MappingNode, path: str) -> tuple[MappingNode, list[str]]:
         places = [len(entries.items)]
         added = MappingNode({"type": ScalarNode(found["type"], _MARK)}, {"type": _MARK}, _MARK)
         tree = tree.with_entry("hooks", entries.with_item(places[0], added))
-    return tree, [f"{found['list']}.{place}.{found['key']}" for place in places or [found["type"]]]
+    names = [str(place) for place in places] or [found["type"]]
+    return tree, [f"{found['list']}.{name}.{found['key']}" for name in names]
 
 
 def _value(override: _Override) -> Node:
