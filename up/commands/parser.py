@@ -134,7 +134,7 @@ class CommandParser(argparse.ArgumentParser):
         known = _UP_SPELLING.get(_spelling(flag))
         if known is None or _spelling(flag) in own:
             return False
-        if rank_in_environment() == 0 and LAUNCHER_PID not in os.environ:  # of many ranks one says it
+        if speaks_for_all():
             print(f"{flag} is accepted and ignored: {UP_FLAGS[known].reason}.", file=sys.stderr)
         return True
 
@@ -157,6 +157,11 @@ class CommandParser(argparse.ArgumentParser):
         if not given and self._needs_config:
             self.error(f"no configuration is named, expected {self.prog} FILE.yaml")
         return Path(given[0]) if given else None
+
+
+def speaks_for_all() -> bool:
+    """Whether this process says what all ranks of a launch know: its launcher, or rank 0 where that is another program."""
+    return rank_in_environment() == 0 and LAUNCHER_PID not in os.environ
 
 
 def _is_file(word: str) -> bool:

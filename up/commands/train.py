@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
-from up.commands.arguments import add_launch, backend_overrides, launch_of, positive
+from up.commands.arguments import add_launch, backend_overrides, finite, launch_of, positive
 from up.commands.inputs import expect_config
-from up.commands.parser import CommandParser
+from up.commands.parser import CommandParser, speaks_for_all
+from up.commands.shortcuts import Shortcuts
 from up.config.decode import load_config
 from up.launch import launched
 from up.runner.folder import code_of_status
@@ -22,6 +24,7 @@ def main(words: list[str]) -> int:
     arguments = parse(words)
     overrides = overrides_of(arguments)
     expect_config(arguments.config, overrides)
+    overrides += shortcut_overrides(arguments, overrides)
     launch = launch_of(arguments)
     if launch.launcher(os.environ) is not None:
         folder = load_config(arguments.config, overrides).config.saver.folder(arguments.config)
@@ -49,6 +52,11 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--accept-data-change", action="store_true", help="resume even though the training data changed since the checkpoint"
     )
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
+    group = parser.add_argument_group("values of the configuration")
+    group.add_argument("--epochs", type=positive, metavar="N", help="train for N epochs; the learning-rate schedule is scaled")
+    group.add_argument("--lr", type=finite, help="learning rate of the optimizer")
+    group.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
+    group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size; resize and crop keep their ratio")
     add_launch(parser)
     parser.add_config()
     return parser.read(words[1:])
@@ -66,6 +74,20 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     if arguments.fork_method is not None:
         overrides.append(f"dataset.train.dataloader.kwargs.fork_method={arguments.fork_method}")
     return overrides
+
+
+def shortcuts_of(arguments: argparse.Namespace) -> Shortcuts:
+    """What ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size`` say."""
+    return Shortcuts(arguments.epochs, arguments.lr, arguments.batch_size, arguments.img_size)
+
+
+def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> list[str]:
+    """The overrides that the short flags stand for in this file; says which."""
+    found = shortcuts_of(arguments).overrides(arguments.config, overrides)
+    if speaks_for_all():
+        for flag, made in found.items():
+            print(f"{flag} sets {', '.join(made)}", file=sys.stderr)
+    return [override for made in found.values() for override in made]
 
 
 def train_rank(config: Path, overrides: list[str], stop: StopRequest) -> int:

@@ -1,0 +1,138 @@
+"""``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size`` of ``up train``: the overrides that they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from up.config.decode import decode
+from up.config.nodes import load_nodes
+from up.config.overrides import apply_overrides
+from up.config.sections import Config, SchedulePart
+from up.config.tree import MappingNode, is_null
+from up.errors import UserError
+
+_STRETCHED = ("T_max", "milestones", "step_size", "warm_epoch", "offset_epoch", "warmup_iter")  # kwargs in epochs or steps
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What the flags say; None where one was not given. ``batch_size`` is per process, ``img_size`` in pixels."""
+
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    img_size: int | None = None
+
+    def overrides(self, path: Path, overrides: Sequence[str]) -> dict[str, list[str]]:
+        """By flag, the overrides that it stands for in the configuration at ``path`` with ``overrides`` applied.
+
+        Raises ``UserError`` where the file has nothing that a flag could set.
+        """
+        if self == Shortcuts():
+            return {}
+        tree = apply_overrides(load_nodes(path), overrides)
+        config = decode(tree).config
+        flags = {
+            "--epochs": None if self.epochs is None else _epochs(config, tree, self.epochs),
+            "--lr": None if self.lr is None else [("trainer.optimizer.kwargs.lr", self.lr)],
+            "--batch-size": None if self.batch_size is None else _batch_size(tree, self.batch_size),
+            "--img-size": None if self.img_size is None else _img_size(config, self.img_size),
+        }
+        return {flag: [_override(key, value) for key, value in set_by] for flag, set_by in flags.items() if set_by is not None}
+
+
+def _override(key: str, value: object) -> str:
+    return f"{key}={json.dumps(value)}"
+
+
+def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[str, object]]:
+    """The new length, and the schedule stretched to it: what it counts in epochs or steps is scaled with the length."""
+    trainer = config.trainer
+    yield "trainer.max_epoch", epochs
+    if trainer.max_iter is not None:
+        yield "trainer.max_iter", None
+        yield "runtime.iter_base", config.runtime.iter_base  # frequencies go on counting what they counted
+    part = trainer.lr_scheduler
+    if part is None:
+        return
+    before = trainer.max_epoch if trainer.max_iter is None else part.kwargs.get("T_max")
+    if not before or before == epochs:
+        return
+    own, kwargs = _stretched(part, epochs / before)
+    if is_null(tree.block("trainer").get("lr_scheduler")):  # written elsewhere, and taken from there as a whole
+        yield "trainer.lr_scheduler", {**part.model_dump(), **own, "kwargs": {**part.kwargs, **kwargs}}
+        return
+    yield from ((f"trainer.lr_scheduler.{key}", value) for key, value in own.items())
+    yield from ((f"trainer.lr_scheduler.kwargs.{key}", value) for key, value in kwargs.items())
+
+
+def _stretched(part: SchedulePart, factor: float) -> tuple[dict[str, float], dict[str, Any]]:
+    """The settings of a schedule that count epochs or steps, times ``factor``: its own, and those of its kwargs."""
+    own: dict[str, float] = {}
+    if part.warmup_iter:
+        own["warmup_iter"] = round(part.warmup_iter * factor)
+    if part.warmup_epochs:
+        own["warmup_epochs"] = round(part.warmup_epochs * factor, 3)
+    kwargs: dict[str, Any] = {}
+    for key in _STRETCHED:
+        value = part.kwargs.get(key)
+        if isinstance(value, list):
+            kwargs[key] = [_whole(each * factor) for each in value]
+        elif isinstance(value, int | float) and value:
+            kwargs[key] = _whole(value * factor)
+    return own, kwargs
+
+
+def _whole(number: float) -> int:
+    return max(1, round(number))
+
+
+def _batch_size(tree: MappingNode, size: int) -> Iterator[tuple[str, object]]:
+    """Of the training data; where all sources share one, of all."""
+    dataset = tree.block("dataset")
+    shared = not is_null(dataset.get("batch_sampler")) and is_null(dataset.block("train").get("batch_sampler"))
+    yield f"dataset.{'' if shared else 'train.'}batch_sampler.kwargs.batch_size", size
+
+
+def _img_size(config: Config, pixels: int) -> Iterator[tuple[str, object]]:
+    """Every ``size`` of a transform, scaled so that each source ends at ``pixels``: resize and crop keep their ratio."""
+    sized = False
+    before: set[int] = set()
+    for source in ("train", "test"):
+        section = getattr(config.dataset, source)
+        listed = section.dataset.kwargs.get("transformer") or [] if section is not None else []
+        sizes = {index: size for index, part in enumerate(listed) if (size := _size_of(part)) is not None}
+        if not sizes:
+            continue
+        sized = True
+        last = list(sizes.values())[-1]
+        height = last[0] if isinstance(last, list) else last
+        before.add(height)
+        for index, size in sizes.items():
+            yield f"dataset.{source}.dataset.kwargs.transformer.{index}.kwargs.size", _scaled(size, pixels / height)
+    if not sized:
+        raise UserError(
+            f"--img-size {pixels}: no transform of dataset.train or dataset.test has a size. Add torch_random_resized_crop or "
+            "torch_resize to transformer, or leave --img-size out."
+        )
+    for index, module in enumerate(config.net):
+        if module.kwargs.get("img_size") in before:
+            yield f"net.{index}.kwargs.img_size", pixels
+    if isinstance(config.to_kestrel.resize_hw, list):
+        yield "to_kestrel.resize_hw", _scaled(config.to_kestrel.resize_hw, pixels / config.to_kestrel.resize_hw[0])
+
+
+def _size_of(part: Any) -> int | list[int] | None:
+    """The ``size`` of a transform as it is written: pixels, or [height, width]."""
+    kwargs = part.get("kwargs") if isinstance(part, Mapping) else None
+    size = kwargs.get("size") if isinstance(kwargs, Mapping) else None
+    pair = isinstance(size, list) and len(size) in (1, 2) and all(isinstance(side, int) for side in size)
+    return size if pair or (isinstance(size, int) and size > 0) else None
+
+
+def _scaled(size: int | list[int], factor: float) -> int | list[int]:
+    return [_whole(side * factor) for side in size] if isinstance(size, list) else _whole(size * factor)
