@@ -143,7 +143,7 @@ def blocks(recipe: Recipe) -> Block:
         "random_resized_crop": {"type": "torch_random_resized_crop", "kwargs": crop},
         "random_horizontal_flip": {"type": "torch_random_horizontal_flip"},
         "color_jitter": {"type": "torch_color_jitter", "kwargs": dict(recipe.jitter)},
-        "resize": {"type": "torch_resize", "kwargs": {"size": 256 if recipe.size == 224 else 439, **interpolation}},
+        "resize": {"type": "torch_resize", "kwargs": {"size": {224: 256, 384: 439}.get(recipe.size, recipe.size), **interpolation}},
         "center_crop": {"type": "torch_center_crop", "kwargs": {"size": recipe.size}},
         "to_tensor": {"type": "to_tensor"},
         "normalize": {"type": "normalize", "kwargs": dict(recipe.norm)},

@@ -18,6 +18,7 @@ from yaml.reader import Reader
 
 from up.config.bases import BASE, base_files, merged_over
 from up.config.errors import ConfigError, Mark, refuse
+from up.config.syntax import Fault, equals_sign, fault_of, fault_of_scalar
 from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
 from up.text import did_you_mean
 
@@ -27,10 +28,6 @@ MAX_NODES = 50_000
 
 _YAML = "tag:yaml.org,2002:"
 _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_HINTS = {
-    "mapping values are not allowed in this context": " (quote text that contains ': ', or correct the indentation)",
-    "found character that cannot start any token": " (quote text that begins with this character)",
-}
 _Kinds = {"MappingStartEvent": "map", "SequenceStartEvent": "seq"}
 
 
@@ -202,9 +199,11 @@ class _Composer:
         self._anchors: dict[str, _Built] = {}
         self._stack: list[_Open] = []
         self._count = 0
+        self._lines: list[str] = []
 
     def compose(self, text: str) -> _Built | None:
         """The one document of ``text``; None when there is none."""
+        self._lines = text.splitlines()
         if odd := Reader.NON_PRINTABLE.search(text):
             line = text.count("\n", 0, odd.start()) + 1
             raise refuse(Mark(self._name, line, 1), f"the character U+{ord(odd.group()):04X} is not allowed in YAML")
@@ -212,7 +211,7 @@ class _Composer:
         try:
             return self._compose(loader)
         except yaml.MarkedYAMLError as error:
-            raise self._syntax(error, text) from None
+            raise self._refused(fault_of(error, text)) from None
         except yaml.YAMLError as error:
             raise refuse(Mark(self._name, 1, 1), f"not valid YAML: {' '.join(str(error).split())}") from None
         finally:
@@ -289,6 +288,8 @@ class _Composer:
         if event.tag == "!include":
             path = Path(os.path.normpath(self._folder / event.value))
             return self._files.load(path, mark, f"!include {path}: ", is_config=False)
+        if fault := self._swallowed(event):
+            raise self._refused(fault)
         tag = event.tag
         if tag is None or tag == "!":
             tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
@@ -296,6 +297,15 @@ class _Composer:
         if value is None and self._stack and self._stack[-1].expects_value():
             mark = self._stack[-1].parts[-1].node.mark
         return _Built(ScalarNode(value, mark, event.anchor, is_empty=value is None and not event.value))
+
+    def _swallowed(self, event: Any) -> Fault | None:
+        """A value that holds lines which were meant for keys."""
+        first, last = event.start_mark.line, event.end_mark.line
+        is_plain = event.style not in ("'", '"', "|", ">")
+        if last > first and event.style not in ("|", ">"):
+            return fault_of_scalar(self._lines, first, last, quoted=not is_plain)
+        is_first_of_block = self._stack and self._stack[-1].expects_value() and self._stack[-1].parts[-1].node.mark.line <= first
+        return equals_sign(self._lines, first) if is_plain and is_first_of_block and "=" in event.value else None
 
     def _value(self, tag: str, text: str, loader: Any, mark: Mark) -> str | int | float | bool | None:
         kind = tag.removeprefix(_YAML)
@@ -350,20 +360,8 @@ class _Composer:
         shown = tag.replace(_YAML, "!!")
         return refuse(mark, f"the tag {_short(shown)} is not allowed (expected plain values; only !include has a meaning here)")
 
-    def _syntax(self, error: yaml.MarkedYAMLError, text: str) -> ConfigError:
-        problem, context = error.problem or "", error.context or ""
-        at = error.problem_mark or error.context_mark
-        assert at is not None
-        if "quoted scalar" in context and "end of stream" in problem and error.context_mark:
-            opened = error.context_mark
-            return refuse(Mark(self._name, opened.line + 1, opened.column + 1), "a quote is opened here and never closed")
-        mark = Mark(self._name, at.line + 1, at.column + 1)
-        lines = text.splitlines()
-        line = lines[at.line] if at.line < len(lines) else ""
-        if "\t" in (line[at.column : at.column + 1], *line[: len(line) - len(line.lstrip())]):
-            return refuse(mark, "a tab stands in the indentation (expected blanks)")
-        since = f" {context} that begins in line {error.context_mark.line + 1}" if context and error.context_mark else ""
-        return refuse(mark, f"not valid YAML: {problem}{since}{_HINTS.get(problem, '')}")
+    def _refused(self, fault: Fault) -> ConfigError:
+        return refuse(Mark(self._name, fault.line, fault.column), fault.what)
 
 
 def _events(loader: Any) -> Iterator[Any]:

@@ -128,7 +128,7 @@ class TestRefusals:
         assert refusal("a:\n  b: 1\n\tc: 2").startswith("x.yaml:3: a tab stands")
 
     def test_unclosed_quote(self) -> None:
-        assert refusal("a: 1\nb: 'x\nc: 2\n") == "x.yaml:2: a quote is opened here and never closed"
+        assert refusal("a: 1\nb: 'x\nc: 2\n") == "x.yaml:2: a quote is opened here and never closed. Close it on this line: 'x'"
         assert refusal('a: "x\n').startswith("x.yaml:1: a quote is opened here")
 
     def test_unclosed_bracket(self) -> None:

@@ -1,0 +1,159 @@
+"""Text that is no YAML: which line is at fault, which need not be the one where the parser noticed, and how to mend it."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import yaml
+
+_HINTS = {
+    "mapping values are not allowed in this context": " (quote text that contains ': ', or correct the indentation)",
+    "found character that cannot start any token": " (quote text that begins with this character)",
+}
+_MISPLACED = ("did not find expected key", "did not find expected '-' indicator", "mapping values are not allowed in this context")
+_EQUALS = re.compile(r"\s*(?:- +)?[A-Za-z_]\w*\s*=\s*[^=\s]")  # momentum=0.9
+_OPENS = re.compile(r"(?:^|[\s:\[{,-])([\"'])(?=[^\s])")
+_KEY = re.compile(r"\s*(?:- +)*[\w.\"'@-]+\s*:(\s|$)")
+
+
+class Fault(NamedTuple):
+    """Line and column, both from 1, and what is wrong there."""
+
+    line: int
+    column: int
+    what: str
+
+
+def fault_of(error: yaml.MarkedYAMLError, text: str) -> Fault:
+    """The line to correct for an ``error`` of the parser, and how."""
+    problem, context = error.problem or "", error.context or ""
+    at = error.problem_mark or error.context_mark
+    assert at is not None
+    lines = text.splitlines()
+    line = lines[at.line] if at.line < len(lines) else ""
+    if "\t" in (line[at.column : at.column + 1], *line[: len(line) - len(line.lstrip())]):
+        return Fault(at.line + 1, at.column + 1, "a tab stands in the indentation (expected blanks)")
+    found = (
+        _open_quote(lines, at.line)
+        or _equals_sign(lines, range(max(0, at.line - 2), min(at.line + 1, len(lines))))
+        or (_misplaced(lines, at.line) if problem in _MISPLACED else None)
+        or (_no_colon(lines, error.context_mark.line) if "simple key" in context and error.context_mark else None)
+    )
+    if found is not None:
+        return found
+    since = f" {context} that begins in line {error.context_mark.line + 1}" if context and error.context_mark else ""
+    return Fault(at.line + 1, at.column + 1, f"not valid YAML: {problem}{since}{_HINTS.get(problem, '')}")
+
+
+def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> Fault | None:
+    """What is wrong with one value that goes on from line ``first`` to ``last``, counted from 0, though it is YAML; else None.
+
+    A quote that the next quote closes swallows the keys between; a line without a colon is taken for more of the value above.
+    """
+    below = range(first + 1, min(last + 1, len(lines)))
+    if quoted:
+        return _quote_at(lines, first) if any(_KEY.match(lines[number]) for number in below) else None
+    return _equals_sign(lines, below)
+
+
+def equals_sign(lines: list[str], number: int) -> Fault | None:
+    """What is wrong with line ``number``, counted from 0, that has ``key=value`` where a block of keys begins; else None."""
+    return _equals_sign(lines, range(number, number + 1))
+
+
+def _open_quote(lines: list[str], last: int) -> Fault | None:
+    """The first line up to ``last`` with a quote that is not closed on it. Text in quotes over several lines is as good as none."""
+    for number, line in enumerate(lines[: last + 1]):
+        if _KEY.match(line) and _is_left_open(line):
+            return _quote_at(lines, number)
+    return None
+
+
+def _is_left_open(line: str) -> bool:
+    quote, before = "", " "
+    for letter in line:
+        if quote:
+            quote = "" if letter == quote and not (quote == '"' and before == "\\") else quote
+        elif letter in "\"'" and before in " \t:[{,-":
+            quote = letter
+        elif letter == "#" and before in " \t":
+            break
+        before = letter
+    return bool(quote)
+
+
+def _quote_at(lines: list[str], number: int) -> Fault:
+    line = lines[number]
+    opened = _OPENS.search(line)
+    column = opened.start(1) if opened else 0
+    stops = "[,\\]}]" if re.search(r"[\[{]", line[:column]) else r"\s#"
+    text = re.split(stops, line[column + 1 :], maxsplit=1)[0].strip(" \"'")
+    mended = f"{line[column]}{text}{line[column]}"
+    return Fault(number + 1, column + 1, f"a quote is opened here and never closed. Close it on this line: {mended}")
+
+
+def _equals_sign(lines: list[str], numbers: range) -> Fault | None:
+    for number in numbers:
+        found = _EQUALS.match(lines[number])
+        if found and not _KEY.match(lines[number]):
+            written = lines[number].strip().rstrip(",")
+            pairs = re.split(r"[,\s]+(?=\w+\s*=)", written.removeprefix("- "))
+            mended = " and ".join(re.sub(r"\s*=\s*", ": ", pair, count=1) for pair in pairs)
+            alone = ", a line each" if len(pairs) > 1 else ""
+            return Fault(number + 1, _indent(lines[number]) + 1, f"got {written!r}, expected KEY: VALUE. Write {mended}{alone}.")
+    return None
+
+
+def _no_colon(lines: list[str], number: int) -> Fault:
+    text = lines[number].strip()
+    shown = text if len(text) <= 60 else f"{text[:59]}…"
+    return Fault(number + 1, 1, f"got {shown!r}, expected KEY: VALUE. Add the colon and the value, or remove the line.")
+
+
+def _misplaced(lines: list[str], number: int) -> Fault | None:
+    """A line whose indentation is that of no block above it."""
+    if number >= len(lines) or not (_KEY.match(lines[number]) or lines[number].lstrip().startswith("- ")):
+        return None
+    indent, is_entry = _indent(lines[number]), lines[number].lstrip().startswith("- ")
+    levels = _levels_above(lines, number)
+    if not levels or any(level == (indent, is_entry) for level, _ in levels):
+        return None
+    alike = [(level, where) for level, where in levels if level[1] == is_entry] or levels
+    (wanted, _), where = min(alike, key=lambda each: (abs(each[0][0] - indent), -each[1]))
+    said = (
+        f"got {_blanks(indent)} of indentation, expected {wanted} as in line {where + 1}"
+        if wanted != indent
+        else (f"got a list entry between keys, expected a key as in line {where + 1}")
+    )
+    return Fault(number + 1, indent + 1, f"{said}. Indent this line, and those that belong to it, by {_blanks(wanted)}.")
+
+
+def _levels_above(lines: list[str], number: int) -> list[tuple[tuple[int, bool], int]]:
+    """The blocks that are open above a line: their indentation, whether they are lists, and their last line."""
+    levels: list[tuple[tuple[int, bool], int]] = []
+    lowest = None
+    for at in range(number - 1, -1, -1):
+        line = lines[at]
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        indent, is_entry = _indent(line), line.lstrip().startswith("- ")
+        if lowest is not None and indent >= lowest:
+            continue
+        if is_entry:
+            inner = indent + len(line.lstrip()) - len(line.lstrip()[1:].lstrip())
+            if lowest is None or inner < lowest:
+                levels.append(((inner, False), at))
+        levels.append(((indent, is_entry), at))
+        lowest = indent
+        if not indent:
+            break
+    return levels
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _blanks(number: int) -> str:
+    return f"{number} blank" if number == 1 else f"{number} blanks"
