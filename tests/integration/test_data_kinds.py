@@ -362,8 +362,13 @@ CASES: dict[str, dict[str, Case]] = {
     "hook": {
         "auto_save_best": hook("auto_save_best"),
         "auto_checkpoint": hook("auto_checkpoint"),
+        "auto_save_metric": hook("auto_save_metric", metric=["top1", "mean_class_accuracy"]),
         "gradient_collector": hook("gradient_collector", hook_module="net"),
         "grad_clipper": hook("grad_clipper", mode="moving_average", momentum=0.9, tolerance=2.0),
+        "memory_analysis": hook("memory_analysis", freq=1),
+        "memory_checkpoint": hook("memory_checkpoint", enable=True, dc_cfg={"warmup_iters": 30, "max_memory": 8}),
+        "memory_empty": hook("memory_empty"),
+        "reload": hook("reload", group=1),
         "train_val_logger": hook("train_val_logger", freq=1),
         "grad_cam": hook("grad_cam", layer_name="backbone.layer4", num_images=2),
         "feature_vis": hook("feature_vis", layer_names=["backbone.layer1"], num_channels=4),
@@ -377,12 +382,14 @@ CASES: dict[str, dict[str, Case]] = {
         "cosine": mimic("cosine", "backbone.layer3"),
         "dist": mimic("dist"),
         "dkd": mimic("dkd"),
+        "gkd_loss": mimic("gkd_loss", "backbone.layer4"),
         "kd_loss": mimic("kd_loss", T=4.0),
         "kl_loss": mimic("kl_loss"),
         "l2_loss": mimic("l2_loss", "backbone.layer4", feat_norm=False),
     },
 }
 MADE_BY = {  # what a hook leaves in the run folder
+    "auto_save_metric": "ckpt_best_mean_class_accuracy.pth",
     "train_val_logger": "tensorboard/events.out.tfevents.*",
     "grad_cam": f"grad_cam/step{UPDATES}/test*.png",
     "feature_vis": f"feature_vis/step{UPDATES}/test0_backbone.layer1.png",

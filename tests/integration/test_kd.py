@@ -125,9 +125,17 @@ def test_the_teacher_is_nowhere_but_in_the_runner(kd: Config, write: Write, tmp_
     assert main(["eval", "--config", str(tmp_path / "config.yaml")]) == 0
 
 
-@pytest.mark.parametrize("stop_after", [1, 4])
-def test_resumed_is_equal_to_unbroken(kd: Config, write: Write, tmp_path: Path, stop_after: int) -> None:
+def guided(kd: Config) -> None:
+    """Let the gradient of the task loss guide the second job, at the logits, whose shape the teacher shares."""
+    layers = {"mimic_name": ["head.classifier"]}
+    kd["mimic"]["mimic_job1"] = {"cfgs": {"loss": {"type": "gkd_loss"}}, "student": layers, "teacher": {**layers}}
+
+
+@pytest.mark.parametrize(("stop_after", "is_guided"), [(1, False), (4, False), (4, True)])
+def test_resumed_is_equal_to_unbroken(kd: Config, write: Write, tmp_path: Path, stop_after: int, is_guided: bool) -> None:
     everything_on(kd)
+    if is_guided:
+        guided(kd)
     path = write(kd)
     other = f"saver.save_dir={tmp_path / 'broken'}"
     assert train(path) == 0
@@ -243,8 +251,11 @@ def test_teacher_that_is_a_package_or_an_onnx_file(
     assert "teacher.onnx: no such file or folder" in capfd.readouterr().err
 
 
-def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server: Server, is_guided: bool) -> None:
     """The same images an update; no batch normalisation, whose statistics are a rank's own."""
+    if is_guided:
+        guided(kd)
     for net in (kd["net"], kd["teacher"]):
         net[0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
     kd["mimic"]["mimic_job0"]["teacher"]["teacher_weight"] = str(without_norms(kd, tmp_path))
@@ -468,6 +479,20 @@ def test_a_teacher_that_emits_nan_ends_the_run_with_3(
         status = json.loads((tmp_path / "run" / "status.json").read_text())
         assert (status["state"], status["exit_code"], status["step"]) == ("failed", 3, 0)
         assert "the loss of rank 0 is nan (in mimic_job0_loss) on train " in status["reason"]
+
+
+def test_what_hinders_a_gradient_of_the_task_loss(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guided(kd)
+    path = write(kd)
+    said = says(path, capsys, tmp_path, "runtime.compile=true", command="check")
+    assert "runtime.compile: got true, expected false with gkd_loss" in said
+    kd["mimic"]["mimic_job1"]["student"] = {"mimic_name": ["backbone.layer4"], "adapter": "conv1x1"}
+    kd["mimic"]["mimic_job1"]["teacher"] = {"mimic_name": ["backbone.layer4"]}
+    said = says(write(kd), capsys, tmp_path, command="check")
+    assert "mimic.mimic_job1.teacher.mimic_name.0: " in said
+    assert "leave the adapter out" in said
 
 
 def test_check_shows_the_parts_of_the_loss(kd: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:

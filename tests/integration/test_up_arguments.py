@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.integration.refusals import refused
+from tests.integration.states import assert_same, checkpoint
 from up.__main__ import main
 from up.assembly.data import build_dataset, train_batches
+from up.assembly.network import build_net
 from up.experiment import load_experiment
 
 Config = dict[str, Any]
@@ -73,6 +78,10 @@ def head(kind: str, out_layers: list[int] | None = None, **kwargs: Any) -> Calla
 
 NOTED = {
     "hooks.0.kwargs.summary_writer": (hook("train_val_logger", summary_writer="pavi", skip_first_k=5), "TensorBoard"),
+    "hooks.0.type": (hook("reload", group=2), "order of its own"),
+    "hooks.0.kwargs.checkpoint_patterns": (hook("memory_checkpoint", checkpoint_patterns={"backbone": {}}), "every block"),
+    "hooks.0.kwargs.dc_cfg": (hook("memory_checkpoint", dc_cfg={"warmup_iters": 30, "max_memory": 8}), "every block"),
+    "hooks.0.kwargs.share_weight_num": (hook("memory_checkpoint", share_weight_num=2), "backbone"),
     f"{TRAIN}.transformer.4.kwargs.num_splits": (transform("torch_randerase", num_splits=3), "copies"),
     f"{TRAIN}.transformer.4.kwargs.device": (transform("torch_randerase", device="cuda"), "the device of the run"),
     f"{TRAIN}.transformer.3.kwargs.inplace": (transform("normalize", inplace=True), "same"),
@@ -90,6 +99,12 @@ NOTED = {
 
 WORKS = {
     "skip_first_k": hook("train_val_logger", freq=2, logdir="log", skip_first_k=5),
+    "display_freq": hook("grad_clipper", mode="average", max_norm=5.0, display_freq=10),
+    "feature_vis": hook("feature_vis", layer_name="backbone.layer1", gt_dir="images", interpolation="bilinear"),
+    "auto_save_metric": hook("auto_save_metric"),
+    "memory_checkpoint": hook("memory_checkpoint", enable=True),
+    "memory_empty": hook("memory_empty", freq=10),
+    "memory_analysis": hook("memory_analysis", freq=10),
     "norm_image": transform("custom_to_tensor", norm_image=True),
     "repeat_factor": sampler("repeat_factor", t=0.2, ri_mode="ceil", pn=1.0, ri_if_empty=0, static_size=True),
     "list_balance": sampler("list_balance"),
@@ -202,3 +217,93 @@ def test_list_balance_deals_meta_files_by_ratio(
     sampler("list_balance", ratios=[1])(config)
     (line,) = refused(["check", "--config", write(config)], capsys, images)
     assert "dataset.train.batch_sampler.kwargs.sampler.kwargs.ratios: got 1 number for 2 meta files" in line
+
+
+def test_display_freq_logs_the_norm_and_its_limit(config: Config, write: Write, tmp_path: Path) -> None:
+    hook("grad_clipper", mode="pre_defined", max_norm=0.25, display_freq=3)(config)
+    config["trainer"]["max_epoch"] = 1
+    assert main(["train", "--config", write(config)]) == 0
+    lines = re.findall(r"gradients at step (\d+): norm ([\d.]+), limit ([\d.]+)", (tmp_path / "run" / "train.log").read_text())
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    norms = {record["step"]: record["grad_norm"] for record in records if record["phase"] == "train"}
+    assert [(int(step), float(limit)) for step, _, limit in lines] == [(3, 0.25), (6, 0.25)]
+    assert [float(norm) for _, norm, _ in lines] == pytest.approx([norms[3], norms[6]], rel=1e-3)
+
+
+def test_memory_checkpoint_recomputes_the_backbone_and_trains_the_same_weights(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["trainer"]["max_epoch"] = 1
+    assert main(["train", "--config", write(config)]) == 0
+    plain = checkpoint(tmp_path / "run")
+    for enable in (True, False):
+        hook("memory_checkpoint", enable=enable)(config)
+        net = build_net(load_experiment(Path(write(config))), {"num_classes": 3})
+        assert net["backbone"].grad_checkpointing is enable
+    hook("memory_checkpoint")(config)
+    assert main(["train", "--config", write(config), "--opts", f"saver.save_dir={tmp_path / 'again'}"]) == 0
+    frugal = checkpoint(tmp_path / "again")
+    weights = [name for name in plain["model"] if "running_" not in name and "num_batches" not in name]
+    assert_same({name: frugal["model"][name] for name in weights}, {name: plain["model"][name] for name in weights})
+    config["net"][0] = {"name": "backbone", "type": "timm", "kwargs": {"model_name": "vgg11"}}
+    path = write(config)
+    (line,) = refused(["check", "--no-files", "--config", path], capsys, tmp_path)
+    assert line.endswith("hooks.0: grad_checkpointing: VGG has none; leave it out.")
+
+
+def test_memory_analysis_logs_what_is_in_use(config: Config, write: Write, tmp_path: Path) -> None:
+    hook("memory_analysis", freq=4)(config)
+    config["trainer"]["max_epoch"] = 1
+    assert main(["train", "--config", write(config)]) == 0
+    log = (tmp_path / "run" / "train.log").read_text()
+    parameters = sum(value.numel() * 4 for name, value in checkpoint(tmp_path / "run")["model"].items() if "running" not in name)
+    assert f"memory: parameters {parameters / 1e6:.1f} MB, their gradients {parameters / 1e6:.1f} MB, buffers 0.0 MB" in log
+    (found,) = re.findall(r"memory after step 4: ([\d.,]+) MB", log)
+    assert float(found.replace(",", "")) > 50  # this process has torch in it
+
+
+def test_feature_vis_shows_the_original_images_between_interpolated_maps(
+    config: Config, write: Write, images: Path, tmp_path: Path
+) -> None:
+    config["dataset"]["test"]["dataset"]["kwargs"]["transformer"][0]["kwargs"]["size"] = [16, 16]
+    config["trainer"]["max_epoch"] = 1
+    hook("feature_vis", layer_name="backbone.layer1", gt_dir=str(images), interpolation="bicubic", num_channels=1)(config)
+    assert main(["train", "--config", write(config)]) == 0
+    (file,) = (tmp_path / "run" / "feature_vis" / "step6").iterdir()
+    assert file.name == "val 0_backbone.layer1.png"
+    with Image.open(file) as picture, Image.open(images / "val 0.png") as original:
+        drawn = np.asarray(picture.convert("RGB"))[62:174, 16:128].astype(int)
+        expected = np.asarray(original.convert("RGB").resize((112, 112))).astype(int)
+    assert abs(drawn - expected).max() <= 1
+
+
+def test_auto_save_metric_keeps_the_best_checkpoint_of_each_metric(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After every third step, of which the later ones are deleted again, and the same in a run that was stopped on the way."""
+    hook("auto_save_metric", metric=["loss", "mean_class_accuracy", "top9"])(config)
+    config["runtime"]["iter_base"] = True
+    config["trainer"] |= {"test_freq": 2, "save_freq": 100, "max_iter": 12}
+    config["trainer"]["optimizer"]["kwargs"]["lr"] = 0.4  # too much: neither metric is best at the end
+    path = write(config)
+    assert main(["train", "--config", path]) == 0
+    run, broken = tmp_path / "run", tmp_path / "broken"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if record["phase"] == "eval"]
+    best = {
+        "loss": min(evaluations, key=lambda record: record["loss"]),
+        "mean_class_accuracy": max(evaluations, key=lambda record: record["mean_class_accuracy"]),
+    }
+    told = json.loads((run / "best_metrics.json").read_text())
+    assert "top1" in told
+    for name, record in best.items():
+        assert told[name] == {"value": record[name], "step": record["step"]}
+        assert checkpoint(run, f"ckpt_best_{name}.pth")["step"] == record["step"]
+    assert len(list(run.glob("ckpt_s*.pth"))) <= 2
+    assert "auto_save_metric: the evaluation gives no top9, only " in (run / "train.log").read_text()
+
+    assert main(["train", "--config", path, "--opts", "trainer.max_iter=6", f"saver.save_dir={broken}"]) == 0
+    assert main(["train", "--config", path, "--opts", f"saver.save_dir={broken}", "saver.auto_resume=true"]) == 0
+    assert json.loads((broken / "best_metrics.json").read_text()) == told
+    for name, record in best.items():
+        assert checkpoint(broken, f"ckpt_best_{name}.pth")["step"] == record["step"]

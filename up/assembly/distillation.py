@@ -109,6 +109,8 @@ def teaching_of(
         what = "got 'fsdp', expected ddp: a student whose layers are tapped is not shared out"
         experiment.refuse([Problem("runtime.parallel", what)])
     mimic = mimic_of(experiment, section)
+    if mimic.guided_layers:
+        experiment.refuse(_hinders_guidance(experiment))
     sources = {name: build_source(experiment, name, data_facts, files=files) for name in weights_of_teachers(experiment)}
     nets = {"student": student, **{name: source.net for name, source in sources.items()}}
     experiment.refuse(_unknown_layers(experiment, section, nets))
@@ -149,6 +151,14 @@ def mimic_of(experiment: Experiment, section: MimicSection) -> Mimic:
             shown = f"{name}_loss" if len(job.teachers) == 1 else f"{name}_{teacher}_loss"
             lessons.append(Lesson(shown, name, teacher, loss, _pairs(job, teacher), job.loss_weight, job.warm_up_iters))
     return Mimic(lessons, section.task_loss)
+
+
+def _hinders_guidance(experiment: Experiment) -> Iterator[Problem]:
+    """Settings with which the gradient of the task loss cannot be had before the backward pass."""
+    for setting in ("compile", "static_graph"):
+        if getattr(experiment.config.runtime, setting):
+            what = "got true, expected false with gkd_loss, which takes a gradient of its own at every step. Leave it out"
+            yield Problem(f"runtime.{setting}", what)
 
 
 def _pairs(job: MimicJob, teacher: str) -> list[Pair]:

@@ -14,6 +14,7 @@ from up.assembly.data import produced_size
 from up.config.sections import Fp16
 from up.config.sections import Net as NetSection
 from up.experiment import Experiment, net_table
+from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
@@ -59,6 +60,8 @@ def build_net(
         if entry.type in BACKBONES and variant is not None:
             facts = {**facts, "variant": variant}
         modules[entry.name] = experiment.build(entry, table, facts, f"{place}.{index}")
+        if table == "backbone" and place == "net":
+            recompute_if_asked(experiment, modules[entry.name])
         previous = entry.name
     earlier = {entry.name: entry.prev for entry in section or experiment.config.net if entry.prev}
     with experiment.placing(place):
@@ -67,6 +70,14 @@ def build_net(
         values = runtime.special_bn_init
         special_bn_init(net) if values is True else special_bn_init(net, eps=values.eps, momentum=values.momentum)
     return net
+
+
+def recompute_if_asked(experiment: Experiment, backbone: nn.Module) -> None:
+    """Gradient checkpointing where the hook ``memory_checkpoint`` asks for it: older files write it among the hooks."""
+    for index, part in enumerate(experiment.config.hooks):
+        if part.type == "memory_checkpoint" and part.kwargs.get("enable", True):
+            with experiment.placing(f"hooks.{index}"):
+                recompute_activations(backbone)
 
 
 def own_pattern(name: str, pattern: str) -> str:

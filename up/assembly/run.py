@@ -36,7 +36,6 @@ from up.data.bad_images import BadImages
 from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.data.sampler import TrainBatches
-from up.deploy.served import require_exportable
 from up.errors import UserError
 from up.experiment import Experiment, missing_files
 from up.files import write_text
@@ -169,7 +168,6 @@ def prepare(
     if config.trainer.is_eval and config.dataset.test is not None:
         evaluation, test_data = build_evaluation(experiment, plugin.evaluation_facts(data), device, precision)
     net = build_net(experiment, facts)
-    require_exportable(experiment, net, names or (plugin.class_names(test_data) if test_data is not None else None))
     teaching = teaching_of(experiment, net, facts, names, files=teacher_weights)
     mix, stage = device_side(experiment, data, facts, device)
     if teaching is not None and teacher_weights:
@@ -177,7 +175,8 @@ def prepare(
     watching, clip = build_hooks(experiment)
     prove_hooks(experiment, watching, net, names)
     try_optimizer(experiment, net)
-    hooks = Hooks([*standing_hooks(experiment), *watching.values()] if distributed.is_main() else [])
+    everywhere = [hook for hook in watching.values() if hook.on_every_rank]
+    hooks = Hooks([*standing_hooks(experiment), *watching.values()] if distributed.is_main() else everywhere)
     return Material(data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, teaching)
 
 

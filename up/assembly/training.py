@@ -12,7 +12,7 @@ from up.experiment import Experiment
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule
-from up.runner.clip import Clip, ClipNorm, NoClip
+from up.runner.clip import Clip, ClipNorm, NoClip, NormLog
 from up.runner.every import AnyOf, Every
 from up.runner.hooks import Hook
 from up.text import count
@@ -96,4 +96,5 @@ def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:
     if len(policies) > 1:
         what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
         experiment.refuse([Problem("hooks", what)])
-    return {place: part for place, part in built.items() if isinstance(part, Hook)}, policies[0] if policies else NoClip()
+    watching = {place: part if isinstance(part, Hook) else NormLog(part) for place, part in built.items()}
+    return watching, policies[0] if policies else NoClip()

@@ -157,15 +157,20 @@ def prepare(
     Raises ``UserError`` where the network has no gradient checkpointing.
     """
     if grad_checkpointing:
-        try:
-            cast(Any, model).set_grad_checkpointing(True)
-        except (AssertionError, AttributeError):
-            raise UserError(f"grad_checkpointing: {type(model).__name__} has none; leave it out.") from None
+        recompute_activations(model)
     if normalize is not None:
         model = normalize(model)
     if initializer is not None:
         initializer(model)
     return model
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Turn on gradient checkpointing. Raises ``UserError`` where the network has none."""
+    try:
+        cast(Any, model).set_grad_checkpointing(True)
+    except (AssertionError, AttributeError):
+        raise UserError(f"grad_checkpointing: {type(model).__name__} has none; leave it out.") from None
 
 
 def variant(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from up.registry import Registry
 
-_RESNETS = "resnet18 resnet34 resnet50 resnet101 resnet152 resnet18_D resnet34_D resnet50_D resnet101_D resnet152_D resnet_custom"
+_RESNETS = (
+    "resnet18 resnet34 resnet50 resnet101 resnet152 resnet18_D resnet34_D resnet50_D resnet101_D resnet152_D "
+    "resnet_custom resnet_custom_D"
+)
 _MOBILE = (
     "mobilenetv2 mobilenetv3 "
     "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 "
@@ -15,7 +18,7 @@ _CONVNETS = (
     "regnetx_4000m regnetx_6400m regnetx_8000m regnetx_12000m regnetx_16000m regnetx_32000m "
     "regnety_200m regnety_400m regnety_600m regnety_800m regnety_1600m regnety_3200m "
     "regnety_4000m regnety_6400m regnety_8000m regnety_12000m regnety_16000m regnety_32000m "
-    "convnext_tiny convnext_small convnext_base convnext_large"
+    "convnext_tiny convnext_small convnext_base convnext_large convnext_xlarge"
 )
 _TRANSFORMERS = (
     "swin_tiny swin_small swin_base_224 swin_base_384 swin_large_224 swin_large_384 "
@@ -23,7 +26,10 @@ _TRANSFORMERS = (
     "vit_large_patch16_224 vit_large_patch16_384 vit_huge_patch14_224 "
     "deit_tiny_patch16_224 deit_small_patch16_224 deit_base_patch16_224 deit_base_patch16_384"
 )
-_CSWIN = "CSWin_64_12211_tiny_224 CSWin_64_24322_small_224 CSWin_96_24322_base_224"
+_CSWIN = (
+    "CSWin_64_12211_tiny_224 CSWin_64_24322_small_224 CSWin_96_24322_base_224 "
+    "CSWin_96_24322_base_384 CSWin_144_24322_large_224 CSWin_144_24322_large_384"
+)
 
 BACKBONES = Registry(
     "backbone",

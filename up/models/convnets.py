@@ -94,3 +94,4 @@ convnext_tiny = variant(convnext, "ConvNeXt-T, 28.6 M parameters.", {"depths": (
 convnext_small = variant(convnext, "ConvNeXt-S, 50.2 M parameters.", {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)})
 convnext_base = variant(convnext, "ConvNeXt-B, 88.6 M parameters.", {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)})
 convnext_large = variant(convnext, "ConvNeXt-L, 197.8 M parameters.", {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)})
+convnext_xlarge = variant(convnext, "ConvNeXt-XL, 350.2 M parameters.", {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)})

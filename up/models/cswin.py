@@ -236,7 +236,12 @@ def _init_linear(module: nn.Module) -> None:
 _TINY: dict[str, object] = {"embed_dim": 64, "depths": (1, 2, 21, 1), "num_heads": (2, 4, 8, 16)}
 _SMALL: dict[str, object] = {"embed_dim": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 16)}
 _BASE: dict[str, object] = {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads": (4, 8, 16, 32)}
+_LARGE: dict[str, object] = {"embed_dim": 144, "depths": (2, 4, 32, 2), "num_heads": (6, 12, 24, 24)}
+_OF_384: dict[str, object] = {"split_size": (1, 2, 12, 12)}
 
 CSWin_64_12211_tiny_224 = variant(cswin, "CSWin-T, 22.3 M parameters.", _TINY)
 CSWin_64_24322_small_224 = variant(cswin, "CSWin-S, 34.6 M parameters.", _SMALL)
 CSWin_96_24322_base_224 = variant(cswin, "CSWin-B, 77.4 M parameters.", _BASE)
+CSWin_96_24322_base_384 = variant(cswin, "CSWin-B for images of 384 pixels, 77.4 M parameters.", _BASE, _OF_384)
+CSWin_144_24322_large_224 = variant(cswin, "CSWin-L, 173 M parameters.", _LARGE)
+CSWin_144_24322_large_384 = variant(cswin, "CSWin-L for images of 384 pixels, 173 M parameters.", _LARGE, _OF_384)

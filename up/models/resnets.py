@@ -168,6 +168,7 @@ resnet34 = variant(resnet_custom, "ResNet-34, 21.8 M parameters with 1000 classe
 resnet50 = variant(resnet_custom, "ResNet-50, 25.6 M parameters with 1000 classes.", _DEEP_50)
 resnet101 = variant(resnet_custom, "ResNet-101, 44.5 M parameters with 1000 classes.", _DEEP_101)
 resnet152 = variant(resnet_custom, "ResNet-152, 60.2 M parameters with 1000 classes.", _DEEP_152)
+resnet_custom_D = variant(resnet_d, "A ResNet-D of any depth and width.")
 resnet18_D = variant(resnet_d, "ResNet-18-D, 18 layers.", _BASIC_18)
 resnet34_D = variant(resnet_d, "ResNet-34-D, 34 layers.", _BASIC_34)
 resnet50_D = variant(resnet_d, "ResNet-50-D, 50 layers.", _DEEP_50)

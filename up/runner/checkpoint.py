@@ -127,8 +127,8 @@ class CheckpointFolder:
     """The checkpoints of one run.
 
     ``ckpt_e{N}.pth`` and ``ckpt_s{step}.pth`` are the files themselves; ``ckpt_latest.pth`` and ``ckpt_best.pth`` are
-    further names (hard links where the file system has them) of committed files. The newest ``keep_last`` are kept,
-    and the best. Only the main rank may call what writes.
+    further names (hard links where the file system has them) of committed files, and so is ``ckpt_best_{metric}.pth``. The
+    newest ``keep_last`` are kept, and the best. Only the main rank may call what writes.
     """
 
     def __init__(self, folder: Path, *, keep_last: int | None, config_sha256: str) -> None:
@@ -161,10 +161,10 @@ class CheckpointFolder:
         self._prune()
         return path
 
-    def mark_best(self, path: Path) -> None:
-        """Let ``ckpt_best.pth`` name this committed checkpoint."""
+    def mark_best(self, path: Path, name: str = BEST) -> None:
+        """Let ``ckpt_best.pth``, or another further name, name this committed checkpoint."""
         with storing(self.folder):
-            self._name(path, BEST)
+            self._name(path, name)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest valid checkpoint, and a line for every damaged one that was passed over."""
@@ -181,12 +181,12 @@ class CheckpointFolder:
         later = [path for path, sidecar in self._committed() if sidecar.step > step]
         return [file for path in later for file in (sidecar_of(path), path)]
 
-    def renew_names(self, step: int, best_step: int | None) -> None:
-        """Let ``ckpt_latest.pth`` and ``ckpt_best.pth`` name the checkpoints of these steps, where they do not: a kill may have
+    def renew_names(self, steps: Mapping[str, int | None]) -> None:
+        """Let further names such as ``ckpt_latest.pth`` name the checkpoints of these steps, where they do not: a kill may have
         come between a save and its names."""
-        files = {sidecar.step: path for path, sidecar in self._committed() if path.name not in (LATEST, BEST)}
+        files = {sidecar.step: path for path, sidecar in self._committed() if not is_further_name(path)}
         with storing(self.folder):
-            for name, wanted in ((LATEST, step), (BEST, best_step)):
+            for name, wanted in steps.items():
                 sidecar = read_sidecar(self.folder / name)
                 if wanted in files and (sidecar is None or sidecar.step != wanted):
                     self._name(files[wanted], name)
@@ -199,7 +199,7 @@ class CheckpointFolder:
             sidecar = read_sidecar(path)
             if sidecar is not None and path.is_file():
                 found.append((path, sidecar))
-        return sorted(found, key=lambda pair: (pair[1].step, pair[0].name in (LATEST, BEST), pair[0].name))
+        return sorted(found, key=lambda pair: (pair[1].step, is_further_name(pair[0]), pair[0].name))
 
     def _name(self, path: Path, name: str) -> None:
         alias, sidecar = self.folder / name, json.loads(sidecar_of(path).read_text(encoding="utf-8"))
@@ -217,7 +217,7 @@ class CheckpointFolder:
     def _prune(self) -> None:
         if self.keep_last is None:
             return
-        own = [path for path, _ in self._committed() if path.name not in (LATEST, BEST)]
+        own = [path for path, _ in self._committed() if not is_further_name(path)]
         for path in own[: -self.keep_last]:
             sidecar_of(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
@@ -231,6 +231,11 @@ class CheckpointFolder:
                 f"{self.folder}: {free / 1e6:,.0f} MB are free, a checkpoint needs {needed / 1e6:,.0f} MB. "
                 "Free some space, or choose another saver.save_dir; the last checkpoint is untouched."
             )
+
+
+def is_further_name(path: Path) -> bool:
+    """Whether it is ``ckpt_latest.pth``, ``ckpt_best.pth`` or ``ckpt_best_{metric}.pth``, which name files of other names."""
+    return path.name == LATEST or path.name.startswith(BEST.removesuffix(".pth"))
 
 
 def _tensor_bytes(value: Any) -> int:

@@ -11,16 +11,24 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import AllowInfNan
+from pydantic import AllowInfNan, Field
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from up.errors import UserError
+from up.runner.hooks import Hook, UpdateReport
+from up.runner.log import LOGGER
 from up.runner.shards import full, local
 
 
 class Clip(Protocol):
     """What the loop knows of a policy."""
+
+    display_freq: int | None
+    """Steps between log lines with the norm and the limit; None for no lines."""
+
+    def limit(self) -> float | None:
+        """The largest norm that the last gradients could keep; waits for the device."""
 
     def norm(self, grads: Sequence[Tensor]) -> Tensor:
         """The global norm of the gradients, a scalar on their device."""
@@ -42,6 +50,11 @@ class NoClip:
         if not norm_type > 0:
             raise UserError(f"norm_type is {norm_type}, expected more than 0 (.inf is the largest gradient)")
         self._norm_type = norm_type
+        self.display_freq: int | None = None
+
+    def limit(self) -> float | None:
+        """None: any norm may stay."""
+        return None
 
     def norm(self, grads: Sequence[Tensor]) -> Tensor:
         """The global norm of order ``norm_type``."""
@@ -65,6 +78,10 @@ class ClipNorm(NoClip):
         super().__init__(norm_type=norm_type)
         _check_max_norm(max_norm)
         self._max_norm = max_norm
+
+    def limit(self) -> float | None:
+        """``max_norm``."""
+        return self._max_norm
 
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
         """Scale to ``max_norm`` at most."""
@@ -94,6 +111,10 @@ class RunningClip(NoClip):
         self._limit: Tensor | float | None = max_norm
         self._count = 0 if max_norm is None else 1
 
+    def limit(self) -> float | None:
+        """M; None before the first gradient where no ``max_norm`` was given."""
+        return None if self._limit is None else float(self._limit)
+
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
         """Move M, then scale to M at most."""
         allowed = self._tolerance * norm
@@ -107,12 +128,26 @@ class RunningClip(NoClip):
 
     def state_dict(self) -> dict[str, Any]:
         """M and how many gradients it stands for; waits for the device."""
-        return {"limit": None if self._limit is None else float(self._limit), "count": self._count}
+        return {"limit": self.limit(), "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()``; an empty one (of a run that clipped otherwise) changes nothing."""
         if state:
             self._limit, self._count = state["limit"], state["count"]
+
+
+class NormLog(Hook):
+    """Logs the global norm of the gradients, as it was before clipping, and its limit every ``display_freq`` steps of a policy."""
+
+    def __init__(self, policy: Clip) -> None:
+        self.policy = policy
+
+    def on_step(self, report: UpdateReport) -> None:
+        freq = self.policy.display_freq
+        if freq and report.step % freq == 0:
+            limit = self.policy.limit()
+            shown = "none yet" if limit is None else f"{limit:.4g}"
+            LOGGER.info("gradients at step %d: norm %.4g, limit %s", report.step, report.scalars["grad_norm"], shown)
 
 
 def grad_clipper(
@@ -122,21 +157,26 @@ def grad_clipper(
     norm_type: Annotated[float, AllowInfNan()] = 2.0,
     momentum: float = 0.9,
     tolerance: float = 1.0,
+    display_freq: Annotated[int, Field(ge=1)] | None = None,
 ) -> Clip:
     """The policy that the hook ``grad_clipper`` of a config asks for.
 
     ``norm_type`` .inf is the largest gradient. ``momentum`` counts in mode ``moving_average``, ``tolerance`` there and in
-    ``average``. Raises ``UserError`` for values
+    ``average``. ``display_freq``: steps between log lines that give the norm and its limit. Raises ``UserError`` for values
     out of range.
     """
+    policy: NoClip
     if mode == "pre_defined":
         if max_norm is None:
             raise UserError("grad_clipper: mode pre_defined needs max_norm")
-        return ClipNorm(max_norm=max_norm, norm_type=norm_type)
-    if mode not in ("average", "moving_average"):
+        policy = ClipNorm(max_norm=max_norm, norm_type=norm_type)
+    elif mode in ("average", "moving_average"):
+        kept = momentum if mode == "moving_average" else None
+        policy = RunningClip(max_norm=max_norm, norm_type=norm_type, momentum=kept, tolerance=tolerance)
+    else:
         raise UserError(f"grad_clipper: mode is {mode!r}, expected pre_defined, average or moving_average")
-    kept = momentum if mode == "moving_average" else None
-    return RunningClip(max_norm=max_norm, norm_type=norm_type, momentum=kept, tolerance=tolerance)
+    policy.display_freq = display_freq
+    return policy
 
 
 def _check_max_norm(max_norm: float) -> None:

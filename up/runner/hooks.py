@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,8 +17,13 @@ HOOKS = Registry(
     {
         "auto_save_best": "up.runner.hooks:AutoSaveBest",
         "auto_checkpoint": "up.runner.hooks:AutoCheckpoint",
+        "auto_save_metric": "up.runner.best:AutoSaveMetric",
         "gradient_collector": "up.runner.hooks:GradientCollector",
         "grad_clipper": "up.runner.clip:grad_clipper",
+        "memory_analysis": "up.runner.memory:MemoryAnalysis",
+        "memory_checkpoint": "up.runner.memory:MemoryCheckpoint",
+        "memory_empty": "up.runner.memory:MemoryEmpty",
+        "reload": "up.runner.hooks:Reload",
         "train_val_logger": "up.runner.log:TensorBoard",
     },
 )
@@ -61,7 +66,19 @@ class UpdateReport:
 
 
 class Hook:
-    """Does nothing at every occasion; a hook overrides what it wants to see."""
+    """Does nothing at every occasion; a hook overrides what it wants to see.
+
+    Only the main rank has hooks, but for those that are ``on_every_rank``. ``config_note``: what to say of the hook where a
+    file names it.
+    """
+
+    on_every_rank: ClassVar[bool] = False
+    config_note: ClassVar[str] = ""
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the run should save after this step; every rank must say the same."""
+        return False
 
     def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
         """Raise ``UserError`` for what it cannot watch in this net. Asked before anything is created, and by ``check``."""
@@ -97,6 +114,11 @@ class Hooks(Hook):
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = list(hooks)
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether one of them does."""
+        return any(hook.wants_checkpoint for hook in self.hooks)
 
     def on_start(self, outline: Outline, step: int) -> None:
         for hook in self.hooks:
@@ -153,3 +175,12 @@ class GradientCollector(Hook):
         grad_type: str | None = None,
     ) -> None:
         del hook_module, collect_func_module, grad_type
+
+
+class Reload(Hook):
+    """Accepted for older files, with any kwargs: every process holds the whole list of images, so no part of it is loaded anew."""
+
+    config_note = "has no effect: every process holds the whole list of images, and each epoch has an order of its own"
+
+    def __init__(self, **kwargs: Any) -> None:
+        del kwargs

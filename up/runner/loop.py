@@ -29,6 +29,6 @@ def train(run: Run) -> Vote:
         run.watch(step, update, lr, outcome)
         if run.evaluate_every.is_due(step):
             run.evaluate(step)
-        if run.save_every.is_due(step) or run.improved:
+        if run.owes_checkpoint(step):
             run.save(step)
     return run.finish(step, verdict)

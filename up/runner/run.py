@@ -19,7 +19,7 @@ from up.errors import NumericalError, place_in
 from up.models.weights import variant_of
 from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
-from up.runner.checkpoint import FORMAT_VERSION, LATEST, CheckpointFolder, load_parts
+from up.runner.checkpoint import BEST, FORMAT_VERSION, LATEST, CheckpointFolder, load_parts
 from up.runner.clip import Clip
 from up.runner.ema import Ema, NoEma
 from up.runner.evaluate import BrokenOff, Evaluation
@@ -117,7 +117,7 @@ class Run:
         self.hooks.on_start(self.outline, self.step)
         if self.owes_evaluation:
             self.evaluate(self.step)
-            if self.save_every.is_due(self.step) or self.improved:
+            if self.owes_checkpoint(self.step):
                 self.save(self.step)
         return self.step
 
@@ -126,7 +126,7 @@ class Run:
         with together():
             load_parts(path, state, self.stateful)
             if is_own and is_main():
-                self.checkpoints.renew_names(state["step"], state["best"].get("step"))
+                self.checkpoints.renew_names({LATEST: state["step"], BEST: state["best"].get("step")})
         self.step, self.best, self.metrics = state["step"], dict(state["best"]), dict(state["metrics"])
         self.owes_evaluation = state["owes_evaluation"]
         self.saved_step = self.step if is_own else None
@@ -206,6 +206,10 @@ class Run:
         name = self.evaluation.served.main_metric
         name = f"ema_{name}" if f"ema_{name}" in metrics else name
         return name, metrics.get(name, float("nan"))
+
+    def owes_checkpoint(self, step: int) -> bool:
+        """Whether to save after ``step`` updates: by the timetable, or because the last evaluation was the best so far."""
+        return self.save_every.is_due(step) or self.improved or self.hooks.wants_checkpoint
 
     def save(self, step: int) -> None:
         """Commit a checkpoint, and name it the best where it is. Raises ``StorageError`` on every rank if it cannot.

@@ -44,6 +44,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("resnet50_D", {"deep_stem": True}, 25.576),
     ("resnet101_D", {"variant": "timm"}, 44.568),
     ("resnet152_D", {"variant": "timm"}, 60.212),
+    ("resnet_custom_D", {"block": "bottleneck", "layers": [3, 4, 6, 3]}, 25.557),
     ("resnet_custom", {"block": "bottleneck", "layers": [3, 4, 6, 3]}, 25.557),
     ("mobilenetv2", {"width_mult": 0.5, "variant": "timm"}, 1.97),
     ("mobilenetv2", {}, 3.50),
@@ -86,6 +87,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("convnext_small", {}, 50.224),
     ("convnext_base", {}, 88.591),
     ("convnext_large", {}, 197.767),
+    ("convnext_xlarge", {}, 350.197),
     ("swin_tiny", {}, 28.29),
     ("swin_small", {}, 49.61),
     ("swin_base_224", {}, 87.77),
@@ -107,6 +109,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("CSWin_64_12211_tiny_224", {}, 22.32),
     ("CSWin_64_24322_small_224", {}, 34.65),
     ("CSWin_96_24322_base_224", {}, 77.39),
+    ("CSWin_96_24322_base_384", {}, 77.39),
+    ("CSWin_144_24322_large_224", {}, 173.3),
+    ("CSWin_144_24322_large_384", {}, 173.3),
     ("timm", {"model_name": "resnet26t"}, 16.01),
 ]
 

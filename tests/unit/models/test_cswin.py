@@ -9,6 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from up.errors import UserError
+from up.models.backbones import BACKBONES
 from up.models.cswin import CSWinBlock, StripeAttention, cswin, from_stripes, to_stripes
 
 torch.set_num_threads(2)
@@ -160,3 +161,14 @@ def test_exported_network_takes_any_batch_size():
     program = torch.export.export(plain, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     image = torch.randn(5, 3, 64, 64)
     torch.testing.assert_close(program.module()(image), plain(image))
+
+
+@pytest.mark.parametrize("name", ["CSWin_96_24322_base_384", "CSWin_144_24322_large_384"])
+def test_variants_for_384_pixels_divide_their_maps(name):
+    with torch.device("meta"), torch.no_grad():
+        network = BACKBONES.get(name)().eval()
+        assert network.split_size == (1, 2, 12, 12)
+        assert feature_of(network, torch.empty(1, 3, 384, 384)).shape[2:] == (12, 12)
+        wide = BACKBONES.get(name.replace("384", "224"))().eval()
+    assert wide.split_size == (1, 2, 7, 7)
+    assert [part.shape for part in wide.parameters()] == [part.shape for part in network.parameters()]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from up.errors import StorageError
-from up.runner.checkpoint import CheckpointError, CheckpointFolder, load_checkpoint, read_sidecar, sidecar_of
+from up.runner.checkpoint import BEST, LATEST, CheckpointError, CheckpointFolder, load_checkpoint, read_sidecar, sidecar_of
 
 
 def state(step: int) -> dict[str, Any]:
@@ -84,12 +84,12 @@ def test_names_are_renewed_where_they_are_wrong(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     checkpoints.mark_best(tmp_path / "ckpt_e1.pth")
     saved(tmp_path, 20)
-    checkpoints.renew_names(20, 20)
+    checkpoints.renew_names({LATEST: 20, BEST: 20})
     assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 20
-    checkpoints.renew_names(20, 5)
-    checkpoints.renew_names(20, None)
+    checkpoints.renew_names({LATEST: 20, BEST: 5})
+    checkpoints.renew_names({LATEST: 20, BEST: None})
     sidecar_of(tmp_path / "ckpt_best.pth").unlink()
-    checkpoints.renew_names(20, 20)
+    checkpoints.renew_names({LATEST: 20, BEST: 20})
     checkpoints.mark_best(tmp_path / "ckpt_best.pth")
     assert not list(tmp_path.glob(".tmp-*"))
     assert sidecar_of(tmp_path / "ckpt_best.pth").exists()

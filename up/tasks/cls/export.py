@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from up.config.errors import ConfigError, Problem
 from up.data.decoding import MAX_PIXELS
 from up.errors import UserError
 from up.models.net import Net
@@ -124,6 +123,5 @@ def _in_order(steps: list[dict[str, object]]) -> list[dict[str, object]]:
 def _only(net: Net, kind: type[Any], what: str) -> Any:
     found = [net[name] for name in net.module_names if isinstance(net[name], kind)]
     if len(found) != 1:
-        what = f"got {len(found)} modules of the kind {what}, expected one, which says what is exported."
-        raise ConfigError([Problem("net", what)])
+        raise UserError(f"net: got {len(found)} modules of the kind {what}, expected one, which says what is exported.")
     return found[0]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from up.data.bad_images import BadImage
+from up.data.decoding import read_rgb
 from up.data.records import Batch
 from up.errors import UserError
+from up.tasks.cls.image import Interpolation
 from up.tasks.cls.pictures import Panel, heat_picture, photo, sheet, stretched
 from up.tasks.cls.probe import Probe, file_stems
 from up.tasks.cls.tapping import as_maps, tapped, undisturbed
@@ -44,23 +48,33 @@ class FeatureVis(Probe):
     ``layer_names`` are paths of modules, such as ``backbone.layer1``. For each of the first ``num_images`` images and
     each layer ``{save_dir}/step{N}/{image}_{layer}.png`` shows the ``num_channels`` channels with the largest mean
     magnitude, each from its smallest to its largest value; ``save_dir`` is ``feature_vis`` in the run's folder when
-    left out. The weights are those in training, not their average.
-    Errors: ``UserError`` for a layer that the net does not have.
+    left out. ``interpolation`` is how maps are enlarged; ``nearest`` shows every place as a block. ``gt_dir`` is a folder with
+    the images as they were: the one of the same name is shown instead of what the net gets, which may be cropped. The
+    weights are those in training, not their average. ``layer_name`` is another spelling of ``layer_names``.
+    Errors: ``UserError`` for a layer that the net does not have, or none.
     """
 
     def __init__(
         self,
         *,
-        layer_names: list[str] | str,
+        layer_names: list[str] | str | None = None,
+        layer_name: list[str] | str | None = None,
         save_dir: str | None = None,
         num_images: int = 1,
         num_channels: int = 16,
+        gt_dir: str | None = None,
+        interpolation: Interpolation = "nearest",
     ) -> None:
-        layers = [layer_names] if isinstance(layer_names, str) else layer_names
+        if layer_names and layer_name and layer_names != layer_name:
+            raise UserError("feature_vis: layer_name and layer_names are the same setting. Keep layer_names.")
+        given = layer_names or layer_name or []
+        layers = [given] if isinstance(given, str) else given
         super().__init__("feature_vis", layers=layers, save_dir=save_dir, num_images=num_images)
         if num_channels < 1:
             raise UserError(f"feature_vis: num_channels: got {num_channels}, expected 1 or more.")
         self.num_channels = num_channels
+        self.gt_dir = gt_dir
+        self.resample = Image.Resampling[interpolation.upper()]
 
     def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
         outputs = layer_outputs(self.outline.model, images.image, self.layers)
@@ -71,20 +85,30 @@ class FeatureVis(Probe):
                 self.warn(str(error))
                 continue
             for number, stem in enumerate(file_stems(images.filename)):
-                yield f"{stem}_{layer}", self._picture(images.image[number], maps[number].cpu(), layer, step)
+                shown = self._original(images.filename[number]) or photo(images.image[number])
+                yield f"{stem}_{layer}", self._picture(shown, maps[number].cpu(), layer, step)
+
+    def _original(self, filename: str) -> Image.Image | None:
+        """The image of that name in ``gt_dir``, None where there is none."""
+        if self.gt_dir is None:
+            return None
+        try:
+            return read_rgb(str(Path(self.gt_dir, PurePath(filename).name if PurePath(filename).is_absolute() else filename)))
+        except BadImage as error:
+            self.warn(f"gt_dir: {error}; what the net gets is shown instead")
+            return None
 
     def _maps(self, output: Tensor | None, image: Tensor, layer: str) -> Tensor:
         if output is None:
             raise UserError(f"layer {layer!r} gives no tensor when the net runs. Name another layer.")
         return as_maps(output, image, layer, self.outline.model)
 
-    def _picture(self, image: Tensor, maps: Tensor, layer: str, step: int) -> Image.Image:
-        plain = photo(image)
+    def _picture(self, plain: Image.Image, maps: Tensor, layer: str, step: int) -> Image.Image:
         factor = _TILE / min(plain.size)
         size = round(plain.width * factor), round(plain.height * factor)
         channels, strengths = strongest_channels(maps, self.num_channels)
         tiles = [
-            Panel(heat_picture(stretched(maps[channel].numpy()), size), f"#{channel}  {strength:.3g}")
+            Panel(heat_picture(stretched(maps[channel].numpy()), size, self.resample), f"#{channel}  {strength:.3g}")
             for channel, strength in zip(channels, strengths, strict=True)
         ]
         height, width = maps.shape[1:]

@@ -50,9 +50,10 @@ def coloured(heat: Floats) -> npt.NDArray[np.uint8]:
     return _bytes(np.stack(channels, axis=-1))
 
 
-def heat_picture(heat: Floats, size: tuple[int, int]) -> Image.Image:
-    """A map (h, w) of 0..1 in colours, its places as blocks; ``size`` is (width, height) in pixels."""
-    return Image.fromarray(coloured(heat)).resize(size, Image.Resampling.NEAREST)
+def heat_picture(heat: Floats, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
+    """A map (h, w) of 0..1 in colours, its places as blocks unless resampled; ``size`` is (width, height) in pixels."""
+    resized = Image.fromarray(heat.astype(np.float32)).resize(size, resample)
+    return Image.fromarray(coloured(np.asarray(resized, dtype=np.float64).clip(0, 1)))
 
 
 def overlaid(picture: Image.Image, heat: Floats) -> Image.Image:

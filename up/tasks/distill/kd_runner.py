@@ -61,7 +61,7 @@ class KDRunner(Runner):
         """The sum of ``task_loss`` and every mimic loss, each of them shown apart."""
         taught = {teacher.name: teacher(batch) for teacher in self.teachers}
         own = super().training_step(batch, step)
-        losses = self.mimic(own.outputs[TAPS], taught, batch, step)
+        losses = self.mimic(own.outputs[TAPS], taught, batch, step, own.loss)
         parts = [*([own.loss] if self.mimic.task_loss else []), *losses.values()]
         return StepOutput(sum(parts[1:], parts[0]), {**own.scalars, "task_loss": own.loss, **losses}, own.outputs)
 

@@ -20,6 +20,7 @@ MIMIC_LOSSES = Registry(
         "kd_loss": "up.tasks.distill.losses:KDLoss",
         "ce_loss": "up.tasks.distill.losses:CELoss",
         "bce_loss": "up.tasks.distill.losses:BCELoss",
+        "gkd_loss": "up.tasks.distill.guided:GKDLoss",
         "l2_loss": "up.tasks.distill.losses:L2Loss",
         "dkd": "up.tasks.distill.losses:DKD",
         "dist": "up.tasks.distill.losses:DIST",

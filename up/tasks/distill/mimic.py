@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from up.errors import UserError
 from up.tasks.distill.adapters import Kind, adapter, adapter_refusal
+from up.tasks.distill.guided import GKDLoss
 from up.tasks.distill.losses import MimicLoss
 from up.tasks.distill.taps import Taps
 
@@ -61,9 +62,11 @@ class Lesson:
         for index, pair in enumerate(self.pairs):
             ours, theirs = student[pair.student], teacher[pair.teacher]
             if pair.adapter is not None:
-                why = adapter_refusal(pair.adapter, ours, theirs)
+                is_guided = isinstance(self.loss, GKDLoss)
+                own = "gkd_loss weights the channels of the student's own layer, and an adapter changes them" if is_guided else None
+                why = own or adapter_refusal(pair.adapter, ours, theirs)
                 compared = (*ours[:1], *theirs[1:])
-                fix = "name layers that fit"
+                fix = "leave the adapter out" if is_guided else "name layers that fit"
             else:
                 why, compared = None, ours
                 fix = "" if self.loss.of_logits else _fix(ours, theirs)
@@ -75,12 +78,16 @@ class Lesson:
                     f"{why}{f': {fix}' if fix else ''}",
                 )
 
-    def __call__(self, student: Tapped, teacher: Tapped, labels: Tensor | None) -> Tensor:
-        """The sum of the distances, without ``factor``."""
-        values = [
-            self.loss(_precise(student[self.key(index)]), _precise(teacher[pair.teacher]), labels)
-            for index, pair in enumerate(self.pairs)
-        ]
+    def __call__(self, student: Tapped, teacher: Tapped, labels: Tensor | None, gradients: Tapped | None = None) -> Tensor:
+        """The sum of the distances, without ``factor``; ``gradients`` by layer of the student, for a loss that they guide."""
+        values = []
+        for index, pair in enumerate(self.pairs):
+            ours, theirs = _precise(student[self.key(index)]), _precise(teacher[pair.teacher])
+            gradient = (gradients or {}).get(pair.student)
+            if isinstance(self.loss, GKDLoss) and gradient is not None:
+                values.append(self.loss.guided(ours, theirs, _precise(gradient)))
+            else:
+                values.append(self.loss(ours, theirs, labels))
         return torch.stack(values).sum()
 
 
@@ -112,13 +119,49 @@ class Mimic:
     lessons: Sequence[Lesson]
     task_loss: bool = True
 
-    def __call__(self, student: Tapped, teachers: Mapping[str, Tapped], batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """What each lesson adds to the loss at update ``step``, by the name of its loss; float32, under autocast too."""
+    def __call__(
+        self,
+        student: Tapped,
+        teachers: Mapping[str, Tapped],
+        batch: Mapping[str, Any],
+        step: int,
+        task_loss: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What each lesson adds to the loss at update ``step``, by the name of its loss; float32, under autocast too.
+
+        ``task_loss``: the mean over the batch of the student's own loss, whose gradient guides ``gkd_loss``.
+        """
         self._require_gradients(student)
         labels = self.require_labels(batch)
+        gradients = self._gradients(student, task_loss)
         device = next(iter(student.values())).device.type
         with torch.autocast(device, enabled=False):
-            return {lesson.name: lesson.factor(step) * lesson(student, teachers[lesson.teacher], labels) for lesson in self.lessons}
+            return {
+                lesson.name: lesson.factor(step) * lesson(student, teachers[lesson.teacher], labels, gradients)
+                for lesson in self.lessons
+            }
+
+    @property
+    def guided_layers(self) -> list[str]:
+        """The layers of the student at which the gradient of the task loss is asked for."""
+        guided = (lesson for lesson in self.lessons if isinstance(lesson.loss, GKDLoss))
+        return list(dict.fromkeys(pair.student for lesson in guided for pair in lesson.pairs))
+
+    def _gradients(self, student: Tapped, task_loss: Tensor | None) -> dict[str, Tensor]:
+        """The gradient of every image's task loss at each of ``guided_layers``; the graph stays for the backward pass."""
+        layers = self.guided_layers
+        if not layers or task_loss is None or not task_loss.requires_grad:
+            return {}
+        tensors = [student[layer] for layer in layers]
+        of_images = task_loss * len(tensors[0])  # the loss is their mean
+        found = torch.autograd.grad(of_images, tensors, retain_graph=True, allow_unused=True)
+        for layer, gradient in zip(layers, found, strict=True):
+            if gradient is None:
+                raise UserError(
+                    f"gkd_loss: the task loss does not depend on {layer!r} as it is read: a later layer changes it in place, or no "
+                    "layer uses it. Name another layer of the student."
+                )
+        return dict(zip(layers, (gradient.detach() for gradient in found), strict=True))
 
     def require_labels(self, batch: Mapping[str, Any]) -> Tensor | None:
         """The labels of a batch; None where no lesson needs them. Raises ``UserError`` where they are not one an image."""
