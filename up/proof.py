@@ -13,11 +13,12 @@ from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
 from up.assembly.images import Track, open_images
 from up.assembly.network import build_net, device_of, load_start_weights, precision_of
 from up.assembly.preflight import preflight
-from up.assembly.run import facts_of_run, find_start, prepare, try_out
+from up.assembly.run import Material, facts_of_run, find_start, prepare, try_out
 from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
 from up.assembly.trial import first_batch, prove_hooks
 from up.config.decode import missing_for_training
 from up.config.errors import Problem
+from up.deploy.served import export_problems, is_for_export, require_exportable
 from up.errors import UserError
 from up.experiment import Experiment, missing_files, net_table, weights_of_teachers
 from up.files import unwritable
@@ -51,6 +52,7 @@ def prove(
     facts = assumed_facts(experiment)
     prove_parts(experiment, facts)
     net = build_net(experiment, facts).train()
+    require_exportable(experiment, net, None, labels=False)
     if experiment.config.trainer.optimizer is not None:
         schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
     yield from prove_net(experiment, net, teaching_of(experiment, net, facts, None, files=False), None)
@@ -72,23 +74,31 @@ def prove_with_data(experiment: Experiment, warn: Callable[[str], object], image
     yield from report.lines
     for problem in experiment.decoded.origins.locate([*report.warnings, *start_absent, *teachers_absent]):
         warn(str(problem))
+    if not is_for_export(experiment):
+        for problem in export_problems(experiment, made.net, made.names):
+            warn(f"{problem} (up to_onnx and up to_kestrel will refuse this)")
     yield rate_line(experiment, made.schedule, times.total, made.batches.global_batch_size)
     yield f"first training sample: {tuple(first_batch(experiment, 'train', made.data).image.shape[1:])}"
     if images is not None:
         sources = [("train", made.data), *([("test", made.test_data)] if made.test_data is not None else [])]
         yield from open_images(experiment, sources, images, warn)
     try_out(experiment, made)
+    yield from prove_start(experiment, made, weights=not start_absent, teacher_weights=not teachers_absent)
+    yield from prove_net(experiment, made.net, made.teaching, made.names)
+
+
+def prove_start(experiment: Experiment, made: Material, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
+    """The checkpoint or the weights that training starts from, and the teachers' scores; not those still to be downloaded."""
     start = find_start(experiment, facts_of_run(experiment, made))
     if start.checkpoint is not None:
         yield f"training continues from {start.checkpoint}"
-    elif not start_absent:
+    elif weights:
         yield from load_start_weights(experiment, made.net, made.names)
     if made.teaching is not None:
         yield from made.teaching.lines
-        if not teachers_absent:
-            scored = preflight(experiment, made.teaching, made.evaluation, made.test_data, _CPU)
-            yield from scored.lines[len(made.teaching.lines) :]
-    yield from prove_net(experiment, made.net, made.teaching, made.names)
+    if made.teaching is not None and teacher_weights:
+        scored = preflight(experiment, made.teaching, made.evaluation, made.test_data, _CPU)
+        yield from scored.lines[len(made.teaching.lines) :]
 
 
 def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:

@@ -36,6 +36,7 @@ from up.data.bad_images import BadImages
 from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.data.sampler import TrainBatches
+from up.deploy.served import require_exportable
 from up.errors import UserError
 from up.experiment import Experiment, missing_files
 from up.files import write_text
@@ -168,6 +169,7 @@ def prepare(
     if config.trainer.is_eval and config.dataset.test is not None:
         evaluation, test_data = build_evaluation(experiment, plugin.evaluation_facts(data), device, precision)
     net = build_net(experiment, facts)
+    require_exportable(experiment, net, names or (plugin.class_names(test_data) if test_data is not None else None))
     teaching = teaching_of(experiment, net, facts, names, files=teacher_weights)
     mix, stage = device_side(experiment, data, facts, device)
     if teaching is not None and teacher_weights:

@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from up.assembly.data import build_reader, build_transforms, expect_same_classes
 from up.deploy import gate, quantize
-from up.deploy.kestrel import relabelled, setting_problems
-from up.deploy.manifest import Batch, Head, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
+from up.deploy.manifest import Batch, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
 from up.deploy.measure import Measured, Outputs, metrics_of, milliseconds
 from up.deploy.onnx import INPUT, OUTPUT, export_graph, parameters_of, serialized, set_metadata
-from up.deploy.operations import Operation
 from up.deploy.package import metadata_of
 from up.deploy.preprocess import Preprocessing
 from up.deploy.provenance import archive_time, provenance_of
 from up.deploy.samples import CPU, DatasetSamples, FolderSamples, Samples
+from up.deploy.served import served
 from up.deploy.session import Floats, Session, required
 from up.deploy.testvectors import Vector, drawn_images, entries_of, vectors_of
 from up.errors import NumericalError, UserError
@@ -36,7 +34,6 @@ _VECTORS = 3  # real images that travel with the package
 _FROM_IMAGE = 16  # real images that the package's preprocessing is proved on
 _METRIC_IMAGES = 2048
 _INT8_TOLERANCE = Tolerance(from_tensor=0.05, from_image=0.1)  # kernels of other CPUs round sums of integers otherwise
-_OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,9 @@ class _Exporter:
         self.settings = experiment.config.to_kestrel
         self.activated = self.settings.add_softmax
         self.samples = _samples(experiment, options, self.trained)
-        self.spec = _spec(experiment, self.trained, self.samples, self.activated)
-        self.heads = [Head(**head) for head in self.spec.heads]
+        made = served(experiment, self.trained.net, _names(experiment, self.trained, self.samples))
+        self.spec, self.operations, self.heads = made.spec, made.operations, made.heads
         self.pipeline = experiment.plugin.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
-        self.operations = _OPERATIONS.validate_python(list(self.spec.preprocess))
-        problems = setting_problems(
-            self.settings, heads=self.heads, operations=self.operations, size=self.spec.input_size,
-            order=self.spec.channel_order,
-        )  # fmt: skip
-        experiment.refuse(problems)
-        self.heads = relabelled(self.heads, self.settings)
         multilabel = any(head.type == "multilabel" for head in self.heads)
         self.reference = gate.Reference(
             self.spec.module, [(head.start, head.end) for head in self.heads], multilabel=multilabel
@@ -251,17 +241,11 @@ def _samples(experiment: Experiment, options: ExportOptions, trained: Trained) -
     return samples
 
 
-def _spec(experiment: Experiment, trained: Trained, samples: Samples, activated: bool) -> ExportSpec:
-    plugin = experiment.plugin
-    if plugin.export_spec is None:
-        raise UserError(f"{experiment.path}: runtime.task_names: the task {plugin.name} has no export yet.")
-    names = trained.class_names
-    if not names and isinstance(samples, DatasetSamples):
-        names = plugin.class_names(samples.dataset)
-    with experiment.placing("dataset.test.dataset.kwargs.transformer"):
-        return plugin.export_spec(
-            trained.net, build_reader(experiment, "test"), build_transforms(experiment, "test"), names, activated
-        )
+def _names(experiment: Experiment, trained: Trained, samples: Samples) -> Any:
+    """The names of the classes: those of the checkpoint, else of the test data."""
+    if trained.class_names or not isinstance(samples, DatasetSamples):
+        return trained.class_names
+    return experiment.plugin.class_names(samples.dataset)
 
 
 @dataclass(frozen=True)

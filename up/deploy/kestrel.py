@@ -102,14 +102,15 @@ def write_package(members: Mapping[str, bytes], path: Path, *, mtime: int) -> No
 def package_path(folder: Path, settings: ToKestrel) -> Path:
     """``{folder}/{model_name}_{version}.tar``."""
     if folder.suffix == ".tar":
-        raise UserError(f"--save_to: {folder}: names the folder; the file is called {settings.model_name}_{settings.version}.tar.")
+        name = f"{settings.model_name}_{settings.version}.tar"
+        raise UserError(f"{folder}: expected a folder; the package in it is called {name}. Leave out the name.")
     return folder / f"{settings.model_name}_{settings.version}.tar"
 
 
-def setting_problems(
-    settings: ToKestrel, *, heads: Sequence[Head], operations: Sequence[Operation], size: tuple[int, int], order: str
+def preprocessing_problems(
+    settings: ToKestrel, *, operations: Sequence[Operation], size: tuple[int, int], order: str
 ) -> Iterator[Problem]:
-    """All values of ``to_kestrel`` that are not those that the model was trained with."""
+    """All values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and a bad ``model_name``."""
     mean, std = pixel_affine(operations)
     for key, given, derived in (("pixel_means", settings.pixel_means, mean), ("pixel_stds", settings.pixel_stds, std)):
         if given is not None and not _close(given, derived):
@@ -128,6 +129,10 @@ def setting_problems(
         )
     if not _NAME.fullmatch(settings.model_name):
         yield _problem("model_name", f"got {settings.model_name!r}, expected letters, digits, '_', '-' and '.'.")
+
+
+def label_problems(settings: ToKestrel, heads: Sequence[Head]) -> Iterator[Problem]:
+    """All values of ``to_kestrel`` that contradict the heads of the net and their labels."""
     try:
         labels = {label for entry in categories_of(settings, heads) for label in entry.labels}
     except ConfigError as error:

@@ -9,7 +9,15 @@ import pytest
 
 from tests.unit.deploy import handmade
 from up.config.sections import ToKestrel
-from up.deploy.kestrel import categories_of, kestrel_members, package_path, relabelled, setting_problems, write_package
+from up.deploy.kestrel import (
+    categories_of,
+    kestrel_members,
+    label_problems,
+    package_path,
+    preprocessing_problems,
+    relabelled,
+    write_package,
+)
 from up.deploy.manifest import Head
 from up.errors import StorageError, UserError
 
@@ -21,8 +29,9 @@ TWO = [
 
 def problems(settings: ToKestrel, **changes: Any) -> list[str]:
     made = handmade.manifest()
-    given = {"heads": made.heads, "operations": made.preprocess, "size": (8, 8), "order": "RGB", **changes}
-    return [str(problem) for problem in setting_problems(settings, **given)]
+    given: dict[str, Any] = {"operations": made.preprocess, "size": (8, 8), "order": "RGB", **changes}
+    found = [*preprocessing_problems(settings, **given), *label_problems(settings, made.heads)]
+    return [str(problem) for problem in found]
 
 
 def test_the_members_that_kestrel_reads() -> None:
@@ -127,7 +136,7 @@ def test_settings_that_repeat_what_is_derived() -> None:
 def test_where_the_package_goes(tmp_path: Path) -> None:
     settings = ToKestrel(model_name="cars", version="2.0.1")
     assert package_path(tmp_path, settings) == tmp_path / "cars_2.0.1.tar"
-    with pytest.raises(UserError, match=r"names the folder; the file is called cars_2\.0\.1\.tar"):
+    with pytest.raises(UserError, match=r"expected a folder; the package in it is called cars_2\.0\.1\.tar"):
         package_path(tmp_path / "x.tar", settings)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from up.config.errors import ConfigError, Problem
 from up.data.decoding import MAX_PIXELS
 from up.errors import UserError
 from up.models.net import Net
@@ -123,5 +124,6 @@ def _in_order(steps: list[dict[str, object]]) -> list[dict[str, object]]:
 def _only(net: Net, kind: type[Any], what: str) -> Any:
     found = [net[name] for name in net.module_names if isinstance(net[name], kind)]
     if len(found) != 1:
-        raise UserError(f"net: got {len(found)} modules of the kind {what}, expected one, which says what is exported.")
+        what = f"got {len(found)} modules of the kind {what}, expected one, which says what is exported."
+        raise ConfigError([Problem("net", what)])
     return found[0]
