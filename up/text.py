@@ -33,7 +33,7 @@ def count(number: float, noun: str) -> str:
 def _plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) and noun != "epoch" else f"{noun}s"
 
 
 def si(number: float, digits: int = 2) -> str:

@@ -23,8 +23,14 @@ def main(words: list[str]) -> int:
     """Train as the configuration says; returns the exit code."""
     arguments = parse(words)
     overrides = overrides_of(arguments)
-    expect_config(arguments.config, overrides)
-    overrides += shortcut_overrides(arguments, overrides)
+    if arguments.config.is_dir():
+        from up.commands.folder import config_for
+
+        arguments.config = config_for(arguments.config, shortcuts_of(arguments), overrides)
+        expect_config(arguments.config, overrides)
+    else:
+        expect_config(arguments.config, overrides)
+        overrides += shortcut_overrides(arguments, overrides)
     launch = launch_of(arguments)
     if launch.launcher(os.environ) is not None:
         folder = load_config(arguments.config, overrides).config.saver.folder(arguments.config)
