@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from up.commands.parser import speaks_for_all
@@ -23,14 +24,16 @@ def config_for(folder: Path, shortcuts: Shortcuts, overrides: Sequence[str]) -> 
     ``overrides`` before anything is written, and where a file with other content is in the way.
     """
     photos = look_into(folder)
-    given = {"img_size": shortcuts.img_size, "epochs": shortcuts.epochs, "lr": shortcuts.lr, "batch_size": shortcuts.batch_size}
-    plain = recipe_for(photos, None, **given)
+    chosen = partial(
+        recipe_for, photos, img_size=shortcuts.img_size, epochs=shortcuts.epochs, lr=shortcuts.lr, batch_size=shortcuts.batch_size
+    )
+    plain = chosen(None)
     run = Path("runs") / (folder.resolve().name or "photos")
     text = yaml_of(photos, plain, run)
     saver = decode(apply_overrides(parse_nodes(text, f"{run}.yaml"), overrides)).config.saver
     run = Path(saver.save_dir or run)
     downloaded = plain.img_size > SMALL and _is_downloaded()
-    recipe = recipe_for(photos, saver.pretrain_model or (PRETRAINED if downloaded else None), **given)
+    recipe = chosen(saver.pretrain_model or (PRETRAINED if downloaded else None))
     files = {Path(f"{run}.yaml"): yaml_of(photos, recipe, run)}
     if photos.validate is None:
         parts = zip(("train", "val"), photos.split(), strict=True)
