@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -18,6 +18,7 @@ from up.config.parts import build_part, check_part, parts_of
 from up.config.sections import Config, NetModule, ParamRule, Part
 from up.config.signature import signature_of
 from up.config.wording import unknown
+from up.contract import PartError
 from up.data.sampler import SAMPLERS
 from up.errors import UserError
 from up.models.backbones import BACKBONES
@@ -75,9 +76,14 @@ class Experiment:
         with self.placing(path):
             return build_part(part, table, self.tables, facts, path)
 
-    def placing(self, path: str) -> AbstractContextManager[None]:
-        """Errors of the block that name no place get that of the value at ``path``."""
-        return self.decoded.origins.placing(path)
+    @contextmanager
+    def placing(self, path: str) -> Iterator[None]:
+        """Errors of the block that name no place get that of the value at ``path``, or of the part that they blame."""
+        with self.decoded.origins.placing(path):
+            try:
+                yield
+            except PartError as error:
+                raise ConfigError([Problem(place_of(self, error.part, path) or path, str(error))]) from error
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -160,6 +166,22 @@ def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
         yield "trainer.lr_scheduler", config.trainer.lr_scheduler, "lr_scheduler"
 
 
+def place_of(experiment: Experiment, part: type, near: str) -> str | None:
+    """The path of the ``type`` that names the plug-in class ``part``, the one nearest to the path ``near`` if there are several."""
+    own = {name for registry in experiment.tables.values() for name in registry.plugins if registry.get(name) is part}
+    parts = [(path, found.model_dump()) for path, found, _ in placed_parts(experiment)]
+    found = [place for path, written in parts for place, name in _types_in(written, path) if name in own]
+    return max(found, key=lambda place: len(os.path.commonprefix([place, near])), default=None)
+
+
+def _types_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The place and the name of every ``type`` in a part as written, itself and the parts in its kwargs."""
+    if isinstance(value, Mapping) and isinstance(value.get("type"), str):
+        yield f"{path}.type", value["type"]
+    for key, inner in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ():
+        yield from _types_in(inner, f"{path}.{key}")
+
+
 def net_table(tables: Mapping[str, Registry], module: NetModule) -> str:
     """The table that a module of the net is found in; an unknown type is looked for in the table that its name suggests."""
     found = [table for table in NET_TABLES if module.type in tables[table]]
@@ -173,9 +195,8 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
     for name in ("train", "test"):
         source = getattr(config.dataset, name)
         if source is not None:
-            place = f"dataset.{name}.dataset.kwargs"
-            for key, path in experiment.plugin.named_paths(source.dataset.kwargs):
-                yield from missing_at(f"{place}.{key}", path)
+            for key, path in named_paths(experiment, source.dataset):
+                yield from missing_at(f"dataset.{name}.dataset.kwargs.{key}", path)
     goes_on = config.saver.auto_resume and (experiment.folder / LATEST).exists()  # from its own checkpoint
     for key in ("pretrain_model",) if goes_on else ("pretrain_model", "resume_model"):
         path = getattr(config.saver, key)
@@ -184,6 +205,18 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
     for key, file in weights_of_teachers(experiment).values():
         if file is None or not file.startswith("timm:"):
             yield from missing_at(key, file)
+
+
+def named_paths(experiment: Experiment, dataset: Part) -> Iterator[tuple[str, str | None]]:
+    """The keys of a data set's kwargs that name files and folders, with what is written there: those that the task knows, and
+    those that the signature annotates as ``Path``."""
+    signature = signature_of(experiment.tables["dataset"].get(dataset.type))
+    for key, path in experiment.plugin.named_paths(dataset.kwargs):
+        if signature.takes(key.partition(".")[0]) or signature.open:
+            yield key, path
+    for name, parameter in signature.parameters.items():
+        if parameter.annotation is Path and name in dataset.kwargs:
+            yield name, str(dataset.kwargs[name])
 
 
 def is_distillation(experiment: Experiment) -> bool:

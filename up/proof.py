@@ -15,7 +15,7 @@ from up.assembly.network import build_net, device_of, load_start_weights, precis
 from up.assembly.preflight import preflight
 from up.assembly.run import Material, facts_of_run, find_start, prepare, try_out
 from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
-from up.assembly.trial import first_batch, prove_hooks
+from up.assembly.trial import first_batch, placing_modules, prove_hooks
 from up.config.decode import missing_for_training
 from up.config.errors import Problem
 from up.deploy.served import export_problems, is_for_export, require_exportable
@@ -171,7 +171,8 @@ def prove_backward(experiment: Experiment, net: Net, teaching: Teaching | None) 
     runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=_CPU)
     with experiment.placing("net"):
         batch = experiment.plugin.example_batch(net, size, IMAGES)
-        output = runner.training_step(batch, _LATE)
+        with placing_modules(experiment, net):
+            output = runner.training_step(batch, _LATE)
         output.loss.backward()  # type: ignore[no-untyped-call]
         if not torch.isfinite(output.loss):
             raise UserError(f"the loss of a batch of noise is {float(output.loss)}, expected a finite number.")

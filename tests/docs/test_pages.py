@@ -168,21 +168,6 @@ def test_the_toy_task_is_refused_like_any_other(toy: Path, capsys: pytest.Captur
     assert line == "runs/colour: holds no ckpt_best.pth or ckpt_latest.pth. Train first, or name a checkpoint with --ckpt FILE."
 
 
-def test_the_part_of_ones_own_trains(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(toy))
-    (toy / "train" / "train.txt").write_text("".join(f"{index}.png {index % 3}\n" for index in range(16)))
-    (toy / "train" / "val.txt").write_text("30.png 0\n31.png 1\n")
-    config = tiny_config(toy / "train", toy / "run")
-    config["runtime"]["plugins"] = ["my_parts"]
-    config["trainer"]["max_iter"] = 2
-    config["net"][2]["kwargs"]["cls_loss"] = {"type": "focal", "kwargs": {"gamma": 1.5}}
-    path = toy / "focal.yaml"
-    path.write_text(yaml.safe_dump(config))
-    assert main(["train", "--config", str(path)]) == 0
-    first = json.loads((toy / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert 0 < first["loss"] < np.log(3)  # cross-entropy begins there, and here no image counts in full
-
-
 # --- migrating.md -------------------------------------------------------------------------------------------------------
 
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8"), re.DOTALL)

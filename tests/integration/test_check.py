@@ -251,7 +251,7 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (two_heads, "net.1.kwargs.num_classes: got [3, 3], but dataset.train has one label for each image."),
     (other_width, "net.1.kwargs.num_classes: got 4, but 3 follows from the class names of dataset.train"),
     (large_batch, "dataset.train.batch_sampler.kwargs.batch_size: 46 images for training, fewer than one update takes: 47"),
-    (two_losses, "net: cls_loss lists 2 losses, but the net has 1 head."),
+    (two_losses, "net.2.kwargs.cls_loss: cls_loss lists 2 losses, but the net has 1 head."),
     (no_size, "dataset.test.dataset.kwargs.transformer: leaves every image its own size (expected torch_center_crop"),
     (levels, "dataset.test.dataset.kwargs.transformer: got transforms that leave images as uint8 levels"),
     (bad_hook, "hooks: the gradients would be clipped twice"),
@@ -259,9 +259,9 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (bad_schedule, "trainer.lr_scheduler.kwargs.milestones: milestones are [3, 2], expected rising epochs"),
     (nothing_to_train, "trainer.optimizer: nothing to train: all 38 parameters are frozen."),
     (no_loss, "net: the net computes no loss, only image,"),
-    (no_head, "net: no module of the net gives logits, there is only image,"),
+    (no_head, "net.1: no module of the net gives logits, there is only image,"),
     (no_backbone, "net.0: base_cls_head reads features, and no module stands before it."),
-    (gray_net, "net: the backbone was built for images of 1 channel and got 3. Set its input_channel to 3"),
+    (gray_net, "net.0: the backbone was built for images of 1 channel and got 3. Set its input_channel to 3"),
     (bad_layer, "hooks.1: grad_cam: the net has no layer 'backbone.layer5'. Did you mean 'backbone.layer4'"),
     (few_names, "dataset.test.dataset.kwargs.evaluator.kwargs.class_names: got 2 names, but the net has 3 classes."),
     (few_frequencies, "dataset.test.dataset.kwargs.evaluator.kwargs.cls_freq: cls_freq has 2 numbers, but the net has 3 classes."),
@@ -270,7 +270,7 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (mixed_evaluation, "dataset.test.dataset.kwargs.transformer: torch_mixup and torch_cutmix_mixup are for training"),
     (bad_betas, "trainer.optimizer: AdamW: Invalid beta parameter at index 1: 1.9"),
     (bad_fraction, "dataset.train.dataset.kwargs.fraction: fraction is 2. Expected more than 0 and at most 1."),
-    (odd_images, "net: the backbone was built for images of 64x64 pixels and got 32x32."),
+    (odd_images, "net.0: the backbone was built for images of 64x64 pixels and got 32x32."),
 ]
 
 

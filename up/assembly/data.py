@@ -10,6 +10,7 @@ import torch
 from up import distributed
 from up.config.errors import Problem
 from up.config.sections import Part, Source
+from up.config.signature import signature_of
 from up.data.bad_images import BadImages
 from up.data.loader import EvalLoader, Workers
 from up.data.records import SampleKey
@@ -60,7 +61,11 @@ def build_transforms(experiment: Experiment, source: Literal["train", "test"]) -
 def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> Any:
     """The image reader of a source, for images that are named in full."""
     place = f"dataset.{source}.dataset.kwargs.image_reader"
-    written = section_of(experiment, source).dataset.kwargs.get("image_reader")
+    dataset = section_of(experiment, source).dataset
+    written = dataset.kwargs.get("image_reader")
+    if written is None and not signature_of(experiment.tables["dataset"].get(dataset.type)).takes("image_reader"):
+        readers = experiment.tables.get("image_reader", ())
+        written = {"type": "fs_pillow"} if "fs_pillow" in readers else None  # a data set of one's own that reads no files
     if written is None:
         experiment.refuse([Problem(place, "is missing: it reads the images.")])
     part = Part.model_validate(written)

@@ -54,12 +54,13 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
     """The learning rate as a function of the step; constant where no scheduler is named."""
     trainer = experiment.config.trainer
     part = trainer.lr_scheduler or SchedulePart(type="constant", warmup_register_type="no_scale_lr")
+    optimizer, table = trainer.optimizer, experiment.tables["optimizer"]
     with experiment.placing("trainer.optimizer"):
-        base_lr = lr_of(trainer.optimizer.type, trainer.optimizer.kwargs) if trainer.optimizer else 0.0
+        base_lr = lr_of(optimizer.type, optimizer.kwargs, table) if optimizer else 0.0
     with experiment.placing("trainer.lr_scheduler"):
         return build_schedule(
             base_lr=base_lr, updates_per_epoch=updates_per_epoch, total_updates=total, global_batch_size=global_batch_size,
-            **part.model_dump(),
+            table=experiment.tables["lr_scheduler"], **part.model_dump(),
         )  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
     special = [group.model_dump(exclude_none=True) for group in part.special_param_group]
     rules = part.pconfig.model_dump(exclude_none=True)
     with experiment.placing("trainer.optimizer"):
-        return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, **part.kwargs)
+        table = experiment.tables["optimizer"]
+        return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, table=table, **part.kwargs)
 
 
 def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from up.config.part import BY_PROGRAM, NoEffect
+from up.contract import Contract, Method, PartError, called
 from up.data.packed import PackedLabels
 from up.data.records import SampleKey
 from up.errors import UserError
@@ -39,6 +40,13 @@ SAMPLERS = Registry(
         "list_balance": "up.data.sampler:ListBalance",
         "repeated_aug": "up.data.sampler:RepeatedAugmentation",
     },
+    contract=Contract(
+        "docs/add_a_part.md",
+        methods=(
+            Method("__len__", "def __len__(self) -> int", "the number of samples in an epoch"),
+            Method("__call__", "def __call__(self, epoch: int) -> Visits", "the samples of an epoch in their order"),
+        ),
+    ),
 )
 
 _ORDER, _REPEATS = 1, 2  # what is drawn, mixed into the key
@@ -346,8 +354,16 @@ class TrainBatches:
         if epoch not in self._epochs:
             # Workers fetch ahead: the end of one epoch and the start of the next are asked for in turns.
             self._epochs = {known: self._epochs[known] for known in sorted(self._epochs)[-1:]}
-            self._epochs[epoch] = self._order(epoch)
+            self._epochs[epoch] = _expect_visits(self._order, self._order(epoch))
         return self._epochs[epoch]
+
+
+def _expect_visits(order: Order, visits: object) -> Visits:
+    if isinstance(visits, Visits) and len(visits.index) == len(visits.repeat) == len(order):
+        return visits
+    got = f"{len(visits.index)} visits" if isinstance(visits, Visits) else f"a {type(visits).__name__}"
+    what = f"returned {got}, expected Visits(index, repeat) of two int64 arrays with len(self) = {len(order)} entries."
+    raise PartError(type(order), f"{called(type(order))} {what}")
 
 
 class EvalBatches:

@@ -18,7 +18,7 @@ from up.assembly.data import build_dataset, build_reader, build_transforms, sect
 from up.data.bad_images import BadImage
 from up.data.records import Batch, SampleKey
 from up.errors import UserError
-from up.experiment import Experiment, missing_at
+from up.experiment import Experiment, missing_at, named_paths
 
 CPU = torch.device("cpu")
 _TRIES = 8
@@ -70,7 +70,7 @@ class DatasetSamples(Samples):
     def __init__(self, experiment: Experiment, source: Literal["train", "test"], class_names: Any = None) -> None:
         kwargs = section_of(experiment, source).dataset.kwargs
         place = f"dataset.{source}.dataset.kwargs"
-        paths = experiment.plugin.named_paths(kwargs)
+        paths = named_paths(experiment, section_of(experiment, source).dataset)
         experiment.refuse(problem for key, path in paths for problem in missing_at(f"{place}.{key}", path))
         facts = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
         self.dataset = build_dataset(experiment, source, facts)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from up.contract import Attribute, Contract
 from up.registry import Registry
 
 _RESNETS = (
@@ -31,6 +37,24 @@ _CSWIN = (
     "CSWin_96_24322_base_384 CSWin_144_24322_large_224 CSWin_144_24322_large_384"
 )
 
+
+def _are_planes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(planes, int) and planes > 0 for planes in value)
+
+
+def _returns(backbone: Any, returned: Any) -> str | None:
+    """What is wrong with what a backbone returned: the features, one for each entry of ``out_planes``."""
+    features = returned.get("features") if isinstance(returned, Mapping) else None
+    if not isinstance(features, list | tuple) or not all(isinstance(feature, Tensor) for feature in features):
+        has = f"{{'features': a {type(features).__name__}}}" if features is not None else f"a {type(returned).__name__}"
+        return f'returned {has}, expected a dict with a list of tensors. Write `return {{"features": [x]}}`'
+    channels = [feature.shape[1] if feature.ndim == 4 else feature.shape[-1] for feature in features]
+    if channels != list(backbone.out_planes):
+        planes = list(backbone.out_planes)
+        return f"returned features of {channels} channels, but out_planes is {planes}. Set self.out_planes = {channels}"
+    return None
+
+
 BACKBONES = Registry(
     "backbone",
     {
@@ -41,4 +65,10 @@ BACKBONES = Registry(
         **{name: f"up.models.cswin:{name}" for name in _CSWIN.split()},
         "timm": "up.models.timm_network:timm_network",
     },
+    contract=Contract(
+        "docs/add_a_part.md",
+        base=lambda: (nn.Module,),
+        attributes=(Attribute("out_planes", "a list of whole numbers, the channels of each feature", _are_planes),),
+        returns=_returns,
+    ),
 )

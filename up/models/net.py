@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from up.contract import PartError
 from up.errors import UserError
 from up.models.freeze import FREEZE_KEY, resting_norms, set_trainable
 from up.models.patterns import any_of
@@ -66,7 +67,8 @@ class Net(nn.Module):
             returned = self[name]({**record, **added[earlier]} if earlier else record)
             if not isinstance(returned, Mapping):
                 kind, got = type(self[name]).__name__, type(returned).__name__
-                raise TypeError(f"net module {name!r} ({kind}) must return a dict of what it adds, it returned {got}")
+                what = f"returned {got}, expected a dict of what it adds to the record, such as {{'features': [x]}}."
+                raise PartError(type(self[name]), f"net module {name!r} ({kind}) {what}")
             added[name] = returned
             record.update(returned)
         return record

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from up.contract import Contract
 from up.errors import UserError
 from up.optim.groups import build_groups
 from up.optim.rules import read_rules, read_special
@@ -69,6 +70,7 @@ OPTIMIZERS = Registry(
     },
     others=_find,
     other_names=_names,
+    contract=Contract("docs/add_a_part.md", base=lambda: (Optimizer,)),
 )
 
 
@@ -78,21 +80,22 @@ def build_optimizer(
     *,
     pconfig: Mapping[str, Any] | None = None,
     special_param_group: Sequence[Mapping[str, Any]] | None = None,
+    table: Registry = OPTIMIZERS,
     **kwargs: Any,
 ) -> Optimizer:
-    """The optimizer ``type`` over the trainable parameters of ``model``, in few groups.
+    """The optimizer ``type`` of ``table`` over the trainable parameters of ``model``, in few groups.
 
     ``kwargs`` are the optimizer's own. ``pconfig`` and ``special_param_group`` are described in ``up.optim.groups``.
     The rates of the groups stand in ``group["lr_scale"]``, relative to ``lr``; ``up.optim.set_lr`` keeps them so.
     Raises ``UserError`` for unknown names and for settings that the optimizer refuses.
     """
-    make = OPTIMIZERS.get(type)
+    make = table.get(type)
     takes = _settings_of(make)
     for name in kwargs:
         if name not in takes:
             near = did_you_mean(name, takes) or f" It takes {some_of(takes, 20)}."
             raise UserError(f"{type} takes no {name!r}.{near}")
-    base_lr = lr_of(type, kwargs)
+    base_lr = lr_of(type, kwargs, table)
     groups = build_groups(
         model,
         {**takes, **kwargs},
@@ -107,12 +110,12 @@ def build_optimizer(
     return made
 
 
-def lr_of(type: str, kwargs: Mapping[str, Any]) -> float:
+def lr_of(type: str, kwargs: Mapping[str, Any], table: Registry = OPTIMIZERS) -> float:
     """The learning rate that the ``kwargs`` of an optimizer give, or its own default.
 
     Raises ``UserError`` where there is neither: an optimizer that chooses its own rate follows no schedule.
     """
-    lr = {**_settings_of(OPTIMIZERS.get(type)), **kwargs}.get("lr")
+    lr = {**_settings_of(table.get(type)), **kwargs}.get("lr")
     if lr is None:
         raise UserError(f"{type} chooses its own rate when lr is left out, which no schedule could follow: give lr.")
     if lr < 0:

@@ -107,8 +107,9 @@ def build_schedule(
     warmup_ratio: float = -1,
     warmup_register_type: RegisterType = "base",
     kwargs: Mapping[str, Any] | None = None,
+    table: Registry = SCHEDULES,
 ) -> Schedule:
-    """The learning rate of every step, from the ``lr_scheduler`` section of a config.
+    """The learning rate of every step, from the ``lr_scheduler`` section of a config; ``table`` has the curves.
 
     ``warmup_register_type: base`` says that ``base_lr`` is meant for one image: the target is ``base_lr`` ·
     ``global_batch_size``; with ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ``warmup_epochs``
@@ -126,14 +127,14 @@ def build_schedule(
     if warmup_type == "exp" and updates and start == 0 and target > 0:
         raise UserError("exp warm-up cannot start from 0. Give a warmup_ratio above 0, or warmup_type linear or cosine.")
     run = Run(base=target, updates_per_epoch=updates_per_epoch, total=total_updates, warmup=updates)
-    schedule = Schedule(build_curve(type, kwargs or {}), warmup=Warmup(warmup_type, start, updates), run=run)
+    schedule = Schedule(build_curve(type, kwargs or {}, table), warmup=Warmup(warmup_type, start, updates), run=run)
     schedule(updates)  # a curve that needs the length of the run says so now
     return schedule
 
 
-def build_curve(type: str, kwargs: Mapping[str, Any]) -> Curve:
+def build_curve(type: str, kwargs: Mapping[str, Any], table: Registry = SCHEDULES) -> Curve:
     """The curve ``type`` with its own ``kwargs``."""
-    make = SCHEDULES.get(type)
+    make = table.get(type)
     takes = inspect.signature(make).parameters
     for name in kwargs:
         if name not in takes:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from up.contract import Contract, Method
 from up.data.bad_images import BadImages
 from up.data.records import Batch
 from up.distributed import gather_objects
@@ -42,6 +43,18 @@ class Evaluator(Protocol):
 
     def compute(self) -> dict[str, float]:
         """The metrics."""
+
+
+EVALUATOR_CONTRACT = Contract(
+    "docs/add_a_part.md",
+    methods=(
+        Method("reset", "def reset(self) -> None", "forget everything collected"),
+        Method("update", "def update(self, outputs, batch) -> None", "collect one batch"),
+        Method("state", "def state(self) -> Any", "what this rank collected, as plain arrays and lists"),
+        Method("merge", "def merge(self, states) -> None", "replace what was collected by the states of all ranks"),
+        Method("compute", "def compute(self) -> dict[str, float]", "the metrics by name"),
+    ),
+)
 
 
 class BrokenOff(Exception):

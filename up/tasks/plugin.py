@@ -59,7 +59,11 @@ def loss_in_record(net: nn.Module, batch: Batch) -> StepOutput:
     record = net(batch)
     if "loss" not in record:
         raise UserError(f"the net computes no loss, only {some_of(record)}. End the list `net` with a post_process.")
-    return StepOutput(record["loss"], record.get("scalars", {}), record)
+    loss = record["loss"]
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+        raise UserError(f"the loss of the net is {got}, expected a scalar tensor. Write loss.mean() in the post_process.")
+    return StepOutput(loss, record.get("scalars", {}), record)
 
 
 def to_device(dataset: Any, device: torch.device, channels_last: bool) -> BatchStage:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from up.contract import PartError
 from up.errors import UserError
 from up.models.net import Net, model_summary
 
@@ -97,7 +98,7 @@ class Count(nn.Module):
 
 
 def test_a_module_that_returns_no_dict_is_named():
-    with pytest.raises(TypeError, match=r"net module 'flat' \(Count\) must return a dict of what it adds, it returned int"):
+    with pytest.raises(PartError, match=r"net module 'flat' \(Count\) returned int, expected a dict of what it adds"):
         Net([("flat", Count())])({})
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from up.config.part import PartOf
+from up.contract import Contract
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
@@ -26,6 +27,7 @@ HEADS = Registry(
         "vit_head": "up.tasks.cls.heads:ViTHead",
         "fpn_cls_head": "up.tasks.cls.heads:FPNHead",
     },
+    contract=Contract("docs/add_a_part.md", base=lambda: (nn.Module,)),
 )
 
 CLASSIFIERS = Registry(

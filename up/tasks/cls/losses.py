@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from up.contract import Contract, PartError, called
 from up.errors import UserError
 from up.registry import Registry
 
@@ -24,6 +25,7 @@ LOSSES = Registry(
         "softmax_eql": "up.tasks.cls.longtail:SoftmaxEQL",
         "softmax_eqlv2": "up.tasks.cls.longtail:SoftmaxEQLV2",
     },
+    contract=Contract("docs/add_a_part.md", base=lambda: (ClassificationLoss,)),
 )
 
 Activation = Literal["softmax", "sigmoid"]
@@ -56,7 +58,12 @@ class ClassificationLoss(nn.Module, ABC):
         self._check(logits, target)
         target = target if target.is_floating_point() else target.long()
         with _without_autocast(logits.device.type):
-            return self.loss_weight * self._loss(_precise(logits), target)
+            loss = self._loss(_precise(logits), target)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            what = f"_loss() returned {got}, expected a scalar tensor. Write `return loss.mean()`."
+            raise PartError(type(self), f"{called(type(self))}.{what}")
+        return self.loss_weight * loss
 
     @abstractmethod
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:

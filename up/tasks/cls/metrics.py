@@ -16,6 +16,7 @@ from pydantic import Field
 from up.config.part import NoEffect
 from up.errors import UserError
 from up.registry import Registry
+from up.runner.evaluate import EVALUATOR_CONTRACT
 from up.tasks.cls import scoring
 from up.tasks.cls.predictions import UNREADABLE, HeadPredictions, Ints, Predictions, Recorder, combine
 from up.text import count, did_you_mean, some_of
@@ -26,6 +27,7 @@ EVALUATORS = Registry(
         "imagenet": "up.tasks.cls.metrics:ImageNetEvaluator",
         "imagenet_lt": "up.tasks.cls.metrics:LongTailEvaluator",
     },
+    contract=EVALUATOR_CONTRACT,
 )
 
 ClassIndex: TypeAlias = Annotated[int, Field(ge=0)]

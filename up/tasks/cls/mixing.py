@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from up.contract import Contract, Method
 from up.data.records import Batch
 from up.errors import UserError
 from up.registry import Registry
@@ -21,6 +22,10 @@ BATCH_FNS = Registry(
         "batch_cutmix": "up.tasks.cls.mixing:BatchCutmix",
         "batch_cutmixup": "up.tasks.cls.mixing:BatchCutmixMixup",
     },
+    contract=Contract(
+        "docs/add_a_part.md",
+        methods=(Method("__call__", "def __call__(self, batch: Batch, generator: torch.Generator) -> Batch", "the mixed batch"),),
+    ),
 )
 
 

@@ -36,7 +36,7 @@ from up.tasks.cls.reports import write_reports
 from up.tasks.cls.results import ResultStream
 from up.tasks.cls.sample_mixing import SampleMix
 from up.tasks.cls.transforms import TRANSFORMS, output_size_of
-from up.tasks.plugin import Facts, Size, TaskPlugin
+from up.tasks.plugin import Facts, Size, TaskPlugin, figures_only
 from up.text import count, some_of
 
 
@@ -135,7 +135,11 @@ def example_batch(net: nn.Module, size: Size, images: int) -> Batch:
     assert isinstance(net, Net)
     head = next((module for module in net.children() if isinstance(module, Head)), None)
     if head is None:
-        raise UserError(f"there is no head, only {some_of(net.module_names)}: nothing says how many classes there are.")
+        has = some_of(type(module).__name__ for module in net.children())
+        raise UserError(
+            f"no module of the net is a Head (it has {has}), so the number of classes is unknown. Use base_cls_head, or derive "
+            "your head from up.tasks.cls.heads.Head."
+        )
     draw = torch.Generator().manual_seed(0)
     channels = next((module.image_channels for module in net.children() if isinstance(module, Backbone)), None) or 3
     labels = [torch.randint(0, classes, (images,), generator=draw) for classes in head.num_classes]
@@ -149,9 +153,11 @@ def example_batch(net: nn.Module, size: Size, images: int) -> Batch:
     )
 
 
-def make_evaluator(dataset: ImageDataset) -> Callable[[], ImageNetEvaluator]:
+def make_evaluator(dataset: ImageDataset) -> Callable[[], Any]:
     """Fresh copies of the data set's evaluator; top-1 and top-5 where none is configured."""
     template = dataset.evaluator if dataset.evaluator is not None else ImageNetEvaluator(multilabel=dataset.multilabel)
+    if not isinstance(template, ImageNetEvaluator):
+        return lambda: _fresh(template)
     template.keep_scores = template.keep_scores or dataset.save_score
     wanted, counts = template.eval_class_idxs, dataset.class_counts()
     if wanted and counts is not None and not any(counts[each] for each in wanted if each < len(counts)):
@@ -159,7 +165,7 @@ def make_evaluator(dataset: ImageDataset) -> Callable[[], ImageNetEvaluator]:
     return lambda: _fresh(template)
 
 
-def _fresh(template: ImageNetEvaluator) -> ImageNetEvaluator:
+def _fresh(template: Any) -> Any:
     evaluator = copy.copy(template)
     evaluator.reset()
     return evaluator
@@ -172,6 +178,8 @@ def class_names(dataset: ImageDataset) -> list[str] | None:
 
 def reports_of(evaluator: Any, folder: Path, dataset: ImageDataset, save_result: bool) -> list[Path]:
     """The evaluator's findings as files, with the names of the classes."""
+    if not isinstance(evaluator, ImageNetEvaluator):  # a plug-in's own: what it collected is unknown here
+        return figures_only(evaluator, folder, dataset, save_result)
     return write_reports(evaluator, folder, class_names(dataset), save_result=save_result)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 
 from up.config.part import PartOf
+from up.contract import Contract
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
@@ -16,6 +17,7 @@ from up.tasks.cls.losses import Activation, ClassificationLoss, as_soft
 POST_PROCESSES = Registry(
     "post_process",
     {"base_cls_postprocess": "up.tasks.cls.postprocess:ClassificationPostProcess"},
+    contract=Contract("docs/add_a_part.md", base=lambda: (nn.Module,)),
 )
 
 

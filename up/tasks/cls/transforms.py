@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from up.config.part import NoEffect
+from up.contract import Contract, Method
 from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.image import (
@@ -66,6 +67,9 @@ TRANSFORMS = Registry(
     },
     others=_torchvision,
     other_names=_torchvision_names,
+    contract=Contract(
+        "docs/add_a_part.md", methods=(Method("__call__", "def __call__(self, image: Image) -> Image", "the changed image"),)
+    ),
 )
 
 

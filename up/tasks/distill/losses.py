@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from up.contract import Contract
 from up.errors import UserError
 from up.registry import Registry
 
@@ -27,6 +28,7 @@ MIMIC_LOSSES = Registry(
         "attention_transfer": "up.tasks.distill.losses:AttentionTransfer",
         "cosine": "up.tasks.distill.losses:Cosine",
     },
+    contract=Contract("docs/add_a_part.md", base=lambda: (MimicLoss,)),
 )
 
 Shape = Sequence[int]
