@@ -12,7 +12,6 @@ from torch import nn
 from up.contract import Contract
 from up.data.records import Batch
 from up.registry import Registry
-from up.runner.clip import NoClip
 
 HOOKS = Registry(
     "hook",
@@ -28,7 +27,7 @@ HOOKS = Registry(
         "reload": "up.runner.hooks:Reload",
         "train_val_logger": "up.runner.log:TensorBoard",
     },
-    contract=Contract("docs/add_a_part.md", base=lambda: (Hook, NoClip), occasions="on_"),
+    contract=Contract("docs/add_a_part.md", base=lambda: (Hook,), occasions="on_"),
 )
 
 
