@@ -78,7 +78,8 @@ def prove_with_data(experiment: Experiment, warn: Callable[[str], object], image
         for problem in export_problems(experiment, made.net, made.names):
             warn(f"{problem} (up to_onnx and up to_kestrel will refuse this)")
     yield rate_line(experiment, made.schedule, times.total, made.batches.global_batch_size)
-    yield f"first training sample: {tuple(first_batch(experiment, 'train', made.data).image.shape[1:])}"
+    first = first_batch(experiment, "train", made.data, warn)
+    yield f"first training sample: {tuple(first.image.shape[1:])}"
     if images is not None:
         sources = [("train", made.data), *([("test", made.test_data)] if made.test_data is not None else [])]
         yield from open_images(experiment, sources, images, warn)

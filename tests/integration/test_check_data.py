@@ -76,6 +76,22 @@ def test_a_first_image_that_is_none(
     assert "on_bad_image: skip" in line
 
 
+@pytest.mark.parametrize("source", ["train", "test"])
+def test_a_first_image_that_is_skipped_counts(
+    config: Config, write: Write, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    """The default max_bad of 1 % is less than one of 15 images."""
+    listed(config, source, data, LABELS)[0].write_bytes(b"")
+    kwargs(config, source)["on_bad_image"] = "skip"
+    path = write(config)
+    for command in ("check", "train"):
+        (line,) = refused([command, "--config", path], capsys, tmp_path)
+        assert f"dataset.{source}.dataset.kwargs.max_bad: 1 bad image of 15, the last one {data / source}.txt:1: {source} 0" in line
+    kwargs(config, source)["max_bad"] = 1
+    warnings, _ = checked(write(config), capsys)
+    assert [f"{data / source}.txt:1: {source} 0.png: empty file" in warning for warning in warnings] == [True] * (source == "train")
+
+
 class TestImages:
     """``check --images`` opens all of them."""
 

@@ -14,6 +14,7 @@ from up.assembly.data import section_of
 from up.assembly.training import optimizer_of
 from up.config.errors import Problem
 from up.contract import PartError
+from up.data.bad_images import BadImages
 from up.data.records import Batch, SampleKey
 from up.errors import UserError
 from up.experiment import Experiment, net_table
@@ -28,15 +29,21 @@ from up.text import some_of
 _IMAGES = 2  # batch normalisation needs more than one
 
 
-def first_batch(experiment: Experiment, source: Literal["train", "test"], data: Any) -> Batch:
+def first_batch(
+    experiment: Experiment, source: Literal["train", "test"], data: Any, on_bad: Callable[[str], object] | None = None
+) -> Batch:
     """The first image of a data set and its last, collated as a worker does it.
 
-    Raises ``BadImage`` for one that cannot be read, unless ``on_bad_image: skip`` puts another in its place.
+    ``on_bad`` gets an image that another one stands in for (``on_bad_image: skip``). Raises ``BadImage`` for one that cannot be
+    read otherwise, and ``ConfigError`` where these are already more than ``max_bad``.
     """
     batch_size = section_of(experiment, source).batch_sampler.kwargs.batch_size
     indices = [0, len(data) - 1][: min(batch_size, _IMAGES)]
     with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
-        return experiment.plugin.collate([data[SampleKey(0, index)] for index in indices])
+        batch = experiment.plugin.collate([data[SampleKey(0, index)] for index in indices])
+    with experiment.placing(f"dataset.{source}.dataset.kwargs.max_bad"):
+        BadImages(max_bad=data.max_bad, total=len(data), on_new=on_bad).add(batch)
+    return batch
 
 
 def try_training(
