@@ -290,6 +290,16 @@ class TestWhatTrainStartsFrom:
         assert "runtime.random_seed: 7 -> 8" in line
 
     @pytest.mark.parametrize("command", ["check", "train"])
+    def test_a_folder_of_tensorboard_that_cannot_be_made(
+        self, config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        config["hooks"] = [{"type": "train_val_logger", "kwargs": {"logdir": str(tmp_path / "file" / "x")}}]
+        path = write(config)
+        (line,) = refused([command, "--config", path], capsys, tmp_path)
+        assert re.match(rf"{re.escape(path)}:\d+: hooks\.0\.kwargs\.logdir: ", line), line
+
+    @pytest.mark.parametrize("command", ["check", "train"])
     def test_a_run_folder_that_cannot_be_made(
         self, config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
     ) -> None:

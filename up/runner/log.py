@@ -14,11 +14,12 @@ from pydantic import Field
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
+from torch import nn
 
 from up.config.part import NoEffect
 from up.distributed import is_main
-from up.errors import place_in
-from up.files import write_text
+from up.errors import UserError, place_in
+from up.files import unwritable, write_text
 from up.runner.hooks import Hook, Outline, UpdateReport
 from up.runner.meter import WindowMeter
 
@@ -149,6 +150,11 @@ class TensorBoard(Hook):
         self.skip_first_k = skip_first_k
         self._window = WindowMeter()
         self._file: EventFile | None = None
+
+    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        reason = unwritable(Path(self.logdir)) if self.logdir else None
+        if reason is not None:
+            raise UserError(f"logdir: got {self.logdir}, where nothing can be written: {reason}. Name another folder.")
 
     def on_start(self, outline: Outline, step: int) -> None:
         self._total = outline.total_steps
