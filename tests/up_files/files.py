@@ -228,14 +228,16 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def text_of(recipe: Recipe) -> str:
-    """The file as its user would see it."""
+def text_of(recipe: Recipe, *pasted: str, without: Sequence[str] = ()) -> str:
+    """The file as its user would see it, with blocks ``pasted`` in and ``without`` some sections of its own."""
     classes = recipe.classes[0] if isinstance(recipe.classes, list) else recipe.classes
     lines = [f"num_classes: &num_classes {classes}"]
     for name, block in blocks(recipe).items():
         kind, *rest = yaml.dump({name: block}, Dumper=_Dumper, sort_keys=False).splitlines()
         lines += [f"{kind} &{name}", *rest, ""]
-    below = yaml.dump(plain_of(recipe), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=200)
+    lines += [block.rstrip("\n") for block in pasted]
+    plain = {key: value for key, value in plain_of(recipe).items() if key not in without}
+    below = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=200)
     return "\n".join(lines) + "\n" + re.sub(r"'(\*\w+)'", r"\1", below)
 
 
