@@ -123,17 +123,17 @@ def training_counts(experiment: Experiment) -> dict[str, Any] | None:
 
 def evaluate_checkpoint(
     experiment: Experiment, checkpoint: Path | None, out: Path | None
-) -> tuple[dict[str, float], list[Path], Path | None]:
-    """Metrics in the unit of the task, the reports written, and the checkpoint that was evaluated; None for random weights."""
+) -> tuple[dict[str, float], list[Path], LoadReport | None]:
+    """Metrics in the unit of the task, the reports written, and how the checkpoint was read; None for random weights."""
     device = join(experiment)
     with together():
         counts = training_counts(experiment)
         path = None if checkpoint is None and tries_out(experiment) else find_checkpoint(experiment, checkpoint)
         if path is None:
-            net, names = build_net(experiment, facts_of(experiment, None, {})).eval(), None
+            net, names, report = build_net(experiment, facts_of(experiment, None, {})).eval(), None, None
         else:
             trained = load_net(experiment, path, known=counts)
-            net, names = trained.net, trained.class_names
+            net, names, report = trained.net, trained.class_names, trained.report
     on_device(experiment, net, device)
     facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
@@ -153,7 +153,7 @@ def evaluate_checkpoint(
     reports: list[Path] = []
     if distributed.is_main():
         reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
-    return metrics, reports, path
+    return metrics, reports, report
 
 
 def tries_out(experiment: Experiment) -> bool:

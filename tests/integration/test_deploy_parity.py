@@ -23,7 +23,9 @@ BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resnet18": ({"type": "resnet18"}, CNN),
     "mobilenetv3": ({"type": "mobilenetv3", "kwargs": {"mode": "small"}}, CNN),
     "regnet": ({"type": "regnetx_200m"}, CNN),
-    "vit_tiny": ({"type": "timm", "kwargs": {"model_name": "vit_tiny_patch16_224", "pooled": False, "img_size": 32}}, VIT),
+    "resnet18_D": ({"type": "resnet18_D"}, CNN),
+    "efficientnet_b0": ({"type": "efficientnet_b0"}, CNN),
+    "vit_tiny": ({"type": "vit_tiny_patch16_224", "kwargs": {"img_size": 32}}, VIT),
     "swin_tiny": ({"type": "swin_tiny"}, CNN),
     "convnext_atto": ({"type": "timm", "kwargs": {"model_name": "convnext_atto", "pooled": False}}, CONVNEXT),
 }

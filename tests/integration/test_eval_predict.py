@@ -305,7 +305,7 @@ class TestCheckpoints:
 
     def test_of_another_network(self, config_file: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
         line = self.refusal(config_file, checkpoint, capsys, "net.0.kwargs.layers=[2,1,1,1]")
-        assert line.startswith(f"{checkpoint}: 10 tensors cannot be loaded: backbone.layer1.1.")
+        assert line.startswith(f"{checkpoint}: 10 tensors cannot be loaded: missing from the file (10): backbone.layer1.1.")
 
     def test_of_other_classes(self, config_file: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
         line = self.refusal(config_file, checkpoint, capsys, "dataset.test.dataset.kwargs.class_names=[green,red,blue]")

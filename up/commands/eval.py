@@ -48,13 +48,13 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
     with before_joining():
         experiment = load_experiment(config, overrides)
     with last_words():
-        metrics, written, found = evaluate_checkpoint(experiment, checkpoint, out)
+        metrics, written, read = evaluate_checkpoint(experiment, checkpoint, out)
     if not is_main():
         return 0
-    if found is None:
+    if read is None:
         print(f"warning: {NO_WEIGHTS}", file=sys.stderr)
     else:
-        print(found)
+        print(read.source, *read.remarks(), sep="\n")
     print_tables(table_of_metrics(metrics, experiment.plugin.unit))
     print("written:", *written, sep="\n  ")
     return 0

@@ -98,7 +98,10 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
     from up.experiment import load_experiment
 
     experiment = load_experiment(arguments.config, arguments.opts)
-    return CheckpointPredictor(experiment, arguments.ckpt, topk=arguments.topk, batch_size=arguments.batch_size)
+    predictor = CheckpointPredictor(experiment, arguments.ckpt, topk=arguments.topk, batch_size=arguments.batch_size)
+    for remark in predictor.trained.report.remarks():
+        print(remark, file=sys.stderr)
+    return predictor
 
 
 def parse(words: list[str]) -> argparse.Namespace:

@@ -142,7 +142,8 @@ class Saver(Section):
     resume_model: Name | None = None
     """Checkpoint to continue from: weights, optimizer, step, everything."""
     pretrain_model: Name | None = None
-    """File of weights to start from; its EMA weights when it has them."""
+    """Weights to start from, the EMA weights where there are any: a checkpoint of up or UP, a file of timm's or torchvision's, or
+    ``timm:NAME``."""
     skip: list[Name] = []
     """Names of tensors not to load from ``pretrain_model``: a prefix, or ``r:`` and a regular expression."""
     save_result: bool = False

@@ -83,6 +83,8 @@ class _Exporter:
         height, width = self.spec.input_size
         kind = "averaged (EMA) weights" if self.trained.report.averaged else "weights"
         self.tell(f"{kind} of {self.trained.checkpoint}, input {INPUT} (N, 3, {height}, {width})")
+        for remark in self.trained.report.remarks():
+            self.tell(remark)
         graph = export_graph(self.spec.module, self.spec.input_size)
         session = Session(serialized(graph), "the exported graph")
         proof = gate.prove(self.reference, session, self.samples.images(self.samples.spread(gate.REAL_IMAGES)))

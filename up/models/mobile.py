@@ -73,6 +73,7 @@ def mobilenetv2(
     *,
     variant: Variant = "up",
     width_mult: float = 1.0,
+    round_nearest: Count = 8,
     c4_output: bool = False,
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
@@ -86,10 +87,10 @@ def mobilenetv2(
 
     ``variant``: in ``up`` the first block has a 1x1 convolution before its depthwise one, as UP's networks and weights;
     in ``timm`` it has none, as in the paper and the weights of timm and torchvision.
-    ``width_mult`` scales all channels, the last 1280 only upwards. ``c4_output`` adds the map of stride 16 before the
-    last. Raises ``UserError`` for stages that do not exist.
+    ``width_mult`` scales all channels, the last 1280 only upwards, to multiples of ``round_nearest``. ``c4_output`` adds
+    the map of stride 16 before the last. Raises ``UserError`` for stages that do not exist.
     """
-    channels = partial(round_channels, multiplier=_checked_width(width_mult))
+    channels = partial(round_channels, multiplier=_checked_width(width_mult), divisor=round_nearest)
     model = EfficientNet(
         decode_arch_def([[stage] for stage in (_V2_FIRST[variant], *_V2)]),
         num_classes=0,

@@ -71,7 +71,7 @@ def read_state(source: str | Path) -> Weights:
     _require_file(path)
     _require_intact(path)
     content = _content(path)
-    ema = next((_tensors(content[key]) for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), {})
+    ema = next((_averages(content[key]) for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), {})
     model = _tensors({key: value for key, value in content.items() if key not in _EMA_KEYS})
     if not model and not ema:
         raise WeightsError(f"{path}: holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}")
@@ -102,6 +102,12 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
                 return found
     held = ((key, value) for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor))
     return {clean_key(key): value for key, value in held}
+
+
+def _averages(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors in the state of an EMA, under whatever key."""
+    inner = (_tensors(value) for value in content.values() if isinstance(value, Mapping))
+    return _tensors(content) or next((tensors for tensors in inner if tensors), {})
 
 
 def _text(value: object) -> str | None:

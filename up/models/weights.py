@@ -67,8 +67,6 @@ class LoadReport:
         """The report for the log, one line for each thing that a user should know."""
         kind = "averaged (EMA) weights" if self.averaged else "weights"
         told = [f"{self.source}: loaded {count(len(self.loaded), 'tensor')} of its {kind} (names: {self.naming})"]
-        if self.is_of_up:
-            told.append(f"{self.source}: read as a UP checkpoint: {count(self.renamed, 'tensor')} renamed")
         for names, what in (
             (self.reinitialised, "new head, started afresh"),
             (self.misshaped, "dropped, of another shape"),
@@ -79,7 +77,12 @@ class LoadReport:
         ):
             if names:
                 told.append(f"{self.source}: {what}: {some_of(names)}")
-        return [*told, *(f"{self.source}: {note}" for note in self.notes)]
+        return [*told, *self.remarks()]
+
+    def remarks(self) -> list[str]:
+        """How a file of UP was read, and all notes: also for who needs every tensor and is content with the rest."""
+        told = [f"read as a UP checkpoint: {count(self.renamed, 'tensor')} renamed"] if self.is_of_up else []
+        return [f"{self.source}: {remark}" for remark in (*told, *self.notes)]
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -430,6 +430,13 @@ def test_input_channels_and_rates_reach_the_layers() -> None:
     assert not any("gamma" in name for name, _ in scaled.named_parameters())
 
 
+def test_channels_of_a_narrow_mobilenetv2_are_rounded() -> None:
+    def narrowest(**kwargs: Any) -> int:
+        return int(meta("mobilenetv2", {"width_mult": 0.5, **kwargs}).get_submodule("blocks.1.0.conv_pwl").weight.shape[0])
+
+    assert (narrowest(), narrowest(round_nearest=1)) == (16, 12)
+
+
 def test_dropout_of_mobilenetv3_acts_on_the_feature() -> None:
     network = build("mobilenetv3", mode="small", dropout=0.5).train()
     zeros = (features_of(network, torch.randn(4, 3, 32, 32))[0] == 0).float().mean()

@@ -69,12 +69,12 @@ def test_safetensors(tmp_path):
     assert equal(read_state(tmp_path / "x.safetensors").model, tensors)
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("wrapped", ["model", "state_dict", "shadow", None])
 def test_our_checkpoint_brings_averages_and_class_names(tmp_path, wrapped):
     averages = {"a": torch.full((2,), 5.0)}
     state = {
         "model": {"a": torch.ones(2), "bn.num_batches_tracked": torch.tensor(7)},
-        "ema": {"model": averages, "updates": 3} if wrapped else averages,
+        "ema": {wrapped: averages, "updates": 3} if wrapped else averages,
         "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
         "class_names": ["cat", "dog"],
     }
