@@ -22,6 +22,7 @@ from up.commands.arguments import positive
 from up.commands.inputs import expect_checkpoint, expect_config, expect_package
 from up.commands.parser import CommandParser
 from up.commands.tables import any_name_is_printable, print_tables, table_of
+from up.data.decoding import Color
 from up.deploy.answers import Answer, rendered
 from up.deploy.images import find_images
 from up.errors import UserError
@@ -49,7 +50,7 @@ def main(words: list[str]) -> int:
     if arguments.vis_dir is not None:
         from up.deploy.drawing import drawn
 
-        answers = drawn(answers, arguments.vis_dir)
+        answers = drawn(answers, arguments.vis_dir, predictor.background)
     publish(with_progress(answers, len(images), arguments), arguments)
     taken = time.perf_counter() - begun
     if arguments.output is not None:
@@ -81,6 +82,10 @@ class Tally:
 
 class Predictor(Protocol):
     """What predicts, with a checkpoint or with a package."""
+
+    @property
+    def background(self) -> Color | None:
+        """What transparent images are composited over; None where their alpha channel is ignored."""
 
     def predict(self, paths: Sequence[Path], *, threads: int) -> Iterator[Answer]:
         """An answer for each image, in order."""

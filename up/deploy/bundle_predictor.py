@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from up.data.bad_images import BadImage
+from up.data.decoding import Color
 from up.deploy.ahead import grouped, loaded_ahead
 from up.deploy.answers import Answer, Guess, best_guesses
 from up.deploy.heads import scores_of
@@ -44,6 +45,11 @@ class BundlePredictor:
     def __post_init__(self) -> None:
         self._prepare = Preprocessing(self.package.manifest.preprocess, self.package.input_size)
         self.heads = self.package.manifest.heads
+
+    @property
+    def background(self) -> Color | None:
+        """What transparent images are composited over; None where their alpha channel is ignored."""
+        return self._prepare.background
 
     @classmethod
     def open(cls, path: Path, *, provider: str = "cpu", topk: int | None = None, batch_size: int = 32) -> BundlePredictor:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from up.data.decoding import read_rgb
+from up.data.decoding import Color, read_rgb
 from up.deploy.answers import Answer, Guess
 from up.errors import StorageError
 
 
-def drawn(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
-    """The answers; as each goes by, a PNG is written for its image. Equal names in different folders get a number."""
+def drawn(answers: Iterable[Answer], folder: Path, background: Color | None = None) -> Iterator[Answer]:
+    """The answers; as each goes by, a PNG is written for its image. Equal names in different folders get a number.
+
+    Transparent images are drawn over ``background``, as the net saw them.
+    """
     taken: set[Path] = set()
     for answer in answers:
         if answer.error is None:
@@ -21,7 +24,7 @@ def drawn(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
             taken.add(path)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                _picture(answer).save(path)
+                _picture(answer, background).save(path)
             except OSError as error:
                 raise StorageError(f"{path}: cannot be written ({error.strerror or error}).") from error
         yield answer
@@ -34,8 +37,8 @@ def _line(guesses: Sequence[Guess]) -> str:
     return ", ".join(f"{guess.name} {guess.score:.2f}" for guess in shown) or "no label"
 
 
-def _picture(answer: Answer) -> Image.Image:
-    image = read_rgb(answer.file)
+def _picture(answer: Answer, background: Color | None) -> Image.Image:
+    image = read_rgb(answer.file, background=background)
     size = max(12, min(image.size) // 16)
     lines = [_line(guesses) for guesses in answer.heads]
     band = Image.new("RGB", (max(image.width, 120), image.height + (size + 6) * len(lines)), "black")

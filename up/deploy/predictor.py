@@ -12,6 +12,7 @@ from torch import Tensor
 
 from up.assembly.data import build_reader, build_transforms
 from up.data.bad_images import BadImage
+from up.data.decoding import Color
 from up.data.records import Batch, Sample
 from up.deploy.ahead import grouped, loaded_ahead
 from up.deploy.answers import Answer, Guess, best_guesses
@@ -29,7 +30,9 @@ class CheckpointPredictor:
         self.batch_size = batch_size
         self.trained = load_trained(experiment, checkpoint)
         self._collate = experiment.plugin.collate
-        self._pipeline = experiment.plugin.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
+        reader = build_reader(experiment, "test")
+        self.background: Color | None = getattr(reader, "background", None)
+        self._pipeline = experiment.plugin.pipeline(reader, build_transforms(experiment, "test"))
 
     def predict(self, paths: Sequence[Path], *, threads: int = 2) -> Iterator[Answer]:
         """Images are decoded in threads while the net works."""

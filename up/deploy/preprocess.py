@@ -27,7 +27,7 @@ class Preprocessing:
     def __init__(self, operations: Sequence[Operation], size: tuple[int, int]) -> None:
         self.size = size
         self._decode = next(op for op in operations if isinstance(op, Decode))
-        self._background = _background(operations)
+        self.background = _background(operations)
         self._shape = [_STEPS[type(op)](op) for op in operations if type(op) in _STEPS]
         self._numbers = [op for op in operations if isinstance(op, (ToFloat, Normalize))]
 
@@ -52,10 +52,10 @@ class Preprocessing:
             name = "image" if isinstance(source, bytes) else str(source)
             # A relative path stays relative in what the user reads, but is found whatever the folder is by then.
             read = source if isinstance(source, bytes) else str(Path(source).absolute())
-            return name, read_rgb(read, name, max_pixels=self._decode.max_pixels, background=self._background)
+            return name, read_rgb(read, name, max_pixels=self._decode.max_pixels, background=self.background)
         if isinstance(source, Image.Image):
             try:
-                return "image", upright_rgb(source, self._background)
+                return "image", upright_rgb(source, self.background)
             except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file that it opened only now
                 raise BadImage("image", f"cannot be decoded: {error}") from None
         if not isinstance(source, np.ndarray):

@@ -94,6 +94,15 @@ def test_drawn_as_they_go_by(tmp_path: Path) -> None:
         assert picture.height == 20 + 2 * (12 + 6)  # a line for each head
 
 
+def test_transparent_images_are_drawn_as_the_net_saw_them(tmp_path: Path) -> None:
+    Image.new("RGBA", (30, 20), (9, 9, 9, 0)).save(tmp_path / "a.png")
+    answer = Answer(str(tmp_path / "a.png"), ONE.heads, None)
+    for background, seen in ((None, (9, 9, 9)), ((255, 255, 255), (255, 255, 255))):
+        assert list(drawn([answer], tmp_path / "out", background)) == [answer]
+        with Image.open(tmp_path / "out" / "a.png") as picture:
+            assert picture.getpixel((3, 3)) == seen
+
+
 def test_names_of_files_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Such a name is a row like any other: in JSON it is the one that Python calls the file by."""
     package, odd = handmade.package(tmp_path), tmp_path / "in" / "\udcff.png"
