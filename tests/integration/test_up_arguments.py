@@ -307,3 +307,45 @@ def test_auto_save_metric_keeps_the_best_checkpoint_of_each_metric(
     assert json.loads((broken / "best_metrics.json").read_text()) == told
     for name, record in best.items():
         assert checkpoint(broken, f"ckpt_best_{name}.pth")["step"] == record["step"]
+
+
+def test_all_of_it_at_once_trains_evaluates_exports_and_predicts(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["hooks"] = [
+        {"type": "train_val_logger", "kwargs": {"freq": 1, "skip_first_k": 1, "summary_writer": "tensorboard"}},
+        {"type": "grad_clipper", "kwargs": {"mode": "average", "max_norm": 5.0, "display_freq": 1}},
+        {"type": "feature_vis", "kwargs": {"layer_name": "backbone.layer2", "gt_dir": str(images), "interpolation": "bilinear"}},
+        {"type": "auto_save_metric", "kwargs": {"metric": "mean_class_accuracy"}},
+        {"type": "memory_checkpoint", "kwargs": {"enable": True, "dc_cfg": {"warmup_iters": 30, "max_memory": 8}}},
+        *({"type": kind} for kind in ("memory_empty", "memory_analysis", "reload", "auto_save_best", "auto_checkpoint")),
+    ]
+    for source in ("train", "test"):
+        kwargs = config["dataset"][source]["dataset"]["kwargs"]
+        kwargs["image_reader"] = {
+            "type": "fs_opencv", "kwargs": {"image_dir": str(images), "color_mode": "BGR", "memcached": True},
+        }  # fmt: skip
+        kwargs["transformer"][-2] = {"type": "custom_to_tensor", "kwargs": {"norm_image": True}}
+        kwargs["transformer"][-1]["kwargs"]["inplace"] = True
+        config["dataset"][source]["dataset"] |= {"type": "rank_cls"}
+        kwargs |= {"reload_cfg": {"mini_epoch": 1}, "random": True}
+    transform("torch_randerase", num_splits=2, device="cpu", probability=0.25)(config)
+    sampler("repeat_factor", t=0.2, ri_mode="round", pn=0.5, ri_if_empty=1, static_size=True)(config)
+    evaluator("imagenet", topk=[1, 5], eval_class_idxs=[0, 1], image_reader={"type": "fs_opencv"})(config)
+    head("fpn_cls_head", [3, 4], in_plane=[32, 64], feat_planes=16, sum_feature=True, input_feature_idx=[0, 1])(config)
+    config["trainer"]["max_iter"] = 2
+    path = write(config)
+    run = tmp_path / "run"
+    for words in (
+        ["train"],
+        ["eval"],
+        ["to_onnx", "--save_prefix", str(tmp_path / "exported")],
+        ["inference", "-c", str(run / "ckpt_best_mean_class_accuracy.pth"), "-i", str(images / "val 0.png"), "-v", str(tmp_path / "seen")],
+    ):
+        assert main([*words, "--config", path]) == 0, capsys.readouterr().err
+    log = (run / "train.log").read_text()
+    assert "gradients at step 2: norm" in log
+    assert "memory: parameters" in log
+    assert log.count(" has no effect: ") == 8
+    assert list((run / "feature_vis").glob("step2/*.png"))
+    assert list((tmp_path / "seen").iterdir())
