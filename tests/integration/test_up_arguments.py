@@ -24,6 +24,7 @@ Config = dict[str, Any]
 Write = Callable[[Config], str]
 
 TRAIN = "dataset.train.dataset.kwargs"
+CKPT = "ckpt_best_mean_class_accuracy.pth"
 
 
 def notes(path: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -340,7 +341,7 @@ def test_all_of_it_at_once_trains_evaluates_exports_and_predicts(
         ["train"],
         ["eval"],
         ["to_onnx", "--save_prefix", str(tmp_path / "exported")],
-        ["inference", "-c", str(run / "ckpt_best_mean_class_accuracy.pth"), "-i", str(images / "val 0.png"), "-v", str(tmp_path / "seen")],
+        ["inference", "-c", str(run / CKPT), "-i", str(images / "val 0.png"), "-v", str(tmp_path / "seen")],
     ):
         assert main([*words, "--config", path]) == 0, capsys.readouterr().err
     log = (run / "train.log").read_text()
