@@ -53,6 +53,9 @@ def unwritable(folder: Path) -> str | None:
         there = there.parent
     if not there.is_dir():
         return f"{there} is no folder"
+    of_the_kernel = {os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.isdir(path)}
+    if os.stat(there).st_dev in of_the_kernel:
+        return f"{there} belongs to the kernel"
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
 
 

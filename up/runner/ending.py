@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import torch
+
 from up.data.loader import as_loader_died
 from up.distributed import is_main
-from up.errors import Ending, NumericalError, PeerLost, StorageError, place_in
+from up.errors import Ending, NumericalError, PeerLost, StorageError, UserError, place_in
 from up.runner.checkpoint import read_sidecar
 from up.runner.folder import Status, read_status, write_status
 from up.runner.run import Run
@@ -38,16 +40,37 @@ def explained(run: Run, error: Exception) -> Exception:
     """What the user should read instead of ``error``: the same, with the places, or what lay behind it."""
     if isinstance(error, NumericalError) and run.suspects:
         told = NumericalError(
-            f"step {run.step}: {error}; {run.suspects}. The last good checkpoint is {_checkpoint(run) or 'none'}."
+            f"step {run.step}: {error}; {run.suspects}. The last good checkpoint is {_checkpoint(run) or 'none'}.{_remedy(run)}"
         )
         told.known_to_all = True  # every rank has the same gradients
         return told
     if isinstance(error, Ending):
         return error
-    behind = as_loader_died(error) or as_peer_lost(error)
+    behind = _as_out_of_memory(run, error) or as_loader_died(error) or as_peer_lost(error)
     if behind is None and isinstance(error, OSError):
         return StorageError(f"{error}. Is the disk of {run.outline.folder} full, read-only or gone?")
     return behind or error
+
+
+def _remedy(run: Run) -> str:
+    """What to change, unless the suspects say it already."""
+    if "Lower lr" in run.suspects:
+        return ""
+    lr = max(group["lr"] for group in run.optimizer.param_groups)
+    return f" Lower trainer.optimizer.kwargs.lr (the learning rate was {lr:g}), add a warm-up, or set trainer.clip_norm."
+
+
+def _as_out_of_memory(run: Run, error: Exception) -> UserError | None:
+    """The remedy where the device or the machine ran out of memory; None for another error."""
+    text = str(error)
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+        return None
+    reason = text.split(". ")[0].splitlines()[0] if text else "the machine has no memory left"
+    images = run.facts.global_batch_size
+    return UserError(
+        f"out of memory at step {run.step} ({reason}), with a global batch size of {images}. Lower batch_size (trainer.accumulate "
+        "keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or grad_checkpointing: true."
+    )
 
 
 def _checkpoint(run: Run) -> str | None:

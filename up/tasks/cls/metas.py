@@ -121,7 +121,7 @@ class Rows:
             try:
                 refusal = self.source.root.refusal(name.decode())
             except UnicodeDecodeError:
-                refusal = f"{name[:60]!r} is not UTF-8"
+                refusal = f"{name[:60]!r} is not UTF-8: save the file as UTF-8"
             if refusal:
                 self.problems.add(line, refusal)
 
@@ -147,11 +147,13 @@ class Rows:
         values = labels.values.ravel()
         wrong = np.flatnonzero((values < 0) | (values >= limits))
         owners = labels.owners() if len(wrong) else wrong
+        counts_from_1 = len(wrong) and not self.source.label_offset and values.min() == 1 and values.max() == limits[0]
+        hint = " Labels count from 0: subtract 1, or set label_mapping: [-1]." if counts_from_1 else ""
         for at in wrong.tolist():
             got = f"label {values[at] - self.source.label_offset}"
             mapped = f" (after label_mapping {values[at]})" if self.source.label_offset else ""
             expected = f"an integer from 0 to {limits[at] - 1}" if limit is not None else "a label from 0 on"
-            self.problems.add(int(lines[owners[at]]), f"{got}{mapped}. Expected {expected}.")
+            self.problems.add(int(lines[owners[at]]), f"{got}{mapped}. Expected {expected}.{hint}")
 
 
 def imagenet(source: MetaSource) -> Meta:
@@ -167,6 +169,8 @@ def imagenet(source: MetaSource) -> Meta:
                 lines.append(line)
             elif parts:
                 rows.problems.add(line, f"expected 'path label', got {shown(raw)}.{_hint(raw)}")
+        if b"\r" in b"".join(names):
+            rows.problems.add(start, f"expected 'path label', got {shown(chunk[0])}.{_hint(chunk[0])}")
         rows.extend(names, lines)
         if b"".join(texts).isdigit() and max(map(len, texts)) <= 9:
             labels.extend(map(int, texts))
@@ -208,7 +212,15 @@ def shown(raw: bytes) -> str:
 
 
 def _hint(raw: bytes) -> str:
-    return " It looks like JSON: meta_type custom_cls?" if raw.lstrip()[:1] == b"{" else ""
+    """What the author of a line probably meant."""
+    if raw.lstrip()[:1] == b"{":
+        return " It looks like JSON: meta_type custom_cls?"
+    if b"\r" in raw.strip():
+        return " Lines end in a carriage return alone: save the file with line feeds."
+    for separator, name in ((b",", "commas"), (b";", "semicolons"), (b"|", "bars")):
+        if raw.rsplit(separator, 1)[-1].strip().isdigit() and separator in raw:
+            return f" Replace the {name} by blanks or tabs."
+    return ""
 
 
 def _checked_label(name: bytes, text: bytes, line: int, problems: Problems) -> int:

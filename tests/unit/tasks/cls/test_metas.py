@@ -88,7 +88,7 @@ def test_no_line(tmp_path: Path, parse: Any, content: bytes) -> None:
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     given = source(tmp_path, b"a.jpg 1\nstra\xdfe.jpg 2\n")
-    assert problems(imagenet, given) == [r"2: b'stra\xdfe.jpg' is not UTF-8"]
+    assert problems(imagenet, given)[0].startswith(r"2: b'stra\xdfe.jpg' is not UTF-8")
     given = source(tmp_path, b'{"filename": "a.jpg", "label": 1}\n{"filename": "stra\xdfe.jpg", "label": 1}\n')
     assert problems(custom_cls, given)[0].endswith("is not UTF-8")
 
