@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from up.data.decoding import Color, read_rgb
 from up.deploy.answers import Answer, Guess
 from up.errors import StorageError
+from up.fonts import font_for, is_drawable, missing_font
 
 
 def drawn(answers: Iterable[Answer], folder: Path, background: Color | None = None) -> Iterator[Answer]:
@@ -31,21 +34,25 @@ def drawn(answers: Iterable[Answer], folder: Path, background: Color | None = No
 
 
 def _line(guesses: Sequence[Guess]) -> str:
-    """The best class, or the labels of a set that are present."""
+    """The best class, or the labels of a set that are present; by number where no font here has the name's letters."""
     present = [guess for guess in guesses if guess.present]
     shown = guesses[:1] if guesses[0].present is None else present
-    return ", ".join(f"{guess.name} {guess.score:.2f}" for guess in shown) or "no label"
+    if (line := missing_font(guess.name for guess in shown)) is not None:
+        warnings.warn(line, stacklevel=2)
+    named = [(guess.name if is_drawable(guess.name) else f"class {guess.label}", guess.score) for guess in shown]
+    return ", ".join(f"{name} {score:.2f}" for name, score in named) or "no label"
 
 
 def _picture(answer: Answer, background: Color | None) -> Image.Image:
     image = read_rgb(answer.file, background=background)
     size = max(12, min(image.size) // 16)
-    lines = [_line(guesses) for guesses in answer.heads]
-    band = Image.new("RGB", (max(image.width, 120), image.height + (size + 6) * len(lines)), "black")
+    lines = [(line, font_for(line, size)) for line in map(_line, answer.heads)]
+    width = max(image.width, 120, *(math.ceil(font.getlength(line)) + 6 for line, font in lines))
+    band = Image.new("RGB", (width, image.height + (size + 6) * len(lines)), "black")
     band.paste(image, (0, 0))
     pen = ImageDraw.Draw(band)
-    for row, line in enumerate(lines):
-        pen.text((3, image.height + 2 + row * (size + 6)), line, fill="white", font=ImageFont.load_default(size))
+    for row, (line, font) in enumerate(lines):
+        pen.text((3, image.height + 2 + row * (size + 6)), line, fill="white", font=font)
     return band
 
 

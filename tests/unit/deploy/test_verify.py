@@ -75,6 +75,16 @@ def test_average_precision_of_sets(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"mAP of classes: {average:.2f} % on 4 images of {tmp_path / 'meta.json'}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [[], ["--meta-type", "image_folder"]])
+def test_accuracy_on_a_folder_of_class_folders(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the images are needs no second argument, and a folder no meta type."""
+    for name, level in (("red", (250, 9, 9)), ("green", (9, 250, 9))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        handmade.colour(*level).save(tmp_path / "photos" / name / "x.png")
+    assert main(["verify", str(handmade.package(tmp_path)), "--meta", str(tmp_path / "photos"), *words]) == 0
+    assert f"100.00 % on 2 images of {tmp_path / 'photos'}" in capsys.readouterr().out
+
+
 def test_what_only_goes_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(handmade.package(tmp_path)), "--image-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("--image-dir: needs --meta FILE")

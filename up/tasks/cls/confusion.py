@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from up.fonts import Font, font_for, is_drawable, missing_font
 from up.tasks.cls.predictions import Floats, HeadPredictions, Ints
 from up.tasks.cls.scoring import share
 
@@ -16,10 +18,8 @@ LARGEST = 1000  # above, a matrix of C x C cells is neither drawn nor written in
 
 _INK, _FAINT, _PAPER, _GRID = (32, 36, 44), (112, 118, 130), (255, 255, 255), (226, 229, 234)
 _RIGHT, _WRONG = (23, 92, 168), (206, 62, 28)  # blue and vermilion: told apart by colour-blind readers too
-_LONGEST_NAME = 180  # pixels
+_LONGEST_NAME = 360  # pixels
 _MARGIN = 24
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def confusion_matrix(head: HeadPredictions) -> Ints:
@@ -34,17 +34,19 @@ def draw_confusion(matrix: Ints, names: Sequence[str]) -> Image.Image:
     """The matrix (C, C) as a picture: each row in shares of its true class, right ones blue, wrong ones red."""
     classes = len(matrix)
     if classes > LABELLED:
-        return _framed(matrix, max(1, 840 // classes), [], ImageFont.load_default(13))
+        return _framed(matrix, max(1, 840 // classes), [])
+    if (line := missing_font(names)) is not None:
+        warnings.warn(line, stacklevel=2)
     cell = 64 if classes <= 5 else 44 if classes <= 12 else 30
-    font = ImageFont.load_default(14 if classes <= 12 else 12)
-    shown = [_fitting(_drawable(name, number), font) for number, name in enumerate(names)]
-    return _framed(matrix, cell, shown, font)
+    size = 14 if classes <= 12 else 12
+    shown = [name if is_drawable(name) else f"#{number}" for number, name in enumerate(names)]
+    return _framed(matrix, cell, [(_fitting(name, font), font) for name in shown for font in [font_for(name, size)]])
 
 
-def _framed(matrix: Ints, cell: int, names: Sequence[str], font: Font) -> Image.Image:
+def _framed(matrix: Ints, cell: int, names: Sequence[tuple[str, Font]]) -> Image.Image:
     """The cells with a title above, the true classes at the left, the predicted ones below and a scale at the right."""
     side = cell * len(matrix)
-    gutter = max((int(font.getlength(name)) for name in names), default=40) + 10
+    gutter = max((int(font.getlength(name)) for name, font in names), default=40) + 10
     left, top = _MARGIN + 22 + gutter, _MARGIN + 52
     width = left + max(side, 260) + 110
     picture = Image.new("RGB", (width, top + max(side, 150) + gutter + 30 + _MARGIN), _PAPER)
@@ -58,7 +60,7 @@ def _framed(matrix: Ints, cell: int, names: Sequence[str], font: Font) -> Image.
     if names:
         _grid(draw, (left, top), cell, len(matrix))
         _numbers(draw, (left, top), cell, matrix)
-        _names(picture, (left, top), cell, names, font)
+        _names(picture, (left, top), cell, names)
     else:
         _ticks(picture, (left, top), cell, len(matrix))
     draw.rectangle((left - 1, top - 1, left + side, top + side), outline=_FAINT)
@@ -101,10 +103,10 @@ def _numbers(draw: ImageDraw.ImageDraw, corner: tuple[int, int], cell: int, matr
         draw.text(place, text, _PAPER if strength[row, column] > 0.6 else _INK, font, anchor="mm")
 
 
-def _names(picture: Image.Image, corner: tuple[int, int], cell: int, names: Sequence[str], font: Font) -> None:
+def _names(picture: Image.Image, corner: tuple[int, int], cell: int, names: Sequence[tuple[str, Font]]) -> None:
     left, top = corner
     draw = ImageDraw.Draw(picture)
-    for number, name in enumerate(names):
+    for number, (name, font) in enumerate(names):
         middle = number * cell + cell // 2
         draw.text((left - 8, top + middle), name, _INK, font, anchor="rm")
         _upright(picture, name, (left + middle, top + cell * len(names) + 6), font, _INK, centred=False)
@@ -148,11 +150,6 @@ def _upright(
     x, y = place
     at = (x - turned.width // 2 if not centred else x, y - turned.height // 2 if centred else y)
     picture.paste(ink, at, turned)
-
-
-def _drawable(name: str, number: int) -> str:
-    """The class's number where the built-in font would show empty boxes for its name."""
-    return name if name.isprintable() and all(ord(letter) < 0x250 for letter in name) else f"#{number}"
 
 
 def _fitting(name: str, font: Font) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from up.data.records import Batch
 from up.errors import UserError
+from up.fonts import is_drawable, missing_font
 from up.runner.hooks import Outline
-from up.tasks.cls.pictures import Panel, enlarged, is_drawable, overlaid, photo, sheet
+from up.tasks.cls.pictures import Panel, enlarged, overlaid, photo, sheet
 from up.tasks.cls.probe import Probe, file_stems
 from up.tasks.cls.tapping import as_maps, tapped, undisturbed
 from up.text import count, some_of
@@ -130,6 +131,8 @@ class GradCam(Probe):
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
         self.class_names = self.class_names or outline.class_names or []
+        if (line := missing_font(self.class_names)) is not None:
+            self.warn(line)
 
     def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
         self.layers = self.layers or [last_convolution(self.outline.model, images.image)]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from up.fonts import Font, font_for
+
 Floats = npt.NDArray[np.float64]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _INK, _FAINT, _PAPER = (32, 36, 44), (112, 118, 130), (255, 255, 255)
 _RAMP = ((18, 10, 60), (96, 18, 120), (190, 44, 90), (240, 120, 30), (255, 236, 120))  # ever lighter: it survives grey print
@@ -98,13 +99,8 @@ def _scale(picture: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, i
 
 
 def _text(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, ink: tuple[int, int, int], width: int) -> None:
-    font = ImageFont.load_default(size)
+    font = font_for(text, size)
     draw.text(place, fitting(text, font, width), ink, font)
-
-
-def is_drawable(text: str) -> bool:
-    """Whether the built-in font has the letters, rather than empty boxes for them."""
-    return text.isprintable() and all(ord(letter) < 0x250 for letter in text)
 
 
 def fitting(text: str, font: Font, width: int) -> str:

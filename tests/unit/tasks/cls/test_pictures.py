@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image, ImageFont
 
@@ -11,7 +10,6 @@ from up.tasks.cls.pictures import (
     enlarged,
     fitting,
     heat_picture,
-    is_drawable,
     overlaid,
     photo,
     sheet,
@@ -68,11 +66,6 @@ def test_text_is_cut_to_its_room() -> None:
     assert cut.endswith("a…")
     assert 80 < font.getlength(cut) <= 100
     assert fitting("犬", font, 1) == "犬"
-
-
-@pytest.mark.parametrize(("text", "drawable"), [("Löwenzahn", True), ("犬", False), ("a\nb", False)])
-def test_which_letters_can_be_drawn(text: str, drawable: bool) -> None:
-    assert is_drawable(text) is drawable
 
 
 def test_a_sheet_has_one_panel_left_and_the_others_in_a_square() -> None:
