@@ -21,10 +21,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from up.config.parts import build_part
 from up.models.adapter import Backbone
 from up.models.backbones import BACKBONES
 from up.models.keymaps import KEY_MAPS
 from up.models.net import Net
+from up.models.norm import NORMS
 from up.models.weights import LoadReport, Weights, WeightsError, load_weights, read_state, variant_of
 
 torch.set_num_threads(1)
@@ -98,8 +100,7 @@ def strictly_loaded(report: LoadReport) -> bool:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_checkpoint_of_up_gives_the_features_of_up(name: str, tmp_path: Path) -> None:
     facts = NETWORKS[name]
-    kwargs = {key: value for key, value in facts["kwargs"].items() if key != "normalize"}
-    backbone = build(name, **kwargs)
+    backbone = build_part({"type": name, "kwargs": facts["kwargs"]}, "backbone", {"backbone": BACKBONES, "norm": NORMS}).eval()
     net = Net([("backbone", backbone), ("head", Head(backbone.out_planes[-1]))])
     head = {"head.classifier.weight": torch.randn(5, backbone.out_planes[-1]), "head.classifier.bias": torch.randn(5)}
     state = {f"module.backbone.{key}": tensor for key, tensor in state_of(name).items()}

@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -168,7 +170,8 @@ def test_code_is_refused_and_not_run(tmp_path, monkeypatch):
 
 
 def test_numpy_scalars_are_refused_with_the_way_to_convert(tmp_path):
-    torch.save({"state_dict": {"a": torch.ones(1)}, "best": np.float64(3)}, tmp_path / "old.pth")
+    averages = {"state_dict": {"a": torch.zeros(1)}}
+    torch.save({"state_dict": {"a": torch.ones(1)}, "ema": averages, "best": np.float64(3)}, tmp_path / "old.pth")
     with pytest.raises(WeightsError, match="multiarray.scalar would have to be imported") as caught:
         read_state(tmp_path / "old.pth")
     command = str(caught.value).partition('python -c "')[2].rstrip('"')
@@ -178,7 +181,17 @@ def test_numpy_scalars_are_refused_with_the_way_to_convert(tmp_path):
         exec(command, {})  # the advice works
     finally:
         os.chdir(folder)
-    assert list(read_state(tmp_path / "weights.pth").model) == ["a"]
+    converted = read_state(tmp_path / "weights.pth")
+    assert (converted.model["a"].item(), converted.ema["a"].item()) == (1, 0)
+
+
+def test_a_training_state_with_objects_of_up_is_refused_with_the_way_to_convert(tmp_path, monkeypatch):
+    elsewhere = types.ModuleType("up.schedulers")
+    elsewhere.Warmup = type("Warmup", (), {"__module__": "up.schedulers"})
+    monkeypatch.setitem(sys.modules, "up.schedulers", elsewhere)
+    torch.save({"model": {"a": torch.ones(1)}, "lr_scheduler": elsewhere.Warmup()}, tmp_path / "old.pth")
+    with pytest.raises(WeightsError, match=r"up\.schedulers\.Warmup .* with the program that wrote it installed: python -c"):
+        read_state(tmp_path / "old.pth")
 
 
 def test_torchscript_is_refused(tmp_path):
