@@ -82,6 +82,20 @@ def test_samplers_give_all_ranks_the_same_updates(config: Config, cluster: Make,
     assert steps_of(tmp_path / "1") == steps_of(tmp_path / "2")
 
 
+def test_hooks_that_every_rank_has(config: Config, cluster: Make, tmp_path: Path) -> None:
+    """All ranks save where a metric of the hook's own is the best so far: a rank that did not would leave the others waiting."""
+    metric = {"type": "auto_save_metric", "kwargs": {"metric": ["loss", "mean_class_accuracy"]}}
+    config["hooks"] = [metric, {"type": "memory_empty"}, {"type": "memory_checkpoint"}]
+    config["runtime"]["iter_base"] = True
+    config["trainer"] |= {"max_iter": 6, "test_freq": 1, "save_freq": 100}
+    cluster().run(codes=[0, 0])
+    told = json.loads((tmp_path / "run" / "best_metrics.json").read_text())
+    evaluations = [line for line in lines_of(tmp_path / "run") if line["phase"] == "eval"]
+    best = min(evaluations, key=lambda line: line["loss"])
+    assert told["loss"] == {"value": best["loss"], "step": best["step"]}
+    assert checkpoint(tmp_path / "run", "ckpt_best_loss.pth")["step"] == best["step"]
+
+
 def test_stopped_at_every_step_equals_unbroken(config: Config, cluster: Make, tmp_path: Path) -> None:
     """One run saves after each of the 9 steps of 3 epochs. Another is stopped after each, and goes on from there."""
     everything_on(config)
