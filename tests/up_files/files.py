@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,6 +212,7 @@ def plain_of(recipe: Recipe) -> Block:
         **({"ema": recipe.ema} if recipe.ema is not None else {}),
         **recipe.more,
     }
+    plain = deepcopy(plain)  # recipes share what is in them
     for path, value in recipe.change.items():
         *way, key = path.split(".")
         block = plain
