@@ -98,6 +98,9 @@ def _equals_sign(lines: list[str], numbers: range) -> Fault | None:
         found = _EQUALS.match(lines[number])
         if found and not _KEY.match(lines[number]):
             written = lines[number].strip().rstrip(",")
+            if number and "#" in lines[number - 1] and written.count(")") > written.count("("):
+                mend = f"It ends the comment of line {number}: write # before it."
+                return Fault(number + 1, _indent(lines[number]) + 1, f"got {written!r}, expected KEY: VALUE. {mend}")
             pairs = re.split(r"[,\s]+(?=\w+\s*=)", written.removeprefix("- "))
             mended = " and ".join(re.sub(r"\s*=\s*", ": ", pair, count=1) for pair in pairs)
             alone = ", a line each" if len(pairs) > 1 else ""

@@ -45,6 +45,14 @@ def test_a_key_with_an_equals_sign(written: str, line: int, mend: str) -> None:
     assert said.endswith(f"expected KEY: VALUE. Write {mend}.")
 
 
+@pytest.mark.parametrize("indent", [0, 2, 4, 20])
+def test_the_rest_of_a_comment_on_a_line_of_its_own(indent: int) -> None:
+    rest = f"{' ' * indent}momentum=0.9,weight_decay=0.0001)"
+    said = refusal(f"trainer:\n  optimizer:  # SGD(params, lr=0.01,\n{rest}\n    type: SGD\n    kwargs: {{}}\n")
+    assert said.startswith("x.yaml:3: got 'momentum=0.9,")
+    assert said.endswith("It ends the comment of line 2: write # before it.")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "got", "expected", "like"),
     [
