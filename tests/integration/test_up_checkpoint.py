@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,19 @@ def test_a_training_state_of_up_is_not_resumed(
     argv = [command, "--config", config_file, "--opts", f"saver.resume_model={up / 'ckpt.pth'}"]
     (line,) = refused(argv, capsys, tmp_path)
     assert line.startswith(str(up / "ckpt.pth"))
-    assert "saver.pretrain_model instead of saver.resume_model" in line
+    assert "training state of UP" in line
+    assert line.endswith("name them in saver.pretrain_model.")
+
+
+def test_a_run_folder_of_up_is_not_continued_and_the_log_says_so(up: Path, config_file: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(up / "ckpt.pth", tmp_path / "run" / "ckpt_latest.pth")
+    opts = ["saver.auto_resume=true", "trainer.max_iter=1"]
+    assert main(["train", "--config", config_file, "--opts", *opts]) == 0
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert f"{tmp_path / 'run' / 'ckpt_latest.pth'}: is not continued" in said
+    assert "saver.pretrain_model" in said
+    assert (tmp_path / "run" / "earlier" / "1" / "ckpt_latest.pth").is_file()
 
 
 def scores(up: Path, images: list[Path]) -> np.ndarray[Any, Any]:

@@ -22,7 +22,7 @@ from up.files import TEMPORARY, sha256_of, sync_folder, write_atomically, write_
 FORMAT_VERSION = 1
 LATEST = "ckpt_latest.pth"
 BEST = "ckpt_best.pth"
-_FOREIGN = "To start from the weights of another program, set saver.pretrain_model instead of saver.resume_model."
+_FOREIGN = "To start from the weights of another program, name them in saver.pretrain_model."
 
 
 class CheckpointError(UserError):
@@ -167,9 +167,14 @@ class CheckpointFolder:
             self._name(path, name)
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest valid checkpoint, and a line for every damaged one that was passed over."""
+        """The newest valid checkpoint, and a line for every damaged or foreign one that was passed over."""
         passed_over: list[str] = []
-        for path, _ in reversed(self._committed()):
+        committed = self._committed()
+        if not committed and (self.folder / LATEST).is_file():
+            passed_over.append(
+                f"{self.folder / LATEST}: is not continued: no sidecar {LATEST}.json says that up saved it. {_FOREIGN}"
+            )
+        for path, _ in reversed(committed):
             problem = damage(path)
             if not problem:
                 return path, passed_over
