@@ -12,6 +12,7 @@ from tests.up_files.facts import facts_of, known_facts
 from tests.up_files.files import text_of
 from tests.up_files.recipes import RECIPES
 from up.__main__ import main
+from up.assembly.training import schedule_of
 from up.config.nodes import parse_nodes
 from up.config.tree import to_plain
 from up.experiment import load_experiment
@@ -23,6 +24,7 @@ NOTES = {  # why a file is told anything at all
     "fp16: belongs in runtime": "fp16",
     "iter_base: belongs in runtime": "iter_base",
     "lr_scheduler: belongs in trainer": "lr_scheduler",
+    "T_max: counts steps": "T_max",
     "max_iter: is given without max_epoch": "max_iter",
     "memcached of fs_pillow has no effect": "memcached: true",
 }
@@ -49,6 +51,12 @@ def test_a_file_of_up_passes(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         place = re.match(rf"{re.escape(str(path))}:(\d+): ", line)
         assert place
         assert why in text.splitlines()[int(place[1]) - 1]
+
+
+def test_a_schedule_of_a_run_in_steps_lasts_as_long_as_the_run(tmp_path: Path) -> None:
+    experiment = load_experiment(file_of("mobilenet/mbv3_large", tmp_path))
+    schedule = schedule_of(experiment, updates_per_epoch=1252, total=437500, global_batch_size=1024)
+    assert [schedule(step) for step in (0, 6249, 437500 // 2, 437500)] == pytest.approx([0.04, 0.4, 0.2, 0], rel=0.03, abs=1e-6)
 
 
 def test_no_key_path_and_no_value_is_left_out() -> None:

@@ -54,6 +54,9 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
     """The learning rate as a function of the step; constant where no scheduler is named."""
     trainer = experiment.config.trainer
     part = trainer.lr_scheduler or SchedulePart(type="constant", warmup_register_type="no_scale_lr")
+    if experiment.config.schedule_counts_steps:
+        epochs = part.kwargs["T_max"] / updates_per_epoch
+        part = part.model_copy(update={"kwargs": {**part.kwargs, "T_max": epochs}})
     optimizer, table = trainer.optimizer, experiment.tables["optimizer"]
     with experiment.placing("trainer.optimizer"):
         base_lr = lr_of(optimizer.type, optimizer.kwargs, table) if optimizer else 0.0

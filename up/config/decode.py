@@ -142,6 +142,9 @@ def _idle(config: Config, origins: Origins) -> Iterator[Note]:
     """What the file says and nothing reads, because something else is missing for it."""
     if config.saver.skip and config.saver.pretrain_model is None:
         yield Note("saver.skip", "has no effect without saver.pretrain_model", origins.of("saver.skip"))
+    if config.schedule_counts_steps:
+        path = "trainer.lr_scheduler.kwargs.T_max"
+        yield Note(path, "counts steps, not epochs, as max_iter does (runtime.iter_base)", origins.of(path))
     if origins.of("ema.kwargs") != DEFAULT and origins.of("ema.enable") == DEFAULT:
         yield Note("ema.kwargs", "has no effect without ema.enable: true", origins.of("ema.kwargs"))
 

@@ -250,6 +250,8 @@ class ToKestrel(Section):
     """Folder of the package; unset takes ``--save_to`` or the run's folder."""
 
 
+_MORE_THAN_EPOCHS = 10_000
+
 Net = Annotated[list[NetModule], Field(min_length=1)]
 
 
@@ -278,6 +280,13 @@ class Config(Section):
     """Knowledge distillation."""
     to_kestrel: ToKestrel = ToKestrel()
     """The package for Kestrel."""
+
+    @property
+    def schedule_counts_steps(self) -> bool:
+        """Whether ``T_max`` of the schedule is meant in steps: with ``iter_base``, a number that no run has of epochs."""
+        schedule = self.trainer.lr_scheduler
+        length = schedule.kwargs.get("T_max") if schedule is not None else None
+        return self.runtime.iter_base and isinstance(length, int | float) and length >= _MORE_THAN_EPOCHS
 
 
 SECTIONS = tuple(name for name in Config.model_fields if name != "teachers")

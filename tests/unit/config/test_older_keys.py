@@ -96,6 +96,15 @@ class TestDataPool:
         assert f"x.yaml:3: {expected}" in problem(self.DATA.format(pool, "train"))
 
 
+@pytest.mark.parametrize(("T_max", "iter_base", "steps"), [(437500, True, True), (100, True, False), (437500, False, False)])
+def test_T_max_of_a_run_in_steps(T_max: int, iter_base: bool, steps: bool) -> None:
+    schedule = f"{{type: CosineAnnealingLR, kwargs: {{T_max: {T_max}}}}}"
+    text = f"runtime: {{iter_base: {iter_base}}}\ntrainer: {{lr_scheduler: {schedule}}}\n"
+    assert decoded(text).config.schedule_counts_steps == steps
+    said = ["x.yaml:3: trainer.lr_scheduler.kwargs.T_max: counts steps, not epochs, as max_iter does (runtime.iter_base)"]
+    assert notes(text) == said * steps
+
+
 class TestInitializer:
     def test_method_is_the_type_and_the_other_keys_are_its_kwargs(self) -> None:
         text = "teacher: [{name: b, type: resnet18, kwargs: {initializer: {method: normal, std: 0.02}}}]\n"
