@@ -251,6 +251,18 @@ def test_teacher_that_is_a_package_or_an_onnx_file(
     assert "teacher.onnx: no such file or folder" in capfd.readouterr().err
 
 
+def test_a_gradient_of_the_task_loss_through_recomputed_activations(kd: Config, write: Write, tmp_path: Path) -> None:
+    """gkd_loss takes a gradient before the backward pass; blocks that are computed again give both the same."""
+    guided(kd)
+    for net in (kd["net"], kd["teacher"]):
+        net[0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
+    kd["mimic"]["mimic_job0"]["teacher"]["teacher_weight"] = str(without_norms(kd, tmp_path))
+    assert train(write(kd)) == 0
+    kd["hooks"] = [{"type": "memory_checkpoint"}]
+    assert train(write(kd), f"saver.save_dir={tmp_path / 'frugal'}") == 0
+    assert_same(checkpoint(tmp_path / "frugal")["model"], checkpoint(tmp_path / "run")["model"])
+
+
 @pytest.mark.parametrize("is_guided", [False, True])
 def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server: Server, is_guided: bool) -> None:
     """The same images an update; no batch normalisation, whose statistics are a rank's own."""

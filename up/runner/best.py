@@ -53,7 +53,7 @@ class AutoSaveMetric(Hook):
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         missing = [name for name in self.names if name not in metrics]
-        if missing and is_main():
+        if missing and is_main() and not self._best:  # once, at the first evaluation
             LOGGER.warning(
                 "auto_save_metric: the evaluation gives no %s, only %s.%s",
                 some_of(missing), some_of(metrics), did_you_mean(missing[0], metrics),
