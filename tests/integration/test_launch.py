@@ -230,6 +230,16 @@ def test_torchrun(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # t
     finishes_equal(runs, run, unbroken)
 
 
+def test_torchrun_names_the_reason_last(start, run: Path) -> None:  # type: ignore[no-untyped-def]
+    """Its own traceback cannot be kept from the screen; the root cause below it is the line about the mistake."""
+    launched = start((*TORCHRUN, "-m", "up", "train"), "trainer.max_epch=3")
+    assert launched.wait() == 1
+    root_cause = launched.said.split("Root Cause")[1]
+    assert "exitcode  : 2" in root_cause
+    assert "trainer.max_epch: trainer takes no such key" in root_cause
+    assert not run.exists()
+
+
 def test_two_hosts(start, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
     """Two launchers of one rank each, which meet at a port."""
     hosts = ["--launch", "pytorch", "--ng", "1", "--nm", "2", "--rdzv", f"localhost:{free_port()}", "--node-rank"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +32,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
             if not (error.known_to_all and rank_in_environment() > 0):
                 with suppress(OSError):  # the terminal may be gone
                     print(error, file=sys.stderr)
+            _tell_launcher(str(error))
             return error.exit_code
         except BrokenPipeError:
             return _no_reader()
@@ -50,6 +53,15 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
             raise
         finally:
             warnings.formatwarning = before
+
+
+def _tell_launcher(reason: str) -> None:
+    """Leave the reason where torchrun looks for it: it ends with a traceback of its own, and a root cause, which is then this."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            message = {"message": reason, "extraInfo": {"py_callstack": reason, "timestamp": str(int(time.time()))}}
+            json.dump({"message": message}, file)
 
 
 def _no_reader() -> int:
