@@ -337,6 +337,8 @@ def tiny(plain: Plain, data: Path, run: Path) -> Iterator[tuple[str, object]]:
         "saver.results_dir": run / "results",
         "saver.pretrain_model": "null",
     }.items()
+    if (plain.get("to_kestrel") or {}).get("resize_hw"):
+        yield "to_kestrel.resize_hw", "null"  # must be what the transforms produce
     for source in ("train", "test"):
         place = f"dataset.{source}"
         kwargs = plain["dataset"][source]["dataset"]["kwargs"]
