@@ -13,6 +13,8 @@ import pytest
 from tests.up_files.files import Recipe, text_of
 from tests.up_files.recipes import RECIPES
 from up.__main__ import main
+from up.assembly.training import timetable
+from up.experiment import load_experiment
 
 SMALL = replace(RECIPES["resnet/res18"], size=32, memcached=None)
 VIT = replace(RECIPES["vit/vit_b16_224"], size=32, backbone="vit_tiny_patch16_224", in_plane=192, stray={})
@@ -133,3 +135,13 @@ def test_a_key_beyond_the_files_of_up(
     said = capsys.readouterr()
     assert said.err == ""
     assert sorted(re.findall(rf"^note: {re.escape(str(path))}:\d+: ([\w.]+): ", said.out, re.MULTILINE)) == sorted(noted)
+
+
+def test_when_checkpoints_are_due(tmp_path: Path) -> None:
+    """By save_freq, by save_latest_freq, and by save_cur_freq from save_cur_start on; epochs here."""
+    often = {"max_epoch": 20, "save_freq": 10, "save_cur_start": 12, "save_cur_freq": 3}
+    changes = {**{f"trainer.{key}": value for key, value in often.items()}, "saver.save_latest_freq": 7}
+    path = tmp_path / "x.yaml"
+    path.write_text(text_of(replace(SMALL, change=changes)))
+    save = timetable(load_experiment(path), updates_per_epoch=5).save
+    assert [step / 5 for step in range(1, 101) if save.is_due(step)] == [7, 10, 12, 14, 15, 18, 20]

@@ -130,6 +130,19 @@ def test_two_steps_evaluation_export_and_inference(
         assert [file.name for file in vis.iterdir()]
 
 
+def test_a_list_with_more_keys_and_labels_in_quotes_is_noted_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, changes = FILES["custom_cls and cutmix of samples"]
+    path = tmp_path / "up.yaml"
+    path.write_text(text_of(recipe))
+    assert main(["check", "--config", str(path), "--opts", *words(opts_for(recipe, data, tmp_path) | changes)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"note: {data / 'custom_cls.txt'}:1: ")]
+    assert len(notes) == 2
+    assert "ignored: 'image_source'" in notes[0]
+    assert 'the label "0" is in quotes and was read as a number' in notes[1]
+
+
 def test_inference_of_a_folder_without_any_weights(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As UP does it: random weights, which a warning says; and nothing that was named is passed over."""
     recipe = small("inference/res50", saver={"save_dir": "checkpoints/cls_std"})

@@ -72,7 +72,10 @@ SHARED = tuple(Source.model_fields)
 
 
 class Dataset(Section):
-    """The sources of samples, after what they share was merged into each."""
+    """The sources of samples, after what they share was merged into each.
+
+    Where blocks have other names, ``data_pool: ["my_train:train", "val:test"]`` says which serves which phase.
+    """
 
     train: Source | None = None
     """What is trained on."""
