@@ -9,11 +9,17 @@ OUT/classes.txt. ``--per-class N`` cuts the training list to N images a class. R
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
+
+try:
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError:
+    print("scikit-learn is not installed. Install the demo extra: pip install -e '.[demo]'", file=sys.stderr)
+    sys.exit(2)
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32

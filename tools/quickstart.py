@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 CONFIG = "configs/cls/quickstart.yaml"
 DIGITS = Path("data/digits")
 RUN = Path("runs/quickstart")
+Row = dict[str, str]  # of predictions.csv
 PACKAGE = RUN / "digits_1.0.0.tar"
-SHOWN = 5
+SHOWN = 4  # right predictions; a wrong one is added where there is one
 
 
 def main() -> None:
@@ -24,9 +26,11 @@ def main() -> None:
     run("4/6  export it as a package, proved against torch", "-m", "up", "to_kestrel", "--config", CONFIG)
     validation = ["--meta", str(DIGITS / "val.txt"), "--image-dir", str(DIGITS / "images")]
     run("5/6  verify the package, and measure it again", "-m", "up", "verify", str(PACKAGE), *validation)
-    images = [str(DIGITS / "images" / line.rsplit(" ", 1)[0]) for line in (DIGITS / "val.txt").read_text().splitlines()[:SHOWN]]
+    right, wrong = showcase(RUN / "results" / "predictions.csv")
+    images = [str(DIGITS / "images" / row["filename"]) for row in (*right, *wrong)]
     words = ["--bundle", str(PACKAGE), "--topk", "3"]
-    run(f"6/6  predict {SHOWN} images with it, without torch", "-m", "up", "predict", *words, *images)
+    run(f"6/6  predict {len(images)} validation images with it, without torch", "-m", "up", "predict", *words, *images)
+    print(told(right, wrong))
     metrics = json.loads((RUN / "results" / "metrics.json").read_text(encoding="utf-8"))
     print(
         f"""
@@ -37,13 +41,33 @@ top-1 on the 359 validation images: {metrics["top1"]:.2f} %   (trained in {minut
 {RUN}/results/                                                             accuracy per class, confusion, predictions
 {PACKAGE}                                                     the package, see docs/deploy.md
 
-try next
-  .venv/bin/python -m up train --config {CONFIG} --opts trainer.max_epoch=5 saver.save_dir=runs/short
-  .venv/bin/python -m up to_kestrel --config {CONFIG} --quantize int8 --save-to runs/int8
-  .venv/bin/python -m up check --config configs/cls/res50_strikes.yaml --no-files
-  .venv/bin/python -m up show components backbone
-  your own images: put them into folders, one a class, and see docs/migrating.md and docs/config.md (meta_type: image_folder)"""
+try next (after: source .venv/bin/activate)
+  python -m up train --config {CONFIG} --opts trainer.max_epoch=5 saver.save_dir=runs/short
+  python -m up to_kestrel --config {CONFIG} --quantize int8 --save-to runs/int8
+  python -m up check --config configs/cls/res50_strikes.yaml --no-files
+  python -m up show components backbone
+  python -m up train photos/      your own photos: one folder per class, see README.md"""
     )
+
+
+def showcase(predictions: Path, shown: int = SHOWN) -> tuple[list[Row], list[Row]]:
+    """The surest right predictions, one a class, and the surest wrong one, if there is one, of an evaluation's predictions.csv."""
+    with predictions.open(encoding="utf-8", newline="") as file:
+        surest_first = sorted(csv.DictReader(file), key=lambda row: -float(row["score1"]))
+    right: dict[str, Row] = {}
+    for row in surest_first:
+        if row["prediction"] == row["label"]:
+            right.setdefault(row["label"], row)
+    return list(right.values())[:shown], [row for row in surest_first if row["prediction"] != row["label"]][:1]
+
+
+def told(right: list[Row], wrong: list[Row]) -> str:
+    """What the shown predictions are, in a sentence."""
+    if not wrong:
+        return f"the {len(right)} surest predictions, one a class; no validation image is predicted wrongly"
+    (row,) = wrong
+    miss = f"{row['filename']} is {row['label']!r}, predicted as {row['prediction']!r}"
+    return f"the {len(right)} surest right predictions, one a class, and the surest wrong one, the last: {miss}"
 
 
 def run(title: str, *words: str) -> None:

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     from up.environment import let_idle_threads_sleep
 
     let_idle_threads_sleep()
-    return run_command(getattr(import_module(module), function), arguments)
+    return run_command(lambda words: getattr(import_module(module), function)(words), arguments)
 
 
 if __name__ == "__main__":

@@ -204,23 +204,3 @@ def test_flags_and_keys_without_effect_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     load_experiment(path)
-
-
-def test_the_photos_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (written,) = re.findall(r"```yaml\n(# photos.yaml\n.*?)```", text, re.DOTALL)
-    (tmp_path / "photos.yaml").write_text(written, encoding="utf-8")
-    for source in ("train", "val"):
-        for label, name in enumerate(("cat", "dog/holidays")):
-            folder = tmp_path / "photos" / source / name
-            folder.mkdir(parents=True)
-            for number in range(2):
-                Image.new("RGB", (40, 30), (200 * label, 90, 40 * number)).save(folder / f"{number}.jpg")
-    small = ["dataset.train.batch_sampler.kwargs.batch_size=2", "saver.pretrain_model=null", f"saver.save_dir={tmp_path / 'run'}"]
-    folders = [f"dataset.{source}.dataset.kwargs.meta_file={tmp_path / 'photos' / name}" for source, name in
-               (("train", "train"), ("test", "val"))]  # fmt: skip
-    words = ["--config", str(tmp_path / "photos.yaml"), "--opts", *small, *folders]
-    assert main(["check", *words]) == 0
-    assert "train: 2 classes; images of each: cat 2, dog 2" in capsys.readouterr().out.splitlines()
-    assert main(["train", *words, "trainer.max_iter=1"]) == 0
-    assert (tmp_path / "run" / "ckpt_best.pth").exists()

@@ -167,3 +167,20 @@ def test_a_full_disk_behind_the_output_is_told(says: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, env=environment)
     assert (done.returncode, done.stderr) == (74, b"standard output: no space left on the device.\n")
+
+
+@pytest.mark.parametrize(
+    ("library", "words", "extra"),
+    [
+        ("tensorboardX", ["check", "configs/cls/quickstart.yaml", "--no-files"], "pip install -e ."),
+        ("timm", ["flops", "configs/cls/quickstart.yaml"], "pip install -e ."),
+        ("yaml", ["show", "config", "configs/cls/quickstart.yaml"], "pip install -e ."),
+    ],
+)
+def test_a_missing_library_is_one_line(library: str, words: list[str], extra: str) -> None:
+    code = f"import sys; sys.modules[{library!r}] = None\nfrom up.__main__ import main; sys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{library} is not installed")
+    assert extra in line

@@ -15,9 +15,31 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from up.environment import rank_in_environment
-from up.errors import Ending, StorageError
+from up.errors import Ending, StorageError, UserError
 
 CTRL_C = 130
+_LIBRARIES = {  # the extra of setup.py that brings each; "" is what every installation has
+    **dict.fromkeys(["torch", "torchvision", "timm", "yaml", "pydantic", "PIL", "numpy", "easydict", "tensorboardX", "rich"], ""),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
+    "sklearn": "demo",
+    "optuna": "search",
+}
+
+
+@contextmanager
+def _naming_missing_libraries() -> Iterator[None]:
+    """Raise ``UserError`` with what to install where a library of setup.py cannot be imported."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in _LIBRARIES:
+            raise
+        words = f"pip install -e '.[{_LIBRARIES[name]}]'" if _LIBRARIES[name] else "pip install -e ."
+        raise UserError(
+            f"{name} is not installed in the environment of {sys.executable}. Activate the right environment "
+            f"(source .venv/bin/activate), or install it: {words}"
+        ) from error
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -25,7 +47,8 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     before, warnings.formatwarning = warnings.formatwarning, one_line
     with _noting_ctrl_c() as asked:
         try:
-            code = command(arguments)
+            with _naming_missing_libraries():
+                code = command(arguments)
             sys.stdout.flush()  # here, where a reader that has gone can still be told from a failure
             return code
         except Ending as error:

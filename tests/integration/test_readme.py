@@ -1,0 +1,81 @@
+"""README.md: its commands, as they are printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from up.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands_of(heading: str) -> list[list[str]]:
+    """The words of every ``up …`` that is printed under a heading of the README."""
+    section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [shlex.split(line, comments=True)[1:] for line in section.splitlines() if line.startswith("up ")]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with photos of two classes; other photos in ``train`` and ``val`` for photos.yaml."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = draw.normal(60 + 120 * label, 30, (32, 40, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    return tmp_path
+
+
+def test_the_readme_activates_the_environment_before_its_first_command() -> None:
+    first = re.search(r"^up ", README, re.MULTILINE)
+    assert first is not None
+    assert README.index("source .venv/bin/activate") < first.start()
+    assert README.index("## Your own photos") < README.index("ImageNet")
+
+
+def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    on_folder, by_hand = commands_of("Your own photos")[:4], commands_of("Your own photos")[4:]
+    assert [words[0] for words in on_folder] == ["train", "eval", "predict", "to_onnx"]
+    for words in on_folder:
+        assert main(words) == 0, words
+    said = capsys.readouterr().out
+    assert "cat" in said
+    assert list((photos / "runs" / "photos").glob("*.onnx"))
+    (written,) = re.findall(r"```yaml\n(# photos.yaml\n.*?)```", README, re.DOTALL)
+    for source in ("train", "val"):
+        shutil.copytree(photos / "photos", photos / "split" / source)
+    shutil.rmtree(photos / "photos")
+    (photos / "split").rename(photos / "photos")
+    (photos / "photos.yaml").write_text(written, encoding="utf-8")
+    small = ["-o", "dataset.batch_sampler.kwargs.batch_size=5", "saver.pretrain_model=null", "saver.save_dir=runs/by_hand"]
+    assert [words[0] for words in by_hand] == ["check", "train"]
+    for words in by_hand:
+        assert main([*words, *small, *(["trainer.max_iter=1"] if words[0] == "train" else [])]) == 0, words
+    assert "train: 2 classes; images of each: cat 6, dog 6" in capsys.readouterr().out
+    assert (photos / "runs" / "by_hand" / "ckpt_best.pth").exists()
+
+
+@pytest.mark.parametrize("words", [words for words in commands_of("Commands") if "--no-files" in words])
+def test_the_check_without_data(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(words) == 0
+
+
+def test_every_command_and_flag_of_the_readme_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands_of("Commands"):
+        with pytest.raises(SystemExit) as ended:
+            main([words[0], "--help"])
+        assert ended.value.code == 0
+        said = capsys.readouterr().out
+        for flag in re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", " ".join(words)):
+            assert flag in said, (words[0], flag)
