@@ -52,6 +52,18 @@ class TestEpochs:
         assert found.trainer.test_freq == 1000
         assert found.runtime.iter_base is True
 
+    def test_of_a_schedule_that_counts_steps(self, config: Config, write: Write) -> None:
+        """The warm-up keeps its share of the run: 25,000 of 500,000 steps are half of ten epochs."""
+        del config["trainer"]["max_epoch"]
+        config["trainer"]["max_iter"] = 500000
+        kwargs = {"T_max": 500000, "eta_min": 0.0, "warmup_iter": 25000}
+        config["trainer"]["lr_scheduler"] |= {"type": "CosineAnnealingLR", "warmup_iter": 25000, "kwargs": kwargs}
+        found = made(write(config), epochs=10)
+        part = found.trainer.lr_scheduler
+        assert (part.warmup_iter, part.warmup_epochs) == (0, 0.5)
+        assert part.kwargs == {"T_max": 10, "eta_min": 0.0, "warmup_iter": None}
+        assert not found.schedule_counts_steps
+
     def test_of_a_schedule_at_the_top_level(self, config: Config, write: Write) -> None:
         config["lr_scheduler"] = config["trainer"].pop("lr_scheduler")
         found = made(write(config), epochs=1).trainer

@@ -57,12 +57,9 @@ def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[st
         yield "trainer.max_iter", None
         yield "runtime.iter_base", config.runtime.iter_base  # frequencies go on counting what they counted
     part = trainer.lr_scheduler
-    if part is None:
+    if part is None or (trainer.max_iter is None and trainer.max_epoch in (None, epochs)):
         return
-    before = trainer.max_epoch if trainer.max_iter is None else part.kwargs.get("T_max")
-    if not before or before == epochs:
-        return
-    own, kwargs = _stretched(part, epochs / before)
+    own, kwargs = _stretched(config, part, epochs)
     if is_null(tree.block("trainer").get("lr_scheduler")):  # written elsewhere, and taken from there as a whole
         yield "trainer.lr_scheduler", {**part.model_dump(), **own, "kwargs": {**part.kwargs, **kwargs}}
         return
@@ -70,20 +67,29 @@ def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[st
     yield from ((f"trainer.lr_scheduler.kwargs.{key}", value) for key, value in kwargs.items())
 
 
-def _stretched(part: SchedulePart, factor: float) -> tuple[dict[str, float], dict[str, Any]]:
-    """The settings of a schedule that count epochs or steps, times ``factor``: its own, and those of its kwargs."""
+def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The settings of a schedule that count epochs or steps, for the new length: its own, and those of its kwargs."""
+    trainer = config.trainer
     own: dict[str, float] = {}
-    if part.warmup_iter:
-        own["warmup_iter"] = round(part.warmup_iter * factor)
-    if part.warmup_epochs:
-        own["warmup_epochs"] = round(part.warmup_epochs * factor, 3)
     kwargs: dict[str, Any] = {}
+    if trainer.max_iter is not None and part.warmup_iter:  # steps of an unknown part of an epoch: the same share of the run
+        own = {"warmup_iter": 0, "warmup_epochs": round(epochs * part.warmup_iter / trainer.max_iter, 3)}
+        if part.kwargs.get("warmup_iter") == part.warmup_iter:
+            kwargs["warmup_iter"] = None
+    if config.schedule_counts_steps:
+        return own, {**kwargs, "T_max": epochs}
+    before = trainer.max_epoch if trainer.max_iter is None else part.kwargs.get("T_max")
+    if not before:
+        return own, kwargs
+    if trainer.max_iter is None:
+        own |= {"warmup_iter": round(part.warmup_iter * epochs / before)} if part.warmup_iter else {}
+        own |= {"warmup_epochs": round(part.warmup_epochs * epochs / before, 3)} if part.warmup_epochs else {}
     for key in _STRETCHED:
         value = part.kwargs.get(key)
         if isinstance(value, list):
-            kwargs[key] = [_whole(each * factor) for each in value]
-        elif isinstance(value, int | float) and value:
-            kwargs[key] = _whole(value * factor)
+            kwargs[key] = [_whole(each * epochs / before) for each in value]
+        elif isinstance(value, int | float) and value and key not in kwargs:
+            kwargs[key] = _whole(value * epochs / before)
     return own, kwargs
 
 

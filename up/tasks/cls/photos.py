@@ -64,7 +64,6 @@ class Recipe:
     img_size: int
     because: str
     epochs: int
-    steps: int  # in an epoch
     lr: float
     batch_size: int
     pretrained: str | None
@@ -100,7 +99,7 @@ def recipe_for(
     batch = batch_size or min(_BATCH, max(2, 1 << int(math.log2(max(2, images // 4)))))
     steps = math.ceil(images / batch)
     length = epochs or min(60, max(10, round(_STEPS[weights is not None] / steps)))
-    return Recipe(size, because, length, steps, lr or (3e-4 if weights else 1e-3), batch, weights)
+    return Recipe(size, because, length, lr or (3e-4 if weights else 1e-3), batch, weights)
 
 
 def meta_lines(samples: Sequence[tuple[str, int]]) -> str:
@@ -213,7 +212,7 @@ def summary(photos: Photos, recipe: Recipe, run: Path, *, downloaded: bool) -> I
             yield f"warning: {some_of(alone, 5)}: a single image, so nothing validates the class. Add images."
     yield f"image size: {recipe.img_size} pixels ({recipe.because})"
     yield f"network: {_network(recipe, downloaded=downloaded)}"
-    length = f"{count(recipe.epochs, 'epoch')} of {count(recipe.steps, 'step')}, batch size {recipe.batch_size}"
+    length = f"{count(recipe.epochs, 'epoch')}, batch size {recipe.batch_size} per process"
     yield f"training: {length}, AdamW with lr {recipe.lr:g}, cosine; random crops and mirroring"
 
 
