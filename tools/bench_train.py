@@ -29,6 +29,7 @@ from timm.data import create_dataset, create_loader
 from torch.nn import functional as F
 
 from up.assembly.run import assemble
+from up.command_line import CommandLine
 from up.experiment import load_experiment
 from up.runner.hooks import Hook, UpdateReport
 from up.runner.loop import train
@@ -86,7 +87,7 @@ def rate_of_up(arguments: argparse.Namespace, folder: Path, number: int) -> floa
     path.write_text(yaml.safe_dump(config_of(arguments, folder, number)))
     clock = Clock()
     logging.getLogger("up").setLevel(logging.ERROR)
-    run = assemble(load_experiment(path), StopRequest())
+    run = assemble(load_experiment(path), StopRequest(), CommandLine.typed(["train", str(path)]))
     run.hooks.hooks.append(clock)
     train(run)
     return rate(clock.times, arguments.batch_size)

@@ -8,11 +8,17 @@ from typing import ClassVar
 
 
 class Ending(Exception):
-    """What ends a run before its time."""
+    """What ends a command before its time."""
 
     exit_code: ClassVar[int]
     known_to_all = False
     """Whether every rank raises it in the same words, so that one of them says them to the user."""
+
+
+class NothingToDo(Ending):
+    """What the command would do is done already; the message says how to do more."""
+
+    exit_code = 0
 
 
 class UserError(Ending, ValueError):

@@ -21,6 +21,7 @@ from up.config.wording import unknown
 from up.contract import PartError
 from up.data.sampler import SAMPLERS
 from up.errors import UserError
+from up.files import named_checkpoint
 from up.models.backbones import BACKBONES
 from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
@@ -201,7 +202,7 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
     for key in ("pretrain_model",) if goes_on else ("pretrain_model", "resume_model"):
         path = getattr(config.saver, key)
         if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is no path
-            yield from missing_at(f"saver.{key}", path)
+            yield from missing_at(f"saver.{key}", str(named_checkpoint(path)) if key == "resume_model" else path)
     for key, file in weights_of_teachers(experiment).values():
         if file is None or not file.startswith("timm:"):
             yield from missing_at(key, file)

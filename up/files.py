@@ -14,6 +14,13 @@ from up.errors import StorageError
 TEMPORARY = ".tmp-"  # files so named are leftovers of a killed process and may be swept
 
 
+def named_checkpoint(name: str | Path) -> Path:
+    """The file that a user means: ``runs/a/ckpt_e5`` is ``runs/a/ckpt_e5.pth`` where only that is there."""
+    path = Path(name)
+    completed = path.with_name(f"{path.name}.pth")
+    return completed if completed.is_file() and not path.is_file() else path
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, bring it to the disk, then put it in place.
 

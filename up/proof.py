@@ -13,7 +13,8 @@ from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
 from up.assembly.images import Track, open_images
 from up.assembly.network import build_net, device_of, load_start_weights, precision_of
 from up.assembly.preflight import preflight
-from up.assembly.run import Material, facts_of_run, find_start, prepare, try_out
+from up.assembly.run import Material, facts_of_run, prepare, try_out
+from up.assembly.start import find_start, finished
 from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
 from up.assembly.trial import first_batch, placing_modules, prove_hooks
 from up.config.decode import missing_for_training
@@ -90,9 +91,12 @@ def prove_with_data(experiment: Experiment, warn: Callable[[str], object], image
 
 def prove_start(experiment: Experiment, made: Material, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
     """The checkpoint or the weights that training starts from, and the teachers' scores; not those still to be downloaded."""
-    start = find_start(experiment, facts_of_run(experiment, made))
-    if start.checkpoint is not None:
-        yield f"training continues from {start.checkpoint}"
+    start = find_start(experiment, facts_of_run(experiment, made), made.times.keep)
+    done = finished(experiment, start, made.times)
+    if done:
+        yield f"note: {done} `up train` would change nothing"
+    elif start.checkpoint is not None:
+        yield f"training resumes from {start.checkpoint}"
     elif weights:
         yield from load_start_weights(experiment, made.net, made.names)
     if made.teaching is not None:

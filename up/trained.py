@@ -17,6 +17,7 @@ from up.assembly.data import build_evaluation, facts_of_train, notes_on
 from up.assembly.network import build_net, device_of, on_device, precision_of
 from up.errors import UserError
 from up.experiment import Experiment, missing_at
+from up.files import named_checkpoint
 from up.models.net import Net
 from up.models.weight_files import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
@@ -44,11 +45,11 @@ class Trained:
 def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
     """The checkpoint named, else the run's best, else its latest, else ``saver.resume_model`` or ``pretrain_model``."""
     if named is not None:
-        return named
+        return named_checkpoint(named)
     saver = experiment.config.saver
     for path in (experiment.folder / BEST, experiment.folder / LATEST, saver.resume_model, saver.pretrain_model):
-        if path is not None and Path(path).is_file():
-            return Path(path)
+        if path is not None and named_checkpoint(path).is_file():
+            return named_checkpoint(path)
     for key, file in (("saver.resume_model", saver.resume_model), ("saver.pretrain_model", saver.pretrain_model)):
         if file is not None and not is_of_timm(file):
             experiment.refuse(missing_at(key, file))

@@ -21,6 +21,8 @@ from tests.integration.ranks import Cluster
 from tests.integration.states import checkpoint
 from up.errors import StorageError
 from up.runner.checkpoint import CheckpointFolder, load_checkpoint
+from up.runner.every import AnyOf
+from up.runner.keeping import Keeping
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")  # the children only save
 
@@ -31,7 +33,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 def folder_of(path: Path) -> CheckpointFolder:
-    return CheckpointFolder(path, keep_last=2, config_sha256="")
+    return CheckpointFolder(path, keeping=Keeping(2, AnyOf([])), config_sha256="")
 
 
 def save(folder: CheckpointFolder, step: int) -> None:
@@ -248,7 +250,7 @@ def test_data_that_changed_are_refused(runs: Cluster, run: Path, images: Path, t
     named = f"dataset.train.dataset.kwargs.meta_file={other}"
     ended = runs.run(GO_ON, named, codes=(2, 2))
     assert "the training data have changed since this checkpoint (sha256 " in ended[0].said
-    assert "or go on with --accept-data-change" in ended[0].said
+    assert "resume with --accept-data-change" in ended[0].said
     runs.run(GO_ON, named, command=("train", "--accept-data-change"))
     assert checkpoint(run)["step"] == 8
 
@@ -258,10 +260,10 @@ def test_going_back_to_an_earlier_checkpoint(runs: Cluster, run: Path, unbroken:
     often = "trainer.save_freq=2"
     runs.run(often, "trainer.keep_last=9")
     back = f"saver.resume_model={run}/ckpt_s2.pth"
-    ended = runs.run(often, back, codes=(75, 75), fault="rank=0,step=5,action=term")
+    ended = runs.run(often, back, "saver.auto_resume=false", codes=(75, 75), fault="rank=0,step=5,action=term")
     assert f"checkpoints of later steps were set aside in {run}/earlier/1" in ended[0].said
     assert {path.name for path in (run / "earlier" / "1").glob("*.pth")} >= {"ckpt_s4.pth", "ckpt_e1.pth", "ckpt_s8.pth"}
-    assert {path.name for path in run.glob("ckpt_[se]*.pth")} == {"ckpt_s4.pth", "ckpt_s5.pth"}
+    assert {path.name for path in run.glob("ckpt_[se]*.pth")} == {"ckpt_s2.pth", "ckpt_s4.pth", "ckpt_s5.pth"}
     assert checkpoint(run)["step"] == 5
     finishes_equal(runs, run, unbroken, often, back)
 

@@ -221,7 +221,8 @@ def test_a_restart_does_not_repeat_what_would_end_the_same_way(runs: Cluster, ru
     runs.run(environment=again)  # a bug, or a loss, may not come back: it goes on from step 4, without auto_resume
     assert "resumed from" in (run / "train.log").read_text()
     is_equal(run, unbroken)
-    ended = runs.run(environment={**again, "TORCHELASTIC_RUN_ID": "two"})  # another launch begins anew
+    # another launch begins anew where it does not resume
+    ended = runs.run("saver.auto_resume=false", environment={**again, "TORCHELASTIC_RUN_ID": "two"})
     assert "an earlier run was set aside" in ended[0].said
 
 

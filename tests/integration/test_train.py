@@ -13,6 +13,7 @@ import torch
 from tests.integration.states import assert_same, checkpoint
 from up.__main__ import main
 from up.optim import build_schedule
+from up.tasks.cls.metrics import ImageNetEvaluator
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -174,3 +175,58 @@ def test_data_without_labels_have_no_loss(config: Config, write: Write, tmp_path
     assert train(write(config)) == 0
     assert "no labels, nothing to measure" in (tmp_path / "run" / "train.log").read_text()
     assert '"phase": "eval", "step": 2, "epoch": 0.3333}' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_epochs_that_are_kept_and_those_that_go_are_said_at_the_start(config: Config, write: Write, tmp_path: Path) -> None:
+    config["trainer"] |= {"max_epoch": 5, "keep_last": 2, "keep_every": 2, "log_interval": 100}
+    assert train(write(config)) == 0
+    run = tmp_path / "run"
+    log = (run / "train.log").read_text()
+    assert "checkpoints: after epochs 1-5; kept are the newest 2 and epoch 2," in log
+    assert "newer ones: epochs 1, 3 (trainer.keep_last: 2; " in log
+    names = {path.name for path in run.glob("ckpt_*.pth")}
+    assert names == {"ckpt_e2.pth", "ckpt_e4.pth", "ckpt_e5.pth", "ckpt_latest.pth", "ckpt_best.pth"}
+
+
+def test_a_best_without_optimizer_is_evaluated_exported_and_fine_tuned_but_not_resumed(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["saver"]["best_without_optimizer"] = True
+    config["ema"] = {"enable": True, "kwargs": {"decay": 0.5}}
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 0
+    best = run / "ckpt_best.pth"
+    assert best.stat().st_size < 0.8 * (run / "ckpt_latest.pth").stat().st_size
+    assert main(["eval", "--config", path, "--ckpt", str(best), "--out", str(tmp_path / "out")]) == 0
+    assert main(["to_onnx", "--config", path, "--ckpt", str(best), "--save-prefix", str(tmp_path / "model")]) == 0
+    other = f"saver.save_dir={tmp_path / 'other'}"
+    assert train(path, other, f"saver.pretrain_model={best}", "trainer.max_iter=1") == 0
+    capsys.readouterr()
+    assert train(path, f"saver.save_dir={tmp_path / 'third'}", f"saver.resume_model={run / 'ckpt_best'}") == 2
+    said = capsys.readouterr().err
+    assert f"{best}: holds no state of the optimizer (saver.best_without_optimizer)" in said
+    assert f"saver.pretrain_model={best}" in said
+    assert not (tmp_path / "third").exists()
+
+
+def test_an_evaluation_without_a_finite_score_ends_the_run_and_is_not_saved(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the best nor the last good checkpoint: both are of the epoch before."""
+    compute, calls = ImageNetEvaluator.compute, 0
+
+    def broken(self: ImageNetEvaluator) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        metrics = compute(self)  # on the two images before the start, after the first epoch, after the second
+        return dict.fromkeys(metrics, float("nan")) if calls == 3 else metrics
+
+    monkeypatch.setattr(ImageNetEvaluator, "compute", broken)
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("step 12: the evaluation gave no finite score (top1 is nan); its weights are not saved.")
+    assert said.endswith(f"The last good checkpoint is {run / 'ckpt_e1.pth'}.")
+    assert {path.name for path in run.glob("ckpt_*.pth")} == {"ckpt_e1.pth", "ckpt_latest.pth", "ckpt_best.pth"}
+    assert checkpoint(run)["step"] == checkpoint(run, "ckpt_best.pth")["step"] == 6
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 3

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from up import distributed
 from up.assembly.data import (
@@ -27,9 +23,11 @@ from up.assembly.data import (
 from up.assembly.distillation import Teaching, runner_of, teaching_of, told_of
 from up.assembly.network import build_net, device_of, load_start_weights, on_device, precision_of
 from up.assembly.preflight import preflight
+from up.assembly.start import console_of_run, find_start, open_folder, require_unfinished
 from up.assembly.teacher_cache import with_cache
-from up.assembly.training import Timetable, build_hooks, optimizer_of, rate_line, schedule_of, timetable
+from up.assembly.training import Timetable, build_hooks, checkpoint_lines, optimizer_of, rate_line, schedule_of, timetable
 from up.assembly.trial import first_batch, prove_hooks, try_evaluation, try_optimizer, try_training
+from up.command_line import CommandLine
 from up.config.decode import missing_for_training
 from up.config.show import effective_yaml
 from up.data.bad_images import BadImages
@@ -39,25 +37,22 @@ from up.data.sampler import TrainBatches
 from up.deploy.served import require_exportable
 from up.errors import UserError
 from up.experiment import Experiment, missing_files
-from up.files import write_text
 from up.models.net import Net
 from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
-from up.runner.checkpoint import CheckpointFolder, load_checkpoint
 from up.runner.clip import Clip
-from up.runner.display import Display, show_log_on, terminal
+from up.runner.display import Display
 from up.runner.ema import build_ema
 from up.runner.epoch_lines import EpochLines
 from up.runner.evaluate import Evaluation
 from up.runner.faults import fault_from
-from up.runner.folder import claim, is_later_attempt, mark_launch, open_run_folder, set_aside, set_earlier_run_aside
 from up.runner.hooks import Hook, Hooks, Outline
-from up.runner.log import LOGGER, MetricsFile, TensorBoard, log_to
+from up.runner.log import LOGGER, MetricsFile, TensorBoard
 from up.runner.parallel import on_many_ranks
 from up.runner.precision import Precision
 from up.runner.run import Run
 from up.runner.runner import BatchStage, Mixing, Runner
-from up.runner.same_run import Facts, changes, require_same_run
+from up.runner.same_run import Facts, changes
 from up.runner.start_log import start_lines
 from up.runner.stop import StopRequest
 from up.runner.watchdog import stoppable
@@ -86,8 +81,12 @@ class Material:
     teaching: Teaching | None
 
 
-def assemble(experiment: Experiment, stop: StopRequest) -> Run:
-    """Build everything that training needs. Raises ``UserError`` before anything is created where the input is wrong."""
+def assemble(experiment: Experiment, stop: StopRequest, command: CommandLine) -> Run:
+    """Build everything that training needs. Raises ``UserError`` before anything is created where the input is wrong.
+
+    ``command`` is named where it, with other values, is what resumes a run or starts another. Raises ``NothingToDo`` for a run
+    that is finished.
+    """
     config, plugin = experiment.config, experiment.plugin
     with before_joining():
         experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
@@ -100,13 +99,14 @@ def assemble(experiment: Experiment, stop: StopRequest) -> Run:
         fault = fault_from(os.environ, experiment.folder)
     facts = facts_of_run(experiment, made)
     require_one_input(facts)
+    start = find_start(experiment, facts, made.times.keep)
+    require_unfinished(experiment, start, made.times, command)
     teaching = preflight(experiment, made.teaching, made.evaluation, made.test_data, device) if made.teaching else None
-    start = find_start(experiment, facts)
     with together():
         told = load_start_weights(experiment, made.net, made.names) if start.checkpoint is None else []
     net = on_device(experiment, made.net, device)
     try_out(experiment, made)
-    open_folder(experiment, start, facts.config)
+    open_folder(experiment, start, facts.config, command)
     runner = runner_of(
         experiment, net, teaching, stage=made.stage, mix=made.mix, device=device, compiled=config.runtime.compile
     )
@@ -145,7 +145,7 @@ def log_start(experiment: Experiment, made: Material, teaching: Teaching | None,
     report = experiment.plugin.data_report(made.data, made.test_data)
     of_teachers, warnings = told_of(experiment, teaching)
     rates = rate_line(experiment, made.schedule, made.times.total, made.batches.global_batch_size)
-    for line in [*report.lines, *of_teachers, *lines, rates]:
+    for line in [*report.lines, *of_teachers, *lines, rates, *checkpoint_lines(experiment, made.times)]:
         LOGGER.info(line)
     for warning in [*notes_on(made.data, made.test_data), *experiment.decoded.origins.locate(report.warnings), *warnings]:
         LOGGER.warning(str(warning))
@@ -228,72 +228,6 @@ def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -
         return runner.training_step(Batch(moved), step=0).loss
 
     return loss
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: its folder, the checkpoint to go on from, if any, and how the configuration differs from that one's."""
-
-    folder: CheckpointFolder
-    checkpoint: Path | None
-    state: Mapping[str, Any] | None
-    changes: list[str]
-    warnings: list[str]
-
-
-def find_start(experiment: Experiment, facts: Facts) -> Start:
-    """Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start.
-
-    Writes nothing. Rank 0 decides for all. Raises ``UserError`` for a checkpoint that this run cannot go on from.
-    """
-    saver, trainer = experiment.config.saver, experiment.config.trainer
-    keep_last = 2 if trainer.only_save_latest else trainer.keep_last
-    folder = CheckpointFolder(experiment.folder, keep_last=keep_last, config_sha256=sha256(facts.config.encode()).hexdigest())
-    found, warnings = Path(saver.resume_model) if saver.resume_model else None, [str(note) for note in experiment.decoded.notes]
-    with together():
-        if distributed.is_main() and (saver.auto_resume or is_later_attempt(experiment.folder)):
-            own, passed_over = folder.newest()
-            found, warnings = own or found, [*passed_over, *warnings]
-    found = distributed.from_main(found)
-    with together():
-        if found is not None and not found.is_file():
-            raise UserError(
-                f"{found}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
-            )
-        state = None if found is None else load_checkpoint(found)
-        different = [] if found is None or state is None else require_same_run(found, state, facts)
-    return Start(folder, found, state, different, warnings)
-
-
-def open_folder(experiment: Experiment, start: Start, config: str) -> None:
-    """Make the run folder ready, and what an earlier run left in it safe, unless this one goes on from there."""
-    folder, warnings = experiment.folder, list(start.warnings)
-    with together():
-        if distributed.is_main():
-            with experiment.placing("saver.save_dir"):
-                open_run_folder(folder)
-                claim(folder, start.folder)
-            start.folder.sweep()
-            if start.checkpoint is None or start.state is None or start.checkpoint.parent.resolve() != folder.resolve():
-                aside = set_earlier_run_aside(folder)
-                warnings += [f"an earlier run was set aside in {aside}"] if aside else []
-            else:
-                aside = set_aside(folder, start.folder.later_than(start.state["step"]))
-                warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
-            write_text(folder / "config.yaml", config)
-            mark_launch(folder)
-    log_to(folder)
-    show_log_on(console_of_run())
-    for line in warnings:
-        LOGGER.warning(line)
-    for line in start.changes:
-        LOGGER.info(line)
-
-
-@cache
-def console_of_run() -> Console:
-    """The terminal that progress bar and log lines share."""
-    return terminal()
 
 
 def standing_hooks(experiment: Experiment) -> list[Hook]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from up.optim.schedules import Schedule
 from up.runner.clip import Clip, ClipNorm, NoClip, NormLog
 from up.runner.every import AnyOf, Every
 from up.runner.hooks import Hook
+from up.runner.keeping import PREDECESSORS, Keeping
 from up.text import count
 
 
@@ -25,7 +27,8 @@ class Timetable:
     updates_per_epoch: int
     total: int
     evaluate: Every
-    save: Every | AnyOf
+    save: AnyOf
+    keep: Keeping
 
 
 def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
@@ -34,20 +37,37 @@ def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
     total = trainer.max_iter or (trainer.max_epoch or 0) * updates_per_epoch
     unit = 1 if experiment.config.runtime.iter_base else updates_per_epoch
     evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
-    return Timetable(updates_per_epoch, total, evaluate, saving(trainer, unit, total))
+    return Timetable(updates_per_epoch, total, evaluate, *saving(trainer, unit, total))
 
 
-def saving(trainer: Trainer, unit: int, total: int) -> Every | AnyOf:
-    """When checkpoints are due: by ``save_freq``, and by ``save_latest_freq`` and ``save_cur_freq`` where they are given.
+def saving(trainer: Trainer, unit: int, total: int) -> tuple[AnyOf, Keeping]:
+    """When checkpoints are due, and which of them stay: those of ``save_freq`` and ``save_cur_freq`` where all are to be kept.
 
-    ``unit`` is how many steps a period of 1 has.
+    ``save_latest_freq`` and ``keep_every`` are due too where they are given. ``unit`` is how many steps a period of 1 has.
     """
     start = max(0, trainer.save_start) * unit
-    periods = [(trainer.save_freq, start), *([(trainer.save_latest_freq, start)] if trainer.save_latest_freq else [])]
+    asked = [Every(trainer.save_freq * unit, start, total)]
     if trainer.save_cur_freq is not None or trainer.save_cur_start is not None:
-        periods.append((trainer.save_cur_freq or 1, max(0, trainer.save_cur_start or 0) * unit))
-    schedules = [Every(period * unit, first, total) for period, first in periods]
-    return schedules[0] if len(schedules) == 1 else AnyOf(schedules)
+        asked.append(Every((trainer.save_cur_freq or 1) * unit, max(0, trainer.save_cur_start or 0) * unit, total))
+    between = [Every(trainer.save_latest_freq * unit, start, total)] if trainer.save_latest_freq else []
+    for_good = [Every(trainer.keep_every * unit, 0, total)] if trainer.keep_every else []
+    last, kept = (PREDECESSORS + 1, asked) if trainer.keep_last == "all" else (trainer.keep_last, [])
+    return AnyOf([*asked, *between, *for_good]), Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer))
+
+
+def _why_deleted(trainer: Trainer) -> str:
+    if trainer.keep_last == "all":
+        return "only trainer.save_latest_freq asks for them"
+    written = "keep_last" in trainer.model_fields_set
+    rule = "only_save_latest: true" if trainer.only_save_latest and not written else f"keep_last: {trainer.keep_last}"
+    return f"trainer.{rule}{'' if written or trainer.only_save_latest else ', the default'}; trainer.keep_last: all keeps them"
+
+
+def checkpoint_lines(experiment: Experiment, times: Timetable) -> Iterator[str]:
+    """Which checkpoints the run will leave behind, in epochs where it is a whole number of them."""
+    if experiment.config.runtime.iter_base or times.total % times.updates_per_epoch:
+        return times.keep.lines(times.save, times.total, 1, "step")
+    return times.keep.lines(times.save, times.total, times.updates_per_epoch, "epoch")
 
 
 def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, global_batch_size: int) -> Schedule:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from up.command_line import CommandLine
 from up.commands.arguments import add_launch, backend_overrides, launch_of
 from up.commands.inputs import expect_checkpoint, expect_config
+from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.launch import launched
@@ -35,10 +37,11 @@ def main(words: list[str]) -> int:
     expect_checkpoint(arguments.ckpt)
     expect_config(arguments.config, overrides)
     code = launched(launch_of(arguments), words, lambda: None)
-    return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out) if code is None else code
+    command = CommandLine.typed(words)
+    return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out, command) if code is None else code
 
 
-def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: Path | None) -> int:
+def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: Path | None, command: CommandLine) -> int:
     """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written."""
     from up.distributed import is_main
     from up.experiment import load_experiment
@@ -57,6 +60,7 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
         print(read.source, *read.remarks(), sep="\n")
     print_tables(table_of_metrics(metrics, experiment.plugin.unit))
     print("written:", *written, sep="\n  ")
+    print(*next_commands(command, with_checkpoint({}, config, overrides, checkpoint)), sep="\n")
     return 0
 
 

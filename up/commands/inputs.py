@@ -8,6 +8,7 @@ from pathlib import Path
 from up.environment import world_in_environment
 from up.errors import UserError
 from up.file_kinds import NAMES, Kind, kind_of
+from up.files import named_checkpoint
 from up.text import did_you_mean
 
 _PACKAGES = "`up predict --bundle {path}` and `up verify {path}` read it."
@@ -52,7 +53,8 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
 def expect_checkpoint(path: Path | None) -> None:
     """Raise ``UserError`` unless a checkpoint may be at the path of ``--ckpt``."""
     if path is not None and world_in_environment() == 1:
-        _expect(path, "--ckpt ", "a checkpoint (.pth)", _INSTEAD_OF_CHECKPOINT, (".pth", ".pt", ".ckpt", ".safetensors"))
+        suffixes = (".pth", ".pt", ".ckpt", ".safetensors")
+        _expect(named_checkpoint(path), "--ckpt ", "a checkpoint (.pth)", _INSTEAD_OF_CHECKPOINT, suffixes)
 
 
 def expect_package(path: Path | None, flag: str = "--bundle ") -> None:

@@ -18,8 +18,10 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from up.command_line import CommandLine
 from up.commands.arguments import positive
 from up.commands.inputs import expect_checkpoint, expect_config, expect_package
+from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import any_name_is_printable, print_tables, table_of
 from up.data.decoding import Color
@@ -55,11 +57,25 @@ def main(words: list[str]) -> int:
     taken = time.perf_counter() - begun
     if arguments.output is not None:
         print(f"{count(tally.images, 'answer')} written to {arguments.output}")
+    if arguments.vis_dir is not None:
+        print(f"{count(tally.images - len(tally.bad), 'image')} drawn into {arguments.vis_dir}", file=sys.stderr)
     if arguments.benchmark:
         print(f"{count(tally.images, 'image')} in {taken:.2f} s: {tally.images / taken:.1f} images/s", file=sys.stderr)
     for answer in tally.bad:
         print(f"{answer.file}: {answer.error}", file=sys.stderr)
-    return 2 if tally.bad else 0
+    if tally.bad:
+        return 2
+    if arguments.output is not None or arguments.format == "table":
+        print(*next_commands(CommandLine.typed(words), next_steps(arguments)), sep="\n", file=sys.stderr)
+    return 0
+
+
+def next_steps(arguments: argparse.Namespace) -> dict[str, Sequence[object]]:
+    """What one does with a network that predicts: the words of each command."""
+    if arguments.bundle is not None:
+        return {"verify": ("verify", arguments.bundle)}
+    steps = with_checkpoint({}, arguments.config, arguments.opts, arguments.ckpt)
+    return {purpose: words for purpose, words in steps.items() if purpose != "predict"}
 
 
 @dataclass

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+from up.command_line import CommandLine
 from up.commands.exporting import add_export, experiment_of, exported, parsed
+from up.commands.next_steps import listed, next_commands, with_package
 from up.commands.parser import CommandParser
 from up.errors import UserError
 
@@ -29,8 +32,10 @@ def main(words: list[str]) -> int:
     made = exported(experiment, arguments, folder)
     if arguments.to == "triton":
         print(f"written: {write_triton(made, folder)}")
+        print("next:", *listed({"serve": shlex.join(["tritonserver", f"--model-repository={folder}"])}), sep="\n")
         return 0
     for line in write_kestrel(made, settings, path, strict=arguments.strict_kestrel):
         print(line)
     print(f"written: {path} ({path.stat().st_size:,} bytes)")
+    print(*next_commands(CommandLine.typed(words), with_package(path)), sep="\n")
     return 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from up.command_line import CommandLine
 from up.commands.arguments import image_size
 from up.commands.exporting import add_export, experiment_of, exported, parsed
+from up.commands.next_steps import next_commands, with_package
 from up.commands.parser import CommandParser
 from up.errors import UserError
 
@@ -37,6 +39,7 @@ def main(words: list[str]) -> int:
     make_folder(path.parent)
     write_bytes(path, made.model)
     print(f"written: {path} ({len(made.model):,} bytes)")
+    print(*next_commands(CommandLine.typed(words), with_package(path)), sep="\n")
     return 0
 
 

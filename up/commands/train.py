@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from up.command_line import CommandLine
 from up.commands.arguments import add_launch, backend_overrides, finite, launch_of, positive
 from up.commands.inputs import expect_config
 from up.commands.parser import CommandParser, speaks_for_all
@@ -41,10 +42,10 @@ def main(words: list[str]) -> int:
     if arguments.evaluate or arguments.phase == "eval":
         from up.commands.eval import evaluate
 
-        return evaluate(arguments.config, overrides, None, None)
+        return evaluate(arguments.config, overrides, None, None, CommandLine.typed(words))
     with listening() as stop:
         watch_parent(stop, os.environ)
-        return train_rank(arguments.config, overrides, stop)
+        return train_rank(arguments.config, overrides, stop, CommandLine.typed(words))
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -96,13 +97,16 @@ def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> l
     return [override for made in found.values() for override in made]
 
 
-def train_rank(config: Path, overrides: list[str], stop: StopRequest) -> int:
+def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:
     """Train in this process, alone or as one rank of many; returns the exit code."""
     # Imported here, seconds long: a signal that comes meanwhile is a request to stop like any other.
     from up.assembly.run import assemble
+    from up.commands.next_steps import after_training
+    from up.distributed import is_main
     from up.experiment import load_experiment
     from up.runner.ending import recorded
     from up.runner.folder import begin_launch, verdict_of_earlier_attempt
+    from up.runner.log import LOGGER
     from up.runner.loop import train
     from up.together import before_joining, last_words
 
@@ -113,6 +117,9 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest) -> int:
     if earlier is not None:
         return earlier.exit_code or 0
     with last_words():
-        run = assemble(experiment, stop)
+        run = assemble(experiment, stop, command)
     with recorded(run):
-        return train(run).exit_code
+        verdict = train(run)
+    for line in after_training(run, verdict, experiment, command, overrides) if is_main() else ():
+        LOGGER.info(line)
+    return verdict.exit_code

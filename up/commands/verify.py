@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from up.command_line import CommandLine
 from up.commands.inputs import expect_package
+from up.commands.next_steps import next_commands, with_package
 from up.commands.parser import CommandParser
 from up.errors import UserError
 
@@ -43,4 +45,5 @@ def main(words: list[str]) -> int:
         for line in lines:
             print(line)
     print(f"OK: {arguments.package} is valid")
+    print(*next_commands(CommandLine.typed(words), with_package(arguments.package, verified=True)), sep="\n")
     return 0

@@ -137,15 +137,19 @@ class Saver(Section):
     """The run folder: checkpoints, logs, status. Unset takes runs/ and the name of the configuration file."""
     results_dir: Name | None = None
     """Folder of evaluation reports; unset takes ``results`` in the run folder."""
-    auto_resume: bool = False
-    """Continue from the newest checkpoint in ``save_dir`` when there is one."""
+    auto_resume: bool = True
+    """Resume from the newest checkpoint in ``save_dir`` when there is one. With false an earlier run there is set aside in
+    ``earlier/N``, and training starts anew."""
     resume_model: Name | None = None
-    """Checkpoint to continue from: weights, optimizer, step, everything."""
+    """Checkpoint to resume from when ``save_dir`` has none: weights, optimizer, step, everything; with or without ``.pth``."""
     pretrain_model: Name | None = None
     """Weights to start from, the EMA weights where there are any: a checkpoint of up or UP, a file of timm's or torchvision's, or
     ``timm:NAME``."""
     skip: list[Name] = []
     """Names of tensors not to load from ``pretrain_model``: a prefix, or ``r:`` and a regular expression."""
+    best_without_optimizer: bool = False
+    """Write ``ckpt_best.pth`` without the state of the optimizer, a third of the size or less: it can be evaluated, exported and
+    fine-tuned from, but no run can resume from it."""
     save_result: bool = False
     """Let ``eval`` also write ``results.txt``, a line for each image."""
     memory_friendly: bool = False

@@ -149,7 +149,7 @@ class Trainer(Section):
     save_start: Annotated[int, Field(ge=-1)] = 0
     """No checkpoint that is kept before this epoch (or update)."""
     only_save_latest: bool = False
-    """Keep the newest checkpoint and one predecessor instead of ``keep_last``."""
+    """Keep the newest checkpoint and one predecessor, unless ``keep_last`` is given."""
     save_latest_freq: AtLeast1 | None = None
     """Epochs (or updates) between savings of ``ckpt_latest.pth``; unset saves it together with the others.
     ``saver.save_latest_freq`` is another place for it."""
@@ -158,8 +158,11 @@ class Trainer(Section):
     ``save_cur_start`` means 1."""
     save_cur_start: Annotated[int, Field(ge=-1)] | None = None
     """No checkpoint of ``save_cur_freq`` before this epoch (or update)."""
-    keep_last: Annotated[int, Field(ge=2)] = 2
-    """How many checkpoints stay besides the best one."""
+    keep_last: Literal["all"] | Annotated[int, Field(ge=2)] = 2
+    """How many of the newest checkpoints stay, or ``all`` that ``save_freq`` asks for; the best one always stays. Unset means
+    ``all`` where ``save_freq`` is written and ``only_save_latest`` is not true."""
+    keep_every: AtLeast1 | None = None
+    """Also save a checkpoint every so many epochs (or updates), and never delete it."""
     log_interval: AtLeast1 = 20
     """Updates between log lines; ``--display`` sets it."""
     is_eval: bool = True
@@ -172,3 +175,10 @@ class Trainer(Section):
     """The optimizer and its settings by parameter."""
     lr_scheduler: SchedulePart | None = None
     """The schedule of the learning rate; unset keeps it constant."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_save_freq_asks_for(cls, data: Any) -> Any:
+        """Who writes ``save_freq``, as UP's files do, expects its checkpoints to stay; one of every epoch would fill the disk."""
+        asks = isinstance(data, dict) and data.get("save_freq") is not None and not data.get("only_save_latest")
+        return {**data, "keep_last": "all"} if asks and data.get("keep_last") is None else data

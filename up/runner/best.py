@@ -83,7 +83,7 @@ class AutoSaveMetric(Hook):
         return value < before if name.endswith("loss") else value > before
 
     def _checkpoints(self) -> CheckpointFolder:
-        return CheckpointFolder(self._outline.folder, keep_last=None, config_sha256="")
+        return CheckpointFolder(self._outline.folder, keeping=None, config_sha256="")
 
 
 def alias_of(metric: str) -> str:

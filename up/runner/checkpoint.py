@@ -8,7 +8,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import torch
 
 from up.errors import StorageError, UserError
 from up.files import TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
+from up.runner.keeping import Keeping
 
 FORMAT_VERSION = 1
 LATEST = "ckpt_latest.pth"
 BEST = "ckpt_best.pth"
+ONLY_TO_RESUME = ("optimizer", "buffers", "precision", "clip", "schedule", "hooks", "runner", "bad_images")
 _FOREIGN = "To start from the weights of another program, name them in saver.pretrain_model."
 
 
@@ -44,6 +46,7 @@ class Sidecar:
     config_sha256: str
     torch: str
     saved: str
+    resumable: bool = True
     format_version: int = FORMAT_VERSION
 
 
@@ -82,6 +85,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if state.get("format_version", 0) > FORMAT_VERSION:
         raise CheckpointError(f"{path}: of format {state['format_version']}, this version reads up to {FORMAT_VERSION}. Update up.")
     return state
+
+
+def require_resumable(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` for a checkpoint that has weights, but not the state that training continues with."""
+    if "optimizer" not in state:
+        raise CheckpointError(
+            f"{path}: holds no state of the optimizer (saver.best_without_optimizer), so no run can resume from it. Resume from "
+            f"{path.with_name(LATEST)}, or start from its weights with saver.pretrain_model={path}."
+        )
 
 
 def load_parts(path: Path, state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
@@ -127,14 +139,16 @@ class CheckpointFolder:
     """The checkpoints of one run.
 
     ``ckpt_e{N}.pth`` and ``ckpt_s{step}.pth`` are the files themselves; ``ckpt_latest.pth`` and ``ckpt_best.pth`` are
-    further names (hard links where the file system has them) of committed files, and so is ``ckpt_best_{metric}.pth``. The
-    newest ``keep_last`` are kept, and the best. Only the main rank may call what writes.
+    further names (hard links where the file system has them) of committed files, and so is ``ckpt_best_{metric}.pth``.
+    ``keeping`` says which of the files stay, all where it is None. With ``slim_best`` the best ones are files of their own,
+    without ``ONLY_TO_RESUME``. Only the main rank may call what writes.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int | None, config_sha256: str) -> None:
+    def __init__(self, folder: Path, *, keeping: Keeping | None, config_sha256: str, slim_best: bool = False) -> None:
         self.folder = folder
-        self.keep_last = keep_last
+        self.keeping = keeping
         self.config_sha256 = config_sha256
+        self.slim_best = slim_best
 
     def sweep(self) -> None:
         """Remove what a killed process left half written."""
@@ -149,27 +163,38 @@ class CheckpointFolder:
     def _save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
         self._require_space(state)
-        sidecar_of(path).unlink(missing_ok=True)
-        write_atomically(path, lambda file: torch.save(dict(state), file))
         sidecar = Sidecar(
-            file=path.name, bytes=path.stat().st_size, sha256=sha256_of(path), step=step, epoch=epoch, metric=dict(metric),
+            file=path.name, bytes=0, sha256="", step=step, epoch=epoch, metric=dict(metric),
             config_sha256=self.config_sha256, torch=torch.__version__,
             saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
-        write_json(sidecar_of(path), sidecar.__dict__)
+        self._commit(path, state, sidecar)
         self._name(path, LATEST)
         self._prune()
         return path
 
+    def _commit(self, path: Path, state: Mapping[str, Any], sidecar: Sidecar) -> None:
+        """Write the file, then its sidecar, with the size and the hash."""
+        sidecar_of(path).unlink(missing_ok=True)
+        write_atomically(path, lambda file: torch.save(dict(state), file))
+        written = replace(sidecar, bytes=path.stat().st_size, sha256=sha256_of(path))
+        write_json(sidecar_of(path), written.__dict__)
+
     def mark_best(self, path: Path, name: str = BEST) -> None:
-        """Let ``ckpt_best.pth``, or another further name, name this committed checkpoint."""
+        """Let ``ckpt_best.pth``, or another further name, be this committed checkpoint."""
+        sidecar = read_sidecar(path)
         with storing(self.folder):
-            self._name(path, name)
+            if not self.slim_best or sidecar is None or not sidecar.resumable:
+                self._name(path, name)
+                return
+            whole = torch.load(path, map_location="cpu", weights_only=True)
+            state = {part: value for part, value in whole.items() if part not in ONLY_TO_RESUME}
+            self._commit(self.folder / name, state, replace(sidecar, resumable=False))
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest valid checkpoint, and a line for every damaged or foreign one that was passed over."""
         passed_over: list[str] = []
-        committed = self._committed()
+        committed = [pair for pair in self._committed() if pair[1].resumable]
         if not committed and (self.folder / LATEST).is_file():
             passed_over.append(
                 f"{self.folder / LATEST}: is not continued: no sidecar {LATEST}.json says that up saved it. {_FOREIGN}"
@@ -194,7 +219,8 @@ class CheckpointFolder:
             for name, wanted in steps.items():
                 sidecar = read_sidecar(self.folder / name)
                 if wanted in files and (sidecar is None or sidecar.step != wanted):
-                    self._name(files[wanted], name)
+                    renew = self._name if name == LATEST else self.mark_best
+                    renew(files[wanted], name)
 
     def _committed(self) -> list[tuple[Path, Sidecar]]:
         """All committed files in the order of their steps, the further names after the files that they name."""
@@ -220,12 +246,12 @@ class CheckpointFolder:
         write_json(sidecar_of(alias), sidecar)
 
     def _prune(self) -> None:
-        if self.keep_last is None:
+        if self.keeping is None:
             return
-        own = [path for path, _ in self._committed() if not is_further_name(path)]
-        for path in own[: -self.keep_last]:
-            sidecar_of(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+        own = {sidecar.step: path for path, sidecar in self._committed() if not is_further_name(path)}
+        for step in self.keeping.outdated(list(own)):
+            sidecar_of(own[step]).unlink(missing_ok=True)
+            own[step].unlink(missing_ok=True)
         sync_folder(self.folder)
 
     def _require_space(self, state: Mapping[str, Any]) -> None:

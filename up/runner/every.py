@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -28,3 +28,8 @@ class AnyOf:
     def is_due(self, step: int) -> bool:
         """Whether the ``step``-th update (counted from 1) is one of them."""
         return any(every.is_due(step) for every in self.schedules)
+
+    def steps(self, total: int) -> Iterator[int]:
+        """All steps up to ``total`` that are due, rising."""
+        periods = {total, *(step for every in self.schedules if every.period for step in range(every.period, total, every.period))}
+        return (step for step in sorted(periods) if self.is_due(step))

@@ -65,7 +65,7 @@ class Run:
     loader_from: Callable[[int], TrainLoader]  # by the first step
     evaluation: Evaluation | None
     evaluate_every: Every
-    save_every: Every | AnyOf
+    save_every: AnyOf
     checkpoints: CheckpointFolder
     resume_from: Path | None
     resume_state: Mapping[str, Any] | None  # what that checkpoint holds
@@ -82,6 +82,7 @@ class Run:
     step: int = 0  # updates done
     saved_step: int | None = None  # the step of the newest checkpoint in the run folder, as far as this run knows
     update: Update | None = None  # the one in work
+    stopped_by: str = ""  # why the run ended before its last step
     suspects: str = ""  # what was being trained on when the gradients stopped being finite
 
     @property
@@ -244,7 +245,8 @@ class Run:
             self.save(step)
         state: State = "done" if verdict is Vote.GO else "preempted"
         reasons = [reason for reason in gather_objects(self.stop.reason) if reason] if state == "preempted" else []
-        self._write_status(self._status(state, exit_code=verdict.exit_code, reason=next(iter(reasons), "")))
+        self.stopped_by = next(iter(reasons), "")
+        self._write_status(self._status(state, exit_code=verdict.exit_code, reason=self.stopped_by))
         self.hooks.on_end(step, state)
         self.stop.over()  # a launcher that sees the first rank end signals the others
         barrier()

@@ -30,6 +30,9 @@ HARMLESS = (
 )  # fmt: skip
 
 
+_OF_A_RESUME = ("saver.auto_resume", "saver.accept_data_change")
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a checkpoint says of the run that wrote it, and what must not change under a resume."""
@@ -51,6 +54,11 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.then!r} -> {self.now!r}"
+
+    @property
+    def is_worth_telling(self) -> bool:
+        """Not of a switch of the resume itself, or of one that was unknown then and is off now."""
+        return self.key not in _OF_A_RESUME and not (self.then is None and self.now is False)
 
     @property
     def is_safe(self) -> bool:
@@ -79,14 +87,15 @@ def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> list
     unsafe = [change for change in found if not change.is_safe]
     if unsafe:
         raise UserError(
-            f"{path}: was made with another configuration: {some_of(unsafe, 5)}. A run cannot go on under "
-            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}: take it back, or start from the weights "
-            "alone with saver.pretrain_model and another saver.save_dir."
+            f"{path}: was made with another configuration: {some_of(unsafe, 5)}. A run cannot resume under "
+            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}: take it back, or start anew in another folder "
+            f"with saver.save_dir={path.parent}-2 (and saver.pretrain_model={path} to start from its weights)."
         )
     if state["data_sha256"] != facts.data_sha256 and not facts.accept_data_change:
         raise UserError(
             f"{path}: the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
-            f"{facts.data_sha256[:12]}… now). Restore them, or go on with --accept-data-change (saver.accept_data_change: true)."
+            f"{facts.data_sha256[:12]}… now). Restore them, resume with --accept-data-change (saver.accept_data_change: true), or "
+            f"start anew with saver.save_dir={path.parent}-2."
         )
     for key, now in (("seed", facts.seed), ("global_batch_size", facts.global_batch_size)):
         if state[key] != now:
@@ -95,7 +104,7 @@ def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> list
                 "Restore it (batch_size x ranks x accumulate is the global batch size), or start from the weights alone with "
                 "saver.pretrain_model."
             )
-    return [f"changed since {path}: {change}" for change in found]
+    return [f"changed since {path}: {change}" for change in found if change.is_worth_telling]
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

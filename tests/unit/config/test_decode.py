@@ -54,7 +54,7 @@ class TestProblems:
             ("trainer: {clip_norm: -.inf}", "trainer.clip_norm: got -.inf, expected a finite number"),
             ("trainer: {clip_norm: true}", "trainer.clip_norm: got true, expected a number"),
             ("trainer: {clip_norm: 0}", "trainer.clip_norm: got 0, expected more than 0"),
-            ("trainer: {keep_last: 1}", "trainer.keep_last: got 1, expected at least 2"),
+            ("trainer: {keep_last: 1}", "trainer.keep_last: got 1, expected all or at least 2"),
             ("trainer: {accumulate: 0}", "trainer.accumulate: got 0, expected at least 1"),
             ("ema: {kwargs: {decay: 1.5}}", "ema.kwargs.decay: got 1.5, expected at most 1"),
             ("runtime: {compile: 'true'}", "runtime.compile: got 'true', expected true or false (remove the quotes)"),

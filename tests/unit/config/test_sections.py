@@ -47,7 +47,7 @@ def test_documented_defaults() -> None:
     assert config.runtime.channels_last
     assert config.trainer.keep_last == 2
     assert config.trainer.accumulate == 1
-    assert not config.saver.auto_resume
+    assert config.saver.auto_resume
     assert (config.to_kestrel.model_name, config.to_kestrel.version, config.to_kestrel.type) == ("model", "1.0.0", "UNKNOWN")
     assert config.to_kestrel.toks_type == "cls"
     assert config.to_kestrel.plugin == "classifier"

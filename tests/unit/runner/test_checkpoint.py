@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from up.errors import StorageError
-from up.runner.checkpoint import BEST, LATEST, CheckpointError, CheckpointFolder, load_checkpoint, read_sidecar, sidecar_of
+from up.runner.checkpoint import (
+    BEST,
+    LATEST,
+    CheckpointError,
+    CheckpointFolder,
+    load_checkpoint,
+    read_sidecar,
+    require_resumable,
+    sidecar_of,
+)
+from up.runner.every import AnyOf, Every
+from up.runner.keeping import Keeping
 
 
 def state(step: int) -> dict[str, Any]:
@@ -19,7 +30,8 @@ def state(step: int) -> dict[str, Any]:
 
 
 def saved(folder: Path, *steps: int, keep_last: int | None = None) -> CheckpointFolder:
-    checkpoints = CheckpointFolder(folder, keep_last=keep_last, config_sha256="c")
+    keeping = None if keep_last is None else Keeping(keep_last, AnyOf([]))
+    checkpoints = CheckpointFolder(folder, keeping=keeping, config_sha256="c")
     for step in steps:
         checkpoints.save(state(step), step=step, epoch=step // 10, whole_epoch=step % 10 == 0, metric={"top1": step / 2})
     return checkpoints
@@ -51,6 +63,39 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
         checkpoints.save(state(step), step=step, epoch=step // 10, whole_epoch=True, metric={})
     assert names(tmp_path) == {"ckpt_e3.pth", "ckpt_e4.pth", "ckpt_latest.pth", "ckpt_best.pth"}
     assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 10
+
+
+def test_keeps_some_for_good(tmp_path: Path) -> None:
+    """Every twentieth step; neither the one between epochs, nor what was saved before the setting changed."""
+    saved(tmp_path, 10)
+    checkpoints = CheckpointFolder(tmp_path, keeping=Keeping(2, AnyOf([Every(20, 0, 1000)])), config_sha256="c")
+    for step in (20, 25, 30, 40, 50, 60, 70):
+        checkpoints.save(state(step), step=step, epoch=step // 10, whole_epoch=step % 10 == 0, metric={})
+    assert names(tmp_path) == {"ckpt_e2.pth", "ckpt_e4.pth", "ckpt_e6.pth", "ckpt_e7.pth", "ckpt_latest.pth"}
+
+
+def test_a_best_without_optimizer_serves_and_is_no_place_to_resume_from(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, keeping=None, config_sha256="c", slim_best=True)
+    whole = {**state(10), "optimizer": {"m": torch.ones(9000)}, "hooks": {}, "ema": {"w": torch.ones(64)}, "class_names": ["a"]}
+    path = checkpoints.save(whole, step=10, epoch=1, whole_epoch=True, metric={"top1": 5.0})
+    checkpoints.mark_best(path)
+    slim = load_checkpoint(tmp_path / "ckpt_best.pth")
+    assert slim.keys() == {"format_version", "step", "model", "ema", "class_names"}
+    assert (tmp_path / "ckpt_best.pth").stat().st_size < path.stat().st_size / 4
+    sidecar = read_sidecar(tmp_path / "ckpt_best.pth")
+    assert sidecar is not None
+    assert (sidecar.step, sidecar.metric, sidecar.resumable) == (10, {"top1": 5.0}, False)
+    require_resumable(path, load_checkpoint(path))
+    with pytest.raises(CheckpointError, match=r"ckpt_best.pth: holds no state of the optimizer \(saver.best_without_optimizer\)"):
+        require_resumable(tmp_path / "ckpt_best.pth", slim)
+    for name in ("ckpt_e1.pth", "ckpt_latest.pth"):
+        sidecar_of(tmp_path / name).unlink()
+    assert checkpoints.newest() == (None, [])
+    checkpoints.save(whole | {"step": 20}, step=20, epoch=2, whole_epoch=True, metric={})
+    checkpoints.renew_names({LATEST: 20, BEST: 20})
+    assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 20
+    assert "optimizer" not in load_checkpoint(tmp_path / "ckpt_best.pth")
+    assert load_checkpoint(tmp_path / "ckpt_latest.pth").keys() == whole.keys()
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
@@ -154,6 +199,7 @@ def test_sidecars_are_plain_json(tmp_path: Path) -> None:
         "metric",
         "config_sha256",
         "torch",
+        "resumable",
         "saved",
         "format_version",
     }

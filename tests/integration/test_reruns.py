@@ -1,0 +1,161 @@
+"""The same command again, on a run that is finished, was stopped, or has another configuration by now: as a user sees it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.faulty import status, step_reached, wait_for
+from tests.integration.ranks import PATIENCE_S, ROOT
+from tests.integration.refusals import contents
+from tests.integration.states import assert_same, checkpoint
+from up.__main__ import main
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def said_by(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert main(list(words)) == code
+    return capsys.readouterr().err
+
+
+def printed(said: str, purpose: str) -> list[str]:
+    """The words after ``python -m up`` of the command that is printed for a purpose."""
+    line = next(line for line in said.splitlines() if purpose in line)
+    return shlex.split(line[line.index("python -m up") :])[3:]
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = write(config), tmp_path / "run"
+    first = said_by(capsys, "train", path)
+    best = re.search(r"finished: 2 of 2 epochs, (best top1 [\d.]+ at epoch [12])\n", first)
+    assert best is not None
+    before = contents(run)
+    times = {file: file.stat().st_mtime_ns for file in [run, *run.rglob("*")]}
+    said = said_by(capsys, "train", path, "-o", "trainer.optimizer.kwargs.lr=0.125")
+    assert f"{run}: this run is finished (2 of 2 epochs, {best[1]})" in said
+    assert "trainer.optimizer.kwargs.lr: 0.05 -> 0.125" in said, "the changed key is named"
+    assert len(said.splitlines()) == 4
+    assert contents(run) == before
+    assert {file: file.stat().st_mtime_ns for file in [run, *run.rglob("*")]} == times
+
+    anew = printed(said, "to start anew")
+    assert anew == ["train", path, "-o", "trainer.optimizer.kwargs.lr=0.125", f"saver.save_dir={run}-2"]
+    longer = printed(said_by(capsys, "train", path), "to train longer")
+    assert longer == ["train", "--epochs", "4", path]
+    said = said_by(capsys, *longer)
+    assert "trainer.max_epoch: 2 -> 4" in said
+    assert "trainer.lr_scheduler.kwargs.T_max: 2 -> 4" in said
+    assert "finished: 4 of 4 epochs" in said
+    assert checkpoint(run)["step"] == 24
+
+
+def test_a_finished_run_of_steps(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    config["trainer"] |= {"max_iter": 4, "is_eval": False}
+    path = write(config)
+    said_by(capsys, "train", path)
+    said = said_by(capsys, "train", path, "-o", "trainer.max_iter=3")
+    assert "this run is finished (4 of 4 steps)" in said
+    assert printed(said, "to train longer")[2:] == ["-o", "trainer.max_iter=8"]
+
+
+def test_what_a_run_cannot_resume_under_is_named(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished run too: another net is another run."""
+    config["trainer"]["max_iter"] = 2
+    path = write(config)
+    said_by(capsys, "train", path)
+    before = contents(tmp_path / "run")
+    said = said_by(capsys, "train", path, "-o", "net.backbone.kwargs.width=16", code=2)
+    assert "net.0.kwargs.width: 8 -> 16" in said
+    assert "saver.save_dir=" in said
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_run_that_is_set_aside_names_the_command_that_resumes_it(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """UP's files say ``auto_resume: False``: a new run starts, and the earlier one can be had back."""
+    config["saver"]["auto_resume"] = False
+    config["trainer"]["max_epoch"] = 3
+    path, run = write(config), tmp_path / "run"
+    said_by(capsys, "train", path, "-o", "trainer.max_iter=5")
+    said = said_by(capsys, "train", path)
+    aside = run / "earlier" / "1"
+    assert checkpoint(aside)["step"] == 5
+    command = printed(said, f"an earlier run was set aside in {aside}")
+    assert command == ["train", path, "-o", "saver.auto_resume=true", f"saver.save_dir={aside}"]
+    assert "finished: 3 of 3 epochs" in said_by(capsys, *command)
+    assert_same(checkpoint(aside)["model"], checkpoint(run)["model"])
+
+
+def test_an_own_checkpoint_comes_before_a_named_one_which_is_said(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    path, run = write(config), tmp_path / "run"
+    said_by(capsys, "train", path, "-o", "trainer.max_epoch=2")
+    named = f"saver.resume_model={run / 'ckpt_e1'}"  # without .pth
+    said = said_by(capsys, "train", path, "-o", named)
+    assert f"saver.resume_model {run / 'ckpt_e1.pth'} is not used" in said
+    assert f"resumed from {run / 'ckpt_latest.pth'} at step 12" in said
+    said = said_by(capsys, "train", path, "-o", named, f"saver.save_dir={tmp_path / 'other'}")
+    assert f"resumed from {run / 'ckpt_e1.pth'} at step 6" in said
+    said = said_by(capsys, "train", path, "-o", f"saver.resume_model={run / 'ckpt_e7'}", f"saver.save_dir={tmp_path}/x", code=2)
+    assert f"no such file or folder: {run / 'ckpt_e7'}." in said
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "before", "auto_resume"),
+    [
+        (signal.SIGINT, 130, ("-m", "up", "train"), True),
+        (signal.SIGTERM, 75, ("-m", "up", "train"), False),
+        (signal.SIGTERM, 75, ("-m", "up", "train", "--launch", "pytorch", "--ng", "2"), True),
+        (signal.SIGTERM, 1, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "up", "train"), True),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "launcher", "torchrun"],
+)
+def test_a_stopped_run_names_the_command_that_resumes_it(
+    config: Config, write: Write, tmp_path: Path, number: signal.Signals, code: int, before: tuple[str, ...], auto_resume: bool
+) -> None:
+    """Where it stopped, what was saved, and the command as it was typed, which then finishes the run."""
+    config["runtime"]["iter_base"] = True
+    config["trainer"] |= {"max_iter": 400, "test_freq": 400, "save_freq": 400}
+    config["saver"]["auto_resume"] = auto_resume
+    path, run = Path(write(config)), tmp_path / "run"
+    spaced = path.with_name("my photos.yaml")
+    path.rename(spaced)
+    words = [sys.executable, *before, spaced.name, "-o", "runtime.dist.timeout=60"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True)
+    wait_for(lambda: step_reached(run, 2), PATIENCE_S)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == code, said
+    step = status(run)["step"]
+    assert f"stopped by {number.name} after {step} of 400 steps; saved {run / 'ckpt_latest.pth'}" in said
+    printed_line = next(line for line in said.splitlines() if "to resume:" in line)
+    command = shlex.split(printed_line.partition("to resume:")[2])
+    assert command == [*words, *([] if auto_resume else ["saver.auto_resume=true"])]
+    assert said.count("to resume:") == 1, "one rank says it"
+    again = subprocess.run(
+        [*command, f"trainer.max_iter={step + 2}"],
+        capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert f"at step {step}" in again.stderr
+    assert f"finished: {step + 2} of {step + 2} steps" in again.stderr

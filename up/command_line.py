@@ -1,0 +1,75 @@
+"""The command as the user typed it, to be printed where it, or one like it, is the next thing to type."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PLAIN = ("python", "-m", "up")
+_OVERRIDES = ("-o", "--opts")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """``program`` (``up``, ``python -m up``, ``torchrun … -m up``) and the ``words`` after it, the command's name first."""
+
+    program: tuple[str, ...]
+    words: tuple[str, ...]
+
+    @classmethod
+    def typed(cls, words: Sequence[str]) -> CommandLine:
+        """The command of this process, which was called with ``words``; for a rank that of its launcher."""
+        lines = [_line_of(os.getppid())] if "TORCHELASTIC_RUN_ID" in os.environ else []
+        for line in (*lines, sys.orig_argv):
+            if len(line) > len(words) and line[-len(words) :] == list(words):
+                return cls(_readable(line[: -len(words)]), tuple(words))
+        return cls(_PLAIN, tuple(words))
+
+    def __str__(self) -> str:
+        return shlex.join([*self.program, *self.words])
+
+    def setting(self, values: Mapping[str, object]) -> str:
+        """The same command with values of the configuration overridden."""
+        given = {key: f"{key}={value}" for key, value in values.items()}
+        words = [given.pop(word.partition("=")[0], word) if "=" in word else word for word in self.words]
+        last = next((word for word in reversed(words) if word.startswith("-")), "")
+        opening = ["-o"] if given and last not in _OVERRIDES else []
+        return shlex.join([*self.program, *words, *opening, *given.values()])
+
+    def with_flag(self, flag: str, value: object) -> str:
+        """The same command with the value of a flag, which stands in it or comes after the command's name."""
+        words = list(self.words)
+        if flag in words[:-1]:
+            words[words.index(flag) + 1] = str(value)
+        else:
+            words = [word for word in words if not word.startswith(f"{flag}=")]
+            words[1:1] = [flag, str(value)]
+        return shlex.join([*self.program, *words])
+
+    def other(self, *words: object) -> str:
+        """Another command of this program, in one process."""
+        program = self.program if Path(self.program[0]).name.startswith(("up", "python")) else _PLAIN
+        return shlex.join([*program, *map(str, words)])
+
+
+def _line_of(process: int) -> list[str]:
+    """The command line of another process; empty where it cannot be read."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
+    return []
+
+
+def _readable(program: Sequence[str]) -> tuple[str, ...]:
+    """A program as it was typed: of ``/usr/bin/python /usr/bin/up``, which the system made of a script, ``up`` is left."""
+    if len(program) > 1 and not program[1].startswith("-"):
+        program = program[1:]
+    name = Path(program[0]).name
+    found = shutil.which(name)
+    is_on_path = found is not None and Path(found).absolute() == Path(program[0]).absolute()
+    return (name if is_on_path else program[0], *program[1:])

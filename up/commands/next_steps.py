@@ -1,0 +1,70 @@
+"""What a command says at its end: what came of it, where that lies, what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from up.command_line import CommandLine
+
+if TYPE_CHECKING:  # they import torch
+    from up.experiment import Experiment
+    from up.runner.run import Run
+    from up.runner.vote import Vote
+
+IMAGE = "IMAGE"
+
+
+def after_training(
+    run: Run, verdict: Vote, experiment: Experiment, command: CommandLine, overrides: Sequence[str]
+) -> Iterator[str]:
+    """The last lines of a run: best metric, files and next commands; of one that was stopped, the command that resumes it."""
+    from up.runner.checkpoint import BEST, LATEST
+    from up.runner.summary import best_of, progress
+
+    outline, folder = run.outline, run.outline.folder
+    done = progress(run.step, outline.total_steps, outline.updates_per_epoch)
+    best = best_of(run.best, outline.updates_per_epoch)
+    if verdict.exit_code != 0:
+        stays_off = {} if experiment.config.saver.auto_resume else {"saver.auto_resume": "true"}
+        yield f"{run.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"
+        yield f"  to resume:  {command.setting(stays_off)}"
+        return
+    yield f"finished: {', '.join(filter(None, (done, best)))}"
+    names = {"best": BEST, "newest": LATEST, "log": "train.log", "metrics": "metrics.jsonl", "curves": "tensorboard"}
+    yield from listed({name: folder / file for name, file in names.items() if (folder / file).exists()})
+    test = {} if experiment.config.dataset.test is None else {"evaluate": ("eval",)}
+    yield from next_commands(command, with_checkpoint(test, experiment.path, overrides))
+
+
+def next_commands(command: CommandLine, steps: Mapping[str, Sequence[object]]) -> Iterator[str]:
+    """``next:`` and a command a line, by what it is for; ``steps`` are their words after the program."""
+    yield "next:"
+    yield from listed({purpose: command.other(*words) for purpose, words in steps.items()})
+
+
+def with_checkpoint(
+    first: Mapping[str, Sequence[object]], config: Path, overrides: Sequence[str], checkpoint: Path | None = None
+) -> dict[str, Sequence[object]]:
+    """What one does with a trained checkpoint, ``first`` before the rest."""
+    named = [] if checkpoint is None else ["--ckpt", checkpoint]
+    steps = {**first, "predict": ("predict", IMAGE), "export": ("to_onnx",), "package": ("to_kestrel",)}
+    return {purpose: [*words, *configuration(config, overrides, *named)] for purpose, words in steps.items()}
+
+
+def with_package(package: Path, *, verified: bool = False) -> dict[str, Sequence[object]]:
+    """What one does with a package or a graph."""
+    check = {} if verified else {"verify": ("verify", package)}
+    return {**check, "predict": ("predict", IMAGE, "--bundle", package)}
+
+
+def configuration(path: Path, overrides: Sequence[str], *flags: object) -> list[object]:
+    """The words that name a configuration and its overrides to any command, with flags before the overrides."""
+    return [path, *flags, *(["-o", *overrides] if overrides else [])]
+
+
+def listed(entries: Mapping[str, object]) -> Iterator[str]:
+    """``  name:  value``, one a line, the values below each other."""
+    width = max((len(name) for name in entries), default=0) + 1
+    return (f"  {f'{name}:':<{width}}  {value}" for name, value in entries.items())
