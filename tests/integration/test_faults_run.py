@@ -271,7 +271,7 @@ def test_bad_images_are_skipped_counted_and_listed(
     runs.run(broken, GO_ON)
     assert_same(whole["model"], checkpoint(tmp_path / "broken")["model"])
     assert (tmp_path / "broken" / "bad_images.jsonl").read_text() == (run / "bad_images.jsonl").read_text()
-    ended = runs.run("dataset.train.dataset.kwargs.max_bad=1", codes=(2, 2))
+    ended = runs.run("saver.auto_resume=false", "dataset.train.dataset.kwargs.max_bad=1", codes=(2, 2))
     assert "2 bad images of 46" in status(run)["reason"]
     assert "Traceback" not in ended.said
 

@@ -55,6 +55,7 @@ def server() -> Iterator[Server]:
 def kd(config: Config, teacher: Path) -> Config:
     """``config`` with the teacher: logits, and the last feature through an adapter."""
     config["runtime"]["runner"] = {"type": "kd"}
+    config["saver"]["auto_resume"] = False  # a test trains several times in one folder
     config["teacher"] = teacher_net()
     config["mimic"] = {
         "mimic_as_jobs": True,
