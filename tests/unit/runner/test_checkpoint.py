@@ -90,6 +90,7 @@ def test_a_best_without_optimizer_serves_and_is_no_place_to_resume_from(tmp_path
         require_resumable(tmp_path / "ckpt_best.pth", slim)
     for name in ("ckpt_e1.pth", "ckpt_latest.pth"):
         sidecar_of(tmp_path / name).unlink()
+        (tmp_path / name).unlink()
     assert checkpoints.newest() == (None, [])
     checkpoints.save(whole | {"step": 20}, step=20, epoch=2, whole_epoch=True, metric={})
     checkpoints.renew_names({LATEST: 20, BEST: 20})
