@@ -69,11 +69,11 @@ class CommandParser(argparse.ArgumentParser):
         self._has_config = self._needs_config = False
         self._among = ""
 
-    def add_config(self, *, required: bool = True, among: str = "") -> None:
+    def add_config(self, *, required: bool = True, among: str = "", what: str = "the configuration") -> None:
         """``FILE.yaml``, ``--config FILE.yaml`` and overrides. ``among``: the positional list that the file may stand in."""
         self._has_config, self._needs_config, self._among = True, required, among
         if not among:
-            self.add_argument("file", nargs="?", metavar="FILE.yaml", help="the configuration")
+            self.add_argument("file", nargs="?", metavar="FILE.yaml", help=what)
         self.add_argument("--config", metavar="FILE.yaml", help="the configuration; `--config` itself may be left out")
         self.add_argument(
             *OVERRIDES, nargs="*", action="extend", default=[], metavar="KEY=VALUE",

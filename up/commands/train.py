@@ -65,7 +65,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     group.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
     group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size; resize and crop keep their ratio")
     add_launch(parser)
-    parser.add_config()
+    parser.add_config(what="the configuration; or a folder with one folder of photos per class, for which one is written")
     return parser.read(words[1:])
 
 
