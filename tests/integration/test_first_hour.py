@@ -188,6 +188,7 @@ MISTAKES: dict[str, Mistake] = {
     "a resume with another batch": Mistake(
         nothing, [f"{TRAIN} --opts trainer.max_epoch=3 dataset.batch_sampler.kwargs.batch_size=4"], "runs/photos/ckpt_",
         ["batch size", "8", "4", "saver.pretrain_model"], **RUN),
+    "the same command on a finished run": Mistake(nothing, [TRAIN], "", ["finished", "2 of 2 epochs"], code=0, **RUN),
     "the checkpoint of another net": Mistake(
         nothing, ["eval --config photos.yaml --opts net.0.kwargs.width=16"], "runs/photos/ckpt_best.pth: ",
         ["cannot be loaded", "(8, 3, 3, 3) in the file, (16, 3, 3, 3) in the net", "another architecture"], **RUN),
@@ -237,8 +238,12 @@ MISTAKES: dict[str, Mistake] = {
     "a folder that cannot be written": Mistake(
         edited("runs/photos", "/proc/run"), [CHECK, TRAIN], r"photos\.yaml:\d+: saver\.save_dir: ", ["/proc", "folder"]),
     "a tab": Mistake(edited("  max_epoch", "\tmax_epoch"), [CHECK, TRAIN], r"photos\.yaml:\d+: ", ["a tab", "blanks"]),
-    "Ctrl-C": Mistake(nothing, [TRAIN], "", [], code=130, environment={"UP_FAULT": "step=2,action=int"}),
-    "SIGTERM": Mistake(nothing, [TRAIN], "", [], code=75, environment={"UP_FAULT": "step=2,action=term"}),
+    "Ctrl-C": Mistake(
+        nothing, [TRAIN], "", ["saved runs/photos/ckpt_latest.pth", "to resume:", "train --config photos.yaml"], code=130,
+        environment={"UP_FAULT": "step=2,action=int"}),
+    "SIGTERM": Mistake(
+        nothing, [TRAIN], "", ["saved runs/photos/ckpt_latest.pth", "to resume:", "train --config photos.yaml"], code=75,
+        environment={"UP_FAULT": "step=2,action=term"}),
 }  # fmt: skip
 WORKS: dict[str, Spoil] = {
     "tabs in a meta file": listed(text(LINES).replace(" ", "\t")),
