@@ -44,6 +44,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
     first = said_by(capsys, "train", path)
     best = re.search(r"finished: 2 of 2 epochs, (best top1 [\d.]+ at epoch [12])\n", first)
     assert best is not None
+    assert printed(first, "evaluate:") == ["eval", path]
     before = contents(run)
     times = {file: file.stat().st_mtime_ns for file in [run, *run.rglob("*")]}
     said = said_by(capsys, "train", path, "-o", "trainer.optimizer.kwargs.lr=0.125")

@@ -60,8 +60,9 @@ def with_package(package: Path, *, verified: bool = False) -> dict[str, Sequence
 
 
 def configuration(path: Path, overrides: Sequence[str], *flags: object) -> list[object]:
-    """The words that name a configuration and its overrides to any command, with flags before the overrides."""
-    return [path, *flags, *(["-o", *overrides] if overrides else [])]
+    """The words that name a configuration to a command that does not train, with flags before the overrides that matter to it."""
+    kept = [word for word in overrides if not (word.startswith("trainer.") and "=" in word)]
+    return [path, *flags, *(["-o", *kept] if kept else [])]
 
 
 def listed(entries: Mapping[str, object]) -> Iterator[str]:
