@@ -16,9 +16,10 @@ from up.assembly.preflight import preflight
 from up.assembly.run import Material, facts_of_run, prepare, try_out
 from up.assembly.start import find_start, finished
 from up.assembly.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
-from up.assembly.trial import first_batch, placing_modules, prove_hooks
+from up.assembly.trial import first_batch, placing_modules, prove_hooks, try_evaluation
 from up.config.decode import missing_for_training
 from up.config.errors import Problem
+from up.config.sections import Config
 from up.deploy.served import export_problems, is_for_export, require_exportable
 from up.errors import UserError
 from up.experiment import Experiment, missing_files, net_table, weights_of_teachers
@@ -27,6 +28,7 @@ from up.models.net import Net, model_summary
 from up.models.weight_files import is_downloaded, is_of_timm
 from up.runner.precision import Precision
 from up.text import count, si
+from up.trained import NO_WEIGHTS, net_to_evaluate, training_counts
 
 IMAGES = 2  # batch normalisation needs more than one
 _UNSEEN = 1000  # updates an epoch and images an update, where there are no data to tell
@@ -46,6 +48,10 @@ def prove(
     """
     yield from (f"note: {note}" for note in experiment.decoded.notes)
     check_device(experiment, warn)
+    if files and is_for_evaluation(experiment.config):
+        experiment.refuse(missing_files(experiment))
+        yield from prove_evaluation(experiment, warn, images)
+        return
     if files:
         experiment.refuse([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
         yield from prove_with_data(experiment, warn, images)
@@ -87,6 +93,25 @@ def prove_with_data(experiment: Experiment, warn: Callable[[str], object], image
     try_out(experiment, made)
     yield from prove_start(experiment, made, weights=not start_absent, teacher_weights=not teachers_absent)
     yield from prove_net(experiment, made.net, made.teaching, made.names)
+
+
+def is_for_evaluation(config: Config) -> bool:
+    """Whether a configuration has data to evaluate or predict and none to train on."""
+    return config.dataset.train is None and config.dataset.test is not None
+
+
+def prove_evaluation(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
+    """What ``up eval`` does before it writes anything: the weights, the data, and a first image through net and evaluator."""
+    net, facts, report = net_to_evaluate(experiment, None, training_counts(experiment))
+    yield from [f"note: {NO_WEIGHTS}"] if report is None else [f"weights: {report.source}", *report.remarks()]
+    evaluation, test = build_evaluation(experiment, facts, _CPU, _FLOAT32)
+    yield from (f"note: {note}" for note in notes_on(test))
+    yield f"test: {count(len(test), 'image')}"
+    first = first_batch(experiment, "test", test, warn)
+    yield f"first image: {tuple(first.image.shape[1:])}"
+    if images is not None:
+        yield from open_images(experiment, [("test", test)], images, warn)
+    try_evaluation(experiment, net, first, evaluation)
 
 
 def prove_start(experiment: Experiment, made: Material, *, weights: bool, teacher_weights: bool) -> Iterator[str]:

@@ -30,6 +30,11 @@ from up.together import before_joining, meet_and_join, together
 # Weights that are served are those that were trained: a head of another width would be noise.
 NO_NEW_HEADS: tuple[str, ...] = ()
 
+NO_WEIGHTS = (
+    "there is no checkpoint and saver.pretrain_model is not set, so these predictions are those of random weights. "
+    "Name a checkpoint with --ckpt FILE."
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -129,14 +134,8 @@ def evaluate_checkpoint(
     device = join(experiment)
     with together():
         counts = training_counts(experiment)
-        path = None if checkpoint is None and tries_out(experiment) else find_checkpoint(experiment, checkpoint)
-        if path is None:
-            net, names, report = build_net(experiment, facts_of(experiment, None, {})).eval(), None, None
-        else:
-            trained = load_net(experiment, path, known=counts)
-            net, names, report = trained.net, trained.class_names, trained.report
+        net, facts, report = net_to_evaluate(experiment, checkpoint, counts)
     on_device(experiment, net, device)
-    facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
     with together():
         evaluation, dataset = build_evaluation(experiment, facts, device, precision_of(experiment, device))
@@ -155,6 +154,18 @@ def evaluate_checkpoint(
     if distributed.is_main():
         reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
     return metrics, reports, report
+
+
+def net_to_evaluate(
+    experiment: Experiment, checkpoint: Path | None, counts: Mapping[str, Any] | None
+) -> tuple[Net, dict[str, Any], LoadReport | None]:
+    """The net in evaluation mode, what its checkpoint says of the classes, and how it was read; None for random weights."""
+    if checkpoint is None and tries_out(experiment):
+        return build_net(experiment, facts_of(experiment, None, {})).eval(), {}, None
+    trained = load_net(experiment, checkpoint, known=counts)
+    names = trained.class_names
+    facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
+    return trained.net, facts, trained.report
 
 
 def tries_out(experiment: Experiment) -> bool:

@@ -45,6 +45,28 @@ def test_says_what_was_proved_and_creates_nothing(
     assert lines[8:] == [f"OK: {path} is valid"]
 
 
+def test_a_file_for_inference_alone_is_checked_as_eval_reads_it(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del config["dataset"]["train"]
+    inference = {"inference_from": str(images)}
+    config["dataset"]["test"]["dataset"]["kwargs"] |= {"meta_type": "inference_only", "inference_cfg": inference}
+    path = write(config)
+    before = contents(tmp_path, images)
+    lines = checked(path, capsys)
+    assert contents(tmp_path, images) == before
+    assert "test: 59 images" in lines
+    assert "first image: (3, 32, 32)" in lines
+    assert "random weights" in lines[0]
+    assert "dataset.train" in lines[-1]  # valid, but not for training
+    assert refused(["train", path], capsys, tmp_path)[0].split(": ")[1] == "dataset.train"
+    inference["inference_from"] = str(images / "none")
+    assert "none" in refused(["check", write(config)], capsys, tmp_path)[0]
+    inference["inference_from"] = str(images)
+    config["saver"]["pretrain_model"] = "not/there.pth"
+    assert refused(["check", write(config)], capsys, tmp_path)[0].split(": ")[1] == "saver.pretrain_model"
+
+
 def test_no_files_proves_all_but_the_data(config: Config, write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for source in ("train", "test"):
         config["dataset"][source]["dataset"]["kwargs"]["meta_file"] = "not/there.txt"

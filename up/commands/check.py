@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
         raise UserError("--images: opens the images that --no-files leaves out. Leave out one of them.")
     expect_config(arguments.config, arguments.opts)
     from up.experiment import load_experiment
-    from up.proof import prove
+    from up.proof import is_for_evaluation, prove
 
     experiment = load_experiment(arguments.config, arguments.opts)
     warnings: list[str] = []
@@ -32,7 +32,8 @@ def main(words: list[str]) -> int:
     for warning in warnings:
         print(f"warning: {warning}")
     told = f", {count(len(warnings), 'warning')}" if warnings else ""
-    print(f"OK: {arguments.config} is valid{told}")
+    use = " for eval, predict and export; train needs dataset.train" if is_for_evaluation(experiment.config) else ""
+    print(f"OK: {arguments.config} is valid{use}{told}")
     return 0
 
 

@@ -16,11 +16,6 @@ from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.launch import launched
 
-NO_WEIGHTS = (
-    "there is no checkpoint and saver.pretrain_model is not set, so these predictions are those of random weights. "
-    "Name a checkpoint with --ckpt FILE."
-)
-
 
 def main(words: list[str]) -> int:
     """Evaluate and write metrics.json, per_class.csv, confusion.csv and .png, predictions.csv; returns the exit code."""
@@ -46,7 +41,7 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
     from up.distributed import is_main
     from up.experiment import load_experiment
     from up.together import before_joining, last_words
-    from up.trained import evaluate_checkpoint
+    from up.trained import NO_WEIGHTS, evaluate_checkpoint
 
     with before_joining():
         experiment = load_experiment(config, overrides)
