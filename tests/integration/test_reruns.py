@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -63,6 +64,17 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
     assert "trainer.lr_scheduler.kwargs.T_max: 2 -> 4" in said
     assert "finished: 4 of 4 epochs" in said
     assert checkpoint(run)["step"] == 24
+
+
+def test_next_commands_need_no_overrides(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, run = write(config), tmp_path / "other"
+    words = ["-o", f"saver.save_dir={run}", "net.head.kwargs.dropout=0.25", "trainer.max_epoch=1"]
+    evaluate = printed(said_by(capsys, "train", path, *words), "evaluate:")
+    assert evaluate == ["eval", str(run / "config.yaml")]
+    said_by(capsys, *evaluate)
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = json.loads((run / "results" / "metrics.json").read_text())
+    assert measured["top1"] == next(line["top1"] for line in logged if line["phase"] == "eval")
 
 
 def test_a_finished_run_of_steps(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:

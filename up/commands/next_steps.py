@@ -35,7 +35,10 @@ def after_training(
     names = {"best": BEST, "newest": LATEST, "log": "train.log", "metrics": "metrics.jsonl", "curves": "tensorboard"}
     yield from listed({name: folder / file for name, file in names.items() if (folder / file).exists()})
     test = {} if experiment.config.dataset.test is None else {"evaluate": ("eval",)}
-    yield from next_commands(command, with_checkpoint(test, experiment.path, overrides))
+    config = experiment.path
+    if configuration(config, overrides)[1:] and not experiment.config.runtime.plugins:  # those may be found beside the file
+        config, overrides = folder / "config.yaml", ()
+    yield from next_commands(command, with_checkpoint(test, config, overrides))
 
 
 def next_commands(command: CommandLine, steps: Mapping[str, Sequence[object]]) -> Iterator[str]:

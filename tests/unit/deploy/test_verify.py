@@ -30,11 +30,12 @@ def problems(members: dict[str, bytes]) -> str:
 def test_a_good_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = handmade.package(tmp_path)
     assert main(["verify", str(path)]) == 0
-    what, graph, vectors, verdict = capsys.readouterr().out.splitlines()
+    what, graph, vectors, verdict, _, predict = capsys.readouterr().out.splitlines()
     assert what == "handmade 1.2.3 (fp32, 4 labels): 12 members, sha256 and schema right"
     assert graph == "graph: opset 18, 12 parameters, any batch"
     assert vectors.startswith("2 test vectors: ")
     assert verdict == f"OK: {path} is valid"
+    assert predict.endswith(f"up predict IMAGE --bundle {path}")
 
 
 def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
