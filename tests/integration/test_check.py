@@ -35,7 +35,7 @@ def test_says_what_was_proved_and_creates_nothing(
         "test: 13 images",
         "train: 3 classes; images of each: red 16, green 15, blue 15",
         "test: 3 classes; images of each: red 5, green 4, blue 4",
-        "learning rate: 0.01 at first, 0.05 at most (update 2), 0.001224 at last",
+        "learning rate: 0.01 at first, 0.05 at most (step 2), 0.001224 at last",
         "first training sample: (3, 32, 32)",
         "net: 77.55k parameters, 77.55k of them trainable",
     ]
@@ -132,12 +132,12 @@ def test_a_device_that_is_not_here_is_a_warning(
     assert verdict == f"OK: {path} is valid, 1 warning"
 
 
-def test_an_lr_of_one_image_is_told_of(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_lr_per_image_is_reported(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     """Who writes lr: 0.1 as elsewhere, and no warmup_register_type, trains with eight times that."""
     del config["trainer"]["lr_scheduler"]["warmup_register_type"], config["trainer"]["lr_scheduler"]["warmup_ratio"]
     assert (
-        "learning rate: 0.05 at first, 0.4 at most (update 2), 0.009789 at last; lr is of one image "
-        "(warmup_register_type: base), times 8 images an update"
+        "learning rate: 0.05 at first, 0.4 at most (step 2), 0.009789 at last; lr is per image "
+        "(warmup_register_type: base), scaled by the global batch size 8"
     ) in checked(write(config), capsys)
 
 

@@ -17,7 +17,6 @@ from up.runner.clip import Clip, ClipNorm, NoClip, NormLog
 from up.runner.every import AnyOf, Every
 from up.runner.hooks import Hook
 from up.runner.keeping import PREDECESSORS, Keeping
-from up.text import count
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,10 @@ def rate_line(experiment: Experiment, schedule: Schedule, total: int, global_bat
     first, (step, highest), last = schedule.extremes(total)
     said = f"learning rate: {first:.4g}"
     if not first == highest == last:
-        said += f" at first, {highest:.4g} at most (update {step + 1:,}), {last:.4g} at last"
+        said += f" at first, {highest:.4g} at most (step {step + 1:,}), {last:.4g} at last"
     part = experiment.config.trainer.lr_scheduler
     if part is not None and part.warmup_register_type == "base" and global_batch_size > 1:
-        said += f"; lr is of one image (warmup_register_type: base), times {count(global_batch_size, 'image')} an update"
+        said += f"; lr is per image (warmup_register_type: base), scaled by the global batch size {global_batch_size:,}"
     return said
 
 
