@@ -216,7 +216,7 @@ def test_plug_ins_whose_tables_are_wrong(
     (tmp_path / "my_parts.py").write_text(f"TABLES = {tables}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("sys.dont_write_bytecode", True)
-    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
+    monkeypatch.setattr("sys.modules", dict(sys.modules))  # the module is gone afterwards
     (line,) = refused(["check", "--config", write(change(config, "runtime.plugins", ["my_parts"]))], capsys, tmp_path)
     assert re.search(rf":\d+: runtime.plugins: {re.escape(message)}", line)
 
