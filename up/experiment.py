@@ -13,6 +13,7 @@ from typing import Any
 
 from up.config.decode import Decoded, Note, load_config
 from up.config.errors import DEFAULT, ConfigError, Problem
+from up.config.named_files import missing_at, missing_start_weights
 from up.config.part_notes import notes_on_part
 from up.config.parts import build_part, check_part, parts_of
 from up.config.sections import Config, NetModule, ParamRule, Part
@@ -21,7 +22,6 @@ from up.config.wording import unknown
 from up.contract import PartError
 from up.data.sampler import SAMPLERS
 from up.errors import UserError
-from up.files import named_checkpoint
 from up.models.backbones import BACKBONES
 from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
@@ -29,7 +29,6 @@ from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.plugins import extended, make_importable
 from up.registry import Registry
-from up.runner.checkpoint import LATEST
 from up.runner.runner import RUNNERS
 from up.tasks.distill.losses import MIMIC_LOSSES
 from up.tasks.plugin import TASKS, TaskPlugin
@@ -198,11 +197,7 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
         if source is not None:
             for key, path in named_paths(experiment, source.dataset):
                 yield from missing_at(f"dataset.{name}.dataset.kwargs.{key}", path)
-    goes_on = config.saver.auto_resume and (experiment.folder / LATEST).exists()  # from its own checkpoint
-    for key in ("pretrain_model",) if goes_on else ("pretrain_model", "resume_model"):
-        path = getattr(config.saver, key)
-        if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is no path
-            yield from missing_at(f"saver.{key}", str(named_checkpoint(path)) if key == "resume_model" else path)
+    yield from missing_start_weights(config, experiment.folder)
     for key, file in weights_of_teachers(experiment).values():
         if file is None or not file.startswith("timm:"):
             yield from missing_at(key, file)
@@ -256,12 +251,3 @@ def distillation_problems(experiment: Experiment) -> Iterator[Problem]:
     runner = experiment.config.runtime.runner.type
     if runner in experiment.tables["runner"] and is_distillation(experiment) and experiment.config.mimic is None:
         yield Problem("mimic", f"is missing: the runner {runner!r} needs teachers and what to mimic (docs/distill.md)")
-
-
-def missing_at(key: str, path: str | None) -> Iterator[Problem]:
-    """The problem that there is nothing at ``path``, which ``key`` sets."""
-    remedy = f"Set it in the file, or with --opts {key}=PATH."
-    if path is None:
-        yield Problem(key, f"is not set. {remedy}")
-    elif not Path(path).exists():
-        yield Problem(key, f"no such file or folder: {path}. Put it there, or name another: --opts {key}=PATH.")

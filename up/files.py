@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from up.errors import StorageError
 
+BEST, LATEST = "ckpt_best.pth", "ckpt_latest.pth"
 TEMPORARY = ".tmp-"  # files so named are leftovers of a killed process and may be swept
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from up import distributed
 from up.assembly.data import build_evaluation, facts_of_train, notes_on
 from up.assembly.network import build_net, device_of, on_device, precision_of
+from up.config.named_files import missing_at
 from up.errors import UserError
-from up.experiment import Experiment, missing_at
-from up.files import named_checkpoint
+from up.experiment import Experiment
+from up.files import BEST, LATEST, named_checkpoint
 from up.models.net import Net
 from up.models.weight_files import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
-from up.runner.checkpoint import BEST, LATEST
 from up.runner.ema import NoEma
 from up.runner.folder import open_run_folder
 from up.runner.log import LOGGER

@@ -337,11 +337,15 @@ def without_indices(line: str) -> str:
 @pytest.mark.parametrize("name", ["res50_strikes", "multicls_res18", "swin_tiny", "kd_res50_res18_dkd"])
 @pytest.mark.parametrize("spoilt", [misspelt, of_another_type])
 def test_every_key_and_every_value(
-    name: str, spoilt: Callable[[Path], Spoilt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, spoilt: Callable[[Path], Spoilt], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the file and of its bases: each mistake is reported at the line of the file that has it."""
     shutil.copytree(SHIPPED.parent, tmp_path / "configs")
     config = tmp_path / "configs" / "cls" / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    for file in (tmp_path / "configs").rglob("*.yaml"):
+        for path in re.findall(r"\b(?:data|runs)/[\w./]+", file.read_text(encoding="utf-8")):
+            (tmp_path / path).mkdir(parents=True, exist_ok=True)  # files that are missing are reported before all else
     tried = set()
     for file, changed, line, paths in spoilt(config):
         right = file.read_text(encoding="utf-8")

@@ -236,12 +236,29 @@ MISSING: tuple[list[str], ...] = (
 )
 
 
-@pytest.mark.parametrize("words", MISSING, ids=" ".join)
-def test_a_missing_file_is_found_without_torch(words: list[str]) -> None:
+def said_without_torch(words: list[str]) -> list[str]:
+    """What a command says on stderr that ends with 2 and imports no torch."""
     program = f"import sys\nfrom up.__main__ import main\ncode = main({words!r})\nprint(code, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env={**os.environ})
     assert done.stdout == "2 False\n", done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("words", MISSING, ids=" ".join)
+def test_a_missing_file_is_found_without_torch(words: list[str]) -> None:
+    assert len(said_without_torch(words)) == 1
+
+
+def test_missing_files_of_the_configuration_are_found_without_torch(config: Config, write: Write, tmp_path: Path) -> None:
+    config["dataset"]["train"]["dataset"]["kwargs"]["meta_file"] = str(tmp_path / "none.txt")
+    config["dataset"]["test"]["dataset"]["kwargs"]["image_reader"]["kwargs"]["image_dir"] = str(tmp_path / "none")
+    config["saver"] |= {"pretrain_model": "none.pth", "resume_model": str(tmp_path / "none_either")}
+    said = said_without_torch(["train", write(config)])
+    assert [line.split(": ")[1] for line in said] == [
+        "dataset.train.dataset.kwargs.meta_file", "dataset.test.dataset.kwargs.image_reader.kwargs.image_dir",
+        "saver.pretrain_model", "saver.resume_model",
+    ]  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_command_has_a_place_in_the_help() -> None:

@@ -17,8 +17,8 @@ from up.assembly.training import Timetable
 from up.command_line import CommandLine
 from up.errors import NothingToDo, UserError
 from up.experiment import Experiment
-from up.files import named_checkpoint, write_text
-from up.runner.checkpoint import BEST, LATEST, CheckpointFolder, load_checkpoint, read_sidecar, require_resumable
+from up.files import BEST, LATEST, named_checkpoint, write_text
+from up.runner.checkpoint import CheckpointFolder, load_checkpoint, read_sidecar, require_resumable
 from up.runner.display import show_log_on, terminal
 from up.runner.folder import claim, is_later_attempt, mark_launch, open_run_folder, read_status, set_aside, set_earlier_run_aside
 from up.runner.keeping import Keeping

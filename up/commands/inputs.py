@@ -50,6 +50,31 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
     load_config(path, overrides)
 
 
+def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
+    """Raise ``ConfigError`` for meta files, image folders and weights that are not there.
+
+    A data set of a plug-in, whose arguments only its class knows, is looked at once that is imported.
+    """
+    if world_in_environment() > 1:
+        return
+    from up.config.decode import load_config
+    from up.config.errors import ConfigError, Problem
+    from up.config.named_files import missing_at, missing_start_weights
+    from up.tasks.cls.files import DATASETS, named_paths
+
+    decoded = load_config(path, overrides)
+    config = decoded.config
+    problems: list[Problem] = []
+    for name, source in (("train", config.dataset.train), ("test", config.dataset.test)):
+        if source is not None and source.dataset.type in DATASETS:
+            for key, file in named_paths(source.dataset.kwargs):
+                if file is not None:  # it may be misspelt, which is better said
+                    problems += missing_at(f"dataset.{name}.dataset.kwargs.{key}", file)
+    problems += missing_start_weights(config, config.saver.folder(path))
+    if problems:
+        raise ConfigError(decoded.origins.locate(problems))
+
+
 def expect_checkpoint(path: Path | None) -> None:
     """Raise ``UserError`` unless a checkpoint may be at the path of ``--ckpt``."""
     if path is not None and world_in_environment() == 1:

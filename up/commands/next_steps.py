@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from up.command_line import CommandLine
+from up.files import BEST, LATEST
 
 if TYPE_CHECKING:  # they import torch
     from up.experiment import Experiment
@@ -20,7 +21,6 @@ def after_training(
     run: Run, verdict: Vote, experiment: Experiment, command: CommandLine, overrides: Sequence[str]
 ) -> Iterator[str]:
     """The last lines of a run: best metric, files and next commands; of one that was stopped, the command that resumes it."""
-    from up.runner.checkpoint import BEST, LATEST
     from up.runner.summary import best_of, progress
 
     outline, folder = run.outline, run.outline.folder

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from up.command_line import CommandLine
 from up.commands.arguments import add_launch, backend_overrides, finite, launch_of, positive
-from up.commands.inputs import expect_config
+from up.commands.inputs import expect_config, expect_training_files
 from up.commands.parser import CommandParser, speaks_for_all
 from up.commands.shortcuts import Shortcuts
 from up.config.decode import load_config
@@ -32,6 +32,9 @@ def main(words: list[str]) -> int:
     else:
         expect_config(arguments.config, overrides)
         overrides += shortcut_overrides(arguments, overrides)
+    is_training = not arguments.evaluate and arguments.phase == "train"
+    if is_training:
+        expect_training_files(arguments.config, overrides)
     launch = launch_of(arguments)
     if launch.launcher(os.environ) is not None:
         folder = load_config(arguments.config, overrides).config.saver.folder(arguments.config)
@@ -39,7 +42,7 @@ def main(words: list[str]) -> int:
         code = launched(launch, words, lambda: code_of_status(folder, since=begun))
         if code is not None:
             return code
-    if arguments.evaluate or arguments.phase == "eval":
+    if not is_training:
         from up.commands.eval import evaluate
 
         return evaluate(arguments.config, overrides, None, None, CommandLine.typed(words))

@@ -9,8 +9,8 @@ from typing import Any
 
 from up.distributed import is_main
 from up.errors import UserError
-from up.files import write_json
-from up.runner.checkpoint import BEST, CheckpointFolder
+from up.files import BEST, write_json
+from up.runner.checkpoint import CheckpointFolder
 from up.runner.hooks import Hook, Outline, UpdateReport
 from up.runner.log import LOGGER
 from up.text import did_you_mean, some_of

@@ -17,12 +17,10 @@ from zipfile import BadZipFile
 import torch
 
 from up.errors import StorageError, UserError
-from up.files import TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
+from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
 from up.runner.keeping import Keeping
 
 FORMAT_VERSION = 1
-LATEST = "ckpt_latest.pth"
-BEST = "ckpt_best.pth"
 ONLY_TO_RESUME = ("optimizer", "buffers", "precision", "clip", "schedule", "hooks", "runner", "bad_images")
 _FOREIGN = "To start from the weights of another program, name them in saver.pretrain_model."
 

@@ -16,10 +16,11 @@ from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.distributed import barrier, from_main, gather_objects, is_main, rank
 from up.errors import NumericalError, place_in
+from up.files import BEST, LATEST
 from up.models.weights import variant_of
 from up.optim.schedules import Schedule
 from up.runner.buffers import RankBuffers
-from up.runner.checkpoint import BEST, FORMAT_VERSION, LATEST, CheckpointFolder, load_parts
+from up.runner.checkpoint import FORMAT_VERSION, CheckpointFolder, load_parts
 from up.runner.clip import Clip
 from up.runner.ema import Ema, NoEma
 from up.runner.evaluate import BrokenOff, Evaluation
