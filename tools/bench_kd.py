@@ -34,7 +34,7 @@ from up.runner.runner import Runner
 from up.tasks.distill.cache import CachedTeacher, Codec, visits_of
 from up.tasks.distill.kd_runner import KDRunner
 from up.tasks.distill.losses import KDLoss
-from up.tasks.distill.mimic import Lesson, Mimic, Pair, Pupil
+from up.tasks.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
 from up.tasks.distill.store import Store
 from up.tasks.distill.taps import Taps
 from up.tasks.distill.teachers import Teacher
@@ -89,10 +89,10 @@ class Bench:
         plain = Runner(student, loss_of=self.loss_of, stage=lambda batch: batch, mix=None, seed=0)
         runners: dict[str, Runner] = {"student": plain}
         for name, taught in (("kd", teacher), ("warm", cached)):
-            mimic = Mimic([Lesson("mimic_loss", "mimic_job0", "teacher", KDLoss(T=2.0), [Pair(LAYER, LAYER)])])
-            pupil = Pupil(student, {}, Taps(student, [LAYER]))
+            mimic = Mimic([DistillationTerm("mimic_loss", "mimic_job0", "teacher", KDLoss(T=2.0), [Pair(LAYER, LAYER)])])
+            hooked = HookedStudent(student, {}, Taps(student, [LAYER]))
             runners[name] = KDRunner(
-                pupil, loss_of=self.loss_of, stage=lambda batch: batch, mix=None, seed=0, mimic=mimic, teachers=[taught]
+                hooked, loss_of=self.loss_of, stage=lambda batch: batch, mix=None, seed=0, mimic=mimic, teachers=[taught]
             )
         optimizer = torch.optim.SGD(student.parameters(), lr=0.0, momentum=0.9)
         self.timed: dict[str, Callable[[], object]] = {name: self._update(runner, optimizer) for name, runner in runners.items()}

@@ -210,7 +210,7 @@ def prove_backward(experiment: Experiment, net: Net, teaching: Teaching | None) 
     yield f"one batch of {shape} through net, loss and backward: loss {float(output.loss.detach()):.3f}"
     yield from (f"note: {line}" for line in told_of(experiment, teaching)[1])
     if teaching is not None:
-        names = [lesson.name for lesson in teaching.mimic.lessons]
+        names = [term.name for term in teaching.mimic.terms]
         yield "its parts: " + ", ".join(f"{name} {float(output.shown()[name]):.3f}" for name in ("task_loss", *names))
     unused = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
     if unused:

@@ -532,7 +532,7 @@ def test_what_a_cache_cannot_keep(
     said = says(write(kd), capsys, tmp_path, command=command)
     assert "mimic.mimic_job0.teacher.teacher_bn_mode: got 'train': what depends on the rest of the batch cannot be kept" in said
     assert "mimic.mimic_job1.teacher.mimic_name.0: gives (96, 4, 4) for an image; a cache keeps vectors, such as logits" in said
-    assert "mimic.cache.topk: keeps what softmax makes of the largest logits, which l2_loss does not go by: leave it out" in said
+    assert "mimic.cache.topk: caches the largest logits only, but l2_loss needs full features" in said
 
 
 def test_a_student_of_several_heads(

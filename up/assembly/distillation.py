@@ -1,4 +1,4 @@
-"""From a checked experiment to what distillation adds to its run: lessons, teachers, adapters."""
+"""From a checked experiment to what distillation adds to its run: terms, teachers, adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from up.models.net import Net
 from up.runner.evaluate import evaluation_mode
 from up.runner.runner import BatchStage, Mixing, Runner
 from up.seed import key, seed_all
-from up.tasks.distill.mimic import Lesson, Mimic, Pair, Pupil
+from up.tasks.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
 from up.tasks.distill.taps import Findings, Taps, tap_problem
 from up.tasks.distill.teachers import Taught, Teacher, columns_for
 from up.text import some_of
@@ -43,10 +43,10 @@ class Teaching:
     warnings: Sequence[str] = field(default_factory=list)
     strangers: frozenset[str] = frozenset()  # teachers of other classes, which only features are taken of
 
-    def pupil(self, student: nn.Module, device: torch.device) -> Pupil:
+    def hooked(self, student: nn.Module, device: torch.device) -> HookedStudent:
         """The student on its device, and its adapters."""
         taps = Taps(student, self.mimic.layers_of_student(), copied=self.overwritten)
-        return Pupil(student, self.adapters, taps).to(device)
+        return HookedStudent(student, self.adapters, taps).to(device)
 
     def add_adapters_to(self, optimizer: Optimizer) -> None:
         """Let the adapters train as the optimizer does by itself: no rule of ``pconfig`` speaks of them."""
@@ -74,7 +74,7 @@ def runner_of(
     if teaching is not None:
         for teacher in teaching.teachers:
             teacher.to(device, channels_last=runtime.channels_last, compiled=compiled)
-        facts |= {"net": teaching.pupil(net, device), "mimic": teaching.mimic, "teachers": teaching.taught}
+        facts |= {"net": teaching.hooked(net, device), "mimic": teaching.mimic, "teachers": teaching.taught}
     runner: Runner = experiment.build(runtime.runner, "runner", facts, "runtime.runner")
     return runner
 
@@ -97,7 +97,7 @@ def told_of(experiment: Experiment, teaching: Teaching | None) -> tuple[list[str
 def teaching_of(
     experiment: Experiment, student: Net, data_facts: Mapping[str, Any], class_names: list[str] | None, *, files: bool = True
 ) -> Teaching | None:
-    """Lessons and teachers, proved with a batch of noise; None where the runner does not mimic.
+    """Distillation terms and teachers, proved with a batch of noise; None where the runner does not mimic.
 
     Without ``files`` the teachers' weights are drawn. Nothing is created. Raises ``ConfigError`` for layers that there are
     not, shapes that do not fit and classes that a teacher does not know.
@@ -143,14 +143,14 @@ def teaching_of(
 
 
 def mimic_of(experiment: Experiment, section: MimicSection) -> Mimic:
-    """Every job as a lesson with each of its teachers."""
-    lessons = []
+    """Every job as a term with each of its teachers."""
+    terms = []
     for name, job in section.jobs.items():
         loss = experiment.build(job.cfgs.loss, "mimic_loss", {}, f"{key_of_job(experiment, name)}.cfgs.loss")
         for teacher in job.teachers:
             shown = f"{name}_loss" if len(job.teachers) == 1 else f"{name}_{teacher}_loss"
-            lessons.append(Lesson(shown, name, teacher, loss, _pairs(job, teacher), job.loss_weight, job.warm_up_iters))
-    return Mimic(lessons, section.task_loss)
+            terms.append(DistillationTerm(shown, name, teacher, loss, _pairs(job, teacher), job.loss_weight, job.warm_up_iters))
+    return Mimic(terms, section.task_loss)
 
 
 def _hinders_guidance(experiment: Experiment) -> Iterator[Problem]:
@@ -190,9 +190,9 @@ def _of_student(experiment: Experiment, student: Net, mimic: Mimic, example: Map
 
 
 def _misfits(experiment: Experiment, mimic: Mimic, student: Mapping[str, Any], teachers: Mapping[str, Any]) -> Iterator[Problem]:
-    for lesson in mimic.lessons:
-        for index, what in lesson.refusals(student, teachers[lesson.teacher]):
-            yield Problem(f"{key_of_job(experiment, lesson.job)}.{lesson.teacher}.mimic_name.{index}", what)
+    for term in mimic.terms:
+        for index, what in term.refusals(student, teachers[term.teacher]):
+            yield Problem(f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name.{index}", what)
 
 
 def _columns(source: Source, ours: list[str] | None, mimic: Mimic) -> tuple[list[int] | None, str]:
@@ -222,12 +222,12 @@ def classes_line(source: Source, ours: list[str] | None) -> Iterator[str]:
 def _out_of_order(experiment: Experiment, mimic: Mimic, teachers: Sequence[Teacher]) -> Iterator[Problem]:
     """Layers whose scores would be compared class by class, in an order that is not the student's."""
     by_name = {teacher.name: teacher for teacher in teachers}
-    for lesson in mimic.lessons:
-        teacher = by_name[lesson.teacher]
-        for index, pair in enumerate(lesson.pairs):
-            if lesson.loss.of_logits and teacher.is_reordered and pair.teacher not in teacher.class_scores:
+    for term in mimic.terms:
+        teacher = by_name[term.teacher]
+        for index, pair in enumerate(term.pairs):
+            if term.loss.of_logits and teacher.is_reordered and pair.teacher not in teacher.class_scores:
                 what = f"{pair.teacher} gives no logits of the net, and only those are put into the student's order of classes"
-                yield Problem(f"{key_of_job(experiment, lesson.job)}.{lesson.teacher}.mimic_name.{index}", what)
+                yield Problem(f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name.{index}", what)
 
 
 def _taken_as_eval(experiment: Experiment, section: MimicSection) -> Iterator[str]:

@@ -70,9 +70,9 @@ def _widths(experiment: Experiment, mimic: Mimic, teacher: Teacher) -> dict[str,
             if len(teacher.shapes[layer]) != 2:
                 what = f"gives {tuple(teacher.shapes[layer][1:])} for an image; a cache keeps vectors, such as logits, only"
                 problems.append(Problem(f"{place}.mimic_name.{index}", what))
-    for lesson in mimic.lessons:
-        if lesson.teacher == teacher.name and section.cache.topk is not None and not lesson.loss.of_logits:
-            what = f"keeps what softmax makes of the largest logits, which {lesson.loss.name} does not go by: leave it out"
+    for term in mimic.terms:
+        if term.teacher == teacher.name and section.cache.topk is not None and not term.loss.of_logits:
+            what = f"caches the largest logits only, but {term.loss.name} needs full features. Remove mimic.cache.topk."
             problems.append(Problem("mimic.cache.topk", what))
     experiment.refuse(dict.fromkeys(problems))
     return {layer: teacher.shapes[layer][1] for layer in mimic.layers_of(teacher.name)}

@@ -13,14 +13,14 @@ from up.distributed import rank
 from up.errors import UserError
 from up.runner.runner import BatchStage, LossOf, Mixing, Runner, StepOutput
 from up.tasks.distill.cache import visits_of
-from up.tasks.distill.mimic import TAPS, Mimic, Pupil
+from up.tasks.distill.mimic import TAPS, HookedStudent, Mimic
 from up.tasks.distill.teachers import Taught
 
 
 class KDRunner(Runner):
     """Trains a student that mimics one or more frozen teachers; all but the loss is as without them.
 
-    ``net`` is a ``Pupil``, perhaps wrapped for many ranks; ``model`` the student alone, so that teachers and adapters are
+    ``net`` is a ``HookedStudent``, perhaps wrapped for many ranks; ``model`` the student alone, so that teachers and adapters are
     in no evaluation, average or export. ``state_dict`` has the adapters, which train with the student, and by what weights
     it was taught: a run goes on with the same teachers, wherever their files are by then.
     """
@@ -41,16 +41,16 @@ class KDRunner(Runner):
         self.teachers = teachers
 
     @property
-    def pupil(self) -> Pupil:
+    def hooked(self) -> HookedStudent:
         """The student with its adapters."""
-        pupil = super().model
-        assert isinstance(pupil, Pupil)
-        return pupil
+        hooked = super().model
+        assert isinstance(hooked, HookedStudent)
+        return hooked
 
     @property
     def model(self) -> nn.Module:
         """The student."""
-        return self.pupil.student
+        return self.hooked.student
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
         """As without teachers; the batch also says what its images are, for a cache of what teachers said of them."""
@@ -67,7 +67,7 @@ class KDRunner(Runner):
 
     def state_dict(self) -> dict[str, Any]:
         """The adapters' weights, and digests of the teachers'."""
-        return {"adapters": self.pupil.adapters.state_dict(), "teachers": self._digests()}
+        return {"adapters": self.hooked.adapters.state_dict(), "teachers": self._digests()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The counterpart of ``state_dict``. Raises ``UserError`` for teachers with other weights."""
@@ -75,7 +75,7 @@ class KDRunner(Runner):
             then = state["teachers"].get(name)
             if then != now:
                 raise UserError(f"{name} has other weights now (sha256 {then} then, {now} now): name the file that it had")
-        self.pupil.adapters.load_state_dict(state["adapters"])
+        self.hooked.adapters.load_state_dict(state["adapters"])
 
     def _digests(self) -> dict[str, str]:
         return {teacher.name: teacher.digest()[:16] for teacher in self.teachers}

@@ -30,7 +30,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationTerm:
     """What the student learns from one teacher in one job. ``name`` is what logs call its loss."""
 
     name: str
@@ -91,7 +91,7 @@ class Lesson:
         return torch.stack(values).sum()
 
 
-class Pupil(nn.Module):
+class HookedStudent(nn.Module):
     """The student with the adapters at its taps: all that trains, and what many ranks wrap.
 
     ``adapters`` by name, each with the layer of the student that it reads. The record is the student's, and under ``taps``
@@ -114,9 +114,9 @@ class Pupil(nn.Module):
 
 @dataclass(frozen=True)
 class Mimic:
-    """All lessons. ``task_loss`` says whether the task's own loss counts too."""
+    """All terms. ``task_loss`` says whether the task's own loss counts too."""
 
-    lessons: Sequence[Lesson]
+    terms: Sequence[DistillationTerm]
     task_loss: bool = True
 
     def __call__(
@@ -127,7 +127,7 @@ class Mimic:
         step: int,
         task_loss: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """What each lesson adds to the loss at update ``step``, by the name of its loss; float32, under autocast too.
+        """What each term adds to the loss at update ``step``, by the name of its loss; float32, under autocast too.
 
         ``task_loss``: the mean over the batch of the student's own loss, whose gradient guides ``gkd_loss``.
         """
@@ -137,15 +137,15 @@ class Mimic:
         device = next(iter(student.values())).device.type
         with torch.autocast(device, enabled=False):
             return {
-                lesson.name: lesson.factor(step) * lesson(student, teachers[lesson.teacher], labels, gradients)
-                for lesson in self.lessons
+                term.name: term.factor(step) * term(student, teachers[term.teacher], labels, gradients)
+                for term in self.terms
             }
 
     @property
     def guided_layers(self) -> list[str]:
         """The layers of the student at which the gradient of the task loss is asked for."""
-        guided = (lesson for lesson in self.lessons if isinstance(lesson.loss, GKDLoss))
-        return list(dict.fromkeys(pair.student for lesson in guided for pair in lesson.pairs))
+        guided = (term for term in self.terms if isinstance(term.loss, GKDLoss))
+        return list(dict.fromkeys(pair.student for term in guided for pair in term.pairs))
 
     def _gradients(self, student: Tapped, task_loss: Tensor | None) -> dict[str, Tensor]:
         """The gradient of every image's task loss at each of ``guided_layers``; the graph stays for the backward pass."""
@@ -164,38 +164,38 @@ class Mimic:
         return dict(zip(layers, (gradient.detach() for gradient in found), strict=True))
 
     def require_labels(self, batch: Mapping[str, Any]) -> Tensor | None:
-        """The labels of a batch; None where no lesson needs them. Raises ``UserError`` where they are not one an image."""
-        return labels_of(batch) if any(lesson.loss.needs_labels for lesson in self.lessons) else None
+        """The labels of a batch; None where no term needs them. Raises ``UserError`` where they are not one an image."""
+        return labels_of(batch) if any(term.loss.needs_labels for term in self.terms) else None
 
     def layers_of_student(self) -> list[str]:
         """Every layer of the student that is tapped, once."""
-        return list(dict.fromkeys(pair.student for lesson in self.lessons for pair in lesson.pairs))
+        return list(dict.fromkeys(pair.student for term in self.terms for pair in term.pairs))
 
     def layers_of(self, teacher: str) -> list[str]:
         """Every layer of a teacher that is tapped, once."""
-        return list(dict.fromkeys(pair.teacher for lesson in self.lessons if lesson.teacher == teacher for pair in lesson.pairs))
+        return list(dict.fromkeys(pair.teacher for term in self.terms if term.teacher == teacher for pair in term.pairs))
 
     def compares_classes(self, teacher: str) -> bool:
         """Whether what is learned from a teacher are its scores of classes, and not features alone."""
-        return any(lesson.loss.of_logits for lesson in self.lessons if lesson.teacher == teacher)
+        return any(term.loss.of_logits for term in self.terms if term.teacher == teacher)
 
     def build_adapters(self, student: Shapes, teachers: Mapping[str, Shapes]) -> dict[str, tuple[str, nn.Module]]:
         """Every adapter by its name, with the layer of the student that it reads."""
         return {
-            name: (pair.student, adapter(pair.adapter, student[pair.student], teachers[lesson.teacher][pair.teacher]))
-            for lesson in self.lessons
-            for name, pair in lesson.adapters()
+            name: (pair.student, adapter(pair.adapter, student[pair.student], teachers[term.teacher][pair.teacher]))
+            for term in self.terms
+            for name, pair in term.adapters()
             if pair.adapter is not None
         }
 
     def _require_gradients(self, student: Tapped) -> None:
         if not torch.is_grad_enabled():
             return
-        for lesson in self.lessons:
-            for index, pair in enumerate(lesson.pairs):
-                if not student[lesson.key(index)].requires_grad:
+        for term in self.terms:
+            for index, pair in enumerate(term.pairs):
+                if not student[term.key(index)].requires_grad:
                     raise UserError(
-                        f"mimic.{lesson.job}.student.mimic_name: no gradient passes through {pair.student!r}: everything up to "
+                        f"mimic.{term.job}.student.mimic_name: no gradient passes through {pair.student!r}: everything up to "
                         "it is frozen, or recomputed by gradient checkpointing. Tap a layer that trains."
                     )
 

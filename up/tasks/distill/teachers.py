@@ -20,7 +20,7 @@ Names = Sequence[str]
 
 @runtime_checkable
 class Taught(Protocol):
-    """What gives a teacher's side of the lessons: the teacher itself, or a cache of what it said."""
+    """What gives a teacher's side of the terms: the teacher itself, or a cache of what it said."""
 
     name: str
 

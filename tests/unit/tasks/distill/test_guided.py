@@ -11,7 +11,7 @@ from tests.unit.tasks.distill.nets import batch_of, loss_of, net_of
 from up.errors import UserError
 from up.tasks.distill.guided import GKDLoss, channel_weights
 from up.tasks.distill.kd_runner import KDRunner
-from up.tasks.distill.mimic import Lesson, Mimic, Pair, Pupil
+from up.tasks.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
 from up.tasks.distill.taps import Taps
 from up.tasks.distill.teachers import Teacher
 
@@ -44,10 +44,10 @@ def test_weights_are_one_on_average_and_of_channels(shape: tuple[int, ...]) -> N
 
 def runner(layer: str) -> KDRunner:
     loss = GKDLoss()
-    student, mimic = net_of(4, norm=False), Mimic([Lesson("guided", "mimic_job0", "teacher", loss, [Pair(layer, layer)])])
+    student, mimic = net_of(4, norm=False), Mimic([DistillationTerm("guided", "mimic_job0", "teacher", loss, [Pair(layer, layer)])])
     teacher = Teacher("teacher", net_of(4, seed=1, norm=False), mimic.layers_of("teacher"), example=batch_of(2))
-    pupil = Pupil(student, {}, Taps(student, mimic.layers_of_student()))
-    return KDRunner(pupil, loss_of=loss_of, stage=lambda batch: batch, mix=None, seed=7, mimic=mimic, teachers=[teacher])
+    hooked = HookedStudent(student, {}, Taps(student, mimic.layers_of_student()))
+    return KDRunner(hooked, loss_of=loss_of, stage=lambda batch: batch, mix=None, seed=7, mimic=mimic, teachers=[teacher])
 
 
 def test_the_runner_takes_the_gradient_of_each_images_own_loss() -> None:

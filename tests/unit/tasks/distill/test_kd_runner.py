@@ -14,7 +14,7 @@ from up.errors import UserError
 from up.runner.runner import Runner, StepOutput
 from up.tasks.distill.kd_runner import KDRunner
 from up.tasks.distill.losses import KDLoss, L2Loss
-from up.tasks.distill.mimic import Lesson, Mimic, Pair, Pupil
+from up.tasks.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
 from up.tasks.distill.taps import Taps
 from up.tasks.distill.teachers import Teacher
 
@@ -30,15 +30,16 @@ def mixed(batch: Batch, generator: torch.Generator) -> Batch:
     return Batch(batch, image=torch.lerp(batch.image, batch.image.flip(0), share))
 
 
-def runner_of(*lessons: Lesson, task_loss: bool = True, mix: Any = None, teacher_seed: int = 1) -> KDRunner:
+def runner_of(*terms: DistillationTerm, task_loss: bool = True, mix: Any = None, teacher_seed: int = 1) -> KDRunner:
     student = net_of(4)
-    lessons = lessons or (Lesson("mimic_job0_loss", "mimic_job0", "teacher", KDLoss(T=2.0), [LOGITS], weight=0.5),)
-    mimic = Mimic(lessons, task_loss)
+    terms = terms or (DistillationTerm("mimic_job0_loss", "mimic_job0", "teacher", KDLoss(T=2.0), [LOGITS], weight=0.5),)
+    mimic = Mimic(terms, task_loss)
     teacher = Teacher("teacher", net_of(6, seed=teacher_seed), mimic.layers_of("teacher"), example=batch_of(2))
     shapes = {"head.classifier": (2, 5), "backbone": (2, 4, 4, 4)}
     torch.manual_seed(5)
-    pupil = Pupil(student, mimic.build_adapters(shapes, {"teacher": teacher.shapes}), Taps(student, mimic.layers_of_student()))
-    return KDRunner(pupil, loss_of=loss_of, stage=untouched, mix=mix, seed=7, mimic=mimic, teachers=[teacher])
+    adapters = mimic.build_adapters(shapes, {"teacher": teacher.shapes})
+    hooked = HookedStudent(student, adapters, Taps(student, mimic.layers_of_student()))
+    return KDRunner(hooked, loss_of=loss_of, stage=untouched, mix=mix, seed=7, mimic=mimic, teachers=[teacher])
 
 
 def step_of(runner: Runner, step: int = 3) -> StepOutput:
@@ -83,7 +84,7 @@ def test_gradient_reaches_the_student_only() -> None:
 @pytest.mark.parametrize("mix", [None, mixed])
 def test_a_mimic_loss_of_no_weight_changes_no_bit(mix: Any) -> None:
     """Dropout, BatchNorm, mixing and the images are those of a run without a teacher."""
-    nothing = Lesson("none", "mimic_job0", "teacher", KDLoss(), [LOGITS], weight=0.0)
+    nothing = DistillationTerm("none", "mimic_job0", "teacher", KDLoss(), [LOGITS], weight=0.0)
     runner, plain = runner_of(nothing, mix=mix), plain_of(mix)
     ours, theirs = gradients(runner), gradients(plain)
     for name, gradient in theirs.items():
@@ -101,10 +102,10 @@ def test_the_teacher_sees_the_mixed_batch() -> None:
 
 
 def test_adapters_train_and_are_in_the_state_and_the_teacher_is_not() -> None:
-    through = Lesson("features", "mimic_job0", "teacher", L2Loss(), [Pair("backbone", "backbone", "conv1x1")])
+    through = DistillationTerm("features", "mimic_job0", "teacher", L2Loss(), [Pair("backbone", "backbone", "conv1x1")])
     runner = runner_of(through)
     step_of(runner).loss.backward()
-    (weight,) = runner.pupil.adapters.parameters()
+    (weight,) = runner.hooked.adapters.parameters()
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
     assert list(runner.state_dict()["adapters"]) == ["mimic_job0_teacher_0.weight"]
@@ -112,9 +113,9 @@ def test_adapters_train_and_are_in_the_state_and_the_teacher_is_not() -> None:
     assert not any("teacher" in name for name, _ in runner.net.named_modules() if not name.startswith("adapters"))
     other = runner_of(through)
     with torch.no_grad():
-        next(other.pupil.adapters.parameters()).zero_()
+        next(other.hooked.adapters.parameters()).zero_()
     other.load_state_dict(runner.state_dict())
-    assert torch.equal(next(other.pupil.adapters.parameters()), weight)
+    assert torch.equal(next(other.hooked.adapters.parameters()), weight)
 
 
 def test_goes_on_with_the_same_teachers_only() -> None:
@@ -126,7 +127,7 @@ def test_goes_on_with_the_same_teachers_only() -> None:
 
 
 def test_warm_up_goes_by_the_step() -> None:
-    slow = Lesson("slow", "mimic_job0", "teacher", KDLoss(), [LOGITS], weight=3.0, warm_up=10)
-    whole = Lesson("slow", "mimic_job0", "teacher", KDLoss(), [LOGITS], weight=1.5)
+    slow = DistillationTerm("slow", "mimic_job0", "teacher", KDLoss(), [LOGITS], weight=3.0, warm_up=10)
+    whole = DistillationTerm("slow", "mimic_job0", "teacher", KDLoss(), [LOGITS], weight=1.5)
     assert step_of(runner_of(slow), 0).shown()["slow"].item() == 0
     assert step_of(runner_of(slow), 5).shown()["slow"].item() == step_of(runner_of(whole), 5).shown()["slow"].item() > 0
