@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+from os.path import commonprefix
 
 
 def near_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """The names in ``known`` that ``name`` was probably meant to be, best first, ignoring case."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    return [by_lower[match] for match in get_close_matches(name.lower(), list(by_lower), n=limit, cutoff=0.6)]
+    """The names in ``known`` that ``name`` was probably meant to be, best first, ignoring case.
+
+    Of names that are equally near, those that begin alike come first: mistyped letters are more often late ones.
+    """
+    meant, by_lower = name.lower(), {candidate.lower(): candidate for candidate in known}
+    near = get_close_matches(meant, list(by_lower), n=len(by_lower) or 1, cutoff=0.6)
+
+    def nearness(candidate: str) -> tuple[float, int]:
+        return round(SequenceMatcher(None, candidate, meant).ratio(), 6), len(commonprefix([candidate, meant]))
+
+    return [by_lower[match] for match in sorted(near, key=nearness, reverse=True)[:limit]]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

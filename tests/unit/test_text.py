@@ -10,6 +10,11 @@ from up.text import count, did_you_mean, duration, near_names, si, some_of
 def test_near_names_ignore_case() -> None:
     assert near_names("lamb", ["LAMB", "LARS", "SGD"])[0] == "LAMB"
     assert did_you_mean("xyz", ["LAMB"]) == ""
+    assert did_you_mean("xyz", []) == ""
+
+
+def test_of_names_that_are_equally_near_those_that_begin_alike_come_first() -> None:
+    assert near_names("AdamV", ["NAdam", "RAdam", "AdamW", "Adam"])[:2] == ["Adam", "AdamW"]
 
 
 def test_lists_are_cut() -> None:

@@ -35,7 +35,7 @@ def open_images(
         skips = getattr(data, "on_bad_image", "error") == "skip"
         if skips and len(unreadable) <= limit:
             for line in _capped(unreadable):
-                warn(f"{line} (skipped in training, as dataset.{name} has on_bad_image: skip)")
+                warn(f"{line} (skipped, because dataset.{name} has on_bad_image: skip)")
         elif unreadable:
             refused += unreadable
             if skips:
