@@ -88,8 +88,9 @@ def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> list
     if unsafe:
         raise UserError(
             f"{path}: was made with another configuration: {some_of(unsafe, 5)}. A run cannot resume under "
-            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}: take it back, or start anew in another folder "
-            f"with saver.save_dir={path.parent}-2 (and saver.pretrain_model={path} to start from its weights)."
+            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}: take it back, or train with the run's own "
+            f"{path.parent / 'config.yaml'}, or start anew in another folder with "
+            f"saver.save_dir={path.parent}-2 (and saver.pretrain_model={path} to start from its weights)."
         )
     if state["data_sha256"] != facts.data_sha256 and not facts.accept_data_change:
         raise UserError(
