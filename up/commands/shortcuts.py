@@ -55,7 +55,7 @@ def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[st
     yield "trainer.max_epoch", epochs
     if trainer.max_iter is not None:
         yield "trainer.max_iter", None
-        yield "runtime.iter_base", config.runtime.iter_base  # frequencies go on counting what they counted
+        yield "runtime.iter_base", config.runtime.iter_base  # frequencies keep their unit, epochs or steps
     part = trainer.lr_scheduler
     if part is None or (trainer.max_iter is None and trainer.max_epoch in (None, epochs)):
         return

@@ -47,7 +47,7 @@ def fault_of(error: yaml.MarkedYAMLError, text: str) -> Fault:
 
 
 def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> Fault | None:
-    """What is wrong with one value that goes on from line ``first`` to ``last``, counted from 0, though it is YAML; else None.
+    """What is wrong with one value that spans lines ``first`` to ``last``, counted from 0, though it is YAML; else None.
 
     A quote that the next quote closes swallows the keys between; a line without a colon is taken for more of the value above.
     """

@@ -122,7 +122,7 @@ def mobilenetv3(
 ) -> Backbone:
     """MobileNetV3 (Howard et al. 2019, arXiv 1905.02244): image to a feature (B, 1280, 1, 1).
 
-    ``variant``: in ``up`` squeeze-excite has no biases, a quarter of the channels exactly, and stands before the
+    ``variant``: in ``up`` squeeze-excite has no biases, a quarter of the channels exactly, and comes before the
     activation of an inverted residual, as in UP's networks and weights; ``timm`` is the network of timm's and
     torchvision's weights.
     The last convolution works on the pooled map. ``dropout`` is applied to the feature. ``c4_output`` adds the map of

@@ -118,7 +118,7 @@ class Net(nn.Module):
 
 
 def read(record: Mapping[str, Any], name: str, giver: str) -> Any:
-    """``record[name]``, which a ``giver`` puts there. Raises ``UserError`` where none stands before in the net."""
+    """``record[name]``, which a ``giver`` puts there. Raises ``UserError`` if no module before it in the net does."""
     if name not in record:
         raise UserError(f"no module of the net gives {name}, there is only {some_of(record)}. Expected a {giver} before.")
     return record[name]

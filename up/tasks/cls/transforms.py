@@ -222,7 +222,7 @@ class LevelsToTensor(ToTensor):
 
 
 class Normalize(Transform):
-    """``(x - mean) / std`` by channel; in units of what stands before it: 0..1 after to_tensor."""
+    """``(x - mean) / std`` by channel; in the units of its input: 0..1 after to_tensor."""
 
     def __init__(
         self,
