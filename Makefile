@@ -36,6 +36,7 @@ test: $(VENV)/.dev lint unit
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 unit: $(VENV)/.dev

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from up.runner.log import LogFile
+from up.tracking.log import LogFile
 
 
 @pytest.fixture(autouse=True, scope="session")

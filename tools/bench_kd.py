@@ -26,18 +26,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from up.build.experiment import all_tables, find_task
 from up.config.parts import build_part
 from up.data.records import Batch
-from up.experiment import all_tables, find_task
+from up.distill.cache import CachedTeacher, Codec, visits_of
+from up.distill.losses import KDLoss
+from up.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
+from up.distill.runner import KDRunner
+from up.distill.store import Store
+from up.distill.taps import Taps
+from up.distill.teachers import Teacher
+from up.engine.step import Runner
 from up.models.net import Net
-from up.runner.runner import Runner
-from up.tasks.distill.cache import CachedTeacher, Codec, visits_of
-from up.tasks.distill.kd_runner import KDRunner
-from up.tasks.distill.losses import KDLoss
-from up.tasks.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
-from up.tasks.distill.store import Store
-from up.tasks.distill.taps import Taps
-from up.tasks.distill.teachers import Teacher
 
 LIMITS = {"kd / (student + teacher)": 1.05, "warm / student": 1.10}
 LAYER = "head.classifier"
@@ -161,9 +161,12 @@ class Bench:
     def _batch(self, images: int, size: int) -> Batch:
         image = torch.randn(images, 3, size, size, device=self.device).contiguous(memory_format=torch.channels_last)
         return Batch(
-            image=image, gt=torch.arange(images, device=self.device), filename=[str(index) for index in range(images)],
-            index=torch.arange(images), seed=torch.arange(images) + 1000,
-        )  # fmt: skip
+            image=image,
+            gt=torch.arange(images, device=self.device),
+            filename=[str(index) for index in range(images)],
+            index=torch.arange(images),
+            seed=torch.arange(images) + 1000,
+        )
 
 
 if __name__ == "__main__":

@@ -52,8 +52,10 @@ def main() -> None:
         print(f"{name:<34}{taken:8.2f} s {len(paths) / taken:9.1f} images/s")
     for kind in ("clock", "processor"):
         shares = [share(each, kind) for each in rounds]
-        print(f"predict reaches {statistics.median(shares):.2f} of the bare loop by the {kind} "
-              f"({min(shares):.2f} to {max(shares):.2f} in {len(shares)} rounds); 0.90 is due")  # fmt: skip
+        print(
+            f"predict reaches {statistics.median(shares):.2f} of the bare loop by the {kind} "
+            f"({min(shares):.2f} to {max(shares):.2f} in {len(shares)} rounds); 0.90 is due"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def export_resnet18(folder: Path, paths: list[Path]) -> Path:
     import torch
 
     from up.__main__ import main as command
-    from up.assembly.network import build_net
-    from up.experiment import load_experiment
+    from up.build.experiment import load_experiment
+    from up.build.network import build_net
 
     config: dict[str, Any] = {
         "dataset": {

@@ -28,12 +28,12 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.nn import functional as F
 
-from up.assembly.run import assemble
+from up.build.build import assemble
+from up.build.experiment import load_experiment
 from up.command_line import CommandLine
-from up.experiment import load_experiment
-from up.runner.hooks import Hook, UpdateReport
-from up.runner.loop import train
-from up.runner.stop import StopRequest
+from up.distributed.signals import StopRequest
+from up.engine.hooks import Hook, UpdateReport
+from up.engine.loop import train
 
 CLASSES, DRAWN = 4, 256
 WARM_UP = 5  # updates that are not timed: workers start, allocators learn
@@ -102,9 +102,11 @@ def config_of(arguments: argparse.Namespace, folder: Path, number: int) -> dict[
         {"type": "normalize", "kwargs": {"mean": list(MEAN), "std": list(STD)}},
     ]
     dataset = {
-        "meta_file": str(folder / "images"), "meta_type": "image_folder", "image_reader": {"type": arguments.reader},
+        "meta_file": str(folder / "images"),
+        "meta_type": "image_folder",
+        "image_reader": {"type": arguments.reader},
         "transformer": transformer,
-    }  # fmt: skip
+    }
     return {
         "runtime": {"iter_base": True},
         "dataset": {
@@ -115,8 +117,11 @@ def config_of(arguments: argparse.Namespace, folder: Path, number: int) -> dict[
             }
         },
         "trainer": {
-            "max_iter": arguments.updates + WARM_UP, "is_eval": False, "save_freq": 10_000,
-            "optimizer": {"type": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9}}, "lr_scheduler": {"type": "polylr"},
+            "max_iter": arguments.updates + WARM_UP,
+            "is_eval": False,
+            "save_freq": 10_000,
+            "optimizer": {"type": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9}},
+            "lr_scheduler": {"type": "polylr"},
         },
         "saver": {"save_dir": str(folder / f"run{number}")},
         "net": [
@@ -124,17 +129,25 @@ def config_of(arguments: argparse.Namespace, folder: Path, number: int) -> dict[
             {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": CLASSES}},
             {"name": "post_process", "type": "base_cls_postprocess", "kwargs": {"cls_loss": {"type": "ce"}}},
         ],
-    }  # fmt: skip
+    }
 
 
 def rate_by_hand(arguments: argparse.Namespace, images: Path) -> float:
     """Forward, backward and step, and nothing else."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = create_loader(
-        create_dataset("", root=str(images)), (3, arguments.size, arguments.size), arguments.batch_size, is_training=True,
-        color_jitter=0.0, interpolation="bilinear", mean=MEAN, std=STD, num_workers=arguments.workers, device=device,
+        create_dataset("", root=str(images)),
+        (3, arguments.size, arguments.size),
+        arguments.batch_size,
+        is_training=True,
+        color_jitter=0.0,
+        interpolation="bilinear",
+        mean=MEAN,
+        std=STD,
+        num_workers=arguments.workers,
+        device=device,
         persistent_workers=arguments.workers > 0,
-    )  # fmt: skip
+    )
     net = timm.create_model(arguments.net, num_classes=CLASSES).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     times: list[float] = []

@@ -22,17 +22,17 @@ import torch.multiprocessing as mp
 from up.data.bad_images import BadImages
 from up.data.records import Batch
 from up.data.sampler import Cut
-from up.distributed import is_main
-from up.runner.faults import Fault
-from up.runner.hooks import Hooks, Outline
-from up.runner.log import MetricsFile, TensorBoard
-from up.runner.meter import StepMeter
-from up.runner.precision import StepReport
-from up.runner.run import Run
-from up.runner.runner import StepOutput
-from up.runner.stop import StopRequest
-from up.runner.updates import Update
-from up.together import meet_and_join
+from up.distributed.failures import meet_and_join
+from up.distributed.group import is_main
+from up.distributed.signals import StopRequest
+from up.engine.faults import Fault
+from up.engine.hooks import Hooks, Outline
+from up.engine.precision import StepReport
+from up.engine.session import Run
+from up.engine.step import StepOutput
+from up.engine.updates import Update
+from up.tracking.log import MetricsFile, TensorBoard
+from up.tracking.meter import StepMeter
 
 
 def bench(rank: int, ranks: int, updates: int, port: int, folder: str) -> None:
@@ -43,9 +43,15 @@ def bench(rank: int, ranks: int, updates: int, port: int, folder: str) -> None:
     hooks = Hooks([MetricsFile(freq=20), TensorBoard(freq=20)] if is_main() else [])
     hooks.on_start(Outline(Path(folder), torch.nn.Linear(1, 1), updates, updates, 64), 0)
     run = SimpleNamespace(  # the parts of a Run that an update touches
-        update=None, fault=Fault(), step=0, stop=StopRequest(), meter=StepMeter(), hooks=hooks,
-        bad_images=BadImages(max_bad=1, total=1), suspects="",
-    )  # fmt: skip
+        update=None,
+        fault=Fault(),
+        step=0,
+        stop=StopRequest(),
+        meter=StepMeter(),
+        hooks=hooks,
+        bad_images=BadImages(max_bad=1, total=1),
+        suspects="",
+    )
     batch = Batch(filename=["x.jpg"] * 32, bad=[""] * 32)
     update = Update([batch], 0.0, cut=Cut([1.0], 32 * ranks))
     output = StepOutput(torch.tensor(1.0), {"accuracy_top1": torch.tensor(50.0)})

@@ -93,8 +93,7 @@ def draw_panel(draw: ImageDraw.ImageDraw, panel: Panel) -> None:
     draw.text(((left + right) / 2, bottom + 24 * SCALE), "epoch", FAINT, small, anchor="mt")
     for number, line in enumerate(panel.lines):
         places = [
-            (left + epoch / last * (right - left), bottom - panel.height_of(value) * (bottom - top))
-            for epoch, value in line.points
+            (left + epoch / last * (right - left), bottom - panel.height_of(value) * (bottom - top)) for epoch, value in line.points
         ]
         draw.line(places, line.colour, 2 * SCALE, joint="curve")
         for x, y in places:

@@ -26,12 +26,12 @@ from typing_extensions import is_typeddict
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # from a checkout that is not installed
 
-from up.config.model import Section, sections_in  # noqa: E402
+from up.build.experiment import ENGINE_FILLED_IN, all_tables, find_task  # noqa: E402
 from up.config.part import PartOf  # noqa: E402
-from up.config.sections import Config  # noqa: E402
+from up.config.section import Section, sections_in  # noqa: E402
 from up.config.signature import Parameter, describe, signature_of  # noqa: E402
-from up.experiment import ENGINE_FILLED_IN, all_tables, find_task  # noqa: E402
 from up.registry import Registry  # noqa: E402
+from up.schema.sections import Config  # noqa: E402
 
 DOCS = ROOT / "docs"
 TASK = "cls"
@@ -271,9 +271,11 @@ def simple_words(annotation: Any) -> str:
 
 
 SIGNS: dict[type, tuple[str, str]] = {
-    annotated_types.Ge: ("≥", "ge"), annotated_types.Gt: (">", "gt"),
-    annotated_types.Le: ("≤", "le"), annotated_types.Lt: ("<", "lt"),
-}  # fmt: skip
+    annotated_types.Ge: ("≥", "ge"),
+    annotated_types.Gt: (">", "gt"),
+    annotated_types.Le: ("≤", "le"),
+    annotated_types.Lt: ("<", "lt"),
+}
 
 
 def bounds(metadata: Iterable[Any]) -> str:

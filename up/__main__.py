@@ -39,14 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         from up.text import did_you_mean
 
-        print(
-            f"up: no command is called {arguments[0]!r}.{did_you_mean(name, COMMANDS)} See python -m up --help.",
-            file=sys.stderr,
-        )
+        print(f"up: no command is called {arguments[0]!r}.{did_you_mean(name, COMMANDS)} See python -m up --help.", file=sys.stderr)
         return 2
     module, _, function = COMMANDS[name].target.partition(":")
     from up.commands.outcome import run_command
-    from up.environment import let_idle_threads_sleep
+    from up.distributed.env import let_idle_threads_sleep
 
     let_idle_threads_sleep()
     return run_command(lambda words: getattr(import_module(module), function)(words), arguments)
@@ -55,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     if "RANK" in os.environ:
-        from up.runner.stop import end_process
+        from up.distributed.signals import end_process
 
         end_process(code)
     sys.exit(code)

@@ -9,14 +9,28 @@ from typing import Literal
 Kind = Literal["folder", "package", "archive", "onnx", "yaml", "image", "weights", "unknown"]
 
 _SUFFIXES: dict[str, Kind] = {
-    ".yaml": "yaml", ".yml": "yaml", ".onnx": "onnx", ".pth": "weights", ".pt": "weights", ".ckpt": "weights",
-    ".safetensors": "weights", ".bin": "weights",
-}  # fmt: skip
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".onnx": "onnx",
+    ".pth": "weights",
+    ".pt": "weights",
+    ".ckpt": "weights",
+    ".safetensors": "weights",
+    ".bin": "weights",
+}
 _STARTS: tuple[tuple[bytes, Kind], ...] = (
-    (b"\x89PNG", "image"), (b"\xff\xd8\xff", "image"), (b"GIF8", "image"), (b"BM", "image"), (b"II*\0", "image"),
-    (b"MM\0*", "image"), (b"\x1f\x8b", "archive"), (b"BZh", "archive"), (b"\xfd7zXZ", "archive"), (b"\x28\xb5\x2f\xfd", "archive"),
+    (b"\x89PNG", "image"),
+    (b"\xff\xd8\xff", "image"),
+    (b"GIF8", "image"),
+    (b"BM", "image"),
+    (b"II*\0", "image"),
+    (b"MM\0*", "image"),
+    (b"\x1f\x8b", "archive"),
+    (b"BZh", "archive"),
+    (b"\xfd7zXZ", "archive"),
+    (b"\x28\xb5\x2f\xfd", "archive"),
     (b"\x80\x02", "weights"),
-)  # fmt: skip
+)
 NAMES: dict[Kind, str] = {
     "folder": "a folder",
     "package": "a package of `up to_kestrel`",

@@ -36,9 +36,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError ("unexpected pos")
-        raise StorageError(
-            f"{path}: cannot be written ({_reason(error)}). Free some space, or choose another folder."
-        ) from error
+        raise StorageError(f"{path}: cannot be written ({_reason(error)}). Free some space, or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -72,9 +72,12 @@ def _folders() -> Iterator[Path]:
 def _installed() -> tuple[str, ...]:
     """All font files, those for running text first."""
     found = [
-        file for folder in _folders() if folder.is_dir() for file in folder.rglob("*")
+        file
+        for folder in _folders()
+        if folder.is_dir()
+        for file in folder.rglob("*")
         if file.suffix.lower() in (".ttf", ".otf", ".ttc")
-    ]  # fmt: skip
+    ]
     return tuple(str(file) for file in sorted(found, key=_rank))
 
 

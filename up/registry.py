@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from up.contract import Contract
+from up.config.contract import Contract
 from up.errors import UserError
 from up.text import did_you_mean, some_of
 
@@ -16,7 +16,7 @@ class UnknownName(UserError):
 
 
 class Registry:
-    """A table of the parts of one kind: ``{"ce": "up.tasks.cls.losses:CrossEntropy"}``.
+    """A table of the parts of one kind: ``{"ce": "up.tasks.cls.model.losses:CrossEntropy"}``.
 
     ``others`` finds names that no table can list beforehand (every optimizer of torch, every network of timm): it
     returns None for a name it does not know. ``other_names`` lists them, for near names and for ``show components``.
@@ -69,9 +69,13 @@ class Registry:
         if plugin is not None:
             plugins |= dict.fromkeys(table, plugin)
         return Registry(
-            self.kind, {**self._table, **table}, others=self._others, other_names=self._other_names, contract=self.contract,
+            self.kind,
+            {**self._table, **table},
+            others=self._others,
+            other_names=self._other_names,
+            contract=self.contract,
             plugins=plugins,
-        )  # fmt: skip
+        )
 
 
 def resolve(reference: str) -> Any:

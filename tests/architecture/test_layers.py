@@ -16,15 +16,22 @@ NAMED_FOR_NOTHING = {"utils", "util", "helper", "helpers", "common", "misc"}
 
 # The first entry that is the module's name, or a package above it, gives its layer.
 LAYERS = (
-    ("up.commands", 5), ("up.__main__", 5), ("up.api", 5),
-    ("up.experiment", 4), ("up.assembly", 4), ("up.launch", 4), ("up.proof", 4), ("up.trained", 4), ("up.deploy", 4),
+    ("up.commands", 5),
+    ("up.__main__", 5),
+    ("up.api", 5),
+    ("up.build", 4),
+    ("up.deploy", 4),
     ("up.tasks", 3),
-    ("up.runner", 2),
-    ("up.models", 1), ("up.optim", 1), ("up.data", 1),
+    ("up.distill", 3),
+    ("up.engine", 2),
+    ("up.tracking", 2),
+    ("up.models", 1),
+    ("up.optim", 1),
+    ("up.data", 1),
     ("up", 0),
-)  # fmt: skip
+)
 SIBLINGS = ("up.models", "up.optim", "up.data")
-BASE_TASK = "up.tasks.plugin"
+BASE_TASK = "up.tasks.task"
 
 
 def module_name(path: Path) -> str:

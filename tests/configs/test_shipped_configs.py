@@ -15,29 +15,68 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
-from up.assembly.network import build_net
-from up.config.decode import load_config
+from up.build.experiment import load_experiment, weights_of_teachers
+from up.build.network import build_net
 from up.config.nodes import load_nodes
-from up.config.sections import Config
 from up.config.signature import signature_of
 from up.config.tree import to_plain
-from up.experiment import load_experiment, weights_of_teachers
 from up.optim import build_schedule
 from up.registry import Registry
+from up.schema.decode import load_config
+from up.schema.sections import Config
 
 ROOT = Path(__file__).parents[2] / "configs" / "cls"
 BASES = ROOT.parent / "_base"
 SHIPPED = {
-    "quickstart", "multicls_res18", "res50_softmax_eql", "res50_grad_cam", "res50_inference", "res18_to_kestrel",
-    "res18", "res34", "res50", "res18_bag_of_tricks", "res50_bag_of_tricks", "res50d_bag_of_tricks",
-    "res18_strikes", "res18_strikes_300e", "res50_strikes", "res50_strikes_224", "res50_strikes_300e",
-    "mbv2", "mbv2_x0_5", "mbv2_x2_0", "mbv3_large", "mbv3_small", "regnetx_200m", "regnetx_400m", "regnety_200m", "regnety_400m",
-    "convnext_tiny", "convnext_small", "cswin_tiny", "cswin_small", "cswin_base", "vit_b16",
-    "swin_tiny", "swin_small", "swin_base_224", "swin_base_384", "swin_large_224", "swin_large_384",
-    "downstream/res50_car", "downstream/res50_flower", "downstream/res50_pet",
-    "downstream/res50_car_strikes", "downstream/res50_flower_strikes",
-    "kd_quickstart", "kd_res152_res18", "kd_res152_res18_plain", "kd_res50_res18_dkd", "kd_multi_teacher",
-}  # fmt: skip
+    "quickstart",
+    "multicls_res18",
+    "res50_softmax_eql",
+    "res50_grad_cam",
+    "res50_inference",
+    "res18_to_kestrel",
+    "res18",
+    "res34",
+    "res50",
+    "res18_bag_of_tricks",
+    "res50_bag_of_tricks",
+    "res50d_bag_of_tricks",
+    "res18_strikes",
+    "res18_strikes_300e",
+    "res50_strikes",
+    "res50_strikes_224",
+    "res50_strikes_300e",
+    "mbv2",
+    "mbv2_x0_5",
+    "mbv2_x2_0",
+    "mbv3_large",
+    "mbv3_small",
+    "regnetx_200m",
+    "regnetx_400m",
+    "regnety_200m",
+    "regnety_400m",
+    "convnext_tiny",
+    "convnext_small",
+    "cswin_tiny",
+    "cswin_small",
+    "cswin_base",
+    "vit_b16",
+    "swin_tiny",
+    "swin_small",
+    "swin_base_224",
+    "swin_base_384",
+    "swin_large_224",
+    "swin_large_384",
+    "downstream/res50_car",
+    "downstream/res50_flower",
+    "downstream/res50_pet",
+    "downstream/res50_car_strikes",
+    "downstream/res50_flower_strikes",
+    "kd_quickstart",
+    "kd_res152_res18",
+    "kd_res152_res18_plain",
+    "kd_res50_res18_dkd",
+    "kd_multi_teacher",
+}
 TRAINED = SHIPPED - {"res50_inference"}
 HEADER = ["Purpose", "Command", "Data", "Weights", "Cost", "Source", "Result"]
 OPTIONAL = {"Data", "Weights"}  # the quickstart makes its data, and most recipes start from scratch
@@ -193,10 +232,7 @@ def test_the_schedule_lasts_as_long_as_the_training(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "updates_per_epoch", "images", "expected"),
     [
-        (
-            "res18", 1252, 1024,
-            {0: 0.1, 1: 0.100120048, 2498: 0.399879952, 2499: 0.4, 37560: 0.04, 75120: 0.004, 112680: 0.0004},
-        ),
+        ("res18", 1252, 1024, {0: 0.1, 1: 0.100120048, 2498: 0.399879952, 2499: 0.4, 37560: 0.04, 75120: 0.004, 112680: 0.0004}),
         ("res50_bag_of_tricks", 626, 2048, {0: 0.2, 3129: 0.8, 3130: 0.8, 62600: 0.416106376, 125200: 0.0}),
         ("res50_strikes", 626, 2048, {0: 1e-6, 3129: 8e-3, 3130: 8e-3, 62600: 1e-6}),
         ("res50_strikes_224", 626, 2048, {0: 1e-6, 3129: 8e-3, 62600: 1e-6}),
@@ -215,7 +251,7 @@ def test_the_schedule_lasts_as_long_as_the_training(name: str) -> None:
         ("downstream/res50_flower", 8, 256, {0: 0.001, 400: 0.0001, 800: 0.00001}),
         ("kd_res152_res18", 1252, 1024, {0: 0.1, 6259: 0.4, 225360: 0.0}),
     ],
-)  # fmt: skip
+)
 def test_learning_rates_are_the_published_ones(
     name: str, updates_per_epoch: int, images: int, expected: Mapping[int, float]
 ) -> None:
@@ -224,9 +260,12 @@ def test_learning_rates_are_the_published_ones(
     assert trainer.lr_scheduler is not None
     assert trainer.max_epoch is not None
     schedule = build_schedule(
-        base_lr=trainer.optimizer.kwargs["lr"], updates_per_epoch=updates_per_epoch, global_batch_size=images,
-        total_updates=trainer.max_epoch * updates_per_epoch, **trainer.lr_scheduler.model_dump(),
-    )  # fmt: skip
+        base_lr=trainer.optimizer.kwargs["lr"],
+        updates_per_epoch=updates_per_epoch,
+        global_batch_size=images,
+        total_updates=trainer.max_epoch * updates_per_epoch,
+        **trainer.lr_scheduler.model_dump(),
+    )
     assert {step: schedule(step) for step in expected} == pytest.approx(dict(expected), rel=1e-6, abs=1e-12)
 
 
@@ -300,10 +339,7 @@ def test_the_documented_numbers_of_strikes() -> None:
         assert config.trainer.optimizer is not None
         crop, _, augment, *_ = config.dataset.train.dataset.kwargs["transformer"]
         assert crop["kwargs"]["size"] == size
-        assert augment == {
-            "type": "torch_random_augmentationIncre",
-            "kwargs": {"n": 2, "m": strength, "magnitude_std": 0.5},
-        }
+        assert augment == {"type": "torch_random_augmentationIncre", "kwargs": {"n": 2, "m": strength, "magnitude_std": 0.5}}
         assert config.net[-1].kwargs["cls_loss"].get("kwargs", {}) == loss
         assert (config.trainer.optimizer.type, config.trainer.optimizer.kwargs) == ("LAMB", {"lr": 0.008, "weight_decay": 0.02})
 

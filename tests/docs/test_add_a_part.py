@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.integration.tiny import tiny_config
+from tests.harness.tiny import tiny_config
 from up.__main__ import main
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "add_a_part.md").read_text(encoding="utf-8")

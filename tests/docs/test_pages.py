@@ -17,13 +17,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.integration.refusals import refused
-from tests.integration.tiny import tiny_config
+from tests.harness.refusals import refused
+from tests.harness.tiny import tiny_config
 from up.__main__ import ALIASES, COMMANDS, main
+from up.build.experiment import load_experiment
 from up.commands.parser import UP_FLAGS
 from up.config.nodes import load_nodes
 from up.config.tree import to_plain
-from up.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])

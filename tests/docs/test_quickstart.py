@@ -12,8 +12,13 @@ from tests.docs.test_pages import tool
 
 @pytest.fixture
 def predictions(tmp_path: Path) -> Path:
-    rows = [("a", "one", "one", 0.9), ("b", "one", "one", 0.99), ("c", "two", "two", 0.5), ("d", "two", "one", 0.6),
-            ("e", "one", "two", 0.8)]  # fmt: skip
+    rows = [
+        ("a", "one", "one", 0.9),
+        ("b", "one", "one", 0.99),
+        ("c", "two", "two", 0.5),
+        ("d", "two", "one", 0.6),
+        ("e", "one", "two", 0.8),
+    ]
     with (tmp_path / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "label", "prediction", "correct", "top1", "score1"])

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.integration.faulty import GO_ON, fault_config
-from tests.integration.ranks import Cluster, Server
-from tests.integration.tiny import CLASSES, SIDE, tiny_config
+from tests.harness.faulty import GO_ON, fault_config
+from tests.harness.ranks import Cluster, Server
+from tests.harness.tiny import CLASSES, SIDE, tiny_config
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -17,13 +17,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.integration.refusals import refused
+from tests.harness.refusals import refused
 from up.__main__ import main
-from up.config import sections
 from up.config.errors import ConfigError, Mark
-from up.config.hoist import to_documented_form
 from up.config.nodes import load_nodes, parse_nodes
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode
+from up.schema import sections
+from up.schema.legacy.hoist import to_documented_form
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -34,7 +34,6 @@ SHIPPED = Path(__file__).parents[2] / "configs" / "cls"
 def images(images: Path, tmp_path: Path) -> Path:
     """A copy of the images, for here they come to harm."""
     return Path(shutil.copytree(images, tmp_path / "images"))
-
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +141,9 @@ VALUES: list[tuple[str, Any, str, str]] = [  # path, value, what the named line 
     ("trainer.max_epoch", -1, "max_epoch: -1", "got -1, expected at least 1"),
     ("dataset.train.batch_sampler.kwargs.batch_size", True, "batch_size: true", "got true, expected a whole number"),
     (
-        "dataset.train.batch_sampler.kwargs.batch_size", 64, "batch_size: 64",
+        "dataset.train.batch_sampler.kwargs.batch_size",
+        64,
+        "batch_size: 64",
         "46 images for training, fewer than one update takes: 64",
     ),
     ("runtime.task_names", "clss", "task_names: clss", "no task is called 'clss'. Did you mean 'cls'"),
@@ -179,20 +180,29 @@ VALUES: list[tuple[str, Any, str, str]] = [  # path, value, what the named line 
     ("saver.save_dir", "config.yaml", "save_dir: config.yaml", "config.yaml cannot be written to (File exists)"),
     ("saver.save_dir", "config.yaml/run", "save_dir: config.yaml/run", "config.yaml/run cannot be written to (Not a directory)"),
     (
-        "dataset.train.batch_sampler.kwargs.sampler", {"type": "dist", "kwargs": {"size": 9}}, "size: 9",
+        "dataset.train.batch_sampler.kwargs.sampler",
+        {"type": "dist", "kwargs": {"size": 9}},
+        "size: 9",
         "is not for the file to give: the program tells dist its size",
     ),
     (f"{KWARGS}.seed", 3, "seed: 3", "is not for the file to give: the program tells cls its seed"),
     ("runtime.runner", {"type": "base", "kwargs": {"seed": 3}}, "seed: 3", "is not for the file to give"),
     ("saver.save_dirr", "run", "save_dirr: run", "saver takes no such key. Did you mean 'save_dir'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("path", "value", "held", "message"), VALUES)
 def test_a_wrong_value(
-    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    path: str, value: Any, held: str, message: str,
-) -> None:  # fmt: skip
+    config: Config,
+    write: Write,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    path: str,
+    value: Any,
+    held: str,
+    message: str,
+) -> None:
     file = write(change(config, path, value))
     (line,) = refused(["train", "--config", file], capsys, tmp_path, images)
     found = re.match(rf"{re.escape(file)}:(\d+): ([\w.]+): (.*)", line)
@@ -210,9 +220,14 @@ def test_a_wrong_value(
     ],
 )
 def test_plug_ins_whose_tables_are_wrong(
-    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    tables: str, message: str,
-) -> None:  # fmt: skip
+    config: Config,
+    write: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tables: str,
+    message: str,
+) -> None:
     (tmp_path / "my_parts.py").write_text(f"TABLES = {tables}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("sys.dont_write_bytecode", True)
@@ -411,9 +426,15 @@ def with_meta(config: Config, tmp_path: Path, kind: str, lines: list[str]) -> Co
     ids=lambda text: text[:40],
 )
 def test_a_wrong_line_of_a_meta_file(
-    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    kind: str, line: str, message: str,
-) -> None:  # fmt: skip
+    config: Config,
+    write: Write,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    line: str,
+    message: str,
+) -> None:
     file = write(with_meta(config, tmp_path, kind, [*GOOD[kind][:2], line, GOOD[kind][2]]))
     (said,) = refused(["train", "--config", file], capsys, tmp_path, images)
     assert said.startswith(f"list:3: {message}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.refusals import contents, refused
+from tests.harness.refusals import contents, refused
 from up.__main__ import main
 
 Config = dict[str, Any]
@@ -73,13 +73,13 @@ def test_no_files_proves_all_but_the_data(config: Config, write: Write, capsys: 
     config["saver"]["pretrain_model"] = "not/there.pth"
     path = write(config)
     lines = checked(path, capsys, "--no-files")
-    assert [line.split(":")[0] for line in lines] == [
-        "net", "one batch of 2 x 3 x 32 x 32 through net, loss and backward", "OK",
-    ]  # fmt: skip
+    assert [line.split(":")[0] for line in lines] == ["net", "one batch of 2 x 3 x 32 x 32 through net, loss and backward", "OK"]
     missing = refused(["check", "--config", path], capsys, tmp_path)
     assert [line.split(": ")[1] for line in missing] == [
-        "dataset.train.dataset.kwargs.meta_file", "dataset.test.dataset.kwargs.meta_file", "saver.pretrain_model",
-    ]  # fmt: skip
+        "dataset.train.dataset.kwargs.meta_file",
+        "dataset.test.dataset.kwargs.meta_file",
+        "saver.pretrain_model",
+    ]
 
 
 def test_classes_left_to_the_data(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,9 +141,7 @@ def test_an_lr_per_image_is_reported(config: Config, write: Write, capsys: pytes
     ) in checked(write(config), capsys)
 
 
-def test_weights_to_start_from_are_tried(
-    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_to_start_from_are_tried(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"backbone.conv1.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
     config["saver"]["pretrain_model"] = str(tmp_path / "other.pth")
     (line,) = refused(["check", "--config", write(config)], capsys, tmp_path)
@@ -298,9 +296,14 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
 
 @pytest.mark.parametrize(("spoil", "message"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_finds(
-    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    spoil: Callable[[Config], None], message: str,
-) -> None:  # fmt: skip
+    config: Config,
+    write: Write,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Config], None],
+    message: str,
+) -> None:
     spoil(config)
     path = write(config)
     (line,) = refused(["check", "--config", path], capsys, tmp_path, images)
@@ -313,9 +316,14 @@ def test_finds(
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_train_finds_it_before_it_creates_anything(
-    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    spoil: Callable[[Config], None], message: str,
-) -> None:  # fmt: skip
+    config: Config,
+    write: Write,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Config], None],
+    message: str,
+) -> None:
     spoil(config)
     path = write(config)
     (line,) = refused(["train", "--config", path], capsys, tmp_path, images)

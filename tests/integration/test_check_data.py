@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.integration.refusals import refused
+from tests.harness.refusals import refused
 from up.__main__ import main
 
 Config = dict[str, Any]
@@ -196,9 +196,15 @@ MISTAKES: list[tuple[Callable[[Config, Path], None], str, list[str]]] = [
 
 @pytest.mark.parametrize(("spoil", "key", "words"), MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
 def test_what_is_probably_a_mistake_is_a_warning(
-    config: Config, write: Write, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    spoil: Callable[[Config, Path], None], key: str, words: list[str],
-) -> None:  # fmt: skip
+    config: Config,
+    write: Write,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Config, Path], None],
+    key: str,
+    words: list[str],
+) -> None:
     """By ``check``, and in the log of a training, which goes on."""
     for source in ("train", "test"):
         kwargs(config, source)["evaluator"] = {"type": "imagenet", "kwargs": {"class_names": ["red", "green", "blue"]}}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.refusals import refused
+from tests.harness.refusals import refused
 from up.__main__ import main
 
 Config = dict[str, Any]
@@ -78,10 +78,14 @@ CASES: dict[str, tuple[Callable[[Config, Path], None], str, str]] = {  # what is
     "images of all sizes": (own_sizes, TRANSFORMER, "torch_center_crop"),
     "resizing numbers": (late_resize, TRANSFORMER, "to_tensor"),
     "too few labels": (
-        settings(class_label={"a": {"start": 0, "end": 2, "labels": ["x"]}}), "to_kestrel.class_label.a", "1 labels for 3 outputs"
+        settings(class_label={"a": {"start": 0, "end": 2, "labels": ["x"]}}),
+        "to_kestrel.class_label.a",
+        "1 labels for 3 outputs",
     ),
     "too few outputs": (
-        settings(class_label={"a": {"start": 0, "end": 1, "labels": ["x", "y"]}}), "to_kestrel.class_label", "the net has 3"
+        settings(class_label={"a": {"start": 0, "end": 1, "labels": ["x", "y"]}}),
+        "to_kestrel.class_label",
+        "the net has 3",
     ),
     "a label without its range": (settings(class_label={"a": {"labels": ["x"]}}), "to_kestrel.class_label.a", "start, end"),
     "unknown labels": (settings(support_labels=["red", "pink"]), "to_kestrel.support_labels", "pink"),
@@ -94,7 +98,7 @@ CASES: dict[str, tuple[Callable[[Config, Path], None], str, str]] = {  # what is
     "an unknown key": (settings(model="x"), "to_kestrel.model", "model_name"),
     "a folder that cannot be made": (settings(save_to="=file/x"), "to_kestrel.save_to", "file"),
     "a file for a folder": (package_as_folder, "to_kestrel.save_to", "expected a folder"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command", ["check", "train"])
@@ -123,9 +127,7 @@ def test_all_at_once(config: Config, write: Write, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("name", ["other means", "rgb for bgr", "another size", "a random transform", "a name that is a path"])
-def test_without_the_data(
-    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_without_the_data(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """``--no-files`` does not know the labels, but everything else."""
     spoil, key, _ = CASES[name]
     spoil(config, tmp_path)
@@ -158,11 +160,18 @@ def test_what_is_right_is_trained_and_exported(
 ) -> None:
     """The counterpart of the table: every key of it with a value that fits."""
     config["to_kestrel"] = {
-        "toks_type": "cls", "plugin": "classifier", "model_name": "colours", "version": "1.2.3", "pixel_means": [102, 102, 102],
-        "pixel_stds": [76.5, 76.5, 76.5], "is_rgb": True, "resize_hw": "32x32", "support_labels": ["r", "b"],
+        "toks_type": "cls",
+        "plugin": "classifier",
+        "model_name": "colours",
+        "version": "1.2.3",
+        "pixel_means": [102, 102, 102],
+        "pixel_stds": [76.5, 76.5, 76.5],
+        "is_rgb": True,
+        "resize_hw": "32x32",
+        "support_labels": ["r", "b"],
         "class_label": {"colour": {"calculator": "bypass", "start": 0, "end": 2, "labels": ["r", "g", "b"]}},
         "save_to": str(tmp_path / "out"),
-    }  # fmt: skip
+    }
     path = write(config)
     assert main(["check", "--config", path]) == 0
     assert capsys.readouterr().out.endswith(f"OK: {path} is valid\n")

@@ -140,12 +140,7 @@ def test_the_module_ends_with_the_exit_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "says",
-    [
-        "print('x')",
-        "[print('x' * 99) for _ in range(9999)]",
-        "__import__('rich.console').console.Console().print('x')",
-    ],
+    "says", ["print('x')", "[print('x' * 99) for _ in range(9999)]", "__import__('rich.console').console.Console().print('x')"]
 )
 def test_a_reader_of_a_pipe_that_has_gone_is_no_failure(says: str) -> None:
     """As with ``| head``: whether the pipe breaks at once, in the middle, or when the rest is flushed at the end."""

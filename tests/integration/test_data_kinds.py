@@ -17,9 +17,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.integration.tiny import CLASSES, tiny_config
+from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
-from up.experiment import all_tables, find_task
+from up.build.experiment import all_tables, find_task
 
 Config = dict[str, Any]
 Case = Callable[[Config, Path], None]
@@ -449,8 +449,11 @@ def several_meta_files(config: Config, folder: Path) -> None:
     for source in ("train", "test"):
         kwargs(config, source).update(
             meta_file=[str(folder / f"{source}.imagenet"), str(folder / f"{source}.custom_cls")],
-            meta_type=["imagenet", "custom_cls"], label_mapping=[0, 3], fraction=0.5, class_names=list("abcdef"),
-        )  # fmt: skip
+            meta_type=["imagenet", "custom_cls"],
+            label_mapping=[0, 3],
+            fraction=0.5,
+            class_names=list("abcdef"),
+        )
         kwargs(config, source)["image_reader"]["kwargs"]["image_dir"] = [str(folder / "images")] * 2
     del config["net"][1]["kwargs"]["num_classes"]
 
@@ -464,13 +467,11 @@ BEYOND: dict[str, tuple[Case, str]] = {
     "mixing of samples after normalize": (last_transform("torch_mixup", extra_input=True, transform=True), "top1"),
     "a transform of torchvision": (transform("v2.TrivialAugmentWide"), "top1"),
     "a network of timm": (
-        lambda config, _: config["net"].__setitem__(
-            0, {"name": "backbone", "type": "timm", "kwargs": {"model_name": "lcnet_035"}}
-        ),
+        lambda config, _: config["net"].__setitem__(0, {"name": "backbone", "type": "timm", "kwargs": {"model_name": "lcnet_035"}}),
         "top1",
     ),
     "erasing by one colour": (last_transform("torch_randerase", probability=1.0, mode="rand", max_count=2), "top1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BEYOND)

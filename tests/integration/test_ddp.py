@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.ranks import Cluster
-from tests.integration.recording import steps_of
-from tests.integration.states import assert_same, checkpoint
+from tests.harness.ranks import Cluster
+from tests.harness.recording import steps_of
+from tests.harness.states import assert_same, checkpoint
 
 Config = dict[str, Any]
 Make = Callable[[], Cluster]
@@ -23,7 +23,7 @@ def without_batch_norm(config: Config) -> None:
 
 
 def recording(config: Config, folder: Path) -> str:
-    config["runtime"]["plugins"] = ["tests.integration.recording"]
+    config["runtime"]["plugins"] = ["tests.harness.recording"]
     config["dataset"]["train"]["dataloader"]["kwargs"]["batch_fn"] = {"type": "record", "kwargs": {"folder": str(folder)}}
     return "dataset.train.dataloader.kwargs.batch_fn.kwargs.folder"
 
@@ -220,12 +220,14 @@ def test_shards_and_replicas_are_one_training(config: Config, cluster: Make, tmp
     [
         ("+runtime.amp=bf16", "hooks=[{type: grad_clipper, kwargs: {mode: moving_average, max_norm: 1.0}}]"),
         (
-            "+runtime.fp16=true", "trainer.accumulate=2", "dataset.train.batch_sampler.kwargs.batch_size=2",
+            "+runtime.fp16=true",
+            "trainer.accumulate=2",
+            "dataset.train.batch_sampler.kwargs.batch_size=2",
             "hooks=[{type: grad_clipper, kwargs: {max_norm: 0.01, norm_type: .inf}}]",
         ),
     ],
     ids=["bf16", "fp16"],
-)  # fmt: skip
+)
 def test_shards_in_half_precision_stop_and_go_on(config: Config, cluster: Make, tmp_path: Path, options: tuple[str, ...]) -> None:
     """With batch norm, accumulation, every kind of clipping and a moving average: as replicas, and equal after a stop."""
     config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}

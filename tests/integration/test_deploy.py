@@ -19,11 +19,11 @@ import yaml
 from onnx import numpy_helper
 
 import up.deploy
-from tests.integration.refusals import refused
-from tests.integration.served import answers, assert_same_answers, exported, mixed_folder, write_config
-from tests.integration.states import checkpoint
-from tests.integration.tiny import CLASSES, tiny_config
-from tests.unit.deploy.documented import run_plain
+from tests.harness.documented import run_plain
+from tests.harness.refusals import refused
+from tests.harness.served import answers, assert_same_answers, exported, mixed_folder, write_config
+from tests.harness.states import checkpoint
+from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
 from up.deploy import exporter
 from up.deploy.package import open_package
@@ -144,9 +144,7 @@ def test_a_flipped_byte_anywhere_is_found(package: Path, tmp_path: Path, capsys:
         assert "OK: " not in said.out
 
 
-GREY = (
-    "[{type: torch_resize, kwargs: {size: [32, 32]}}, {type: v2.Grayscale, kwargs: {num_output_channels: 3}}, {type: to_tensor}]"
-)
+GREY = "[{type: torch_resize, kwargs: {size: [32, 32]}}, {type: v2.Grayscale, kwargs: {num_output_channels: 3}}, {type: to_tensor}]"
 
 
 def altered(size: tuple[int, int], module: torch.nn.Module) -> Any:
@@ -263,9 +261,7 @@ def test_words_that_do_not_go_together(config_file: Path, tmp_path: Path, capsys
     assert line.startswith(f"--save_prefix: {tmp_path}: is a folder, expected a file's name without .onnx")
 
 
-def test_where_a_wrong_value_stands(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_a_wrong_value_stands(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All wrong values of the section at once, each with its line."""
     config = yaml.safe_load(config_file.read_text())
     config["to_kestrel"] |= {"pixel_stds": [1, 1, 1], "support_labels": ["pink"]}

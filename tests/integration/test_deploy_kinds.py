@@ -11,17 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.integration.served import (
-    answers,
-    assert_same_answers,
-    drawn_checkpoint,
-    exported,
-    heads,
-    mixed_folder,
-    write_config,
-)
-from tests.integration.tiny import CLASSES, tiny_config
-from tests.unit.deploy.documented import run_plain
+from tests.harness.documented import run_plain
+from tests.harness.served import answers, assert_same_answers, drawn_checkpoint, exported, heads, mixed_folder, write_config
+from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
 from up.deploy.package import Package, open_package
 
@@ -63,9 +55,7 @@ def opened_by_all(
 
 
 @pytest.mark.parametrize("reader", ["fs_pillow", "fs_opencv", "fs_turbo"])
-def test_transparency_over_a_background(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], reader: str
-) -> None:
+def test_transparency_over_a_background(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], reader: str) -> None:
     """Checkpoint, package and plain runner see the same, verify agrees, and it is another image than the raw one."""
     found = {}
     for background in ("drop", [255, 10, 90]):

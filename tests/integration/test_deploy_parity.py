@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration.served import answers, assert_same_answers, drawn_checkpoint, exported, mixed_folder, write_config
-from tests.integration.tiny import tiny_config
+from tests.harness.served import answers, assert_same_answers, drawn_checkpoint, exported, mixed_folder, write_config
+from tests.harness.tiny import tiny_config
+from up.build.experiment import load_experiment
+from up.build.trained import load_net
 from up.deploy.package import open_package
 from up.deploy.session import Session
-from up.experiment import load_experiment
-from up.trained import load_net
 
 VIT = {"name": "head", "type": "vit_head", "kwargs": {"num_classes": 7}}
 CNN = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 7}}
@@ -69,5 +69,3 @@ def test_parity(name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureF
     of_checkpoint = answers(capsys, folder, "--config", str(config), "--ckpt", str(checkpoint))
     assert len(of_package) == 9
     assert_same_answers(of_package, of_checkpoint, within=1e-3)
-
-

@@ -16,8 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.integration.refusals import contents, refused
-from tests.integration.tiny import CLASSES, tiny_config
+from tests.harness.refusals import contents, refused
+from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
 
 REPORTS = {"metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "confusion.png"}
@@ -115,9 +115,7 @@ class TestEval:
 
 
 class TestPredict:
-    def test_agrees_with_eval(
-        self, config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_agrees_with_eval(self, config_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["eval", "--out", str(tmp_path), "--config", str(config_file)]) == 0
         files = [str(path) for path, _ in validation(images)]
         answers = json.loads(predicted(config_file, capsys, "--format", "json", "--topk", "3", *files))
@@ -129,9 +127,7 @@ class TestPredict:
             assert sum(scores) == pytest.approx(1, abs=1e-5)
 
     @pytest.mark.parametrize(("topk", "given"), [("1", 1), ("2", 2), ("5", 3)])
-    def test_topk(
-        self, config_file: Path, images: Path, capsys: pytest.CaptureFixture[str], topk: str, given: int
-    ) -> None:
+    def test_topk(self, config_file: Path, images: Path, capsys: pytest.CaptureFixture[str], topk: str, given: int) -> None:
         out = predicted(config_file, capsys, "--format", "jsonl", "--topk", topk, str(images / "val 0.png"))
         assert [len(json.loads(line)["predictions"]) for line in out.splitlines()] == [given]
 
@@ -207,9 +203,7 @@ class TestPredict:
     def test_patterns_and_repetitions(self, config_file: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["--format", "jsonl", str(images / "val 1*.png"), str(images / "val 1.png")]
         answers = predicted(config_file, capsys, *words).splitlines()
-        assert [Path(json.loads(line)["file"]).name for line in answers] == [
-            "val 1.png", "val 10.png", "val 11.png", "val 12.png",
-        ]  # fmt: skip
+        assert [Path(json.loads(line)["file"]).name for line in answers] == ["val 1.png", "val 10.png", "val 11.png", "val 12.png"]
 
     @pytest.mark.parametrize(
         ("word", "message"),

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.faulty import GO_ON, finishes_equal, is_equal, status
-from tests.integration.ranks import Cluster
-from tests.integration.states import checkpoint
+from tests.harness.faulty import GO_ON, finishes_equal, is_equal, status
+from tests.harness.ranks import Cluster
+from tests.harness.states import checkpoint
+from up.engine.checkpoint import CheckpointFolder, load_checkpoint
+from up.engine.every import AnyOf
+from up.engine.keeping import Keeping
 from up.errors import StorageError
-from up.runner.checkpoint import CheckpointFolder, load_checkpoint
-from up.runner.every import AnyOf
-from up.runner.keeping import Keeping
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")  # the children only save
 
@@ -283,9 +283,15 @@ def test_the_status_of_a_run_that_was_killed(runs: Cluster, run: Path) -> None:
     """It says where the run can go on from."""
     runs.run(codes=[-signal.SIGKILL], world=1, fault="rank=0,step=6,action=kill")
     assert status(run) == {
-        "state": "running", "exit_code": None, "step": 4, "epoch": 0, "checkpoint": str(run / "ckpt_latest.pth"), "reason": "",
-        "file": None, "line": None,
-    }  # fmt: skip
+        "state": "running",
+        "exit_code": None,
+        "step": 4,
+        "epoch": 0,
+        "checkpoint": str(run / "ckpt_latest.pth"),
+        "reason": "",
+        "file": None,
+        "line": None,
+    }
 
 
 def test_finished_stays_finished(runs: Cluster, run: Path, unbroken: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.faulty import (
+from tests.harness.faulty import (
     GO_ON,
     SOON_S,
     WORKERS,
@@ -29,9 +29,9 @@ from tests.integration.faulty import (
     status,
     step_reached,
     wait_for,
-)  # fmt: skip
-from tests.integration.ranks import Cluster, Ranks, Server, free_port
-from tests.integration.states import assert_same, checkpoint
+)
+from tests.harness.ranks import Cluster, Ranks, Server, free_port
+from tests.harness.states import assert_same, checkpoint
 
 # --- numbers that are not finite
 
@@ -72,8 +72,11 @@ def test_a_signal_to_one_rank_saves_on_the_same_step(
     runs.run(GO_ON, option, codes=(code, code), fault=f"rank={rank},step=3,action={action}")
     found = status(run)
     assert (found["state"], found["exit_code"], found["step"], found["reason"]) == (
-        "preempted", code, 3, f"stopped by SIG{action.upper()}",
-    )  # fmt: skip
+        "preempted",
+        code,
+        3,
+        f"stopped by SIG{action.upper()}",
+    )
     assert checkpoint(run)["step"] == 3
     finishes_equal(runs, run, unbroken, option)
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from up.__main__ import main
-from up.runner.folder import LOCK
+from up.engine.folder import LOCK
 
 CLASSES = ("cat", "dog", "owl")
 YAML = """\
@@ -149,102 +149,182 @@ META = r"photos\.yaml:7: dataset\.train\.dataset\.kwargs\.meta_file: "
 RUN = {"trained": True}
 MISTAKES: dict[str, Mistake] = {
     "a wrong path": Mistake(
-        edited("photos/train", "fotos/train"), [CHECK, TRAIN], META, ["fotos/train", "--opts", "meta_file=PATH"]),
+        edited("photos/train", "fotos/train"), [CHECK, TRAIN], META, ["fotos/train", "--opts", "meta_file=PATH"]
+    ),
     "a wrong file of settings": Mistake(
-        nothing, ["train --config photo.yaml"], r"photo\.yaml: ", ["no such file", "'photos.yaml'"]),
+        nothing, ["train --config photo.yaml"], r"photo\.yaml: ", ["no such file", "'photos.yaml'"]
+    ),
     "a number of classes": Mistake(
-        edited("base_cls_head}", "base_cls_head, kwargs: {num_classes: 10}}"), [CHECK, TRAIN],
-        r"photos\.yaml:\d+: net\.1\.kwargs\.num_classes: ", ["got 10, but 3", "leave num_classes out"]),
+        edited("base_cls_head}", "base_cls_head, kwargs: {num_classes: 10}}"),
+        [CHECK, TRAIN],
+        r"photos\.yaml:\d+: net\.1\.kwargs\.num_classes: ",
+        ["got 10, but 3", "leave num_classes out"],
+    ),
     "a corrupt image": Mistake(cut_off, [f"{CHECK} --images", TRAIN], "photos/train/dog/5.jpg: ", ["truncated or damaged JPEG"]),
     "a corrupt image, the fix": Mistake(cut_off, [f"{CHECK} --images", TRAIN], "", ["Repair", "on_bad_image: skip"]),
     "images of several sizes": Mistake(
-        edited("{size: [32, 32]}", "{size: 32}"), [CHECK, TRAIN], r"photos\.yaml:\d+: dataset\.test\.dataset\.kwargs\.transformer",
-        ["38 x 32", "32 x 44", "torch_center_crop"]),
+        edited("{size: [32, 32]}", "{size: 32}"),
+        [CHECK, TRAIN],
+        r"photos\.yaml:\d+: dataset\.test\.dataset\.kwargs\.transformer",
+        ["38 x 32", "32 x 44", "torch_center_crop"],
+    ),
     "a typing error in a key": Mistake(
-        edited("max_epoch", "max_epochs"), [CHECK, TRAIN], r"photos\.yaml:\d+: trainer\.max_epochs: ",
-        ["Did you mean 'max_epoch'"]),
+        edited("max_epoch", "max_epochs"), [CHECK, TRAIN], r"photos\.yaml:\d+: trainer\.max_epochs: ", ["Did you mean 'max_epoch'"]
+    ),
     "a typing error in a name": Mistake(
-        edited("resnet_custom", "resnet_costum"), [CHECK, TRAIN], r"photos\.yaml:\d+: net\.0\.type: ",
-        ["Did you mean 'resnet_custom'"]),
+        edited("resnet_custom", "resnet_costum"),
+        [CHECK, TRAIN],
+        r"photos\.yaml:\d+: net\.0\.type: ",
+        ["Did you mean 'resnet_custom'"],
+    ),
     "commas in a meta file": Mistake(
-        listed(text(LINES).replace(" ", ",")), [CHECK, TRAIN], r"train\.txt:1: ", ["'cat/0.jpg,0'", "Replace the commas"]),
+        listed(text(LINES).replace(" ", ",")), [CHECK, TRAIN], r"train\.txt:1: ", ["'cat/0.jpg,0'", "Replace the commas"]
+    ),
     "labels from 1": Mistake(labels_from_1, [CHECK, TRAIN], r"train\.txt:3: ", ["label 3", "from 0 to 2", "label_mapping: [-1]"]),
     "a class without validation images": Mistake(
-        lambda folder: shutil.rmtree(folder / "photos/val/owl"), [CHECK], r"warning: photos\.yaml:\d+: dataset\.test",
-        ["owl", "Add images"], code=0),
+        lambda folder: shutil.rmtree(folder / "photos/val/owl"),
+        [CHECK],
+        r"warning: photos\.yaml:\d+: dataset\.test",
+        ["owl", "Add images"],
+        code=0,
+    ),
     "a class without training images": Mistake(
-        lambda folder: shutil.rmtree(folder / "photos/train/owl"), [CHECK, TRAIN], "photos/val: ", ["'owl'", "cat, dog"]),
+        lambda folder: shutil.rmtree(folder / "photos/train/owl"), [CHECK, TRAIN], "photos/val: ", ["'owl'", "cat, dog"]
+    ),
     "a batch larger than the data": Mistake(
-        edited("batch_size: 8", "batch_size: 256"), [CHECK, TRAIN],
+        edited("batch_size: 8", "batch_size: 256"),
+        [CHECK, TRAIN],
         r"photos\.yaml:\d+: dataset\.train\.batch_sampler\.kwargs\.batch_size",
-        ["24 images", "256", "lower batch_size"]),
+        ["24 images", "256", "lower batch_size"],
+    ),
     "an override of a key that is not there": Mistake(
-        nothing, [f"{TRAIN} --opts trainer.max_epoc=3"], r"--opts: trainer\.max_epoc: ", ["Did you mean 'max_epoch'"]),
+        nothing, [f"{TRAIN} --opts trainer.max_epoc=3"], r"--opts: trainer\.max_epoc: ", ["Did you mean 'max_epoch'"]
+    ),
     "an override without a value": Mistake(
-        nothing, [f"{TRAIN} --opts trainer.max_epoch"], r"--opts: trainer\.max_epoch: ", ["no value", "trainer.max_epoch=VALUE"]),
+        nothing, [f"{TRAIN} --opts trainer.max_epoch"], r"--opts: trainer\.max_epoch: ", ["no value", "trainer.max_epoch=VALUE"]
+    ),
     "a resume with another net": Mistake(
-        nothing, [f"{TRAIN} --opts trainer.max_epoch=3 net.0.kwargs.width=16"], "runs/photos/ckpt_",
-        ["net.0.kwargs.width: 8 -> 16", "saver.pretrain_model"], **RUN),
+        nothing,
+        [f"{TRAIN} --opts trainer.max_epoch=3 net.0.kwargs.width=16"],
+        "runs/photos/ckpt_",
+        ["net.0.kwargs.width: 8 -> 16", "saver.pretrain_model"],
+        **RUN,
+    ),
     "a resume with another batch": Mistake(
-        nothing, [f"{TRAIN} --opts trainer.max_epoch=3 dataset.batch_sampler.kwargs.batch_size=4"], "runs/photos/ckpt_",
-        ["batch size", "8", "4", "saver.pretrain_model"], **RUN),
+        nothing,
+        [f"{TRAIN} --opts trainer.max_epoch=3 dataset.batch_sampler.kwargs.batch_size=4"],
+        "runs/photos/ckpt_",
+        ["batch size", "8", "4", "saver.pretrain_model"],
+        **RUN,
+    ),
     "the same command on a finished run": Mistake(nothing, [TRAIN], "", ["finished", "2 of 2 epochs"], code=0, **RUN),
     "the checkpoint of another net": Mistake(
-        nothing, ["eval --config photos.yaml --opts net.0.kwargs.width=16"], "runs/photos/ckpt_best.pth: ",
-        ["cannot be loaded", "(8, 3, 3, 3) in the file, (16, 3, 3, 3) in the net", "another architecture"], **RUN),
+        nothing,
+        ["eval --config photos.yaml --opts net.0.kwargs.width=16"],
+        "runs/photos/ckpt_best.pth: ",
+        ["cannot be loaded", "(8, 3, 3, 3) in the file, (16, 3, 3, 3) in the net", "another architecture"],
+        **RUN,
+    ),
     "text called an image": Mistake(
-        file("photos/train/cat/note.jpg", b"hello"), [f"{CHECK} --images", TRAIN], "photos/train/cat/note.jpg: ",
-        ["not an image", "JPEG"]),
+        file("photos/train/cat/note.jpg", b"hello"),
+        [f"{CHECK} --images", TRAIN],
+        "photos/train/cat/note.jpg: ",
+        ["not an image", "JPEG"],
+    ),
     "the YAML for a checkpoint": Mistake(
-        nothing, ["eval --config photos.yaml --ckpt photos.yaml"], "--ckpt photos.yaml: ", ["a YAML file", ".pth"]),
+        nothing, ["eval --config photos.yaml --ckpt photos.yaml"], "--ckpt photos.yaml: ", ["a YAML file", ".pth"]
+    ),
     "a checkpoint for a package": Mistake(
-        nothing, ["predict photos/val/cat/0.jpg --bundle runs/photos/ckpt_best.pth"], "--bundle runs/photos/ckpt_best.pth: ",
-        ["file of weights", "to_kestrel"], **RUN),
+        nothing,
+        ["predict photos/val/cat/0.jpg --bundle runs/photos/ckpt_best.pth"],
+        "--bundle runs/photos/ckpt_best.pth: ",
+        ["file of weights", "to_kestrel"],
+        **RUN,
+    ),
     "a checkpoint for the YAML": Mistake(
-        nothing, ["train --config runs/photos/ckpt_best.pth"], "runs/photos/ckpt_best.pth: ",
-        ["file of weights", "YAML file"], **RUN),
+        nothing,
+        ["train --config runs/photos/ckpt_best.pth"],
+        "runs/photos/ckpt_best.pth: ",
+        ["file of weights", "YAML file"],
+        **RUN,
+    ),
     "a key of the export": Mistake(
-        edited("saver:", "to_kestrel: {model_nam: x}\nsaver:"), [CHECK, "to_kestrel --config photos.yaml"],
-        r"photos\.yaml:\d+: to_kestrel\.model_nam: ", ["Did you mean 'model_name'"]),
+        edited("saver:", "to_kestrel: {model_nam: x}\nsaver:"),
+        [CHECK, "to_kestrel --config photos.yaml"],
+        r"photos\.yaml:\d+: to_kestrel\.model_nam: ",
+        ["Did you mean 'model_name'"],
+    ),
     "means that the export contradicts": Mistake(
-        edited("saver:", "to_kestrel: {pixel_means: [0, 0, 0]}\nsaver:"), [CHECK], r"photos\.yaml:\d+: to_kestrel\.pixel_means: ",
-        ["[123.675, 116.28, 103.53]", "Leave it out"]),
+        edited("saver:", "to_kestrel: {pixel_means: [0, 0, 0]}\nsaver:"),
+        [CHECK],
+        r"photos\.yaml:\d+: to_kestrel\.pixel_means: ",
+        ["[123.675, 116.28, 103.53]", "Leave it out"],
+    ),
     "a teacher that is not there": Mistake(
-        edited("saver:", f"{TEACHER}saver:"), [f"{CHECK} --opts runtime.runner.type=kd", f"{TRAIN} --opts runtime.runner.type=kd"],
-        r"photos\.yaml:\d+: mimic\.teacher\.teacher_weight: ", ["teacher.pth", "--opts"]),
+        edited("saver:", f"{TEACHER}saver:"),
+        [f"{CHECK} --opts runtime.runner.type=kd", f"{TRAIN} --opts runtime.runner.type=kd"],
+        r"photos\.yaml:\d+: mimic\.teacher\.teacher_weight: ",
+        ["teacher.pth", "--opts"],
+    ),
     "a teacher without distillation": Mistake(
-        edited("saver:", f"{TEACHER}saver:"), [CHECK], "note: ", ["mimic", "no effect", "kd"], code=0),
+        edited("saver:", f"{TEACHER}saver:"), [CHECK], "note: ", ["mimic", "no effect", "kd"], code=0
+    ),
     "a device that is not there": Mistake(
-        edited("device: cpu", "device: cuda:63"), [TRAIN], r"photos\.yaml:1: runtime\.device: ", ["cuda:63", "cpu"]),
+        edited("device: cpu", "device: cuda:63"), [TRAIN], r"photos\.yaml:1: runtime\.device: ", ["cuda:63", "cpu"]
+    ),
     "a device that nobody has": Mistake(
-        edited("device: cpu", "device: gpu"), [CHECK, TRAIN], r"photos\.yaml:1: runtime\.device: ", ["'gpu'", "cuda"]),
+        edited("device: cpu", "device: gpu"), [CHECK, TRAIN], r"photos\.yaml:1: runtime\.device: ", ["'gpu'", "cuda"]
+    ),
     "letters of another encoding in the YAML": Mistake(
-        lambda folder: (folder / "photos.yaml").write_bytes(YAML.encode() + b"# caf\xe9\n"), [CHECK, TRAIN], r"photos\.yaml:35: ",
-        ["not UTF-8", "save the file as UTF-8"]),
+        lambda folder: (folder / "photos.yaml").write_bytes(YAML.encode() + b"# caf\xe9\n"),
+        [CHECK, TRAIN],
+        r"photos\.yaml:35: ",
+        ["not UTF-8", "save the file as UTF-8"],
+    ),
     "letters of another encoding in a meta file": Mistake(
-        listed(text(LINES).encode() + b"cat/caf\xe9.jpg 0\n"), [CHECK, TRAIN], r"train\.txt:5: ",
-        ["not UTF-8", "save the file as UTF-8"]),
+        listed(text(LINES).encode() + b"cat/caf\xe9.jpg 0\n"),
+        [CHECK, TRAIN],
+        r"train\.txt:5: ",
+        ["not UTF-8", "save the file as UTF-8"],
+    ),
     "carriage returns alone": Mistake(
-        listed(text(LINES, "\r")), [CHECK, TRAIN], r"train\.txt:1: ", ["carriage return", "line feeds"]),
+        listed(text(LINES, "\r")), [CHECK, TRAIN], r"train\.txt:1: ", ["carriage return", "line feeds"]
+    ),
     "an empty folder": Mistake(emptied, [CHECK, TRAIN], "photos/train: ", ["no class folders", "photos/train/CLASS/IMAGE.jpg"]),
     "an empty class": Mistake(
-        lambda folder: (folder / "photos/train/ant").mkdir(), [CHECK], r"warning: photos\.yaml:\d+: dataset\.train",
+        lambda folder: (folder / "photos/train/ant").mkdir(),
+        [CHECK],
+        r"warning: photos\.yaml:\d+: dataset\.train",
         ["ant", "Fill or"],
-        code=0),
+        code=0,
+    ),
     "a huge learning rate": Mistake(
-        edited("lr: 0.02", "lr: 1e9"), [TRAIN], "step 2: ", ["nan", "Lower trainer.optimizer.kwargs.lr", "7.5e+08"], code=3),
+        edited("lr: 0.02", "lr: 1e9"), [TRAIN], "step 2: ", ["nan", "Lower trainer.optimizer.kwargs.lr", "7.5e+08"], code=3
+    ),
     "a file in place of the run folder": Mistake(
-        edited("runs/photos", "photos.yaml"), [CHECK, TRAIN], r"photos\.yaml:\d+: saver\.save_dir: ", ["photos.yaml", "folder"]),
+        edited("runs/photos", "photos.yaml"), [CHECK, TRAIN], r"photos\.yaml:\d+: saver\.save_dir: ", ["photos.yaml", "folder"]
+    ),
     "a folder that cannot be written": Mistake(
-        edited("runs/photos", "/proc/run"), [CHECK, TRAIN], r"photos\.yaml:\d+: saver\.save_dir: ", ["/proc", "folder"]),
+        edited("runs/photos", "/proc/run"), [CHECK, TRAIN], r"photos\.yaml:\d+: saver\.save_dir: ", ["/proc", "folder"]
+    ),
     "a tab": Mistake(edited("  max_epoch", "\tmax_epoch"), [CHECK, TRAIN], r"photos\.yaml:\d+: ", ["a tab", "blanks"]),
     "Ctrl-C": Mistake(
-        nothing, [TRAIN], "", ["saved runs/photos/ckpt_latest.pth", "to resume:", "train --config photos.yaml"], code=130,
-        environment={"UP_FAULT": "step=2,action=int"}),
+        nothing,
+        [TRAIN],
+        "",
+        ["saved runs/photos/ckpt_latest.pth", "to resume:", "train --config photos.yaml"],
+        code=130,
+        environment={"UP_FAULT": "step=2,action=int"},
+    ),
     "SIGTERM": Mistake(
-        nothing, [TRAIN], "", ["saved runs/photos/ckpt_latest.pth", "to resume:", "train --config photos.yaml"], code=75,
-        environment={"UP_FAULT": "step=2,action=term"}),
-}  # fmt: skip
+        nothing,
+        [TRAIN],
+        "",
+        ["saved runs/photos/ckpt_latest.pth", "to resume:", "train --config photos.yaml"],
+        code=75,
+        environment={"UP_FAULT": "step=2,action=term"},
+    ),
+}
 WORKS: dict[str, Spoil] = {
     "tabs in a meta file": listed(text(LINES).replace(" ", "\t")),
     "line endings of Windows": listed(text(LINES, "\r\n")),
@@ -298,9 +378,13 @@ def run(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_answered(
-    name: str, photos: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    photos: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     mistake = MISTAKES[name]
     folder = tmp_path / "folder"
     shutil.copytree(request.getfixturevalue("trained") if mistake.trained else photos, folder)
@@ -349,7 +433,7 @@ def test_two_runs_in_a_folder(
     folder = tmp_path / "folder"
     shutil.copytree(trained, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("up.runner.folder.CLAIM_S", 0.1)
+    monkeypatch.setattr("up.engine.folder.CLAIM_S", 0.1)
     hold = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, 2); print('held', flush=True); sys.stdin.read()"
     (folder / "runs/photos" / LOCK).write_text("process 1 on elsewhere")
     words = [sys.executable, "-c", hold, str(folder / "runs/photos" / LOCK)]
@@ -391,7 +475,7 @@ def test_memory_that_does_not_suffice(
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("up.runner.precision.Precision.backward", full)
+    monkeypatch.setattr("up.engine.precision.Precision.backward", full)
     code, said = run(TRAIN, capsys)
     assert code == 2
     assert "out of memory at step 0" in said

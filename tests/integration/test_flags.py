@@ -16,36 +16,47 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.integration.refusals import refused
+from tests.harness.refusals import refused
 from up.__main__ import main
 from up.commands.catalog import COMMANDS
 from up.commands.parser import UP_FLAGS
 from up.commands.train import overrides_of, parse
-from up.config.decode import load_config
+from up.schema.decode import load_config
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
 ROOT = Path(__file__).parents[2]
 WITH_CONFIG = ("train", "eval", "check", "predict", "to_onnx", "to_kestrel", "flops", "show")
 VALUES = {
-    "--cfg_type": "up", "--backend": "dist", "--ng": "1", "--num_gpus_per_machine": "1", "--nm": "1", "--num_machines": "1",
-    "--launch": "slurm", "--port": "13333", "--fork-method": "fork", "--phase": "train", "--display": "10",
-}  # fmt: skip
+    "--cfg_type": "up",
+    "--backend": "dist",
+    "--ng": "1",
+    "--num_gpus_per_machine": "1",
+    "--nm": "1",
+    "--num_machines": "1",
+    "--launch": "slurm",
+    "--port": "13333",
+    "--fork-method": "fork",
+    "--phase": "train",
+    "--display": "10",
+}
 MEANINGFUL = {
     "train": {*UP_FLAGS} - {"--nocudnn", "--no_running_config", "--cfg_type", "--test_gpu", "--async"},
-    "eval": {
-        "--ng", "--num_gpus_per_machine", "--nm", "--num_machines", "--launch", "--port", "--backend", "--fork-method",
-    },
-}  # fmt: skip
+    "eval": {"--ng", "--num_gpus_per_machine", "--nm", "--num_machines", "--launch", "--port", "--backend", "--fork-method"},
+}
 
 
 @pytest.mark.parametrize("spelling", [str, lambda flag: "--" + flag[2:].replace("_", "-"), lambda flag: flag.replace("-", "_")])
 @pytest.mark.parametrize("flag", [*UP_FLAGS])
 @pytest.mark.parametrize("command", [*WITH_CONFIG])
 def test_every_command_takes_the_flags_of_up(
-    command: str, flag: str, spelling: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    command: str,
+    flag: str,
+    spelling: Callable[[str], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Accepted, and with one line where they mean nothing: what is refused in the end is the file that is not there."""
     for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_NODELIST"):
         monkeypatch.delenv(name, raising=False)
@@ -176,9 +187,14 @@ def wrong_files(folder: Path) -> dict[str, Path]:
 
 
 KINDS = {
-    "yaml": "a YAML file", "png": "an image", "onnx": "an ONNX graph", "tar": "a package of `up to_kestrel`",
-    "pth": "a file of weights", "folder": "a folder", "zip": "an archive",
-}  # fmt: skip
+    "yaml": "a YAML file",
+    "png": "an image",
+    "onnx": "an ONNX graph",
+    "tar": "a package of `up to_kestrel`",
+    "pth": "a file of weights",
+    "folder": "a folder",
+    "zip": "an archive",
+}
 
 
 @pytest.mark.parametrize("kind", ["yaml", "png", "onnx", "tar", "folder", "zip"])
@@ -255,9 +271,11 @@ def test_missing_files_of_the_configuration_are_found_without_torch(config: Conf
     config["saver"] |= {"pretrain_model": "none.pth", "resume_model": str(tmp_path / "none_either")}
     said = said_without_torch(["train", write(config)])
     assert [line.split(": ")[1] for line in said] == [
-        "dataset.train.dataset.kwargs.meta_file", "dataset.test.dataset.kwargs.image_reader.kwargs.image_dir",
-        "saver.pretrain_model", "saver.resume_model",
-    ]  # fmt: skip
+        "dataset.train.dataset.kwargs.meta_file",
+        "dataset.test.dataset.kwargs.image_reader.kwargs.image_dir",
+        "saver.pretrain_model",
+        "saver.resume_model",
+    ]
     assert not (tmp_path / "run").exists()
 
 

@@ -12,10 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.integration.ranks import Server, start
-from tests.integration.refusals import refused
-from tests.integration.states import assert_same, checkpoint
-from tests.integration.tiny import CLASSES, tiny_config
+from tests.harness.ranks import Server, start
+from tests.harness.refusals import refused
+from tests.harness.states import assert_same, checkpoint
+from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
 
 Config = dict[str, Any]
@@ -286,8 +286,8 @@ def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server
 
 def without_norms(kd: Config, folder: Path) -> Path:
     """The weights of a teacher with the norms of ``kd``: what it knows does not matter here."""
-    from up.assembly.network import build_net
-    from up.experiment import load_experiment
+    from up.build.experiment import load_experiment
+    from up.build.network import build_net
 
     path = folder / "teacher.yaml"
     path.write_text(yaml.safe_dump({**kd, "net": [*kd["teacher"], kd["net"][-1]], "mimic": None, "runtime": {"random_seed": 3}}))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.faulty import (
+from tests.harness.faulty import (
     GO_ON,
     SOON_S,
     WORKERS,
@@ -28,8 +28,8 @@ from tests.integration.faulty import (
     step_reached,
     wait_for,
 )
-from tests.integration.ranks import PATIENCE_S, ROOT, Cluster, free_port
-from tests.integration.states import checkpoint
+from tests.harness.ranks import PATIENCE_S, ROOT, Cluster, free_port
+from tests.harness.states import checkpoint
 
 UP = (sys.executable, "-m", "up", "train")
 TWO = ("--launch", "pytorch", "--ng", "2")
@@ -45,9 +45,13 @@ class Program:
         clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
         with output.open("w") as file:
             self.process = subprocess.Popen(
-                words, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, process_group=0,
+                words,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                process_group=0,
                 env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-            )  # fmt: skip
+            )
 
     @property
     def said(self) -> str:
@@ -87,10 +91,8 @@ def start(runs: Cluster, tmp_path: Path) -> Iterator[object]:
 
 @pytest.mark.parametrize(
     ("target", "number", "workers"),
-    [
-        ("launcher", signal.SIGTERM, 0), ("rank", signal.SIGTERM, 2), ("group", signal.SIGTERM, 2), ("launcher", signal.SIGHUP, 0),
-    ],
-)  # fmt: skip
+    [("launcher", signal.SIGTERM, 0), ("rank", signal.SIGTERM, 2), ("group", signal.SIGTERM, 2), ("launcher", signal.SIGHUP, 0)],
+)
 def test_a_request_under_our_launcher(  # type: ignore[no-untyped-def]
     start, runs: Cluster, run: Path, unbroken: Path, target: str, number: signal.Signals, workers: int
 ) -> None:
@@ -125,10 +127,15 @@ def test_a_terminal_that_closes(runs: Cluster, run: Path, unbroken: Path) -> Non
     ours, theirs = pty.openpty()
     words = [*UP, "--config", runs.path, "--opts", "trainer.max_iter=2000"]
     process = subprocess.Popen(
-        words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True,
+        words,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm"},
-    )  # fmt: skip
+    )
     os.close(theirs)
     said = b""
     try:
@@ -198,10 +205,7 @@ def test_a_killed_rank_ends_our_launcher(start, runs: Cluster, run: Path, unbrok
 
 def test_bad_input_under_our_launcher_is_one_line(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """Found by the launcher (a wrong key) or by the ranks (no such part): 2, one line, nothing created."""
-    for wrong, what in (
-        ("trainer.max_epch=3", "max_epch"),
-        ("trainer.optimizer.type=SGDD", "no optimizer is called 'SGDD'"),
-    ):
+    for wrong, what in (("trainer.max_epch=3", "max_epch"), ("trainer.optimizer.type=SGDD", "no optimizer is called 'SGDD'")):
         launched = start(UP, wrong, after=TWO)
         assert launched.wait() == 2, launched.said
         assert what in launched.said

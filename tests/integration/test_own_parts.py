@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.integration.refusals import contents, refused
+from tests.harness.refusals import contents, refused
 from up.__main__ import main
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
 
-GOOD = '''
+GOOD = """
 from typing import Any
 
 import torch
@@ -24,10 +24,10 @@ from PIL import Image
 from torch import nn
 
 from up.data.records import Batch, Sample
-from up.runner.hooks import Hook
-from up.tasks.cls.image import Transform
-from up.tasks.cls.image_dataset import ImageDataset
-from up.tasks.cls.losses import ClassificationLoss
+from up.engine.hooks import Hook
+from up.tasks.cls.augment.image import Transform
+from up.tasks.cls.data.image_dataset import ImageDataset
+from up.tasks.cls.model.losses import ClassificationLoss
 
 
 class Squares(ImageDataset):
@@ -112,7 +112,7 @@ TABLES = {
     "evaluator": {"correct": "own:Correct"},
     "batch_fn": {"same": "own:Same"},
 }
-'''
+"""
 
 DATASET = ("dataset.train.dataset.type", "type: squares")
 BACKBONE = ("net.0.type", "type: plain")
@@ -127,10 +127,18 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, str], list[str]]] = {
     "no __len__": ("def __len__(", "def __lenght__(", DATASET, ["own.Squares", "`__len__`", "def __len__(self) -> int"]),
     "no read": ("def read(", "def load(", DATASET, ["own.Squares", "`read`", "def read(self, index: int) -> Sample"]),
     "read of no index": ("def read(self, index: int)", "def read(self)", DATASET, ["read", "def read(self, index)"]),
-    "not derived": ("class Squares(ImageDataset)", "class Squares(dict)", DATASET,
-            ["not a ImageDataset", "from up.tasks.cls.image"]),
-    "super forgotten": ("super().__init__(**kwargs)\n        self.side", "self.side", DATASET,
-            ["transforms", "super().__init__(**kw"]),
+    "not derived": (
+        "class Squares(ImageDataset)",
+        "class Squares(dict)",
+        DATASET,
+        ["not a ImageDataset", "from up.tasks.cls.data.image_dataset"],
+    ),
+    "super forgotten": (
+        "super().__init__(**kwargs)\n        self.side",
+        "self.side",
+        DATASET,
+        ["transforms", "super().__init__(**kw"],
+    ),
     "a length of 0": ("return 12", "return 0", DATASET, ["__len__() returned 0", "1 or more"]),
     "labels too few": ("range(12)]", "range(11)]", DATASET, ["11 labels for 12 images"]),
     "labels from 1": ("index % 3 for", "index % 3 + 1 for", DATASET, ["got 1 to 3", "from 0"]),
@@ -140,8 +148,12 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, str], list[str]]] = {
     "a pair": ("Sample(image=image, gt=self.labels[index])", "image, 1", DATASET, ["returned a tuple", "Sample(image="]),
     "nothing": ("return Sample(image=image, gt=self.labels[index])", "pass", DATASET, ["read(0) returned None", "Sample"]),
     "RGBA": ('Image.new("RGB"', 'Image.new("RGBA"', DATASET, ["mode RGBA", "convert('RGB')"]),
-    "an array": ("image=image", "image=torch.zeros(32, 32, 3).numpy()", DATASET,
-            ["ndarray float32 (32, 32, 3)", "Image.fromarray"]),
+    "an array": (
+        "image=image",
+        "image=torch.zeros(32, 32, 3).numpy()",
+        DATASET,
+        ["ndarray float32 (32, 32, 3)", "Image.fromarray"],
+    ),
     "channels last": ("image=image", "image=torch.zeros(32, 32, 3)", DATASET, ["(32, 32, 3)", "permute(2, 0, 1)"]),
     "64-bit levels": ("image=image", "image=torch.zeros(3, 32, 32, dtype=torch.int64)", DATASET, ["int64", "uint8"]),
     "gt as text": ("gt=self.labels[index]", "gt='red'", DATASET, ["gt 'red'", "expected an int"]),
@@ -150,26 +162,49 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, str], list[str]]] = {
     "no out_planes": ("self.out_planes = [width]", "pass", BACKBONE, ["own.Plain", "`out_planes`", "channels of each feature"]),
     "out_planes a number": ("self.out_planes = [width]", "self.out_planes = width", BACKBONE, ["got 8", "a list of whole numbers"]),
     "no module": ("class Plain(nn.Module)", "class Plain(object)", BACKBONE, ["not a Module", "from torch.nn"]),
-    "a bare feature": ('{"features": [self.conv(record["image"])]}', '{"features": self.conv(record["image"])}', BACKBONE,
-                       ["a Tensor", 'return {"features": [x]}']),
-    "a bare tensor": ('{"features": [self.conv(record["image"])]}', 'self.conv(record["image"])', BACKBONE,
-                      ["returned a Tensor", 'return {"features": [x]}']),
+    "a bare feature": (
+        '{"features": [self.conv(record["image"])]}',
+        '{"features": self.conv(record["image"])}',
+        BACKBONE,
+        ["a Tensor", 'return {"features": [x]}'],
+    ),
+    "a bare tensor": (
+        '{"features": [self.conv(record["image"])]}',
+        'self.conv(record["image"])',
+        BACKBONE,
+        ["returned a Tensor", 'return {"features": [x]}'],
+    ),
     "other channels": ("self.out_planes = [width]", "self.out_planes = [64]", BACKBONE, ["[8] channels", "out_planes is [64]"]),
-    "a transform of nothing": ("return image.transpose(", "image.transpose(", TRANSFORM,
-            ["own.Mirror returned None", "return image"]),
+    "a transform of nothing": (
+        "return image.transpose(",
+        "image.transpose(",
+        TRANSFORM,
+        ["own.Mirror returned None", "return image"],
+    ),
     "a transform that is none": ("def __call__(self, image):", "def call(self, image):", TRANSFORM, ["`__call__`"]),
     "a hook's on_steps": ("def on_step(", "def on_steps(", HOOK, ["`on_steps`", "Did you mean 'on_step'"]),
-    "a hook's on_step of two": ("def on_step(self, report)", "def on_step(self, step, report)", HOOK,
-            ["def on_step(self, report)"]),
-    "a hook that is none": ("class Watch(Hook)", "class Watch", HOOK, ["not a Hook", "from up.runner.hooks import Hook"]),
-    "a loss an image": ("cross_entropy(logits, target)", "cross_entropy(logits, target, reduction='none')", LOSS,
-                        ["shape (2,)", "return loss.mean()"]),
+    "a hook's on_step of two": (
+        "def on_step(self, report)",
+        "def on_step(self, step, report)",
+        HOOK,
+        ["def on_step(self, report)"],
+    ),
+    "a hook that is none": ("class Watch(Hook)", "class Watch", HOOK, ["not a Hook", "from up.engine.hooks import Hook"]),
+    "a loss an image": (
+        "cross_entropy(logits, target)",
+        "cross_entropy(logits, target, reduction='none')",
+        LOSS,
+        ["shape (2,)", "return loss.mean()"],
+    ),
     "a loss without _loss": ("def _loss(", "def loss(", LOSS, ["own.Half", "`_loss`"]),
     "an evaluator without merge": ("def merge(", "def join(", EVALUATOR, ["`merge`"]),
-    "another main metric": ('main_metric = "right"', 'main_metric = "top1"', EVALUATOR,
-                            ["main_metric", "'top1'", "right"]),
-    "a batch function of nothing": ("-> Batch:\n        return batch", "-> None:\n        pass",
-                                    ("dataset.train.dataloader.kwargs.batch_fn.type", "same"), ["a NoneType", "return batch"]),
+    "another main metric": ('main_metric = "right"', 'main_metric = "top1"', EVALUATOR, ["main_metric", "'top1'", "right"]),
+    "a batch function of nothing": (
+        "-> Batch:\n        return batch",
+        "-> None:\n        pass",
+        ("dataset.train.dataloader.kwargs.batch_fn.type", "same"),
+        ["a NoneType", "return batch"],
+    ),
     "no annotation": ("width: int = 8", "width=8", BACKBONE, ["own.Plain", "`width`", "width: int"]),
     "positional only": ("*, p: float = 0.5", "p: float = 0.5, /", TRANSFORM, ["own.Mirror", "`p`", "positional-only"]),
     "an annotation of nothing": ("every: int = 1", 'every: "Nothing" = 1', HOOK, ["Nothing", "Import the name"]),
@@ -181,9 +216,13 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, str], list[str]]] = {
     "no TABLES": ("TABLES = ", "TABEL = ", PLUGIN, ["no TABLES", 'TABLES = {"loss"']),
     "not Python": ("class Plain(nn.Module):", "class Plain(nn.Module)", PLUGIN, ["own.py:", "expected ':'"]),
     "a name that is not there": ("class Plain(nn.Module)", "class Plain(nm.Module)", PLUGIN, ["own.py:", "NameError", "'nm'"]),
-    "a library that is not there": ("import torch\n", "import torch\nimport no_such_library\n", PLUGIN,
-            ["own.py:", "no_such_library"]),
-}  # fmt: skip
+    "a library that is not there": (
+        "import torch\n",
+        "import torch\nimport no_such_library\n",
+        PLUGIN,
+        ["own.py:", "no_such_library"],
+    ),
+}
 
 
 @pytest.fixture

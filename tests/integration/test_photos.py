@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.integration.refusals import refused
+from tests.harness.refusals import refused
 from up.__main__ import main
-from up.tasks.cls.photos import PRETRAINED, look_into, recipe_for, yaml_of
+from up.tasks.cls.data.photos import PRETRAINED, look_into, recipe_for, yaml_of
 
 Make = Callable[..., Path]
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.refusals import refused
-from tests.integration.tiny import tiny_config
+from tests.harness.refusals import refused
+from tests.harness.tiny import tiny_config
+from up.build.experiment import load_experiment
 from up.errors import UserError
-from up.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = '''
-from up.tasks.cls.losses import CrossEntropy
+from up.tasks.cls.model.losses import CrossEntropy
 
 class MyLoss(CrossEntropy):
     """Cross-entropy by another name."""
@@ -38,9 +38,12 @@ def check(tmp_path: Path, images: Path) -> Callable[[str], subprocess.CompletedP
 
     def run(config: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(tmp_path / "bin" / "up"), "check", "--no-files", config], cwd=tmp_path / "work",
-            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+            [sys.executable, str(tmp_path / "bin" / "up"), "check", "--no-files", config],
+            cwd=tmp_path / "work",
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
 
     return run
 
@@ -76,9 +79,7 @@ def importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("elsewhere/my_package", "my_package", "{tmp}/elsewhere/my_package"),
     ],
 )
-def test_pluginpath(
-    place: str, name: str, plugin_path: str, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pluginpath(place: str, name: str, plugin_path: str, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / place
     folder.mkdir(exist_ok=True, parents=True)
     (folder / ("__init__.py" if name == "my_package" else "my_parts.py")).write_text(PLUGIN % name)

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.faulty import status, step_reached, wait_for
-from tests.integration.ranks import PATIENCE_S, ROOT
-from tests.integration.refusals import contents
-from tests.integration.states import assert_same, checkpoint
+from tests.harness.faulty import status, step_reached, wait_for
+from tests.harness.ranks import PATIENCE_S, ROOT
+from tests.harness.refusals import contents
+from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 
 Config = dict[str, Any]
@@ -168,8 +168,13 @@ def test_a_stopped_run_names_the_command_that_resumes_it(
     total = step + 2 if (step + 2) % 6 else step + 3  # whole epochs, of 6 steps here, are reported as such
     again = subprocess.run(
         [*command, f"trainer.max_iter={total}"],
-        capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        timeout=PATIENCE_S,
+        check=False,
+    )
     assert again.returncode == 0, again.stderr
     assert f"at step {step}" in again.stderr
     assert f"finished: {total} of {total} steps" in again.stderr

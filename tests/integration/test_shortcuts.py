@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.refusals import refused
+from tests.harness.refusals import refused
 from up.__main__ import main
 from up.commands.shortcuts import Shortcuts
-from up.config.decode import load_config
-from up.config.sections import Config as Sections
+from up.schema.decode import load_config
+from up.schema.sections import Config as Sections
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -110,7 +110,7 @@ class TestImageSize:
             ),
             ([{"type": "torch_resize", "kwargs": {"size": 40}}, {"type": "v2.RandomCrop", "kwargs": {"size": 32}}], [160, 128]),
         ],
-    )  # fmt: skip
+    )
     def test_kinds_of_transforms(self, listed: list[Any], expected: list[Any], config: Config, write: Write) -> None:
         kwargs = config["dataset"]["train"]["dataset"]["kwargs"]
         kwargs["transformer"] = [*listed, *kwargs["transformer"][-2:]]

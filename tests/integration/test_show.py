@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.refusals import refused
+from tests.harness.refusals import refused
 from up.__main__ import main
-from up.config.decode import load_config
-from up.experiment import all_tables, find_task
+from up.build.experiment import all_tables, find_task
+from up.schema.decode import load_config
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]

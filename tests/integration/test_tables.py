@@ -37,9 +37,12 @@ def on_terminal(columns: int, **environment: str) -> str:
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(
-        [sys.executable, "-c", f"exec({PROGRAM})"], stdout=theirs, stdin=theirs, cwd=ROOT,
+        [sys.executable, "-c", f"exec({PROGRAM})"],
+        stdout=theirs,
+        stdin=theirs,
+        cwd=ROOT,
         env={**kept, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **environment},
-    )  # fmt: skip
+    )
     os.close(theirs)
     said = b""
     with contextlib.suppress(OSError):  # how a terminal of Linux says that its other end has gone
@@ -53,9 +56,12 @@ def on_terminal(columns: int, **environment: str) -> str:
 def in_pipe(**environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     done = subprocess.run(
-        [sys.executable, "-c", f"exec({PROGRAM})"], capture_output=True, cwd=ROOT, check=True,
+        [sys.executable, "-c", f"exec({PROGRAM})"],
+        capture_output=True,
+        cwd=ROOT,
+        check=True,
         env={**kept, "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
+    )
     return done.stdout.decode()
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.states import assert_same, checkpoint
+from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.optim import build_schedule
-from up.tasks.cls.metrics import ImageNetEvaluator
+from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -32,9 +32,15 @@ def test_learns_and_leaves_a_run_folder(config: Config, write: Write, tmp_path: 
     assert [record["step"] for record in evaluations] == [6, 12, 18, 24, 30, 36]
     assert evaluations[-1]["top1"] == 100.0
     assert json.loads((run / "status.json").read_text()) == {
-        "state": "done", "exit_code": 0, "step": 36, "epoch": 6, "checkpoint": str(run / "ckpt_latest.pth"), "reason": "",
-        "file": None, "line": None,
-    }  # fmt: skip
+        "state": "done",
+        "exit_code": 0,
+        "step": 36,
+        "epoch": 6,
+        "checkpoint": str(run / "ckpt_latest.pth"),
+        "reason": "",
+        "file": None,
+        "line": None,
+    }
     expected = {"train.log", "config.yaml", "tensorboard", "ckpt_best.pth", "ckpt_best.pth.json"}
     assert {path.name for path in run.iterdir()} >= expected
     state = checkpoint(run)
@@ -47,9 +53,15 @@ def test_log_has_the_learning_rates_of_the_schedule(config: Config, write: Write
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [record["lr"] for record in records if record["phase"] == "train"]
     schedule = build_schedule(
-        "CosineAnnealingLR", base_lr=0.05, updates_per_epoch=UPDATES, warmup_iter=2, warmup_type="linear", warmup_ratio=0.2,
-        warmup_register_type="no_scale_lr", kwargs={"T_max": 2},
-    )  # fmt: skip
+        "CosineAnnealingLR",
+        base_lr=0.05,
+        updates_per_epoch=UPDATES,
+        warmup_iter=2,
+        warmup_type="linear",
+        warmup_ratio=0.2,
+        warmup_register_type="no_scale_lr",
+        kwargs={"T_max": 2},
+    )
     assert logged == [schedule(step) for step in range(2 * UPDATES)]
 
 

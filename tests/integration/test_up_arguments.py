@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.refusals import refused
-from tests.integration.states import assert_same, checkpoint
+from tests.harness.refusals import refused
+from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
-from up.assembly.data import build_dataset, train_batches
-from up.assembly.network import build_net
-from up.experiment import load_experiment
+from up.build.data import build_dataset, train_batches
+from up.build.experiment import load_experiment
+from up.build.network import build_net
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -323,9 +323,7 @@ def test_all_of_it_at_once_trains_evaluates_exports_and_predicts(
     ]
     for source in ("train", "test"):
         kwargs = config["dataset"][source]["dataset"]["kwargs"]
-        kwargs["image_reader"] = {
-            "type": "fs_opencv", "kwargs": {"image_dir": str(images), "color_mode": "BGR", "memcached": True},
-        }  # fmt: skip
+        kwargs["image_reader"] = {"type": "fs_opencv", "kwargs": {"image_dir": str(images), "color_mode": "BGR", "memcached": True}}
         kwargs["transformer"][-2] = {"type": "custom_to_tensor", "kwargs": {"norm_image": True}}
         kwargs["transformer"][-1]["kwargs"]["inplace"] = True
         config["dataset"][source]["dataset"] |= {"type": "rank_cls"}

@@ -16,14 +16,14 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from tests.integration.refusals import refused
-from tests.integration.tiny import CLASSES, tiny_config
+from tests.harness.refusals import refused
+from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
-from up.assembly.network import build_net
-from up.experiment import load_experiment
+from up.build.experiment import load_experiment
+from up.build.network import build_net
+from up.build.trained import load_net
 from up.models.net import Net
 from up.models.weights import variant_of
-from up.trained import load_net
 
 Config = dict[str, Any]
 RENAMED = "tensors renamed"
@@ -174,9 +174,7 @@ def validation(images: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("command", ["eval", "train -e"])
-def test_eval(
-    command: str, up: Path, images: Path, config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval(command: str, up: Path, images: Path, config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*command.split(), "--config", config_file]
     words = ["--ckpt", str(up / "ckpt.pth")] if command == "eval" else ["--opts", f"saver.pretrain_model={up / 'ckpt.pth'}"]
     assert main([*argv, *words]) == 0

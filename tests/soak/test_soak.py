@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.faulty import GO_ON, WORKERS, is_equal, status
+from tests.harness.ranks import Cluster
 from tests.integration.conftest import images, run, runs, server, unbroken, write  # noqa: F401
-from tests.integration.faulty import GO_ON, WORKERS, is_equal, status
-from tests.integration.ranks import Cluster
 
 pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("UP_SOAK_SEED", "0"))
@@ -43,9 +43,13 @@ class Draw:
         draw = random.Random(1000 * SEED + number)
         what = draw.choice(FROM_INSIDE + FROM_OUTSIDE)
         return cls(
-            what, draw.randrange(2), draw.randrange(9), draw.choice(("update", "update", "evaluation", "save")), draw.randrange(3),
+            what,
+            draw.randrange(2),
+            draw.randrange(9),
+            draw.choice(("update", "update", "evaluation", "save")),
+            draw.randrange(3),
             draw.uniform(0.0, 3.0),
-        )  # fmt: skip
+        )
 
     def __str__(self) -> str:
         where = f"after {self.after_s:.2f} s" if self.what in FROM_OUTSIDE else f"step {self.step} {self.at}"

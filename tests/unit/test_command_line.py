@@ -30,9 +30,7 @@ def test_a_call_from_a_program_is_shown_as_the_usual_command() -> None:
         ([sys.executable, "{bin}/torchrun", "--nproc-per-node", "2", "-m", "up"], "torchrun --nproc-per-node 2 -m up"),
     ],
 )
-def test_the_program_as_it_was_typed(
-    argv: list[str], shown: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_program_as_it_was_typed(argv: list[str], shown: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("up", "torchrun"):
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -64,7 +62,7 @@ def test_a_rank_shows_the_command_of_its_launcher() -> None:
             "train --opts trainer.max_epoch 4 saver.auto_resume=true trainer.max_epoch=8",
         ),
     ],
-)  # fmt: skip
+)
 def test_values_are_set_where_overrides_stand(words: tuple[str, ...], expected: str) -> None:
     line = CommandLine(("up",), words)
     assert line.setting({"saver.auto_resume": "true", "trainer.max_epoch": 8}) == f"up {expected}"

@@ -34,9 +34,15 @@ def test_a_file_without_a_line_is_a_place_when_it_exists(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("code", "kind", "base"),
-    [(2, UserError, ValueError), (3, NumericalError, ArithmeticError), (74, StorageError, OSError), (75, PeerLost, RuntimeError),
-     (1, PeerFailed, RuntimeError), (139, PeerFailed, RuntimeError)],
-)  # fmt: skip
+    [
+        (2, UserError, ValueError),
+        (3, NumericalError, ArithmeticError),
+        (74, StorageError, OSError),
+        (75, PeerLost, RuntimeError),
+        (1, PeerFailed, RuntimeError),
+        (139, PeerFailed, RuntimeError),
+    ],
+)
 def test_ends_of_other_ranks(code: int, kind: type[Exception], base: type[Exception]) -> None:
     ending = ending_of(code, "why")
     assert type(ending) is kind

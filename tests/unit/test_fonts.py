@@ -15,7 +15,7 @@ from up import fonts
 from up.deploy.answers import Answer, Guess
 from up.deploy.drawing import drawn
 from up.fonts import font_for, is_drawable, missing_font
-from up.tasks.cls.confusion import draw_confusion
+from up.tasks.cls.evaluate.confusion import draw_confusion
 
 Install = Callable[[str, str], Path]
 

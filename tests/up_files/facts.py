@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from up.config.nodes import load_nodes
-from up.config.sections import is_section
 from up.config.tree import to_plain
+from up.schema.sections import is_section
 
 _PLAIN_TYPES = ("cls", "base", "cls_base")  # of parts of which there is one kind: their paths do not name it
 _HOISTED = ("iter_base", "fp16", "lr_scheduler", "num_classes")

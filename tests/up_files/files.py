@@ -30,9 +30,12 @@ CLIP = {"type": "grad_clipper", "kwargs": {"mode": "average", "max_norm": 5.0}}
 EMA = {"enable": True, "kwargs": {"decay": 0.9999}}
 FP16 = {"keep_batchnorm_fp32": True, "scale_factor": "dynamic"}
 RESNET = {
-    "frozen_layers": [], "out_layers": [4], "out_strides": [32],
-    "normalize": {"type": "solo_bn"}, "initializer": {"method": "msra"},
-}  # fmt: skip
+    "frozen_layers": [],
+    "out_layers": [4],
+    "out_strides": [32],
+    "normalize": {"type": "solo_bn"},
+    "initializer": {"method": "msra"},
+}
 REGNET = {"out_layers": [4], "out_strides": [32], "normalize": {"type": "solo_bn"}}
 MSRA_STRIDE_32 = {"out_strides": [32], "c4_output": False, "normalize": {"type": "solo_bn"}}
 SWIN_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "drop_path_rate": 0.5}
@@ -251,22 +254,28 @@ def teacher(**more: Any) -> list[Block]:
 
 
 MIMIC = {
-    "mimic_ins_type": "base", "loss_weight": 1.0, "warm_up_iters": -1,
+    "mimic_ins_type": "base",
+    "loss_weight": 1.0,
+    "warm_up_iters": -1,
     "cfgs": {"loss": {"type": "kl_loss", "kwargs": {"loss_weight": 1.0}}},
     "student": {"mimic_name": ["head.classifier"]},
     "teacher": {"mimic_name": ["head.classifier"], "teacher_weight": "teacher.pth.tar"},
-}  # fmt: skip
+}
 LONG_TAIL = {
     "type": "imagenet_lt",
     "kwargs": {
-        "topk": [1, 5], "cls_freq": "datasets/imagenet_lt/imagenet_lt_trainnums.json", "many_shot_thr": 100, "low_shot_thr": 20,
+        "topk": [1, 5],
+        "cls_freq": "datasets/imagenet_lt/imagenet_lt_trainnums.json",
+        "many_shot_thr": 100,
+        "low_shot_thr": 20,
     },
-}  # fmt: skip
+}
 COLLECTOR = {
     "type": "gradient_collector",
     "kwargs": {"hook_module": ["post_process.cls_loss"], "collect_func_module": "post_process.cls_loss", "grad_type": "input"},
 }
 INFERENCE = {
-    "inference_from": "/data/imagenet/images/val/", "folder_images_save_path": "imagepaths.txt",
+    "inference_from": "/data/imagenet/images/val/",
+    "folder_images_save_path": "imagepaths.txt",
     "test_resume": {"resume_dir": "results_dir/cls_std", "rank_set": False, "indicator": "filename"},
-}  # fmt: skip
+}

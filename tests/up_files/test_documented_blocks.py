@@ -33,7 +33,7 @@ CASES: dict[str, tuple[Recipe, Sequence[str], Sequence[str]]] = {  # a file, wha
     "mimic and runner, without task_names": (SMALL, [page.TEACHER, page.MIMIC, page.RUNNER], ["runtime"]),
     "older mimic": (SMALL, [page.TEACHER, page.OLDER_MIMIC, page.RUNNER], ["runtime"]),
     "mimic jobs": (SMALL, [page.TEACHER, page.MIMIC_JOBS, page.RUNNER], ["runtime"]),
-}  # fmt: skip
+}
 
 
 def checked(text: str, folder: Path) -> int:

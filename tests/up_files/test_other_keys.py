@@ -13,16 +13,18 @@ import pytest
 from tests.up_files.files import Recipe, text_of
 from tests.up_files.recipes import RECIPES
 from up.__main__ import main
-from up.assembly.training import timetable
-from up.experiment import load_experiment
+from up.build.experiment import load_experiment
+from up.build.training import timetable
 
 SMALL = replace(RECIPES["resnet/res18"], size=32, memcached=None)
 VIT = replace(RECIPES["vit/vit_b16_224"], size=32, backbone="vit_tiny_patch16_224", in_plane=192, stray={})
 PYRAMID = replace(
-    SMALL, kwargs={**SMALL.kwargs, "out_layers": [2, 3, 4], "out_strides": [8, 16, 32]},
-    head="fpn_cls_head", in_plane=[128, 256, 512],  # type: ignore[arg-type]
+    SMALL,
+    kwargs={**SMALL.kwargs, "out_layers": [2, 3, 4], "out_strides": [8, 16, 32]},
+    head="fpn_cls_head",
+    in_plane=[128, 256, 512],  # type: ignore[arg-type]
     head_kwargs={"feat_planes": 256, "sum_feature": True, "input_feature_idx": [0, 1, 2], "use_pool": True},
-)  # fmt: skip
+)
 CONVNEXT = replace(RECIPES["convnext/convnext_tiny"], size=32, stray={})
 CSWIN = replace(RECIPES["cswin/cswin_base"], stray={})
 DATA, SAMPLER = "dataset.train.dataset.kwargs", "dataset.train.batch_sampler.kwargs.sampler"
@@ -49,26 +51,29 @@ def hook(name: str, **kwargs: Any) -> Changes:
 # What is in the file, what changes in it, and of which keys a note says that they stand elsewhere or have no effect.
 CASES: dict[str, tuple[Recipe, Changes, list[str]]] = {
     "runtime.inferencer": (
-        SMALL, {"runtime.inferencer": {"type": "base", "kwargs": {"visualizer": VISUALIZER}}}, ["runtime.inferencer"],
+        SMALL,
+        {"runtime.inferencer": {"type": "base", "kwargs": {"visualizer": VISUALIZER}}},
+        ["runtime.inferencer"],
     ),
     "trainer.save_cur_start and save_cur_freq": (SMALL, {"trainer.save_cur_start": 10, "trainer.save_cur_freq": 2}, []),
-    "saver.type and save_latest_freq": (
-        SMALL, {"saver.type": "base", "saver.save_latest_freq": 1}, ["saver.save_latest_freq"],
-    ),
+    "saver.type and save_latest_freq": (SMALL, {"saver.type": "base", "saver.save_latest_freq": 1}, ["saver.save_latest_freq"]),
     "dataset.builder_type, data_pool and dataset_timer": (
         SMALL,
         {
-            "dataset.builder_type": "base", "dataset.data_pool": ["train:train", "test:test"],
+            "dataset.builder_type": "base",
+            "dataset.data_pool": ["train:train", "test:test"],
             "dataset.dataset_timer": {"type": "base"},
         },
         ["dataset.builder_type", "dataset.dataset_timer"],
     ),
     "lr_register_type": (
-        SMALL, {"trainer.lr_scheduler.warmup_register_type": None, "trainer.lr_scheduler.lr_register_type": "no_scale_lr"},
+        SMALL,
+        {"trainer.lr_scheduler.warmup_register_type": None, "trainer.lr_scheduler.lr_register_type": "no_scale_lr"},
         ["trainer.lr_scheduler.lr_register_type"],
     ),
     "register_type": (
-        SMALL, {"trainer.lr_scheduler.register_type": "base", "trainer.optimizer.register_type": "base"},
+        SMALL,
+        {"trainer.lr_scheduler.register_type": "base", "trainer.optimizer.register_type": "base"},
         ["trainer.lr_scheduler.register_type", "trainer.optimizer.register_type"],
     ),
     "train_val_logger": (SMALL, hook("train_val_logger", freq=10, skip_first_k=5, summary_writer="tensorboard"), []),
@@ -80,45 +85,56 @@ CASES: dict[str, tuple[Recipe, Changes, list[str]]] = {
     "memory_analysis": (SMALL, hook("memory_analysis"), []),
     "auto_save_metric": (SMALL, hook("auto_save_metric"), []),
     "torch_randerase": (
-        transform("torch_randerase", probability=0.25, num_splits=0, device="cpu"), {}, [f"{DATA}.transformer.2.kwargs.device"],
+        transform("torch_randerase", probability=0.25, num_splits=0, device="cpu"),
+        {},
+        [f"{DATA}.transformer.2.kwargs.device"],
     ),
     "normalize": (
-        transform("normalize", mean=[0.5] * 3, std=[0.5] * 3, inplace=True), {}, [f"{DATA}.transformer.2.kwargs.inplace"],
+        transform("normalize", mean=[0.5] * 3, std=[0.5] * 3, inplace=True),
+        {},
+        [f"{DATA}.transformer.2.kwargs.inplace"],
     ),
     "custom_to_tensor": (transform("custom_to_tensor", norm_image=True), {}, []),
     "vit_head": (replace(VIT, head_kwargs={"use_pool": False}), {}, []),
     "fpn_cls_head": (PYRAMID, {}, []),
     "evaluator": (
         replace(SMALL, evaluator={"type": "imagenet", "kwargs": {"eval_class_idxs": [0, 7], "image_reader": READER}}),
-        {}, ["dataset.test.dataset.kwargs.evaluator.kwargs.image_reader"],
+        {},
+        ["dataset.test.dataset.kwargs.evaluator.kwargs.image_reader"],
     ),
-    "repeat_factor": (
-        SMALL, {SAMPLER: {"type": "repeat_factor", "kwargs": REPEAT}}, [],
-    ),
+    "repeat_factor": (SMALL, {SAMPLER: {"type": "repeat_factor", "kwargs": REPEAT}}, []),
     "list_balance": (SMALL, {SAMPLER: {"type": "list_balance", "kwargs": {}}}, []),
     "rank_cls": (
-        SMALL, {"dataset.train.dataset.type": "rank_cls", f"{DATA}.reload_cfg": {"mini_epoch": 1}, f"{DATA}.random": True},
+        SMALL,
+        {"dataset.train.dataset.type": "rank_cls", f"{DATA}.reload_cfg": {"mini_epoch": 1}, f"{DATA}.random": True},
         [f"{DATA}.reload_cfg"],
     ),
     "fs_opencv": (
-        SMALL, {f"{DATA}.image_reader.type": "fs_opencv", f"{DATA}.image_reader.kwargs.color_mode": "BGR"},
+        SMALL,
+        {f"{DATA}.image_reader.type": "fs_opencv", f"{DATA}.image_reader.kwargs.color_mode": "BGR"},
         [f"{DATA}.image_reader.type"],
     ),
     "gkd_loss": (
         replace(RECIPES["distillation/res18_kd"], size=32),
-        {"mimic.cfgs.loss": {"type": "gkd_loss", "kwargs": {"loss_weight": 1.0}}, "teacher": [
-            {"name": "backbone", "type": "resnet18"}, {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 1000}},
-        ]},
+        {
+            "mimic.cfgs.loss": {"type": "gkd_loss", "kwargs": {"loss_weight": 1.0}},
+            "teacher": [
+                {"name": "backbone", "type": "resnet18"},
+                {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 1000}},
+            ],
+        },
         [],
     ),
     "resnet_custom_D": (
-        replace(SMALL, backbone="resnet_custom_D", kwargs={**SMALL.kwargs, "block": "basic", "layers": [1, 1, 1, 1]}), {}, [],
+        replace(SMALL, backbone="resnet_custom_D", kwargs={**SMALL.kwargs, "block": "basic", "layers": [1, 1, 1, 1]}),
+        {},
+        [],
     ),
     "convnext_xlarge": (replace(CONVNEXT, backbone="convnext_xlarge", in_plane=2048), {}, []),
     "CSWin base 384": (replace(CSWIN, backbone="CSWin_96_24322_base_384", size=384), {}, []),
     "CSWin large 224": (replace(CSWIN, backbone="CSWin_144_24322_large_224", in_plane=1152), {}, []),
     "CSWin large 384": (replace(CSWIN, backbone="CSWin_144_24322_large_384", in_plane=1152, size=384), {}, []),
-}  # fmt: skip
+}
 LARGE = ("convnext_xlarge", "CSWin base 384", "CSWin large 224", "CSWin large 384")  # built, but run by the tests of networks
 
 
@@ -130,7 +146,7 @@ def test_a_key_beyond_the_files_of_up(
     path = tmp_path / "x.yaml"
     path.write_text(text_of(replace(recipe, change=changes)))
     if name in LARGE:
-        monkeypatch.setattr("up.proof.prove_backward", lambda *_: iter(()))
+        monkeypatch.setattr("up.build.check.prove_backward", lambda *_: iter(()))
     assert main(["check", "--no-files", "--config", str(path)]) == 0
     said = capsys.readouterr()
     assert said.err == ""

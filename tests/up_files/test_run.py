@@ -39,12 +39,13 @@ FILES: dict[str, tuple[Recipe, Mapping[str, Any]]] = {
     "distillation": (small("distillation/res18_kd"), {**SMALL_STUDENT, **SMALL_TEACHER}),
     "mobilenet, iterations and ema": (small("mobilenet/mbv3_small"), {}),
     "AdamW, fp16 and lr_scheduler at the top": (
-        small("swin/swin_tiny_misindented", backbone="swin_tiny", kwargs=SMALL_SWIN, in_plane=192), {},
+        small("swin/swin_tiny_misindented", backbone="swin_tiny", kwargs=SMALL_SWIN, in_plane=192),
+        {},
     ),
     "custom_cls and cutmix of samples": (small("downstream/flower_strikes"), {**SMALL_STUDENT, "saver.pretrain_model": "null"}),
     "several heads": (small("multi-head/multicls_res18"), SMALL_STUDENT),
     "long tail": (small("long_tail/res50_eql"), SMALL_STUDENT),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +71,14 @@ def opts_for(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
     """What a user overrides: where the images are, where to write, and how long to train."""
     kind = "heads" if isinstance(recipe.classes, list) else recipe.meta_type or "imagenet"
     opts: dict[str, Any] = {
-        "runtime.device": "cpu", "trainer.max_iter": STEPS, "trainer.test_freq": STEPS, "trainer.save_freq": STEPS,
-        "saver.save_dir": folder / "run", "saver.results_dir": folder / "results", "saver.auto_resume": False,
-    }  # fmt: skip
+        "runtime.device": "cpu",
+        "trainer.max_iter": STEPS,
+        "trainer.test_freq": STEPS,
+        "trainer.save_freq": STEPS,
+        "saver.save_dir": folder / "run",
+        "saver.results_dir": folder / "results",
+        "saver.auto_resume": False,
+    }
     for source in ("train", "test"):
         opts[f"dataset.{source}.dataset.kwargs.meta_file"] = data / f"{kind}.txt"
         opts[f"dataset.{source}.dataset.kwargs.image_reader.kwargs.image_dir"] = data
@@ -83,8 +89,8 @@ def opts_for(recipe: Recipe, data: Path, folder: Path) -> dict[str, Any]:
 
 def with_drawn_teacher(path: Path, opts: dict[str, Any]) -> None:
     """A teacher that knows nothing, which is all right here."""
-    from up.assembly.network import build_net
-    from up.experiment import load_experiment
+    from up.build.experiment import load_experiment
+    from up.build.network import build_net
 
     experiment = load_experiment(path, words(opts))
     weights = path.with_name("teacher.pth")
@@ -150,10 +156,13 @@ def test_inference_of_a_folder_without_any_weights(data: Path, tmp_path: Path, c
     path.write_text(text_of(replace(recipe, backbone="resnet18", in_plane=512)))
     place = "dataset.test.dataset.kwargs.inference_cfg"
     opts = {
-        "runtime.device": "cpu", "saver.save_dir": tmp_path / "run", "saver.results_dir": tmp_path / "results",
-        f"{place}.inference_from": data, f"{place}.folder_images_save_path": tmp_path / "list.txt",
+        "runtime.device": "cpu",
+        "saver.save_dir": tmp_path / "run",
+        "saver.results_dir": tmp_path / "results",
+        f"{place}.inference_from": data,
+        f"{place}.folder_images_save_path": tmp_path / "list.txt",
         f"{place}.test_resume.resume_dir": tmp_path / "results",
-    }  # fmt: skip
+    }
     given = ["--config", str(path), "--opts", *words(opts)]
     assert main(["train", "-e", *given]) == 0
     said = capsys.readouterr()

@@ -12,10 +12,10 @@ from tests.up_files.facts import facts_of, known_facts
 from tests.up_files.files import text_of
 from tests.up_files.recipes import RECIPES
 from up.__main__ import main
-from up.assembly.training import schedule_of
+from up.build.experiment import load_experiment
+from up.build.training import schedule_of
 from up.config.nodes import parse_nodes
 from up.config.tree import to_plain
-from up.experiment import load_experiment
 
 PATHS, FILES = 303, 43
 # Seconds each: names and arguments are checked in full, the pass through the net in one block a stage.

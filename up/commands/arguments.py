@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from up.launch import Launch
+from up.distributed.launch import Launch
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,10 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
         "several processes", "Without these flags: one process, or the ranks that torchrun, srun or mpirun started."
     )
     group.add_argument(
-        "--launch", choices=("pytorch", "slurm", "mpi"),
+        "--launch",
+        choices=("pytorch", "slurm", "mpi"),
         help="who starts the ranks: this command (pytorch), srun or mpirun (default: what the environment says, else pytorch)",
-    )  # fmt: skip
+    )
     group.add_argument(
         "--ng", "--num_gpus_per_machine", type=int, metavar="N", help="processes on this host (default with --launch: one a GPU)"
     )
@@ -26,9 +27,11 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", type=int, help="rendezvous port when there is one host (default: a free one)")
     group.add_argument("--max-restarts", type=int, default=0, metavar="K", help="maximum number of restarts after a rank fails")
     group.add_argument(
-        "--backend", metavar="NAME", help="library of the collective operations: nccl or gloo (default: by the device); UP's "
+        "--backend",
+        metavar="NAME",
+        help="library of the collective operations: nccl or gloo (default: by the device); UP's "
         "`dist` and `linklink` mean the default",
-    )  # fmt: skip
+    )
 
 
 def launch_of(arguments: argparse.Namespace) -> Launch:

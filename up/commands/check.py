@@ -21,8 +21,8 @@ def main(words: list[str]) -> int:
     if arguments.images and arguments.no_files:
         raise UserError("--images: opens the images that --no-files leaves out. Leave out one of them.")
     expect_config(arguments.config, arguments.opts)
-    from up.experiment import load_experiment
-    from up.proof import is_for_evaluation, prove
+    from up.build.check import is_for_evaluation, prove
+    from up.build.experiment import load_experiment
 
     experiment = load_experiment(arguments.config, arguments.opts)
     warnings: list[str] = []

@@ -14,7 +14,7 @@ from up.commands.inputs import expect_checkpoint, expect_config
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
-from up.launch import launched
+from up.distributed.launch import launched
 
 
 def main(words: list[str]) -> int:
@@ -38,10 +38,10 @@ def main(words: list[str]) -> int:
 
 def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: Path | None, command: CommandLine) -> int:
     """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written."""
-    from up.distributed import is_main
-    from up.experiment import load_experiment
-    from up.together import before_joining, last_words
-    from up.trained import NO_WEIGHTS, evaluate_checkpoint
+    from up.build.experiment import load_experiment
+    from up.build.trained import NO_WEIGHTS, evaluate_checkpoint
+    from up.distributed.failures import before_joining, last_words
+    from up.distributed.group import is_main
 
     with before_joining():
         experiment = load_experiment(config, overrides)

@@ -15,8 +15,8 @@ from up.errors import StorageError
 from up.files import unwritable
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
+    from up.build.experiment import Experiment
     from up.deploy.exporter import Export
-    from up.experiment import Experiment
 
 
 def add_export(parser: CommandParser) -> None:
@@ -25,21 +25,29 @@ def add_export(parser: CommandParser) -> None:
     parser.add_argument("--model-name", help="name of the model (default: to_kestrel.model_name)")
     parser.add_argument("--version", help="version of the model, major.minor.patch (default: to_kestrel.version)")
     parser.add_argument(
-        "--add-softmax", "--activation", action=argparse.BooleanOptionalAction, dest="add_softmax",
+        "--add-softmax",
+        "--activation",
+        action=argparse.BooleanOptionalAction,
+        dest="add_softmax",
         help="let the graph return probabilities: softmax, or sigmoid for bce (default: to_kestrel.add_softmax)",
-    )  # fmt: skip
+    )
     parser.add_argument("--quantize", choices=("int8",), help="quantize to 8-bit integers if accuracy and speed allow it")
     parser.add_argument("--max-drop", type=finite, default=1.0, help="int8: largest loss of accuracy, in percentage points")
     parser.add_argument("--min-speedup", type=finite, default=1.0, help="int8: smallest speed-up on this machine, as a factor")
     parser.add_argument("--calibration-images", type=positive, default=256, help="int8: number of calibration images, at least 128")
     parser.add_argument(
-        "--metric-images", type=natural, metavar="N",
+        "--metric-images",
+        type=natural,
+        metavar="N",
         help="number of test images for the accuracy; 0 means all (default: 2048, for int8 all)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--images", nargs="+", default=[], metavar="IMAGE",
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
         help="compare with torch on these images when dataset.test is not on this machine",
-    )  # fmt: skip
+    )
     parser.add_config()
 
 
@@ -49,11 +57,7 @@ def parsed(parser: CommandParser, words: list[str]) -> argparse.Namespace:
     ``--save-to`` is none of them: the package keeps its configuration, and would differ by where it was put.
     """
     arguments = parser.read(words[1:])
-    given = {
-        "model_name": arguments.model_name,
-        "version": arguments.version,
-        "add_softmax": arguments.add_softmax,
-    }
+    given = {"model_name": arguments.model_name, "version": arguments.version, "add_softmax": arguments.add_softmax}
     arguments.opts = [
         *arguments.opts,
         *(f"to_kestrel.{key}={json.dumps(value)}" for key, value in given.items() if value is not None),
@@ -66,7 +70,7 @@ def parsed(parser: CommandParser, words: list[str]) -> argparse.Namespace:
 
 def experiment_of(arguments: argparse.Namespace) -> Experiment:
     """The experiment of ``--config``, with the flags' values in its ``to_kestrel``."""
-    from up.experiment import load_experiment
+    from up.build.experiment import load_experiment
 
     return load_experiment(arguments.config, arguments.opts)
 

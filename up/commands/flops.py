@@ -19,9 +19,9 @@ def main(words: list[str]) -> int:
     parser.add_config()
     arguments = parser.read(words[1:])
     expect_config(arguments.config, arguments.opts)
-    from up.assembly.data import facts_of_train, input_size_of
-    from up.assembly.network import build_net
-    from up.experiment import load_experiment
+    from up.build.data import facts_of_train, input_size_of
+    from up.build.experiment import load_experiment
+    from up.build.network import build_net
     from up.models.complexity import complexity
 
     experiment = load_experiment(arguments.config, arguments.opts)

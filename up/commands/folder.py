@@ -9,12 +9,12 @@ from pathlib import Path
 
 from up.commands.parser import speaks_for_all
 from up.commands.shortcuts import Shortcuts
-from up.config.decode import decode
 from up.config.nodes import parse_nodes
-from up.config.overrides import apply_overrides
 from up.errors import UserError
 from up.files import make_folder, write_text
-from up.tasks.cls.photos import PRETRAINED, SMALL, look_into, meta_lines, recipe_for, summary, yaml_of
+from up.schema.decode import decode
+from up.schema.overrides import apply_overrides
+from up.tasks.cls.data.photos import PRETRAINED, SMALL, look_into, meta_lines, recipe_for, summary, yaml_of
 
 
 def config_for(folder: Path, shortcuts: Shortcuts, overrides: Sequence[str]) -> Path:

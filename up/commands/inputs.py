@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from up.environment import world_in_environment
+from up.distributed.env import world_in_environment
 from up.errors import UserError
 from up.file_kinds import NAMES, Kind, kind_of
 from up.files import named_checkpoint
@@ -45,7 +45,7 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
         return
     if path.exists():
         _expect_kind(path, "", "a YAML file", _INSTEAD_OF_CONFIG)
-    from up.config.decode import load_config
+    from up.schema.decode import load_config
 
     load_config(path, overrides)
 
@@ -57,10 +57,10 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
     """
     if world_in_environment() > 1:
         return
-    from up.config.decode import load_config
     from up.config.errors import ConfigError, Problem
-    from up.config.named_files import missing_at, missing_start_weights
-    from up.tasks.cls.files import DATASETS, named_paths
+    from up.schema.decode import load_config
+    from up.schema.named_files import missing_at, missing_start_weights
+    from up.tasks.cls.data.files import DATASETS, named_paths
 
     decoded = load_config(path, overrides)
     config = decoded.config

@@ -10,9 +10,9 @@ from up.command_line import CommandLine
 from up.files import BEST, LATEST
 
 if TYPE_CHECKING:  # they import torch
-    from up.experiment import Experiment
-    from up.runner.run import Run
-    from up.runner.vote import Vote
+    from up.build.experiment import Experiment
+    from up.distributed.vote import Vote
+    from up.engine.session import Run
 
 IMAGE = "IMAGE"
 
@@ -21,7 +21,7 @@ def after_training(
     run: Run, verdict: Vote, experiment: Experiment, command: CommandLine, overrides: Sequence[str]
 ) -> Iterator[str]:
     """The last lines of a run: best metric, files and next commands; of one that was stopped, the command that resumes it."""
-    from up.runner.summary import best_of, progress
+    from up.tracking.summary import best_of, progress
 
     outline, folder = run.outline, run.outline.folder
     done = progress(run.step, outline.total_steps, outline.updates_per_epoch)

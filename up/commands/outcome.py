@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from up.environment import rank_in_environment
+from up.distributed.env import rank_in_environment
 from up.errors import Ending, StorageError, UserError
 
 CTRL_C = 130

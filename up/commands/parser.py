@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from up.commands.catalog import COMMANDS
-from up.environment import rank_in_environment
-from up.runner.watchdog import LAUNCHER_PID
+from up.distributed.env import rank_in_environment
+from up.distributed.watchdog import LAUNCHER_PID
 from up.text import did_you_mean
 
 OVERRIDES = ("-o", "--opts")
@@ -76,11 +76,15 @@ class CommandParser(argparse.ArgumentParser):
             self.add_argument("file", nargs="?", metavar="FILE.yaml", help=what)
         self.add_argument("--config", metavar="FILE.yaml", help="the configuration; `--config` itself may be left out")
         self.add_argument(
-            *OVERRIDES, nargs="*", action="extend", default=[], metavar="KEY=VALUE",
+            *OVERRIDES,
+            nargs="*",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
             help="override values of the configuration; repeatable, at any place. Paths are dotted, values are YAML: "
             "trainer.max_epoch=10, net.0.kwargs.frozen_layers=[0,1], hooks.grad_clipper.kwargs.max_norm=5; "
             "+hooks={type: auto_save_best} appends",
-        )  # fmt: skip
+        )
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The arguments in ``words``; ``config`` is a path or None. Exits with 2 and one line for what is wrong."""

@@ -115,8 +115,8 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
         return BundlePredictor.open(
             arguments.bundle, provider=arguments.provider or "cpu", topk=arguments.topk, batch_size=arguments.batch_size
         )
+    from up.build.experiment import load_experiment
     from up.deploy.predictor import CheckpointPredictor
-    from up.experiment import load_experiment
 
     experiment = load_experiment(arguments.config, arguments.opts)
     predictor = CheckpointPredictor(experiment, arguments.ckpt, topk=arguments.topk, batch_size=arguments.batch_size)
@@ -129,9 +129,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The arguments of ``up predict`` and of its older name, ``up inference``."""
     parser = CommandParser("predict")
     parser.add_argument(
-        "images", nargs="*", metavar="FILE.yaml | IMAGE",
+        "images",
+        nargs="*",
+        metavar="FILE.yaml | IMAGE",
         help="the configuration, unless --config or --bundle is given; image files, folders (searched recursively), patterns",
-    )  # fmt: skip
+    )
     parser.add_argument("-i", "--img-path", metavar="IMAGE", help="one more IMAGE")
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="a package (.tar) or graph (.onnx) instead of a configuration")
     parser.add_argument("--provider", help="what runs the graph of --bundle: cpu, cuda, tensorrt (default: cpu)")
@@ -181,9 +183,12 @@ def with_progress(answers: Iterable[Answer], images: int, arguments: argparse.Na
     console = Console(stderr=True)
     shows_answers = arguments.output is None and arguments.format != "table" and sys.stdout.isatty()
     bar = Progress(
-        console=console, transient=True, disable=shows_answers or not console.is_terminal, redirect_stdout=False,
+        console=console,
+        transient=True,
+        disable=shows_answers or not console.is_terminal,
+        redirect_stdout=False,
         redirect_stderr=False,
-    )  # fmt: skip
+    )
     with bar:
         yield from bar.track(answers, total=images, description="predicting")
 

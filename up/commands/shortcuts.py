@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from up.config.decode import decode
 from up.config.nodes import load_nodes
-from up.config.overrides import apply_overrides
-from up.config.sections import Config, SchedulePart
 from up.config.tree import MappingNode, is_null
 from up.errors import UserError
+from up.schema.decode import decode
+from up.schema.overrides import apply_overrides
+from up.schema.sections import Config, SchedulePart
 
 _STRETCHED = ("T_max", "milestones", "step_size", "warm_epoch", "offset_epoch", "warmup_iter")  # kwargs in epochs or steps
 

@@ -24,21 +24,24 @@ def main(words: list[str]) -> int:
     """Show one of three things; returns the exit code."""
     parser = CommandParser("show")
     parser.add_argument(
-        "what", choices=("config", "components", "schema"),
+        "what",
+        choices=("config", "components", "schema"),
         help="config: every value of the YAML file that counts, with its place; components: what `type:` may name; schema: JSON "
         "Schema for editors",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "tables", nargs="*", metavar="FILE.yaml | TABLE",
+        "tables",
+        nargs="*",
+        metavar="FILE.yaml | TABLE",
         help="config: the configuration; components: only these tables (backbone, head, loss, …)",
-    )  # fmt: skip
+    )
     parser.add_argument("--task", default="cls", help="components, schema: the task whose parts are listed")
     parser.add_config(required=False, among="tables")
     arguments = parser.read(words[1:])
     if arguments.what == "config":
         return show_config(arguments)
-    from up.config.schema import config_schema
-    from up.experiment import ENGINE_FILLED_IN, all_tables, find_task
+    from up.build.experiment import ENGINE_FILLED_IN, all_tables, find_task
+    from up.schema.json_schema import config_schema
 
     plugin = find_task(arguments.task)
     tables = all_tables(plugin, [])
@@ -55,8 +58,8 @@ def show_config(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise UserError("show config needs a YAML file: up show config FILE.yaml.")
     expect_config(arguments.config, arguments.opts)
-    from up.config.show import effective_yaml
-    from up.experiment import load_experiment
+    from up.build.experiment import load_experiment
+    from up.schema.show import effective_yaml
 
     experiment = load_experiment(arguments.config, arguments.opts)
     print(effective_yaml(experiment.config, experiment.decoded.origins), end="")

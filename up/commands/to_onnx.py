@@ -13,7 +13,7 @@ from up.commands.parser import CommandParser
 from up.errors import UserError
 
 if TYPE_CHECKING:
-    from up.experiment import Experiment
+    from up.build.experiment import Experiment
 
 
 def main(words: list[str]) -> int:
@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
 
 def expect_size(given: tuple[int, int, int], experiment: Experiment) -> None:
     """A ``UserError`` unless (C, H, W) is what the test transforms produce: a graph of another size would see other images."""
-    from up.assembly.data import input_size_of
+    from up.build.data import input_size_of
 
     height, width = input_size_of(experiment)
     if given != (3, height, width):

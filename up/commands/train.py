@@ -13,11 +13,11 @@ from up.commands.arguments import add_launch, backend_overrides, finite, launch_
 from up.commands.inputs import expect_config, expect_training_files
 from up.commands.parser import CommandParser, speaks_for_all
 from up.commands.shortcuts import Shortcuts
-from up.config.decode import load_config
-from up.launch import launched
-from up.runner.folder import code_of_status
-from up.runner.stop import StopRequest, listening
-from up.runner.watchdog import watch_parent
+from up.distributed.launch import launched
+from up.distributed.signals import StopRequest, listening
+from up.distributed.watchdog import watch_parent
+from up.engine.folder import code_of_status
+from up.schema.decode import load_config
 
 
 def main(words: list[str]) -> int:
@@ -103,15 +103,15 @@ def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> l
 def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:
     """Train in this process, alone or as one rank of many; returns the exit code."""
     # Imported here, seconds long: a signal that comes meanwhile is a request to stop like any other.
-    from up.assembly.run import assemble
+    from up.build.build import assemble
+    from up.build.experiment import load_experiment
     from up.commands.next_steps import after_training
-    from up.distributed import is_main
-    from up.experiment import load_experiment
-    from up.runner.ending import recorded
-    from up.runner.folder import begin_launch, verdict_of_earlier_attempt
-    from up.runner.log import LOGGER
-    from up.runner.loop import train
-    from up.together import before_joining, last_words
+    from up.distributed.failures import before_joining, last_words
+    from up.distributed.group import is_main
+    from up.engine.ending import recorded
+    from up.engine.folder import begin_launch, verdict_of_earlier_attempt
+    from up.engine.loop import train
+    from up.tracking.log import LOGGER
 
     with before_joining():
         experiment = load_experiment(config, overrides)

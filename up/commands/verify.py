@@ -17,9 +17,10 @@ def main(words: list[str]) -> int:
     parser = CommandParser("verify")
     parser.add_argument("package", type=Path, metavar="FILE.tar", help="a package of `up to_kestrel`, or a graph of `up to_onnx`")
     parser.add_argument(
-        "--meta", type=Path,
+        "--meta",
+        type=Path,
         help="also compute top-1 (mAP for several labels per image) on the images of this meta file, or folder of class folders",
-    )  # fmt: skip
+    )
     parser.add_argument("--meta-type", help="format of the meta file (default: image_folder for a folder, else imagenet)")
     parser.add_argument("--image-dir", help="folder that its file names are relative to (default: the meta file's)")
     parser.add_argument("--provider", default="cpu", help="what runs the graph: cpu, cuda, tensorrt")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from up.config.model import Part
 from up.config.parts import Tables
+from up.config.section import Part
 from up.config.signature import signature_of
 
 

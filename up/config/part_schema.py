@@ -73,8 +73,5 @@ def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
         return schema
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return {
-            **inlined(definitions[name], definitions),
-            **{key: value for key, value in schema.items() if key != "$ref"},
-        }
+        return {**inlined(definitions[name], definitions), **{key: value for key, value in schema.items() if key != "$ref"}}
     return {key: inlined(value, definitions) for key, value in schema.items() if key != "title" or not isinstance(value, str)}

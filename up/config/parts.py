@@ -9,12 +9,12 @@ from typing import Annotated, Any, TypeAlias, get_args, get_origin
 from pydantic import ValidationError
 
 from up.config.errors import ConfigError, Problem
-from up.config.model import Part, Section
 from up.config.part import PartOf
+from up.config.plugins import signature_problem
+from up.config.section import Part, Section
 from up.config.signature import Parameter, Signature, name_of, signature_model, signature_of, type_text
 from up.config.wording import faults, got, mismatch, unknown
 from up.errors import UserError
-from up.plugins import signature_problem
 from up.registry import Registry
 
 Tables: TypeAlias = "Mapping[str, Registry]"
@@ -63,11 +63,7 @@ def _parts_in(value: Any, path: str, table: str | None) -> Iterator[tuple[str, P
 
 
 def check_part(
-    part: Part | Mapping[str, Any],
-    table: str,
-    tables: Tables,
-    path: str = "",
-    facts: Collection[str] | Mapping[str, object] = (),
+    part: Part | Mapping[str, Any], table: str, tables: Tables, path: str = "", facts: Collection[str] | Mapping[str, object] = ()
 ) -> list[Problem]:
     """All that is wrong with ``part`` and the parts in it: unknown types and arguments, wrong values, missing arguments.
 
@@ -120,11 +116,7 @@ def check_kwargs(
 
 
 def build_part(
-    part: Part | Mapping[str, Any],
-    table: str,
-    tables: Tables,
-    facts: Mapping[str, object] | None = None,
-    path: str = "",
+    part: Part | Mapping[str, Any], table: str, tables: Tables, facts: Mapping[str, object] | None = None, path: str = ""
 ) -> Any:
     """The object that ``part`` stands for, the parts in it built first.
 
@@ -139,11 +131,7 @@ def build_part(
 
 
 def build(
-    target: Target,
-    kwargs: Mapping[str, Any],
-    tables: Tables,
-    facts: Mapping[str, object] | None = None,
-    path: str = "",
+    target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object] | None = None, path: str = ""
 ) -> Any:
     """``target`` called with ``kwargs``; as ``build_part``, for who has the class already."""
     made = arguments(target, kwargs, tables, facts, path)
@@ -151,11 +139,7 @@ def build(
 
 
 def arguments(
-    target: Target,
-    kwargs: Mapping[str, Any],
-    tables: Tables,
-    facts: Mapping[str, object] | None = None,
-    path: str = "",
+    target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object] | None = None, path: str = ""
 ) -> dict[str, Any]:
     """What ``build`` calls ``target`` with: converted values, filled-in values, built parts."""
     facts = facts or {}
@@ -264,9 +248,7 @@ def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
         raise ConfigError([Problem(path, str(error))]) from error
 
 
-def _arguments(
-    target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object], path: str
-) -> dict[str, Any]:
+def _arguments(target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object], path: str) -> dict[str, Any]:
     signature = signature_of(target)
     given = _given(signature, kwargs)
     known = {name: value for name, value in given.items() if name in signature.parameters}

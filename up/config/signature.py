@@ -148,11 +148,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         function = type(inner).__call__
     try:
         return get_type_hints(inspect.unwrap(function), include_extras=True)
-    except (
-        NameError,
-        TypeError,
-        AttributeError,
-    ):  # names that only a type checker sees; the constructor checks itself then
+    except (NameError, TypeError, AttributeError):  # names that only a type checker sees; the constructor checks itself then
         return {}
 
 
@@ -272,8 +268,18 @@ def _is_plain_class(annotation: Any) -> bool:
     return is_record or issubclass(annotation, enum.Enum | pathlib.PurePath | BaseModel)
 
 
-_WORDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "anything", None: "null",
-                          type(None): "null", list: "list", tuple: "list", dict: "block"}  # fmt: skip
+_WORDS: dict[Any, str] = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    Any: "anything",
+    None: "null",
+    type(None): "null",
+    list: "list",
+    tuple: "list",
+    dict: "block",
+}
 
 
 def type_text(annotation: Any) -> str:

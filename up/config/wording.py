@@ -12,14 +12,30 @@ from pydantic import ValidationError
 from up.text import did_you_mean, some_of
 
 _KINDS = {
-    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "finite_number": "a finite number",
-    "bool_type": "true or false", "string_type": "text", "string_too_short": "text that is not empty",
-    "list_type": "a list", "tuple_type": "a list", "set_type": "a list", "sequence_type": "a list", "iterable_type": "a list",
-    "dict_type": "a block of keys", "mapping_type": "a block of keys", "model_type": "a block of keys",
-    "model_attributes_type": "a block of keys", "dataclass_type": "a block of keys", "none_required": "null",
-    "path_type": "a path", "int_parsing": "a whole number", "float_parsing": "a number", "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "sequence_type": "a list",
+    "iterable_type": "a list",
+    "dict_type": "a block of keys",
+    "mapping_type": "a block of keys",
+    "model_type": "a block of keys",
+    "model_attributes_type": "a block of keys",
+    "dataclass_type": "a block of keys",
+    "none_required": "null",
+    "path_type": "a path",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
     "sequence_str": "a list",
-}  # fmt: skip
+}
 _PARTS = ("Part", "NetModule", "OptimizerPart", "SchedulePart")
 
 
@@ -89,8 +105,13 @@ def expected(error: Mapping[str, Any]) -> str:
     if kind in ("literal_error", "enum"):
         choices = str(context["expected"]).replace("'", "").replace(" or ", ", ")
         return f"one of {choices}" if "," in choices else choices
-    bounds = {"greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"), "less_than_equal": ("at most", "le"),
-              "less_than": ("less than", "lt"), "multiple_of": ("a multiple of", "multiple_of")}  # fmt: skip
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "greater_than": ("more than", "gt"),
+        "less_than_equal": ("at most", "le"),
+        "less_than": ("less than", "lt"),
+        "multiple_of": ("a multiple of", "multiple_of"),
+    }
     if kind in bounds:
         words, key = bounds[kind]
         return (
@@ -118,8 +139,12 @@ def mismatch(errors: Sequence[Mapping[str, Any]]) -> str:
 
 def _fix(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
     kinds = {str(error["type"]) for error in errors}
-    choices = [choice.strip(" '") for error in errors if error["type"] in ("literal_error", "enum")
-               for choice in str(error["ctx"]["expected"]).replace(" or ", ", ").split(",")]  # fmt: skip
+    choices = [
+        choice.strip(" '")
+        for error in errors
+        if error["type"] in ("literal_error", "enum")
+        for choice in str(error["ctx"]["expected"]).replace(" or ", ", ").split(",")
+    ]
     if isinstance(value, str):
         if "model_type" in kinds and errors[0].get("ctx", {}).get("class_name") == "Part":
             return f" (write {{type: {value}}})"

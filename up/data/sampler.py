@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from up.config.contract import Contract, Method, PartError, called
 from up.config.part import BY_PROGRAM, NoEffect
-from up.contract import Contract, Method, PartError, called
 from up.data.packed import PackedLabels
 from up.data.records import SampleKey
 from up.errors import UserError
@@ -287,14 +287,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self,
-        order: Order,
-        *,
-        batch_size: int,
-        accumulate: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
+        self, order: Order, *, batch_size: int, accumulate: int = 1, rank: int = 0, world_size: int = 1, drop_last: bool = False
     ) -> None:
         self.global_batch_size = batch_size * world_size * accumulate
         if len(order) < self.global_batch_size:

@@ -14,8 +14,8 @@ from up.deploy.manifest import Head
 from up.deploy.package import Package
 from up.deploy.session import Floats, Session
 from up.errors import UserError
-from up.tasks.cls.metas import METAS, Meta, MetaSource
-from up.tasks.cls.scoring import average_precision
+from up.tasks.cls.data.metas import METAS, Meta, MetaSource
+from up.tasks.cls.evaluate.scoring import average_precision
 from up.text import count
 
 
@@ -33,9 +33,12 @@ def accuracy(
         raise UserError(f"--meta: {package.label} has {len(heads)} heads that tell sets of labels, and no list has such labels.")
     folder = str(meta_file) if meta_type == "image_folder" else image_dir
     source = MetaSource(
-        str(meta_file), ImageRoot(folder, meta_file=str(meta_file)), class_names=heads[0].labels,
-        num_classes=classes[0] if len(heads) == 1 else classes, multilabel=sets,
-    )  # fmt: skip
+        str(meta_file),
+        ImageRoot(folder, meta_file=str(meta_file)),
+        class_names=heads[0].labels,
+        num_classes=classes[0] if len(heads) == 1 else classes,
+        multilabel=sets,
+    )
     meta = METAS.get(meta_type)(source)
     if meta.labels is None or meta.boxes is not None:
         what = "has no labels" if meta.labels is None else "lists parts of images"
@@ -47,9 +50,7 @@ def accuracy(
     return [f"{line} % on {count(len(paths), 'image')} of {meta_file}" for line in judged]
 
 
-def _scores(
-    predictor: BundlePredictor, paths: Sequence[Path], meta: Meta, meta_file: Path, threads: int
-) -> Iterator[list[Floats]]:
+def _scores(predictor: BundlePredictor, paths: Sequence[Path], meta: Meta, meta_file: Path, threads: int) -> Iterator[list[Floats]]:
     for index, (path, found) in enumerate(predictor.scored(paths, threads=threads)):
         if isinstance(found, str):
             line = "" if meta.lines is None else f"{meta.lines[index]}:"

@@ -62,11 +62,13 @@ def best_guesses(
     order = np.argsort(-scores, kind="stable")[:shown]
     return [
         Guess(
-            int(label), names[label] if names else str(label), float(scores[label]),
+            int(label),
+            names[label] if names else str(label),
+            float(scores[label]),
             None if present is None else bool(present[label]),
         )
         for label in order
-    ]  # fmt: skip
+    ]
 
 
 def rendered(answers: Iterable[Answer], kind: Literal["json", "jsonl", "csv"]) -> Iterator[str]:

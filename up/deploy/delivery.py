@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from up.config.sections import ToKestrel
 from up.deploy.exporter import Export
 from up.deploy.kestrel import bundle_members, kestrel_members, write_package
 from up.deploy.package import package_of
@@ -12,6 +11,7 @@ from up.deploy.provenance import archive_time
 from up.deploy.testvectors import members_of
 from up.deploy.triton import repository_files, write_repository
 from up.deploy.verify import verify
+from up.schema.sections import ToKestrel
 
 
 def write_kestrel(made: Export, settings: ToKestrel, path: Path, *, strict: bool) -> list[str]:

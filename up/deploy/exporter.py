@@ -12,7 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from up.assembly.data import build_reader, build_transforms, expect_same_classes
+from up.build.data import build_reader, build_transforms, expect_same_classes
+from up.build.experiment import Experiment
+from up.build.trained import Trained, load_net
 from up.deploy import gate, quantize
 from up.deploy.manifest import Batch, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
 from up.deploy.measure import Measured, Outputs, metrics_of, milliseconds
@@ -25,10 +27,8 @@ from up.deploy.served import served
 from up.deploy.session import Floats, Session, required
 from up.deploy.testvectors import Vector, drawn_images, entries_of, vectors_of
 from up.errors import NumericalError, UserError
-from up.experiment import Experiment
-from up.tasks.plugin import ExportSpec
+from up.tasks.task import ExportSpec
 from up.text import count
-from up.trained import Trained, load_net
 
 _VECTORS = 3  # real images that travel with the package
 _FROM_IMAGE = 16  # real images that the package's preprocessing is proved on
@@ -75,9 +75,7 @@ class _Exporter:
         self.spec, self.operations, self.heads = made.spec, made.operations, made.heads
         self.pipeline = experiment.plugin.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
         multilabel = any(head.type == "multilabel" for head in self.heads)
-        self.reference = gate.Reference(
-            self.spec.module, [(head.start, head.end) for head in self.heads], multilabel=multilabel
-        )
+        self.reference = gate.Reference(self.spec.module, [(head.start, head.end) for head in self.heads], multilabel=multilabel)
 
     def run(self) -> Export:
         height, width = self.spec.input_size
@@ -142,9 +140,14 @@ class _Exporter:
         )
         top1 = {"top1": values["torch"], "onnx_top1": values["onnx"]} if metric.endswith("top1") else {}
         return Metrics(
-            dataset=self.samples.name, sha256=self.samples.fingerprint, images=measured.images, metric=metric,
-            torch=values["torch"], onnx=values["onnx"], **top1,
-        )  # fmt: skip
+            dataset=self.samples.name,
+            sha256=self.samples.fingerprint,
+            images=measured.images,
+            metric=metric,
+            torch=values["torch"],
+            onnx=values["onnx"],
+            **top1,
+        )
 
     def _measured(self, numbers: Sequence[int], models: dict[str, Outputs]) -> Measured | None:
         assert isinstance(self.samples, DatasetSamples)
@@ -176,16 +179,17 @@ class _Exporter:
             refusal = quantize.verdict(values["fp32"], values["int8"], speedup, self.options.limits)
             if not refusal:
                 return made, Quantization(
-                    method=candidate.method, calibration=candidate.calibration,
+                    method=candidate.method,
+                    calibration=candidate.calibration,
                     images=0 if candidate.method == "dynamic" else len(calibration.numbers),
-                    fp32=values["fp32"], int8=values["int8"], max_drop=self.options.limits.max_drop,
-                )  # fmt: skip
+                    fp32=values["fp32"],
+                    int8=values["int8"],
+                    max_drop=self.options.limits.max_drop,
+                )
             refusals.append(f"{name}: {refusal}")
         raise UserError(f"--quantize int8: refused. {'; '.join(refusals)}. Nothing was written.")
 
-    def _manifest(
-        self, graph: Any, parity: Parity, metrics: Metrics | None, quantization: Quantization | None
-    ) -> Manifest:
+    def _manifest(self, graph: Any, parity: Parity, metrics: Metrics | None, quantization: Quantization | None) -> Manifest:
         height, width = self.spec.input_size
         activations = {head.activation for head in self.heads}
         activation: Any = activations.pop() if len(activations) == 1 else "per_head"
@@ -195,25 +199,38 @@ class _Exporter:
             version=self.settings.version,
             task=self.experiment.plugin.name,
             model=ModelFile(
-                sha256=None, bytes=None, opset=graph.opset_import[0].version, precision="int8" if quantization else "fp32",
-                params=parameters_of(self.spec.module), weights="ema" if self.trained.report.averaged else "raw",
+                sha256=None,
+                bytes=None,
+                opset=graph.opset_import[0].version,
+                precision="int8" if quantization else "fp32",
+                params=parameters_of(self.spec.module),
+                weights="ema" if self.trained.report.averaged else "raw",
             ),
             inputs=[
                 Input(
-                    name=INPUT, shape=("N", 3, height, width), channel_order=_channels(self.spec),
+                    name=INPUT,
+                    shape=("N", 3, height, width),
+                    channel_order=_channels(self.spec),
                     batch=Batch(tested=list(gate.BATCHES)),
                 )
             ],
             outputs=[
                 Output(
-                    name=OUTPUT, shape=("N", self.heads[-1].end + 1), meaning="probabilities" if activated else "logits",
+                    name=OUTPUT,
+                    shape=("N", self.heads[-1].end + 1),
+                    meaning="probabilities" if activated else "logits",
                     activation_in_graph=activation if activated else "none",
                     activation_to_apply="none" if activated else activation,
                 )
             ],
-            preprocess=self.operations, heads=self.heads, metrics=metrics, parity=parity, quantization=quantization,
-            testvectors=[], provenance=provenance_of(self.experiment, self.trained.checkpoint),
-        )  # fmt: skip
+            preprocess=self.operations,
+            heads=self.heads,
+            metrics=metrics,
+            parity=parity,
+            quantization=quantization,
+            testvectors=[],
+            provenance=provenance_of(self.experiment, self.trained.checkpoint),
+        )
 
     def _finished(self, graph: Any, manifest: Manifest, session: Session) -> Export:
         """The graph with its metadata, the manifest with its hash, and the test vectors, once more held against it."""

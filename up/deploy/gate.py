@@ -122,9 +122,7 @@ def cut(images: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
         at += size
 
 
-def prove_from_images(
-    reference: Reference, session: Session, pairs: Sequence[tuple[Tensor, Callable[[], Floats]]]
-) -> Closeness:
+def prove_from_images(reference: Reference, session: Session, pairs: Sequence[tuple[Tensor, Callable[[], Floats]]]) -> Closeness:
     """How close the graph behind the package's own preprocessing is to the net behind training's.
 
     ``pairs``: for each image what training's preprocessing makes of it, (1, 3, H, W), and a call of the package's.

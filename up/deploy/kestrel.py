@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from up.config.errors import ConfigError, Problem
-from up.config.sections import ToKestrel
 from up.deploy.archive import MANIFEST, MODEL, SUMS, write_archive
 from up.deploy.manifest import Head, Manifest, sums_text
 from up.deploy.operations import Operation, pixel_affine
 from up.errors import UserError
 from up.files import make_folder, write_atomically
+from up.schema.sections import ToKestrel
 from up.text import some_of
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -79,12 +79,7 @@ def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrel) -> di
         }
         for entry in categories_of(settings, manifest.heads)
     }
-    return {
-        MODEL: model,
-        "meta.json": _json(meta),
-        "parameters.json": _json(parameters),
-        "category_param.json": _json(categories),
-    }
+    return {MODEL: model, "meta.json": _json(meta), "parameters.json": _json(parameters), "category_param.json": _json(categories)}
 
 
 def bundle_members(kestrel: Mapping[str, bytes], manifest: Manifest, vectors: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -261,9 +261,7 @@ class Manifest(Entry):
 
     def in_graph(self) -> Manifest:
         """The copy that the graph carries, which can hold neither its own hash nor its test vectors."""
-        return self.model_copy(
-            update={"model": self.model.model_copy(update={"sha256": None, "bytes": None}), "testvectors": []}
-        )
+        return self.model_copy(update={"model": self.model.model_copy(update={"sha256": None, "bytes": None}), "testvectors": []})
 
     def text(self, *, compact: bool = False) -> str:
         """JSON."""

@@ -17,8 +17,8 @@ from up.deploy.heads import scores_of
 from up.deploy.manifest import Head
 from up.deploy.samples import DatasetSamples
 from up.deploy.session import Floats, Session
+from up.engine.evaluate import Evaluator
 from up.errors import UserError
-from up.runner.evaluate import Evaluator
 
 Outputs = Callable[[Tensor], Floats]  # images (B, 3, H, W) to the numbers of all heads (B, numbers)
 _ROUNDS = 15

@@ -34,16 +34,22 @@ def export_graph(module: nn.Module, size: tuple[int, int], *, opset: int = OPSET
     try:
         with _silence():
             program = torch.onnx.export(
-                module, (example,), dynamo=True, external_data=False, opset_version=opset, dynamic_shapes=({0: batch},),
-                input_names=[INPUT], output_names=[OUTPUT], verbose=False, optimize=True,
-            )  # fmt: skip
+                module,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                opset_version=opset,
+                dynamic_shapes=({0: batch},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+                optimize=True,
+            )
     except Exception as error:  # torch.export and the exporter fail in many ways
         cause = error.__cause__ or error
         if isinstance(cause, UserError):  # what the net itself says of its input
             raise cause from None
-        raise UserError(
-            f"torch {torch.__version__} cannot export this net: {type(cause).__name__}: {first_line(cause)}"
-        ) from error
+        raise UserError(f"torch {torch.__version__} cannot export this net: {type(cause).__name__}: {first_line(cause)}") from error
     assert program is not None, "dynamo exports return a program"
     model = program.model_proto
     _forget_origin(model)
@@ -70,9 +76,7 @@ def check_graph(model: Any, *, size: tuple[int, int], opset: int) -> None:
 
 def dimensions(values: Iterable[Any]) -> dict[str, list[int | str]]:
     """The shapes of a graph's inputs or outputs; symbolic sizes by their name."""
-    return {
-        value.name: [each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim] for value in values
-    }
+    return {value.name: [each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim] for value in values}
 
 
 def tensors_of(graph: Any) -> Iterator[Any]:

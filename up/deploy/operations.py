@@ -125,9 +125,7 @@ class Layout(Entry):
     to: Literal["CHW"] = "CHW"
 
 
-Operation = Annotated[
-    Decode | Exif | Alpha | Resize | CenterCrop | ToFloat | Normalize | Layout, Field(discriminator="op")
-]
+Operation = Annotated[Decode | Exif | Alpha | Resize | CenterCrop | ToFloat | Normalize | Layout, Field(discriminator="op")]
 
 
 def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from up.assembly.data import build_reader, build_transforms
+from up.build.data import build_reader, build_transforms
+from up.build.experiment import Experiment
+from up.build.trained import load_trained
 from up.data.bad_images import BadImage
 from up.data.decoding import Color
 from up.data.records import Batch, Sample
 from up.deploy.ahead import grouped, loaded_ahead
 from up.deploy.answers import Answer, Guess, best_guesses
-from up.experiment import Experiment
-from up.trained import load_trained
 
 TOPK = 5
 
@@ -64,9 +64,7 @@ class CheckpointPredictor:
         names = self._names(len(scores))
         for row in range(len(samples)):
             yield [
-                best_guesses(
-                    own[row], of_head, topk=self.topk, default=TOPK, present=told[row] if told.dtype == np.bool_ else None
-                )
+                best_guesses(own[row], of_head, topk=self.topk, default=TOPK, present=told[row] if told.dtype == np.bool_ else None)
                 for own, told, of_head in zip(scores, preds, names, strict=True)
             ]
 

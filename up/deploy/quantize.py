@@ -17,9 +17,21 @@ from up.errors import UserError
 
 LEAST_IMAGES = 128
 _STATIC_OPS = [
-    "Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Relu", "Clip", "Concat", "Reshape",
-    "Flatten", "Pad", "Transpose",
-]  # fmt: skip
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Relu",
+    "Clip",
+    "Concat",
+    "Reshape",
+    "Flatten",
+    "Pad",
+    "Transpose",
+]
 _DYNAMIC_OPS = ["MatMul"]  # and Gemm, which is written as MatMul and Add before
 # 7 bits for weights: on CPUs without VNNI the sum of two 8-bit products saturates, and what the gate measured here would
 # not hold there.
@@ -73,16 +85,27 @@ def quantized(model: Any, candidate: Candidate, calibration: Callable[[], Iterat
             required("onnxruntime.quantization.shape_inference").quant_pre_process(given, prepared, skip_symbolic_shape=True)
             if candidate.method == "dynamic":
                 quantization.quantize_dynamic(
-                    prepared, result, op_types_to_quantize=_DYNAMIC_OPS, per_channel=True, reduce_range=_SEVEN_BITS,
+                    prepared,
+                    result,
+                    op_types_to_quantize=_DYNAMIC_OPS,
+                    per_channel=True,
+                    reduce_range=_SEVEN_BITS,
                     weight_type=quantization.QuantType.QInt8,
-                )  # fmt: skip
+                )
             else:
                 quantization.quantize_static(
-                    prepared, result, _reader(quantization, calibration), quant_format=quantization.QuantFormat.QDQ,
-                    op_types_to_quantize=_STATIC_OPS, per_channel=True, reduce_range=_SEVEN_BITS,
-                    activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-                    calibrate_method=quantization.CalibrationMethod.MinMax, extra_options=dict(candidate.options),
-                )  # fmt: skip
+                    prepared,
+                    result,
+                    _reader(quantization, calibration),
+                    quant_format=quantization.QuantFormat.QDQ,
+                    op_types_to_quantize=_STATIC_OPS,
+                    per_channel=True,
+                    reduce_range=_SEVEN_BITS,
+                    activation_type=quantization.QuantType.QUInt8,
+                    weight_type=quantization.QuantType.QInt8,
+                    calibrate_method=quantization.CalibrationMethod.MinMax,
+                    extra_options=dict(candidate.options),
+                )
         except Exception as error:  # the tool fails on graphs that it does not know in many ways
             raise UserError(f"--quantize int8: onnxruntime cannot quantize this graph: {first_line(error)}") from error
         made = onnx.load(result)

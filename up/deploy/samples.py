@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from up.assembly.data import build_dataset, build_reader, build_transforms, section_of
-from up.config.named_files import missing_at
+from up.build.data import build_dataset, build_reader, build_transforms, section_of
+from up.build.experiment import Experiment, named_paths
 from up.data.bad_images import BadImage
 from up.data.records import Batch, SampleKey
 from up.errors import UserError
-from up.experiment import Experiment, named_paths
+from up.schema.named_files import missing_at
 
 CPU = torch.device("cpu")
 _TRIES = 8

@@ -10,16 +10,16 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
-from up.assembly.data import build_reader, build_transforms
+from up.build.data import build_reader, build_transforms
+from up.build.experiment import Experiment
 from up.config.errors import ConfigError, Problem
 from up.deploy.kestrel import label_problems, package_path, preprocessing_problems, relabelled
 from up.deploy.manifest import Head
 from up.deploy.operations import Operation
+from up.engine.evaluate import evaluation_mode
 from up.errors import UserError
-from up.experiment import Experiment
 from up.files import unwritable
-from up.runner.evaluate import evaluation_mode
-from up.tasks.plugin import ExportSpec
+from up.tasks.task import ExportSpec
 
 _OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
 

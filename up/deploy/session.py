@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from up.deploy.archive import PackageError
-from up.environment import keep_quiet_about_models
+from up.distributed.env import keep_quiet_about_models
 from up.errors import UserError
 from up.text import did_you_mean
 

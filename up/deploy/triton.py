@@ -39,9 +39,14 @@ def repository_files(manifest: Manifest, model: bytes) -> dict[str, bytes]:
     """The files below NAME, by their path there; ``up_bundle.json`` tells a client how to prepare images."""
     height, width = manifest.inputs[0].shape[2:]
     config = _CONFIG.format(
-        name=json.dumps(manifest.name), batch=MAX_BATCH, input=json.dumps(manifest.inputs[0].name), height=height, width=width,
-        output=json.dumps(manifest.outputs[0].name), numbers=manifest.outputs[0].shape[1],
-    )  # fmt: skip
+        name=json.dumps(manifest.name),
+        batch=MAX_BATCH,
+        input=json.dumps(manifest.inputs[0].name),
+        height=height,
+        width=width,
+        output=json.dumps(manifest.outputs[0].name),
+        numbers=manifest.outputs[0].shape[1],
+    )
     labels = [label.replace("\n", " ") for head in manifest.heads for label in head.labels]
     return {
         "config.pbtxt": config.encode(),

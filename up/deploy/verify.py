@@ -128,10 +128,7 @@ def _kestrel_problems(package: Package) -> Iterator[str]:
 
 def _meta_problems(meta: Any, manifest: Manifest) -> Iterator[str]:
     version = ".".join(str(meta["version"][key]) for key in ("major", "minor", "patch"))
-    for key, got, expected in (
-        ("model_name", meta["model_name"], manifest.name),
-        ("version", version, manifest.version),
-    ):
+    for key, got, expected in (("model_name", meta["model_name"], manifest.name), ("version", version, manifest.version)):
         if got != expected:
             yield f"{key} is {got!r}, the manifest says {expected!r}"
 
@@ -186,10 +183,13 @@ def _outcomes(package: Package, session: Session) -> Iterator[tuple[TestVector, 
         except BadImage as bad:
             raise PackageError(f"{package.label}: {vector.image}: {bad.reason}.") from None
         scale = max(1.0, float(np.abs(expected).max()))
-        yield vector, Outcome(
-            vector.image,
-            from_tensor=_off(session(stored), expected) / scale,
-            from_image=_off(session(prepared), expected) / scale,
+        yield (
+            vector,
+            Outcome(
+                vector.image,
+                from_tensor=_off(session(stored), expected) / scale,
+                from_image=_off(session(prepared), expected) / scale,
+            ),
         )
 
 

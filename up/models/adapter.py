@@ -147,10 +147,7 @@ def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | No
 
 
 def prepare(
-    model: nn.Module,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    model: nn.Module, normalize: Normalize | None = None, initializer: Initializer | None = None, grad_checkpointing: bool = False
 ) -> nn.Module:
     """Apply what every backbone offers to a freshly built network, norms before weights.
 

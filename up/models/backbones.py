@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from up.contract import Attribute, Contract
+from up.config.contract import Attribute, Contract
 from up.registry import Registry
 
 _RESNETS = (

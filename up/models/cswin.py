@@ -81,10 +81,7 @@ class CSWinBlock(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.attns = nn.ModuleList(
             StripeAttention(
-                dim=dim // len(directions),
-                num_heads=num_heads // len(directions),
-                split_size=split_size or 0,
-                direction=direction,
+                dim=dim // len(directions), num_heads=num_heads // len(directions), split_size=split_size or 0, direction=direction
             )
             for direction in directions
         )

@@ -333,10 +333,7 @@ KEY_MAPS = (
 _CLASSIFIER = re.compile(r"^(?:fc|classifier|head\.fc|heads\.head|head|last_linear)\.(weight|bias)$")
 _BARE_CLASSIFIERS = ("fc", "classifier", "head.fc", "head")  # as timm calls it in its own networks
 # What timm has in its networks between pooling and classifier, and our heads have in theirs.
-_HEAD_LAYERS = (
-    (re.compile(r"^(?:head\.norm|fc_norm|norm)\."), "norm."),
-    (re.compile(r"^(?:head\.)?pre_logits\."), "pre_logits."),
-)
+_HEAD_LAYERS = ((re.compile(r"^(?:head\.norm|fc_norm|norm)\."), "norm."), (re.compile(r"^(?:head\.)?pre_logits\."), "pre_logits."))
 
 # Buffers that are computed from the settings, and counters: no file has to bring them, and nobody misses them.
 IMMATERIAL = re.compile(

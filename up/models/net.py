@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from up.contract import PartError
+from up.config.contract import PartError
 from up.errors import UserError
 from up.models.freeze import FREEZE_KEY, resting_norms, set_trainable
 from up.models.patterns import any_of

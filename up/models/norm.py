@@ -14,7 +14,7 @@ from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from up.distributed import world_size
+from up.distributed.group import world_size
 from up.errors import UserError
 from up.registry import Registry
 from up.text import some_of

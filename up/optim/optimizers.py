@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from up.contract import Contract
+from up.config.contract import Contract
 from up.errors import UserError
 from up.optim.groups import build_groups
 from up.optim.rules import read_rules, read_special
@@ -64,10 +64,7 @@ def _names() -> Iterable[str]:
 
 OPTIMIZERS = Registry(
     "optimizer",
-    {
-        "LAMB": "up.optim.lamb:LAMB",
-        "LARS": "timm.optim:Lars",
-    },
+    {"LAMB": "up.optim.lamb:LAMB", "LARS": "timm.optim:Lars"},
     others=_find,
     other_names=_names,
     contract=Contract("docs/add_a_part.md", base=lambda: (Optimizer,)),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from up.config.decode import Decoded, load_config
 from up.config.errors import ConfigError
 from up.config.nodes import load_nodes
-from up.config.overrides import apply_overrides
 from up.config.tree import to_plain
+from up.schema.decode import Decoded, load_config
+from up.schema.overrides import apply_overrides
 
 BASE = """\
     trainer:

@@ -117,9 +117,14 @@ class TestSignatureModel:
     def test_whole_numbers_are_numbers_and_lists_are_tuples(self) -> None:
         given = made(num_classes=3, weight=2, size=[1, 2], prior=[1, 0.5], copy=True, _hidden="y", anything={"a": 1})
         assert given == {
-            "num_classes": 3, "weight": 2.0, "size": (1, 2), "prior": [1.0, 0.5], "copy": True, "_hidden": "y",
+            "num_classes": 3,
+            "weight": 2.0,
+            "size": (1, 2),
+            "prior": [1.0, 0.5],
+            "copy": True,
+            "_hidden": "y",
             "anything": {"a": 1},
-        }  # fmt: skip
+        }
         assert isinstance(given["weight"], float)
 
     def test_only_what_was_given(self) -> None:

@@ -37,9 +37,16 @@ class Noise:
         image = torch.rand(3, 4, 4) + random.random() + np.random.rand()
         leader = int(os.getsid(0) == os.getpid())
         return Sample(
-            image=image, gt=key.index, filename=f"{key.index}", index=key.index, seed=seed, process=os.getpid(),
-            leader=leader, threads=torch.get_num_threads(), bad=self.bad.get(key.index, ""),
-        )  # fmt: skip
+            image=image,
+            gt=key.index,
+            filename=f"{key.index}",
+            index=key.index,
+            seed=seed,
+            process=os.getpid(),
+            leader=leader,
+            threads=torch.get_num_threads(),
+            bad=self.bad.get(key.index, ""),
+        )
 
 
 def updates(num_workers: int, start: int = 0, end: int = 9, **options: int) -> list[tuple[int, list[Batch]]]:

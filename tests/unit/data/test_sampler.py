@@ -154,8 +154,15 @@ def permutation_of(order: RepeatedAugmentation) -> np.ndarray:
 
 def test_table_has_the_names_of_the_configuration() -> None:
     assert set(SAMPLERS) == {
-        "dist", "local", "dist_test", "local_test", "repeat_factor", "class_balance", "list_balance", "repeated_aug"
-    }  # fmt: skip
+        "dist",
+        "local",
+        "dist_test",
+        "local_test",
+        "repeat_factor",
+        "class_balance",
+        "list_balance",
+        "repeated_aug",
+    }
     assert SAMPLERS.get("local") is Shuffled
     assert SAMPLERS.get("dist_test") is InOrder
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.__main__ import main
 from up.deploy.answers import Answer, Guess, best_guesses, rendered
 from up.deploy.drawing import drawn

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.__main__ import main
 from up.deploy.archive import BLOCK, MAX_MODEL, RECORD, PackageError, read_archive, read_members, write_archive
 from up.deploy.package import open_package

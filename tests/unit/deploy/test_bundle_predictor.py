@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import up.deploy
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.__main__ import main
 from up.data.bad_images import BadImage
 from up.deploy.ahead import grouped, loaded_ahead
@@ -56,8 +56,10 @@ def test_every_kind_of_source(model: up.deploy.Model, tmp_path: Path) -> None:
         assert [answer.heads[0][0].name for answer in model.predict(one)] == ["red"]
     answers = model.predict([RED, data, np.asarray(GREEN)])
     assert [(answer.file, answer.heads[0][0].name) for answer in answers] == [
-        ("image 0", "red"), ("image 1", "red"), ("image 2", "green"),
-    ]  # fmt: skip
+        ("image 0", "red"),
+        ("image 1", "red"),
+        ("image 2", "green"),
+    ]
     one_by_one = up.deploy.load(tmp_path / "handmade_1.2.3.tar", batch_size=1)
     assert [answer.file for answer in one_by_one.predict([RED, GREEN, RED])] == ["image 0", "image 1", "image 2"]
     assert model.predict([]) == []

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import up.deploy
-from tests.unit.deploy import handmade
-from tests.unit.deploy.documented import DOCS, block, run_plain, runner
+from tests.harness import handmade
+from tests.harness.documented import DOCS, block, run_plain, runner
 from tests.unit.deploy.test_preprocess import MIXED
 from up.deploy.archive import KESTREL_MEMBERS
 from up.deploy.manifest import Operation

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.deploy.gate import Closeness, Reference, closeness, cut, prove, prove_from_images
 from up.deploy.session import Floats, Session
 from up.errors import NumericalError

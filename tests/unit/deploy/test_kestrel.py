@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.deploy import handmade
-from up.config.sections import ToKestrel
+from tests.harness import handmade
 from up.deploy.kestrel import (
     categories_of,
     kestrel_members,
@@ -20,6 +19,7 @@ from up.deploy.kestrel import (
 )
 from up.deploy.manifest import Head
 from up.errors import StorageError, UserError
+from up.schema.sections import ToKestrel
 
 TWO = [
     Head(name="head0", start=0, end=2, type="multiclass", activation="softmax", labels=["a", "b", "c"], topk=3),
@@ -47,13 +47,22 @@ def test_the_members_that_kestrel_reads() -> None:
     assert json.loads(members["parameters.json"]) == {
         "model_files": {
             "net": {
-                "net": "model.onnx", "backend": "kestrel_nart", "max_batch_size": 8, "input": {"data": "data"},
+                "net": "model.onnx",
+                "backend": "kestrel_nart",
+                "max_batch_size": 8,
+                "input": {"data": "data"},
                 "output": {"score": "scores"},
             }
         },
-        "input_h": 8, "input_w": 8, "pixel_means": [127.5] * 3, "pixel_stds": [63.75] * 3, "is_rgb": True, "type": "CAR",
-        "save_all_label": False, "support_labels": ["red"],
-    }  # fmt: skip
+        "input_h": 8,
+        "input_w": 8,
+        "pixel_means": [127.5] * 3,
+        "pixel_stds": [63.75] * 3,
+        "is_rgb": True,
+        "type": "CAR",
+        "save_all_label": False,
+        "support_labels": ["red"],
+    }
     assert json.loads(members["category_param.json"]) == {
         "classes": {"calculator": "bypass", "feature_start": 0, "feature_end": 3, "labels": handmade.LABELS}
     }
@@ -121,8 +130,10 @@ def test_settings_that_contradict_the_model(given: dict[str, Any], message: str)
 def test_all_of_them_are_told_at_once() -> None:
     found = problems(ToKestrel(pixel_means=[1, 2, 3], resize_hw="9x9", class_label={"a": 7}, support_labels=["pink"]))
     assert [problem.split(":")[0] for problem in found] == [
-        "to_kestrel.pixel_means", "to_kestrel.resize_hw", "to_kestrel.class_label.a",
-    ]  # fmt: skip
+        "to_kestrel.pixel_means",
+        "to_kestrel.resize_hw",
+        "to_kestrel.class_label.a",
+    ]
 
 
 def test_settings_that_repeat_what_is_derived() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import up.deploy.manifest as module
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.deploy.archive import PackageError
 from up.deploy.manifest import parse_manifest, sums_text
 
@@ -19,9 +19,19 @@ def test_the_shipped_schema_is_that_of_the_code() -> None:
     assert module.SCHEMA_FILE.read_text(encoding="utf-8") == made, "python -m up.deploy.manifest > up/deploy/bundle.schema.json"
     schema = json.loads(made)
     assert set(schema["required"]) == {
-        "name", "version", "task", "model", "inputs", "outputs", "preprocess", "heads", "metrics", "parity", "testvectors",
+        "name",
+        "version",
+        "task",
+        "model",
+        "inputs",
+        "outputs",
+        "preprocess",
+        "heads",
+        "metrics",
+        "parity",
+        "testvectors",
         "provenance",
-    }  # fmt: skip
+    }
     assert schema["additionalProperties"] is False
     assert "inclusive" in schema["$defs"]["Head"]["properties"]["end"]["description"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.deploy.onnx import check_graph, dimensions, export_graph, serialized, set_metadata
 from up.deploy.session import Session
 from up.errors import UserError

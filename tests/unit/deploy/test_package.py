@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.deploy.archive import KESTREL_MEMBERS, PackageError
 from up.deploy.manifest import sums_text
 from up.deploy.package import metadata_of, open_package, package_of

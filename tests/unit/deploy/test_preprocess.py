@@ -16,8 +16,8 @@ from up.data.collate import collate
 from up.data.readers import PillowReader
 from up.deploy.operations import Operation, Resize, pixel_affine
 from up.deploy.preprocess import Preprocessing, target_size
-from up.tasks.cls.pipeline import ImagePipeline
-from up.tasks.cls.transforms import (
+from up.tasks.cls.augment.pipeline import ImagePipeline
+from up.tasks.cls.augment.transforms import (
     CenterCrop,
     Denormalize,
     LevelsToTensor,
@@ -26,7 +26,7 @@ from up.tasks.cls.transforms import (
     export_ops_of,
     output_size_of,
 )
-from up.tasks.cls.transforms import Resize as TrainResize
+from up.tasks.cls.augment.transforms import Resize as TrainResize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 END: list[Any] = [ToTensor(), Normalize(mean=MEAN, std=STD)]

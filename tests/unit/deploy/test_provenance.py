@@ -20,9 +20,17 @@ def test_the_time_is_that_of_the_checkpoint_or_of_the_environment(tmp_path: Path
     assert created_at(checkpoint).isoformat() == "1970-01-02T00:00:00+00:00"
     assert archive_time() == 0
     said = {
-        "file": "c.pth", "bytes": 0, "sha256": "", "step": 1, "epoch": 1, "metric": {}, "config_sha256": "", "torch": "2",
-        "saved": "2026-03-04T05:06:07+00:00", "format_version": 1,
-    }  # fmt: skip
+        "file": "c.pth",
+        "bytes": 0,
+        "sha256": "",
+        "step": 1,
+        "epoch": 1,
+        "metric": {},
+        "config_sha256": "",
+        "torch": "2",
+        "saved": "2026-03-04T05:06:07+00:00",
+        "format_version": 1,
+    }
     (tmp_path / "c.pth.json").write_text(json.dumps(said))
     assert created_at(checkpoint).isoformat() == "2026-03-04T05:06:07+00:00"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")

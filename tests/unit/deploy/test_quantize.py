@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.deploy.onnx import serialized
 from up.deploy.quantize import DYNAMIC, STATIC, Limits, candidates_for, has_attention, quantized, verdict
 from up.deploy.session import Floats, Session
@@ -46,11 +46,12 @@ def network(*, attention: bool) -> onnx.ModelProto:
         helper.make_node("MatMul", ["vector", "head"], ["scores"], name="classifier"),
     ]
     made = helper.make_graph(
-        nodes, "g",
+        nodes,
+        "g",
         [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, 8, 8])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 4])],
         [numpy_helper.from_array(values, name) for name, values in weights.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from up.deploy.triton import repository_files, write_repository
 from up.errors import StorageError, UserError
 

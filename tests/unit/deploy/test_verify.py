@@ -10,7 +10,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from tests.unit.deploy import handmade
+from tests.harness import handmade
 from tests.unit.deploy.test_package import resealed
 from tests.unit.deploy.test_preprocess import encoded
 from up.__main__ import main
@@ -58,12 +58,22 @@ def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_average_precision_of_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Blue is found before all others, red behind one that is redder, green behind all of them."""
     head = {
-        "name": "classes", "start": 0, "end": 3, "type": "multilabel", "activation": "sigmoid", "labels": handmade.LABELS,
-        "topk": 2, "thresholds": [0.5] * 4,
-    }  # fmt: skip
+        "name": "classes",
+        "start": 0,
+        "end": 3,
+        "type": "multilabel",
+        "activation": "sigmoid",
+        "labels": handmade.LABELS,
+        "topk": 2,
+        "thresholds": [0.5] * 4,
+    }
     output = {
-        "name": "scores", "shape": ("N", 4), "meaning": "logits", "activation_in_graph": "none", "activation_to_apply": "sigmoid",
-    }  # fmt: skip
+        "name": "scores",
+        "shape": ("N", 4),
+        "meaning": "logits",
+        "activation_in_graph": "none",
+        "activation_to_apply": "sigmoid",
+    }
     package = handmade.package(tmp_path, handmade.members(described=handmade.manifest(heads=[head], outputs=[output])))
     for name, level in (("r", (250, 9, 9)), ("b", (9, 9, 240)), ("s", (200, 9, 9)), ("d", (0, 0, 0))):
         handmade.colour(*level).save(tmp_path / f"{name}.png")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from up.contract import PartError
+from up.config.contract import PartError
 from up.errors import UserError
 from up.models.net import Net, model_summary
 

@@ -283,11 +283,7 @@ FAMILIES = {
         lambda: timm.create_model("efficientnet_b0"),
         "torchvision efficientnet",
     ),
-    "regnet": (
-        lambda: torchvision.models.regnet_y_400mf(),
-        lambda: timm.create_model("regnety_004"),
-        "torchvision regnet",
-    ),
+    "regnet": (lambda: torchvision.models.regnet_y_400mf(), lambda: timm.create_model("regnety_004"), "torchvision regnet"),
     "convnext": (
         lambda: torchvision.models.ConvNeXt(CONVNEXT),
         lambda: timm_convnext.ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32)),

@@ -23,8 +23,7 @@ def net() -> nn.Sequential:
     """Backbone (conv without bias, BN, conv with bias, LN) and head, named as a `net:` list names them."""
     model = nn.Sequential()
     model.add_module(
-        "backbone",
-        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.LayerNorm(6)),
+        "backbone", nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.LayerNorm(6))
     )
     model.add_module("head", nn.Linear(96, 10))
     return model
@@ -102,10 +101,7 @@ def test_nodecay(nodecay: Any, expected: set[str]) -> None:
 
 @pytest.mark.parametrize(
     "nested",
-    [
-        {"weight_decay": 0.1, "nodecay": {"value": ["head"]}},
-        {"type": "x", "kwargs": {"weight_decay": 0.1, "nodecay": ["head"]}},
-    ],
+    [{"weight_decay": 0.1, "nodecay": {"value": ["head"]}}, {"type": "x", "kwargs": {"weight_decay": 0.1, "nodecay": ["head"]}}],
 )
 def test_nodecay_nested_in_another_rule_holds_for_all(nested: dict[str, Any]) -> None:
     model = net()
@@ -129,10 +125,7 @@ def test_one_group_for_each_distinct_setting() -> None:
     pconfig = {rule: NO_DECAY for rule in ("bn_w", "bn_b", "ln_w", "ln_b", "linear_b", "conv_b")}
     optimizer = built(net(), pconfig=pconfig)
     assert [len(group["params"]) for group in optimizer.param_groups] == [3, 6]
-    assert [group["rule"] for group in optimizer.param_groups] == [
-        "default",
-        "bn_w, bn_b, conv_b, ln_w, ln_b, linear_b",
-    ]
+    assert [group["rule"] for group in optimizer.param_groups] == ["default", "bn_w, bn_b, conv_b, ln_w, ln_b, linear_b"]
 
 
 def test_a_rule_that_says_what_holds_anyway_adds_no_group() -> None:
@@ -286,24 +279,15 @@ def test_table_lists_groups_and_frozen() -> None:
     ("kwargs", "text"),
     [
         ({"pconfig": {"bnw": NO_DECAY}}, "pconfig: no rule is called 'bnw'. Did you mean 'bn_w'"),
-        (
-            {"pconfig": {"bn_w": {"weight_decya": 0.0}}},
-            "pconfig.bn_w: SGD takes no 'weight_decya'. Did you mean 'weight_decay'",
-        ),
-        (
-            {"pconfig": {"bn_w": {"weight_decay": "none"}}},
-            "pconfig.bn_w.weight_decay is 'none', expected a number of 0 or more",
-        ),
+        ({"pconfig": {"bn_w": {"weight_decya": 0.0}}}, "pconfig.bn_w: SGD takes no 'weight_decya'. Did you mean 'weight_decay'"),
+        ({"pconfig": {"bn_w": {"weight_decay": "none"}}}, "pconfig.bn_w.weight_decay is 'none', expected a number of 0 or more"),
         ({"pconfig": {"bn_w": {"lr": -1}}}, "pconfig.bn_w.lr is -1, expected a number of 0 or more"),
         ({"pconfig": {"bn_w": 0.0}}, r"pconfig.bn_w is 0.0, expected \{type, kwargs: \{weight_decay: 0.0\}\}"),
         ({"pconfig": {"linear": NO_DECAY, "linear_b": NO_DECAY}}, "'linear' is another name of 'linear_b'"),
         ({"pconfig": {"nodecay": 3}}, "pconfig.nodecay is 3, expected a list of parts of names, or ndim_is1"),
         ({"pconfig": {"nodecay": {"values": []}}}, "pconfig.nodecay: unknown key 'values'. Did you mean 'value'"),
         ({"pconfig": {"layer_decay": {"type": "vit"}}}, "pconfig.layer_decay: value is missing"),
-        (
-            {"pconfig": {"layer_decay": {"value": 1.5}}},
-            "pconfig.layer_decay.value is 1.5, expected a number above 0 and up to 1",
-        ),
+        ({"pconfig": {"layer_decay": {"value": 1.5}}}, "pconfig.layer_decay.value is 1.5, expected a number above 0 and up to 1"),
         (
             {"pconfig": {"layer_decay": {"value": 0.5, "baselr": 1}}},
             "pconfig.layer_decay: unknown key 'baselr'. Did you mean 'base_lr'",

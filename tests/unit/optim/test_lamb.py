@@ -41,9 +41,16 @@ def test_golden_third_step(optimizer_class: type[torch.optim.Optimizer]) -> None
 def test_defaults_are_the_documented_ones() -> None:
     defaults = LAMB([nn.Parameter(torch.zeros(1))]).defaults
     assert defaults == {
-        "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01, "bias_correction": True,
-        "grad_averaging": True, "max_grad_norm": 1.0, "trust_clip": False, "always_adapt": False,
-    }  # fmt: skip
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-6,
+        "weight_decay": 0.01,
+        "bias_correction": True,
+        "grad_averaging": True,
+        "max_grad_norm": 1.0,
+        "trust_clip": False,
+        "always_adapt": False,
+    }
 
 
 def parameters() -> list[nn.Parameter]:

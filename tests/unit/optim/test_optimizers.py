@@ -72,8 +72,7 @@ def test_every_listed_name_is_an_optimizer_with_a_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["LAMB", "LARS", "SGD", "AdamW", "Adagrad", "RMSprop", "Adafactor", "Rprop", "lion", "adopt", "nlars", "muon", "sgdp"],
+    "name", ["LAMB", "LARS", "SGD", "AdamW", "Adagrad", "RMSprop", "Adafactor", "Rprop", "lion", "adopt", "nlars", "muon", "sgdp"]
 )
 def test_optimizers_lower_a_loss(name: str) -> None:
     torch.set_num_threads(1)
@@ -122,11 +121,7 @@ def test_resnet_strikes_back_recipe() -> None:
         ("SGD", {"lr": 0.1, "nesterov": True}, "SGD: Nesterov momentum requires a momentum"),
         ("adafactor", {}, "adafactor chooses its own rate when lr is left out.*give lr"),
         ("Muon", {"lr": 0.1}, "Muon: .*2D"),
-        (
-            "Rprop",
-            {"lr": 0.1, "pconfig": {"linear_b": {"weight_decay": 0.0}}},
-            "pconfig.linear_b: Rprop takes no 'weight_decay'",
-        ),
+        ("Rprop", {"lr": 0.1, "pconfig": {"linear_b": {"weight_decay": 0.0}}}, "pconfig.linear_b: Rprop takes no 'weight_decay'"),
     ],
 )
 def test_bad_settings_are_named(type_: str, kwargs: dict[str, float], text: str) -> None:

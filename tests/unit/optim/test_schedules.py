@@ -107,18 +107,10 @@ def optimizer(lr: float = 0.5) -> SGD:
 
 
 TORCH: dict[str, tuple[str, dict[str, Any], Callable[[SGD], lr_scheduler.LRScheduler]]] = {
-    "multi_step": (
-        "MultiStepLR",
-        {"milestones": [2, 5], "gamma": 0.2},
-        lambda o: lr_scheduler.MultiStepLR(o, [6, 15], gamma=0.2),
-    ),
+    "multi_step": ("MultiStepLR", {"milestones": [2, 5], "gamma": 0.2}, lambda o: lr_scheduler.MultiStepLR(o, [6, 15], gamma=0.2)),
     "step": ("StepLR", {"step_size": 2, "gamma": 0.3}, lambda o: lr_scheduler.StepLR(o, 6, gamma=0.3)),
     "poly": ("polylr", {"power": 0.9}, lambda o: lr_scheduler.PolynomialLR(o, total_iters=30, power=0.9)),
-    "cosine": (
-        "CosineAnnealingLR",
-        {"T_max": 10, "eta_min": 0.01},
-        lambda o: lr_scheduler.CosineAnnealingLR(o, 30, eta_min=0.01),
-    ),
+    "cosine": ("CosineAnnealingLR", {"T_max": 10, "eta_min": 0.01}, lambda o: lr_scheduler.CosineAnnealingLR(o, 30, eta_min=0.01)),
     "linear": ("linear", {}, lambda o: lr_scheduler.LinearLR(o, start_factor=1.0, end_factor=0.0, total_iters=30)),
     "one_cycle": ("OneCycleLR", {}, lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=30)),
     "one_cycle_linear": (
@@ -166,34 +158,7 @@ def test_equals_torch(case: str) -> None:
     ids=str,
 )
 def test_plateau_equals_torch(kwargs: dict[str, Any]) -> None:
-    metrics = [
-        10,
-        12,
-        12,
-        12.1,
-        12.1,
-        12.1,
-        13,
-        12,
-        11,
-        math.nan,
-        10,
-        20,
-        20,
-        20,
-        19,
-        18,
-        20,
-        20,
-        20,
-        20,
-        20,
-        20,
-        20,
-        20,
-        20,
-        21,
-    ]
+    metrics = [10, 12, 12, 12.1, 12.1, 12.1, 13, 12, 11, math.nan, 10, 20, 20, 20, 19, 18, 20, 20, 20, 20, 20, 20, 20, 20, 20, 21]
     torchs = lr_scheduler.ReduceLROnPlateau(optimizer(), **{"mode": "max", **kwargs})
     ours = build_schedule("ReduceLROnPlateau", base_lr=0.5, updates_per_epoch=3, kwargs=kwargs)
     for epoch, metric in enumerate(metrics):
@@ -226,10 +191,7 @@ def test_other_schedules_have_no_state() -> None:
 
 def test_cosine_by_epoch_is_stepwise() -> None:
     schedule = build_schedule(
-        "CosineLREpochScheduler",
-        base_lr=1.0,
-        updates_per_epoch=4,
-        kwargs={"T_max": 10, "eta_min": 0.2, "warm_epoch": 2},
+        "CosineLREpochScheduler", base_lr=1.0, updates_per_epoch=4, kwargs={"T_max": 10, "eta_min": 0.2, "warm_epoch": 2}
     )
     assert schedule(8) == pytest.approx(1.0)
     assert schedule(19) == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi * 2 / 10)) / 2)
@@ -242,10 +204,7 @@ def test_epoch_based_cosine_has_a_relative_floor() -> None:
     assert schedule(15) == pytest.approx(0.5 * ((1 + math.cos(0.3 * math.pi)) / 2 * 0.8 + 0.2))
     assert schedule(40) == pytest.approx(0.1)
     shifted = build_schedule(
-        "EpochBasedCosineAnnealingLR",
-        base_lr=0.5,
-        updates_per_epoch=4,
-        kwargs={"T_max": 10, "eta_min": 0.2, "offset_epoch": 2},
+        "EpochBasedCosineAnnealingLR", base_lr=0.5, updates_per_epoch=4, kwargs={"T_max": 10, "eta_min": 0.2, "offset_epoch": 2}
     )
     assert shifted(7) == 0.5
     assert shifted(15 + 8) == schedule(15)
@@ -272,13 +231,7 @@ def test_slanted_triangle_at_its_limits(cut_fraction: float, first: float) -> No
 
 def test_warmup_then_linear_to_zero() -> None:
     schedule = build_schedule(
-        "linear",
-        base_lr=1e-4,
-        updates_per_epoch=10,
-        total_updates=110,
-        warmup_epochs=1,
-        warmup_type="linear",
-        warmup_ratio=0.0,
+        "linear", base_lr=1e-4, updates_per_epoch=10, total_updates=110, warmup_epochs=1, warmup_type="linear", warmup_ratio=0.0
     )
     assert [schedule(step) for step in (0, 3, 9, 10, 60, 110, 111)] == pytest.approx(
         [0.0, 1e-4 * 3 / 9, 1e-4, 1e-4, 5e-5, 0.0, 0.0]
@@ -286,8 +239,7 @@ def test_warmup_then_linear_to_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "middle"),
-    [("linear", 0.1 + 0.8 / 2), ("exp", 0.1 * 3.0), ("cosine", 0.1 + 0.8 * (1 - math.cos(math.pi / 2)) / 2)],
+    ("kind", "middle"), [("linear", 0.1 + 0.8 / 2), ("exp", 0.1 * 3.0), ("cosine", 0.1 + 0.8 * (1 - math.cos(math.pi / 2)) / 2)]
 )
 def test_warmup_shapes(kind: str, middle: float) -> None:
     schedule = build_schedule("constant", base_lr=0.1, global_batch_size=9, updates_per_epoch=5, warmup_iter=11, warmup_type=kind)
@@ -356,10 +308,7 @@ def test_every_rate_is_finite_and_not_negative(
 
 @few
 @given(
-    warmup=st.integers(2, 50),
-    rest=st.integers(2, 400),
-    lr=st.floats(1e-6, 10),
-    kind=st.sampled_from(["linear", "exp", "cosine"]),
+    warmup=st.integers(2, 50), rest=st.integers(2, 400), lr=st.floats(1e-6, 10), kind=st.sampled_from(["linear", "exp", "cosine"])
 )
 def test_cosine_has_no_jump_where_warmup_ends(warmup: int, rest: int, lr: float, kind: str) -> None:
     schedule = build_schedule(
@@ -395,10 +344,7 @@ def test_set_lr_keeps_the_ratio_of_the_groups() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (
-            {"type": "CosineAnealingLR"},
-            "no lr_scheduler is called 'CosineAnealingLR'. Did you mean 'CosineAnnealingLR'",
-        ),
+        ({"type": "CosineAnealingLR"}, "no lr_scheduler is called 'CosineAnealingLR'. Did you mean 'CosineAnnealingLR'"),
         ({"base_lr": -1.0}, "base_lr is -1.0, expected 0 or more"),
         ({"base_lr": math.nan}, "base_lr is nan"),
         ({"updates_per_epoch": 0}, "updates_per_epoch is 0, expected 1 or more"),
@@ -414,17 +360,11 @@ def test_set_lr_keeps_the_ratio_of_the_groups() -> None:
         ({"type": "CosineAnnealingLR", "kwargs": {"T_max": -3}}, "T_max is -3, expected more than 0"),
         ({"type": "CosineAnnealingLR", "kwargs": {"T_max": 3, "eta_min": -1}}, "eta_min is -1, expected 0 or more"),
         ({"type": "slanted_triangle", "total_updates": 9, "kwargs": {"cut_fraction": 2}}, "cut_fraction is 2"),
-        (
-            {"type": "slanted_triangle", "total_updates": 9, "kwargs": {"ratio": 0.5}},
-            "ratio is 0.5, expected 1 or more",
-        ),
+        ({"type": "slanted_triangle", "total_updates": 9, "kwargs": {"ratio": 0.5}}, "ratio is 0.5, expected 1 or more"),
         ({"type": "OneCycleLR", "total_updates": 9, "kwargs": {"pct_start": 1.5}}, "pct_start is 1.5"),
         ({"type": "ReduceLROnPlateau", "kwargs": {"mode": "maximum"}}, "mode is 'maximum', expected min or max"),
         ({"type": "ReduceLROnPlateau", "kwargs": {"patience": -1}}, "patience is -1, expected 0 or more"),
-        (
-            {"type": "ReduceLROnPlateau", "kwargs": {"factor": 1.0}},
-            "factor is 1.0, expected a number from 0 to below 1",
-        ),
+        ({"type": "ReduceLROnPlateau", "kwargs": {"factor": 1.0}}, "factor is 1.0, expected a number from 0 to below 1"),
     ],
 )
 def test_bad_settings_are_named(arguments: dict[str, Any], text: str) -> None:

@@ -12,11 +12,11 @@ from up.config.errors import ConfigError, Problem
 from up.data.decoding import MAX_PIXELS
 from up.errors import UserError
 from up.models.net import Net
-from up.tasks.cls.heads import Head
-from up.tasks.cls.losses import Activation
-from up.tasks.cls.postprocess import ClassificationPostProcess
-from up.tasks.cls.transforms import export_ops_of, output_size_of
-from up.tasks.plugin import ExportSpec
+from up.tasks.cls.augment.transforms import export_ops_of, output_size_of
+from up.tasks.cls.model.heads import Head
+from up.tasks.cls.model.losses import Activation
+from up.tasks.cls.model.postprocess import ClassificationPostProcess
+from up.tasks.task import ExportSpec
 
 _SHAPING = ("resize", "center_crop")
 _TOPK = 5

@@ -1,0 +1,142 @@
+"""A package made by hand: a graph of three operators whose outputs numpy can foretell."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from up.deploy.archive import write_archive
+from up.deploy.kestrel import bundle_members, kestrel_members
+from up.deploy.manifest import Manifest, Tolerance
+from up.deploy.package import metadata_of
+from up.deploy.preprocess import Preprocessing
+from up.deploy.testvectors import Vector, drawn_images, entries_of, members_of
+from up.schema.sections import ToKestrel
+
+SIDE = 8
+LABELS = ["dark", "red", "green", "blue"]
+# The mean of each channel, then the logits: red minus the others, and so on; dark falls with all of them.
+WEIGHTS = np.array([[-1, -1, -1], [2, -1, -1], [-1, 2, -1], [-1, -1, 2]], dtype=np.float32)
+
+
+def graph(weights: np.ndarray = WEIGHTS, *, opset: int = 18) -> onnx.ModelProto:
+    """(N, 3, 8, 8) -> (N, classes): weights times the mean of each channel."""
+    classes = len(weights)
+    nodes = [
+        helper.make_node("ReduceMean", ["data", "axes"], ["means"], keepdims=0),
+        helper.make_node("Gemm", ["means", "weights"], ["scores"], transB=1),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "handmade",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", classes])],
+        [
+            numpy_helper.from_array(np.array([2, 3], dtype=np.int64), "axes"),
+            numpy_helper.from_array(weights.astype(np.float32), "weights"),
+        ],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def expected(inputs: np.ndarray) -> np.ndarray:
+    """What the graph gives for (N, 3, 8, 8)."""
+    return inputs.mean(axis=(2, 3)) @ WEIGHTS.T
+
+
+def manifest(**changes: Any) -> Manifest:
+    """Of the graph; ``changes`` replace top-level values."""
+    plain: dict[str, Any] = {
+        "name": "handmade",
+        "version": "1.2.3",
+        "task": "cls",
+        "model": {"sha256": None, "bytes": None, "opset": 18, "precision": "fp32", "params": 12, "weights": "raw"},
+        "inputs": [{"name": "data", "shape": ("N", 3, SIDE, SIDE), "channel_order": "RGB", "batch": {"tested": [1, 2, 5]}}],
+        "outputs": [
+            {
+                "name": "scores",
+                "shape": ("N", 4),
+                "meaning": "logits",
+                "activation_in_graph": "none",
+                "activation_to_apply": "softmax",
+            }
+        ],
+        "preprocess": [
+            {"op": "decode", "color": "RGB", "max_pixels": 10**6},
+            {"op": "exif"},
+            {"op": "alpha"},
+            {"op": "resize", "mode": "short_side", "size": 9, "interpolation": "bilinear", "antialias": True},
+            {"op": "center_crop", "size": [SIDE, SIDE]},
+            {"op": "to_float", "divide_by": 255.0},
+            {"op": "normalize", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+            {"op": "layout"},
+        ],
+        "heads": [
+            {"name": "classes", "start": 0, "end": 3, "type": "multiclass", "activation": "softmax", "labels": LABELS, "topk": 2}
+        ],
+        "metrics": None,
+        "parity": {
+            "reference": "numpy",
+            "runtime": "onnxruntime",
+            "max_abs": 0.0,
+            "tolerance": 1e-4,
+            "from_image": 0.0,
+            "images": 3,
+            "batches": [1, 2, 5],
+        },
+        "testvectors": [],
+        "provenance": {
+            "up": "0",
+            "git": None,
+            "config": "net: []",
+            "config_sha256": "0" * 64,
+            "checkpoint_sha256": "1" * 64,
+            "data_sha256": None,
+            "created": "2026-01-02T03:04:05+00:00",
+            "packages": {},
+        },
+        **changes,
+    }
+    return Manifest.model_validate(plain)
+
+
+def members(
+    model: onnx.ModelProto | None = None, described: Manifest | None = None, settings: ToKestrel | None = None
+) -> dict[str, bytes]:
+    """All members of a package, consistent with each other."""
+    model, described = model or graph(), described or manifest()
+    helper.set_model_props(model, dict(sorted(metadata_of(described).items())))
+    data = model.SerializeToString(deterministic=True)
+    prepare = Preprocessing(described.preprocess, (SIDE, SIDE))
+    vectors = [Vector(name, image, prepare(image)[None], expected(prepare(image)[None])) for name, image in drawn_images()]
+    file = described.model.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
+    tolerance = Tolerance(from_tensor=1e-4, from_image=1e-2)
+    whole = described.model_copy(update={"model": file, "testvectors": entries_of(vectors, tolerance)})
+    chosen = settings or ToKestrel(model_name="handmade", version="1.2.3")
+    return bundle_members(kestrel_members(whole, data, chosen), whole, members_of(vectors))
+
+
+def tar(content: dict[str, bytes]) -> bytes:
+    """The bytes of a package."""
+    file = io.BytesIO()
+    write_archive(content, file)
+    return file.getvalue()
+
+
+def package(folder: Path, content: dict[str, bytes] | None = None, name: str = "handmade_1.2.3.tar") -> Path:
+    """A package on the disk."""
+    path = folder / name
+    path.write_bytes(tar(members() if content is None else content))
+    return path
+
+
+def colour(*level: int, size: tuple[int, int] = (20, 12)) -> Image.Image:
+    """A picture of one colour."""
+    return Image.new("RGB", size, level)

@@ -1,0 +1,65 @@
+"""Small nets as students and teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from up.data.records import Batch
+from up.engine.step import StepOutput
+from up.models.net import Net
+
+
+class Backbone(nn.Module):
+    def __init__(self, width: int, norm: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, record: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        return {"features": [self.act(self.norm(self.conv(record["image"])))]}
+
+
+class Head(nn.Module):
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.3)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, record: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"logits": self.classifier(self.dropout(record["features"][-1].mean((2, 3))))}
+
+
+class Post(nn.Module):
+    def forward(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        if not self.training:
+            return {"scores": record["logits"].softmax(1)}
+        loss = F.cross_entropy(record["logits"], record["gt"])
+        return {"loss": loss, "scalars": {"accuracy_top1": (record["logits"].argmax(1) == record["gt"]).float().mean()}}
+
+
+def net_of(width: int, classes: int = 5, *, seed: int = 0, norm: bool = True, post: bool = True) -> Net:
+    torch.manual_seed(seed)
+    modules: list[tuple[str, nn.Module]] = [("backbone", Backbone(width, norm)), ("head", Head(width, classes))]
+    return Net([*modules, ("post_process", Post())] if post else modules)
+
+
+def batch_of(images: int = 4, *, classes: int = 5, seed: int = 0) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    return Batch(
+        image=torch.randn(images, 3, 8, 8, generator=draw),
+        gt=torch.randint(0, classes, (images,), generator=draw),
+        filename=[f"{index}.png" for index in range(images)],
+        index=torch.arange(images),
+        seed=torch.randint(0, 2**62, (images,), generator=draw),
+    )
+
+
+def loss_of(net: nn.Module, batch: Mapping[str, Any]) -> StepOutput:
+    record = net(batch)
+    return StepOutput(record["loss"], record["scalars"], record)

@@ -1,0 +1,216 @@
+"""Ranks for tests: processes forked from one that has imported everything, so that starting one costs next to nothing.
+
+Run as a program this file is that one process: it reads a request a line and answers with a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 240.0  # several times what a crowded machine needs
+
+
+class Server:
+    """The process that ranks are forked from."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        for name in ("RANK", "WORLD_SIZE", "UP_FAULT", "PLUGINPATH"):
+            environment.pop(name, None)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@dataclass
+class Rank:
+    """One process of a run."""
+
+    server: Server
+    pid: int
+    output: Path
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal, or None while it runs."""
+        return self.server.ask(poll=self.pid)  # type: ignore[no-any-return]
+
+    def wait(self, seconds: float = PATIENCE_S) -> int:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            code = self.poll()
+            if code is not None:
+                return code
+            time.sleep(0.05)
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError(f"still running after {seconds:g} s:\n{self.said}")
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+
+class Ranks:
+    """The processes of one run, all on this machine."""
+
+    def __init__(self, ranks: Sequence[Rank]) -> None:
+        self.ranks = list(ranks)
+
+    def __getitem__(self, number: int) -> Rank:
+        return self.ranks[number]
+
+    def wait(self, seconds: float = PATIENCE_S) -> list[int]:
+        try:
+            return [rank.wait(seconds) for rank in self.ranks]
+        except AssertionError:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send(signal.SIGKILL)
+                rank.wait()
+
+    @property
+    def said(self) -> str:
+        return "\n".join(f"--- rank {number}\n{rank.said}" for number, rank in enumerate(self.ranks))
+
+
+@dataclass
+class Cluster:
+    """Runs ``up train`` on several ranks; an update is 8 images, whatever their number."""
+
+    server: Server
+    folder: Path
+    path: str
+
+    def start(self, *opts: str, world: int = 2, fault: str = "", command: Sequence[str] = ("train",), **options: Any) -> Ranks:
+        batch_size = f"dataset.train.batch_sampler.kwargs.batch_size={8 // world}"
+        environment = {**options.pop("environment", {}), **({"UP_FAULT": fault} if fault else {})}
+        words = [*command, "--config", self.path, "--opts", batch_size, *opts]
+        return start(self.server, self.folder, words, world=world, environment=environment, **options)
+
+    def run(self, *opts: str, codes: Sequence[int] = (0, 0), **options: Any) -> Ranks:
+        """Start, wait, and expect these exit codes."""
+        ranks = self.start(*opts, world=options.pop("world", len(codes)), **options)
+        ended = ranks.wait()
+        assert ended == list(codes), ranks.said
+        return ranks
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def start(
+    server: Server,
+    folder: Path,
+    words: Sequence[str],
+    *,
+    world: int = 2,
+    environment: Mapping[str, str] | None = None,
+    port: int | None = None,
+    open_files: int | None = None,
+    only: int | None = None,
+) -> Ranks:
+    """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``."""
+    port = port or free_port()
+    ranks = []
+    for rank in range(world) if only is None else [only]:
+        variables: dict[str, object] = dict(environment or {})
+        if world > 1:
+            variables |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        output = folder / f"said-{time.monotonic_ns()}-{rank}.txt"
+        pid = server.ask(
+            words=list(words),
+            environment={name: str(value) for name, value in variables.items()},
+            output=str(output),
+            open_files=open_files,
+        )
+        ranks.append(Rank(server, pid, output))
+    return Ranks(ranks)
+
+
+def _serve() -> None:
+    for name in ("up.build.build", "up.engine.ending", "up.engine.loop", "up.tasks.cls.task", "up.commands.train"):
+        import_module(name)
+    codes: dict[int, int] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "words" in request:
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid == 0:
+                _be_a_rank(request)
+            answer: Any = pid
+        else:
+            pid = request["poll"]
+            if pid not in codes:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+            answer = codes.get(pid)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _be_a_rank(request: Mapping[str, Any]) -> None:
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number in (1, 2):
+            os.dup2(output, number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ.update(request["environment"])
+        if request["open_files"]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"], request["open_files"]))
+        from up.__main__ import main
+
+        code = main(request["words"])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        from up.distributed.signals import end_process
+
+        end_process(code)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,124 @@
+"""An evaluation: every batch voted on, failures of one rank raised by all, what the padding does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from up.data.records import Batch
+from up.distributed.vote import Vote
+from up.engine import evaluate
+from up.engine.ema import NoEma
+from up.engine.evaluate import BrokenOff, Evaluation
+from up.engine.precision import Precision
+from up.errors import UserError
+
+
+class Counting(nn.Module):
+    """Counts its forward passes."""
+
+    forwards = 0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.forwards += 1
+        return {"sum": batch.image.sum()}
+
+
+class Total:
+    main_metric = "total"
+
+    def reset(self) -> None:
+        self.total = 0.0
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        self.total += float(outputs["sum"])
+
+    def state(self) -> float:
+        return self.total
+
+    def merge(self, states: Sequence[float]) -> None:
+        self.total = sum(states)
+
+    def compute(self) -> dict[str, float]:
+        return {"total": self.total}
+
+
+def batches(number: int, failure: Exception | None = None) -> Iterator[Batch]:
+    for value in range(1, number + 1):
+        yield Batch(image=torch.full((1,), float(value)))
+    if failure:
+        raise failure
+
+
+def evaluation(found: Iterator[Batch], **kwargs: Any) -> Evaluation:
+    return Evaluation(found, lambda batch: batch, Total, Precision(mode=None, device="cpu"), **kwargs)
+
+
+def with_another_rank(monkeypatch: pytest.MonkeyPatch, says: Callable[[int], tuple[Vote, bool]]) -> None:
+    """Another rank takes part in the votes: ``says`` what in the round (from 0)."""
+    rounds = iter(range(1000))
+
+    def agree_on(proposal: Vote, has_batch: bool) -> tuple[Vote, bool]:
+        theirs, more = says(next(rounds))
+        return max(proposal, theirs), has_batch or more
+
+    monkeypatch.setattr(evaluate, "agree_on", agree_on)
+
+
+def test_every_batch_once() -> None:
+    net = Counting()
+    assert evaluation(batches(3))(net, NoEma()) == {"total": 6.0}
+    assert net.forwards == 3
+
+
+def test_another_ranks_request_breaks_it_off_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_another_rank(monkeypatch, lambda round_: (Vote.STOP if round_ == 2 else Vote.GO, True))
+    net = Counting()
+    with pytest.raises(BrokenOff):
+        evaluation(batches(100))(net, NoEma())
+    assert net.forwards == 2
+
+
+def test_another_ranks_failure_ends_it_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_together(failure: Exception | None) -> None:
+        assert failure is None
+        raise UserError("val.txt:4: no image (rank 1)")
+
+    with_another_rank(monkeypatch, lambda round_: (Vote.ERROR if round_ == 1 else Vote.GO, True))
+    monkeypatch.setattr(evaluate, "raise_together", raise_together)
+    net = Counting()
+    with pytest.raises(UserError, match="rank 1"):
+        evaluation(batches(100))(net, NoEma())
+    assert net.forwards == 1
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_an_own_failure_is_voted_on(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+    """In reading, and in the net; the others may have images left."""
+    with_another_rank(monkeypatch, lambda round_: (Vote.GO, round_ < left))
+    net = Counting()
+    with pytest.raises(UserError, match="no image"):
+        evaluation(batches(1, UserError("no image")))(net, NoEma())
+    assert net.forwards == 1
+    with pytest.raises(AttributeError):
+        evaluation(iter([Batch(filename=["a"])]))(net, NoEma())
+
+
+def test_a_rank_without_images_left_gathers_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its forward passes count nothing."""
+    with_another_rank(monkeypatch, lambda round_: (Vote.GO, round_ < 4))
+    net = Counting()
+    padded = evaluation(batches(2), padding=lambda: Batch(image=torch.full((1,), 100.0)))
+    assert padded(net, NoEma()) == {"total": 3.0}
+    assert net.forwards == 4
+    with_another_rank(monkeypatch, lambda round_: (Vote.GO, round_ < 4))
+    alone = Counting()
+    assert evaluation(batches(2))(alone, NoEma()) == {"total": 3.0}
+    assert alone.forwards == 2

@@ -1,0 +1,34 @@
+"""The run folder: what an elastic launcher's attempts know of each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from up.engine.folder import Status, begin_launch, is_later_attempt, mark_launch, verdict_of_earlier_attempt, write_status
+
+
+def attempt(monkeypatch: pytest.MonkeyPatch, number: int, rank: int = 0, launch: str = "none") -> None:
+    """This process is a rank of an attempt; plain torchrun calls every launch ``none``."""
+    environment = {"TORCHELASTIC_RUN_ID": launch, "TORCHELASTIC_RESTART_COUNT": str(number), "RANK": str(rank)}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_launch_does_not_go_by_what_an_earlier_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt(monkeypatch, 0)
+    begin_launch(tmp_path)
+    mark_launch(tmp_path)
+    write_status(tmp_path, Status("done", 0, 8))
+    attempt(monkeypatch, 1)
+    assert verdict_of_earlier_attempt(tmp_path) == Status("done", 0, 8)
+    attempt(monkeypatch, 0, rank=1)
+    begin_launch(tmp_path)
+    attempt(monkeypatch, 1, rank=1)
+    assert is_later_attempt(tmp_path), "rank 0 alone writes"
+    attempt(monkeypatch, 0)
+    begin_launch(tmp_path)  # and is killed, before it has come as far as to mark the folder
+    attempt(monkeypatch, 1)
+    assert not is_later_attempt(tmp_path)
+    assert verdict_of_earlier_attempt(tmp_path) is None

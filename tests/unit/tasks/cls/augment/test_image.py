@@ -1,0 +1,45 @@
+"""Images as transforms see them: kinds, sizes and the checks of settings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from up.errors import UserError
+from up.tasks.cls.augment.image import expect_probability, expect_range, height_width, size_of, with_pillow, with_tensor
+
+LEVELS = torch.arange(3 * 2 * 5, dtype=torch.uint8).view(3, 2, 5)
+
+
+def test_size_is_height_then_width_for_both_kinds() -> None:
+    assert size_of(LEVELS) == (2, 5)
+    assert size_of(F.to_pil_image(LEVELS)) == (2, 5)
+
+
+def test_operations_give_back_the_kind_they_got() -> None:
+    turned = with_pillow(lambda image: image.rotate(180), LEVELS)
+    assert torch.equal(turned, LEVELS.flip(1, 2))
+    picture = with_tensor(lambda image: image + 1, F.to_pil_image(LEVELS))
+    assert picture.getpixel((0, 0)) == (1, 11, 21)
+
+
+def test_pillow_operations_refuse_float_tensors() -> None:
+    with pytest.raises(UserError, match=r"got an image of torch.float32, expected uint8: .* before to_tensor"):
+        with_pillow(lambda image: image, LEVELS.float())
+
+
+def test_height_width() -> None:
+    assert height_width(7, "x") == (7, 7)
+    assert height_width((3, 4), "x") == (3, 4)
+    with pytest.raises(UserError, match=r"torch_resize.size: got \(3, 0\), expected pixels"):
+        height_width((3, 0), "torch_resize")
+
+
+def test_probabilities_and_ranges() -> None:
+    assert expect_probability(1, "p") == 1
+    assert expect_range((0.2, 0.2), "scale") == (0.2, 0.2)
+    with pytest.raises(UserError, match="p: got 1.5, expected a probability"):
+        expect_probability(1.5, "p")
+    with pytest.raises(UserError, match=r"scale: got \[1, 0.2\], expected \[low, high\]"):
+        expect_range((1, 0.2), "scale")

@@ -1,0 +1,136 @@
+"""metrics.jsonl after a kill, TensorBoard's file, the log, and the meters."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from torch import nn
+
+from up.engine.hooks import Outline, UpdateReport
+from up.engine.step import StepOutput
+from up.tracking.log import LogFile, MetricsFile, TensorBoard
+from up.tracking.meter import StepMeter, WindowMeter
+
+
+def outline(folder: Path) -> Outline:
+    return Outline(folder, nn.Identity(), total_steps=10, updates_per_epoch=5, global_batch_size=4)
+
+
+def report(step: int, loss: float) -> UpdateReport:
+    return UpdateReport(step, lr=0.1, scalars={"loss": torch.tensor(loss)}, images=4, wait_s=0.0)
+
+
+def test_means_over_the_interval(tmp_path: Path) -> None:
+    hook = MetricsFile(freq=2)
+    hook.on_start(outline(tmp_path), 0)
+    for step, loss in ((1, 1.0), (2, 3.0), (3, 5.0), (4, 5.0)):
+        hook.on_step(report(step, loss))
+    hook.on_evaluation(4, {"top1": 50.0})
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records == [
+        {"phase": "train", "step": 2, "epoch": 0.4, "lr": 0.1, "loss": 2.0},
+        {"phase": "train", "step": 4, "epoch": 0.8, "lr": 0.1, "loss": 5.0},
+        {"phase": "eval", "step": 4, "epoch": 0.8, "top1": 50.0},
+    ]
+
+
+def test_lines_of_lost_updates_are_cut_and_made_again(tmp_path: Path) -> None:
+    hook = MetricsFile(freq=1)
+    hook.on_start(outline(tmp_path), 0)
+    for step in (1, 2, 3):
+        hook.on_step(report(step, float(step)))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "train", "st')  # cut off by a kill
+    again = MetricsFile(freq=1)
+    again.on_start(outline(tmp_path), 2)
+    again.on_step(report(3, 3.0))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_scalars_for_tensorboard(tmp_path: Path) -> None:
+    """What TensorBoard reads; a resumed run says from which step on it is made again."""
+    hook = TensorBoard(freq=2)
+    hook.on_start(Outline(tmp_path, nn.Identity(), 4, 2, 8), 0)
+    for step in (1, 2):
+        hook.on_step(UpdateReport(step, 0.5, {"loss": torch.tensor(float(step))}, 8, 0.0))
+    hook.on_evaluation(2, {"top1": 25.0})
+    hook.on_end(2, "preempted")
+    hook.on_start(Outline(tmp_path, nn.Identity(), 4, 2, 8), 2)
+    hook.on_end(2, "preempted")
+    files = [list(events_of(path)) for path in (tmp_path / "tensorboard").iterdir()]
+    first, second = sorted(files, key=len, reverse=True)
+    assert first[0].file_version == second[0].file_version == "brain.Event:2"
+    points = [(event.step, value.tag, value.simple_value) for event in first for value in event.summary.value]
+    assert points == [(2, "train/lr", 0.5), (2, "train/loss", 1.5), (2, "eval/top1", 25.0)]
+    assert (second[1].step, second[1].session_log.status) == (3, SessionLog.START)
+
+
+def events_of(path: Path) -> Iterator[Event]:
+    content = path.read_bytes()
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_full_disk_is_told_by_tensorboard_and_does_not_block(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        hook = TensorBoard(freq=1)
+        hook.on_start(Outline(tmp_path, nn.Identity(), 10_000, 2, 8), 0)
+        try:
+            for step in range(1, 10_000):
+                hook.on_step(UpdateReport(step, 0.5, {"loss": torch.tensor(1.0)}, 8, 0.0))
+        except OSError:
+            os._exit(74)
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 74
+
+
+def test_a_log_on_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    log = LogFile("/dev/full")
+    log.handle(logging.makeLogRecord({"msg": "step 1"}))
+    with suppress(OSError):
+        log.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_micro_batches_weigh_by_their_images() -> None:
+    meter = StepMeter()
+    meter.add(StepOutput(torch.tensor(1.0), {"accuracy_top1": torch.tensor(0.0)}), 0.75)
+    meter.add(StepOutput(torch.tensor(5.0), {"accuracy_top1": torch.tensor(100.0)}), 0.25)
+    assert {name: float(value) for name, value in meter.take().items()} == {"loss": 2.0, "accuracy_top1": 25.0}
+    assert meter.take() == {}
+
+
+def test_a_window_is_empty_after_reading() -> None:
+    window = WindowMeter()
+    window.add({"loss": torch.tensor(1.0)})
+    window.add({"loss": torch.tensor(2.0)})
+    assert window.read() == {"loss": 1.5}
+    assert window.read() == {}
+
+
+def test_tensorboard_leaves_out_the_first_steps(tmp_path: Path) -> None:
+    hook = TensorBoard(freq=2, skip_first_k=3)
+    hook.on_start(Outline(tmp_path, nn.Identity(), 6, 2, 8), 0)
+    for step in range(1, 7):
+        hook.on_step(UpdateReport(step, 0.1, {"loss": torch.tensor(100.0 if step <= 3 else step)}, 8, 0.0))
+    hook.on_end(6, "done")
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    values = [(event.step, value.tag, value.simple_value) for event in events_of(file) for value in event.summary.value]
+    assert [(step, value) for step, tag, value in values if tag == "train/loss"] == [(4, 4.0), (6, 5.5)]

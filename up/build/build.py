@@ -1,0 +1,237 @@
+"""From a checked experiment to the run that the loop trains: everything built, the run folder ready."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from up.distributed import group
+from up.build.data import (
+    build_dataset,
+    build_evaluation,
+    device_side,
+    notes_on,
+    produced_size,
+    section_of,
+    train_batches,
+    workers_of,
+)
+from up.build.distillation import Teaching, runner_of, teaching_of, told_of
+from up.build.network import build_net, device_of, load_start_weights, on_device, precision_of
+from up.build.preflight import preflight
+from up.build.start import console_of_run, find_start, open_folder, require_unfinished
+from up.build.teacher_cache import with_cache
+from up.build.training import Timetable, build_hooks, checkpoint_lines, optimizer_of, rate_line, schedule_of, timetable
+from up.build.dry_run import first_batch, prove_hooks, try_evaluation, try_optimizer, try_training
+from up.command_line import CommandLine
+from up.schema.decode import missing_for_training
+from up.schema.show import effective_yaml
+from up.data.bad_images import BadImages
+from up.data.loader import TrainLoader
+from up.data.records import Batch
+from up.data.sampler import TrainBatches
+from up.deploy.served import require_exportable
+from up.errors import UserError
+from up.build.experiment import Experiment, missing_files
+from up.models.net import Net
+from up.optim.schedules import Schedule
+from up.engine.buffers import RankBuffers
+from up.engine.clip import Clip
+from up.tracking.display import Display
+from up.engine.ema import build_ema
+from up.tracking.epoch_lines import EpochLines
+from up.engine.evaluate import Evaluation
+from up.engine.faults import fault_from
+from up.engine.hooks import Hook, Hooks, Outline
+from up.tracking.log import LOGGER, MetricsFile, TensorBoard
+from up.engine.parallel import on_many_ranks
+from up.engine.precision import Precision
+from up.engine.session import Run
+from up.engine.step import BatchStage, Mixing, Runner
+from up.engine.fingerprint import Facts, changes
+from up.tracking.start_log import start_lines
+from up.distributed.signals import StopRequest
+from up.distributed.watchdog import stoppable
+from up.seed import be_deterministic
+from up.text import some_of
+from up.distributed.failures import before_joining, meet_and_join, together
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run is made of, as far as a rank can build it without the others."""
+
+    data: Any
+    test_data: Any
+    names: list[str] | None
+    batches: TrainBatches
+    times: Timetable
+    schedule: Schedule
+    evaluation: Evaluation | None
+    net: Net
+    mix: Mixing | None
+    stage: BatchStage
+    hooks: Hooks
+    clip: Clip
+    precision: Precision
+    teaching: Teaching | None
+
+
+def assemble(experiment: Experiment, stop: StopRequest, command: CommandLine) -> Run:
+    """Build everything that training needs. Raises ``UserError`` before anything is created where the input is wrong.
+
+    ``command`` is named where it, with other values, is what resumes a run or starts another. Raises ``NothingToDo`` for a run
+    that is finished.
+    """
+    config, plugin = experiment.config, experiment.plugin
+    with before_joining():
+        experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
+        device = device_of(experiment)
+    with stoppable(stop):
+        meet_and_join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
+    be_deterministic(config.runtime.deterministic)
+    with together():
+        made = prepare(experiment, device)
+        fault = fault_from(os.environ, experiment.folder)
+    facts = facts_of_run(experiment, made)
+    require_one_input(facts)
+    start = find_start(experiment, facts, made.times.keep)
+    require_unfinished(experiment, start, made.times, command)
+    teaching = preflight(experiment, made.teaching, made.evaluation, made.test_data, device) if made.teaching else None
+    with together():
+        told = load_start_weights(experiment, made.net, made.names) if start.checkpoint is None else []
+    net = on_device(experiment, made.net, device)
+    try_out(experiment, made)
+    open_folder(experiment, start, facts.config, command)
+    runner = runner_of(
+        experiment, net, teaching, stage=made.stage, mix=made.mix, device=device, compiled=config.runtime.compile
+    )
+    runner.net = on_many_ranks(
+        runner.net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
+        accumulate=config.trainer.accumulate, find_unused=config.runtime.allow_dead_parameter,
+        first_loss=example_loss(experiment, runner, device),
+    )
+    optimizer = optimizer_of(experiment, made.net)
+    if teaching is not None:
+        teaching.add_adapters_to(optimizer)
+    log_start(experiment, made, teaching, [*told, *start_lines(made.net, optimizer)])
+    ema = build_ema(made.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
+    workers, times = workers_of(section_of(experiment, "train")), made.times
+    return Run(
+        outline=Outline(
+            experiment.folder, made.net, times.total, times.updates_per_epoch, made.batches.global_batch_size, made.names,
+            sample_batch=made.evaluation.first_batch if made.evaluation else None,
+            is_evaluated=lambda step: made.evaluation is not None and times.evaluate.is_due(step),
+        ),
+        facts=facts, runner=runner, optimizer=optimizer, schedule=made.schedule, precision=made.precision, clip=made.clip, ema=ema,
+        loader_from=lambda step: TrainLoader(
+            made.data, made.batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
+        ),
+        evaluation=made.evaluation, evaluate_every=times.evaluate, save_every=times.save,
+        checkpoints=start.folder, resume_from=start.checkpoint, resume_state=start.state, hooks=made.hooks, stop=stop, fault=fault,
+        buffers=RankBuffers(made.net, ema, average=config.runtime.async_norm),
+        bad_images=BadImages(max_bad=made.data.max_bad, total=len(made.data)),
+    )
+
+
+def log_start(experiment: Experiment, made: Material, teaching: Teaching | None, lines: list[str]) -> None:
+    """Log on rank 0 what the run is made of, with ``lines`` about the net, and what is probably a mistake."""
+    if not group.is_main():
+        return
+    report = experiment.plugin.data_report(made.data, made.test_data)
+    of_teachers, warnings = told_of(experiment, teaching)
+    rates = rate_line(experiment, made.schedule, made.times.total, made.batches.global_batch_size)
+    for line in [*report.lines, *of_teachers, *lines, rates, *checkpoint_lines(experiment, made.times)]:
+        LOGGER.info(line)
+    for warning in [*notes_on(made.data, made.test_data), *experiment.decoded.origins.locate(report.warnings), *warnings]:
+        LOGGER.warning(str(warning))
+
+
+def prepare(
+    experiment: Experiment, device: torch.device, *, precision: Precision | None = None, teacher_weights: bool = True
+) -> Material:
+    """Read the data and build the parts. Nothing is created, and no rank waits for another.
+
+    A check gives a ``precision`` that the CPU has, and leaves out the ``teacher_weights`` that would have to be downloaded.
+    """
+    config, plugin = experiment.config, experiment.plugin
+    precision = precision or precision_of(experiment, device)
+    data = build_dataset(experiment, "train")
+    names, facts = plugin.class_names(data), plugin.data_facts(data)
+    batches = train_batches(experiment, data)
+    times = timetable(experiment, batches.updates_per_epoch)
+    schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
+    evaluation = test_data = None
+    if config.trainer.is_eval and config.dataset.test is not None:
+        evaluation, test_data = build_evaluation(experiment, plugin.evaluation_facts(data), device, precision)
+    net = build_net(experiment, facts)
+    require_exportable(experiment, net, names or (plugin.class_names(test_data) if test_data is not None else None))
+    teaching = teaching_of(experiment, net, facts, names, files=teacher_weights)
+    mix, stage = device_side(experiment, data, facts, device)
+    if teaching is not None and teacher_weights:
+        teaching = with_cache(experiment, teaching, data, updates_per_epoch=times.updates_per_epoch, updates=times.total)
+    watching, clip = build_hooks(experiment)
+    prove_hooks(experiment, watching, net, names)
+    try_optimizer(experiment, net)
+    everywhere = [hook for hook in watching.values() if hook.on_every_rank]
+    hooks = Hooks([*standing_hooks(experiment), *watching.values()] if group.is_main() else everywhere)
+    return Material(data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, teaching)
+
+
+def try_out(experiment: Experiment, made: Material) -> None:
+    """The first update and the first evaluation on two images. Raises ``ConfigError``; nothing is created or changed."""
+    with together():
+        train = first_batch(experiment, "train", made.data)
+        test = first_batch(experiment, "test", made.test_data) if made.evaluation is not None else None
+    with together():
+        try_training(experiment, made.net, train, stage=made.stage, mix=made.mix, precision=made.precision)
+        if test is not None and made.evaluation is not None:
+            try_evaluation(experiment, made.net, test, made.evaluation)
+
+
+def facts_of_run(experiment: Experiment, made: Material) -> Facts:
+    """What a resume compares with the run that saved a checkpoint."""
+    config = experiment.config
+    return Facts(
+        effective_yaml(config), made.data.fingerprint(), config.runtime.random_seed, made.batches.global_batch_size, made.names,
+        config.saver.accept_data_change,
+    )
+
+
+def require_one_input(facts: Facts) -> None:
+    """Raise ``UserError`` on every rank when one of them reads another configuration or other data than rank 0."""
+    main_config, main_data = group.from_main((facts.config, facts.data_sha256))
+    with together():
+        different = changes(main_config, facts.config)
+        if different:
+            raise UserError(f"this rank was given another configuration than rank 0: {some_of(different, 5)}.")
+        if facts.data_sha256 != main_data:
+            raise UserError(
+                f"this rank reads other training data than rank 0 (sha256 {facts.data_sha256[:12]}…, there {main_data[:12]}…). "
+                "Every host must have the same meta files."
+            )
+
+
+def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -> Callable[[], torch.Tensor] | None:
+    """What computes the loss of two images of noise as a step does; None where the size of the images is not known."""
+    size = produced_size(experiment) if group.is_parallel() else None
+    if size is None:
+        return None
+
+    def loss() -> torch.Tensor:
+        batch = experiment.plugin.example_batch(runner.model, size, 2)
+        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        return runner.training_step(Batch(moved), step=0).loss
+
+    return loss
+
+
+def standing_hooks(experiment: Experiment) -> list[Hook]:
+    """What every run shows and writes."""
+    every = experiment.config.trainer.log_interval
+    tensorboard = [] if any(hook.type == "train_val_logger" for hook in experiment.config.hooks) else [TensorBoard(freq=every)]
+    return [Display(every=every, console=console_of_run()), EpochLines(), MetricsFile(freq=every), *tensorboard]

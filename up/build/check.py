@@ -1,0 +1,217 @@
+"""Check a configuration without training: its files, the start of training, a batch of noise through loss and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from up.build.data import build_evaluation, build_reader, build_transforms, input_size_of, notes_on
+from up.build.distillation import Teaching, runner_of, teaching_of, told_of
+from up.build.images import Track, open_images
+from up.build.network import build_net, device_of, load_start_weights, precision_of
+from up.build.preflight import preflight
+from up.build.build import Material, facts_of_run, prepare, try_out
+from up.build.start import find_start, finished
+from up.build.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
+from up.build.dry_run import first_batch, placing_modules, prove_hooks, try_evaluation
+from up.schema.decode import missing_for_training
+from up.config.errors import Problem
+from up.schema.sections import Config
+from up.deploy.served import export_problems, is_for_export, require_exportable
+from up.errors import UserError
+from up.build.experiment import Experiment, missing_files, net_table, weights_of_teachers
+from up.files import unwritable
+from up.models.net import Net, model_summary
+from up.models.weight_files import is_downloaded, is_of_timm
+from up.engine.precision import Precision
+from up.text import count, si
+from up.build.trained import NO_WEIGHTS, net_to_evaluate, training_counts
+
+IMAGES = 2  # batch normalisation needs more than one
+_UNSEEN = 1000  # updates an epoch and images an update, where there are no data to tell
+_CLASSES = 10  # the same of classes
+_LATE = 10**9  # an update after every warm-up
+_CPU = torch.device("cpu")
+_FLOAT32 = Precision(mode=None, device=_CPU)
+
+
+def prove(
+    experiment: Experiment, warn: Callable[[str], object], *, files: bool = True, images: Track | None = None
+) -> Iterator[str]:
+    """Lines that say what was checked; ``warn`` gets what is probably a mistake.
+
+    ``images``, if given, shows the progress of opening every image. Raises ``UserError`` for what ``train`` would refuse.
+    Creates nothing.
+    """
+    yield from (f"note: {note}" for note in experiment.decoded.notes)
+    check_device(experiment, warn)
+    if files and is_for_evaluation(experiment.config):
+        experiment.refuse(missing_files(experiment))
+        yield from prove_evaluation(experiment, warn, images)
+        return
+    if files:
+        experiment.refuse([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
+        yield from prove_with_data(experiment, warn, images)
+        return
+    facts = assumed_facts(experiment)
+    prove_parts(experiment, facts)
+    net = build_net(experiment, facts).train()
+    require_exportable(experiment, net, None, labels=False)
+    if experiment.config.trainer.optimizer is not None:
+        schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
+    yield from prove_net(experiment, net, teaching_of(experiment, net, facts, None, files=False), None)
+
+
+def prove_with_data(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
+    """What ``train`` does before it creates anything: its own code, on the CPU, up to the first step and the first evaluation."""
+    start_absent, teachers_absent = list(absent_start_weights(experiment)), list(absent_teacher_weights(experiment))
+    made = prepare(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
+    if made.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
+        evaluation, test = build_evaluation(experiment, experiment.plugin.evaluation_facts(made.data), _CPU, _FLOAT32)
+        made = replace(made, evaluation=evaluation, test_data=test)
+    times = made.times
+    yield from (f"note: {note}" for note in notes_on(made.data, made.test_data))
+    yield f"train: {count(len(made.data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
+    if made.test_data is not None:
+        yield f"test: {count(len(made.test_data), 'image')}"
+    report = experiment.plugin.data_report(made.data, made.test_data)
+    yield from report.lines
+    for problem in experiment.decoded.origins.locate([*report.warnings, *start_absent, *teachers_absent]):
+        warn(str(problem))
+    if not is_for_export(experiment):
+        for problem in export_problems(experiment, made.net, made.names):
+            warn(f"{problem} (up to_onnx and up to_kestrel will refuse this)")
+    yield rate_line(experiment, made.schedule, times.total, made.batches.global_batch_size)
+    first = first_batch(experiment, "train", made.data, warn)
+    yield f"first training sample: {tuple(first.image.shape[1:])}"
+    if images is not None:
+        sources = [("train", made.data), *([("test", made.test_data)] if made.test_data is not None else [])]
+        yield from open_images(experiment, sources, images, warn)
+    try_out(experiment, made)
+    yield from prove_start(experiment, made, weights=not start_absent, teacher_weights=not teachers_absent)
+    yield from prove_net(experiment, made.net, made.teaching, made.names)
+
+
+def is_for_evaluation(config: Config) -> bool:
+    """Whether a configuration has data to evaluate or predict and none to train on."""
+    return config.dataset.train is None and config.dataset.test is not None
+
+
+def prove_evaluation(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
+    """What ``up eval`` does before it writes anything: the weights, the data, and a first image through net and evaluator."""
+    net, facts, report = net_to_evaluate(experiment, None, training_counts(experiment))
+    yield from [f"note: {NO_WEIGHTS}"] if report is None else [f"weights: {report.source}", *report.remarks()]
+    evaluation, test = build_evaluation(experiment, facts, _CPU, _FLOAT32)
+    yield from (f"note: {note}" for note in notes_on(test))
+    yield f"test: {count(len(test), 'image')}"
+    first = first_batch(experiment, "test", test, warn)
+    yield f"first image: {tuple(first.image.shape[1:])}"
+    if images is not None:
+        yield from open_images(experiment, [("test", test)], images, warn)
+    try_evaluation(experiment, net, first, evaluation)
+
+
+def prove_start(experiment: Experiment, made: Material, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
+    """The checkpoint or the weights that training starts from, and the teachers' scores; not those still to be downloaded."""
+    start = find_start(experiment, facts_of_run(experiment, made), made.times.keep)
+    done = finished(experiment, start, made.times)
+    if done:
+        yield f"note: {done} `up train` would change nothing"
+    elif start.checkpoint is not None:
+        yield f"training resumes from {start.checkpoint}"
+    elif weights:
+        yield from load_start_weights(experiment, made.net, made.names)
+    if made.teaching is not None:
+        yield from made.teaching.lines
+    if made.teaching is not None and teacher_weights:
+        scored = preflight(experiment, made.teaching, made.evaluation, made.test_data, _CPU)
+        yield from scored.lines[len(made.teaching.lines) :]
+
+
+def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
+    """Warn if ``runtime.device`` is not on this machine, which may be another one than that which trains."""
+    try:
+        precision_of(experiment, device_of(experiment))
+    except UserError as error:
+        warn(str(error))
+        precision_of(experiment, _CPU)
+
+
+def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:
+    """A run folder that could not be written to."""
+    reason = unwritable(experiment.folder)
+    if reason is not None:
+        yield Problem("saver.save_dir", f"{experiment.folder}: nothing can be written there: {reason}. Name another folder.")
+
+
+def absent_start_weights(experiment: Experiment) -> Iterator[Problem]:
+    """That ``saver.pretrain_model`` names weights that are still to be downloaded."""
+    yield from _to_download("saver.pretrain_model", experiment.config.saver.pretrain_model)
+
+
+def absent_teacher_weights(experiment: Experiment) -> Iterator[Problem]:
+    """The teachers whose weights are still to be downloaded."""
+    for key, file in weights_of_teachers(experiment).values():
+        yield from _to_download(key, file)
+
+
+def _to_download(key: str, source: str | None) -> Iterator[Problem]:
+    if source is not None and is_of_timm(source) and not is_downloaded(source):
+        what = f"{source} is not on this machine: train downloads it when it starts, and only then sees whether it fits"
+        yield Problem(key, f"{what}. Without a network there, download it here first, or name a file.")
+
+
+def prove_net(experiment: Experiment, net: Net, teaching: Teaching | None, names: list[str] | None) -> Iterator[str]:
+    """Optimizer, hooks, and a batch of noise through net, loss and backward."""
+    total_row = model_summary(net)[-1]
+    yield f"net: {si(total_row.parameters)} parameters, {si(total_row.trainable)} of them trainable"
+    prove_hooks(experiment, build_hooks(experiment)[0], net, names)
+    if experiment.config.trainer.optimizer is not None:
+        optimizer_of(experiment, net)
+    yield from prove_backward(experiment, net, teaching)
+
+
+def assumed_facts(experiment: Experiment) -> dict[str, Any]:
+    """What stands in for the data where they are not looked at: a number of classes, if the file leaves it to them."""
+    heads = [module for module in experiment.config.net if net_table(experiment.tables, module) == "head"]
+    return {"num_classes": _CLASSES} if any("num_classes" not in head.kwargs for head in heads) else {}
+
+
+def prove_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
+    """Build, and throw away, what a run would build besides the data and the net."""
+    sources: tuple[Literal["train", "test"], ...] = ("train", "test")
+    for source in sources:
+        section = getattr(experiment.config.dataset, source)
+        if section is not None and "image_reader" in section.dataset.kwargs:
+            reader, transforms = build_reader(experiment, source), build_transforms(experiment, source)
+            with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
+                experiment.plugin.pipeline(reader, transforms)
+    train = experiment.config.dataset.train
+    if train is not None and train.dataloader.kwargs.batch_fn is not None:
+        place = "dataset.train.dataloader.kwargs.batch_fn"
+        experiment.build(train.dataloader.kwargs.batch_fn, "batch_fn", facts, place)
+
+
+def prove_backward(experiment: Experiment, net: Net, teaching: Teaching | None) -> Iterator[str]:
+    """One batch of noise through net, teachers, losses and backward."""
+    size = input_size_of(experiment)
+    runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=_CPU)
+    with experiment.placing("net"):
+        batch = experiment.plugin.example_batch(net, size, IMAGES)
+        with placing_modules(experiment, net):
+            output = runner.training_step(batch, _LATE)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        if not torch.isfinite(output.loss):
+            raise UserError(f"the loss of a batch of noise is {float(output.loss)}, expected a finite number.")
+    shape = " x ".join(map(str, batch.image.shape))
+    yield f"one batch of {shape} through net, loss and backward: loss {float(output.loss.detach()):.3f}"
+    yield from (f"note: {line}" for line in told_of(experiment, teaching)[1])
+    if teaching is not None:
+        names = [term.name for term in teaching.mimic.terms]
+        yield "its parts: " + ", ".join(f"{name} {float(output.shown()[name]):.3f}" for name in ("task_loss", *names))
+    unused = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if unused:
+        yield f"note: {count(len(unused), 'parameter')} got no gradient, the first is {unused[0]}; freeze what is not used"

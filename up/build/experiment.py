@@ -1,0 +1,253 @@
+"""From a YAML file and overrides to one frozen, checked experiment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from up.schema.decode import Decoded, Note, load_config
+from up.config.errors import DEFAULT, ConfigError, Problem
+from up.schema.named_files import missing_at, missing_start_weights
+from up.config.part_notes import notes_on_part
+from up.config.parts import build_part, check_part, parts_of
+from up.schema.sections import Config, NetModule, ParamRule, Part
+from up.config.signature import signature_of
+from up.config.wording import unknown
+from up.config.contract import PartError
+from up.data.sampler import SAMPLERS
+from up.errors import UserError
+from up.models.backbones import BACKBONES
+from up.models.init import INITIALIZERS
+from up.models.norm import NORMS
+from up.optim.optimizers import OPTIMIZERS
+from up.optim.schedules import SCHEDULES
+from up.config.plugins import extended, make_importable
+from up.registry import Registry
+from up.engine.step import RUNNERS
+from up.distill.losses import MIMIC_LOSSES
+from up.tasks.task import TASKS, TaskPlugin
+
+ENTRY_POINTS = "up.tasks"
+NET_TABLES = ("backbone", "head", "post_process")
+ENGINE_TABLES: Mapping[str, Registry] = {
+    "backbone": BACKBONES.extended({"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
+    "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
+    "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}), "mimic_loss": MIMIC_LOSSES,
+}
+ENGINE_FILLED_IN: Mapping[str, Sequence[str]] = {
+    "sampler": ("size", "labels", "seed", "shuffle"),
+    "runner": ("net", "loss_of", "stage", "mix", "seed", "mimic", "teachers"),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One configuration with the task that it is for; every part in it is known to exist and to take its arguments."""
+
+    path: Path
+    decoded: Decoded
+    plugin: TaskPlugin
+    tables: Mapping[str, Registry]
+
+    @property
+    def config(self) -> Config:
+        """The typed sections."""
+        return self.decoded.config
+
+    @cached_property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.saver.folder(self.path)
+
+    def refuse(self, problems: Iterable[Problem]) -> None:
+        """Raise a ``ConfigError`` with the places of ``problems``, if there are any."""
+        located = self.decoded.origins.locate(list(problems))
+        if located:
+            raise ConfigError(located)
+
+    def build(self, part: Part | Mapping[str, Any], table: str, facts: Mapping[str, object] | None = None, path: str = "") -> Any:
+        """The object that the part at ``path`` stands for; ``facts`` fill in what the file leaves out."""
+        with self.placing(path):
+            return build_part(part, table, self.tables, facts, path)
+
+    @contextmanager
+    def placing(self, path: str) -> Iterator[None]:
+        """Errors of the block that name no place get that of the value at ``path``, or of the part that they blame."""
+        with self.decoded.origins.placing(path):
+            try:
+                yield
+            except PartError as error:
+                raise ConfigError([Problem(place_of(self, error.part, path) or path, str(error))]) from error
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read, override, decode and check. Raises ``ConfigError`` with every problem at once; nothing is created."""
+    decoded = load_config(path, overrides)
+    runtime = decoded.config.runtime
+    with decoded.origins.placing("runtime.task_names"):
+        plugin = find_task(runtime.task_names)
+    with decoded.origins.placing("runtime.plugins"):
+        tables = all_tables(plugin, runtime.plugins, path.parent)
+    experiment = Experiment(path, decoded, plugin, tables)
+    experiment.refuse([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
+    return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment)]))
+
+
+def find_task(name: str) -> TaskPlugin:
+    """The task called ``name``, ours or one that an installed package brings as an entry point of ``up.tasks``."""
+    others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in others:
+        return others[name].load()  # type: ignore[no-any-return]
+    return TASKS.get(name)  # type: ignore[no-any-return]
+
+
+def all_tables(plugin: TaskPlugin, modules: Sequence[str], folder: Path | None = None) -> dict[str, Registry]:
+    """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH.
+
+    They are looked for in the working folder and in ``folder`` too, that of the configuration.
+    """
+    from_environment = [name for name in os.environ.get("PLUGINPATH", "").split(":") if name]
+    if modules or from_environment:
+        make_importable(folder)
+    return extended({**ENGINE_TABLES, **plugin.tables}, [*modules, *from_environment])
+
+
+def part_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What is wrong with the types and arguments of parts, anywhere in the configuration."""
+    filled_in = {**ENGINE_FILLED_IN, **experiment.plugin.filled_in}
+    for path, part, table in placed_parts(experiment):
+        yield from check_part(part, table, experiment.tables, path, filled_in.get(table, ()))
+
+
+def part_notes(experiment: Experiment) -> Iterator[Note]:
+    """One note for each argument that is accepted and changes nothing, at the first place that gives it."""
+    told: set[str] = set()
+    for path, part, table in placed_parts(experiment):
+        for where, what in notes_on_part(part, table, experiment.tables, path):
+            if what not in told:
+                told.add(what)
+                yield Note(where, what, experiment.decoded.origins.of(where))
+
+
+def group_problems(experiment: Experiment) -> Iterator[Problem]:
+    """What ``pconfig`` sets for some parameters and the optimizer does not take."""
+    part, table = experiment.config.trainer.optimizer, experiment.tables["optimizer"]
+    if part is None:
+        return
+    try:
+        takes = signature_of(table.get(part.type))
+    except UserError:  # an unknown type, which ``part_problems`` tells of
+        return
+    rules = {name: getattr(part.pconfig, name) for name in type(part.pconfig).model_fields}
+    for name, rule in rules.items():
+        for key in rule.kwargs if isinstance(rule, ParamRule) else ():
+            if key not in takes.parameters and not takes.open:
+                what = unknown(part.type, key, list(takes.parameters), "argument")
+                yield Problem(f"trainer.optimizer.pconfig.{name}.kwargs.{key}", what, about_key=True)
+
+
+def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
+    """Every part at a fixed place: its path, itself, its table. Parts within parts are found by ``check_part``."""
+    config, tables = experiment.config, experiment.tables
+    yield from parts_of(config)
+    for place, net in (("net", config.net), *config.teachers.items()):
+        for index, module in enumerate(net):
+            if module.type != "self":
+                yield f"{place}.{index}", module, net_table(tables, module)
+    if config.trainer.optimizer is not None:
+        yield "trainer.optimizer", config.trainer.optimizer, "optimizer"
+    if config.trainer.lr_scheduler is not None:
+        yield "trainer.lr_scheduler", config.trainer.lr_scheduler, "lr_scheduler"
+
+
+def place_of(experiment: Experiment, part: type, near: str) -> str | None:
+    """The path of the ``type`` that names the plug-in class ``part``, the one nearest to the path ``near`` if there are several."""
+    own = {name for registry in experiment.tables.values() for name in registry.plugins if registry.get(name) is part}
+    parts = [(path, found.model_dump()) for path, found, _ in placed_parts(experiment)]
+    found = [place for path, written in parts for place, name in _types_in(written, path) if name in own]
+    return max(found, key=lambda place: len(os.path.commonprefix([place, near])), default=None)
+
+
+def _types_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The place and the name of every ``type`` in a part as written, itself and the parts in its kwargs."""
+    if isinstance(value, Mapping) and isinstance(value.get("type"), str):
+        yield f"{path}.type", value["type"]
+    for key, inner in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ():
+        yield from _types_in(inner, f"{path}.{key}")
+
+
+def net_table(tables: Mapping[str, Registry], module: NetModule) -> str:
+    """The table that a module of the net is found in; an unknown type is looked for in the table that its name suggests."""
+    found = [table for table in NET_TABLES if module.type in tables[table]]
+    suggested = [table for table in NET_TABLES if table in module.name]
+    return next(iter([*found, *suggested]), "head")
+
+
+def missing_files(experiment: Experiment) -> Iterator[Problem]:
+    """Files and folders that the configuration names and the disk does not have, each with the key that sets it."""
+    config = experiment.config
+    for name in ("train", "test"):
+        source = getattr(config.dataset, name)
+        if source is not None:
+            for key, path in named_paths(experiment, source.dataset):
+                yield from missing_at(f"dataset.{name}.dataset.kwargs.{key}", path)
+    yield from missing_start_weights(config, experiment.folder)
+    for key, file in weights_of_teachers(experiment).values():
+        if file is None or not file.startswith("timm:"):
+            yield from missing_at(key, file)
+
+
+def named_paths(experiment: Experiment, dataset: Part) -> Iterator[tuple[str, str | None]]:
+    """The keys of a data set's kwargs that name files and folders, with what is written there: those that the task knows, and
+    those that the signature annotates as ``Path``."""
+    signature = signature_of(experiment.tables["dataset"].get(dataset.type))
+    for key, path in experiment.plugin.named_paths(dataset.kwargs):
+        if signature.takes(key.partition(".")[0]) or signature.open:
+            yield key, path
+    for name, parameter in signature.parameters.items():
+        if parameter.annotation is Path and name in dataset.kwargs:
+            yield name, str(dataset.kwargs[name])
+
+
+def is_distillation(experiment: Experiment) -> bool:
+    """Whether the runner mimics teachers."""
+    return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("mimic")
+
+
+def key_of_job(experiment: Experiment, job: str) -> str:
+    """What the file calls a job: ``mimic.mimic_job1``, or ``mimic`` itself where the job is written directly in it."""
+    written_apart = experiment.decoded.origins.of(f"mimic.{job}") != DEFAULT
+    return f"mimic.{job}" if written_apart else "mimic"
+
+
+def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
+    """By teacher, of those that are in a job: the key that names its weights, and the file; none where nothing mimics."""
+    mimic = experiment.config.mimic
+    found: dict[str, tuple[str, str | None]] = {}
+    if mimic is None or not is_distillation(experiment):
+        return found
+    for name, job in mimic.jobs.items():
+        for teacher, tap in job.teachers.items():
+            place, file = f"{key_of_job(experiment, name)}.{teacher}.teacher_weight", tap.teacher_weight
+            module = experiment.config.teachers[teacher][0]
+            if module.type == "onnx":
+                place, file = f"{teacher}.onnx", module.kwargs.get("file")
+            before, earlier = found.setdefault(teacher, (place, file))
+            if file is not None and earlier not in (None, file):
+                experiment.refuse([Problem(place, f"got {file}, but {before} says {earlier}: keep one of them")])
+            if earlier is None and file is not None:
+                found[teacher] = (place, file)
+    return found
+
+
+def distillation_problems(experiment: Experiment) -> Iterator[Problem]:
+    """A runner that mimics needs to be told whom."""
+    runner = experiment.config.runtime.runner.type
+    if runner in experiment.tables["runner"] and is_distillation(experiment) and experiment.config.mimic is None:
+        yield Problem("mimic", f"is missing: the runner {runner!r} needs teachers and what to mimic (docs/distill.md)")

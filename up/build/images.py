@@ -1,0 +1,85 @@
+"""Open every image of a run before it trains: what cannot be read is found in minutes and not in the third epoch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from up.data.bad_images import BadImages, UnreadableImages
+from up.data.loader import Workers, fetched
+from up.data.records import Batch, Sample, SampleKey
+from up.data.sampler import EvalBatches
+from up.errors import UserError
+from up.build.experiment import Experiment
+from up.text import count
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]  # passes things on and shows how many of how many have come by
+
+_BATCH = 32  # images that a worker opens at a time
+_LISTED = 20  # unreadable images in the message
+
+
+def open_images(
+    experiment: Experiment, datasets: Iterable[tuple[str, Any]], track: Track, warn: Callable[[str], object]
+) -> Iterator[str]:
+    """Read every image of ``datasets`` (their names in ``dataset:``, and they) in worker processes; a line for each data set.
+
+    Raises ``UserError`` that lists what cannot be read where training would stop for it; ``warn`` gets it where it is skipped.
+    """
+    refused: list[str] = []
+    for name, data in datasets:
+        unreadable = list(_unreadable(experiment, data, track))
+        limit = BadImages(max_bad=data.max_bad, total=len(data)).limit
+        yield f"{name}: {count(len(data), 'image')} opened, {len(unreadable):,} cannot be read"
+        skips = getattr(data, "on_bad_image", "error") == "skip"
+        if skips and len(unreadable) <= limit:
+            for line in _capped(unreadable):
+                warn(f"{line} (skipped, because dataset.{name} has on_bad_image: skip)")
+        elif unreadable:
+            refused += unreadable
+            if skips:
+                refused.append(
+                    f"dataset.{name}: {count(len(unreadable), 'bad image')} of {len(data):,}, expected at most {limit:,} (max_bad)"
+                )
+    if refused:
+        remedy = "Repair or remove them, or set on_bad_image: skip and max_bad to go on without them."
+        raise UnreadableImages("\n".join([*_capped(refused), remedy]))
+
+
+def _capped(lines: list[str]) -> list[str]:
+    more = len(lines) - _LISTED
+    return [*lines[:_LISTED], f"and {more:,} more"] if more > 0 else lines
+
+
+def _unreadable(experiment: Experiment, data: Any, track: Track) -> Iterator[str]:
+    batches = EvalBatches(len(data), batch_size=_BATCH, rank=0, world_size=1)
+    workers = Workers(num_workers=min(_processors(), len(data) // _BATCH))
+    opened = fetched(_Opened(data, experiment.plugin.read_sample), batches, workers=workers, collate=_reasons)
+    for batch in track(opened, len(batches)):
+        yield from batch.bad
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Opened:
+    """A data set whose samples are only the reasons why they cannot be read, "" where they can."""
+
+    def __init__(self, data: Any, read: Callable[[Any, int], Any]) -> None:
+        self._data, self._read = data, read
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        try:
+            self._read(self._data, key.index)
+        except UserError as error:
+            return Sample(bad=str(error))
+        return Sample(bad="")
+
+
+def _reasons(samples: Iterable[Sample]) -> Batch:
+    return Batch(bad=[sample.bad for sample in samples if sample.bad])

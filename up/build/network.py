@@ -1,0 +1,119 @@
+"""From a checked experiment to its network, filled with the weights that it starts from, on its device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from up.distributed import group
+from up.build.data import produced_size
+from up.schema.sections import Fp16
+from up.schema.sections import Net as NetSection
+from up.build.experiment import Experiment, net_table
+from up.models.adapter import recompute_activations
+from up.models.backbones import BACKBONES
+from up.models.net import Net
+from up.models.norm import special_bn_init, sync_batchnorms
+from up.models.weight_files import variant_needed
+from up.models.weights import load_weights, read_state
+from up.engine.precision import Precision
+from up.seed import key, seed_all
+
+_NET = 3  # the purpose of the seed that a network's first weights are drawn with
+
+
+def build_net(
+    experiment: Experiment,
+    data_facts: Mapping[str, Any],
+    section: NetSection | None = None,
+    place: str = "net",
+    weights: str | None = None,
+) -> Net:
+    """The network of a ``net`` list, its first weights drawn from the run's seed alone.
+
+    ``section`` is a teacher's list, and ``weights`` names the file that it will be filled from.
+    """
+    runtime, plugin = experiment.config.runtime, experiment.plugin
+    variant = variant_needed(experiment.config.saver.pretrain_model if section is None else weights)
+    seed_all(key(runtime.random_seed, _NET))
+    modules: dict[str, nn.Module] = {}
+    size = produced_size(experiment)
+    freeze: list[str] = []
+    previous = ""
+    for index, entry in enumerate(section or experiment.config.net):
+        freeze += (
+            entry.freeze_patterns
+            if entry.type == "self"
+            else [own_pattern(entry.name, pattern) for pattern in entry.freeze_patterns]
+        )
+        if entry.type == "self":
+            continue
+        table = net_table(experiment.tables, entry)
+        with experiment.placing(f"{place}.{index}"):
+            facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry)
+        if table == "backbone" and size is not None:
+            facts = {"img_size": list(size)}  # for those whose position embeddings depend on it
+        if entry.type in BACKBONES and variant is not None:
+            facts = {**facts, "variant": variant}
+        modules[entry.name] = experiment.build(entry, table, facts, f"{place}.{index}")
+        if table == "backbone" and place == "net":
+            recompute_if_asked(experiment, modules[entry.name])
+        previous = entry.name
+    earlier = {entry.name: entry.prev for entry in section or experiment.config.net if entry.prev}
+    with experiment.placing(place):
+        net = Net(list(modules.items()), prev=earlier, freeze_patterns=freeze)
+    if runtime.special_bn_init:
+        values = runtime.special_bn_init
+        special_bn_init(net) if values is True else special_bn_init(net, eps=values.eps, momentum=values.momentum)
+    return net
+
+
+def recompute_if_asked(experiment: Experiment, backbone: nn.Module) -> None:
+    """Gradient checkpointing where the hook ``memory_checkpoint`` asks for it: older files write it among the hooks."""
+    for index, part in enumerate(experiment.config.hooks):
+        if part.type == "memory_checkpoint" and part.kwargs.get("enable", True):
+            with experiment.placing(f"hooks.{index}"):
+                recompute_activations(backbone)
+
+
+def own_pattern(name: str, pattern: str) -> str:
+    """A freeze pattern of one module as a pattern of the whole net."""
+    return rf"r:^{re.escape(name)}\..*(?:{pattern[2:]})" if pattern.startswith("r:") else f"{name}.{pattern}"
+
+
+def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] | None) -> list[str]:
+    """Fill the net from ``saver.pretrain_model``, if one is named; returns lines that say what became of every tensor."""
+    saver = experiment.config.saver
+    if saver.pretrain_model is None:
+        return []
+    return list(load_weights(net, read_state(saver.pretrain_model), skip=saver.skip, class_names=class_names).lines())
+
+
+def device_of(experiment: Experiment) -> torch.device:
+    """The device of ``runtime.device`` for this rank. Raises ``UserError`` where there is no such device."""
+    with experiment.placing("runtime.device"):
+        return group.device_for(experiment.config.runtime.device)
+
+
+def on_device(experiment: Experiment, net: Net, device: torch.device) -> nn.Module:
+    """Move the net to the device in its memory format and return what is to be called: compiled where asked for."""
+    runtime = experiment.config.runtime
+    net.to(device)
+    sync_batchnorms(net)
+    if runtime.channels_last:
+        net.to(memory_format=torch.channels_last)
+    if runtime.compile:
+        net.compile()  # in place: names in the state dict stay as they are
+    return net
+
+
+def precision_of(experiment: Experiment, device: torch.device) -> Precision:
+    """The number format of forward and backward passes."""
+    runtime = experiment.config.runtime
+    factor = runtime.fp16.scale_factor if isinstance(runtime.fp16, Fp16) else "dynamic"
+    with experiment.placing("runtime.amp"):
+        return Precision(mode=None if runtime.precision == "fp32" else runtime.precision, device=device, scale_factor=factor)

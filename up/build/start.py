@@ -1,0 +1,168 @@
+"""Where a run starts: its folder, the checkpoint it resumes from, and what becomes of an earlier run there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from up.distributed import group
+from up.build.training import Timetable
+from up.command_line import CommandLine
+from up.errors import NothingToDo, UserError
+from up.build.experiment import Experiment
+from up.files import BEST, LATEST, named_checkpoint, write_text
+from up.engine.checkpoint import CheckpointFolder, load_checkpoint, read_sidecar, require_resumable
+from up.tracking.display import show_log_on, terminal
+from up.engine.folder import claim, is_later_attempt, mark_launch, open_run_folder, read_status, set_aside, set_earlier_run_aside
+from up.engine.keeping import Keeping
+from up.tracking.log import LOGGER, log_to
+from up.engine.fingerprint import Facts, require_same_run
+from up.tracking.summary import best_of, progress
+from up.distributed.failures import together
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: its folder, the checkpoint to resume from, if any, and how the configuration differs from that one's."""
+
+    folder: CheckpointFolder
+    checkpoint: Path | None
+    state: Mapping[str, Any] | None
+    changes: list[str]
+    warnings: list[str]
+
+    @property
+    def own_state(self) -> Mapping[str, Any] | None:
+        """What the checkpoint holds, where it is of this folder."""
+        is_own = self.checkpoint is not None and self.checkpoint.parent.resolve() == self.folder.folder.resolve()
+        return self.state if is_own else None
+
+
+def find_start(experiment: Experiment, facts: Facts, keeping: Keeping) -> Start:
+    """Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start.
+
+    Writes nothing. Rank 0 decides for all. Raises ``UserError`` for a checkpoint that this run cannot resume from.
+    """
+    saver = experiment.config.saver
+    folder = CheckpointFolder(
+        experiment.folder, keeping=keeping, config_sha256=sha256(facts.config.encode()).hexdigest(),
+        slim_best=saver.best_without_optimizer,
+    )
+    named = named_checkpoint(saver.resume_model) if saver.resume_model else None
+    found, warnings = named, [str(note) for note in experiment.decoded.notes]
+    with together():
+        if group.is_main() and (saver.auto_resume or is_later_attempt(experiment.folder)):
+            own, passed_over = folder.newest()
+            found, warnings = own or found, [*passed_over, *warnings, *_not_used(named, own)]
+    found = group.from_main(found)
+    with together():
+        if found is not None and not found.is_file():
+            raise UserError(
+                f"{found}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
+            )
+        state = None if found is None else load_checkpoint(found)
+        different = []
+        if found is not None and state is not None:
+            different = require_same_run(found, state, facts)
+            require_resumable(found, state)
+    return Start(folder, found, state, different, warnings)
+
+
+def _not_used(named: Path | None, own: Path | None) -> Iterator[str]:
+    """That the checkpoint of ``saver.resume_model`` is not the one to resume from, where the run has one of its own."""
+    sidecars = [None if path is None else read_sidecar(path) for path in (named, own)]
+    if named is not None and own is not None and (None in sidecars or sidecars[0] != sidecars[1]):
+        yield f"saver.resume_model {named} is not used: the run resumes from its own {own} (unless saver.auto_resume is false)"
+
+
+def finished(experiment: Experiment, start: Start, times: Timetable) -> str:
+    """That the run in the folder has made all its steps, and what it came to; empty where it has not."""
+    state = start.own_state
+    status = group.from_main(read_status(experiment.folder) if group.is_main() else None)
+    if state is None or status is None or status.state != "done" or state["step"] < times.total or not _has_names(start):
+        return ""
+    per_epoch, step = times.updates_per_epoch, state["step"]
+    done = [progress(step, max(step, times.total), per_epoch), best_of(state["best"], per_epoch)]
+    return f"{experiment.folder}: this run is finished ({', '.join(filter(None, done))})."
+
+
+def _has_names(start: Start) -> bool:
+    """Whether the newest checkpoint and the best have their further names, which a resumed run would give them."""
+    latest, best = (read_sidecar(start.folder.folder / name) for name in (LATEST, BEST))
+    is_best_named = best is not None or not (start.state and start.state["best"])
+    return latest is not None and is_best_named
+
+
+def require_unfinished(experiment: Experiment, start: Start, times: Timetable, command: CommandLine) -> None:
+    """Raise ``NothingToDo`` on every rank for a run that is finished: how to train longer, how to start anew."""
+    told = finished(experiment, start, times)
+    if not told:
+        return
+    assert start.state is not None
+    per_epoch, step = times.updates_per_epoch, start.state["step"]
+    lines = [f"{told} Nothing was changed."]
+    lines += [f"  {line}; nothing is left to train with it" for line in start.changes]
+    lines += [f"  {line}" for line in start.warnings if "saver.resume_model" in line]
+    lines.append(f"  to train longer:  {twice_as_long(experiment, step, per_epoch, command)}")
+    lines.append(f"  to start anew:    {command.setting({'saver.save_dir': unused_folder(experiment.folder)})}")
+    ending = NothingToDo("\n".join(lines))
+    ending.known_to_all = True
+    raise ending
+
+
+def twice_as_long(experiment: Experiment, step: int, updates_per_epoch: int, command: CommandLine) -> str:
+    """The command for a run of twice as many epochs, its schedule stretched with it, or twice as many steps."""
+    if experiment.config.trainer.max_iter is not None:
+        return command.setting({"trainer.max_iter": 2 * step})
+    return command.with_flag("--epochs", 2 * (step // updates_per_epoch))
+
+
+def unused_folder(folder: Path) -> Path:
+    """``runs/a-2``, or the first number that is free."""
+    return next(path for path in (folder.with_name(f"{folder.name}-{number}") for number in count(2)) if not path.exists())
+
+
+def open_folder(experiment: Experiment, start: Start, config: str, command: CommandLine) -> None:
+    """Make the run folder ready, and what an earlier run left in it safe, unless this one resumes it."""
+    folder, warnings = experiment.folder, list(start.warnings)
+    with together():
+        if group.is_main():
+            with experiment.placing("saver.save_dir"):
+                open_run_folder(folder)
+                claim(folder, start.folder)
+            start.folder.sweep()
+            state = start.own_state
+            if state is None:
+                aside = set_earlier_run_aside(folder)
+                warnings += [] if aside is None else [f"an earlier run was set aside in {aside}{resuming(aside, command)}"]
+            else:
+                aside = set_aside(folder, start.folder.later_than(state["step"]))
+                warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
+            write_text(folder / "config.yaml", config)
+            mark_launch(folder)
+    log_to(folder)
+    show_log_on(console_of_run())
+    for line in warnings:
+        LOGGER.warning(line)
+    for line in start.changes:
+        LOGGER.info(line)
+
+
+def resuming(aside: Path, command: CommandLine) -> str:
+    """The command that resumes a run that was set aside, where it left a checkpoint."""
+    if not any(aside.glob("ckpt_*.pth")):
+        return "; it had no checkpoint to resume from"
+    return f"; to resume it: {command.setting({'saver.auto_resume': 'true', 'saver.save_dir': aside})}"
+
+
+@cache
+def console_of_run() -> Console:
+    """The terminal that progress bar and log lines share."""
+    return terminal()

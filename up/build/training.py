@@ -1,0 +1,124 @@
+"""From a checked experiment to what drives its training: optimizer, schedule, timetable, clipping, hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from up.config.errors import Problem
+from up.schema.sections import SchedulePart, Trainer
+from up.build.experiment import Experiment
+from up.models.net import Net
+from up.optim import build_optimizer, build_schedule, lr_of
+from up.optim.schedules import Schedule
+from up.engine.clip import Clip, ClipNorm, NoClip, NormLog
+from up.engine.every import AnyOf, Every
+from up.engine.hooks import Hook
+from up.engine.keeping import PREDECESSORS, Keeping
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """How long a run is, in updates, and when it evaluates and saves."""
+
+    updates_per_epoch: int
+    total: int
+    evaluate: Every
+    save: AnyOf
+    keep: Keeping
+
+
+def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
+    """The timetable of ``trainer``: epochs, or updates where ``runtime.iter_base`` says so."""
+    trainer = experiment.config.trainer
+    total = trainer.max_iter or (trainer.max_epoch or 0) * updates_per_epoch
+    unit = 1 if experiment.config.runtime.iter_base else updates_per_epoch
+    evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
+    return Timetable(updates_per_epoch, total, evaluate, *saving(trainer, unit, total))
+
+
+def saving(trainer: Trainer, unit: int, total: int) -> tuple[AnyOf, Keeping]:
+    """When checkpoints are due, and which of them stay: those of ``save_freq`` and ``save_cur_freq`` where all are to be kept.
+
+    ``save_latest_freq`` and ``keep_every`` are due too where they are given. ``unit`` is how many steps a period of 1 has.
+    """
+    start = max(0, trainer.save_start) * unit
+    asked = [Every(trainer.save_freq * unit, start, total)]
+    if trainer.save_cur_freq is not None or trainer.save_cur_start is not None:
+        asked.append(Every((trainer.save_cur_freq or 1) * unit, max(0, trainer.save_cur_start or 0) * unit, total))
+    between = [Every(trainer.save_latest_freq * unit, start, total)] if trainer.save_latest_freq else []
+    for_good = [Every(trainer.keep_every * unit, 0, total)] if trainer.keep_every else []
+    last, kept = (PREDECESSORS + 1, asked) if trainer.keep_last == "all" else (trainer.keep_last, [])
+    return AnyOf([*asked, *between, *for_good]), Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer))
+
+
+def _why_deleted(trainer: Trainer) -> str:
+    if trainer.keep_last == "all":
+        return "only trainer.save_latest_freq asks for them"
+    written = "keep_last" in trainer.model_fields_set
+    rule = "only_save_latest: true" if trainer.only_save_latest and not written else f"keep_last: {trainer.keep_last}"
+    return f"trainer.{rule}{'' if written or trainer.only_save_latest else ', the default'}; trainer.keep_last: all keeps them"
+
+
+def checkpoint_lines(experiment: Experiment, times: Timetable) -> Iterator[str]:
+    """Which checkpoints the run will leave behind, in epochs where it is a whole number of them."""
+    if experiment.config.runtime.iter_base or times.total % times.updates_per_epoch:
+        return times.keep.lines(times.save, times.total, 1, "step")
+    return times.keep.lines(times.save, times.total, times.updates_per_epoch, "epoch")
+
+
+def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, global_batch_size: int) -> Schedule:
+    """The learning rate as a function of the step; constant where no scheduler is named."""
+    trainer = experiment.config.trainer
+    part = trainer.lr_scheduler or SchedulePart(type="constant", warmup_register_type="no_scale_lr")
+    if experiment.config.schedule_counts_steps:
+        epochs = part.kwargs["T_max"] / updates_per_epoch
+        part = part.model_copy(update={"kwargs": {**part.kwargs, "T_max": epochs}})
+    optimizer, table = trainer.optimizer, experiment.tables["optimizer"]
+    with experiment.placing("trainer.optimizer"):
+        base_lr = lr_of(optimizer.type, optimizer.kwargs, table) if optimizer else 0.0
+    with experiment.placing("trainer.lr_scheduler"):
+        return build_schedule(
+            base_lr=base_lr, updates_per_epoch=updates_per_epoch, total_updates=total, global_batch_size=global_batch_size,
+            table=experiment.tables["lr_scheduler"], **part.model_dump(),
+        )
+
+
+def rate_line(experiment: Experiment, schedule: Schedule, total: int, global_batch_size: int) -> str:
+    """The learning rates of a run in a line: what the scheduler makes of ``lr``."""
+    first, (step, highest), last = schedule.extremes(total)
+    said = f"learning rate: {first:.4g}"
+    if not first == highest == last:
+        said += f" at first, {highest:.4g} at most (step {step + 1:,}), {last:.4g} at last"
+    part = experiment.config.trainer.lr_scheduler
+    if part is not None and part.warmup_register_type == "base" and global_batch_size > 1:
+        said += f"; lr is per image (warmup_register_type: base), scaled by the global batch size {global_batch_size:,}"
+    return said
+
+
+def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
+    """The optimizer over the parameters that train, in groups."""
+    part = experiment.config.trainer.optimizer
+    assert part is not None, "missing_for_training comes first"
+    special = [group.model_dump(exclude_none=True) for group in part.special_param_group]
+    rules = part.pconfig.model_dump(exclude_none=True)
+    with experiment.placing("trainer.optimizer"):
+        table = experiment.tables["optimizer"]
+        return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, table=table, **part.kwargs)
+
+
+def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:
+    """The hooks that watch, by their places in the file, and the policy of clipping, which older files write among them."""
+    trainer = experiment.config.trainer
+    places = {f"hooks.{index}": part for index, part in enumerate(experiment.config.hooks)}
+    built = {place: experiment.build(part, "hook", {}, place) for place, part in places.items()}
+    policies: list[Clip] = [part for part in built.values() if not isinstance(part, Hook)]
+    if trainer.clip_norm is not None:
+        policies.append(ClipNorm(max_norm=trainer.clip_norm))
+    if len(policies) > 1:
+        what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
+        experiment.refuse([Problem("hooks", what)])
+    watching = {place: part if isinstance(part, Hook) else NormLog(part) for place, part in built.items()}
+    return watching, policies[0] if policies else NoClip()

@@ -1,0 +1,245 @@
+"""What fails on one rank ends all of them, soon and with its reason: before they meet, between two steps, and in the middle of one.
+
+The ranks find each other through a key-value store (of the launcher, or of rank 0). Before there is a process group it
+carries the reason of a rank that cannot start; afterwards the last words of one that leaves in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+from up.distributed.env import rank_in_environment, world_in_environment
+from up.distributed.group import gather_objects, is_parallel, join, meeting_point, rank
+from up.errors import Ending, PeerLost, ending_of
+from up.text import some_of
+
+ROLL, FAILED, MAIN, SEEN, LAST_WORDS, SURVIVOR = "roll", "failed", "main", "seen", "last_words", "survivor"  # in the store
+PATIENCE_S = 5.0  # how long a rank that is about to end waits for the others to hear why
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "TCPStore")
+
+
+class Word(NamedTuple):
+    """How a rank ends: its exit code and what it says."""
+
+    exit_code: int
+    text: str
+
+    @classmethod
+    def of(cls, failure: BaseException) -> Word:
+        """The word of an exception; of one that is no ``Ending``, a bug of ours, its kind as well."""
+        if isinstance(failure, Ending):
+            return cls(failure.exit_code, str(failure))
+        return cls(1, f"{type(failure).__name__}: {failure}")
+
+
+@contextmanager
+def before_joining() -> Iterator[None]:
+    """A block that runs before the ranks have met: one that fails in it tells those that wait for it."""
+    try:
+        yield
+    except Exception as failure:
+        if world_in_environment() > 1 and not is_parallel():
+            known = _announced(Word.of(failure))
+            if isinstance(failure, Ending):
+                failure.known_to_all = known
+        raise
+
+
+def meet_and_join(device: torch.device, *, timeout_s: float, backend: str | None = None) -> None:
+    """Wait until every rank has come this far, and join their group. Raises what one of them met in ``before_joining``."""
+    if world_in_environment() > 1 and not is_parallel():
+        _meet(timeout_s)
+        join(device, timeout_s=timeout_s, backend=backend)
+
+
+def _meet(timeout_s: float) -> None:
+    store = meeting_point(timeout_s)
+    if rank_in_environment() == 0:
+        store.set(MAIN, "")
+    if store.add(ROLL, 1) == world_in_environment():
+        store.set(FAILED, "")
+    try:
+        store.wait([FAILED], timedelta(seconds=timeout_s))
+    except dist.DistError as error:
+        come = store.add(ROLL, 0)
+        raise PeerLost(
+            f"{come} of {world_in_environment()} ranks came within {timeout_s:g} s (runtime.dist.timeout). Are all hosts "
+            "started, with the same --rdzv and the same number of processes?"
+        ) from error
+    told = store.get(FAILED).decode()
+    if told:
+        word = Word(*json.loads(told))
+        store.add(SEEN, 1)
+        failure = ending_of(*word)
+        failure.known_to_all = True
+        raise failure
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block without collective operations that all ranks run: what fails on one of them is raised by all."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    raise_together(failure)
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise on every rank what any of them met, if any did; every rank must call it."""
+    if not is_parallel():
+        if failure is not None:
+            raise failure
+        return
+    words = gather_objects(None if failure is None else Word.of(failure))
+    failed = {number: word for number, word in enumerate(words) if word is not None}
+    if not failed:
+        return
+    if failure is not None and not isinstance(failure, Ending):
+        raise failure  # a bug of ours shows its own traceback
+    if len(failed) == len(words) and len(set(failed.values())) == 1:
+        common = ending_of(*failed[0]) if failure is None else failure
+    else:
+        first = {word: number for number, word in sorted(failed.items(), reverse=True)}  # the first rank of each word
+        text = "\n".join(f"{word.text} (rank {number})" for word, number in reversed(first.items()))
+        common = ending_of(next(iter(failed.values())).exit_code, text)
+    assert isinstance(common, Ending)
+    common.known_to_all = True
+    raise common from failure
+
+
+@contextmanager
+def last_words() -> Iterator[None]:
+    """A block in which a rank may fail alone: the others, which miss it, learn why."""
+    try:
+        yield
+    except Exception as error:
+        failure = as_peer_lost(error) or error
+        if not (isinstance(failure, Ending) and failure.known_to_all):
+            leave_last_words(failure)
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def leave_last_words(failure: BaseException) -> None:
+    """Tell the other ranks, which find this one gone, why; for a rank that ends without having agreed on it."""
+    if not is_parallel() or isinstance(failure, PeerLost):
+        return
+    with suppress(Exception):  # the store may be gone with its rank
+        store = meeting_point()
+        store.compare_set(LAST_WORDS, "", json.dumps([*Word.of(failure), rank()]))  # the first rank's stay
+        if rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            # This rank holds the store: it stays until the others have heard, who notice by the lines that it hangs up.
+            _hang_up(int(os.environ["MASTER_PORT"]))
+            _wait_for_listeners(store)
+
+
+def _hang_up(port: int) -> None:
+    """Shut the connections of this process except those through ``port``; the group itself keeps them for as long as it lives."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(entry).startswith("socket:"):
+                line = socket.socket(fileno=os.dup(int(entry.name)))
+                with line:
+                    if line.type == socket.SOCK_STREAM and port not in (line.getsockname()[1], line.getpeername()[1]):
+                        line.shutdown(socket.SHUT_RDWR)
+
+
+def as_peer_lost(error: BaseException) -> Ending | None:
+    """What became of the rank whose absence broke a collective operation; None when ``error`` is something else."""
+    text = str(error)
+    broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(sign in text for sign in _LOST))
+    if isinstance(error, Ending) or not is_parallel() or not broken:
+        return None
+    word, speaker, survivors = _inquest()
+    others = [number for number in range(world_in_environment()) if number not in survivors]
+    if word is not None:
+        failure = ending_of(word.exit_code, word.text)
+    else:
+        who = (
+            ("rank " if len(others) == 1 else "ranks ") + some_of(others)
+            if len(survivors) > 1 or len(others) == 1
+            else "another rank"
+        )
+        how = "does not answer (runtime.dist.timeout)" if "imed out" in text else "ended without a word"
+        failure = PeerLost(
+            f"{who} {how}: {_first_line(text)}. Was it killed for its memory (`dmesg`), or its host lost? Run the same command "
+            "again: it goes on from the newest checkpoint."
+        )
+    failure.known_to_all = rank() != min(survivors) or speaker == 0  # the first of those that are left says it
+    return failure
+
+
+def _announced(word: Word) -> bool:
+    """Tell the waiting ranks; returns whether the main rank says it to the user, so that this one need not."""
+    try:
+        store = meeting_point(PATIENCE_S)
+        main = rank_in_environment() == 0
+        if main:
+            store.set(MAIN, json.dumps(word))
+        store.set(FAILED, json.dumps([word.exit_code, word.text + ("" if main else f" (rank {rank_in_environment()})")]))
+        if main:
+            _wait_for_listeners(store)
+            return False
+        store.wait([MAIN], timedelta(seconds=PATIENCE_S))
+    except (RuntimeError, ValueError):
+        return False
+    store.add(SEEN, 1)
+    return True
+
+
+def _wait_for_listeners(store: Store) -> None:
+    """Rank 0 may hold the store: it stays until the others have heard."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end and store.add(SEEN, 0) < world_in_environment() - 1:
+        time.sleep(0.05)
+
+
+def _inquest() -> tuple[Word | None, int | None, list[int]]:
+    """The last words of the rank that is gone, if it left any, that rank, and those that are still there, as far as one knows."""
+    survivors = [rank()]
+    with suppress(Exception):
+        store = meeting_point()
+        if not _answers():
+            return None, None, survivors
+        store.set(f"{SURVIVOR}/{rank()}", "")
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end and len(survivors) < world_in_environment() - 1:
+            if store.check([LAST_WORDS]):
+                break
+            survivors = [number for number in range(world_in_environment()) if store.check([f"{SURVIVOR}/{number}"])]
+            time.sleep(0.05)
+        if store.check([LAST_WORDS]):
+            exit_code, text, number = json.loads(store.get(LAST_WORDS))
+            store.add(SEEN, 1)
+            return Word(exit_code, f"{text} (rank {number})"), number, survivors
+    return None, None, survivors
+
+
+def _answers() -> bool:
+    """Whether the store is still there: that of rank 0 goes with it, and torch is loud about what it misses."""
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _first_line(text: str) -> str:
+    """The first sentence of an error, without the place in torch's sources that it begins with."""
+    return re.sub(r"^\[\S*\]\s*", "", (text.splitlines() or ["the connection broke"])[0]).partition(". ")[0][:200].rstrip(".")

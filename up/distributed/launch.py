@@ -1,0 +1,313 @@
+"""Ranks of a run: started by our own elastic launcher, or by Slurm or MPI, whose variables say who this process is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from up.distributed.signals import requests
+from up.distributed.watchdog import LAUNCHER_PID
+from up.errors import PeerLost, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+Environment = Mapping[str, str]
+SAVING_S = 3600  # how long ranks may take to save after a signal; a scheduler's patience ends earlier, or a second signal's
+STARTING_S = 10  # how long their interpreters may take to start
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the ranks of a run come to be, as the command line says."""
+
+    by: Literal["pytorch", "slurm", "mpi"] | None = None
+    processes: int | None = None  # on this host
+    hosts: int = 1
+    host_rank: int = 0
+    meeting: str | None = None  # HOST:PORT that all hosts reach
+    port: int | None = None
+    max_restarts: int = 0
+
+    def launcher(self, environment: Environment) -> Literal["pytorch", "slurm", "mpi"] | None:
+        """Who starts the ranks; None where this process is one already, or the only one."""
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            return None  # of torchrun, of our own launcher, or by hand
+        if self.by is not None:
+            return self.by
+        if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            return "slurm"  # else each task would train alone, into one folder
+        if int(environment.get("OMPI_COMM_WORLD_SIZE", environment.get("PMI_SIZE", "1"))) > 1:
+            return "mpi"
+        return "pytorch" if (self.processes or 1) > 1 or self.hosts > 1 else None
+
+
+def launched(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None]) -> int | None:
+    """Start the ranks and return their exit code; None in a process that is a rank, its environment complete.
+
+    ``words`` follow ``python -m up``. ``code_of_run`` says what the run's own status is once the ranks have ended by a signal.
+    """
+    by = launch.launcher(os.environ)
+    if by == "pytorch":
+        return _elastic(launch, words, code_of_run)
+    if by == "slurm":
+        os.environ.update(slurm_environment(os.environ, launch.port))
+    elif by == "mpi":
+        os.environ.update(mpi_environment(os.environ, launch.port, launch.meeting))
+    return None
+
+
+def slurm_environment(environment: Environment, port: int | None = None) -> dict[str, str]:
+    """The variables of a rank from those of a Slurm task; the first host of the step is where the ranks meet."""
+    try:
+        rank, local = environment["SLURM_PROCID"], environment["SLURM_LOCALID"]
+        world = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    except KeyError as missing:
+        raise UserError(
+            f"--launch slurm: {missing} is not set. Start the ranks with srun, one task a GPU: "
+            "srun --ntasks-per-node 8 python -m up train …"
+        ) from None
+    job = f"{environment.get('SLURM_JOB_ID', '0')}.{environment.get('SLURM_STEP_ID', '0')}"
+    return {
+        "RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_RANK": _local_rank(environment, local),
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(nodes),
+        "MASTER_PORT": str(port or environment.get("MASTER_PORT") or _port_for(job)),
+    }
+
+
+def mpi_environment(environment: Environment, port: int | None = None, meeting: str | None = None) -> dict[str, str]:
+    """The variables of a rank from those of Open MPI (OMPI_…) or of MPICH and Intel MPI (PMI_…)."""
+    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK"), ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+    rank, world = (_first(environment, several) for several in names)
+    if rank is None or world is None:
+        raise UserError("--launch mpi: neither OMPI_COMM_WORLD_RANK nor PMI_RANK is set. Start the ranks with mpirun -n N.")
+    local = _first(environment, ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK")) or "0"
+    here = _first(environment, ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"))
+    address, _, number = (meeting or "").partition(":")
+    address = address or environment.get("MASTER_ADDR") or ("127.0.0.1" if here == world else "")
+    if not address:
+        raise UserError("--launch mpi: on several hosts the ranks need a place to meet: --rdzv HOST:PORT, HOST that of rank 0.")
+    job = _first(environment, ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")) or "0"
+    return {
+        "RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_RANK": _local_rank(environment, local),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(number or port or environment.get("MASTER_PORT") or _port_for(job)),
+    }
+
+
+def code_of_failures(codes: Sequence[int]) -> int:
+    """One exit code from those of all failed ranks: what a person must mend first, then what another run may mend.
+
+    A negative one is the signal that ended a rank. SIGKILL is the kernel's, for memory, or an administrator's.
+    """
+    crashed = [code for code in codes if code < 0 and -code not in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)]
+    for code in (2, 3, 74, 130, 75):
+        if code in codes and not (code in (130, 75) and (1 in codes or crashed)):
+            return code
+    return 1 if 1 in codes or crashed else 75
+
+
+def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None]) -> int:
+    with _listening() as signals:
+        return _started(launch, words, code_of_run, signals)
+
+
+def _started(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None], signals: _Signals) -> int:
+    # Imported here, seconds long: a signal that comes meanwhile waits until it can be raised.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
+
+    config = _launch_config(launch)
+    if "LOGLEVEL" not in os.environ:
+        _silence("torch.distributed")
+    os.environ[LAUNCHER_PID] = str(os.getpid())
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
+    try:
+        signals.raise_as(SignalException)
+        elastic_launch(config, sys.executable)("-m", "up", *words)
+    except ChildFailedError as error:
+        codes = {number: failure.exitcode for number, failure in error.failures.items()}
+        _report_killed(codes)
+        return code_of_failures(list(codes.values()))
+    except SignalException as error:
+        left = code_of_run()
+        return _code_before_the_run(error.sigval) if left is None else left
+    except RendezvousConnectionError as error:
+        if launch.host_rank == 0:
+            raise UserError(f"{config.rdzv_endpoint}: the port is in use. Choose another, or leave --port out.") from error
+        raise PeerLost(f"{config.rdzv_endpoint}: nobody answers. Is the host with --node-rank 0 up, and the port open?") from error
+    except RendezvousError as error:
+        raise PeerLost(f"{config.rdzv_endpoint}: not all {launch.hosts} hosts came ({error}). Start the others too.") from error
+    return 0
+
+
+def _launch_config(launch: Launch) -> LaunchConfig:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    processes = _accelerators() if launch.processes is None else launch.processes
+    if processes < 1 or launch.hosts < 1 or not 0 <= launch.host_rank < launch.hosts or launch.max_restarts < 0:
+        raise UserError(
+            f"--ng {processes} --nm {launch.hosts} --node-rank {launch.host_rank} --max-restarts {launch.max_restarts}: expected "
+            "at least one process and one host, and the number of this host counted from 0."
+        )
+    if launch.hosts > 1 and ":" not in (launch.meeting or ""):
+        raise UserError(f"--nm {launch.hosts}: the hosts need a place to meet: --rdzv HOST:PORT, the same on each, HOST the first.")
+    alone = launch.hosts == 1
+    endpoint = launch.meeting or f"localhost:{launch.port or 0}"
+    wanted: dict[str, Any] = {
+        "min_nodes": launch.hosts,
+        "max_nodes": launch.hosts,
+        "nproc_per_node": processes,
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": endpoint,
+        "run_id": uuid.uuid4().hex if alone else f"up-{endpoint}",
+        "rdzv_configs": {"is_host": launch.host_rank == 0},
+        "local_addr": "localhost" if alone else None,
+        "max_restarts": launch.max_restarts,
+        "signals_to_handle": "SIGQUIT",
+        "shutdown_timeout": SAVING_S,
+    }
+    known = {field.name for field in fields(LaunchConfig)}  # the last two are newer than the oldest torch that we run with
+    return LaunchConfig(**{name: value for name, value in wanted.items() if name in known})
+
+
+class _Signals:
+    """The first signal goes to the ranks, which save and end; a second one ends all of them, and this process, at once."""
+
+    def __init__(self) -> None:
+        self._asked: signal.Signals | None = None
+        self._exception: Callable[..., BaseException] | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """The handler of the main thread."""
+        if self._asked is not None:
+            _end_all(number)
+        self._asked = signal.Signals(number)
+        self._raise()
+
+    def raise_as(self, exception: Callable[..., BaseException]) -> None:
+        """From here on a signal, and one that has come already, is raised as torch's launcher expects it."""
+        self._exception = exception
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._asked is not None and self._exception is not None:
+            _until_ranks_listen()
+            raise self._exception(f"got {self._asked.name}", sigval=self._asked)
+
+
+@contextmanager
+def _listening() -> Iterator[_Signals]:
+    signals = _Signals()
+    previous = {number: signal.signal(number, signals.handle) for number in requests()}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _code_before_the_run(number: int) -> int:
+    """The exit code after a signal that came when the ranks had nothing to save yet."""
+    if number == signal.SIGINT:
+        return 130
+    sys.stderr.write(f"stopped by {signal.Signals(number).name}, with nothing to save: run the same command again.\n")
+    return 75
+
+
+def _end_all(number: int) -> NoReturn:
+    for rank in _ranks():
+        os.kill(rank, signal.SIGKILL)
+    os._exit(128 + number)
+
+
+def _until_ranks_listen() -> None:
+    """A rank whose interpreter is just starting would end by the signal, with a traceback: wait until all of them handle it."""
+    end = time.monotonic() + STARTING_S
+    while time.monotonic() < end and not all(map(_listens, _ranks())):
+        time.sleep(0.02)
+
+
+def _ranks() -> list[int]:
+    """The processes that this one has started."""
+    return [int(child) for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
+
+
+def _listens(rank: int) -> bool:
+    """Whether a process handles SIGTERM, or is past that."""
+    try:
+        told = dict(line.split(":\t", 1) for line in Path(f"/proc/{rank}/status").read_text().splitlines() if ":\t" in line)
+    except OSError:
+        return True  # it has ended
+    return told["State"].startswith("Z") or bool(int(told["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _report_killed(codes: Mapping[int, int]) -> None:
+    """Say which ranks ended without being able to say so themselves."""
+    for number, code in sorted(codes.items()):
+        if code == -signal.SIGKILL:
+            sys.stderr.write(
+                f"rank {number} was killed (SIGKILL): for its memory (`dmesg`)? Run the same command again, it goes on from "
+                "the newest checkpoint.\n"
+            )
+        elif code < 0 and -code not in (signal.SIGTERM, signal.SIGINT):
+            sys.stderr.write(f"rank {number} crashed ({signal.Signals(-code).name}).\n")
+
+
+def _silence(prefix: str) -> None:
+    """The ranks have said what is wrong; the launcher's own log of it would be noise."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith(prefix) and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.CRITICAL)
+
+
+def _accelerators() -> int:
+    import torch
+
+    return torch.accelerator.device_count() or 1
+
+
+def _first(environment: Environment, names: Sequence[str]) -> str | None:
+    return next((environment[name] for name in names if name in environment), None)
+
+
+def _local_rank(environment: Environment, local: str) -> str:
+    """A task that was given a GPU of its own sees it as the first."""
+    visible: Any = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return "0" if visible and "," not in visible else local
+
+
+def _first_host(nodes: str) -> str:
+    if not any(sign in nodes for sign in "[],"):
+        return nodes
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"--launch slurm: `scontrol show hostnames {nodes}` failed ({error}). Set MASTER_ADDR to the first host."
+        ) from error
+    return listed.split()[0]
+
+
+def _port_for(job: str) -> int:
+    """The same port for all ranks of a job, another for the next job; below those that systems hand out by themselves."""
+    return 10_000 + zlib.crc32(job.encode()) % 20_000

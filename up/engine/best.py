@@ -1,0 +1,93 @@
+"""The hook that keeps the best checkpoint by metrics of its own choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from up.distributed.group import is_main
+from up.engine.checkpoint import CheckpointFolder
+from up.engine.hooks import Hook, Outline, UpdateReport
+from up.errors import UserError
+from up.files import BEST, write_json
+from up.text import did_you_mean, some_of
+from up.tracking.log import LOGGER
+
+_FILE = "best_metrics.json"
+
+
+class AutoSaveMetric(Hook):
+    """Keep the best value of every metric in ``best_metrics.json``, and for each of ``metric`` the checkpoint it came from.
+
+    ``metric``: a name from the log, such as ``top5`` or ``ema_top1``, or several; their checkpoints are ``ckpt_best_{metric}.pth``,
+    whatever ``keep_last`` deletes. ``ckpt_best.pth``, by the evaluator's ``cmp_key``, is kept in any case. Smaller is better
+    for a metric whose name ends in ``loss``.
+    """
+
+    on_every_rank = True  # all ranks must agree to save
+
+    def __init__(self, *, metric: str | list[str] | None = None) -> None:
+        self.names = [metric] if isinstance(metric, str) else list(metric or ())
+        wrong = [name for name in self.names if not name or "/" in name]
+        if wrong:
+            raise UserError(f"auto_save_metric: metric: got {wrong[0]!r}, expected the name of a metric, such as top5.")
+        self._best: dict[str, dict[str, float]] = {}
+        self._unsaved: list[str] = []
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the last evaluation was the best for one of the metrics, and is not saved yet."""
+        return bool(self._unsaved)
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        self._outline = outline
+        self._unsaved = []
+        if is_main():
+            steps = {alias_of(name): int(self._best[name]["step"]) for name in self.names if name in self._best}
+            self._checkpoints().renew_names(steps)
+
+    def on_step(self, report: UpdateReport) -> None:
+        self._unsaved = []
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        missing = [name for name in self.names if name not in metrics]
+        if missing and is_main() and not self._best:  # once, at the first evaluation
+            LOGGER.warning(
+                "auto_save_metric: the evaluation gives no %s, only %s.%s",
+                some_of(missing),
+                some_of(metrics),
+                did_you_mean(missing[0], metrics),
+            )
+        better = [name for name, value in metrics.items() if self._is_better(name, value)]
+        self._best |= {name: {"value": metrics[name], "step": step} for name in better}
+        self._unsaved = [name for name in better if name in self.names]
+        if is_main():
+            write_json(self._outline.folder / _FILE, self._best)
+
+    def on_save(self, step: int, path: Path) -> None:
+        for name in self._unsaved:
+            self._checkpoints().mark_best(path, alias_of(name))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best values and their steps."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._best = {name: dict(found) for name, found in state["best"].items()}
+
+    def _is_better(self, name: str, value: float) -> bool:
+        before = self._best.get(name, {}).get("value")
+        if not math.isfinite(value) or before is None:
+            return math.isfinite(value)
+        return value < before if name.endswith("loss") else value > before
+
+    def _checkpoints(self) -> CheckpointFolder:
+        return CheckpointFolder(self._outline.folder, keeping=None, config_sha256="")
+
+
+def alias_of(metric: str) -> str:
+    """``ckpt_best_top5.pth``."""
+    return BEST.replace(".pth", f"_{metric}.pth")

@@ -1,0 +1,285 @@
+"""Checkpoints that survive: atomic, hashed, committed by a sidecar, found again by resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from up.engine.keeping import Keeping
+from up.errors import StorageError, UserError
+from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
+
+FORMAT_VERSION = 1
+ONLY_TO_RESUME = ("optimizer", "buffers", "precision", "clip", "schedule", "hooks", "runner", "bad_images")
+_FOREIGN = "To start from the weights of another program, name them in saver.pretrain_model."
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or of a newer format."""
+
+    has_place = True
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What ``X.pth.json`` says of ``X.pth``; its presence commits the file."""
+
+    file: str
+    bytes: int
+    sha256: str
+    step: int
+    epoch: int
+    metric: Mapping[str, float]
+    config_sha256: str
+    torch: str
+    saved: str
+    resumable: bool = True
+    format_version: int = FORMAT_VERSION
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of a checkpoint lies."""
+    return path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> Sidecar | None:
+    """The sidecar of a checkpoint, or None where it is missing or no sidecar of ours."""
+    try:
+        return Sidecar(**json.loads(sidecar_of(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and verify a full checkpoint. Raises ``CheckpointError`` naming the file and what is wrong with it."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint.")
+    problem = damage(path)
+    if problem:
+        raise CheckpointError(f"{path}: damaged ({problem}). Name an earlier checkpoint, or train again.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain values, and is refused ({_first_line(error)}). {_FOREIGN}"
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
+        raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
+    if isinstance(state, dict) and "optimizer" in state and "format_version" not in state:
+        raise CheckpointError(f"{path}: got a training state of UP or another program, expected a checkpoint of up. {_FOREIGN}")
+    if not isinstance(state, dict) or "step" not in state or "model" not in state:
+        raise CheckpointError(f"{path}: holds weights but no training state; start from it with saver.pretrain_model.")
+    if state.get("format_version", 0) > FORMAT_VERSION:
+        raise CheckpointError(f"{path}: of format {state['format_version']}, this version reads up to {FORMAT_VERSION}. Update up.")
+    return state
+
+
+def require_resumable(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` for a checkpoint that has weights, but not the state that training continues with."""
+    if "optimizer" not in state:
+        raise CheckpointError(
+            f"{path}: holds no state of the optimizer (saver.best_without_optimizer), so no run can resume from it. Resume from "
+            f"{path.with_name(LATEST)}, or start from its weights with saver.pretrain_model={path}."
+        )
+
+
+def load_parts(path: Path, state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Give every part its state. Raises ``CheckpointError`` for a state that is missing or of another network."""
+    for name, part in parts.items():
+        if name not in state:
+            raise CheckpointError(f"{path}: has no state of {name}. Start from its weights with saver.pretrain_model.")
+        try:
+            part.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            text = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{path}: does not fit this run ({name}: {text[:300]}). Was it saved by another net? Start from its weights with "
+                "saver.pretrain_model."
+            ) from error
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """What the system refuses in the block becomes a ``StorageError`` that names ``folder``."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be written to ({error.strerror or error}). Is its disk gone or read-only? Choose another folder."
+        ) from error
+
+
+def damage(path: Path) -> str:
+    """What the sidecar's size and hash say is wrong with a file, or an empty text. No sidecar, no verdict."""
+    sidecar = read_sidecar(path)
+    if sidecar is None:
+        return ""
+    size = path.stat().st_size
+    if size != sidecar.bytes:
+        return f"{size:,} of {sidecar.bytes:,} bytes"
+    return "" if sha256_of(path) == sidecar.sha256 else "sha256 mismatch"
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    ``ckpt_e{N}.pth`` and ``ckpt_s{step}.pth`` are the files themselves; ``ckpt_latest.pth`` and ``ckpt_best.pth`` are
+    further names (hard links where the file system has them) of committed files, and so is ``ckpt_best_{metric}.pth``.
+    ``keeping`` says which of the files stay, all where it is None. With ``slim_best`` the best ones are files of their own,
+    without ``ONLY_TO_RESUME``. Only the main rank may call what writes.
+    """
+
+    def __init__(self, folder: Path, *, keeping: Keeping | None, config_sha256: str, slim_best: bool = False) -> None:
+        self.folder = folder
+        self.keeping = keeping
+        self.config_sha256 = config_sha256
+        self.slim_best = slim_best
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for leftover in self.folder.glob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+
+    def save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
+        """Write a checkpoint and make it the latest. Raises ``StorageError``; what was there before stays valid."""
+        with storing(self.folder):
+            return self._save(state, step=step, epoch=epoch, whole_epoch=whole_epoch, metric=metric)
+
+    def _save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
+        path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
+        self._require_space(state)
+        sidecar = Sidecar(
+            file=path.name,
+            bytes=0,
+            sha256="",
+            step=step,
+            epoch=epoch,
+            metric=dict(metric),
+            config_sha256=self.config_sha256,
+            torch=torch.__version__,
+            saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        self._commit(path, state, sidecar)
+        self._name(path, LATEST)
+        self._prune()
+        return path
+
+    def _commit(self, path: Path, state: Mapping[str, Any], sidecar: Sidecar) -> None:
+        """Write the file, then its sidecar, with the size and the hash."""
+        sidecar_of(path).unlink(missing_ok=True)
+        write_atomically(path, lambda file: torch.save(dict(state), file))
+        written = replace(sidecar, bytes=path.stat().st_size, sha256=sha256_of(path))
+        write_json(sidecar_of(path), written.__dict__)
+
+    def mark_best(self, path: Path, name: str = BEST) -> None:
+        """Let ``ckpt_best.pth``, or another further name, be this committed checkpoint."""
+        sidecar = read_sidecar(path)
+        with storing(self.folder):
+            if not self.slim_best or sidecar is None or not sidecar.resumable:
+                self._name(path, name)
+                return
+            whole = torch.load(path, map_location="cpu", weights_only=True)
+            state = {part: value for part, value in whole.items() if part not in ONLY_TO_RESUME}
+            self._commit(self.folder / name, state, replace(sidecar, resumable=False))
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest valid checkpoint, and a line for every damaged or foreign one that was passed over."""
+        passed_over: list[str] = []
+        committed = [pair for pair in self._committed() if pair[1].resumable]
+        if not committed and (self.folder / LATEST).is_file():
+            passed_over.append(
+                f"{self.folder / LATEST}: is not continued: no sidecar {LATEST}.json says that up saved it. {_FOREIGN}"
+            )
+        for path, _ in reversed(committed):
+            problem = damage(path)
+            if not problem:
+                return path, passed_over
+            passed_over.append(f"{path}: damaged ({problem}); falling back to an earlier one")
+        return None, passed_over
+
+    def later_than(self, step: int) -> list[Path]:
+        """Checkpoints of later steps, with their sidecars: of a run that goes on from ``step`` they are not."""
+        later = [path for path, sidecar in self._committed() if sidecar.step > step]
+        return [file for path in later for file in (sidecar_of(path), path)]
+
+    def renew_names(self, steps: Mapping[str, int | None]) -> None:
+        """Let further names such as ``ckpt_latest.pth`` name the checkpoints of these steps, where they do not: a kill may have
+        come between a save and its names."""
+        files = {sidecar.step: path for path, sidecar in self._committed() if not is_further_name(path)}
+        with storing(self.folder):
+            for name, wanted in steps.items():
+                sidecar = read_sidecar(self.folder / name)
+                if wanted in files and (sidecar is None or sidecar.step != wanted):
+                    renew = self._name if name == LATEST else self.mark_best
+                    renew(files[wanted], name)
+
+    def _committed(self) -> list[tuple[Path, Sidecar]]:
+        """All committed files in the order of their steps, the further names after the files that they name."""
+        found = []
+        for marker in self.folder.glob("ckpt_*.pth.json"):
+            path = marker.with_name(marker.name.removesuffix(".json"))
+            sidecar = read_sidecar(path)
+            if sidecar is not None and path.is_file():
+                found.append((path, sidecar))
+        return sorted(found, key=lambda pair: (pair[1].step, is_further_name(pair[0]), pair[0].name))
+
+    def _name(self, path: Path, name: str) -> None:
+        alias, sidecar = self.folder / name, json.loads(sidecar_of(path).read_text(encoding="utf-8"))
+        sidecar_of(alias).unlink(missing_ok=True)
+        temporary = self.folder / f"{TEMPORARY}{os.getpid()}-{name}"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        temporary.replace(alias)
+        temporary.unlink(missing_ok=True)  # the system leaves it where both are names of one file already
+        write_json(sidecar_of(alias), sidecar)
+
+    def _prune(self) -> None:
+        if self.keeping is None:
+            return
+        own = {sidecar.step: path for path, sidecar in self._committed() if not is_further_name(path)}
+        for step in self.keeping.outdated(list(own)):
+            sidecar_of(own[step]).unlink(missing_ok=True)
+            own[step].unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+    def _require_space(self, state: Mapping[str, Any]) -> None:
+        needed = int(1.05 * _tensor_bytes(state)) + (1 << 20)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise StorageError(
+                f"{self.folder}: {free / 1e6:,.0f} MB are free, a checkpoint needs {needed / 1e6:,.0f} MB. "
+                "Free some space, or choose another saver.save_dir; the last checkpoint is untouched."
+            )
+
+
+def is_further_name(path: Path) -> bool:
+    """Whether it is ``ckpt_latest.pth``, ``ckpt_best.pth`` or ``ckpt_best_{metric}.pth``, which name files of other names."""
+    return path.name == LATEST or path.name.startswith(BEST.removesuffix(".pth"))
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(_tensor_bytes(item) for item in value.values())
+    return sum(_tensor_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,190 @@
+"""Gradient clipping: how large the global norm of an update may be.
+
+A policy measures first and clips later, so that a norm that is not finite can stop the step before it enters any running
+limit. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import AllowInfNan, Field
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from up.engine.hooks import Hook, UpdateReport
+from up.engine.shards import full, local
+from up.errors import UserError
+from up.tracking.log import LOGGER
+
+
+class Clip(Protocol):
+    """What the loop knows of a policy."""
+
+    display_freq: int | None
+    """Steps between log lines with the norm and the limit; None for no lines."""
+
+    def limit(self) -> float | None:
+        """The largest norm that the last gradients could keep; waits for the device."""
+
+    def norm(self, grads: Sequence[Tensor]) -> Tensor:
+        """The global norm of the gradients, a scalar on their device."""
+
+    def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
+        """Scale the gradients, whose finite global norm is ``norm``, in place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+
+
+class NoClip:
+    """Measures the norm, which the finite check wants, and leaves the gradients alone."""
+
+    def __init__(self, *, norm_type: float = 2.0) -> None:
+        if not norm_type > 0:
+            raise UserError(f"norm_type is {norm_type}, expected more than 0 (.inf is the largest gradient)")
+        self._norm_type = norm_type
+        self.display_freq: int | None = None
+
+    def limit(self) -> float | None:
+        """None: any norm may stay."""
+        return None
+
+    def norm(self, grads: Sequence[Tensor]) -> Tensor:
+        """The global norm of order ``norm_type``."""
+        return full(get_total_norm(grads, self._norm_type))
+
+    def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
+        """Nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to remember."""
+
+
+class ClipNorm(NoClip):
+    """Scales gradients whose global norm is above ``max_norm`` down to it (Pascanu et al. 2013)."""
+
+    def __init__(self, *, max_norm: float, norm_type: float = 2.0) -> None:
+        super().__init__(norm_type=norm_type)
+        _check_max_norm(max_norm)
+        self._max_norm = max_norm
+
+    def limit(self) -> float | None:
+        """``max_norm``."""
+        return self._max_norm
+
+    def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
+        """Scale to ``max_norm`` at most."""
+        _scale_down(grads, norm, self._max_norm)
+
+
+class RunningClip(NoClip):
+    """Clips to a limit M that follows ``tolerance`` · norm of the gradients; M moves before it clips.
+
+    ``momentum`` None is the average of all: M ← M · n/(n+1) + tol · ‖g‖/(n+1), n from 1, so that ``max_norm``, where M
+    begins, counts as one gradient. Otherwise M ← m · M + (1 - m) · tol · ‖g‖. Without ``max_norm`` the first gradient
+    sets M.
+    """
+
+    def __init__(
+        self, *, max_norm: float | None, norm_type: float = 2.0, momentum: float | None = None, tolerance: float = 1.0
+    ) -> None:
+        super().__init__(norm_type=norm_type)
+        if max_norm is not None:
+            _check_max_norm(max_norm)
+        if momentum is not None and not 0 <= momentum < 1:
+            raise UserError(f"momentum is {momentum}, expected a number from 0 to below 1")
+        if not 0 < tolerance < math.inf:
+            raise UserError(f"tolerance is {tolerance}, expected more than 0")
+        self._momentum = momentum
+        self._tolerance = tolerance
+        self._limit: Tensor | float | None = max_norm
+        self._count = 0 if max_norm is None else 1
+
+    def limit(self) -> float | None:
+        """M; None before the first gradient where no ``max_norm`` was given."""
+        return None if self._limit is None else float(self._limit)
+
+    def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
+        """Move M, then scale to M at most."""
+        allowed = self._tolerance * norm
+        if self._limit is None:
+            self._limit = allowed
+        else:
+            keep = self._count / (self._count + 1) if self._momentum is None else self._momentum
+            self._limit = self._limit * keep + allowed * (1 - keep)
+        self._count += 1
+        _scale_down(grads, norm, self._limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """M and how many gradients it stands for; waits for the device."""
+        return {"limit": self.limit(), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``; an empty one (of a run that clipped otherwise) changes nothing."""
+        if state:
+            self._limit, self._count = state["limit"], state["count"]
+
+
+class NormLog(Hook):
+    """Logs the global norm of the gradients, as it was before clipping, and its limit every ``display_freq`` steps of a policy."""
+
+    def __init__(self, policy: Clip) -> None:
+        self.policy = policy
+
+    def on_step(self, report: UpdateReport) -> None:
+        freq = self.policy.display_freq
+        if freq and report.step % freq == 0:
+            limit = self.policy.limit()
+            shown = "none yet" if limit is None else f"{limit:.4g}"
+            LOGGER.info("gradients at step %d: norm %.4g, limit %s", report.step, report.scalars["grad_norm"], shown)
+
+
+def grad_clipper(
+    *,
+    mode: Literal["pre_defined", "average", "moving_average"] = "pre_defined",
+    max_norm: float | None = None,
+    norm_type: Annotated[float, AllowInfNan()] = 2.0,
+    momentum: float = 0.9,
+    tolerance: float = 1.0,
+    display_freq: Annotated[int, Field(ge=1)] | None = None,
+) -> Clip:
+    """The policy that the hook ``grad_clipper`` of a config asks for.
+
+    ``norm_type`` .inf is the largest gradient. ``momentum`` counts in mode ``moving_average``, ``tolerance`` there and in
+    ``average``. ``display_freq``: steps between log lines that give the norm and its limit. Raises ``UserError`` for values
+    out of range.
+    """
+    policy: NoClip
+    if mode == "pre_defined":
+        if max_norm is None:
+            raise UserError("grad_clipper: mode pre_defined needs max_norm")
+        policy = ClipNorm(max_norm=max_norm, norm_type=norm_type)
+    elif mode in ("average", "moving_average"):
+        kept = momentum if mode == "moving_average" else None
+        policy = RunningClip(max_norm=max_norm, norm_type=norm_type, momentum=kept, tolerance=tolerance)
+    else:
+        raise UserError(f"grad_clipper: mode is {mode!r}, expected pre_defined, average or moving_average")
+    policy.display_freq = display_freq
+    return policy
+
+
+def _check_max_norm(max_norm: float) -> None:
+    if not 0 < max_norm < math.inf:
+        raise UserError(f"max_norm is {max_norm}, expected more than 0")
+
+
+def _scale_down(grads: Sequence[Tensor], norm: Tensor, limit: Tensor | float) -> None:
+    """As ``torch.nn.utils.clip_grads_with_norm_``, which would fetch a ``limit`` that is a tensor to the host."""
+    if grads:
+        torch._foreach_mul_([local(grad) for grad in grads], (limit / (norm + 1e-6)).clamp(max=1.0))

@@ -1,0 +1,162 @@
+"""Evaluation: each image once, on any number of ranks, with the weights as they are and with their moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from up.config.contract import Contract, Method
+from up.data.bad_images import BadImages
+from up.data.records import Batch
+from up.distributed.failures import raise_together, together
+from up.distributed.group import gather_objects
+from up.distributed.vote import Vote, agree_on
+from up.engine.ema import Ema, NoEma
+from up.engine.precision import Precision
+from up.engine.shards import is_shared
+from up.engine.step import BatchStage
+
+
+class Evaluator(Protocol):
+    """Collects outputs of a data set and turns them into named numbers; a task supplies it."""
+
+    @property
+    def main_metric(self) -> str:
+        """The name of the number that decides which checkpoint is best."""
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+
+    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """Collect one batch."""
+
+    def state(self) -> Any:
+        """What this rank collected, as plain arrays."""
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replace what was collected by the union of all ranks' states, each image once."""
+
+    def compute(self) -> dict[str, float]:
+        """The metrics."""
+
+
+EVALUATOR_CONTRACT = Contract(
+    "docs/add_a_part.md",
+    methods=(
+        Method("reset", "def reset(self) -> None", "forget everything collected"),
+        Method("update", "def update(self, outputs, batch) -> None", "collect one batch"),
+        Method("state", "def state(self) -> Any", "what this rank collected, as plain arrays and lists"),
+        Method("merge", "def merge(self, states) -> None", "replace what was collected by the states of all ranks"),
+        Method("compute", "def compute(self) -> dict[str, float]", "the metrics by name"),
+    ),
+)
+
+
+class BrokenOff(Exception):
+    """A signal came during an evaluation."""
+
+
+@dataclass
+class Evaluation:
+    """The evaluation of a run: its batches, and an evaluator for each set of weights."""
+
+    batches: Iterable[Batch]
+    stage: BatchStage
+    make_evaluator: Callable[[], Evaluator]
+    precision: Precision
+    on_outputs: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None  # sees the served weights' outputs
+    collected: dict[str, Evaluator] = field(default_factory=dict)  # by prefix: "" the raw weights, "ema_" their average
+    padding: Callable[[], Batch] | None = None
+    """Where the ranks gather their weights for each forward pass (fsdp): the batch, which counts nothing, of one that has no
+    images left."""
+    bad_images: BadImages | None = None  # those left out, here and on the other ranks
+
+    def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> dict[str, float]:
+        """Metrics by name; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both.
+
+        Before each batch the ranks vote, each with its ``proposal``. Raises ``BrokenOff`` on every rank when one of them is to
+        stop, and what one of them met in its images.
+        """
+        prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]
+        self.collected = {prefix: self.make_evaluator() for prefix in prefixes}
+        # inference mode is faster, but weights that are gathered in it could not be trained afterwards
+        with torch.no_grad() if is_shared(model) else torch.inference_mode(), evaluation_mode(model):
+            self._pass(model, ema, proposal)
+        self._count_bad_images()
+        metrics = {}
+        for prefix, evaluator in reversed(self.collected.items()):  # what is served comes first
+            evaluator.merge(gather_objects(evaluator.state()))
+            metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
+        return metrics
+
+    def _pass(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote]) -> None:
+        fetched = iter(self.batches)
+        failure: Exception | None = None
+        while True:
+            batch = None
+            try:
+                batch = next(fetched, None) if failure is None else None
+            except Exception as error:
+                failure = error
+            verdict, any_is_left = agree_on(Vote.ERROR if failure else proposal(), batch is not None)
+            if verdict is Vote.ERROR:
+                raise_together(failure)
+            if verdict is not Vote.GO:
+                raise BrokenOff
+            if not any_is_left:
+                return
+            try:
+                self._forward(model, ema, batch)
+            except Exception as error:
+                failure = error
+
+    def _forward(self, model: nn.Module, ema: Ema | NoEma, batch: Batch | None) -> None:
+        if batch is None:
+            if self.padding is not None:
+                list(self._outputs(model, ema, self.stage(self.padding())))  # so that the others can gather
+            return
+        on_device = self.stage(batch)
+        for prefix, outputs in self._outputs(model, ema, on_device):
+            self.collected[prefix].update(outputs, on_device)
+        if self.on_outputs is not None:
+            self.on_outputs(outputs, on_device)
+
+    def _count_bad_images(self) -> None:
+        """``max_bad`` is a limit for all ranks together. Raises ``UserError`` on every one of them."""
+        if self.bad_images is not None:
+            told = gather_objects(self.bad_images.state_dict()["seen"])
+            with together():
+                self.bad_images.add({"bad": [bad for seen in told for bad in seen]})
+
+    def _outputs(self, model: nn.Module, ema: Ema | NoEma, batch: Batch) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """What the model says to a batch, with each set of weights."""
+        for prefix in self.collected:
+            weights: AbstractContextManager[Any] = ema.applied_to(model) if prefix else nullcontext()
+            with weights, self.precision.autocast():
+                outputs = model(batch)
+            yield prefix, outputs
+
+    def first_batch(self) -> Batch:
+        """This rank's first batch, prepared: what visualising hooks look at."""
+        return self.stage(next(iter(self.batches)))
+
+    @property
+    def served(self) -> Evaluator:
+        """The evaluator of the weights that would be served: the averaged ones where there are any."""
+        return self.collected.get("ema_", self.collected[""])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off, BatchNorm on its running statistics, while the block runs."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,115 @@
+"""The one hook through which tests make a run fail: a fault at a chosen rank and step, as ``UP_FAULT`` asks for.
+
+``UP_FAULT="rank=1,step=7,action=kill"``. ``rank`` is 0 if left out; ``step`` counts the updates done; ``at`` is the moment
+in the step: ``update`` (before the ranks vote, the default), ``evaluation``, ``save``. Actions:
+
+- ``term``, ``int``, ``usr1``: the rank gets the signal. ``kill``: it gets SIGKILL. ``hang``: it stands still for ever.
+- ``nan``: the images of the step become NaN. ``error``: the rank fails as if by a bug of ours.
+- ``kill_worker``: its first loader worker gets SIGKILL.
+- ``disk_full``: no file of the rank can grow beyond 64 KiB from here on. ``no_folder``: the run folder disappears.
+
+A restarted run (``--max-restarts``) meets the fault in its first attempt only. Without the variable nothing happens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from up.data.records import Batch
+from up.distributed.env import attempt
+from up.distributed.group import rank
+from up.errors import UserError
+from up.text import did_you_mean
+
+VARIABLE = "UP_FAULT"
+FULL_AT = 64 * 1024  # bytes
+Moment = Literal["update", "evaluation", "save"]
+_SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1, "kill": signal.SIGKILL}
+ACTIONS = (*_SIGNALS, "hang", "nan", "error", "kill_worker", "disk_full", "no_folder")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that waits for its step on this rank, or none (``action`` None)."""
+
+    action: str | None = None
+    step: int = 0
+    at: str = "update"
+    folder: Path | None = None
+
+    def strike(self, step: int, moment: Moment) -> None:
+        """Let the fault happen if this is its step and its moment."""
+        if self.action is None or step != self.step or moment != self.at:
+            return
+        if self.action in _SIGNALS:
+            os.kill(os.getpid(), _SIGNALS[self.action])
+        elif self.action != "nan":
+            _DEEDS[self.action](self)
+
+    def spoil(self, batch: Batch, step: int) -> Batch:
+        """``batch`` as it is prepared for ``step``, its images NaN if that is the fault."""
+        if self.action == "nan" and step == self.step:
+            batch.image = batch.image * float("nan")
+        return batch
+
+
+def fault_from(environment: Mapping[str, str], folder: Path) -> Fault:
+    """The fault that ``UP_FAULT`` has for this rank. Raises ``UserError`` for one that cannot be understood."""
+    text = environment.get(VARIABLE, "")
+    if not text:
+        return Fault()
+    given = {name: value for name, _, value in (part.partition("=") for part in text.split(","))}
+    unknown = [name for name in given if name not in ("rank", "step", "action", "at")]
+    action, at = given.get("action", ""), given.get("at", "update")
+    numbers = [given.get("rank", "0"), given.get("step", "0")]
+    if unknown or action not in ACTIONS or at not in get_args(Moment) or not all(number.isdigit() for number in numbers):
+        raise UserError(
+            f"{VARIABLE}={text!r}: expected rank=R,step=N,action=A,at=M with A one of {', '.join(ACTIONS)} and M one of "
+            f"{', '.join(get_args(Moment))}.{did_you_mean(action, ACTIONS)}"
+        )
+    if int(given.get("rank", "0")) != rank() or attempt() > 0:
+        return Fault()
+    return Fault(action, int(given.get("step", "0")), at, folder)
+
+
+def _hang(_: Fault) -> None:
+    while True:
+        time.sleep(3600)
+
+
+def _error(fault: Fault) -> None:
+    raise RuntimeError(f"a bug, as {VARIABLE} asks for at step {fault.step}")
+
+
+def _kill_worker(_: Fault) -> None:
+    for worker in multiprocessing.active_children()[:1]:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def _disk_full(_: Fault) -> None:
+    """A real refusal of the kernel (EFBIG) in the middle of a file, as a full disk gives ENOSPC."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def _no_folder(fault: Fault) -> None:
+    assert fault.folder is not None
+    shutil.rmtree(fault.folder)
+
+
+_DEEDS: Mapping[str, Callable[[Fault], None]] = {
+    "hang": _hang,
+    "error": _error,
+    "kill_worker": _kill_worker,
+    "disk_full": _disk_full,
+    "no_folder": _no_folder,
+}

@@ -1,0 +1,104 @@
+"""The net on many ranks: replicated (ddp) or shared out (fsdp), its gradients averaged in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from up.distributed.group import is_parallel, world_size
+from up.text import some_of
+from up.tracking.log import LOGGER
+
+# Running statistics are made equal before an evaluation; other buffers are equal by what they hold.
+_NEW = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters  # torch 2.14 renamed it
+_SILENT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
+BLOCK = 1_000_000  # parameters from which a block of a network is shared out by itself
+
+
+def on_many_ranks(
+    net: nn.Module,
+    *,
+    parallel: Literal["ddp", "fsdp"],
+    static_graph: bool,
+    accumulate: int,
+    find_unused: bool,
+    first_loss: Callable[[], torch.Tensor] | None,
+) -> nn.Module:
+    """What is to be called in the place of ``net``, which is on its device; ``net`` itself in one process.
+
+    ``first_loss`` computes a loss through ``net`` as a step does: parameters that get no gradient from it (an output of
+    the backbone that nobody reads) are named once, and only then ddp looks for them in every step. ``find_unused``
+    makes it look without being told. ``static_graph`` spares ddp the search, and is left out where it does not hold: with
+    such parameters, and where gradients accumulate.
+    """
+    if not is_parallel() or not any(parameter.requires_grad for parameter in net.parameters()):
+        return net
+    same_start(net)
+    unused = unused_parameters(net, first_loss) if first_loss is not None else []
+    if unused:
+        LOGGER.warning("no gradient reaches %s; is there an output that nobody reads?", some_of(unused, 5))
+    if parallel == "fsdp":
+        return shared_out(net)
+    searches = find_unused or first_loss is None or bool(unused)
+    if static_graph and (unused or accumulate > 1):
+        why = "some parameters get no gradient" if unused else "gradients accumulate (trainer.accumulate)"
+        LOGGER.warning("runtime.static_graph is left out: it does not hold where %s", why)
+        static_graph = False
+    device = next(net.parameters()).device
+    return DistributedDataParallel(
+        net,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        **_SILENT_BUFFERS,
+        find_unused_parameters=searches and not static_graph,
+        static_graph=static_graph,
+        gradient_as_bucket_view=True,
+    )
+
+
+@torch.no_grad()
+def same_start(net: nn.Module) -> None:
+    """Give all ranks the weights and buffers of rank 0: hosts may have read different files."""
+    for tensor in [*net.parameters(), *net.buffers()]:
+        sent = tensor.contiguous()
+        dist.broadcast(sent, src=0)
+        tensor.copy_(sent)
+
+
+def unused_parameters(net: nn.Module, first_loss: Callable[[], torch.Tensor]) -> list[str]:
+    """The names of the parameters that train but got no gradient; ``net`` and its buffers are as before afterwards."""
+    buffers = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
+    first_loss().backward()  # type: ignore[no-untyped-call]
+    names = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    net.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in net.named_buffers():
+            buffer.copy_(buffers[name])
+    return names
+
+
+def shared_out(net: nn.Module, block: int = BLOCK) -> nn.Module:
+    """Share out the parameters, large blocks one by one, so that only one of them is whole at a time (Zhao et al. 2023)."""
+    net.to(memory_format=torch.contiguous_format)  # fsdp cuts along the first dimension and knows no other order
+    kind = next(net.parameters()).device.type
+    mesh = init_device_mesh(kind, (world_size(),))
+    for module in _blocks(net, block):
+        fully_shard(module, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    return net
+
+
+def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
+    """The members of lists and sequences with at least so many parameters, inner ones first."""
+    for child in module.children():
+        yield from _blocks(child, least)
+        is_member = isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(child, nn.ModuleList)
+        if is_member and sum(parameter.numel() for parameter in child.parameters()) >= least:
+            yield child

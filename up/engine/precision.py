@@ -1,0 +1,160 @@
+"""Mixed precision and the guarded optimizer step: unscale, clip, all ranks finite?, step, zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from up.engine.clip import Clip
+from up.engine.shards import local
+from up.errors import NumericalError, UserError
+
+Mode = Literal["bf16", "fp16"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LARGEST_SCALE = 2.0**64  # a loss without gradients would double its scale for ever
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an optimizer step came to."""
+
+    grad_norm: Tensor  # global norm before clipping, a scalar on the device: reading it waits for the device
+    skipped: bool  # the scaled gradients overflowed; nothing moved, the loss scale was halved
+
+
+@dataclass
+class LossScale:
+    """The factor that keeps small fp16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
+
+    The rule is that of ``torch.amp.GradScaler``: halved when gradients overflow, doubled after ``growth_interval`` good
+    steps. It is kept on the host, where the vote of the ranks has brought the verdict anyway, so that all ranks change it
+    together and no step waits for the device a second time.
+    """
+
+    scale: float = 65536.0
+    dynamic: bool = True
+    growth_interval: int = 2000
+    good_steps: int = 0
+
+    def after_good_step(self) -> None:
+        """Count, and double when it is time."""
+        if not self.dynamic:
+            return
+        self.good_steps += 1
+        if self.good_steps == self.growth_interval:
+            self.scale, self.good_steps = min(self.scale * 2, _LARGEST_SCALE), 0
+
+    def can_shrink(self) -> bool:
+        """Whether a smaller scale may still help; below 1 the gradients themselves are out of range."""
+        return self.dynamic and self.scale > 1.0
+
+    def after_overflow(self) -> None:
+        """Halve."""
+        self.scale, self.good_steps = self.scale / 2, 0
+
+
+def is_finite(norm: Tensor) -> bool:
+    """The verdict of a single process; waits for the device."""
+    return bool(torch.isfinite(norm))
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of a weight or statistic of this rank that is not finite; None when all are. Waits for the device once."""
+    state = model.state_dict(keep_vars=True).items()
+    held = {name: local(value).detach() for name, value in state if isinstance(value, Tensor) and value.is_floating_point()}
+    sums = [value.sum().float() for value in held.values()]  # whatever is not finite stays so in a sum
+    finite = torch.isfinite(torch.stack(sums)).tolist() if sums else []
+    return next((name for name, is_good in zip(held, finite, strict=True) if not is_good), None)
+
+
+class Precision:
+    """How a run computes: float32 (``mode`` None), or autocast to bf16 or to fp16 with a scaled loss.
+
+    Weights, their gradients and the optimizer stay float32. ``scale_factor`` is ``dynamic`` or a fixed number and counts
+    under fp16 only. Both modes work on CPU (fp16 slowly). Raises ``UserError`` for an unknown mode, and for bf16 on a
+    GPU without it.
+    """
+
+    def __init__(
+        self, *, mode: Mode | None, device: torch.device | str, scale_factor: Literal["dynamic"] | float = "dynamic"
+    ) -> None:
+        if mode is not None and mode not in _DTYPES:
+            raise UserError(f"amp is {mode!r}, expected bf16, fp16 or null")
+        self.mode = mode
+        self._device_type = torch.device(device).type
+        if mode == "bf16" and self._device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(f"amp is bf16, which {torch.cuda.get_device_name()} does not compute. Use fp16.")
+        self.loss_scale = _loss_scale(scale_factor) if mode == "fp16" else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        return torch.autocast(self._device_type, dtype=_DTYPES[self.mode]) if self.mode else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of the (scaled) ``loss``, a scalar.
+
+        Those of a loss that is not finite become NaN, even where they would be finite, so that the norm tells; among
+        many ranks the sum of the gradients carries it to all of them.
+        """
+        loss = loss * (1 + 0 * loss.detach())  # times 1, exactly, as long as the loss is finite
+        (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: Optimizer, clip: Clip, all_finite: Callable[[Tensor], bool] = is_finite) -> StepReport:
+        """Move the weights by the gradients gathered since the last step, and drop the gradients.
+
+        ``all_finite`` gets the global gradient norm as a scalar on the device and says whether it is finite here *and on
+        every other rank*, where the gradients and so the norm are the same: fetching it is the only wait for the device in
+        a step. Unless all is finite nothing moves, and ``clip`` learns nothing. Under fp16 with a dynamic scale that is a
+        skipped step, retried with half the scale; in all other cases, and at the smallest scale, it raises
+        ``NumericalError``.
+        """
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.loss_scale and grads:
+            torch._foreach_mul_([local(grad) for grad in grads], 1 / self.loss_scale.scale)
+        norm = clip.norm(grads)
+        if not all_finite(norm):
+            optimizer.zero_grad(set_to_none=True)
+            self._shrink_or_fail(norm)
+            return StepReport(norm, skipped=True)
+        clip.clip_(grads, norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.loss_scale:
+            self.loss_scale.after_good_step()
+        return StepReport(norm, skipped=False)
+
+    def _shrink_or_fail(self, norm: Tensor) -> None:
+        if self.loss_scale and self.loss_scale.can_shrink():
+            self.loss_scale.after_overflow()
+            return
+        here = (
+            "the loss, or a gradient on another rank, is not finite" if is_finite(norm) else f"the gradient norm is {norm.item()}"
+        )
+        scale = ""
+        if self.loss_scale:
+            kind = "smallest" if self.loss_scale.dynamic else "fixed"
+            scale = f" at the {kind} loss scale {self.loss_scale.scale:g}"
+        raise NumericalError(f"{here}{scale}; the optimizer did not move")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale, if there is one."""
+        return {"scale": self.loss_scale.scale, "good_steps": self.loss_scale.good_steps} if self.loss_scale else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``; a run in another precision, or with a fixed scale, has no use for it."""
+        if self.loss_scale and self.loss_scale.dynamic and state:
+            self.loss_scale.scale, self.loss_scale.good_steps = state["scale"], state["good_steps"]
+
+
+def _loss_scale(scale_factor: Literal["dynamic"] | float) -> LossScale:
+    if scale_factor == "dynamic":
+        return LossScale()
+    if isinstance(scale_factor, str) or not 0 < scale_factor < float("inf"):
+        raise UserError(f"scale_factor is {scale_factor!r}, expected dynamic or a number above 0")
+    return LossScale(scale=float(scale_factor), dynamic=False)

@@ -1,0 +1,96 @@
+"""How a batch becomes a loss: the one thing about training that a task or a distillation may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from up.config.part import BY_PROGRAM
+from up.data.records import Batch
+from up.distributed.group import rank
+from up.registry import Registry
+from up.seed import generator, key, seed_all
+
+RUNNERS = Registry("runner", {"base": "up.engine.step:Runner"})
+
+_MIXING, _DROPOUT = 1, 2  # purposes that keep two draws of the same step apart
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one micro-batch gave: the loss to go down on, and what else is worth showing (scalar tensors, no host sync)."""
+
+    loss: Tensor
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def shown(self) -> dict[str, Tensor]:
+        """Loss and scalars, cut off from the graph."""
+        return {"loss": self.loss.detach(), **{name: value.detach() for name, value in self.scalars.items()}}
+
+
+LossOf = Callable[[nn.Module, Batch], StepOutput]
+BatchStage = Callable[[Batch], Batch]
+Mixing = Callable[[Batch, torch.Generator], Batch]
+
+
+class Runner:
+    """Prepares batches on the device and turns them into losses.
+
+    ``net`` is what is called (perhaps wrapped for many ranks), ``model`` the bare network whose weights are saved.
+    ``stage`` brings a batch to the device and finishes its images there; ``mix`` blends training batches.
+    """
+
+    def __init__(
+        self,
+        net: Annotated[nn.Module, BY_PROGRAM],
+        *,
+        loss_of: Annotated[LossOf, BY_PROGRAM],
+        stage: Annotated[BatchStage, BY_PROGRAM],
+        mix: Annotated[Mixing | None, BY_PROGRAM],
+        seed: Annotated[int, BY_PROGRAM],
+    ) -> None:
+        self.net = net
+        self.loss_of = loss_of
+        self.stage = stage
+        self.mix = mix
+        self.seed = seed
+
+    @property
+    def model(self) -> nn.Module:
+        """The network without the wrapper of a process group."""
+        return self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
+
+    def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
+        """A training batch on the device, finished and mixed; mixing and dropout are keyed by (seed, step, micro-batch, rank)."""
+        batch = self.stage(batch)
+        if self.mix is not None:
+            batch = self.mix(batch, generator(self.seed, step, micro, rank(), _MIXING))
+        seed_all(key(self.seed, step, micro, rank(), _DROPOUT))
+        return batch
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:
+        """The loss of a prepared batch at update ``step``."""
+        return self.loss_of(self.net, batch)
+
+    def gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients in the backward pass of the last micro-batch only."""
+        if isinstance(self.net, FSDPModule):
+            self.net.set_requires_gradient_sync(last)
+        elif isinstance(self.net, DistributedDataParallel) and not last:
+            return self.net.no_sync()
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What trains beside the model: nothing here."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of ``state_dict``."""

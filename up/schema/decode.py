@@ -1,0 +1,244 @@
+"""Nodes to typed sections, with every problem at once and the origin of every value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from up.config.errors import DEFAULT, ConfigError, Note, Problem
+from up.config.nodes import load_nodes
+from up.config.section import Section, sections_in
+from up.config.tree import Key, MappingNode, Node, SequenceNode, to_plain
+from up.config.wording import Found, faults, got, mismatch, unknown
+from up.errors import UserError
+from up.schema.legacy.hoist import to_documented_form
+from up.schema.mimic import MimicJob
+from up.schema.overrides import apply_overrides
+from up.schema.sections import Config, NetModule
+from up.text import count, did_you_mean
+
+__all__ = ["Decoded", "Note", "Origins", "decode", "load_config", "missing_for_training"]
+
+
+class Decoded(NamedTuple):
+    """A configuration, what is worth saying about it, and where its values come from."""
+
+    config: Config
+    notes: list[Note]
+    origins: Origins
+
+
+class Origins:
+    """Where each value of a configuration was written."""
+
+    def __init__(self, tree: MappingNode) -> None:
+        self._tree = tree
+
+    def of(self, path: str) -> str:
+        """``file:line`` of the value at the dotted ``path``, ``--opts``, or ``default`` when nobody wrote it."""
+        node, _, missing = self._find(path.split("."))
+        return DEFAULT if missing else str(node.mark)
+
+    def locate(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The problems with their places; for something missing, that of the block it is missing in."""
+        exact = [problem if problem.origin or problem.about_key else self._at_argument(problem) for problem in problems]
+        return [replace(problem, path=self._as_written(problem.path)).written_at(self._place(problem)) for problem in exact]
+
+    def _at_argument(self, problem: Problem) -> Problem:
+        """A complaint about a part, at the argument that it begins with: ``fraction is 2``, ``resize.size: got 0``."""
+        for begins in (r"(?P<name>\w+)(?P<colon>: )?", r"\w+(?:\.|: )(?P<name>\w+)(?P<colon>: )?"):
+            found = re.match(begins, problem.what)
+            for path in (f"{problem.path}.kwargs.{found['name']}", f"{problem.path}.{found['name']}") if found else ():
+                if found and not self._find(path.split("."))[2]:
+                    return replace(problem, path=path, what=problem.what[found.end() :] if found["colon"] else problem.what)
+        return problem
+
+    def _as_written(self, path: str) -> str:
+        """The one job of a mimic is ``mimic_job0`` to the program, also where the file writes it directly."""
+        if "mimic_job0" in self._tree.block("mimic").entries:
+            return path
+        return re.sub(r"^mimic\.mimic_job0(?=\.|$)", "mimic", path)
+
+    @contextmanager
+    def placing(self, path: str) -> Iterator[None]:
+        """Give a ``UserError`` of the block what it lacks: the dotted ``path``, and where that was written."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(self.locate(error.problems)) from error
+        except UserError as error:
+            if error.has_place:
+                raise
+            raise ConfigError(self.locate([Problem(path, str(error))])) from error
+
+    def _place(self, problem: Problem) -> str:
+        words = problem.path.split(".") if problem.path else []
+        node, key_mark, missing = self._find(words)
+        return str(key_mark if problem.about_key and not missing else node.mark)
+
+    def _find(self, words: list[str]) -> tuple[Node, Any, bool]:
+        """The deepest node on the way, the mark of its key, and whether the way goes on from there."""
+        node: Node = self._tree
+        key_mark: Any = node.mark
+        at = 0
+        while at < len(words):
+            step = _step(node, words, at)
+            if step is None:
+                if _is_grouping(words[at], words[at + 1 :], node):
+                    at += 1
+                    continue
+                return node, key_mark, True
+            node, key_mark, at = step
+        return node, key_mark, False
+
+
+def _step(node: Node, words: list[str], at: int) -> tuple[Node, Any, int] | None:
+    if isinstance(node, SequenceNode):
+        index = int(words[at]) if words[at].isdigit() else -1
+        return (node.items[index], node.items[index].mark, at + 1) if 0 <= index < len(node.items) else None
+    if isinstance(node, MappingNode):
+        for end in range(at + 1, len(words) + 1):  # a key may have dots of its own
+            name = ".".join(words[at:end])
+            for key in node.entries:
+                if str(key) == name:
+                    return node.entries[key], node.key_marks[key], end
+    return None
+
+
+def _is_grouping(word: str, after: list[str], node: Node) -> bool:
+    """The one job of a mimic is ``mimic_job0`` to the program; a file that writes it directly has no such key."""
+    return word.startswith("mimic_job") and bool(after) and isinstance(node, MappingNode)
+
+
+def load_config(path: Path, opts: Sequence[str] = ()) -> Decoded:
+    """The configuration in the file at ``path`` with the words after ``--opts`` applied. Raises ``ConfigError``."""
+    return decode(apply_overrides(load_nodes(path), opts))
+
+
+def decode(tree: MappingNode) -> Decoded:
+    """``tree`` as typed sections. Raises ``ConfigError`` with all problems, in the order of the file."""
+    tree, notes, problems = to_documented_form(tree)
+    origins = Origins(tree)
+    try:
+        plain = to_plain(tree)
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        problems += [_problem(found) for found in faults(error, plain)]
+    else:
+        problems += list(_contradictions(config))
+    if problems:
+        raise ConfigError(_in_file_order(origins.locate(problems)))
+    return Decoded(config, [*notes, *_idle(config, origins)], origins)
+
+
+def _idle(config: Config, origins: Origins) -> Iterator[Note]:
+    """What the file says and nothing reads, because something else is missing for it."""
+    if config.saver.skip and config.saver.pretrain_model is None:
+        yield Note("saver.skip", "has no effect without saver.pretrain_model", origins.of("saver.skip"))
+    if config.schedule_counts_steps:
+        path = "trainer.lr_scheduler.kwargs.T_max"
+        yield Note(path, "counts steps, not epochs, as max_iter does (runtime.iter_base)", origins.of(path))
+    if origins.of("ema.kwargs") != DEFAULT and origins.of("ema.enable") == DEFAULT:
+        yield Note("ema.kwargs", "has no effect without ema.enable: true", origins.of("ema.kwargs"))
+
+
+def _in_file_order(problems: list[Problem]) -> list[Problem]:
+    def place(problem: Problem) -> tuple[str, int]:
+        file, _, line = problem.origin.rpartition(":")
+        return (file, int(line)) if line.isdigit() else (problem.origin, 0)
+
+    return sorted(dict.fromkeys(problems), key=place)
+
+
+def _problem(found: Found) -> Problem:
+    """What pydantic found wrong with one value, or with a key, of a section."""
+    first = found.errors[0]
+    model, field = section_at(first["loc"])
+    key = str(first["loc"][-1]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        owner = found.path.rpartition(".")[0] or "a configuration"
+        return Problem(found.path, model.misplaced(key) or unknown(owner, key, model.known_keys()), about_key=True)
+    if first["type"] == "missing":
+        path = found.path
+        if key in model.gathers:  # the file has no such key, it has several that are named alike
+            path = path.removesuffix(key) + model.example_of(key)
+        return Problem(path, f"is missing{_about(field)}")
+    return Problem(found.path, mismatch(found.errors))
+
+
+def _about(field: FieldInfo | None) -> str:
+    text = (field.description or "") if field else ""
+    sentence = text.split(". ")[0].replace("``", "`").rstrip(".")
+    return f" ({sentence[:1].lower()}{sentence[1:]})" if sentence else ""
+
+
+def section_at(loc: Sequence[Key]) -> tuple[type[Section], FieldInfo | None]:
+    """The section that a location is in, and the field that it ends at (None for an unknown key)."""
+    model: type[Section] = Config
+    inner: type[Section] = Config
+    field: FieldInfo | None = None
+    for word in loc:
+        model = inner
+        field = model.model_fields.get(str(word))
+        if field is not None:
+            inner = next(sections_in(field.annotation), inner)
+    return model, field
+
+
+def _contradictions(config: Config) -> Iterator[Problem]:
+    """What is wrong between sections that are each well-formed."""
+    for name, net in {"net": config.net, **config.teachers}.items():
+        yield from _names_of(name, net)
+    for job_name, job in (config.mimic.jobs if config.mimic else {}).items():
+        for teacher, tap in job.teachers.items():
+            path = f"mimic.{job_name}.{teacher}"
+            if teacher not in config.teachers:
+                hint = did_you_mean(teacher, config.teachers)
+                yield Problem(path, f"there is no net called {teacher!r} (expected a top-level key with a list of modules).{hint}")
+            wanted = len(job.student.mimic_name)
+            if len(tap.mimic_name) != wanted:
+                what = f"got {count(len(tap.mimic_name), 'layer')}, expected {wanted}, as many as the student has"
+                yield Problem(f"{path}.mimic_name", what)
+        wanted, adapters = len(job.student.mimic_name), job.student.adapter
+        if isinstance(adapters, list) and len(adapters) != wanted:
+            what = f"got {count(len(adapters), 'adapter')}, expected {wanted}, one for each layer (null for none)"
+            yield Problem(f"mimic.{job_name}.student.adapter", what)
+    if config.mimic is not None and not config.mimic.task_loss and not any(map(_weight_of, config.mimic.jobs.values())):
+        yield Problem("mimic.task_loss", "got false, and every loss_weight is 0: nothing would be learnt")
+
+
+def _weight_of(job: MimicJob) -> Any:
+    return job.loss_weight and job.cfgs.loss.kwargs.get("loss_weight", 1)
+
+
+def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, module in enumerate(net):
+        if module.type == "self":
+            continue
+        if module.prev is not None and module.prev not in seen:
+            hint = did_you_mean(module.prev, seen)
+            yield Problem(f"{owner}.{index}.prev", f"got {got(module.prev)}, expected the name of a module before this one.{hint}")
+        if module.name in seen:
+            yield Problem(
+                f"{owner}.{index}.name", f"got {got(module.name)}, which is already the name of {owner}.{seen[module.name]}"
+            )
+        seen.setdefault(module.name, index)
+
+
+def missing_for_training(config: Config) -> list[Problem]:
+    """What a configuration needs for training and lacks; evaluation and export do without."""
+    trainer = config.trainer
+    needs = (
+        ("dataset.train", config.dataset.train is not None, "training needs something to train on"),
+        ("trainer.max_epoch", (trainer.max_epoch or trainer.max_iter) is not None, "training needs an end (or trainer.max_iter)"),
+        ("trainer.optimizer", trainer.optimizer is not None, "training needs an optimizer"),
+    )
+    return [Problem(path, f"is missing: {why}") for path, is_there, why in needs if not is_there]

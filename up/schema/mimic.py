@@ -1,0 +1,122 @@
+"""The section ``mimic``: which layers of the student follow which layers of the teachers, and by which loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from up.config.part import PartOf
+from up.config.section import AtLeast1, Name, NotNegative, Part, Section
+
+Adapter = Literal["conv1x1", "linear"]
+
+
+def _as_list(data: Any) -> Any:
+    """A single layer may be written without the brackets."""
+    if isinstance(data, dict) and isinstance(data.get("mimic_name"), str):
+        return {**data, "mimic_name": [data["mimic_name"]]}
+    return data
+
+
+class MimicStudent(Section):
+    """What is tapped in the student."""
+
+    mimic_name: list[Name] = Field(min_length=1)
+    """Paths of modules whose outputs follow the teacher's, such as ``head.classifier``. With ``:input`` after a
+    path it is what the module takes."""
+    adapter: Adapter | list[Adapter | None] | None = None
+    """Layer that brings the student's width to the teacher's and trains with the student. conv1x1 goes between maps, linear
+    between vectors or tokens; a list has one, or null, for each of mimic_name."""
+
+    _one_name = model_validator(mode="before")(_as_list)
+
+
+class MimicTeacher(Section):
+    """What is tapped in a teacher, and its weights."""
+
+    mimic_name: list[Name] = Field(min_length=1)
+    """Paths of modules, one for each of the student's, in the same order."""
+    teacher_weight: Name | None = None
+    """File with the teacher's weights."""
+    teacher_bn_mode: Literal["eval", "train", "precise"] | None = None
+    """``train`` lets the teacher's batch normalisation use the statistics of the batch; all else its own."""
+
+    _one_name = model_validator(mode="before")(_as_list)
+
+
+class MimicCfgs(Section):
+    """Wrapper of the loss, as older files write it."""
+
+    loss: Annotated[Part, PartOf("mimic_loss")]
+    """The distance between student and teacher. Of logits: kl_loss, kd_loss, ce_loss, bce_loss, dkd, dist; of features:
+    l2_loss, cosine, attention_transfer."""
+
+
+class MimicJob(Section):
+    """One pairing of student layers with teacher layers."""
+
+    gathers: ClassVar[dict[str, str]] = {"teachers": r"teacher\w*"}
+
+    mimic_ins_type: Literal["base"] = "base"
+    """The kind of job; there is one."""
+    loss_weight: NotNegative = 1.0
+    """Factor of the loss, which is divided by the number of layers; times the ``loss_weight`` in the loss's own kwargs."""
+    warm_up_iters: Annotated[int, Field(ge=-1)] = -1
+    """Updates over which the factor grows linearly from 0; -1 for none."""
+    cfgs: MimicCfgs
+    """The loss."""
+    student: MimicStudent
+    """The student's layers."""
+    teachers: dict[str, MimicTeacher] = Field(min_length=1)
+    """The layers of each teacher, under the name of its net: ``teacher``, ``teacher0``, …"""
+
+
+class MimicCache(Section):
+    """Keeps what the teachers said, so that they run once and not in every epoch."""
+
+    dir: Name
+    """Folder of the cache."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """How numbers are stored."""
+    topk: AtLeast1 | None = None
+    """Store the k largest logits of each image only, and what the others have together; unset stores all."""
+
+
+class Mimic(Section):
+    """Knowledge distillation: one job, written directly, or several with ``mimic_as_jobs``."""
+
+    gathers: ClassVar[dict[str, str]] = {"jobs": r"mimic_job\w*"}
+
+    mimic_as_jobs: bool = False
+    """The jobs stand side by side as ``mimic_job0: {…}``, ``mimic_job1: {…}``."""
+    task_loss: bool = True
+    """Add the loss of the task itself."""
+    cache: MimicCache | None = None
+    """Cache of the teachers' outputs."""
+    preflight: Literal["error", "warn", "skip"] = "error"
+    """Before the first update every teacher is scored on up to 512 validation images. One that is no better than chance is
+    an error, or a warning; ``skip`` does not score."""
+    jobs: dict[str, MimicJob] = Field(min_length=1)
+    """The jobs by name."""
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        return [*super().known_keys(), *MimicJob.known_keys()]
+
+    @classmethod
+    def misplaced(cls, key: str) -> str | None:
+        """Keys of a job beside jobs, or under a ``mimic_as_jobs`` that is true without any."""
+        if key not in MimicJob.model_fields and MimicJob.gathered_in(key) is None:
+            return None
+        return "belongs in a job here: move it to mimic_job0, or, for a single job, leave mimic_as_jobs and mimic_job* out"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_job(cls, data: Any) -> Any:
+        """A job that is written directly in ``mimic`` is the job ``mimic_job0``."""
+        if not isinstance(data, dict) or data.get("mimic_as_jobs") or any(cls.gathered_in(key) for key in data):
+            return data
+        job = {key: value for key, value in data.items() if key in MimicJob.model_fields or MimicJob.gathered_in(key)}
+        rest = {key: value for key, value in data.items() if key not in job}
+        return {**rest, "mimic_as_jobs": True, "mimic_job0": job}

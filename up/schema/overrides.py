@@ -1,0 +1,115 @@
+"""``--opts``: values from the command line, written over those of the file before anything is checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, get_origin
+
+from up.config.bases import BASE
+from up.config.errors import OPTS, ConfigError, Mark, Problem
+from up.config.nodes import parse_value
+from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, index_of, is_null, labels_of, set_at
+from up.schema.sections import SECTIONS, Config, is_section
+from up.text import did_you_mean
+
+_MARK = Mark(OPTS)
+_LISTS = tuple(name for name, field in Config.model_fields.items() if get_origin(field.annotation) is list)
+_DASHED = re.compile(r"(?P<list>\w+)\.(?P<type>[^.]+)-(?P<key>\w+(\..+)?)")
+
+
+class _Override(NamedTuple):
+    path: str
+    text: str
+    adds: bool
+
+
+def apply_overrides(tree: MappingNode, tokens: Sequence[str]) -> MappingNode:
+    """``tree`` with the words after ``--opts`` applied in order: ``k v``, ``k=v`` or both mixed.
+
+    Paths are dotted, with list indices or names of list entries (``net.backbone.kwargs.frozen_layers``); values are
+    YAML. ``+k=v`` appends to a list (a list: its items), or adds a top-level key of one's own. ``hooks.TYPE-kwargs.x v`` is
+    UP's form of ``hooks.TYPE.kwargs.x``: it sets every hook of that type, and adds one where there is none. Raises
+    ``ConfigError`` with every problem.
+    """
+    problems: list[Problem] = []
+    for override in _read(tokens, problems):
+        try:
+            tree = _applied(tree, override)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return tree
+
+
+def _read(tokens: Sequence[str], problems: list[Problem]) -> list[_Override]:
+    found = []
+    words = iter(tokens)
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                problems.append(Problem(path, f"got no value (expected {path}=VALUE, or {path} VALUE)", OPTS))
+                break
+            text = following
+        if not re.fullmatch(r"\+?[^\s+]+", path):
+            problems.append(Problem("", f"got {word!r}, expected KEY=VALUE with a dotted KEY", OPTS))
+            continue
+        found.append(_Override(path.removeprefix("+"), text, path.startswith("+")))
+    return found
+
+
+def _applied(tree: MappingNode, override: _Override) -> MappingNode:
+    top = override.path.partition(".")[0]
+    if top == BASE and BASE not in tree.entries:
+        what = "is read before --opts. Write it into the file, or set the values themselves"
+        raise ConfigError([Problem(override.path, what, OPTS)])
+    if not (override.adds or is_section(top) or top in tree.entries):
+        near = did_you_mean(top, [*SECTIONS, *map(str, tree.entries)])
+        expected = near or f" Expected one of {', '.join(SECTIONS)}."
+        what = f"there is no section or key {top!r} to set.{expected} (+{override.path}=… adds a key)"
+        raise ConfigError([Problem(override.path, what, OPTS)])
+    if top in _LISTS and is_null(tree.get(top)) and (override.adds or override.path != top):
+        tree = tree.with_entry(top, SequenceNode((), _MARK), _MARK)
+    value = _value(override)
+    tree, places = _places(tree, override.path)
+    for path in places:
+        tree = set_at(tree, path, value, _MARK, append=override.adds)
+    return tree
+
+
+def _places(tree: MappingNode, path: str) -> tuple[MappingNode, list[str]]:
+    """The paths that ``path`` means: itself, or of ``TYPE-key`` that of each entry of the type; a missing hook is added."""
+    found = _DASHED.fullmatch(path)
+    entries = tree.get(found["list"]) if found else None
+    if found is None or not isinstance(entries, SequenceNode) or index_of(entries, path.split(".")[1]) is not None:
+        return tree, [path]
+    places = [index for index, name in enumerate(labels_of(entries, "type")) if name == found["type"]]
+    if not places and found["list"] == "hooks":
+        places = [len(entries.items)]
+        added = MappingNode({"type": ScalarNode(found["type"], _MARK)}, {"type": _MARK}, _MARK)
+        tree = tree.with_entry("hooks", entries.with_item(places[0], added))
+    names = [str(place) for place in places] or [found["type"]]
+    return tree, [f"{found['list']}.{name}.{found['key']}" for name in names]
+
+
+def _value(override: _Override) -> Node:
+    try:
+        return remarked(parse_value(override.text, OPTS), _MARK)
+    except ConfigError as error:
+        what = "; ".join(problem.what for problem in error.problems)
+        raise ConfigError([Problem(override.path, f"got {override.text!r}: {what}", OPTS)]) from None
+
+
+def remarked(node: Node, mark: Mark) -> Node:
+    """A copy of ``node`` that is said to be written at ``mark``, with all below it."""
+    if isinstance(node, MappingNode):
+        entries = {key: remarked(value, mark) for key, value in node.entries.items()}
+        return MappingNode(entries, dict.fromkeys(entries, mark), mark)
+    if isinstance(node, SequenceNode):
+        return SequenceNode(tuple(remarked(item, mark) for item in node.items), mark)
+    assert isinstance(node, ScalarNode)
+    return replace(node, mark=mark, anchor=None)

@@ -1,0 +1,184 @@
+"""The section ``trainer``: how long, how often, with which optimizer and which learning rate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, model_validator
+
+from up.config.section import AtLeast0, AtLeast1, Name, NotNegative, Part, Positive, Section
+
+
+class ParamRule(Section):
+    """Settings for the parameters of one kind of module."""
+
+    type: str | None = None
+    """Accepted for older files; the name of the rule already says which parameters are meant."""
+    kwargs: dict[str, float] = {}
+    """Settings of the optimizer for these parameters, such as ``weight_decay: 0.0`` or ``lr``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        """``bn_w: {weight_decay: 0}`` says the same as ``bn_w: {kwargs: {weight_decay: 0}}``."""
+        if isinstance(data, dict) and data and not {"type", "kwargs"} & data.keys():
+            return {"kwargs": data}
+        return data
+
+
+class LayerDecay(Section):
+    """Smaller learning rates for layers further from the head (BEiT, Bao et al. 2021, appendix)."""
+
+    type: str | None = None
+    """Accepted for older files; the network itself says what its layers are."""
+    value: Annotated[float, Field(gt=0, le=1)]
+    """Factor from one layer to the one before it."""
+    base_lr: Positive | None = None
+    """Learning rate of the last layer; unset takes the optimizer's."""
+
+
+class Discriminative(Section):
+    """Smaller learning rates for blocks of layers further from the head (ULMFiT, Howard and Ruder 2018, section 3.2)."""
+
+    blocks: AtLeast1 = 3
+    """Into how many equal blocks the layers are cut."""
+    factor: Annotated[float, Field(ge=1)] = 2.6
+    """How many times slower each block trains than the one above it."""
+
+
+class ParamConfig(Section):
+    """Which parameters get settings of their own, by the class of the module and by bias or weight."""
+
+    bn_b: ParamRule | None = None
+    """Biases of batch normalisation, SyncBatchNorm included."""
+    bn_w: ParamRule | None = None
+    """Weights of batch normalisation, SyncBatchNorm included."""
+    ln_b: ParamRule | None = None
+    """Biases of layer normalisation and its subclasses."""
+    ln_w: ParamRule | None = None
+    """Weights of layer normalisation and its subclasses."""
+    linear_b: ParamRule | None = Field(default=None, validation_alias=AliasChoices("linear_b", "linear"))
+    """Biases of linear layers; ``linear`` is another spelling."""
+    linear_w: ParamRule | None = None
+    """Weights of linear layers."""
+    conv_b: ParamRule | None = None
+    """Biases of convolutions."""
+    conv_w: ParamRule | None = None
+    """Weights of convolutions."""
+    nodecay: list[Name] = []
+    """No weight decay for parameters whose name contains one of these; ``ndim_is1`` means all that have one dimension.
+    ``{value: [...]}`` says the same."""
+    layer_decay: LayerDecay | None = None
+    """Layer-wise learning rates."""
+    discriminative: Discriminative | None = None
+    """Learning rates by blocks of layers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift_nodecay(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        lifted: dict[str, Any] = {}
+        nested: list[Any] = []
+        for key, rule in data.items():
+            if isinstance(rule, dict) and key != "nodecay" and "nodecay" in rule:
+                nested += _values(rule["nodecay"]) if isinstance(_values(rule["nodecay"]), list) else [rule["nodecay"]]
+                rule = {inner: value for inner, value in rule.items() if inner != "nodecay"} or None
+            lifted[key] = rule
+        own = _values(data.get("nodecay")) or []
+        if nested or "nodecay" in data:
+            lifted["nodecay"] = own + nested if isinstance(own, list) else own
+        return lifted
+
+
+def _values(written: Any) -> Any:
+    return written["value"] if isinstance(written, dict) and set(written) == {"value"} else written
+
+
+class SpecialGroup(Section):
+    """Settings for the parameters whose name contains ``key``."""
+
+    key: Name
+    """A part of the parameter's name; the first group that matches counts."""
+    lr: Positive | None = None
+    """Learning rate of the group; unset takes the optimizer's."""
+    weight_decay: NotNegative | None = None
+    """Weight decay of the group; unset takes the optimizer's."""
+
+
+class OptimizerPart(Part):
+    """An optimizer: any of torch.optim, any of timm, LAMB, LARS."""
+
+    pconfig: ParamConfig = ParamConfig()
+    """Settings by kind of parameter."""
+    special_param_group: list[SpecialGroup] = []
+    """Settings by name of parameter; they win over ``pconfig``."""
+
+
+class SchedulePart(Part):
+    """The learning rate as a function of the step: a schedule after a warmup."""
+
+    warmup_iter: AtLeast0 = 0
+    """Updates of warmup; the longer of this and ``warmup_epochs`` counts."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs of warmup."""
+    warmup_type: Literal["exp", "linear", "cosine"] = "exp"
+    """The curve from the first learning rate to the target."""
+    warmup_ratio: float = -1.0
+    """First learning rate as a share of the target; negative starts from the optimizer's lr before it is scaled."""
+    warmup_register_type: Literal["base", "no_scale_lr"] = "base"
+    """``base``: lr is per image and times the global batch size is the target; ``no_scale_lr``: lr is the target.
+    ``lr_register_type`` and ``register_type`` are other spellings."""
+
+
+class Trainer(Section):
+    """How long to train, what to do how often, and with which optimizer."""
+
+    max_epoch: AtLeast1 | None = None
+    """Epochs to train."""
+    max_iter: AtLeast1 | None = None
+    """Updates to train; wins over ``max_epoch``. Alone it implies ``runtime.iter_base``."""
+    test_freq: AtLeast1 = 1
+    """Epochs between evaluations; updates when ``runtime.iter_base``. The end is always evaluated."""
+    test_start: Annotated[int, Field(ge=-1)] = 0
+    """No evaluation before this epoch (or update)."""
+    eval_interval: AtLeast1 | None = None
+    """Updates between evaluations; wins over ``test_freq``."""
+    save_freq: AtLeast1 = 1
+    """Epochs between checkpoints that are kept; updates when ``runtime.iter_base``. The end is always saved."""
+    save_start: Annotated[int, Field(ge=-1)] = 0
+    """No checkpoint that is kept before this epoch (or update)."""
+    only_save_latest: bool = False
+    """Keep the newest checkpoint and one predecessor, unless ``keep_last`` is given."""
+    save_latest_freq: AtLeast1 | None = None
+    """Epochs (or updates) between savings of ``ckpt_latest.pth``; unset saves it together with the others.
+    ``saver.save_latest_freq`` is another place for it."""
+    save_cur_freq: AtLeast1 | None = None
+    """Epochs (or updates) between further checkpoints, beside those of ``save_freq``, from ``save_cur_start`` on; unset with a
+    ``save_cur_start`` means 1."""
+    save_cur_start: Annotated[int, Field(ge=-1)] | None = None
+    """No checkpoint of ``save_cur_freq`` before this epoch (or update)."""
+    keep_last: Literal["all"] | Annotated[int, Field(ge=2)] = 2
+    """How many of the newest checkpoints stay, or ``all`` that ``save_freq`` asks for; the best one always stays. Unset means
+    ``all`` where ``save_freq`` is written and ``only_save_latest`` is not true."""
+    keep_every: AtLeast1 | None = None
+    """Also save a checkpoint every so many epochs (or updates), and never delete it."""
+    log_interval: AtLeast1 = 20
+    """Updates between log lines; ``--display`` sets it."""
+    is_eval: bool = True
+    """Evaluate during training."""
+    accumulate: AtLeast1 = 1
+    """Micro-batches whose gradients are summed up for one update."""
+    clip_norm: Positive | None = None
+    """Largest global norm of the gradients; larger ones are scaled down."""
+    optimizer: OptimizerPart | None = None
+    """The optimizer and its settings by parameter."""
+    lr_scheduler: SchedulePart | None = None
+    """The schedule of the learning rate; unset keeps it constant."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_save_freq_asks_for(cls, data: Any) -> Any:
+        """Who writes ``save_freq``, as UP's files do, expects its checkpoints to stay; one of every epoch would fill the disk."""
+        asks = isinstance(data, dict) and data.get("save_freq") is not None and not data.get("only_save_latest")
+        return {**data, "keep_last": "all"} if asks and data.get("keep_last") is None else data

@@ -1,0 +1,174 @@
+"""Mixup and CutMix of a whole batch on the device: one weight a batch, the first image with the last, and so on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from up.config.contract import Contract, Method
+from up.data.records import Batch
+from up.errors import UserError
+from up.registry import Registry
+from up.tasks.cls.augment.image import Size, expect_probability
+
+BATCH_FNS = Registry(
+    "batch_fn",
+    {
+        "batch_mixup": "up.tasks.cls.augment.mixing:BatchMixup",
+        "batch_cutmix": "up.tasks.cls.augment.mixing:BatchCutmix",
+        "batch_cutmixup": "up.tasks.cls.augment.mixing:BatchCutmixMixup",
+    },
+    contract=Contract(
+        "docs/add_a_part.md",
+        methods=(Method("__call__", "def __call__(self, batch: Batch, generator: torch.Generator) -> Batch", "the mixed batch"),),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """``lam`` weighs the image itself; ``box`` (top, bottom, left, right) is what CutMix pastes from the other."""
+
+    lam: float
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class MixPolicy:
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019), weighted by Beta(alpha, alpha); alpha 0 is never."""
+
+    mixup_alpha: float
+    cutmix_alpha: float
+    switch_prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        expect_probability(self.switch_prob, "switch_prob")
+        alphas = (self.mixup_alpha, self.cutmix_alpha)
+        if min(alphas) < 0 or max(alphas) == 0 or not all(map(math.isfinite, alphas)):
+            raise UserError(
+                f"alpha: got {self.mixup_alpha:g} for mixup and {self.cutmix_alpha:g} for CutMix, expected "
+                "none below 0 and one above it; to train without mixing, leave it out of the configuration"
+            )
+
+    def draw(self, rng: np.random.Generator, size: Size) -> Mix:
+        """The mix of images of ``size`` (height, width); CutMix's weight is that of the pixels really pasted."""
+        both = self.mixup_alpha > 0 and self.cutmix_alpha > 0
+        cut = rng.random() < self.switch_prob if both else self.cutmix_alpha > 0
+        alpha = self.cutmix_alpha if cut else self.mixup_alpha
+        lam = float(rng.beta(alpha, alpha))
+        if not cut:
+            return Mix(lam)
+        height, width = size
+        box = cut_box(size, lam, (int(rng.integers(height)), int(rng.integers(width))))
+        pasted = (box[1] - box[0]) * (box[3] - box[2])
+        return Mix(1 - pasted / (height * width), box)
+
+
+def cut_box(size: Size, lam: float, centre: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of a box around ``centre``, its sides √(1 - lam) of the image's, clipped."""
+    spans = []
+    for length, middle in zip(size, centre, strict=True):
+        side = int(length * math.sqrt(1 - lam))
+        spans += [max(middle - side // 2, 0), min(middle + (side + 1) // 2, length)]
+    top, bottom, left, right = spans
+    return top, bottom, left, right
+
+
+def mix_images(own: Tensor, other: Tensor, mix: Mix) -> Tensor:
+    """A new tensor of (..., H, W) float images."""
+    if mix.box is None:
+        return torch.lerp(other, own, mix.lam)
+    top, bottom, left, right = mix.box
+    mixed = own.clone()
+    mixed[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+    return mixed
+
+
+def soft_targets(gt: Tensor, num_classes: int) -> Tensor:
+    """Labels (B,) int64 as one-hot float32 (B, num_classes); soft or multi-hot (B, num_classes) as they are."""
+    if gt.is_floating_point():
+        if gt.ndim != 2 or gt.shape[1] != num_classes:
+            raise UserError(f"num_classes: got {num_classes}, expected {gt.shape[-1]}, the length of the soft labels")
+        return gt.float()
+    if gt.ndim != 1:
+        raise UserError(
+            f"got {gt.shape[-1]} labels an image, expected one: mixing is for nets with a single head; "
+            "leave batch_fn and the mixing transforms out"
+        )
+    return torch.zeros(len(gt), num_classes, device=gt.device).scatter_(1, gt[:, None], 1.0)
+
+
+def dominant_labels(gt: Tensor, other: Tensor, mixed: Tensor, lam: float) -> Tensor:
+    """(B,) int64: of two labels the one with the larger weight (one's own at a tie); of soft ones the largest entry."""
+    if gt.is_floating_point():
+        return mixed.argmax(1)
+    return gt if lam >= 0.5 else other
+
+
+def expect_labels_within(gt: Tensor, num_classes: int) -> None:
+    """A ``UserError`` when an integer label has no class."""
+    if gt.is_floating_point() or not gt.numel():
+        return
+    low, high = int(gt.min()), int(gt.max())
+    if low < 0 or high >= num_classes:
+        label = low if low < 0 else high
+        raise UserError(f"num_classes: got {num_classes} and a label {label}, expected labels within 0..{num_classes - 1}")
+
+
+def numpy_generator(generator: Generator) -> np.random.Generator:
+    """A generator that has the Beta distribution, keyed by a draw from ``generator`` (of the CPU)."""
+    return np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+
+
+class BatchMix:
+    """``mix(batch, generator) -> batch``: ``image`` (B, C, H, W), soft ``gt`` (B, num_classes), ``dominant`` (B,)."""
+
+    def __init__(self, policy: MixPolicy, num_classes: int) -> None:
+        self.policy = policy
+        self.num_classes = num_classes
+        self._checked = False
+
+    def __call__(self, batch: Batch, generator: Generator) -> Batch:
+        image, gt = batch.image, batch.gt
+        if not image.is_floating_point():
+            raise UserError(f"batch_fn: got images of {image.dtype}, expected float: end the transforms with to_tensor, normalize")
+        self._check_labels(gt)
+        mix = self.policy.draw(numpy_generator(generator), (image.shape[-2], image.shape[-1]))
+        target = soft_targets(gt, self.num_classes)
+        mixed = torch.lerp(target.flip(0), target, mix.lam)
+        return Batch(
+            batch, image=mix_images(image, image.flip(0), mix), gt=mixed, dominant=dominant_labels(gt, gt.flip(0), mixed, mix.lam)
+        )
+
+    def _check_labels(self, gt: Tensor) -> None:
+        """Every batch on the CPU; elsewhere the first only, for looking at a label there holds the host up."""
+        if gt.device.type == "cpu" or not self._checked:
+            expect_labels_within(gt, self.num_classes)
+            self._checked = True
+
+
+class BatchMixup(BatchMix):
+    """Blend each image of a batch with another; one weight of Beta(alpha, alpha) a batch (Zhang et al. 2018)."""
+
+    def __init__(self, *, alpha: float = 1.0, num_classes: int = 1000) -> None:
+        super().__init__(MixPolicy(alpha, 0.0), num_classes)
+
+
+class BatchCutmix(BatchMix):
+    """Paste a box of another image of the batch into each; its area is 1 - Beta(alpha, alpha) (Yun et al. 2019)."""
+
+    def __init__(self, *, alpha: float = 1.0, num_classes: int = 1000) -> None:
+        super().__init__(MixPolicy(0.0, alpha), num_classes)
+
+
+class BatchCutmixMixup(BatchMix):
+    """CutMix with probability ``switch_prob``, otherwise mixup, decided anew for each batch."""
+
+    def __init__(
+        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: float = 0.5, num_classes: int = 1000
+    ) -> None:
+        super().__init__(MixPolicy(mixup_alpha, cutmix_alpha, switch_prob), num_classes)

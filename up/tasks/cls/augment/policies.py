@@ -1,0 +1,88 @@
+"""Augmentation policies: AutoAugment and RandAugment as timm has them, under the names that configurations use.
+
+They run on Pillow images and draw from ``random`` and ``numpy.random``, which the caller seeds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from timm.data import auto_augment as policies
+
+from up.errors import UserError
+from up.tasks.cls.augment.image import MEAN_COLOUR, Image, Transform, height_width, with_pillow
+
+
+class AutoAugment(Transform):
+    """One of 25 pairs of operations found for ImageNet by search, drawn for each image (Cubuk et al. 2019, table 9).
+
+    ``size`` is the input's, in pixels: operations that shift by pixels shift by at most .45 of it. ``scale`` is unused.
+    """
+
+    def __init__(self, *, size: int | tuple[int, int] = 224, scale: tuple[float, float] | None = None) -> None:
+        shorter = min(height_width(size, "torch_auto_augmentation"))
+        settings = {"translate_const": int(0.45 * shorter), "img_mean": MEAN_COLOUR}
+        self._policy = policies.AutoAugment(policies.auto_augment_policy("original", settings))
+
+    def __call__(self, image: Image) -> Image:
+        return with_pillow(self._policy, image)
+
+
+class RandAugment(Transform):
+    """``n`` of 15 operations with replacement, each applied with probability .5 at magnitude ``m`` (Cubuk et al. 2020).
+
+    The magnitude is drawn from N(m, magnitude_std) and clipped to 0..10. As in the EfficientNet original, posterize and
+    solarize grow milder with ``m``, and the enhancements run from .1 to 1.9; the Incre variant is the one to choose.
+    """
+
+    def __init__(self, *, n: int, m: float, magnitude_std: float = 0.0) -> None:
+        _check(n, m, magnitude_std, "torch_random_augmentation")
+        self._policy = policies.RandAugment(_operations(m, magnitude_std, increasing=False), n)
+
+    def __call__(self, image: Image) -> Image:
+        return with_pillow(self._policy, image)
+
+
+class IncreasingRandAugment(Transform):
+    """RandAugment whose every operation grows stronger with ``m``: timm's ``rand-m{m}-n{n}-mstd{magnitude_std}-inc1``.
+
+    At m = 7: rotate by 21 degrees, posterize to 2 bits, solarize from 77, enhance by 1 +- .63, shift by .315.
+    """
+
+    def __init__(self, *, n: int, m: float, magnitude_std: float = 0.0) -> None:
+        _check(n, m, magnitude_std, "torch_random_augmentationIncre")
+        operations = _operations(m, magnitude_std, increasing=True)
+        for operation in operations:
+            if operation.name == "PosterizeIncreasing":
+                operation.level_fn = _AtLeastOneBit(operation.level_fn)
+        self._policy = policies.RandAugment(operations, n)
+
+    def __call__(self, image: Image) -> Image:
+        return with_pillow(self._policy, image)
+
+
+class _AtLeastOneBit:
+    """timm keeps 0 bits at magnitude 10: a black image under its label, which teaches nothing."""
+
+    def __init__(self, bits: Any) -> None:
+        self._bits = bits
+
+    def __call__(self, magnitude: float, settings: dict[str, Any]) -> tuple[int]:
+        return (max(1, self._bits(magnitude, settings)[0]),)
+
+
+def _operations(magnitude: float, deviation: float, *, increasing: bool) -> list[Any]:
+    settings = {"img_mean": MEAN_COLOUR, "magnitude_std": deviation}
+    names = policies.rand_augment_choices("", increasing=increasing)
+    made: list[Any] = policies.rand_augment_ops(magnitude, prob=0.5, hparams=settings, transforms=names)
+    return made
+
+
+def _check(n: int, m: float, deviation: float, name: str) -> None:
+    if n < 1:
+        raise UserError(f"{name}.n: got {n}, expected the number of operations an image, at least 1")
+    if m < 0 or deviation < 0:
+        raise UserError(f"{name}: got m {m} and magnitude_std {deviation}, expected m within 0..10 and no deviation below 0")
+    if m > 10:
+        warnings.warn(f"{name}.m: {m} is clipped to 10, the strongest that there is", stacklevel=3)

@@ -1,0 +1,141 @@
+"""Mixup and CutMix as transforms: with ``extra_input`` of two samples in the worker, otherwise of the batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from up.data.records import Sample
+from up.errors import UserError
+from up.tasks.cls.augment.image import Image, size_of
+from up.tasks.cls.augment.mixing import (
+    BatchCutmixMixup,
+    BatchMix,
+    BatchMixup,
+    Mix,
+    MixPolicy,
+    dominant_labels,
+    expect_labels_within,
+    mix_images,
+    numpy_generator,
+    soft_targets,
+)
+
+
+class SampleMix(ABC):
+    """``transform(sample, draw_second) -> sample``: mixed ``image``, soft ``gt`` (num_classes,), int ``dominant``.
+
+    ``takes_second``: this is the sample-level form; otherwise the caller moves ``as_batch_fn()`` to the batch.
+    ``transform_second``: ``draw_second`` passes the second sample through the preceding transforms. A second image of
+    another size is resized to the first's (bilinear, antialiased). The weight is drawn before the second sample is.
+    """
+
+    def __init__(self, policy: MixPolicy, num_classes: int | None, *, takes_second: bool, transform_second: bool) -> None:
+        self.policy = policy
+        self._num_classes = num_classes
+        self.takes_second = takes_second
+        self.transform_second = transform_second
+
+    @property
+    def num_classes(self) -> int:
+        """The length of the soft labels."""
+        assert self._num_classes is not None, "the data set settles the classes"
+        return self._num_classes
+
+    def settle_classes(self, known: int | list[int] | None) -> None:
+        """Take the number of classes from the data where the configuration leaves it out, and compare it where not."""
+        if self._num_classes is None and isinstance(known, int):
+            self._num_classes = known
+        if self._num_classes is None or (isinstance(known, int) and self._num_classes < known):
+            expected = f"{known}, as the data have" if isinstance(known, int) else "one number: mixing is for a single head"
+            raise UserError(f"num_classes of the mixing transform: got {self._num_classes}, expected {expected}.")
+
+    def __call__(self, sample: Sample, draw_second: Callable[[], Sample]) -> Sample:
+        assert self.takes_second, "the batch form belongs to the batch: use as_batch_fn()"
+        mix = self.policy.draw(numpy_generator(torch.default_generator), size_of(sample.image))
+        second = draw_second()
+        own, other = _label(sample.gt, self.num_classes), _label(second.gt, self.num_classes)
+        soft, other_soft = soft_targets(own, self.num_classes), soft_targets(other, self.num_classes)
+        target = torch.lerp(other_soft, soft, mix.lam)
+        if own.is_floating_point() or other.is_floating_point():
+            own, other = soft, other_soft
+        dominant = int(dominant_labels(own, other, target, mix.lam))
+        return Sample(sample, image=_mixed(sample.image, second.image, mix), gt=target[0], dominant=dominant)
+
+    @abstractmethod
+    def as_batch_fn(self) -> BatchMix:
+        """The same mixing for whole batches."""
+
+
+class Mixup(SampleMix):
+    """Blend two images and their labels with a weight of Beta(alpha, alpha) (Zhang et al. 2018).
+
+    ``extra_input``: the second sample is drawn from the data set; otherwise from the batch, as ``batch_mixup`` does.
+    ``transform``: the second passes the preceding transforms before it is mixed.
+    """
+
+    def __init__(
+        self, *, alpha: float = 1.0, num_classes: int | None = None, extra_input: bool = False, transform: bool = False
+    ) -> None:
+        super().__init__(MixPolicy(alpha, 0.0), num_classes, takes_second=extra_input, transform_second=transform)
+
+    def as_batch_fn(self) -> BatchMixup:
+        return BatchMixup(alpha=self.policy.mixup_alpha, num_classes=self.num_classes)
+
+
+class CutmixMixup(SampleMix):
+    """CutMix with probability ``switch_prob``, otherwise mixup (Yun et al. 2019; Zhang et al. 2018).
+
+    ``extra_input``: the second sample is drawn from the data set; otherwise from the batch, as ``batch_cutmixup`` does.
+    ``transform``: the second passes the preceding transforms before it is mixed.
+    """
+
+    def __init__(
+        self,
+        *,
+        mixup_alpha: float = 1.0,
+        cutmix_alpha: float = 1.0,
+        switch_prob: float = 0.5,
+        num_classes: int | None = None,
+        extra_input: bool = False,
+        transform: bool = False,
+    ) -> None:
+        policy = MixPolicy(mixup_alpha, cutmix_alpha, switch_prob)
+        super().__init__(policy, num_classes, takes_second=extra_input, transform_second=transform)
+
+    def as_batch_fn(self) -> BatchCutmixMixup:
+        policy = self.policy
+        return BatchCutmixMixup(
+            mixup_alpha=policy.mixup_alpha,
+            cutmix_alpha=policy.cutmix_alpha,
+            switch_prob=policy.switch_prob,
+            num_classes=self.num_classes,
+        )
+
+
+def _label(gt: int | list[int] | Tensor, num_classes: int) -> Tensor:
+    """As a batch of one."""
+    label = torch.as_tensor(gt)[None]
+    if label.ndim == 1:
+        expect_labels_within(label, num_classes)
+    return label
+
+
+def _mixed(own: Image, other: Image, mix: Mix) -> Image:
+    """An image of the first's kind."""
+    first, second = (image if isinstance(image, Tensor) else F.pil_to_tensor(image) for image in (own, other))
+    if first.dtype != second.dtype:
+        raise UserError(
+            f"got a first image of {first.dtype} and a second of {second.dtype}, expected the same: "
+            "set `transform: True` on the mixing transform, or put it before to_tensor"
+        )
+    if first.shape[-2:] != second.shape[-2:]:
+        second = F.resize(second, list(first.shape[-2:]), antialias=True)
+    mixed = mix_images(first.float(), second.float(), mix)
+    if first.dtype == torch.uint8:
+        mixed = mixed.round_().to(torch.uint8)
+    return mixed if isinstance(own, Tensor) else F.to_pil_image(mixed)

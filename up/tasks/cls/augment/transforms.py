@@ -1,0 +1,309 @@
+"""The transforms by the names that configurations use: geometry, colour, and the way from levels to numbers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
+
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from up.config.contract import Contract, Method
+from up.config.part import NoEffect
+from up.errors import UserError
+from up.registry import Registry
+from up.tasks.cls.augment.image import (
+    BY_PILLOW,
+    MODES,
+    Image,
+    Interpolation,
+    Size,
+    Transform,
+    expect_probability,
+    expect_range,
+    height_width,
+    with_pillow,
+)
+
+_NOT_FROM_YAML = (  # they take code, tensors, labels or boxes, or give something other than one image
+    "Transform Lambda Compose RandomApply RandomChoice RandomOrder LinearTransformation CutMix MixUp FiveCrop TenCrop "
+    "ToDtype ConvertImageDtype ToTensor ToPureTensor UniformTemporalSubsample RandomIoUCrop ConvertBoundingBoxFormat "
+    "ClampBoundingBoxes ClampKeyPoints SanitizeBoundingBoxes SanitizeKeyPoints SetClampingMode"
+)
+
+
+def _torchvision_names() -> list[str]:
+    found = (name for name, item in vars(v2).items() if inspect.isclass(item) and issubclass(item, v2.Transform))
+    return [f"v2.{name}" for name in found if name not in _NOT_FROM_YAML.split()]
+
+
+def _torchvision(name: str) -> Any:
+    return getattr(v2, name.removeprefix("v2.")) if name in _torchvision_names() else None
+
+
+TRANSFORMS = Registry(
+    "transform",
+    {
+        "torch_random_resized_crop": "up.tasks.cls.augment.transforms:RandomResizedCrop",
+        "torch_resize": "up.tasks.cls.augment.transforms:Resize",
+        "torch_center_crop": "up.tasks.cls.augment.transforms:CenterCrop",
+        "torch_random_horizontal_flip": "up.tasks.cls.augment.transforms:RandomHorizontalFlip",
+        "torch_color_jitter": "up.tasks.cls.augment.transforms:ColorJitter",
+        "torch_auto_augmentation": "up.tasks.cls.augment.policies:AutoAugment",
+        "torch_random_augmentation": "up.tasks.cls.augment.policies:RandAugment",
+        "torch_random_augmentationIncre": "up.tasks.cls.augment.policies:IncreasingRandAugment",
+        "torch_randerase": "up.tasks.cls.augment.erasing:RandomErasing",
+        "torch_mixup": "up.tasks.cls.augment.sample_mixing:Mixup",
+        "torch_cutmix_mixup": "up.tasks.cls.augment.sample_mixing:CutmixMixup",
+        "to_tensor": "up.tasks.cls.augment.transforms:ToTensor",
+        "custom_to_tensor": "up.tasks.cls.augment.transforms:LevelsToTensor",
+        "normalize": "up.tasks.cls.augment.transforms:Normalize",
+        "normalize_inverse": "up.tasks.cls.augment.transforms:Denormalize",
+        "cutout": "up.tasks.cls.visualise.occlusion:Cutout",
+        "gridmask": "up.tasks.cls.visualise.occlusion:GridMask",
+        "hide_and_seek": "up.tasks.cls.visualise.occlusion:HideAndSeek",
+    },
+    others=_torchvision,
+    other_names=_torchvision_names,
+    contract=Contract(
+        "docs/add_a_part.md", methods=(Method("__call__", "def __call__(self, image: Image) -> Image", "the changed image"),)
+    ),
+)
+
+
+class RandomResizedCrop(Transform):
+    """A random part of the image, of a random aspect, resized to ``size`` (Szegedy et al. 2015).
+
+    ``scale`` is the part's share of the area, ``ratio`` its width over its height; ``size`` is pixels, one or [h, w].
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int | tuple[int, int],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        self.size = height_width(size, "torch_random_resized_crop")
+        self._crop = v2.RandomResizedCrop(
+            self.size,
+            scale=expect_range(scale, "torch_random_resized_crop.scale"),
+            ratio=expect_range(ratio, "torch_random_resized_crop.ratio"),
+            interpolation=MODES[interpolation],
+            antialias=True,
+        )
+        self._by_pillow = interpolation in BY_PILLOW
+
+    def __call__(self, image: Image) -> Image:
+        changed: Image = with_pillow(self._crop, image) if self._by_pillow else self._crop(image)
+        return changed
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return self.size
+
+
+class Resize(Transform):
+    """Resize with antialiasing: an int is the shorter side (the aspect stays), [h, w] is the exact size in pixels."""
+
+    def __init__(self, *, size: int | tuple[int, int], interpolation: Interpolation = "bilinear") -> None:
+        height_width(size, "torch_resize")
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, image: Image) -> Image:
+        changed: Image = with_pillow(self._resize, image) if self.interpolation in BY_PILLOW else self._resize(image)
+        return changed
+
+    def _resize(self, image: Any) -> Any:
+        size = [self.size] if isinstance(self.size, int) else list(self.size)
+        return F.resize(image, size, interpolation=MODES[self.interpolation], antialias=True)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        if not isinstance(self.size, int):
+            return self.size
+        if size is None:
+            return None
+        height, width = size
+        longer = int(self.size * max(size) / min(size))  # rounded down, as torchvision does
+        return (self.size, longer) if height <= width else (longer, self.size)
+
+    def export_op(self) -> dict[str, object]:
+        return {
+            "op": "resize",
+            "mode": "short_side" if isinstance(self.size, int) else "exact",
+            "size": self.size if isinstance(self.size, int) else list(self.size),
+            "interpolation": self.interpolation,
+            "antialias": self.interpolation != "nearest",
+            "rounding": "floor",  # of the longer side
+        }
+
+
+class CenterCrop(Transform):
+    """The middle ``size`` pixels, h = w or [h, w]; an image that is smaller is padded with black first."""
+
+    def __init__(self, *, size: int | tuple[int, int]) -> None:
+        self.size = height_width(size, "torch_center_crop")
+
+    def __call__(self, image: Image) -> Image:
+        changed: Image = F.center_crop(image, list(self.size))
+        return changed
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return self.size
+
+    def export_op(self) -> dict[str, object]:
+        return {"op": "center_crop", "size": list(self.size), "rounding": "half_even", "pad": 0}
+
+
+class RandomHorizontalFlip(Transform):
+    """Mirror left and right with probability ``p``."""
+
+    def __init__(self, *, p: float = 0.5) -> None:
+        self.p = expect_probability(p, "torch_random_horizontal_flip.p")
+
+    def __call__(self, image: Image) -> Image:
+        flipped: Image = F.horizontal_flip(image) if torch.rand(()).item() < self.p else image
+        return flipped
+
+
+class ColorJitter(Transform):
+    """Change brightness, contrast, saturation and hue at random, in a random order.
+
+    A number x draws the factor from [1 - x, 1 + x] (hue: from [-x, x], x at most .5), a pair is the range itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        brightness: float | tuple[float, float] = 0.0,
+        contrast: float | tuple[float, float] = 0.0,
+        saturation: float | tuple[float, float] = 0.0,
+        hue: float | tuple[float, float] = 0.0,
+    ) -> None:
+        try:
+            self._jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
+        except ValueError as error:
+            expected = "strengths such as .4 (of hue at most .5) or [low, high]"
+            raise UserError(f"torch_color_jitter: {error}; expected {expected}") from error
+
+    def __call__(self, image: Image) -> Image:
+        changed: Image = self._jitter(image)
+        return changed
+
+
+class ToTensor(Transform):
+    """Levels 0..255 to float32 0..1, (3, H, W)."""
+
+    top = 1.0  # the value that level 255 becomes
+
+    def __call__(self, image: Image) -> torch.Tensor:
+        levels: torch.Tensor = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+        if levels.is_floating_point():
+            raise UserError(f"got an image of {levels.dtype}, expected uint8: to_tensor stands twice in the transformers")
+        return levels.to(torch.float32).div_(255 / self.top)
+
+    def export_op(self) -> dict[str, object]:
+        return {"op": "to_float", "divide_by": 255 / self.top}
+
+
+class LevelsToTensor(ToTensor):
+    """Levels 0..255 to float32, (3, H, W): not scaled, or to 0..1 with ``norm_image``.
+
+    A ``normalize`` after it is in the same units.
+    """
+
+    def __init__(self, *, norm_image: bool = False) -> None:
+        self.top = 1.0 if norm_image else 255.0
+
+
+class Normalize(Transform):
+    """``(x - mean) / std`` by channel; in the units of its input: 0..1 after to_tensor."""
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        inplace: Annotated[bool, NoEffect("the numbers are the same; whole batches are normalized in place on the device")] = False,
+    ) -> None:
+        del inplace
+        self.mean = mean
+        self.std = _deviations(std, "normalize")
+
+    def __call__(self, image: Image) -> torch.Tensor:
+        values = _numbers(image, "normalize")
+        return values.sub(_by_channel(self.mean, values)).div_(_by_channel(self.std, values))
+
+    def export_op(self) -> dict[str, object]:
+        return {"op": "normalize", "mean": list(self.mean), "std": list(self.std)}
+
+
+class Denormalize(Transform):
+    """``x * std + mean`` by channel: undoes ``normalize``."""
+
+    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        self.mean = mean
+        self.std = _deviations(std, "normalize_inverse")
+
+    def __call__(self, image: Image) -> torch.Tensor:
+        values = _numbers(image, "normalize_inverse")
+        return values.mul(_by_channel(self.std, values)).add_(_by_channel(self.mean, values))
+
+    def export_op(self) -> dict[str, object]:
+        mean = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+        return {"op": "normalize", "mean": mean, "std": [1 / s for s in self.std]}
+
+
+def _deviations(std: tuple[float, float, float], name: str) -> tuple[float, float, float]:
+    if min(std) <= 0:
+        raise UserError(f"{name}.std: got {list(std)}, expected three numbers above 0, such as [.229, .224, .225]")
+    return std
+
+
+def _numbers(image: Image, name: str) -> torch.Tensor:
+    if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+        got = f"a {image.dtype} tensor" if isinstance(image, torch.Tensor) else "a PIL image"
+        raise UserError(f"{name}: got {got}, expected a float tensor: put to_tensor before {name} in the transformers")
+    return image
+
+
+def _by_channel(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+
+
+def output_size_of(transforms: Iterable[Callable[..., Any]], size: Size | None = None) -> Size | None:
+    """(height, width) of what comes out when ``size`` goes in; None when that depends on the image or is unknown."""
+    for transform in transforms:
+        size = _output_size(transform, size)
+    return size
+
+
+def _output_size(transform: Callable[..., Any], size: Size | None) -> Size | None:
+    own = getattr(transform, "output_size", None)
+    if own is not None:
+        known: Size | None = own(size)
+        return known
+    if not isinstance(transform, v2.Transform):
+        return None
+    if isinstance(transform, (v2.Resize, v2.CenterCrop, v2.RandomCrop, v2.RandomResizedCrop)):
+        pair = list(transform.size or [])
+        return (pair[0], pair[1]) if len(pair) == 2 else None
+    varies = (v2.Pad, v2.RandomZoomOut, v2.ScaleJitter, v2.RandomShortestSize, v2.RandomResize)
+    return None if isinstance(transform, varies) or getattr(transform, "expand", False) else size
+
+
+def export_ops_of(transforms: Iterable[Callable[..., Any]]) -> list[dict[str, object]]:
+    """The list as the steps of a deployed model's preprocessing; a transform that has no place there is an error."""
+    steps = []
+    for transform in transforms:
+        step = getattr(transform, "export_op", lambda: None)()
+        if step is None:
+            raise UserError(
+                f"{type(transform).__name__} has no place in a deployed model's preprocessing: expected transforms "
+                "of torch_resize, torch_center_crop, to_tensor, custom_to_tensor, normalize and normalize_inverse only"
+            )
+        steps.append(step)
+    return steps

@@ -1,0 +1,136 @@
+"""Report the classes of the data sets of a run, and what is probably a mistake in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from up.config.errors import Problem
+from up.data.decoding import has_alpha
+from up.data.sampler import permutation
+from up.tasks.cls.data.datasets import ClsDataset
+from up.tasks.cls.data.folders import empty_classes
+from up.tasks.cls.data.image_dataset import ImageDataset
+from up.tasks.task import DataReport
+from up.text import count, some_of
+
+_FEW = 5  # images of a class, below which it is hardly learned
+_SHOWN = 8  # classes in a line
+_SAMPLED = 200  # headers read to look for transparency: a second at most, also from a network disk
+_ALPHA = 0x616C7068  # the key that the sample is drawn with
+
+
+def data_report(train: ImageDataset, test: ImageDataset | None) -> DataReport:
+    """Lines with the number of images of each class, and warnings of probable mistakes. Reads at most 200 headers a data set."""
+    lines: list[str] = []
+    warnings: list[Problem] = []
+    for source, dataset in (("train", train), ("test", test)):
+        if dataset is not None:
+            lines += _class_line(source, dataset)
+    warnings += _class_warnings(train)
+    if test is not None:
+        warnings += _unseen_in_validation(train, test)
+    for source, dataset in (("train", train), ("test", test)):
+        if isinstance(dataset, ClsDataset):
+            told, warned = _transparency(source, dataset)
+            lines += told
+            warnings += warned
+    if isinstance(train, ClsDataset) and isinstance(test, ClsDataset):
+        warnings += _other_background(train, test)
+    return DataReport(lines, warnings)
+
+
+def _names(dataset: ImageDataset) -> Sequence[str] | None:
+    names: Any = dataset.class_names or getattr(dataset.evaluator, "class_names", None)
+    return names if names and isinstance(names[0], str) else None
+
+
+def _name(dataset: ImageDataset, label: int) -> str:
+    names = _names(dataset)
+    return names[label] if names is not None and label < len(names) else str(label)
+
+
+def _class_line(source: str, dataset: ImageDataset) -> Iterator[str]:
+    counts = dataset.class_counts()
+    if counts is None:
+        return
+    commonest_first = sorted(range(len(counts)), key=lambda label: -counts[label])
+    shown = [f"{_name(dataset, label)} {counts[label]:,}" for label in commonest_first]
+    listed = ", ".join(shown) if len(shown) <= _SHOWN else f"{', '.join(shown[: _SHOWN - 1])}, … {shown[-1]}"
+    yield f"{source}: {count(len(counts), 'class')}; images of each: {listed}"
+
+
+def _class_warnings(train: ImageDataset) -> Iterator[Problem]:
+    counts = train.class_counts()
+    place = "dataset.train.dataset.kwargs.meta_file"
+    if isinstance(train, ClsDataset):
+        yield from (Problem(place, what) for what in _empty_folders(train))
+    if counts is None:
+        return
+    filled = [label for label, images in enumerate(counts) if images]
+    missing = [_name(train, label) for label, images in enumerate(counts) if not images]
+    few = [f"{_name(train, label)} {images}" for label, images in enumerate(counts) if 0 < images < _FEW]
+    if len(filled) == 1 and not train.multilabel:
+        what = f"all images are of the class {_name(train, filled[0])}: there is nothing to tell apart. Add other classes."
+        yield Problem(place, what)
+    elif counts[0] == 0 and all(counts[1:]) and not _is_of_folders(train):
+        what = "no image has the label 0, the labels start at 1: one class of the net would never be used"
+        yield Problem(place, f"{what}. Number the classes from 0, or subtract 1 with label_mapping: [-1].")
+    elif missing:
+        yield Problem(place, f"{count(len(missing), 'class')} without a training image: {some_of(missing, _SHOWN)}.")
+    if few:
+        classes = f"{count(len(few), 'class')} with fewer than {_FEW} training images"
+        yield Problem(place, f"{classes}: {some_of(few, _SHOWN)}. Add images, or sample them more often (repeat_factor).")
+
+
+def _is_of_folders(dataset: ImageDataset) -> bool:
+    return isinstance(dataset, ClsDataset) and any(map(os.path.isdir, dataset.table.paths))
+
+
+def _empty_folders(train: ClsDataset) -> Iterator[str]:
+    for path, root in zip(train.table.paths, train.table.roots, strict=True):
+        empty = empty_classes(root) if os.path.isdir(path) and train.labels is not None else []
+        if empty:
+            yield f"{path}: folders without an image are no classes: {some_of(empty, _SHOWN)}. Fill or remove them."
+
+
+def _unseen_in_validation(train: ImageDataset, test: ImageDataset) -> Iterator[Problem]:
+    learned, tested = train.class_counts(), test.class_counts()
+    if learned is None or tested is None:
+        return
+    tested = [*tested, *[0] * (len(learned) - len(tested))]
+    unseen = [_name(train, label) for label, images in enumerate(learned) if images and not tested[label]]
+    if unseen:
+        what = f"{count(len(unseen), 'class')} without a validation image: {some_of(unseen, _SHOWN)}. Add images of each"
+        yield Problem("dataset.test.dataset.kwargs.meta_file", f"{what}: the accuracy of these is not measured.")
+
+
+def _transparency(source: str, dataset: ClsDataset) -> tuple[list[str], list[Problem]]:
+    """What becomes of the images that have an alpha channel: a line where they are composited, a warning where it is dropped."""
+    if not hasattr(dataset.reader, "background"):
+        return [], []
+    sampled = np.sort(permutation(len(dataset), _ALPHA)[:_SAMPLED]).tolist()
+    transparent = sum(has_alpha(dataset.path_of(index)) for index in sampled)
+    if not transparent:
+        return [], []
+    have = "has" if transparent == 1 else "have"
+    found = f"{transparent} of {count(len(sampled), 'sampled image')} {have} an alpha channel"
+    background = dataset.reader.background
+    if background is not None:
+        return [f"{source}: {found}, composited over the background {list(background)}"], []
+    what = (
+        f"{found}, which is dropped: transparent pixels keep the colour that the file stores for them. "
+        "To composite over white, set background: white in its kwargs."
+    )
+    return [], [Problem(f"dataset.{source}.dataset.kwargs.image_reader", what)]
+
+
+def _other_background(train: ClsDataset, test: ClsDataset) -> Iterator[Problem]:
+    ours, theirs = (getattr(each.reader, "background", None) for each in (train, test))
+    if ours != theirs:
+        shown = ["drop" if each is None else str(list(each)) for each in (theirs, ours)]
+        what = f"background: got {shown[0]}, but dataset.train has {shown[1]}: the net sees other images than in training."
+        yield Problem("dataset.test.dataset.kwargs.image_reader", f"{what} Write the same in both.")

@@ -1,0 +1,189 @@
+"""The data set of the classification task: a key in, a sample out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+from up.config.part import BY_PROGRAM, NoEffect, PartOf
+from up.data.bad_images import BadImage
+from up.data.packed import PackedLabels
+from up.data.records import Sample
+from up.data.roots import ImageRoot
+from up.errors import UserError
+from up.registry import Registry
+from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader, Transforms
+from up.tasks.cls.data.inference import InferenceConfig
+from up.tasks.cls.data.metas import MetaError
+from up.tasks.cls.data.tables import TableSpec, read_table
+
+DATASETS = Registry(
+    "dataset",
+    # UP's rank_cls splits a meta too long for one process among the ranks: packed, and dealt by the sampler, it fits.
+    {"cls": "up.tasks.cls.data.datasets:ClsDataset", "rank_cls": "up.tasks.cls.data.datasets:ClsDataset"},
+    contract=DATASET_CONTRACT,
+)
+
+_PACKED = "every process holds the whole list, packed (about 40 bytes an image), so no part of it is loaded later"
+
+
+@with_config(ConfigDict(extra="forbid"))
+class ParserInfo(TypedDict, total=False):
+    """``min_size`` in pixels, 40 by default: custom_det drops boxes of less than its square."""
+
+    min_size: float
+
+
+class ClsDataset(ImageDataset):
+    """Images with labels from meta files, asked for by ``SampleKey``, on which all randomness of a sample hangs.
+
+    - ``meta_file``: what lists the images, in the form ``meta_type``. Several are joined, each with its own entry of
+      ``meta_type``, of ``label_mapping`` (what is added to its labels) and of the reader's ``image_dir``, where these are lists.
+    - ``transformer``: what is done to an image, in this order. ``to_tensor, normalize`` and ``torch_randerase`` at the end of
+      the list run for whole batches on the device.
+    - ``evaluator``: what is measured; ``save_score`` keeps the scores of all classes for the reports.
+    - ``fraction``: the share of the images that is used, in every run the same ones.
+    - ``num_classes`` (a list: of each head) and ``class_names`` (a list, or a file with one name a line): found out from
+      folders and labels when left out. ``multilabel``: a list of labels is a set, not one label a head.
+    - ``parser_info``, ``inference_cfg``: of the meta types custom_det and inference_only.
+    - ``on_bad_image``: ``skip`` puts another image in the place of one that cannot be read, as long as no more than ``max_bad``
+      are bad: below 1 a share of the images, from 1 on a number.
+    - ``allow_outside``: names may lead out of ``image_dir``.
+    """
+
+    def __init__(
+        self,
+        *,
+        meta_file: str | list[str] | None = None,
+        meta_type: str | list[str] = "imagenet",
+        image_reader: ImageReader,
+        transformer: Transforms = (),
+        evaluator: Annotated[Any, PartOf("evaluator")] = None,
+        fraction: float = 1.0,
+        label_mapping: list[int] | None = None,
+        save_score: bool = False,
+        multilabel: bool = False,
+        image_type: Annotated[str, NoEffect("transforms take Pillow images and tensors, whichever the reader gives")] = "pil",
+        parser_info: ParserInfo | None = None,
+        inference_cfg: InferenceConfig | None = None,
+        num_classes: int | list[int] | None = None,
+        class_names: str | list[str] | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
+        max_bad: float = 0.01,
+        allow_outside: bool = False,
+        reload_cfg: Annotated[dict[str, Any] | None, NoEffect(_PACKED)] = None,
+        random: Annotated[bool, NoEffect("the sampler draws the order of every epoch")] = True,
+        seed: Annotated[int, BY_PROGRAM] = 0,
+        train: Annotated[bool, BY_PROGRAM] = True,
+    ) -> None:
+        """``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files."""
+        del image_type, reload_cfg, random
+        if not 0 < fraction <= 1:
+            raise UserError(f"fraction is {fraction:g}. Expected more than 0 and at most 1.")
+        super().__init__(
+            transformer=transformer,
+            evaluator=evaluator,
+            save_score=save_score,
+            multilabel=multilabel,
+            on_bad_image=on_bad_image,
+            max_bad=max_bad,
+            seed=seed,
+            train=train,
+        )
+        spec = TableSpec(
+            meta_file=meta_file,
+            meta_type=meta_type,
+            image_dir=image_reader.image_dir,
+            label_mapping=label_mapping,
+            num_classes=num_classes,
+            class_names=class_names,
+            multilabel=multilabel,
+            min_size=(parser_info or {}).get("min_size", 40.0),
+            fraction=fraction,
+            allow_outside=allow_outside,
+            inference=inference_cfg or {},
+        )
+        self.table = read_table(spec)
+        self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
+        self.labels = None if self.table.labels is None else self.table.labels.values
+        self.notes = self.table.notes
+        self.settle_classes()
+        self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results as they come
+        self.reader = image_reader
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def label_sets(self) -> PackedLabels | None:
+        """The labels image by image, whatever their form; None without labels."""
+        return self.table.labels
+
+    @property
+    def sources(self) -> NDArray[np.uint16]:
+        """(N,): the position in ``meta_file`` of the file that each sample is from."""
+        return self.table.source
+
+    @property
+    def gt_kind(self) -> Literal["single", "heads", "multi_hot", "none"]:
+        """What ``gt`` is: an int, a list of ints (one a head), a float vector (classes,), or absent."""
+        if self.table.labels is None:
+            return "none"
+        if self.multilabel:
+            return "multi_hot"
+        return "single" if self.table.labels.values.ndim == 1 else "heads"
+
+    def fingerprint(self) -> str:
+        """sha256 of names and labels: what a resumed run expects to find unchanged."""
+        return self.table.fingerprint()
+
+    def where(self, index: int) -> str:
+        """Where sample ``index`` comes from: ``meta.txt:21: images/x.jpg``."""
+        return self.table.where(index)
+
+    def path_of(self, index: int) -> str:
+        """The file of sample ``index``."""
+        root: ImageRoot = self.table.roots[self.table.source[index]]
+        return root.path_of(self.table.names[index])
+
+    def read(self, index: int) -> Sample:
+        """Sample ``index`` as it is, not transformed. Raises ``BadImage`` when its image cannot be read."""
+        name, root = self.table.names[index], self.table.roots[self.table.source[index]]
+        where = self.where(index)
+        if refusal := root.link_refusal(name):
+            raise MetaError(f"{where}: {refusal}.")
+        image = self.reader(root.path_of(name), where)
+        if self.table.boxes is not None:
+            image = _crop(image, self.table.boxes[index], where)
+        sample = Sample(image=image, filename=name, index=index)
+        if self.table.labels is not None:
+            sample.gt = self._target(self.table.labels[index])
+        return sample
+
+    def _target(self, labels: list[int]) -> Any:
+        kind = self.gt_kind
+        if kind == "multi_hot":
+            assert isinstance(self.num_classes, int)
+            target = torch.zeros(self.num_classes)
+            target[labels] = 1.0
+            return target
+        return labels if kind == "heads" else labels[0]
+
+
+def _crop(image: Any, box: NDArray[np.float32], where: str) -> Any:
+    """The box (x1, y1, x2, y2) of a PIL image or a tensor (3, H, W), as far as it lies inside."""
+    if np.isnan(box[0]):
+        return image
+    is_tensor = isinstance(image, torch.Tensor)
+    width, height = (image.shape[2], image.shape[1]) if is_tensor else image.size
+    left, top = max(0, int(np.floor(box[0]))), max(0, int(np.floor(box[1])))
+    right, bottom = min(width, int(np.ceil(box[2]))), min(height, int(np.ceil(box[3])))
+    if left >= right or top >= bottom:
+        shown = ", ".join(f"{edge:g}" for edge in box)
+        raise BadImage(where, f"its box [{shown}] lies outside of the {width} x {height} pixels")
+    return image[:, top:bottom, left:right] if is_tensor else image.crop((left, top, right, bottom))

@@ -1,0 +1,123 @@
+"""Which images an inference has to do, and which of them it has done already."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Sequence
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+from up.data.packed import PackedStrings
+from up.data.roots import ImageRoot
+from up.errors import StorageError, UserError
+from up.tasks.cls.data.folders import SUFFIXES, images_under
+from up.tasks.cls.data.metas import Meta, MetaError, MetaSource, inference_only
+
+
+@with_config(ConfigDict(extra="forbid"))
+class ResumeInference(TypedDict, total=False):
+    """Go on with an inference that was cut off: what stands in its results is left out.
+
+    ``resume_dir`` holds ``results.txt*``, one file for each rank; ``rank_set`` (a list of ranks, or their number)
+    limits which of them count, false for all; ``indicator`` is the key that names the image in a result, ``filename`` by default.
+    """
+
+    resume_dir: str
+    rank_set: bool | int | list[int]
+    indicator: str
+
+
+@with_config(ConfigDict(extra="forbid"))
+class InferenceConfig(TypedDict, total=False):
+    """What to predict: the images that meta_file lists (``inference_from: file``) or that lie in it (``folder``).
+
+    Any other ``inference_from`` is a path that takes the place of meta_file: of a list, a folder or an image. The list
+    of the images found in a folder is written to ``folder_images_save_path``.
+    """
+
+    inference_from: str
+    folder_images_save_path: str
+    test_resume: ResumeInference
+
+
+def inference_path(meta_file: str | None, config: InferenceConfig) -> str | None:
+    """The list, folder or image to predict."""
+    chosen = config.get("inference_from", "file")
+    return meta_file if chosen in ("file", "folder") else chosen
+
+
+def inference_meta(source: MetaSource, config: InferenceConfig) -> Meta:
+    """The images to predict, without labels. Raises ``MetaError`` when there are none."""
+    if not os.path.isdir(source.path):
+        if config.get("inference_from") == "folder":
+            raise MetaError(f"{source.path}: no such folder (inference_from: folder).")
+        if source.path.lower().endswith(SUFFIXES):
+            return Meta(PackedStrings([os.path.abspath(source.path)]))
+        return inference_only(source)
+    names = images_under(source.root)
+    if not names:
+        raise MetaError(f"{source.path}: no image in this folder. Expected files ending in {', '.join(SUFFIXES)}.")
+    if saved := config.get("folder_images_save_path"):
+        _write_lines(saved, names)
+    return Meta(PackedStrings(names))
+
+
+def inference_root(path: str, image_dir: str | None, *, allow_outside: bool) -> ImageRoot:
+    """The folder itself when a folder is predicted; otherwise as for every meta file."""
+    if os.path.isdir(path):
+        return ImageRoot(path, meta_file=path, allow_outside=allow_outside)
+    named_directly = path.lower().endswith(SUFFIXES)
+    return ImageRoot(None if named_directly else image_dir, meta_file=path, allow_outside=allow_outside)
+
+
+def already_done(config: ResumeInference) -> set[str] | None:
+    """The images named in earlier results; None where their folder does not exist yet, as before the first run.
+
+    The last line of a file may be cut off; any other bad line is an error.
+    """
+    folder, key = config.get("resume_dir"), config.get("indicator", "filename")
+    if folder and not os.path.exists(folder):
+        return None
+    if not folder or not os.path.isdir(folder):
+        raise UserError(f"test_resume.resume_dir: {folder!r} is no folder. Expected the results_dir of an earlier run.")
+    done: set[str] = set()
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "results.txt*"))):
+        if _is_of(path, config.get("rank_set")):
+            done |= _named_in(path, key)
+    return done
+
+
+def _is_of(path: str, ranks: bool | int | Sequence[int] | None) -> bool:
+    number = re.search(r"(\d+)$", path)
+    if isinstance(ranks, bool) or ranks is None or number is None:
+        return True
+    return int(number[1]) in (range(ranks) if isinstance(ranks, int) else ranks)
+
+
+def _named_in(path: str, key: str) -> set[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    done = set()
+    for number, line in enumerate(lines, 1):
+        try:
+            done.add(str(json.loads(line)[key]))
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise UserError(f"{path}:{number}: expected a JSON object with {key!r}, got {line[:60]!r}") from None
+    return done
+
+
+def _write_lines(path: str, lines: Sequence[str]) -> None:
+    """Whole or not at all: every rank writes the same list."""
+    partial = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(f"folder_images_save_path: {path}: cannot be written ({error.strerror}).") from None

@@ -1,0 +1,257 @@
+"""All samples of a data set in packed arrays: the meta files read, joined and checked against each other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from up.data.packed import PackedLabels, PackedStrings
+from up.data.roots import ImageRoot
+from up.data.sampler import permutation
+from up.errors import UserError
+from up.tasks.cls.data.folders import classes_of
+from up.tasks.cls.data.inference import (
+    InferenceConfig,
+    ResumeInference,
+    already_done,
+    inference_meta,
+    inference_path,
+    inference_root,
+)
+from up.tasks.cls.data.metas import METAS, Meta, MetaSource
+from up.text import count
+
+_FRACTION = 0x66726163  # its own key, not the run's seed: runs that differ in the seed train on the same fraction
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a configuration says about the samples of a data set; see ``ClsDataset`` for each field."""
+
+    meta_file: str | list[str] | None
+    meta_type: str | list[str] = "imagenet"
+    image_dir: str | list[str] | None = None
+    label_mapping: list[int] | None = None
+    num_classes: int | list[int] | None = None
+    class_names: str | list[str] | None = None
+    multilabel: bool = False
+    min_size: float = 40.0
+    fraction: float = 1.0
+    allow_outside: bool = False
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """N samples: ``names`` (N), ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
+
+    ``source`` (N,) is which of ``paths`` and ``roots`` a sample comes from, ``lines`` (N,) where it stands there, 0 for
+    the files of a folder. ``num_classes`` is a list for several heads, and None when nothing tells it. ``notes`` are what a user
+    should know of how the files were read.
+    """
+
+    names: PackedStrings
+    labels: PackedLabels | None
+    boxes: NDArray[np.float32] | None
+    lines: NDArray[np.int32]
+    source: NDArray[np.uint16]
+    paths: list[str]
+    roots: list[ImageRoot]
+    num_classes: int | list[int] | None
+    class_names: list[str] | None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, index: int) -> str:
+        """``meta.txt:21: images/x.jpg``, or the path of a file in a folder."""
+        path, line = self.paths[self.source[index]], int(self.lines[index])
+        return f"{path}:{line}: {self.names[index]}" if line else os.path.join(path, self.names[index])
+
+    def take(self, kept: NDArray[np.int64]) -> SampleTable:
+        """The samples at the indices ``kept``."""
+        return replace(
+            self,
+            names=self.names.take(kept),
+            labels=None if self.labels is None else self.labels.take(kept),
+            boxes=None if self.boxes is None else self.boxes[kept],
+            lines=self.lines[kept],
+            source=self.source[kept],
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 of the names, labels and boxes in their order; not of the pixels."""
+        digest = hashlib.sha256()
+        arrays = [*self.names.arrays, self.boxes]
+        if self.labels is not None:
+            arrays += [self.labels.values, self.labels.offsets]
+        for values in arrays:
+            digest.update(b"-" if values is None else str(values.shape).encode())
+            digest.update(b"" if values is None else np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+
+def read_table(spec: TableSpec) -> SampleTable:
+    """Read all meta files. Raises ``UserError`` naming file and line of whatever is wrong."""
+    kinds, sources = _sources(spec)
+    class_names = _class_names(spec.class_names)
+    folders = [source.root for source, kind in zip(sources, kinds, strict=True) if kind == "image_folder"]
+    if class_names is None and folders:
+        class_names = classes_of(folders)
+    expected = spec.num_classes
+    if expected is None and class_names is not None:
+        expected = len(class_names)
+    _expect_as_many(class_names, expected)
+    sources = [replace(source, num_classes=expected, class_names=class_names) for source in sources]
+    metas = [_parser(kind, spec)(source) for source, kind in zip(sources, kinds, strict=True)]
+    table = _joined(metas, sources, expected, class_names)
+    if spec.fraction < 1:
+        size = max(1, round(len(table) * spec.fraction))
+        table = table.take(np.sort(permutation(len(table), _FRACTION)[:size]))
+    if "test_resume" in spec.inference:
+        table = _without_done(table, spec.inference["test_resume"])
+    return table
+
+
+def _without_done(table: SampleTable, config: ResumeInference) -> SampleTable:
+    """``table`` without the images that earlier results name; all of it where there are no results yet."""
+    done = already_done(config)
+    if done is None:
+        note = f"inference_cfg.test_resume: there is no folder {config.get('resume_dir')} yet, so this inference begins anew."
+        return replace(table, notes=(*table.notes, note))
+    return table.take(np.array([at for at, name in enumerate(table.names) if name not in done], dtype=np.int64))
+
+
+def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
+    """The meta type of every meta file, and the file with its root and label offset."""
+    meta_file = spec.meta_file
+    if spec.meta_type == "inference_only" and not isinstance(meta_file, list):
+        meta_file = inference_path(meta_file, spec.inference)
+    if not meta_file:
+        raise UserError("meta_file is not set. Expected the path of a meta file (or a list of paths).")
+    paths = [meta_file] if isinstance(meta_file, str) else meta_file
+    kinds = _one_each("meta_type", spec.meta_type, len(paths))
+    image_dirs = _one_each("image_dir", spec.image_dir, len(paths))
+    offsets = _one_each("label_mapping", spec.label_mapping or 0, len(paths))
+    sources = []
+    for path, kind, image_dir, offset in zip(paths, kinds, image_dirs, offsets, strict=True):
+        if kind == "image_folder":
+            root = ImageRoot(path, meta_file=path, allow_outside=spec.allow_outside)
+        elif kind == "inference_only":
+            root = inference_root(path, image_dir, allow_outside=spec.allow_outside)
+        else:
+            root = ImageRoot(image_dir, meta_file=path, allow_outside=spec.allow_outside)
+        sources.append(MetaSource(path, root, label_offset=offset, multilabel=spec.multilabel, min_size=spec.min_size))
+    return kinds, sources
+
+
+def _one_each(name: str, given: Any, number: int) -> list[Any]:
+    if not isinstance(given, list):
+        return [given] * number
+    if len(given) != number:
+        raise UserError(f"{name} is a list of {len(given)} for {count(number, 'meta file')}. Expected one entry for each.")
+    return given
+
+
+def _parser(kind: str, spec: TableSpec) -> Callable[[MetaSource], Meta]:
+    if kind == "inference_only":
+        return lambda source: inference_meta(source, spec.inference)
+    try:
+        found: Callable[[MetaSource], Meta] = METAS.get(kind)
+    except UserError as error:
+        raise UserError(f"meta_type: {error}") from None
+    return found
+
+
+def _class_names(given: str | list[str] | None) -> list[str] | None:
+    if not isinstance(given, str):
+        return given
+    try:
+        with open(given, encoding="utf-8-sig") as file:
+            names = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class_names: {given}: cannot be read ({error}). Expected a text file, one name a line.") from None
+    return [name for name in names if name]
+
+
+def _expect_as_many(class_names: Sequence[str] | None, num_classes: int | list[int] | None) -> None:
+    if class_names is None:
+        return
+    if isinstance(num_classes, list):
+        raise UserError("class_names cannot name the classes of several heads. Leave it out.")
+    if num_classes != len(class_names):
+        raise UserError(f"class_names has {count(len(class_names), 'name')}, num_classes is {num_classes}.")
+    if len(set(class_names)) < len(class_names):
+        twice = next(name for name in class_names if list(class_names).count(name) > 1)
+        raise UserError(f"class_names: {twice!r} occurs twice. Expected each class once.")
+
+
+def _joined(
+    metas: list[Meta], sources: list[MetaSource], expected: int | list[int] | None, class_names: list[str] | None
+) -> SampleTable:
+    sizes = [len(meta.names) for meta in metas]
+    labels = _joined_labels(metas, sources)
+    return SampleTable(
+        names=PackedStrings.join([meta.names for meta in metas]),
+        labels=labels,
+        boxes=_joined_boxes(metas),
+        lines=np.concatenate([np.zeros(len(m.names), np.int32) if m.lines is None else m.lines for m in metas]),
+        source=np.repeat(np.arange(len(metas), dtype=np.uint16), sizes),
+        paths=[source.path for source in sources],
+        roots=[source.root for source in sources],
+        num_classes=_num_classes(expected, labels),
+        class_names=class_names,
+        notes=tuple(note for meta in metas for note in meta.notes),
+    )
+
+
+def _joined_boxes(metas: list[Meta]) -> NDArray[np.float32] | None:
+    if all(meta.boxes is None for meta in metas):
+        return None
+    # NaN stands for the whole image, in files without boxes.
+    return np.concatenate(
+        [np.full((len(meta.names), 4), np.nan, np.float32) if meta.boxes is None else meta.boxes for meta in metas]
+    )
+
+
+def _joined_labels(metas: list[Meta], sources: list[MetaSource]) -> PackedLabels | None:
+    forms = [None if meta.labels is None else (meta.labels.values.ndim, meta.labels.heads) for meta in metas]
+    for form, source in zip(forms, sources, strict=True):
+        if form != forms[0]:
+            raise UserError(
+                f"{source.path}: its images have {_form(form)}, those of {sources[0].path} {_form(forms[0])}. "
+                "Expected the same in all meta files of a data set."
+            )
+    labels = [meta.labels for meta in metas if meta.labels is not None]
+    return PackedLabels.join(labels) if labels else None
+
+
+def _form(form: tuple[int, int | None] | None) -> str:
+    if form is None:
+        return "no labels"
+    dimensions, heads = form
+    if heads is None:
+        return "sets of labels"
+    return "one label each" if dimensions == 1 else f"lists of {count(heads, 'label')}"
+
+
+def _num_classes(expected: int | list[int] | None, labels: PackedLabels | None) -> int | list[int] | None:
+    if labels is None:
+        return expected
+    if labels.heads is not None and labels.values.ndim == 2 and isinstance(expected, int):
+        raise UserError(
+            f"num_classes is {expected}, but every image has a list of {labels.heads} labels. Expected a list with the "
+            "classes of each head (or multilabel: true, where a list is a set of labels)."
+        )
+    if expected is not None:
+        return expected
+    if labels.values.ndim == 2:
+        return [int(largest) + 1 for largest in labels.values.max(axis=0)]
+    return int(labels.values.max(initial=0)) + 1

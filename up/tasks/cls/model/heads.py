@@ -1,0 +1,350 @@
+"""From features to logits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from up.config.contract import Contract
+from up.config.part import PartOf
+from up.errors import UserError
+from up.models.net import read
+from up.registry import Registry
+from up.text import count
+
+HEADS = Registry(
+    "head",
+    {
+        "base_cls_head": "up.tasks.cls.model.heads:ResNetHead",
+        "convnext_head": "up.tasks.cls.model.heads:ConvNeXtHead",
+        "vit_head": "up.tasks.cls.model.heads:ViTHead",
+        "fpn_cls_head": "up.tasks.cls.model.heads:FPNHead",
+    },
+    contract=Contract("docs/add_a_part.md", base=lambda: (nn.Module,)),
+)
+
+CLASSIFIERS = Registry(
+    "classifier",
+    {"linear": "up.tasks.cls.model.heads:LinearClassifier", "norm_linear": "up.tasks.cls.model.heads:NormLinearClassifier"},
+)
+
+
+class Classifier(Protocol):
+    """A kind of last layer; its sizes are known to the head only."""
+
+    def build(self, in_features: int, out_features: int) -> nn.Module:
+        """The layer (B, in_features) -> (B, out_features)."""
+
+
+class LinearClassifier:
+    """A linear last layer."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        self.bias = bias
+
+    def build(self, in_features: int, out_features: int) -> nn.Module:
+        return nn.Linear(in_features, out_features, bias=self.bias)
+
+
+class NormLinearClassifier:
+    """A last layer whose logits are temperature x cos(x, W); ``tempearture`` is another spelling."""
+
+    def __init__(self, *, temperature: float | None = None, tempearture: float | None = None) -> None:
+        if temperature is not None and tempearture is not None and temperature != tempearture:
+            raise UserError(
+                f"norm_linear got temperature {temperature} and tempearture {tempearture}. They are the same setting: "
+                "keep temperature."
+            )
+        given = temperature if temperature is not None else tempearture
+        self.temperature = 20.0 if given is None else given
+
+    def build(self, in_features: int, out_features: int) -> nn.Module:
+        return NormLinear(in_features, out_features, temperature=self.temperature)
+
+
+class NormLinear(nn.Linear):
+    """temperature x cos(x, W) of ``x`` (B, in_features) -> (B, out_features)."""
+
+    def __init__(self, in_features: int, out_features: int, *, temperature: float) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.temperature = temperature
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.temperature * F.normalize(input, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+class Head(nn.Module, ABC):
+    """What all heads share: a vector (B, D) from the features, then dropout and one classifier or a list of them."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | list[int],
+        in_features: int,
+        dropout: float | None = None,
+        classifier_cfg: Classifier | None = None,
+        representation_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
+        self.in_features = in_features
+        _check_sizes(self.num_classes, in_features, dropout)
+        if representation_size is not None:
+            layers = OrderedDict(fc=nn.Linear(in_features, representation_size), act=nn.Tanh())
+            self.pre_logits: nn.Module = nn.Sequential(layers)
+            in_features = representation_size
+        else:
+            self.pre_logits = nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        kind = classifier_cfg or LinearClassifier()
+        layers_of_heads = [kind.build(in_features, classes) for classes in self.num_classes]
+        # A single head keeps the short name `classifier.weight`, which checkpoints and distillation configs use.
+        one = isinstance(num_classes, int)
+        self.classifier: nn.Module = layers_of_heads[0] if one else nn.ModuleList(layers_of_heads)
+
+    @abstractmethod
+    def vector(self, features: Sequence[Tensor]) -> Tensor:
+        """The features of the backbone as one vector (B, D) an image."""
+
+    def forward(self, record: Mapping[str, Any]) -> dict[str, Tensor | list[Tensor]]:
+        """``record["features"]``, a list -> ``logits`` (B, C), or a list of such when there are several heads."""
+        hidden = self.dropout(self.pre_logits(self.vector(read(record, "features", "backbone"))))
+        if isinstance(self.classifier, nn.ModuleList):
+            return {"logits": [classifier(hidden) for classifier in self.classifier]}
+        return {"logits": self.classifier(hidden)}
+
+
+class ResNetHead(Head):
+    """Mean over the picture (or flattening), dropout and a linear layer, as in ResNet (He et al. 2016, §3.3).
+
+    The feature may be (B, C, H, W), (B, N, C) tokens or (B, C); ``in_plane`` is C, or all that flattening leaves when
+    ``use_pool`` is off. ``representation_size`` puts Linear + Tanh before the classifier.
+    Errors: ``UserError`` for a feature that is not there or has another number of channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | list[int],
+        in_plane: int,
+        input_feature_idx: int = -1,
+        use_pool: bool = True,
+        dropout: float | None = None,
+        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
+        representation_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            in_features=in_plane,
+            dropout=dropout,
+            classifier_cfg=classifier_cfg,
+            representation_size=representation_size,
+        )
+        self.input_feature_idx = input_feature_idx
+        self.use_pool = use_pool
+
+    def vector(self, features: Sequence[Tensor]) -> Tensor:
+        feature = pick(features, self.input_feature_idx)
+        return _checked(pooled(feature) if self.use_pool else feature.flatten(1), self.in_features, feature)
+
+
+class ConvNeXtHead(Head):
+    """Mean over the picture, LayerNorm, dropout and a linear layer, as in ConvNeXt (Liu et al. 2022, appendix A).
+
+    The feature may be (B, C, H, W), (B, N, C) tokens or (B, C). ``head_init_scale`` multiplies the first weights.
+    Errors: ``UserError`` for a feature that is not there or has another number of channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | list[int],
+        in_plane: int,
+        input_feature_idx: int = -1,
+        use_pool: bool = True,
+        dropout: float | None = None,
+        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
+        representation_size: int | None = None,
+        head_init_scale: float = 1.0,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            in_features=in_plane,
+            dropout=dropout,
+            classifier_cfg=classifier_cfg,
+            representation_size=representation_size,
+        )
+        self.input_feature_idx = input_feature_idx
+        self.use_pool = use_pool
+        self.norm = nn.LayerNorm(in_plane, eps=1e-6)
+        _start_small(self.classifier, head_init_scale)
+
+    def vector(self, features: Sequence[Tensor]) -> Tensor:
+        feature = pick(features, self.input_feature_idx)
+        flat = pooled(feature) if self.use_pool else feature.flatten(1)
+        normalised: Tensor = self.norm(_checked(flat, self.in_features, feature))
+        return normalised
+
+
+class ViTHead(Head):
+    """The class token or the mean of the patch tokens, and a linear layer (Dosovitskiy et al. 2021, §3.1).
+
+    The feature is (B, N, C) tokens, the class token first; (B, C) is taken as it is, and ``avg`` also takes
+    (B, C, H, W), which it flattens instead where ``use_pool`` is off. ``representation_size`` puts Linear + Tanh before
+    the classifier, ``bn`` a BatchNorm without scale and shift (He et al. 2022, appendix A.1).
+    Errors: ``UserError`` for a feature that is not there, has no class token or another number of channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | list[int],
+        in_plane: int,
+        input_feature_idx: int = -1,
+        use_pool: bool = True,
+        cls_type: Literal["token", "avg"] = "token",
+        dropout: float | None = None,
+        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
+        representation_size: int | None = None,
+        bn: bool = False,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            in_features=in_plane,
+            dropout=dropout,
+            classifier_cfg=classifier_cfg,
+            representation_size=representation_size,
+        )
+        self.input_feature_idx = input_feature_idx
+        self.use_pool = use_pool
+        self.cls_type = cls_type
+        self.bn = nn.BatchNorm1d(in_plane, eps=1e-6, affine=False) if bn else nn.Identity()
+        _start_small(self.classifier, 1.0)
+
+    def vector(self, features: Sequence[Tensor]) -> Tensor:
+        feature = pick(features, self.input_feature_idx)
+        if feature.ndim == 3:
+            flat = feature[:, 0] if self.cls_type == "token" else feature[:, 1:].mean(dim=1)
+        elif feature.ndim == 4 and self.cls_type == "token":
+            raise UserError(
+                f"cls_type: token needs tokens (B, N, C), but the backbone gives a feature of shape "
+                f"{tuple(feature.shape)}. Set cls_type: avg."
+            )
+        else:
+            flat = pooled(feature) if self.use_pool else feature.flatten(1)
+        normalised: Tensor = self.bn(_checked(flat, self.in_features, feature))
+        return normalised
+
+
+class FPNHead(Head):
+    """Levels of a feature pyramid, each averaged over its places, and a linear layer on all of them.
+
+    - ``input_feature_idx``: the levels to read, all when left out. A level may be (B, C, H, W), (B, N, C) or (B, C); where
+      ``use_pool`` is off it is flattened, and ``in_plane`` counts all its numbers.
+    - ``in_plane``: one number when all levels have as many channels, and their vectors are averaged; a list, one number a
+      level, joins them.
+    - ``feat_planes``: a linear layer brings every level to that width first (one layer for all where ``in_plane`` is one number).
+    - ``sum_feature``: add the vectors, which then have one width, instead of averaging or joining them.
+
+    Errors: ``UserError`` for another number of levels or channels, and for a sum of vectors of several widths.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | list[int],
+        in_plane: int | list[int],
+        feat_planes: Annotated[int, Field(ge=1)] | None = None,
+        sum_feature: bool = False,
+        input_feature_idx: int | list[int] | None = None,
+        use_pool: bool = True,
+        dropout: float | None = None,
+        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
+        representation_size: int | None = None,
+    ) -> None:
+        planes = [in_plane] if isinstance(in_plane, int) else in_plane
+        widths = [feat_planes or plane for plane in planes]
+        if sum_feature and len(set(widths)) > 1:
+            raise UserError(f"sum_feature needs levels of one width, in_plane is {in_plane}. Set feat_planes to a common width.")
+        super().__init__(
+            num_classes=num_classes,
+            in_features=widths[0] if sum_feature else sum(widths),
+            dropout=dropout,
+            classifier_cfg=classifier_cfg,
+            representation_size=representation_size,
+        )
+        self.in_plane, self.sum_feature, self.use_pool = in_plane, sum_feature, use_pool
+        self.indices = [input_feature_idx] if isinstance(input_feature_idx, int) else input_feature_idx
+        self.lateral = nn.ModuleList(nn.Linear(plane, feat_planes) for plane in planes) if feat_planes else None
+
+    def vector(self, features: Sequence[Tensor]) -> Tensor:
+        chosen = features if self.indices is None else [pick(features, index) for index in self.indices]
+        joins = isinstance(self.in_plane, list)
+        planes = self.in_plane if isinstance(self.in_plane, list) else [self.in_plane] * len(chosen)
+        if len(planes) != len(chosen):
+            raise UserError(
+                f"in_plane lists {count(len(planes), 'level')}, but the net gives {count(len(chosen), 'feature')}. "
+                "List one number for each."
+            )
+        levels = [
+            _checked(pooled(feature) if self.use_pool else feature.flatten(1), plane, feature)
+            for feature, plane in zip(chosen, planes, strict=True)
+        ]
+        if self.lateral is not None:
+            levels = [self.lateral[index if joins else 0](level) for index, level in enumerate(levels)]
+        if self.sum_feature:
+            return torch.stack(levels).sum(dim=0)
+        return torch.cat(levels, dim=1) if joins else torch.stack(levels).mean(dim=0)
+
+
+def pooled(feature: Tensor) -> Tensor:
+    """The mean over the picture, or over the tokens: (B, C, H, W) | (B, N, C) | (B, C) -> (B, C)."""
+    if feature.ndim == 4:
+        return feature.mean(dim=(2, 3))
+    return feature.mean(dim=1) if feature.ndim == 3 else feature
+
+
+def pick(features: Sequence[Tensor], index: int) -> Tensor:
+    """The feature of that index, which may count from the end."""
+    if not -len(features) <= index < len(features):
+        raise UserError(
+            f"input_feature_idx is {index}, but the backbone gives {count(len(features), 'feature')}. "
+            f"Expected {-len(features)} to {len(features) - 1}."
+        )
+    return features[index]
+
+
+def _checked(vector: Tensor, in_plane: int, feature: Tensor) -> Tensor:
+    if vector.shape[1] != in_plane:
+        noun = "channels" if vector.shape[1] in feature.shape[1:] else "numbers once flattened"
+        raise UserError(
+            f"in_plane is {in_plane}, but the feature of shape {tuple(feature.shape)} has {vector.shape[1]} {noun}. "
+            f"Set in_plane: {vector.shape[1]}, or leave it out."
+        )
+    return vector
+
+
+def _check_sizes(num_classes: list[int], in_plane: int, dropout: float | None) -> None:
+    if not num_classes or min(num_classes) < 1:
+        raise UserError(f"num_classes must be 1 or more, or a list of such, got {num_classes}.")
+    if in_plane < 1:
+        raise UserError(f"in_plane must be 1 or more, the channels of the feature, got {in_plane}.")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
+
+
+def _start_small(classifier: nn.Module, scale: float) -> None:
+    """N(0, .02) cut at 2, no bias: the start of the papers of ConvNeXt and ViT."""
+    for layer in classifier.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02, a=-2.0, b=2.0)
+            layer.weight.data.mul_(scale)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

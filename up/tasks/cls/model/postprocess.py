@@ -1,0 +1,141 @@
+"""From logits to the loss in training, and to scores and predictions in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from torch import Tensor, nn
+
+from up.config.contract import Contract
+from up.config.part import PartOf
+from up.errors import UserError
+from up.models.net import read
+from up.registry import Registry
+from up.tasks.cls.model.losses import Activation, ClassificationLoss, as_soft
+
+POST_PROCESSES = Registry(
+    "post_process",
+    {"base_cls_postprocess": "up.tasks.cls.model.postprocess:ClassificationPostProcess"},
+    contract=Contract("docs/add_a_part.md", base=lambda: (nn.Module,)),
+)
+
+
+class ClassificationPostProcess(nn.Module):
+    """The loss and the accuracy of each head in training, scores and predictions in evaluation.
+
+    Reads ``logits`` (B, C), or a list of such, one a head; in training also ``gt``, (B,) int64, (B, heads) int64 or
+    (B, C) float, and ``dominant`` (B,) where a batch was mixed. ``cls_loss`` is one loss for all heads or a list, one
+    a head. Training returns ``loss``, summed over the heads, and ``scalars`` in percent: ``accuracy_top1``, or
+    ``dominant_top1`` against the label of the larger weight, or ``exact_match`` (the whole set is right) with
+    ``multilabel``; several heads have ``head0_`` before each name. Evaluation returns ``scores``, probabilities like
+    ``logits``, and ``preds`` (B,), or (B, C) bool with ``multilabel``: every score above .5; of images with labels also
+    ``losses``, for each head the shares (B,) of the images in the loss and their weights (B,). Nothing here
+    waits for the device. Errors: ``UserError`` for labels or losses that do not fit the heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        cls_loss: Annotated[ClassificationLoss | Sequence[ClassificationLoss], PartOf("loss")],
+        prefix: str | None = None,
+        multilabel: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cls_loss = cls_loss if isinstance(cls_loss, nn.Module) else nn.ModuleList(cls_loss)
+        self.prefix = f"{prefix}." if prefix else ""
+        self.multilabel = multilabel
+        for loss in [cls_loss] if isinstance(cls_loss, ClassificationLoss) else cls_loss:
+            if multilabel and loss.activation != "sigmoid":
+                raise UserError(
+                    "multilabel: true needs a loss that scores every class by itself, such as bce; "
+                    f"got {type(loss).__name__}, whose scores sum to 1."
+                )
+
+    def forward(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        logits = read(record, "logits", "head")
+        if self.training:
+            return self._train(logits, record)
+        measured = {} if record.get("gt") is None else {"losses": self._measure(logits, record["gt"])}
+        return {**self._evaluate(logits), **measured}
+
+    def adjust(self, logits: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """The logits that an export gives out: those of the net, moved where the loss says so."""
+        if isinstance(logits, Tensor):
+            return self.losses(1)[0].adjust(logits)
+        return [loss.adjust(head) for loss, head in zip(self.losses(len(logits)), logits, strict=True)]
+
+    def activations(self, heads: int) -> list[Activation]:
+        """What turns the adjusted logits of each head into scores."""
+        return [loss.activation for loss in self.losses(heads)]
+
+    def losses(self, heads: int) -> list[ClassificationLoss]:
+        """One loss a head."""
+        if not isinstance(self.cls_loss, nn.ModuleList):
+            return [self.cls_loss] * heads
+        if len(self.cls_loss) != heads:
+            raise UserError(
+                f"cls_loss lists {len(self.cls_loss)} losses, but the net has {_heads(heads)}. "
+                "List one for each, or give a single one for all."
+            )
+        return list(self.cls_loss)  # type: ignore[arg-type]
+
+    def _train(self, logits: Tensor | Sequence[Tensor], record: Mapping[str, Any]) -> dict[str, Any]:
+        heads = [logits] if isinstance(logits, Tensor) else list(logits)
+        targets = _per_head(record.get("gt"), heads)
+        scalars: dict[str, Tensor] = {}
+        values = []
+        for index, (loss, head, target) in enumerate(zip(self.losses(len(heads)), heads, targets, strict=True)):
+            start = f"{self.prefix}head{index}_" if len(heads) > 1 else self.prefix
+            values.append(loss(head, target))
+            if len(heads) > 1:
+                scalars[f"{start}loss"] = values[-1].detach()
+            name, share = self._accuracy(loss, head.detach(), target, record.get("dominant"))
+            scalars[f"{start}{name}"] = 100 * share
+        return {"loss": sum(values[1:], values[0]), "scalars": scalars}
+
+    def _measure(self, logits: Tensor | Sequence[Tensor], gt: Tensor) -> list[tuple[Tensor, Tensor]]:
+        heads = [logits] if isinstance(logits, Tensor) else list(logits)
+        each = zip(self.losses(len(heads)), heads, _per_head(gt, heads), strict=True)
+        return [loss.of_each(head, target) for loss, head, target in each]
+
+    def _accuracy(self, loss: ClassificationLoss, logits: Tensor, target: Tensor, dominant: Tensor | None) -> tuple[str, Tensor]:
+        if self.multilabel:
+            matches = (loss.scores(logits) > 0.5) == (as_soft(target, logits) > 0.5)
+            return "exact_match", matches.all(dim=1).float().mean()
+        if dominant is not None:
+            return "dominant_top1", (logits.argmax(dim=1) == dominant).float().mean()
+        labels = target if target.ndim == 1 else target.argmax(dim=1)
+        return "accuracy_top1", (logits.argmax(dim=1) == labels).float().mean()
+
+    def _evaluate(self, logits: Tensor | Sequence[Tensor]) -> dict[str, Any]:
+        if isinstance(logits, Tensor):
+            scores = self.losses(1)[0].scores(logits)
+            return {"scores": scores, "preds": self._predictions(scores)}
+        each = [loss.scores(head) for loss, head in zip(self.losses(len(logits)), logits, strict=True)]
+        return {"scores": each, "preds": [self._predictions(scores) for scores in each]}
+
+    def _predictions(self, scores: Tensor) -> Tensor:
+        return scores > 0.5 if self.multilabel else scores.argmax(dim=1)
+
+
+def _per_head(gt: Tensor | None, heads: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The labels of each head: the columns of (B, heads) int64, or all there is for a single head."""
+    if gt is None:
+        raise UserError(
+            "the training data has no labels (gt): the loss needs them. Use a meta_type with labels for "
+            "dataset.train; inference_only is for evaluation."
+        )
+    one_a_head = gt.ndim == 2 and not gt.is_floating_point() and gt.shape[1] == len(heads)
+    if one_a_head:
+        return gt.unbind(dim=1)
+    if len(heads) > 1:
+        raise UserError(
+            f"the net has {_heads(len(heads))}, but the labels of a batch have the shape {tuple(gt.shape)}. "
+            f"Expected (B, {len(heads)}): a list of {len(heads)} labels for every image, and no mixing."
+        )
+    return [gt]
+
+
+def _heads(number: int) -> str:
+    return f"{number} heads" if number > 1 else "1 head"

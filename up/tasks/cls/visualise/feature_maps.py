@@ -1,0 +1,116 @@
+"""What the layers of a net see: their strongest channels as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from up.data.bad_images import BadImage
+from up.data.decoding import read_rgb
+from up.data.records import Batch
+from up.errors import UserError
+from up.tasks.cls.augment.image import Interpolation
+from up.tasks.cls.visualise.pictures import Panel, heat_picture, photo, sheet, stretched
+from up.tasks.cls.visualise.probe import Probe, file_stems
+from up.tasks.cls.visualise.tapping import as_maps, tapped, undisturbed
+from up.text import count
+
+_TILE = 112  # pixels of a tile's shorter side
+
+
+def layer_outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """What each layer gives for ``image`` (B, 3, H, W) in evaluation; a layer that does not run is not there."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(layer: str, output: Tensor) -> Tensor:
+        outputs[layer] = output.clone()  # what follows may work in place
+        return output
+
+    with undisturbed(model), torch.no_grad(), tapped(model, layers, keep):
+        model({"image": image})
+    return outputs
+
+
+def strongest_channels(maps: Tensor, number: int) -> tuple[list[int], list[float]]:
+    """Of maps (C, h, w): the channels with the largest mean magnitude, the strongest first, and that magnitude."""
+    strength = maps.abs().mean(dim=(1, 2))
+    values, channels = strength.topk(min(number, len(strength)))
+    return channels.tolist(), values.tolist()
+
+
+class FeatureVis(Probe):
+    """Draws, at every evaluation, the strongest channels of some layers for some images.
+
+    ``layer_names`` are paths of modules, such as ``backbone.layer1``. For each of the first ``num_images`` images and
+    each layer ``{save_dir}/step{N}/{image}_{layer}.png`` shows the ``num_channels`` channels with the largest mean
+    magnitude, each from its smallest to its largest value; ``save_dir`` is ``feature_vis`` in the run's folder when
+    left out. ``interpolation`` is how maps are enlarged; ``nearest`` shows every place as a block. ``gt_dir`` is a folder with
+    the images as they were: the one of the same name is shown instead of what the net gets, which may be cropped. The
+    weights are those in training, not their average. ``layer_name`` is another spelling of ``layer_names``.
+    Errors: ``UserError`` for a layer that the net does not have, or none.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer_names: list[str] | str | None = None,
+        layer_name: list[str] | str | None = None,
+        save_dir: str | None = None,
+        num_images: int = 1,
+        num_channels: int = 16,
+        gt_dir: str | None = None,
+        interpolation: Interpolation = "nearest",
+    ) -> None:
+        if layer_names and layer_name and layer_names != layer_name:
+            raise UserError("feature_vis: layer_name and layer_names are the same setting. Keep layer_names.")
+        given = layer_names or layer_name or []
+        layers = [given] if isinstance(given, str) else given
+        super().__init__("feature_vis", layers=layers, save_dir=save_dir, num_images=num_images)
+        if num_channels < 1:
+            raise UserError(f"feature_vis: num_channels: got {num_channels}, expected 1 or more.")
+        self.num_channels = num_channels
+        self.gt_dir = gt_dir
+        self.resample = Image.Resampling[interpolation.upper()]
+
+    def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
+        outputs = layer_outputs(self.outline.model, images.image, self.layers)
+        for layer in self.layers:
+            try:
+                maps = self._maps(outputs.get(layer), images.image, layer)
+            except UserError as error:  # the other layers can still be drawn
+                self.warn(str(error))
+                continue
+            for number, stem in enumerate(file_stems(images.filename)):
+                shown = self._original(images.filename[number]) or photo(images.image[number])
+                yield f"{stem}_{layer}", self._picture(shown, maps[number].cpu(), layer, step)
+
+    def _original(self, filename: str) -> Image.Image | None:
+        """The image of that name in ``gt_dir``, None where there is none."""
+        if self.gt_dir is None:
+            return None
+        try:
+            return read_rgb(str(Path(self.gt_dir, PurePath(filename).name if PurePath(filename).is_absolute() else filename)))
+        except BadImage as error:
+            self.warn(f"gt_dir: {error}; what the net gets is shown instead")
+            return None
+
+    def _maps(self, output: Tensor | None, image: Tensor, layer: str) -> Tensor:
+        if output is None:
+            raise UserError(f"layer {layer!r} gives no tensor when the net runs. Name another layer.")
+        return as_maps(output, image, layer, self.outline.model)
+
+    def _picture(self, plain: Image.Image, maps: Tensor, layer: str, step: int) -> Image.Image:
+        factor = _TILE / min(plain.size)
+        size = round(plain.width * factor), round(plain.height * factor)
+        channels, strengths = strongest_channels(maps, self.num_channels)
+        tiles = [
+            Panel(heat_picture(stretched(maps[channel].numpy()), size, self.resample), f"#{channel}  {strength:.3g}")
+            for channel, strength in zip(channels, strengths, strict=True)
+        ]
+        height, width = maps.shape[1:]
+        shown = f"the strongest {len(tiles)} of {count(len(maps), 'channel')} of {height} x {width},  step {step:,}"
+        return sheet(Panel(plain.resize(size), "image"), tiles, layer, shown)

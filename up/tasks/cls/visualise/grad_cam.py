@@ -1,0 +1,171 @@
+"""Where the net looked: Grad-CAM (Selvaraju et al. 2017, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from up.data.records import Batch
+from up.engine.hooks import Outline
+from up.errors import UserError
+from up.fonts import is_drawable, missing_font
+from up.tasks.cls.visualise.pictures import Panel, enlarged, overlaid, photo, sheet
+from up.tasks.cls.visualise.probe import Probe, file_stems
+from up.tasks.cls.visualise.tapping import as_maps, tapped, undisturbed
+from up.text import count, some_of
+
+_SHORTER_SIDE = 224  # pixels; smaller images are enlarged
+
+
+@dataclass(frozen=True)
+class GradCamMaps:
+    """For B images: ``heat`` (B, h, w), 0 and above, and the class that it speaks for, with the net's score for it."""
+
+    heat: Tensor
+    classes: list[int]
+    scores: list[float]
+
+
+def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
+    """Which places of ``image`` (B, 3, H, W) speak for the predicted class, in the eyes of a layer.
+
+    The heat is ReLU(sum over k of a_k A_k), A_k the maps of the layer and a_k the mean gradient of the class's logit
+    over the places of A_k. With several heads it is the first that counts. Weights, gradients, statistics, modes and
+    random numbers of the model stay as they are.
+    Raises ``UserError`` when the layer gives no maps, or has no part in the logits.
+    """
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        output, record = _run_from(model, image.clone(), layer)
+        logits = _first(record["logits"])
+        scores = _first(record["scores"]) if "scores" in record else logits.softmax(dim=1)
+        classes = scores.argmax(dim=1)
+        logit = logits.gather(1, classes[:, None]).sum()  # an image's gradient knows nothing of the other images
+        gradient = torch.autograd.grad(logit, output, allow_unused=True)[0] if logit.requires_grad else None
+    if gradient is None:
+        raise UserError(f"layer {layer!r} has no part in the logits. Name a layer between the image and the classifier.")
+    maps = as_maps(output.detach(), image, layer, model)
+    weights = as_maps(gradient, image, layer, model).mean(dim=(2, 3), keepdim=True)
+    shares = scores.detach().gather(1, classes[:, None])[:, 0]
+    return GradCamMaps((weights * maps).sum(dim=1).relu(), classes.tolist(), shares.tolist())
+
+
+def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Any]:
+    """The output of a layer, as the leaf of a graph that begins there, and the record of the net."""
+    leaf: list[Tensor] = []
+
+    def cut(_: str, output: Tensor) -> Tensor:
+        leaf[:] = [output.detach().clone().requires_grad_()]
+        return leaf[0].clone()  # an in-place activation behind the layer may overwrite this one
+
+    with tapped(model, [layer], cut):
+        record = model({"image": image})
+    if not leaf:
+        raise UserError(f"layer {layer!r} gives no tensor when the net runs. Name another layer.")
+    return leaf[0], record
+
+
+def last_convolution(model: nn.Module, image: Tensor) -> str:
+    """The path of the convolution that runs last among those that give maps of several places of ``image`` (B, 3, H, W).
+
+    Raises ``UserError`` when there is none.
+    """
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    found: list[str] = []
+
+    def note(layer: str, output: Tensor) -> Tensor:
+        if output.shape[-2] * output.shape[-1] > 1:
+            found.append(layer)
+        return output
+
+    with undisturbed(model), tapped(model, convolutions, note), torch.no_grad():
+        model({"image": image[:1]})
+    if not found:
+        raise UserError("no convolution gives maps of several places. Set layer_name to the path of a module that does.")
+    return found[-1]
+
+
+def _first(heads: Tensor | Sequence[Tensor]) -> Tensor:
+    return heads if isinstance(heads, Tensor) else heads[0]
+
+
+class GradCam(Probe):
+    """Draws, at every evaluation, which places of some images spoke for the predicted class (Grad-CAM).
+
+    ``layer_name`` is the path of a module that still has several places, the last such for a picture of whole objects:
+    ``backbone.layer4`` of a ResNet, ``backbone.layers.3`` of a Swin, ``backbone.blocks.11.norm1`` of a ViT (behind its
+    last block only the class token counts). When left out it is the last convolution that gives maps, which suits
+    convolutional networks only: that of a Swin or a ViT cuts the image into patches. ``class_names`` are those of the
+    data when left out. For each of the first ``num_images`` images ``{save_dir}/step{N}/{image}.png`` is written;
+    ``save_dir`` is ``grad_cam`` in the run's folder when left out. The weights are those in training, not their average.
+    Errors: ``UserError`` for a layer that the net does not have, a net without convolutions where none is named, or names
+    for another number of classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer_name: str | None = None,
+        class_names: list[str] | None = None,
+        save_dir: str | None = None,
+        num_images: int = 8,
+    ) -> None:
+        super().__init__("grad_cam", layers=[layer_name] if layer_name else [], save_dir=save_dir, num_images=num_images)
+        self.class_names: Sequence[str] = class_names or []
+
+    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        if self.layers:
+            super().prove(model, class_names)
+        elif not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            raise UserError("grad_cam: the net has no convolution. Set layer_name to the path of a module that gives maps.")
+        if self.class_names and class_names and len(self.class_names) != len(class_names):
+            raise UserError(
+                f"grad_cam: class_names has {count(len(self.class_names), 'name')}, but the data have {len(class_names)} "
+                "classes. Give a name for each, or leave it out to use those of the data."
+            )
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        super().on_start(outline, step)
+        self.class_names = self.class_names or outline.class_names or []
+        if (line := missing_font(self.class_names)) is not None:
+            self.warn(line)
+
+    def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
+        self.layers = self.layers or [last_convolution(self.outline.model, images.image)]
+        layer = self.layers[0]
+        maps = grad_cam(self.outline.model, images.image, layer)
+        if not maps.heat.any():
+            self.warn(
+                f"nothing in layer {layer!r} speaks for the predicted classes: all maps are empty. Behind the last block "
+                "of a ViT only the class token counts; name a layer before its attention, such as backbone.blocks.11.norm1."
+            )
+        for number, stem in enumerate(file_stems(images.filename)):
+            label = self._label(images.get("gt"), number)
+            title = f"{self._name(maps.classes[number])}  {100 * maps.scores[number]:.1f} %"
+            subtitle = f"{f'labelled {label},  ' if label else ''}step {step:,}"
+            plain = enlarged(photo(images.image[number]), _SHORTER_SIDE)
+            heat = overlaid(plain, _of_largest(maps.heat[number]))
+            yield stem, sheet(Panel(plain, "image"), [Panel(heat, f"Grad-CAM, {layer}")], title, subtitle)
+
+    def _name(self, number: int) -> str:
+        name = self.class_names[number] if number < len(self.class_names) else ""
+        return name if name and is_drawable(name) else f"class {number}"
+
+    def _label(self, gt: Tensor | None, number: int) -> str:
+        """The name of an image's label: of all its labels where it has a set, of the first head's where there are several."""
+        if gt is None:
+            return ""
+        if gt.is_floating_point():
+            return some_of((self._name(c) for c in (gt[number] > 0.5).nonzero().flatten().tolist()), 3)
+        label = int(gt[number].flatten()[0])
+        return self._name(label) if label >= 0 else ""
+
+
+def _of_largest(heat: Tensor) -> Any:
+    """The heat in shares of its largest value."""
+    values = torch.nan_to_num(heat, nan=0.0, posinf=0.0).cpu().double()
+    return (values / values.max().clamp(min=torch.finfo(torch.float64).tiny)).numpy()

@@ -1,0 +1,90 @@
+"""Transforms that hide parts of an image, so that a net does not lean on a single one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from up.errors import UserError
+from up.tasks.cls.augment.image import MEAN_COLOUR, Image, Transform, expect_probability, with_tensor
+
+
+class Cutout(Transform):
+    """Hide ``n_holes`` squares of ``length`` pixels, centred anywhere, partly outside too (DeVries & Taylor 2017)."""
+
+    def __init__(self, *, n_holes: int = 1, length: int = 16, p: float = 1.0) -> None:
+        if n_holes < 1 or length < 1:
+            raise UserError(f"cutout: got n_holes {n_holes} and length {length}, expected both to be at least 1")
+        self.n_holes = n_holes
+        self.length = length
+        self.p = expect_probability(p, "cutout.p")
+
+    def __call__(self, image: Image) -> Image:
+        return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
+
+    def _hide(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        hidden = torch.zeros(height, width, dtype=torch.bool)
+        for _ in range(self.n_holes):
+            top = int(torch.randint(height, ())) - self.length // 2
+            left = int(torch.randint(width, ())) - self.length // 2
+            hidden[max(top, 0) : max(top + self.length, 0), max(left, 0) : max(left + self.length, 0)] = True
+        return _with_hidden(image, hidden)
+
+
+class GridMask(Transform):
+    """Hide a regular grid of squares (Chen et al. 2020).
+
+    A cell is ``d_min`` to ``d_max`` pixels wide; the square hidden in each has the side ``(1 - ratio)`` of that.
+    """
+
+    def __init__(self, *, d_min: int = 96, d_max: int = 224, ratio: float = 0.6, p: float = 0.8) -> None:
+        if not (2 <= d_min <= d_max and 0 < ratio < 1):
+            raise UserError(
+                f"gridmask: got d_min {d_min}, d_max {d_max} and ratio {ratio}, "
+                "expected 2 <= d_min <= d_max (pixels) and a ratio between 0 and 1"
+            )
+        self.d_min = d_min
+        self.d_max = d_max
+        self.ratio = ratio
+        self.p = expect_probability(p, "gridmask.p")
+
+    def __call__(self, image: Image) -> Image:
+        return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
+
+    def _hide(self, image: Tensor) -> Tensor:
+        cell = int(torch.randint(self.d_min, self.d_max + 1, ()))
+        side = max(1, round(cell * (1 - self.ratio)))
+        down, right = torch.randint(cell, (2,)).tolist()
+        rows = (torch.arange(image.shape[-2]) + down) % cell < side
+        columns = (torch.arange(image.shape[-1]) + right) % cell < side
+        return _with_hidden(image, rows[:, None] & columns[None, :])
+
+
+class HideAndSeek(Transform):
+    """Cut the image into squares and hide each with probability ``p_hide`` (Singh & Lee 2017).
+
+    Their side, in pixels, is drawn from ``grid_sizes``; 0 leaves the image whole.
+    """
+
+    def __init__(self, *, grid_sizes: tuple[int, ...] = (0, 16, 32, 44, 56), p_hide: float = 0.5) -> None:
+        if not grid_sizes or min(grid_sizes) < 0:
+            raise UserError(f"hide_and_seek.grid_sizes: got {list(grid_sizes)}, expected pixels, as in [0, 16, 32]")
+        self.grid_sizes = grid_sizes
+        self.p_hide = expect_probability(p_hide, "hide_and_seek.p_hide")
+
+    def __call__(self, image: Image) -> Image:
+        side = self.grid_sizes[int(torch.randint(len(self.grid_sizes), ()))]
+        return with_tensor(lambda levels: self._hide(levels, side), image) if side else image
+
+    def _hide(self, image: Tensor, side: int) -> Tensor:
+        height, width = image.shape[-2:]
+        cells = torch.rand(-(-height // side), -(-width // side)) < self.p_hide
+        hidden = cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]
+        return _with_hidden(image, hidden)
+
+
+def _with_hidden(image: Tensor, hidden: Tensor) -> Tensor:
+    """The image, in the mean colour where ``hidden`` (H, W); a float image counts as normalised, its mean is 0."""
+    colour = (0, 0, 0) if image.is_floating_point() else MEAN_COLOUR
+    return torch.where(hidden, torch.tensor(colour, dtype=image.dtype).view(3, 1, 1), image)

@@ -1,0 +1,186 @@
+"""What a run leaves behind to be read: train.log, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+from torch import nn
+
+from up.config.part import NoEffect
+from up.distributed.group import is_main
+from up.engine.hooks import Hook, Outline, UpdateReport
+from up.errors import UserError, place_in
+from up.files import unwritable, write_text
+from up.tracking.meter import WindowMeter
+
+LOGGER = logging.getLogger("up")
+BAD_IMAGES = "bad_images.jsonl"
+_FLUSH_S = 30.0
+
+
+class LogFile(logging.FileHandler):
+    """A log that is no reason to end, or for a traceback, where the disk is full: what matters finds that out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing."""
+
+
+def log_to(folder: Path) -> None:
+    """Send the lines of the ``up`` logger to ``train.log`` as well, with time; on the main rank only."""
+    LOGGER.setLevel(logging.INFO)
+    for handler in [handler for handler in LOGGER.handlers if isinstance(handler, logging.FileHandler)]:
+        LOGGER.removeHandler(handler)
+        handler.close()
+    if is_main():
+        file = LogFile(folder / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        LOGGER.addHandler(file)
+
+
+class MetricsFile(Hook):
+    """One JSON object a line: means over each display interval, and every evaluation."""
+
+    def __init__(self, *, freq: int) -> None:
+        self.freq = freq
+        self._window = WindowMeter()
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        self._outline = outline
+        self._path = outline.folder / "metrics.jsonl"
+        cut_after(self._path, step)
+
+    def on_step(self, report: UpdateReport) -> None:
+        self._window.add(report.scalars)
+        if report.step % self.freq == 0 or report.step == self._outline.total_steps:
+            self._append(report.step, {"lr": report.lr, **self._window.read()}, "train")
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._append(step, metrics, "eval")
+
+    def _append(self, step: int, values: Mapping[str, float], phase: str) -> None:
+        record = {"phase": phase, "step": step, "epoch": round(step / self._outline.updates_per_epoch, 4), **values}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The updates since the last line."""
+        return self._window.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._window.load_state_dict(state)
+
+
+def list_bad_images(folder: Path, step: int, found: Sequence[str]) -> None:
+    """Append to ``bad_images.jsonl`` what was wrong with images (``meta.txt:21: images/x.jpg: truncated``), and log it."""
+    with (folder / BAD_IMAGES).open("a", encoding="utf-8") as file:
+        for what in found:
+            LOGGER.warning("%s; another image takes its place", what)
+            source, line = place_in(what)
+            file.write(json.dumps({"step": step, "file": source, "line": line, "what": what}, ensure_ascii=False) + "\n")
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of updates that a killed run had reported but not saved: they will be made again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+class EventFile:
+    """A file of scalars for TensorBoard, which hides what earlier files have from ``first_step`` on.
+
+    Written by the caller: the thread to which tensorboardX's own writer hands over ends at a full disk, unheard, and then the
+    run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{first_step}")
+        self._flushed = 0.0
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One point for each name. Raises ``OSError``."""
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Bring the rest to the disk."""
+        self._writer.close()
+
+    def _write(self, **what: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **what))
+
+
+class TensorBoard(Hook):
+    """Scalars for TensorBoard: ``train/…``, means over ``freq`` steps, and ``eval/…`` at every evaluation.
+
+    The means leave out the first ``skip_first_k`` steps of the training, whose losses are far above the later ones. The files
+    go to ``logdir``, or to ``tensorboard`` in the run folder.
+    """
+
+    def __init__(
+        self,
+        *,
+        freq: Annotated[int, Field(ge=1)] = 20,
+        logdir: str | None = None,
+        skip_first_k: Annotated[int, Field(ge=0)] = 0,
+        summary_writer: Annotated[
+            Literal["tensorboard", "pavi"], NoEffect("scalars go to TensorBoard files, the one format there is")
+        ] = "tensorboard",
+    ) -> None:
+        del summary_writer
+        self.freq = freq
+        self.logdir = logdir
+        self.skip_first_k = skip_first_k
+        self._window = WindowMeter()
+        self._file: EventFile | None = None
+
+    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        reason = unwritable(Path(self.logdir)) if self.logdir else None
+        if reason is not None:
+            raise UserError(f"logdir: got {self.logdir}, where nothing can be written: {reason}. Name another folder.")
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        self._total = outline.total_steps
+        self._file = EventFile(Path(self.logdir) if self.logdir else outline.folder / "tensorboard", first_step=step + 1)
+
+    def on_step(self, report: UpdateReport) -> None:
+        if report.step <= self.skip_first_k:
+            return
+        self._window.add(report.scalars)
+        if self._file and (report.step % self.freq == 0 or report.step == self._total):
+            means = {"lr": report.lr, **self._window.read()}
+            self._file.add(report.step, {f"train/{name}": value for name, value in means.items()})
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._file:
+            self._file.add(step, {f"eval/{name}": value for name, value in metrics.items()})
+
+    def on_end(self, step: int, reason: str) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The updates since the last line."""
+        return self._window.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``."""
+        self._window.load_state_dict(state)

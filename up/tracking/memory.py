@@ -1,0 +1,88 @@
+"""Hooks about memory: what a run takes of it, and ways to take less."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from up.config.part import NoEffect
+from up.engine.hooks import Hook, Outline, UpdateReport
+from up.tracking.log import LOGGER
+
+_MB = 1e6
+_WHOLE = "every block of the backbone is recomputed"
+
+
+class MemoryCheckpoint(Hook):
+    """Gradient checkpointing of the backbone (Chen et al. 2016, arXiv 1604.06174): activations inside its blocks are not kept.
+
+    They are computed again in the backward pass, which takes about a third more time and far less memory. Loss and gradients
+    stay the same; running statistics of batch normalisation see every batch twice, as if their momentum were larger. The
+    same as ``grad_checkpointing: true`` of the backbone.
+    """
+
+    def __init__(
+        self,
+        *,
+        enable: bool = True,
+        checkpoint_patterns: Annotated[dict[str, Any] | None, NoEffect(_WHOLE)] = None,
+        dc_cfg: Annotated[dict[str, Any] | None, NoEffect(f"{_WHOLE} at every step, whatever the memory in use")] = None,
+        share_weight_num: Annotated[dict[str, Any] | int | None, NoEffect("only blocks of the backbone are recomputed")] = None,
+    ) -> None:
+        del checkpoint_patterns, dc_cfg, share_weight_num
+        self.recomputes = enable
+
+
+class MemoryEmpty(Hook):
+    """Give cached GPU memory that no tensor uses back to the driver every ``freq`` steps, on every rank.
+
+    Against fragmentation, and for a GPU that others use too; it costs time. Without a GPU there is no such cache.
+    """
+
+    on_every_rank = True
+
+    def __init__(self, *, freq: Annotated[int, Field(ge=1)] = 1) -> None:
+        self.freq = freq
+
+    def on_step(self, report: UpdateReport) -> None:
+        if report.step % self.freq == 0 and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class MemoryAnalysis(Hook):
+    """Log how much memory the weights take, and every ``freq`` steps what is in use: of the GPU, or of the whole process."""
+
+    def __init__(self, *, freq: Annotated[int, Field(ge=1)] = 100) -> None:
+        self.freq = freq
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        self._device = next((parameter.device for parameter in outline.model.parameters()), torch.device("cpu"))
+        parameters = _size(list(outline.model.parameters()))
+        trained = _size([parameter for parameter in outline.model.parameters() if parameter.requires_grad])
+        buffers = _size(list(outline.model.buffers()))
+        LOGGER.info("memory: parameters %.1f MB, their gradients %.1f MB, buffers %.1f MB", parameters, trained, buffers)
+
+    def on_step(self, report: UpdateReport) -> None:
+        if report.step % self.freq == 0:
+            LOGGER.info("memory after step %d: %s", report.step, self._in_use())
+
+    def _in_use(self) -> str:
+        if self._device.type != "cuda":
+            unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+            return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MB:,.1f} MB of the process at its peak"
+        now, peak, reserved = (
+            read(self._device) / _MB
+            for read in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated, torch.cuda.memory_reserved)
+        )
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return f"{now:,.1f} MB in tensors, {peak:,.1f} MB at most since the last line, {reserved:,.1f} MB reserved"
+
+
+def _size(tensors: list[nn.Parameter] | list[torch.Tensor]) -> float:
+    """Megabytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / _MB

@@ -1,0 +1,18 @@
+"""Names for the untyped values that cross a seam: YAML, torch and JSON hand them over as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Kwargs = Mapping[str, Any]
+"""Keyword arguments as a YAML file gives them."""
+
+Record = dict[str, Any]
+"""The running record of a net: each module reads it and returns what it adds (``features``, ``logits``, ``loss``)."""
+
+StateDict = dict[str, Any]
+"""State of a part: tensors and plain values that ``torch.save`` takes."""
+
+Json = Any
+"""A value that ``json.loads`` returns."""
