@@ -28,7 +28,7 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.nn import functional as F
 
-from up.build.build import assemble
+from up.build.build import build_run
 from up.build.experiment import load_experiment
 from up.command_line import CommandLine
 from up.distributed.signals import StopRequest
@@ -87,7 +87,7 @@ def rate_of_up(arguments: argparse.Namespace, folder: Path, number: int) -> floa
     path.write_text(yaml.safe_dump(config_of(arguments, folder, number)))
     clock = Clock()
     logging.getLogger("up").setLevel(logging.ERROR)
-    run = assemble(load_experiment(path), StopRequest(), CommandLine.typed(["train", str(path)]))
+    run = build_run(load_experiment(path), StopRequest(), CommandLine.typed(["train", str(path)]))
     run.hooks.hooks.append(clock)
     train(run)
     return rate(clock.times, arguments.batch_size)

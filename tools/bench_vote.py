@@ -28,7 +28,7 @@ from up.distributed.signals import StopRequest
 from up.engine.faults import Fault
 from up.engine.hooks import Hooks, Outline
 from up.engine.precision import StepReport
-from up.engine.session import Run
+from up.engine.session import TrainingSession
 from up.engine.step import StepOutput
 from up.engine.updates import Update
 from up.tracking.log import MetricsFile, TensorBoard
@@ -42,7 +42,7 @@ def bench(rank: int, ranks: int, updates: int, port: int, folder: str) -> None:
     meet_and_join(torch.device("cpu"), timeout_s=60)
     hooks = Hooks([MetricsFile(freq=20), TensorBoard(freq=20)] if is_main() else [])
     hooks.on_start(Outline(Path(folder), torch.nn.Linear(1, 1), updates, updates, 64), 0)
-    run = SimpleNamespace(  # the parts of a Run that an update touches
+    run = SimpleNamespace(  # the parts of a TrainingSession that an update touches
         update=None,
         fault=Fault(),
         step=0,
@@ -58,11 +58,11 @@ def bench(rank: int, ranks: int, updates: int, port: int, folder: str) -> None:
     times = []
     for step in range(updates):
         begun = time.perf_counter()
-        Run.vote(run, update)  # type: ignore[arg-type]
+        TrainingSession.vote(run, update)  # type: ignore[arg-type]
         run.meter.add(output, update.weights[0])
         norm = torch.tensor(1.0)
-        Run.all_finite(run, norm)  # type: ignore[arg-type]
-        Run.watch(run, step + 1, update, 0.1, StepReport(norm, skipped=False))  # type: ignore[arg-type]
+        TrainingSession.all_finite(run, norm)  # type: ignore[arg-type]
+        TrainingSession.watch(run, step + 1, update, 0.1, StepReport(norm, skipped=False))  # type: ignore[arg-type]
         times.append(1000 * (time.perf_counter() - begun))
     if is_main():
         times = sorted(times[updates // 10 :])

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
-from up.build.experiment import load_experiment, weights_of_teachers
+from up.build.experiment import load_experiment
 from up.build.network import build_net
 from up.config.nodes import load_nodes
 from up.config.signature import signature_of
 from up.config.tree import to_plain
+from up.distill.section import weights_of_teachers
 from up.optim import build_schedule
 from up.registry import Registry
 from up.schema.decode import load_config

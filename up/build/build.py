@@ -26,7 +26,7 @@ from up.build.preflight import preflight
 from up.build.start import console_of_run, find_start, open_folder, require_unfinished
 from up.build.teacher_cache import with_cache
 from up.build.training import Timetable, build_hooks, checkpoint_lines, optimizer_of, rate_line, schedule_of, timetable
-from up.build.dry_run import first_batch, prove_hooks, try_evaluation, try_optimizer, try_training
+from up.build.dry_run import first_batch, check_hooks, dry_run_evaluation, dry_run_optimizer, dry_run_training
 from up.command_line import CommandLine
 from up.schema.decode import missing_for_training
 from up.schema.show import effective_yaml
@@ -36,7 +36,8 @@ from up.data.records import Batch
 from up.data.sampler import TrainBatches
 from up.deploy.served import require_exportable
 from up.errors import UserError
-from up.build.experiment import Experiment, missing_files
+from up.build.experiment import missing_files
+from up.tasks.experiment import Experiment
 from up.models.net import Net
 from up.optim.schedules import Schedule
 from up.engine.buffers import RankBuffers
@@ -50,7 +51,7 @@ from up.engine.hooks import Hook, Hooks, Outline
 from up.tracking.log import LOGGER, MetricsFile, TensorBoard
 from up.engine.parallel import on_many_ranks
 from up.engine.precision import Precision
-from up.engine.session import Run
+from up.engine.session import TrainingSession
 from up.engine.step import BatchStage, Mixing, Runner
 from up.engine.fingerprint import Facts, changes
 from up.tracking.start_log import start_lines
@@ -62,8 +63,8 @@ from up.distributed.failures import before_joining, meet_and_join, together
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a run is made of, as far as a rank can build it without the others."""
+class RunParts:
+    """What a run is parts of, as far as a rank can build it without the others."""
 
     data: Any
     test_data: Any
@@ -81,7 +82,7 @@ class Material:
     teaching: Teaching | None
 
 
-def assemble(experiment: Experiment, stop: StopRequest, command: CommandLine) -> Run:
+def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -> TrainingSession:
     """Build everything that training needs. Raises ``UserError`` before anything is created where the input is wrong.
 
     ``command`` is named where it, with other values, is what resumes a run or starts another. Raises ``NothingToDo`` for a run
@@ -89,71 +90,71 @@ def assemble(experiment: Experiment, stop: StopRequest, command: CommandLine) ->
     """
     config, plugin = experiment.config, experiment.plugin
     with before_joining():
-        experiment.refuse([*missing_for_training(config), *missing_files(experiment)])
+        experiment.raise_if_any([*missing_for_training(config), *missing_files(experiment)])
         device = device_of(experiment)
     with stoppable(stop):
         meet_and_join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
     be_deterministic(config.runtime.deterministic)
     with together():
-        made = prepare(experiment, device)
+        parts = build_parts(experiment, device)
         fault = fault_from(os.environ, experiment.folder)
-    facts = facts_of_run(experiment, made)
+    facts = facts_of_run(experiment, parts)
     require_one_input(facts)
-    start = find_start(experiment, facts, made.times.keep)
-    require_unfinished(experiment, start, made.times, command)
-    teaching = preflight(experiment, made.teaching, made.evaluation, made.test_data, device) if made.teaching else None
+    start = find_start(experiment, facts, parts.times.keep)
+    require_unfinished(experiment, start, parts.times, command)
+    teaching = preflight(experiment, parts.teaching, parts.evaluation, parts.test_data, device) if parts.teaching else None
     with together():
-        told = load_start_weights(experiment, made.net, made.names) if start.checkpoint is None else []
-    net = on_device(experiment, made.net, device)
-    try_out(experiment, made)
+        told = load_start_weights(experiment, parts.net, parts.names) if start.checkpoint is None else []
+    net = on_device(experiment, parts.net, device)
+    dry_run(experiment, parts)
     open_folder(experiment, start, facts.config, command)
     runner = runner_of(
-        experiment, net, teaching, stage=made.stage, mix=made.mix, device=device, compiled=config.runtime.compile
+        experiment, net, teaching, stage=parts.stage, mix=parts.mix, device=device, compiled=config.runtime.compile
     )
     runner.net = on_many_ranks(
         runner.net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
         accumulate=config.trainer.accumulate, find_unused=config.runtime.allow_dead_parameter,
         first_loss=example_loss(experiment, runner, device),
     )
-    optimizer = optimizer_of(experiment, made.net)
+    optimizer = optimizer_of(experiment, parts.net)
     if teaching is not None:
         teaching.add_adapters_to(optimizer)
-    log_start(experiment, made, teaching, [*told, *start_lines(made.net, optimizer)])
-    ema = build_ema(made.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
-    workers, times = workers_of(section_of(experiment, "train")), made.times
-    return Run(
+    log_start(experiment, parts, teaching, [*told, *start_lines(parts.net, optimizer)])
+    ema = build_ema(parts.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
+    workers, times = workers_of(section_of(experiment, "train")), parts.times
+    return TrainingSession(
         outline=Outline(
-            experiment.folder, made.net, times.total, times.updates_per_epoch, made.batches.global_batch_size, made.names,
-            sample_batch=made.evaluation.first_batch if made.evaluation else None,
-            is_evaluated=lambda step: made.evaluation is not None and times.evaluate.is_due(step),
+            experiment.folder, parts.net, times.total, times.updates_per_epoch, parts.batches.global_batch_size, parts.names,
+            sample_batch=parts.evaluation.first_batch if parts.evaluation else None,
+            is_evaluated=lambda step: parts.evaluation is not None and times.evaluate.is_due(step),
         ),
-        facts=facts, runner=runner, optimizer=optimizer, schedule=made.schedule, precision=made.precision, clip=made.clip, ema=ema,
+        facts=facts, runner=runner, optimizer=optimizer, schedule=parts.schedule, precision=parts.precision, clip=parts.clip, ema=ema,
         loader_from=lambda step: TrainLoader(
-            made.data, made.batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
+            parts.data, parts.batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
         ),
-        evaluation=made.evaluation, evaluate_every=times.evaluate, save_every=times.save,
-        checkpoints=start.folder, resume_from=start.checkpoint, resume_state=start.state, hooks=made.hooks, stop=stop, fault=fault,
-        buffers=RankBuffers(made.net, ema, average=config.runtime.async_norm),
-        bad_images=BadImages(max_bad=made.data.max_bad, total=len(made.data)),
+        evaluation=parts.evaluation, evaluate_every=times.evaluate, save_every=times.save,
+        checkpoints=start.folder, resume_from=start.checkpoint, resume_state=start.state, hooks=parts.hooks, stop=stop, fault=fault,
+        buffers=RankBuffers(parts.net, ema, average=config.runtime.async_norm),
+        bad_images=BadImages(max_bad=parts.data.max_bad, total=len(parts.data)),
     )
 
 
-def log_start(experiment: Experiment, made: Material, teaching: Teaching | None, lines: list[str]) -> None:
-    """Log on rank 0 what the run is made of, with ``lines`` about the net, and what is probably a mistake."""
+def log_start(experiment: Experiment, parts: RunParts, teaching: Teaching | None, lines: list[str]) -> None:
+    """Log on rank 0 what the run is parts of, with ``lines`` about the net, and what is probably a mistake."""
     if not group.is_main():
         return
-    report = experiment.plugin.data_report(made.data, made.test_data)
+    report = experiment.plugin.data_report(parts.data, parts.test_data)
     of_teachers, warnings = told_of(experiment, teaching)
-    rates = rate_line(experiment, made.schedule, made.times.total, made.batches.global_batch_size)
-    for line in [*report.lines, *of_teachers, *lines, rates, *checkpoint_lines(experiment, made.times)]:
+    rates = rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size)
+    for line in [*report.lines, *of_teachers, *lines, rates, *checkpoint_lines(experiment, parts.times)]:
         LOGGER.info(line)
-    for warning in [*notes_on(made.data, made.test_data), *experiment.decoded.origins.locate(report.warnings), *warnings]:
+    for warning in [*notes_on(parts.data, parts.test_data), *experiment.decoded.origins.locate(report.warnings), *warnings]:
         LOGGER.warning(str(warning))
 
 
-def prepare(
+def build_parts(
     experiment: Experiment, device: torch.device, *, precision: Precision | None = None, teacher_weights: bool = True
-) -> Material:
+) -> RunParts:
     """Read the data and build the parts. Nothing is created, and no rank waits for another.
 
     A check gives a ``precision`` that the CPU has, and leaves out the ``teacher_weights`` that would have to be downloaded.
@@ -175,29 +176,29 @@ def prepare(
     if teaching is not None and teacher_weights:
         teaching = with_cache(experiment, teaching, data, updates_per_epoch=times.updates_per_epoch, updates=times.total)
     watching, clip = build_hooks(experiment)
-    prove_hooks(experiment, watching, net, names)
-    try_optimizer(experiment, net)
+    check_hooks(experiment, watching, net, names)
+    dry_run_optimizer(experiment, net)
     everywhere = [hook for hook in watching.values() if hook.on_every_rank]
     hooks = Hooks([*standing_hooks(experiment), *watching.values()] if group.is_main() else everywhere)
-    return Material(data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, teaching)
+    return RunParts(data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, teaching)
 
 
-def try_out(experiment: Experiment, made: Material) -> None:
+def dry_run(experiment: Experiment, parts: RunParts) -> None:
     """The first update and the first evaluation on two images. Raises ``ConfigError``; nothing is created or changed."""
     with together():
-        train = first_batch(experiment, "train", made.data)
-        test = first_batch(experiment, "test", made.test_data) if made.evaluation is not None else None
+        train = first_batch(experiment, "train", parts.data)
+        test = first_batch(experiment, "test", parts.test_data) if parts.evaluation is not None else None
     with together():
-        try_training(experiment, made.net, train, stage=made.stage, mix=made.mix, precision=made.precision)
-        if test is not None and made.evaluation is not None:
-            try_evaluation(experiment, made.net, test, made.evaluation)
+        dry_run_training(experiment, parts.net, train, stage=parts.stage, mix=parts.mix, precision=parts.precision)
+        if test is not None and parts.evaluation is not None:
+            dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
 
 
-def facts_of_run(experiment: Experiment, made: Material) -> Facts:
+def facts_of_run(experiment: Experiment, parts: RunParts) -> Facts:
     """What a resume compares with the run that saved a checkpoint."""
     config = experiment.config
     return Facts(
-        effective_yaml(config), made.data.fingerprint(), config.runtime.random_seed, made.batches.global_batch_size, made.names,
+        effective_yaml(config), parts.data.fingerprint(), config.runtime.random_seed, parts.batches.global_batch_size, parts.names,
         config.saver.accept_data_change,
     )
 

@@ -13,16 +13,18 @@ from up.build.distillation import Teaching, runner_of, teaching_of, told_of
 from up.build.images import Track, open_images
 from up.build.network import build_net, device_of, load_start_weights, precision_of
 from up.build.preflight import preflight
-from up.build.build import Material, facts_of_run, prepare, try_out
+from up.build.build import RunParts, facts_of_run, build_parts, dry_run
 from up.build.start import find_start, finished
 from up.build.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
-from up.build.dry_run import first_batch, placing_modules, prove_hooks, try_evaluation
+from up.build.dry_run import first_batch, placing_modules, check_hooks, dry_run_evaluation
 from up.schema.decode import missing_for_training
 from up.config.errors import Problem
 from up.schema.sections import Config
 from up.deploy.served import export_problems, is_for_export, require_exportable
 from up.errors import UserError
-from up.build.experiment import Experiment, missing_files, net_table, weights_of_teachers
+from up.build.experiment import missing_files
+from up.distill.section import weights_of_teachers
+from up.tasks.experiment import Experiment, net_table
 from up.files import unwritable
 from up.models.net import Net, model_summary
 from up.models.weight_files import is_downloaded, is_of_timm
@@ -38,7 +40,7 @@ _CPU = torch.device("cpu")
 _FLOAT32 = Precision(mode=None, device=_CPU)
 
 
-def prove(
+def check_experiment(
     experiment: Experiment, warn: Callable[[str], object], *, files: bool = True, images: Track | None = None
 ) -> Iterator[str]:
     """Lines that say what was checked; ``warn`` gets what is probably a mistake.
@@ -49,50 +51,50 @@ def prove(
     yield from (f"note: {note}" for note in experiment.decoded.notes)
     check_device(experiment, warn)
     if files and is_for_evaluation(experiment.config):
-        experiment.refuse(missing_files(experiment))
-        yield from prove_evaluation(experiment, warn, images)
+        experiment.raise_if_any(missing_files(experiment))
+        yield from check_evaluation(experiment, warn, images)
         return
     if files:
-        experiment.refuse([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
-        yield from prove_with_data(experiment, warn, images)
+        experiment.raise_if_any([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
+        yield from check_training(experiment, warn, images)
         return
     facts = assumed_facts(experiment)
-    prove_parts(experiment, facts)
+    check_parts(experiment, facts)
     net = build_net(experiment, facts).train()
     require_exportable(experiment, net, None, labels=False)
     if experiment.config.trainer.optimizer is not None:
         schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
-    yield from prove_net(experiment, net, teaching_of(experiment, net, facts, None, files=False), None)
+    yield from check_net(experiment, net, teaching_of(experiment, net, facts, None, files=False), None)
 
 
-def prove_with_data(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
+def check_training(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
     """What ``train`` does before it creates anything: its own code, on the CPU, up to the first step and the first evaluation."""
     start_absent, teachers_absent = list(absent_start_weights(experiment)), list(absent_teacher_weights(experiment))
-    made = prepare(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
-    if made.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
-        evaluation, test = build_evaluation(experiment, experiment.plugin.evaluation_facts(made.data), _CPU, _FLOAT32)
-        made = replace(made, evaluation=evaluation, test_data=test)
-    times = made.times
-    yield from (f"note: {note}" for note in notes_on(made.data, made.test_data))
-    yield f"train: {count(len(made.data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
-    if made.test_data is not None:
-        yield f"test: {count(len(made.test_data), 'image')}"
-    report = experiment.plugin.data_report(made.data, made.test_data)
+    parts = build_parts(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
+    if parts.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
+        evaluation, test = build_evaluation(experiment, experiment.plugin.evaluation_facts(parts.data), _CPU, _FLOAT32)
+        parts = replace(parts, evaluation=evaluation, test_data=test)
+    times = parts.times
+    yield from (f"note: {note}" for note in notes_on(parts.data, parts.test_data))
+    yield f"train: {count(len(parts.data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
+    if parts.test_data is not None:
+        yield f"test: {count(len(parts.test_data), 'image')}"
+    report = experiment.plugin.data_report(parts.data, parts.test_data)
     yield from report.lines
     for problem in experiment.decoded.origins.locate([*report.warnings, *start_absent, *teachers_absent]):
         warn(str(problem))
     if not is_for_export(experiment):
-        for problem in export_problems(experiment, made.net, made.names):
+        for problem in export_problems(experiment, parts.net, parts.names):
             warn(f"{problem} (up to_onnx and up to_kestrel will refuse this)")
-    yield rate_line(experiment, made.schedule, times.total, made.batches.global_batch_size)
-    first = first_batch(experiment, "train", made.data, warn)
+    yield rate_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
+    first = first_batch(experiment, "train", parts.data, warn)
     yield f"first training sample: {tuple(first.image.shape[1:])}"
     if images is not None:
-        sources = [("train", made.data), *([("test", made.test_data)] if made.test_data is not None else [])]
+        sources = [("train", parts.data), *([("test", parts.test_data)] if parts.test_data is not None else [])]
         yield from open_images(experiment, sources, images, warn)
-    try_out(experiment, made)
-    yield from prove_start(experiment, made, weights=not start_absent, teacher_weights=not teachers_absent)
-    yield from prove_net(experiment, made.net, made.teaching, made.names)
+    dry_run(experiment, parts)
+    yield from check_start(experiment, parts, weights=not start_absent, teacher_weights=not teachers_absent)
+    yield from check_net(experiment, parts.net, parts.teaching, parts.names)
 
 
 def is_for_evaluation(config: Config) -> bool:
@@ -100,7 +102,7 @@ def is_for_evaluation(config: Config) -> bool:
     return config.dataset.train is None and config.dataset.test is not None
 
 
-def prove_evaluation(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
+def check_evaluation(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
     """What ``up eval`` does before it writes anything: the weights, the data, and a first image through net and evaluator."""
     net, facts, report = net_to_evaluate(experiment, None, training_counts(experiment))
     yield from [f"note: {NO_WEIGHTS}"] if report is None else [f"weights: {report.source}", *report.remarks()]
@@ -111,24 +113,24 @@ def prove_evaluation(experiment: Experiment, warn: Callable[[str], object], imag
     yield f"first image: {tuple(first.image.shape[1:])}"
     if images is not None:
         yield from open_images(experiment, [("test", test)], images, warn)
-    try_evaluation(experiment, net, first, evaluation)
+    dry_run_evaluation(experiment, net, first, evaluation)
 
 
-def prove_start(experiment: Experiment, made: Material, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
+def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
     """The checkpoint or the weights that training starts from, and the teachers' scores; not those still to be downloaded."""
-    start = find_start(experiment, facts_of_run(experiment, made), made.times.keep)
-    done = finished(experiment, start, made.times)
+    start = find_start(experiment, facts_of_run(experiment, parts), parts.times.keep)
+    done = finished(experiment, start, parts.times)
     if done:
         yield f"note: {done} `up train` would change nothing"
     elif start.checkpoint is not None:
         yield f"training resumes from {start.checkpoint}"
     elif weights:
-        yield from load_start_weights(experiment, made.net, made.names)
-    if made.teaching is not None:
-        yield from made.teaching.lines
-    if made.teaching is not None and teacher_weights:
-        scored = preflight(experiment, made.teaching, made.evaluation, made.test_data, _CPU)
-        yield from scored.lines[len(made.teaching.lines) :]
+        yield from load_start_weights(experiment, parts.net, parts.names)
+    if parts.teaching is not None:
+        yield from parts.teaching.lines
+    if parts.teaching is not None and teacher_weights:
+        scored = preflight(experiment, parts.teaching, parts.evaluation, parts.test_data, _CPU)
+        yield from scored.lines[len(parts.teaching.lines) :]
 
 
 def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
@@ -164,14 +166,14 @@ def _to_download(key: str, source: str | None) -> Iterator[Problem]:
         yield Problem(key, f"{what}. Without a network there, download it here first, or name a file.")
 
 
-def prove_net(experiment: Experiment, net: Net, teaching: Teaching | None, names: list[str] | None) -> Iterator[str]:
+def check_net(experiment: Experiment, net: Net, teaching: Teaching | None, names: list[str] | None) -> Iterator[str]:
     """Optimizer, hooks, and a batch of noise through net, loss and backward."""
     total_row = model_summary(net)[-1]
     yield f"net: {si(total_row.parameters)} parameters, {si(total_row.trainable)} of them trainable"
-    prove_hooks(experiment, build_hooks(experiment)[0], net, names)
+    check_hooks(experiment, build_hooks(experiment)[0], net, names)
     if experiment.config.trainer.optimizer is not None:
         optimizer_of(experiment, net)
-    yield from prove_backward(experiment, net, teaching)
+    yield from check_backward(experiment, net, teaching)
 
 
 def assumed_facts(experiment: Experiment) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def assumed_facts(experiment: Experiment) -> dict[str, Any]:
     return {"num_classes": _CLASSES} if any("num_classes" not in head.kwargs for head in heads) else {}
 
 
-def prove_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
+def check_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
     """Build, and throw away, what a run would build besides the data and the net."""
     sources: tuple[Literal["train", "test"], ...] = ("train", "test")
     for source in sources:
@@ -195,7 +197,7 @@ def prove_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
         experiment.build(train.dataloader.kwargs.batch_fn, "batch_fn", facts, place)
 
 
-def prove_backward(experiment: Experiment, net: Net, teaching: Teaching | None) -> Iterator[str]:
+def check_backward(experiment: Experiment, net: Net, teaching: Teaching | None) -> Iterator[str]:
     """One batch of noise through net, teachers, losses and backward."""
     size = input_size_of(experiment)
     runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=_CPU)

@@ -16,7 +16,8 @@ from up.data.loader import EvalLoader, Workers
 from up.data.records import SampleKey
 from up.data.sampler import EvalBatches, TrainBatches
 from up.errors import UserError
-from up.build.experiment import Experiment, missing_files
+from up.build.experiment import missing_files
+from up.tasks.experiment import Experiment
 from up.engine.evaluate import Evaluation
 from up.tracking.log import LOGGER
 from up.engine.precision import Precision
@@ -28,7 +29,7 @@ def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Sour
     """The section of a source. Raises ``UserError`` when the file has none."""
     section = getattr(experiment.config.dataset, source)
     if section is None:
-        experiment.refuse([Problem(f"dataset.{source}", f"is missing. It says what to {source} on.")])
+        experiment.raise_if_any([Problem(f"dataset.{source}", f"is missing. It says what to {source} on.")])
     return section  # type: ignore[no-any-return]
 
 
@@ -67,7 +68,7 @@ def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> An
         readers = experiment.tables.get("image_reader", ())
         written = {"type": "fs_pillow"} if "fs_pillow" in readers else None  # a data set of one's own that reads no files
     if written is None:
-        experiment.refuse([Problem(place, "is missing: it reads the images.")])
+        experiment.raise_if_any([Problem(place, "is missing: it reads the images.")])
     part = Part.model_validate(written)
     anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
     return experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
@@ -90,7 +91,7 @@ def input_size_of(experiment: Experiment) -> tuple[int, int]:
     size = produced_size(experiment)
     if size is None:
         what = "leaves every image its own size (expected torch_center_crop, or torch_resize with [height, width])"
-        experiment.refuse([Problem("dataset.test.dataset.kwargs.transformer", what)])
+        experiment.raise_if_any([Problem("dataset.test.dataset.kwargs.transformer", what)])
         raise AssertionError("refused")
     return size
 

@@ -16,7 +16,8 @@ from up.config.errors import Problem
 from up.schema.mimic import MimicJob
 from up.schema.sections import Mimic as MimicSection
 from up.errors import UserError
-from up.build.experiment import Experiment, is_distillation, key_of_job, weights_of_teachers
+from up.distill.section import is_distillation, key_of_job, weights_of_teachers
+from up.tasks.experiment import Experiment
 from up.models.net import Net
 from up.engine.evaluate import evaluation_mode
 from up.engine.step import BatchStage, Mixing, Runner
@@ -107,19 +108,19 @@ def teaching_of(
         return None
     if experiment.config.runtime.parallel == "fsdp":
         what = "got 'fsdp', expected ddp: a student whose layers are tapped is not shared out"
-        experiment.refuse([Problem("runtime.parallel", what)])
+        experiment.raise_if_any([Problem("runtime.parallel", what)])
     mimic = mimic_of(experiment, section)
     if mimic.guided_layers:
-        experiment.refuse(_hinders_guidance(experiment))
+        experiment.raise_if_any(_hinders_guidance(experiment))
     sources = {name: build_source(experiment, name, data_facts, files=files) for name in weights_of_teachers(experiment)}
     nets = {"student": student, **{name: source.net for name, source in sources.items()}}
-    experiment.refuse(_unknown_layers(experiment, section, nets))
+    experiment.raise_if_any(_unknown_layers(experiment, section, nets))
     sizes = list(_other_sizes(experiment, sources))
     example = experiment.plugin.example_batch(student, input_size_of(experiment), _EXAMPLES)
     with experiment.placing("mimic"):
         mimic.require_labels(example)
     findings = _of_student(experiment, student, mimic, example)
-    experiment.refuse(_constants(experiment, section, findings))
+    experiment.raise_if_any(_constants(experiment, section, findings))
     by_batch = {name for job in section.jobs.values() for name, tap in job.teachers.items() if tap.teacher_bn_mode == "train"}
     teachers: list[Teacher] = []
     strangers: dict[str, str] = {}
@@ -133,7 +134,7 @@ def teaching_of(
         teachers.append(teacher)
         strangers |= {name: strange} if strange else {}
     shapes = {teacher.name: teacher.shapes for teacher in teachers}
-    experiment.refuse([*_misfits(experiment, mimic, findings.shapes, shapes), *_out_of_order(experiment, mimic, teachers)])
+    experiment.raise_if_any([*_misfits(experiment, mimic, findings.shapes, shapes), *_out_of_order(experiment, mimic, teachers)])
     seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
     lines = [line for source in sources.values() for line in (*source.lines, *classes_line(source, class_names))]
     warnings = [*sizes, *_taken_as_eval(experiment, section)]
@@ -260,5 +261,5 @@ def _other_sizes(experiment: Experiment, sources: Mapping[str, Source]) -> Itera
             shown, wanted = "{} x {}".format(*ours), "{} x {}".format(*theirs)
             if not source.takes_others:
                 what = f"{source.name} takes images of {wanted} only, dataset.{phase} makes {shown} (height x width)"
-                experiment.refuse([Problem(source.place, what)])
+                experiment.raise_if_any([Problem(source.place, what)])
             yield f"{source.name}: its dataset.{phase} made images of {wanted}, the student's makes {shown} (height x width)"

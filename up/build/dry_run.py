@@ -17,7 +17,7 @@ from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, SampleKey
 from up.errors import UserError
-from up.build.experiment import Experiment, net_table
+from up.tasks.experiment import Experiment, net_table
 from up.models.net import Net
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.engine.hooks import Hook
@@ -46,7 +46,7 @@ def first_batch(
     return batch
 
 
-def try_training(
+def dry_run_training(
     experiment: Experiment, net: Net, batch: Batch, *, stage: BatchStage, mix: Mixing | None, precision: Precision
 ) -> None:
     """A batch through mixing, net and loss. Raises ``ConfigError``; the net and its buffers are as before afterwards."""
@@ -58,7 +58,7 @@ def try_training(
             experiment.plugin.loss_of(net, prepared)
 
 
-def try_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:
+def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:
     """A batch through the net and an evaluator. Raises ``ConfigError`` for settings that do not fit the net or the labels."""
     with placing_modules(experiment, net), _traceless(net), evaluation_mode(net), evaluation.precision.autocast():
         prepared = evaluation.stage(batch)
@@ -80,7 +80,7 @@ def _mixed(experiment: Experiment, batch: Any) -> Batch:
     if isinstance(batch, dict) and "image" in batch:
         return Batch(batch)
     what = f"the batch function returned a {type(batch).__name__}, expected the batch with `image` and `gt`. Add `return batch`."
-    experiment.refuse([Problem("dataset.train.dataloader.kwargs.batch_fn.type", what)])
+    experiment.raise_if_any([Problem("dataset.train.dataloader.kwargs.batch_fn.type", what)])
     raise AssertionError("refused")
 
 
@@ -99,7 +99,7 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
     def ends(name: str) -> Callable[..., None]:
         def look(module: nn.Module, inputs: Any, returned: Any) -> None:
             what = experiment.tables[tables[name]].contract.return_problem(module, returned) if name in own else None
-            experiment.refuse([Problem(f"{places[name]}.type", what)] if what is not None else [])
+            experiment.raise_if_any([Problem(f"{places[name]}.type", what)] if what is not None else [])
             if isinstance(returned, Mapping):  # otherwise the net raises, and this is the module to blame
                 running[0] = "net"
 
@@ -118,18 +118,18 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
             hook.remove()
 
 
-def try_optimizer(experiment: Experiment, net: Net) -> None:
+def dry_run_optimizer(experiment: Experiment, net: Net) -> None:
     """The optimizer, built and thrown away: what is trained in the end may be wrapped, and then has other tensors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the one that trains will say it
         optimizer_of(experiment, net)
 
 
-def prove_hooks(experiment: Experiment, hooks: Mapping[str, Hook], net: Net, class_names: list[str] | None) -> None:
+def check_hooks(experiment: Experiment, hooks: Mapping[str, Hook], net: Net, class_names: list[str] | None) -> None:
     """Let every hook, by its place in the file, say whether it can watch this net."""
     for place, hook in hooks.items():
         with experiment.placing(place):
-            hook.prove(net, class_names)
+            hook.check(net, class_names)
 
 
 @contextmanager

@@ -31,10 +31,11 @@ from up.config.plugins import extended, make_importable
 from up.registry import Registry
 from up.engine.step import RUNNERS
 from up.distill.losses import MIMIC_LOSSES
+from up.distill.section import is_distillation, weights_of_teachers
+from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, TaskPlugin
 
 ENTRY_POINTS = "up.tasks"
-NET_TABLES = ("backbone", "head", "post_process")
 ENGINE_TABLES: Mapping[str, Registry] = {
     "backbone": BACKBONES.extended({"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
     "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
@@ -46,46 +47,6 @@ ENGINE_FILLED_IN: Mapping[str, Sequence[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One configuration with the task that it is for; every part in it is known to exist and to take its arguments."""
-
-    path: Path
-    decoded: Decoded
-    plugin: TaskPlugin
-    tables: Mapping[str, Registry]
-
-    @property
-    def config(self) -> Config:
-        """The typed sections."""
-        return self.decoded.config
-
-    @cached_property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.config.saver.folder(self.path)
-
-    def refuse(self, problems: Iterable[Problem]) -> None:
-        """Raise a ``ConfigError`` with the places of ``problems``, if there are any."""
-        located = self.decoded.origins.locate(list(problems))
-        if located:
-            raise ConfigError(located)
-
-    def build(self, part: Part | Mapping[str, Any], table: str, facts: Mapping[str, object] | None = None, path: str = "") -> Any:
-        """The object that the part at ``path`` stands for; ``facts`` fill in what the file leaves out."""
-        with self.placing(path):
-            return build_part(part, table, self.tables, facts, path)
-
-    @contextmanager
-    def placing(self, path: str) -> Iterator[None]:
-        """Errors of the block that name no place get that of the value at ``path``, or of the part that they blame."""
-        with self.decoded.origins.placing(path):
-            try:
-                yield
-            except PartError as error:
-                raise ConfigError([Problem(place_of(self, error.part, path) or path, str(error))]) from error
-
-
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read, override, decode and check. Raises ``ConfigError`` with every problem at once; nothing is created."""
     decoded = load_config(path, overrides)
@@ -95,7 +56,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     with decoded.origins.placing("runtime.plugins"):
         tables = all_tables(plugin, runtime.plugins, path.parent)
     experiment = Experiment(path, decoded, plugin, tables)
-    experiment.refuse([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
+    experiment.raise_if_any([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
     return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment)]))
 
 
@@ -152,43 +113,6 @@ def group_problems(experiment: Experiment) -> Iterator[Problem]:
                 yield Problem(f"trainer.optimizer.pconfig.{name}.kwargs.{key}", what, about_key=True)
 
 
-def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
-    """Every part at a fixed place: its path, itself, its table. Parts within parts are found by ``check_part``."""
-    config, tables = experiment.config, experiment.tables
-    yield from parts_of(config)
-    for place, net in (("net", config.net), *config.teachers.items()):
-        for index, module in enumerate(net):
-            if module.type != "self":
-                yield f"{place}.{index}", module, net_table(tables, module)
-    if config.trainer.optimizer is not None:
-        yield "trainer.optimizer", config.trainer.optimizer, "optimizer"
-    if config.trainer.lr_scheduler is not None:
-        yield "trainer.lr_scheduler", config.trainer.lr_scheduler, "lr_scheduler"
-
-
-def place_of(experiment: Experiment, part: type, near: str) -> str | None:
-    """The path of the ``type`` that names the plug-in class ``part``, the one nearest to the path ``near`` if there are several."""
-    own = {name for registry in experiment.tables.values() for name in registry.plugins if registry.get(name) is part}
-    parts = [(path, found.model_dump()) for path, found, _ in placed_parts(experiment)]
-    found = [place for path, written in parts for place, name in _types_in(written, path) if name in own]
-    return max(found, key=lambda place: len(os.path.commonprefix([place, near])), default=None)
-
-
-def _types_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """The place and the name of every ``type`` in a part as written, itself and the parts in its kwargs."""
-    if isinstance(value, Mapping) and isinstance(value.get("type"), str):
-        yield f"{path}.type", value["type"]
-    for key, inner in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ():
-        yield from _types_in(inner, f"{path}.{key}")
-
-
-def net_table(tables: Mapping[str, Registry], module: NetModule) -> str:
-    """The table that a module of the net is found in; an unknown type is looked for in the table that its name suggests."""
-    found = [table for table in NET_TABLES if module.type in tables[table]]
-    suggested = [table for table in NET_TABLES if table in module.name]
-    return next(iter([*found, *suggested]), "head")
-
-
 def missing_files(experiment: Experiment) -> Iterator[Problem]:
     """Files and folders that the configuration names and the disk does not have, each with the key that sets it."""
     config = experiment.config
@@ -213,37 +137,6 @@ def named_paths(experiment: Experiment, dataset: Part) -> Iterator[tuple[str, st
     for name, parameter in signature.parameters.items():
         if parameter.annotation is Path and name in dataset.kwargs:
             yield name, str(dataset.kwargs[name])
-
-
-def is_distillation(experiment: Experiment) -> bool:
-    """Whether the runner mimics teachers."""
-    return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("mimic")
-
-
-def key_of_job(experiment: Experiment, job: str) -> str:
-    """What the file calls a job: ``mimic.mimic_job1``, or ``mimic`` itself where the job is written directly in it."""
-    written_apart = experiment.decoded.origins.of(f"mimic.{job}") != DEFAULT
-    return f"mimic.{job}" if written_apart else "mimic"
-
-
-def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
-    """By teacher, of those that are in a job: the key that names its weights, and the file; none where nothing mimics."""
-    mimic = experiment.config.mimic
-    found: dict[str, tuple[str, str | None]] = {}
-    if mimic is None or not is_distillation(experiment):
-        return found
-    for name, job in mimic.jobs.items():
-        for teacher, tap in job.teachers.items():
-            place, file = f"{key_of_job(experiment, name)}.{teacher}.teacher_weight", tap.teacher_weight
-            module = experiment.config.teachers[teacher][0]
-            if module.type == "onnx":
-                place, file = f"{teacher}.onnx", module.kwargs.get("file")
-            before, earlier = found.setdefault(teacher, (place, file))
-            if file is not None and earlier not in (None, file):
-                experiment.refuse([Problem(place, f"got {file}, but {before} says {earlier}: keep one of them")])
-            if earlier is None and file is not None:
-                found[teacher] = (place, file)
-    return found
 
 
 def distillation_problems(experiment: Experiment) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from up.data.loader import Workers, fetched
 from up.data.records import Batch, Sample, SampleKey
 from up.data.sampler import EvalBatches
 from up.errors import UserError
-from up.build.experiment import Experiment
+from up.tasks.experiment import Experiment
 from up.text import count
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]  # passes things on and shows how many of how many have come by

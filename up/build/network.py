@@ -13,7 +13,7 @@ from up.distributed import group
 from up.build.data import produced_size
 from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
-from up.build.experiment import Experiment, net_table
+from up.tasks.experiment import Experiment, net_table
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
 from up.models.net import Net

@@ -13,7 +13,8 @@ from up.build.distillation import Teaching
 from up.config.errors import Problem
 from up.data.loader import EvalLoader
 from up.data.sampler import EvalBatches
-from up.build.experiment import Experiment, weights_of_teachers
+from up.distill.section import weights_of_teachers
+from up.tasks.experiment import Experiment
 from up.engine.evaluate import Evaluation
 from up.distill.preflight import IMAGES, Score, score
 from up.distributed.failures import together
@@ -52,7 +53,7 @@ def preflight(
             with together():
                 if section.preflight == "error":
                     place, _ = weights_of_teachers(experiment)[teacher.name]
-                    experiment.refuse([Problem(place, f"{what} To go on all the same: mimic.preflight: warn")])
+                    experiment.raise_if_any([Problem(place, f"{what} To go on all the same: mimic.preflight: warn")])
             warnings.append(what)
     return replace(teaching, lines=lines, warnings=warnings)
 

@@ -16,7 +16,7 @@ from up.distributed import group
 from up.build.training import Timetable
 from up.command_line import CommandLine
 from up.errors import NothingToDo, UserError
-from up.build.experiment import Experiment
+from up.tasks.experiment import Experiment
 from up.files import BEST, LATEST, named_checkpoint, write_text
 from up.engine.checkpoint import CheckpointFolder, load_checkpoint, read_sidecar, require_resumable
 from up.tracking.display import show_log_on, terminal

@@ -15,7 +15,8 @@ from up.build.distillation import Teaching
 from up.config.errors import Problem
 from up.data.records import SampleKey
 from up.errors import StorageError, UserError
-from up.build.experiment import Experiment, key_of_job
+from up.distill.section import key_of_job
+from up.tasks.experiment import Experiment
 from up.distill.cache import CachedTeacher, Codec
 from up.distill.mimic import Mimic
 from up.distill.store import Store, size_text, sizes
@@ -74,7 +75,7 @@ def _widths(experiment: Experiment, mimic: Mimic, teacher: Teacher) -> dict[str,
         if term.teacher == teacher.name and section.cache.topk is not None and not term.loss.of_logits:
             what = f"caches the largest logits only, but {term.loss.name} needs full features. Remove mimic.cache.topk."
             problems.append(Problem("mimic.cache.topk", what))
-    experiment.refuse(dict.fromkeys(problems))
+    experiment.raise_if_any(dict.fromkeys(problems))
     return {layer: teacher.shapes[layer][1] for layer in mimic.layers_of(teacher.name)}
 
 

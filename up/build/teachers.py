@@ -14,7 +14,8 @@ from up.config.errors import Problem
 from up.config.parts import Fact
 from up.schema.sections import NetModule
 from up.errors import UserError
-from up.build.experiment import Experiment, weights_of_teachers
+from up.distill.section import weights_of_teachers
+from up.tasks.experiment import Experiment
 from up.models.net import Net
 from up.models.weights import Weights, WeightsError, load_weights, read_state
 
@@ -62,7 +63,7 @@ def _told_at(experiment: Experiment, place: str) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        experiment.refuse([Problem(place, str(error))])
+        experiment.raise_if_any([Problem(place, str(error))])
 
 
 def facts_for(weights: Weights | None, data: Mapping[str, Any], net: Sequence[NetModule]) -> dict[str, Any]:

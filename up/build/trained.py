@@ -17,7 +17,7 @@ from up.build.data import build_evaluation, facts_of_train, notes_on
 from up.build.network import build_net, device_of, on_device, precision_of
 from up.schema.named_files import missing_at
 from up.errors import UserError
-from up.build.experiment import Experiment
+from up.tasks.experiment import Experiment
 from up.files import BEST, LATEST, named_checkpoint
 from up.models.net import Net
 from up.models.weight_files import is_of_timm
@@ -57,7 +57,7 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
             return named_checkpoint(path)
     for key, file in (("saver.resume_model", saver.resume_model), ("saver.pretrain_model", saver.pretrain_model)):
         if file is not None and not is_of_timm(file):
-            experiment.refuse(missing_at(key, file))
+            experiment.raise_if_any(missing_at(key, file))
     raise UserError(f"{experiment.folder}: holds no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
 
 

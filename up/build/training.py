@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from up.config.errors import Problem
 from up.schema.sections import SchedulePart, Trainer
-from up.build.experiment import Experiment
+from up.tasks.experiment import Experiment
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule
@@ -119,6 +119,6 @@ def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:
         policies.append(ClipNorm(max_norm=trainer.clip_norm))
     if len(policies) > 1:
         what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
-        experiment.refuse([Problem("hooks", what)])
+        experiment.raise_if_any([Problem("hooks", what)])
     watching = {place: part if isinstance(part, Hook) else NormLog(part) for place, part in built.items()}
     return watching, policies[0] if policies else NoClip()

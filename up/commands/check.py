@@ -21,13 +21,13 @@ def main(words: list[str]) -> int:
     if arguments.images and arguments.no_files:
         raise UserError("--images: opens the images that --no-files leaves out. Leave out one of them.")
     expect_config(arguments.config, arguments.opts)
-    from up.build.check import is_for_evaluation, prove
+    from up.build.check import check_experiment, is_for_evaluation
     from up.build.experiment import load_experiment
 
     experiment = load_experiment(arguments.config, arguments.opts)
     warnings: list[str] = []
     images = with_progress if arguments.images else None
-    for line in prove(experiment, warnings.append, files=not arguments.no_files, images=images):
+    for line in check_experiment(experiment, warnings.append, files=not arguments.no_files, images=images):
         print(line)
     for warning in warnings:
         print(f"warning: {warning}")

@@ -15,8 +15,8 @@ from up.errors import StorageError
 from up.files import unwritable
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
-    from up.build.experiment import Experiment
     from up.deploy.exporter import Export
+    from up.tasks.experiment import Experiment
 
 
 def add_export(parser: CommandParser) -> None:

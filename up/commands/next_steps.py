@@ -10,25 +10,25 @@ from up.command_line import CommandLine
 from up.files import BEST, LATEST
 
 if TYPE_CHECKING:  # they import torch
-    from up.build.experiment import Experiment
     from up.distributed.vote import Vote
-    from up.engine.session import Run
+    from up.engine.session import TrainingSession
+    from up.tasks.experiment import Experiment
 
 IMAGE = "IMAGE"
 
 
 def after_training(
-    run: Run, verdict: Vote, experiment: Experiment, command: CommandLine, overrides: Sequence[str]
+    session: TrainingSession, verdict: Vote, experiment: Experiment, command: CommandLine, overrides: Sequence[str]
 ) -> Iterator[str]:
     """The last lines of a run: best metric, files and next commands; of one that was stopped, the command that resumes it."""
     from up.tracking.summary import best_of, progress
 
-    outline, folder = run.outline, run.outline.folder
-    done = progress(run.step, outline.total_steps, outline.updates_per_epoch)
-    best = best_of(run.best, outline.updates_per_epoch)
+    outline, folder = session.outline, session.outline.folder
+    done = progress(session.step, outline.total_steps, outline.updates_per_epoch)
+    best = best_of(session.best, outline.updates_per_epoch)
     if verdict.exit_code != 0:
         stays_off = {} if experiment.config.saver.auto_resume else {"saver.auto_resume": "true"}
-        yield f"{run.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"
+        yield f"{session.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"
         yield f"  to resume:  {command.setting(stays_off)}"
         return
     yield f"finished: {', '.join(filter(None, (done, best)))}"

@@ -13,7 +13,7 @@ from up.commands.parser import CommandParser
 from up.errors import UserError
 
 if TYPE_CHECKING:
-    from up.build.experiment import Experiment
+    from up.tasks.experiment import Experiment
 
 
 def main(words: list[str]) -> int:

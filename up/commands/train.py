@@ -103,7 +103,7 @@ def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> l
 def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:
     """Train in this process, alone or as one rank of many; returns the exit code."""
     # Imported here, seconds long: a signal that comes meanwhile is a request to stop like any other.
-    from up.build.build import assemble
+    from up.build.build import build_run
     from up.build.experiment import load_experiment
     from up.commands.next_steps import after_training
     from up.distributed.failures import before_joining, last_words
@@ -120,9 +120,9 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
     if earlier is not None:
         return earlier.exit_code or 0
     with last_words():
-        run = assemble(experiment, stop, command)
-    with recorded(run):
-        verdict = train(run)
-    for line in after_training(run, verdict, experiment, command, overrides) if is_main() else ():
+        session = build_run(experiment, stop, command)
+    with recorded(session):
+        verdict = train(session)
+    for line in after_training(session, verdict, experiment, command, overrides) if is_main() else ():
         LOGGER.info(line)
     return verdict.exit_code

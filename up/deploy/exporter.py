@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from up.build.data import build_reader, build_transforms, expect_same_classes
-from up.build.experiment import Experiment
 from up.build.trained import Trained, load_net
 from up.deploy import gate, quantize
 from up.deploy.manifest import Batch, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
@@ -27,6 +26,7 @@ from up.deploy.served import served
 from up.deploy.session import Floats, Session, required
 from up.deploy.testvectors import Vector, drawn_images, entries_of, vectors_of
 from up.errors import NumericalError, UserError
+from up.tasks.experiment import Experiment
 from up.tasks.task import ExportSpec
 from up.text import count
 

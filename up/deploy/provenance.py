@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 import up
-from up.build.experiment import Experiment
 from up.deploy.manifest import Provenance
 from up.engine.checkpoint import read_sidecar
 from up.errors import UserError
 from up.files import sha256_of
 from up.schema.show import effective_yaml
+from up.tasks.experiment import Experiment
 
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 _GIT_S = 10

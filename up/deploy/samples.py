@@ -15,11 +15,12 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from up.build.data import build_dataset, build_reader, build_transforms, section_of
-from up.build.experiment import Experiment, named_paths
+from up.build.experiment import named_paths
 from up.data.bad_images import BadImage
 from up.data.records import Batch, SampleKey
 from up.errors import UserError
 from up.schema.named_files import missing_at
+from up.tasks.experiment import Experiment
 
 CPU = torch.device("cpu")
 _TRIES = 8
@@ -72,7 +73,7 @@ class DatasetSamples(Samples):
         kwargs = section_of(experiment, source).dataset.kwargs
         place = f"dataset.{source}.dataset.kwargs"
         paths = named_paths(experiment, section_of(experiment, source).dataset)
-        experiment.refuse(problem for key, path in paths for problem in missing_at(f"{place}.{key}", path))
+        experiment.raise_if_any(problem for key, path in paths for problem in missing_at(f"{place}.{key}", path))
         facts = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
         self.dataset = build_dataset(experiment, source, facts)
         if not len(self.dataset):

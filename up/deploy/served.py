@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from up.build.data import build_reader, build_transforms
-from up.build.experiment import Experiment
 from up.config.errors import ConfigError, Problem
 from up.deploy.kestrel import label_problems, package_path, preprocessing_problems, relabelled
 from up.deploy.manifest import Head
@@ -19,6 +18,7 @@ from up.deploy.operations import Operation
 from up.engine.evaluate import evaluation_mode
 from up.errors import UserError
 from up.files import unwritable
+from up.tasks.experiment import Experiment
 from up.tasks.task import ExportSpec
 
 _OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
@@ -50,7 +50,7 @@ def served(experiment: Experiment, net: nn.Module, class_names: Any, *, labels: 
         *preprocessing_problems(settings, operations=operations, size=spec.input_size, order=spec.channel_order),
         *(label_problems(settings, heads) if labels else ()),
     ]
-    experiment.refuse(problems)
+    experiment.raise_if_any(problems)
     return Served(spec, operations, relabelled(heads, settings) if labels else heads)
 
 
@@ -70,7 +70,7 @@ def export_problems(experiment: Experiment, net: nn.Module, class_names: Any, *,
 def require_exportable(experiment: Experiment, net: nn.Module, class_names: Any, *, labels: bool = True) -> None:
     """Raise ``ConfigError`` for what an export would refuse, if the file asks for one by a section ``to_kestrel``."""
     if is_for_export(experiment):
-        experiment.refuse(export_problems(experiment, net, class_names, labels=labels))
+        experiment.raise_if_any(export_problems(experiment, net, class_names, labels=labels))
 
 
 def is_for_export(experiment: Experiment) -> bool:

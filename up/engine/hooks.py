@@ -82,7 +82,7 @@ class Hook:
         """Whether the run should save after this step; every rank must say the same."""
         return False
 
-    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+    def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
         """Raise ``UserError`` for what it cannot watch in this net. Asked before anything is created, and by ``check``."""
 
     def on_start(self, outline: Outline, step: int) -> None:

@@ -52,7 +52,7 @@ class Stateful(Protocol):
 
 
 @dataclass
-class Run:
+class TrainingSession:
     """One training run, built and ready for the loop."""
 
     outline: Outline

@@ -151,7 +151,7 @@ class TensorBoard(Hook):
         self._window = WindowMeter()
         self._file: EventFile | None = None
 
-    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+    def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
         reason = unwritable(Path(self.logdir)) if self.logdir else None
         if reason is not None:
             raise UserError(f"logdir: got {self.logdir}, where nothing can be written: {reason}. Name another folder.")

@@ -117,9 +117,9 @@ class GradCam(Probe):
         super().__init__("grad_cam", layers=[layer_name] if layer_name else [], save_dir=save_dir, num_images=num_images)
         self.class_names: Sequence[str] = class_names or []
 
-    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+    def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
         if self.layers:
-            super().prove(model, class_names)
+            super().check(model, class_names)
         elif not any(isinstance(module, nn.Conv2d) for module in model.modules()):
             raise UserError("grad_cam: the net has no convolution. Set layer_name to the path of a module that gives maps.")
         if self.class_names and class_names and len(self.class_names) != len(class_names):

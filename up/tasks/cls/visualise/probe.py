@@ -49,7 +49,7 @@ class Probe(Hook, ABC):
     def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
         """The name of a file, without its ending, and what it shows."""
 
-    def prove(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+    def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
         require_layers(model, self.layers, hook=self.name)
 
     def on_start(self, outline: Outline, step: int) -> None:

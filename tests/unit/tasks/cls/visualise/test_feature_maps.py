@@ -104,6 +104,6 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="feature_vis: num_channels: got 0"):
         FeatureVis(layer_names="backbone", num_channels=0)
     with pytest.raises(UserError, match="feature_vis: no layer is named"):
-        FeatureVis(layer_names=[]).prove(small_net(), None)
+        FeatureVis(layer_names=[]).check(small_net(), None)
     with pytest.raises(UserError, match="Did you mean 'backbone.conv'"):
-        FeatureVis(layer_names=["backbone.cnv"]).prove(small_net(), None)
+        FeatureVis(layer_names=["backbone.cnv"]).check(small_net(), None)

@@ -276,14 +276,14 @@ def test_without_a_layer_it_is_the_last_convolution_with_places(tmp_path: Path) 
     with pytest.raises(UserError, match="Set layer_name"):
         last_convolution(net, torch.rand(2, 3, 1, 1))
     hook = GradCam()
-    hook.prove(net, None)
+    hook.check(net, None)
     hook.on_start(outline(tmp_path, net), 0)
     hook.on_evaluation(1, {})
     assert hook.layers == ["backbone.stem.0"]
     assert [path.suffix for path in (tmp_path / "grad_cam" / "step1").iterdir()] == [".png", ".png"]
     hook = GradCam()
     with pytest.raises(UserError, match="the net has no convolution. Set layer_name"):
-        hook.prove(Net([("head", Flat())]), None)
+        hook.check(Net([("head", Flat())]), None)
 
 
 def test_the_heat_is_drawn_where_it_is(tmp_path: Path) -> None:
@@ -321,9 +321,9 @@ def test_names_that_cannot_be_drawn_are_numbers() -> None:
 
 def test_what_cannot_be_is_refused_beforehand() -> None:
     with pytest.raises(UserError, match="grad_cam: the net has no layer 'backbone.con'. Did you mean 'backbone.conv'"):
-        GradCam(layer_name="backbone.con").prove(toy_net(), ["cat", "dog"])
+        GradCam(layer_name="backbone.con").check(toy_net(), ["cat", "dog"])
     with pytest.raises(UserError, match="class_names has 1 name, but the data have 2 classes"):
-        GradCam(layer_name="backbone", class_names=["cat"]).prove(toy_net(), ["cat", "dog"])
+        GradCam(layer_name="backbone", class_names=["cat"]).check(toy_net(), ["cat", "dog"])
     with pytest.raises(UserError, match="grad_cam: num_images: got 0, expected 1 or more"):
         GradCam(layer_name="backbone", num_images=0)
 

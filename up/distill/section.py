@@ -1,0 +1,38 @@
+"""Where a configuration of a distillation names its teachers and their weights."""
+
+from __future__ import annotations
+
+from up.config.errors import DEFAULT, Problem
+from up.config.signature import signature_of
+from up.tasks.experiment import Experiment
+
+
+def is_distillation(experiment: Experiment) -> bool:
+    """Whether the runner mimics teachers."""
+    return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("mimic")
+
+
+def key_of_job(experiment: Experiment, job: str) -> str:
+    """What the file calls a job: ``mimic.mimic_job1``, or ``mimic`` itself where the job is written directly in it."""
+    written_apart = experiment.decoded.origins.of(f"mimic.{job}") != DEFAULT
+    return f"mimic.{job}" if written_apart else "mimic"
+
+
+def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
+    """By teacher, of those that are in a job: the key that names its weights, and the file; none where nothing mimics."""
+    mimic = experiment.config.mimic
+    found: dict[str, tuple[str, str | None]] = {}
+    if mimic is None or not is_distillation(experiment):
+        return found
+    for name, job in mimic.jobs.items():
+        for teacher, tap in job.teachers.items():
+            place, file = f"{key_of_job(experiment, name)}.{teacher}.teacher_weight", tap.teacher_weight
+            module = experiment.config.teachers[teacher][0]
+            if module.type == "onnx":
+                place, file = f"{teacher}.onnx", module.kwargs.get("file")
+            before, earlier = found.setdefault(teacher, (place, file))
+            if file is not None and earlier not in (None, file):
+                experiment.raise_if_any([Problem(place, f"got {file}, but {before} says {earlier}: keep one of them")])
+            if earlier is None and file is not None:
+                found[teacher] = (place, file)
+    return found

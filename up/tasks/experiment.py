@@ -1,0 +1,98 @@
+"""A checked configuration with the task and the tables that it is built with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from up.config.contract import PartError
+from up.config.errors import ConfigError, Problem
+from up.config.parts import build_part, parts_of
+from up.registry import Registry
+from up.schema.decode import Decoded
+from up.schema.sections import Config, NetModule, Part
+from up.tasks.task import TaskPlugin
+
+NET_TABLES = ("backbone", "head", "post_process")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One configuration with the task that it is for; every part in it is known to exist and to take its arguments."""
+
+    path: Path
+    decoded: Decoded
+    plugin: TaskPlugin
+    tables: Mapping[str, Registry]
+
+    @property
+    def config(self) -> Config:
+        """The typed sections."""
+        return self.decoded.config
+
+    @cached_property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.saver.folder(self.path)
+
+    def raise_if_any(self, problems: Iterable[Problem]) -> None:
+        """Raise a ``ConfigError`` with the places of ``problems``, if there are any."""
+        located = self.decoded.origins.locate(list(problems))
+        if located:
+            raise ConfigError(located)
+
+    def build(self, part: Part | Mapping[str, Any], table: str, facts: Mapping[str, object] | None = None, path: str = "") -> Any:
+        """The object that the part at ``path`` stands for; ``facts`` fill in what the file leaves out."""
+        with self.placing(path):
+            return build_part(part, table, self.tables, facts, path)
+
+    @contextmanager
+    def placing(self, path: str) -> Iterator[None]:
+        """Errors of the block that name no place get that of the value at ``path``, or of the part that they blame."""
+        with self.decoded.origins.placing(path):
+            try:
+                yield
+            except PartError as error:
+                raise ConfigError([Problem(place_of(self, error.part, path) or path, str(error))]) from error
+
+
+def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
+    """Every part at a fixed place: its path, itself, its table. Parts within parts are found by ``check_part``."""
+    config, tables = experiment.config, experiment.tables
+    yield from parts_of(config)
+    for place, net in (("net", config.net), *config.teachers.items()):
+        for index, module in enumerate(net):
+            if module.type != "self":
+                yield f"{place}.{index}", module, net_table(tables, module)
+    if config.trainer.optimizer is not None:
+        yield "trainer.optimizer", config.trainer.optimizer, "optimizer"
+    if config.trainer.lr_scheduler is not None:
+        yield "trainer.lr_scheduler", config.trainer.lr_scheduler, "lr_scheduler"
+
+
+def place_of(experiment: Experiment, part: type, near: str) -> str | None:
+    """The path of the ``type`` that names the plug-in class ``part``, the one nearest to the path ``near`` if there are several."""
+    own = {name for registry in experiment.tables.values() for name in registry.plugins if registry.get(name) is part}
+    parts = [(path, found.model_dump()) for path, found, _ in placed_parts(experiment)]
+    found = [place for path, written in parts for place, name in _types_in(written, path) if name in own]
+    return max(found, key=lambda place: len(os.path.commonprefix([place, near])), default=None)
+
+
+def _types_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The place and the name of every ``type`` in a part as written, itself and the parts in its kwargs."""
+    if isinstance(value, Mapping) and isinstance(value.get("type"), str):
+        yield f"{path}.type", value["type"]
+    for key, inner in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ():
+        yield from _types_in(inner, f"{path}.{key}")
+
+
+def net_table(tables: Mapping[str, Registry], module: NetModule) -> str:
+    """The table that a module of the net is found in; an unknown type is looked for in the table that its name suggests."""
+    found = [table for table in NET_TABLES if module.type in tables[table]]
+    suggested = [table for table in NET_TABLES if table in module.name]
+    return next(iter([*found, *suggested]), "head")
