@@ -1,18 +1,128 @@
-"""The ways a run can end other than well, each with its exit code."""
+"""Problems with their source locations, and the exceptions that end a command, each with its exit code."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
+
+from up.text import Verbatim, shown
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to correct: ``FILE:LINE: key.path: what: got X, expected Y. Fix.``, where only what is known is shown.
+
+    ``got`` is kept as it is shown, so that a problem can be hashed, pickled and written as JSON whatever the value was: text in
+    quotes unless it is ``Verbatim``, ``None`` for no value (pass ``Verbatim("null")`` for a null). ``key`` is the dotted path in
+    the configuration; a part names its own argument, and the builder puts the part's path before it. ``about_key`` means that the
+    key itself is wrong rather than its value: the two may be on different lines. ``rank`` is the rank that reports the problem.
+    """
+
+    what: str = ""
+    _: KW_ONLY
+    got: object = None
+    expected: str | None = None
+    key: str = ""
+    file: str = ""
+    line: int | None = None
+    fix: str = ""
+    about_key: bool = False
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.got is not None:
+            object.__setattr__(self, "got", Verbatim(shown(self.got)))
+        object.__setattr__(self, "line", self.line or None)
+
+    def __str__(self) -> str:
+        text = ": ".join(part for part in (self.place, self.key, self.sentence) if part)
+        return text if self.rank is None else f"{text} (rank {self.rank})"
+
+    @property
+    def place(self) -> str:
+        """``FILE:LINE``, ``FILE``, or nothing."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+    @property
+    def sentence(self) -> str:
+        """The problem without its place and key."""
+        values = [] if self.got is None else [f"got {self.got}"]
+        values += [] if self.expected is None else [f"expected {self.expected}"]
+        text = ": ".join(part for part in (self.what, ", ".join(values)) if part)
+        if self.fix and text:
+            text += " " if text.endswith((".", "?", "!")) else ". "
+        return text + self.fix
+
+    def placed(self, file: str, line: int | None) -> Problem:
+        """The problem with a source location, unless it has one."""
+        return self if self.file else replace(self, file=file, line=line)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Problem:
+        """The problem whose ``to_json`` returned ``fields``."""
+        got = fields["got"]
+        return cls(**{**fields, "got": None if got is None else Verbatim(got)})
+
+
+EndingT = TypeVar("EndingT", bound="Ending")
 
 
 class Ending(Exception):
-    """What ends a command before its time."""
+    """An exception that ends a command early, with the ``problems`` that it reports, one line each."""
 
     exit_code: ClassVar[int]
     known_to_all = False
     """Whether every rank raises it in the same words, so that one of them says them to the user."""
+
+    def __init__(
+        self,
+        what: str = "",
+        *,
+        got: object = None,
+        expected: str | None = None,
+        key: str = "",
+        file: str | Path = "",
+        line: int | None = None,
+        fix: str = "",
+    ) -> None:
+        super().__init__(what)
+        self.problems: tuple[Problem, ...] = (
+            Problem(what, got=got, expected=expected, key=key, file=str(file), line=line, fix=fix),
+        )
+
+    @classmethod
+    def of(cls: type[EndingT], problems: Iterable[Problem]) -> EndingT:
+        """An ending that reports ``problems``."""
+        return _restored(cls, {"problems": tuple(problems)})
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.__dict__)
+
+    @property
+    def file(self) -> str:
+        """The file that the first problem is in, or nothing."""
+        return self.problems[0].file
+
+    @property
+    def line(self) -> int | None:
+        """The line that the first problem is in."""
+        return self.problems[0].line
+
+
+def _restored(kind: type[EndingT], state: Mapping[str, Any]) -> EndingT:
+    ending = kind.__new__(kind)
+    ending.__dict__.update(state)
+    return ending
 
 
 class NothingToDo(Ending):
@@ -27,6 +137,17 @@ class UserError(Ending, ValueError):
     exit_code = 2
     has_place: ClassVar[bool] = False
     """Whether the message begins with a file, and a line where there is one; otherwise who knows the place puts it before."""
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used; the message has one line for each of ``problems``, whose keys are complete."""
+
+    has_place = True
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        super().__init__()
+        self.problems = tuple(problems)
+        assert self.problems, "a ConfigError without a problem"
 
 
 class NumericalError(Ending, ArithmeticError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from os.path import commonprefix
 
@@ -58,3 +59,34 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Verbatim(str):
+    """Text that a message shows as it is; other text is shown in quotes."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """``value`` as a YAML file has it: YAML's words for scalars, the shape of everything larger."""
+    if isinstance(value, Verbatim):
+        return str(value)
+    if isinstance(value, str):
+        text = repr(value)
+    elif isinstance(value, Mapping):
+        text = f"a block ({some_of(value, 4)})" if value else "an empty block"
+    elif isinstance(value, Sequence):
+        text = f"a list of {len(value)}"
+        if all(isinstance(item, str | int | float | bool | None) for item in value) and len(str(value)) < limit:
+            text = f"[{', '.join(shown(item) for item in value)}]"
+    else:
+        text = _scalar(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _scalar(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    return str(value)

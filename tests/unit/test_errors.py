@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
-from up.errors import NumericalError, PeerFailed, PeerLost, StorageError, UserError, ending_of, place_in
+from up.errors import Ending, NumericalError, PeerFailed, PeerLost, Problem, StorageError, UserError, ending_of, place_in
+from up.text import Verbatim
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,34 @@ def test_ends_of_other_ranks(code: int, kind: type[Exception], base: type[Except
     assert str(ending) == "why"
     assert ending.exit_code == (1 if code == 139 else code)
     assert str(pickle.loads(pickle.dumps(ending))) == "why"
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (Problem("is missing", key="a.b", file="x.yaml", line=3), "x.yaml:3: a.b: is missing"),
+        (Problem(got=0, expected="at least 1", key="size", fix="Raise it."), "size: got 0, expected at least 1. Raise it."),
+        (Problem("unknown optimizer", got="LAMP", fix="Use 'LAMB'."), "unknown optimizer: got 'LAMP'. Use 'LAMB'."),
+        (Problem(got=Verbatim("2 layers"), expected="3", file="--opts"), "--opts: got 2 layers, expected 3"),
+        (Problem("damaged.", file="a.pth", fix="Copy it again.", rank=1), "a.pth: damaged. Copy it again. (rank 1)"),
+    ],
+)
+def test_one_template_and_a_way_back_from_json(problem: Problem, line: str) -> None:
+    assert str(problem) == line
+    assert Problem.from_json(json.loads(json.dumps(problem.to_json()))) == problem
+    assert len({problem, Problem.from_json(problem.to_json())}) == 1
+
+
+def test_a_value_of_any_kind_makes_a_problem_that_travels() -> None:
+    problem = Problem(got={"lr": [torch.zeros(2)]}, expected="a number")
+    assert str(problem) == "got a block (lr), expected a number"
+    assert pickle.loads(pickle.dumps(problem)) == problem
+
+
+@pytest.mark.parametrize("kind", [UserError, NumericalError, StorageError, PeerLost])
+def test_an_ending_carries_fields(kind: type[Ending]) -> None:
+    ending = kind("x", got=1, expected="2", key="lr", file=Path("a.yaml"), line=4, fix="Do it.")
+    copy = pickle.loads(pickle.dumps(ending))
+    assert type(copy) is kind
+    assert copy.problems == ending.problems == (Problem("x", got=1, expected="2", key="lr", file="a.yaml", line=4, fix="Do it."),)
+    assert str(copy) == str(ending) == "a.yaml:4: lr: x: got 1, expected 2. Do it."

@@ -18,10 +18,9 @@ from up.build.start import find_start, finished
 from up.build.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
 from up.build.dry_run import first_batch, placing_modules, check_hooks, dry_run_evaluation
 from up.schema.decode import missing_for_training
-from up.config.errors import Problem
 from up.schema.sections import Config
 from up.deploy.served import export_problems, is_for_export, require_exportable
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.build.experiment import missing_files
 from up.distill.section import weights_of_teachers
 from up.tasks.experiment import Experiment, net_table
@@ -146,7 +145,7 @@ def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:
     """A run folder that could not be written to."""
     reason = unwritable(experiment.folder)
     if reason is not None:
-        yield Problem("saver.save_dir", f"{experiment.folder}: nothing can be written there: {reason}. Name another folder.")
+        yield Problem(f"{experiment.folder}: nothing can be written there: {reason}. Name another folder.", key="saver.save_dir")
 
 
 def absent_start_weights(experiment: Experiment) -> Iterator[Problem]:
@@ -163,7 +162,7 @@ def absent_teacher_weights(experiment: Experiment) -> Iterator[Problem]:
 def _to_download(key: str, source: str | None) -> Iterator[Problem]:
     if source is not None and is_of_timm(source) and not is_downloaded(source):
         what = f"{source} is not on this machine: train downloads it when it starts, and only then sees whether it fits"
-        yield Problem(key, f"{what}. Without a network there, download it here first, or name a file.")
+        yield Problem(f"{what}. Without a network there, download it here first, or name a file.", key=key)
 
 
 def check_net(experiment: Experiment, net: Net, teaching: Teaching | None, names: list[str] | None) -> Iterator[str]:

@@ -8,14 +8,13 @@ from typing import Any, Literal
 import torch
 
 from up.distributed import group
-from up.config.errors import Problem
 from up.schema.sections import Part, Source
 from up.config.signature import signature_of
 from up.data.bad_images import BadImages
 from up.data.loader import EvalLoader, Workers
 from up.data.records import SampleKey
 from up.data.sampler import EvalBatches, TrainBatches
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.build.experiment import missing_files
 from up.tasks.experiment import Experiment
 from up.engine.evaluate import Evaluation
@@ -29,7 +28,7 @@ def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Sour
     """The section of a source. Raises ``UserError`` when the file has none."""
     section = getattr(experiment.config.dataset, source)
     if section is None:
-        experiment.raise_if_any([Problem(f"dataset.{source}", f"is missing. It says what to {source} on.")])
+        experiment.raise_if_any([Problem(f"is missing. It says what to {source} on.", key=f"dataset.{source}")])
     return section  # type: ignore[no-any-return]
 
 
@@ -68,7 +67,7 @@ def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> An
         readers = experiment.tables.get("image_reader", ())
         written = {"type": "fs_pillow"} if "fs_pillow" in readers else None  # a data set of one's own that reads no files
     if written is None:
-        experiment.raise_if_any([Problem(place, "is missing: it reads the images.")])
+        experiment.raise_if_any([Problem("is missing: it reads the images.", key=place)])
     part = Part.model_validate(written)
     anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
     return experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
@@ -91,7 +90,7 @@ def input_size_of(experiment: Experiment) -> tuple[int, int]:
     size = produced_size(experiment)
     if size is None:
         what = "leaves every image its own size (expected torch_center_crop, or torch_resize with [height, width])"
-        experiment.raise_if_any([Problem("dataset.test.dataset.kwargs.transformer", what)])
+        experiment.raise_if_any([Problem(what, key="dataset.test.dataset.kwargs.transformer")])
         raise AssertionError("refused")
     return size
 

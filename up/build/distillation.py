@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 
 from up.build.data import build_transforms, input_size_of
 from up.build.teachers import PHASES, Source, build_source
-from up.config.errors import Problem
 from up.schema.mimic import MimicJob
 from up.schema.sections import Mimic as MimicSection
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.distill.section import is_distillation, key_of_job, weights_of_teachers
 from up.tasks.experiment import Experiment
 from up.models.net import Net
@@ -108,7 +107,7 @@ def teaching_of(
         return None
     if experiment.config.runtime.parallel == "fsdp":
         what = "got 'fsdp', expected ddp: a student whose layers are tapped is not shared out"
-        experiment.raise_if_any([Problem("runtime.parallel", what)])
+        experiment.raise_if_any([Problem(what, key="runtime.parallel")])
     mimic = mimic_of(experiment, section)
     if mimic.guided_layers:
         experiment.raise_if_any(_hinders_guidance(experiment))
@@ -159,7 +158,7 @@ def _hinders_guidance(experiment: Experiment) -> Iterator[Problem]:
     for setting in ("compile", "static_graph"):
         if getattr(experiment.config.runtime, setting):
             what = "got true, expected false with gkd_loss, which takes a gradient of its own at every step. Leave it out"
-            yield Problem(f"runtime.{setting}", what)
+            yield Problem(what, key=f"runtime.{setting}")
 
 
 def _pairs(job: MimicJob, teacher: str) -> list[Pair]:
@@ -178,7 +177,7 @@ def _unknown_layers(experiment: Experiment, section: MimicSection, nets: Mapping
             for index, layer in enumerate(named):
                 what = tap_problem(nets[side], layer, owner=side)
                 if what is not None:
-                    yield Problem(f"{key_of_job(experiment, name)}.{side}.mimic_name.{index}", what)
+                    yield Problem(what, key=f"{key_of_job(experiment, name)}.{side}.mimic_name.{index}")
 
 
 def _of_student(experiment: Experiment, student: Net, mimic: Mimic, example: Mapping[str, Any]) -> Findings:
@@ -193,7 +192,7 @@ def _of_student(experiment: Experiment, student: Net, mimic: Mimic, example: Map
 def _misfits(experiment: Experiment, mimic: Mimic, student: Mapping[str, Any], teachers: Mapping[str, Any]) -> Iterator[Problem]:
     for term in mimic.terms:
         for index, what in term.refusals(student, teachers[term.teacher]):
-            yield Problem(f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name.{index}", what)
+            yield Problem(what, key=f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name.{index}")
 
 
 def _columns(source: Source, ours: list[str] | None, mimic: Mimic) -> tuple[list[int] | None, str]:
@@ -228,7 +227,7 @@ def _out_of_order(experiment: Experiment, mimic: Mimic, teachers: Sequence[Teach
         for index, pair in enumerate(term.pairs):
             if term.loss.of_logits and teacher.is_reordered and pair.teacher not in teacher.class_scores:
                 what = f"{pair.teacher} gives no logits of the net, and only those are put into the student's order of classes"
-                yield Problem(f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name.{index}", what)
+                yield Problem(what, key=f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name.{index}")
 
 
 def _taken_as_eval(experiment: Experiment, section: MimicSection) -> Iterator[str]:
@@ -245,7 +244,7 @@ def _constants(experiment: Experiment, section: MimicSection, findings: Findings
         for index, layer in enumerate(job.student.mimic_name):
             if layer in findings.constant:
                 what = f"no gradient passes through {layer!r}: everything up to it is frozen. Tap a layer that trains"
-                yield Problem(f"{key_of_job(experiment, name)}.student.mimic_name.{index}", what)
+                yield Problem(what, key=f"{key_of_job(experiment, name)}.student.mimic_name.{index}")
 
 
 def _other_sizes(experiment: Experiment, sources: Mapping[str, Source]) -> Iterator[str]:
@@ -261,5 +260,5 @@ def _other_sizes(experiment: Experiment, sources: Mapping[str, Source]) -> Itera
             shown, wanted = "{} x {}".format(*ours), "{} x {}".format(*theirs)
             if not source.takes_others:
                 what = f"{source.name} takes images of {wanted} only, dataset.{phase} makes {shown} (height x width)"
-                experiment.raise_if_any([Problem(source.place, what)])
+                experiment.raise_if_any([Problem(what, key=source.place)])
             yield f"{source.name}: its dataset.{phase} made images of {wanted}, the student's makes {shown} (height x width)"

@@ -12,11 +12,10 @@ from torch import nn
 
 from up.build.data import section_of
 from up.build.training import optimizer_of
-from up.config.errors import Problem
 from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, SampleKey
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.tasks.experiment import Experiment, net_table
 from up.models.net import Net
 from up.engine.evaluate import Evaluation, evaluation_mode
@@ -80,7 +79,7 @@ def _mixed(experiment: Experiment, batch: Any) -> Batch:
     if isinstance(batch, dict) and "image" in batch:
         return Batch(batch)
     what = f"the batch function returned a {type(batch).__name__}, expected the batch with `image` and `gt`. Add `return batch`."
-    experiment.raise_if_any([Problem("dataset.train.dataloader.kwargs.batch_fn.type", what)])
+    experiment.raise_if_any([Problem(what, key="dataset.train.dataloader.kwargs.batch_fn.type")])
     raise AssertionError("refused")
 
 
@@ -99,7 +98,7 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
     def ends(name: str) -> Callable[..., None]:
         def look(module: nn.Module, inputs: Any, returned: Any) -> None:
             what = experiment.tables[tables[name]].contract.return_problem(module, returned) if name in own else None
-            experiment.raise_if_any([Problem(f"{places[name]}.type", what)] if what is not None else [])
+            experiment.raise_if_any([Problem(what, key=f"{places[name]}.type")] if what is not None else [])
             if isinstance(returned, Mapping):  # otherwise the net raises, and this is the module to blame
                 running[0] = "net"
 

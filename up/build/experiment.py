@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from up.schema.decode import Decoded, Note, load_config
-from up.config.errors import DEFAULT, ConfigError, Problem
+from up.config.errors import DEFAULT
 from up.schema.named_files import missing_at, missing_start_weights
 from up.config.part_notes import notes_on_part
 from up.config.parts import build_part, check_part, parts_of
@@ -21,7 +21,7 @@ from up.config.signature import signature_of
 from up.config.wording import unknown
 from up.config.contract import PartError
 from up.data.sampler import SAMPLERS
-from up.errors import UserError
+from up.errors import ConfigError, Problem, UserError
 from up.models.backbones import BACKBONES
 from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
@@ -110,7 +110,7 @@ def group_problems(experiment: Experiment) -> Iterator[Problem]:
         for key in rule.kwargs if isinstance(rule, ParamRule) else ():
             if key not in takes.parameters and not takes.open:
                 what = unknown(part.type, key, list(takes.parameters), "argument")
-                yield Problem(f"trainer.optimizer.pconfig.{name}.kwargs.{key}", what, about_key=True)
+                yield Problem(what, key=f"trainer.optimizer.pconfig.{name}.kwargs.{key}", about_key=True)
 
 
 def missing_files(experiment: Experiment) -> Iterator[Problem]:
@@ -143,4 +143,4 @@ def distillation_problems(experiment: Experiment) -> Iterator[Problem]:
     """A runner that mimics needs to be told whom."""
     runner = experiment.config.runtime.runner.type
     if runner in experiment.tables["runner"] and is_distillation(experiment) and experiment.config.mimic is None:
-        yield Problem("mimic", f"is missing: the runner {runner!r} needs teachers and what to mimic (docs/distill.md)")
+        yield Problem(f"is missing: the runner {runner!r} needs teachers and what to mimic (docs/distill.md)", key="mimic")

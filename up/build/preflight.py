@@ -10,7 +10,7 @@ import torch
 
 from up.distributed import group
 from up.build.distillation import Teaching
-from up.config.errors import Problem
+from up.errors import Problem
 from up.data.loader import EvalLoader
 from up.data.sampler import EvalBatches
 from up.distill.section import weights_of_teachers
@@ -53,7 +53,7 @@ def preflight(
             with together():
                 if section.preflight == "error":
                     place, _ = weights_of_teachers(experiment)[teacher.name]
-                    experiment.raise_if_any([Problem(place, f"{what} To go on all the same: mimic.preflight: warn")])
+                    experiment.raise_if_any([Problem(f"{what} To go on all the same: mimic.preflight: warn", key=place)])
             warnings.append(what)
     return replace(teaching, lines=lines, warnings=warnings)
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from up.build.data import section_of
 from up.build.distillation import Teaching
-from up.config.errors import Problem
 from up.data.records import SampleKey
-from up.errors import StorageError, UserError
+from up.errors import Problem, StorageError, UserError
 from up.distill.section import key_of_job
 from up.tasks.experiment import Experiment
 from up.distill.cache import CachedTeacher, Codec
@@ -66,15 +65,15 @@ def _widths(experiment: Experiment, mimic: Mimic, teacher: Teacher) -> dict[str,
         place = f"{key_of_job(experiment, name)}.{teacher.name}"
         if tap is not None and tap.teacher_bn_mode == "train":
             what = "got 'train': what depends on the rest of the batch cannot be kept"
-            problems.append(Problem(f"{place}.teacher_bn_mode", what))
+            problems.append(Problem(what, key=f"{place}.teacher_bn_mode"))
         for index, layer in enumerate(tap.mimic_name if tap is not None else ()):
             if len(teacher.shapes[layer]) != 2:
                 what = f"gives {tuple(teacher.shapes[layer][1:])} for an image; a cache keeps vectors, such as logits, only"
-                problems.append(Problem(f"{place}.mimic_name.{index}", what))
+                problems.append(Problem(what, key=f"{place}.mimic_name.{index}"))
     for term in mimic.terms:
         if term.teacher == teacher.name and section.cache.topk is not None and not term.loss.of_logits:
             what = f"caches the largest logits only, but {term.loss.name} needs full features. Remove mimic.cache.topk."
-            problems.append(Problem("mimic.cache.topk", what))
+            problems.append(Problem(what, key="mimic.cache.topk"))
     experiment.raise_if_any(dict.fromkeys(problems))
     return {layer: teacher.shapes[layer][1] for layer in mimic.layers_of(teacher.name)}
 

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import yaml
 
 from up.build.network import build_net
-from up.config.errors import Problem
 from up.config.parts import Fact
 from up.schema.sections import NetModule
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.distill.section import weights_of_teachers
 from up.tasks.experiment import Experiment
 from up.models.net import Net
@@ -63,7 +62,7 @@ def _told_at(experiment: Experiment, place: str) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        experiment.raise_if_any([Problem(place, str(error))])
+        experiment.raise_if_any([Problem(str(error), key=place)])
 
 
 def facts_for(weights: Weights | None, data: Mapping[str, Any], net: Sequence[NetModule]) -> dict[str, Any]:

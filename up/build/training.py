@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from up.config.errors import Problem
+from up.errors import Problem
 from up.schema.sections import SchedulePart, Trainer
 from up.tasks.experiment import Experiment
 from up.models.net import Net
@@ -119,6 +119,6 @@ def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:
         policies.append(ClipNorm(max_norm=trainer.clip_norm))
     if len(policies) > 1:
         what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
-        experiment.raise_if_any([Problem("hooks", what)])
+        experiment.raise_if_any([Problem(what, key="hooks")])
     watching = {place: part if isinstance(part, Hook) else NormLog(part) for place, part in built.items()}
     return watching, policies[0] if policies else NoClip()

@@ -57,7 +57,7 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
     """
     if world_in_environment() > 1:
         return
-    from up.config.errors import ConfigError, Problem
+    from up.errors import ConfigError, Problem
     from up.schema.decode import load_config
     from up.schema.named_files import missing_at, missing_start_weights
     from up.tasks.cls.data.files import DATASETS, named_paths

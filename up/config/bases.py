@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from up.config.errors import ConfigError, Mark, Problem
+from up.config.errors import Mark
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, is_null
+from up.errors import ConfigError, Problem
 
 BASE = "base"
 
@@ -38,7 +39,7 @@ def _file_name(node: Node) -> str:
 
 def _refused(node: Node, got: str) -> ConfigError:
     what = f"got {got}, expected a YAML file or a list of them, such as [../_base/imagenet.yaml]"
-    return ConfigError([Problem(BASE, what, str(node.mark))])
+    return ConfigError([Problem(what, key=BASE, file=node.mark.file, line=node.mark.line)])
 
 
 def _items(node: Node) -> tuple[Node, ...]:

@@ -19,11 +19,8 @@ class PartError(UserError):
     """A part that broke its contract at work: ``part`` is its class, by which its place in the YAML is found."""
 
     def __init__(self, part: type, message: str) -> None:
-        super().__init__(part, message)
+        super().__init__(message)
         self.part = part
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 @dataclass(frozen=True)

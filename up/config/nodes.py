@@ -17,9 +17,10 @@ import yaml
 from yaml.reader import Reader
 
 from up.config.bases import BASE, base_files, merged_over
-from up.config.errors import ConfigError, Mark, refuse
+from up.config.errors import Mark, refuse
 from up.config.syntax import Fault, equals_sign, fault_of, fault_of_scalar
 from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
+from up.errors import ConfigError
 from up.text import did_you_mean
 
 MAX_BYTES = 8 << 20

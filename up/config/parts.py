@@ -8,14 +8,14 @@ from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import ValidationError
 
-from up.config.errors import ConfigError, Problem
 from up.config.part import PartOf
 from up.config.plugins import signature_problem
 from up.config.section import Part, Section
 from up.config.signature import Parameter, Signature, name_of, signature_model, signature_of, type_text
-from up.config.wording import faults, got, mismatch, unknown
-from up.errors import UserError
+from up.config.wording import faults, mismatch, unknown
+from up.errors import ConfigError, Problem, UserError
 from up.registry import Registry
+from up.text import shown
 
 Tables: TypeAlias = "Mapping[str, Registry]"
 Target: TypeAlias = "Callable[..., Any]"
@@ -77,8 +77,8 @@ def check_part(
         problems += check_kwargs(target, kwargs, tables, _join(path, "kwargs"), facts, owner)
     beside = {_join(path, f"kwargs.{key}"): key for key in type(part).model_fields} if isinstance(part, Part) else {}
     return [
-        replace(problem, what=f"stands beside kwargs, not in it: move {beside[problem.path]} one level up")
-        if problem.about_key and problem.path in beside
+        replace(problem, what=f"stands beside kwargs, not in it: move {beside[problem.key]} one level up")
+        if problem.about_key and problem.key in beside
         else problem
         for problem in problems
     ]
@@ -100,15 +100,15 @@ def check_kwargs(
     for name in kwargs:
         if name in signature.internal:
             what = f"is not for the file to give: the program tells {owner} its {name}. Leave it out."
-            problems.append(Problem(_join(path, str(name)), what, about_key=True))
+            problems.append(Problem(what, key=_join(path, str(name)), about_key=True))
         elif name not in signature.parameters and not signature.open:
             what = unknown(owner, str(name), list(signature.parameters), "argument")
-            problems.append(Problem(_join(path, str(name)), what, about_key=True))
+            problems.append(Problem(what, key=_join(path, str(name)), about_key=True))
     for name, parameter in signature.parameters.items():
         where = _join(path, name)
         if name not in given:
             if parameter.required and name not in facts:
-                problems.append(Problem(where, f"is missing ({owner} needs it: {type_text(parameter.annotation)})"))
+                problems.append(Problem(f"is missing ({owner} needs it: {type_text(parameter.annotation)})", key=where))
         elif parameter.table is not None:
             problems += _check_nested(given[name], parameter, tables, where, facts)
     problems += _wrong_values(target, signature, given, path)
@@ -161,18 +161,18 @@ def _resolve(
                 kind, key = fault.errors[0]["type"], fault.path
                 says = {"extra_forbidden": unknown("a part", key, list(Part.model_fields)), "missing": "is missing"}
                 what = says.get(kind, mismatch(fault.errors))
-                problems.append(Problem(_join(path, key), what, about_key=kind == "extra_forbidden"))
+                problems.append(Problem(what, key=_join(path, key), about_key=kind == "extra_forbidden"))
             return None
     registry = tables[table]
     try:
         target = registry.get(part.type)
     except UserError as error:
-        problems.append(Problem(_join(path, "type"), str(error)))
+        problems.append(Problem(str(error), key=_join(path, "type")))
         return None
     plugin = registry.plugins.get(part.type)
     wrong = (registry.contract.class_problem(target) or signature_problem(target, plugin)) if plugin is not None else None
     if wrong is not None:
-        problems.append(Problem(_join(path, "type"), wrong))
+        problems.append(Problem(wrong, key=_join(path, "type")))
         return None
     return target, part.kwargs
 
@@ -194,13 +194,13 @@ def _check_nested(
     assert parameter.table is not None
     if isinstance(value, list | tuple):
         if not parameter.many:
-            return [Problem(path, f"got {got(value)}, expected one block {{type, kwargs}}")]
+            return [Problem(f"got {shown(value)}, expected one block {{type, kwargs}}", key=path)]
         found = [check_part(item, parameter.table, tables, f"{path}.{index}", facts) for index, item in enumerate(value)]
         return [problem for problems in found for problem in problems]
     if not parameter.single:
-        return [Problem(path, f"got {got(value)}, expected a list of blocks {{type, kwargs}}")]
+        return [Problem(f"got {shown(value)}, expected a list of blocks {{type, kwargs}}", key=path)]
     if not isinstance(value, Mapping | Part):
-        return [Problem(path, f"got {got(value)}, expected a block {{type, kwargs}}")]
+        return [Problem(f"got {shown(value)}, expected a block {{type, kwargs}}", key=path)]
     return check_part(value, parameter.table, tables, path, facts)
 
 
@@ -211,15 +211,15 @@ def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any]
     except ValidationError as error:
         for fault in faults(error, known):
             is_missing = fault.errors[0]["type"] == "missing"
-            yield Problem(_join(path, fault.path), "is missing" if is_missing else mismatch(fault.errors))
+            yield Problem("is missing" if is_missing else mismatch(fault.errors), key=_join(path, fault.path))
 
 
 def _contradictions(given: Mapping[str, Any], facts: Collection[str] | Mapping[str, object], path: str) -> Iterator[Problem]:
     for name, known in facts.items() if isinstance(facts, Mapping) else ():
         if isinstance(known, Fact) and name in given and given[name] != known.value:
-            says = f"got {got(given[name])}, but {got(known.value)} follows from {known.source}"
+            says = f"got {shown(given[name])}, but {shown(known.value)} follows from {known.source}"
             what = f"{says} (leave {name} out, or correct one of them)"
-            yield Problem(_join(path, name), what)
+            yield Problem(what, key=_join(path, name))
 
 
 def _built(part: Any, table: str, tables: Tables, facts: Mapping[str, object], path: str) -> Any:
@@ -228,7 +228,7 @@ def _built(part: Any, table: str, tables: Tables, facts: Mapping[str, object], p
     made = _called(target, _arguments(target, part.kwargs, tables, facts, _join(path, "kwargs")), path)
     what = tables[table].contract.object_problem(made) if part.type in tables[table].plugins else None
     if what is not None:
-        raise ConfigError([Problem(_join(path, "type"), what)])
+        raise ConfigError([Problem(what, key=_join(path, "type"))])
     return made
 
 
@@ -236,16 +236,19 @@ def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
     try:
         return target(**made)
     except ValueError as error:  # by the rules of the house, what a constructor says to the user
-        if isinstance(error, UserError) and error.has_place:
+        if isinstance(error, ConfigError) or (isinstance(error, UserError) and (error.has_place or error.file)):
             raise
-        raise ConfigError([Problem(path, str(error))]) from error
+        problems = error.problems if isinstance(error, UserError) else (Problem(str(error)),)
+        raise ConfigError(
+            replace(problem, key=_join(path, problem.key and f"kwargs.{problem.key}")) for problem in problems
+        ) from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:  # a file that the part reads
         what = f"{name_of(target)} cannot read {error.filename} ({error.strerror}). Correct the path in its kwargs."
-        raise ConfigError([Problem(path, what)]) from error
+        raise ConfigError([Problem(what, key=path)]) from error
     except TypeError as error:
         if target.__module__.partition(".")[0] not in _LIBRARIES:
             raise
-        raise ConfigError([Problem(path, str(error))]) from error
+        raise ConfigError([Problem(str(error), key=path)]) from error
 
 
 def _arguments(target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object], path: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from up.config.errors import ConfigError, Mark, Problem
+from up.config.errors import Mark
+from up.errors import ConfigError, Problem
 from up.text import did_you_mean, some_of
 
 Key: TypeAlias = "str | int | float | bool | None"
@@ -127,7 +128,7 @@ def set_at(root: MappingNode, path: str, value: Node, mark: Mark, *, append: boo
 
 
 def _cannot(path: str, what: str, mark: Mark) -> ConfigError:
-    return ConfigError([Problem(path, what, str(mark))])
+    return ConfigError([Problem(what, key=path, file=mark.file, line=mark.line)])
 
 
 def _set(node: Node, words: list[str], at: int, value: Node, mark: Mark, append: bool) -> Node:

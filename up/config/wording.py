@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from up.text import did_you_mean, some_of
+from up.text import did_you_mean, shown, some_of
 
 _KINDS = {
     "int_type": "a whole number",
@@ -70,31 +70,6 @@ def _path(loc: Sequence[str | int], value: Any, kind: str) -> tuple[str, ...]:
     return tuple(path)
 
 
-def got(value: Any, limit: int = 60) -> str:
-    """``value`` as the user wrote it: YAML's words for scalars, the shape of everything larger."""
-    if isinstance(value, str):
-        shown = repr(value)
-    elif isinstance(value, Mapping):
-        shown = f"a block ({some_of(value, 4)})" if value else "an empty block"
-    elif isinstance(value, Sequence):
-        shown = f"a list of {len(value)}"
-        if all(isinstance(item, str | int | float | bool | None) for item in value) and len(str(value)) < limit:
-            shown = f"[{', '.join(got(item) for item in value)}]"
-    else:
-        shown = _scalar(value)
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
-
-
-def _scalar(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and not math.isfinite(value):
-        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
-    return str(value)
-
-
 def expected(error: Mapping[str, Any]) -> str:
     """What one error of pydantic says was expected, as a noun: ``a whole number``, ``at least 1``, ``one of a, b``."""
     kind, context = str(error["type"]), error.get("ctx", {})
@@ -134,7 +109,7 @@ def mismatch(errors: Sequence[Mapping[str, Any]]) -> str:
     wanted = list(dict.fromkeys(expected(error) for error in errors))
     if len(wanted) > 1 and "a finite number" in wanted:
         wanted = [noun for noun in wanted if noun not in ("a whole number", "a number")]
-    return f"got {got(value)}, expected {' or '.join(wanted)}{_fix(value, errors)}"
+    return f"got {shown(value)}, expected {' or '.join(wanted)}{_fix(value, errors)}"
 
 
 def _fix(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:

@@ -15,11 +15,8 @@ class BadImage(UserError):
     has_place = True
 
     def __init__(self, where: str, reason: str, remedy: str = "") -> None:
-        super().__init__(where, reason, remedy)
+        super().__init__(f"{where}: {reason}{remedy}")
         self.where, self.reason, self.remedy = where, reason, remedy
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}{self.remedy}"
 
 
 class UnreadableImages(UserError):

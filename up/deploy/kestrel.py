@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from up.config.errors import ConfigError, Problem
 from up.deploy.archive import MANIFEST, MODEL, SUMS, write_archive
 from up.deploy.manifest import Head, Manifest, sums_text
 from up.deploy.operations import Operation, pixel_affine
-from up.errors import UserError
+from up.errors import ConfigError, Problem, UserError
 from up.files import make_folder, write_atomically
 from up.schema.sections import ToKestrel
 from up.text import some_of
@@ -139,7 +138,7 @@ def label_problems(settings: ToKestrel, heads: Sequence[Head]) -> Iterator[Probl
 
 
 def _problem(key: str, what: str) -> Problem:
-    return Problem(f"to_kestrel.{key}", what)
+    return Problem(what, key=f"to_kestrel.{key}")
 
 
 def categories_of(settings: ToKestrel, heads: Sequence[Head]) -> list[Category]:

@@ -11,12 +11,11 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from up.build.data import build_reader, build_transforms
-from up.config.errors import ConfigError, Problem
 from up.deploy.kestrel import label_problems, package_path, preprocessing_problems, relabelled
 from up.deploy.manifest import Head
 from up.deploy.operations import Operation
 from up.engine.evaluate import evaluation_mode
-from up.errors import UserError
+from up.errors import ConfigError, Problem, UserError
 from up.files import unwritable
 from up.tasks.experiment import Experiment
 from up.tasks.task import ExportSpec
@@ -86,8 +85,8 @@ def _folder_problems(experiment: Experiment) -> Iterator[Problem]:
     try:
         folder = package_path(Path(settings.save_to), settings).parent
     except UserError as error:
-        yield Problem("to_kestrel.save_to", str(error))
+        yield Problem(str(error), key="to_kestrel.save_to")
         return
     reason = unwritable(folder)
     if reason is not None:
-        yield Problem("to_kestrel.save_to", f"{folder}: nothing can be written there: {reason}. Name another folder.")
+        yield Problem(f"{folder}: nothing can be written there: {reason}. Name another folder.", key="to_kestrel.save_to")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from up.config.errors import DEFAULT, Problem
+from up.config.errors import DEFAULT
 from up.config.signature import signature_of
+from up.errors import Problem
 from up.tasks.experiment import Experiment
 
 
@@ -32,7 +33,7 @@ def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | No
                 place, file = f"{teacher}.onnx", module.kwargs.get("file")
             before, earlier = found.setdefault(teacher, (place, file))
             if file is not None and earlier not in (None, file):
-                experiment.raise_if_any([Problem(place, f"got {file}, but {before} says {earlier}: keep one of them")])
+                experiment.raise_if_any([Problem(f"got {file}, but {before} says {earlier}: keep one of them", key=place)])
             if earlier is None and file is not None:
                 found[teacher] = (place, file)
     return found

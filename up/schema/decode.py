@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from up.config.errors import DEFAULT, ConfigError, Note, Problem
+from up.config.errors import DEFAULT, Note
 from up.config.nodes import load_nodes
 from up.config.section import Section, sections_in
 from up.config.tree import Key, MappingNode, Node, SequenceNode, to_plain
-from up.config.wording import Found, faults, got, mismatch, unknown
-from up.errors import UserError
+from up.config.wording import Found, faults, mismatch, unknown
+from up.errors import ConfigError, Problem, UserError
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.mimic import MimicJob
 from up.schema.overrides import apply_overrides
 from up.schema.sections import Config, NetModule
-from up.text import count, did_you_mean
+from up.text import count, did_you_mean, shown
 
 __all__ = ["Decoded", "Note", "Origins", "decode", "load_config", "missing_for_training"]
 
@@ -48,16 +48,16 @@ class Origins:
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with their places; for something missing, that of the block it is missing in."""
-        exact = [problem if problem.origin or problem.about_key else self._at_argument(problem) for problem in problems]
-        return [replace(problem, path=self._as_written(problem.path)).written_at(self._place(problem)) for problem in exact]
+        exact = [problem if problem.file or problem.about_key else self._at_argument(problem) for problem in problems]
+        return [replace(problem, key=self._as_written(problem.key)).placed(*self._place(problem)) for problem in exact]
 
     def _at_argument(self, problem: Problem) -> Problem:
         """A complaint about a part, at the argument that it begins with: ``fraction is 2``, ``resize.size: got 0``."""
         for begins in (r"(?P<name>\w+)(?P<colon>: )?", r"\w+(?:\.|: )(?P<name>\w+)(?P<colon>: )?"):
             found = re.match(begins, problem.what)
-            for path in (f"{problem.path}.kwargs.{found['name']}", f"{problem.path}.{found['name']}") if found else ():
+            for path in (f"{problem.key}.kwargs.{found['name']}", f"{problem.key}.{found['name']}") if found else ():
                 if found and not self._find(path.split("."))[2]:
-                    return replace(problem, path=path, what=problem.what[found.end() :] if found["colon"] else problem.what)
+                    return replace(problem, key=path, what=problem.what[found.end() :] if found["colon"] else problem.what)
         return problem
 
     def _as_written(self, path: str) -> str:
@@ -74,14 +74,25 @@ class Origins:
         except ConfigError as error:
             raise ConfigError(self.locate(error.problems)) from error
         except UserError as error:
-            if error.has_place:
+            if error.has_place or error.file:
                 raise
-            raise ConfigError(self.locate([Problem(path, str(error))])) from error
+            raise ConfigError(
+                self.locate([replace(problem, key=self._at(path, problem.key)) for problem in error.problems])
+            ) from error
 
-    def _place(self, problem: Problem) -> str:
-        words = problem.path.split(".") if problem.path else []
-        node, key_mark, missing = self._find(words)
-        return str(key_mark if problem.about_key and not missing else node.mark)
+    def _at(self, path: str, key: str) -> str:
+        """The path of the argument ``key`` of the part, or of the section, at ``path``."""
+        if not key:
+            return path
+        argument = f"{path}.kwargs.{key}"
+        node, _, missing = self._find(path.split("."))
+        is_part = not missing and isinstance(node, MappingNode) and "type" in node.entries
+        is_argument = is_part or not self._find(argument.split("."))[2]
+        return argument if is_argument and self._find(f"{path}.{key}".split("."))[2] else f"{path}.{key}"
+
+    def _place(self, problem: Problem) -> tuple[str, int]:
+        node, key_mark, missing = self._find(problem.key.split(".") if problem.key else [])
+        return (key_mark if problem.about_key and not missing else node.mark)[:2]
 
     def _find(self, words: list[str]) -> tuple[Node, Any, bool]:
         """The deepest node on the way, the mark of its key, and whether the way goes on from there."""
@@ -150,11 +161,7 @@ def _idle(config: Config, origins: Origins) -> Iterator[Note]:
 
 
 def _in_file_order(problems: list[Problem]) -> list[Problem]:
-    def place(problem: Problem) -> tuple[str, int]:
-        file, _, line = problem.origin.rpartition(":")
-        return (file, int(line)) if line.isdigit() else (problem.origin, 0)
-
-    return sorted(dict.fromkeys(problems), key=place)
+    return sorted(dict.fromkeys(problems), key=lambda problem: (problem.file, problem.line or 0))
 
 
 def _problem(found: Found) -> Problem:
@@ -164,13 +171,13 @@ def _problem(found: Found) -> Problem:
     key = str(first["loc"][-1]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         owner = found.path.rpartition(".")[0] or "a configuration"
-        return Problem(found.path, model.misplaced(key) or unknown(owner, key, model.known_keys()), about_key=True)
+        return Problem(model.misplaced(key) or unknown(owner, key, model.known_keys()), key=found.path, about_key=True)
     if first["type"] == "missing":
         path = found.path
         if key in model.gathers:  # the file has no such key, it has several that are named alike
             path = path.removesuffix(key) + model.example_of(key)
-        return Problem(path, f"is missing{_about(field)}")
-    return Problem(found.path, mismatch(found.errors))
+        return Problem(f"is missing{_about(field)}", key=path)
+    return Problem(mismatch(found.errors), key=found.path)
 
 
 def _about(field: FieldInfo | None) -> str:
@@ -201,17 +208,19 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             path = f"mimic.{job_name}.{teacher}"
             if teacher not in config.teachers:
                 hint = did_you_mean(teacher, config.teachers)
-                yield Problem(path, f"there is no net called {teacher!r} (expected a top-level key with a list of modules).{hint}")
+                yield Problem(
+                    f"there is no net called {teacher!r} (expected a top-level key with a list of modules).{hint}", key=path
+                )
             wanted = len(job.student.mimic_name)
             if len(tap.mimic_name) != wanted:
                 what = f"got {count(len(tap.mimic_name), 'layer')}, expected {wanted}, as many as the student has"
-                yield Problem(f"{path}.mimic_name", what)
+                yield Problem(what, key=f"{path}.mimic_name")
         wanted, adapters = len(job.student.mimic_name), job.student.adapter
         if isinstance(adapters, list) and len(adapters) != wanted:
             what = f"got {count(len(adapters), 'adapter')}, expected {wanted}, one for each layer (null for none)"
-            yield Problem(f"mimic.{job_name}.student.adapter", what)
+            yield Problem(what, key=f"mimic.{job_name}.student.adapter")
     if config.mimic is not None and not config.mimic.task_loss and not any(map(_weight_of, config.mimic.jobs.values())):
-        yield Problem("mimic.task_loss", "got false, and every loss_weight is 0: nothing would be learnt")
+        yield Problem("got false, and every loss_weight is 0: nothing would be learnt", key="mimic.task_loss")
 
 
 def _weight_of(job: MimicJob) -> Any:
@@ -225,10 +234,12 @@ def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:
             continue
         if module.prev is not None and module.prev not in seen:
             hint = did_you_mean(module.prev, seen)
-            yield Problem(f"{owner}.{index}.prev", f"got {got(module.prev)}, expected the name of a module before this one.{hint}")
+            yield Problem(
+                f"got {shown(module.prev)}, expected the name of a module before this one.{hint}", key=f"{owner}.{index}.prev"
+            )
         if module.name in seen:
             yield Problem(
-                f"{owner}.{index}.name", f"got {got(module.name)}, which is already the name of {owner}.{seen[module.name]}"
+                f"got {shown(module.name)}, which is already the name of {owner}.{seen[module.name]}", key=f"{owner}.{index}.name"
             )
         seen.setdefault(module.name, index)
 
@@ -241,4 +252,4 @@ def missing_for_training(config: Config) -> list[Problem]:
         ("trainer.max_epoch", (trainer.max_epoch or trainer.max_iter) is not None, "training needs an end (or trainer.max_iter)"),
         ("trainer.optimizer", trainer.optimizer is not None, "training needs an optimizer"),
     )
-    return [Problem(path, f"is missing: {why}") for path, is_there, why in needs if not is_there]
+    return [Problem(f"is missing: {why}", key=path) for path, is_there, why in needs if not is_there]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from up.config.errors import Problem
+from up.errors import Problem
 from up.files import LATEST, named_checkpoint
 from up.schema.sections import Config
 
@@ -14,9 +14,9 @@ def missing_at(key: str, path: str | None) -> Iterator[Problem]:
     """The problem that there is nothing at ``path``, which ``key`` sets."""
     remedy = f"Set it in the file, or with --opts {key}=PATH."
     if path is None:
-        yield Problem(key, f"is not set. {remedy}")
+        yield Problem(f"is not set. {remedy}", key=key)
     elif not Path(path).exists():
-        yield Problem(key, f"no such file or folder: {path}. Put it there, or name another: --opts {key}=PATH.")
+        yield Problem(f"no such file or folder: {path}. Put it there, or name another: --opts {key}=PATH.", key=key)
 
 
 def missing_start_weights(config: Config, folder: Path) -> Iterator[Problem]:

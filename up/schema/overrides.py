@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import NamedTuple, get_origin
 
 from up.config.bases import BASE
-from up.config.errors import OPTS, ConfigError, Mark, Problem
+from up.config.errors import OPTS, Mark
 from up.config.nodes import parse_value
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, index_of, is_null, labels_of, set_at
+from up.errors import ConfigError, Problem
 from up.schema.sections import SECTIONS, Config, is_section
 from up.text import did_you_mean
 
@@ -52,11 +53,11 @@ def _read(tokens: Sequence[str], problems: list[Problem]) -> list[_Override]:
         if not equals:
             following = next(words, None)
             if following is None:
-                problems.append(Problem(path, f"got no value (expected {path}=VALUE, or {path} VALUE)", OPTS))
+                problems.append(Problem(f"got no value (expected {path}=VALUE, or {path} VALUE)", key=path, file=OPTS))
                 break
             text = following
         if not re.fullmatch(r"\+?[^\s+]+", path):
-            problems.append(Problem("", f"got {word!r}, expected KEY=VALUE with a dotted KEY", OPTS))
+            problems.append(Problem(f"got {word!r}, expected KEY=VALUE with a dotted KEY", file=OPTS))
             continue
         found.append(_Override(path.removeprefix("+"), text, path.startswith("+")))
     return found
@@ -66,12 +67,12 @@ def _applied(tree: MappingNode, override: _Override) -> MappingNode:
     top = override.path.partition(".")[0]
     if top == BASE and BASE not in tree.entries:
         what = "is read before --opts. Write it into the file, or set the values themselves"
-        raise ConfigError([Problem(override.path, what, OPTS)])
+        raise ConfigError([Problem(what, key=override.path, file=OPTS)])
     if not (override.adds or is_section(top) or top in tree.entries):
         near = did_you_mean(top, [*SECTIONS, *map(str, tree.entries)])
         expected = near or f" Expected one of {', '.join(SECTIONS)}."
         what = f"there is no section or key {top!r} to set.{expected} (+{override.path}=… adds a key)"
-        raise ConfigError([Problem(override.path, what, OPTS)])
+        raise ConfigError([Problem(what, key=override.path, file=OPTS)])
     if top in _LISTS and is_null(tree.get(top)) and (override.adds or override.path != top):
         tree = tree.with_entry(top, SequenceNode((), _MARK), _MARK)
     value = _value(override)
@@ -100,8 +101,8 @@ def _value(override: _Override) -> Node:
     try:
         return remarked(parse_value(override.text, OPTS), _MARK)
     except ConfigError as error:
-        what = "; ".join(problem.what for problem in error.problems)
-        raise ConfigError([Problem(override.path, f"got {override.text!r}: {what}", OPTS)]) from None
+        what = "; ".join(problem.sentence for problem in error.problems)
+        raise ConfigError([Problem(f"got {override.text!r}: {what}", key=override.path, file=OPTS)]) from None
 
 
 def remarked(node: Node, mark: Mark) -> Node:

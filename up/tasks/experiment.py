@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from up.config.contract import PartError
-from up.config.errors import ConfigError, Problem
 from up.config.parts import build_part, parts_of
+from up.errors import ConfigError, Problem
 from up.registry import Registry
 from up.schema.decode import Decoded
 from up.schema.sections import Config, NetModule, Part
@@ -58,7 +58,7 @@ class Experiment:
             try:
                 yield
             except PartError as error:
-                raise ConfigError([Problem(place_of(self, error.part, path) or path, str(error))]) from error
+                raise ConfigError([Problem(str(error), key=place_of(self, error.part, path) or path)]) from error
 
 
 def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:

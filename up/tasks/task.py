@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from up.config.errors import Problem
 from up.config.section import Part
 from up.data.collate import collate
 from up.data.records import Batch, Sample, SampleKey
 from up.engine.evaluate import Evaluator
 from up.engine.step import BatchStage, LossOf, Mixing, StepOutput
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.files import write_json
 from up.registry import Registry
 from up.text import some_of

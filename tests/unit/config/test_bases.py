@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from up.config.errors import ConfigError
 from up.config.nodes import load_nodes
 from up.config.tree import to_plain
+from up.errors import ConfigError
 from up.schema.decode import Decoded, load_config
 from up.schema.overrides import apply_overrides
 

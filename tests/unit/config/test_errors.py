@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from up.config.errors import ConfigError, Mark, Problem, refuse
-from up.errors import UserError
+from up.config.errors import Mark, refuse
+from up.errors import ConfigError, Problem, UserError
 
 
 def test_a_mark_is_file_and_line() -> None:
@@ -12,19 +12,19 @@ def test_a_mark_is_file_and_line() -> None:
 
 
 def test_a_problem_is_one_line_with_what_is_known() -> None:
-    assert str(Problem("a.b", "is wrong", "x.yaml:3")) == "x.yaml:3: a.b: is wrong"
-    assert str(Problem("a.b", "is wrong")) == "a.b: is wrong"
-    assert str(Problem("", "is wrong", "x.yaml:3")) == "x.yaml:3: is wrong"
+    assert str(Problem("is wrong", key="a.b", file="x.yaml", line=3)) == "x.yaml:3: a.b: is wrong"
+    assert str(Problem("is wrong", key="a.b")) == "a.b: is wrong"
+    assert str(Problem("is wrong", file="x.yaml", line=3)) == "x.yaml:3: is wrong"
 
 
 def test_a_place_is_given_once() -> None:
-    problem = Problem("a", "b").written_at("x:1")
-    assert problem.origin == "x:1"
-    assert problem.written_at("y:2").origin == "x:1"
+    problem = Problem("b", key="a").placed("x", 1)
+    assert problem.place == "x:1"
+    assert problem.placed("y", 2).place == "x:1"
 
 
 def test_an_error_has_a_line_for_each_problem_and_ends_with_2() -> None:
-    error = ConfigError([Problem("a", "b"), Problem("c", "d")])
+    error = ConfigError([Problem("b", key="a"), Problem("d", key="c")])
     assert isinstance(error, UserError)
     assert str(error) == "a: b\nc: d"
     assert error.exit_code == 2

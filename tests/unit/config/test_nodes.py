@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from up.config.errors import ConfigError
 from up.config.nodes import MAX_BYTES, MAX_DEPTH, MAX_NODES, load_nodes, parse_nodes
 from up.config.tree import MappingNode, ScalarNode, SequenceNode, to_plain
+from up.errors import ConfigError
 
 
 def refusal(text: str) -> str:

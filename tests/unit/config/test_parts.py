@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
 from up.config.part import BY_PROGRAM, PartOf
 from up.config.parts import Fact, arguments, build, build_part, check_kwargs, check_part, parts_of
 from up.config.signature import describe
-from up.errors import UserError
+from up.errors import ConfigError, UserError
 from up.registry import Registry
 from up.schema.decode import decode
 from up.schema.sections import Part, SchedulePart

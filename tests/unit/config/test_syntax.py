@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
 from up.config.tree import to_plain
+from up.errors import ConfigError
 
 
 def refusal(text: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from up.config.errors import ConfigError, Mark
+from up.config.errors import Mark
 from up.config.tree import MappingNode, ScalarNode, from_plain, set_at, to_plain, walk
+from up.errors import ConfigError
 
 MARK = Mark("x", 1)
 VALUE = {"a": {"b": [1, {"name": "n", "c": None}]}, 3: True}

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from up.config.wording import expected, got, unknown
+from up.config.wording import expected, unknown
+from up.text import shown
 
 
 @pytest.mark.parametrize(
@@ -27,11 +28,11 @@ from up.config.wording import expected, got, unknown
     ],
 )
 def test_got(value: Any, words: str) -> None:
-    assert got(value) == words
+    assert shown(value) == words
 
 
 def test_long_values_are_cut() -> None:
-    assert len(got("x" * 500)) == 60
+    assert len(shown("x" * 500)) == 60
 
 
 def test_expected() -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from up.config.errors import ConfigError, Problem
 from up.config.nodes import parse_nodes
 from up.engine.checkpoint import CheckpointError
-from up.errors import UserError
+from up.errors import ConfigError, Problem, UserError
 from up.schema.decode import Decoded, decode, load_config, missing_for_training
 
 NET = "net: [{name: backbone, type: resnet18}]\n"
@@ -186,7 +185,7 @@ class TestContradictions:
 
     def test_what_training_needs(self) -> None:
         config = decoded(NET).config
-        assert [each.path for each in missing_for_training(config)] == ["dataset.train", "trainer.max_epoch", "trainer.optimizer"]
+        assert [each.key for each in missing_for_training(config)] == ["dataset.train", "trainer.max_epoch", "trainer.optimizer"]
         full = decoded(NET + "dataset: {train: {dataset: {type: cls}}}\ntrainer: {max_iter: 3, optimizer: {type: SGD}}")
         assert missing_for_training(full.config) == []
 
@@ -208,7 +207,7 @@ class TestOrigins:
         with pytest.raises(ConfigError, match=r"^x.yaml:4: trainer.max_epoch: too few$"), origins.placing("trainer.max_epoch"):
             raise UserError("too few")
         with pytest.raises(ConfigError, match=r"^x.yaml:8: hooks.0.type: no such$"), origins.placing("trainer"):
-            raise ConfigError([Problem("hooks.0.type", "no such")])
+            raise ConfigError([Problem("no such", key="hooks.0.type")])
         with pytest.raises(CheckpointError, match=r"^a.pth: damaged$"), origins.placing("trainer"):
             raise CheckpointError("a.pth: damaged")
 
@@ -216,10 +215,10 @@ class TestOrigins:
         origins = decoded(self.TEXT).origins
         located = origins.locate(
             [
-                Problem("trainer.optimizer.kwargs.lr", "is missing"),
-                Problem("hooks.0.kwargs.freq", "wrong"),
-                Problem("", "all of it"),
-                Problem("net.0", "has a place", "y.yaml:7"),
+                Problem("is missing", key="trainer.optimizer.kwargs.lr"),
+                Problem("wrong", key="hooks.0.kwargs.freq"),
+                Problem("all of it"),
+                Problem("has a place", key="net.0", file="y.yaml", line=7),
             ]
         )
         assert [str(problem) for problem in located] == [

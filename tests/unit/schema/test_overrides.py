@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
 from up.config.tree import to_plain
+from up.errors import ConfigError
 from up.schema.decode import decode
 from up.schema.overrides import apply_overrides
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from up.config.bases import BASE, merged_over, names_files
-from up.config.errors import OPTS, Mark, Note, Problem
+from up.config.errors import OPTS, Mark, Note
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, empty, is_null, walk
 from up.config.wording import unknown
+from up.errors import Problem
 from up.schema.dataset import SHARED
 from up.schema.legacy.keys import data_pool, drop_keys_without_effect, initializer_methods, move_keys
 from up.schema.legacy.mimic import jobs_of, to_current_form
@@ -86,7 +87,15 @@ def _flatten_nodecay(tree: MappingNode, notes: list[Note], problems: list[Proble
     for key in nodecay.entries:
         if key not in _OF_NODECAY:
             path = f"trainer.optimizer.pconfig.nodecay.{key}"
-            problems.append(Problem(path, unknown("nodecay", str(key), _OF_NODECAY), str(nodecay.key_marks[key]), about_key=True))
+            problems.append(
+                Problem(
+                    unknown("nodecay", str(key), _OF_NODECAY),
+                    key=path,
+                    file=nodecay.key_marks[key].file,
+                    line=nodecay.key_marks[key].line,
+                    about_key=True,
+                )
+            )
     names = nodecay.get("value") or SequenceNode((), nodecay.mark)
     pconfig = pconfig.with_entry("nodecay", names, pconfig.key_marks["nodecay"])
     trainer = tree.block("trainer").with_entry("optimizer", optimizer.with_entry("pconfig", pconfig))
@@ -170,9 +179,10 @@ def _take_weight(tree: MappingNode, weight: Node, mark: Mark, path: str, notes: 
     said = existing.value if isinstance(existing, ScalarNode) else "a block"
     problems.append(
         Problem(
-            path,
             f"says what the student starts from, and so does saver.pretrain_model ({said!r}, {existing.mark}); keep one",
-            str(mark),
+            key=path,
+            file=mark.file,
+            line=mark.line,
         )
     )
     return tree
@@ -190,7 +200,7 @@ def _drop_free_form(tree: MappingNode, notes: list[Note], problems: list[Problem
             continue
         mark = tree.key_marks[key]
         if what := _typo(str(key), node):
-            problems.append(Problem(str(key), what, str(mark), about_key=True))
+            problems.append(Problem(what, key=str(key), file=mark.file, line=mark.line, about_key=True))
         elif _from_opts(node):
             notes.append(Note(str(key), "only holds anchors, which were copied before --opts; set the places that use them", OPTS))
         tree = tree.without(key)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from up.config.errors import Note, Problem
+from up.config.errors import Note
 from up.config.tree import MappingNode, ScalarNode, SequenceNode, is_null
+from up.errors import Problem
 from up.schema.sections import Config
 from up.text import did_you_mean
 
@@ -69,7 +70,7 @@ def data_pool(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> 
     for index, entry in enumerate(entries):
         source, _, phase = str(entry.value if isinstance(entry, ScalarNode) else "").partition(":")
         if wrong := _wrong_entry(dataset, source, phase, sources):
-            problems.append(Problem(f"dataset.data_pool.{index}", wrong, str(entry.mark)))
+            problems.append(Problem(wrong, key=f"dataset.data_pool.{index}", file=entry.mark.file, line=entry.mark.line))
         else:
             sources[phase] = source
     changed = dataset.without("data_pool")

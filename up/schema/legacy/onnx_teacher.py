@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from up.config.errors import Problem
 from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, empty
 from up.config.wording import unknown
+from up.errors import Problem
 from up.schema.sections import Config
 
 MODULE = "logits"
@@ -19,7 +19,11 @@ def onnx_teachers(tree: MappingNode, problems: list[Problem]) -> MappingNode:
         for other in node.entries:
             if other != "onnx":
                 what = unknown(str(key), str(other), ["onnx"])
-                problems.append(Problem(f"{key}.{other}", what, str(node.key_marks[other]), about_key=True))
+                problems.append(
+                    Problem(
+                        what, key=f"{key}.{other}", file=node.key_marks[other].file, line=node.key_marks[other].line, about_key=True
+                    )
+                )
         file = node.get("onnx")
         if file is not None:
             mark = node.key_marks["onnx"]

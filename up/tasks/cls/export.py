@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from up.config.errors import ConfigError, Problem
 from up.data.decoding import MAX_PIXELS
-from up.errors import UserError
+from up.errors import ConfigError, Problem, UserError
 from up.models.net import Net
 from up.tasks.cls.augment.transforms import export_ops_of, output_size_of
 from up.tasks.cls.model.heads import Head
@@ -125,5 +124,5 @@ def _only(net: Net, kind: type[Any], what: str) -> Any:
     found = [net[name] for name in net.module_names if isinstance(net[name], kind)]
     if len(found) != 1:
         what = f"got {len(found)} modules of the kind {what}, expected one, which says what is exported."
-        raise ConfigError([Problem("net", what)])
+        raise ConfigError([Problem(what, key="net")])
     return found[0]

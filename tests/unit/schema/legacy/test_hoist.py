@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
+from up.errors import ConfigError
 from up.schema.decode import Decoded, decode
 from up.schema.overrides import apply_overrides
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from up.config.errors import ConfigError
 from up.config.nodes import parse_nodes
+from up.errors import ConfigError
 from up.schema.decode import Decoded, decode
 from up.schema.legacy.keys import WITHOUT_EFFECT
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from up.config.errors import Problem
 from up.data.decoding import has_alpha
 from up.data.sampler import permutation
+from up.errors import Problem
 from up.tasks.cls.data.datasets import ClsDataset
 from up.tasks.cls.data.folders import empty_classes
 from up.tasks.cls.data.image_dataset import ImageDataset
@@ -67,7 +67,7 @@ def _class_warnings(train: ImageDataset) -> Iterator[Problem]:
     counts = train.class_counts()
     place = "dataset.train.dataset.kwargs.meta_file"
     if isinstance(train, ClsDataset):
-        yield from (Problem(place, what) for what in _empty_folders(train))
+        yield from (Problem(what, key=place) for what in _empty_folders(train))
     if counts is None:
         return
     filled = [label for label, images in enumerate(counts) if images]
@@ -75,15 +75,15 @@ def _class_warnings(train: ImageDataset) -> Iterator[Problem]:
     few = [f"{_name(train, label)} {images}" for label, images in enumerate(counts) if 0 < images < _FEW]
     if len(filled) == 1 and not train.multilabel:
         what = f"all images are of the class {_name(train, filled[0])}: there is nothing to tell apart. Add other classes."
-        yield Problem(place, what)
+        yield Problem(what, key=place)
     elif counts[0] == 0 and all(counts[1:]) and not _is_of_folders(train):
         what = "no image has the label 0, the labels start at 1: one class of the net would never be used"
-        yield Problem(place, f"{what}. Number the classes from 0, or subtract 1 with label_mapping: [-1].")
+        yield Problem(f"{what}. Number the classes from 0, or subtract 1 with label_mapping: [-1].", key=place)
     elif missing:
-        yield Problem(place, f"{count(len(missing), 'class')} without a training image: {some_of(missing, _SHOWN)}.")
+        yield Problem(f"{count(len(missing), 'class')} without a training image: {some_of(missing, _SHOWN)}.", key=place)
     if few:
         classes = f"{count(len(few), 'class')} with fewer than {_FEW} training images"
-        yield Problem(place, f"{classes}: {some_of(few, _SHOWN)}. Add images, or sample them more often (repeat_factor).")
+        yield Problem(f"{classes}: {some_of(few, _SHOWN)}. Add images, or sample them more often (repeat_factor).", key=place)
 
 
 def _is_of_folders(dataset: ImageDataset) -> bool:
@@ -105,7 +105,7 @@ def _unseen_in_validation(train: ImageDataset, test: ImageDataset) -> Iterator[P
     unseen = [_name(train, label) for label, images in enumerate(learned) if images and not tested[label]]
     if unseen:
         what = f"{count(len(unseen), 'class')} without a validation image: {some_of(unseen, _SHOWN)}. Add images of each"
-        yield Problem("dataset.test.dataset.kwargs.meta_file", f"{what}: the accuracy of these is not measured.")
+        yield Problem(f"{what}: the accuracy of these is not measured.", key="dataset.test.dataset.kwargs.meta_file")
 
 
 def _transparency(source: str, dataset: ClsDataset) -> tuple[list[str], list[Problem]]:
@@ -125,7 +125,7 @@ def _transparency(source: str, dataset: ClsDataset) -> tuple[list[str], list[Pro
         f"{found}, which is dropped: transparent pixels keep the colour that the file stores for them. "
         "To composite over white, set background: white in its kwargs."
     )
-    return [], [Problem(f"dataset.{source}.dataset.kwargs.image_reader", what)]
+    return [], [Problem(what, key=f"dataset.{source}.dataset.kwargs.image_reader")]
 
 
 def _other_background(train: ClsDataset, test: ClsDataset) -> Iterator[Problem]:
@@ -133,4 +133,4 @@ def _other_background(train: ClsDataset, test: ClsDataset) -> Iterator[Problem]:
     if ours != theirs:
         shown = ["drop" if each is None else str(list(each)) for each in (theirs, ours)]
         what = f"background: got {shown[0]}, but dataset.train has {shown[1]}: the net sees other images than in training."
-        yield Problem("dataset.test.dataset.kwargs.image_reader", f"{what} Write the same in both.")
+        yield Problem(f"{what} Write the same in both.", key="dataset.test.dataset.kwargs.image_reader")
