@@ -134,8 +134,8 @@ class Bench:
             net(self.batch)
 
     def _net(self, backbone: str) -> Net:
-        self.plugin = find_task("cls")
-        tables = all_tables(self.plugin, [])
+        self.task = find_task("cls")
+        tables = all_tables(self.task, [])
         body = build_part({"type": backbone}, "backbone", tables)
         head = build_part({"type": "base_cls_head"}, "head", tables, {"num_classes": CLASSES, "in_plane": body.out_planes[-1]})
         post = build_part({"type": "base_cls_postprocess", "kwargs": {"cls_loss": {"type": "ce"}}}, "post_process", tables)
@@ -156,7 +156,7 @@ class Bench:
         return made[1]
 
     def loss_of(self, net: nn.Module, batch: Batch):  # type: ignore[no-untyped-def]
-        return self.plugin.loss_of(net, batch)
+        return self.task.loss(net, batch)
 
     def _batch(self, images: int, size: int) -> Batch:
         image = torch.randn(images, 3, size, size, device=self.device).contiguous(memory_format=torch.channels_last)

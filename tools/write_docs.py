@@ -70,9 +70,9 @@ editors) and `show config --config FILE` (every value that counts, with the file
 
 def page() -> str:
     """The whole text of docs/config.md."""
-    plugin = find_task(TASK)
-    tables = all_tables(plugin, [])
-    filled_in = {**ENGINE_FILLED_IN, **plugin.filled_in}
+    task = find_task(TASK)
+    tables = all_tables(task, [])
+    filled_in = {**ENGINE_FILLED_IN, **task.filled_in}
     lines = [HEADER, "## Sections", ""]
     lines += [" · ".join(f"[{name}](#{anchor_of_field(field)})" for name, field in fields_of(Config)), ""]
     for section in sections_below(Config):

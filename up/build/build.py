@@ -88,7 +88,7 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     ``command`` is named where it, with other values, is what resumes a run or starts another. Raises ``NothingToDo`` for a run
     that is finished.
     """
-    config, plugin = experiment.config, experiment.plugin
+    config, task = experiment.config, experiment.task
     with before_joining():
         experiment.raise_if_any([*missing_for_training(config), *missing_files(experiment)])
         device = device_of(experiment)
@@ -130,7 +130,7 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
         ),
         facts=facts, runner=runner, optimizer=optimizer, schedule=parts.schedule, precision=parts.precision, clip=parts.clip, ema=ema,
         loader_from=lambda step: TrainLoader(
-            parts.data, parts.batches, start_step=step, end_step=times.total, workers=workers, collate=plugin.collate
+            parts.data, parts.batches, start_step=step, end_step=times.total, workers=workers, collate=task.collate
         ),
         evaluation=parts.evaluation, evaluate_every=times.evaluate, save_every=times.save,
         checkpoints=start.folder, resume_from=start.checkpoint, resume_state=start.state, hooks=parts.hooks, stop=stop, fault=fault,
@@ -143,7 +143,7 @@ def log_start(experiment: Experiment, parts: RunParts, teaching: Teaching | None
     """Log on rank 0 what the run is parts of, with ``lines`` about the net, and what is probably a mistake."""
     if not group.is_main():
         return
-    report = experiment.plugin.data_report(parts.data, parts.test_data)
+    report = experiment.task.data_report(parts.data, parts.test_data)
     of_teachers, warnings = told_of(experiment, teaching)
     rates = rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size)
     for line in [*report.lines, *of_teachers, *lines, rates, *checkpoint_lines(experiment, parts.times)]:
@@ -159,18 +159,18 @@ def build_parts(
 
     A check gives a ``precision`` that the CPU has, and leaves out the ``teacher_weights`` that would have to be downloaded.
     """
-    config, plugin = experiment.config, experiment.plugin
+    config, task = experiment.config, experiment.task
     precision = precision or precision_of(experiment, device)
     data = build_dataset(experiment, "train")
-    names, facts = plugin.class_names(data), plugin.data_facts(data)
+    names, facts = task.class_names(data), task.derived(data)
     batches = train_batches(experiment, data)
     times = timetable(experiment, batches.updates_per_epoch)
     schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
     evaluation = test_data = None
     if config.trainer.is_eval and config.dataset.test is not None:
-        evaluation, test_data = build_evaluation(experiment, plugin.evaluation_facts(data), device, precision)
+        evaluation, test_data = build_evaluation(experiment, task.derived_for_evaluation(data), device, precision)
     net = build_net(experiment, facts)
-    require_exportable(experiment, net, names or (plugin.class_names(test_data) if test_data is not None else None))
+    require_exportable(experiment, net, names or (task.class_names(test_data) if test_data is not None else None))
     teaching = teaching_of(experiment, net, facts, names, files=teacher_weights)
     mix, stage = device_side(experiment, data, facts, device)
     if teaching is not None and teacher_weights:
@@ -224,7 +224,7 @@ def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -
         return None
 
     def loss() -> torch.Tensor:
-        batch = experiment.plugin.example_batch(runner.model, size, 2)
+        batch = experiment.task.example(runner.model, size, 2)
         moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
         return runner.training_step(Batch(moved), step=0).loss
 

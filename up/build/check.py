@@ -71,14 +71,14 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
     start_absent, teachers_absent = list(absent_start_weights(experiment)), list(absent_teacher_weights(experiment))
     parts = build_parts(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
     if parts.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
-        evaluation, test = build_evaluation(experiment, experiment.plugin.evaluation_facts(parts.data), _CPU, _FLOAT32)
+        evaluation, test = build_evaluation(experiment, experiment.task.derived_for_evaluation(parts.data), _CPU, _FLOAT32)
         parts = replace(parts, evaluation=evaluation, test_data=test)
     times = parts.times
     yield from (f"note: {note}" for note in notes_on(parts.data, parts.test_data))
     yield f"train: {count(len(parts.data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
     if parts.test_data is not None:
         yield f"test: {count(len(parts.test_data), 'image')}"
-    report = experiment.plugin.data_report(parts.data, parts.test_data)
+    report = experiment.task.data_report(parts.data, parts.test_data)
     yield from report.lines
     for problem in experiment.decoded.origins.locate([*report.warnings, *start_absent, *teachers_absent]):
         warn(str(problem))
@@ -189,7 +189,7 @@ def check_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
         if section is not None and "image_reader" in section.dataset.kwargs:
             reader, transforms = build_reader(experiment, source), build_transforms(experiment, source)
             with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
-                experiment.plugin.pipeline(reader, transforms)
+                experiment.task.pipeline(reader, transforms)
     train = experiment.config.dataset.train
     if train is not None and train.dataloader.kwargs.batch_fn is not None:
         place = "dataset.train.dataloader.kwargs.batch_fn"
@@ -201,7 +201,7 @@ def check_backward(experiment: Experiment, net: Net, teaching: Teaching | None) 
     size = input_size_of(experiment)
     runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=_CPU)
     with experiment.placing("net"):
-        batch = experiment.plugin.example_batch(net, size, IMAGES)
+        batch = experiment.task.example(net, size, IMAGES)
         with placing_modules(experiment, net):
             output = runner.training_step(batch, _LATE)
         output.loss.backward()  # type: ignore[no-untyped-call]

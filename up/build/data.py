@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,7 @@ def facts_of_train(experiment: Experiment) -> Mapping[str, Any]:
     """What the training data tell of themselves, such as the number of classes; nothing where they are not there."""
     if experiment.config.dataset.train is None or any(missing_files(experiment)):
         return {}
-    return experiment.plugin.data_facts(build_dataset(experiment, "train"))
+    return experiment.task.derived(build_dataset(experiment, "train"))
 
 
 def build_transforms(experiment: Experiment, source: Literal["train", "test"]) -> list[Any]:
@@ -79,7 +80,7 @@ def produced_size(experiment: Experiment) -> tuple[int, int] | None:
     sources: list[Literal["train", "test"]] = ["test", "train"]
     for source in sources:
         if getattr(dataset, source) is not None:
-            size = experiment.plugin.input_size(build_transforms(experiment, source))
+            size = experiment.task.input_size(build_transforms(experiment, source))
             if size is not None:
                 return size
     return None
@@ -129,8 +130,8 @@ def device_side(
     place = "dataset.train.dataloader.kwargs.batch_fn"
     built = experiment.build(batch_fn, "batch_fn", facts, place) if batch_fn else None
     with experiment.placing("dataset.train.dataset.kwargs.transformer"):
-        mix = experiment.plugin.mixing(dataset, built)
-        return mix, experiment.plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
+        mix = experiment.task.mixing(dataset, built)
+        return mix, experiment.task.device_stage(dataset, device, experiment.config.runtime.channels_last)
 
 
 def workers_of(source: Source) -> Workers:
@@ -143,7 +144,7 @@ def build_evaluation(
     experiment: Experiment, train_facts: Mapping[str, Any], device: torch.device, precision: Precision
 ) -> tuple[Evaluation, Any]:
     """The evaluation on ``dataset.test``, and its data set."""
-    plugin, section = experiment.plugin, section_of(experiment, "test")
+    task, section = experiment.task, section_of(experiment, "test")
     dataset = build_dataset(experiment, "test", train_facts)
     batches = EvalBatches(
         len(dataset),
@@ -151,18 +152,18 @@ def build_evaluation(
         rank=group.rank(),
         world_size=group.world_size(),
     )
-    expect_same_classes(experiment, train_facts, plugin.evaluation_facts(dataset))
+    expect_same_classes(experiment, train_facts, task.derived_for_evaluation(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
-        stage = plugin.device_stage(dataset, device, experiment.config.runtime.channels_last)
+        stage = task.device_stage(dataset, device, experiment.config.runtime.channels_last)
     bad_images = BadImages(
         max_bad=dataset.max_bad, total=len(dataset), on_new=lambda bad: LOGGER.warning("left out of the evaluation: %s", bad)
     )
-    loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=plugin.collate, bad_images=bad_images)
+    loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=task.collate, bad_images=bad_images)
     with experiment.placing("dataset.test.dataset.kwargs.evaluator"):
-        make_evaluator = plugin.make_evaluator(dataset)
-    evaluation = Evaluation(loader, stage, make_evaluator, precision, bad_images=bad_images)
+        task.evaluator(dataset)
+    evaluation = Evaluation(loader, stage, partial(task.evaluator, dataset), precision, bad_images=bad_images)
     if experiment.config.runtime.parallel == "fsdp":
-        evaluation.padding = lambda: plugin.collate([dataset[SampleKey(0, 0)]])
+        evaluation.padding = lambda: task.collate([dataset[SampleKey(0, 0)]])
     return evaluation, dataset
 
 

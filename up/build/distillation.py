@@ -69,7 +69,7 @@ def runner_of(
     """The runner of ``runtime.runner``; one that mimics gets the student with its adapters, and the teachers on its device."""
     runtime = experiment.config.runtime
     facts: dict[str, Any] = {
-        "net": net, "loss_of": experiment.plugin.loss_of, "stage": stage, "mix": mix, "seed": runtime.random_seed,
+        "net": net, "loss_of": experiment.task.loss, "stage": stage, "mix": mix, "seed": runtime.random_seed,
     }
     if teaching is not None:
         for teacher in teaching.teachers:
@@ -115,7 +115,7 @@ def teaching_of(
     nets = {"student": student, **{name: source.net for name, source in sources.items()}}
     experiment.raise_if_any(_unknown_layers(experiment, section, nets))
     sizes = list(_other_sizes(experiment, sources))
-    example = experiment.plugin.example_batch(student, input_size_of(experiment), _EXAMPLES)
+    example = experiment.task.example(student, input_size_of(experiment), _EXAMPLES)
     with experiment.placing("mimic"):
         mimic.require_labels(example)
     findings = _of_student(experiment, student, mimic, example)
@@ -252,7 +252,7 @@ def _other_sizes(experiment: Experiment, sources: Mapping[str, Source]) -> Itera
     for phase in PHASES:
         if getattr(experiment.config.dataset, phase) is None:
             continue
-        ours = experiment.plugin.input_size(build_transforms(experiment, phase))
+        ours = experiment.task.input_size(build_transforms(experiment, phase))
         for source in sources.values():
             theirs = source.sizes.get(phase)
             if ours is None or theirs is None or ours == theirs:

@@ -39,7 +39,7 @@ def first_batch(
     batch_size = section_of(experiment, source).batch_sampler.kwargs.batch_size
     indices = [0, len(data) - 1][: min(batch_size, _IMAGES)]
     with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
-        batch = experiment.plugin.collate([data[SampleKey(0, index)] for index in indices])
+        batch = experiment.task.collate([data[SampleKey(0, index)] for index in indices])
     with experiment.placing(f"dataset.{source}.dataset.kwargs.max_bad"):
         BadImages(max_bad=data.max_bad, total=len(data), on_new=on_bad).add(batch)
     return batch
@@ -54,7 +54,7 @@ def dry_run_training(
         if mix is not None:
             prepared = _mixed(experiment, mix(prepared, generator(experiment.config.runtime.random_seed)))
         with precision.autocast():
-            experiment.plugin.loss_of(net, prepared)
+            experiment.task.loss(net, prepared)
 
 
 def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:

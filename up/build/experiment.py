@@ -33,7 +33,7 @@ from up.engine.step import RUNNERS
 from up.distill.losses import MIMIC_LOSSES
 from up.distill.section import is_distillation, weights_of_teachers
 from up.tasks.experiment import Experiment, placed_parts
-from up.tasks.task import TASKS, TaskPlugin
+from up.tasks.task import TASKS, AnyTask
 
 ENTRY_POINTS = "up.tasks"
 ENGINE_TABLES: Mapping[str, Registry] = {
@@ -52,15 +52,15 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     decoded = load_config(path, overrides)
     runtime = decoded.config.runtime
     with decoded.origins.placing("runtime.task_names"):
-        plugin = find_task(runtime.task_names)
+        task = find_task(runtime.task_names)
     with decoded.origins.placing("runtime.plugins"):
-        tables = all_tables(plugin, runtime.plugins, path.parent)
-    experiment = Experiment(path, decoded, plugin, tables)
+        tables = all_tables(task, runtime.plugins, path.parent)
+    experiment = Experiment(path, decoded, task, tables)
     experiment.raise_if_any([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
     return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment)]))
 
 
-def find_task(name: str) -> TaskPlugin:
+def find_task(name: str) -> AnyTask:
     """The task called ``name``, ours or one that an installed package brings as an entry point of ``up.tasks``."""
     others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in others:
@@ -68,7 +68,7 @@ def find_task(name: str) -> TaskPlugin:
     return TASKS.get(name)  # type: ignore[no-any-return]
 
 
-def all_tables(plugin: TaskPlugin, modules: Sequence[str], folder: Path | None = None) -> dict[str, Registry]:
+def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None) -> dict[str, Registry]:
     """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH.
 
     They are looked for in the working folder and in ``folder`` too, that of the configuration.
@@ -76,12 +76,12 @@ def all_tables(plugin: TaskPlugin, modules: Sequence[str], folder: Path | None =
     from_environment = [name for name in os.environ.get("PLUGINPATH", "").split(":") if name]
     if modules or from_environment:
         make_importable(folder)
-    return extended({**ENGINE_TABLES, **plugin.tables}, [*modules, *from_environment])
+    return extended({**ENGINE_TABLES, **task.parts}, [*modules, *from_environment])
 
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong with the types and arguments of parts, anywhere in the configuration."""
-    filled_in = {**ENGINE_FILLED_IN, **experiment.plugin.filled_in}
+    filled_in = {**ENGINE_FILLED_IN, **experiment.task.filled_in}
     for path, part, table in placed_parts(experiment):
         yield from check_part(part, table, experiment.tables, path, filled_in.get(table, ()))
 
@@ -131,7 +131,7 @@ def named_paths(experiment: Experiment, dataset: Part) -> Iterator[tuple[str, st
     """The keys of a data set's kwargs that name files and folders, with what is written there: those that the task knows, and
     those that the signature annotates as ``Path``."""
     signature = signature_of(experiment.tables["dataset"].get(dataset.type))
-    for key, path in experiment.plugin.named_paths(dataset.kwargs):
+    for key, path in experiment.task.named_paths(dataset.kwargs):
         if signature.takes(key.partition(".")[0]) or signature.open:
             yield key, path
     for name, parameter in signature.parameters.items():

@@ -55,7 +55,7 @@ def _capped(lines: list[str]) -> list[str]:
 def _unreadable(experiment: Experiment, data: Any, track: Track) -> Iterator[str]:
     batches = EvalBatches(len(data), batch_size=_BATCH, rank=0, world_size=1)
     workers = Workers(num_workers=min(_processors(), len(data) // _BATCH))
-    opened = fetched(_Opened(data, experiment.plugin.read_sample), batches, workers=workers, collate=_reasons)
+    opened = fetched(_Opened(data, experiment.task.read_sample), batches, workers=workers, collate=_reasons)
     for batch in track(opened, len(batches)):
         yield from batch.bad
 

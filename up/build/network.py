@@ -37,7 +37,7 @@ def build_net(
 
     ``section`` is a teacher's list, and ``weights`` names the file that it will be filled from.
     """
-    runtime, plugin = experiment.config.runtime, experiment.plugin
+    runtime, task = experiment.config.runtime, experiment.task
     variant = variant_needed(experiment.config.saver.pretrain_model if section is None else weights)
     seed_all(key(runtime.random_seed, _NET))
     modules: dict[str, nn.Module] = {}
@@ -54,7 +54,7 @@ def build_net(
             continue
         table = net_table(experiment.tables, entry)
         with experiment.placing(f"{place}.{index}"):
-            facts = plugin.module_facts(table, data_facts, modules.get(entry.prev or previous), entry)
+            facts = task.derived_for_module(table, data_facts, modules.get(entry.prev or previous), entry)
         if table == "backbone" and size is not None:
             facts = {"img_size": list(size)}  # for those whose position embeddings depend on it
         if entry.type in BACKBONES and variant is not None:

@@ -64,7 +64,7 @@ def _look_at(experiment: Experiment, test_data: Any) -> EvalLoader:
     batches = EvalBatches(
         len(test_data), batch_size=_BATCH, rank=group.rank(), world_size=group.world_size(), every=every
     )
-    return EvalLoader(test_data, batches, collate=experiment.plugin.collate)
+    return EvalLoader(test_data, batches, collate=experiment.task.collate)
 
 
 def _of_all_ranks(own: Score | None) -> Score | None:

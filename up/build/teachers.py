@@ -83,6 +83,6 @@ def sizes_of(experiment: Experiment, weights: Weights) -> dict[str, Size]:
     for phase in PHASES:
         with suppress(UserError, yaml.YAMLError, KeyError, TypeError, AttributeError):
             listed = yaml.safe_load(weights.config or "")["dataset"][phase]["dataset"]["kwargs"]["transformer"]
-            size = experiment.plugin.input_size([experiment.build(part, "transform") for part in listed])
+            size = experiment.task.input_size([experiment.build(part, "transform") for part in listed])
             found |= {phase: size} if size is not None else {}
     return found

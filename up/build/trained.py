@@ -143,7 +143,7 @@ def evaluate_checkpoint(
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():
         LOGGER.warning(note)
-    evaluation.on_outputs = experiment.plugin.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
+    evaluation.on_outputs = experiment.task.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
     metrics = evaluation(net, NoEma())
     if counts is None and group.is_main():
         warnings.warn(
@@ -152,7 +152,7 @@ def evaluate_checkpoint(
         )
     reports: list[Path] = []
     if group.is_main():
-        reports = experiment.plugin.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
+        reports = experiment.task.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
     return metrics, reports, report
 
 

@@ -53,7 +53,7 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
         print(f"warning: {NO_WEIGHTS}", file=sys.stderr)
     else:
         print(read.source, *read.remarks(), sep="\n")
-    print_tables(table_of_metrics(metrics, experiment.plugin.unit))
+    print_tables(table_of_metrics(metrics, experiment.task.unit))
     print("written:", *written, sep="\n  ")
     print(*next_commands(command, with_checkpoint({}, config, overrides, checkpoint)), sep="\n")
     return 0

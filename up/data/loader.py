@@ -205,7 +205,7 @@ def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
             batch_size=None,
             sampler=_Once(keys),
             num_workers=workers.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             pin_memory=workers.pin_memory and torch.accelerator.is_available(),
             worker_init_fn=_start_worker,
             multiprocessing_context=workers.fork_method if several else None,

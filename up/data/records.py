@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from easydict import EasyDict
+from torch import Tensor
 
+from up.data.packed import PackedLabels
 from up.seed import key
 
-Sample = EasyDict  # image (C, H, W) uint8 or float, gt, filename, index, seed, bad; a task may add fields
-Batch = EasyDict  # the same, stacked: image (B, C, H, W), gt (B,) | (B, heads) | (B, classes), filename list,
-# index (B,), seed (B,), bad list
+
+class Sample(EasyDict):  # type: ignore[misc]
+    """One sample: ``image`` (C, H, W) uint8 or float, a Pillow image before the transforms; ``gt``, and fields of the task."""
+
+    filename: str
+    index: int
+    seed: int
+    bad: str  # "", or what was wrong with the image that this one stands in for
+
+
+class Batch(EasyDict):  # type: ignore[misc]
+    """Samples collated: ``gt`` (B,) | (B, heads) | (B, classes), and fields of the task."""
+
+    image: Tensor  # (B, C, H, W)
+    filename: list[str]
+    index: Tensor  # (B,)
+    seed: Tensor  # (B,)
+    bad: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +43,31 @@ class SampleKey:
     def seed(self, run_seed: int) -> int:
         """63 bits, so that a batch can carry it as int64."""
         return key(run_seed, self.epoch, self.index, self.repeat) >> 1
+
+
+class Dataset(Protocol):
+    """Samples by ``SampleKey``, each a function of its key alone: the same in every process, in any order."""
+
+    @property
+    def max_bad(self) -> float:
+        """How many samples may be replaced because they cannot be read: below 1 a share, from 1 on a number."""
+
+    @property
+    def label_sets(self) -> PackedLabels | None:
+        """The labels of each sample, None where samplers cannot weigh by labels."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """One visit of a sample, its randomness drawn from ``key`` alone."""
+
+    def fingerprint(self) -> str:
+        """A hash of the list of samples; a resumed run must find the same."""
+
+
+Transform: TypeAlias = Callable[..., object]
+"""A transform of one image, or of a sample as a whole."""
 
 
 def image_count(batch: dict[str, Any]) -> int:

@@ -73,7 +73,7 @@ class _Exporter:
         self.samples = _samples(experiment, options, self.trained)
         made = served(experiment, self.trained.net, _names(experiment, self.trained, self.samples))
         self.spec, self.operations, self.heads = made.spec, made.operations, made.heads
-        self.pipeline = experiment.plugin.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
+        self.pipeline = experiment.task.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
         multilabel = any(head.type == "multilabel" for head in self.heads)
         self.reference = gate.Reference(self.spec.module, [(head.start, head.end) for head in self.heads], multilabel=multilabel)
 
@@ -109,7 +109,7 @@ class _Exporter:
 
     def _prepare(self, image: bytes) -> Floats:
         """(1, 3, H, W) by the reader and the transforms of training."""
-        batch = self.experiment.plugin.collate([self.pipeline.load(image)])
+        batch = self.experiment.task.collate([self.pipeline.load(image)])
         prepared: Floats = self.pipeline.finish(batch, CPU).image.numpy()
         return prepared
 
@@ -151,9 +151,7 @@ class _Exporter:
 
     def _measured(self, numbers: Sequence[int], models: dict[str, Outputs]) -> Measured | None:
         assert isinstance(self.samples, DatasetSamples)
-        return metrics_of(
-            self.samples, numbers, models, self.experiment.plugin.make_evaluator, self.heads, activated=self.activated
-        )
+        return metrics_of(self.samples, numbers, models, self.experiment.task.evaluator, self.heads, activated=self.activated)
 
     def _quantized(self, graph: Any, fp32: Session) -> tuple[Any, Quantization]:
         """The first candidate that stays within the limits. Raises ``UserError`` with the numbers of all otherwise."""
@@ -197,7 +195,7 @@ class _Exporter:
         return Manifest(
             name=self.settings.model_name,
             version=self.settings.version,
-            task=self.experiment.plugin.name,
+            task=self.experiment.task.name,
             model=ModelFile(
                 sha256=None,
                 bytes=None,
@@ -256,7 +254,7 @@ def _samples(experiment: Experiment, options: ExportOptions, trained: Trained) -
         return FolderSamples(experiment, options.images)
     samples = DatasetSamples(experiment, "test", trained.class_names)
     facts = {"class_names": trained.class_names}
-    expect_same_classes(experiment, facts, experiment.plugin.evaluation_facts(samples.dataset))
+    expect_same_classes(experiment, facts, experiment.task.derived_for_evaluation(samples.dataset))
     return samples
 
 
@@ -264,7 +262,7 @@ def _names(experiment: Experiment, trained: Trained, samples: Samples) -> Any:
     """The names of the classes: those of the checkpoint, else of the test data."""
     if trained.class_names or not isinstance(samples, DatasetSamples):
         return trained.class_names
-    return experiment.plugin.class_names(samples.dataset)
+    return experiment.task.class_names(samples.dataset)
 
 
 @dataclass(frozen=True)

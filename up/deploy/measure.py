@@ -37,14 +37,13 @@ def metrics_of(
     samples: DatasetSamples,
     numbers: Sequence[int],
     models: Mapping[str, Outputs],
-    make_evaluator: Callable[[Any], Callable[[], Evaluator]],
+    make_evaluator: Callable[[Any], Evaluator],
     heads: Sequence[Head],
     *,
     activated: bool,
 ) -> Measured | None:
     """What each of ``models`` is worth; None without labels. One pass over the images serves all of them."""
-    fresh = make_evaluator(samples.dataset)
-    evaluators = {name: fresh() for name in models}
+    evaluators = {name: make_evaluator(samples.dataset) for name in models}
     images = 0
     for batch in map(without_bad, samples.batches(numbers)):
         if "gt" not in batch:

@@ -29,10 +29,10 @@ class CheckpointPredictor:
         self.topk = topk
         self.batch_size = batch_size
         self.trained = load_trained(experiment, checkpoint)
-        self._collate = experiment.plugin.collate
+        self._collate = experiment.task.collate
         reader = build_reader(experiment, "test")
         self.background: Color | None = getattr(reader, "background", None)
-        self._pipeline = experiment.plugin.pipeline(reader, build_transforms(experiment, "test"))
+        self._pipeline = experiment.task.pipeline(reader, build_transforms(experiment, "test"))
 
     def predict(self, paths: Sequence[Path], *, threads: int = 2) -> Iterator[Answer]:
         """Images are decoded in threads while the net works."""

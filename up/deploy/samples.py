@@ -80,8 +80,8 @@ class DatasetSamples(Samples):
             raise UserError(f"{experiment.path}: dataset.{source}: holds no images, and an export is proved on real ones.")
         if source == "train":
             self.dataset.use_transforms(build_transforms(experiment, "test"))
-        self._stage = experiment.plugin.device_stage(self.dataset, CPU, False)
-        self._collate = experiment.plugin.collate
+        self._stage = experiment.task.device_stage(self.dataset, CPU, False)
+        self._collate = experiment.task.collate
         listed = kwargs.get("meta_file")
         self.name = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed or f"dataset.{source}")
         self.fingerprint = self.dataset.fingerprint()
@@ -109,8 +109,8 @@ class FolderSamples(Samples):
     def __init__(self, experiment: Experiment, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
         self._reader = build_reader(experiment, "test")
-        self._pipeline = experiment.plugin.pipeline(self._reader, build_transforms(experiment, "test"))
-        self._collate = experiment.plugin.collate
+        self._pipeline = experiment.task.pipeline(self._reader, build_transforms(experiment, "test"))
+        self._collate = experiment.task.collate
         self.name, self.fingerprint = "images of a folder", ""
 
     def __len__(self) -> int:

@@ -38,12 +38,12 @@ def served(experiment: Experiment, net: nn.Module, class_names: Any, *, labels: 
     ``labels`` False leaves the labels unchecked, where the data set is not read. Raises ``ConfigError`` with every setting of
     ``to_kestrel`` that contradicts the net and its test transforms, and for transforms and nets that cannot be exported.
     """
-    plugin, settings = experiment.plugin, experiment.config.to_kestrel
-    if plugin.export_spec is None:
-        raise UserError(f"{experiment.path}: runtime.task_names: the task {plugin.name} has no export yet.")
+    task, settings = experiment.task, experiment.config.to_kestrel
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
         reader, transforms = build_reader(experiment, "test"), build_transforms(experiment, "test")
-        spec = plugin.export_spec(net, reader, transforms, class_names, settings.add_softmax)
+        spec = task.export_spec(net, reader, transforms, class_names, settings.add_softmax)
+    if spec is None:
+        raise UserError(f"{experiment.path}: runtime.task_names: the task {task.name} has no export yet.")
     operations, heads = _OPERATIONS.validate_python(list(spec.preprocess)), [Head(**head) for head in spec.heads]
     problems = [
         *preprocessing_problems(settings, operations=operations, size=spec.input_size, order=spec.channel_order),
@@ -55,7 +55,7 @@ def served(experiment: Experiment, net: nn.Module, class_names: Any, *, labels: 
 
 def export_problems(experiment: Experiment, net: nn.Module, class_names: Any, *, labels: bool = True) -> list[Problem]:
     """Whatever ``to_onnx`` and ``to_kestrel`` would refuse after training, with its place. ``net`` keeps its mode."""
-    if experiment.config.dataset.test is None or experiment.plugin.export_spec is None:
+    if experiment.config.dataset.test is None or not experiment.task.has_export:
         return []
     problems = list(_folder_problems(experiment))
     try:

@@ -16,7 +16,7 @@ from up.errors import ConfigError, Problem
 from up.registry import Registry
 from up.schema.decode import Decoded
 from up.schema.sections import Config, NetModule, Part
-from up.tasks.task import TaskPlugin
+from up.tasks.task import AnyTask
 
 NET_TABLES = ("backbone", "head", "post_process")
 
@@ -27,7 +27,7 @@ class Experiment:
 
     path: Path
     decoded: Decoded
-    plugin: TaskPlugin
+    task: AnyTask
     tables: Mapping[str, Registry]
 
     @property

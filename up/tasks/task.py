@@ -1,27 +1,32 @@
-"""All that a task must supply for the engine, the configuration and the exporter to serve it."""
+"""What a task supplies, so that the engine, the configuration and the exporter can serve it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from up.config.section import Part
 from up.data.collate import collate
-from up.data.records import Batch, Sample, SampleKey
+from up.data.readers import Reader
+from up.data.records import Batch, Dataset, Sample, SampleKey, Transform
 from up.engine.evaluate import Evaluator
-from up.engine.step import BatchStage, LossOf, Mixing, StepOutput
+from up.engine.step import BatchStage, Mixing, StepOutput
 from up.errors import Problem, UserError
 from up.files import write_json
 from up.registry import Registry
 from up.text import some_of
+from up.types import Kwargs
 
 Size = tuple[int, int]  # height, width
-Facts = Mapping[str, Any]  # arguments by name that the program fills in where a part's signature has them
+Derived = Mapping[str, object]  # derived arguments: values that the program fills in where YAML leaves them out
+ResultStream = Callable[[Mapping[str, object], Mapping[str, object]], None]
+Data = TypeVar("Data", bound=Dataset)
 
 
 @dataclass(frozen=True)
@@ -31,128 +36,153 @@ class ExportSpec:
     module: nn.Module  # (N, 3, H, W) -> (N, numbers), the numbers of all heads side by side
     input_size: Size
     channel_order: str  # RGB or BGR
-    preprocess: Sequence[Mapping[str, Any]]  # from a file to the input, in the words of the package's manifest
-    heads: Sequence[Mapping[str, Any]]  # likewise: name, start, end, type, activation, labels, thresholds, topk
+    preprocess: Sequence[Kwargs]  # from a file to the input, in the words of the package's manifest
+    heads: Sequence[Kwargs]  # likewise: name, start, end, type, activation, labels, thresholds, topk
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a task says about the data sets of a run before it begins."""
+    """What a task reports about the data sets of a run before training."""
 
     lines: Sequence[str] = ()
-    warnings: Sequence[Problem] = ()  # what is probably a mistake, with the key to change
+    warnings: Sequence[Problem] = ()  # probable mistakes, with the key to change
 
 
-def no_report(train: Any, test: Any) -> DataReport:
-    """Nothing to say."""
-    return DataReport()
+class Pipeline(Protocol):
+    """Images that no meta file lists, as the net takes them."""
+
+    def load(self, source: Path | bytes) -> Sample:
+        """Read and transform one image, in any thread. Raises ``BadImage``."""
+
+    def finish(self, batch: Batch, device: torch.device) -> Batch:
+        """Move a collated batch to the device and finish its images there."""
 
 
-def whole_sample(dataset: Any, index: int) -> Sample:
-    """Sample ``index``, transforms included."""
-    return dataset[SampleKey(0, index)]
+class Task(ABC, Generic[Data]):
+    """One task: the parts that its YAML may name, and how its data become losses, metrics and predictions.
 
-
-def loss_in_record(net: nn.Module, batch: Batch) -> StepOutput:
-    """The loss that the net's last module has put into the record, with what else is worth showing."""
-    record = net(batch)
-    if "loss" not in record:
-        raise UserError(f"the net computes no loss, only {some_of(record)}. End the list `net` with a post_process.")
-    loss = record["loss"]
-    if not isinstance(loss, torch.Tensor) or loss.ndim:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
-        raise UserError(f"the loss of the net is {got}, expected a scalar tensor. Write loss.mean() in the post_process.")
-    return StepOutput(loss, record.get("scalars", {}), record)
-
-
-def to_device(dataset: Any, device: torch.device, channels_last: bool) -> BatchStage:
-    """A stage that only moves: every tensor of a batch to the device, images in their memory format."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def move(batch: Batch) -> Batch:
-        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        return Batch({**batch, **moved}, image=moved["image"].contiguous(memory_format=memory_format))
-
-    return move
-
-
-def figures_only(evaluator: Evaluator, folder: Path, dataset: Any, save_result: bool) -> list[Path]:
-    """``metrics.json``, and nothing about single samples."""
-    write_json(folder / "metrics.json", evaluator.compute())
-    return [folder / "metrics.json"]
-
-
-def no_pipeline(reader: Any, transforms: Sequence[Any]) -> Any:
-    """Raises ``UserError``: the task does not say how an image alone becomes a batch."""
-    raise UserError("this task predicts nothing for single images (its plug-in hands over no pipeline).")
-
-
-def nothing(*_: Any) -> None:
-    """None, whatever is asked."""
-
-
-def no_paths(kwargs: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
-    """No files to ask for beforehand."""
-    return ()
-
-
-def no_facts(*_: Any) -> Facts:
-    """Nothing to fill in."""
-    return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskPlugin:
-    """One task: its component tables, and how its data become losses, metrics and exports.
-
-    What has no default every task must hand over. A data set has ``__len__``, ``__getitem__(SampleKey) -> Sample``,
-    ``fingerprint()``, ``label_sets`` (None where samples cannot be weighed by labels) and ``max_bad``; ``sources`` (N,), the
-    number of the list that a sample is from, only for the sampler ``list_balance``.
+    ``Data`` is the class of its data sets. Abstract methods are required; the others have a default that fits a task whose net
+    computes its own loss from images of one size.
     """
 
-    name: str
-    tables: Mapping[str, Registry]
-    """dataset, transform, batch_fn, head, post_process, loss, evaluator, hook, and whatever the task's parts nest."""
-    input_size: Callable[[Sequence[Any]], Size | None]
-    """From a list of transforms: the size of image that they produce, None where it varies."""
-    example_batch: Callable[[nn.Module, Size, int], Batch]
-    """A batch of noise with labels that the net can take: (net, image size, number of images)."""
-    make_evaluator: Callable[[Any], Callable[[], Evaluator]]
-    """From the evaluation data set: what makes a fresh evaluator."""
-    unit: str = "value"
-    """What the evaluator's metrics are given in, but for those whose names end in ``loss``: `up eval` prints it."""
-    loss_of: LossOf = loss_in_record
-    """The loss of a prepared batch."""
-    collate: Callable[[Sequence[Sample]], Batch] = collate
-    device_stage: Callable[[Any, torch.device, bool], BatchStage] = to_device
-    """Takes off the data set, after ``mixing``, what can run on the device, and returns it: (data set, device, channels_last)."""
-    filled_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By table: the arguments that may be left out in YAML because facts (those of the three fields below) fill them in."""
-    data_facts: Callable[[Any], Facts] = no_facts
-    """From the training data set: what the parts may want to know of it (``num_classes``, ``class_counts``, …)."""
-    evaluation_facts: Callable[[Any], Facts] = no_facts
-    """From the training data set: what the other data sets must agree with (the class names)."""
-    module_facts: Callable[[str, Facts, nn.Module | None, Part], Facts] = no_facts
-    """What a module of the net may leave out: (its table, the data's facts, the module before it, the part as written)."""
-    named_paths: Callable[[Mapping[str, Any]], Iterable[tuple[str, str | None]]] = no_paths
-    """From a data set's kwargs: the keys that name files and folders, with what is written there."""
-    mixing: Callable[[Any, Any], Mixing | None] = nothing
-    """Takes off the data set what mixes whole batches, and returns it or its batch function: (data set, batch function)."""
-    write_reports: Callable[[Any, Path, Any, bool], list[Path]] = figures_only
-    """Write the evaluator's findings into a folder: (evaluator, folder, data set, whether to write every result)."""
-    result_stream: Callable[[Any, Path, bool], Callable[[Facts, Facts], None] | None] = nothing
-    """What writes results as they come, where that is asked for: (data set, folder, memory_friendly)."""
-    pipeline: Callable[[Any, Sequence[Any]], Any] = no_pipeline
-    """From a reader and transforms: what loads images that no meta file lists, and finishes batches of them."""
-    class_names: Callable[[Any], list[str] | None] = nothing
-    """The names of the classes of a data set."""
-    data_report: Callable[[Any, Any], DataReport] = no_report
-    """What `up check` and the log say about the data: (training data set, evaluation data set or None)."""
-    read_sample: Callable[[Any, int], Any] = whole_sample
-    """Read one sample, to see whether it can be read: (data set, index). Raises ``UserError`` with its file."""
-    export_spec: Callable[[nn.Module, Any, Sequence[Any], Any, bool], ExportSpec] | None = None
-    """From (net, reader, test transforms, names of the classes, whether the graph ends in probabilities)."""
+    name: ClassVar[str]
+    """What ``runtime.task_names`` says."""
+    parts: ClassVar[Mapping[str, Registry]]
+    """The tables of parts: at least ``dataset``; those of the net's modules, and whatever the parts nest."""
+    filled_in: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """By table: the derived arguments, which YAML may leave out."""
+    unit: ClassVar[str] = "value"
+    """Unit of the evaluator's metrics, except those whose names end in ``loss``; `up eval` prints it."""
+
+    # --- required ---
+
+    @abstractmethod
+    def input_size(self, transforms: Sequence[Transform]) -> Size | None:
+        """The size of the images that ``transforms`` produce, None where it varies."""
+
+    @abstractmethod
+    def example(self, net: nn.Module, size: Size, images: int) -> Batch:
+        """A batch of noise with labels that the net accepts."""
+
+    @abstractmethod
+    def evaluator(self, data: Data) -> Evaluator:
+        """A fresh evaluator for ``data``."""
+
+    # --- derived arguments ---
+
+    def derived(self, data: Data) -> Derived:
+        """What the training data tell modules, losses and batch functions (``num_classes``, …)."""
+        return {}
+
+    def derived_for_evaluation(self, data: Data) -> Derived:
+        """What the training data tell the evaluation data set and its evaluator."""
+        return {}
+
+    def derived_for_module(self, kind: str, derived: Derived, before: nn.Module | None, part: Part) -> Derived:
+        """What a module of the net may leave out: ``derived`` and ``in_plane``, the channels of the last feature before it.
+
+        ``kind`` is its table, ``before`` the module that it follows, ``part`` the module as written.
+        """
+        planes = getattr(before, "out_planes", None)
+        return {**derived, "in_plane": planes[-1]} if planes else derived
+
+    # --- data ---
+
+    def named_paths(self, kwargs: Kwargs) -> Iterable[tuple[str, str | None]]:
+        """The keys of a data set's kwargs that name files and folders, with what is written there."""
+        return ()
+
+    def class_names(self, data: Data) -> list[str] | None:
+        """The names of the classes of a data set; saved in checkpoints."""
+        return None
+
+    def data_report(self, train: Data, test: Data | None) -> DataReport:
+        """What `up check` and the log report about the data."""
+        return DataReport()
+
+    def read_sample(self, data: Data, index: int) -> object:
+        """Read one sample to see whether it can be read. Raises ``UserError`` with its file."""
+        return data[SampleKey(0, index)]
+
+    def pipeline(self, reader: Reader, transforms: Sequence[Transform]) -> Pipeline:
+        """How single images become batches. Raises ``UserError`` where the task has no such way."""
+        raise UserError(f"the task {self.name} predicts nothing for single images: it does not define `pipeline`.")
+
+    def mixing(self, data: Data, batch_fn: Mixing | None) -> Mixing | None:
+        """The batch function, or the batch form of a mixing transform, which is taken off the data set's transforms."""
+        return batch_fn
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples to a batch, in a worker."""
+        return collate(samples)
+
+    def device_stage(self, data: Data, device: torch.device, channels_last: bool) -> BatchStage:
+        """Take off the data set, after ``mixing``, what can run on the device. The default moves every tensor."""
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+        def move(batch: Batch) -> Batch:
+            tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+            moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+            return Batch({**batch, **moved}, image=moved["image"].contiguous(memory_format=memory_format))
+
+        return move
+
+    # --- loss and results ---
+
+    def loss(self, net: nn.Module, batch: Batch) -> StepOutput:
+        """The loss of a prepared batch: by default what the net's last module put into the record as ``loss``.
+
+        ``scalars`` in the record are shown and logged. Raises ``UserError`` where there is no scalar loss.
+        """
+        record = net(batch)
+        if "loss" not in record:
+            raise UserError(f"the net computes no loss, only {some_of(record)}. End the list `net` with a post_process.")
+        loss = record["loss"]
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+            raise UserError(f"the loss of the net is {got}, expected a scalar tensor. Write loss.mean() in the post_process.")
+        return StepOutput(loss, record.get("scalars", {}), record)
+
+    def result_stream(self, data: Data, folder: Path, memory_friendly: bool) -> ResultStream | None:
+        """A callable that writes results batch by batch, where that is asked for."""
+        return None
+
+    def write_reports(self, evaluator: Evaluator, folder: Path, data: Data, save_result: bool) -> list[Path]:
+        """Write the evaluator's findings into ``folder``, with every single result if ``save_result``; returns the files."""
+        write_json(folder / "metrics.json", evaluator.compute())
+        return [folder / "metrics.json"]
+
+    @property
+    def has_export(self) -> bool:
+        """Whether the task defines ``export_spec``."""
+        return type(self).export_spec is not Task.export_spec
+
+    def export_spec(
+        self, net: nn.Module, reader: Reader, transforms: Sequence[Transform], class_names: list[str] | None, activated: bool
+    ) -> ExportSpec | None:
+        """What an exporter needs; None for a task without export. ``activated``: the graph ends in probabilities."""
+        return None
 
 
-TASKS = Registry("task", {"cls": "up.tasks.cls.task:PLUGIN", "kd_cls": "up.tasks.cls.task:PLUGIN"})
+AnyTask = Task[Dataset]
+TASKS = Registry("task", {"cls": "up.tasks.cls.task:CLASSIFICATION", "kd_cls": "up.tasks.cls.task:CLASSIFICATION"})

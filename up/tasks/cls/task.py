@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import nn
 
 from up.config.parts import Fact
 from up.config.section import Part
-from up.data.readers import READERS
-from up.data.records import Batch
+from up.data.readers import READERS, Reader
+from up.data.records import Batch, Sample, Transform
+from up.engine.evaluate import Evaluator
 from up.engine.hooks import HOOKS
 from up.engine.step import Mixing
 from up.errors import UserError
@@ -36,30 +37,154 @@ from up.tasks.cls.export import export_spec
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
-from up.tasks.task import Facts, Size, TaskPlugin, figures_only
+from up.tasks.task import DataReport, Derived, ExportSpec, Size, Task
 from up.text import count, some_of
+from up.types import Kwargs
 
 
-def data_facts(dataset: ImageDataset) -> Facts:
-    """Number of classes and of images in each class, for heads, losses and mixing."""
-    facts: dict[str, Any] = {"num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
-    if dataset.class_names is not None:  # names say how many classes there are; labels alone only that there are no fewer
-        facts["num_classes"] = Fact(dataset.num_classes, "the class names of dataset.train")
-    return facts
+class Classification(Task[ImageDataset]):
+    """Image classification with one label, several labels (heads) or a set of labels an image."""
+
+    name = "cls"
+    unit = "percent"
+    parts = {
+        "dataset": DATASETS,
+        "meta_type": METAS,
+        "image_reader": READERS,
+        "transform": TRANSFORMS,
+        "batch_fn": BATCH_FNS,
+        "head": HEADS,
+        "classifier": CLASSIFIERS,
+        "post_process": POST_PROCESSES,
+        "loss": LOSSES,
+        "evaluator": EVALUATORS,
+        "hook": HOOKS.extended(
+            {"grad_cam": "up.tasks.cls.visualise.grad_cam:GradCam", "feature_vis": "up.tasks.cls.visualise.feature_maps:FeatureVis"}
+        ),
+    }
+    filled_in = {
+        "dataset": ("seed", "train"),
+        "head": ("num_classes", "in_plane"),
+        "loss": ("num_classes", "class_counts"),
+        "batch_fn": ("num_classes",),
+        "transform": ("num_classes",),
+        "post_process": ("num_classes", "class_counts"),
+        "evaluator": ("class_counts", "class_names"),
+    }
+
+    def input_size(self, transforms: Sequence[Transform]) -> Size | None:
+        return output_size_of(transforms)
+
+    def example(self, net: nn.Module, size: Size, images: int) -> Batch:
+        """Noise, with labels drawn from the classes of the net's head."""
+        assert isinstance(net, Net)
+        head = next((module for module in net.children() if isinstance(module, Head)), None)
+        if head is None:
+            has = some_of(type(module).__name__ for module in net.children())
+            raise UserError(
+                f"no module of the net is a Head (it has {has}), so the number of classes is unknown. Use base_cls_head, or derive "
+                "your head from up.tasks.cls.model.heads.Head."
+            )
+        draw = torch.Generator().manual_seed(0)
+        channels = next((module.image_channels for module in net.children() if isinstance(module, Backbone)), None) or 3
+        labels = [torch.randint(0, classes, (images,), generator=draw) for classes in head.num_classes]
+        several = len(labels) > 1 or isinstance(head.classifier, nn.ModuleList)
+        return Batch(
+            image=torch.randn(images, channels, *size, generator=draw),
+            gt=torch.stack(labels, dim=1) if several else labels[0],
+            filename=[f"example {number}" for number in range(images)],
+            index=torch.arange(images),
+            seed=torch.arange(images),
+        )
+
+    def evaluator(self, data: ImageDataset) -> Evaluator:
+        """The data set's evaluator; top-1 and top-5 where none is configured."""
+        template = data.evaluator if data.evaluator is not None else ImageNetEvaluator(multilabel=data.multilabel)
+        fresh: Evaluator = copy.copy(template)
+        fresh.reset()
+        if isinstance(fresh, ImageNetEvaluator):
+            fresh.keep_scores = fresh.keep_scores or data.save_score
+            wanted, counts = fresh.eval_class_idxs, data.class_counts()
+            if wanted and counts is not None and not any(counts[each] for each in wanted if each < len(counts)):
+                what = f"eval_class_idxs: got {wanted}, but the data set has no image of these classes. Name other classes."
+                raise UserError(what)
+        return fresh
+
+    def derived(self, data: ImageDataset) -> Derived:
+        """Number of classes and of images in each class, for heads, losses and mixing."""
+        known: dict[str, object] = {"num_classes": data.num_classes, "class_counts": data.class_counts()}
+        if data.class_names is not None:  # names say how many classes there are; labels alone only that there are no fewer
+            known["num_classes"] = Fact(data.num_classes, "the class names of dataset.train")
+        return known
+
+    def derived_for_evaluation(self, data: ImageDataset) -> Derived:
+        """The classes, and how common each is in the training data."""
+        return {"class_names": data.class_names, "num_classes": data.num_classes, "class_counts": data.class_counts()}
+
+    def derived_for_module(self, kind: str, derived: Derived, before: nn.Module | None, part: Part) -> Derived:
+        """For a head the number of classes and of the channels that it reads; for losses what they weigh classes by."""
+        if kind == "head":
+            expect_enough_classes(part.kwargs.get("num_classes"), derived.get("num_classes"))
+            return {**derived, **planes_for(before, part)}
+        several_heads = isinstance(derived.get("num_classes"), list)  # each loss has a width of its own then
+        return {name: value for name, value in derived.items() if not (several_heads and name == "num_classes")}
+
+    def named_paths(self, kwargs: Kwargs) -> Iterable[tuple[str, str | None]]:
+        return named_paths(kwargs)
+
+    def class_names(self, data: ImageDataset) -> list[str] | None:
+        """The names of the classes: the data set's, else the evaluator's."""
+        return data.class_names or getattr(data.evaluator, "class_names", None)
+
+    def data_report(self, train: ImageDataset, test: ImageDataset | None) -> DataReport:
+        return data_report(train, test)
+
+    def read_sample(self, data: ImageDataset, index: int) -> Sample:
+        return read_sample(data, index)
+
+    def pipeline(self, reader: Reader, transforms: Sequence[Transform]) -> ImagePipeline:
+        return ImagePipeline(reader, transforms)
+
+    def mixing(self, data: ImageDataset, batch_fn: Mixing | None) -> Mixing | None:
+        """The batch function, or the batch form of a mixing transform, which is taken off the transforms."""
+        data.settle_classes()
+        of_batches = [transform for transform in data.transforms if isinstance(transform, SampleMix) and not transform.takes_second]
+        data.transforms = [transform for transform in data.transforms if transform not in of_batches]
+        asked: list[Mixing] = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
+        if len(asked) > 1:
+            raise UserError("batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup.")
+        return asked[0] if asked else None
+
+    def device_stage(self, data: ImageDataset, device: torch.device, channels_last: bool) -> DeviceStage:
+        """Take to_tensor, normalize and erasing off the end of the data set's transforms and run them on the device."""
+        if not data.train and any(isinstance(transform, SampleMix) for transform in data.transforms):
+            raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
+        expect_numbers(data.transforms)
+        data.transforms, tail = split_tail(data.transforms)
+        return DeviceStage(tail, device, channels_last=channels_last)
+
+    def result_stream(self, data: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
+        """The stream of results that ``saver.memory_friendly`` or a continued inference asks for."""
+        if not (memory_friendly or data.goes_on):
+            return None
+        evaluator = self.evaluator(data)
+        assert isinstance(evaluator, ImageNetEvaluator)
+        depth, keep = evaluator.topk[-1], evaluator.keep_scores
+        return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=data.multilabel)
+
+    def write_reports(self, evaluator: Evaluator, folder: Path, data: ImageDataset, save_result: bool) -> list[Path]:
+        """The evaluator's findings as files, with the names of the classes."""
+        if not isinstance(evaluator, ImageNetEvaluator):  # a plug-in's own: what it collected is unknown here
+            return super().write_reports(evaluator, folder, data, save_result)
+        return write_reports(evaluator, folder, self.class_names(data), save_result=save_result)
+
+    def export_spec(
+        self, net: nn.Module, reader: Reader, transforms: Sequence[Transform], class_names: list[str] | None, activated: bool
+    ) -> ExportSpec:
+        return export_spec(net, reader, transforms, class_names, activated)
 
 
-def evaluation_facts(dataset: ImageDataset) -> Facts:
-    """What the data to evaluate on share with the training data: the classes, and how common each was."""
-    return {"class_names": dataset.class_names, "num_classes": dataset.num_classes, "class_counts": dataset.class_counts()}
-
-
-def module_facts(table: str, data: Facts, before: nn.Module | None, part: Part) -> Facts:
-    """For a head the number of classes and of the channels that it reads; for losses what they weigh classes by."""
-    if table == "head":
-        expect_enough_classes(part.kwargs.get("num_classes"), data.get("num_classes"))
-        return {**data, **planes_for(before, part)}
-    several_heads = isinstance(data.get("num_classes"), list)  # each loss has a width of its own then
-    return {name: value for name, value in data.items() if not (several_heads and name == "num_classes")}
+CLASSIFICATION = Classification()
 
 
 def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
@@ -74,7 +199,7 @@ def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
         raise UserError(f"num_classes: got {given}, but the labels of dataset.train need at least {known}.")
 
 
-def planes_for(before: nn.Module | None, part: Part) -> Facts:
+def planes_for(before: nn.Module | None, part: Part) -> Derived:
     """``in_plane`` of a head, from the features of the module before it."""
     if before is None:
         raise UserError(f"{part.type} reads features, and no module stands before it. Expected a backbone before.")
@@ -108,131 +233,3 @@ class DeviceStage:
             if name in batch:
                 moved[name] = batch[name].to(self.device, non_blocking=True)
         return self.tail(moved) if self.tail is not None else moved
-
-
-def device_stage(dataset: ImageDataset, device: torch.device, channels_last: bool) -> DeviceStage:
-    """Take to_tensor, normalize and erasing off the end of the data set's transforms and run them on the device."""
-    if not dataset.train and any(isinstance(transform, SampleMix) for transform in dataset.transforms):
-        raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
-    expect_numbers(dataset.transforms)
-    dataset.transforms, tail = split_tail(dataset.transforms)
-    return DeviceStage(tail, device, channels_last=channels_last)
-
-
-def mixing(dataset: ImageDataset, batch_fn: Mixing | None) -> Mixing | None:
-    """The batch function, or the batch form of a mixing transform, which is taken off the transforms."""
-    dataset.settle_classes()
-    of_batches = [transform for transform in dataset.transforms if isinstance(transform, SampleMix) and not transform.takes_second]
-    dataset.transforms = [transform for transform in dataset.transforms if transform not in of_batches]
-    asked: list[Mixing] = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
-    if len(asked) > 1:
-        raise UserError("batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup.")
-    return asked[0] if asked else None
-
-
-def example_batch(net: nn.Module, size: Size, images: int) -> Batch:
-    """Noise, with labels drawn from the classes of the net's head."""
-    assert isinstance(net, Net)
-    head = next((module for module in net.children() if isinstance(module, Head)), None)
-    if head is None:
-        has = some_of(type(module).__name__ for module in net.children())
-        raise UserError(
-            f"no module of the net is a Head (it has {has}), so the number of classes is unknown. Use base_cls_head, or derive "
-            "your head from up.tasks.cls.model.heads.Head."
-        )
-    draw = torch.Generator().manual_seed(0)
-    channels = next((module.image_channels for module in net.children() if isinstance(module, Backbone)), None) or 3
-    labels = [torch.randint(0, classes, (images,), generator=draw) for classes in head.num_classes]
-    several = len(labels) > 1 or isinstance(head.classifier, nn.ModuleList)
-    return Batch(
-        image=torch.randn(images, channels, *size, generator=draw),
-        gt=torch.stack(labels, dim=1) if several else labels[0],
-        filename=[f"example {number}" for number in range(images)],
-        index=torch.arange(images),
-        seed=torch.arange(images),
-    )
-
-
-def make_evaluator(dataset: ImageDataset) -> Callable[[], Any]:
-    """Fresh copies of the data set's evaluator; top-1 and top-5 where none is configured."""
-    template = dataset.evaluator if dataset.evaluator is not None else ImageNetEvaluator(multilabel=dataset.multilabel)
-    if not isinstance(template, ImageNetEvaluator):
-        return lambda: _fresh(template)
-    template.keep_scores = template.keep_scores or dataset.save_score
-    wanted, counts = template.eval_class_idxs, dataset.class_counts()
-    if wanted and counts is not None and not any(counts[each] for each in wanted if each < len(counts)):
-        raise UserError(f"eval_class_idxs: got {wanted}, but the data set has no image of these classes. Name other classes.")
-    return lambda: _fresh(template)
-
-
-def _fresh(template: Any) -> Any:
-    evaluator = copy.copy(template)
-    evaluator.reset()
-    return evaluator
-
-
-def class_names(dataset: ImageDataset) -> list[str] | None:
-    """The names of the classes: the data set's, else the evaluator's."""
-    return dataset.class_names or getattr(dataset.evaluator, "class_names", None)
-
-
-def reports_of(evaluator: Any, folder: Path, dataset: ImageDataset, save_result: bool) -> list[Path]:
-    """The evaluator's findings as files, with the names of the classes."""
-    if not isinstance(evaluator, ImageNetEvaluator):  # a plug-in's own: what it collected is unknown here
-        return figures_only(evaluator, folder, dataset, save_result)
-    return write_reports(evaluator, folder, class_names(dataset), save_result=save_result)
-
-
-def result_stream(dataset: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
-    """The stream of results that ``saver.memory_friendly`` asks for, and an inference that goes on with earlier ones."""
-    if not (memory_friendly or dataset.goes_on):
-        return None
-    evaluator = make_evaluator(dataset)()
-    depth, keep = evaluator.topk[-1], evaluator.keep_scores
-    return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=dataset.multilabel)
-
-
-PLUGIN = TaskPlugin(
-    name="cls",
-    tables={
-        "dataset": DATASETS,
-        "meta_type": METAS,
-        "image_reader": READERS,
-        "transform": TRANSFORMS,
-        "batch_fn": BATCH_FNS,
-        "head": HEADS,
-        "classifier": CLASSIFIERS,
-        "post_process": POST_PROCESSES,
-        "loss": LOSSES,
-        "evaluator": EVALUATORS,
-        "hook": HOOKS.extended(
-            {"grad_cam": "up.tasks.cls.visualise.grad_cam:GradCam", "feature_vis": "up.tasks.cls.visualise.feature_maps:FeatureVis"}
-        ),
-    },
-    filled_in={
-        "dataset": ("seed", "train"),
-        "head": ("num_classes", "in_plane"),
-        "loss": ("num_classes", "class_counts"),
-        "batch_fn": ("num_classes",),
-        "transform": ("num_classes",),
-        "post_process": ("num_classes", "class_counts"),
-        "evaluator": ("class_counts", "class_names"),
-    },
-    unit="percent",
-    named_paths=named_paths,
-    data_facts=data_facts,
-    evaluation_facts=evaluation_facts,
-    module_facts=module_facts,
-    input_size=output_size_of,
-    device_stage=device_stage,
-    mixing=mixing,
-    example_batch=example_batch,
-    make_evaluator=make_evaluator,
-    write_reports=reports_of,
-    result_stream=result_stream,
-    pipeline=ImagePipeline,
-    class_names=class_names,
-    data_report=data_report,
-    read_sample=read_sample,
-    export_spec=export_spec,
-)
