@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["up", "up.*"]),
-    package_data={"up": ["py.typed", "deploy/*.json"]},
+    package_data={"up": ["py.typed", "bundle/*.json"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",

@@ -26,9 +26,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from up.deploy.bundle_predictor import BundlePredictor
-from up.deploy.images import find_images
-from up.deploy.preprocess import Preprocessing
+from up.bundle.images import find_images
+from up.bundle.predictor import BundlePredictor
+from up.bundle.preprocess import Preprocessing
 
 DRAWN = 128
 SEED = 0

@@ -21,6 +21,7 @@ LAYERS = (
     ("up.api", 5),
     ("up.build", 4),
     ("up.deploy", 4),
+    ("up.bundle", 2),
     ("up.tasks", 3),
     ("up.distill", 3),
     ("up.engine", 2),

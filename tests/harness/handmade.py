@@ -12,12 +12,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from up.deploy.archive import write_archive
+from up.bundle.archive import write_archive
+from up.bundle.manifest import Manifest, Tolerance
+from up.bundle.package import metadata_of
+from up.bundle.preprocess import Preprocessing
+from up.bundle.testvectors import Vector, drawn_images, entries_of, members_of
 from up.deploy.kestrel import bundle_members, kestrel_members
-from up.deploy.manifest import Manifest, Tolerance
-from up.deploy.package import metadata_of
-from up.deploy.preprocess import Preprocessing
-from up.deploy.testvectors import Vector, drawn_images, entries_of, members_of
 from up.schema.sections import ToKestrel
 
 SIDE = 8

@@ -25,8 +25,8 @@ from tests.harness.served import answers, assert_same_answers, exported, mixed_f
 from tests.harness.states import checkpoint
 from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
+from up.bundle.package import open_package
 from up.deploy import exporter
-from up.deploy.package import open_package
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.harness.documented import run_plain
 from tests.harness.served import answers, assert_same_answers, drawn_checkpoint, exported, heads, mixed_folder, write_config
 from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
-from up.deploy.package import Package, open_package
+from up.bundle.package import Package, open_package
 
 Config = dict[str, Any]
 

@@ -13,8 +13,8 @@ from tests.harness.served import answers, assert_same_answers, drawn_checkpoint,
 from tests.harness.tiny import tiny_config
 from up.build.experiment import load_experiment
 from up.build.trained import load_net
-from up.deploy.package import open_package
-from up.deploy.session import Session
+from up.bundle.package import open_package
+from up.bundle.session import Session
 
 VIT = {"name": "head", "type": "vit_head", "kwargs": {"num_classes": 7}}
 CNN = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 7}}

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageFont
 
 from up import fonts
-from up.deploy.answers import Answer, Guess
-from up.deploy.drawing import drawn
+from up.bundle.drawing import drawn
+from up.bundle.predictions import Answer, Guess
 from up.fonts import font_for, is_drawable, missing_font
 from up.tasks.cls.evaluate.confusion import draw_confusion
 

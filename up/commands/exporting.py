@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from up.bundle.images import find_images
 from up.commands.arguments import finite, natural, positive
 from up.commands.inputs import expect_checkpoint, expect_config
 from up.commands.parser import CommandParser
-from up.deploy.images import find_images
 from up.errors import StorageError
 from up.files import unwritable
 

@@ -18,6 +18,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from up.bundle.images import find_images
+from up.bundle.predictions import Answer, rendered
 from up.command_line import CommandLine
 from up.commands.arguments import positive
 from up.commands.inputs import expect_checkpoint, expect_config, expect_package
@@ -25,8 +27,6 @@ from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import any_name_is_printable, print_tables, table_of
 from up.data.decoding import Color
-from up.deploy.answers import Answer, rendered
-from up.deploy.images import find_images
 from up.errors import UserError
 from up.files import make_folder, unwritable, write_atomically
 from up.text import count
@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
     begun = time.perf_counter()
     answers = tally.of(predictor.predict(images, threads=arguments.threads), strict=arguments.strict)
     if arguments.vis_dir is not None:
-        from up.deploy.drawing import drawn
+        from up.bundle.drawing import drawn
 
         answers = drawn(answers, arguments.vis_dir, predictor.background)
     publish(with_progress(answers, len(images), arguments), arguments)
@@ -110,7 +110,7 @@ class Predictor(Protocol):
 def open_predictor(arguments: argparse.Namespace) -> Predictor:
     """Of ``--bundle``, which needs no torch, or of ``--config`` and ``--ckpt``."""
     if arguments.bundle is not None:
-        from up.deploy.bundle_predictor import BundlePredictor
+        from up.bundle.predictor import BundlePredictor
 
         return BundlePredictor.open(
             arguments.bundle, provider=arguments.provider or "cpu", topk=arguments.topk, batch_size=arguments.batch_size

@@ -31,8 +31,8 @@ def main(words: list[str]) -> int:
         raise UserError(f"--meta {meta}: no such file or folder. Name a meta file, or a folder of class folders.")
     if meta is None and arguments.image_dir is not None:
         raise UserError("--image-dir: needs --meta FILE, whose images are in that folder.")
-    from up.deploy.package import open_package
-    from up.deploy.verify import verify
+    from up.bundle.package import open_package
+    from up.bundle.verify import verify
 
     package = open_package(arguments.package)
     for line in verify(package, provider=arguments.provider):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing this package must stay free: the command line does it for --help
-    from up.deploy.bundle_predictor import Model
+    from up.bundle.predictor import Model
 
 __all__ = ["Model", "load"]
 
@@ -15,7 +15,7 @@ __all__ = ["Model", "load"]
 def __getattr__(name: str) -> Any:
     if name != "Model":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from up.deploy.bundle_predictor import Model
+    from up.bundle.predictor import Model
 
     return Model
 
@@ -28,7 +28,7 @@ def load(
     ``topk`` classes are listed (None: as many as the package says), ``threads`` decode images. Raises ``UserError`` for
     a package that is damaged, and a ``provider`` (cpu, cuda, tensorrt) that this onnxruntime does not have.
     """
-    from up.deploy.bundle_predictor import BundlePredictor, Model
+    from up.bundle.predictor import BundlePredictor, Model
 
     predictor = BundlePredictor.open(Path(path), provider=provider, topk=topk, batch_size=batch_size)
     return Model(predictor, threads or min(8, os.cpu_count() or 1))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from up.bundle.manifest import Head
+from up.bundle.package import Package
+from up.bundle.predictor import BundlePredictor
+from up.bundle.session import Floats, Session
 from up.data.packed import PackedLabels
 from up.data.roots import ImageRoot
-from up.deploy.bundle_predictor import BundlePredictor
-from up.deploy.manifest import Head
-from up.deploy.package import Package
-from up.deploy.session import Floats, Session
 from up.errors import UserError
 from up.tasks.cls.data.metas import METAS, Meta, MetaSource
 from up.tasks.cls.evaluate.scoring import average_precision

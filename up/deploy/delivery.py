@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from up.bundle.package import package_of
+from up.bundle.testvectors import members_of
+from up.bundle.verify import verify
 from up.deploy.exporter import Export
 from up.deploy.kestrel import bundle_members, kestrel_members, write_package
-from up.deploy.package import package_of
 from up.deploy.provenance import archive_time
-from up.deploy.testvectors import members_of
 from up.deploy.triton import repository_files, write_repository
-from up.deploy.verify import verify
 from up.schema.sections import ToKestrel
 
 

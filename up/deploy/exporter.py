@@ -14,17 +14,17 @@ from torch import Tensor
 
 from up.build.data import build_reader, build_transforms, expect_same_classes
 from up.build.trained import Trained, load_net
+from up.bundle.manifest import Batch, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
+from up.bundle.package import metadata_of
+from up.bundle.preprocess import Preprocessing
+from up.bundle.session import Floats, Session, required
+from up.bundle.testvectors import Vector, drawn_images, entries_of, vectors_of
 from up.deploy import gate, quantize
-from up.deploy.manifest import Batch, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
 from up.deploy.measure import Measured, Outputs, metrics_of, milliseconds
 from up.deploy.onnx import INPUT, OUTPUT, export_graph, parameters_of, serialized, set_metadata
-from up.deploy.package import metadata_of
-from up.deploy.preprocess import Preprocessing
 from up.deploy.provenance import archive_time, provenance_of
 from up.deploy.samples import CPU, DatasetSamples, FolderSamples, Samples
 from up.deploy.served import served
-from up.deploy.session import Floats, Session, required
-from up.deploy.testvectors import Vector, drawn_images, entries_of, vectors_of
 from up.errors import NumericalError, UserError
 from up.tasks.experiment import Experiment
 from up.tasks.task import ExportSpec

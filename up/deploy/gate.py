@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from up.bundle.session import Floats, Session
 from up.deploy.onnx import expected_outputs
-from up.deploy.session import Floats, Session
 from up.errors import NumericalError
 
 BATCHES = (1, 2, 5)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from up.deploy.archive import MANIFEST, MODEL, SUMS, write_archive
-from up.deploy.manifest import Head, Manifest, sums_text
-from up.deploy.operations import Operation, pixel_affine
+from up.bundle.archive import MANIFEST, MODEL, SUMS, write_archive
+from up.bundle.manifest import Head, Manifest, sums_text
+from up.bundle.operations import Operation, pixel_affine
 from up.errors import ConfigError, Problem, UserError
 from up.files import make_folder, write_atomically
 from up.schema.sections import ToKestrel

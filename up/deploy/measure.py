@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from up.bundle.heads import scores_of
+from up.bundle.manifest import Head
+from up.bundle.session import Floats, Session
 from up.data.collate import without_bad
-from up.deploy.heads import scores_of
-from up.deploy.manifest import Head
 from up.deploy.samples import DatasetSamples
-from up.deploy.session import Floats, Session
 from up.engine.evaluate import Evaluator
 from up.errors import UserError
 

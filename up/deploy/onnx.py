@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from up.deploy.session import first_line, required
+from up.bundle.session import first_line, required
 from up.errors import UserError
 
 OPSET = 18

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from up.build.data import build_reader, build_transforms
 from up.build.trained import load_trained
+from up.bundle.predictions import Answer, Guess, best_guesses
+from up.bundle.prefetch import grouped, loaded_ahead
 from up.data.bad_images import BadImage
 from up.data.decoding import Color
 from up.data.records import Batch, Sample
-from up.deploy.ahead import grouped, loaded_ahead
-from up.deploy.answers import Answer, Guess, best_guesses
 from up.tasks.experiment import Experiment
 
 TOPK = 5

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import up
-from up.deploy.manifest import Provenance
+from up.bundle.manifest import Provenance
 from up.engine.checkpoint import read_sidecar
 from up.errors import UserError
 from up.files import sha256_of

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from up.bundle.session import Floats, first_line, required
 from up.deploy.onnx import INPUT
-from up.deploy.session import Floats, first_line, required
 from up.errors import UserError
 
 LEAST_IMAGES = 128

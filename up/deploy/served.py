@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from up.build.data import build_reader, build_transforms
+from up.bundle.manifest import Head
+from up.bundle.operations import Operation
 from up.deploy.kestrel import label_problems, package_path, preprocessing_problems, relabelled
-from up.deploy.manifest import Head
-from up.deploy.operations import Operation
 from up.engine.evaluate import evaluation_mode
 from up.errors import ConfigError, Problem, UserError
 from up.files import unwritable

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from up.deploy.manifest import Manifest
+from up.bundle.manifest import Manifest
 from up.errors import StorageError, UserError
 from up.files import TEMPORARY, make_folder, write_bytes
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.harness import handmade
+from up.bundle.session import Floats, Session
 from up.deploy.gate import Closeness, Reference, closeness, cut, prove, prove_from_images
-from up.deploy.session import Floats, Session
 from up.errors import NumericalError
 
 RANGES = [(0, 3)]

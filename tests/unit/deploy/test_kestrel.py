@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.harness import handmade
+from up.bundle.manifest import Head
 from up.deploy.kestrel import (
     categories_of,
     kestrel_members,
@@ -17,7 +18,6 @@ from up.deploy.kestrel import (
     relabelled,
     write_package,
 )
-from up.deploy.manifest import Head
 from up.errors import StorageError, UserError
 from up.schema.sections import ToKestrel
 

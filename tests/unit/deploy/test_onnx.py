@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.harness import handmade
+from up.bundle.session import Session
 from up.deploy.onnx import check_graph, dimensions, export_graph, serialized, set_metadata
-from up.deploy.session import Session
 from up.errors import UserError
 
 SIZE = (8, 6)

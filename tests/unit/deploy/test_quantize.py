@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.harness import handmade
+from up.bundle.session import Floats, Session
 from up.deploy.onnx import serialized
 from up.deploy.quantize import DYNAMIC, STATIC, Limits, candidates_for, has_attention, quantized, verdict
-from up.deploy.session import Floats, Session
 from up.errors import UserError
 
 

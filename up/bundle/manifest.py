@@ -1,6 +1,6 @@
 """What ``up_bundle.json`` says: all that a program needs to serve a model exactly as it was trained.
 
-These classes are the format. ``bundle.schema.json`` is what ``python -m up.deploy.manifest`` writes of them.
+These classes are the format. ``bundle.schema.json`` is what ``python -m up.bundle.manifest`` writes of them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from up.deploy.archive import MANIFEST, PackageError
-from up.deploy.operations import AtLeast1, Decode, Entry, Operation, Side
+from up.bundle.archive import MANIFEST, PackageError
+from up.bundle.operations import AtLeast1, Decode, Entry, Operation, Side
 
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-import up.deploy.manifest as module
+import up.bundle.manifest as module
 from tests.harness import handmade
-from up.deploy.archive import PackageError
-from up.deploy.manifest import parse_manifest, sums_text
+from up.bundle.archive import PackageError
+from up.bundle.manifest import parse_manifest, sums_text
 
 
 def test_the_shipped_schema_is_that_of_the_code() -> None:
-    made = subprocess.run([sys.executable, "-m", "up.deploy.manifest"], capture_output=True, text=True, check=True).stdout
-    assert module.SCHEMA_FILE.read_text(encoding="utf-8") == made, "python -m up.deploy.manifest > up/deploy/bundle.schema.json"
+    made = subprocess.run([sys.executable, "-m", "up.bundle.manifest"], capture_output=True, text=True, check=True).stdout
+    assert module.SCHEMA_FILE.read_text(encoding="utf-8") == made, "python -m up.bundle.manifest > up/bundle/bundle.schema.json"
     schema = json.loads(made)
     assert set(schema["required"]) == {
         "name",

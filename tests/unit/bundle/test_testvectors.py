@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from up.bundle.archive import PackageError
+from up.bundle.manifest import Tolerance
+from up.bundle.testvectors import Vector, drawn_images, entries_of, from_npy, members_of, npy
 from up.data.decoding import read_rgb
-from up.deploy.archive import PackageError
-from up.deploy.manifest import Tolerance
-from up.deploy.testvectors import Vector, drawn_images, entries_of, from_npy, members_of, npy
 
 
 def test_arrays_come_back() -> None:

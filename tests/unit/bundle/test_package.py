@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness import handmade
-from up.deploy.archive import KESTREL_MEMBERS, PackageError
-from up.deploy.manifest import sums_text
-from up.deploy.package import metadata_of, open_package, package_of
+from up.bundle.archive import KESTREL_MEMBERS, PackageError
+from up.bundle.manifest import sums_text
+from up.bundle.package import metadata_of, open_package, package_of
 
 
 def resealed(members: dict[str, bytes]) -> dict[str, bytes]:

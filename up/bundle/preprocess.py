@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from up.bundle.operations import Alpha, CenterCrop, Decode, Normalize, Operation, Resize, ToFloat
 from up.data.bad_images import BadImage
 from up.data.decoding import MAX_PIXELS, Color, read_rgb, upright_rgb
-from up.deploy.operations import Alpha, CenterCrop, Decode, Normalize, Operation, Resize, ToFloat
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 Floats: TypeAlias = NDArray[np.float32]
@@ -117,7 +117,7 @@ def _resize(op: Resize) -> Callable[[Image.Image], Image.Image]:
     resample = Image.Resampling[op.interpolation.upper()]
 
     def resized(image: Image.Image) -> Image.Image:
-        size = target_size(op, image.height, image.width)
+        size = op.output_size(image.height, image.width)
         if size[0] * size[1] > 2 * MAX_PIXELS:
             given = f"{image.width:,} x {image.height:,}"
             raise _TooNarrow(f"so narrow ({given}) that it would grow to {size[1]:,} x {size[0]:,} pixels")
@@ -126,14 +126,6 @@ def _resize(op: Resize) -> Callable[[Image.Image], Image.Image]:
         return image.resize(size[::-1], resample)
 
     return resized
-
-
-def target_size(op: Resize, height: int, width: int) -> tuple[int, int]:
-    """(height, width) after the resize."""
-    if not isinstance(op.size, int):
-        return op.size[0], op.size[1]
-    longer = int(op.size * max(height, width) / min(height, width))
-    return (op.size, longer) if height <= width else (longer, op.size)
 
 
 def _center_crop(op: CenterCrop) -> Callable[[Image.Image], Image.Image]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from up.bundle.archive import MODEL, PackageError
+from up.bundle.manifest import Manifest, TestVector
+from up.bundle.operations import pixel_affine
+from up.bundle.package import Package, metadata_of
+from up.bundle.preprocess import Preprocessing
+from up.bundle.session import Floats, Session, first_line, required
+from up.bundle.testvectors import from_npy
 from up.data.bad_images import BadImage
-from up.deploy.archive import MODEL, PackageError
-from up.deploy.manifest import Manifest, TestVector
-from up.deploy.operations import pixel_affine
-from up.deploy.package import Package, metadata_of
-from up.deploy.preprocess import Preprocessing
-from up.deploy.session import Floats, Session, first_line, required
-from up.deploy.testvectors import from_npy
 from up.text import count
 
 _LISTED = 10

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from up.deploy.manifest import Head
-from up.deploy.session import Floats
+from up.bundle.manifest import Head
+from up.bundle.session import Floats
 
 
 def scores_of(outputs: Floats, heads: Sequence[Head], *, activated: bool) -> list[Floats]:

@@ -7,9 +7,9 @@ import pytest
 import up.deploy
 from tests.harness import handmade
 from tests.harness.documented import DOCS, block, run_plain, runner
-from tests.unit.deploy.test_preprocess import MIXED
-from up.deploy.archive import KESTREL_MEMBERS
-from up.deploy.manifest import Operation
+from tests.unit.bundle.test_preprocess import MIXED
+from up.bundle.archive import KESTREL_MEMBERS
+from up.bundle.manifest import Operation
 
 
 def test_the_runner_is_short_and_plain() -> None:

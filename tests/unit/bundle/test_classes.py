@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from up.deploy.heads import scores_of
-from up.deploy.manifest import Head
+from up.bundle.heads import scores_of
+from up.bundle.manifest import Head
 
 HEADS = [
     Head(name="a", start=0, end=2, type="multiclass", activation="softmax", labels=["x", "y", "z"], topk=3),

@@ -15,10 +15,10 @@ from PIL import Image
 import up.deploy
 from tests.harness import handmade
 from up.__main__ import main
+from up.bundle.archive import KESTREL_MEMBERS
+from up.bundle.predictor import BundlePredictor
+from up.bundle.prefetch import grouped, loaded_ahead
 from up.data.bad_images import BadImage
-from up.deploy.ahead import grouped, loaded_ahead
-from up.deploy.archive import KESTREL_MEMBERS
-from up.deploy.bundle_predictor import BundlePredictor
 from up.errors import UserError
 
 RED, GREEN = handmade.colour(250, 5, 5), handmade.colour(5, 250, 5)

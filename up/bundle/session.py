@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from up.deploy.archive import PackageError
+from up.bundle.archive import PackageError
 from up.distributed.env import keep_quiet_about_models
 from up.errors import UserError
 from up.text import did_you_mean

@@ -15,7 +15,7 @@ Three = Annotated[list[float], Field(min_length=3, max_length=3)]
 ThreeAbove0 = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
 # Reading the docstrings of fields takes longer than all the rest of a prediction's start: only the schema has them.
-_FOR_SCHEMA = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "") == "up.deploy.manifest"
+_FOR_SCHEMA = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "") == "up.bundle.manifest"
 
 
 class Entry(BaseModel):
@@ -89,6 +89,13 @@ class Resize(Entry):
             raise ValueError(f"size is {self.size}: expected one number for short_side, [height, width] for exact")
         return self
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a resized image."""
+        if not isinstance(self.size, int):
+            return self.size[0], self.size[1]
+        longer = int(self.size * max(height, width) / min(height, width))
+        return (self.size, longer) if height <= width else (longer, self.size)
+
 
 class CenterCrop(Entry):
     """The middle of the image."""
@@ -126,6 +133,17 @@ class Layout(Entry):
 
 
 Operation = Annotated[Decode | Exif | Alpha | Resize | CenterCrop | ToFloat | Normalize | Layout, Field(discriminator="op")]
+
+
+def input_size_of(operations: Sequence[Operation]) -> tuple[int, int] | None:
+    """(height, width) that images of any size are brought to; None where they keep a size of their own."""
+    size: tuple[int, int] | None = None
+    for op in operations:
+        if isinstance(op, CenterCrop):
+            size = op.size[0], op.size[1]
+        elif isinstance(op, Resize) and (size is not None or op.mode == "exact"):
+            size = op.output_size(*(size or (1, 1)))
+    return size
 
 
 def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:

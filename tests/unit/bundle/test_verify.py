@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.harness import handmade
-from tests.unit.deploy.test_package import resealed
-from tests.unit.deploy.test_preprocess import encoded
+from tests.unit.bundle.test_package import resealed
+from tests.unit.bundle.test_preprocess import encoded
 from up.__main__ import main
-from up.deploy.archive import PackageError
-from up.deploy.package import metadata_of, open_package, package_of
-from up.deploy.verify import verify
+from up.bundle.archive import PackageError
+from up.bundle.package import metadata_of, open_package, package_of
+from up.bundle.verify import verify
 
 
 def problems(members: dict[str, bytes]) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from up.deploy.archive import PackageError
-from up.deploy.manifest import TestVector, Tolerance
-from up.deploy.session import Floats
+from up.bundle.archive import PackageError
+from up.bundle.manifest import TestVector, Tolerance
+from up.bundle.session import Floats
 
 FOLDER = "testvectors"
 _SIDES = (97, 61)  # of the drawn images: odd, and of another aspect than any input

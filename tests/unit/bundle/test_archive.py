@@ -15,8 +15,8 @@ import pytest
 
 from tests.harness import handmade
 from up.__main__ import main
-from up.deploy.archive import BLOCK, MAX_MODEL, RECORD, PackageError, read_archive, read_members, write_archive
-from up.deploy.package import open_package
+from up.bundle.archive import BLOCK, MAX_MODEL, RECORD, PackageError, read_archive, read_members, write_archive
+from up.bundle.package import open_package
 
 MEMBERS = {"model.onnx": b"graph" * 300, "meta.json": b"{}", "SHA256SUMS": b"x", "testvectors/a.png": b"", "up_bundle.json": b"1"}
 

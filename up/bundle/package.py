@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from up.deploy.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
-from up.deploy.manifest import Manifest, parse_manifest, sums_text
-from up.deploy.operations import pixel_affine
-from up.deploy.session import Session
+from up.bundle.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
+from up.bundle.manifest import Manifest, parse_manifest, sums_text
+from up.bundle.operations import pixel_affine
+from up.bundle.session import Session
 from up.text import did_you_mean, some_of
 
 IN_GRAPH = "up_bundle"  # the key of metadata_props that holds the manifest

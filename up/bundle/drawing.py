@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from up.bundle.predictions import Answer, Guess
 from up.data.decoding import Color, read_rgb
-from up.deploy.answers import Answer, Guess
 from up.errors import StorageError
 from up.fonts import font_for, is_drawable, missing_font
 

@@ -11,15 +11,15 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from up.bundle.heads import scores_of
+from up.bundle.manifest import Head
+from up.bundle.package import Package, open_package
+from up.bundle.predictions import Answer, Guess, best_guesses
+from up.bundle.prefetch import grouped, loaded_ahead
+from up.bundle.preprocess import ImageSource, Preprocessing
+from up.bundle.session import Floats, Session
 from up.data.bad_images import BadImage
 from up.data.decoding import Color
-from up.deploy.ahead import grouped, loaded_ahead
-from up.deploy.answers import Answer, Guess, best_guesses
-from up.deploy.heads import scores_of
-from up.deploy.manifest import Head
-from up.deploy.package import Package, open_package
-from up.deploy.preprocess import ImageSource, Preprocessing
-from up.deploy.session import Floats, Session
 
 
 @dataclass

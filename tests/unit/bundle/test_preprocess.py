@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from up.bundle.operations import Operation, Resize, pixel_affine
+from up.bundle.preprocess import Preprocessing
 from up.data.bad_images import BadImage
 from up.data.collate import collate
 from up.data.readers import PillowReader
-from up.deploy.operations import Operation, Resize, pixel_affine
-from up.deploy.preprocess import Preprocessing, target_size
 from up.tasks.cls.augment.pipeline import ImagePipeline
 from up.tasks.cls.augment.transforms import (
     CenterCrop,
@@ -172,7 +172,7 @@ def test_the_longer_side_is_rounded_as_torchvision_does(height: int, width: int)
 
     op = Resize(mode="short_side", size=37, interpolation="bilinear", antialias=True)
     expected = resize(Image.new("RGB", (width, height)), [37]).size[::-1]
-    assert target_size(op, height, width) == expected
+    assert op.output_size(height, width) == expected
 
 
 def test_pixel_affine_composes() -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from tests.harness import handmade
 from up.__main__ import main
-from up.deploy.answers import Answer, Guess, best_guesses, rendered
-from up.deploy.drawing import drawn
+from up.bundle.drawing import drawn
+from up.bundle.predictions import Answer, Guess, best_guesses, rendered
 
 SCORES = np.array([0.2, 0.9, 0.2, 0.7], dtype=np.float32)
 ONE = Answer("a.png", [[Guess(1, "red", 0.75), Guess(0, "dark", 0.25)]])

@@ -1,0 +1,1 @@
+"""Packages: what reads, checks and runs them. Nothing here imports torch."""

@@ -1,0 +1,131 @@
+"""Boxes with a label and a score each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pydantic import Field
+
+from up.bundle.answers.answer import Activation, Answer, Floats, Outputs, OutputSpec, Result, activate, axes_problem
+from up.bundle.operations import AtLeast1
+from up.fonts import font_for
+from up.types import Json
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class BoxPrediction:
+    """One box (left, top, right, bottom) in pixels of the graph's input, with its class and score."""
+
+    label: int
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Boxes(Result):
+    """The boxes of an image, best first."""
+
+    boxes: Sequence[BoxPrediction]
+
+    def as_json(self) -> Json:
+        return [{**each.__dict__, "box": list(each.box)} for each in self.boxes]
+
+    def csv_rows(self) -> Iterator[Sequence[object]]:
+        for rank, each in enumerate(self.boxes, 1):
+            yield rank, each.label, each.name, f"{each.score:.6f}", *(f"{side:.2f}" for side in each.box)
+
+    def table_rows(self) -> Iterator[tuple[str, str, str]]:
+        for each in self.boxes:
+            yield each.name, f"{each.score:.3f}", ", ".join(f"{side:.1f}" for side in each.box)
+        if not self.boxes:
+            yield "no box", "", ""
+
+    def draw(self, image: Image.Image) -> dict[str, Image.Image]:
+        """The image with its boxes, each with its name and score."""
+        drawn, size = image.copy(), max(10, min(image.size) // 24)
+        pen = ImageDraw.Draw(drawn)
+        for each in reversed(self.boxes):
+            line = f"{each.name} {each.score:.2f}"
+            pen.rectangle(each.box, outline="red", width=max(1, size // 8))
+            pen.text((each.box[0] + 2, each.box[1] + 1), line, fill="red", font=font_for(line, size))
+        return {"": drawn}
+
+
+class BoxesAnswer(Answer):
+    """Boxes: output ``boxes`` (N, Q, 4) left, top, right, bottom in pixels of the input, and ``scores`` (N, Q, classes)."""
+
+    kind: Literal["boxes"] = "boxes"
+    boxes: str
+    """The output that holds the corners."""
+    scores: str
+    """The output that holds a number for each box and class."""
+    labels: Annotated[list[str], Field(min_length=1)]
+    """Names of the classes."""
+    activation: Activation = "none"
+    """What makes probabilities of the scores; ``none``: they are."""
+    nms: Share | None
+    """Of two boxes of a class whose intersection over union is larger, the better one is kept; null: all are."""
+    min_score: Share = 0.05
+    """Boxes with a lower score are left out."""
+    max_boxes: AtLeast1 = 100
+    """Most boxes of an image."""
+
+    columns: ClassVar = ("rank", "label", "name", "score", "left", "top", "right", "bottom")
+    headings: ClassVar = ("class", "score", "box")
+
+    def misfit(self, outputs: Sequence[OutputSpec]) -> str | None:
+        return axes_problem(outputs, {self.boxes: ["N", "Q", 4], self.scores: ["N", "Q", len(self.labels)]})
+
+    def label_lists(self) -> list[list[str]]:
+        return [self.labels]
+
+    def probabilities(self, outputs: Outputs) -> list[Floats]:
+        """Corners (N, Q, 4) and probabilities (N, Q, classes)."""
+        return [outputs[self.boxes], activate(outputs[self.scores], self.activation, axis=2)]
+
+    def decode(self, outputs: Outputs, topk: int | None = None) -> list[Result]:
+        return [Boxes(self._best_of(corners, scores)[:topk]) for corners, scores in zip(*self.probabilities(outputs), strict=True)]
+
+    def best(self, outputs: Outputs) -> NDArray[np.int64]:
+        """The label of the best box."""
+        numbers = outputs[self.scores]
+        best: NDArray[np.int64] = numbers.reshape(len(numbers), -1).argmax(axis=1, keepdims=True) % len(self.labels)
+        return best
+
+    def to_scores(self, outputs: Outputs) -> dict[str, Floats | list[Floats]]:
+        """``boxes`` (K, 4), ``scores`` (K,) and ``labels`` (K,) of each image, best first."""
+        found = [self._best_of(corners, scores) for corners, scores in zip(*self.probabilities(outputs), strict=True)]
+        return {
+            "boxes": [np.array([each.box for each in image], np.float32).reshape(-1, 4) for image in found],
+            "scores": [np.array([each.score for each in image], np.float32) for image in found],
+            "labels": [np.array([each.label for each in image], np.float32) for image in found],
+        }
+
+    def _best_of(self, corners: Floats, scores: Floats) -> list[BoxPrediction]:
+        kept: list[BoxPrediction] = []
+        for flat in np.argsort(-scores, axis=None, kind="stable"):
+            row, label = divmod(int(flat), len(self.labels))
+            if scores[row, label] < self.min_score or len(kept) == self.max_boxes:
+                break
+            left, top, right, bottom = map(float, corners[row])
+            box = left, top, right, bottom
+            if self.nms is None or all(each.label != label or _overlap(each.box, box) <= self.nms for each in kept):
+                kept.append(BoxPrediction(label, self.labels[label], float(scores[row, label]), box))
+        return kept
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return both / (areas - both) if areas > both else 0.0

@@ -1,0 +1,69 @@
+"""What a task serves of a trained net: a module of tensors, and how its outputs become predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import nn
+
+from up.bundle.answers import Answer, OutputSpec
+from up.bundle.operations import Operation
+from up.data.decoding import MAX_PIXELS
+from up.errors import UserError
+
+_SHAPING = ("resize", "center_crop")
+_OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
+
+
+@dataclass(frozen=True)
+class Served:
+    """What ``Task.serve`` returns.
+
+    ``module`` maps images (N, 3, H, W) to a tensor (N, …), or to a tuple of such, one for each of ``outputs``; tensors in,
+    tensors out, so that it can be exported. ``answer`` makes predictions of them: ``ClassesAnswer``, ``PixelsAnswer`` or
+    ``BoxesAnswer`` of ``up.bundle.answers``. The task's evaluator reads what ``answer.to_scores`` returns.
+    """
+
+    module: nn.Module
+    outputs: Sequence[OutputSpec]
+    answer: Answer
+
+
+def preprocessing_of(reader: object, transforms: Iterable[Callable[..., Any]]) -> list[Operation]:
+    """The steps from a file to the input, of the reader and the transforms that a net is tested with.
+
+    Raises ``UserError`` for a transform that a package cannot repeat, and an order that it does not follow.
+    """
+    background = getattr(reader, "background", None)
+    color, max_pixels = getattr(reader, "color_mode", "RGB"), getattr(reader, "max_pixels", MAX_PIXELS)
+    alpha = {} if background is None else {"mode": "composite", "background": list(background)}
+    opened = [{"op": "decode", "color": color, "max_pixels": max_pixels}, {"op": "exif"}, {"op": "alpha", **alpha}]
+    return _OPERATIONS.validate_python([*opened, *_steps_of(transforms), {"op": "layout"}])
+
+
+def _steps_of(transforms: Iterable[Callable[..., Any]]) -> list[dict[str, object]]:
+    """One step for each transform: shape the image while it has 8-bit levels, then make numbers of it, once."""
+    steps: list[dict[str, object]] = []
+    for transform in transforms:
+        step = getattr(transform, "export_op", lambda: None)()
+        if step is None:
+            raise UserError(
+                f"{type(transform).__name__} has no place in a deployed model's preprocessing: expected transforms "
+                "of torch_resize, torch_center_crop, to_tensor, custom_to_tensor, normalize and normalize_inverse only"
+            )
+        steps.append(step)
+    names = [str(step["op"]) for step in steps]
+    if names.count("to_float") != 1:
+        raise UserError(f"got {names.count('to_float')} to_tensor, expected exactly one, with normalize after it.")
+    at = names.index("to_float")
+    late = [name for name in names[at:] if name in _SHAPING]
+    early = [name for name in names[:at] if name not in _SHAPING]
+    if late or early:
+        raise UserError(
+            f"{', '.join(late or early)} stands {'after' if late else 'before'} to_tensor: a deployed model shapes images "
+            "while they are 8-bit levels, then makes numbers of them. Expected resize and crop, to_tensor, normalize."
+        )
+    return steps
