@@ -71,6 +71,32 @@ def test_one_two_and_four_ranks_are_one_training(config: Config, cluster: Make, 
                 assert other[number] == pytest.approx(line[number], abs=1e-4), f"{number} of all images, at step {line['step']}"
 
 
+WEIGHTED = {"class weights": {"type": "ce", "kwargs": {"class_weights": [5.0, 1.0, 0.2]}}, "labels left out": {"type": "ignoring"}}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_mean_over_weights_is_one_training_too(config: Config, cluster: Make, tmp_path: Path, name: str) -> None:
+    """Two ranks, replicated and sharded, and accumulation; the last step of each epoch is a short one."""
+    without_batch_norm(config)
+    config["runtime"]["plugins"] = ["tests.harness.ignoring"]
+    config["net"][2]["kwargs"]["cls_loss"] = WEIGHTED[name]
+    config["trainer"] |= {"max_iter": 10, "is_eval": False}
+    runs = cluster()
+    half = "dataset.train.batch_sampler.kwargs.batch_size=4"
+    ways = [(1, []), (2, []), (2, ["runtime.parallel=fsdp"]), (1, [half, "trainer.accumulate=2"])]
+    models, lines = [], []
+    for number, (world, options) in enumerate(ways):
+        folder = tmp_path / f"run{number}"
+        runs.run(f"saver.save_dir={folder}", *options, codes=[0] * world)
+        models.append(checkpoint(folder)["model"])
+        lines.append([line for line in lines_of(folder) if line["phase"] == "train"])
+    for model, shown in zip(models[1:], lines[1:], strict=True):
+        assert_close(model, models[0], 1e-5)
+        for ours, theirs in zip(shown, lines[0], strict=True):
+            for key in ("loss", "accuracy_top1", "grad_norm"):
+                assert ours[key] == pytest.approx(theirs[key], abs=1e-4), f"{key} at step {ours['step']}"
+
+
 @pytest.mark.parametrize("sampler", ["repeated_aug", "class_balance", "repeat_factor", "list_balance"])
 def test_samplers_give_all_ranks_the_same_updates(config: Config, cluster: Make, tmp_path: Path, sampler: str) -> None:
     key = recording(config, tmp_path / "1")

@@ -264,11 +264,18 @@ def test_a_gradient_of_the_task_loss_through_recomputed_activations(kd: Config, 
     assert_same(checkpoint(tmp_path / "frugal")["model"], checkpoint(tmp_path / "run")["model"])
 
 
-@pytest.mark.parametrize("is_guided", [False, True])
-def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server: Server, is_guided: bool) -> None:
-    """The same images an update; no batch normalisation, whose statistics are a rank's own."""
+@pytest.mark.parametrize(("is_guided", "is_weighted"), [(False, False), (True, False), (False, True)])
+def test_two_ranks_are_one_rank(
+    kd: Config, write: Write, tmp_path: Path, server: Server, is_guided: bool, is_weighted: bool
+) -> None:
+    """The same images an update; no batch normalisation, whose statistics are a rank's own.
+
+    With weights the task's loss is a mean over these, and the mimic loss is one over images all the same.
+    """
     if is_guided:
         guided(kd)
+    if is_weighted:
+        kd["net"][-1]["kwargs"]["cls_loss"]["kwargs"] = {"class_weights": [5.0, 1.0, 0.2]}
     for net in (kd["net"], kd["teacher"]):
         net[0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
     kd["mimic"]["mimic_job0"]["teacher"]["teacher_weight"] = str(without_norms(kd, tmp_path))

@@ -270,10 +270,17 @@ def _weighted(weights: NDArray[np.float64], length: int, seed: int, epoch: int, 
     return Visits(index[order], repeat[order])
 
 
-class Cut(NamedTuple):
-    """An update as one rank sees it."""
+class Share(NamedTuple):
+    """What a micro-batch counts in its step."""
 
-    weights: list[float]  # of its micro-batches; over all ranks they add up to the number of ranks
+    images: float  # its images · ranks / images of the step: over all micro-batches and ranks they add up to the number of ranks
+    row: float  # the same for each of its rows, which are more than its images where one is read twice or only to keep a rank busy
+
+
+class Cut(NamedTuple):
+    """A step as one rank sees it."""
+
+    shares: list[Share]  # of its micro-batches
     images: int  # of all ranks
 
 
@@ -329,7 +336,9 @@ class TrainBatches:
         """How much each of this rank's micro-batches counts in update ``step``, and how many images it has on all ranks."""
         images, own = self._images(step), self._own(step)
         counts = [last - first for first, last in self._pieces(own, step)]
-        return Cut([count * self._world_size / images for count in counts], images)
+        shares = [count * self._world_size / images for count in counts]
+        rows = [2 if count < 2 <= self._batch_size else max(count, 1) for count in counts]
+        return Cut([Share(share, share / read) for share, read in zip(shares, rows, strict=True)], images)
 
     def _pieces(self, images: int, step: int) -> list[tuple[int, int]]:
         pieces = self.micro_batches(step)

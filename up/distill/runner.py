@@ -13,7 +13,7 @@ from up.distill.cache import visits_of
 from up.distill.mimic import TAPS, HookedStudent, Mimic
 from up.distill.teachers import Taught
 from up.distributed.group import rank
-from up.engine.step import BatchStage, LossOf, Mixing, Runner, StepOutput
+from up.engine.step import BatchStage, LossOf, Mean, Mixing, Runner, StepOutput
 from up.errors import UserError
 
 
@@ -63,7 +63,11 @@ class KDRunner(Runner):
         own = super().training_step(batch, step)
         losses = self.mimic(own.outputs[TAPS], taught, batch, step, own.loss)
         parts = [*([own.loss] if self.mimic.task_loss else []), *losses.values()]
-        return StepOutput(sum(parts[1:], parts[0]), {**own.scalars, "task_loss": own.loss, **losses}, own.outputs)
+        shown = {**own.scalars, "task_loss": own.loss, **losses}
+        terms = dict(own.terms)
+        if self.mimic.task_loss and (own.weight is not None or terms):
+            terms.update({name: Mean(loss) for name, loss in losses.items()})  # means over images, whatever the task's loss is of
+        return StepOutput(sum(parts[1:], parts[0]), shown, own.outputs, own.weight if self.mimic.task_loss else None, terms)
 
     def state_dict(self) -> dict[str, Any]:
         """The adapters' weights, and digests of the teachers'."""

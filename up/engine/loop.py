@@ -21,11 +21,10 @@ def train(session: TrainingSession) -> Vote:
             with session.runner.gradient_sync(last=micro == update.last):
                 with session.precision.autocast():
                     output = session.runner.training_step(batch, step)
-                session.precision.backward(output.loss * update.weights[micro])
-            session.meter.add(output, update.weights[micro])
-        outcome = session.precision.step(
-            session.optimizer, session.clip, session.all_finite
-        )  # unscale, clip, finite on all ranks?, step, zero
+                loss = session.meter.weigh(output, update.shares[micro])  # times its images, or what it is the mean of
+                session.precision.backward(loss)
+        mean = session.meter.scale()  # where it is not the mean over images: world size / sum of the weights
+        outcome = session.precision.step(session.optimizer, session.clip, session.all_finite, mean)  # unscale, clip, step, zero
         step += 1
         session.ema.update(session.model, step)
         session.watch(step, update, lr, outcome)

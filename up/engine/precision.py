@@ -105,8 +105,10 @@ class Precision:
         loss = loss * (1 + 0 * loss.detach())  # times 1, exactly, as long as the loss is finite
         (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimizer: Optimizer, clip: Clip, all_finite: Callable[[Tensor], bool] = is_finite) -> StepReport:
-        """Move the weights by the gradients gathered since the last step, and drop the gradients.
+    def step(
+        self, optimizer: Optimizer, clip: Clip, all_finite: Callable[[Tensor], bool] = is_finite, scale: Tensor | None = None
+    ) -> StepReport:
+        """Move the weights by the gradients gathered since the last step, times ``scale``, and drop the gradients.
 
         ``all_finite`` gets the global gradient norm as a scalar on the device and says whether it is finite here *and on
         every other rank*, where the gradients and so the norm are the same: fetching it is the only wait for the device in
@@ -117,6 +119,8 @@ class Precision:
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.loss_scale and grads:
             torch._foreach_mul_([local(grad) for grad in grads], 1 / self.loss_scale.scale)
+        if scale is not None and grads:
+            torch._foreach_mul_([local(grad) for grad in grads], scale)
         norm = clip.norm(grads)
         if not all_finite(norm):
             optimizer.zero_grad(set_to_none=True)

@@ -38,7 +38,7 @@ from up.models.weights import variant_of
 from up.optim.schedules import Schedule
 from up.text import some_of
 from up.tracking.log import BAD_IMAGES, LOGGER, cut_after, list_bad_images
-from up.tracking.meter import StepMeter
+from up.engine.meter import StepMeter
 
 
 class Stateful(Protocol):

@@ -24,16 +24,40 @@ _MIXING, _DROPOUT = 1, 2  # purposes that keep two draws of the same step apart
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A scalar with a weight of its own, as ``StepOutput.weight``."""
+
+    value: Tensor
+    weight: Tensor | float | None = None
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What one micro-batch gave: the loss to go down on, and what else is worth showing (scalar tensors, no host sync)."""
 
     loss: Tensor
-    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    scalars: Mapping[str, Tensor | Mean] = field(default_factory=dict)
     outputs: Mapping[str, Any] = field(default_factory=dict)
+    weight: Tensor | float | None = None
+    """How much the loss and the scalars are the mean of: labelled pixels, boxes; 0 where there are none. None: of the images.
+
+    Every micro-batch of every rank has one, or none has. fp16 wants it of the order of the number of images: divide by a constant
+    that all ranks know.
+    """
+    terms: Mapping[str, Mean] = field(default_factory=dict)
+    """The parts of ``loss``, by the names that logs give them, which are means over something else than ``weight`` says.
+
+    Exact for any number of ranks; where gradients accumulate, the weights of later micro-batches are extrapolated.
+    """
+
+    def means(self) -> dict[str, Mean]:
+        """Scalars and terms with their weights, cut off from the graph."""
+        scalars = {name: value if isinstance(value, Mean) else Mean(value, self.weight) for name, value in self.scalars.items()}
+        return {name: Mean(mean.value.detach(), mean.weight) for name, mean in {**scalars, **self.terms}.items()}
 
     def shown(self) -> dict[str, Tensor]:
-        """Loss and scalars, cut off from the graph."""
-        return {"loss": self.loss.detach(), **{name: value.detach() for name, value in self.scalars.items()}}
+        """Loss, scalars and terms, cut off from the graph."""
+        return {"loss": self.loss.detach(), **{name: mean.value for name, mean in self.means().items()}}
 
 
 LossOf = Callable[[nn.Module, Batch], StepOutput]

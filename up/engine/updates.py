@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from up.data.records import Batch
-from up.data.sampler import Cut
+from up.data.sampler import Cut, Share
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Update:
         return len(self.batches) - 1
 
     @property
-    def weights(self) -> list[float]:
-        """What each micro-batch's loss counts, so that the mean over the ranks is the mean over images however they are cut."""
-        return self.cut.weights
+    def shares(self) -> list[Share]:
+        """What each micro-batch counts, so that the mean over the ranks is the mean over images however they are cut."""
+        return self.cut.shares
 
     @property
     def images_of_all_ranks(self) -> int:

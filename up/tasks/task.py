@@ -152,7 +152,8 @@ class Task(ABC, Generic[Data]):
     def loss(self, net: nn.Module, batch: Batch) -> StepOutput:
         """The loss of a prepared batch: by default what the net's last module put into the record as ``loss``.
 
-        ``scalars`` in the record are shown and logged. Raises ``UserError`` where there is no scalar loss.
+        ``scalars`` in the record are shown and logged; ``weight`` and ``terms`` say what the loss is the mean of where it is not the
+        mean over images (``StepOutput``). Raises ``UserError`` where there is no scalar loss.
         """
         record = net(batch)
         if "loss" not in record:
@@ -161,7 +162,7 @@ class Task(ABC, Generic[Data]):
         if not isinstance(loss, torch.Tensor) or loss.ndim:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
             raise UserError(f"the loss of the net is {got}, expected a scalar tensor. Write loss.mean() in the post_process.")
-        return StepOutput(loss, record.get("scalars", {}), record)
+        return StepOutput(loss, record.get("scalars", {}), record, record.get("weight"), record.get("terms", {}))
 
     def result_stream(self, data: Data, folder: Path, memory_friendly: bool) -> ResultStream | None:
         """A callable that writes results batch by batch, where that is asked for."""

@@ -7,34 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from up.distributed.group import means_over_ranks
-from up.engine.step import StepOutput
-
-
-class StepMeter:
-    """Sums the scalars of one update's micro-batches, each weighted as its loss is: the ranks' mean is that over all images."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, output: StepOutput, weight: float) -> None:
-        """Take in one micro-batch."""
-        for name, value in output.shown().items():
-            self._sums[name] = self._sums[name] + value * weight if name in self._sums else value * weight
-
-    def held(self, name: str) -> Tensor | None:
-        """A scalar of the update in work, as far as it has come."""
-        return self._sums.get(name)
-
-    def parts_not_finite(self) -> list[str]:
-        """The scalars beside the loss that are not finite: which term of it, say. Waits for the device."""
-        return [name for name, value in self._sums.items() if name != "loss" and not bool(value.isfinite().all())]
-
-    def take(self) -> dict[str, Tensor]:
-        """The update's scalars over all ranks, a collective operation; the meter is empty afterwards."""
-        taken, self._sums = self._sums, {}
-        return means_over_ranks(taken)
-
 
 class WindowMeter:
     """Means over the updates since the last reading."""

@@ -227,9 +227,10 @@ def test_every_image_of_a_short_update_counts_the_same(size: int, world_size: in
         counted: dict[SampleKey, float] = {}
         for each in ranks:
             batches, cut = each.keys_of(step), each.cut(step)
-            assert len(batches) == len(cut.weights) == each.micro_batches(step) <= accumulate
+            assert len(batches) == len(cut.shares) == each.micro_batches(step) <= accumulate
             assert cut.images == images
-            for keys, weight in zip(batches, cut.weights, strict=True):
+            for keys, (weight, row) in zip(batches, cut.shares, strict=True):
+                assert row * len(keys) == pytest.approx(weight)
                 assert min(2, batch_size) <= len(keys) <= batch_size
                 assert len(keys) == len(set(keys)) or len(set(keys)) == 1  # all different, or one that stands for itself
                 for key in set(keys):

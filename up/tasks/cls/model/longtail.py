@@ -10,10 +10,10 @@ from torch import Tensor
 
 from up.distributed.group import sum_over_ranks, world_size
 from up.errors import UserError
-from up.tasks.cls.model.losses import ClassificationLoss, as_soft, check_width, cross_entropy, cross_entropy_of_each
+from up.tasks.cls.model.losses import WeightedMean, as_soft, check_width, cross_entropy, cross_entropy_of_each
 
 
-class GradientBalanced(ClassificationLoss):
+class GradientBalanced(WeightedMean):
     """Softmax cross-entropy of x + shift(g), where g (C,) is the gradient that each class has received so far.
 
     The gradient of the mean loss towards the logits, (softmax(x + shift) - y) / B, is added up over the steps:

@@ -81,10 +81,20 @@ class ClassificationLoss(nn.Module, ABC):
         return self.loss_weight * shares, weights
 
     def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Every image alone: right for any loss that is a mean over images, and slow."""
-        pairs = zip(logits[:, None], target[:, None], strict=True)
-        shares = torch.stack([self._loss(image, wanted) for image, wanted in pairs])
-        return shares, torch.ones_like(shares)
+        """Every image alone: right for any loss that is a mean over what ``weight`` says, and slow."""
+        images = list(zip(logits[:, None], target[:, None], strict=True))
+        losses = torch.stack([self._loss(image, wanted) for image, wanted in images])
+        if self.weight(target) is None:
+            return losses, torch.ones_like(losses)
+        weights = torch.tensor([self.weight(wanted) for _, wanted in images]).to(losses)
+        return torch.where(weights == 0, 0, losses * weights), weights
+
+    def weight(self, target: Tensor) -> Tensor | float | None:
+        """What the loss of ``target`` is the mean of, for a loss that leaves labels out or weighs them. None: of the images.
+
+        The loss of several batches is the sum of loss · weight over the sum of the weights, whatever batches they are.
+        """
+        return None
 
     def adjust(self, logits: Tensor) -> Tensor:
         """The logits that scores are made of and an export gives out: the net's own, unless the loss moves them."""
@@ -110,7 +120,14 @@ class ClassificationLoss(nn.Module, ABC):
             )
 
 
-class CrossEntropy(ClassificationLoss):
+class WeightedMean(ClassificationLoss):
+    """A loss that is a mean over images, or over their class weights where there are any."""
+
+    def weight(self, target: Tensor) -> Tensor | None:
+        return None if self.class_weights is None else _weight_of_each(target, self.class_weights).sum()
+
+
+class CrossEntropy(WeightedMean):
     """Softmax cross-entropy against labels or soft targets.
 
     ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float that sums to 1 -> scalar. With class weights it is the
@@ -124,7 +141,7 @@ class CrossEntropy(ClassificationLoss):
         return cross_entropy_of_each(logits, target, self.class_weights)
 
 
-class LabelSmoothing(ClassificationLoss):
+class LabelSmoothing(WeightedMean):
     """Softmax cross-entropy against y (1 - smooth_ratio) + smooth_ratio / C (Szegedy et al. 2016, §7).
 
     ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float that sums to 1 -> scalar.
@@ -225,7 +242,7 @@ def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, smooth
     weights = weights.to(logits.dtype)
     total = F.cross_entropy(logits, target, weight=weights, reduction="sum", label_smoothing=smoothing)
     # torch divides by the images for soft targets and by the weights for labels; here both are divided by the weights.
-    return total / (target @ weights).sum()
+    return total / _weight_of_each(target, weights).sum()
 
 
 def cross_entropy_of_each(logits: Tensor, target: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -235,7 +252,12 @@ def cross_entropy_of_each(logits: Tensor, target: Tensor, weights: Tensor | None
     shares = F.cross_entropy(logits, target, weight=weights, reduction="none", label_smoothing=smoothing)
     if weights is None:
         return shares, torch.ones_like(shares)
-    return shares, weights[target] if target.ndim == 1 else target @ weights
+    return shares, _weight_of_each(target, weights)
+
+
+def _weight_of_each(target: Tensor, weights: Tensor) -> Tensor:
+    """The class weights (B,) of labels (B,) or of soft targets (B, C)."""
+    return target.to(weights.dtype) @ weights if target.is_floating_point() else weights[target]
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

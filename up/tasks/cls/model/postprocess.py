@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from up.config.contract import Contract
 from up.config.part import PartOf
+from up.engine.step import Mean
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
@@ -84,15 +85,20 @@ class ClassificationPostProcess(nn.Module):
         heads = [logits] if isinstance(logits, Tensor) else list(logits)
         targets = _per_head(record.get("gt"), heads)
         scalars: dict[str, Tensor] = {}
-        values = []
+        values: list[Mean] = []
         for index, (loss, head, target) in enumerate(zip(self.losses(len(heads)), heads, targets, strict=True)):
             start = f"{self.prefix}head{index}_" if len(heads) > 1 else self.prefix
-            values.append(loss(head, target))
+            values.append(Mean(loss(head, target), loss.weight(target)))
             if len(heads) > 1:
-                scalars[f"{start}loss"] = values[-1].detach()
+                scalars[f"{start}loss"] = values[-1].value.detach()
             name, share = self._accuracy(loss, head.detach(), target, record.get("dominant"))
             scalars[f"{start}{name}"] = 100 * share
-        return {"loss": sum(values[1:], values[0]), "scalars": scalars}
+        total = sum((head.value for head in values[1:]), values[0].value)
+        if all(head.weight is None for head in values):
+            return {"loss": total, "scalars": scalars}
+        if len(values) == 1:
+            return {"loss": total, "weight": values[0].weight, "scalars": {name: Mean(value) for name, value in scalars.items()}}
+        return {"loss": total, "scalars": scalars, "terms": {f"{self.prefix}head{i}_loss": head for i, head in enumerate(values)}}
 
     def _measure(self, logits: Tensor | Sequence[Tensor], gt: Tensor) -> list[tuple[Tensor, Tensor]]:
         heads = [logits] if isinstance(logits, Tensor) else list(logits)

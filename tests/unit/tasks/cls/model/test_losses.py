@@ -152,21 +152,31 @@ class Squared(ClassificationLoss):
         return (logits - (F.one_hot(target, 4) if target.ndim == 1 else target)).square().mean()
 
 
+class WithoutClass(ClassificationLoss):
+    """A loss that leaves the images of class 2 out, which are all of ``HARD`` but one."""
+
+    def _loss(self, logits: Any, target: Any) -> Any:
+        return F.cross_entropy(logits, target, ignore_index=2, reduction="mean") if target.ndim == 1 else logits.square().mean()
+
+    def weight(self, target: Any) -> Any:
+        return (target != 2).sum() if target.ndim == 1 else None
+
+
+LOSSES_OF_IMAGES = [
+    CrossEntropy(),
+    CrossEntropy(class_weights=[1.0, 2.0, 0.5, 0.0], loss_weight=3.0),
+    LabelSmoothing(smooth_ratio=0.2),
+    LabelSmoothing(class_weights=[1.0, 2.0, 0.5, 4.0]),
+    BinaryCrossEntropy(bias=True),
+    BinaryCrossEntropy(reduction="sum"),
+    BinaryCrossEntropy(target_threshold=0.5, class_weights=[1.0, 2.0, 0.5, 4.0]),
+    SoftmaxEQL(num_classes=4),
+    Squared(),
+]
+
+
 @pytest.mark.parametrize("target", [HARD, SOFT], ids=["hard", "soft"])
-@pytest.mark.parametrize(
-    "loss",
-    [
-        CrossEntropy(),
-        CrossEntropy(class_weights=[1.0, 2.0, 0.5, 0.0], loss_weight=3.0),
-        LabelSmoothing(smooth_ratio=0.2),
-        LabelSmoothing(class_weights=[1.0, 2.0, 0.5, 4.0]),
-        BinaryCrossEntropy(bias=True),
-        BinaryCrossEntropy(reduction="sum"),
-        BinaryCrossEntropy(target_threshold=0.5, class_weights=[1.0, 2.0, 0.5, 4.0]),
-        SoftmaxEQL(num_classes=4),
-        Squared(),
-    ],
-)
+@pytest.mark.parametrize("loss", [*LOSSES_OF_IMAGES, WithoutClass()])
 def test_shares_of_single_images_add_up_to_the_loss(loss: ClassificationLoss, target: torch.Tensor) -> None:
     loss.eval()
     if isinstance(loss, SoftmaxEQL):
@@ -176,3 +186,14 @@ def test_shares_of_single_images_add_up_to_the_loss(loss: ClassificationLoss, ta
     assert (shares.sum() / weights.sum()).item() == pytest.approx(loss(X, target).item(), rel=1e-6)
     halves = [loss.of_each(X[i : i + 1], target[i : i + 1]) for i in (0, 1)]
     assert torch.allclose(torch.cat([half[0] for half in halves]), shares)
+
+
+@pytest.mark.parametrize("target", [HARD, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize("loss", [*LOSSES_OF_IMAGES, WithoutClass()])
+def test_a_loss_is_the_mean_of_its_halves_by_weight(loss: ClassificationLoss, target: torch.Tensor) -> None:
+    """What training on several ranks and accumulation rely on."""
+    loss.eval()
+    halves = [(loss(X[i : i + 1], target[i : i + 1]), loss.weight(target[i : i + 1])) for i in (0, 1)]
+    weights = [1.0 if weight is None else float(weight) for _, weight in halves]
+    mean = sum(float(half) * weight for (half, _), weight in zip(halves, weights, strict=True) if weight) / sum(weights)
+    assert mean == pytest.approx(loss(X, target).item(), rel=1e-6)

@@ -65,6 +65,19 @@ def test_several_heads_are_summed_and_named() -> None:
     }
 
 
+def test_heads_with_class_weights_are_means_of_their_own() -> None:
+    post = ClassificationPostProcess(cls_loss=[CrossEntropy(class_weights=[3.0, 1.0, 1.0]), CrossEntropy()])
+    gt = torch.stack([LABELS, torch.tensor([0, 1, 0, 0])], dim=1)
+    out = post.train()({"logits": [LOGITS, OTHER], "gt": gt})
+    first, second = out["terms"].values()
+    assert (first.weight.item(), second.weight) == (8.0, None)
+    assert out["loss"].item() == pytest.approx((first.value + second.value).item())
+    alone = ClassificationPostProcess(cls_loss=CrossEntropy(class_weights=[3.0, 1.0, 1.0])).train()(
+        {"logits": LOGITS, "gt": LABELS}
+    )
+    assert alone["weight"].item() == 8.0
+
+
 def test_one_loss_serves_all_heads() -> None:
     gt = torch.stack([LABELS, torch.tensor([0, 1, 0, 0])], dim=1)
     for_one, for_each = CrossEntropy(), [CrossEntropy(), CrossEntropy()]

@@ -1,0 +1,96 @@
+"""What the micro-batches of a step count, and the means of what they show, kept on the device until somebody asks.
+
+A loss is a mean: over images, or over what ``StepOutput.weight`` counts (labelled pixels, boxes). The mean over a step is the sum
+of loss · weight over its micro-batches and ranks, divided by the sum of the weights: then the numbers of ranks and of
+micro-batches change nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from up.data.sampler import Share
+from up.distributed.group import means_over_ranks, sum_over_ranks, world_size
+from up.engine.step import Mean, StepOutput
+
+_WEIGHT = "weight of "
+
+
+class StepMeter:
+    """Sums of one step's micro-batches."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # value · weight of each scalar, and the weights that are not those of images
+        self._divisors: Tensor | None = None  # sums over the ranks of the weights of images, of the loss and of each of its terms
+
+    def weigh(self, output: StepOutput, share: Share) -> Tensor:
+        """Take in one micro-batch and return its loss times what it counts, for the backward pass."""
+        if output.terms:
+            weighed = self._sum_of_terms(output, share)
+            self._add("loss", Mean(weighed.detach()), Share(1.0, 1.0))
+        else:
+            weighed = _times(output.loss, _weight(output.weight, share, output.loss))
+            self._add("loss", Mean(output.loss.detach(), output.weight), share)
+        for name, mean in output.means().items():
+            self._add(name, mean, share)
+        return weighed
+
+    def scale(self) -> Tensor | None:
+        """What the averaged gradients are multiplied by: world size / sum of the weights; None where losses are means over images.
+
+        A collective operation where there are weights, once after the last micro-batch; no host waits for it.
+        """
+        weight = self._sums.get(f"{_WEIGHT}loss")
+        if weight is None:
+            return None
+        total = sum_over_ranks(weight.clone())
+        return torch.where(total == 0, 0, world_size() / total)
+
+    def held(self, name: str) -> Tensor | None:
+        """A scalar of the step in work, as far as it has come."""
+        return self._sums.get(name)
+
+    def parts_not_finite(self) -> list[str]:
+        """The scalars beside the loss that are not finite: which term of it, say. Waits for the device."""
+        return [name for name, value in self._sums.items() if name != "loss" and not bool(value.isfinite().all())]
+
+    def take(self) -> dict[str, Tensor]:
+        """The step's scalars over all ranks, a collective operation; the meter is empty afterwards."""
+        means = means_over_ranks(self._sums)
+        self._sums, self._divisors = {}, None
+        weights = {name: means.pop(_WEIGHT + name) for name in list(means) if _WEIGHT + name in means}
+        return {name: mean / weights[name].clamp(min=1e-30) if name in weights else mean for name, mean in means.items()}
+
+    def _sum_of_terms(self, output: StepOutput, share: Share) -> Tensor:
+        """The loss, each term divided by its own weights, which the ranks sum before the backward pass.
+
+        Exact for one micro-batch. With several, the divisors are extrapolated from the weights seen so far.
+        """
+        weights = [None, output.weight, *(term.weight for term in output.terms.values())]
+        held = [torch.as_tensor(_weight(weight, share, output.loss), device=output.loss.device) for weight in weights]
+        own = torch.stack(held)
+        seen = sum_over_ranks(own.clone())
+        self._divisors = seen if self._divisors is None else self._divisors + seen
+        factors = torch.where(self._divisors > 0, own * (self._divisors[0] / self._divisors), 0)
+        terms = [term.value for term in output.terms.values()]
+        parts = zip([output.loss - sum(terms), *terms], factors[1:], strict=True)
+        return torch.stack([_times(value, factor) for value, factor in parts]).sum()
+
+    def _add(self, name: str, mean: Mean, share: Share) -> None:
+        weight = _weight(mean.weight, share, mean.value)
+        sums = {name: _times(mean.value, weight), **({_WEIGHT + name: weight} if isinstance(weight, Tensor) else {})}
+        for key, value in sums.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+
+def _weight(weight: Tensor | float | None, share: Share, loss: Tensor) -> Tensor | float:
+    """In the unit of ``share.images``; a scalar on the device of ``loss`` where it is not that itself."""
+    if weight is None:
+        return share.images
+    return torch.as_tensor(weight, dtype=torch.float32, device=loss.device).detach() * share.row
+
+
+def _times(value: Tensor, weight: Tensor | float) -> Tensor:
+    """``value · weight``; 0 where nothing was counted, of which the mean is no number."""
+    return value * weight if isinstance(weight, float) else torch.where(weight == 0, 0, value * weight)
