@@ -28,6 +28,7 @@ from up.engine.faults import Fault
 from up.engine.fingerprint import Facts
 from up.engine.folder import State, Status, write_status
 from up.engine.hooks import Hooks, Outline, UpdateReport
+from up.engine.meter import StepMeter
 from up.engine.precision import Precision, StepReport, is_finite, not_finite
 from up.engine.shards import WholeOptimizer, WholeTensors, is_shared
 from up.engine.step import Runner
@@ -38,7 +39,6 @@ from up.models.weights import variant_of
 from up.optim.schedules import Schedule
 from up.text import some_of
 from up.tracking.log import BAD_IMAGES, LOGGER, cut_after, list_bad_images
-from up.engine.meter import StepMeter
 
 
 class Stateful(Protocol):
