@@ -152,8 +152,8 @@ class Task(ABC, Generic[Data]):
     def loss(self, net: nn.Module, batch: Batch) -> StepOutput:
         """The loss of a prepared batch: by default what the net's last module put into the record as ``loss``.
 
-        ``scalars`` in the record are shown and logged; ``weight`` and ``terms`` say what the loss is the mean of, if not of the images
-        (``StepOutput``). Raises ``UserError`` where there is no scalar loss.
+        ``scalars`` in the record are shown and logged; ``weight`` and ``terms`` say what the loss is the mean of, if not of the
+        images (``StepOutput``). Raises ``UserError`` where there is no scalar loss.
         """
         record = net(batch)
         if "loss" not in record:
