@@ -26,8 +26,8 @@ from typing_extensions import is_typeddict
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # from a checkout that is not installed
 
-from up.build.experiment import ENGINE_FILLED_IN, all_tables, find_task  # noqa: E402
-from up.config.part import PartOf  # noqa: E402
+from up.build.experiment import all_tables, find_task  # noqa: E402
+from up.config.argument import Derived, Marker, PartOf, markers  # noqa: E402
 from up.config.section import Section, sections_in  # noqa: E402
 from up.config.signature import Parameter, describe, signature_of  # noqa: E402
 from up.registry import Registry  # noqa: E402
@@ -70,16 +70,14 @@ editors) and `show config --config FILE` (every value that counts, with the file
 
 def page() -> str:
     """The whole text of docs/config.md."""
-    task = find_task(TASK)
-    tables = all_tables(task, [])
-    filled_in = {**ENGINE_FILLED_IN, **task.filled_in}
+    tables = all_tables(find_task(TASK), [])
     lines = [HEADER, "## Sections", ""]
     lines += [" · ".join(f"[{name}](#{anchor_of_field(field)})" for name, field in fields_of(Config)), ""]
     for section in sections_below(Config):
         lines += section_lines(section)
     lines += ["## Parts", "", " · ".join(f"[{name}](#{anchor_of_table(name)})" for name in sorted(tables)), ""]
     for name in sorted(tables):
-        lines += table_lines(name, tables[name], filled_in.get(name, ()))
+        lines += table_lines(name, tables[name])
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
 
 
@@ -111,7 +109,7 @@ def section_lines(section: type[Section]) -> Iterator[str]:
     yield from (f"### {title}", "", prose(inspect.cleandoc(section.__doc__ or "")), "")
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     for name, field in fields_of(section):
-        kind = words(field.annotation, field.metadata)
+        kind = "; ".join([words(field.annotation, field.metadata), *notes_of([*field.metadata, *markers(field.annotation)])])
         default = "**required**" if field.is_required() else default_of(field.get_default(call_default_factory=True))
         yield f"| `{name}` | {kind} | {default} | {cell(field.description or '')} |"
     yield ""
@@ -128,7 +126,7 @@ Part = tuple[str, Callable[..., Any]]  # names, as a table shows them, and what 
 MANY = 5  # kwargs; with more a part has a table of its own
 
 
-def table_lines(table: str, registry: Registry, filled_in: Sequence[str]) -> Iterator[str]:
+def table_lines(table: str, registry: Registry) -> Iterator[str]:
     yield from (f"### Parts: {table}", "")
     families: dict[object, list[Part]] = {}
     for names, part in by_target(registry):
@@ -138,12 +136,12 @@ def table_lines(table: str, registry: Registry, filled_in: Sequence[str]) -> Ite
     if small:
         yield from ("| type | kwargs | what it is |", "|---|---|---|")
         for names, part in small:
-            arguments = "<br>".join(argument(parameter, filled_in) for parameter in shown_of(part))
+            arguments = "<br>".join(argument(parameter) for parameter in shown_of(part))
             yield f"| {names} | {arguments} | {cell(text_of(part))} |"
         yield ""
     for parts in families.values():
         if len(parts) > 1 or parts[0] not in small:
-            yield from block_lines(parts, table, filled_in)
+            yield from block_lines(parts)
     if registry.other_names():
         yield f"Those of other libraries go by the names that they have there; `python -m up show components {table}` lists them."
         yield ""
@@ -163,7 +161,7 @@ def family_of(part: Callable[..., Any]) -> object:
     return (text, tuple(signature_of(part).parameters)) if text and hasattr(part, "__wrapped__") else part
 
 
-def block_lines(parts: list[Part], table: str, filled_in: Sequence[str]) -> Iterator[str]:
+def block_lines(parts: list[Part]) -> Iterator[str]:
     """A part, or a family of them, with a table of kwargs."""
     text = text_of(parts[0][1])
     together = len(parts) > 1
@@ -171,7 +169,7 @@ def block_lines(parts: list[Part], table: str, filled_in: Sequence[str]) -> Iter
     signatures = [signature_of(part).parameters for _, part in parts]
     yield from ("| kwarg | type | default |", "|---|---|---|")
     for parameter in shown_of(parts[0][1]):
-        defaults = {default_text(signature[parameter.name], filled_in) for signature in signatures}
+        defaults = {default_text(signature[parameter.name]) for signature in signatures}
         default = defaults.pop() if len(defaults) == 1 else "that of the network"
         yield f"| `{parameter.name}` | {words_of(parameter)} | {default} |"
     yield ""
@@ -184,23 +182,28 @@ def shown_of(part: Callable[..., Any]) -> list[Parameter]:
     return list(signature_of(part).parameters.values())
 
 
-def argument(parameter: Parameter, filled_in: Sequence[str]) -> str:
+def argument(parameter: Parameter) -> str:
     """```alpha` = `1` (number)``."""
-    default = default_text(parameter, filled_in)
+    default = default_text(parameter)
     if default.startswith("`") or default == "null":
         return f"`{parameter.name}` = {default} ({words_of(parameter)})"
     return f"`{parameter.name}` ({words_of(parameter)}; {default})"
 
 
 def words_of(parameter: Parameter) -> str:
-    """The type of a parameter, and why it has no effect where it has none."""
-    kind = words(parameter.annotation)
-    return f"{kind}; no effect: {parameter.no_effect}" if parameter.no_effect else kind
+    """The type of a parameter, and what its markers say."""
+    return "; ".join([words(parameter.annotation), *notes_of(markers(parameter.annotation))])
 
 
-def default_text(parameter: Parameter, filled_in: Sequence[str]) -> str:
-    if parameter.name in filled_in:
-        return "found out when left out"
+def notes_of(found: Iterable[object]) -> list[str]:
+    """What markers say, but for the origin, which the column of defaults has."""
+    return [each.note for each in found if isinstance(each, Marker) and each.note and not isinstance(each, Derived)]
+
+
+def default_text(parameter: Parameter) -> str:
+    derived = parameter.marker(Derived)
+    if derived is not None:
+        return derived.note
     return "**required**" if parameter.required else default_of(parameter.default)
 
 

@@ -56,7 +56,7 @@ def test_the_reference_says_types_defaults_and_meanings() -> None:
     ):
         assert row in text
     assert "`cls_loss` ([loss](#parts-loss) part or list of [loss](#parts-loss) parts; **required**)" in text
-    assert "`num_classes` (int or null; found out when left out)" in text
+    assert "`num_classes` (int or null; derived from the classes of dataset.train)" in text
 
 
 def anchors(page: Path) -> set[str]:

@@ -14,8 +14,7 @@ from typing import Any
 from up.schema.decode import Decoded, Note, load_config
 from up.config.errors import DEFAULT
 from up.schema.named_files import missing_at, missing_start_weights
-from up.config.part_notes import notes_on_part
-from up.config.parts import build_part, check_part, parts_of
+from up.config.parts import check_part, notes_on_part, parts_of
 from up.schema.sections import Config, NetModule, ParamRule, Part
 from up.config.signature import signature_of
 from up.config.wording import unknown
@@ -40,10 +39,6 @@ ENGINE_TABLES: Mapping[str, Registry] = {
     "backbone": BACKBONES.extended({"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
     "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
     "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}), "mimic_loss": MIMIC_LOSSES,
-}
-ENGINE_FILLED_IN: Mapping[str, Sequence[str]] = {
-    "sampler": ("size", "labels", "seed", "shuffle"),
-    "runner": ("net", "loss_of", "stage", "mix", "seed", "mimic", "teachers"),
 }
 
 
@@ -81,9 +76,8 @@ def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:
     """What is wrong with the types and arguments of parts, anywhere in the configuration."""
-    filled_in = {**ENGINE_FILLED_IN, **experiment.task.filled_in}
     for path, part, table in placed_parts(experiment):
-        yield from check_part(part, table, experiment.tables, path, filled_in.get(table, ()))
+        yield from check_part(part, table, experiment.tables, path)
 
 
 def part_notes(experiment: Experiment) -> Iterator[Note]:
@@ -132,7 +126,7 @@ def named_paths(experiment: Experiment, dataset: Part) -> Iterator[tuple[str, st
     those that the signature annotates as ``Path``."""
     signature = signature_of(experiment.tables["dataset"].get(dataset.type))
     for key, path in experiment.task.named_paths(dataset.kwargs):
-        if signature.takes(key.partition(".")[0]) or signature.open:
+        if signature.takes(key.partition(".")[0]):
             yield key, path
     for name, parameter in signature.parameters.items():
         if parameter.annotation is Path and name in dataset.kwargs:

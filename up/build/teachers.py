@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from up.build.network import build_net
-from up.config.parts import Fact
+from up.config.parts import Exact
 from up.schema.sections import NetModule
 from up.errors import Problem, UserError
 from up.distill.section import weights_of_teachers
@@ -67,11 +67,11 @@ def _told_at(experiment: Experiment, place: str) -> Iterator[None]:
 
 def facts_for(weights: Weights | None, data: Mapping[str, Any], net: Sequence[NetModule]) -> dict[str, Any]:
     """What the parts of a teacher may leave out: the classes that its file names, else those of the data, as a guess only."""
-    facts = {name: value.value if isinstance(value, Fact) else value for name, value in data.items()}
+    facts = {name: value.value if isinstance(value, Exact) else value for name, value in data.items()}
     names = weights.class_names if weights is not None else None
     if weights is not None and names:
         known = [len(head) for head in names] if not isinstance(names[0], str) else len(names)
-        facts["num_classes"] = Fact(known, f"the class names in {weights.source}")
+        facts["num_classes"] = Exact(known, f"the class names in {weights.source}")
     elif any("num_classes" in module.kwargs for module in net):
         facts.pop("num_classes", None)
     return facts

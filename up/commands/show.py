@@ -40,14 +40,12 @@ def main(words: list[str]) -> int:
     arguments = parser.read(words[1:])
     if arguments.what == "config":
         return show_config(arguments)
-    from up.build.experiment import ENGINE_FILLED_IN, all_tables, find_task
+    from up.build.experiment import all_tables, find_task
     from up.schema.json_schema import config_schema
 
-    task = find_task(arguments.task)
-    tables = all_tables(task, [])
+    tables = all_tables(find_task(arguments.task), [])
     if arguments.what == "schema":
-        filled_in = {argument for names in (*ENGINE_FILLED_IN.values(), *task.filled_in.values()) for argument in names}
-        print(json.dumps(config_schema(tables, filled_in=filled_in), indent=2))
+        print(json.dumps(config_schema(tables), indent=2))
         return 0
     print_tables(*(part for name in chosen(arguments.tables, tables) for part in parts_of(name, tables[name])))
     return 0

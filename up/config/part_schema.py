@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from up.config.argument import Derived
 from up.config.signature import Parameter, signature_model, signature_of
 
 
@@ -24,11 +25,8 @@ class PlainSchema(GenerateJsonSchema):
         return {}
 
 
-def part_schema(target: Callable[..., Any], filled_in: Collection[str] = ()) -> dict[str, Any]:
-    """JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``.
-
-    What is ``filled_in`` by the program is not required.
-    """
+def part_schema(target: Callable[..., Any]) -> dict[str, Any]:
+    """JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``."""
     signature = signature_of(target)
     schema = signature_model(target).model_json_schema(by_alias=True, schema_generator=PlainSchema)
     definitions = schema.pop("$defs", {})
@@ -40,7 +38,8 @@ def part_schema(target: Callable[..., Any], filled_in: Collection[str] = ()) -> 
             properties[name].pop("default")
         elif not parameter.takes_none:
             properties[name] = nullable(properties[name])
-    required = [name for name, parameter in signature.parameters.items() if parameter.required and name not in filled_in]
+    needed = (parameter for parameter in signature.parameters.values() if parameter.marker(Derived) is None)
+    required = [parameter.name for parameter in needed if parameter.required]
     closed = {"additionalProperties": False} if not signature.open else {}
     return {"type": "object", "properties": properties, **({"required": required} if required else {}), **closed}
 

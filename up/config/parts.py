@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
 from pydantic import ValidationError
 
-from up.config.part import PartOf
+from up.config.argument import Derived, NoEffect, PartOf
 from up.config.plugins import signature_problem
 from up.config.section import Part, Section
 from up.config.signature import Parameter, Signature, name_of, signature_model, signature_of, type_text
@@ -19,14 +20,14 @@ from up.text import shown
 
 Tables: TypeAlias = "Mapping[str, Registry]"
 Target: TypeAlias = "Callable[..., Any]"
+DerivedArguments: TypeAlias = "Mapping[str, object]"  # the derived arguments by name, some of them Exact
 
 _LIBRARIES = ("torch", "torchvision", "timm")  # annotated loosely: their constructors say by a TypeError what does not fit
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A value that the program knows and the YAML may repeat but not contradict, and where it is known from:
-    ``Fact(10, "the classes of the data set")``."""
+class Exact:
+    """A derived value that the YAML may repeat but not contradict, and its source: ``Exact(10, "the classes of the data set")``."""
 
     value: Any
     source: str
@@ -63,18 +64,19 @@ def _parts_in(value: Any, path: str, table: str | None) -> Iterator[tuple[str, P
 
 
 def check_part(
-    part: Part | Mapping[str, Any], table: str, tables: Tables, path: str = "", facts: Collection[str] | Mapping[str, object] = ()
+    part: Part | Mapping[str, Any], table: str, tables: Tables, path: str = "", derived: DerivedArguments | None = None
 ) -> list[Problem]:
     """All that is wrong with ``part`` and the parts in it: unknown types and arguments, wrong values, missing arguments.
 
-    ``facts`` are the names of arguments that ``build_part`` will fill in; with their values, a ``Fact`` may not be contradicted.
+    ``derived`` are the derived arguments, None where they are not known yet: what is ``Derived`` may be missing then. An ``Exact``
+    one may not be contradicted.
     """
     problems: list[Problem] = []
     found = _resolve(part, table, tables, path, problems)
     if found is not None:
         target, kwargs = found
         owner = part.type if isinstance(part, Part) else str(part["type"])
-        problems += check_kwargs(target, kwargs, tables, _join(path, "kwargs"), facts, owner)
+        problems += check_kwargs(target, kwargs, tables, _join(path, "kwargs"), derived, owner, tables[table])
     beside = {_join(path, f"kwargs.{key}"): key for key in type(part).model_fields} if isinstance(part, Part) else {}
     return [
         replace(problem, what=f"stands beside kwargs, not in it: move {beside[problem.key]} one level up")
@@ -89,10 +91,11 @@ def check_kwargs(
     kwargs: Mapping[str, Any],
     tables: Tables,
     path: str = "",
-    facts: Collection[str] | Mapping[str, object] = (),
+    derived: DerivedArguments | None = None,
     owner: str = "",
+    table: Registry | None = None,
 ) -> list[Problem]:
-    """All that is wrong with ``kwargs`` as arguments of ``target``, which messages call ``owner``."""
+    """All that is wrong with ``kwargs`` as arguments of ``target``, a part of ``table`` that messages call ``owner``."""
     signature = signature_of(target)
     owner = owner or signature.owner
     given = _given(signature, kwargs)
@@ -107,46 +110,78 @@ def check_kwargs(
     for name, parameter in signature.parameters.items():
         where = _join(path, name)
         if name not in given:
-            if parameter.required and name not in facts:
+            if parameter.required and not _will_be_filled_in(parameter, derived, table):
                 problems.append(Problem(f"is missing ({owner} needs it: {type_text(parameter.annotation)})", key=where))
         elif parameter.table is not None:
-            problems += _check_nested(given[name], parameter, tables, where, facts)
+            problems += _check_nested(given[name], parameter, tables, where, derived)
     problems += _wrong_values(target, signature, given, path)
-    return problems + list(_contradictions(given, facts, path))
+    return problems + list(_contradictions(given, derived, path))
+
+
+def _will_be_filled_in(parameter: Parameter, derived: DerivedArguments | None, table: Registry | None) -> bool:
+    """Whether the program derives an argument; a plug-in's part need not repeat the marker of the others in its table."""
+    if derived is not None:
+        return parameter.name in derived
+    others = (signature_of(table.get(each)).parameters.get(parameter.name) for each in table or () if table is not None)
+    return any(each is not None and each.marker(Derived) is not None for each in chain([parameter], others))
+
+
+def notes_on_part(part: Part | Mapping[str, Any], table: str, tables: Tables, path: str) -> Iterator[tuple[str, str]]:
+    """Path and text for each argument of a checked ``part`` that is ``NoEffect`` and not at its default, nested parts included.
+
+    A part whose class has ``config_note``, a sentence, gets a note of its own.
+    """
+    part = part if isinstance(part, Part) else Part.model_validate(part)
+    target = tables[table].get(part.type)
+    note = getattr(target, "config_note", None)
+    if note:
+        yield f"{path}.type", f"{part.type}: {note}"
+    parameters = signature_of(target).parameters
+    for name, value in part.kwargs.items():
+        parameter = parameters.get(name)
+        if parameter is None or value is None:
+            continue
+        where, unused = f"{path}.kwargs.{name}", parameter.marker(NoEffect)
+        if unused is not None and value != parameter.default:
+            yield where, f"{name} of {part.type} has no effect: {unused.reason}"
+        elif parameter.table is not None:
+            many = isinstance(value, list | tuple)
+            for index, item in enumerate(value if many else [value]):
+                yield from notes_on_part(item, parameter.table, tables, f"{where}.{index}" if many else where)
 
 
 def build_part(
-    part: Part | Mapping[str, Any], table: str, tables: Tables, facts: Mapping[str, object] | None = None, path: str = ""
+    part: Part | Mapping[str, Any], table: str, tables: Tables, derived: DerivedArguments | None = None, path: str = ""
 ) -> Any:
     """The object that ``part`` stands for, the parts in it built first.
 
-    An argument in ``facts`` is filled in, here and in the parts inside, where the signature has it and the YAML does not give
+    An argument in ``derived`` is filled in, here and in the parts inside, where the signature has it and the YAML does not give
     it. Raises ``ConfigError`` with all problems before anything is built, and for a ``ValueError`` of a constructor.
     """
-    facts = facts or {}
-    problems = check_part(part, table, tables, path, facts)
+    derived = derived or {}
+    problems = check_part(part, table, tables, path, derived)
     if problems:
         raise ConfigError(problems)
-    return _built(part, table, tables, facts, path)
+    return _built(part, table, tables, derived, path)
 
 
 def build(
-    target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object] | None = None, path: str = ""
+    target: Target, kwargs: Mapping[str, Any], tables: Tables, derived: DerivedArguments | None = None, path: str = ""
 ) -> Any:
     """``target`` called with ``kwargs``; as ``build_part``, for who has the class already."""
-    made = arguments(target, kwargs, tables, facts, path)
+    made = arguments(target, kwargs, tables, derived, path)
     return _called(target, made, path)
 
 
 def arguments(
-    target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object] | None = None, path: str = ""
+    target: Target, kwargs: Mapping[str, Any], tables: Tables, derived: DerivedArguments | None = None, path: str = ""
 ) -> dict[str, Any]:
     """What ``build`` calls ``target`` with: converted values, filled-in values, built parts."""
-    facts = facts or {}
-    problems = check_kwargs(target, kwargs, tables, path, facts)
+    derived = derived or {}
+    problems = check_kwargs(target, kwargs, tables, path, derived)
     if problems:
         raise ConfigError(problems)
-    return _arguments(target, kwargs, tables, facts, path)
+    return _arguments(target, kwargs, tables, derived, path)
 
 
 def _resolve(
@@ -188,20 +223,18 @@ def _given(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _check_nested(
-    value: Any, parameter: Parameter, tables: Tables, path: str, facts: Collection[str] | Mapping[str, object]
-) -> list[Problem]:
+def _check_nested(value: Any, parameter: Parameter, tables: Tables, path: str, derived: DerivedArguments | None) -> list[Problem]:
     assert parameter.table is not None
     if isinstance(value, list | tuple):
         if not parameter.many:
             return [Problem(f"got {shown(value)}, expected one block {{type, kwargs}}", key=path)]
-        found = [check_part(item, parameter.table, tables, f"{path}.{index}", facts) for index, item in enumerate(value)]
+        found = [check_part(item, parameter.table, tables, f"{path}.{index}", derived) for index, item in enumerate(value)]
         return [problem for problems in found for problem in problems]
     if not parameter.single:
         return [Problem(f"got {shown(value)}, expected a list of blocks {{type, kwargs}}", key=path)]
     if not isinstance(value, Mapping | Part):
         return [Problem(f"got {shown(value)}, expected a block {{type, kwargs}}", key=path)]
-    return check_part(value, parameter.table, tables, path, facts)
+    return check_part(value, parameter.table, tables, path, derived)
 
 
 def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any], path: str) -> Iterator[Problem]:
@@ -214,18 +247,18 @@ def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any]
             yield Problem("is missing" if is_missing else mismatch(fault.errors), key=_join(path, fault.path))
 
 
-def _contradictions(given: Mapping[str, Any], facts: Collection[str] | Mapping[str, object], path: str) -> Iterator[Problem]:
-    for name, known in facts.items() if isinstance(facts, Mapping) else ():
-        if isinstance(known, Fact) and name in given and given[name] != known.value:
+def _contradictions(given: Mapping[str, Any], derived: DerivedArguments | None, path: str) -> Iterator[Problem]:
+    for name, known in (derived or {}).items():
+        if isinstance(known, Exact) and name in given and given[name] != known.value:
             says = f"got {shown(given[name])}, but {shown(known.value)} follows from {known.source}"
             what = f"{says} (leave {name} out, or correct one of them)"
             yield Problem(what, key=_join(path, name))
 
 
-def _built(part: Any, table: str, tables: Tables, facts: Mapping[str, object], path: str) -> Any:
+def _built(part: Any, table: str, tables: Tables, derived: DerivedArguments, path: str) -> Any:
     part = part if isinstance(part, Part) else Part.model_validate(part)
     target = tables[table].get(part.type)
-    made = _called(target, _arguments(target, part.kwargs, tables, facts, _join(path, "kwargs")), path)
+    made = _called(target, _arguments(target, part.kwargs, tables, derived, _join(path, "kwargs")), path)
     what = tables[table].contract.object_problem(made) if part.type in tables[table].plugins else None
     if what is not None:
         raise ConfigError([Problem(what, key=_join(path, "type"))])
@@ -251,24 +284,24 @@ def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
         raise ConfigError([Problem(str(error), key=path)]) from error
 
 
-def _arguments(target: Target, kwargs: Mapping[str, Any], tables: Tables, facts: Mapping[str, object], path: str) -> dict[str, Any]:
+def _arguments(target: Target, kwargs: Mapping[str, Any], tables: Tables, derived: DerivedArguments, path: str) -> dict[str, Any]:
     signature = signature_of(target)
     given = _given(signature, kwargs)
     known = {name: value for name, value in given.items() if name in signature.parameters}
     made = {**given, **signature_model(target).model_validate(known).given()}
     for name, parameter in signature.parameters.items():
         if name in given and parameter.table is not None:
-            made[name] = _nested(given[name], parameter.table, tables, facts, _join(path, name))
-        elif name not in given and name in facts:
-            value = facts[name]
-            made[name] = value.value if isinstance(value, Fact) else value
-    return {**made, **{name: facts[name] for name in signature.internal if name in facts}}
+            made[name] = _nested(given[name], parameter.table, tables, derived, _join(path, name))
+        elif name not in given and name in derived:
+            value = derived[name]
+            made[name] = value.value if isinstance(value, Exact) else value
+    return {**made, **{name: derived[name] for name in signature.internal if name in derived}}
 
 
-def _nested(value: Any, table: str, tables: Tables, facts: Mapping[str, object], path: str) -> Any:
+def _nested(value: Any, table: str, tables: Tables, derived: DerivedArguments, path: str) -> Any:
     if isinstance(value, list | tuple):
-        return [_built(item, table, tables, facts, f"{path}.{index}") for index, item in enumerate(value)]
-    return _built(value, table, tables, facts, path)
+        return [_built(item, table, tables, derived, f"{path}.{index}") for index, item in enumerate(value)]
+    return _built(value, table, tables, derived, path)
 
 
 def _join(path: str, name: str) -> str:

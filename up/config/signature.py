@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections.abc
 import dataclasses
 import enum
@@ -9,18 +10,18 @@ import inspect
 import json
 import numbers
 import pathlib
+import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, InstanceOf, Strict, create_model
 from typing_extensions import is_typeddict
 
-from up.config.part import BY_PROGRAM, NoEffect, PartOf
+from up.config.argument import FromProgram, M, Marker, NoEffect, PartOf, marker, markers
 
-_PACKAGE = __name__.partition(".")[0]
 _INSTANCE_OF: Any = InstanceOf
 _EMPTY = inspect.Parameter.empty
 _SCALARS: dict[Any, Any] = {
@@ -48,29 +49,48 @@ _BARE: dict[Any, Any] = {  # as torchvision annotates, and what YAML can write o
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a part.
-
-    ``table`` is set when the argument is itself a part, ``many`` when it may be a list of parts, ``no_effect`` (the reason)
-    when it is only accepted.
-    """
+    """One argument of a part: its annotation with the markers of ``up.config.argument``, and its default."""
 
     name: str
     annotation: Any
     default: Any
-    table: str | None = None
-    single: bool = True
-    many: bool = False
-    no_effect: str = ""
+
+    def marker(self, kind: type[M]) -> M | None:
+        """What the annotation says of one kind."""
+        return marker(self.annotation, kind)
 
     @property
     def required(self) -> bool:
         """Whether it has no default."""
         return self.default is _EMPTY
 
+    @cached_property
+    def table(self) -> str | None:
+        """The table of an argument that is itself a part."""
+        part = self.marker(PartOf)
+        return part.table if part is not None else None
+
+    @cached_property
+    def many(self) -> bool:
+        """Whether an argument that is a part may be a list of parts."""
+        members = _members(self.annotation)
+        return Any in members or any((get_origin(member) or member) in _SEQUENCES for member in members)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether an argument that is a part may be one block."""
+        members = [member for member in _members(self.annotation) if member is not type(None)]
+        return any((get_origin(member) or member) not in _SEQUENCES for member in members)
+
     @property
     def takes_none(self) -> bool:
         """Whether null is a value of its own; otherwise null in YAML means that nothing was given."""
         return _takes_none(self.annotation)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the markers say in words: where the value comes from, its unit, whether a resume compares it."""
+        return [each.note for each in markers(self.annotation) if isinstance(each, Marker) and each.note]
 
 
 @dataclass(frozen=True)
@@ -98,8 +118,11 @@ class Description:
 @lru_cache(maxsize=1024)
 def signature_of(target: Callable[..., Any]) -> Signature:
     """The arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
-    optimizer, which are the tensors it optimizes, nothing that is ``BY_PROGRAM``. ``**kwargs`` to a base class of this package
-    stands for the arguments of that class."""
+    optimizer, which are the tensors it optimizes, nothing that is ``FromProgram``.
+
+    ``**kwargs`` that a constructor passes on stands for the arguments of the base class. An argument without markers has those
+    that a base class gives it.
+    """
     hints = _hints(target)
     parameters: dict[str, Parameter] = {}
     internal = set()
@@ -112,22 +135,56 @@ def signature_of(target: Callable[..., Any]) -> Signature:
         if parameter.name == "params" and parameter.default is _EMPTY:
             continue
         annotation = hints.get(parameter.name, _implied(parameter.default))
-        if BY_PROGRAM in _extras(annotation):
+        if not any(isinstance(each, Marker) for each in markers(annotation)):
+            annotation = _with_inherited_markers(annotation, target, parameter.name)
+        if marker(annotation, FromProgram) is not None:
             internal.add(parameter.name)
         else:
-            parameters[parameter.name] = _parameter(parameter.name, annotation, parameter.default)
-    base = _behind_kwargs(target) if is_open else None
-    if base is None:
-        return Signature(name_of(target), parameters, is_open, frozenset(internal))
-    inherited = signature_of(base)
-    parameters |= {name: parameter for name, parameter in inherited.parameters.items() if name not in parameters}
-    return Signature(name_of(target), parameters, inherited.open, frozenset(internal) | inherited.internal)
+            parameters[parameter.name] = Parameter(parameter.name, annotation, parameter.default)
+    passed = _passed_on(target) if is_open else None
+    if passed is not None:
+        base, taken = passed
+        inherited = signature_of(base)
+        own = {*parameters, *internal, *taken}
+        parameters |= {name: parameter for name, parameter in inherited.parameters.items() if name not in own}
+        internal |= inherited.internal - own
+        is_open = inherited.open
+    return Signature(name_of(target), parameters, is_open, frozenset(internal))
 
 
-def _behind_kwargs(target: Callable[..., Any]) -> type | None:
-    """The class of this package whose constructor takes the ``**kwargs`` of ``target``'s."""
-    own = [each for each in target.__mro__ if "__init__" in vars(each)] if isinstance(target, type) else []
-    return own[1] if len(own) > 1 and own[1].__module__.partition(".")[0] == _PACKAGE else None
+def _constructors(target: Callable[..., Any]) -> list[type]:
+    """The classes of the MRO that have a constructor of their own, written in Python."""
+    mro = target.__mro__ if isinstance(target, type) else ()
+    return [each for each in mro if inspect.isfunction(inspect.unwrap(vars(each).get("__init__", len)))]
+
+
+def _with_inherited_markers(annotation: Any, target: Callable[..., Any], name: str) -> Any:
+    for base in _constructors(target)[1:]:
+        found = _hints(base).get(name)
+        inherited = [each for each in markers(found) if isinstance(each, Marker) and not isinstance(each, NoEffect)]
+        if inherited:
+            return Annotated[(annotation, *inherited)]
+    return annotation
+
+
+def _passed_on(target: Callable[..., Any]) -> tuple[type, set[str]] | None:
+    """The base class whose constructor gets the ``**kwargs`` of ``target``'s, and the arguments that it is given beside them;
+    None where ``target`` keeps its ``**kwargs``, or where this cannot be known."""
+    if len(classes := _constructors(target)) < 2:
+        return None
+    own, base = (inspect.unwrap(vars(each)["__init__"]) for each in classes[:2])
+    kwargs = next(each.name for each in inspect.signature(own).parameters.values() if each.kind is each.VAR_KEYWORD)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(own)))
+    except (OSError, SyntaxError):  # no source, as of classes made at run time
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
+            named = {each.arg: ast.unparse(each.value) for each in node.keywords}
+            if named.get(None) == kwargs:
+                positional = list(inspect.signature(base).parameters)[1 : 1 + len(node.args)]
+                return classes[1], {*positional, *(name for name in named if name is not None)}
+    return None
 
 
 def _implied(default: Any) -> Any:
@@ -150,27 +207,6 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         return get_type_hints(inspect.unwrap(function), include_extras=True)
     except (NameError, TypeError, AttributeError):  # names that only a type checker sees; the constructor checks itself then
         return {}
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
-    extras = _extras(annotation)
-    part = next((extra for extra in extras if isinstance(extra, PartOf)), None)
-    if part is None:
-        reason = next((extra.reason for extra in extras if isinstance(extra, NoEffect)), "")
-        return Parameter(name, annotation, default, no_effect=reason)
-    members = [member for member in _members(annotation) if member is not type(None)]
-    many = any((get_origin(member) or member) in _SEQUENCES for member in members)
-    single = any((get_origin(member) or member) not in _SEQUENCES for member in members)
-    return Parameter(name, annotation, default, part.table, single, many or Any in members)
-
-
-def _extras(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Annotated:
-        inner, *extras = get_args(annotation)
-        return [*extras, *_extras(inner)]
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [extra for member in get_args(annotation) for extra in _extras(member)]
-    return []
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -284,11 +320,10 @@ _WORDS: dict[Any, str] = {
 
 def type_text(annotation: Any) -> str:
     """An annotation in the words of YAML: ``whole number or list of whole numbers``, ``mean or sum``, ``loss part``."""
-    part = next((extra for extra in _extras(annotation) if isinstance(extra, PartOf)), None)
-    if part is not None:
-        parameter = _parameter("", annotation, None)
-        kinds = [f"{part.table} part"] * parameter.single + [f"list of {part.table} parts"] * parameter.many
-        return " or ".join([*kinds, *(["null"] if _takes_none(annotation) else [])])
+    argument = Parameter("", annotation, None)
+    if argument.table is not None:
+        kinds = [f"{argument.table} part"] * argument.single + [f"list of {argument.table} parts"] * argument.many
+        return " or ".join([*kinds, *(["null"] if argument.takes_none else [])])
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_text(arguments[0])
@@ -315,7 +350,7 @@ def describe(target: Callable[..., Any]) -> Description:
     summary = text.split("\n\n")[0].replace("\n", " ")
     rows = []
     for parameter in signature_of(target).parameters.values():
-        default = "required" if parameter.required else json.dumps(parameter.default, default=str, ensure_ascii=False)
-        unused = f" (no effect: {parameter.no_effect})" if parameter.no_effect else ""
-        rows.append((parameter.name, f"{type_text(parameter.annotation)}{unused}", default))
+        default = json.dumps(parameter.default, default=str, ensure_ascii=False)
+        notes = f" ({', '.join(parameter.notes)})" if parameter.notes else ""
+        rows.append((parameter.name, f"{type_text(parameter.annotation)}{notes}", "required" if parameter.required else default))
     return Description(summary, tuple(rows))

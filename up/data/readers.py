@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from up.config.part import NoEffect
+from up.config.argument import NoEffect
 from up.data.decoding import MAX_PIXELS, QUIET, Color, decode, name_of, open_image, orientation, read_rgb
 from up.errors import UserError
 from up.registry import Registry

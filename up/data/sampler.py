@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from up.config.argument import Derived, FromProgram, NoEffect
 from up.config.contract import Contract, Method, PartError, called
-from up.config.part import BY_PROGRAM, NoEffect
 from up.data.packed import PackedLabels
 from up.data.records import SampleKey
 from up.errors import UserError
@@ -24,9 +24,10 @@ from up.seed import key
 from up.text import count
 
 Indices = NDArray[np.int64]
-Size: TypeAlias = Annotated[int, BY_PROGRAM]
-Seed: TypeAlias = Annotated[int, BY_PROGRAM]
-Labels: TypeAlias = Annotated[PackedLabels | None, BY_PROGRAM]
+Size: TypeAlias = Annotated[int, FromProgram()]
+Seed: TypeAlias = Annotated[int, FromProgram()]
+Shuffle: TypeAlias = Annotated[bool, Derived("dataloader.kwargs.shuffle")]
+Labels: TypeAlias = Annotated[PackedLabels | None, FromProgram()]
 
 SAMPLERS = Registry(
     "sampler",
@@ -73,7 +74,7 @@ class Order(Protocol):
 class Shuffled:
     """All images once in an epoch, in another random order each time (``fix_seed``: always in the same)."""
 
-    def __init__(self, *, size: Size, seed: Seed = 0, shuffle: bool = True, fix_seed: bool = False) -> None:
+    def __init__(self, *, size: Size, seed: Seed = 0, shuffle: Shuffle = True, fix_seed: bool = False) -> None:
         self._size, self._seed, self._shuffle, self._fixed = size, seed, shuffle, fix_seed
 
     def __len__(self) -> int:
@@ -187,7 +188,7 @@ class ListBalance:
         self,
         *,
         size: Size,
-        sources: Annotated[NDArray[np.uint16] | None, BY_PROGRAM] = None,
+        sources: Annotated[NDArray[np.uint16] | None, FromProgram()] = None,
         seed: Seed = 0,
         ratios: list[Annotated[float, Field(ge=0)]] | None = None,
     ) -> None:

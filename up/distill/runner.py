@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from up.config.part import BY_PROGRAM
+from up.config.argument import FromProgram
 from up.data.records import Batch
 from up.distill.cache import visits_of
 from up.distill.mimic import TAPS, HookedStudent, Mimic
@@ -27,14 +27,14 @@ class KDRunner(Runner):
 
     def __init__(
         self,
-        net: Annotated[nn.Module, BY_PROGRAM],
+        net: Annotated[nn.Module, FromProgram()],
         *,
-        loss_of: Annotated[LossOf, BY_PROGRAM],
-        stage: Annotated[BatchStage, BY_PROGRAM],
-        mix: Annotated[Mixing | None, BY_PROGRAM],
-        seed: Annotated[int, BY_PROGRAM],
-        mimic: Annotated[Mimic, BY_PROGRAM],
-        teachers: Annotated[Sequence[Taught], BY_PROGRAM],
+        loss_of: Annotated[LossOf, FromProgram()],
+        stage: Annotated[BatchStage, FromProgram()],
+        mix: Annotated[Mixing | None, FromProgram()],
+        seed: Annotated[int, FromProgram()],
+        mimic: Annotated[Mimic, FromProgram()],
+        teachers: Annotated[Sequence[Taught], FromProgram()],
     ) -> None:
         super().__init__(net, loss_of=loss_of, stage=stage, mix=mix, seed=seed)
         self.mimic = mimic

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from up.config.part import BY_PROGRAM
+from up.config.argument import FromProgram
 from up.data.records import Batch
 from up.distributed.group import rank
 from up.registry import Registry
@@ -74,12 +74,12 @@ class Runner:
 
     def __init__(
         self,
-        net: Annotated[nn.Module, BY_PROGRAM],
+        net: Annotated[nn.Module, FromProgram()],
         *,
-        loss_of: Annotated[LossOf, BY_PROGRAM],
-        stage: Annotated[BatchStage, BY_PROGRAM],
-        mix: Annotated[Mixing | None, BY_PROGRAM],
-        seed: Annotated[int, BY_PROGRAM],
+        loss_of: Annotated[LossOf, FromProgram()],
+        stage: Annotated[BatchStage, FromProgram()],
+        mix: Annotated[Mixing | None, FromProgram()],
+        seed: Annotated[int, FromProgram()],
     ) -> None:
         self.net = net
         self.loss_of = loss_of

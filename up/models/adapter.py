@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from up.config.part import PartOf
+from up.config.argument import PartOf
 from up.errors import UserError
 from up.text import count, some_of
 

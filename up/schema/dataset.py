@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from up.config.part import PartOf
+from up.config.argument import PartOf
 from up.config.section import AtLeast0, AtLeast1, Part, Section
 
 

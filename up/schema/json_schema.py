@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from up.config.argument import PART
 from up.config.bases import BASE
-from up.config.part import PART
 from up.config.part_schema import PlainSchema, nullable, part_schema
 from up.config.section import Section, sections_in
 from up.config.signature import describe
@@ -20,13 +20,11 @@ Schema: TypeAlias = "dict[str, Any]"
 NET_TABLES = ("backbone", "head", "post_process")
 
 
-def config_schema(
-    tables: Mapping[str, Registry], net_tables: Sequence[str] = NET_TABLES, filled_in: Collection[str] = ()
-) -> Schema:
+def config_schema(tables: Mapping[str, Registry], net_tables: Sequence[str] = NET_TABLES) -> Schema:
     """The schema of a file whose parts are those in ``tables``; all parts are imported.
 
-    ``net_tables`` are those that an entry of ``net`` may come from; arguments that are ``filled_in`` by the program are never
-    required. Tables called ``optimizer`` and ``lr_scheduler`` describe these two parts of ``trainer``.
+    ``net_tables`` are those that an entry of ``net`` may come from. Tables called ``optimizer`` and ``lr_scheduler`` describe these
+    two parts of ``trainer``.
     """
     schema = Config.model_json_schema(schema_generator=PlainSchema)
     definitions = schema.pop("$defs")
@@ -36,13 +34,13 @@ def config_schema(
     _shared_keys(definitions)
     _looser_forms(definitions)
     for name, table in tables.items():
-        definitions[f"part.{name}"] = _part(_types([table]), _choices([table], filled_in))
+        definitions[f"part.{name}"] = _part(_types([table]), _choices([table]))
     for name, kinds in {"NetModule": net_tables, "OptimizerPart": ["optimizer"], "SchedulePart": ["lr_scheduler"]}.items():
         known = [tables[kind] for kind in kinds if kind in tables]
         if known:
             extra = [{"const": "self", "description": "The net itself: freeze_patterns."}] if name == "NetModule" else []
             definitions[name]["properties"]["type"] = {"anyOf": [*_types(known), *extra]}
-            definitions[name]["allOf"] = _choices(known, filled_in)
+            definitions[name]["allOf"] = _choices(known)
     root = definitions.pop("Config")
     root.pop("additionalProperties")  # keys of the user's own hold anchors
     _with_bases(root, definitions)
@@ -128,12 +126,12 @@ def _types(tables: Sequence[Registry]) -> list[Schema]:
     return found
 
 
-def _choices(tables: Sequence[Registry], filled_in: Collection[str]) -> list[Schema]:
+def _choices(tables: Sequence[Registry]) -> list[Schema]:
     """For each type the kwargs that it takes."""
     return [
         {
             "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
-            "then": {"properties": {"kwargs": nullable(part_schema(table.get(name), filled_in))}},
+            "then": {"properties": {"kwargs": nullable(part_schema(table.get(name)))}},
         }
         for table in tables
         for name in table

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from up.config.part import PartOf
+from up.config.argument import PartOf
 from up.config.section import AtLeast1, Name, NotNegative, Part, Section
 
 Adapter = Literal["conv1x1", "linear"]

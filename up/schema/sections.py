@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from up.config.part import PartOf
+from up.config.argument import PartOf
 from up.config.section import AtLeast1, Fraction, Name, Part, Positive, Section
 from up.schema.dataset import BatchSampler, BatchSamplerKwargs, DataLoader, DataLoaderKwargs, Dataset, Source
 from up.schema.mimic import Mimic, MimicCache, MimicJob, MimicStudent, MimicTeacher

@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
+from up.config.parts import DerivedArguments
 from up.config.section import Part
 from up.data.collate import collate
 from up.data.readers import Reader
@@ -24,7 +25,6 @@ from up.text import some_of
 from up.types import Kwargs
 
 Size = tuple[int, int]  # height, width
-Derived = Mapping[str, object]  # derived arguments: values that the program fills in where YAML leaves them out
 ResultStream = Callable[[Mapping[str, object], Mapping[str, object]], None]
 Data = TypeVar("Data", bound=Dataset)
 
@@ -69,8 +69,6 @@ class Task(ABC, Generic[Data]):
     """What ``runtime.task_names`` says."""
     parts: ClassVar[Mapping[str, Registry]]
     """The tables of parts: at least ``dataset``; those of the net's modules, and whatever the parts nest."""
-    filled_in: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """By table: the derived arguments, which YAML may leave out."""
     unit: ClassVar[str] = "value"
     """Unit of the evaluator's metrics, except those whose names end in ``loss``; `up eval` prints it."""
 
@@ -90,15 +88,15 @@ class Task(ABC, Generic[Data]):
 
     # --- derived arguments ---
 
-    def derived(self, data: Data) -> Derived:
+    def derived(self, data: Data) -> DerivedArguments:
         """What the training data tell modules, losses and batch functions (``num_classes``, …)."""
         return {}
 
-    def derived_for_evaluation(self, data: Data) -> Derived:
+    def derived_for_evaluation(self, data: Data) -> DerivedArguments:
         """What the training data tell the evaluation data set and its evaluator."""
         return {}
 
-    def derived_for_module(self, kind: str, derived: Derived, before: nn.Module | None, part: Part) -> Derived:
+    def derived_for_module(self, kind: str, derived: DerivedArguments, before: nn.Module | None, part: Part) -> DerivedArguments:
         """What a module of the net may leave out: ``derived`` and ``in_plane``, the channels of the last feature before it.
 
         ``kind`` is its table, ``before`` the module that it follows, ``part`` the module as written.

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from torch import nn
 
-from up.config.part import NoEffect
+from up.config.argument import NoEffect
 from up.distributed.group import is_main
 from up.engine.hooks import Hook, Outline, UpdateReport
 from up.errors import UserError, place_in

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from up.config.part import NoEffect
+from up.config.argument import NoEffect
 from up.engine.hooks import Hook, Outline, UpdateReport
 from up.tracking.log import LOGGER
 

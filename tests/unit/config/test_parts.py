@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from up.config.argument import Derived, FromProgram, PartOf
 from up.config.nodes import parse_nodes
-from up.config.part import BY_PROGRAM, PartOf
-from up.config.parts import Fact, arguments, build, build_part, check_kwargs, check_part, parts_of
+from up.config.parts import Exact, arguments, build, build_part, check_kwargs, check_part, parts_of
 from up.config.signature import describe
 from up.errors import ConfigError, UserError
 from up.registry import Registry
@@ -44,6 +44,18 @@ class Head:
         self.num_classes, self.in_plane, self.dropout, self.size = num_classes, in_plane, dropout, size
 
 
+class Wide:
+    """A head whose width the program derives."""
+
+    def __init__(self, *, width: Annotated[int, Derived("the backbone")]) -> None: ...
+
+
+class OwnWide:
+    """One of a plug-in, without the marker."""
+
+    def __init__(self, *, width: int) -> None: ...
+
+
 class Post:
     def __init__(
         self,
@@ -61,7 +73,9 @@ class Open:
 
 
 class Sampler:
-    def __init__(self, *, size: Annotated[int, BY_PROGRAM], seed: Annotated[int, BY_PROGRAM] = 0, fixed: bool = False) -> None:
+    def __init__(
+        self, *, size: Annotated[int, FromProgram()], seed: Annotated[int, FromProgram()] = 0, fixed: bool = False
+    ) -> None:
         self.size, self.seed, self.fixed = size, seed, fixed
 
 
@@ -76,7 +90,7 @@ def angry() -> None:
 TABLES = {
     "sampler": Registry("sampler", {"dist": f"{__name__}:Sampler"}),
     "loss": Registry("loss", {"smooth": f"{__name__}:Smooth", "plain": f"{__name__}:Plain"}),
-    "head": Registry("head", {"linear": f"{__name__}:Head"}),
+    "head": Registry("head", {"linear": f"{__name__}:Head", "wide": f"{__name__}:Wide", "own": f"{__name__}:OwnWide"}),
     "post": Registry("post process", {"post": f"{__name__}:Post", "open": f"{__name__}:Open", "angry": f"{__name__}:angry"}),
     "optimizer": Registry("optimizer", {"LAMB": "torch.optim:AdamW", "SGD": "torch.optim:SGD"}),
     "transform": Registry("transform", {"affine": "torchvision.transforms.v2:RandomAffine", "ours": f"{__name__}:bug_of_ours"}),
@@ -87,8 +101,8 @@ def bug_of_ours() -> None:
     raise TypeError("of ours")
 
 
-def check(type_: str, table: str = "post", facts: Any = (), **kwargs: Any) -> list[str]:
-    return [str(problem) for problem in check_part({"type": type_, "kwargs": kwargs}, table, TABLES, "net.2", facts)]
+def check(type_: str, table: str = "post", derived: Any = None, **kwargs: Any) -> list[str]:
+    return [str(problem) for problem in check_part({"type": type_, "kwargs": kwargs}, table, TABLES, "net.2", derived)]
 
 
 class TestCheck:
@@ -144,8 +158,14 @@ class TestCheck:
 
     def test_missing_arguments(self) -> None:
         assert check("linear", "head", num_classes=3) == ["net.2.kwargs.in_plane: is missing (linear needs it: whole number)"]
-        assert check("linear", "head", num_classes=3, facts=["in_plane"]) == []
+        assert check("linear", "head", num_classes=3, derived={"in_plane": 4}) == []
         assert check("post") == ["net.2.kwargs.cls_loss: is missing (post needs it: loss part or list of loss parts)"]
+
+    @pytest.mark.parametrize("type_", ["wide", "own"])
+    def test_a_derived_argument_may_be_missing_until_its_value_is_known(self, type_: str) -> None:
+        assert check(type_, "head") == []
+        assert check(type_, "head", derived={"width": 3}) == []
+        assert len(check(type_, "head", derived={"other": 3})) == 1
 
     def test_null_is_not_given_where_null_is_no_value(self) -> None:
         assert check("linear", "head", num_classes=None, in_plane=2) == [
@@ -192,9 +212,9 @@ class TestCheck:
         assert str(problem) == "x.parts: got a block (type), expected a list of blocks {type, kwargs}"
 
     def test_a_derived_value_may_be_repeated_but_not_contradicted(self) -> None:
-        known = {"num_classes": Fact(10, "the classes of the data set"), "in_plane": 5}
-        assert check("linear", "head", num_classes=10, in_plane=9, facts=known) == []
-        assert check("post", cls_loss={"type": "smooth", "kwargs": {"num_classes": 1000}}, facts=known) == [
+        known = {"num_classes": Exact(10, "the classes of the data set"), "in_plane": 5}
+        assert check("linear", "head", num_classes=10, in_plane=9, derived=known) == []
+        assert check("post", cls_loss={"type": "smooth", "kwargs": {"num_classes": 1000}}, derived=known) == [
             "net.2.kwargs.cls_loss.kwargs.num_classes: got 1000, but 10 follows from the classes of the data set "
             "(leave num_classes out, or correct one of them)"
         ]
@@ -223,7 +243,7 @@ class TestBuild:
         assert [loss.num_classes for loss in made.cls_loss] == [7, 7]
         assert made.prefix == "p"
         assert made.head is None
-        assert build_part({"type": "smooth"}, "loss", TABLES, {"num_classes": Fact(10, "x")}).num_classes == 10
+        assert build_part({"type": "smooth"}, "loss", TABLES, {"num_classes": Exact(10, "x")}).num_classes == 10
         assert build_part({"type": "smooth", "kwargs": {"num_classes": 3}}, "loss", TABLES, {"num_classes": 10}).num_classes == 3
 
     def test_one_part_stays_one(self) -> None:
@@ -265,7 +285,7 @@ class TestBuild:
             build_part({"type": "ours"}, "transform", TABLES, path="x.0")
 
     def test_arguments(self) -> None:
-        found = arguments(Head, {"size": [1, 2]}, TABLES, {"num_classes": 3, "in_plane": Fact(4, "the backbone")})
+        found = arguments(Head, {"size": [1, 2]}, TABLES, {"num_classes": 3, "in_plane": Exact(4, "the backbone")})
         assert found == {"size": (1, 2), "num_classes": 3, "in_plane": 4}
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from up.config.part import NoEffect, PartOf
+from up.config.argument import Derived, FixedOnResume, FromProgram, NoEffect, PartOf, Unit
 from up.config.part_schema import part_schema
 from up.config.signature import describe, signature_model, signature_of, strict, type_text
 
@@ -219,7 +219,84 @@ def test_an_argument_without_effect_says_why() -> None:
     def part(*, fast: Annotated[bool, NoEffect("it is always fast")] = False) -> None:
         """A part."""
 
-    assert signature_of(part).parameters["fast"].no_effect == "it is always fast"
+    assert signature_of(part).parameters["fast"].marker(NoEffect) == NoEffect("it is always fast")
     assert describe(part).parameters == (("fast", "true or false (no effect: it is always fast)", "false"),)
     schema = part_schema(part)["properties"]["fast"]
     assert (schema["description"], schema["deprecated"], schema["default"]) == ("No effect: it is always fast.", True, False)
+
+
+class Base:
+    def __init__(
+        self,
+        *,
+        width: Annotated[int, Field(ge=1)] = 8,
+        classes: Annotated[int, Derived("the data")],
+        seed: Annotated[int, FromProgram()] = 0,
+    ) -> None: ...
+
+
+class PassesOn(Base):
+    def __init__(self, *, depth: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class GivesWidth(Base):
+    def __init__(self, *, depth: int = 1, **options: Any) -> None:
+        options.setdefault("classes", 3)
+        super().__init__(width=4, **options)
+
+
+class Twice(PassesOn):
+    def __init__(self, classes: int, **kwargs: Any) -> None:
+        super().__init__(classes=classes, **kwargs)
+
+
+class KeepsThem(Base):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(classes=2)
+        self.options = kwargs
+
+
+class OfTorch(torch.optim.SGD):
+    def __init__(self, params: Any, lr: float, **kwargs: Any) -> None:
+        super().__init__(params, lr, **kwargs)
+
+
+class OfModule(nn.Module):
+    def __init__(self, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("part", "names", "internal", "is_open"),
+    [
+        (PassesOn, ["depth", "width", "classes"], {"seed"}, False),
+        (GivesWidth, ["depth", "classes"], {"seed"}, False),
+        (Twice, ["classes", "depth", "width"], {"seed"}, False),
+        (KeepsThem, [], set(), True),
+        (OfModule, ["width"], set(), True),
+    ],
+)
+def test_kwargs_that_are_passed_on_are_those_of_the_base(part: type, names: list[str], internal: set[str], is_open: bool) -> None:
+    signature = signature_of(part)
+    assert (list(signature.parameters), set(signature.internal), signature.open) == (names, internal, is_open)
+
+
+def test_kwargs_to_a_class_of_a_library() -> None:
+    signature = signature_of(OfTorch)
+    assert not signature.open
+    assert "nesterov" in signature.parameters
+    assert list(signature.parameters).count("lr") == 1
+
+
+def test_markers_of_a_base_class_hold_for_an_argument_of_its_name() -> None:
+    assert signature_of(Twice).parameters["classes"].marker(Derived) == Derived("the data")
+    with pytest.raises(ValidationError):
+        signature_model(PassesOn).model_validate({"width": 0})
+
+
+def test_notes_say_what_the_markers_say() -> None:
+    def part(*, steps: Annotated[int, Unit("epochs"), FixedOnResume()], classes: Annotated[int, Derived("the data")]) -> None: ...
+
+    found = {name: parameter.notes for name, parameter in signature_of(part).parameters.items()}
+    assert found == {"steps": ["epochs", "fixed on resume"], "classes": ["derived from the data"]}

@@ -18,7 +18,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from up.config.part import PartOf
+from up.config.argument import PartOf
 from up.errors import UserError
 from up.models.adapter import Backbone, Rate, as_backbone
 from up.models.backbones import BACKBONES

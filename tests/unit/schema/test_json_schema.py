@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from torch import nn
 
-from up.config.part import PartOf
+from up.config.argument import Derived, PartOf
 from up.config.part_schema import part_schema
 from up.registry import Registry
 from up.schema.json_schema import config_schema
@@ -22,7 +22,12 @@ class Loss:
     More."""
 
     def __init__(
-        self, *, num_classes: int, ratio: float = 0.1, kind: Literal["a", "b"] = "a", names: list[str] | None = None
+        self,
+        *,
+        num_classes: Annotated[int, Derived("the data")],
+        ratio: float = 0.1,
+        kind: Literal["a", "b"] = "a",
+        names: list[str] | None = None,
     ) -> None: ...
 
 
@@ -48,7 +53,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    return config_schema(TABLES, filled_in=["num_classes"])
+    return config_schema(TABLES)
 
 
 def references(schema: Any) -> Iterator[str]:
@@ -135,15 +140,15 @@ def test_part_schema() -> None:
     assert part_schema(Loss) == {
         "type": "object",
         "properties": {
-            "num_classes": {"type": "integer"},
+            "num_classes": {"type": "integer", "description": "Derived from the data."},
             "ratio": {"default": 0.1, "anyOf": [{"type": "number"}, {"type": "null"}]},
             "kind": {"default": "a", "anyOf": [{"enum": ["a", "b"], "type": "string"}, {"type": "null"}]},
             "names": {"default": None, "anyOf": [{"items": {"type": "string"}, "type": "array"}, {"type": "null"}]},
         },
-        "required": ["num_classes"],
         "additionalProperties": False,
     }
     assert "additionalProperties" not in part_schema(watch)
+    assert part_schema(Post)["required"] == ["cls_loss"]
     pair = part_schema(Post)["properties"]["x"]
     assert pair["default"] == [1, 2]
     assert (pair["anyOf"][0]["minItems"], pair["anyOf"][0]["maxItems"]) == (2, 2)

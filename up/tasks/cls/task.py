@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from up.config.parts import Fact
+from up.config.parts import DerivedArguments, Exact
 from up.config.section import Part
 from up.data.readers import READERS, Reader
 from up.data.records import Batch, Sample, Transform
@@ -37,7 +37,7 @@ from up.tasks.cls.export import export_spec
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
-from up.tasks.task import DataReport, Derived, ExportSpec, Size, Task
+from up.tasks.task import DataReport, ExportSpec, Size, Task
 from up.text import count, some_of
 from up.types import Kwargs
 
@@ -61,15 +61,6 @@ class Classification(Task[ImageDataset]):
         "hook": HOOKS.extended(
             {"grad_cam": "up.tasks.cls.visualise.grad_cam:GradCam", "feature_vis": "up.tasks.cls.visualise.feature_maps:FeatureVis"}
         ),
-    }
-    filled_in = {
-        "dataset": ("seed", "train"),
-        "head": ("num_classes", "in_plane"),
-        "loss": ("num_classes", "class_counts"),
-        "batch_fn": ("num_classes",),
-        "transform": ("num_classes",),
-        "post_process": ("num_classes", "class_counts"),
-        "evaluator": ("class_counts", "class_names"),
     }
 
     def input_size(self, transforms: Sequence[Transform]) -> Size | None:
@@ -110,18 +101,18 @@ class Classification(Task[ImageDataset]):
                 raise UserError(what)
         return fresh
 
-    def derived(self, data: ImageDataset) -> Derived:
+    def derived(self, data: ImageDataset) -> DerivedArguments:
         """Number of classes and of images in each class, for heads, losses and mixing."""
         known: dict[str, object] = {"num_classes": data.num_classes, "class_counts": data.class_counts()}
         if data.class_names is not None:  # names say how many classes there are; labels alone only that there are no fewer
-            known["num_classes"] = Fact(data.num_classes, "the class names of dataset.train")
+            known["num_classes"] = Exact(data.num_classes, "the class names of dataset.train")
         return known
 
-    def derived_for_evaluation(self, data: ImageDataset) -> Derived:
+    def derived_for_evaluation(self, data: ImageDataset) -> DerivedArguments:
         """The classes, and how common each is in the training data."""
         return {"class_names": data.class_names, "num_classes": data.num_classes, "class_counts": data.class_counts()}
 
-    def derived_for_module(self, kind: str, derived: Derived, before: nn.Module | None, part: Part) -> Derived:
+    def derived_for_module(self, kind: str, derived: DerivedArguments, before: nn.Module | None, part: Part) -> DerivedArguments:
         """For a head the number of classes and of the channels that it reads; for losses what they weigh classes by."""
         if kind == "head":
             expect_enough_classes(part.kwargs.get("num_classes"), derived.get("num_classes"))
@@ -188,8 +179,8 @@ CLASSIFICATION = Classification()
 
 
 def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
-    """Labels alone say how many classes a head needs at least, names exactly (``Fact``, which the builder compares)."""
-    if given is None or known is None or isinstance(known, Fact):
+    """Labels alone say how many classes a head needs at least, names exactly (``Exact``, which the builder compares)."""
+    if given is None or known is None or isinstance(known, Exact):
         return
     if isinstance(given, list) != isinstance(known, list) or (isinstance(given, list) and len(given) != len(known)):
         heads = f"labels for {len(known)} heads" if isinstance(known, list) else "one label for each image"
@@ -199,7 +190,7 @@ def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
         raise UserError(f"num_classes: got {given}, but the labels of dataset.train need at least {known}.")
 
 
-def planes_for(before: nn.Module | None, part: Part) -> Derived:
+def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
     """``in_plane`` of a head, from the features of the module before it."""
     if before is None:
         raise UserError(f"{part.type} reads features, and no module stands before it. Expected a backbone before.")
@@ -216,7 +207,7 @@ def planes_for(before: nn.Module | None, part: Part) -> Derived:
     read = [planes[each] for each in indices]
     if is_pyramid:
         return {"in_plane": read[0] if len(set(read)) == 1 else read}
-    return {"in_plane": read if isinstance(index, list) else Fact(read[0], "the backbone")}
+    return {"in_plane": read if isinstance(index, list) else Exact(read[0], "the backbone")}
 
 
 class DeviceStage:

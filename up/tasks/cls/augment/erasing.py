@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from up.config.part import NoEffect
+from up.config.argument import NoEffect
 from up.errors import UserError
 from up.tasks.cls.augment.image import Image, Transform, expect_probability, expect_range
 

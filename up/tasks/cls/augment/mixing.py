@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from up.config.argument import Derived
 from up.config.contract import Contract, Method
 from up.data.records import Batch
 from up.errors import UserError
@@ -124,6 +126,9 @@ def numpy_generator(generator: Generator) -> np.random.Generator:
     return np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
+Classes: TypeAlias = Annotated[int, Derived("the classes of dataset.train")]
+
+
 class BatchMix:
     """``mix(batch, generator) -> batch``: ``image`` (B, C, H, W), soft ``gt`` (B, num_classes), ``dominant`` (B,)."""
 
@@ -154,14 +159,14 @@ class BatchMix:
 class BatchMixup(BatchMix):
     """Blend each image of a batch with another; one weight of Beta(alpha, alpha) a batch (Zhang et al. 2018)."""
 
-    def __init__(self, *, alpha: float = 1.0, num_classes: int = 1000) -> None:
+    def __init__(self, *, alpha: float = 1.0, num_classes: Classes = 1000) -> None:
         super().__init__(MixPolicy(alpha, 0.0), num_classes)
 
 
 class BatchCutmix(BatchMix):
     """Paste a box of another image of the batch into each; its area is 1 - Beta(alpha, alpha) (Yun et al. 2019)."""
 
-    def __init__(self, *, alpha: float = 1.0, num_classes: int = 1000) -> None:
+    def __init__(self, *, alpha: float = 1.0, num_classes: Classes = 1000) -> None:
         super().__init__(MixPolicy(0.0, alpha), num_classes)
 
 
@@ -169,6 +174,6 @@ class BatchCutmixMixup(BatchMix):
     """CutMix with probability ``switch_prob``, otherwise mixup, decided anew for each batch."""
 
     def __init__(
-        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: float = 0.5, num_classes: int = 1000
+        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: float = 0.5, num_classes: Classes = 1000
     ) -> None:
         super().__init__(MixPolicy(mixup_alpha, cutmix_alpha, switch_prob), num_classes)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from up.config.argument import Derived
 from up.data.records import Sample
 from up.errors import UserError
 from up.tasks.cls.augment.image import Image, size_of
@@ -71,6 +73,9 @@ class SampleMix(ABC):
         """The same mixing for whole batches."""
 
 
+Classes: TypeAlias = Annotated[int | None, Derived("the classes of dataset.train")]
+
+
 class Mixup(SampleMix):
     """Blend two images and their labels with a weight of Beta(alpha, alpha) (Zhang et al. 2018).
 
@@ -79,7 +84,7 @@ class Mixup(SampleMix):
     """
 
     def __init__(
-        self, *, alpha: float = 1.0, num_classes: int | None = None, extra_input: bool = False, transform: bool = False
+        self, *, alpha: float = 1.0, num_classes: Classes = None, extra_input: bool = False, transform: bool = False
     ) -> None:
         super().__init__(MixPolicy(alpha, 0.0), num_classes, takes_second=extra_input, transform_second=transform)
 
@@ -100,7 +105,7 @@ class CutmixMixup(SampleMix):
         mixup_alpha: float = 1.0,
         cutmix_alpha: float = 1.0,
         switch_prob: float = 0.5,
-        num_classes: int | None = None,
+        num_classes: Classes = None,
         extra_input: bool = False,
         transform: bool = False,
     ) -> None:

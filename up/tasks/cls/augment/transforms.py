@@ -10,8 +10,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from up.config.argument import NoEffect
 from up.config.contract import Contract, Method
-from up.config.part import NoEffect
 from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.augment.image import (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from up.config.part import BY_PROGRAM, NoEffect, PartOf
+from up.config.argument import FromProgram, NoEffect, PartOf
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.records import Sample
@@ -78,8 +78,8 @@ class ClsDataset(ImageDataset):
         allow_outside: bool = False,
         reload_cfg: Annotated[dict[str, Any] | None, NoEffect(_PACKED)] = None,
         random: Annotated[bool, NoEffect("the sampler draws the order of every epoch")] = True,
-        seed: Annotated[int, BY_PROGRAM] = 0,
-        train: Annotated[bool, BY_PROGRAM] = True,
+        seed: Annotated[int, FromProgram()] = 0,
+        train: Annotated[bool, FromProgram()] = True,
     ) -> None:
         """``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files."""
         del image_type, reload_cfg, random

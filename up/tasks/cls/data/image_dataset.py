@@ -16,8 +16,8 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from up.config.argument import FromProgram, PartOf
 from up.config.contract import Attribute, Contract, Method, PartError, called
-from up.config.part import BY_PROGRAM, PartOf
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
@@ -66,8 +66,8 @@ class ImageDataset(ABC):
         multilabel: bool = False,
         on_bad_image: Literal["error", "skip"] = "error",
         max_bad: float = 0.01,
-        seed: Annotated[int, BY_PROGRAM] = 0,
-        train: Annotated[bool, BY_PROGRAM] = True,
+        seed: Annotated[int, FromProgram()] = 0,
+        train: Annotated[bool, FromProgram()] = True,
     ) -> None:
         """Raises ``UserError`` for a ``max_bad`` below 0."""
         if max_bad < 0:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from up.config.part import NoEffect
+from up.config.argument import Derived, NoEffect
 from up.engine.evaluate import EVALUATOR_CONTRACT
 from up.errors import UserError
 from up.registry import Registry
@@ -30,6 +30,7 @@ EVALUATORS = Registry(
     contract=EVALUATOR_CONTRACT,
 )
 
+ClassNames: TypeAlias = Annotated[list[str] | list[list[str]] | None, Derived("the data set")]
 ClassIndex: TypeAlias = Annotated[int, Field(ge=0)]
 Unread: TypeAlias = Annotated[
     dict[str, Any] | None, NoEffect("wrong images are listed by name; the data set's own reader reads what is shown of them")
@@ -54,7 +55,7 @@ class ImageNetEvaluator:
         self,
         *,
         topk: list[int] | tuple[int, ...] = (1, 5),
-        class_names: list[str] | list[list[str]] | None = None,
+        class_names: ClassNames = None,
         cmp_key: str | None = None,
         use_prec_rec_f1: bool = False,
         prec_rec_f1_avg: scoring.Average = "macro",
@@ -202,11 +203,11 @@ class LongTailEvaluator(ImageNetEvaluator):
         self,
         *,
         cls_freq: list[int] | str | None = None,
-        class_counts: list[int] | None = None,
+        class_counts: Annotated[list[int] | None, Derived("the labels of dataset.train")] = None,
         many_shot_thr: int = 100,
         low_shot_thr: int = 20,
         topk: list[int] | tuple[int, ...] = (1, 5),
-        class_names: list[str] | list[list[str]] | None = None,
+        class_names: ClassNames = None,
         cmp_key: str | None = None,
         use_prec_rec_f1: bool = False,
         prec_rec_f1_avg: scoring.Average = "macro",

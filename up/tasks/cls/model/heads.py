@@ -5,19 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from up.config.argument import Derived, PartOf
 from up.config.contract import Contract
-from up.config.part import PartOf
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
 from up.text import count
+
+Classes: TypeAlias = Annotated[int | list[int], Derived("the classes of dataset.train")]
+Planes: TypeAlias = Annotated[int, Derived("the backbone")]
 
 HEADS = Registry(
     "head",
@@ -86,7 +89,7 @@ class Head(nn.Module, ABC):
     def __init__(
         self,
         *,
-        num_classes: int | list[int],
+        num_classes: Classes,
         in_features: int,
         dropout: float | None = None,
         classifier_cfg: Classifier | None = None,
@@ -132,8 +135,8 @@ class ResNetHead(Head):
     def __init__(
         self,
         *,
-        num_classes: int | list[int],
-        in_plane: int,
+        num_classes: Classes,
+        in_plane: Planes,
         input_feature_idx: int = -1,
         use_pool: bool = True,
         dropout: float | None = None,
@@ -165,8 +168,8 @@ class ConvNeXtHead(Head):
     def __init__(
         self,
         *,
-        num_classes: int | list[int],
-        in_plane: int,
+        num_classes: Classes,
+        in_plane: Planes,
         input_feature_idx: int = -1,
         use_pool: bool = True,
         dropout: float | None = None,
@@ -205,8 +208,8 @@ class ViTHead(Head):
     def __init__(
         self,
         *,
-        num_classes: int | list[int],
-        in_plane: int,
+        num_classes: Classes,
+        in_plane: Planes,
         input_feature_idx: int = -1,
         use_pool: bool = True,
         cls_type: Literal["token", "avg"] = "token",
@@ -259,8 +262,8 @@ class FPNHead(Head):
     def __init__(
         self,
         *,
-        num_classes: int | list[int],
-        in_plane: int | list[int],
+        num_classes: Classes,
+        in_plane: Annotated[int | list[int], Derived("the backbone")],
         feat_planes: Annotated[int, Field(ge=1)] | None = None,
         sum_feature: bool = False,
         input_feature_idx: int | list[int] | None = None,

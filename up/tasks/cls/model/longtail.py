@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from up.config.argument import Derived
 from up.distributed.group import sum_over_ranks, world_size
 from up.errors import UserError
-from up.tasks.cls.model.losses import WeightedMean, as_soft, check_width, cross_entropy, cross_entropy_of_each
+from up.tasks.cls.model.losses import ClassCounts, WeightedMean, as_soft, check_width, cross_entropy, cross_entropy_of_each
 
 
 class GradientBalanced(WeightedMean):
@@ -28,13 +29,13 @@ class GradientBalanced(WeightedMean):
     def __init__(
         self,
         *,
-        num_classes: int,
+        num_classes: Annotated[int, Derived("the classes of dataset.train")],
         indicator: Literal["pos", "neg", "pos_and_neg"] = "pos",
         tau: float = 1.0,
         eps: float = 1e-4,
         loss_weight: float = 1.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
-        class_counts: list[int] | None = None,
+        class_counts: ClassCounts = None,
     ) -> None:
         super().__init__(loss_weight=loss_weight, class_weights=class_weights, class_counts=class_counts)
         if eps <= 0:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from up.config.argument import Derived
 from up.config.contract import Contract, PartError, called
 from up.errors import UserError
 from up.registry import Registry
@@ -29,6 +30,7 @@ LOSSES = Registry(
 )
 
 Activation = Literal["softmax", "sigmoid"]
+ClassCounts: TypeAlias = Annotated[list[int] | None, Derived("the labels of dataset.train")]
 
 
 class ClassificationLoss(nn.Module, ABC):
@@ -47,7 +49,7 @@ class ClassificationLoss(nn.Module, ABC):
         *,
         loss_weight: float = 1.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
-        class_counts: list[int] | None = None,
+        class_counts: ClassCounts = None,
     ) -> None:
         super().__init__()
         self.loss_weight = loss_weight
@@ -151,10 +153,10 @@ class LabelSmoothing(WeightedMean):
         self,
         *,
         smooth_ratio: float = 0.1,
-        num_classes: int | None = None,
+        num_classes: Annotated[int | None, Derived("the classes of dataset.train")] = None,
         loss_weight: float = 1.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
-        class_counts: list[int] | None = None,
+        class_counts: ClassCounts = None,
     ) -> None:
         super().__init__(loss_weight=loss_weight, class_weights=class_weights, class_counts=class_counts)
         if not 0 <= smooth_ratio <= 1:
@@ -190,7 +192,7 @@ class BinaryCrossEntropy(ClassificationLoss):
         reduction: Literal["mean", "sum"] = "mean",
         loss_weight: float = 1.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
-        class_counts: list[int] | None = None,
+        class_counts: ClassCounts = None,
     ) -> None:
         super().__init__(loss_weight=loss_weight, class_weights=class_weights, class_counts=class_counts)
         self.bias = bias

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
+from up.config.argument import PartOf
 from up.config.contract import Contract
-from up.config.part import PartOf
 from up.engine.step import Mean
 from up.errors import UserError
 from up.models.net import read

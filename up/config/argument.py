@@ -1,0 +1,163 @@
+"""What an annotation says of an argument beyond its type: the one place for ranges, origin, tables and what a resume compares.
+
+    width: Annotated[int, Field(ge=1)]
+    ratio: Annotated[float, Between(0, 1)]
+    loss: Annotated[nn.Module, PartOf("loss")]
+    num_classes: Annotated[int, Derived("the classes of dataset.train")]
+
+The check of the YAML, the JSON Schema, the reference page, ``show components``, derived arguments and the comparison at a
+resume are all read from here. The markers work for arguments of parts and for fields of sections alike.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+
+from up.types import Record
+
+PART = "x-part"
+"""The key by which a JSON Schema names the table of a part until the tables are known."""
+
+M = TypeVar("M", bound="Marker")
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Base of all markers. ``note`` is what the reference page and ``show components`` say of the argument."""
+
+    @property
+    def note(self) -> str:
+        """Empty for what the type already tells."""
+        return ""
+
+    def json_schema(self) -> Record:
+        """What the marker adds to the JSON Schema of its argument beside the note."""
+        return {}
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> Record:
+        """Called by pydantic."""
+        schema = {**handler(core_schema), **self.json_schema()}
+        told = f"{self.note[:1].upper()}{self.note[1:]}." if self.note else ""
+        description = " ".join(filter(None, [schema.get("description"), told]))
+        return {**schema, **({"description": description} if description else {})}
+
+
+@dataclass(frozen=True)
+class PartOf(Marker):
+    """A part: the YAML writes ``{type, kwargs}`` (or a list of such), the constructor receives the object.
+
+    ``table`` is the table that ``type`` is looked up in.
+    """
+
+    table: str
+
+    def json_schema(self) -> Record:
+        """The table."""
+        return {PART: self.table}
+
+
+@dataclass(frozen=True)
+class PathTo(Marker):
+    """Text that names a file or a folder, which must exist: ``PathTo("meta file")``. An annotation ``Path`` says the same."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Derived(Marker):
+    """The program derives the value when the YAML leaves the argument out: ``Derived("the classes of dataset.train")``."""
+
+    source: str
+
+    @property
+    def note(self) -> str:
+        """Where the value comes from."""
+        return f"derived from {self.source}"
+
+
+@dataclass(frozen=True)
+class FromProgram(Marker):
+    """Only the program can give the value (the number of images, the seed): YAML must not, and no page lists the argument."""
+
+
+@dataclass(frozen=True)
+class FixedOnResume(Marker):
+    """A run cannot resume after the value changed: the saved state would belong to another model or another order of images."""
+
+    @property
+    def note(self) -> str:
+        """For the reference page."""
+        return "fixed on resume"
+
+
+@dataclass(frozen=True)
+class FreeOnResume(Marker):
+    """The value may change under a resume although it is inside something ``FixedOnResume``. ``reported``: whether the change
+    is worth a line in the log."""
+
+    reported: bool = True
+
+
+@dataclass(frozen=True)
+class NoEffect(Marker):
+    """The argument is accepted, because files of other programs have it, and changes nothing, for ``reason``.
+
+    A value other than the default gives a note with the reason.
+    """
+
+    reason: str
+
+    @property
+    def note(self) -> str:
+        """The reason."""
+        return f"no effect: {self.reason}"
+
+    def json_schema(self) -> Record:
+        """Editors strike deprecated keys through."""
+        return {"deprecated": True}
+
+
+@dataclass(frozen=True)
+class Unit(Marker):
+    """The unit of a number: ``Unit("epochs")``."""
+
+    name: str
+
+    @property
+    def note(self) -> str:
+        """The unit."""
+        return self.name
+
+
+def Between(low: float, high: float) -> Any:  # noqa: N802 - a marker, as Field is
+    """A number from ``low`` to ``high``, both included."""
+    return Field(ge=low, le=high)
+
+
+AtLeast0 = Annotated[int, Field(ge=0)]
+AtLeast1 = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Between(0, 1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def markers(annotation: object) -> Iterator[object]:
+    """What stands in the ``Annotated[…]`` of an annotation, those of the members of a union included."""
+    if get_origin(annotation) is Annotated:
+        inner, *extras = get_args(annotation)
+        yield from (*extras, *markers(inner))
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from markers(member)
+
+
+def marker(annotation: object, kind: type[M]) -> M | None:
+    """The marker of one kind, or None."""
+    return next((each for each in markers(annotation) if isinstance(each, kind)), None)
