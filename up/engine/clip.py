@@ -122,7 +122,9 @@ class RunningClip(NoClip):
             self._limit = allowed
         else:
             keep = self._count / (self._count + 1) if self._momentum is None else self._momentum
-            self._limit = self._limit * keep + allowed * (1 - keep)
+            # A tensor also after a resume, which hands a number back: the sum of a number is rounded otherwise.
+            limit = self._limit if isinstance(self._limit, Tensor) else torch.full_like(allowed, self._limit)
+            self._limit = limit * keep + allowed * (1 - keep)
         self._count += 1
         _scale_down(grads, norm, self._limit)
 

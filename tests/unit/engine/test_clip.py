@@ -51,11 +51,11 @@ def test_no_gradients_have_norm_zero() -> None:
     assert norm.item() == 0.0
 
 
-def norms_after(clip: Clip, norms: list[float]) -> list[float]:
+def norms_after(clip: Clip, norms: list[float], dtype: torch.dtype = torch.float64) -> list[float]:
     """The norm that is left of a gradient of each of ``norms``, one after the other."""
     left = []
     for value in norms:
-        grads = [torch.tensor([0.6 * value], dtype=torch.float64), torch.tensor([0.8 * value], dtype=torch.float64)]
+        grads = [torch.tensor([0.6 * value], dtype=dtype), torch.tensor([0.8 * value], dtype=dtype)]
         clip.clip_(grads, clip.norm(grads))
         left.append(torch.cat(grads).norm().item())
     return left
@@ -83,14 +83,16 @@ def test_without_max_norm_the_first_gradient_sets_the_limit(mode: Any) -> None:
     assert clip.state_dict() == {"limit": 4.0, "count": 1}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mode", ["average", "moving_average"])
-def test_running_limit_resumes_exactly(mode: Any) -> None:
-    straight, stopped = grad_clipper(mode=mode, tolerance=0.7), grad_clipper(mode=mode, tolerance=0.7)
-    expected = norms_after(straight, [3.0, 9.0, 1.0, 7.0])
-    first = norms_after(stopped, [3.0, 9.0])
-    resumed = grad_clipper(mode=mode, tolerance=0.7)
-    resumed.load_state_dict(stopped.state_dict())
-    assert first + norms_after(resumed, [1.0, 7.0]) == expected
+def test_running_limit_resumes_exactly(mode: Any, dtype: torch.dtype) -> None:
+    norms = [value / 7 for value in range(3, 60)]
+    expected = norms_after(grad_clipper(mode=mode, tolerance=0.7), norms, dtype)
+    for done in range(1, len(norms)):
+        stopped, resumed = grad_clipper(mode=mode, tolerance=0.7), grad_clipper(mode=mode, tolerance=0.7)
+        first = norms_after(stopped, norms[:done], dtype)
+        resumed.load_state_dict(stopped.state_dict())
+        assert first + norms_after(resumed, norms[done:], dtype) == expected
 
 
 def test_fresh_running_limit_round_trips() -> None:
