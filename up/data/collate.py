@@ -1,56 +1,89 @@
-"""From samples to a batch."""
+"""From samples to a batch, and a batch to its device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import default_collate
+from torchvision import tv_tensors
 
 from up.data.records import Batch, Sample
 from up.errors import UserError
 
+_ON_HOST = ("seed", "index")  # keys of randomness and of results, which the device has no use for
 
-def collate(samples: Sequence[Sample]) -> Batch:
+
+def collate(samples: Sequence[Sample], *, one_size: bool = True) -> Batch:
     """Stack ``samples``, which have the same fields.
 
-    image (B, C, H, W); gt int64 (B,) or (B, heads), or float32 (B, classes), absent when the data has no labels; other
-    integers (index, seed, and dominant after mixing) int64 (B,); all else a list. Raises ``UserError`` when images are
-    of different sizes.
+    Tensors of one shape are stacked in their own dtype: image (B, C, H, W), masks (B, H, W), soft targets (B, classes). Integers
+    and bools, and lists of as many integers each (labels of several heads), become tensors (B,) and (B, heads). The rest is a list
+    of B values: names, tensors of several shapes, and always boxes, of which two images have as many only by chance.
+
+    Raises ``UserError`` for fields that some samples lack and, with ``one_size``, for images of different sizes.
     """
-    _expect_one_size(samples)
-    batch = Batch()
-    for field in samples[0]:
-        values = [sample[field] for sample in samples]
-        batch[field] = _stacked(field, values)
-    return batch
-
-
-def _stacked(field: str, values: list[Any]) -> Any:
-    if field == "image":
-        return default_collate(values)  # in a worker it writes straight into shared memory
-    if field == "gt":
-        return torch.stack(values).float() if torch.is_tensor(values[0]) else torch.tensor(values, dtype=torch.int64)
-    if isinstance(values[0], int):
-        return torch.tensor(values, dtype=torch.int64)
-    return values
-
-
-def _expect_one_size(samples: Sequence[Sample]) -> None:
     first = samples[0]
     for other in samples:
-        if other.image.shape != first.image.shape or other.image.dtype != first.image.dtype:
+        if other.keys() != first.keys():
+            name = next(iter(other.keys() ^ first.keys()))
+            raise UserError(f"samples of one batch differ: only one of {first.filename} and {other.filename} has {name!r}")
+        if one_size and _form(other.image) != _form(first.image):
             raise UserError(
                 f"images of one batch differ: {first.filename} is {_form(first.image)}, {other.filename} is "
                 f"{_form(other.image)}. Expected one size: end the transformer in torch_random_resized_crop, or in "
                 "torch_resize and torch_center_crop."
             )
+    return Batch({field: _stacked([sample[field] for sample in samples]) for field in first})
 
 
-def _form(image: torch.Tensor) -> str:
+def _stacked(values: list[object]) -> object:
+    first = values[0]
+    if isinstance(first, Tensor):
+        of_one_form = all(isinstance(each, Tensor) and (each.shape, each.dtype) == (first.shape, first.dtype) for each in values)
+        if of_one_form and not isinstance(first, tv_tensors.BoundingBoxes):
+            # Plain tensors, which default_collate writes straight into shared memory in a worker.
+            return default_collate([each.as_subclass(Tensor) for each in values if isinstance(each, Tensor)])
+        return values
+    if isinstance(first, int) or _are_rows(values):
+        return torch.tensor(values)
+    return values
+
+
+def _are_rows(values: list[object]) -> bool:
+    """Whether these are lists of integers, of the same length."""
+    lists = [each for each in values if isinstance(each, list) and each and all(isinstance(value, int) for value in each)]
+    return len(lists) == len(values) and len({*map(len, lists)}) == 1
+
+
+def _form(image: Tensor) -> str:
     height, width = image.shape[-2:]
     return f"{width} x {height} ({image.shape[0]} channels, {str(image.dtype).removeprefix('torch.')})"
+
+
+def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False) -> Batch:
+    """``batch`` with every tensor on ``device``, also those in lists and dictionaries; ``seed`` and ``index`` stay on the host.
+
+    ``channels_last``: the memory format of the images, where they are one tensor.
+    """
+    moved = Batch({name: value if name in _ON_HOST else _moved(value, device) for name, value in batch.items()})
+    if channels_last and isinstance(moved.image, Tensor):
+        moved.image = moved.image.contiguous(memory_format=torch.channels_last)
+    return moved
+
+
+def _moved(value: object, device: torch.device) -> object:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _moved(each, device) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_moved(each, device) for each in value]
+    if isinstance(value, tuple):
+        made = tuple(_moved(each, device) for each in value)
+        return value._make(made) if hasattr(value, "_make") else made  # a named tuple stays one
+    return value
 
 
 def without_bad(batch: Batch) -> Batch:
@@ -60,7 +93,4 @@ def without_bad(batch: Batch) -> Batch:
         return batch
     kept = [row for row, reason in enumerate(bad) if not reason]
     rows = torch.tensor(kept, dtype=torch.int64)
-    picked = Batch()
-    for field, value in batch.items():
-        picked[field] = value[rows] if torch.is_tensor(value) else [value[row] for row in kept]
-    return picked
+    return Batch({field: value[rows] if torch.is_tensor(value) else [value[row] for row in kept] for field, value in batch.items()})

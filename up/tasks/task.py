@@ -13,7 +13,7 @@ from torch import nn
 
 from up.config.parts import DerivedArguments
 from up.config.section import Part
-from up.data.collate import collate
+from up.data.collate import collate, to_device
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, Sample, SampleKey, Transform
 from up.engine.evaluate import Evaluator
@@ -136,14 +136,7 @@ class Task(ABC, Generic[Data]):
 
     def device_stage(self, data: Data, device: torch.device, channels_last: bool) -> BatchStage:
         """Take off the data set, after ``mixing``, what can run on the device. The default moves every tensor."""
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-
-        def move(batch: Batch) -> Batch:
-            tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-            moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-            return Batch({**batch, **moved}, image=moved["image"].contiguous(memory_format=memory_format))
-
-        return move
+        return lambda batch: to_device(batch, device, channels_last=channels_last)
 
     # --- loss and results ---
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision import tv_tensors
 
-from up.data.collate import collate, without_bad
+from up.data.collate import collate, to_device, without_bad
 from up.data.records import Sample, image_count
 from up.errors import UserError
 
@@ -60,3 +61,38 @@ def test_replaced_images_are_left_out() -> None:
     assert without_bad(kept) is kept
     none = without_bad(collate([samples[1]]))
     assert (image_count(none), none.image.shape) == (0, (0, 3, 4, 5))
+
+
+def test_tensors_keep_their_dtype_and_those_of_several_shapes_stay_a_list() -> None:
+    masks = [tv_tensors.Mask(torch.full((4, 5), index, dtype=torch.uint8)) for index in range(2)]
+    boxes = [tv_tensors.BoundingBoxes(torch.ones(2, 4), format="XYXY", canvas_size=(4, 5)) for _ in range(2)]
+    targets = [torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
+    uneven, flags = [torch.zeros(2), torch.zeros(3)], [True, False]
+    fields = zip(masks, boxes, targets, uneven, flags, strict=True)
+    batch = collate([sample(0, gt=gt, mask=m, boxes=b, uneven=u, flag=f) for m, b, gt, u, f in fields])
+    assert (type(batch.mask), batch.mask.dtype, batch.mask.shape) == (torch.Tensor, torch.uint8, (2, 4, 5))
+    assert batch.gt.dtype == torch.float64
+    assert batch.flag.dtype == torch.bool
+    assert batch.boxes == boxes  # also where two images have as many
+    assert isinstance(batch.uneven, list)
+
+
+def test_images_of_several_sizes_and_fields_of_some_samples() -> None:
+    batch = collate([sample(0), sample(1, size=(6, 7))], one_size=False)
+    assert [image.shape for image in batch.image] == [(3, 4, 5), (3, 6, 7)]
+    with pytest.raises(UserError, match="boxes"):
+        collate([sample(0), sample(1, boxes=1)])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_all_tensors_move(channels_last: bool) -> None:
+    """On `meta`, which every machine has."""
+    boxes = tv_tensors.BoundingBoxes(torch.ones(2, 4), format="XYXY", canvas_size=(4, 5))
+    samples = [sample(index, boxes=boxes, nested={"a": [torch.zeros(1)], "b": ("x", torch.zeros(2))}) for index in range(2)]
+    moved = to_device(collate(samples), torch.device("meta"), channels_last=channels_last)
+    assert {moved.gt.device.type, moved.boxes[1].device.type, moved.nested[0]["a"][0].device.type} == {"meta"}
+    assert moved.nested[0]["b"][1].device.type == "meta"
+    assert isinstance(moved.boxes[0], tv_tensors.BoundingBoxes)
+    assert {moved.seed.device.type, moved.index.device.type} == {"cpu"}
+    assert moved.image.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert moved.filename == ["0.jpg", "1.jpg"]

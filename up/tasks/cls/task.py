@@ -12,6 +12,7 @@ from torch import nn
 
 from up.config.parts import DerivedArguments, Exact
 from up.config.section import Part
+from up.data.collate import to_device
 from up.data.readers import READERS, Reader
 from up.data.records import Batch, Sample, Transform
 from up.engine.evaluate import Evaluator
@@ -216,11 +217,8 @@ class DeviceStage:
     def __init__(self, tail: DeviceTail | None, device: torch.device, *, channels_last: bool) -> None:
         self.tail = tail
         self.device = device
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
 
     def __call__(self, batch: Batch) -> Batch:
-        moved = Batch(batch, image=batch.image.to(self.device, non_blocking=True, memory_format=self.memory_format))
-        for name in ("gt", "dominant"):
-            if name in batch:
-                moved[name] = batch[name].to(self.device, non_blocking=True)
+        moved = to_device(batch, self.device, channels_last=self.channels_last)
         return self.tail(moved) if self.tail is not None else moved
