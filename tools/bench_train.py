@@ -87,9 +87,9 @@ def rate_of_up(arguments: argparse.Namespace, folder: Path, number: int) -> floa
     path.write_text(yaml.safe_dump(config_of(arguments, folder, number)))
     clock = Clock()
     logging.getLogger("up").setLevel(logging.ERROR)
-    run = build_run(load_experiment(path), StopRequest(), CommandLine.typed(["train", str(path)]))
-    run.hooks.hooks.append(clock)
-    train(run)
+    session = build_run(load_experiment(path), StopRequest(), CommandLine.typed(["train", str(path)]))
+    session.hooks.hooks.append(clock)
+    train(session)
     return rate(clock.times, arguments.batch_size)
 
 

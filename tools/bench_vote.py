@@ -21,54 +21,54 @@ import torch.multiprocessing as mp
 
 from up.data.bad_images import BadImages
 from up.data.records import Batch
-from up.data.sampler import Cut
-from up.distributed.failures import meet_and_join
+from up.data.sampler import Cut, Share
+from up.distributed.failures import join_group
 from up.distributed.group import is_main
 from up.distributed.signals import StopRequest
+from up.engine.bad_images import BadImageLog
 from up.engine.faults import Fault
 from up.engine.hooks import Hooks, Outline
-from up.engine.precision import StepReport
-from up.engine.session import TrainingSession
+from up.engine.meter import StepMeter
+from up.engine.precision import StepReport, is_finite
+from up.engine.session import Progress, TrainingSession
 from up.engine.step import StepOutput
 from up.engine.updates import Update
 from up.tracking.log import MetricsFile, TensorBoard
-from up.tracking.meter import StepMeter
 
 
 def bench(rank: int, ranks: int, updates: int, port: int, folder: str) -> None:
     """One rank: the lines of the loop that are neither forward, backward nor optimizer, ``updates`` times."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    meet_and_join(torch.device("cpu"), timeout_s=60)
+    join_group(torch.device("cpu"), timeout_s=60)
     hooks = Hooks([MetricsFile(freq=20), TensorBoard(freq=20)] if is_main() else [])
-    hooks.on_start(Outline(Path(folder), torch.nn.Linear(1, 1), updates, updates, 64), 0)
-    run = SimpleNamespace(  # the parts of a TrainingSession that an update touches
-        update=None,
+    outline = Outline(Path(folder), torch.nn.Linear(1, 1), updates, updates, 64)
+    hooks.each(lambda hook: hook.on_start(outline, 0))
+    session = SimpleNamespace(  # the parts of a TrainingSession that a step touches
+        progress=Progress(),
         fault=Fault(),
-        step=0,
         stop=StopRequest(),
         meter=StepMeter(),
         hooks=hooks,
-        bad_images=BadImages(max_bad=1, total=1),
-        suspects="",
+        bad_images=BadImageLog(BadImages(max_bad=1, total=1), Path(folder)),
     )
     batch = Batch(filename=["x.jpg"] * 32, bad=[""] * 32)
-    update = Update([batch], 0.0, cut=Cut([1.0], 32 * ranks))
+    update = Update([batch], 0.0, cut=Cut([Share(1.0, 1.0)], 32 * ranks))
     output = StepOutput(torch.tensor(1.0), {"accuracy_top1": torch.tensor(50.0)})
     times = []
     for step in range(updates):
         begun = time.perf_counter()
-        TrainingSession.vote(run, update)  # type: ignore[arg-type]
-        run.meter.add(output, update.weights[0])
+        TrainingSession.vote(session, update)  # type: ignore[arg-type]
+        session.meter.weigh(output, update.shares[0])
         norm = torch.tensor(1.0)
-        TrainingSession.all_finite(run, norm)  # type: ignore[arg-type]
-        TrainingSession.watch(run, step + 1, update, 0.1, StepReport(norm, skipped=False))  # type: ignore[arg-type]
+        is_finite(norm)
+        TrainingSession.watch(session, step + 1, update, 0.1, StepReport(norm, skipped=False))  # type: ignore[arg-type]
         times.append(1000 * (time.perf_counter() - begun))
     if is_main():
         times = sorted(times[updates // 10 :])
         middle, mean, most = statistics.median(times), statistics.mean(times), times[int(0.95 * len(times))]
         print(f"{ranks} ranks, {updates} updates: median {middle:.3f} ms, mean {mean:.3f} ms, 95% below {most:.3f} ms")
-    hooks.on_end(updates, "done")
+    hooks.each(lambda hook: hook.on_end(updates, "done"))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from up.data.records import Batch
 from up.data.sampler import Shuffled, TrainBatches
-from up.distributed.vote import Vote
+from up.distributed.failures import Vote
 from up.engine.clip import ClipNorm
 from up.engine.loop import train
 from up.engine.meter import StepMeter
@@ -74,7 +74,7 @@ def trained(kind: str, *, batch_size: int, accumulate: int = 1, rank: int = 0, w
         schedule=lambda step: 0.1,
         precision=Precision(mode=None, device="cpu"),
         clip=ClipNorm(max_norm=1.0),
-        all_finite=lambda norm: bool(norm.isfinite()),
+        blame=lambda: "",
         ema=SimpleNamespace(update=lambda *_: None),
         evaluate_every=SimpleNamespace(is_due=lambda step: False),
         resume=lambda: 0,

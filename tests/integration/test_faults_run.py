@@ -164,10 +164,10 @@ def test_a_killed_rank(runs: Cluster, run: Path, unbroken: Path, rank: int) -> N
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] == 75, started.said
     said = started[1 - rank].said
-    assert "ended without a word" in said
+    assert "exited without reporting an error" in said
     assert "Run the same command again" in said
     assert "Traceback" not in said
-    assert f"rank {rank} ended without a word" in said
+    assert f"rank {rank} exited without reporting an error" in said
     wait_for(lambda: status(run)["state"] == "failed")
     assert status(run)["exit_code"] == 75
     assert status(run)["checkpoint"] == str(run / "ckpt_s4.pth")

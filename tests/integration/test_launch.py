@@ -191,7 +191,7 @@ def test_a_killed_rank_is_restarted_and_ends_equal(start, run: Path, unbroken: P
     """``--max-restarts 1``: the second attempt goes on from the checkpoint, although the command did not say auto_resume."""
     launched = start(UP, "saver.auto_resume=false", after=(*TWO, "--max-restarts", "1"), fault="rank=1,step=6,action=kill")
     assert launched.wait() == 0, launched.said
-    assert "ended without a word" in launched.said
+    assert "exited without reporting an error" in launched.said
     is_equal(run, unbroken)
 
 

@@ -72,7 +72,8 @@ def test_weights_that_are_not_finite_are_not_saved(
     options = ("runtime.amp=fp16", "trainer.max_epoch=1", "trainer.is_eval=false", "trainer.lr_scheduler=null")
     assert train(write(config), *options, "trainer.optimizer.kwargs.lr=1e30") == 3
     said = capsys.readouterr().err.splitlines()[-1]
-    assert " is not finite; it is not saved. Lower lr, or set trainer.clip_norm. The last good checkpoint is none." in said
+    for fact in ("is not finite", "not saved", "last good checkpoint is none", "optimizer.kwargs.lr", "trainer.clip_norm"):
+        assert fact in said
     assert not list((tmp_path / "run").glob("ckpt*"))
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 3
 

@@ -23,7 +23,7 @@ from up.build.data import (
 from up.build.distillation import Teaching, runner_of, teaching_of, told_of
 from up.build.network import build_net, device_of, load_start_weights, on_device, precision_of
 from up.build.preflight import preflight
-from up.build.start import console_of_run, find_start, open_folder, require_unfinished
+from up.build.start import Start, console_of_run, find_start, open_folder, require_unfinished
 from up.build.teacher_cache import with_cache
 from up.build.training import Timetable, build_hooks, checkpoint_lines, optimizer_of, rate_line, schedule_of, timetable
 from up.build.dry_run import first_batch, check_hooks, dry_run_evaluation, dry_run_optimizer, dry_run_training
@@ -51,15 +51,16 @@ from up.engine.hooks import Hook, Hooks, Outline
 from up.tracking.log import LOGGER, MetricsFile, TensorBoard
 from up.engine.parallel import on_many_ranks
 from up.engine.precision import Precision
-from up.engine.session import TrainingSession
+from up.engine.bad_images import BadImageLog
+from up.engine.session import Checkpointing, TrainingSession
 from up.engine.step import BatchStage, Mixing, Runner
 from up.engine.fingerprint import Facts, changes
 from up.tracking.start_log import start_lines
 from up.distributed.signals import StopRequest
-from up.distributed.watchdog import stoppable
+from up.distributed.signals import stoppable
 from up.seed import be_deterministic
 from up.text import some_of
-from up.distributed.failures import before_joining, meet_and_join, together
+from up.distributed.failures import join_group, local_phase, together
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     that is finished.
     """
     config, task = experiment.config, experiment.task
-    with before_joining():
+    with local_phase():
         experiment.raise_if_any([*missing_for_training(config), *missing_files(experiment)])
         device = device_of(experiment)
     with stoppable(stop):
-        meet_and_join(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
+        join_group(device, timeout_s=config.runtime.dist.timeout, backend=config.runtime.dist.backend)
     be_deterministic(config.runtime.deterministic)
     with together():
         parts = build_parts(experiment, device)
@@ -111,32 +112,43 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     runner = runner_of(
         experiment, net, teaching, stage=parts.stage, mix=parts.mix, device=device, compiled=config.runtime.compile
     )
-    runner.net = on_many_ranks(
+    wrapped = on_many_ranks(
         runner.net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
         accumulate=config.trainer.accumulate, find_unused=config.runtime.allow_dead_parameter,
         first_loss=example_loss(experiment, runner, device),
     )
+    runner = runner.over(wrapped)
     optimizer = optimizer_of(experiment, parts.net)
     if teaching is not None:
         teaching.add_adapters_to(optimizer)
     log_start(experiment, parts, teaching, [*told, *start_lines(parts.net, optimizer)])
     ema = build_ema(parts.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
     workers, times = workers_of(section_of(experiment, "train")), parts.times
-    return TrainingSession(
+    session = TrainingSession(
         outline=Outline(
             experiment.folder, parts.net, times.total, times.updates_per_epoch, parts.batches.global_batch_size, parts.names,
             sample_batch=parts.evaluation.first_batch if parts.evaluation else None,
             is_evaluated=lambda step: parts.evaluation is not None and times.evaluate.is_due(step),
         ),
-        facts=facts, runner=runner, optimizer=optimizer, schedule=parts.schedule, precision=parts.precision, clip=parts.clip, ema=ema,
+        fingerprint=facts, runner=runner, optimizer=optimizer, schedule=parts.schedule, precision=parts.precision, clip=parts.clip, ema=ema,
         loader_from=lambda step: TrainLoader(
             parts.data, parts.batches, start_step=step, end_step=times.total, workers=workers, collate=task.collate
         ),
-        evaluation=parts.evaluation, evaluate_every=times.evaluate, save_every=times.save,
-        checkpoints=start.folder, resume_from=start.checkpoint, resume_state=start.state, hooks=parts.hooks, stop=stop, fault=fault,
+        evaluation=parts.evaluation, evaluate_every=times.evaluate,
+        checkpointing=Checkpointing(start.folder, times.save, start.checkpoint), hooks=parts.hooks, stop=stop, fault=fault,
         buffers=RankBuffers(parts.net, ema, average=config.runtime.async_norm),
-        bad_images=BadImages(max_bad=parts.data.max_bad, total=len(parts.data)),
+        bad_images=BadImageLog(BadImages(max_bad=parts.data.max_bad, total=len(parts.data)), experiment.folder),
     )
+    restore(session, start)
+    return session
+
+
+def restore(session: TrainingSession, start: Start) -> None:
+    """Continue from the checkpoint of ``start``, if there is one."""
+    if start.checkpoint is not None and start.state is not None:
+        with together():
+            session.restore(start.checkpoint, start.state, is_own=start.own_state is not None)
+        LOGGER.info("resumed from %s at step %d", start.checkpoint, session.progress.step)
 
 
 def log_start(experiment: Experiment, parts: RunParts, teaching: Teaching | None, lines: list[str]) -> None:

@@ -161,10 +161,9 @@ def build_evaluation(
     loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=task.collate, bad_images=bad_images)
     with experiment.placing("dataset.test.dataset.kwargs.evaluator"):
         task.evaluator(dataset)
-    evaluation = Evaluation(loader, stage, partial(task.evaluator, dataset), precision, bad_images=bad_images)
-    if experiment.config.runtime.parallel == "fsdp":
-        evaluation.padding = lambda: task.collate([dataset[SampleKey(0, 0)]])
-    return evaluation, dataset
+    is_shared = experiment.config.runtime.parallel == "fsdp"
+    padding = (lambda: task.collate([dataset[SampleKey(0, 0)]])) if is_shared else None
+    return Evaluation(loader, stage, partial(task.evaluator, dataset), precision, padding=padding, bad_images=bad_images), dataset
 
 
 def expect_same_classes(experiment: Experiment, trained: Mapping[str, Any], tested: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from up.tracking.log import LOGGER, log_to
 from up.engine.fingerprint import Facts, require_same_run
 from up.tracking.summary import best_of, progress
 from up.distributed.failures import together
+from up.types import StateDict
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Start:
 
     folder: CheckpointFolder
     checkpoint: Path | None
-    state: Mapping[str, Any] | None
+    state: StateDict | None
     changes: list[str]
     warnings: list[str]
 
     @property
-    def own_state(self) -> Mapping[str, Any] | None:
+    def own_state(self) -> StateDict | None:
         """What the checkpoint holds, where it is of this folder."""
         is_own = self.checkpoint is not None and self.checkpoint.parent.resolve() == self.folder.folder.resolve()
         return self.state if is_own else None
@@ -143,6 +144,7 @@ def open_folder(experiment: Experiment, start: Start, config: str, command: Comm
                 aside = set_earlier_run_aside(folder)
                 warnings += [] if aside is None else [f"an earlier run was set aside in {aside}{resuming(aside, command)}"]
             else:
+                start.folder.renew_names({LATEST: state["step"], BEST: state["best"].get("step")})
                 aside = set_aside(folder, start.folder.later_than(state["step"]))
                 warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
             write_text(folder / "config.yaml", config)

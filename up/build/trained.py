@@ -25,7 +25,7 @@ from up.models.weights import LoadReport, load_weights, read_state
 from up.engine.ema import NoEma
 from up.engine.folder import open_run_folder
 from up.tracking.log import LOGGER
-from up.distributed.failures import before_joining, meet_and_join, together
+from up.distributed.failures import join_group, local_phase, together
 
 # Weights that are served are those that were trained: a head of another width would be noise.
 NO_NEW_HEADS: tuple[str, ...] = ()
@@ -73,9 +73,9 @@ def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool =
 def join(experiment: Experiment) -> torch.device:
     """Join the other processes; returns the device of this one."""
     runtime = experiment.config.runtime
-    with before_joining():
+    with local_phase():
         device = device_of(experiment)
-    meet_and_join(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
+    join_group(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
     return device
 
 
@@ -143,8 +143,9 @@ def evaluate_checkpoint(
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():
         LOGGER.warning(note)
-    evaluation.on_outputs = experiment.task.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
-    metrics = evaluation(net, NoEma())
+    results = experiment.task.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
+    evaluation = replace(evaluation, on_outputs=results)
+    metrics, served = evaluation(net, NoEma())
     if counts is None and group.is_main():
         warnings.warn(
             "the loss weighs all classes alike: class_weights: balanced counts the images of dataset.train, which is not here",
@@ -152,7 +153,7 @@ def evaluate_checkpoint(
         )
     reports: list[Path] = []
     if group.is_main():
-        reports = experiment.task.write_reports(evaluation.served, folder, dataset, experiment.config.saver.save_result)
+        reports = experiment.task.write_reports(served, folder, dataset, experiment.config.saver.save_result)
     return metrics, reports, report
 
 

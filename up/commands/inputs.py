@@ -39,7 +39,7 @@ _INSTEAD_OF_CONFIG: dict[Kind, str] = {
 def expect_config(path: Path, overrides: Sequence[str]) -> None:
     """Raise ``UserError`` for another kind of file at ``path``, ``ConfigError`` for the faults of the configuration there.
 
-    One rank of many does not look here: what only it lacks, it must tell the others (``together.before_joining``).
+    One rank of many does not look here: what only it lacks, it must tell the others (``failures.local_phase``).
     """
     if world_in_environment() > 1:
         return

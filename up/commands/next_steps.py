@@ -10,7 +10,7 @@ from up.command_line import CommandLine
 from up.files import BEST, LATEST
 
 if TYPE_CHECKING:  # they import torch
-    from up.distributed.vote import Vote
+    from up.distributed.failures import Vote
     from up.engine.session import TrainingSession
     from up.tasks.experiment import Experiment
 
@@ -24,11 +24,11 @@ def after_training(
     from up.tracking.summary import best_of, progress
 
     outline, folder = session.outline, session.outline.folder
-    done = progress(session.step, outline.total_steps, outline.updates_per_epoch)
-    best = best_of(session.best, outline.updates_per_epoch)
+    done = progress(session.progress.step, outline.total_steps, outline.updates_per_epoch)
+    best = best_of(session.progress.best, outline.updates_per_epoch)
     if verdict.exit_code != 0:
         stays_off = {} if experiment.config.saver.auto_resume else {"saver.auto_resume": "true"}
-        yield f"{session.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"
+        yield f"{session.progress.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"
         yield f"  to resume:  {command.setting(stays_off)}"
         return
     yield f"finished: {', '.join(filter(None, (done, best)))}"

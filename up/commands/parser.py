@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from up.commands.catalog import COMMANDS
 from up.distributed.env import rank_in_environment
-from up.distributed.watchdog import LAUNCHER_PID
+from up.distributed.signals import LAUNCHER_PID
 from up.text import did_you_mean
 
 OVERRIDES = ("-o", "--opts")

@@ -14,8 +14,7 @@ from up.commands.inputs import expect_config, expect_training_files
 from up.commands.parser import CommandParser, speaks_for_all
 from up.commands.shortcuts import Shortcuts
 from up.distributed.launch import launched
-from up.distributed.signals import StopRequest, listening
-from up.distributed.watchdog import watch_parent
+from up.distributed.signals import StopRequest, listening, watch_parent
 from up.engine.folder import code_of_status
 from up.schema.decode import load_config
 
@@ -106,14 +105,14 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
     from up.build.build import build_run
     from up.build.experiment import load_experiment
     from up.commands.next_steps import after_training
-    from up.distributed.failures import before_joining, last_words
+    from up.distributed.failures import last_words, local_phase
     from up.distributed.group import is_main
     from up.engine.ending import recorded
     from up.engine.folder import begin_launch, verdict_of_earlier_attempt
     from up.engine.loop import train
     from up.tracking.log import LOGGER
 
-    with before_joining():
+    with local_phase():
         experiment = load_experiment(config, overrides)
     begin_launch(experiment.folder)
     earlier = verdict_of_earlier_attempt(experiment.folder)

@@ -1,7 +1,11 @@
-"""What fails on one rank ends all of them, soon and with its reason: before they meet, between two steps, and in the middle of one.
+"""What fails on one rank ends all of them, soon and with its reason. Four guarantees, one mechanism each:
 
-The ranks find each other through a key-value store (of the launcher, or of rank 0). Before there is a process group it
-carries the reason of a rank that cannot start; afterwards the last words of one that leaves in the middle of a step.
+- Before there is a process group a failed rank tells those that wait for it (``local_phase``, ``join_group``).
+- Between two steps all ranks decide the same (``agree_on``).
+- A failure in a block that all ranks run is raised by all of them, and one says it (``together``).
+- A rank that leaves in the middle of a step leaves its reason to those that miss it (``last_words``).
+
+The first and the last use the key-value store through which the ranks find each other: that of the launcher, or of rank 0.
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +26,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from up.distributed.env import rank_in_environment, world_in_environment
-from up.distributed.group import gather_objects, is_parallel, join, meeting_point, rank
+from up.distributed.env import world_in_environment
+from up.distributed.group import gather_objects, is_parallel, join, maxima_over_ranks, meeting_point, rank
+from up.distributed.signals import StopRequest
 from up.errors import Ending, PeerLost, ending_of
 from up.text import some_of
 
-ROLL, FAILED, MAIN, SEEN, LAST_WORDS, SURVIVOR = "roll", "failed", "main", "seen", "last_words", "survivor"  # in the store
+WORD, ROLL, SETTLED, SEEN, LAST_WORDS, SURVIVOR = "word", "roll", "settled", "seen", "last_words", "survivor"  # in the store
 PATIENCE_S = 5.0  # how long a rank that is about to end waits for the others to hear why
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "TCPStore")
 
@@ -45,47 +51,84 @@ class Word(NamedTuple):
         return cls(1, f"{type(failure).__name__}: {failure}")
 
 
+class Vote(IntEnum):
+    """What a rank proposes to do with a step; the largest proposal wins."""
+
+    GO = 0
+    STOP = 1  # a signal asked for a save and an end
+    INTERRUPT = 3  # the same, by Ctrl-C, which ends with another exit code
+    ERROR = 9  # this rank could not get its batch
+
+    @property
+    def exit_code(self) -> int:
+        """How a process ends whose run ended by this vote: done; preempted, run me again; or Ctrl-C, as a shell expects."""
+        return {Vote.GO: 0, Vote.STOP: 75, Vote.INTERRUPT: 130}[self]
+
+    @classmethod
+    def for_request(cls, stop: StopRequest) -> Vote:
+        """The proposal of a rank whose data are good."""
+        if not stop:
+            return cls.GO
+        return cls.INTERRUPT if stop.is_interrupt else cls.STOP
+
+
+def agree_on(proposal: Vote, has_news: bool) -> tuple[Vote, bool]:
+    """The ranks' common decision, and whether any of them has something to tell the others, in one operation."""
+    verdict, news = maxima_over_ranks([proposal, int(has_news)])
+    return Vote(verdict), bool(news)
+
+
 @contextmanager
-def before_joining() -> Iterator[None]:
-    """A block that runs before the ranks have met: one that fails in it tells those that wait for it."""
+def local_phase() -> Iterator[None]:
+    """A block that runs before ``join_group``: a failure in it is raised on every rank that comes to one of the two."""
     try:
         yield
     except Exception as failure:
         if world_in_environment() > 1 and not is_parallel():
-            known = _announced(Word.of(failure))
-            if isinstance(failure, Ending):
-                failure.known_to_all = known
+            try:
+                words, has_main = _exchanged(Word.of(failure), PATIENCE_S)
+            except (RuntimeError, ValueError):  # nobody is there to be told
+                raise failure from None
+            _raise_common(words, failure, known=has_main)
         raise
 
 
-def meet_and_join(device: torch.device, *, timeout_s: float, backend: str | None = None) -> None:
-    """Wait until every rank has come this far, and join their group. Raises what one of them met in ``before_joining``."""
+def join_group(device: torch.device, *, timeout_s: float, backend: str | None = None) -> None:
+    """Wait until every rank has come this far, and join their process group.
+
+    Raises what one of them met in its ``local_phase``, and ``PeerLost`` for those that do not come.
+    """
     if world_in_environment() > 1 and not is_parallel():
-        _meet(timeout_s)
+        words, has_main = _exchanged(None, timeout_s)
+        _raise_common(words, None, known=has_main)
         join(device, timeout_s=timeout_s, backend=backend)
 
 
-def _meet(timeout_s: float) -> None:
-    store = meeting_point(timeout_s)
-    if rank_in_environment() == 0:
-        store.set(MAIN, "")
-    if store.add(ROLL, 1) == world_in_environment():
-        store.set(FAILED, "")
+def _exchanged(word: Word | None, timeout_s: float) -> tuple[list[Word | None], bool]:
+    """The failures of all ranks before there is a process group, None of one without, and whether rank 0, which says them, came.
+
+    Waits for all ranks, or for the first failure and then ``PATIENCE_S`` for those that are on their way.
+    """
+    store, world = meeting_point(timeout_s), world_in_environment()
+    store.set(f"{WORD}/{rank()}", json.dumps(word))
+    if store.add(ROLL, 1) == world or word is not None:
+        store.set(SETTLED, "")
+    keys = [f"{WORD}/{number}" for number in range(world)]
     try:
-        store.wait([FAILED], timedelta(seconds=timeout_s))
+        store.wait([SETTLED], timedelta(seconds=timeout_s))
     except dist.DistError as error:
-        come = store.add(ROLL, 0)
         raise PeerLost(
-            f"{come} of {world_in_environment()} ranks came within {timeout_s:g} s (runtime.dist.timeout). Are all hosts "
+            f"{store.add(ROLL, 0)} of {world} ranks came within {timeout_s:g} s (runtime.dist.timeout). Are all hosts "
             "started, with the same --rdzv and the same number of processes?"
         ) from error
-    told = store.get(FAILED).decode()
-    if told:
-        word = Word(*json.loads(told))
+    with suppress(dist.DistError):
+        store.wait(keys, timedelta(seconds=PATIENCE_S))
+    words = [Word(*said) if store.check([key]) and (said := json.loads(store.get(key))) else None for key in keys]
+    if any(words) and rank() == 0:
+        _wait_for_listeners(store)
+    elif any(words):
         store.add(SEEN, 1)
-        failure = ending_of(*word)
-        failure.known_to_all = True
-        raise failure
+    return words, store.check(keys[:1])
 
 
 @contextmanager
@@ -101,11 +144,17 @@ def together() -> Iterator[None]:
 
 def raise_together(failure: Exception | None) -> None:
     """Raise on every rank what any of them met, if any did; every rank must call it."""
-    if not is_parallel():
-        if failure is not None:
-            raise failure
-        return
-    words = gather_objects(None if failure is None else Word.of(failure))
+    if is_parallel():
+        _raise_common(gather_objects(None if failure is None else Word.of(failure)), failure)
+    elif failure is not None:
+        raise failure
+
+
+def _raise_common(words: Sequence[Word | None], failure: Exception | None, *, known: bool = True) -> None:
+    """Raise one failure for the ``words`` of all ranks, None of those that succeeded; ``failure`` is that of this rank.
+
+    It is ``known`` to all where rank 0 says it to the user.
+    """
     failed = {number: word for number, word in enumerate(words) if word is not None}
     if not failed:
         return
@@ -118,7 +167,7 @@ def raise_together(failure: Exception | None) -> None:
         text = "\n".join(f"{word.text} (rank {number})" for word, number in reversed(first.items()))
         common = ending_of(next(iter(failed.values())).exit_code, text)
     assert isinstance(common, Ending)
-    common.known_to_all = True
+    common.known_to_all = known
     raise common from failure
 
 
@@ -176,31 +225,13 @@ def as_peer_lost(error: BaseException) -> Ending | None:
             if len(survivors) > 1 or len(others) == 1
             else "another rank"
         )
-        how = "does not answer (runtime.dist.timeout)" if "imed out" in text else "ended without a word"
+        how = "does not answer (runtime.dist.timeout)" if "imed out" in text else "exited without reporting an error"
         failure = PeerLost(
             f"{who} {how}: {_first_line(text)}. Was it killed for its memory (`dmesg`), or its host lost? Run the same command "
             "again: it goes on from the newest checkpoint."
         )
     failure.known_to_all = rank() != min(survivors) or speaker == 0  # the first of those that are left says it
     return failure
-
-
-def _announced(word: Word) -> bool:
-    """Tell the waiting ranks; returns whether the main rank says it to the user, so that this one need not."""
-    try:
-        store = meeting_point(PATIENCE_S)
-        main = rank_in_environment() == 0
-        if main:
-            store.set(MAIN, json.dumps(word))
-        store.set(FAILED, json.dumps([word.exit_code, word.text + ("" if main else f" (rank {rank_in_environment()})")]))
-        if main:
-            _wait_for_listeners(store)
-            return False
-        store.wait([MAIN], timedelta(seconds=PATIENCE_S))
-    except (RuntimeError, ValueError):
-        return False
-    store.add(SEEN, 1)
-    return True
 
 
 def _wait_for_listeners(store: Store) -> None:

@@ -27,13 +27,13 @@ def is_parallel() -> bool:
 
 
 def rank() -> int:
-    """This process's number among all, 0 in a plain process."""
-    return dist.get_rank() if is_parallel() else 0
+    """This process's number among all that the launcher started, before they have joined too; 0 in a plain process."""
+    return dist.get_rank() if is_parallel() else rank_in_environment()
 
 
 def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if is_parallel() else 1
+    """How many processes train together, before they have joined too; 1 in a plain process."""
+    return dist.get_world_size() if is_parallel() else world_in_environment()
 
 
 def is_main() -> bool:
@@ -103,7 +103,7 @@ def meeting_point(timeout_s: float = 300.0) -> Store:
             if "EADDRINUSE" in str(error) or "address already in use" in str(error):
                 raise UserError(f"{where}: the port is in use. Choose another with --port, or MASTER_PORT.") from error
             if isinstance(error, ValueError):
-                raise UserError(f"the environment names no place to meet: {error}") from error
+                raise UserError(f"MASTER_ADDR and MASTER_PORT are not set: {error}") from error
             raise PeerLost(
                 f"{where}: not all of {world_in_environment()} ranks met there within {timeout_s:g} s. "
                 "Are all hosts started, and is the port open between them?"

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from up.distributed.signals import requests
-from up.distributed.watchdog import LAUNCHER_PID
+from up.distributed.signals import LAUNCHER_PID, requests
 from up.errors import PeerLost, UserError
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from up.data.loader import as_loader_died
 from up.distributed.failures import Word, as_peer_lost, leave_last_words
 from up.distributed.group import is_main
 from up.engine.checkpoint import read_sidecar
-from up.engine.folder import Status, read_status, write_status
+from up.engine.folder import read_status
 from up.engine.session import TrainingSession
-from up.errors import Ending, NumericalError, PeerLost, StorageError, UserError, place_in
+from up.errors import Ending, NumericalError, PeerLost, StorageError, UserError
 
 
 @contextmanager
@@ -30,56 +30,45 @@ def recorded(session: TrainingSession) -> Iterator[None]:
         with suppress(Exception):  # the disk may be what is wrong
             _write(session, failure)
         with suppress(Exception):
-            session.hooks.on_end(session.step, "failed")
+            session.hooks.each(lambda hook: hook.on_end(session.progress.step, "failed"))
         if failure is error:
             raise
         raise failure from error
 
 
 def explained(session: TrainingSession, error: Exception) -> Exception:
-    """What the user should read instead of ``error``: the same, with the places, or what lay behind it."""
-    if isinstance(error, NumericalError) and session.suspects:
-        told = NumericalError(
-            f"step {session.step}: {error}; {session.suspects}. The last good checkpoint is "
-            f"{_checkpoint(session) or 'none'}.{_remedy(session)}"
+    """What the user should read instead of ``error``: the same with its step, or what lay behind it, and the remedy."""
+    step = session.progress.step
+    if isinstance(error, NumericalError):
+        lr = max(group["lr"] for group in session.optimizer.param_groups)
+        failure = NumericalError(
+            f"step {step}: {error}. The last good checkpoint is {_checkpoint(session) or 'none'}. Lower "
+            f"trainer.optimizer.kwargs.lr (the learning rate was {lr:g}), add a warm-up, or set trainer.clip_norm."
         )
-        told.known_to_all = True  # every rank has the same gradients
-        return told
+        failure.known_to_all = True  # every rank has the same gradients
+        return failure
     if isinstance(error, Ending):
         return error
-    behind = _as_out_of_memory(session, error) or as_loader_died(error) or as_peer_lost(error)
-    if behind is None and isinstance(error, OSError):
-        return StorageError(f"{error}. Is the disk of {session.outline.folder} full, read-only or gone?")
-    return behind or error
-
-
-def _remedy(session: TrainingSession) -> str:
-    """What to change, unless the suspects say it already."""
-    if "Lower lr" in session.suspects:
-        return ""
-    lr = max(group["lr"] for group in session.optimizer.param_groups)
-    return f" Lower trainer.optimizer.kwargs.lr (the learning rate was {lr:g}), add a warm-up, or set trainer.clip_norm."
-
-
-def _as_out_of_memory(session: TrainingSession, error: Exception) -> UserError | None:
-    """The remedy where the device or the machine ran out of memory; None for another error."""
     text = str(error)
-    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
-        return None
-    reason = text.split(". ")[0].splitlines()[0] if text else "the machine has no memory left"
-    images = session.facts.global_batch_size
-    return UserError(
-        f"out of memory at step {session.step} ({reason}), with a global batch size of {images}. Lower batch_size "
-        "(trainer.accumulate keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or "
-        "grad_checkpointing: true."
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        reason = text.split(". ")[0].splitlines()[0] if text else "the machine has no memory left"
+        return UserError(
+            f"out of memory at step {step} ({reason}), with a global batch size of {session.fingerprint.global_batch_size}. Lower "
+            "batch_size (trainer.accumulate keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or "
+            "grad_checkpointing: true."
+        )
+    if behind := as_loader_died(error) or as_peer_lost(error):
+        return behind
+    if isinstance(error, OSError):
+        return StorageError(f"{error}. Is the disk of {session.outline.folder} full, read-only or gone?")
+    return error
 
 
 def _checkpoint(session: TrainingSession) -> str | None:
     """The newest checkpoint that is good, by the name that it keeps."""
-    path, _ = session.checkpoints.newest()
+    path, _ = session.checkpointing.folder.newest()
     sidecar = read_sidecar(path) if path is not None else None
-    found = path.with_name(sidecar.file) if path is not None and sidecar is not None else session.resume_from
+    found = path.with_name(sidecar.file) if path is not None and sidecar is not None else session.checkpointing.resumed_from
     return None if found is None else str(found)
 
 
@@ -92,7 +81,4 @@ def _write(session: TrainingSession, failure: Exception) -> None:
         if status is None or status.state != "running":
             return
     exit_code, reason = Word.of(failure)
-    file, line = place_in(reason)
-    write_status(
-        session.outline.folder, Status("failed", exit_code, session.step, session.epoch, _checkpoint(session), reason, file, line)
-    )
+    session.status.write("failed", session.progress.step, session.epoch, _checkpoint(session), exit_code=exit_code, reason=reason)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -13,9 +13,8 @@ from torch import nn
 from up.config.contract import Contract, Method
 from up.data.bad_images import BadImages
 from up.data.records import Batch
-from up.distributed.failures import raise_together, together
+from up.distributed.failures import Vote, agree_on, raise_together, together
 from up.distributed.group import gather_objects
-from up.distributed.vote import Vote, agree_on
 from up.engine.ema import Ema, NoEma
 from up.engine.precision import Precision
 from up.engine.shards import is_shared
@@ -57,44 +56,55 @@ EVALUATOR_CONTRACT = Contract(
 )
 
 
+Evaluators = Mapping[str, Evaluator]  # by prefix: "" the raw weights, "ema_" their average
+
+
 class BrokenOff(Exception):
     """A signal came during an evaluation."""
 
 
-@dataclass
+class Evaluated(NamedTuple):
+    """What an evaluation gave."""
+
+    metrics: dict[str, float]
+    """By name; those of the averaged weights are prefixed ``ema_``."""
+    served: Evaluator
+    """The evaluator of the weights that would be served: the averaged ones where there are any."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """The evaluation of a run: its batches, and an evaluator for each set of weights."""
+    """The evaluation of a run: its batches, and what makes an evaluator for each set of weights."""
 
     batches: Iterable[Batch]
     stage: BatchStage
     make_evaluator: Callable[[], Evaluator]
     precision: Precision
-    on_outputs: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None  # sees the served weights' outputs
-    collected: dict[str, Evaluator] = field(default_factory=dict)  # by prefix: "" the raw weights, "ema_" their average
+    on_outputs: Callable[[Mapping[str, Any], Batch], None] | None = None  # sees the served weights' outputs
     padding: Callable[[], Batch] | None = None
     """Where the ranks gather their weights for each forward pass (fsdp): the batch, which counts nothing, of one that has no
     images left."""
     bad_images: BadImages | None = None  # those left out, here and on the other ranks
 
-    def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> dict[str, float]:
-        """Metrics by name; those of the averaged weights are prefixed ``ema_``. One pass over the images serves both.
+    def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> Evaluated:
+        """Measure ``model``, and its average in the same pass over the images.
 
         Before each batch the ranks vote, each with its ``proposal``. Raises ``BrokenOff`` on every rank when one of them is to
         stop, and what one of them met in its images.
         """
         prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]
-        self.collected = {prefix: self.make_evaluator() for prefix in prefixes}
+        evaluators = {prefix: self.make_evaluator() for prefix in prefixes}
         # inference mode is faster, but weights that are gathered in it could not be trained afterwards
         with torch.no_grad() if is_shared(model) else torch.inference_mode(), evaluation_mode(model):
-            self._pass(model, ema, proposal)
+            self._pass(model, ema, evaluators, proposal)
         self._count_bad_images()
         metrics = {}
-        for prefix, evaluator in reversed(self.collected.items()):  # what is served comes first
+        for prefix, evaluator in reversed(evaluators.items()):  # what is served comes first
             evaluator.merge(gather_objects(evaluator.state()))
             metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
-        return metrics
+        return Evaluated(metrics, evaluators[prefixes[-1]])
 
-    def _pass(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote]) -> None:
+    def _pass(self, model: nn.Module, ema: Ema | NoEma, evaluators: Evaluators, proposal: Callable[[], Vote]) -> None:
         fetched = iter(self.batches)
         failure: Exception | None = None
         while True:
@@ -111,19 +121,23 @@ class Evaluation:
             if not any_is_left:
                 return
             try:
-                self._forward(model, ema, batch)
+                self._forward(model, ema, evaluators, batch)
             except Exception as error:
                 failure = error
 
-    def _forward(self, model: nn.Module, ema: Ema | NoEma, batch: Batch | None) -> None:
-        if batch is None:
-            if self.padding is not None:
-                list(self._outputs(model, ema, self.stage(self.padding())))  # so that the others can gather
+    def _forward(self, model: nn.Module, ema: Ema | NoEma, evaluators: Evaluators, batch: Batch | None) -> None:
+        """A batch through the model with each set of weights; ``padding`` where there is none, so that the others can gather."""
+        shown = batch if batch is not None or self.padding is None else self.padding()
+        if shown is None:
             return
-        on_device = self.stage(batch)
-        for prefix, outputs in self._outputs(model, ema, on_device):
-            self.collected[prefix].update(outputs, on_device)
-        if self.on_outputs is not None:
+        on_device = self.stage(shown)
+        for prefix, evaluator in evaluators.items():
+            weights: AbstractContextManager[object] = ema.applied_to(model) if prefix else nullcontext()
+            with weights, self.precision.autocast():
+                outputs = model(on_device)
+            if batch is not None:
+                evaluator.update(outputs, on_device)
+        if batch is not None and self.on_outputs is not None:
             self.on_outputs(outputs, on_device)
 
     def _count_bad_images(self) -> None:
@@ -133,22 +147,9 @@ class Evaluation:
             with together():
                 self.bad_images.add({"bad": [bad for seen in told for bad in seen]})
 
-    def _outputs(self, model: nn.Module, ema: Ema | NoEma, batch: Batch) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """What the model says to a batch, with each set of weights."""
-        for prefix in self.collected:
-            weights: AbstractContextManager[Any] = ema.applied_to(model) if prefix else nullcontext()
-            with weights, self.precision.autocast():
-                outputs = model(batch)
-            yield prefix, outputs
-
     def first_batch(self) -> Batch:
         """This rank's first batch, prepared: what visualising hooks look at."""
         return self.stage(next(iter(self.batches)))
-
-    @property
-    def served(self) -> Evaluator:
-        """The evaluator of the weights that would be served: the averaged ones where there are any."""
-        return self.collected.get("ema_", self.collected[""])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from up.distributed.env import attempt, launch_id, rank_in_environment
-from up.errors import UserError
+from up.errors import UserError, place_in
 from up.files import write_json, write_text
 
 State = Literal["running", "done", "preempted", "failed"]
@@ -80,6 +80,21 @@ def claim(folder: Path, owner: object) -> None:
 def write_status(folder: Path, status: Status) -> None:
     """Put ``status.json`` in place atomically."""
     write_json(folder / "status.json", asdict(status))
+
+
+@dataclass(frozen=True)
+class StatusFile:
+    """``status.json`` of a run folder."""
+
+    folder: Path
+
+    def write(
+        self, state: State, step: int, epoch: int, checkpoint: Path | str | None, *, exit_code: int | None = None, reason: str = ""
+    ) -> None:
+        """Report how the run stands after ``step`` steps, with the checkpoint that it would resume from."""
+        file, line = place_in(reason)
+        shown = None if checkpoint is None else str(checkpoint)
+        write_status(self.folder, Status(state, exit_code, step, epoch, shown, reason, file, line))
 
 
 def read_status(folder: Path) -> Status | None:

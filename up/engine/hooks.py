@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from up.config.contract import Contract
 from up.data.records import Batch
 from up.registry import Registry
+from up.types import StateDict
 
 HOOKS = Registry(
     "hook",
@@ -62,7 +63,7 @@ class UpdateReport:
 
     step: int  # updates done, this one included
     lr: float
-    scalars: Mapping[str, Any]
+    scalars: Mapping[str, Tensor]
     images: int  # of all ranks
     wait_s: float  # how long the update waited for its data
 
@@ -103,16 +104,16 @@ class Hook:
     def on_end(self, step: int, reason: str) -> None:
         """The run is over: ``done``, ``preempted`` or ``failed``."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Tensors and plain values that a resumed run must know to report the same."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``; called before ``on_start``."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue from ``state_dict()``; called before ``on_start``."""
 
 
-class Hooks(Hook):
-    """Hands every occasion on to several hooks in their order."""
+class Hooks:
+    """The hooks of a run, in the order in which they are told."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = list(hooks)
@@ -122,36 +123,17 @@ class Hooks(Hook):
         """Whether one of them does."""
         return any(hook.wants_checkpoint for hook in self.hooks)
 
-    def on_start(self, outline: Outline, step: int) -> None:
+    def each(self, tell: Callable[[Hook], object]) -> None:
+        """Call ``tell`` with every hook."""
         for hook in self.hooks:
-            hook.on_start(outline, step)
+            tell(hook)
 
-    def on_step(self, report: UpdateReport) -> None:
-        for hook in self.hooks:
-            hook.on_step(report)
-
-    def on_best(self, step: int, metric: str, value: float) -> None:
-        for hook in self.hooks:
-            hook.on_best(step, metric, value)
-
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        for hook in self.hooks:
-            hook.on_evaluation(step, metrics)
-
-    def on_save(self, step: int, path: Path) -> None:
-        for hook in self.hooks:
-            hook.on_save(step, path)
-
-    def on_end(self, step: int, reason: str) -> None:
-        for hook in self.hooks:
-            hook.on_end(step, reason)
-
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """By the kind of hook; of several of a kind, the first that has a state."""
         states = [(type(hook).__name__, hook.state_dict()) for hook in reversed(self.hooks)]
         return {name: state for name, state in states if state}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Hooks that were not there when the state was saved begin anew."""
         for hook in self.hooks:
             if type(hook).__name__ in state:
@@ -184,5 +166,5 @@ class Reload(Hook):
 
     config_note = "has no effect: every process holds the whole list of images, and each epoch has an order of its own"
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         del kwargs

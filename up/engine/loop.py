@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from up.distributed.vote import Vote
+from up.distributed.failures import Vote
 from up.engine.session import TrainingSession
 from up.optim import set_lr
 
 
 def train(session: TrainingSession) -> Vote:
-    """Train to the last update; resumes exactly where the newest checkpoint stands. Returns why it ended."""
+    """Train to the last step; resumes exactly where the newest checkpoint stands. Returns why it ended."""
     step = session.resume()
     verdict = Vote.GO
     for update in session.updates(from_step=step):
@@ -24,7 +24,7 @@ def train(session: TrainingSession) -> Vote:
                 loss = session.meter.weigh(output, update.shares[micro])  # times its images, or what it is the mean of
                 session.precision.backward(loss)
         mean = session.meter.scale()  # where it is not the mean over images: world size / sum of the weights
-        outcome = session.precision.step(session.optimizer, session.clip, session.all_finite, mean)  # unscale, clip, step, zero
+        outcome = session.precision.step(session.optimizer, session.clip, session.blame, mean)  # unscale, clip, step, zero
         step += 1
         session.ema.update(session.model, step)
         session.watch(step, update, lr, outcome)

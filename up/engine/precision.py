@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from up.engine.clip import Clip
 from up.engine.shards import local
 from up.errors import NumericalError, UserError
+from up.types import StateDict
 
 Mode = Literal["bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +61,7 @@ class LossScale:
 
 
 def is_finite(norm: Tensor) -> bool:
-    """The verdict of a single process; waits for the device."""
+    """Whether a scalar is finite; waits for the device."""
     return bool(torch.isfinite(norm))
 
 
@@ -92,7 +93,7 @@ class Precision:
             raise UserError(f"amp is bf16, which {torch.cuda.get_device_name()} does not compute. Use fp16.")
         self.loss_scale = _loss_scale(scale_factor) if mode == "fp16" else None
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
         return torch.autocast(self._device_type, dtype=_DTYPES[self.mode]) if self.mode else nullcontext()
 
@@ -106,15 +107,14 @@ class Precision:
         (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
 
     def step(
-        self, optimizer: Optimizer, clip: Clip, all_finite: Callable[[Tensor], bool] = is_finite, scale: Tensor | None = None
+        self, optimizer: Optimizer, clip: Clip, blame: Callable[[], str] = lambda: "", scale: Tensor | None = None
     ) -> StepReport:
         """Move the weights by the gradients gathered since the last step, times ``scale``, and drop the gradients.
 
-        ``all_finite`` gets the global gradient norm as a scalar on the device and says whether it is finite here *and on
-        every other rank*, where the gradients and so the norm are the same: fetching it is the only wait for the device in
-        a step. Unless all is finite nothing moves, and ``clip`` learns nothing. Under fp16 with a dynamic scale that is a
-        skipped step, retried with half the scale; in all other cases, and at the smallest scale, it raises
-        ``NumericalError``.
+        The ranks have summed their gradients, so what is not finite on one of them is so on all, and no vote is needed: fetching
+        the global norm is the only wait for the device in a step. Unless it is finite nothing moves, and ``clip`` learns nothing.
+        Under fp16 with a dynamic scale that is a skipped step, retried with half the scale; in all other cases, and at the
+        smallest scale, it raises ``NumericalError``, which says what ``blame`` returns: on all ranks, so it may ask them.
         """
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.loss_scale and grads:
@@ -122,9 +122,9 @@ class Precision:
         if scale is not None and grads:
             torch._foreach_mul_([local(grad) for grad in grads], scale)
         norm = clip.norm(grads)
-        if not all_finite(norm):
+        if not is_finite(norm):
             optimizer.zero_grad(set_to_none=True)
-            self._shrink_or_fail(norm)
+            self._shrink_or_fail(norm, blame)
             return StepReport(norm, skipped=True)
         clip.clip_(grads, norm)
         optimizer.step()
@@ -133,25 +133,22 @@ class Precision:
             self.loss_scale.after_good_step()
         return StepReport(norm, skipped=False)
 
-    def _shrink_or_fail(self, norm: Tensor) -> None:
+    def _shrink_or_fail(self, norm: Tensor, blame: Callable[[], str]) -> None:
         if self.loss_scale and self.loss_scale.can_shrink():
             self.loss_scale.after_overflow()
             return
-        here = (
-            "the loss, or a gradient on another rank, is not finite" if is_finite(norm) else f"the gradient norm is {norm.item()}"
-        )
-        scale = ""
+        scale, why = "", blame()
         if self.loss_scale:
             kind = "smallest" if self.loss_scale.dynamic else "fixed"
             scale = f" at the {kind} loss scale {self.loss_scale.scale:g}"
-        raise NumericalError(f"{here}{scale}; the optimizer did not move")
+        raise NumericalError(f"the gradient norm is {norm.item()}{scale}; the optimizer did not move{why and f'; {why}'}")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The loss scale, if there is one."""
         return {"scale": self.loss_scale.scale, "good_steps": self.loss_scale.good_steps} if self.loss_scale else {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``; a run in another precision, or with a fixed scale, has no use for it."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue from ``state_dict()``; a run in another precision, or with a fixed scale, has no use for it."""
         if self.loss_scale and self.loss_scale.dynamic and state:
             self.loss_scale.scale, self.loss_scale.good_steps = state["scale"], state["good_steps"]
 

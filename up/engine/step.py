@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from up.seed import generator, key, seed_all
 
 RUNNERS = Registry("runner", {"base": "up.engine.step:Runner"})
 
+RunnerT = TypeVar("RunnerT", bound="Runner")
 _MIXING, _DROPOUT = 1, 2  # purposes that keep two draws of the same step apart
 
 
@@ -91,6 +93,12 @@ class Runner:
     def model(self) -> nn.Module:
         """The network without the wrapper of a process group."""
         return self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
+
+    def over(self: RunnerT, net: nn.Module) -> RunnerT:
+        """The same runner that calls ``net``, the wrapper of a process group around its own."""
+        wrapped = copy(self)
+        wrapped.net = net
+        return wrapped
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
         """A training batch on the device, finished and mixed; mixing and dropout are keyed by (seed, step, micro-batch, rank)."""

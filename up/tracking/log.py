@@ -19,12 +19,11 @@ from torch import nn
 from up.config.argument import NoEffect
 from up.distributed.group import is_main
 from up.engine.hooks import Hook, Outline, UpdateReport
-from up.errors import UserError, place_in
+from up.errors import UserError
 from up.files import unwritable, write_text
 from up.tracking.meter import WindowMeter
 
 LOGGER = logging.getLogger("up")
-BAD_IMAGES = "bad_images.jsonl"
 _FLUSH_S = 30.0
 
 
@@ -79,15 +78,6 @@ class MetricsFile(Hook):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()``."""
         self._window.load_state_dict(state)
-
-
-def list_bad_images(folder: Path, step: int, found: Sequence[str]) -> None:
-    """Append to ``bad_images.jsonl`` what was wrong with images (``meta.txt:21: images/x.jpg: truncated``), and log it."""
-    with (folder / BAD_IMAGES).open("a", encoding="utf-8") as file:
-        for what in found:
-            LOGGER.warning("%s; another image takes its place", what)
-            source, line = place_in(what)
-            file.write(json.dumps({"step": step, "file": source, "line": line, "what": what}, ensure_ascii=False) + "\n")
 
 
 def cut_after(path: Path, step: int) -> None:

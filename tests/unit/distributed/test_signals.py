@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from up.distributed.failures import Vote
 from up.distributed.signals import StopRequest, listening
-from up.distributed.vote import Vote
 
 
 def wait_until_asked(request: StopRequest) -> None:

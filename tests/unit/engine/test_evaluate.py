@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from up.data.records import Batch
-from up.distributed.vote import Vote
+from up.distributed.failures import Vote
 from up.engine import evaluate
 from up.engine.ema import NoEma
 from up.engine.evaluate import BrokenOff, Evaluation
@@ -74,7 +74,7 @@ def with_another_rank(monkeypatch: pytest.MonkeyPatch, says: Callable[[int], tup
 
 def test_every_batch_once() -> None:
     net = Counting()
-    assert evaluation(batches(3))(net, NoEma()) == {"total": 6.0}
+    assert evaluation(batches(3))(net, NoEma()).metrics == {"total": 6.0}
     assert net.forwards == 3
 
 
@@ -116,9 +116,9 @@ def test_a_rank_without_images_left_gathers_with_the_others(monkeypatch: pytest.
     with_another_rank(monkeypatch, lambda round_: (Vote.GO, round_ < 4))
     net = Counting()
     padded = evaluation(batches(2), padding=lambda: Batch(image=torch.full((1,), 100.0)))
-    assert padded(net, NoEma()) == {"total": 3.0}
+    assert padded(net, NoEma()).metrics == {"total": 3.0}
     assert net.forwards == 4
     with_another_rank(monkeypatch, lambda round_: (Vote.GO, round_ < 4))
     alone = Counting()
-    assert evaluation(batches(2))(alone, NoEma()) == {"total": 3.0}
+    assert evaluation(batches(2))(alone, NoEma()).metrics == {"total": 3.0}
     assert alone.forwards == 2

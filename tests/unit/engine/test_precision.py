@@ -78,17 +78,11 @@ def test_non_finite_gradient_is_a_failure_and_moves_nothing(mode: Any, bad: floa
     assert optimizer.state == {}
 
 
-def test_another_rank_can_veto_the_step() -> None:
+def test_a_failed_step_says_who_is_to_blame() -> None:
     model = Line()
-    seen = []
-
-    def all_finite(norm: Tensor) -> bool:
-        seen.append(norm.item())
-        return False
-
-    with pytest.raises(NumericalError, match="the loss, or a gradient on another rank, is not finite; the"):
-        step(Precision(mode=None, device="cpu"), model, SGD(model.parameters(), lr=0.5), 2.0, all_finite=all_finite)
-    assert seen == [2.0]
+    blame = ["rank 1 on x.jpg"]
+    with pytest.raises(NumericalError, match="did not move; rank 1 on x.jpg"):
+        step(Precision(mode=None, device="cpu"), model, SGD(model.parameters(), lr=0.5), float("nan"), blame=blame.pop)
     assert model.weight.item() == 1.0
 
 

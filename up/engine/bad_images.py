@@ -1,0 +1,41 @@
+"""Bad images of a training run: counted alike on every rank, listed in ``bad_images.jsonl`` by the main one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from up.data.bad_images import BadImages
+from up.distributed.failures import together
+from up.distributed.group import gather_objects, is_main
+from up.errors import place_in
+from up.tracking.log import LOGGER, cut_after
+
+BAD_IMAGES = "bad_images.jsonl"
+
+
+@dataclass(frozen=True)
+class BadImageLog:
+    """The bad images that a run has met, and the run folder that lists them."""
+
+    counted: BadImages
+    folder: Path
+
+    def note(self, step: int, news: Sequence[str]) -> None:
+        """Count and list the ``news`` of all ranks, which all call it. Raises ``UserError`` on each when there are too many."""
+        found = list(dict.fromkeys(bad for reported in gather_objects(list(news)) for bad in reported))
+        if is_main():
+            with (self.folder / BAD_IMAGES).open("a", encoding="utf-8") as file:
+                for what in found:
+                    LOGGER.warning("%s; another image takes its place", what)
+                    source, line = place_in(what)
+                    record = {"step": step, "file": source, "line": line, "what": what}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with together():
+            self.counted.add({"bad": found})
+
+    def drop_after(self, step: int) -> None:
+        """Drop what was listed after ``step``, which a run that resumes there will meet again."""
+        cut_after(self.folder / BAD_IMAGES, step)
