@@ -10,7 +10,6 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_
 
 DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
 DEMO = ["scikit-learn>=1.4"]
-SEARCH = ["optuna>=4.0"]
 
 setup(
     name="up-perception",  # the plain name is taken on PyPI
@@ -37,11 +36,9 @@ setup(
     extras_require={
         "deploy": DEPLOY,
         "demo": DEMO,
-        "search": SEARCH,
         "dev": [
             *DEPLOY,
             *DEMO,
-            *SEARCH,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

@@ -42,11 +42,10 @@ class KeyedDataset(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """How batches are fetched; ``prefetch_factor`` batches are kept ready by each of ``num_workers`` processes."""
+    """How batches are fetched: by ``num_workers`` processes, in this one if there are none."""
 
     num_workers: int = 0
     pin_memory: bool = False
-    prefetch_factor: int = 2
     fork_method: Literal["fork", "spawn"] = "fork"
 
 
@@ -82,9 +81,7 @@ class TrainLoader:
         end_step: int,
         workers: Workers | None = None,
         collate: Collate = collate,
-        bad_images: BadImages | None = None,
     ) -> None:
-        self._bad_images = bad_images
         self._batches = batches
         self._steps = range(start_step, end_step)
         self._fetch = _Fetch(dataset, collate)
@@ -101,11 +98,7 @@ class TrainLoader:
         keys = (keys for step in self._steps for keys in self._batches.keys_of(step))
         fetched = _batches(self._fetch, keys, self._workers)
         for step in self._steps:
-            batches = [next(fetched) for _ in range(self._batches.micro_batches(step))]
-            if self._bad_images is not None:
-                for batch in batches:
-                    self._bad_images.add(batch)
-            yield step, batches
+            yield step, [next(fetched) for _ in range(self._batches.micro_batches(step))]
 
 
 class EvalLoader:
@@ -210,7 +203,6 @@ def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
             worker_init_fn=_start_worker,
             multiprocessing_context=workers.fork_method if several else None,
             generator=torch.Generator(),  # torch draws a seed for the workers: not from what training draws from
-            prefetch_factor=workers.prefetch_factor if several else None,
         )
         with _undisturbed():
             return iter(loader)

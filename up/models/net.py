@@ -40,7 +40,6 @@ class Net(nn.Module):
         self._names: tuple[str, ...] = ()
         self._prev = {name: earlier for name, earlier in (prev or {}).items() if earlier}
         self._frozen: list[str] = []
-        self._asleep: list[str] = []
         for name, module in modules:
             _require_name(name, self)
             self.add_module(name, module)
@@ -82,25 +81,12 @@ class Net(nn.Module):
         part.training = self.training
         return part
 
-    def freeze(self, patterns: Sequence[str], *, asleep: bool = False) -> list[str]:
-        """Take the matching parameters out of training and return their names.
-
-        ``asleep`` also keeps every module wholly inside a pattern in evaluation mode, dropout included: a frozen
-        feature extractor rather than frozen weights.
-        """
+    def freeze(self, patterns: Sequence[str]) -> list[str]:
+        """Take the matching parameters out of training and return their names."""
         frozen = set_trainable(self, patterns, trainable=False)
         self._frozen += patterns
-        self._asleep += patterns if asleep else ()
         self._rest()
         return frozen
-
-    def unfreeze(self, patterns: Sequence[str]) -> list[str]:
-        """Put the matching parameters back into training and return their names."""
-        freed = set_trainable(self, patterns, trainable=True)
-        self._frozen = [pattern for pattern in self._frozen if pattern not in patterns]
-        self._asleep = [pattern for pattern in self._asleep if pattern not in patterns]
-        self.train(self.training)
-        return freed
 
     def train(self, mode: bool = True) -> Net:
         """Set the mode of all modules but those that rest."""
@@ -111,10 +97,6 @@ class Net(nn.Module):
     def _rest(self) -> None:
         for norm in resting_norms(self, any_of(self._frozen, key=FREEZE_KEY)):
             norm.eval()
-        is_asleep = any_of(self._asleep, key=FREEZE_KEY)
-        for name, module in self.named_modules():
-            if is_asleep(name):
-                module.eval()
 
 
 def read(record: Mapping[str, Any], name: str, giver: str) -> Any:

@@ -189,14 +189,3 @@ def test_an_evaluation_leaves_out_and_counts_what_was_replaced(num_workers: int)
     assert len(loader) == 3
     assert [batch.index.tolist() for batch in loader] == [[0, 1, 3, 4], [5, 6, 7, 8, 9]]
     assert told == ["m:3: 2: empty", "m:11: 10: empty"]
-
-
-def test_training_counts_what_was_replaced() -> None:
-    bad_images = BadImages(max_bad=1, total=23)
-    dataset = Noise(23, bad={2: "m:3: 2: empty", 9: "m:10: 9: empty"})
-    batches = TrainBatches(Shuffled(size=23, shuffle=False), batch_size=4)
-    loader = iter(TrainLoader(dataset, batches, end_step=6, bad_images=bad_images))
-    assert next(loader)[1][0].index.tolist() == [0, 1, 2, 3]  # it stays in the batch
-    next(loader)
-    with pytest.raises(UserError, match="2 bad images of 23, the last one m:10: 9: empty"):
-        next(loader)

@@ -162,16 +162,6 @@ def test_norms_frozen_by_others_rest_too():
     assert net.backbone.plain.training  # no parameters: nothing says that it is frozen
 
 
-def test_asleep_puts_dropout_to_rest_and_unfreeze_wakes_it():
-    net = small_net().train()
-    assert len(net.freeze(["backbone"], asleep=True)) == 8
-    assert not any(module.training for module in net.backbone.modules())
-    assert net.head.training
-    net.unfreeze(["backbone"])
-    assert all(module.training for module in net.modules())
-    assert all(parameter.requires_grad for parameter in net.parameters())
-
-
 def test_a_deep_copy_keeps_the_frozen_norms_at_rest():
     net = copy.deepcopy(small_net(freeze_patterns=["backbone.bn1"])).train()
     assert not net.backbone.bn1.training
