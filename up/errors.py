@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -60,13 +59,9 @@ class Problem:
         """The problem with a source location, unless it has one."""
         return self if self.file else replace(self, file=file, line=line)
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Problem:
-        """The problem whose ``to_json`` returned ``fields``."""
+        """The problem with the ``fields`` that ``dataclasses.asdict`` and JSON made of it."""
         got = fields["got"]
         return cls(**{**fields, "got": None if got is None else Verbatim(got)})
 
@@ -135,14 +130,10 @@ class UserError(Ending, ValueError):
     """The user's input cannot be used as it is; the message says what was got, what was expected and how to fix it."""
 
     exit_code = 2
-    has_place: ClassVar[bool] = False
-    """Whether the message begins with a file, and a line where there is one; otherwise who knows the place puts it before."""
 
 
 class ConfigError(UserError):
     """The configuration cannot be used; the message has one line for each of ``problems``, whose keys are complete."""
-
-    has_place = True
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         super().__init__()
@@ -179,14 +170,6 @@ _BY_CODE: dict[int, type[Ending]] = {
 }
 
 
-def ending_of(exit_code: int, message: str) -> Ending:
-    """What another rank met, from its exit code and its message."""
-    return _BY_CODE.get(exit_code, PeerFailed)(message)
-
-
-def place_in(message: str) -> tuple[str | None, int | None]:
-    """The file and the line that ``message`` begins with: ``data/train.txt:21: …`` or ``runs/a/ckpt_e3.pth: …``."""
-    found = re.match(r"(?P<file>[^\n:]*[^\s:]):(?:(?P<line>\d+):)? ", message)
-    if found is None or not (found["line"] or Path(found["file"]).is_file()):
-        return None, None
-    return found["file"], int(found["line"]) if found["line"] else None
+def ending_of(exit_code: int, problems: Iterable[Problem]) -> Ending:
+    """The ending that another rank met, from its exit code and its problems."""
+    return _BY_CODE.get(exit_code, PeerFailed).of(problems)

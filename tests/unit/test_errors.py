@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from up.errors import Ending, NumericalError, PeerFailed, PeerLost, Problem, StorageError, UserError, ending_of, place_in
+from up.errors import Ending, NumericalError, PeerFailed, PeerLost, Problem, StorageError, UserError, ending_of
 from up.text import Verbatim
-
-
-@pytest.mark.parametrize(
-    ("message", "place"),
-    [
-        ("data/train.txt:21: images/x.jpg: truncated JPEG", ("data/train.txt", 21)),
-        ("configs/a b.yaml:3: trainer.max_epoch: got -1\nconfigs/a b.yaml:9: x", ("configs/a b.yaml", 3)),
-        ("step 6: the gradient norm is nan", (None, None)),
-        ("127.0.0.1:29500: the port is in use", ("127.0.0.1", 29500)),  # a place, if not of a file
-        ("46 images for training, fewer than one update takes: 64 (batch_size 64)", (None, None)),
-        ("", (None, None)),
-    ],
-)
-def test_place_in(message: str, place: tuple[str | None, int | None]) -> None:
-    assert place_in(message) == place
-
-
-def test_a_file_without_a_line_is_a_place_when_it_exists(tmp_path: Path) -> None:
-    path = tmp_path / "ckpt.pth"
-    assert place_in(f"{path}: damaged (sha256 mismatch).") == (None, None)
-    path.touch()
-    assert place_in(f"{path}: damaged (sha256 mismatch).") == (str(path), None)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +26,12 @@ def test_a_file_without_a_line_is_a_place_when_it_exists(tmp_path: Path) -> None
     ],
 )
 def test_ends_of_other_ranks(code: int, kind: type[Exception], base: type[Exception]) -> None:
-    ending = ending_of(code, "why")
+    ending = ending_of(code, [Problem("why", file="a.txt", line=3), Problem("and why", rank=1)])
     assert type(ending) is kind
     assert isinstance(ending, base)
-    assert str(ending) == "why"
+    assert (str(ending), ending.file, ending.line) == ("a.txt:3: why\nand why (rank 1)", "a.txt", 3)
     assert ending.exit_code == (1 if code == 139 else code)
-    assert str(pickle.loads(pickle.dumps(ending))) == "why"
+    assert pickle.loads(pickle.dumps(ending)).problems == ending.problems
 
 
 @pytest.mark.parametrize(
@@ -67,8 +46,8 @@ def test_ends_of_other_ranks(code: int, kind: type[Exception], base: type[Except
 )
 def test_one_template_and_a_way_back_from_json(problem: Problem, line: str) -> None:
     assert str(problem) == line
-    assert Problem.from_json(json.loads(json.dumps(problem.to_json()))) == problem
-    assert len({problem, Problem.from_json(problem.to_json())}) == 1
+    assert Problem.from_json(json.loads(json.dumps(asdict(problem)))) == problem
+    assert len({problem, Problem.from_json(asdict(problem))}) == 1
 
 
 def test_a_value_of_any_kind_makes_a_problem_that_travels() -> None:

@@ -56,8 +56,6 @@ _KINDS = {
 class PackageError(UserError):
     """A package is damaged, or holds what no package of ours does."""
 
-    has_place = True
-
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Sorted, the hashes last."""

@@ -269,7 +269,7 @@ def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
     try:
         return target(**made)
     except ValueError as error:  # by the rules of the house, what a constructor says to the user
-        if isinstance(error, ConfigError) or (isinstance(error, UserError) and (error.has_place or error.file)):
+        if isinstance(error, ConfigError) or (isinstance(error, UserError) and error.file):
             raise
         problems = error.problems if isinstance(error, UserError) else (Problem(str(error)),)
         raise ConfigError(

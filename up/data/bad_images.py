@@ -5,31 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.text import count
 
 
+class Listed(str):
+    """What messages call an image that a meta file lists, ``meta.txt:21: images/x.jpg``, with the parts of it."""
+
+    file: str
+    line: int
+    name: str
+
+    def __new__(cls, name: str, file: str, line: int) -> Listed:
+        listed = super().__new__(cls, f"{file}:{line}: {name}")
+        listed.file, listed.line, listed.name = file, line, name
+        return listed
+
+    def __getnewargs__(self) -> tuple[str, str, int]:  # type: ignore[override]
+        return self.name, self.file, self.line
+
+
 class BadImage(UserError):
-    """The file at ``where`` is no image that can be used, for the ``reason`` given."""
+    """The file at ``where``, a path or a ``Listed`` name, is no image that can be used, for the ``reason`` given."""
 
-    has_place = True
-
-    def __init__(self, where: str, reason: str, remedy: str = "") -> None:
-        super().__init__(f"{where}: {reason}{remedy}")
-        self.where, self.reason, self.remedy = where, reason, remedy
+    def __init__(self, where: str, reason: str, fix: str = "") -> None:
+        if isinstance(where, Listed):
+            super().__init__(f"{where.name}: {reason}", file=where.file, line=where.line, fix=fix)
+        else:
+            super().__init__(reason, file=where, fix=fix)
+        self.where, self.reason = where, reason
 
 
 class UnreadableImages(UserError):
-    """Several images cannot be read; the message has a line for each, with its file."""
-
-    has_place = True
+    """Several images cannot be read: one problem each, with its file."""
 
 
 class BadImages:
     """Counts the different bad images met so far and raises ``UserError`` when they are too many.
 
     ``max_bad`` below 1 is a share of the ``total`` images of the data set; from 1 on it is a number of images.
-    ``on_new`` is told of every bad image once, as ``where: reason``.
+    ``on_new`` is told of every bad image once.
     """
 
     def __init__(self, *, max_bad: float, total: int, on_new: Callable[[str], object] | None = None) -> None:
@@ -38,17 +53,17 @@ class BadImages:
         self._on_new = on_new
         self._seen: dict[str, None] = {}
 
-    def new_in(self, batches: Iterable[Mapping[str, Any]]) -> list[str]:
+    def new_in(self, batches: Iterable[Mapping[str, Any]]) -> list[Problem]:
         """The bad images of ``batches`` that have not been counted yet."""
-        return [bad for batch in batches for bad in batch.get("bad", ()) if bad and bad not in self._seen]
+        return [bad for batch in batches for bad in batch.get("bad", ()) if bad and str(bad) not in self._seen]
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count the bad images of ``batch``, which its field ``bad`` names."""
         for bad in batch.get("bad", ()):
-            if bad and bad not in self._seen:
-                self._seen[bad] = None
+            if bad and str(bad) not in self._seen:
+                self._seen[str(bad)] = None
                 if self._on_new is not None:
-                    self._on_new(bad)
+                    self._on_new(str(bad))
         if len(self._seen) > self.limit:
             raise UserError(
                 f"{count(len(self._seen), 'bad image')} of {self._total:,}, the last one {next(reversed(self._seen))}. "

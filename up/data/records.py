@@ -10,6 +10,7 @@ from easydict import EasyDict
 from torch import Tensor
 
 from up.data.packed import PackedLabels
+from up.errors import Problem
 from up.seed import key
 
 
@@ -19,7 +20,7 @@ class Sample(EasyDict):  # type: ignore[misc]
     filename: str
     index: int
     seed: int
-    bad: str  # "", or what was wrong with the image that this one stands in for
+    bad: Problem | None  # of the image that this one replaces
 
 
 class Batch(EasyDict):  # type: ignore[misc]
@@ -29,7 +30,7 @@ class Batch(EasyDict):  # type: ignore[misc]
     filename: list[str]
     index: Tensor  # (B,)
     seed: Tensor  # (B,)
-    bad: list[str]
+    bad: list[Problem | None]
 
 
 @dataclass(frozen=True, slots=True)

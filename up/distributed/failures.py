@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
@@ -29,26 +30,40 @@ from torch.distributed.distributed_c10d import Store
 from up.distributed.env import world_in_environment
 from up.distributed.group import gather_objects, is_parallel, join, maxima_over_ranks, meeting_point, rank
 from up.distributed.signals import StopRequest
-from up.errors import Ending, PeerLost, ending_of
+from up.errors import Ending, PeerLost, Problem, ending_of
 from up.text import some_of
 
-WORD, ROLL, SETTLED, SEEN, LAST_WORDS, SURVIVOR = "word", "roll", "settled", "seen", "last_words", "survivor"  # in the store
+FAILURE, ROLL, SETTLED, SEEN, LAST_WORDS, SURVIVOR = "failure", "roll", "settled", "seen", "last_words", "survivor"  # in the store
 PATIENCE_S = 5.0  # how long a rank that is about to end waits for the others to hear why
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "TCPStore")
 
 
-class Word(NamedTuple):
-    """How a rank ends: its exit code and what it says."""
+class Failure(NamedTuple):
+    """Why a rank ends, as data for the other ranks: its exit code and its problems."""
 
     exit_code: int
-    text: str
+    problems: tuple[Problem, ...]
 
     @classmethod
-    def of(cls, failure: BaseException) -> Word:
-        """The word of an exception; of one that is no ``Ending``, a bug of ours, its kind as well."""
-        if isinstance(failure, Ending):
-            return cls(failure.exit_code, str(failure))
-        return cls(1, f"{type(failure).__name__}: {failure}")
+    def of(cls, error: BaseException) -> Failure:
+        """The failure behind an exception; one that is no ``Ending``, a bug of ours, is named by its type."""
+        if isinstance(error, Ending):
+            return cls(error.exit_code, error.problems)
+        return cls(1, (Problem(f"{type(error).__name__}: {error}"),))
+
+    def from_rank(self, rank: int) -> Failure:
+        """The same failure with the rank that met it."""
+        return self._replace(problems=tuple(replace(problem, rank=rank) for problem in self.problems))
+
+    def to_json(self) -> str:
+        """Text for the store."""
+        return json.dumps([self.exit_code, [asdict(problem) for problem in self.problems]])
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Failure:
+        """The failure that ``to_json`` wrote."""
+        exit_code, problems = json.loads(text)
+        return cls(exit_code, tuple(map(Problem.from_json, problems)))
 
 
 class Vote(IntEnum):
@@ -86,10 +101,10 @@ def local_phase() -> Iterator[None]:
     except Exception as failure:
         if world_in_environment() > 1 and not is_parallel():
             try:
-                words, has_main = _exchanged(Word.of(failure), PATIENCE_S)
+                failures, has_main = _exchanged(Failure.of(failure), PATIENCE_S)
             except (RuntimeError, ValueError):  # nobody is there to be told
                 raise failure from None
-            _raise_common(words, failure, known=has_main)
+            _raise_common(failures, failure, known=has_main)
         raise
 
 
@@ -99,21 +114,21 @@ def join_group(device: torch.device, *, timeout_s: float, backend: str | None = 
     Raises what one of them met in its ``local_phase``, and ``PeerLost`` for those that do not come.
     """
     if world_in_environment() > 1 and not is_parallel():
-        words, has_main = _exchanged(None, timeout_s)
-        _raise_common(words, None, known=has_main)
+        failures, has_main = _exchanged(None, timeout_s)
+        _raise_common(failures, None, known=has_main)
         join(device, timeout_s=timeout_s, backend=backend)
 
 
-def _exchanged(word: Word | None, timeout_s: float) -> tuple[list[Word | None], bool]:
+def _exchanged(failure: Failure | None, timeout_s: float) -> tuple[list[Failure | None], bool]:
     """The failures of all ranks before there is a process group, None of one without, and whether rank 0, which says them, came.
 
     Waits for all ranks, or for the first failure and then ``PATIENCE_S`` for those that are on their way.
     """
     store, world = meeting_point(timeout_s), world_in_environment()
-    store.set(f"{WORD}/{rank()}", json.dumps(word))
-    if store.add(ROLL, 1) == world or word is not None:
+    store.set(f"{FAILURE}/{rank()}", "" if failure is None else failure.to_json())
+    if store.add(ROLL, 1) == world or failure is not None:
         store.set(SETTLED, "")
-    keys = [f"{WORD}/{number}" for number in range(world)]
+    keys = [f"{FAILURE}/{number}" for number in range(world)]
     try:
         store.wait([SETTLED], timedelta(seconds=timeout_s))
     except dist.DistError as error:
@@ -123,12 +138,12 @@ def _exchanged(word: Word | None, timeout_s: float) -> tuple[list[Word | None], 
         ) from error
     with suppress(dist.DistError):
         store.wait(keys, timedelta(seconds=PATIENCE_S))
-    words = [Word(*said) if store.check([key]) and (said := json.loads(store.get(key))) else None for key in keys]
-    if any(words) and rank() == 0:
+    found = [Failure.from_json(text) if store.check([key]) and (text := store.get(key)) else None for key in keys]
+    if any(found) and rank() == 0:
         _wait_for_listeners(store)
-    elif any(words):
+    elif any(found):
         store.add(SEEN, 1)
-    return words, store.check(keys[:1])
+    return found, store.check(keys[:1])
 
 
 @contextmanager
@@ -145,27 +160,27 @@ def together() -> Iterator[None]:
 def raise_together(failure: Exception | None) -> None:
     """Raise on every rank what any of them met, if any did; every rank must call it."""
     if is_parallel():
-        _raise_common(gather_objects(None if failure is None else Word.of(failure)), failure)
+        _raise_common(gather_objects(None if failure is None else Failure.of(failure)), failure)
     elif failure is not None:
         raise failure
 
 
-def _raise_common(words: Sequence[Word | None], failure: Exception | None, *, known: bool = True) -> None:
-    """Raise one failure for the ``words`` of all ranks, None of those that succeeded; ``failure`` is that of this rank.
+def _raise_common(failures: Sequence[Failure | None], failure: Exception | None, *, known: bool = True) -> None:
+    """Raise one failure for the ``failures`` of all ranks, None of those that succeeded; ``failure`` is that of this rank.
 
     It is ``known`` to all where rank 0 says it to the user.
     """
-    failed = {number: word for number, word in enumerate(words) if word is not None}
+    failed = {number: found for number, found in enumerate(failures) if found is not None}
     if not failed:
         return
     if failure is not None and not isinstance(failure, Ending):
         raise failure  # a bug of ours shows its own traceback
-    if len(failed) == len(words) and len(set(failed.values())) == 1:
+    if len(failed) == len(failures) and len(set(failed.values())) == 1:
         common = ending_of(*failed[0]) if failure is None else failure
     else:
-        first = {word: number for number, word in sorted(failed.items(), reverse=True)}  # the first rank of each word
-        text = "\n".join(f"{word.text} (rank {number})" for word, number in reversed(first.items()))
-        common = ending_of(next(iter(failed.values())).exit_code, text)
+        first = {found: number for number, found in sorted(failed.items(), reverse=True)}  # the first rank of each failure
+        problems = [problem for found, number in reversed(first.items()) for problem in found.from_rank(number).problems]
+        common = ending_of(next(iter(failed.values())).exit_code, problems)
     assert isinstance(common, Ending)
     common.known_to_all = known
     raise common from failure
@@ -191,7 +206,7 @@ def leave_last_words(failure: BaseException) -> None:
         return
     with suppress(Exception):  # the store may be gone with its rank
         store = meeting_point()
-        store.compare_set(LAST_WORDS, "", json.dumps([*Word.of(failure), rank()]))  # the first rank's stay
+        store.compare_set(LAST_WORDS, "", Failure.of(failure).from_rank(rank()).to_json())  # the first rank's stay
         if rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             # This rank holds the store: it stays until the others have heard, who notice by the lines that it hangs up.
             _hang_up(int(os.environ["MASTER_PORT"]))
@@ -215,10 +230,10 @@ def as_peer_lost(error: BaseException) -> Ending | None:
     broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(sign in text for sign in _LOST))
     if isinstance(error, Ending) or not is_parallel() or not broken:
         return None
-    word, speaker, survivors = _inquest()
+    found, survivors = _inquest()
     others = [number for number in range(world_in_environment()) if number not in survivors]
-    if word is not None:
-        failure = ending_of(word.exit_code, word.text)
+    if found is not None:
+        failure = ending_of(*found)
     else:
         who = (
             ("rank " if len(others) == 1 else "ranks ") + some_of(others)
@@ -230,7 +245,8 @@ def as_peer_lost(error: BaseException) -> Ending | None:
             f"{who} {how}: {_first_line(text)}. Was it killed for its memory (`dmesg`), or its host lost? Run the same command "
             "again: it goes on from the newest checkpoint."
         )
-    failure.known_to_all = rank() != min(survivors) or speaker == 0  # the first of those that are left says it
+    is_said_by_main = found is not None and found.problems[0].rank == 0
+    failure.known_to_all = rank() != min(survivors) or is_said_by_main  # the first of those that are left says it
     return failure
 
 
@@ -241,13 +257,13 @@ def _wait_for_listeners(store: Store) -> None:
         time.sleep(0.05)
 
 
-def _inquest() -> tuple[Word | None, int | None, list[int]]:
-    """The last words of the rank that is gone, if it left any, that rank, and those that are still there, as far as one knows."""
+def _inquest() -> tuple[Failure | None, list[int]]:
+    """The failure of the rank that is gone, if it left one, and the ranks that are still there, as far as one knows."""
     survivors = [rank()]
     with suppress(Exception):
         store = meeting_point()
         if not _answers():
-            return None, None, survivors
+            return None, survivors
         store.set(f"{SURVIVOR}/{rank()}", "")
         end = time.monotonic() + 2.0
         while time.monotonic() < end and len(survivors) < world_in_environment() - 1:
@@ -256,10 +272,10 @@ def _inquest() -> tuple[Word | None, int | None, list[int]]:
             survivors = [number for number in range(world_in_environment()) if store.check([f"{SURVIVOR}/{number}"])]
             time.sleep(0.05)
         if store.check([LAST_WORDS]):
-            exit_code, text, number = json.loads(store.get(LAST_WORDS))
+            found = Failure.from_json(store.get(LAST_WORDS))
             store.add(SEEN, 1)
-            return Word(exit_code, f"{text} (rank {number})"), number, survivors
-    return None, None, survivors
+            return found, survivors
+    return None, survivors
 
 
 def _answers() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from up.data.bad_images import BadImages
 from up.distributed.failures import together
 from up.distributed.group import gather_objects, is_main
-from up.errors import place_in
+from up.errors import Problem
 from up.tracking.log import LOGGER, cut_after
 
 BAD_IMAGES = "bad_images.jsonl"
@@ -23,15 +23,14 @@ class BadImageLog:
     counted: BadImages
     folder: Path
 
-    def note(self, step: int, news: Sequence[str]) -> None:
+    def note(self, step: int, news: Sequence[Problem]) -> None:
         """Count and list the ``news`` of all ranks, which all call it. Raises ``UserError`` on each when there are too many."""
         found = list(dict.fromkeys(bad for reported in gather_objects(list(news)) for bad in reported))
         if is_main():
             with (self.folder / BAD_IMAGES).open("a", encoding="utf-8") as file:
                 for what in found:
                     LOGGER.warning("%s; another image takes its place", what)
-                    source, line = place_in(what)
-                    record = {"step": step, "file": source, "line": line, "what": what}
+                    record = {"step": step, "file": what.file or None, "line": what.line, "what": str(what)}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         with together():
             self.counted.add({"bad": found})

@@ -28,8 +28,6 @@ _FOREIGN = "To start from the weights of another program, name them in saver.pre
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or of a newer format."""
 
-    has_place = True
-
 
 @dataclass(frozen=True)
 class Sidecar:
@@ -64,24 +62,25 @@ def read_sidecar(path: Path) -> Sidecar | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read and verify a full checkpoint. Raises ``CheckpointError`` naming the file and what is wrong with it."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint.")
+        raise CheckpointError("no such checkpoint.", file=path)
     problem = damage(path)
     if problem:
-        raise CheckpointError(f"{path}: damaged ({problem}). Name an earlier checkpoint, or train again.")
+        raise CheckpointError(f"damaged ({problem}). Name an earlier checkpoint, or train again.", file=path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, and is refused ({_first_line(error)}). {_FOREIGN}"
+            f"holds more than tensors and plain values, and is refused ({_first_line(error)}). {_FOREIGN}", file=path
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
-        raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
+        raise CheckpointError(f"damaged ({_first_line(error)}).", file=path) from error
     if isinstance(state, dict) and "optimizer" in state and "format_version" not in state:
-        raise CheckpointError(f"{path}: got a training state of UP or another program, expected a checkpoint of up. {_FOREIGN}")
+        raise CheckpointError(f"got a training state of UP or another program, expected a checkpoint of up. {_FOREIGN}", file=path)
     if not isinstance(state, dict) or "step" not in state or "model" not in state:
-        raise CheckpointError(f"{path}: holds weights but no training state; start from it with saver.pretrain_model.")
+        raise CheckpointError("holds weights but no training state; start from it with saver.pretrain_model.", file=path)
     if state.get("format_version", 0) > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: of format {state['format_version']}, this version reads up to {FORMAT_VERSION}. Update up.")
+        got, expected = state["format_version"], f"at most {FORMAT_VERSION}"
+        raise CheckpointError("format of a newer version", got=got, expected=expected, file=path, fix="Update up.")
     return state
 
 
@@ -89,8 +88,9 @@ def require_resumable(path: Path, state: Mapping[str, Any]) -> None:
     """Raise ``CheckpointError`` for a checkpoint that has weights, but not the state that training continues with."""
     if "optimizer" not in state:
         raise CheckpointError(
-            f"{path}: holds no state of the optimizer (saver.best_without_optimizer), so no run can resume from it. Resume from "
-            f"{path.with_name(LATEST)}, or start from its weights with saver.pretrain_model={path}."
+            f"holds no state of the optimizer (saver.best_without_optimizer), so no run can resume from it. Resume from "
+            f"{path.with_name(LATEST)}, or start from its weights with saver.pretrain_model={path}.",
+            file=path,
         )
 
 
@@ -98,14 +98,15 @@ def load_parts(path: Path, state: Mapping[str, Any], parts: Mapping[str, Any]) -
     """Give every part its state. Raises ``CheckpointError`` for a state that is missing or of another network."""
     for name, part in parts.items():
         if name not in state:
-            raise CheckpointError(f"{path}: has no state of {name}. Start from its weights with saver.pretrain_model.")
+            raise CheckpointError(f"has no state of {name}. Start from its weights with saver.pretrain_model.", file=path)
         try:
             part.load_state_dict(state[name])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             text = " ".join(str(error).split())
             raise CheckpointError(
-                f"{path}: does not fit this run ({name}: {text[:300]}). Was it saved by another net? Start from its weights with "
-                "saver.pretrain_model."
+                f"does not fit this run ({name}: {text[:300]}). Was it saved by another net? Start from its weights with "
+                "saver.pretrain_model.",
+                file=path,
             ) from error
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from up.data.loader import as_loader_died
-from up.distributed.failures import Word, as_peer_lost, leave_last_words
+from up.distributed.failures import Failure, as_peer_lost, leave_last_words
 from up.distributed.group import is_main
 from up.engine.checkpoint import read_sidecar
 from up.engine.folder import read_status
@@ -80,5 +80,7 @@ def _write(session: TrainingSession, failure: Exception) -> None:
         status = read_status(session.outline.folder)
         if status is None or status.state != "running":
             return
-    exit_code, reason = Word.of(failure)
-    session.status.write("failed", session.progress.step, session.epoch, _checkpoint(session), exit_code=exit_code, reason=reason)
+    exit_code, problems = Failure.of(failure)
+    session.status.write(
+        "failed", session.progress.step, session.epoch, _checkpoint(session), exit_code=exit_code, problems=problems
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from up.distributed.env import attempt, launch_id, rank_in_environment
-from up.errors import UserError, place_in
+from up.errors import Problem, UserError
 from up.files import write_json, write_text
 
 State = Literal["running", "done", "preempted", "failed"]
@@ -89,11 +89,18 @@ class StatusFile:
     folder: Path
 
     def write(
-        self, state: State, step: int, epoch: int, checkpoint: Path | str | None, *, exit_code: int | None = None, reason: str = ""
+        self,
+        state: State,
+        step: int,
+        epoch: int,
+        checkpoint: Path | str | None,
+        *,
+        exit_code: int | None = None,
+        problems: Sequence[Problem] = (),
     ) -> None:
         """Report how the run stands after ``step`` steps, with the checkpoint that it would resume from."""
-        file, line = place_in(reason)
-        shown = None if checkpoint is None else str(checkpoint)
+        shown, reason = None if checkpoint is None else str(checkpoint), "\n".join(map(str, problems))
+        file, line = (problems[0].file or None, problems[0].line) if problems else (None, None)
         write_status(self.folder, Status(state, exit_code, step, epoch, shown, reason, file, line))
 
 

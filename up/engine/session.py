@@ -32,7 +32,7 @@ from up.engine.precision import Precision, StepReport, is_finite, not_finite
 from up.engine.shards import WholeOptimizer, WholeTensors, is_shared
 from up.engine.step import Runner
 from up.engine.updates import Update, as_updates
-from up.errors import NumericalError
+from up.errors import NumericalError, Problem
 from up.files import LATEST
 from up.models.weights import variant_of
 from up.optim.schedules import Schedule
@@ -269,7 +269,9 @@ class TrainingSession:
         if is_main():
             progress, latest = self.progress, self.checkpointing.folder.folder / LATEST
             checkpoint = self.checkpointing.resumed_from if progress.saved_step is None else latest
-            self.status.write(state, progress.step, self.epoch, checkpoint, exit_code=exit_code, reason=reason)
+            self.status.write(
+                state, progress.step, self.epoch, checkpoint, exit_code=exit_code, problems=[Problem(reason)] if reason else ()
+            )
 
     def _state(self, step: int) -> Record:
         fingerprint, progress = self.fingerprint, self.progress

@@ -40,8 +40,6 @@ _EVERYDAY = ("numpy", "argparse", "collections", "easydict", "omegaconf", "pathl
 class WeightsError(UserError):
     """Weights are missing, damaged, refused, or made for another network."""
 
-    has_place = True
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -74,7 +72,7 @@ def read_state(source: str | Path) -> Weights:
     ema = next((_averages(content[key]) for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), {})
     model = _tensors({key: value for key, value in content.items() if key not in _EMA_KEYS})
     if not model and not ema:
-        raise WeightsError(f"{path}: holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}")
+        raise WeightsError(f"holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}", file=path)
     config = content.get("config")
     variant = content.get("variant")
     return Weights(str(path), model, ema, _class_names(content), _text(config), _text(variant))
@@ -128,14 +126,14 @@ def _content(path: Path) -> Mapping[Any, Any]:
                 warnings.simplefilter("ignore")  # torch's advice on TorchScript and pickles; our error says what matters
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the readers fail in any way
-        raise WeightsError(f"{path}: {_reason(path, error)}") from error
+        raise WeightsError(_reason(path, error), file=path) from error
     return _mapping(path, content)
 
 
 def _mapping(path: Path, content: object) -> Mapping[Any, Any]:
     if isinstance(content, Mapping):
         return content
-    raise WeightsError(f"{path}: holds no weights (got {type(content).__name__}). {_LAYOUT}")
+    raise WeightsError(f"holds no weights (got {type(content).__name__}). {_LAYOUT}", file=path)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -181,10 +179,10 @@ def _detail(text: str) -> str:
 
 def _require_file(path: Path) -> None:
     if path.is_dir():
-        raise WeightsError(f"{path}: is a folder. Expected a file of weights in it, such as {path / 'ckpt_best.pth'}.")
+        raise WeightsError(f"is a folder. Expected a file of weights in it, such as {path / 'ckpt_best.pth'}.", file=path)
     if not path.is_file():
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise WeightsError(f"{path}: not found.{did_you_mean(path.name, beside)}")
+        raise WeightsError(f"not found.{did_you_mean(path.name, beside)}", file=path)
 
 
 def _require_intact(path: Path) -> None:
@@ -196,7 +194,7 @@ def _require_intact(path: Path) -> None:
         return
     found = path.stat().st_size
     if found != size or sha256_of(path) != sha256:
-        raise WeightsError(f"{path}: damaged (bytes {found:,} of {size:,}, sha256 mismatch). Copy it again or name another.")
+        raise WeightsError(f"damaged (bytes {found:,} of {size:,}, sha256 mismatch). Copy it again or name another.", file=path)
 
 
 def is_of_timm(source: str) -> bool:
@@ -221,11 +219,11 @@ def is_downloaded(source: str) -> bool:
 def _require_known(name: str) -> None:
     network_name = name.partition(".")[0]
     if not timm.is_model(network_name):
-        raise WeightsError(f"timm:{name}: timm has no such network.{did_you_mean(network_name, timm.list_models())}")
+        raise WeightsError(f"timm has no such network.{did_you_mean(network_name, timm.list_models())}", file=f"{TIMM}{name}")
     tags = timm.list_pretrained(f"{network_name}.*") + timm.list_pretrained(network_name)
     if not timm.is_model_pretrained(name) or (name != network_name and name not in tags):
         expected = some_of(tags) if tags else "another network, it has none for this one"
-        raise WeightsError(f"timm:{name}: timm has no such weights. Expected {expected}.")
+        raise WeightsError("timm has no such weights", expected=expected, file=f"{TIMM}{name}")
 
 
 def _from_timm(name: str) -> Weights:
@@ -236,7 +234,7 @@ def _from_timm(name: str) -> Weights:
     except Exception as error:  # each download library has errors of its own
         reason = f"{type(error).__name__}: {_detail(str(error))}"
         raise WeightsError(
-            f"timm:{name}: cannot be downloaded ({reason}). Without a network, name the path of a file instead."
+            f"cannot be downloaded ({reason})", file=f"{TIMM}{name}", fix="Without a network, name the path of a file instead."
         ) from error
     source = f"{TIMM}{name}"
     return Weights(source, network.state_dict(), variant=variant_needed(source))

@@ -193,15 +193,16 @@ def _best_naming(source: str, tensors: Mapping[str, Tensor], target: _Target) ->
     best = max(scores)
     if best == 0:
         raise WeightsError(
-            f"{source}: none of its {count(len(tensors), 'tensor')} fits this net: the file has {some_of(tensors, 3)}; "
-            f"the net has {some_of(target.shapes, 3)}. Expected weights of the same architecture."
+            f"none of its {count(len(tensors), 'tensor')} fits this net: the file has {some_of(tensors, 3)}; "
+            f"the net has {some_of(target.shapes, 3)}. Expected weights of the same architecture.",
+            file=source,
         )
     naming = namings[scores.index(best)]
     found: dict[str, str] = {}
     for name, (key, tensor) in zip(target.names(tensors, naming), tensors.items(), strict=True):
         if name in found and not naming.leaves_out(target.stripped(found[name])):
             if not naming.leaves_out(target.stripped(key)) and not torch.equal(tensors[found[name]], tensor):
-                raise WeightsError(f"{source}: {found[name]} and {key} both mean {name} but differ. Expected one of them.")
+                raise WeightsError(f"{found[name]} and {key} both mean {name} but differ. Expected one of them.", file=source)
             continue
         found[name] = key
     return naming, found
@@ -212,8 +213,9 @@ def _require_variant(weights: Weights, naming: KeyMap, ours: Variant | None) -> 
     theirs = weights.variant or naming.variant
     if ours and theirs and ours != theirs:
         raise WeightsError(
-            f"{weights.source}: has weights of the backbone's variant: {theirs}, and the net was built with variant: {ours}. "
-            f"Set variant: {theirs} in the backbone's kwargs."
+            f"has weights of the backbone's variant: {theirs}, and the net was built with variant: {ours}. "
+            f"Set variant: {theirs} in the backbone's kwargs.",
+            file=weights.source,
         )
 
 
@@ -276,8 +278,9 @@ class _Filling:
             doubt += f"The backbone was built with variant: {variant}; for weights of {other} set variant: {other} in its kwargs. "
         fix = f"To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
         raise WeightsError(
-            f"{report.source}: {count(len(problems), 'tensor')} cannot be loaded: {told}. "
-            f"{doubt}{fix if self._heads else 'Expected the tensors of this very net.'}"
+            f"{count(len(problems), 'tensor')} cannot be loaded: {told}. "
+            f"{doubt}{fix if self._heads else 'Expected the tensors of this very net.'}",
+            file=report.source,
         )
 
     def _matters(self, name: str) -> bool:

@@ -74,7 +74,7 @@ class Origins:
         except ConfigError as error:
             raise ConfigError(self.locate(error.problems)) from error
         except UserError as error:
-            if error.has_place or error.file:
+            if error.file:
                 raise
             raise ConfigError(
                 self.locate([replace(problem, key=self._at(path, problem.key)) for problem in error.problems])

@@ -4,14 +4,15 @@ import pickle
 
 import pytest
 
-from up.data.bad_images import BadImage, BadImages
+from up.data.bad_images import BadImage, BadImages, Listed
 from up.errors import UserError
 
 
 def test_a_bad_image_says_where_and_why_and_survives_a_pipe() -> None:
-    bad = BadImage("meta.txt:21: x.jpg", "truncated JPEG (11,264 bytes)", ". Repair it.")
+    bad = BadImage(Listed("x.jpg", "meta.txt", 21), "truncated JPEG (11,264 bytes)", "Repair it.")
     again = pickle.loads(pickle.dumps(bad))
     assert str(again) == "meta.txt:21: x.jpg: truncated JPEG (11,264 bytes). Repair it."
+    assert (again.file, again.line) == ("meta.txt", 21)
     assert (again.where, again.reason, again.exit_code) == ("meta.txt:21: x.jpg", "truncated JPEG (11,264 bytes)", 2)
 
 

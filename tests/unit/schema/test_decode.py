@@ -209,7 +209,7 @@ class TestOrigins:
         with pytest.raises(ConfigError, match=r"^x.yaml:8: hooks.0.type: no such$"), origins.placing("trainer"):
             raise ConfigError([Problem("no such", key="hooks.0.type")])
         with pytest.raises(CheckpointError, match=r"^a.pth: damaged$"), origins.placing("trainer"):
-            raise CheckpointError("a.pth: damaged")
+            raise CheckpointError("damaged", file="a.pth")
 
     def test_of_problems_found_later(self) -> None:
         origins = decoded(self.TEXT).origins

@@ -156,7 +156,7 @@ class ClsDataset(ImageDataset):
         name, root = self.table.names[index], self.table.roots[self.table.source[index]]
         where = self.where(index)
         if refusal := root.link_refusal(name):
-            raise MetaError(f"{where}: {refusal}.")
+            raise MetaError(f"{refusal}.", file=where)
         image = self.reader(root.path_of(name), where)
         if self.table.boxes is not None:
             image = _crop(image, self.table.boxes[index], where)

@@ -24,13 +24,14 @@ def image_folder(source: MetaSource) -> Meta:
     found = {folder: images_under(source.root, folder) for folder in _folders(source.path)}
     filled = [folder for folder, images in found.items() if images]
     if not filled:
-        raise MetaError(f"{source.path}: no class folders with images. Expected {source.path}/CLASS/IMAGE.jpg.")
+        raise MetaError(f"no class folders with images. Expected {source.path}/CLASS/IMAGE.jpg.", file=source.path)
     known = list(source.class_names) if source.class_names is not None else filled
     unknown = [folder for folder in filled if folder not in known]
     if unknown:
         raise MetaError(
-            f"{source.path}: no class of the training data is called {some_of(map(repr, unknown))}."
-            f"{did_you_mean(unknown[0], known)} Expected folders named {some_of(known)}."
+            f"no class of the training data is called {some_of(map(repr, unknown))}."
+            f"{did_you_mean(unknown[0], known)} Expected folders named {some_of(known)}.",
+            file=source.path,
         )
     label_of = {name: label + source.label_offset for label, name in enumerate(known)}
     labels = np.repeat([label_of[folder] for folder in filled], [len(found[folder]) for folder in filled])
@@ -69,7 +70,7 @@ def _walk(root: ImageRoot, folder: str) -> Iterator[str]:
             continue
         visited.add(real)
         if os.path.islink(path) and (refusal := root.link_refusal(current)):
-            raise MetaError(f"{os.path.join(root.shown, current)}: {refusal}.")
+            raise MetaError(f"{refusal}.", file=os.path.join(root.shown, current))
         for entry in _entries(path):
             name = os.path.join(current, entry.name)
             if entry.is_dir():
@@ -81,7 +82,7 @@ def _walk(root: ImageRoot, folder: str) -> Iterator[str]:
 def _folders(top: str) -> list[str]:
     if not os.path.isdir(top):
         what = "a file" if os.path.exists(top) else "no such folder"
-        raise MetaError(f"{top}: {what}. Expected a folder of class folders (meta_type image_folder).")
+        raise MetaError(f"{what}. Expected a folder of class folders (meta_type image_folder).", file=top)
     return sorted(entry.name for entry in _entries(top) if entry.is_dir())
 
 
@@ -91,8 +92,8 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             listed = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise MetaError(f"{folder}: cannot be read ({error.strerror}).") from None
+        raise MetaError(f"cannot be read ({error.strerror}).", file=folder) from None
     for entry in listed:
         if any("\ud800" <= character <= "\udfff" for character in entry.name):  # bytes that Python cannot decode
-            raise MetaError(f"{folder}: a file name is not UTF-8: {ascii(entry.name)}. Rename it.")
+            raise MetaError(f"a file name is not UTF-8: {ascii(entry.name)}. Rename it.", file=folder)
         yield entry

@@ -22,7 +22,7 @@ from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
 from up.data.records import Sample, SampleKey
-from up.errors import Ending, UserError
+from up.errors import Ending, Problem, UserError
 from up.seed import key as mix
 from up.seed import seed_cpu
 from up.tasks.cls.augment.sample_mixing import SampleMix
@@ -139,7 +139,7 @@ class ImageDataset(ABC):
     def __getitem__(self, key: SampleKey) -> Sample:
         """image uint8 or float (3, H, W), gt, filename, index, seed, bad.
 
-        ``bad`` is "", or what was wrong with an image that another one stands in for.
+        ``bad`` is None, or the problem of an image that another one replaces.
         """
         seed = key.seed(self._seed)
         seed_cpu(seed)
@@ -157,7 +157,7 @@ class _Visit:
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
         self._drawn = 0
-        self.bad = ""
+        self.bad: Problem | None = None
 
     def transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
         for position, transform in enumerate(transforms):
@@ -175,9 +175,9 @@ class _Visit:
             return read_sample(dataset, index)
         except BadImage as bad:
             if dataset.on_bad_image == "error":
-                remedy = ". Repair it, or set on_bad_image: skip to go on without it."
-                raise BadImage(bad.where, bad.reason, remedy) from None
-            self.bad = self.bad or str(bad)
+                fix = "Repair it, or set on_bad_image: skip to go on without it."
+                raise BadImage(bad.where, bad.reason, fix) from None
+            self.bad = self.bad or bad.problems[0]
         for attempt in range(_TRIES):
             try:
                 return read_sample(dataset, mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset))

@@ -54,13 +54,13 @@ def inference_meta(source: MetaSource, config: InferenceConfig) -> Meta:
     """The images to predict, without labels. Raises ``MetaError`` when there are none."""
     if not os.path.isdir(source.path):
         if config.get("inference_from") == "folder":
-            raise MetaError(f"{source.path}: no such folder (inference_from: folder).")
+            raise MetaError("no such folder (inference_from: folder).", file=source.path)
         if source.path.lower().endswith(SUFFIXES):
             return Meta(PackedStrings([os.path.abspath(source.path)]))
         return inference_only(source)
     names = images_under(source.root)
     if not names:
-        raise MetaError(f"{source.path}: no image in this folder. Expected files ending in {', '.join(SUFFIXES)}.")
+        raise MetaError(f"no image in this folder. Expected files ending in {', '.join(SUFFIXES)}.", file=source.path)
     if saved := config.get("folder_images_save_path"):
         _write_lines(saved, names)
     return Meta(PackedStrings(names))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from up.data.packed import PackedLabels, PackedStrings, StringPacker
 from up.data.roots import ImageRoot
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.registry import Registry
 
 METAS = Registry(
@@ -38,8 +38,6 @@ LARGEST = 2**31 - 1
 
 class MetaError(UserError):
     """A meta file cannot be used; one line for each problem, with file and line."""
-
-    has_place = True
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,9 @@ class Problems:
         """Raise ``MetaError`` with the first ten problems."""
         if not self._found:
             return
-        listed = [f"{self._path}:{line}: {text}" for line, text in sorted(self._found)[:_LISTED]]
+        listed = [Problem(text, file=self._path, line=line) for line, text in sorted(self._found)[:_LISTED]]
         more = len(self._found) - len(listed) + self._uncounted
-        raise MetaError("\n".join([*listed, f"{self._path}: and {more:,} more"] if more else listed))
+        raise MetaError.of([*listed, Problem(f"and {more:,} more", file=self._path)] if more else listed)
 
 
 class Rows:
@@ -133,15 +131,16 @@ class Rows:
             self._check_range(labels, lines)
         self.problems.raise_if_any()
         if not len(lines):
-            raise MetaError(f"{self.source.path}: it names no image. Expected at least one line.")
+            raise MetaError("it names no image. Expected at least one line.", file=self.source.path)
         return Meta(self._names.packed(), labels, lines, boxes)
 
     def _check_range(self, labels: PackedLabels, lines: NDArray[np.int32]) -> None:
         limit = self.source.num_classes
         if isinstance(limit, Sequence) and labels.values.ndim == 1 and len(labels.values):
             raise MetaError(
-                f"{self.source.path}: one label for each image, but num_classes is for {len(limit)} heads. Expected "
-                "meta_type custom_cls with a list of labels on each line, or one number of classes."
+                f"one label for each image, but num_classes is for {len(limit)} heads. Expected "
+                "meta_type custom_cls with a list of labels on each line, or one number of classes.",
+                file=self.source.path,
             )
         limits = np.full(labels.values.shape, LARGEST if limit is None else limit).ravel()
         values = labels.values.ravel()
@@ -191,7 +190,7 @@ def inference_only(source: MetaSource) -> Meta:
 def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
     """The lines of a file in chunks, each with the number of its first line."""
     if os.path.isdir(path):
-        raise MetaError(f"{path}: a folder. Expected a meta file; meta_type image_folder reads folders of classes.")
+        raise MetaError("a folder. Expected a meta file; meta_type image_folder reads folders of classes.", file=path)
     try:
         with open(path, "rb") as file:
             if file.read(3) != b"\xef\xbb\xbf":
@@ -201,9 +200,9 @@ def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
                 yield first, chunk
                 first += len(chunk)
     except FileNotFoundError:
-        raise MetaError(f"{path}: no such meta file.") from None
+        raise MetaError("no such meta file.", file=path) from None
     except OSError as error:
-        raise MetaError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise MetaError(f"cannot be read ({error.strerror}).", file=path) from None
 
 
 def shown(raw: bytes) -> str:

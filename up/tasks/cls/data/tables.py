@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from up.data.bad_images import Listed
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
 from up.data.sampler import permutation
@@ -73,7 +74,7 @@ class SampleTable:
     def where(self, index: int) -> str:
         """``meta.txt:21: images/x.jpg``, or the path of a file in a folder."""
         path, line = self.paths[self.source[index]], int(self.lines[index])
-        return f"{path}:{line}: {self.names[index]}" if line else os.path.join(path, self.names[index])
+        return Listed(self.names[index], path, line) if line else os.path.join(path, self.names[index])
 
     def take(self, kept: NDArray[np.int64]) -> SampleTable:
         """The samples at the indices ``kept``."""
