@@ -63,6 +63,17 @@ class Registry:
             raise UnknownName(f"no {self.kind} is called {name!r}.{near or f' Expected {article} {self.kind}: {known}.'}")
         return found
 
+    def joined(self, other: Registry, *, plugin: str | None = None) -> Registry:
+        """A copy that also knows the entries of ``other``, from the module ``plugin``. Raises ``UserError`` for a name of both.
+
+        The contract is that of ``self``, unless it is empty.
+        """
+        clash = sorted(self._table.keys() & other._table.keys())
+        if clash:
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise UserError(f"{clash[0]!r} is already the name of {article} {self.kind}. Rename yours.")
+        return (self if self._table else other).extended(other._table, plugin=plugin)
+
     def extended(self, table: Mapping[str, str], *, plugin: str | None = None) -> Registry:
         """A copy that also knows ``table``, which the module ``plugin`` brings; its names win."""
         plugins = {name: module for name, module in self.plugins.items() if name not in table}

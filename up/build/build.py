@@ -15,7 +15,7 @@ from up.build.data import (
     build_evaluation,
     device_side,
     notes_on,
-    produced_size,
+    input_spec_of,
     section_of,
     train_batches,
     workers_of,
@@ -231,12 +231,12 @@ def require_one_input(facts: Facts) -> None:
 
 def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -> Callable[[], torch.Tensor] | None:
     """What computes the loss of two images of noise as a step does; None where the size of the images is not known."""
-    size = produced_size(experiment) if group.is_parallel() else None
-    if size is None:
+    spec = input_spec_of(experiment) if group.is_parallel() else None
+    if spec is None:
         return None
 
     def loss() -> torch.Tensor:
-        batch = experiment.task.example(runner.model, size, 2)
+        batch = experiment.task.example(runner.model, spec.size, 2)
         moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
         return runner.training_step(Batch(moved), step=0).loss
 

@@ -23,17 +23,16 @@ from up.deploy.served import export_problems, is_for_export, require_exportable
 from up.errors import Problem, UserError
 from up.build.experiment import missing_files
 from up.distill.section import weights_of_teachers
-from up.tasks.experiment import Experiment, net_table
+from up.tasks.experiment import Experiment
 from up.files import unwritable
 from up.models.net import Net, model_summary
 from up.models.weight_files import is_downloaded, is_of_timm
 from up.engine.precision import Precision
 from up.text import count, si
-from up.build.trained import NO_WEIGHTS, net_to_evaluate, training_counts
+from up.build.trained import NO_WEIGHTS, derived_from_data_only, net_to_evaluate
 
 IMAGES = 2  # batch normalisation needs more than one
 _UNSEEN = 1000  # updates an epoch and images an update, where there are no data to tell
-_CLASSES = 10  # the same of classes
 _LATE = 10**9  # an update after every warm-up
 _CPU = torch.device("cpu")
 _FLOAT32 = Precision(mode=None, device=_CPU)
@@ -57,7 +56,7 @@ def check_experiment(
         experiment.raise_if_any([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
         yield from check_training(experiment, warn, images)
         return
-    facts = assumed_facts(experiment)
+    facts = experiment.task.assumed(experiment.config.net)
     check_parts(experiment, facts)
     net = build_net(experiment, facts).train()
     require_exportable(experiment, net, None, labels=False)
@@ -103,9 +102,9 @@ def is_for_evaluation(config: Config) -> bool:
 
 def check_evaluation(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
     """What ``up eval`` does before it writes anything: the weights, the data, and a first image through net and evaluator."""
-    net, facts, report = net_to_evaluate(experiment, None, training_counts(experiment))
+    net, derived, report = net_to_evaluate(experiment, None, derived_from_data_only(experiment))
     yield from [f"note: {NO_WEIGHTS}"] if report is None else [f"weights: {report.source}", *report.remarks()]
-    evaluation, test = build_evaluation(experiment, facts, _CPU, _FLOAT32)
+    evaluation, test = build_evaluation(experiment, derived, _CPU, _FLOAT32)
     yield from (f"note: {note}" for note in notes_on(test))
     yield f"test: {count(len(test), 'image')}"
     first = first_batch(experiment, "test", test, warn)
@@ -173,12 +172,6 @@ def check_net(experiment: Experiment, net: Net, teaching: Teaching | None, names
     if experiment.config.trainer.optimizer is not None:
         optimizer_of(experiment, net)
     yield from check_backward(experiment, net, teaching)
-
-
-def assumed_facts(experiment: Experiment) -> dict[str, Any]:
-    """What stands in for the data where they are not looked at: a number of classes, if the file leaves it to them."""
-    heads = [module for module in experiment.config.net if net_table(experiment.tables, module) == "head"]
-    return {"num_classes": _CLASSES} if any("num_classes" not in head.kwargs for head in heads) else {}
 
 
 def check_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from up.engine.evaluate import Evaluation
 from up.tracking.log import LOGGER
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
+from up.tasks.task import InputSpec, Size
 from up.text import some_of
 
 
@@ -45,7 +46,7 @@ def notes_on(*datasets: Any) -> list[str]:
     return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset, "notes", ())))
 
 
-def facts_of_train(experiment: Experiment) -> Mapping[str, Any]:
+def derived_from_train(experiment: Experiment) -> Mapping[str, Any]:
     """What the training data tell of themselves, such as the number of classes; nothing where they are not there."""
     if experiment.config.dataset.train is None or any(missing_files(experiment)):
         return {}
@@ -74,26 +75,26 @@ def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> An
     return experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
 
 
-def produced_size(experiment: Experiment) -> tuple[int, int] | None:
-    """Height and width of what the test transforms produce, else those of training; None where images keep their own."""
+def input_spec_of(experiment: Experiment) -> InputSpec | None:
+    """Sizes of the images that the test transforms produce, else those of training; None where they tell nothing."""
     dataset = experiment.config.dataset
     sources: list[Literal["train", "test"]] = ["test", "train"]
     for source in sources:
         if getattr(dataset, source) is not None:
-            size = experiment.task.input_size(build_transforms(experiment, source))
-            if size is not None:
-                return size
+            spec = experiment.task.input_spec(build_transforms(experiment, source))
+            if spec is not None:
+                return spec
     return None
 
 
-def input_size_of(experiment: Experiment) -> tuple[int, int]:
-    """Height and width of what the net gets. Raises ``UserError`` where every image keeps its own size."""
-    size = produced_size(experiment)
-    if size is None:
+def input_size_of(experiment: Experiment) -> Size:
+    """Height and width of the images that the net is given, or an example of them. Raises ``UserError`` where there is none."""
+    spec = input_spec_of(experiment)
+    if spec is None:
         what = "leaves every image its own size (expected torch_center_crop, or torch_resize with [height, width])"
         experiment.raise_if_any([Problem(what, key="dataset.test.dataset.kwargs.transformer")])
         raise AssertionError("refused")
-    return size
+    return spec.size
 
 
 def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:

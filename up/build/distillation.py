@@ -252,7 +252,8 @@ def _other_sizes(experiment: Experiment, sources: Mapping[str, Source]) -> Itera
     for phase in PHASES:
         if getattr(experiment.config.dataset, phase) is None:
             continue
-        ours = experiment.task.input_size(build_transforms(experiment, phase))
+        spec = experiment.task.input_spec(build_transforms(experiment, phase))
+        ours = spec.fixed if spec is not None else None
         for source in sources.values():
             theirs = source.sizes.get(phase)
             if ours is None or theirs is None or ours == theirs:

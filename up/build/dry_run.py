@@ -16,7 +16,7 @@ from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, SampleKey
 from up.errors import Problem, UserError
-from up.tasks.experiment import Experiment, net_table
+from up.tasks.experiment import Experiment, net_kind
 from up.models.net import Net
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.engine.hooks import Hook
@@ -88,7 +88,7 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
     """Errors of the block get the place of the module of the net that was running; what plug-in modules return is checked."""
     running = ["net"]
     places = {entry.name: f"net.{index}" for index, entry in enumerate(experiment.config.net) if entry.type != "self"}
-    tables = {entry.name: net_table(experiment.tables, entry) for entry in experiment.config.net if entry.type != "self"}
+    tables = {entry.name: net_kind(experiment, entry) for entry in experiment.config.net if entry.type != "self"}
     own = {entry.name for entry in experiment.config.net if entry.name in tables
            and entry.type in experiment.tables[tables[entry.name]].plugins}
 

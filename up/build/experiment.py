@@ -28,6 +28,8 @@ from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.config.plugins import extended, make_importable
 from up.registry import Registry
+from up.data.readers import READERS
+from up.engine.hooks import HOOKS
 from up.engine.step import RUNNERS
 from up.distill.losses import MIMIC_LOSSES
 from up.distill.section import is_distillation, weights_of_teachers
@@ -38,6 +40,7 @@ ENTRY_POINTS = "up.tasks"
 ENGINE_TABLES: Mapping[str, Registry] = {
     "backbone": BACKBONES.extended({"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
     "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
+    "hook": HOOKS, "batch_fn": Registry("batch_fn", {}), "image_reader": READERS,
     "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}), "mimic_loss": MIMIC_LOSSES,
 }
 
@@ -71,7 +74,20 @@ def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None
     from_environment = [name for name in os.environ.get("PLUGINPATH", "").split(":") if name]
     if modules or from_environment:
         make_importable(folder)
-    return extended({**ENGINE_TABLES, **task.parts}, [*modules, *from_environment])
+    tables = dict(ENGINE_TABLES)
+    module = type(task).__module__
+    for kind, parts in task.parts.items():
+        own = parts if isinstance(parts, Registry) else Registry(kind, parts)
+        try:
+            tables[kind] = tables.get(kind, Registry(kind, {})).joined(own, plugin=None if is_ours(task) else module)
+        except UserError as error:
+            raise UserError(f"{module}.{type(task).__name__}.parts: {error}") from None
+    return extended(tables, [*modules, *from_environment])
+
+
+def is_ours(made: object) -> bool:
+    """Whether an object is of a class of this package, not of a plug-in."""
+    return type(made).__module__.partition(".")[0] == "up"
 
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from up.distributed import group
-from up.build.data import produced_size
+from up.build.data import input_spec_of
 from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
-from up.tasks.experiment import Experiment, net_table
+from up.tasks.experiment import Experiment, net_kind
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
 from up.models.net import Net
@@ -41,7 +41,7 @@ def build_net(
     variant = variant_needed(experiment.config.saver.pretrain_model if section is None else weights)
     seed_all(key(runtime.random_seed, _NET))
     modules: dict[str, nn.Module] = {}
-    size = produced_size(experiment)
+    spec = input_spec_of(experiment)
     freeze: list[str] = []
     previous = ""
     for index, entry in enumerate(section or experiment.config.net):
@@ -52,11 +52,11 @@ def build_net(
         )
         if entry.type == "self":
             continue
-        table = net_table(experiment.tables, entry)
+        table = net_kind(experiment, entry)
         with experiment.placing(f"{place}.{index}"):
             facts = task.derived_for_module(table, data_facts, modules.get(entry.prev or previous), entry)
-        if table == "backbone" and size is not None:
-            facts = {"img_size": list(size)}  # for those whose position embeddings depend on it
+        if table == "backbone" and spec is not None and spec.fixed:
+            facts = {"img_size": list(spec.fixed)}  # for those whose position embeddings depend on it
         if entry.type in BACKBONES and variant is not None:
             facts = {**facts, "variant": variant}
         modules[entry.name] = experiment.build(entry, table, facts, f"{place}.{index}")
@@ -90,7 +90,9 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
     saver = experiment.config.saver
     if saver.pretrain_model is None:
         return []
-    return list(load_weights(net, read_state(saver.pretrain_model), skip=saver.skip, class_names=class_names).lines())
+    fresh = [module.name for module in experiment.config.net if net_kind(experiment, module) in experiment.task.fresh_kinds]
+    weights = read_state(saver.pretrain_model)
+    return list(load_weights(net, weights, skip=saver.skip, heads=fresh, class_names=class_names).lines())
 
 
 def device_of(experiment: Experiment) -> torch.device:

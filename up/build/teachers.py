@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +10,6 @@ from typing import Any, Literal
 import yaml
 
 from up.build.network import build_net
-from up.config.parts import Exact
-from up.schema.sections import NetModule
 from up.errors import Problem, UserError
 from up.distill.section import weights_of_teachers
 from up.tasks.experiment import Experiment
@@ -43,7 +41,7 @@ def build_source(experiment: Experiment, name: str, data_facts: Mapping[str, Any
     with _told_at(experiment, place):
         weights = read_state(file) if files and file is not None and not is_graph else None
     with experiment.placing(name):
-        net = build_net(experiment, facts_for(weights, data_facts, section), section, name, file)
+        net = build_net(experiment, experiment.task.derived_for_teacher(weights, section, data_facts), section, name, file)
     if is_graph:
         graph: Any = net[section[0].name]
         sizes = dict.fromkeys(PHASES, graph.input_size) if graph.input_size else {}
@@ -65,24 +63,12 @@ def _told_at(experiment: Experiment, place: str) -> Iterator[None]:
         experiment.raise_if_any([Problem(str(error), key=place)])
 
 
-def facts_for(weights: Weights | None, data: Mapping[str, Any], net: Sequence[NetModule]) -> dict[str, Any]:
-    """What the parts of a teacher may leave out: the classes that its file names, else those of the data, as a guess only."""
-    facts = {name: value.value if isinstance(value, Exact) else value for name, value in data.items()}
-    names = weights.class_names if weights is not None else None
-    if weights is not None and names:
-        known = [len(head) for head in names] if not isinstance(names[0], str) else len(names)
-        facts["num_classes"] = Exact(known, f"the class names in {weights.source}")
-    elif any("num_classes" in module.kwargs for module in net):
-        facts.pop("num_classes", None)
-    return facts
-
-
 def sizes_of(experiment: Experiment, weights: Weights) -> dict[str, Size]:
     """The sizes of the images that a checkpoint saw in "train" and "test", by the transforms of the configuration in it."""
     found: dict[str, Size] = {}
     for phase in PHASES:
         with suppress(UserError, yaml.YAMLError, KeyError, TypeError, AttributeError):
             listed = yaml.safe_load(weights.config or "")["dataset"][phase]["dataset"]["kwargs"]["transformer"]
-            size = experiment.task.input_size([experiment.build(part, "transform") for part in listed])
-            found |= {phase: size} if size is not None else {}
+            spec = experiment.task.input_spec([experiment.build(part, "transform") for part in listed])
+            found |= {phase: spec.fixed} if spec is not None and spec.fixed else {}
     return found

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from up.distributed import group
-from up.build.data import build_evaluation, facts_of_train, notes_on
+from up.build.data import build_evaluation, derived_from_train, notes_on
 from up.build.network import build_net, device_of, on_device, precision_of
 from up.schema.named_files import missing_at
 from up.errors import UserError
 from up.tasks.experiment import Experiment
 from up.files import BEST, LATEST, named_checkpoint
 from up.models.net import Net
+from up.config.parts import DerivedArguments
+from up.text import some_of
 from up.models.weight_files import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
 from up.engine.ema import NoEma
@@ -80,51 +82,27 @@ def join(experiment: Experiment) -> torch.device:
 
 
 def load_net(
-    experiment: Experiment, checkpoint: Path | None, *, ema: bool = True, known: Mapping[str, Any] | None = None
+    experiment: Experiment, checkpoint: Path | None, *, ema: bool = True, known: DerivedArguments | None = None
 ) -> Trained:
     """Build the net of the configuration and fill it; the averaged weights where the checkpoint has them and ``ema``.
 
-    It is on the CPU, in evaluation mode, as it was built. ``known`` are facts of the data, where they are there.
+    It is on the CPU, in evaluation mode, as it was built. ``known`` are arguments derived from the data, where they are there.
     """
     path = find_checkpoint(experiment, checkpoint)
     weights = read_state(path)
     names = list(weights.class_names) if weights.class_names else None
-    facts = facts_of(experiment, names, weights.tensors(prefer_ema=ema))
-    net = build_net(experiment, {**facts, **(known or {})})
+    derived = experiment.task.derived_from_weights(weights, experiment.config.net)
+    net = build_net(experiment, {**derived, **(known or {})})
     report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))
 
 
-def facts_of(experiment: Experiment, class_names: list[Any] | None, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a net may want to know of data that are not there: how many classes, each as common as the others.
-
-    Without names, the classifiers in the checkpoint's ``tensors`` tell. The counts only weigh losses (``training_counts``).
-    """
-    if class_names and isinstance(class_names[0], str):
-        return {"num_classes": len(class_names), "class_counts": [1] * len(class_names)}
-    net = experiment.config.net
-    written = [module.kwargs["num_classes"] for module in net if module.kwargs.get("num_classes") is not None]
-    found = [] if written else [width for module in net for width in _widths(module.name, tensors)]
-    if len(found) > 1:
-        return {"num_classes": found}
-    facts = {"num_classes": found[0]} if found else {}
-    single = [classes for classes in (*written, *found) if isinstance(classes, int)]
-    return {**facts, "class_counts": [1] * single[-1]} if single else facts
-
-
-def _widths(name: str, tensors: Mapping[str, Tensor]) -> list[int]:
-    """The outputs of the classifiers of the module ``name``, one or a list of them."""
-    pattern = re.compile(rf"{re.escape(name)}\.classifier\.(\d+\.)?weight")
-    return [len(tensor) for key, tensor in tensors.items() if pattern.fullmatch(key)]
-
-
-def training_counts(experiment: Experiment) -> dict[str, Any] | None:
-    """``class_counts`` of the training data where a loss is weighed by them; None where it is and the data are not here."""
-    if "'class_weights': 'balanced'" not in str([module.kwargs for module in experiment.config.net]):
-        return {}
-    facts = facts_of_train(experiment)
-    return {"class_counts": facts["class_counts"]} if "class_counts" in facts else None
+def derived_from_data_only(experiment: Experiment) -> DerivedArguments | None:
+    """Derived arguments that no checkpoint tells, from the training data; None where there are some and the data are not here."""
+    names = experiment.task.derived_from_data_only(experiment.config.net)
+    known = derived_from_train(experiment) if names else {}
+    return {name: known[name] for name in names} if known.keys() >= {*names} else None
 
 
 def evaluate_checkpoint(
@@ -133,12 +111,12 @@ def evaluate_checkpoint(
     """Metrics in the unit of the task, the reports written, and how the checkpoint was read; None for random weights."""
     device = join(experiment)
     with together():
-        counts = training_counts(experiment)
-        net, facts, report = net_to_evaluate(experiment, checkpoint, counts)
+        known = derived_from_data_only(experiment)
+        net, derived, report = net_to_evaluate(experiment, checkpoint, known)
     on_device(experiment, net, device)
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
     with together():
-        evaluation, dataset = build_evaluation(experiment, facts, device, precision_of(experiment, device))
+        evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device))
         if group.is_main():
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():
@@ -146,9 +124,10 @@ def evaluate_checkpoint(
     results = experiment.task.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
     evaluation = replace(evaluation, on_outputs=results)
     metrics, served = evaluation(net, NoEma())
-    if counts is None and group.is_main():
+    if known is None and group.is_main():
+        names = some_of(experiment.task.derived_from_data_only(experiment.config.net))
         warnings.warn(
-            "the loss weighs all classes alike: class_weights: balanced counts the images of dataset.train, which is not here",
+            f"{names} is derived from dataset.train, which is not here: the validation loss is not that of training",
             stacklevel=2,
         )
     reports: list[Path] = []
@@ -158,15 +137,15 @@ def evaluate_checkpoint(
 
 
 def net_to_evaluate(
-    experiment: Experiment, checkpoint: Path | None, counts: Mapping[str, Any] | None
+    experiment: Experiment, checkpoint: Path | None, known: DerivedArguments | None
 ) -> tuple[Net, dict[str, Any], LoadReport | None]:
     """The net in evaluation mode, what its checkpoint says of the classes, and how it was read; None for random weights."""
     if checkpoint is None and tries_out(experiment):
-        return build_net(experiment, facts_of(experiment, None, {})).eval(), {}, None
-    trained = load_net(experiment, checkpoint, known=counts)
+        return build_net(experiment, experiment.task.derived_from_weights(None, experiment.config.net)).eval(), {}, None
+    trained = load_net(experiment, checkpoint, known=known)
     names = trained.class_names
-    facts = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
-    return trained.net, facts, trained.report
+    derived = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
+    return trained.net, derived, trained.report
 
 
 def tries_out(experiment: Experiment) -> bool:

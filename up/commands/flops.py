@@ -19,14 +19,14 @@ def main(words: list[str]) -> int:
     parser.add_config()
     arguments = parser.read(words[1:])
     expect_config(arguments.config, arguments.opts)
-    from up.build.data import facts_of_train, input_size_of
+    from up.build.data import derived_from_train, input_size_of
     from up.build.experiment import load_experiment
     from up.build.network import build_net
     from up.models.complexity import complexity
 
     experiment = load_experiment(arguments.config, arguments.opts)
     size = arguments.input_size or (3, *input_size_of(experiment))
-    counted = complexity(build_net(experiment, facts_of_train(experiment)), size, depth=arguments.depth)
+    counted = complexity(build_net(experiment, derived_from_train(experiment)), size, depth=arguments.depth)
     shape = "x".join(map(str, size))
     table = table_of("module", "parameters", "MACs", "activations", title=f"{arguments.config} at {shape}")
     for row in (*counted.modules, counted.total):

@@ -43,9 +43,10 @@ def main(words: list[str]) -> int:
     from up.build.experiment import all_tables, find_task
     from up.schema.json_schema import config_schema
 
-    tables = all_tables(find_task(arguments.task), [])
+    task = find_task(arguments.task)
+    tables = all_tables(task, [])
     if arguments.what == "schema":
-        print(json.dumps(config_schema(tables), indent=2))
+        print(json.dumps(config_schema(tables, task.net_kinds), indent=2))
         return 0
     print_tables(*(part for name in chosen(arguments.tables, tables) for part in parts_of(name, tables[name])))
     return 0

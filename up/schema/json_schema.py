@@ -17,13 +17,12 @@ from up.schema.mimic import Mimic, MimicJob
 from up.schema.sections import Config
 
 Schema: TypeAlias = "dict[str, Any]"
-NET_TABLES = ("backbone", "head", "post_process")
 
 
-def config_schema(tables: Mapping[str, Registry], net_tables: Sequence[str] = NET_TABLES) -> Schema:
+def config_schema(tables: Mapping[str, Registry], net_kinds: Sequence[str]) -> Schema:
     """The schema of a file whose parts are those in ``tables``; all parts are imported.
 
-    ``net_tables`` are those that an entry of ``net`` may come from. Tables called ``optimizer`` and ``lr_scheduler`` describe these
+    ``net_kinds`` are those that an entry of ``net`` may come from. Tables called ``optimizer`` and ``lr_scheduler`` describe these
     two parts of ``trainer``.
     """
     schema = Config.model_json_schema(schema_generator=PlainSchema)
@@ -35,7 +34,7 @@ def config_schema(tables: Mapping[str, Registry], net_tables: Sequence[str] = NE
     _looser_forms(definitions)
     for name, table in tables.items():
         definitions[f"part.{name}"] = _part(_types([table]), _choices([table]))
-    for name, kinds in {"NetModule": net_tables, "OptimizerPart": ["optimizer"], "SchedulePart": ["lr_scheduler"]}.items():
+    for name, kinds in {"NetModule": net_kinds, "OptimizerPart": ["optimizer"], "SchedulePart": ["lr_scheduler"]}.items():
         known = [tables[kind] for kind in kinds if kind in tables]
         if known:
             extra = [{"const": "self", "description": "The net itself: freeze_patterns."}] if name == "NetModule" else []

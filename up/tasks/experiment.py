@@ -18,8 +18,6 @@ from up.schema.decode import Decoded
 from up.schema.sections import Config, NetModule, Part
 from up.tasks.task import AnyTask
 
-NET_TABLES = ("backbone", "head", "post_process")
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -63,12 +61,12 @@ class Experiment:
 
 def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
     """Every part at a fixed place: its path, itself, its table. Parts within parts are found by ``check_part``."""
-    config, tables = experiment.config, experiment.tables
+    config = experiment.config
     yield from parts_of(config)
     for place, net in (("net", config.net), *config.teachers.items()):
         for index, module in enumerate(net):
             if module.type != "self":
-                yield f"{place}.{index}", module, net_table(tables, module)
+                yield f"{place}.{index}", module, net_kind(experiment, module)
     if config.trainer.optimizer is not None:
         yield "trainer.optimizer", config.trainer.optimizer, "optimizer"
     if config.trainer.lr_scheduler is not None:
@@ -91,8 +89,9 @@ def _types_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield from _types_in(inner, f"{path}.{key}")
 
 
-def net_table(tables: Mapping[str, Registry], module: NetModule) -> str:
-    """The table that a module of the net is found in; an unknown type is looked for in the table that its name suggests."""
-    found = [table for table in NET_TABLES if module.type in tables[table]]
-    suggested = [table for table in NET_TABLES if table in module.name]
-    return next(iter([*found, *suggested]), "head")
+def net_kind(experiment: Experiment, module: NetModule) -> str:
+    """The kind of a module of the net; an unknown ``type`` is of the kind that the module's name suggests."""
+    kinds = [kind for kind in experiment.task.net_kinds if kind in experiment.tables]
+    found = [kind for kind in kinds if module.type in experiment.tables[kind]]
+    suggested = [kind for kind in kinds if kind in module.name]
+    return next(iter([*found, *suggested, *(kind for kind in kinds if kind == "head")]), kinds[-1])

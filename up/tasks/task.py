@@ -20,13 +20,32 @@ from up.engine.evaluate import Evaluator
 from up.engine.step import BatchStage, Mixing, StepOutput
 from up.errors import Problem, UserError
 from up.files import write_json
+from up.models.weight_files import Weights
 from up.registry import Registry
+from up.schema.sections import NetModule
 from up.text import some_of
 from up.types import Kwargs
 
 Size = tuple[int, int]  # height, width
 ResultStream = Callable[[Mapping[str, object], Mapping[str, object]], None]
 Data = TypeVar("Data", bound=Dataset)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The sizes (height, width) of the images that a net is given.
+
+    Every image has ``size``; with ``multiple`` images may have any height and width that are multiples of it, and ``size`` is an
+    example, which `check`, `flops` and distillation use.
+    """
+
+    size: Size
+    multiple: int | None = None
+
+    @property
+    def fixed(self) -> Size | None:
+        """``size`` where every image has it."""
+        return self.size if self.multiple is None else None
 
 
 @dataclass(frozen=True)
@@ -67,16 +86,24 @@ class Task(ABC, Generic[Data]):
 
     name: ClassVar[str]
     """What ``runtime.task_names`` says."""
-    parts: ClassVar[Mapping[str, Registry]]
-    """The tables of parts: at least ``dataset``; those of the net's modules, and whatever the parts nest."""
+    parts: ClassVar[Mapping[str, Registry | Mapping[str, str]]]
+    """By kind, the parts that the task adds to those of the engine: at least a ``dataset``, and what its net and parts need.
+
+    Kinds of the engine (``backbone``, ``hook``, ``batch_fn``, ``image_reader``, …) are extended, a name that is taken is an error;
+    any other kind is the task's own. Entries are ``{"masks": "my_task:Masks"}``, or a ``Registry`` of them.
+    """
+    net_kinds: ClassVar[Sequence[str]] = ("backbone", "neck", "head", "post_process")
+    """The kinds that modules of ``net:`` may be of, in the order in which a ``type`` is looked up."""
+    fresh_kinds: ClassVar[Sequence[str]] = ("head",)
+    """The kinds of modules that may start afresh where pretrained weights are those of other classes."""
     unit: ClassVar[str] = "value"
     """Unit of the evaluator's metrics, except those whose names end in ``loss``; `up eval` prints it."""
 
     # --- required ---
 
     @abstractmethod
-    def input_size(self, transforms: Sequence[Transform]) -> Size | None:
-        """The size of the images that ``transforms`` produce, None where it varies."""
+    def input_spec(self, transforms: Sequence[Transform]) -> InputSpec | None:
+        """The sizes of the images that ``transforms`` produce; None where they tell nothing."""
 
     @abstractmethod
     def example(self, net: nn.Module, size: Size, images: int) -> Batch:
@@ -103,6 +130,22 @@ class Task(ABC, Generic[Data]):
         """
         planes = getattr(before, "out_planes", None)
         return {**derived, "in_plane": planes[-1]} if planes else derived
+
+    def derived_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
+        """What a checkpoint tells the modules of ``net`` in place of the training data, for a net that is evaluated or served."""
+        return {}
+
+    def derived_for_teacher(self, weights: Weights | None, net: Sequence[NetModule], derived: DerivedArguments) -> DerivedArguments:
+        """What a teacher's weights, if there are any, and else the training data tell the modules of its ``net``."""
+        return derived
+
+    def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
+        """The derived arguments of ``net`` that checkpoints do not tell: evaluation reads ``dataset.train`` for them."""
+        return ()
+
+    def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
+        """Derived arguments for a check of ``net`` that does not read the data."""
+        return {}
 
     # --- data ---
 

@@ -53,7 +53,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    return config_schema(TABLES)
+    return config_schema(TABLES, ("backbone", "head", "post_process"))
 
 
 def references(schema: Any) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from torch import nn
 from up.config.parts import DerivedArguments, Exact
 from up.config.section import Part
 from up.data.collate import to_device
-from up.data.readers import READERS, Reader
+from up.data.readers import Reader
 from up.data.records import Batch, Sample, Transform
 from up.engine.evaluate import Evaluator
-from up.engine.hooks import HOOKS
 from up.engine.step import Mixing
 from up.errors import UserError
 from up.models.adapter import Backbone
 from up.models.net import Net
+from up.models.weight_files import Weights
+from up.registry import Registry
+from up.schema.sections import NetModule
 from up.tasks.cls.augment.device_tail import DeviceTail, expect_numbers, split_tail
 from up.tasks.cls.augment.mixing import BATCH_FNS
 from up.tasks.cls.augment.pipeline import ImagePipeline
@@ -38,7 +41,7 @@ from up.tasks.cls.export import export_spec
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
-from up.tasks.task import DataReport, ExportSpec, Size, Task
+from up.tasks.task import DataReport, ExportSpec, InputSpec, Size, Task
 from up.text import count, some_of
 from up.types import Kwargs
 
@@ -48,10 +51,10 @@ class Classification(Task[ImageDataset]):
 
     name = "cls"
     unit = "percent"
+    net_kinds = ("backbone", "head", "post_process")
     parts = {
         "dataset": DATASETS,
         "meta_type": METAS,
-        "image_reader": READERS,
         "transform": TRANSFORMS,
         "batch_fn": BATCH_FNS,
         "head": HEADS,
@@ -59,13 +62,18 @@ class Classification(Task[ImageDataset]):
         "post_process": POST_PROCESSES,
         "loss": LOSSES,
         "evaluator": EVALUATORS,
-        "hook": HOOKS.extended(
-            {"grad_cam": "up.tasks.cls.visualise.grad_cam:GradCam", "feature_vis": "up.tasks.cls.visualise.feature_maps:FeatureVis"}
+        "hook": Registry(
+            "hook",
+            {
+                "grad_cam": "up.tasks.cls.visualise.grad_cam:GradCam",
+                "feature_vis": "up.tasks.cls.visualise.feature_maps:FeatureVis",
+            },
         ),
     }
 
-    def input_size(self, transforms: Sequence[Transform]) -> Size | None:
-        return output_size_of(transforms)
+    def input_spec(self, transforms: Sequence[Transform]) -> InputSpec | None:
+        size = output_size_of(transforms)
+        return InputSpec(size) if size is not None else None
 
     def example(self, net: nn.Module, size: Size, images: int) -> Batch:
         """Noise, with labels drawn from the classes of the net's head."""
@@ -120,6 +128,42 @@ class Classification(Task[ImageDataset]):
             return {**derived, **planes_for(before, part)}
         several_heads = isinstance(derived.get("num_classes"), list)  # each loss has a width of its own then
         return {name: value for name, value in derived.items() if not (several_heads and name == "num_classes")}
+
+    def derived_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
+        """How many classes there are, each as common as the others: the counts only weigh losses.
+
+        Without names, the classifiers in the checkpoint tell.
+        """
+        names, tensors = (weights.class_names, weights.tensors()) if weights is not None else (None, {})
+        if names and isinstance(names[0], str):
+            return {"num_classes": len(names), "class_counts": [1] * len(names)}
+        written = [module.kwargs["num_classes"] for module in net if module.kwargs.get("num_classes") is not None]
+        found = [] if written else [width for module in net for width in classifier_widths(module.name, tensors)]
+        if len(found) > 1:
+            return {"num_classes": found}
+        known: dict[str, object] = {"num_classes": found[0]} if found else {}
+        single = [classes for classes in (*written, *found) if isinstance(classes, int)]
+        return {**known, "class_counts": [1] * single[-1]} if single else known
+
+    def derived_for_teacher(self, weights: Weights | None, net: Sequence[NetModule], derived: DerivedArguments) -> DerivedArguments:
+        """The classes that its file names, else those of the data, as a guess only."""
+        known = {name: value.value if isinstance(value, Exact) else value for name, value in derived.items()}
+        names = weights.class_names if weights is not None else None
+        if weights is not None and names:
+            classes = len(names) if isinstance(names[0], str) else [len(head) for head in names]
+            known["num_classes"] = Exact(classes, f"the class names in {weights.source}")
+        elif any("num_classes" in module.kwargs for module in net):
+            known.pop("num_classes", None)
+        return known
+
+    def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
+        """``class_counts`` where a loss is weighed by them."""
+        return ("class_counts",) if "'class_weights': 'balanced'" in str([module.kwargs for module in net]) else ()
+
+    def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
+        """Ten classes, if a head leaves their number to the data."""
+        heads = [module for module in net if module.type in HEADS]
+        return {"num_classes": 10} if any("num_classes" not in head.kwargs for head in heads) else {}
 
     def named_paths(self, kwargs: Kwargs) -> Iterable[tuple[str, str | None]]:
         return named_paths(kwargs)
@@ -177,6 +221,12 @@ class Classification(Task[ImageDataset]):
 
 
 CLASSIFICATION = Classification()
+
+
+def classifier_widths(name: str, tensors: Mapping[str, torch.Tensor]) -> list[int]:
+    """The outputs of the classifiers of the head ``name``, one or a list of them."""
+    pattern = re.compile(rf"{re.escape(name)}\.classifier\.(\d+\.)?weight")
+    return [len(tensor) for key, tensor in tensors.items() if pattern.fullmatch(key)]
 
 
 def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
