@@ -51,7 +51,7 @@ def test_the_reference_says_types_defaults_and_meanings() -> None:
         "| `max_epoch` | int ≥ 1 or null | null | Epochs to train. |",
         "| `warmup_type` | `exp`, `linear` or `cosine` | `exp` | The curve from the first learning rate to the target. |",
         "| `batch_fn` | [batch_fn](#parts-batch_fn) part or null | null |",
-        "| `betas` | [number, number] | `[0.9, 0.999]` |",
+        "| `betas` | [number ≥ 0, < 1, number ≥ 0, < 1] | `[0.9, 0.999]` |",
         "| `width` | int ≥ 1 | `64` |",
     ):
         assert row in text

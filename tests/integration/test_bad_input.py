@@ -168,7 +168,7 @@ VALUES: list[tuple[str, Any, str, str]] = [  # path, value, what the named line 
     ("dataset.test.dataset.kwargs.class_names", ["a", "b", "c"], "class_names:", "got a, b, c, but the net is trained on red,"),
     ("dataset.test.dataset.kwargs.evaluator", {"type": "imagenet", "kwargs": {"cmp_key": "top2"}}, "cmp_key: top2", "the eval"),
     ("dataset.train.dataloader.kwargs.batch_fn", {"type": "batch_mixup", "kwargs": {"alpha": -1}}, "alpha: -1", "got -1"),
-    ("trainer.lr_scheduler.kwargs.T_max", -1, "T_max: -1", "T_max is -1"),
+    ("trainer.lr_scheduler.kwargs.T_max", -1, "T_max: -1", "got -1, expected more than 0"),
     ("trainer.lr_scheduler.type", "CosineAnealingLR", "type: CosineAnealingLR", "no lr_scheduler is called 'CosineAnealingLR'."),
     ("trainer.optimizer.kwargs.lr", -1.0, "lr: -1.0", "SGD: lr is -1.0, expected 0 or more"),
     ("trainer.optimizer.type", "LBFGS", "type: LBFGS", "the optimizer 'LBFGS' cannot be used: it evaluates the loss several"),

@@ -276,7 +276,7 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (levels, "dataset.test.dataset.kwargs.transformer: got transforms that leave images as uint8 levels"),
     (bad_hook, "hooks: the gradients would be clipped twice"),
     (bad_mixing, "dataset.train.dataloader.kwargs.batch_fn.kwargs.num_classes: got 5, but 3 follows from the class names"),
-    (bad_schedule, "trainer.lr_scheduler.kwargs.milestones: milestones are [3, 2], expected rising epochs"),
+    (bad_schedule, "trainer.lr_scheduler.kwargs.milestones: got [3, 2], expected rising epochs"),
     (nothing_to_train, "trainer.optimizer: nothing to train: all 38 parameters are frozen."),
     (no_loss, "net: the net computes no loss, only image,"),
     (no_head, "net.1: no module of the net gives logits, there is only image,"),

@@ -24,6 +24,7 @@ from up.errors import ConfigError, Problem, UserError
 from up.models.backbones import BACKBONES
 from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
+from up.optim.groups import option_problems
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.config.plugins import extended, make_importable
@@ -107,20 +108,16 @@ def part_notes(experiment: Experiment) -> Iterator[Note]:
 
 
 def group_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What ``pconfig`` sets for some parameters and the optimizer does not take."""
+    """What groups of parameters set and the optimizer does not take."""
     part, table = experiment.config.trainer.optimizer, experiment.tables["optimizer"]
     if part is None:
         return
     try:
-        takes = signature_of(table.get(part.type))
+        takes = signature_of(table.get(part.type)).parameters
     except UserError:  # an unknown type, which ``part_problems`` tells of
         return
-    rules = {name: getattr(part.pconfig, name) for name in type(part.pconfig).model_fields}
-    for name, rule in rules.items():
-        for key in rule.kwargs if isinstance(rule, ParamRule) else ():
-            if key not in takes.parameters and not takes.open:
-                what = unknown(part.type, key, list(takes.parameters), "argument")
-                yield Problem(what, key=f"trainer.optimizer.pconfig.{name}.kwargs.{key}", about_key=True)
+    for problem in option_problems(part.pconfig, part.special_param_group, part.type, takes):
+        yield replace(problem, key=f"trainer.optimizer.{problem.key}")
 
 
 def missing_files(experiment: Experiment) -> Iterator[Problem]:

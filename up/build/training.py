@@ -102,11 +102,11 @@ def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
     """The optimizer over the parameters that train, in groups."""
     part = experiment.config.trainer.optimizer
     assert part is not None, "missing_for_training comes first"
-    special = [group.model_dump(exclude_none=True) for group in part.special_param_group]
-    rules = part.pconfig.model_dump(exclude_none=True)
     with experiment.placing("trainer.optimizer"):
         table = experiment.tables["optimizer"]
-        return build_optimizer(net, part.type, pconfig=rules, special_param_group=special, table=table, **part.kwargs)
+        return build_optimizer(
+            net, part.type, pconfig=part.pconfig, special_param_group=part.special_param_group, table=table, **part.kwargs
+        )
 
 
 def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:

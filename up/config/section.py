@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic.fields import FieldInfo
 
-AtLeast0 = Annotated[int, Field(ge=0)]
-AtLeast1 = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
+from up.config.argument import AtLeast0, AtLeast1, Fraction, Name, NotNegative, Positive
+from up.config.wording import faults, mismatch, unknown
+from up.errors import Problem, UserError
+from up.types import Record
+
+__all__ = ["AtLeast0", "AtLeast1", "Fraction", "Name", "NotNegative", "Part", "Positive", "Section"]
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
@@ -31,7 +35,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_written(cls, data: Any) -> Any:
+    def _as_written(cls, data: object) -> object:
         """Null is unset; keys that belong together are gathered."""
         if not isinstance(data, dict):
             return data
@@ -44,8 +48,8 @@ class Section(BaseModel):
         return own
 
     @model_serializer(mode="wrap")
-    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain: dict[str, Any] = handler(self)
+    def _spread(self, handler: SerializerFunctionWrapHandler) -> Record:
+        plain: Record = handler(self)
         for field in self.gathers:
             plain.update(plain.pop(field, {}))
         return plain
@@ -78,13 +82,60 @@ class Part(Section):
 
     type: Name
     """The name of the part; ``python -m up show components`` lists what there is."""
-    kwargs: dict[str, Any] = {}
+    kwargs: Record = {}
     """Arguments of the constructor, checked against its signature."""
 
 
-def sections_in(annotation: Any) -> Iterator[type[Section]]:
+def sections_in(annotation: object) -> Iterator[type[Section]]:
     """The sections that an annotation mentions: ``Part`` for ``list[Part] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for argument in get_args(annotation):
         yield from sections_in(argument)
+
+
+def read_section(section: type[S], value: object, key: str) -> S:
+    """``value`` as a ``section``, which errors call ``key``. Raises ``UserError`` with all problems."""
+    if isinstance(value, section):
+        return value
+    try:
+        return section.model_validate(value)
+    except ValidationError as error:
+        problems = section_problems(section, error, value, key)
+        raise UserError.of(replace(each, key=".".join(filter(None, [key, each.key]))) for each in problems) from error
+
+
+def section_problems(root: type[Section], error: ValidationError, value: object, owner: str) -> Iterator[Problem]:
+    """What pydantic found wrong with the values, or with the keys, of a section that messages call ``owner``."""
+    for found in faults(error, value):
+        first = found.errors[0]
+        model, field = section_at(root, first["loc"])
+        key = str(first["loc"][-1]) if first["loc"] else ""
+        if first["type"] == "extra_forbidden":
+            inside = found.path.rpartition(".")[0] or owner
+            yield Problem(model.misplaced(key) or unknown(inside, key, model.known_keys()), key=found.path, about_key=True)
+        elif first["type"] == "missing":
+            path = found.path
+            if key in model.gathers:  # the file has no such key, it has several that are named alike
+                path = path.removesuffix(key) + model.example_of(key)
+            yield Problem(f"is missing{_about(field)}", key=path)
+        else:
+            yield Problem(mismatch(found.errors), key=found.path)
+
+
+def _about(field: FieldInfo | None) -> str:
+    text = (field.description or "") if field else ""
+    sentence = text.split(". ")[0].replace("``", "`").rstrip(".")
+    return f" ({sentence[:1].lower()}{sentence[1:]})" if sentence else ""
+
+
+def section_at(root: type[Section], loc: Sequence[str | int]) -> tuple[type[Section], FieldInfo | None]:
+    """The section below ``root`` that a location is in, and the field that it ends at (None for an unknown key)."""
+    model = inner = root
+    field: FieldInfo | None = None
+    for word in loc:
+        model = inner
+        field = model.model_fields.get(str(word))
+        if field is not None:
+            inner = next(sections_in(field.annotation), inner)
+    return model, field

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal, TypeAlias
 
+from pydantic import Field
+
+from up.config.argument import Fraction, NotNegative, Positive, Unit
+from up.config.checked import require_in_range
 from up.errors import UserError
+from up.types import StateDict
+
+Length: TypeAlias = Annotated[float, Field(gt=0), Unit("epochs")]
+Epochs: TypeAlias = Annotated[float, Field(ge=0), Unit("epochs")]
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,10 @@ class Run:
 class Curve(ABC):
     """What all curves can do; a curve whose rate depends on more than the step overrides the last three."""
 
+    def __post_init__(self) -> None:
+        """Hold the settings of a dataclass to their annotated ranges."""
+        require_in_range(type(self).__init__, vars(self))
+
     @abstractmethod
     def __call__(self, step: int, run: Run) -> float:
         """The learning rate of the update ``step``."""
@@ -43,11 +54,11 @@ class Curve(ABC):
     def observe(self, step: int, metric: float) -> None:  # noqa: B027 - most curves have nothing to hear
         """Hear the ``metric`` of the evaluation after ``step`` updates."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """What the step does not tell."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - nor to remember
+    def load_state_dict(self, state: StateDict) -> None:  # noqa: B027 - nor to remember
         """Go on from ``state_dict()``."""
 
 
@@ -63,24 +74,6 @@ def progress(step: int, *, start: int, total: int) -> float:
     return min(1.0, max(0.0, (step - start) / max(1, total - start)))
 
 
-def above_zero(name: str, value: float | None) -> None:
-    """Refuse a length that is not positive; None stands for the whole run."""
-    if value is not None and not 0 < value < math.inf:
-        raise UserError(f"{name} is {value}, expected more than 0")
-
-
-def zero_or_more(name: str, value: float) -> None:
-    """Refuse a negative rate."""
-    if not 0 <= value < math.inf:
-        raise UserError(f"{name} is {value}, expected 0 or more")
-
-
-def fraction(name: str, value: float) -> None:
-    """Refuse what is not a part of the run."""
-    if not 0 <= value <= 1:
-        raise UserError(f"{name} is {value}, expected a number from 0 to 1")
-
-
 class Constant(Curve):
     """The target, always."""
 
@@ -92,13 +85,13 @@ class Constant(Curve):
 class MultiStepLR(Curve):
     """Times ``gamma`` at each of ``milestones`` (epochs)."""
 
-    milestones: list[float]
-    gamma: float = 0.1
+    milestones: list[Epochs]
+    gamma: NotNegative = 0.1
 
     def __post_init__(self) -> None:
-        zero_or_more("gamma", self.gamma)
-        if any(epoch < 0 for epoch in self.milestones) or sorted(self.milestones) != list(self.milestones):
-            raise UserError(f"milestones are {self.milestones}, expected rising epochs")
+        super().__post_init__()
+        if sorted(self.milestones) != list(self.milestones):
+            raise UserError(got=self.milestones, expected="rising epochs", key="milestones")
 
     def __call__(self, step: int, run: Run) -> float:
         return run.base * self.gamma ** sum(step >= run.updates(epoch) for epoch in self.milestones)
@@ -108,12 +101,8 @@ class MultiStepLR(Curve):
 class StepLR(Curve):
     """Times ``gamma`` every ``step_size`` epochs."""
 
-    step_size: float
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        above_zero("step_size", self.step_size)
-        zero_or_more("gamma", self.gamma)
+    step_size: Length
+    gamma: NotNegative = 0.1
 
     def __call__(self, step: int, run: Run) -> float:
         return float(run.base * self.gamma ** (step // run.updates(self.step_size)))
@@ -123,14 +112,9 @@ class StepLR(Curve):
 class PolyLR(Curve):
     """(1 - progress) ** ``power``, from the end of warm-up to ``T_max`` epochs (the whole run), down to ``eta_min``."""
 
-    power: float = 0.9
-    T_max: float | None = None
-    eta_min: float = 0.0
-
-    def __post_init__(self) -> None:
-        above_zero("power", self.power)
-        above_zero("T_max", self.T_max)
-        zero_or_more("eta_min", self.eta_min)
+    power: Positive = 0.9
+    T_max: Length | None = None
+    eta_min: NotNegative = 0.0
 
     def __call__(self, step: int, run: Run) -> float:
         behind = progress(step, start=run.warmup, total=run.length("polylr", self.T_max))
@@ -141,10 +125,7 @@ class PolyLR(Curve):
 class Linear(Curve):
     """A straight line from the end of warm-up to ``eta_min`` at the end of the run."""
 
-    eta_min: float = 0.0
-
-    def __post_init__(self) -> None:
-        zero_or_more("eta_min", self.eta_min)
+    eta_min: NotNegative = 0.0
 
     def __call__(self, step: int, run: Run) -> float:
         behind = progress(step, start=run.warmup, total=run.length("linear"))
@@ -159,14 +140,9 @@ class CosineAnnealingLR(Curve):
     written, with a jump if warm-up ends elsewhere.
     """
 
-    T_max: float | None = None
-    eta_min: float = 0.0
-    warmup_iter: int | None = None
-
-    def __post_init__(self) -> None:
-        above_zero("T_max", self.T_max)
-        zero_or_more("eta_min", self.eta_min)
-        zero_or_more("warmup_iter", self.warmup_iter or 0)
+    T_max: Length | None = None
+    eta_min: NotNegative = 0.0
+    warmup_iter: Annotated[int, Field(ge=0), Unit("steps")] | None = None
 
     def __call__(self, step: int, run: Run) -> float:
         start = run.warmup if self.warmup_iter is None else self.warmup_iter
@@ -178,13 +154,9 @@ class CosineAnnealingLR(Curve):
 class CosineLREpochScheduler(Curve):
     """Half a cosine that moves once an epoch, from epoch ``warm_epoch`` over ``T_max`` epochs down to ``eta_min``."""
 
-    T_max: float
-    eta_min: float = 0.0
-    warm_epoch: float = 0
-
-    def __post_init__(self) -> None:
-        above_zero("T_max", self.T_max)
-        zero_or_more("eta_min", self.eta_min)
+    T_max: Length
+    eta_min: NotNegative = 0.0
+    warm_epoch: Annotated[float, Unit("epochs")] = 0
 
     def __call__(self, step: int, run: Run) -> float:
         epoch = step // run.updates_per_epoch
@@ -199,14 +171,9 @@ class EpochBasedCosineAnnealingLR(Curve):
     It begins at epoch ``offset_epoch``; before that the rate is the target.
     """
 
-    T_max: float
-    eta_min: float = 0.0
-    offset_epoch: float = 0
-
-    def __post_init__(self) -> None:
-        above_zero("T_max", self.T_max)
-        fraction("eta_min", self.eta_min)
-        zero_or_more("offset_epoch", self.offset_epoch)
+    T_max: Length
+    eta_min: Fraction = 0.0
+    offset_epoch: Epochs = 0
 
     def __call__(self, step: int, run: Run) -> float:
         epoch = max(0, step // run.updates_per_epoch - self.offset_epoch)
@@ -217,13 +184,8 @@ class EpochBasedCosineAnnealingLR(Curve):
 class SlantedTriangle(Curve):
     """Up for ``cut_fraction`` of the run, down for the rest, from and to target / ``ratio`` (ULMFiT, eq. 3)."""
 
-    cut_fraction: float = 0.1
-    ratio: float = 32
-
-    def __post_init__(self) -> None:
-        fraction("cut_fraction", self.cut_fraction)
-        if not 1 <= self.ratio < math.inf:
-            raise UserError(f"ratio is {self.ratio}, expected 1 or more")
+    cut_fraction: Fraction = 0.1
+    ratio: Annotated[float, Field(ge=1)] = 32
 
     def __call__(self, step: int, run: Run) -> float:
         total = run.length("slanted_triangle")
@@ -240,21 +202,13 @@ class OneCycleLR(Curve):
     the start's ``final_div_factor``-th part; with ``three_phase`` the way down first mirrors the way up.
     """
 
-    max_lr: float | None = None
-    total_steps: int | None = None
-    pct_start: float = 0.3
+    max_lr: NotNegative | None = None
+    total_steps: Annotated[int, Field(ge=1), Unit("steps")] | None = None
+    pct_start: Fraction = 0.3
     anneal_strategy: Literal["cos", "linear"] = "cos"
-    div_factor: float = 25.0
-    final_div_factor: float = 1e4
+    div_factor: Positive = 25.0
+    final_div_factor: Positive = 1e4
     three_phase: bool = False
-
-    def __post_init__(self) -> None:
-        fraction("pct_start", self.pct_start)
-        if self.anneal_strategy not in ("cos", "linear"):
-            raise UserError(f"anneal_strategy is {self.anneal_strategy!r}, expected cos or linear")
-        zero_or_more("max_lr", self.max_lr or 0.0)
-        for name in ("total_steps", "div_factor", "final_div_factor"):
-            above_zero(name, getattr(self, name))
 
     def __call__(self, step: int, run: Run) -> float:
         total = self.total_steps or run.length("OneCycleLR")

@@ -9,9 +9,8 @@ class, ``layer_decay`` or ``discriminative``, the optimizer's own. All rates are
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,40 +18,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 
-from up.errors import UserError
+from up.config.wording import unknown
+from up.errors import Problem, UserError
 from up.optim.depth import depth_blocks, layer_ids
+from up.schema.trainer import ParamConfig, ParamRule, SpecialGroup
 from up.text import did_you_mean, some_of
-
-CLASS_RULES = ("bn_b", "bn_w", "ln_b", "ln_w", "linear_b", "linear_w", "conv_b", "conv_w")
-RULES = (*CLASS_RULES, "linear", "nodecay", "layer_decay", "discriminative")
-
-Options = Mapping[str, Any]
-SpecialGroups = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class LayerDecay:
-    """Layer k of n trains with ``base_lr`` · ``value`` ** (n - 1 - k) (BEiT, Bao et al. 2022, appendix)."""
-
-    value: float
-    base_lr: float | None = None
-
-
-@dataclass(frozen=True)
-class Discriminative:
-    """Block k from the head trains ``factor`` ** k times slower (ULMFiT, Howard and Ruder 2018, section 3.2)."""
-
-    blocks: int = 3
-    factor: float = 2.6
-
-
-@dataclass(frozen=True)
-class Rules:
-    """``pconfig``, checked: options by rule of class, parts of names without decay, learning rates by depth."""
-
-    by_class: Mapping[str, Options] = field(default_factory=dict)
-    nodecay: tuple[str, ...] = ()
-    depth: LayerDecay | Discriminative | None = None
+from up.types import Kwargs, Record
 
 
 class GroupRow(NamedTuple):
@@ -65,21 +36,48 @@ class GroupRow(NamedTuple):
     weight_decay: float
 
 
+def class_rules(pconfig: ParamConfig) -> dict[str, ParamRule]:
+    """The rules of ``pconfig`` that hold for a class of modules, by name: ``bn_w``, ``linear_b``, …"""
+    fields = {name: getattr(pconfig, name) for name in ParamConfig.model_fields}
+    return {name: rule for name, rule in fields.items() if isinstance(rule, ParamRule)}
+
+
+def option_problems(
+    pconfig: ParamConfig, special: Sequence[SpecialGroup], optimizer: str, known: Collection[str]
+) -> Iterator[Problem]:
+    """What the groups set and the ``optimizer``, whose settings are ``known``, does not take; rates below 0."""
+    written: dict[str, Kwargs] = {f"pconfig.{name}.kwargs": rule.kwargs for name, rule in class_rules(pconfig).items()}
+    for index, group in enumerate(special):
+        written[f"special_param_group.{index}"] = group.options
+    for path, options in written.items():
+        for name, value in options.items():
+            if name not in known:
+                yield Problem(unknown(optimizer, name, list(known), "argument"), key=f"{path}.{name}", about_key=True)
+            elif name in ("lr", "weight_decay") and value < 0:
+                yield Problem(got=value, expected="at least 0", key=f"{path}.{name}")
+
+
 def build_groups(
-    model: nn.Module, defaults: Options, *, rules: Rules, special: SpecialGroups = (), base_lr: float
-) -> list[dict[str, Any]]:
+    model: nn.Module, defaults: Kwargs, *, pconfig: ParamConfig, special: Sequence[SpecialGroup] = (), base_lr: float
+) -> list[Record]:
     """Parameter groups for an optimizer, one for each distinct setting, in the order of the model.
 
     ``defaults`` are the optimizer's own settings. Frozen parameters are left out and shared ones stand once. Each group
     carries ``rule`` (what made it), ``lr_scale`` and ``lr`` = ``base_lr`` · ``lr_scale``. Warns about special groups
     and entries of ``nodecay`` that are part of no name.
     """
-    _warn_of_unused(model, "special_param_group", [group["key"] for group in special])
-    _warn_of_unused(model, "pconfig.nodecay", [part for part in rules.nodecay if part != "ndim_is1"])
-    scales = _scales_by_depth(model, rules.depth, base_lr)
-    groups: dict[tuple[float, str], dict[str, Any]] = {}
+    _warn_of_unused(model, "special_param_group", [group.key for group in special])
+    _warn_of_unused(model, "pconfig.nodecay", [part for part in pconfig.nodecay if part != "ndim_is1"])
+    rules = class_rules(pconfig)
+    scales = _scales_by_depth(model, pconfig, base_lr)
+    groups: dict[tuple[float, str], Record] = {}
     for name, class_rule, p in _trainable(model):
-        rule, options = _setting(name, class_rule, p, rules, special)
+        labels, options = _class_setting(rules, class_rule)
+        if any((p.ndim <= 1) if part == "ndim_is1" else (part in name) for part in pconfig.nodecay):
+            labels, options = "nodecay", {**options, "weight_decay": 0.0}
+        group_of_name = next((group for group in special if group.key in name), None)
+        if group_of_name is not None:
+            labels, options = f"special {group_of_name.key!r}", {**options, **group_of_name.options}
         lr = options.pop("lr", None)
         depth, scale = scales.get(name, ("", 1.0)) if lr is None else ("", _relative(lr, base_lr))
         distinct = {key: value for key, value in options.items() if key in defaults and defaults[key] != value}
@@ -88,7 +86,7 @@ def build_groups(
             {"params": [], "lr": base_lr * scale, "lr_scale": scale, "rule": {}, **distinct},
         )
         group["params"].append(p)
-        group["rule"].setdefault(depth, {})[rule] = None
+        group["rule"].setdefault(depth, {})[labels] = None
     if not groups:
         total = sum(1 for _ in model.parameters())
         raise UserError(f"nothing to train: all {total} parameters are frozen. Freeze fewer layers.")
@@ -144,34 +142,22 @@ def _kind(module: nn.Module) -> str | None:
     return "conv" if isinstance(module, _ConvNd) else None
 
 
-def _setting(name: str, class_rule: str | None, p: Tensor, rules: Rules, special: SpecialGroups) -> tuple[str, dict[str, Any]]:
-    """What made a parameter's setting, and the setting."""
-    labels: list[str] = []
-    options: dict[str, Any] = {}
-    if class_rule in rules.by_class:
-        labels.append(str(class_rule))
-        options |= rules.by_class[str(class_rule)]
-    if any((p.ndim <= 1) if part == "ndim_is1" else (part in name) for part in rules.nodecay):
-        labels = ["nodecay"]
-        options["weight_decay"] = 0.0
-    for group in special:
-        if group["key"] in name:
-            labels = [f"special {group['key']!r}"]
-            options |= {key: value for key, value in group.items() if key != "key"}
-            break
-    return " + ".join(labels) or "default", options
+def _class_setting(rules: Mapping[str, ParamRule], name: str | None) -> tuple[str, dict[str, float]]:
+    rule = rules.get(name or "")
+    return ("default", {}) if rule is None else (str(name), dict(rule.kwargs))
 
 
-def _scales_by_depth(model: nn.Module, depth: LayerDecay | Discriminative | None, base_lr: float) -> dict[str, tuple[str, float]]:
-    """Name -> what to call the depth, and ``lr_scale`` there."""
-    if isinstance(depth, Discriminative):
-        blocks = depth_blocks(model, depth.blocks)
-        return {name: (f"block {block}", depth.factor**-block) for name, block in blocks.items()}
-    if isinstance(depth, LayerDecay):
-        ids = layer_ids(model)
+def _scales_by_depth(model: nn.Module, pconfig: ParamConfig, base_lr: float) -> dict[str, tuple[str, float]]:
+    """Name -> what to call the depth, and ``lr_scale`` there: ``lr`` · ``value`` ** (n - 1 - k) in layer k of n (BEiT, Bao et al.
+    2022, appendix), ``lr`` / ``factor`` ** k in block k from the head (ULMFiT, Howard and Ruder 2018, section 3.2)."""
+    if pconfig.discriminative is not None:
+        blocks, factor = depth_blocks(model, pconfig.discriminative.blocks), pconfig.discriminative.factor
+        return {name: (f"block {block}", factor**-block) for name, block in blocks.items()}
+    if pconfig.layer_decay is not None:
+        ids, rule = layer_ids(model), pconfig.layer_decay
         top = max(ids.values(), default=0)
-        first = 1.0 if depth.base_lr is None else _relative(depth.base_lr, base_lr)
-        return {name: (f"layer {layer}", first * depth.value ** (top - layer)) for name, layer in ids.items()}
+        first = 1.0 if rule.base_lr is None else _relative(rule.base_lr, base_lr)
+        return {name: (f"layer {layer}", first * rule.value ** (top - layer)) for name, layer in ids.items()}
     return {}
 
 

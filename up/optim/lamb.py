@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Annotated, TypeAlias, overload
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from up.errors import UserError
+from up.config.argument import NotNegative, Positive
+from up.config.checked import checked
+from up.types import Record
+
+Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LAMB(Optimizer):
@@ -22,26 +27,20 @@ class LAMB(Optimizer):
     none of them waits for the device. Raises ``UserError`` for a setting out of range.
     """
 
+    @checked
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
+        params: Iterable[Tensor] | Iterable[Record] | Iterable[tuple[str, Tensor]],
+        lr: NotNegative = 1e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        eps: NotNegative = 1e-6,
+        weight_decay: NotNegative = 0.01,
         bias_correction: bool = True,
         grad_averaging: bool = True,
-        max_grad_norm: float | None = 1.0,
+        max_grad_norm: Positive | None = 1.0,
         trust_clip: bool = False,
         always_adapt: bool = False,
     ) -> None:
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise UserError(f"LAMB: {name} is {value}, expected 0 or more")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise UserError(f"LAMB: betas are {tuple(betas)}, expected two numbers in [0, 1)")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise UserError(f"LAMB: max_grad_norm is {max_grad_norm}, expected more than 0, or null for no clipping")
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -84,7 +83,7 @@ class LAMB(Optimizer):
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         return (norm / limit).clamp_(min=1.0)
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], divisor: Tensor | None) -> None:
+    def _step_group(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
         grads = [p.grad for p in params if p.grad is not None]
         if divisor is not None:
             grads = list(torch._foreach_div(grads, divisor))
@@ -97,7 +96,7 @@ class LAMB(Optimizer):
         else:
             torch._foreach_add_(params, update, alpha=-group["lr"])
 
-    def _adam_direction(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    def _adam_direction(self, group: Record, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         """m̂ / (√v̂ + eps), and the moments moved on."""
         states = [self._state_of(p) for p in params]
         means = [state["exp_avg"] for state in states]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from up.config.contract import Contract
+from up.config.section import read_section
+from up.config.signature import signature_of
+from up.config.wording import unknown
 from up.errors import UserError
-from up.optim.groups import build_groups
-from up.optim.rules import read_rules, read_special
+from up.optim.groups import build_groups, option_problems
 from up.registry import Registry
-from up.text import did_you_mean, some_of
+from up.schema.trainer import ParamConfig, SpecialGroup
+from up.types import Kwargs, Record
 
 # what no training loop of one forward and one backward a step can drive
 _UNUSABLE = {
@@ -75,14 +77,14 @@ def build_optimizer(
     model: nn.Module,
     type: str,
     *,
-    pconfig: Mapping[str, Any] | None = None,
-    special_param_group: Sequence[Mapping[str, Any]] | None = None,
+    pconfig: Kwargs | ParamConfig | None = None,
+    special_param_group: Sequence[Kwargs | SpecialGroup] | None = None,
     table: Registry = OPTIMIZERS,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Optimizer:
     """The optimizer ``type`` of ``table`` over the trainable parameters of ``model``, in few groups.
 
-    ``kwargs`` are the optimizer's own. ``pconfig`` and ``special_param_group`` are described in ``up.optim.groups``.
+    ``kwargs`` are the optimizer's own. ``pconfig`` and ``special_param_group`` are those of the YAML (docs/config.md).
     The rates of the groups stand in ``group["lr_scale"]``, relative to ``lr``; ``up.optim.set_lr`` keeps them so.
     Raises ``UserError`` for unknown names and for settings that the optimizer refuses.
     """
@@ -90,16 +92,15 @@ def build_optimizer(
     takes = _settings_of(make)
     for name in kwargs:
         if name not in takes:
-            near = did_you_mean(name, takes) or f" It takes {some_of(takes, 20)}."
-            raise UserError(f"{type} takes no {name!r}.{near}")
-    base_lr = lr_of(type, kwargs, table)
-    groups = build_groups(
-        model,
-        {**takes, **kwargs},
-        rules=read_rules(pconfig, optimizer=type, options=takes),
-        special=read_special(special_param_group, optimizer=type, options=takes),
-        base_lr=base_lr,
-    )
+            raise UserError(unknown(type, name, list(takes), "argument"), key=name)
+    rules = read_section(ParamConfig, pconfig or {}, "pconfig")
+    special = [
+        read_section(SpecialGroup, group, f"special_param_group.{index}") for index, group in enumerate(special_param_group or ())
+    ]
+    problems = list(option_problems(rules, special, type, takes))
+    if problems:
+        raise UserError.of(problems)
+    groups = build_groups(model, {**takes, **kwargs}, pconfig=rules, special=special, base_lr=lr_of(type, kwargs, table))
     try:
         made: Optimizer = make(groups, **kwargs)
     except (ValueError, TypeError) as error:
@@ -107,7 +108,7 @@ def build_optimizer(
     return made
 
 
-def lr_of(type: str, kwargs: Mapping[str, Any], table: Registry = OPTIMIZERS) -> float:
+def lr_of(type: str, kwargs: Kwargs, table: Registry = OPTIMIZERS) -> float:
     """The learning rate that the ``kwargs`` of an optimizer give, or its own default.
 
     Raises ``UserError`` where there is neither: an optimizer that chooses its own rate follows no schedule.
@@ -127,8 +128,6 @@ def set_lr(optimizer: Optimizer, lr: float) -> float:
     return lr
 
 
-def _settings_of(make: Callable[..., Optimizer]) -> dict[str, Any]:
+def _settings_of(make: Callable[..., Optimizer]) -> Record:
     """Name -> default of what an optimizer can be told, the parameters themselves aside."""
-    found = inspect.signature(make).parameters
-    named = (p for p in found.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return {p.name: None if p.default is p.empty else p.default for p in named if p.name != "params"}
+    return {name: None if each.required else each.default for name, each in signature_of(make).parameters.items()}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from up.errors import UserError
-from up.optim.curves import Curve, Run, zero_or_more
+from pydantic import Field
+
+from up.config.argument import NotNegative, Unit
+from up.config.checked import checked
+from up.optim.curves import Curve, Run
+from up.types import StateDict
 
 
 class ReduceLROnPlateau(Curve):
@@ -17,27 +20,19 @@ class ReduceLROnPlateau(Curve):
     settings are those of torch's scheduler of this name; ``cooldown`` counts evaluations too.
     """
 
+    @checked
     def __init__(
         self,
         *,
         mode: Literal["min", "max"] = "max",
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
+        factor: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        patience: Annotated[int, Field(ge=0), Unit("evaluations")] = 10,
+        threshold: NotNegative = 1e-4,
         threshold_mode: Literal["rel", "abs"] = "rel",
-        cooldown: int = 0,
-        min_lr: float = 0.0,
-        eps: float = 1e-8,
+        cooldown: Annotated[int, Field(ge=0), Unit("evaluations")] = 0,
+        min_lr: NotNegative = 0.0,
+        eps: NotNegative = 1e-8,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise UserError(f"mode is {mode!r}, expected min or max")
-        if threshold_mode not in ("rel", "abs"):
-            raise UserError(f"threshold_mode is {threshold_mode!r}, expected rel or abs")
-        if not 0 <= factor < 1:
-            raise UserError(f"factor is {factor}, expected a number from 0 to below 1")
-        lengths = {"patience": patience, "threshold": threshold, "cooldown": cooldown, "min_lr": min_lr, "eps": eps}
-        for name, value in lengths.items():
-            zero_or_more(name, value)
         self.sign = 1.0 if mode == "max" else -1.0
         self.factor = factor
         self.patience = patience
@@ -73,10 +68,10 @@ class ReduceLROnPlateau(Curve):
         """Keep the ``metric`` of the evaluation after ``step`` updates."""
         self._history[step] = float(metric)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The metrics seen so far."""
         return {"history": [[step, metric] for step, metric in sorted(self._history.items())]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from ``state_dict()``."""
         self._history = {int(step): float(metric) for step, metric in state.get("history", [])}

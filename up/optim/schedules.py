@@ -7,16 +7,17 @@ Steps are optimizer updates, counted from 0. Epochs in ``kwargs`` become updates
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from up.config.argument import AtLeast0, AtLeast1, NotNegative
+from up.config.checked import checked
+from up.config.parts import check_kwargs
 from up.errors import UserError
 from up.optim.curves import Curve, Run
 from up.registry import Registry
-from up.text import did_you_mean, some_of
+from up.types import Kwargs, StateDict
 
 SCHEDULES = Registry(
     "lr_scheduler",
@@ -85,28 +86,29 @@ class Schedule:
         """Hear the ``metric`` of the evaluation after ``step`` updates; only ``ReduceLROnPlateau`` listens."""
         self._curve.observe(step, metric)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """What the step does not tell: nothing, but for ``ReduceLROnPlateau``."""
         return self._curve.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from ``state_dict()``."""
         self._curve.load_state_dict(state)
 
 
+@checked
 def build_schedule(
     type: str,
     *,
-    base_lr: float,
-    updates_per_epoch: int,
+    base_lr: NotNegative,
+    updates_per_epoch: AtLeast1,
     total_updates: int | None = None,
-    global_batch_size: int = 1,
-    warmup_iter: int = 0,
-    warmup_epochs: float = 0,
+    global_batch_size: AtLeast1 = 1,
+    warmup_iter: AtLeast0 = 0,
+    warmup_epochs: NotNegative = 0,
     warmup_type: WarmupType = "exp",
     warmup_ratio: float = -1,
     warmup_register_type: RegisterType = "base",
-    kwargs: Mapping[str, Any] | None = None,
+    kwargs: Kwargs | None = None,
     table: Registry = SCHEDULES,
 ) -> Schedule:
     """The learning rate of every step, from the ``lr_scheduler`` section of a config; ``table`` has the curves.
@@ -117,10 +119,6 @@ def build_schedule(
     negative. ``total_updates`` is the length of the run, which some curves need. ``kwargs`` are the curve's own.
     Raises ``UserError`` for unknown names and for values out of range.
     """
-    _check_numbers(base_lr=base_lr, warmup_iter=warmup_iter, warmup_epochs=warmup_epochs)
-    _check_counts(updates_per_epoch=updates_per_epoch, global_batch_size=global_batch_size)
-    _check_choice("warmup_type", warmup_type, get_args(WarmupType))
-    _check_choice("warmup_register_type", warmup_register_type, get_args(RegisterType))
     target = base_lr * global_batch_size if warmup_register_type == "base" else base_lr
     start = warmup_ratio * target if warmup_ratio >= 0 else base_lr
     updates = max(warmup_iter, int(warmup_epochs * updates_per_epoch))
@@ -132,32 +130,11 @@ def build_schedule(
     return schedule
 
 
-def build_curve(type: str, kwargs: Mapping[str, Any], table: Registry = SCHEDULES) -> Curve:
+def build_curve(type: str, kwargs: Kwargs, table: Registry = SCHEDULES) -> Curve:
     """The curve ``type`` with its own ``kwargs``."""
     make = table.get(type)
-    takes = inspect.signature(make).parameters
-    for name in kwargs:
-        if name not in takes:
-            raise UserError(f"{type} takes no {name!r}.{did_you_mean(name, takes) or f' It takes {some_of(takes)}.'}")
-    missing = [p.name for p in takes.values() if p.default is p.empty and p.name not in kwargs]
-    if missing:
-        raise UserError(f"{type} needs {some_of(missing)}")
+    problems = check_kwargs(make, kwargs, {}, owner=type)
+    if problems:
+        raise UserError.of(problems)
     curve: Curve = make(**kwargs)
     return curve
-
-
-def _check_numbers(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise UserError(f"{name} is {value}, expected 0 or more")
-
-
-def _check_counts(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}, expected 1 or more")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}, expected {', '.join(choices[:-1])} or {choices[-1]}")

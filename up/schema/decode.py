@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from up.config.errors import DEFAULT, Note
 from up.config.nodes import load_nodes
-from up.config.section import Section, sections_in
-from up.config.tree import Key, MappingNode, Node, SequenceNode, to_plain
-from up.config.wording import Found, faults, mismatch, unknown
+from up.config.section import section_problems
+from up.config.tree import MappingNode, Node, SequenceNode, to_plain
 from up.errors import ConfigError, Problem, UserError
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.mimic import MimicJob
@@ -141,7 +139,7 @@ def decode(tree: MappingNode) -> Decoded:
         plain = to_plain(tree)
         config = Config.model_validate(plain)
     except ValidationError as error:
-        problems += [_problem(found) for found in faults(error, plain)]
+        problems += section_problems(Config, error, plain, "a configuration")
     else:
         problems += list(_contradictions(config))
     if problems:
@@ -162,41 +160,6 @@ def _idle(config: Config, origins: Origins) -> Iterator[Note]:
 
 def _in_file_order(problems: list[Problem]) -> list[Problem]:
     return sorted(dict.fromkeys(problems), key=lambda problem: (problem.file, problem.line or 0))
-
-
-def _problem(found: Found) -> Problem:
-    """What pydantic found wrong with one value, or with a key, of a section."""
-    first = found.errors[0]
-    model, field = section_at(first["loc"])
-    key = str(first["loc"][-1]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        owner = found.path.rpartition(".")[0] or "a configuration"
-        return Problem(model.misplaced(key) or unknown(owner, key, model.known_keys()), key=found.path, about_key=True)
-    if first["type"] == "missing":
-        path = found.path
-        if key in model.gathers:  # the file has no such key, it has several that are named alike
-            path = path.removesuffix(key) + model.example_of(key)
-        return Problem(f"is missing{_about(field)}", key=path)
-    return Problem(mismatch(found.errors), key=found.path)
-
-
-def _about(field: FieldInfo | None) -> str:
-    text = (field.description or "") if field else ""
-    sentence = text.split(". ")[0].replace("``", "`").rstrip(".")
-    return f" ({sentence[:1].lower()}{sentence[1:]})" if sentence else ""
-
-
-def section_at(loc: Sequence[Key]) -> tuple[type[Section], FieldInfo | None]:
-    """The section that a location is in, and the field that it ends at (None for an unknown key)."""
-    model: type[Section] = Config
-    inner: type[Section] = Config
-    field: FieldInfo | None = None
-    for word in loc:
-        model = inner
-        field = model.model_fields.get(str(word))
-        if field is not None:
-            inner = next(sections_in(field.annotation), inner)
-    return model, field
 
 
 def _contradictions(config: Config) -> Iterator[Problem]:

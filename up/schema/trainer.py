@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -19,7 +19,7 @@ class ParamRule(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_form(cls, data: Any) -> Any:
+    def _short_form(cls, data: object) -> object:
         """``bn_w: {weight_decay: 0}`` says the same as ``bn_w: {kwargs: {weight_decay: 0}}``."""
         if isinstance(data, dict) and data and not {"type", "kwargs"} & data.keys():
             return {"kwargs": data}
@@ -75,24 +75,37 @@ class ParamConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _lift_nodecay(cls, data: Any) -> Any:
+    def _lift_nodecay(cls, data: object) -> object:
+        """A ``nodecay`` inside another rule holds for all parameters, as one beside it does."""
         if not isinstance(data, dict):
             return data
-        lifted: dict[str, Any] = {}
-        nested: list[Any] = []
-        for key, rule in data.items():
-            if isinstance(rule, dict) and key != "nodecay" and "nodecay" in rule:
-                nested += _values(rule["nodecay"]) if isinstance(_values(rule["nodecay"]), list) else [rule["nodecay"]]
-                rule = {inner: value for inner, value in rule.items() if inner != "nodecay"} or None
-            lifted[key] = rule
-        own = _values(data.get("nodecay")) or []
-        if nested or "nodecay" in data:
-            lifted["nodecay"] = own + nested if isinstance(own, list) else own
-        return lifted
+        if {"linear", "linear_b"} <= data.keys():
+            raise ValueError("one of linear and linear_b, which are the same rule")
+        nested: list[object] = []
+        lifted = {key: rule if key == "nodecay" else _without_nodecay(rule, nested) for key, rule in data.items()}
+        names = [*_names_of(data.get("nodecay")), *nested]
+        return {**lifted, "nodecay": names} if names or "nodecay" in data else lifted
+
+    @model_validator(mode="after")
+    def _one_rule_of_depth(self) -> ParamConfig:
+        if self.layer_decay is not None and self.discriminative is not None:
+            raise ValueError("one of layer_decay and discriminative: both set the learning rates by depth")
+        return self
 
 
-def _values(written: Any) -> Any:
-    return written["value"] if isinstance(written, dict) and set(written) == {"value"} else written
+def _without_nodecay(rule: object, nested: list[object]) -> object:
+    if not isinstance(rule, dict):
+        return rule
+    nested += _names_of(rule.get("nodecay"))
+    kept = {key: _without_nodecay(value, nested) if key == "kwargs" else value for key, value in rule.items() if key != "nodecay"}
+    return kept or (None if "nodecay" in rule else kept)
+
+
+def _names_of(written: object) -> list[object]:
+    """``{value: [...]}``, a list, or one name."""
+    if isinstance(written, dict) and written.keys() <= {"type", "value"}:
+        written = written.get("value")
+    return [] if written is None else list(written) if isinstance(written, list | tuple) else [written]
 
 
 class SpecialGroup(Section):
@@ -104,6 +117,11 @@ class SpecialGroup(Section):
     """Learning rate of the group; unset takes the optimizer's."""
     weight_decay: NotNegative | None = None
     """Weight decay of the group; unset takes the optimizer's."""
+
+    @property
+    def options(self) -> dict[str, float]:
+        """What is set."""
+        return {name: value for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)) if value is not None}
 
 
 class OptimizerPart(Part):
@@ -178,7 +196,7 @@ class Trainer(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_what_save_freq_asks_for(cls, data: Any) -> Any:
+    def _keep_what_save_freq_asks_for(cls, data: object) -> object:
         """Who writes ``save_freq``, as UP's files do, expects its checkpoints to stay; one of every epoch would fill the disk."""
         asks = isinstance(data, dict) and data.get("save_freq") is not None and not data.get("only_save_latest")
-        return {**data, "keep_last": "all"} if asks and data.get("keep_last") is None else data
+        return {**data, "keep_last": "all"} if asks and isinstance(data, dict) and data.get("keep_last") is None else data

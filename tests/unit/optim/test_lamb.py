@@ -145,11 +145,11 @@ def test_closure_is_evaluated_with_gradients() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
-        ({"lr": -1.0}, "lr is -1.0, expected 0 or more"),
-        ({"eps": -1e-6}, "eps is -1e-06"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\), expected two numbers in \[0, 1\)"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0, expected more than 0, or null for no clipping"),
+        ({"lr": -1.0}, "lr: got -1.0, expected at least 0"),
+        ({"eps": -1e-6}, "eps: got -1e-06"),
+        ({"weight_decay": -0.1}, "weight_decay: got -0.1"),
+        ({"betas": (0.9, 1.0)}, r"betas.1: got 1.0, expected less than 1"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm: got 0.0, expected more than 0"),
     ],
 )
 def test_bad_settings_are_named(kwargs: dict[str, Any], text: str) -> None:

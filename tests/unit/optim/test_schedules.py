@@ -15,6 +15,8 @@ from torch.optim import SGD, lr_scheduler
 
 from up.errors import UserError
 from up.optim import build_schedule, set_lr
+from up.optim.curves import PolyLR, StepLR
+from up.optim.plateau import ReduceLROnPlateau
 from up.optim.schedules import SCHEDULES, Schedule
 
 few = settings(max_examples=40, deadline=None, database=None)
@@ -345,28 +347,39 @@ def test_set_lr_keeps_the_ratio_of_the_groups() -> None:
     ("arguments", "text"),
     [
         ({"type": "CosineAnealingLR"}, "no lr_scheduler is called 'CosineAnealingLR'. Did you mean 'CosineAnnealingLR'"),
-        ({"base_lr": -1.0}, "base_lr is -1.0, expected 0 or more"),
-        ({"base_lr": math.nan}, "base_lr is nan"),
-        ({"updates_per_epoch": 0}, "updates_per_epoch is 0, expected 1 or more"),
-        ({"warmup_iter": -1}, "warmup_iter is -1, expected 0 or more"),
-        ({"warmup_iter": 5, "warmup_type": "quadratic"}, "warmup_type is 'quadratic', expected exp, linear or cosine"),
-        ({"warmup_register_type": "scaled"}, "warmup_register_type is 'scaled', expected base or no_scale_lr"),
+        ({"base_lr": -1.0}, "base_lr: got -1.0, expected at least 0"),
+        ({"base_lr": math.nan}, "base_lr: got .nan"),
+        ({"updates_per_epoch": 0}, "updates_per_epoch: got 0, expected at least 1"),
+        ({"warmup_iter": -1}, "warmup_iter: got -1, expected at least 0"),
+        ({"warmup_iter": 5, "warmup_type": "quadratic"}, "warmup_type: got 'quadratic', expected one of exp, linear, cosine"),
+        ({"warmup_register_type": "scaled"}, "warmup_register_type: got 'scaled', expected one of base, no_scale_lr"),
         ({"warmup_iter": 5, "warmup_ratio": 0.0}, "exp warm-up cannot start from 0.*linear or cosine"),
         ({"type": "linear"}, "linear needs the length of the run: give total_updates"),
-        ({"type": "StepLR", "kwargs": {"step_size": 0}}, "step_size is 0, expected more than 0"),
-        ({"type": "StepLR", "kwargs": {"step_sise": 3}}, "StepLR takes no 'step_sise'. Did you mean 'step_size'"),
-        ({"type": "StepLR"}, "StepLR needs step_size"),
-        ({"type": "MultiStepLR", "kwargs": {"milestones": [60, 30]}}, r"milestones are \[60, 30\], expected rising"),
-        ({"type": "CosineAnnealingLR", "kwargs": {"T_max": -3}}, "T_max is -3, expected more than 0"),
-        ({"type": "CosineAnnealingLR", "kwargs": {"T_max": 3, "eta_min": -1}}, "eta_min is -1, expected 0 or more"),
-        ({"type": "slanted_triangle", "total_updates": 9, "kwargs": {"cut_fraction": 2}}, "cut_fraction is 2"),
-        ({"type": "slanted_triangle", "total_updates": 9, "kwargs": {"ratio": 0.5}}, "ratio is 0.5, expected 1 or more"),
-        ({"type": "OneCycleLR", "total_updates": 9, "kwargs": {"pct_start": 1.5}}, "pct_start is 1.5"),
-        ({"type": "ReduceLROnPlateau", "kwargs": {"mode": "maximum"}}, "mode is 'maximum', expected min or max"),
-        ({"type": "ReduceLROnPlateau", "kwargs": {"patience": -1}}, "patience is -1, expected 0 or more"),
-        ({"type": "ReduceLROnPlateau", "kwargs": {"factor": 1.0}}, "factor is 1.0, expected a number from 0 to below 1"),
+        ({"type": "StepLR", "kwargs": {"step_size": 0}}, "step_size: got 0, expected more than 0"),
+        ({"type": "StepLR", "kwargs": {"step_sise": 3}}, "step_sise: .*Did you mean 'step_size'"),
+        ({"type": "StepLR"}, "step_size: is missing"),
+        ({"type": "MultiStepLR", "kwargs": {"milestones": [60, 30]}}, r"milestones: got \[60, 30\], expected rising"),
+        ({"type": "MultiStepLR", "kwargs": {"milestones": [-1, 30]}}, r"milestones.0: got -1, expected at least 0"),
+        ({"type": "CosineAnnealingLR", "kwargs": {"T_max": -3}}, "T_max: got -3, expected more than 0"),
+        ({"type": "CosineAnnealingLR", "kwargs": {"T_max": 3, "eta_min": -1}}, "eta_min: got -1, expected at least 0"),
+        ({"type": "slanted_triangle", "total_updates": 9, "kwargs": {"cut_fraction": 2}}, "cut_fraction: got 2"),
+        ({"type": "slanted_triangle", "total_updates": 9, "kwargs": {"ratio": 0.5}}, "ratio: got 0.5, expected at least 1"),
+        ({"type": "OneCycleLR", "total_updates": 9, "kwargs": {"pct_start": 1.5}}, "pct_start: got 1.5"),
+        ({"type": "ReduceLROnPlateau", "kwargs": {"mode": "maximum"}}, "mode: got 'maximum', expected one of min, max"),
+        ({"type": "ReduceLROnPlateau", "kwargs": {"patience": -1}}, "patience: got -1, expected at least 0"),
+        ({"type": "ReduceLROnPlateau", "kwargs": {"factor": 1.0}}, "factor: got 1.0, expected less than 1"),
     ],
 )
 def test_bad_settings_are_named(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         build_schedule(**{"type": "constant", "base_lr": 0.1, "updates_per_epoch": 5, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("curve", "kwargs", "key"),
+    [(StepLR, {"step_size": 0}, "step_size"), (PolyLR, {"power": -1.0}, "power"), (ReduceLROnPlateau, {"factor": 2.0}, "factor")],
+)
+def test_curves_hold_their_ranges_in_python_too(curve: Any, kwargs: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as error:
+        curve(**kwargs)
+    assert [problem.key for problem in error.value.problems] == [key]
