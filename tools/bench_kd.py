@@ -1,4 +1,4 @@
-"""What a teacher costs: a distillation update against its parts, and with what the teacher said read from a cache.
+"""What a teacher costs: a distillation update against its parts, and with the teacher's outputs read from a cache.
 
     python tools/bench_kd.py [--student resnet18] [--teacher resnet50] [--batch 8] [--size 224] [--rounds 12] [--device cpu]
                              [--clock wall|cpu]
@@ -29,13 +29,12 @@ from torch import nn
 from up.build.experiment import all_tables, find_task
 from up.config.parts import build_part
 from up.data.records import Batch
-from up.distill.cache import CachedTeacher, Codec, visits_of
+from up.distill.cache import CachedTeacher, Codec, Store, image_keys
+from up.distill.hooks import FeatureHooks
 from up.distill.losses import KDLoss
-from up.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
 from up.distill.runner import KDRunner
-from up.distill.store import Store
-from up.distill.taps import Taps
 from up.distill.teachers import Teacher
+from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.engine.step import Runner
 from up.models.net import Net
 
@@ -88,11 +87,13 @@ class Bench:
         student = self._net(arguments.student)
         plain = Runner(student, loss_of=self.loss_of, stage=lambda batch: batch, mix=None, seed=0)
         runners: dict[str, Runner] = {"student": plain}
-        for name, taught in (("kd", teacher), ("warm", cached)):
-            mimic = Mimic([DistillationTerm("mimic_loss", "mimic_job0", "teacher", KDLoss(T=2.0), [Pair(LAYER, LAYER)])])
-            hooked = HookedStudent(student, {}, Taps(student, [LAYER]))
+        for name, source in (("kd", teacher), ("warm", cached)):
+            terms = DistillationTerms(
+                [DistillationTerm("mimic_loss", "mimic_job0", "teacher", KDLoss(T=2.0), [Pair(LAYER, LAYER)])]
+            )
+            hooked = HookedStudent(student, {}, FeatureHooks(student, [LAYER]))
             runners[name] = KDRunner(
-                hooked, loss_of=self.loss_of, stage=lambda batch: batch, mix=None, seed=0, mimic=mimic, teachers=[taught]
+                hooked, loss_of=self.loss_of, stage=lambda batch: batch, mix=None, seed=0, terms=terms, teachers=[source]
             )
         optimizer = torch.optim.SGD(student.parameters(), lr=0.0, momentum=0.9)
         self.timed: dict[str, Callable[[], object]] = {name: self._update(runner, optimizer) for name, runner in runners.items()}
@@ -147,12 +148,12 @@ class Bench:
 
     def _warm(self, teacher: Teacher, folder: Path) -> CachedTeacher:
         """A cache that has the batch, read by another than who filled it."""
-        codec = Codec({LAYER: CLASSES})
+        codec = Codec({LAYER: (CLASSES,)})
         made = [
             CachedTeacher(teacher, Store(folder, row_bytes=codec.row_bytes, identity={}), codec, updates_per_epoch=1)
             for _ in range(2)
         ]
-        made[0](Batch(self.batch, visits=visits_of(self.batch, 0, None)))
+        made[0](Batch(self.batch, image_keys=image_keys(self.batch, 0, None)))
         return made[1]
 
     def loss_of(self, net: nn.Module, batch: Batch):  # type: ignore[no-untyped-def]

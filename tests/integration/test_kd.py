@@ -351,11 +351,8 @@ def test_shapes_that_do_not_match_are_both_named(
 ) -> None:
     del kd["mimic"]["mimic_job1"]["student"]["adapter"]
     said = says(write(kd), capsys, tmp_path, command=command)
-    assert said.endswith(
-        "mimic.mimic_job1.teacher.mimic_name.0: backbone.layer4 of the student gives (B, 64, 4, 4), backbone.layer4 of teacher "
-        "(B, 96, 4, 4); l2_loss compares equal shapes: name layers that fit, or put an adapter between them "
-        "(student: {adapter: conv1x1})"
-    )
+    assert "mimic.mimic_job1.teacher.mimic_name.0: backbone.layer4 " in said
+    assert all(part in said for part in ("(B, 64, 4, 4)", "(B, 96, 4, 4)", "l2_loss", "(student: {adapter: conv1x1})"))
 
 
 def renamed(teacher: Path, folder: Path, names: list[str] | None, rows: list[int] | None = None) -> str:
@@ -385,10 +382,7 @@ def test_other_classes_are_refused(
     path = write(two_jobs_into_one(kd))
     other = renamed(teacher, tmp_path, ["red", "cyan", "blue"])
     said = says(path, capsys, tmp_path, f"mimic.teacher.teacher_weight={other}", command=command)
-    assert said == (
-        "--opts: mimic.teacher.teacher_weight: teacher: does not know 1 class of the student's 3: green. It was trained on 3 "
-        "(red, cyan, blue). Expected a teacher of the same classes."
-    )
+    assert all(part in said for part in ("--opts: mimic.teacher.teacher_weight: teacher: ", "1 class ", "green", "red, cyan, blue"))
     wide = renamed(teacher, tmp_path, None, [0, 1, 2, 2])
     said = says(path, capsys, tmp_path, f"mimic.teacher.teacher_weight={wide}", command=command)
     assert "head.classifier.weight ((4, 96) in the file, (3, 96) in the net)" in said
@@ -408,10 +402,9 @@ def test_classes_that_only_scores_have_in_order(
     wide = renamed(teacher, tmp_path, ["pink", *reversed(CLASSES)], [0, 2, 1, 0])
     path = write(kd)
     opts = ["trainer.max_iter=1", f"mimic.mimic_job0.teacher.teacher_weight={wide}"]
-    assert says(path, capsys, tmp_path, *opts).endswith(
-        "mimic.mimic_job1.teacher.mimic_name.0: head.classifier:input gives no logits of the net, and only those are put into the "
-        "student's order of classes"
-    )
+    said = says(path, capsys, tmp_path, *opts)
+    assert "mimic.mimic_job1.teacher.mimic_name.0: head.classifier:input " in said
+    assert "order of classes" in said
     assert train(path, *opts, "mimic.mimic_job1.cfgs.loss.type=l2_loss") == 0
     said = (tmp_path / "run" / "train.log").read_text()
     assert "teacher: its scores are put into the student's order of classes, by their names; left out: 1 of 4" in said
@@ -427,7 +420,8 @@ def test_features_of_a_teacher_of_other_classes(
     path = write(kd)
     assert train(path, "trainer.max_iter=1") == 0
     said = (tmp_path / "run" / "train.log").read_text()
-    assert "It was trained on 2 (a, b). Expected a teacher of the same classes. Only its features are followed; it is not" in said
+    assert "It was trained on 2 (a, b)" in said
+    assert "it is not scored" in said
     job = "mimic.mimic_job1"
     classifiers = [f"{job}.{side}.mimic_name=head.classifier" for side in ("student", "teacher")]
     classifiers += [f"{job}.student.adapter=linear"]
@@ -537,9 +531,20 @@ def test_what_a_cache_cannot_keep(
     kd["mimic"]["cache"] = {"dir": str(tmp_path / "cache"), "topk": 2}
     kd["mimic"]["mimic_job0"]["teacher"]["teacher_bn_mode"] = "train"
     said = says(write(kd), capsys, tmp_path, command=command)
-    assert "mimic.mimic_job0.teacher.teacher_bn_mode: got 'train': what depends on the rest of the batch cannot be kept" in said
-    assert "mimic.mimic_job1.teacher.mimic_name.0: gives (96, 4, 4) for an image; a cache keeps vectors, such as logits" in said
-    assert "mimic.cache.topk: caches the largest logits only, but l2_loss needs full features" in said
+    modes, topk = said.splitlines()
+    assert all(part in modes for part in ("mimic.mimic_job0.teacher.teacher_bn_mode: ", "got 'train', expected eval"))
+    assert all(part in topk for part in ("mimic.cache.topk: ", "l2_loss", "Remove mimic.cache.topk"))
+
+
+def test_a_cache_keeps_maps_too(kd: Config, write: Write, tmp_path: Path) -> None:
+    kd["mimic"]["cache"] = {"dir": str(tmp_path / "cache"), "dtype": "fp32"}
+    path = write(kd)
+    assert train(path, "trainer.max_iter=2") == 0
+    rows = list((tmp_path / "cache").rglob("*.rows"))
+    assert sum(file.stat().st_size for file in rows) == 16 * 4 * (3 + 96 * 4 * 4)  # images, bytes, logits and map
+    assert train(path, "trainer.max_iter=2", f"saver.save_dir={tmp_path / 'warm'}") == 0
+    assert sorted((tmp_path / "cache").rglob("*.rows")) == sorted(rows)
+    assert_same(checkpoint(tmp_path / "warm")["model"], checkpoint(tmp_path / "run")["model"])
 
 
 def test_a_student_of_several_heads(
@@ -557,7 +562,7 @@ def test_a_student_of_several_heads(
     kd["net"][2]["kwargs"]["cls_loss"] = [{"type": "ce"}, {"type": "ce"}]
     kd["mimic"]["student"]["mimic_name"] = "head.classifier.0"
     path = write(kd)
-    assert "mimic: the mimic loss needs one label an image" in says(path, capsys, tmp_path, "mimic.cfgs.loss={type: dkd}")
+    assert "mimic: the mimic loss needs one label per image" in says(path, capsys, tmp_path, "mimic.cfgs.loss={type: dkd}")
     assert train(path, "trainer.max_iter=1") == 0
     assert "teacher: not scored: no labels, no logits, or logits of other heads" in (tmp_path / "run" / "train.log").read_text()
 
@@ -600,6 +605,6 @@ def test_a_damaged_or_foreign_cache_is_refused(
     assert "damaged (row 0 does not fit its checksum)" in capsys.readouterr().err
 
 
-def test_a_student_is_not_shared_out(kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_is_not_sharded(kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = says(write(kd), capsys, tmp_path, "runtime.parallel=fsdp", command="check")
-    assert said == "--opts: runtime.parallel: got 'fsdp', expected ddp: a student whose layers are tapped is not shared out"
+    assert said.startswith("--opts: runtime.parallel: got 'fsdp', expected ddp. ")

@@ -20,12 +20,11 @@ from up.build.data import (
     train_batches,
     workers_of,
 )
-from up.build.distillation import Teaching, runner_of, teaching_of, told_of
-from up.build.network import build_net, device_of, load_start_weights, on_device, precision_of
-from up.build.preflight import preflight
+from up.build.network import build_net, distillation_of, device_of, load_start_weights, on_device, precision_of
 from up.build.start import Start, console_of_run, find_start, open_folder, require_unfinished
-from up.build.teacher_cache import with_cache
-from up.build.training import Timetable, build_hooks, checkpoint_lines, optimizer_of, rate_line, schedule_of, timetable
+from up.build.training import (
+    Timetable, build_hooks, build_runner, checkpoint_lines, optimizer_of, rate_line, schedule_of, timetable,
+)
 from up.build.dry_run import first_batch, check_hooks, dry_run_evaluation, dry_run_optimizer, dry_run_training
 from up.command_line import CommandLine
 from up.schema.decode import missing_for_training
@@ -35,6 +34,8 @@ from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.data.sampler import TrainBatches
 from up.deploy.served import require_exportable
+from up.distill import build as distill
+from up.distill.build import Distillation
 from up.errors import UserError
 from up.build.experiment import missing_files
 from up.tasks.experiment import Experiment
@@ -80,7 +81,7 @@ class RunParts:
     hooks: Hooks
     clip: Clip
     precision: Precision
-    teaching: Teaching | None
+    distillation: Distillation | None
 
 
 def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -> TrainingSession:
@@ -103,14 +104,16 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     require_one_input(facts)
     start = find_start(experiment, facts, parts.times.keep)
     require_unfinished(experiment, start, parts.times, command)
-    teaching = preflight(experiment, parts.teaching, parts.evaluation, parts.test_data, device) if parts.teaching else None
+    distillation = parts.distillation
+    if distillation is not None:
+        distillation = distillation.preflight(experiment, parts.evaluation, parts.test_data, device)
     with together():
         told = load_start_weights(experiment, parts.net, parts.names) if start.checkpoint is None else []
     net = on_device(experiment, parts.net, device)
     dry_run(experiment, parts)
     open_folder(experiment, start, facts.config, command)
-    runner = runner_of(
-        experiment, net, teaching, stage=parts.stage, mix=parts.mix, device=device, compiled=config.runtime.compile
+    runner = build_runner(
+        experiment, net, distillation, stage=parts.stage, mix=parts.mix, device=device, compiled=config.runtime.compile
     )
     wrapped = on_many_ranks(
         runner.net, parallel=config.runtime.parallel, static_graph=config.runtime.static_graph,
@@ -119,9 +122,8 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     )
     runner = runner.over(wrapped)
     optimizer = optimizer_of(experiment, parts.net)
-    if teaching is not None:
-        teaching.add_adapters_to(optimizer)
-    log_start(experiment, parts, teaching, [*told, *start_lines(parts.net, optimizer)])
+    runner.add_parameters_to(optimizer)
+    log_start(experiment, parts, distillation, [*told, *start_lines(parts.net, optimizer)])
     ema = build_ema(parts.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
     workers, times = workers_of(section_of(experiment, "train")), parts.times
     session = TrainingSession(
@@ -151,12 +153,12 @@ def restore(session: TrainingSession, start: Start) -> None:
         LOGGER.info("resumed from %s at step %d", start.checkpoint, session.progress.step)
 
 
-def log_start(experiment: Experiment, parts: RunParts, teaching: Teaching | None, lines: list[str]) -> None:
+def log_start(experiment: Experiment, parts: RunParts, distillation: Distillation | None, lines: list[str]) -> None:
     """Log on rank 0 what the run is parts of, with ``lines`` about the net, and what is probably a mistake."""
     if not group.is_main():
         return
     report = experiment.task.data_report(parts.data, parts.test_data)
-    of_teachers, warnings = told_of(experiment, teaching)
+    of_teachers, warnings = distill.start_lines(experiment, distillation)
     rates = rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size)
     for line in [*report.lines, *of_teachers, *lines, rates, *checkpoint_lines(experiment, parts.times)]:
         LOGGER.info(line)
@@ -183,16 +185,20 @@ def build_parts(
         evaluation, test_data = build_evaluation(experiment, task.derived_for_evaluation(data), device, precision)
     net = build_net(experiment, facts)
     require_exportable(experiment, net, names or (task.class_names(test_data) if test_data is not None else None))
-    teaching = teaching_of(experiment, net, facts, names, files=teacher_weights)
+    distillation = distillation_of(experiment, net, facts, names, files=teacher_weights)
     mix, stage = device_side(experiment, data, facts, device)
-    if teaching is not None and teacher_weights:
-        teaching = with_cache(experiment, teaching, data, updates_per_epoch=times.updates_per_epoch, updates=times.total)
+    if distillation is not None and teacher_weights:
+        distillation = distillation.with_cache(
+            experiment, data, updates_per_epoch=times.updates_per_epoch, updates=times.total
+        )
     watching, clip = build_hooks(experiment)
     check_hooks(experiment, watching, net, names)
     dry_run_optimizer(experiment, net)
     everywhere = [hook for hook in watching.values() if hook.on_every_rank]
     hooks = Hooks([*standing_hooks(experiment), *watching.values()] if group.is_main() else everywhere)
-    return RunParts(data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, teaching)
+    return RunParts(
+        data, test_data, names, batches, times, schedule, evaluation, net, mix, stage, hooks, clip, precision, distillation
+    )
 
 
 def dry_run(experiment: Experiment, parts: RunParts) -> None:

@@ -9,19 +9,18 @@ from typing import Any, Literal
 import torch
 
 from up.build.data import build_evaluation, build_reader, build_transforms, input_size_of, notes_on
-from up.build.distillation import Teaching, runner_of, teaching_of, told_of
 from up.build.images import Track, open_images
-from up.build.network import build_net, device_of, load_start_weights, precision_of
-from up.build.preflight import preflight
+from up.build.network import build_net, distillation_of, device_of, load_start_weights, precision_of
 from up.build.build import RunParts, facts_of_run, build_parts, dry_run
 from up.build.start import find_start, finished
-from up.build.training import build_hooks, optimizer_of, rate_line, schedule_of, timetable
+from up.build.training import build_hooks, build_runner, optimizer_of, rate_line, schedule_of, timetable
 from up.build.dry_run import first_batch, placing_modules, check_hooks, dry_run_evaluation
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
 from up.deploy.served import export_problems, is_for_export, require_exportable
 from up.errors import Problem, UserError
 from up.build.experiment import missing_files
+from up.distill.build import Distillation, start_lines
 from up.distill.section import weights_of_teachers
 from up.tasks.experiment import Experiment
 from up.files import unwritable
@@ -62,7 +61,7 @@ def check_experiment(
     require_exportable(experiment, net, None, labels=False)
     if experiment.config.trainer.optimizer is not None:
         schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
-    yield from check_net(experiment, net, teaching_of(experiment, net, facts, None, files=False), None)
+    yield from check_net(experiment, net, distillation_of(experiment, net, facts, None, files=False), None)
 
 
 def check_training(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
@@ -92,7 +91,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
         yield from open_images(experiment, sources, images, warn)
     dry_run(experiment, parts)
     yield from check_start(experiment, parts, weights=not start_absent, teacher_weights=not teachers_absent)
-    yield from check_net(experiment, parts.net, parts.teaching, parts.names)
+    yield from check_net(experiment, parts.net, parts.distillation, parts.names)
 
 
 def is_for_evaluation(config: Config) -> bool:
@@ -124,11 +123,11 @@ def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teach
         yield f"training resumes from {start.checkpoint}"
     elif weights:
         yield from load_start_weights(experiment, parts.net, parts.names)
-    if parts.teaching is not None:
-        yield from parts.teaching.lines
-    if parts.teaching is not None and teacher_weights:
-        scored = preflight(experiment, parts.teaching, parts.evaluation, parts.test_data, _CPU)
-        yield from scored.lines[len(parts.teaching.lines) :]
+    distillation = parts.distillation
+    if distillation is not None:
+        if teacher_weights:
+            distillation = distillation.preflight(experiment, parts.evaluation, parts.test_data, _CPU)
+        yield from distillation.lines
 
 
 def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
@@ -164,14 +163,14 @@ def _to_download(key: str, source: str | None) -> Iterator[Problem]:
         yield Problem(f"{what}. Without a network there, download it here first, or name a file.", key=key)
 
 
-def check_net(experiment: Experiment, net: Net, teaching: Teaching | None, names: list[str] | None) -> Iterator[str]:
+def check_net(experiment: Experiment, net: Net, distillation: Distillation | None, names: list[str] | None) -> Iterator[str]:
     """Optimizer, hooks, and a batch of noise through net, loss and backward."""
     total_row = model_summary(net)[-1]
     yield f"net: {si(total_row.parameters)} parameters, {si(total_row.trainable)} of them trainable"
     check_hooks(experiment, build_hooks(experiment)[0], net, names)
     if experiment.config.trainer.optimizer is not None:
         optimizer_of(experiment, net)
-    yield from check_backward(experiment, net, teaching)
+    yield from check_backward(experiment, net, distillation)
 
 
 def check_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
@@ -189,10 +188,10 @@ def check_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
         experiment.build(train.dataloader.kwargs.batch_fn, "batch_fn", facts, place)
 
 
-def check_backward(experiment: Experiment, net: Net, teaching: Teaching | None) -> Iterator[str]:
+def check_backward(experiment: Experiment, net: Net, distillation: Distillation | None) -> Iterator[str]:
     """One batch of noise through net, teachers, losses and backward."""
     size = input_size_of(experiment)
-    runner = runner_of(experiment, net, teaching, stage=lambda batch: batch, mix=None, device=_CPU)
+    runner = build_runner(experiment, net, distillation, stage=lambda batch: batch, mix=None, device=_CPU)
     with experiment.placing("net"):
         batch = experiment.task.example(net, size, IMAGES)
         with placing_modules(experiment, net):
@@ -202,10 +201,9 @@ def check_backward(experiment: Experiment, net: Net, teaching: Teaching | None) 
             raise UserError(f"the loss of a batch of noise is {float(output.loss)}, expected a finite number.")
     shape = " x ".join(map(str, batch.image.shape))
     yield f"one batch of {shape} through net, loss and backward: loss {float(output.loss.detach()):.3f}"
-    yield from (f"note: {line}" for line in told_of(experiment, teaching)[1])
-    if teaching is not None:
-        names = [term.name for term in teaching.mimic.terms]
-        yield "its parts: " + ", ".join(f"{name} {float(output.shown()[name]):.3f}" for name in ("task_loss", *names))
+    yield from (f"note: {line}" for line in start_lines(experiment, distillation)[1])
+    if runner.loss_names:
+        yield "its parts: " + ", ".join(f"{name} {float(output.shown()[name]):.3f}" for name in runner.loss_names)
     unused = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
     if unused:
         yield f"note: {count(len(unused), 'parameter')} got no gradient, the first is {unused[0]}; freeze what is not used"

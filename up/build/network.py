@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from up.distributed import group
-from up.build.data import input_spec_of
+from up.build.data import build_transforms, input_size_of, input_spec_of
 from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
+from up.distill.build import Distillation, Student, build_distillation
+from up.distill.section import is_distillation
 from up.tasks.experiment import Experiment, net_kind
+from up.tasks.task import Size
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
 from up.models.net import Net
@@ -23,6 +26,7 @@ from up.models.weights import load_weights, read_state
 from up.engine.precision import Precision
 from up.seed import key, seed_all
 
+EXAMPLES = 2  # images of noise that show shapes
 _NET = 3  # the purpose of the seed that a network's first weights are drawn with
 
 
@@ -93,6 +97,26 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
     fresh = [module.name for module in experiment.config.net if net_kind(experiment, module) in experiment.task.fresh_kinds]
     weights = read_state(saver.pretrain_model)
     return list(load_weights(net, weights, skip=saver.skip, heads=fresh, class_names=class_names).lines())
+
+
+def distillation_of(
+    experiment: Experiment, net: Net, derived: Mapping[str, Any], class_names: list[str] | None, *, files: bool = True
+) -> Distillation | None:
+    """What distillation adds to a run whose student is ``net``; None if the runner does not distil."""
+    config = experiment.config
+    if config.mimic is None or not is_distillation(experiment):
+        return None
+    example = experiment.task.example(net, input_size_of(experiment), EXAMPLES)
+    sizes: dict[str, Size] = {}
+    phases: tuple[Literal["train", "test"], ...] = ("train", "test")
+    for phase in phases:
+        spec = experiment.task.input_spec(build_transforms(experiment, phase)) if getattr(config.dataset, phase) else None
+        sizes |= {phase: spec.fixed} if spec is not None and spec.fixed else {}
+
+    def build_teacher(name: str, file: str | None, known: Mapping[str, object]) -> Net:
+        return build_net(experiment, known, config.teachers[name], name, file)
+
+    return build_distillation(experiment, Student(net, class_names, derived, example, sizes), build_teacher, files=files)
 
 
 def device_of(experiment: Experiment) -> torch.device:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
+from up.distill.build import Distillation
 from up.errors import Problem
 from up.schema.sections import SchedulePart, Trainer
 from up.tasks.experiment import Experiment
@@ -17,6 +20,7 @@ from up.engine.clip import Clip, ClipNorm, NoClip, NormLog
 from up.engine.every import AnyOf, Every
 from up.engine.hooks import Hook
 from up.engine.keeping import PREDECESSORS, Keeping
+from up.engine.step import BatchStage, Mixing, Runner
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,27 @@ def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
         return build_optimizer(
             net, part.type, pconfig=part.pconfig, special_param_group=part.special_param_group, table=table, **part.kwargs
         )
+
+
+def build_runner(
+    experiment: Experiment,
+    net: nn.Module,
+    distillation: Distillation | None,
+    *,
+    stage: BatchStage,
+    mix: Mixing | None,
+    device: torch.device,
+    compiled: bool = False,
+) -> Runner:
+    """The runner of ``runtime.runner``: what turns a batch into a loss."""
+    runtime = experiment.config.runtime
+    arguments: dict[str, object] = {
+        "net": net, "loss_of": experiment.task.loss, "stage": stage, "mix": mix, "seed": runtime.random_seed,
+    }
+    if distillation is not None:
+        arguments |= distillation.runner_arguments(net, device, channels_last=runtime.channels_last, compiled=compiled)
+    runner: Runner = experiment.build(runtime.runner, "runner", arguments, "runtime.runner")
+    return runner
 
 
 def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:

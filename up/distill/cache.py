@@ -1,105 +1,136 @@
-"""What a teacher said, kept on disk: a rerun, or a second student, does not ask it again.
+"""Teacher outputs on disk: a rerun, or a second student, does not run the teacher again.
 
-An image that is augmented with keyed randomness is the same image whenever its key comes again. Unmixed it is known by its
-own seed; mixed it depends on the whole batch, so that it is known by all seeds of the batch and by the draw of the mixing.
+An image that is augmented with keyed randomness is the same image whenever its key comes again. Unmixed, it is known by its
+own seed; mixed, it depends on the whole batch, so that it is known by all seeds of the batch and by the draw of the mixing.
+
+    FOLDER/cache.json                      what the rows are, and of what; written first
+    FOLDER/epoch_000012/WRITER.rows        rows of a fixed number of bytes, only ever appended to
+    FOLDER/epoch_000012/WRITER.keys        for each row its key (8 bytes) and the CRC-32 of the row (4 bytes)
+
+Every process writes files of its own, rows before keys, so that a kill at any moment leaves at most a row without a key. Their
+names begin with a digest of cache.json: two runs that make a cache at the same moment, and differ, never read each other's rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from math import log
-from typing import Any, Literal
+from hashlib import blake2b, sha256
+from math import log, prod
+from pathlib import Path
+from shutil import disk_usage
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from up.distill.store import Keys, Rows, Store
+from up.data.records import Batch, Dataset, SampleKey
+from up.distill.hooks import Activations
+from up.distill.section import key_of_job, mimic_of
 from up.distill.teachers import Teacher
+from up.distill.terms import DistillationTerms
+from up.distributed.group import rank
+from up.errors import Problem, StorageError, UserError
+from up.files import write_json
+from up.schema.mimic import MimicCache
+from up.tasks.experiment import Experiment
 
-Dtype = Literal["fp16", "bf16", "fp32"]
+Keys = NDArray[np.uint64]
+Rows = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_LABEL = "cache.json"
+_FORMAT = "2"
+_ENTRY = np.dtype([("key", "<u8"), ("crc", "<u4")])
+_INDEX = np.dtype([*_ENTRY.descr, ("file", "<i4"), ("row", "<i8")])
+_SAMPLED = 16  # images that are hashed to notice other images under the same names
+_ANOTHER = "Choose another mimic.cache.dir"
 
 
 @dataclass(frozen=True)
-class Visits:
-    """What the images of a batch are: one key each, (B,), and the update that they come in."""
+class ImageKeys:
+    """One key per image of a batch, (B,), and the step that the batch belongs to."""
 
     keys: Keys
     step: int
 
 
-def visits_of(batch: Mapping[str, Any], step: int, mixing: tuple[int, ...] | None) -> Visits:
-    """The visits of a batch; ``mixing`` is what the draw of the mixing hangs on, None where images are not mixed."""
+def image_keys(batch: Mapping[str, Tensor], step: int, mixing: tuple[int, ...] | None) -> ImageKeys:
+    """The keys of a batch; ``mixing`` is what the draw of the mixing depends on, None if images are not mixed."""
     seeds: Keys = batch["seed"].numpy().astype(np.uint64)
     if mixing is None:
-        return Visits(seeds, step)
+        return ImageKeys(seeds, step)
     whole = blake2b(seeds.tobytes() + repr(mixing).encode(), digest_size=8).digest()
-    rows: Keys = np.arange(len(seeds), dtype=np.uint64)
-    return Visits(_spread(rows + np.uint64(int.from_bytes(whole, "little"))), step)
-
-
-def _spread(words: Keys) -> Keys:
-    """Mix 64 bits well (the finaliser of SplitMix64, Steele et al. 2014), so that neighbours of different batches stay apart."""
+    words = np.arange(len(seeds), dtype=np.uint64) + np.uint64(int.from_bytes(whole, "little"))
+    # the finaliser of SplitMix64 (Steele et al. 2014) keeps neighbours of different batches apart
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    return ImageKeys(words ^ (words >> np.uint64(31)), step)
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Vectors (B, C), one a layer, as rows of bytes and back.
+    """Activations (B, …), one per layer, as rows of bytes and back.
 
-    ``dtype`` is how a number is stored; what comes back is float32. With ``topk`` only the k largest of each vector are
+    ``dtype`` is how a number is stored; decoded numbers are float32. With ``topk`` only the k largest of each vector are
     stored, and one float32 for all others: the value at which they have together the probability that they had (T 1).
     """
 
-    widths: Mapping[str, int]  # by layer
-    dtype: Dtype = "fp16"
+    shapes: Mapping[str, tuple[int, ...]]  # of one image, by layer
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     topk: int | None = None
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return sum(self._size(width) for width in self.widths.values())
+        return sum(self._size(prod(shape)) for shape in self.shapes.values())
 
-    def encode(self, said: Mapping[str, Tensor]) -> Rows:
-        """Rows (B, row_bytes) on the host."""
-        parts = [part for layer in self.widths for part in self._parts(said[layer].float())]
-        rows: Rows = torch.cat([_as_bytes(part) for part in parts], 1).cpu().numpy()
+    def encode(self, outputs: Activations) -> Rows:
+        """Rows (B, row_bytes) on the host. Raises ``UserError`` for a layer of another shape than at the start."""
+        for layer, shape in self.shapes.items():
+            found = tuple(outputs[layer].shape[1:])
+            if found != shape:
+                what = f"mimic.cache: {layer} gives {found} for an image, {shape} at the start: images vary in size"
+                raise UserError(f"{what}. Remove mimic.cache, or give all images one size.")
+        parts = [part for layer in self.shapes for part in self._parts(outputs[layer].float().flatten(1))]
+        rows: Rows = torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1).cpu().numpy()
         return rows
 
-    def finite(self, said: Mapping[str, Tensor]) -> NDArray[np.bool_]:
+    def finite(self, outputs: Activations) -> Mask:
         """(B,): the images whose numbers are finite as they are stored."""
-        parts = [torch.isfinite(said[layer].to(_DTYPES[self.dtype])).all(1) for layer in self.widths]
-        found: NDArray[np.bool_] = torch.stack(parts).all(0).cpu().numpy()
+        parts = [torch.isfinite(outputs[layer].to(_DTYPES[self.dtype])).flatten(1).all(1) for layer in self.shapes]
+        found: Mask = torch.stack(parts).all(0).cpu().numpy()
         return found
 
     def decode(self, rows: Tensor) -> dict[str, Tensor]:
-        """Float32 vectors by layer, where ``rows`` (B, row_bytes) uint8 are."""
-        said, at = {}, 0
-        for layer, width in self.widths.items():
-            said[layer] = self._vector(rows[:, at : at + self._size(width)], width)
-            at += self._size(width)
-        return said
+        """Float32 activations by layer, on the device of ``rows`` (B, row_bytes) uint8."""
+        outputs, at = {}, 0
+        for layer, shape in self.shapes.items():
+            size = self._size(prod(shape))
+            outputs[layer] = self._vector(rows[:, at : at + size], prod(shape)).view(-1, *shape)
+            at += size
+        return outputs
 
     def _k(self, width: int) -> int:
         return width if self.topk is None else min(self.topk, width)
 
     def _size(self, width: int) -> int:
-        k = self._k(width)
-        number = _DTYPES[self.dtype].itemsize
+        k, number = self._k(width), _DTYPES[self.dtype].itemsize
         return k * number if k == width else k * (number + 4) + 4
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
-        width = vector.shape[1]
-        if self._k(width) == width:
+        k, width = self._k(vector.shape[1]), vector.shape[1]
+        if k == width:
             return [vector.to(_DTYPES[self.dtype])]
-        largest, where = vector.topk(self._k(width), dim=1)
-        others = vector.scatter(1, where, -torch.inf).logsumexp(1, keepdim=True) - log(width - self._k(width))
+        largest, where = vector.topk(k, dim=1)
+        others = vector.scatter(1, where, -torch.inf).logsumexp(1, keepdim=True) - log(width - k)
         return [largest.to(_DTYPES[self.dtype]), where.int(), others]
 
     def _vector(self, rows: Tensor, width: int) -> Tensor:
@@ -112,37 +143,258 @@ class Codec:
         return others.repeat(1, width).scatter(1, where.long(), largest)
 
 
-def _as_bytes(numbers: Tensor) -> Tensor:
-    return numbers.contiguous().view(torch.uint8)
+class Store:
+    """Rows of ``row_bytes`` bytes on disk by 64-bit keys, one set of files per epoch, checked as they are read.
+
+    ``identity`` says in words what the rows depend on. Raises ``UserError`` for a folder that holds something else, rows of
+    another identity, or damaged files.
+    """
+
+    def __init__(self, folder: Path, *, row_bytes: int, identity: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.row_bytes = row_bytes
+        self._label = {"format": _FORMAT, **identity, "bytes a row": str(row_bytes)}
+        self._digest = sha256(repr(self._label).encode()).hexdigest()[:8]
+        self._reading: int | None = None  # the epoch of the index
+        self._writing: int | None = None
+        self._require_own()
+        for keys in folder.glob(f"epoch_*/{self._digest}-*.keys"):
+            self._length(keys)
+
+    def read(self, epoch: int, keys: Keys) -> tuple[Rows, Mask]:
+        """The rows (N, row_bytes) of ``keys`` (N,), and which of them are there; the others are not filled."""
+        if self._reading != epoch:
+            self._open(epoch)
+        rows = np.empty((len(keys), self.row_bytes), np.uint8)
+        if not len(self._keys):
+            return rows, np.zeros(len(keys), np.bool_)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        found = self._keys[at] == keys
+        for place in np.flatnonzero(found):
+            _, crc, file, row = self._index[at[place]]
+            rows[place] = self._files[file][row]
+            if zlib.crc32(rows[place]) != crc:
+                raise _damaged(self._paths[file], f"row {row} does not fit its checksum")
+        return rows, found
+
+    def append(self, epoch: int, keys: Keys, rows: Rows) -> None:
+        """Add rows (N, row_bytes). Raises ``StorageError`` if the disk does not take them, ``UserError`` if another run has
+        made the folder its own meanwhile."""
+        entries = np.zeros(len(keys), _ENTRY)
+        entries["key"], entries["crc"] = keys, [zlib.crc32(row) for row in rows]
+        folder = self._folder_of(epoch)
+        try:
+            if self._writing != epoch:
+                self._write_label()
+                folder.mkdir(parents=True, exist_ok=True)
+                self._writer = folder / f"{self._digest}-r{rank()}-{os.getpid()}-{secrets.token_hex(4)}"
+                self._writing = epoch
+            for suffix, added in ((".rows", rows), (".keys", entries)):
+                with self._writer.with_suffix(suffix).open("ab") as file:
+                    file.write(added.tobytes())
+        except OSError as error:
+            what = f"{self.folder}: cannot be written ({error.strerror or error})"
+            raise StorageError(f"{what}. Free some space, or choose another mimic.cache.dir.") from error
+
+    def size(self) -> int:
+        """Bytes on disk now."""
+        return sum(path.stat().st_size for path in self.folder.glob(f"epoch_*/{self._digest}-*"))
+
+    def _folder_of(self, epoch: int) -> Path:
+        return self.folder / f"epoch_{epoch:06d}"
+
+    def _open(self, epoch: int) -> None:
+        """Index the rows of an epoch, in whatever files they are."""
+        self._paths = sorted(self._folder_of(epoch).glob(f"{self._digest}-*.keys"))
+        self._files: list[Rows] = []
+        tables = [np.zeros(0, _INDEX)]
+        for number, path in enumerate(self._paths):
+            entries = np.fromfile(path, _ENTRY, count=self._length(path))
+            table = np.empty(len(entries), _INDEX)
+            table["key"], table["crc"] = entries["key"], entries["crc"]
+            table["file"], table["row"] = number, np.arange(len(entries))
+            tables.append(table)
+            shape = (len(entries), self.row_bytes)
+            rows = np.memmap(path.with_suffix(".rows"), np.uint8, "r", shape=shape) if len(entries) else np.zeros(shape, np.uint8)
+            self._files.append(np.asarray(rows))
+        joined = np.concatenate(tables)
+        self._index = joined[np.argsort(joined["key"], kind="stable")]
+        self._keys = np.ascontiguousarray(self._index["key"])
+        self._reading = epoch
+
+    def _length(self, path: Path) -> int:
+        """How many keys a file holds, without what a kill cut short. Raises ``UserError`` if rows are missing."""
+        rows = path.with_suffix(".rows")
+        size = path.stat().st_size // _ENTRY.itemsize
+        there = rows.stat().st_size // self.row_bytes if rows.exists() else 0
+        if there < size:
+            raise _damaged(path, f"{there:,} of {size:,} rows")
+        return size
+
+    def _write_label(self) -> None:
+        if not (self.folder / _LABEL).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / _LABEL, self._label)
+        self._require_own()
+
+    def _require_own(self) -> None:
+        path = self.folder / _LABEL
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("no table")
+        except FileNotFoundError:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise UserError(f"{self.folder}: holds something that is no cache. {_ANOTHER}.") from None
+            return
+        except NotADirectoryError:
+            raise UserError(f"{self.folder}: lies below a file. Expected a folder: choose another mimic.cache.dir.") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: damaged ({error}). Delete {self.folder}, or choose another mimic.cache.dir.") from None
+        for field, ours in self._label.items():
+            if found.get(field) != ours:
+                what = f"{self.folder}: was made of other things: {field} {found.get(field)}, this run has {ours}"
+                raise UserError(f"{what}. {_ANOTHER}, or delete this one.")
+
+
+def _damaged(keys: Path, what: str) -> UserError:
+    return UserError(
+        f"{keys.with_suffix('.rows')}: damaged ({what}). Delete this file and its .keys; the teacher will fill the gap."
+    )
 
 
 class CachedTeacher:
-    """A teacher that is asked only about images that the store has nothing of.
+    """A teacher that runs only for images that the store does not have.
 
-    What it gives has always been through the codec, the first time too: a warm run equals the cold one bit for bit. Numbers
+    Its outputs have always been through the codec, the first time too: a warm run equals the cold one bit for bit. Numbers
     that are not finite end the run, and are not kept for the next one.
     """
 
     def __init__(self, teacher: Teacher, store: Store, codec: Codec, *, updates_per_epoch: int) -> None:
         self.name = teacher.name
+        self.digest = teacher.digest
         self._teacher = teacher
         self._store = store
         self._codec = codec
         self._updates_per_epoch = updates_per_epoch
 
-    def digest(self) -> str:
-        """That of the teacher."""
-        return self._teacher.digest()
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        visits: Visits | None = batch.get("visits")
-        if visits is None:  # a batch of noise, which only shows the way
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        images: ImageKeys | None = batch.get("image_keys")
+        if images is None:  # a batch of noise, which only shows the way
             return self._teacher(batch)
-        epoch = visits.step // self._updates_per_epoch
-        rows, found = self._store.read(epoch, visits.keys)
+        epoch = images.step // self._updates_per_epoch
+        rows, found = self._store.read(epoch, images.keys)
         if not found.all():
-            said = self._teacher(batch)
-            rows[~found] = self._codec.encode(said)[~found]
-            new = ~found & self._codec.finite(said)
-            self._store.append(epoch, visits.keys[new], rows[new])
+            outputs = self._teacher(batch)
+            rows[~found] = self._codec.encode(outputs)[~found]
+            new = ~found & self._codec.finite(outputs)
+            self._store.append(epoch, images.keys[new], rows[new])
         return self._codec.decode(torch.from_numpy(rows).to(batch["image"].device, non_blocking=True))
+
+
+def build_caches(
+    experiment: Experiment,
+    terms: DistillationTerms,
+    teachers: Sequence[Teacher],
+    data: Dataset,
+    *,
+    updates_per_epoch: int,
+    epochs: float,
+) -> tuple[list[CachedTeacher], list[str]]:
+    """The teachers with their outputs kept on disk as ``mimic.cache`` says, and lines on how large that gets.
+
+    The outputs under one seed of the run are of no use under another, and have a folder of their own. Raises ``UserError``
+    for what cannot be cached, and for a cache of another teacher or other images; ``StorageError`` if the disk is too small.
+    """
+    section, runtime = mimic_of(experiment).cache, experiment.config.runtime
+    assert section is not None
+    experiment.raise_if_any(dict.fromkeys(_uncacheable(experiment, section, terms, teachers)))
+    images = {"names and labels": data.fingerprint()[:16], **_image_settings(experiment), "images": sampled_images(data)}
+    cached, lines, growth = [], [], 0.0
+    for teacher in teachers:
+        codec = Codec({layer: teacher.shapes[layer][1:] for layer in terms.layers_of(teacher.name)}, section.dtype, section.topk)
+        identity = {
+            "teacher": teacher.digest()[:16],
+            "layers": ", ".join(codec.shapes),
+            "numbers": f"{section.dtype}, {'all' if section.topk is None else f'the {section.topk} largest'}",
+            "precision": runtime.precision,
+            **images,
+        }
+        with experiment.placing("mimic.cache.dir"):
+            folder = Path(section.dir) / teacher.name / f"seed_{runtime.random_seed}"
+            store = Store(folder, row_bytes=codec.row_bytes, identity=identity)
+        row, there = codec.row_bytes + _ENTRY.itemsize, store.size()
+        total = row * len(data) * epochs
+        growth += max(0.0, total - there)
+        lines.append(
+            f"{teacher.name}: cache in {folder}: {size_text(row * len(data))} an epoch ({len(data):,} rows of {row:,} bytes), "
+            f"{size_text(total)} for {epochs:.3g} epochs; {there:,} bytes are there"
+        )
+        cached.append(CachedTeacher(teacher, store, codec, updates_per_epoch=updates_per_epoch))
+    with experiment.placing("mimic.cache.dir"):
+        _require_space(Path(section.dir), growth)
+    return cached, lines
+
+
+def _uncacheable(
+    experiment: Experiment, section: MimicCache, terms: DistillationTerms, teachers: Sequence[Teacher]
+) -> Iterator[Problem]:
+    """Why a cache cannot keep what the terms need."""
+    by_name = {teacher.name: teacher for teacher in teachers}
+    for name, job in mimic_of(experiment).jobs.items():
+        for teacher, side in job.teachers.items():
+            place = f"{key_of_job(experiment, name)}.{teacher}"
+            if side.teacher_bn_mode == "train":
+                what = "outputs that depend on the rest of the batch cannot be cached"
+                yield Problem(what, got="train", expected="eval", key=f"{place}.teacher_bn_mode", fix="Or remove mimic.cache.")
+            for index, layer in enumerate(side.mimic_name):
+                rows = by_name[teacher].shapes[layer][0]
+                if rows != by_name[teacher].images:
+                    what = f"gives {rows} rows for {by_name[teacher].images} images; a cache keeps one row per image"
+                    yield Problem(what, key=f"{place}.mimic_name.{index}")
+    for term in terms.terms:
+        if section.topk is not None and not term.loss.of_logits:
+            what = f"caches the largest logits only, but {term.loss.name} needs full features"
+            yield Problem(what, key="mimic.cache.topk", fix="Remove mimic.cache.topk.")
+
+
+def _image_settings(experiment: Experiment) -> dict[str, str]:
+    """What, beside files and seeds, decides how an image reaches the teacher, as short hashes."""
+    train = experiment.config.dataset.train
+    assert train is not None
+    kwargs, batch_fn = train.dataset.kwargs, train.dataloader.kwargs.batch_fn
+    reader = dict(kwargs.get("image_reader") or {})
+    reader["kwargs"] = {name: value for name, value in (reader.get("kwargs") or {}).items() if name != "image_dir"}
+    settings = {"transforms": kwargs.get("transformer"), "reader": reader, "mixing": batch_fn.model_dump() if batch_fn else None}
+    return {
+        name: sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, what in settings.items()
+    }
+
+
+def sampled_images(data: Dataset) -> str:
+    """A short hash of a few images as a worker makes them: it notices other files under the same names, and another release of
+    a library that draws or resizes differently. What runs on the device must have been taken off ``data`` before."""
+    found = sha256()
+    for index in range(0, len(data), max(1, len(data) // _SAMPLED)):
+        found.update(data[SampleKey(epoch=0, index=index)].image.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _require_space(folder: Path, needed: float) -> None:
+    """Raise unless the folder may grow by ``needed`` bytes. Creates nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = disk_usage(there).free
+    if needed and not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written (no permission for {there}). {_ANOTHER}.")
+    if needed > free:
+        what = f"{folder}: the cache grows by {size_text(needed)}, {size_text(free)} are free"
+        raise StorageError(f"{what}. {_ANOTHER}, set mimic.cache.topk, or remove mimic.cache.")
+
+
+def size_text(number: float) -> str:
+    """``2.58 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"

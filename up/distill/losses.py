@@ -1,33 +1,36 @@
-"""Distances between what a layer of the student gives and what one of a teacher gives."""
+"""Distances between an activation of the student and one of a teacher."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from up.config.contract import Contract
+from up.config.section import NotNegative, Positive
 from up.errors import UserError
 from up.registry import Registry
 
+_CLASSES = {
+    "kl_loss": "KLLoss",
+    "kd_loss": "KDLoss",
+    "ce_loss": "CELoss",
+    "bce_loss": "BCELoss",
+    "gkd_loss": "GKDLoss",
+    "l2_loss": "L2Loss",
+    "dkd": "DKD",
+    "dist": "DIST",
+    "attention_transfer": "AttentionTransfer",
+    "cosine": "Cosine",
+}
 MIMIC_LOSSES = Registry(
     "mimic loss",
-    {
-        "kl_loss": "up.distill.losses:KLLoss",
-        "kd_loss": "up.distill.losses:KDLoss",
-        "ce_loss": "up.distill.losses:CELoss",
-        "bce_loss": "up.distill.losses:BCELoss",
-        "gkd_loss": "up.distill.guided:GKDLoss",
-        "l2_loss": "up.distill.losses:L2Loss",
-        "dkd": "up.distill.losses:DKD",
-        "dist": "up.distill.losses:DIST",
-        "attention_transfer": "up.distill.losses:AttentionTransfer",
-        "cosine": "up.distill.losses:Cosine",
-    },
+    {name: f"up.distill.losses:{target}" for name, target in _CLASSES.items()},
     contract=Contract("docs/add_a_part.md", base=lambda: (MimicLoss,)),
 )
 
@@ -36,49 +39,44 @@ Shape = Sequence[int]
 _NEVER = -1e9  # a logit whose probability is 0, without the NaN that infinities bring
 
 
+@dataclass(kw_only=True, eq=False)
 class MimicLoss(ABC):
-    """``loss(student, teacher, labels)`` -> scalar; the first two are float tensors of one batch, labels (B,) or None.
+    """``loss(student, teacher, labels)`` -> scalar: ``loss_weight`` times the distance of two float tensors of one batch.
 
-    No gradient goes to the teacher, which is a constant. Raises ``UserError`` for a negative ``loss_weight``.
+    ``labels`` (B,) or None. The teacher's tensor is a constant: no gradient reaches it.
     """
 
     name: ClassVar[str]
     of_logits: ClassVar[bool] = False  # compares scores of classes, which must mean the same on both sides
     needs_labels: ClassVar[bool] = False
 
-    def __init__(self, *, loss_weight: float = 1.0) -> None:
-        if loss_weight < 0:
-            raise UserError(f"loss_weight is {loss_weight:g}. Expected 0 or more.")
-        self.loss_weight = loss_weight
+    loss_weight: NotNegative = 1.0
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """``loss_weight`` times the distance."""
         return self.loss_weight * self.distance(student, teacher, labels)
 
     @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """The distance between student and teacher, as a scalar."""
 
-    def refusal(self, student: Shape, teacher: Shape) -> str | None:
-        """Why it cannot compare these shapes, batch first; None when it can."""
+    def shape_problem(self, student: Shape, teacher: Shape) -> str | None:
+        """Why it cannot compare these shapes, batch first; None if it can."""
         if self.of_logits:
             fits = len(student) == 2 and tuple(student) == tuple(teacher)
             return None if fits else f"{self.name} compares scores of the same classes, (B, C) on both sides"
         return None if tuple(student) == tuple(teacher) else f"{self.name} compares equal shapes"
 
 
+@dataclass(kw_only=True, eq=False)
 class LogitLoss(MimicLoss):
     """A distance between two distributions over classes, both softened by a temperature."""
 
     of_logits = True
 
-    def __init__(self, *, T: float = 1.0, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight=loss_weight)
-        if T <= 0:
-            raise UserError(f"T is {T:g}. Expected more than 0: it divides the logits.")
-        self.T = T
+    T: Positive = 1.0
 
 
+@dataclass(kw_only=True, eq=False)
 class KLLoss(LogitLoss):
     """KL divergence from the student's softened probabilities to the teacher's (Hinton et al. 2015, §2).
 
@@ -88,9 +86,7 @@ class KLLoss(LogitLoss):
 
     name = "kl_loss"
 
-    def __init__(self, *, T: float = 1.0, norm: bool = False, loss_weight: float = 1.0) -> None:
-        super().__init__(T=T, loss_weight=loss_weight)
-        self.norm = norm
+    norm: bool = False
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         if self.norm:
@@ -117,6 +113,7 @@ class CELoss(LogitLoss):
         return F.cross_entropy(student / self.T, (teacher / self.T).softmax(1)) * self.T**2
 
 
+@dataclass(kw_only=True, eq=False)
 class BCELoss(LogitLoss):
     """Binary cross-entropy of every class with the teacher's sigmoid as target (Yang et al. 2023, arXiv 2308.06453).
 
@@ -126,17 +123,16 @@ class BCELoss(LogitLoss):
 
     name = "bce_loss"
 
-    def __init__(self, *, T: float = 1.0, batch_mean: bool = False, loss_weight: float = 1.0) -> None:
-        super().__init__(T=T, loss_weight=loss_weight)
-        self.batch_mean = batch_mean
+    batch_mean: bool = False
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         mean = F.binary_cross_entropy_with_logits(student / self.T, (teacher / self.T).sigmoid()) * self.T**2
         return mean * student.shape[1] if self.batch_mean else mean
 
 
+@dataclass(kw_only=True, eq=False)
 class DKD(LogitLoss):
-    """Decoupled KD: the target class and the others among themselves, weighed apart (Zhao et al. 2022, arXiv 2203.08679, eq. 7).
+    """Decoupled KD: the target class and the others among themselves, weighted apart (Zhao et al. 2022, arXiv 2203.08679, eq. 7).
 
     ``student``, ``teacher`` (B, C) logits, ``labels`` (B,) -> T² (alpha TCKD + beta NCKD) / B, where TCKD is the KL
     divergence of (target, all others) and NCKD that of the others renormalised. alpha 1, beta 8, T 4 are the paper's for
@@ -146,10 +142,12 @@ class DKD(LogitLoss):
     name = "dkd"
     needs_labels = True
 
-    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, T: float = 4.0, loss_weight: float = 1.0) -> None:
-        super().__init__(T=T, loss_weight=loss_weight)
-        _expect_weights(alpha=alpha, beta=beta)
-        self.alpha, self.beta = alpha, beta
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 8.0
+    T: Positive = 4.0
+
+    def __post_init__(self) -> None:
+        _require_one(alpha=self.alpha, beta=self.beta)
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         assert labels is not None
@@ -168,6 +166,7 @@ def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return binary, without.log_softmax(1)
 
 
+@dataclass(kw_only=True, eq=False)
 class DIST(LogitLoss):
     """Pearson correlation instead of equality: the student keeps the teacher's relations (Huang et al. 2022, arXiv 2205.10536, §3).
 
@@ -178,10 +177,11 @@ class DIST(LogitLoss):
 
     name = "dist"
 
-    def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, T: float = 1.0, loss_weight: float = 1.0) -> None:
-        super().__init__(T=T, loss_weight=loss_weight)
-        _expect_weights(beta=beta, gamma=gamma)
-        self.beta, self.gamma = beta, gamma
+    beta: NotNegative = 1.0
+    gamma: NotNegative = 1.0
+
+    def __post_init__(self) -> None:
+        _require_one(beta=self.beta, gamma=self.gamma)
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         ours, theirs = (student / self.T).softmax(1), (teacher / self.T).softmax(1)
@@ -195,6 +195,7 @@ def pearson(one: Tensor, other: Tensor, eps: float = 1e-8) -> Tensor:
     return F.cosine_similarity(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True), dim=1, eps=eps)
 
 
+@dataclass(kw_only=True, eq=False)
 class L2Loss(MimicLoss):
     """Squared distance of two features (Romero et al. 2015, FitNets, arXiv 1412.6550, eq. 3), by default of their directions.
 
@@ -204,9 +205,8 @@ class L2Loss(MimicLoss):
 
     name = "l2_loss"
 
-    def __init__(self, *, feat_norm: bool = True, batch_mean: bool = True, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight=loss_weight)
-        self.feat_norm, self.batch_mean = feat_norm, batch_mean
+    feat_norm: bool = True
+    batch_mean: bool = True
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         ours, theirs = student.flatten(1), teacher.flatten(1)
@@ -228,6 +228,7 @@ class Cosine(MimicLoss):
         return (1 - F.cosine_similarity(student, teacher, dim=1 if student.ndim == 4 else -1)).mean()
 
 
+@dataclass(kw_only=True, eq=False)
 class AttentionTransfer(MimicLoss):
     """Where the student looks, whatever it sees there (Zagoruyko and Komodakis 2017, arXiv 1612.03928, eq. 2).
 
@@ -237,16 +238,12 @@ class AttentionTransfer(MimicLoss):
 
     name = "attention_transfer"
 
-    def __init__(self, *, p: float = 2.0, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight=loss_weight)
-        if p <= 0:
-            raise UserError(f"p is {p:g}. Expected more than 0, such as 2.")
-        self.p = p
+    p: Positive = 2.0
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         return (self._attention(student) - self._attention(teacher)).square().sum() / len(student)
 
-    def refusal(self, student: Shape, teacher: Shape) -> str | None:
+    def shape_problem(self, student: Shape, teacher: Shape) -> str | None:
         if len(student) == len(teacher) == 4 and tuple(student[2:]) == tuple(teacher[2:]):
             return None
         if len(student) == len(teacher) == 3 and student[1] == teacher[1]:
@@ -258,9 +255,41 @@ class AttentionTransfer(MimicLoss):
         return F.normalize(energy.sum(1 if feature.ndim == 4 else 2).flatten(1), dim=1)
 
 
-def _expect_weights(**weights: float) -> None:
-    for name, weight in weights.items():
-        if weight < 0:
-            raise UserError(f"{name} is {weight:g}. Expected 0 or more.")
+@dataclass(kw_only=True, eq=False)
+class GKDLoss(MimicLoss):
+    """Squared distance of two features, channels weighted by the gradient of the task loss (Lan and Tian 2024, arXiv 2303.04240).
+
+    ``student``, ``teacher`` of one shape: (B, C), (B, C, H, W) or tokens (B, N, C) -> the mean of w_c (s - t)², where w_c of
+    an image is the mean over its places of |d loss / d s_c|, divided by its mean over the channels: the weights of an image
+    are 1 on average. The gradient is that of the student, for each image by itself, and a constant. ``reduction: sum`` adds
+    over channels and places, and divides by the images alone.
+    """
+
+    name = "gkd_loss"
+
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """Without a gradient all channels weigh the same."""
+        return self._reduced((student - teacher).square())
+
+    def guided(self, student: Tensor, teacher: Tensor, gradient: Tensor) -> Tensor:
+        """``loss_weight`` times the distance; ``gradient``, of the student's shape, is that of every image's task loss."""
+        return self.loss_weight * self._reduced(channel_weights(gradient) * (student - teacher).square())
+
+    def _reduced(self, squares: Tensor) -> Tensor:
+        return squares.mean() if self.reduction == "mean" else squares.sum() / len(squares)
+
+
+def channel_weights(gradient: Tensor) -> Tensor:
+    """The weight of each channel of each image of (B, C), (B, C, H, W) or (B, N, C), with size 1 in every other dimension."""
+    channels = 1 if gradient.ndim in (2, 4) else gradient.ndim - 1
+    places = [axis for axis in range(1, gradient.ndim) if axis != channels]
+    strength = gradient.abs().mean(places, keepdim=True) if places else gradient.abs()
+    average = strength.mean(channels, keepdim=True)
+    return torch.where(average > 0, strength / average.clamp(min=torch.finfo(strength.dtype).tiny), 1.0)
+
+
+def _require_one(**weights: float) -> None:
     if not any(weights.values()):
         raise UserError(f"{' and '.join(weights)} are both 0. Expected one of them above 0.")

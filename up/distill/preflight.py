@@ -1,23 +1,30 @@
-"""What a teacher is worth, measured before it teaches: its top-1 on validation images as the student gets them."""
+"""Score every teacher on validation images before training, as the student sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import sqrt
-from typing import Any
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor
 
-from up.data.records import Batch, image_count
+from up.data.loader import EvalLoader
+from up.data.records import Batch, Dataset, image_count
+from up.data.sampler import EvalBatches
+from up.distill.section import mimic_of, weights_of_teachers
 from up.distill.teachers import Teacher
+from up.distributed import group
+from up.distributed.failures import together
+from up.engine.evaluate import Evaluation
 from up.engine.step import BatchStage
-from up.errors import NumericalError
+from up.errors import NumericalError, Problem
+from up.tasks.experiment import Experiment
 
 IMAGES = 512
 """How many images are enough to tell."""
+_BATCH = 64  # images that go in together
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,52 @@ class Score:
         return Score(self.correct + other.correct, self.images + other.images, max(self.chance, other.chance), either)
 
 
-def score(teacher: Teacher, batches: Iterable[Batch], stage: BatchStage, autocast: AbstractContextManager[Any]) -> Score | None:
+def score_teachers(
+    experiment: Experiment, teachers: Iterable[Teacher], evaluation: Evaluation, test_data: Dataset, device: torch.device
+) -> tuple[list[str], list[str]]:
+    """Lines and warnings on every teacher; all ranks take part. Raises ``ConfigError`` for one that only guesses."""
+    lines, warnings = [], []
+    for teacher in teachers:
+        with together():
+            teacher.to(device, channels_last=experiment.config.runtime.channels_last)
+            own = score(teacher, _sample(experiment, test_data), evaluation.stage, evaluation.precision.autocast())
+        found = _of_all_ranks(own)
+        if found is None:
+            warnings.append(f"{teacher.name}: not scored: no labels, no logits, or logits of other heads than the labels")
+            continue
+        result = f"{teacher.name}: top-1 {found.top1:.2f} % of {found.images} validation images"
+        lines.append(result)
+        if found.looks_like_probabilities:
+            warnings.append(f"{teacher.name}: its outputs are probabilities; softmax of them is nearly even. Expected logits.")
+        if found.is_chance:
+            what = (
+                f"{result} is no better than guessing ({100 * found.chance:.2f} %). Are these its weights, does it expect other "
+                "images (mean, std, channels), other classes in this order?"
+            )
+            with together():
+                if mimic_of(experiment).preflight == "error":
+                    place, _ = weights_of_teachers(experiment)[teacher.name]
+                    experiment.raise_if_any([Problem(what, key=place, fix="To train anyway: mimic.preflight: warn")])
+            warnings.append(what)
+    return lines, warnings
+
+
+def _sample(experiment: Experiment, test_data: Dataset) -> EvalLoader:
+    """Images from all over the validation data: a list may be sorted by class."""
+    every = max(1, ceil(len(test_data) / IMAGES))
+    batches = EvalBatches(len(test_data), batch_size=_BATCH, rank=group.rank(), world_size=group.world_size(), every=every)
+    return EvalLoader(test_data, batches, collate=experiment.task.collate)
+
+
+def _of_all_ranks(own: Score | None) -> Score | None:
+    total: Score | None = None
+    for each in group.gather_objects(own):
+        if each is not None:
+            total = each if total is None else total.plus(each)
+    return total
+
+
+def score(teacher: Teacher, batches: Iterable[Batch], stage: BatchStage, autocast: AbstractContextManager[object]) -> Score | None:
     """The teacher's score on ``batches``; None where there are no labels, it gives no logits, or these are of other heads.
 
     Raises ``NumericalError`` when what it says is not finite.
@@ -63,7 +115,7 @@ def score(teacher: Teacher, batches: Iterable[Batch], stage: BatchStage, autocas
 
 
 def _score(teacher: Teacher, batch: Batch) -> Score | None:
-    logits, labels = teacher.logits(batch), batch.get("gt")
+    logits, labels = teacher.outputs(batch).get("logits"), batch.get("gt")
     if logits is None or not isinstance(labels, Tensor):
         return None
     heads = [logits] if isinstance(logits, Tensor) else list(logits)

@@ -1,28 +1,30 @@
-"""Distillation: a batch becomes the task's loss and what the student still lacks of its teachers."""
+"""Distillation: a batch becomes the task's loss and the losses of the distillation terms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from torch import nn
+from torch.optim import Optimizer
 
 from up.config.argument import FromProgram
 from up.data.records import Batch
-from up.distill.cache import visits_of
-from up.distill.mimic import TAPS, HookedStudent, Mimic
-from up.distill.teachers import Taught
+from up.distill.cache import CachedTeacher, image_keys
+from up.distill.teachers import Teacher
+from up.distill.terms import ACTIVATIONS, DistillationTerms, HookedStudent
 from up.distributed.group import rank
 from up.engine.step import BatchStage, LossOf, Mean, Mixing, Runner, StepOutput
 from up.errors import UserError
+from up.types import StateDict
 
 
 class KDRunner(Runner):
-    """Trains a student that mimics one or more frozen teachers; all but the loss is as without them.
+    """Trains a student with one or more frozen teachers; all but the loss is as without them.
 
     ``net`` is a ``HookedStudent``, perhaps wrapped for many ranks; ``model`` the student alone, so that teachers and adapters are
-    in no evaluation, average or export. ``state_dict`` has the adapters, which train with the student, and by what weights
-    it was taught: a run goes on with the same teachers, wherever their files are by then.
+    in no evaluation, average or export. ``state_dict`` has the adapters, which train with the student, and digests of the
+    teachers' weights: a run resumes with the same teachers, wherever their files are by then.
     """
 
     def __init__(
@@ -33,11 +35,11 @@ class KDRunner(Runner):
         stage: Annotated[BatchStage, FromProgram()],
         mix: Annotated[Mixing | None, FromProgram()],
         seed: Annotated[int, FromProgram()],
-        mimic: Annotated[Mimic, FromProgram()],
-        teachers: Annotated[Sequence[Taught], FromProgram()],
+        terms: Annotated[DistillationTerms, FromProgram()],
+        teachers: Annotated[Sequence[Teacher | CachedTeacher], FromProgram()],
     ) -> None:
         super().__init__(net, loss_of=loss_of, stage=stage, mix=mix, seed=seed)
-        self.mimic = mimic
+        self.terms = terms
         self.teachers = teachers
 
     @property
@@ -52,29 +54,41 @@ class KDRunner(Runner):
         """The student."""
         return self.hooked.student
 
+    @property
+    def loss_names(self) -> Sequence[str]:
+        """The scalars of a step that the loss consists of."""
+        return ["task_loss", *(term.name for term in self.terms.terms)]
+
+    def add_parameters_to(self, optimizer: Optimizer) -> None:
+        """Train the adapters with the optimizer's own settings: no rule of ``pconfig`` applies to them."""
+        parameters = list(self.hooked.adapters.parameters())
+        if parameters:
+            lr = optimizer.defaults["lr"]
+            optimizer.add_param_group({"params": parameters, "lr": lr, "lr_scale": 1.0, "rule": "mimic adapters"})
+
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
-        """As without teachers; the batch also says what its images are, for a cache of what teachers said of them."""
-        visits = visits_of(batch, step, (self.seed, step, micro, rank()) if self.mix is not None else None)
-        return Batch(super().prepare(batch, step, micro), visits=visits)
+        """As without teachers; the batch also has the keys of its images, for a cache of teacher outputs."""
+        keys = image_keys(batch, step, (self.seed, step, micro, rank()) if self.mix is not None else None)
+        return Batch(super().prepare(batch, step, micro), image_keys=keys)
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:
-        """The sum of ``task_loss`` and every mimic loss, each of them shown apart."""
-        taught = {teacher.name: teacher(batch) for teacher in self.teachers}
+        """The sum of ``task_loss`` and the loss of every term, each of them shown apart."""
+        teachers = {teacher.name: teacher(batch) for teacher in self.teachers}
         own = super().training_step(batch, step)
-        losses = self.mimic(own.outputs[TAPS], taught, batch, step, own.loss)
-        parts = [*([own.loss] if self.mimic.task_loss else []), *losses.values()]
+        losses = self.terms(own.outputs[ACTIVATIONS], teachers, batch, step, own.loss)
+        parts = [*([own.loss] if self.terms.task_loss else []), *losses.values()]
         shown = {**own.scalars, "task_loss": own.loss, **losses}
         terms = dict(own.terms)
-        if self.mimic.task_loss and (own.weight is not None or terms):
+        if self.terms.task_loss and (own.weight is not None or terms):
             terms.update({name: Mean(loss) for name, loss in losses.items()})  # means over images, whatever the task's loss is of
-        return StepOutput(sum(parts[1:], parts[0]), shown, own.outputs, own.weight if self.mimic.task_loss else None, terms)
+        return StepOutput(sum(parts[1:], parts[0]), shown, own.outputs, own.weight if self.terms.task_loss else None, terms)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The adapters' weights, and digests of the teachers'."""
         return {"adapters": self.hooked.adapters.state_dict(), "teachers": self._digests()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of ``state_dict``. Raises ``UserError`` for teachers with other weights."""
+    def load_state_dict(self, state: Mapping[str, StateDict]) -> None:
+        """Load the adapters. Raises ``UserError`` for teachers with other weights."""
         for name, now in self._digests().items():
             then = state["teachers"].get(name)
             if then != now:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from up.config.errors import DEFAULT
 from up.config.signature import signature_of
 from up.errors import Problem
+from up.schema.mimic import Mimic
 from up.tasks.experiment import Experiment
 
 
 def is_distillation(experiment: Experiment) -> bool:
-    """Whether the runner mimics teachers."""
-    return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("mimic")
+    """Whether the runner of the configuration distils."""
+    return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("terms")
+
+
+def mimic_of(experiment: Experiment) -> Mimic:
+    """The section ``mimic`` of a distillation."""
+    assert experiment.config.mimic is not None
+    return experiment.config.mimic
 
 
 def key_of_job(experiment: Experiment, job: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from up.config.argument import FromProgram
 from up.data.records import Batch
@@ -111,6 +112,14 @@ class Runner:
     def training_step(self, batch: Batch, step: int) -> StepOutput:
         """The loss of a prepared batch at update ``step``."""
         return self.loss_of(self.net, batch)
+
+    @property
+    def loss_names(self) -> Sequence[str]:
+        """The scalars of a step that the loss is the sum of; none where it is one loss."""
+        return ()
+
+    def add_parameters_to(self, optimizer: Optimizer) -> None:
+        """Let the optimizer train what the runner trains beside the model: nothing here."""
 
     def gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients in the backward pass of the last micro-batch only."""

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from up.distill.losses import MIMIC_LOSSES, MimicLoss
-from up.errors import UserError
+from up.config.parts import build_part
+from up.distill.losses import MIMIC_LOSSES, GKDLoss, MimicLoss, channel_weights
+from up.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 STUDENT = [[2.0, 0.0, -1.0, 0.5], [0.1, 0.2, 0.3, -2.0]]
@@ -69,8 +70,6 @@ def test_every_loss_has_a_weight(name: str) -> None:
     plain, weighed = made(name)(student, teacher, labels), made(name, loss_weight=2.5)(student, teacher, labels)
     assert weighed.item() == pytest.approx(2.5 * plain.item())
     assert plain.item() > 0
-    with pytest.raises(UserError, match="loss_weight is -1. Expected 0 or more"):
-        made(name, loss_weight=-1.0)
 
 
 def test_normed_logits_are_compared_by_their_direction() -> None:
@@ -261,21 +260,50 @@ def test_docs_tell_of_every_loss_and_of_nothing_else() -> None:
     ],
 )
 def test_shapes_that_it_can_compare(name: str, student: tuple[int, ...], teacher: tuple[int, ...], says: str | None) -> None:
-    refusal = made(name).refusal(student, teacher)
-    assert (refusal is None) == (says is None)
-    if says is not None:
-        assert refusal is not None
-        assert refusal.startswith(says)
+    problem = made(name).shape_problem(student, teacher)
+    assert problem is None if says is None else problem is not None and problem.startswith(says)
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "says"),
+    ("name", "kwargs", "keys"),
     [
-        ("kd_loss", {"T": 0.0}, "T is 0. Expected more than 0"),
-        ("dkd", {"alpha": -1.0}, "alpha is -1. Expected 0 or more"),
-        ("dist", {"beta": 0.0, "gamma": 0.0}, "beta and gamma are both 0"),
+        *((name, {"loss_weight": -1.0}, ["loss_weight"]) for name in MIMIC_LOSSES),
+        ("kd_loss", {"T": 0.0}, ["T"]),
+        ("dkd", {"alpha": -1.0, "beta": -0.1}, ["alpha", "beta"]),
+        ("attention_transfer", {"p": 0.0}, ["p"]),
+        ("gkd_loss", {"reduction": "max"}, ["reduction"]),
     ],
 )
-def test_settings_that_cannot_be(name: str, kwargs: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        made(name, **kwargs)
+def test_values_out_of_range(name: str, kwargs: dict[str, Any], keys: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_part({"type": name, "kwargs": kwargs}, "mimic_loss", {"mimic_loss": MIMIC_LOSSES})
+    assert [problem.key for problem in caught.value.problems] == [f"kwargs.{key}" for key in keys]
+
+
+@pytest.mark.parametrize(("name", "weights"), [("dkd", ("alpha", "beta")), ("dist", ("beta", "gamma"))])
+def test_weights_that_are_all_zero(name: str, weights: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=" and ".join(weights)):
+        made(name, **dict.fromkeys(weights, 0.0))
+
+
+def test_gkd_at_the_logits() -> None:
+    """The gradient of cross-entropy is softmax - one_hot: weights [2, .6630, .2439, 1.0931] and [.8978, .9922, 2, .1099]."""
+    student, teacher = torch.tensor(STUDENT), torch.tensor(TEACHER)
+    x = student.numpy().astype(np.float64)
+    gradient = np.exp(x) / np.exp(x).sum(1, keepdims=True) - np.eye(4)[LABELS]
+    weights = np.abs(gradient) / np.abs(gradient).mean(1, keepdims=True)
+    expected = (weights * (x - teacher.numpy()) ** 2).mean()
+    assert expected == pytest.approx(1.8211676, abs=1e-7)
+    loss = GKDLoss()
+    assert loss.guided(student, teacher, torch.tensor(gradient).float()).item() == pytest.approx(expected, rel=1e-5)
+    assert loss.distance(student, teacher, None).item() == pytest.approx(F.mse_loss(student, teacher).item())
+    summed = GKDLoss(reduction="sum", loss_weight=0.5).guided(student, teacher, torch.tensor(gradient).float())
+    assert summed.item() == pytest.approx(0.5 * 4 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2, 4), (3, 7, 5)])
+def test_gkd_weights_channels_by_one_on_average(shape: tuple[int, ...]) -> None:
+    weights = channel_weights(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    assert weights.numel() == 15
+    assert weights.reshape(3, 5).mean(1).tolist() == pytest.approx([1, 1, 1])
+    assert channel_weights(torch.zeros(shape)).unique().tolist() == [1]

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.harness.nets import batch_of, loss_of, net_of
 from up.data.records import Batch
-from up.distill.losses import KDLoss, L2Loss
-from up.distill.mimic import DistillationTerm, HookedStudent, Mimic, Pair
+from up.distill.hooks import FeatureHooks
+from up.distill.losses import GKDLoss, KDLoss, L2Loss, channel_weights
 from up.distill.runner import KDRunner
-from up.distill.taps import Taps
 from up.distill.teachers import Teacher
+from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.engine.step import Runner, StepOutput
 from up.errors import UserError
 
@@ -33,13 +34,13 @@ def mixed(batch: Batch, generator: torch.Generator) -> Batch:
 def runner_of(*terms: DistillationTerm, task_loss: bool = True, mix: Any = None, teacher_seed: int = 1) -> KDRunner:
     student = net_of(4)
     terms = terms or (DistillationTerm("mimic_job0_loss", "mimic_job0", "teacher", KDLoss(T=2.0), [LOGITS], weight=0.5),)
-    mimic = Mimic(terms, task_loss)
-    teacher = Teacher("teacher", net_of(6, seed=teacher_seed), mimic.layers_of("teacher"), example=batch_of(2))
+    all_terms = DistillationTerms(terms, task_loss)
+    teacher = Teacher("teacher", net_of(6, seed=teacher_seed), all_terms.layers_of("teacher"), example=batch_of(2))
     shapes = {"head.classifier": (2, 5), "backbone": (2, 4, 4, 4)}
     torch.manual_seed(5)
-    adapters = mimic.build_adapters(shapes, {"teacher": teacher.shapes})
-    hooked = HookedStudent(student, adapters, Taps(student, mimic.layers_of_student()))
-    return KDRunner(hooked, loss_of=loss_of, stage=untouched, mix=mix, seed=7, mimic=mimic, teachers=[teacher])
+    adapters = all_terms.build_adapters(shapes, {"teacher": teacher.shapes})
+    hooked = HookedStudent(student, adapters, FeatureHooks(student, all_terms.student_layers))
+    return KDRunner(hooked, loss_of=loss_of, stage=untouched, mix=mix, seed=7, terms=all_terms, teachers=[teacher])
 
 
 def step_of(runner: Runner, step: int = 3) -> StepOutput:
@@ -131,3 +132,45 @@ def test_warm_up_goes_by_the_step() -> None:
     whole = DistillationTerm("slow", "mimic_job0", "teacher", KDLoss(), [LOGITS], weight=1.5)
     assert step_of(runner_of(slow), 0).shown()["slow"].item() == 0
     assert step_of(runner_of(slow), 5).shown()["slow"].item() == step_of(runner_of(whole), 5).shown()["slow"].item() > 0
+
+
+def guided_runner(layer: str) -> KDRunner:
+    loss = GKDLoss()
+    student = net_of(4, norm=False)
+    all_terms = DistillationTerms([DistillationTerm("guided", "mimic_job0", "teacher", loss, [Pair(layer, layer)])])
+    teacher = Teacher("teacher", net_of(4, seed=1, norm=False), all_terms.layers_of("teacher"), example=batch_of(2))
+    hooked = HookedStudent(student, {}, FeatureHooks(student, all_terms.student_layers))
+    return KDRunner(hooked, loss_of=loss_of, stage=lambda batch: batch, mix=None, seed=7, terms=all_terms, teachers=[teacher])
+
+
+def test_a_guided_term_takes_the_gradient_of_each_images_own_loss() -> None:
+    """And leaves none in the parameters before the backward pass, through which both losses then go."""
+    made = guided_runner("backbone")
+    made.model.head.dropout.p = 0.0
+    batch = batch_of()
+    output = made.training_step(batch, 0)
+    assert all(parameter.grad is None for parameter in made.model.parameters())
+    feature = made.model.backbone(batch)["features"][0].detach().requires_grad_()
+    logits = made.model.head({"features": [feature]})["logits"]
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, batch["gt"], reduction="sum"), feature)
+    theirs = net_of(4, seed=1, norm=False).eval().backbone(batch)["features"][0].detach()
+    expected = (channel_weights(gradient) * (feature - theirs).square()).mean()
+    assert output.scalars["guided"].item() == pytest.approx(expected.item(), rel=1e-5)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in made.model.parameters())
+
+
+def test_a_guided_image_weighs_the_same_in_any_batch() -> None:
+    made = guided_runner("backbone")
+    made.model.head.dropout.p = 0.0
+    whole = batch_of(4)
+    halves = [type(whole)({name: value[part] for name, value in whole.items()}) for part in (slice(0, 2), slice(2, 4))]
+    values = [made.training_step(batch, 0).scalars["guided"].item() for batch in (whole, *halves)]
+    assert values[0] == pytest.approx((values[1] + values[2]) / 2, rel=1e-5)
+
+
+def test_a_guided_layer_that_is_not_on_the_way_to_the_loss() -> None:
+    terms = guided_runner("backbone").terms
+    aside = torch.ones(2, 4, requires_grad=True)
+    with pytest.raises(UserError, match="the task loss does not depend on 'backbone'"):
+        terms({"backbone": aside}, {"teacher": {"backbone": aside.detach()}}, {}, 0, (torch.ones(1, requires_grad=True) * 2).sum())

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from tests.harness.nets import batch_of, net_of
 from up.data.records import Batch
-from up.distill.teachers import Teacher, columns_for
-from up.errors import UserError
+from up.distill.teachers import Teacher, match_classes
 from up.models.net import Net
 
 
@@ -105,7 +104,7 @@ def test_modules_after_the_last_tap_do_not_run() -> None:
         teacher.net[name].register_forward_hook(lambda *_, name=name: ran.append(name))
     teacher(batch_of())
     assert ran == ["backbone"]
-    assert teacher.logits(batch_of()).shape == (4, 5)
+    assert teacher.outputs(batch_of())["logits"].shape == (4, 5)
     assert ran == ["backbone", "backbone", "head", "post_process"]
 
 
@@ -117,13 +116,17 @@ OURS = ["cat", "dog", "emu"]
     [(OURS, None), (None, None), (["emu", "cat", "dog"], [1, 2, 0]), (["ant", "dog", "cat", "bee", "emu"], [2, 1, 4])],
 )
 def test_classes_are_matched_by_name(theirs: list[str] | None, expected: list[int] | None) -> None:
-    assert columns_for("teacher", OURS, theirs) == expected
-    assert columns_for("teacher", None, theirs) is None
+    found = match_classes("teacher", OURS, theirs)
+    assert (found.columns, found.problem) == (expected, "")
+    assert ("by number" in found.line) == (theirs is None)
+    assert match_classes("teacher", None, theirs).columns is None
 
 
 def test_a_teacher_without_a_class_of_the_students_is_refused() -> None:
-    with pytest.raises(UserError, match="teacher1: does not know 2 classes of the student's 3: dog, emu. It was trained on 2"):
-        columns_for("teacher1", OURS, ["cat", "bee"])
+    found = match_classes("teacher1", OURS, ["cat", "bee"])
+    assert found.columns is None
+    assert all(part in found.problem for part in ("teacher1", "2 classes", "dog, emu", "cat, bee"))
+    assert match_classes("teacher", OURS, [["cat", "dog"], ["emu"]]).problem
 
 
 def test_columns_are_applied_to_scores_of_classes_alone() -> None:
@@ -134,7 +137,7 @@ def test_columns_are_applied_to_scores_of_classes_alone() -> None:
     assert torch.equal(said["head.classifier"], plain["head.classifier"][:, [4, 0, 2]])
     assert torch.equal(said["head.classifier:input"], plain["head.classifier:input"])
     assert teacher.shapes["head.classifier"] == (2, 3)
-    assert torch.equal(teacher.logits(batch), plain["head.classifier"][:, [4, 0, 2]])
+    assert torch.equal(teacher.outputs(batch)["logits"], plain["head.classifier"][:, [4, 0, 2]])
 
 
 def test_digest_depends_on_weights_and_on_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""Taps read what layers give and take, and change nothing."""
+"""Feature hooks read what layers return and take, and change nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from up.distill.taps import Taps, tap_problem
+from up.distill.hooks import FeatureHooks, layer_problem
 from up.errors import UserError
 from up.models.net import Net
 
@@ -42,9 +42,9 @@ class Head(nn.Module):
 def test_layers_that_no_gradient_passes_through(net: Net) -> None:
     net["backbone"].requires_grad_(False)
     layers = ["backbone.last", "head.classifier:input", "head.classifier"]
-    found = Taps(net, layers).examine(lambda: net(BATCH), owner="student", gradients=True)
+    found = FeatureHooks(net, layers).inspect(lambda: net(BATCH), owner="student", gradients=True)
     assert found.constant == {"backbone.last", "head.classifier:input"}
-    assert not Taps(net, layers).examine(lambda: net(BATCH), owner="student").constant
+    assert not FeatureHooks(net, layers).inspect(lambda: net(BATCH), owner="student").constant
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ LAYERS = ["head.classifier", "backbone.last", "backbone.last:input", "head.class
 
 
 def test_reads_outputs_and_inputs(net: Net) -> None:
-    taps = Taps(net, LAYERS)
-    with taps.recording() as seen:
+    hooks = FeatureHooks(net, LAYERS)
+    with hooks.recording() as seen:
         record = net(BATCH)
     assert seen["head.classifier"] is record["logits"]
     assert seen["head"] is record["logits"]
@@ -73,36 +73,39 @@ def test_reads_outputs_and_inputs(net: Net) -> None:
 def test_reads_nothing_outside_and_leaves_no_trace(net: Net) -> None:
     before = {name: tensor.clone() for name, tensor in net(BATCH).items() if name == "logits"}
     keys = list(net.state_dict())
-    taps = Taps(net, LAYERS)
-    with taps.recording() as seen:
+    hooks = FeatureHooks(net, LAYERS)
+    with hooks.recording() as seen:
         pass
     assert torch.equal(net(BATCH)["logits"], before["logits"])
     assert seen == {}
     assert list(net.state_dict()) == keys
-    taps.remove()
+    hooks.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 def test_finds_shapes_class_scores_and_what_is_overwritten(net: Net) -> None:
     net.eval()
-    taps = Taps(net, ["backbone.changed", "backbone.first", "backbone.last", "head.classifier", "backbone.act:input"])
-    findings = taps.examine(lambda: net(BATCH), owner="student")
-    assert findings.shapes == {
+    hooks = FeatureHooks(net, ["backbone.changed", "backbone.first", "backbone.last", "head.classifier", "backbone.act:input"])
+    found = hooks.inspect(lambda: net(BATCH), owner="student")
+    assert found.shapes == {
         "backbone.changed": (2, 4, 8, 8),
         "backbone.first": (2, 4, 8, 8),
         "backbone.last": (2, 5, 3, 3),
         "head.classifier": (2, 7),
         "backbone.act:input": (2, 4, 8, 8),
     }
-    assert findings.overwritten == {"backbone.changed", "backbone.act:input"}
-    assert findings.scores == {"head.classifier"}
+    assert found.overwritten == {"backbone.changed", "backbone.act:input"}
+    assert found.logits == {"head.classifier"}
 
 
 def test_what_is_overwritten_is_copied_in_time_and_keeps_its_gradient(net: Net) -> None:
     net.eval()
     expected = net.backbone.changed(net.backbone.first(BATCH["image"]))
     assert (expected < 0).any()
-    plain, copying = Taps(net, ["backbone.changed"]), Taps(net, ["backbone.changed"], copied=frozenset({"backbone.changed"}))
+    plain, copying = (
+        FeatureHooks(net, ["backbone.changed"]),
+        FeatureHooks(net, ["backbone.changed"], copied=frozenset({"backbone.changed"})),
+    )
     with plain.recording() as spoilt, copying.recording() as seen:
         net(BATCH)
     assert (spoilt["backbone.changed"] >= 0).all()
@@ -112,8 +115,8 @@ def test_what_is_overwritten_is_copied_in_time_and_keeps_its_gradient(net: Net) 
 
 
 def test_a_layer_that_does_not_run_is_refused(net: Net) -> None:
-    with pytest.raises(UserError, match=r"teacher1: layer 'backbone.idle' gives no tensor, or does not run in evaluation"):
-        Taps(net, ["backbone.idle"]).examine(lambda: net(BATCH), owner="teacher1")
+    with pytest.raises(UserError, match=r"teacher1: layer 'backbone.idle' returns no tensor, or does not run in evaluation"):
+        FeatureHooks(net, ["backbone.idle"]).inspect(lambda: net(BATCH), owner="teacher1")
 
 
 @pytest.mark.parametrize(
@@ -128,11 +131,11 @@ def test_a_layer_that_does_not_run_is_refused(net: Net) -> None:
         ("xyz", "student has no layer 'xyz'. Expected a path that begins with backbone, head."),
     ],
 )
-def test_names_of_taps(net: Net, layer: str, says: str | None) -> None:
-    assert tap_problem(net, layer, owner="student") == says
+def test_names_of_layers(net: Net, layer: str, says: str | None) -> None:
+    assert layer_problem(net, layer, owner="student") == says
 
 
-def test_taps_work_in_a_compiled_net_without_compiling_again(net: Net) -> None:
+def test_hooks_work_in_a_compiled_net_without_compiling_again(net: Net) -> None:
     compiled: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
@@ -141,10 +144,10 @@ def test_taps_work_in_a_compiled_net_without_compiling_again(net: Net) -> None:
 
     net.eval()
     expected = net(BATCH)["logits"]
-    taps = Taps(net, ["head.classifier", "backbone.last"])
+    hooks = FeatureHooks(net, ["head.classifier", "backbone.last"])
     net.compile(backend=backend)
     for _ in range(3):
-        with taps.recording() as seen:
+        with hooks.recording() as seen:
             net(BATCH)
     assert torch.equal(seen["head.classifier"], expected)
     assert seen["backbone.last"].shape == (2, 5, 3, 3)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tests.harness.nets import batch_of, net_of
+from up.distill.hooks import FeatureHooks
 from up.distill.losses import DKD, KDLoss, L2Loss
-from up.distill.mimic import TAPS, DistillationTerm, HookedStudent, Mimic, Pair, labels_of
-from up.distill.taps import Taps
+from up.distill.terms import ACTIVATIONS, DistillationTerm, DistillationTerms, HookedStudent, Pair, labels_of
 from up.errors import UserError
 
 
@@ -32,31 +32,31 @@ def test_factor_is_weight_by_layers_times_warm_up() -> None:
 
 
 def test_layers_of_a_job_are_averaged() -> None:
-    mimic = Mimic([term(Pair("a", "b"), Pair("c", "d"), weight=2.0)])
-    losses = mimic(seen(a=1.0, c=3.0), {"teacher": seen(b=0.0, d=0.0)}, {}, 0)
+    terms = DistillationTerms([term(Pair("a", "b"), Pair("c", "d"), weight=2.0)])
+    losses = terms(seen(a=1.0, c=3.0), {"teacher": seen(b=0.0, d=0.0)}, {}, 0)
     assert losses["mimic_job0_loss"].item() == 2 * (3 * 1 + 3 * 9) / 2  # sums of squares by batch: 3 and 27
 
 
 def test_several_teachers_and_jobs_are_apart() -> None:
-    mimic = Mimic(
+    terms = DistillationTerms(
         [
             term(Pair("a", "b"), teacher="teacher0", name="one"),
             term(Pair("a", "b"), teacher="teacher1", name="two", weight=0.5),
             term(Pair("c", "b"), teacher="teacher1", name="three"),
         ]
     )
-    losses = mimic(seen(a=1.0, c=2.0), {"teacher0": seen(b=0.0), "teacher1": seen(b=3.0)}, {}, 0)
+    losses = terms(seen(a=1.0, c=2.0), {"teacher0": seen(b=0.0), "teacher1": seen(b=3.0)}, {}, 0)
     assert {name: value.item() for name, value in losses.items()} == {"one": 3.0, "two": 6.0, "three": 3.0}
-    assert mimic.layers_of_student() == ["a", "c"]
-    assert (mimic.layers_of("teacher0"), mimic.layers_of("teacher1")) == (["b"], ["b"])
+    assert terms.student_layers == ["a", "c"]
+    assert (terms.layers_of("teacher0"), terms.layers_of("teacher1")) == (["b"], ["b"])
 
 
 def test_computed_in_float32_under_autocast() -> None:
     student = {"a": torch.tensor([[1.001, 2.0]], dtype=torch.bfloat16, requires_grad=True)}
     teacher = {"b": torch.tensor([[0.5, 0.25]])}
-    mimic = Mimic([term(loss=KDLoss(T=4.0))])
+    terms = DistillationTerms([term(loss=KDLoss(T=4.0))])
     with torch.autocast("cpu", torch.bfloat16):
-        loss = mimic(student, {"teacher": teacher}, {}, 0)["mimic_job0_loss"]
+        loss = terms(student, {"teacher": teacher}, {}, 0)["mimic_job0_loss"]
     assert loss.dtype == torch.float32
     assert loss.item() == KDLoss(T=4.0)(student["a"].float(), teacher["b"], None).item()
 
@@ -73,15 +73,15 @@ def test_label_of_a_mixed_image_is_the_heavier(batch: dict[str, Any], expected: 
     assert labels_of(batch).tolist() == expected
 
 
-@pytest.mark.parametrize(("batch", "says"), [({}, "needs labels"), ({"gt": torch.zeros(2, 3).long()}, "needs one label an image")])
+@pytest.mark.parametrize(("batch", "says"), [({}, "needs labels"), ({"gt": torch.zeros(2, 3).long()}, "needs one label per image")])
 def test_labels_that_cannot_serve(batch: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Mimic([term(loss=DKD())])(seen(a=1.0), {"teacher": seen(b=1.0)}, batch, 0)
+        DistillationTerms([term(loss=DKD())])(seen(a=1.0), {"teacher": seen(b=1.0)}, batch, 0)
 
 
 def test_layers_without_gradient_are_refused() -> None:
     with pytest.raises(UserError, match="mimic.mimic_job0.student.mimic_name: no gradient passes through 'a'"):
-        Mimic([term()])({"a": torch.ones(2, 3)}, {"teacher": seen(b=1.0)}, {}, 0)
+        DistillationTerms([term()])({"a": torch.ones(2, 3)}, {"teacher": seen(b=1.0)}, {}, 0)
 
 
 @pytest.mark.parametrize(
@@ -134,30 +134,30 @@ def test_layers_without_gradient_are_refused() -> None:
     ],
 )
 def test_shapes(loss: Any, adapter: Any, student: tuple[int, ...], teacher: tuple[int, ...], says: str | None) -> None:
-    found = list(term(Pair("a", "b", adapter), loss=loss).refusals({"a": student}, {"b": teacher}))
+    found = list(term(Pair("a", "b", adapter), loss=loss).shape_problems({"a": student}, {"b": teacher}))
     assert found == ([] if says is None else [(0, says.replace("kl_loss", loss.name))])
 
 
-def test_pupil_reads_the_student_through_adapters() -> None:
+def test_hooked_student_reads_the_student_through_adapters() -> None:
     student, batch = net_of(4), batch_of()
     only = term(Pair("head.classifier", "x"), Pair("backbone", "y", "conv1x1"), Pair("head.classifier:input", "z", "linear"))
-    mimic = Mimic([only])
-    taps = Taps(student, mimic.layers_of_student())
+    terms = DistillationTerms([only])
+    hooks = FeatureHooks(student, terms.student_layers)
     shapes = {"head.classifier": (2, 5), "backbone": (2, 4, 4, 4), "head.classifier:input": (2, 4)}
-    adapters = mimic.build_adapters(shapes, {"teacher": {"x": (2, 5), "y": (2, 9, 4, 4), "z": (2, 6)}})
-    hooked = HookedStudent(student, adapters, taps).eval()
+    adapters = terms.build_adapters(shapes, {"teacher": {"x": (2, 5), "y": (2, 9, 4, 4), "z": (2, 6)}})
+    hooked = HookedStudent(student, adapters, hooks).eval()
     record = hooked(batch)
     conv, linear = hooked.adapters["mimic_job0_teacher_1"], hooked.adapters["mimic_job0_teacher_2"]
     assert (tuple(conv.weight.shape), tuple(linear.weight.shape)) == ((9, 4, 1, 1), (6, 4))
     assert torch.equal(record["scores"], student(batch)["scores"])
-    assert record[TAPS].keys() == {
+    assert record[ACTIVATIONS].keys() == {
         "head.classifier",
         "backbone",
         "head.classifier:input",
         "mimic_job0_teacher_1",
         "mimic_job0_teacher_2",
     }
-    assert torch.equal(record[TAPS][only.key(1)], conv(record["features"][0]))
-    assert torch.equal(record[TAPS][only.key(2)], linear(record["features"][0].mean((2, 3))))
+    assert torch.equal(record[ACTIVATIONS][only.key(1)], conv(record["features"][0]))
+    assert torch.equal(record[ACTIVATIONS][only.key(2)], linear(record["features"][0].mean((2, 3))))
     assert [name for name, _ in student.named_parameters()] == [name for name, _ in net_of(4).named_parameters()]
     assert isinstance(hooked.student, nn.Module)

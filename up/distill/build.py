@@ -1,0 +1,243 @@
+"""From a checked experiment to its distillation: terms, teachers, caches and adapters, all checked with a batch of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from up.data.records import Batch, Dataset
+from up.distill.cache import CachedTeacher, build_caches
+from up.distill.hooks import FeatureHooks, Inspection, Shapes, layer_problem
+from up.distill.preflight import score_teachers
+from up.distill.section import is_distillation, key_of_job, mimic_of, weights_of_teachers
+from up.distill.teachers import PHASES, ClassMatch, NetBuilder, Teacher, TeacherNet, load_teacher, match_classes
+from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
+from up.engine.evaluate import Evaluation, evaluation_mode
+from up.errors import Problem, UserError
+from up.models.net import Net
+from up.schema.mimic import Mimic, MimicJob
+from up.seed import key, seed_all
+from up.tasks.experiment import Experiment
+from up.tasks.task import Size
+from up.text import some_of
+
+_ADAPTERS = 4  # the purpose of the seed that the adapters' first weights are drawn with
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student, and what its run knows of the data."""
+
+    net: Net
+    class_names: Sequence[str] | None
+    derived: Mapping[str, object]  # derived arguments of the training data
+    example: Batch  # two images of noise
+    sizes: Mapping[str, Size]  # of the images, by phase, where all have one size
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What distillation adds to a run. ``sources`` are the teachers, or the caches in front of them."""
+
+    terms: DistillationTerms
+    teachers: Sequence[Teacher]
+    sources: Sequence[Teacher | CachedTeacher]
+    adapters: Mapping[str, tuple[str, nn.Module]]
+    overwritten: frozenset[str]  # layers of the student whose tensor a later layer changes in place
+    lines: Sequence[str] = ()  # for the log
+    warnings: Sequence[str] = ()
+    unscored: frozenset[str] = frozenset()  # teachers of other classes, of which only features are used
+
+    def with_cache(self, experiment: Experiment, data: Dataset, *, updates_per_epoch: int, updates: int) -> Distillation:
+        """The same with the teachers' outputs kept on disk, if ``mimic.cache`` asks for it."""
+        if experiment.config.mimic is None or experiment.config.mimic.cache is None:
+            return self
+        epochs = updates / updates_per_epoch
+        sources, lines = build_caches(
+            experiment, self.terms, self.teachers, data, updates_per_epoch=updates_per_epoch, epochs=epochs
+        )
+        return replace(self, sources=sources, lines=[*self.lines, *lines])
+
+    def preflight(
+        self, experiment: Experiment, evaluation: Evaluation | None, test_data: Dataset | None, device: torch.device
+    ) -> Distillation:
+        """The same after every teacher was scored on validation images, as ``mimic.preflight`` says; all ranks take part."""
+        mimic = experiment.config.mimic
+        if mimic is None or mimic.preflight == "skip" or evaluation is None or test_data is None:
+            return replace(self, warnings=[*self.warnings, "mimic.preflight: the teachers are not scored"])
+        scored = [teacher for teacher in self.teachers if teacher.name not in self.unscored]
+        lines, warnings = score_teachers(experiment, scored, evaluation, test_data, device)
+        return replace(self, lines=[*self.lines, *lines], warnings=[*self.warnings, *warnings])
+
+    def runner_arguments(
+        self, student: nn.Module, device: torch.device, *, channels_last: bool, compiled: bool
+    ) -> dict[str, object]:
+        """The arguments of the runner ``kd``: the student with hooks and adapters, terms, and teachers on the device."""
+        for teacher in self.teachers:
+            teacher.to(device, channels_last=channels_last, compiled=compiled)
+        hooks = FeatureHooks(student, self.terms.student_layers, copied=self.overwritten)
+        hooked = HookedStudent(student, self.adapters, hooks).to(device)
+        return {"net": hooked, "terms": self.terms, "teachers": self.sources}
+
+
+def start_lines(experiment: Experiment, distillation: Distillation | None) -> tuple[list[str], list[str]]:
+    """Lines for the log about the teachers, and warnings, also about sections without effect."""
+    config = experiment.config
+    if distillation is None and config.mimic is not None:
+        return [], [f"mimic: has no effect: runtime.runner.type is {config.runtime.runner.type!r}. For distillation: kd"]
+    if distillation is None:
+        fix = "For distillation: a section mimic, and runtime.runner.type: kd"
+        return [], [f"{some_of(config.teachers)}: has no effect without mimic. {fix}"] if config.teachers else []
+    unused = set(config.teachers) - {teacher.name for teacher in distillation.teachers}
+    idle = [f"{some_of(sorted(unused))}: in no job of mimic, so not built"] if unused else []
+    return list(distillation.lines), [*distillation.warnings, *idle]
+
+
+def build_distillation(
+    experiment: Experiment, student: Student, build_net: NetBuilder, *, files: bool = True
+) -> Distillation | None:
+    """Build terms and teachers and check them with a batch of noise; None if the runner does not distil.
+
+    Without ``files`` the teachers' weights are drawn. Nothing is created. Raises ``ConfigError`` for unknown layers, shapes that
+    do not fit and classes that a teacher does not know.
+    """
+    section = experiment.config.mimic
+    if section is None or not is_distillation(experiment):
+        return None
+    terms = build_terms(experiment, section)
+    experiment.raise_if_any(_unsupported(experiment, terms))
+    names = weights_of_teachers(experiment)
+    nets = [load_teacher(experiment, name, student.derived, build_net, files=files) for name in names]
+    experiment.raise_if_any(_unknown_layers(experiment, section, {"student": student.net, **{net.name: net.net for net in nets}}))
+    sizes = [line for net in nets for line in _other_sizes(experiment, student.sizes, net)]
+    with experiment.placing("mimic"):
+        terms.require_labels(student.example)
+        found = _inspect_student(student, terms)
+    experiment.raise_if_any(_constant_layers(experiment, section, found))
+    matches = {net.name: match_classes(net.name, student.class_names, net.class_names) for net in nets}
+    teachers = [_build_teacher(experiment, net, matches[net.name], terms, student.example) for net in nets]
+    shapes = {teacher.name: teacher.shapes for teacher in teachers}
+    experiment.raise_if_any(_misfits(experiment, terms, found.shapes, teachers))
+    seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
+    unscored = {name: match.problem for name, match in matches.items() if match.problem}
+    return Distillation(
+        terms,
+        teachers,
+        teachers,
+        adapters=terms.build_adapters(found.shapes, shapes),
+        overwritten=found.overwritten,
+        lines=[line for net in nets for line in (*net.lines, matches[net.name].line) if line],
+        warnings=[
+            *sizes,
+            *_precise_modes(experiment, section),
+            *(f"{why} Only its features are used; it is not scored" for why in unscored.values()),
+        ],
+        unscored=frozenset(unscored),
+    )
+
+
+def build_terms(experiment: Experiment, section: Mimic) -> DistillationTerms:
+    """One term for every job and teacher."""
+    terms = []
+    for name, job in section.jobs.items():
+        loss = experiment.build(job.cfgs.loss, "mimic_loss", {}, f"{key_of_job(experiment, name)}.cfgs.loss")
+        for teacher in job.teachers:
+            shown = f"{name}_loss" if len(job.teachers) == 1 else f"{name}_{teacher}_loss"
+            terms.append(DistillationTerm(shown, name, teacher, loss, _pairs(job, teacher), job.loss_weight, job.warm_up_iters))
+    return DistillationTerms(terms, section.task_loss)
+
+
+def _pairs(job: MimicJob, teacher: str) -> list[Pair]:
+    given, layers = job.student.adapter, job.student.mimic_name
+    adapters = given if isinstance(given, list) else [given] * len(layers)
+    return [Pair(*sides) for sides in zip(layers, job.teachers[teacher].mimic_name, adapters, strict=True)]
+
+
+def _build_teacher(
+    experiment: Experiment, source: TeacherNet, match: ClassMatch, terms: DistillationTerms, example: Batch
+) -> Teacher:
+    jobs = mimic_of(experiment).jobs.values()
+    by_batch = any(job.teachers[source.name].teacher_bn_mode == "train" for job in jobs if source.name in job.teachers)
+    with experiment.placing(source.key):
+        layers = terms.layers_of(source.name)
+        teacher = Teacher(source.name, source.net, layers, example=example, batch_statistics=by_batch, columns=match.columns)
+        if match.problem and (teacher.logits or terms.compares_classes(source.name)):
+            raise UserError(match.problem)
+    return teacher
+
+
+def _inspect_student(student: Student, terms: DistillationTerms) -> Inspection:
+    hooks = FeatureHooks(student.net, terms.student_layers)
+    try:
+        with evaluation_mode(student.net):
+            return hooks.inspect(lambda: student.net(student.example), owner="student", gradients=True)
+    finally:
+        hooks.remove()  # putting the net on its device may replace the modules that they are in
+
+
+def _unsupported(experiment: Experiment, terms: DistillationTerms) -> Iterator[Problem]:
+    """Settings of ``runtime`` that distillation, or a loss that takes a gradient before the backward pass, cannot have."""
+    runtime = experiment.config.runtime
+    if runtime.parallel == "fsdp":
+        fix = "Set ddp: a student with feature hooks cannot be sharded."
+        yield Problem(got="fsdp", expected="ddp", key="runtime.parallel", fix=fix)
+    for setting in ("compile", "static_graph") if terms.guided_layers else ():
+        if getattr(runtime, setting):
+            expected = "false with gkd_loss, which takes a gradient of its own at every step"
+            yield Problem(got=True, expected=expected, key=f"runtime.{setting}", fix="Leave it out.")
+
+
+def _unknown_layers(experiment: Experiment, section: Mimic, nets: Mapping[str, Net]) -> Iterator[Problem]:
+    for name, job in section.jobs.items():
+        teachers = {teacher: side.mimic_name for teacher, side in job.teachers.items()}
+        for side, layers in {"student": job.student.mimic_name, **teachers}.items():
+            for index, layer in enumerate(layers):
+                what = layer_problem(nets[side], layer, owner=side)
+                if what is not None:
+                    yield Problem(what, key=f"{key_of_job(experiment, name)}.{side}.mimic_name.{index}")
+
+
+def _constant_layers(experiment: Experiment, section: Mimic, found: Inspection) -> Iterator[Problem]:
+    for name, job in section.jobs.items():
+        for index, layer in enumerate(job.student.mimic_name):
+            if layer in found.constant:
+                what = f"no gradient passes through {layer!r}: everything up to it is frozen"
+                place = f"{key_of_job(experiment, name)}.student.mimic_name.{index}"
+                yield Problem(what, key=place, fix="Name a layer that trains.")
+
+
+def _misfits(experiment: Experiment, terms: DistillationTerms, student: Shapes, teachers: Sequence[Teacher]) -> Iterator[Problem]:
+    """Layers whose shapes cannot be compared, or whose scores are in another order of classes than the student's."""
+    by_name = {teacher.name: teacher for teacher in teachers}
+    for term in terms.terms:
+        teacher, place = by_name[term.teacher], f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name"
+        for index, what in term.shape_problems(student, teacher.shapes):
+            yield Problem(what, key=f"{place}.{index}")
+        for index, pair in enumerate(term.pairs):
+            if term.loss.of_logits and teacher.is_reordered and pair.teacher not in teacher.logits:
+                what = f"{pair.teacher} gives no logits of the net, and only those are put into the student's order of classes"
+                yield Problem(what, key=f"{place}.{index}")
+
+
+def _precise_modes(experiment: Experiment, section: Mimic) -> Iterator[str]:
+    for name, job in section.jobs.items():
+        for teacher, side in job.teachers.items():
+            if side.teacher_bn_mode == "precise":
+                place = f"{key_of_job(experiment, name)}.{teacher}.teacher_bn_mode"
+                yield f"{place}: precise is taken as eval: the statistics are those that the teacher has stored"
+
+
+def _other_sizes(experiment: Experiment, ours: Mapping[str, Size], teacher: TeacherNet) -> Iterator[str]:
+    """Warn of a teacher that saw images of other sizes. Raises ``ConfigError`` for one that cannot take them."""
+    for phase in PHASES:
+        own, theirs = ours.get(phase), teacher.sizes.get(phase)
+        if own is None or theirs is None or own == theirs:
+            continue
+        shown, wanted = "{} x {}".format(*own), "{} x {}".format(*theirs)
+        if not teacher.takes_other_sizes:
+            what = f"{teacher.name} takes images of {wanted} only, dataset.{phase} makes {shown} (height x width)"
+            experiment.raise_if_any([Problem(what, key=teacher.key)])
+        yield f"{teacher.name}: its dataset.{phase} made images of {wanted}, the student's makes {shown} (height x width)"

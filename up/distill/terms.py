@@ -1,0 +1,239 @@
+"""Distillation terms: layers of the student beside those of a teacher, a loss between them, adapters and a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from up.distill.hooks import Activations, FeatureHooks, Shapes
+from up.distill.losses import GKDLoss, MimicLoss
+from up.errors import UserError
+from up.schema.mimic import Adapter
+from up.types import Record
+
+Shape = Sequence[int]
+ACTIVATIONS = "activations"
+"""The key under which a ``HookedStudent`` adds to the record what its hooks have read."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One layer of the student that follows one of a teacher, through an adapter if there is one."""
+
+    student: str
+    teacher: str
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class DistillationTerm:
+    """One job with one of its teachers. ``name`` is what logs call its loss."""
+
+    name: str
+    job: str
+    teacher: str
+    loss: MimicLoss
+    pairs: Sequence[Pair]
+    weight: float = 1.0
+    warm_up: int = -1
+
+    def factor(self, step: int) -> float:
+        """What the summed distances are multiplied by at ``step`` (0-based)."""
+        ramp = min(1.0, step / self.warm_up) if self.warm_up > 0 else 1.0
+        return self.weight * ramp / len(self.pairs)
+
+    def key(self, index: int) -> str:
+        """The student's side of a pair among the activations: the adapter's name, or the layer itself."""
+        pair = self.pairs[index]
+        return pair.student if pair.adapter is None else f"{self.job}_{self.teacher}_{index}"
+
+    def shape_problems(self, student: Shapes, teacher: Shapes) -> Iterator[tuple[int, str]]:
+        """The pairs whose shapes cannot be compared, each with a message that names both shapes."""
+        for index, pair in enumerate(self.pairs):
+            ours, theirs = student[pair.student], teacher[pair.teacher]
+            why, fix = self._misfit(pair.adapter, ours, theirs)
+            if why:
+                shapes = f"{pair.student} of the student gives {_text(ours)}, {pair.teacher} of {self.teacher} {_text(theirs)}"
+                yield index, f"{shapes}; {why}{f': {fix}' if fix else ''}"
+
+    def _misfit(self, adapter: Adapter | None, ours: Shape, theirs: Shape) -> tuple[str | None, str]:
+        """Why two layers cannot be compared, and what to do about it."""
+        if adapter is None:
+            return self.loss.shape_problem(ours, theirs), "" if self.loss.of_logits else _fix(ours, theirs)
+        if isinstance(self.loss, GKDLoss):
+            what = "gkd_loss weights the channels of the student's own layer, and an adapter changes them"
+            return what, "leave the adapter out"
+        adapted = (*ours[:1], *theirs[1:])
+        return adapter_problem(adapter, ours, theirs) or self.loss.shape_problem(adapted, theirs), "name layers that fit"
+
+    def __call__(
+        self, student: Activations, teacher: Activations, labels: Tensor | None, gradients: Activations | None = None
+    ) -> Tensor:
+        """The sum of the distances, without ``factor``; ``gradients`` by layer of the student, for a loss that they guide."""
+        values = []
+        for index, pair in enumerate(self.pairs):
+            ours, theirs = _precise(student[self.key(index)]), _precise(teacher[pair.teacher])
+            gradient = (gradients or {}).get(pair.student)
+            if isinstance(self.loss, GKDLoss) and gradient is not None:
+                values.append(self.loss.guided(ours, theirs, _precise(gradient)))
+            else:
+                values.append(self.loss(ours, theirs, labels))
+        return torch.stack(values).sum()
+
+
+class HookedStudent(nn.Module):
+    """The student with feature hooks and adapters: all that trains, and what many ranks wrap.
+
+    ``adapters`` by name, each with the layer of the student that it reads. The record is the student's, with ``activations``:
+    what the hooks have read and what the adapters made of it.
+    """
+
+    def __init__(self, student: nn.Module, adapters: Mapping[str, tuple[str, nn.Module]], hooks: FeatureHooks) -> None:
+        super().__init__()
+        self.student = student
+        self.adapters = nn.ModuleDict({name: module for name, (_, module) in adapters.items()})
+        self._layers = {name: layer for name, (layer, _) in adapters.items()}
+        self._hooks = hooks
+
+    def forward(self, batch: Record) -> Record:
+        with self._hooks.recording() as seen:
+            record = self.student(batch)
+        adapted = {name: module(seen[self._layers[name]]) for name, module in self.adapters.items()}
+        return {**record, ACTIVATIONS: {**seen, **adapted}}
+
+
+@dataclass(frozen=True)
+class DistillationTerms:
+    """All terms of a run. ``task_loss``: the task's own loss counts too."""
+
+    terms: Sequence[DistillationTerm]
+    task_loss: bool = True
+
+    def __call__(
+        self, student: Activations, teachers: Mapping[str, Activations], batch: Record, step: int, task_loss: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What each term adds to the loss at ``step``, by the name of its loss; float32, under autocast too.
+
+        ``task_loss``: the mean over the batch of the student's own loss, whose gradient guides ``gkd_loss``.
+        """
+        self._require_gradients(student)
+        labels = self.require_labels(batch)
+        gradients = self._gradients(student, task_loss)
+        device = next(iter(student.values())).device.type
+        with torch.autocast(device, enabled=False):
+            return {term.name: term.factor(step) * term(student, teachers[term.teacher], labels, gradients) for term in self.terms}
+
+    @property
+    def guided_layers(self) -> list[str]:
+        """The layers of the student at which the gradient of the task loss is needed."""
+        return _unique(pair.student for term in self.terms if isinstance(term.loss, GKDLoss) for pair in term.pairs)
+
+    @property
+    def student_layers(self) -> list[str]:
+        """Every hooked layer of the student, once."""
+        return _unique(pair.student for term in self.terms for pair in term.pairs)
+
+    def layers_of(self, teacher: str) -> list[str]:
+        """Every hooked layer of a teacher, once."""
+        return _unique(pair.teacher for term in self.terms if term.teacher == teacher for pair in term.pairs)
+
+    def compares_classes(self, teacher: str) -> bool:
+        """Whether a term compares a teacher's scores of classes, and not features alone."""
+        return any(term.loss.of_logits for term in self.terms if term.teacher == teacher)
+
+    def require_labels(self, batch: Record) -> Tensor | None:
+        """The labels of a batch; None if no term needs them. Raises ``UserError`` if there is not one label per image."""
+        return labels_of(batch) if any(term.loss.needs_labels for term in self.terms) else None
+
+    def build_adapters(self, student: Shapes, teachers: Mapping[str, Shapes]) -> dict[str, tuple[str, nn.Module]]:
+        """Every adapter by its name, with the layer of the student that it reads."""
+        return {
+            term.key(index): (
+                pair.student,
+                build_adapter(pair.adapter, student[pair.student], teachers[term.teacher][pair.teacher]),
+            )
+            for term in self.terms
+            for index, pair in enumerate(term.pairs)
+            if pair.adapter is not None
+        }
+
+    def _gradients(self, student: Activations, task_loss: Tensor | None) -> dict[str, Tensor]:
+        """The gradient of every image's task loss at each of ``guided_layers``; the graph stays for the backward pass."""
+        layers = self.guided_layers
+        if not layers or task_loss is None or not task_loss.requires_grad:
+            return {}
+        tensors = [student[layer] for layer in layers]
+        of_images = task_loss * len(tensors[0])  # the loss is their mean
+        found = torch.autograd.grad(of_images, tensors, retain_graph=True, allow_unused=True)
+        gradients = {layer: gradient.detach() for layer, gradient in zip(layers, found, strict=True) if gradient is not None}
+        for layer in layers:
+            if layer not in gradients:
+                raise UserError(
+                    f"gkd_loss: the task loss does not depend on {layer!r} as it is read: a later layer changes it in place, or no "
+                    "layer uses it. Name another layer of the student."
+                )
+        return gradients
+
+    def _require_gradients(self, student: Activations) -> None:
+        for term in self.terms if torch.is_grad_enabled() else ():
+            for index, pair in enumerate(term.pairs):
+                if not student[term.key(index)].requires_grad:
+                    raise UserError(
+                        f"mimic.{term.job}.student.mimic_name: no gradient passes through {pair.student!r}: everything up to "
+                        "it is frozen, or recomputed by gradient checkpointing. Name a layer that trains."
+                    )
+
+
+def labels_of(batch: Record) -> Tensor:
+    """(B,) int64, one class per image: of a mixed batch the one with the larger weight. Raises ``UserError`` for other labels."""
+    labels = batch.get("dominant", batch.get("gt"))
+    if not isinstance(labels, Tensor):
+        raise UserError("the mimic loss needs labels (gt), which this data does not have. Use kd_loss, which needs none.")
+    if labels.is_floating_point() and labels.ndim == 2:
+        return labels.argmax(1)
+    if labels.ndim != 1:
+        raise UserError(
+            f"the mimic loss needs one label per image, this data has labels of shape {tuple(labels.shape)}. "
+            "Use kd_loss, which needs none."
+        )
+    return labels
+
+
+def adapter_problem(kind: Adapter, student: Shape, teacher: Shape) -> str | None:
+    """Why an adapter of this kind does not fit between these shapes, batch first; None if it does."""
+    if kind == "conv1x1":
+        fits = len(student) == len(teacher) == 4 and tuple(student[2:]) == tuple(teacher[2:])
+        return None if fits else "conv1x1 goes between maps (B, C, H, W) of equal height and width"
+    fits = len(student) == len(teacher) in (2, 3) and tuple(student[1:-1]) == tuple(teacher[1:-1])
+    return None if fits else "linear goes between vectors (B, C), or tokens (B, N, C) of equal number"
+
+
+def build_adapter(kind: Adapter, student: Shape, teacher: Shape) -> nn.Module:
+    """The layer from the student's channels to the teacher's (the regressor of Romero et al. 2015, arXiv 1412.6550, §2.2)."""
+    assert adapter_problem(kind, student, teacher) is None
+    if kind == "conv1x1":
+        return nn.Conv2d(student[1], teacher[1], kernel_size=1, bias=False)
+    return nn.Linear(student[-1], teacher[-1])
+
+
+def _fix(student: Shape, teacher: Shape) -> str:
+    """What to do about features that cannot be compared; with the adapter that would help, if one would."""
+    fitting = [kind for kind in get_args(Adapter) if adapter_problem(kind, student, teacher) is None]
+    adapted = f", or put an adapter between them (student: {{adapter: {fitting[0]}}})" if fitting else ""
+    return f"name layers that fit{adapted}"
+
+
+def _text(shape: Shape) -> str:
+    return f"(B, {', '.join(str(size) for size in shape[1:])})"
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _unique(layers: Iterator[str]) -> list[str]:
+    return list(dict.fromkeys(layers))
