@@ -10,11 +10,11 @@ import torch
 
 from up.build.data import build_evaluation, build_reader, build_transforms, input_size_of, notes_on
 from up.build.images import Track, open_images
-from up.build.network import build_net, distillation_of, device_of, load_start_weights, precision_of
-from up.build.build import RunParts, facts_of_run, build_parts, dry_run
+from up.build.network import build_net, distillation_of, precision_of, select_device
+from up.build.parts import RunParts, build_parts
 from up.build.start import find_start, finished
 from up.build.training import build_hooks, build_runner, optimizer_of, rate_line, schedule_of, timetable
-from up.build.dry_run import first_batch, placing_modules, check_hooks, dry_run_evaluation
+from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
 from up.deploy.served import export_problems, is_for_export, require_exportable
@@ -22,6 +22,7 @@ from up.errors import Problem, UserError
 from up.build.experiment import missing_files
 from up.distill.build import Distillation, start_lines
 from up.distill.section import weights_of_teachers
+from up.config.parts import DerivedArguments
 from up.tasks.experiment import Experiment
 from up.files import unwritable
 from up.models.net import Net, model_summary
@@ -56,7 +57,7 @@ def check_experiment(
         yield from check_training(experiment, warn, images)
         return
     facts = experiment.task.assumed(experiment.config.net)
-    check_parts(experiment, facts)
+    build_the_rest(experiment, facts)
     net = build_net(experiment, facts).train()
     require_exportable(experiment, net, None, labels=False)
     if experiment.config.trainer.optimizer is not None:
@@ -69,29 +70,29 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
     start_absent, teachers_absent = list(absent_start_weights(experiment)), list(absent_teacher_weights(experiment))
     parts = build_parts(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
     if parts.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
-        evaluation, test = build_evaluation(experiment, experiment.task.derived_for_evaluation(parts.data), _CPU, _FLOAT32)
+        evaluation, test = build_evaluation(experiment, experiment.task.derived_for_evaluation(parts.train_data), _CPU, _FLOAT32)
         parts = replace(parts, evaluation=evaluation, test_data=test)
     times = parts.times
-    yield from (f"note: {note}" for note in notes_on(parts.data, parts.test_data))
-    yield f"train: {count(len(parts.data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
+    yield from (f"note: {note}" for note in notes_on(parts.train_data, parts.test_data))
+    yield f"train: {count(len(parts.train_data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
     if parts.test_data is not None:
         yield f"test: {count(len(parts.test_data), 'image')}"
-    report = experiment.task.data_report(parts.data, parts.test_data)
+    report = experiment.task.data_report(parts.train_data, parts.test_data)
     yield from report.lines
     for problem in experiment.decoded.origins.locate([*report.warnings, *start_absent, *teachers_absent]):
         warn(str(problem))
     if not is_for_export(experiment):
-        for problem in export_problems(experiment, parts.net, parts.names):
+        for problem in export_problems(experiment, parts.net, parts.class_names):
             warn(f"{problem} (up to_onnx and up to_kestrel will refuse this)")
     yield rate_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
-    first = first_batch(experiment, "train", parts.data, warn)
+    first = first_batch(experiment, "train", parts.train_data, warn)
     yield f"first training sample: {tuple(first.image.shape[1:])}"
     if images is not None:
-        sources = [("train", parts.data), *([("test", parts.test_data)] if parts.test_data is not None else [])]
+        sources = [("train", parts.train_data), *([("test", parts.test_data)] if parts.test_data is not None else [])]
         yield from open_images(experiment, sources, images, warn)
     dry_run(experiment, parts)
     yield from check_start(experiment, parts, weights=not start_absent, teacher_weights=not teachers_absent)
-    yield from check_net(experiment, parts.net, parts.distillation, parts.names)
+    yield from check_net(experiment, parts.net, parts.distillation, parts.class_names)
 
 
 def is_for_evaluation(config: Config) -> bool:
@@ -115,14 +116,13 @@ def check_evaluation(experiment: Experiment, warn: Callable[[str], object], imag
 
 def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
     """The checkpoint or the weights that training starts from, and the teachers' scores; not those still to be downloaded."""
-    start = find_start(experiment, facts_of_run(experiment, parts), parts.times.keep)
+    start = find_start(experiment, parts, weights=weights)
     done = finished(experiment, start, parts.times)
     if done:
         yield f"note: {done} `up train` would change nothing"
     elif start.checkpoint is not None:
         yield f"training resumes from {start.checkpoint}"
-    elif weights:
-        yield from load_start_weights(experiment, parts.net, parts.names)
+    yield from start.weights
     distillation = parts.distillation
     if distillation is not None:
         if teacher_weights:
@@ -133,7 +133,7 @@ def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teach
 def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
     """Warn if ``runtime.device`` is not on this machine, which may be another one than that which trains."""
     try:
-        precision_of(experiment, device_of(experiment))
+        precision_of(experiment, select_device(experiment))
     except UserError as error:
         warn(str(error))
         precision_of(experiment, _CPU)
@@ -167,13 +167,13 @@ def check_net(experiment: Experiment, net: Net, distillation: Distillation | Non
     """Optimizer, hooks, and a batch of noise through net, loss and backward."""
     total_row = model_summary(net)[-1]
     yield f"net: {si(total_row.parameters)} parameters, {si(total_row.trainable)} of them trainable"
-    check_hooks(experiment, build_hooks(experiment)[0], net, names)
+    build_hooks(experiment, net, names)
     if experiment.config.trainer.optimizer is not None:
         optimizer_of(experiment, net)
     yield from check_backward(experiment, net, distillation)
 
 
-def check_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
+def build_the_rest(experiment: Experiment, derived: DerivedArguments) -> None:
     """Build, and throw away, what a run would build besides the data and the net."""
     sources: tuple[Literal["train", "test"], ...] = ("train", "test")
     for source in sources:
@@ -185,7 +185,7 @@ def check_parts(experiment: Experiment, facts: Mapping[str, Any]) -> None:
     train = experiment.config.dataset.train
     if train is not None and train.dataloader.kwargs.batch_fn is not None:
         place = "dataset.train.dataloader.kwargs.batch_fn"
-        experiment.build(train.dataloader.kwargs.batch_fn, "batch_fn", facts, place)
+        experiment.build(train.dataloader.kwargs.batch_fn, "batch_fn", derived, place)
 
 
 def check_backward(experiment: Experiment, net: Net, distillation: Distillation | None) -> Iterator[str]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 
 from up.distributed import group
 from up.schema.sections import Part, Source
 from up.config.signature import signature_of
 from up.data.bad_images import BadImages
-from up.data.loader import EvalLoader, Workers
-from up.data.records import SampleKey
+from up.data.loader import EvalLoader, TrainLoader, Workers
+from up.data.readers import Reader
+from up.data.records import Batch, Dataset, SampleKey, Transform
 from up.data.sampler import EvalBatches, TrainBatches
 from up.errors import Problem, UserError
 from up.build.experiment import missing_files
 from up.tasks.experiment import Experiment
+from up.config.parts import DerivedArguments
 from up.engine.evaluate import Evaluation
 from up.tracking.log import LOGGER
 from up.engine.precision import Precision
@@ -26,41 +30,46 @@ from up.tasks.task import InputSpec, Size
 from up.text import some_of
 
 
-def section_of(experiment: Experiment, source: Literal["train", "test"]) -> Source:
+Phase = Literal["train", "test"]
+
+
+def section_of(experiment: Experiment, source: Phase) -> Source:
     """The section of a source. Raises ``UserError`` when the file has none."""
     section = getattr(experiment.config.dataset, source)
     if section is None:
         experiment.raise_if_any([Problem(f"is missing. It says what to {source} on.", key=f"dataset.{source}")])
-    return section  # type: ignore[no-any-return]
+    assert isinstance(section, Source)
+    return section
 
 
-def build_dataset(experiment: Experiment, source: Literal["train", "test"], facts: Mapping[str, Any] | None = None) -> Any:
+def build_dataset(experiment: Experiment, source: Phase, derived: DerivedArguments | None = None) -> Dataset:
     """The data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
     section = section_of(experiment, source)
-    known = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(facts or {})}
-    return experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
+    known = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(derived or {})}
+    dataset: Dataset = experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
+    return dataset
 
 
-def notes_on(*datasets: Any) -> list[str]:
+def notes_on(*datasets: Dataset | None) -> list[str]:
     """What the ``notes`` of data sets, if they have any, say of how their lists of images were read; each line once."""
     return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset, "notes", ())))
 
 
-def derived_from_train(experiment: Experiment) -> Mapping[str, Any]:
+def derived_from_train(experiment: Experiment) -> DerivedArguments:
     """What the training data tell of themselves, such as the number of classes; nothing where they are not there."""
     if experiment.config.dataset.train is None or any(missing_files(experiment)):
         return {}
     return experiment.task.derived(build_dataset(experiment, "train"))
 
 
-def build_transforms(experiment: Experiment, source: Literal["train", "test"]) -> list[Any]:
+def build_transforms(experiment: Experiment, source: Phase) -> list[Transform]:
     """The transforms of a source alone, without its images."""
     place = f"dataset.{source}.dataset.kwargs.transformer"
     listed = section_of(experiment, source).dataset.kwargs.get("transformer") or []
     return [experiment.build(part, "transform", {}, f"{place}.{index}") for index, part in enumerate(listed)]
 
 
-def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> Any:
+def build_reader(experiment: Experiment, source: Phase) -> Reader:
     """The image reader of a source, for images that are named in full."""
     place = f"dataset.{source}.dataset.kwargs.image_reader"
     dataset = section_of(experiment, source).dataset
@@ -72,13 +81,14 @@ def build_reader(experiment: Experiment, source: Literal["train", "test"]) -> An
         experiment.raise_if_any([Problem("is missing: it reads the images.", key=place)])
     part = Part.model_validate(written)
     anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
-    return experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
+    reader: Reader = experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
+    return reader
 
 
 def input_spec_of(experiment: Experiment) -> InputSpec | None:
     """Sizes of the images that the test transforms produce, else those of training; None where they tell nothing."""
     dataset = experiment.config.dataset
-    sources: list[Literal["train", "test"]] = ["test", "train"]
+    sources: list[Phase] = ["test", "train"]
     for source in sources:
         if getattr(dataset, source) is not None:
             spec = experiment.task.input_spec(build_transforms(experiment, source))
@@ -97,7 +107,7 @@ def input_size_of(experiment: Experiment) -> Size:
     return spec.size
 
 
-def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:
+def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
     """The order of the training data, cut into updates for this rank."""
     section = section_of(experiment, "train")
     kwargs, loader = section.batch_sampler.kwargs, section.dataloader.kwargs
@@ -120,19 +130,40 @@ def train_batches(experiment: Experiment, dataset: Any) -> TrainBatches:
         )
 
 
-def device_side(
-    experiment: Experiment, dataset: Any, facts: Mapping[str, Any], device: torch.device
-) -> tuple[Mixing | None, BatchStage]:
+def build_device_side(
+    experiment: Experiment, dataset: Dataset, derived: DerivedArguments, device: torch.device
+) -> tuple[BatchStage, Mixing | None]:
     """What whole training batches pass on the device: first the stage, then the mixing.
 
     Both are taken off the transforms of ``dataset``, the last first: a mixing transform stands behind the stage's.
     """
     batch_fn = section_of(experiment, "train").dataloader.kwargs.batch_fn
     place = "dataset.train.dataloader.kwargs.batch_fn"
-    built = experiment.build(batch_fn, "batch_fn", facts, place) if batch_fn else None
+    built = experiment.build(batch_fn, "batch_fn", derived, place) if batch_fn else None
     with experiment.placing("dataset.train.dataset.kwargs.transformer"):
         mix = experiment.task.mixing(dataset, built)
-        return mix, experiment.task.device_stage(dataset, device, experiment.config.runtime.channels_last)
+        return experiment.task.device_stage(dataset, device, experiment.config.runtime.channels_last), mix
+
+
+def train_loader(experiment: Experiment, dataset: Dataset, batches: TrainBatches, steps: range) -> TrainLoader:
+    """The micro-batches of ``steps``."""
+    return TrainLoader(
+        dataset,
+        batches,
+        start_step=steps.start,
+        end_step=steps.stop,
+        workers=workers_of(section_of(experiment, "train")),
+        collate=experiment.task.collate,
+    )
+
+
+def example_batch(experiment: Experiment, net: nn.Module, device: torch.device) -> Batch | None:
+    """Two images of noise on the device; None where the size of the images is not known."""
+    spec = input_spec_of(experiment)
+    if spec is None:
+        return None
+    batch = experiment.task.example(net, spec.size, 2)
+    return Batch({name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()})
 
 
 def workers_of(source: Source) -> Workers:
@@ -142,18 +173,21 @@ def workers_of(source: Source) -> Workers:
 
 
 def build_evaluation(
-    experiment: Experiment, train_facts: Mapping[str, Any], device: torch.device, precision: Precision
-) -> tuple[Evaluation, Any]:
-    """The evaluation on ``dataset.test``, and its data set."""
+    experiment: Experiment, trained: DerivedArguments, device: torch.device, precision: Precision, results: Path | None = None
+) -> tuple[Evaluation, Dataset]:
+    """The evaluation on ``dataset.test``, and its data set.
+
+    ``trained`` are derived arguments of the training data. Results that the task writes as they come go to the folder ``results``.
+    """
     task, section = experiment.task, section_of(experiment, "test")
-    dataset = build_dataset(experiment, "test", train_facts)
+    dataset = build_dataset(experiment, "test", trained)
     batches = EvalBatches(
         len(dataset),
         batch_size=section.batch_sampler.kwargs.batch_size,
         rank=group.rank(),
         world_size=group.world_size(),
     )
-    expect_same_classes(experiment, train_facts, task.derived_for_evaluation(dataset))
+    expect_same_classes(experiment, trained, task.derived_for_evaluation(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
         stage = task.device_stage(dataset, device, experiment.config.runtime.channels_last)
     bad_images = BadImages(
@@ -162,15 +196,17 @@ def build_evaluation(
     loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=task.collate, bad_images=bad_images)
     with experiment.placing("dataset.test.dataset.kwargs.evaluator"):
         task.evaluator(dataset)
-    is_shared = experiment.config.runtime.parallel == "fsdp"
+    is_shared, friendly = experiment.config.runtime.parallel == "fsdp", experiment.config.saver.memory_friendly
     padding = (lambda: task.collate([dataset[SampleKey(0, 0)]])) if is_shared else None
-    return Evaluation(loader, stage, partial(task.evaluator, dataset), precision, padding=padding, bad_images=bad_images), dataset
+    stream = task.result_stream(dataset, results, friendly) if results is not None else None
+    make = partial(task.evaluator, dataset)
+    return Evaluation(loader, stage, make, precision, on_outputs=stream, padding=padding, bad_images=bad_images), dataset
 
 
-def expect_same_classes(experiment: Experiment, trained: Mapping[str, Any], tested: Mapping[str, Any]) -> None:
+def expect_same_classes(experiment: Experiment, trained: DerivedArguments, tested: DerivedArguments) -> None:
     """A ``UserError`` when both data sets name their classes and differ: a label would mean two things."""
     theirs, own = trained.get("class_names"), tested.get("class_names")
-    if theirs and own and list(theirs) != list(own):
+    if isinstance(theirs, Sequence) and isinstance(own, Sequence) and theirs and own and list(theirs) != list(own):
         with experiment.placing("dataset.test.dataset.kwargs.class_names"):
             raise UserError(
                 f"got {some_of(own, 5)}, but the net is trained on {some_of(theirs, 5)}: a label would mean two things. "

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from up.build.data import section_of
-from up.build.training import optimizer_of
+from up.build.data import Phase, section_of
+from up.build.parts import RunParts
 from up.config.contract import PartError
 from up.data.bad_images import BadImages
-from up.data.records import Batch, SampleKey
+from up.data.records import Batch, Dataset, SampleKey
 from up.errors import Problem, UserError
 from up.tasks.experiment import Experiment, net_kind
 from up.models.net import Net
@@ -29,7 +27,7 @@ _IMAGES = 2  # batch normalisation needs more than one
 
 
 def first_batch(
-    experiment: Experiment, source: Literal["train", "test"], data: Any, on_bad: Callable[[str], object] | None = None
+    experiment: Experiment, source: Phase, data: Dataset, on_bad: Callable[[str], object] | None = None
 ) -> Batch:
     """The first image of a data set and its last, collated as a worker does it.
 
@@ -45,16 +43,18 @@ def first_batch(
     return batch
 
 
-def dry_run_training(
-    experiment: Experiment, net: Net, batch: Batch, *, stage: BatchStage, mix: Mixing | None, precision: Precision
-) -> None:
-    """A batch through mixing, net and loss. Raises ``ConfigError``; the net and its buffers are as before afterwards."""
-    with placing_modules(experiment, net), _traceless(net):
-        prepared = stage(batch)
-        if mix is not None:
-            prepared = _mixed(experiment, mix(prepared, generator(experiment.config.runtime.random_seed)))
-        with precision.autocast():
-            experiment.task.loss(net, prepared)
+def dry_run(experiment: Experiment, parts: RunParts) -> None:
+    """Run the first step and the first evaluation on two images. Raises ``ConfigError``; nothing is created or changed."""
+    train = first_batch(experiment, "train", parts.train_data)
+    test = first_batch(experiment, "test", parts.test_data) if parts.evaluation and parts.test_data is not None else None
+    with placing_modules(experiment, parts.net), _traceless(parts.net):
+        prepared = parts.stage(train)
+        if parts.mix is not None:
+            prepared = _mixed(experiment, parts.mix(prepared, generator(experiment.config.runtime.random_seed)))
+        with parts.precision.autocast():
+            experiment.task.loss(parts.net, prepared)
+    if parts.evaluation is not None and test is not None:
+        dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
 
 
 def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:
@@ -75,7 +75,7 @@ def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluatio
             raise PartError(type(evaluator), what)
 
 
-def _mixed(experiment: Experiment, batch: Any) -> Batch:
+def _mixed(experiment: Experiment, batch: object) -> Batch:
     if isinstance(batch, dict) and "image" in batch:
         return Batch(batch)
     what = f"the batch function returned a {type(batch).__name__}, expected the batch with `image` and `gt`. Add `return batch`."
@@ -96,7 +96,7 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
         return lambda module, inputs: running.__setitem__(0, places[name])
 
     def ends(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, inputs: Any, returned: Any) -> None:
+        def look(module: nn.Module, inputs: object, returned: object) -> None:
             what = experiment.tables[tables[name]].contract.return_problem(module, returned) if name in own else None
             experiment.raise_if_any([Problem(what, key=f"{places[name]}.type")] if what is not None else [])
             if isinstance(returned, Mapping):  # otherwise the net raises, and this is the module to blame
@@ -115,20 +115,6 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def dry_run_optimizer(experiment: Experiment, net: Net) -> None:
-    """The optimizer, built and thrown away: what is trained in the end may be wrapped, and then has other tensors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the one that trains will say it
-        optimizer_of(experiment, net)
-
-
-def check_hooks(experiment: Experiment, hooks: Mapping[str, Hook], net: Net, class_names: list[str] | None) -> None:
-    """Let every hook, by its place in the file, say whether it can watch this net."""
-    for place, hook in hooks.items():
-        with experiment.placing(place):
-            hook.check(net, class_names)
 
 
 @contextmanager

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from up.data.bad_images import BadImages, UnreadableImages
 from up.data.loader import Workers, fetched
-from up.data.records import Batch, Sample, SampleKey
+from up.data.records import Batch, Dataset, Sample, SampleKey
 from up.data.sampler import EvalBatches
 from up.errors import UserError
 from up.tasks.experiment import Experiment
 from up.text import count
 
-Track = Callable[[Iterable[Any], int], Iterable[Any]]  # passes things on and shows how many of how many have come by
+Track = Callable[[Iterable[Batch], int], Iterable[Batch]]  # passes things on and shows how many of how many have come by
 
 _BATCH = 32  # images that a worker opens at a time
 _LISTED = 20  # unreadable images in the message
 
 
 def open_images(
-    experiment: Experiment, datasets: Iterable[tuple[str, Any]], track: Track, warn: Callable[[str], object]
+    experiment: Experiment, datasets: Iterable[tuple[str, Dataset]], track: Track, warn: Callable[[str], object]
 ) -> Iterator[str]:
     """Read every image of ``datasets`` (their names in ``dataset:``, and they) in worker processes; a line for each data set.
 
@@ -52,12 +51,12 @@ def _capped(lines: list[str]) -> list[str]:
     return [*lines[:_LISTED], f"and {more:,} more"] if more > 0 else lines
 
 
-def _unreadable(experiment: Experiment, data: Any, track: Track) -> Iterator[str]:
+def _unreadable(experiment: Experiment, data: Dataset, track: Track) -> Iterator[str]:
     batches = EvalBatches(len(data), batch_size=_BATCH, rank=0, world_size=1)
     workers = Workers(num_workers=min(_processors(), len(data) // _BATCH))
     opened = fetched(_Opened(data, experiment.task.read_sample), batches, workers=workers, collate=_reasons)
     for batch in track(opened, len(batches)):
-        yield from batch.bad
+        yield from map(str, batch.bad)
 
 
 def _processors() -> int:
@@ -67,7 +66,7 @@ def _processors() -> int:
 class _Opened:
     """A data set whose samples are only the reasons why they cannot be read, "" where they can."""
 
-    def __init__(self, data: Any, read: Callable[[Any, int], Any]) -> None:
+    def __init__(self, data: Dataset, read: Callable[[Dataset, int], object]) -> None:
         self._data, self._read = data, read
 
     def __len__(self) -> int:

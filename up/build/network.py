@@ -15,6 +15,7 @@ from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
+from up.config.parts import DerivedArguments
 from up.tasks.experiment import Experiment, net_kind
 from up.tasks.task import Size
 from up.models.adapter import recompute_activations
@@ -32,7 +33,7 @@ _NET = 3  # the purpose of the seed that a network's first weights are drawn wit
 
 def build_net(
     experiment: Experiment,
-    data_facts: Mapping[str, Any],
+    data_facts: DerivedArguments,
     section: NetSection | None = None,
     place: str = "net",
     weights: str | None = None,
@@ -100,7 +101,7 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
 
 
 def distillation_of(
-    experiment: Experiment, net: Net, derived: Mapping[str, Any], class_names: list[str] | None, *, files: bool = True
+    experiment: Experiment, net: Net, derived: DerivedArguments, class_names: list[str] | None, *, files: bool = True
 ) -> Distillation | None:
     """What distillation adds to a run whose student is ``net``; None if the runner does not distil."""
     config = experiment.config
@@ -119,20 +120,27 @@ def distillation_of(
     return build_distillation(experiment, Student(net, class_names, derived, example, sizes), build_teacher, files=files)
 
 
-def device_of(experiment: Experiment) -> torch.device:
-    """The device of ``runtime.device`` for this rank. Raises ``UserError`` where there is no such device."""
+def select_device(experiment: Experiment) -> torch.device:
+    """The device of ``runtime.device`` for this rank, made the current one. Raises ``UserError`` where there is no such device."""
     with experiment.placing("runtime.device"):
-        return group.device_for(experiment.config.runtime.device)
+        device = group.device_for(experiment.config.runtime.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
-def on_device(experiment: Experiment, net: Net, device: torch.device) -> nn.Module:
-    """Move the net to the device in its memory format and return what is to be called: compiled where asked for."""
-    runtime = experiment.config.runtime
+def to_device(experiment: Experiment, net: Net, device: torch.device) -> Net:
+    """Move the net to the device, in its memory format."""
     net.to(device)
-    sync_batchnorms(net)
-    if runtime.channels_last:
+    if experiment.config.runtime.channels_last:
         net.to(memory_format=torch.channels_last)
-    if runtime.compile:
+    return net
+
+
+def synchronized(experiment: Experiment, net: Net) -> nn.Module:
+    """The net as it is called once the ranks have joined: its batch norms synchronised, and compiled, where asked for."""
+    sync_batchnorms(net)
+    if experiment.config.runtime.compile:
         net.compile()  # in place: names in the state dict stay as they are
     return net
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
+from torch.optim import Optimizer
 
 from up.distributed import group
-from up.build.training import Timetable
+from up.build.data import notes_on
+from up.build.network import load_start_weights
+from up.build.parts import RunParts
+from up.build.training import Timetable, checkpoint_lines, rate_line
+from up.distill.build import start_lines
+from up.tracking.start_log import start_lines as net_and_groups
+from up.text import some_of
 from up.command_line import CommandLine
 from up.errors import NothingToDo, UserError
 from up.tasks.experiment import Experiment
 from up.files import BEST, LATEST, named_checkpoint, write_text
 from up.engine.checkpoint import CheckpointFolder, load_checkpoint, read_sidecar, require_resumable
-from up.tracking.display import show_log_on, terminal
-from up.engine.folder import claim, is_later_attempt, mark_launch, open_run_folder, read_status, set_aside, set_earlier_run_aside
-from up.engine.keeping import Keeping
+from up.tracking.display import console_of_run, show_log_on
+from up.engine.folder import Status, claim, is_later_attempt, mark_launch, open_run_folder, read_status, set_aside, set_earlier_run_aside
 from up.tracking.log import LOGGER, log_to
-from up.engine.fingerprint import Facts, require_same_run
+from up.engine.fingerprint import Facts, changes, require_same_run
 from up.tracking.summary import best_of, progress
 from up.distributed.failures import together
 from up.types import StateDict
@@ -35,9 +38,11 @@ class Start:
 
     folder: CheckpointFolder
     checkpoint: Path | None
-    state: StateDict | None
-    changes: list[str]
-    warnings: list[str]
+    state: StateDict | None  # what the checkpoint holds
+    status: Status | None  # of the run that is in the folder
+    changes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    weights: Sequence[str] = ()  # what became of the weights that a fresh run starts from
 
     @property
     def own_state(self) -> StateDict | None:
@@ -46,34 +51,52 @@ class Start:
         return self.state if is_own else None
 
 
-def find_start(experiment: Experiment, facts: Facts, keeping: Keeping) -> Start:
+def find_start(experiment: Experiment, parts: RunParts, *, weights: bool = True) -> Start:
     """Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start.
 
-    Writes nothing. Rank 0 decides for all. Raises ``UserError`` for a checkpoint that this run cannot resume from.
+    Writes nothing. Rank 0 decides for all. A net that starts afresh is filled from ``saver.pretrain_model``, unless the ``weights``
+    are left out. Raises ``UserError`` on every rank for one that was given another configuration or other data than rank 0, and for
+    a checkpoint that this run cannot resume from.
     """
-    saver = experiment.config.saver
+    saver, fingerprint = experiment.config.saver, parts.fingerprint
+    config_sha256 = sha256(fingerprint.config.encode()).hexdigest()
     folder = CheckpointFolder(
-        experiment.folder, keeping=keeping, config_sha256=sha256(facts.config.encode()).hexdigest(),
-        slim_best=saver.best_without_optimizer,
+        experiment.folder, keeping=parts.times.keep, config_sha256=config_sha256, slim_best=saver.best_without_optimizer
     )
     named = named_checkpoint(saver.resume_model) if saver.resume_model else None
-    found, warnings = named, [str(note) for note in experiment.decoded.notes]
+    found, status, warnings = named, None, [str(note) for note in experiment.decoded.notes]
     with together():
-        if group.is_main() and (saver.auto_resume or is_later_attempt(experiment.folder)):
-            own, passed_over = folder.newest()
-            found, warnings = own or found, [*passed_over, *warnings, *_not_used(named, own)]
-    found = group.from_main(found)
+        if group.is_main():
+            status = read_status(experiment.folder)
+            if saver.auto_resume or is_later_attempt(experiment.folder):
+                own, passed_over = folder.newest()
+                found, warnings = own or found, [*passed_over, *warnings, *_not_used(named, own)]
+    config, data_sha256, found, status = group.from_main((fingerprint.config, fingerprint.data_sha256, found, status))
     with together():
-        if found is not None and not found.is_file():
+        require_same_input(fingerprint, config, data_sha256)
+        if found is None:
+            loaded = load_start_weights(experiment, parts.net, parts.class_names) if weights else []
+            return Start(folder, None, None, status, warnings=warnings, weights=loaded)
+        if not found.is_file():
             raise UserError(
                 f"{found}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
             )
-        state = None if found is None else load_checkpoint(found)
-        different = []
-        if found is not None and state is not None:
-            different = require_same_run(found, state, facts)
-            require_resumable(found, state)
-    return Start(folder, found, state, different, warnings)
+        state = load_checkpoint(found)
+        different = require_same_run(found, state, fingerprint)
+        require_resumable(found, state)
+        return Start(folder, found, state, status, different, warnings)
+
+
+def require_same_input(fingerprint: Facts, config: str, data_sha256: str) -> None:
+    """Raise ``UserError`` for another configuration or other data than those of rank 0."""
+    different = changes(config, fingerprint.config)
+    if different:
+        raise UserError(f"this rank was given another configuration than rank 0: {some_of(different, 5)}.")
+    if fingerprint.data_sha256 != data_sha256:
+        raise UserError(
+            f"this rank reads other training data than rank 0 (sha256 {fingerprint.data_sha256[:12]}…, there "
+            f"{data_sha256[:12]}…). Every host must have the same meta files."
+        )
 
 
 def _not_used(named: Path | None, own: Path | None) -> Iterator[str]:
@@ -85,8 +108,7 @@ def _not_used(named: Path | None, own: Path | None) -> Iterator[str]:
 
 def finished(experiment: Experiment, start: Start, times: Timetable) -> str:
     """That the run in the folder has made all its steps, and what it came to; empty where it has not."""
-    state = start.own_state
-    status = group.from_main(read_status(experiment.folder) if group.is_main() else None)
+    state, status = start.own_state, start.status
     if state is None or status is None or status.state != "done" or state["step"] < times.total or not _has_names(start):
         return ""
     per_epoch, step = times.updates_per_epoch, state["step"]
@@ -130,31 +152,49 @@ def unused_folder(folder: Path) -> Path:
     return next(path for path in (folder.with_name(f"{folder.name}-{number}") for number in count(2)) if not path.exists())
 
 
-def open_folder(experiment: Experiment, start: Start, config: str, command: CommandLine) -> None:
-    """Make the run folder ready, and what an earlier run left in it safe, unless this one resumes it."""
-    folder, warnings = experiment.folder, list(start.warnings)
-    with together():
-        if group.is_main():
-            with experiment.placing("saver.save_dir"):
-                open_run_folder(folder)
-                claim(folder, start.folder)
-            start.folder.sweep()
-            state = start.own_state
-            if state is None:
-                aside = set_earlier_run_aside(folder)
-                warnings += [] if aside is None else [f"an earlier run was set aside in {aside}{resuming(aside, command)}"]
-            else:
-                start.folder.renew_names({LATEST: state["step"], BEST: state["best"].get("step")})
-                aside = set_aside(folder, start.folder.later_than(state["step"]))
-                warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
-            write_text(folder / "config.yaml", config)
-            mark_launch(folder)
-    log_to(folder)
+def open_folder(experiment: Experiment, start: Start, config: str, command: CommandLine) -> list[str]:
+    """Make the run folder ready, and what an earlier run left in it safe, unless this one resumes it. Returns warnings.
+
+    For the main rank; the others only read the folder.
+    """
+    folder, state, warnings = experiment.folder, start.own_state, list(start.warnings)
+    if not group.is_main():
+        return []
+    with experiment.placing("saver.save_dir"):
+        open_run_folder(folder)
+        claim(folder, start.folder)
+    start.folder.sweep()
+    if state is None:
+        aside = set_earlier_run_aside(folder)
+        warnings += [] if aside is None else [f"an earlier run was set aside in {aside}{resuming(aside, command)}"]
+    else:
+        start.folder.renew_names({LATEST: state["step"], BEST: state["best"].get("step")})
+        aside = set_aside(folder, start.folder.later_than(state["step"]))
+        warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
+    write_text(folder / "config.yaml", config)
+    mark_launch(folder)
+    return warnings
+
+
+def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: Optimizer, warnings: Sequence[str]) -> None:
+    """Send the log to the run folder, and log on rank 0 what the run is made of, and what is probably a mistake."""
+    log_to(experiment.folder)
     show_log_on(console_of_run())
-    for line in warnings:
-        LOGGER.warning(line)
-    for line in start.changes:
+    if not group.is_main():
+        return
+    report = experiment.task.data_report(parts.train_data, parts.test_data)
+    of_teachers, doubts = start_lines(experiment, parts.distillation)
+    rates = rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size)
+    tables, checkpoints = net_and_groups(parts.net, optimizer), checkpoint_lines(experiment, parts.times)
+    for warning in warnings:
+        LOGGER.warning(warning)
+    for line in [*start.changes, *report.lines, *of_teachers, *start.weights, *tables, rates, *checkpoints]:
         LOGGER.info(line)
+    notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(report.warnings), *doubts]
+    for note in notes:
+        LOGGER.warning(str(note))
+    if start.checkpoint is not None and start.state is not None:
+        LOGGER.info("resumed from %s at step %d", start.checkpoint, start.state["step"])
 
 
 def resuming(aside: Path, command: CommandLine) -> str:
@@ -162,9 +202,3 @@ def resuming(aside: Path, command: CommandLine) -> str:
     if not any(aside.glob("ckpt_*.pth")):
         return "; it had no checkpoint to resume from"
     return f"; to resume it: {command.setting({'saver.auto_resume': 'true', 'saver.save_dir': aside})}"
-
-
-@cache
-def console_of_run() -> Console:
-    """The terminal that progress bar and log lines share."""
-    return terminal()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from up.distributed import group
 from up.build.data import build_evaluation, derived_from_train, notes_on
-from up.build.network import build_net, device_of, on_device, precision_of
+from up.build.network import build_net, precision_of, select_device, synchronized, to_device
 from up.schema.named_files import missing_at
 from up.errors import UserError
 from up.tasks.experiment import Experiment
@@ -65,20 +65,19 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
 
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
     """As ``load_net``, on the device of the configuration, joined to the other processes and compiled where asked for."""
-    device = join(experiment)
-    with together():
+    with local_phase():
+        device = select_device(experiment)
         trained = load_net(experiment, checkpoint, ema=ema)
-    on_device(experiment, trained.net, device)
+        to_device(experiment, trained.net, device)
+    join(experiment, device)
+    synchronized(experiment, trained.net)
     return replace(trained, device=device)
 
 
-def join(experiment: Experiment) -> torch.device:
-    """Join the other processes; returns the device of this one."""
-    runtime = experiment.config.runtime
-    with local_phase():
-        device = device_of(experiment)
-    join_group(device, timeout_s=runtime.dist.timeout, backend=runtime.dist.backend)
-    return device
+def join(experiment: Experiment, device: torch.device) -> None:
+    """Join the other processes."""
+    dist = experiment.config.runtime.dist
+    join_group(device, timeout_s=dist.timeout, backend=dist.backend)
 
 
 def load_net(
@@ -109,20 +108,20 @@ def evaluate_checkpoint(
     experiment: Experiment, checkpoint: Path | None, out: Path | None
 ) -> tuple[dict[str, float], list[Path], LoadReport | None]:
     """Metrics in the unit of the task, the reports written, and how the checkpoint was read; None for random weights."""
-    device = join(experiment)
-    with together():
+    folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
+    with local_phase():
+        device = select_device(experiment)
         known = derived_from_data_only(experiment)
         net, derived, report = net_to_evaluate(experiment, checkpoint, known)
-    on_device(experiment, net, device)
-    folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
+        to_device(experiment, net, device)
+        evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device), folder)
+    join(experiment, device)
+    synchronized(experiment, net)
     with together():
-        evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device))
         if group.is_main():
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():
         LOGGER.warning(note)
-    results = experiment.task.result_stream(dataset, folder, experiment.config.saver.memory_friendly)
-    evaluation = replace(evaluation, on_outputs=results)
     metrics, served = evaluation(net, NoEma())
     if known is None and group.is_main():
         names = some_of(experiment.task.derived_from_data_only(experiment.config.net))

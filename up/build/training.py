@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -134,16 +135,28 @@ def build_runner(
     return runner
 
 
-def build_hooks(experiment: Experiment) -> tuple[dict[str, Hook], Clip]:
-    """The hooks that watch, by their places in the file, and the policy of clipping, which older files write among them."""
-    trainer = experiment.config.trainer
-    places = {f"hooks.{index}": part for index, part in enumerate(experiment.config.hooks)}
-    built = {place: experiment.build(part, "hook", {}, place) for place, part in places.items()}
-    policies: list[Clip] = [part for part in built.values() if not isinstance(part, Hook)]
-    if trainer.clip_norm is not None:
-        policies.append(ClipNorm(max_norm=trainer.clip_norm))
+def build_hooks(experiment: Experiment, net: Net, class_names: list[str] | None) -> tuple[list[Hook], Clip]:
+    """The hooks of the file, checked against the net, and the policy of clipping, which older files write among them."""
+    watching: list[Hook] = []
+    policies: list[Clip] = []
+    for index, part in enumerate(experiment.config.hooks):
+        place = f"hooks.{index}"
+        built: Hook | Clip = experiment.build(part, "hook", {}, place)
+        policies += [] if isinstance(built, Hook) else [built]
+        hook = built if isinstance(built, Hook) else NormLog(built)
+        with experiment.placing(place):
+            hook.check(net, class_names)
+        watching.append(hook)
+    if experiment.config.trainer.clip_norm is not None:
+        policies.append(ClipNorm(max_norm=experiment.config.trainer.clip_norm))
     if len(policies) > 1:
         what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
         experiment.raise_if_any([Problem(what, key="hooks")])
-    watching = {place: part if isinstance(part, Hook) else NormLog(part) for place, part in built.items()}
     return watching, policies[0] if policies else NoClip()
+
+
+def dry_run_optimizer(experiment: Experiment, net: Net) -> None:
+    """Build the optimizer and drop it: what is trained in the end may be wrapped, and then has other tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the one that trains will say it
+        optimizer_of(experiment, net)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
 from up.command_line import CommandLine
-from up.commands.arguments import add_launch, backend_overrides, finite, launch_of, positive
+from up.commands.arguments import launch_of
 from up.commands.inputs import expect_config, expect_training_files
-from up.commands.parser import CommandParser, speaks_for_all
-from up.commands.shortcuts import Shortcuts
+from up.commands.train_arguments import overrides_of, parse, shortcut_overrides, shortcuts_of
 from up.distributed.launch import launched
 from up.distributed.signals import StopRequest, listening, watch_parent
 from up.engine.folder import code_of_status
@@ -48,55 +45,6 @@ def main(words: list[str]) -> int:
     with listening() as stop:
         watch_parent(stop, os.environ)
         return train_rank(arguments.config, overrides, stop, CommandLine.typed(words))
-
-
-def parse(words: list[str]) -> argparse.Namespace:
-    """The arguments of ``up train``."""
-    parser = CommandParser("train")
-    parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate only, like `up eval`")
-    parser.add_argument("--phase", choices=("train", "eval"), default="train", help="eval means the same as --evaluate")
-    parser.add_argument("--display", type=positive, metavar="N", help="steps between log lines (default: trainer.log_interval)")
-    parser.add_argument("--allow-dead-parameter", action="store_true", help="allow parameters that get no gradient")
-    parser.add_argument(
-        "--accept-data-change", action="store_true", help="resume even though the training data changed since the checkpoint"
-    )
-    parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
-    group = parser.add_argument_group("values of the configuration")
-    group.add_argument("--epochs", type=positive, metavar="N", help="train for N epochs; the learning-rate schedule is scaled")
-    group.add_argument("--lr", type=finite, help="learning rate of the optimizer")
-    group.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
-    group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size; resize and crop keep their ratio")
-    add_launch(parser)
-    parser.add_config(what="the configuration; or a folder with one folder of photos per class, for which one is written")
-    return parser.read(words[1:])
-
-
-def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """``-o`` and the flags that set a value of the configuration."""
-    overrides = [*arguments.opts, *backend_overrides(arguments)]
-    if arguments.display is not None:
-        overrides.append(f"trainer.log_interval={arguments.display}")
-    if arguments.allow_dead_parameter:
-        overrides.append("runtime.allow_dead_parameter=true")
-    if arguments.accept_data_change:
-        overrides.append("saver.accept_data_change=true")
-    if arguments.fork_method is not None:
-        overrides.append(f"dataset.train.dataloader.kwargs.fork_method={arguments.fork_method}")
-    return overrides
-
-
-def shortcuts_of(arguments: argparse.Namespace) -> Shortcuts:
-    """What ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size`` say."""
-    return Shortcuts(arguments.epochs, arguments.lr, arguments.batch_size, arguments.img_size)
-
-
-def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> list[str]:
-    """The overrides that the short flags stand for in this file; says which."""
-    found = shortcuts_of(arguments).overrides(arguments.config, overrides)
-    if speaks_for_all():
-        for flag, made in found.items():
-            print(f"{flag} sets {', '.join(made)}", file=sys.stderr)
-    return [override for made in found.values() for override in made]
 
 
 def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:

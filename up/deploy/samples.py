@@ -75,11 +75,11 @@ class DatasetSamples(Samples):
         paths = named_paths(experiment, section_of(experiment, source).dataset)
         experiment.raise_if_any(problem for key, path in paths for problem in missing_at(f"{place}.{key}", path))
         facts = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
-        self.dataset = build_dataset(experiment, source, facts)
+        self.dataset: Any = build_dataset(experiment, source, facts)
         if not len(self.dataset):
             raise UserError(f"{experiment.path}: dataset.{source}: holds no images, and an export is proved on real ones.")
         if source == "train":
-            self.dataset.use_transforms(build_transforms(experiment, "test"))
+            self.dataset.use_transforms(build_transforms(experiment, "test"))  # type: ignore[attr-defined]
         self._stage = experiment.task.device_stage(self.dataset, CPU, False)
         self._collate = experiment.task.collate
         listed = kwargs.get("meta_file")

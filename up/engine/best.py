@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from up.distributed.group import is_main
 from up.engine.checkpoint import CheckpointFolder
@@ -14,6 +13,7 @@ from up.errors import UserError
 from up.files import BEST, write_json
 from up.text import did_you_mean, some_of
 from up.tracking.log import LOGGER
+from up.types import StateDict
 
 _FILE = "best_metrics.json"
 
@@ -70,11 +70,11 @@ class AutoSaveMetric(Hook):
         for name in self._unsaved:
             self._checkpoints().mark_best(path, alias_of(name))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The best values and their steps."""
         return {"best": self._best}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from ``state_dict()``."""
         self._best = {name: dict(found) for name, found in state["best"].items()}
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -12,6 +9,7 @@ from torch import Tensor, nn
 from up.distributed.group import gather_objects, is_parallel, rank, sum_over_ranks, world_size
 from up.engine.ema import Ema, NoEma
 from up.models.norm import average_batchnorm_statistics, is_batch_norm
+from up.types import StateDict
 
 
 class RankBuffers:
@@ -42,7 +40,7 @@ class RankBuffers:
         dist.broadcast(joined, src=0)
         self._fill(held, joined)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """With ``average`` the statistics of every rank; a collective operation."""
         held = self._held()
         if not self._average or not held:
@@ -51,7 +49,7 @@ class RankBuffers:
         return {"ranks": gather_objects(mine)}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Take this rank's statistics, when as many ranks saved them as there are now."""
         ranks = state.get("ranks", [])
         if self._average and len(ranks) == world_size():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 from zipfile import BadZipFile
 
 import torch
@@ -19,10 +19,21 @@ import torch
 from up.engine.keeping import Keeping
 from up.errors import StorageError, UserError
 from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
+from up.types import StateDict
 
 FORMAT_VERSION = 1
 ONLY_TO_RESUME = ("optimizer", "buffers", "precision", "clip", "schedule", "hooks", "runner", "bad_images")
 _FOREIGN = "To start from the weights of another program, name them in saver.pretrain_model."
+
+
+class Stateful(Protocol):
+    """A part whose state a checkpoint carries."""
+
+    def state_dict(self) -> Mapping[str, object]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: StateDict) -> object:
+        """Continue from ``state_dict()``."""
 
 
 class CheckpointError(UserError):
@@ -59,7 +70,7 @@ def read_sidecar(path: Path) -> Sidecar | None:
         return None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> StateDict:
     """Read and verify a full checkpoint. Raises ``CheckpointError`` naming the file and what is wrong with it."""
     if not path.is_file():
         raise CheckpointError("no such checkpoint.", file=path)
@@ -84,7 +95,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def require_resumable(path: Path, state: Mapping[str, Any]) -> None:
+def require_resumable(path: Path, state: StateDict) -> None:
     """Raise ``CheckpointError`` for a checkpoint that has weights, but not the state that training continues with."""
     if "optimizer" not in state:
         raise CheckpointError(
@@ -94,7 +105,7 @@ def require_resumable(path: Path, state: Mapping[str, Any]) -> None:
         )
 
 
-def load_parts(path: Path, state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def load_parts(path: Path, state: StateDict, parts: Mapping[str, Stateful]) -> None:
     """Give every part its state. Raises ``CheckpointError`` for a state that is missing or of another network."""
     for name, part in parts.items():
         if name not in state:
@@ -154,12 +165,12 @@ class CheckpointFolder:
         for leftover in self.folder.glob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
 
-    def save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
+    def save(self, state: StateDict, *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
         """Write a checkpoint and make it the latest. Raises ``StorageError``; what was there before stays valid."""
         with storing(self.folder):
             return self._save(state, step=step, epoch=epoch, whole_epoch=whole_epoch, metric=metric)
 
-    def _save(self, state: Mapping[str, Any], *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
+    def _save(self, state: StateDict, *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
         self._require_space(state)
         sidecar = Sidecar(
@@ -178,7 +189,7 @@ class CheckpointFolder:
         self._prune()
         return path
 
-    def _commit(self, path: Path, state: Mapping[str, Any], sidecar: Sidecar) -> None:
+    def _commit(self, path: Path, state: StateDict, sidecar: Sidecar) -> None:
         """Write the file, then its sidecar, with the size and the hash."""
         sidecar_of(path).unlink(missing_ok=True)
         write_atomically(path, lambda file: torch.save(dict(state), file))
@@ -259,7 +270,7 @@ class CheckpointFolder:
             own[step].unlink(missing_ok=True)
         sync_folder(self.folder)
 
-    def _require_space(self, state: Mapping[str, Any]) -> None:
+    def _require_space(self, state: StateDict) -> None:
         needed = int(1.05 * _tensor_bytes(state)) + (1 << 20)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -274,7 +285,7 @@ def is_further_name(path: Path) -> bool:
     return path.name == LATEST or path.name.startswith(BEST.removesuffix(".pth"))
 
 
-def _tensor_bytes(value: Any) -> int:
+def _tensor_bytes(value: object) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):

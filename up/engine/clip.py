@@ -7,8 +7,8 @@ limit. Nothing here waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import AllowInfNan, Field
@@ -19,6 +19,7 @@ from up.engine.hooks import Hook, UpdateReport
 from up.engine.shards import full, local
 from up.errors import UserError
 from up.tracking.log import LOGGER
+from up.types import StateDict
 
 
 class Clip(Protocol):
@@ -36,10 +37,10 @@ class Clip(Protocol):
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
         """Scale the gradients, whose finite global norm is ``norm``, in place."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """What a resumed run must know."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from ``state_dict()``."""
 
 
@@ -63,11 +64,11 @@ class NoClip:
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
         """Nothing."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Nothing."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Nothing to remember."""
 
 
@@ -128,11 +129,11 @@ class RunningClip(NoClip):
         self._count += 1
         _scale_down(grads, norm, self._limit)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """M and how many gradients it stands for; waits for the device."""
         return {"limit": self.limit(), "count": self._count}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from ``state_dict()``; an empty one (of a run that clipped otherwise) changes nothing."""
         if state:
             self._limit, self._count = state["limit"], state["count"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from up.engine.shards import is_shared, local
 from up.errors import UserError
 from up.text import count, some_of
+from up.types import Kwargs
 
 
 class Ema:
@@ -129,7 +130,7 @@ class NoEma:
 
 
 def build_ema(
-    model: nn.Module, *, enable: bool = True, ema_type: Literal["linear", "exp"] = "linear", kwargs: Mapping[str, Any] | None = None
+    model: nn.Module, *, enable: bool = True, ema_type: Literal["linear", "exp"] = "linear", kwargs: Kwargs | None = None
 ) -> Ema | NoEma:
     """The ``ema`` section of a config: ``kwargs`` are ``decay``, ``inner_T``, ``warmup``."""
     if not enable:

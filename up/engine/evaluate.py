@@ -19,6 +19,7 @@ from up.engine.ema import Ema, NoEma
 from up.engine.precision import Precision
 from up.engine.shards import is_shared
 from up.engine.step import BatchStage
+from up.types import Kwargs
 
 
 class Evaluator(Protocol):
@@ -31,7 +32,7 @@ class Evaluator(Protocol):
     def reset(self) -> None:
         """Forget everything collected."""
 
-    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+    def update(self, outputs: Kwargs, batch: Kwargs) -> None:
         """Collect one batch."""
 
     def state(self) -> Any:
@@ -80,7 +81,7 @@ class Evaluation:
     stage: BatchStage
     make_evaluator: Callable[[], Evaluator]
     precision: Precision
-    on_outputs: Callable[[Mapping[str, Any], Batch], None] | None = None  # sees the served weights' outputs
+    on_outputs: Callable[[Kwargs, Batch], None] | None = None  # sees the served weights' outputs
     padding: Callable[[], Batch] | None = None
     """Where the ranks gather their weights for each forward pass (fsdp): the batch, which counts nothing, of one that has no
     images left."""

@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from up.distributed.group import is_parallel, world_size
 from up.text import some_of
-from up.tracking.log import LOGGER
 
 # Running statistics are made equal before an evaluation; other buffers are equal by what they hold.
 _NEW = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters  # torch 2.14 renamed it
@@ -31,8 +30,8 @@ def on_many_ranks(
     accumulate: int,
     find_unused: bool,
     first_loss: Callable[[], torch.Tensor] | None,
-) -> nn.Module:
-    """What is to be called in the place of ``net``, which is on its device; ``net`` itself in one process.
+) -> tuple[nn.Module, list[str]]:
+    """What is to be called in the place of ``net``, which is on its device, and remarks; ``net`` itself in one process.
 
     ``first_loss`` computes a loss through ``net`` as a step does: parameters that get no gradient from it (an output of
     the backbone that nobody reads) are named once, and only then ddp looks for them in every step. ``find_unused``
@@ -40,20 +39,19 @@ def on_many_ranks(
     such parameters, and where gradients accumulate.
     """
     if not is_parallel() or not any(parameter.requires_grad for parameter in net.parameters()):
-        return net
+        return net, []
     same_start(net)
     unused = unused_parameters(net, first_loss) if first_loss is not None else []
-    if unused:
-        LOGGER.warning("no gradient reaches %s; is there an output that nobody reads?", some_of(unused, 5))
+    remarks = [f"no gradient reaches {some_of(unused, 5)}; is there an output that nobody reads?"] if unused else []
     if parallel == "fsdp":
-        return shared_out(net)
+        return shared_out(net), remarks
     searches = find_unused or first_loss is None or bool(unused)
     if static_graph and (unused or accumulate > 1):
         why = "some parameters get no gradient" if unused else "gradients accumulate (trainer.accumulate)"
-        LOGGER.warning("runtime.static_graph is left out: it does not hold where %s", why)
+        remarks.append(f"runtime.static_graph is left out: it does not hold where {why}")
         static_graph = False
     device = next(net.parameters()).device
-    return DistributedDataParallel(
+    replicated = DistributedDataParallel(
         net,
         device_ids=[device.index] if device.type == "cuda" else None,
         **_SILENT_BUFFERS,
@@ -61,6 +59,7 @@ def on_many_ranks(
         static_graph=static_graph,
         gradient_as_bucket_view=True,
     )
+    return replicated, remarks
 
 
 @torch.no_grad()

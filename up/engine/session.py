@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -18,7 +17,7 @@ from up.distributed.group import barrier, from_main, gather_objects, is_main, ra
 from up.distributed.signals import StopRequest
 from up.engine.bad_images import BadImageLog
 from up.engine.buffers import RankBuffers
-from up.engine.checkpoint import FORMAT_VERSION, CheckpointFolder, load_parts
+from up.engine.checkpoint import FORMAT_VERSION, CheckpointFolder, Stateful, load_parts
 from up.engine.clip import Clip
 from up.engine.ema import Ema, NoEma
 from up.engine.evaluate import BrokenOff, Evaluation
@@ -38,16 +37,6 @@ from up.models.weights import variant_of
 from up.optim.schedules import Schedule
 from up.text import some_of
 from up.types import Record, StateDict
-
-
-class Stateful(Protocol):
-    """A part whose state a checkpoint carries."""
-
-    def state_dict(self) -> Mapping[str, object]:
-        """Tensors and plain values."""
-
-    def load_state_dict(self, state: StateDict) -> object:
-        """Continue from ``state_dict()``."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from up.engine.checkpoint import Stateful
+from up.types import StateDict
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(value: Any) -> Any:
+def whole(value: object) -> object:
     """``value`` with every shared tensor in it gathered to the host; a collective operation that all ranks call."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
@@ -36,7 +38,13 @@ def whole(value: Any) -> Any:
     return [whole(inner) for inner in value] if isinstance(value, list) else value
 
 
-def shared_like(tensor: Tensor, model: Any) -> Tensor:
+def _whole_state(state: Mapping[str, object]) -> StateDict:
+    gathered = whole(state)
+    assert isinstance(gathered, dict)
+    return gathered
+
+
+def shared_like(tensor: Tensor, model: object) -> Tensor:
     """This rank's part of a whole ``tensor``, cut as ``model`` is; without talking to the others, who have the same one."""
     if not isinstance(model, DTensor) or not isinstance(tensor, Tensor) or tensor.shape != model.shape:
         return tensor
@@ -46,15 +54,14 @@ def shared_like(tensor: Tensor, model: Any) -> Tensor:
 class WholeTensors:
     """A part whose tensors are shared out, as one whose state is whole: a network, or a moving average of one."""
 
-    def __init__(self, part: Any) -> None:
+    def __init__(self, part: Stateful) -> None:
         self._part = part
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """By name, whole."""
-        gathered: dict[str, Any] = whole(self._part.state_dict())
-        return gathered
+        return _whole_state(self._part.state_dict())
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """From whole tensors."""
         own = self._part.state_dict()
         self._part.load_state_dict({name: shared_like(tensor, own.get(name)) for name, tensor in state.items()})
@@ -66,12 +73,11 @@ class WholeOptimizer:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """As torch numbers it: by the position of the parameter in the groups."""
-        gathered: dict[str, Any] = whole(self._optimizer.state_dict())
-        return gathered
+        return _whole_state(self._optimizer.state_dict())
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """From whole tensors, each cut as its parameter is."""
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         cut = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from up.data.records import Batch
 from up.distributed.group import rank
 from up.registry import Registry
 from up.seed import generator, key, seed_all
+from up.types import Kwargs, StateDict
 
 RUNNERS = Registry("runner", {"base": "up.engine.step:Runner"})
 
@@ -40,7 +41,7 @@ class StepOutput:
 
     loss: Tensor
     scalars: Mapping[str, Tensor | Mean] = field(default_factory=dict)
-    outputs: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Kwargs = field(default_factory=dict)
     weight: Tensor | float | None = None
     """How much the loss and the scalars are the mean of: labelled pixels, boxes; 0 where there are none. None: of the images.
 
@@ -129,9 +130,9 @@ class Runner:
             return self.net.no_sync()
         return nullcontext()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """What trains beside the model: nothing here."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """The counterpart of ``state_dict``."""

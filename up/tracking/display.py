@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -70,6 +71,12 @@ class TrainingBar(Progress):
 def terminal() -> Console:
     """Where a person watches, as long as it is there."""
     return Console(file=cast(TextIO, UntilItCloses()))
+
+
+@cache
+def console_of_run() -> Console:
+    """The terminal that progress bar and log lines share."""
+    return terminal()
 
 
 class ThroughConsole(logging.Handler):

@@ -1,0 +1,228 @@
+"""A session between two steps: what it evaluates, saves, restores and reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from up.data.bad_images import BadImages
+from up.data.records import Batch
+from up.distributed.failures import Vote
+from up.distributed.signals import StopRequest
+from up.engine.bad_images import BadImageLog
+from up.engine.buffers import RankBuffers
+from up.engine.checkpoint import CheckpointFolder, load_checkpoint
+from up.engine.clip import NoClip
+from up.engine.ema import NoEma
+from up.engine.evaluate import BrokenOff, Evaluated, Evaluation
+from up.engine.every import AnyOf, Every
+from up.engine.fingerprint import Facts
+from up.engine.hooks import Hook, Hooks, Outline
+from up.engine.precision import Precision
+from up.engine.session import Checkpointing, TrainingSession
+from up.engine.step import Runner, StepOutput
+from up.engine.updates import Update
+from up.errors import NumericalError, Problem, UserError
+from up.optim.schedules import Schedule
+
+TOTAL, PER_EPOCH = 6, 3
+
+
+class Log(Hook):
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        self.events.append(("start", step))
+
+    def on_best(self, step: int, metric: str, value: float) -> None:
+        self.events.append(("best", step))
+
+    def on_evaluation(self, step: int, metrics: object) -> None:
+        self.events.append(("evaluation", step))
+
+    def on_save(self, step: int, path: Path) -> None:
+        self.events.append(("save", step))
+
+    def on_end(self, step: int, reason: str) -> None:
+        self.events.append((reason, step))
+
+
+class OneSchedule:
+    """Constant; remembers what it observes."""
+
+    def __init__(self) -> None:
+        self.observed: list[float] = []
+
+    def observe(self, step: int, metric: float) -> None:
+        self.observed.append(metric)
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: object) -> None:
+        pass
+
+
+def evaluation_of(*scores: float | None) -> Evaluation:
+    """One that gives these scores in turn; None is one that a signal breaks off."""
+    left = iter(scores)
+
+    def evaluate(model: nn.Module, ema: object, proposal: Callable[[], Vote]) -> Evaluated:
+        score = next(left)
+        if score is None:
+            raise BrokenOff
+        return Evaluated({"top1": score}, cast(Any, SimpleNamespace(main_metric="top1")))
+
+    return cast(Evaluation, evaluate)
+
+
+def session_in(folder: Path, evaluation: Evaluation | None = None, **changes: Any) -> TrainingSession:
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    net, ema = nn.Linear(2, 2), NoEma()
+    runner = Runner(net, loss_of=lambda net, batch: StepOutput(net(batch.image).sum()), stage=lambda batch: batch, mix=None, seed=0)
+    session = TrainingSession(
+        outline=Outline(folder, net, TOTAL, PER_EPOCH, 4),
+        fingerprint=Facts("net: []", "0" * 64, 0, 4, None),
+        runner=runner,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
+        schedule=cast(Schedule, OneSchedule()),
+        precision=Precision(mode=None, device="cpu"),
+        clip=NoClip(),
+        ema=ema,
+        buffers=RankBuffers(net, ema, average=False),
+        loader_from=lambda step: pytest.fail("no data"),
+        evaluation=evaluation,
+        evaluate_every=Every(PER_EPOCH, 0, TOTAL),
+        checkpointing=Checkpointing(CheckpointFolder(folder, keeping=None, config_sha256=""), AnyOf([Every(PER_EPOCH, 0, TOTAL)])),
+        bad_images=BadImageLog(BadImages(max_bad=1, total=10), folder),
+        hooks=Hooks([Log()]),
+        stop=StopRequest(),
+    )
+    return replace(session, **changes)
+
+
+def events(session: TrainingSession) -> list[tuple[str, int]]:
+    log = session.hooks.hooks[0]
+    assert isinstance(log, Log)
+    return log.events
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "status.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_only_progress_changes(tmp_path: Path) -> None:
+    session = session_in(tmp_path)
+    with pytest.raises(FrozenInstanceError):
+        session.hooks = Hooks([])  # type: ignore[misc]
+    session.progress.step = 4
+    assert session.epoch == 1
+
+
+def test_the_best_evaluation_is_saved_and_named(tmp_path: Path) -> None:
+    session = session_in(tmp_path, evaluation_of(50.0, 40.0))
+    session.evaluate(1)
+    assert session.progress.best == {"metric": 50.0, "step": 1, "name": "top1"}
+    assert session.owes_checkpoint(1)  # no step of the timetable
+    session.progress.step = 1
+    session.save(1)
+    assert not session.owes_checkpoint(1)
+    session.evaluate(2)
+    assert session.progress.best["step"] == 1
+    assert not session.owes_checkpoint(2)
+    assert events(session) == [("best", 1), ("evaluation", 1), ("save", 1), ("evaluation", 2)]
+    assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 1
+    assert cast(OneSchedule, session.schedule).observed == [50.0, 40.0]
+
+
+def test_scores_and_weights_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    session = session_in(tmp_path, evaluation_of(float("nan")))
+    with pytest.raises(NumericalError, match="top1 is nan"):
+        session.evaluate(3)
+    with torch.no_grad():
+        cast(nn.Linear, session.model).weight[0, 0] = float("inf")
+    with pytest.raises(NumericalError, match="weight is not finite"):
+        session.save(3)
+    assert not list(tmp_path.glob("ckpt_*"))
+
+
+def test_an_evaluation_that_is_broken_off_is_made_up_for(tmp_path: Path) -> None:
+    session = session_in(tmp_path, evaluation_of(None))
+    session.progress.step = 3
+    session.evaluate(3)
+    session.stop.note(15)
+    assert session.finish(3, Vote.GO) is Vote.STOP
+    assert (status(tmp_path)["state"], status(tmp_path)["exit_code"], status(tmp_path)["step"]) == ("preempted", 75, 3)
+    path = tmp_path / "ckpt_latest.pth"
+    later = session_in(tmp_path, evaluation_of(60.0))
+    later.restore(path, load_checkpoint(path), is_own=True)
+    assert later.progress.owes_evaluation
+    assert later.resume() == 3
+    assert later.progress.metrics == {"top1": 60.0}
+    assert events(later)[:2] == [("start", 3), ("best", 3)]
+    assert later.progress.saved_step == 3
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_restoring_gives_every_part_its_state(tmp_path: Path, is_own: bool) -> None:
+    session = session_in(tmp_path)
+    session.runner.net(torch.ones(1, 2)).sum().backward()
+    session.precision.step(session.optimizer, session.clip)
+    session.progress.step = 2
+    session.save(2)
+    path = tmp_path / "ckpt_latest.pth"
+    later = session_in(tmp_path)
+    later.restore(path, load_checkpoint(path), is_own=is_own)
+    for name, value in session.model.state_dict().items():
+        assert torch.equal(later.model.state_dict()[name], value)
+    assert later.optimizer.state_dict()["state"].keys() == session.optimizer.state_dict()["state"].keys()
+    assert later.progress.step == 2
+    assert later.progress.saved_step == (2 if is_own else None)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "hooks", "precision"])
+def test_a_state_with_a_part_left_out_is_refused(tmp_path: Path, part: str) -> None:
+    session = session_in(tmp_path)
+    session.save(0)
+    path = tmp_path / "ckpt_latest.pth"
+    state = {name: value for name, value in load_checkpoint(path).items() if name != part}
+    with pytest.raises(UserError, match=part):
+        session_in(tmp_path).restore(path, state, is_own=True)
+
+
+def test_bad_images_are_listed_and_limited(tmp_path: Path) -> None:
+    session = session_in(tmp_path)
+    bad = [Problem("is empty", file="train.txt", line=number) for number in (1, 2)]
+    session.vote(Update([Batch(bad=[bad[0], None])], 0.0))
+    session.vote(Update([Batch(bad=[bad[0]])], 0.0))
+    listed = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
+    assert [(line["file"], line["line"], line["step"]) for line in listed] == [("train.txt", 1, 0)]
+    with pytest.raises(UserError, match="max_bad"):
+        session.vote(Update([Batch(bad=[bad[1]])], 0.0))
+
+
+def test_a_failure_to_read_and_a_signal_are_votes(tmp_path: Path) -> None:
+    session = session_in(tmp_path)
+    assert session.vote(Update([], 0.0)) is Vote.GO
+    with pytest.raises(UserError, match="no image"):
+        session.vote(Update([], 0.0, failure=UserError("no image")))
+    session.stop.note(2)
+    assert session.vote(Update([], 0.0)) is Vote.INTERRUPT
+
+
+def test_the_end_is_reported(tmp_path: Path) -> None:
+    session = session_in(tmp_path)
+    session.progress.step = TOTAL
+    assert session.finish(TOTAL, Vote.GO) is Vote.GO
+    assert (status(tmp_path)["state"], status(tmp_path)["exit_code"], status(tmp_path)["epoch"]) == ("done", 0, 2)
+    assert events(session) == [("done", TOTAL)]

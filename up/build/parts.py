@@ -1,0 +1,124 @@
+"""Phase 1 of a run: what one rank builds by itself. No collective operation, nothing on disk; `up check` is this phase."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from up.build.data import build_dataset, build_device_side, build_evaluation, train_batches
+from up.build.experiment import missing_files
+from up.build.network import build_net, distillation_of, precision_of, to_device
+from up.build.training import Timetable, build_hooks, dry_run_optimizer, schedule_of, timetable
+from up.data.records import Dataset
+from up.data.sampler import TrainBatches
+from up.deploy.served import require_exportable
+from up.distill.build import Distillation
+from up.distributed.group import is_main
+from up.engine.clip import Clip
+from up.engine.evaluate import Evaluation
+from up.engine.faults import Fault, fault_from
+from up.engine.fingerprint import Facts
+from up.engine.hooks import Hook, Hooks
+from up.engine.precision import Precision
+from up.engine.step import BatchStage, Mixing
+from up.models.net import Net
+from up.optim.schedules import Schedule
+from up.schema.decode import missing_for_training
+from up.schema.show import effective_yaml
+from up.seed import be_deterministic
+from up.tasks.experiment import Experiment
+from up.tracking.display import Display, console_of_run
+from up.tracking.epoch_lines import EpochLines
+from up.tracking.log import MetricsFile, TensorBoard
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a run is made of, as far as a rank can build it without the others."""
+
+    device: torch.device
+    precision: Precision
+    train_data: Dataset
+    test_data: Dataset | None
+    class_names: list[str] | None
+    batches: TrainBatches
+    times: Timetable
+    schedule: Schedule
+    evaluation: Evaluation | None
+    net: Net  # on the device, its first weights drawn
+    stage: BatchStage
+    mix: Mixing | None
+    hooks: Hooks
+    clip: Clip
+    distillation: Distillation | None
+    fault: Fault
+    fingerprint: Facts  # what a resume compares with the run that saved a checkpoint, and the ranks with each other
+
+
+def build_parts(
+    experiment: Experiment, device: torch.device, *, precision: Precision | None = None, teacher_weights: bool = True
+) -> RunParts:
+    """Read the data and build the parts, in the order in which one needs another. Raises ``UserError`` for wrong input.
+
+    A check gives a ``precision`` that the CPU has, and leaves out the ``teacher_weights`` that would have to be downloaded.
+    """
+    config, task = experiment.config, experiment.task
+    experiment.raise_if_any([*missing_for_training(config), *missing_files(experiment)])
+    be_deterministic(config.runtime.deterministic)
+    precision = precision or precision_of(experiment, device)
+    train_data = build_dataset(experiment, "train")
+    class_names, derived = task.class_names(train_data), task.derived(train_data)
+    batches = train_batches(experiment, train_data)
+    times = timetable(experiment, batches.updates_per_epoch)
+    schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
+    evaluation = test_data = None
+    if config.trainer.is_eval and config.dataset.test is not None:
+        evaluation, test_data = build_evaluation(experiment, task.derived_for_evaluation(train_data), device, precision)
+    net = build_net(experiment, derived)
+    require_exportable(experiment, net, class_names or (task.class_names(test_data) if test_data is not None else None))
+    distillation = distillation_of(experiment, net, derived, class_names, files=teacher_weights)
+    stage, mix = build_device_side(experiment, train_data, derived, device)
+    if distillation is not None and teacher_weights:
+        distillation = distillation.with_cache(
+            experiment, train_data, updates_per_epoch=times.updates_per_epoch, updates=times.total
+        )
+    watching, clip = build_hooks(experiment, net, class_names)
+    dry_run_optimizer(experiment, net)
+    return RunParts(
+        device,
+        precision,
+        train_data,
+        test_data,
+        class_names,
+        batches,
+        times,
+        schedule,
+        evaluation,
+        net=to_device(experiment, net, device),
+        stage=stage,
+        mix=mix,
+        hooks=hooks_of_rank(experiment, watching),
+        clip=clip,
+        distillation=distillation,
+        fault=fault_from(os.environ, experiment.folder),
+        fingerprint=Facts(
+            effective_yaml(config),
+            train_data.fingerprint(),
+            config.runtime.random_seed,
+            batches.global_batch_size,
+            class_names,
+            config.saver.accept_data_change,
+        ),
+    )
+
+
+def hooks_of_rank(experiment: Experiment, watching: list[Hook]) -> Hooks:
+    """On the main rank what every run shows and writes, and the hooks of the file; elsewhere those that every rank needs."""
+    if not is_main():
+        return Hooks([hook for hook in watching if hook.on_every_rank])
+    every = experiment.config.trainer.log_interval
+    tensorboard = [] if any(hook.type == "train_val_logger" for hook in experiment.config.hooks) else [TensorBoard(freq=every)]
+    standing = [Display(every=every, console=console_of_run()), EpochLines(), MetricsFile(freq=every), *tensorboard]
+    return Hooks([*standing, *watching])
