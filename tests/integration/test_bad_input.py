@@ -164,7 +164,7 @@ VALUES: list[tuple[str, Any, str, str]] = [  # path, value, what the named line 
     (f"{KWARGS}.transformer.0.kwargs.size", 0, "size: 0", "got 0, expected pixels"),
     (f"{KWARGS}.transformer", [], "transformer: []", "got transforms that leave images as uint8 levels, expected to_tensor"),
     (f"{KWARGS}.transformer.0.type", "torch_resise", "type: torch_resise", "no transform is called 'torch_resise'. Did you"),
-    (f"{KWARGS}.fraction", 0, "fraction: 0", "fraction is 0. Expected more than 0 and at most 1"),
+    (f"{KWARGS}.fraction", 0, "fraction: 0", "got 0, expected more than 0"),
     ("dataset.test.dataset.kwargs.class_names", ["a", "b", "c"], "class_names:", "got a, b, c, but the net is trained on red,"),
     ("dataset.test.dataset.kwargs.evaluator", {"type": "imagenet", "kwargs": {"cmp_key": "top2"}}, "cmp_key: top2", "the eval"),
     ("dataset.train.dataloader.kwargs.batch_fn", {"type": "batch_mixup", "kwargs": {"alpha": -1}}, "alpha: -1", "got -1"),

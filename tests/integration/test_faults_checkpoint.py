@@ -218,7 +218,7 @@ def test_what_is_no_checkpoint_of_this_run(runs: Cluster, run: Path, tmp_path: P
         ("runtime.random_seed=8", "runtime.random_seed: 7 -> 8"),
         ("dataset.train.batch_sampler.kwargs.batch_size=2", "global_batch_size 8, this run has 4"),
         ("ema.enable=false", "ema.enable: True -> False"),
-        ("dataset.train.dataset.kwargs.fraction=0.9", "fraction: None -> 0.9"),
+        ("dataset.train.dataset.kwargs.fraction=0.9", "fraction: 1.0 -> 0.9"),
     ],
 )
 def test_a_change_that_is_not_safe_is_refused(runs: Cluster, run: Path, change: str, refusal: str) -> None:

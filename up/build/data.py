@@ -111,7 +111,6 @@ def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
     """The order of the training data, cut into updates for this rank."""
     section = section_of(experiment, "train")
     kwargs, loader = section.batch_sampler.kwargs, section.dataloader.kwargs
-    sampler = kwargs.sampler or Part(type="dist")
     facts = {
         "size": len(dataset),
         "labels": dataset.label_sets,
@@ -121,7 +120,7 @@ def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
     }
     facts = {name: value for name, value in facts.items() if value is not None}
     place = "dataset.train.batch_sampler.kwargs"
-    order = experiment.build(sampler, "sampler", facts, f"{place}.sampler")
+    order = experiment.build(kwargs.sampler, "sampler", facts, f"{place}.sampler")
     with experiment.placing(f"{place}.batch_size"):
         return TrainBatches(
             order, batch_size=kwargs.batch_size, accumulate=experiment.config.trainer.accumulate,

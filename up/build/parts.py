@@ -19,7 +19,7 @@ from up.distributed.group import is_main
 from up.engine.clip import Clip
 from up.engine.evaluate import Evaluation
 from up.engine.faults import Fault, fault_from
-from up.engine.fingerprint import Facts
+from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
@@ -54,7 +54,7 @@ class RunParts:
     clip: Clip
     distillation: Distillation | None
     fault: Fault
-    fingerprint: Facts  # what a resume compares with the run that saved a checkpoint, and the ranks with each other
+    fingerprint: RunFingerprint  # what a resume compares with the run that saved a checkpoint, and the ranks with each other
 
 
 def build_parts(
@@ -103,7 +103,7 @@ def build_parts(
         clip=clip,
         distillation=distillation,
         fault=fault_from(os.environ, experiment.folder),
-        fingerprint=Facts(
+        fingerprint=RunFingerprint(
             effective_yaml(config),
             train_data.fingerprint(),
             config.runtime.random_seed,

@@ -26,7 +26,7 @@ from up.engine.checkpoint import CheckpointFolder, load_checkpoint, read_sidecar
 from up.tracking.display import console_of_run, show_log_on
 from up.engine.folder import Status, claim, is_later_attempt, mark_launch, open_run_folder, read_status, set_aside, set_earlier_run_aside
 from up.tracking.log import LOGGER, log_to
-from up.engine.fingerprint import Facts, changes, require_same_run
+from up.engine.fingerprint import RunFingerprint, changes, require_same_run
 from up.tracking.summary import best_of, progress
 from up.distributed.failures import together
 from up.types import StateDict
@@ -82,14 +82,14 @@ def find_start(experiment: Experiment, parts: RunParts, *, weights: bool = True)
                 f"{found}: no such checkpoint. All hosts must see saver.resume_model and saver.save_dir at the same place."
             )
         state = load_checkpoint(found)
-        different = require_same_run(found, state, fingerprint)
+        different = require_same_run(found, state, fingerprint, experiment.tables)
         require_resumable(found, state)
         return Start(folder, found, state, status, different, warnings)
 
 
-def require_same_input(fingerprint: Facts, config: str, data_sha256: str) -> None:
+def require_same_input(fingerprint: RunFingerprint, config: str, data_sha256: str) -> None:
     """Raise ``UserError`` for another configuration or other data than those of rank 0."""
-    different = changes(config, fingerprint.config)
+    different = changes(config, fingerprint.config, {})
     if different:
         raise UserError(f"this rank was given another configuration than rank 0: {some_of(different, 5)}.")
     if fingerprint.data_sha256 != data_sha256:

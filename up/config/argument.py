@@ -103,6 +103,11 @@ class FreeOnResume(Marker):
 
     reported: bool = True
 
+    @property
+    def note(self) -> str:
+        """For the reference page."""
+        return "may change on resume" if self.reported else ""
+
 
 @dataclass(frozen=True)
 class NoEffect(Marker):

@@ -80,6 +80,9 @@ class Section(BaseModel):
 class Part(Section):
     """A replaceable part: ``type`` names it in the table of its kind, ``kwargs`` are its constructor's arguments."""
 
+    tables: ClassVar[tuple[str, ...]] = ()
+    """Where ``type`` is looked up when no ``PartOf`` in the annotation of the field says it."""
+
     type: Name
     """The name of the part; ``python -m up show components`` lists what there is."""
     kwargs: Record = {}

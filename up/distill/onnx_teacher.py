@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from up.config.argument import FreeOnResume, PathTo
 from up.distributed.env import keep_quiet_about_models
 from up.errors import UserError
 
@@ -29,7 +30,7 @@ class OnnxTeacher(nn.Module):
     where it is left out. Errors: ``UserError`` for a file that is no such graph, and for images of another size.
     """
 
-    def __init__(self, *, file: str, threads: int | None = None) -> None:
+    def __init__(self, *, file: Annotated[str, PathTo("ONNX file or package"), FreeOnResume()], threads: int | None = None) -> None:
         super().__init__()
         graph = _graph_in(Path(file))
         self.file = file

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
+from up.config.leaves import leaves
+from up.config.parts import Tables
 from up.errors import UserError
+from up.schema.sections import Config
 from up.text import count, some_of
-
-# Under these the saved state would mean something else: other tensors, other groups, or other images in the steps to come.
-FIXED = (
-    "net",
-    "teacher",
-    "mimic",
-    "runtime.task_names",
-    "runtime.runner",
-    "runtime.random_seed",
-    "runtime.special_bn_init",
-    "trainer.optimizer.type",
-    "trainer.optimizer.pconfig",
-    "trainer.optimizer.special_param_group",
-    "ema.enable",
-    "ema.ema_type",
-    "dataset.train.batch_sampler.kwargs.sampler",
-    "dataset.train.batch_sampler.kwargs.drop_last",
-    "dataset.train.dataloader.kwargs.drop_last",
-    "dataset.train.dataloader.kwargs.shuffle",
-    "dataset.train.dataset.kwargs.fraction",
-    "dataset.train.dataset.kwargs.label_mapping",
-)
-
-
-# Where teachers and what they said are kept; that it is the same teachers, the runner sees by their weights.
-HARMLESS = (
-    r"mimic\.(mimic_job\w*\.)?teacher\w*\.teacher_weight",
-    r"teacher\w*\.0\.kwargs\.file",
-    r"mimic\.preflight",
-    r"mimic\.cache(\..*)?",
-)
-
-
-_OF_A_RESUME = ("saver.auto_resume", "saver.accept_data_change")
+from up.types import StateDict
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFingerprint:
     """What a checkpoint says of the run that wrote it, and what must not change under a resume."""
 
     config: str  # the effective YAML
@@ -61,44 +30,55 @@ class Facts:
 
 
 class Change(NamedTuple):
-    """One value of the configuration, then and now; None where there is none."""
+    """One value of the configuration, then and now; None where there is none.
+
+    ``is_safe``: a run can resume under the new value. ``is_reported``: the change is worth a line in the log.
+    """
 
     key: str
-    then: Any
-    now: Any
+    then: object
+    now: object
+    is_safe: bool
+    is_reported: bool
 
     def __str__(self) -> str:
         return f"{self.key}: {self.then!r} -> {self.now!r}"
 
-    @property
-    def is_worth_telling(self) -> bool:
-        """Not of a switch of the resume itself, or of one that was unknown then and is off now."""
-        return self.key not in _OF_A_RESUME and not (self.then is None and self.now is False)
 
-    @property
-    def is_safe(self) -> bool:
-        """Whether a run can go on under the new value."""
-        if any(re.fullmatch(pattern, self.key) for pattern in HARMLESS):
-            return True
-        first = self.key.partition(".")[0]
-        return not (first.startswith("teacher") or any(self.key == key or self.key.startswith(f"{key}.") for key in FIXED))
+def changes(then: str, now: str, tables: Tables) -> list[Change]:
+    """The values that differ between two configurations in effective YAML, by dotted key.
 
-
-def changes(then: str, now: str) -> list[Change]:
-    """The values that differ between two configurations in effective YAML, by dotted key."""
+    What is left out on one side counts as its default there, in sections and in the kwargs of parts.
+    """
     if then == now:
         return []
-    old, new = dict(_leaves(yaml.safe_load(then))), dict(_leaves(yaml.safe_load(now)))
-    keys = [*old, *(key for key in new if key not in old)]
-    return [Change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+    old, new = (leaves(Config, _completed(yaml.safe_load(text)), tables) for text in (then, now))
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        earlier, later = old.get(key), new.get(key)
+        value, current = (None if leaf is None else leaf.value for leaf in (earlier, later))
+        known = [leaf for leaf in (earlier, later) if leaf is not None]
+        if value != current:
+            is_new_switch = value is None and current is False  # unknown then, off now
+            reported = all(leaf.reported for leaf in known) and not is_new_switch
+            found.append(Change(key, value, current, not any(leaf.fixed for leaf in known), reported))
+    return found
 
 
-def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> list[str]:
+def _completed(plain: object) -> object:
+    """``plain`` with the defaults of sections; as it is where another version wrote it and this one does not read it."""
+    try:
+        return Config.model_validate(plain).model_dump()
+    except ValidationError:
+        return plain
+
+
+def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, tables: Tables) -> list[str]:
     """How the configuration differs from that of the checkpoint ``state``, in lines; raises ``UserError`` where it must not."""
     missing = [name for name in ("config", "data_sha256", "seed", "global_batch_size") if name not in state]
     if missing:
         raise UserError(f"{path}: does not say {some_of(missing)} of its run. Start from its weights with saver.pretrain_model.")
-    found = changes(state["config"], facts.config)
+    found = changes(state["config"], fingerprint.config, tables)
     unsafe = [change for change in found if not change.is_safe]
     if unsafe:
         raise UserError(
@@ -107,29 +87,17 @@ def require_same_run(path: Path, state: Mapping[str, Any], facts: Facts) -> list
             f"{path.parent / 'config.yaml'}, or start anew in another folder with "
             f"saver.save_dir={path.parent}-2 (and saver.pretrain_model={path} to start from its weights)."
         )
-    if state["data_sha256"] != facts.data_sha256 and not facts.accept_data_change:
+    if state["data_sha256"] != fingerprint.data_sha256 and not fingerprint.accept_data_change:
         raise UserError(
             f"{path}: the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
-            f"{facts.data_sha256[:12]}… now). Restore them, resume with --accept-data-change (saver.accept_data_change: true), or "
-            f"start anew with saver.save_dir={path.parent}-2."
+            f"{fingerprint.data_sha256[:12]}… now). Restore them, resume with --accept-data-change "
+            f"(saver.accept_data_change: true), or start anew with saver.save_dir={path.parent}-2."
         )
-    for key, now in (("seed", facts.seed), ("global_batch_size", facts.global_batch_size)):
+    for key, now in (("seed", fingerprint.seed), ("global_batch_size", fingerprint.global_batch_size)):
         if state[key] != now:
             raise UserError(
                 f"{path}: was made with {key} {state[key]}, this run has {now}; the images would come in another order. "
                 "Restore it (batch_size x ranks x accumulate is the global batch size), or start from the weights alone with "
                 "saver.pretrain_model."
             )
-    return [f"changed since {path}: {change}" for change in found if change.is_worth_telling]
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that holds no more mapping; lists count from 0."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}.{index}")
-    else:
-        yield path, value
+    return [f"changed since {path}: {change}" for change in found if change.is_reported]

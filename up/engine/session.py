@@ -23,7 +23,7 @@ from up.engine.ema import Ema, NoEma
 from up.engine.evaluate import BrokenOff, Evaluation
 from up.engine.every import AnyOf, Every
 from up.engine.faults import Fault
-from up.engine.fingerprint import Facts
+from up.engine.fingerprint import RunFingerprint
 from up.engine.folder import State, StatusFile
 from up.engine.hooks import Hooks, Outline, UpdateReport
 from up.engine.meter import StepMeter
@@ -73,7 +73,7 @@ class TrainingSession:
     """One training run, built and ready for the loop. Only its ``progress`` changes."""
 
     outline: Outline
-    fingerprint: Facts
+    fingerprint: RunFingerprint
     runner: Runner
     optimizer: Optimizer
     schedule: Schedule

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from up.config.argument import PartOf
+from up.config.argument import FixedOnResume, FreeOnResume, PartOf
 from up.config.section import AtLeast0, AtLeast1, Part, Section
 
 
 class BatchSamplerKwargs(Section):
     """Arguments of a batch sampler."""
 
-    sampler: Annotated[Part, PartOf("sampler")] | None = None
-    """The order of the samples in training: dist, local, repeat_factor, class_balance, …; unset takes ``dist``. Evaluation
-    takes every image once, in the order of the meta file, whatever stands here."""
+    sampler: Annotated[Part, PartOf("sampler"), FixedOnResume()] = Part(type="dist")
+    """The order of the samples in training: dist, local, repeat_factor, class_balance, … Evaluation takes every image once, in
+    the order of the meta file, whatever stands here."""
     batch_size: AtLeast1 = 1
     """Samples in a batch of one process; the global batch is this times the number of processes."""
-    drop_last: bool = False
+    drop_last: Annotated[bool, FixedOnResume()] = False
     """Drop the last batch of an epoch when it is not full; in training only."""
 
 
@@ -36,9 +36,9 @@ class DataLoaderKwargs(Section):
     """Processes that read and transform images; 0 does it in the training process. The result does not depend on it."""
     pin_memory: bool = False
     """Copy batches to pinned memory, from which a GPU fetches them without blocking."""
-    drop_last: bool | None = None
+    drop_last: Annotated[bool | None, FixedOnResume()] = None
     """Another place for ``batch_sampler.kwargs.drop_last``; unset leaves it to that one."""
-    shuffle: bool | None = None
+    shuffle: Annotated[bool | None, FixedOnResume()] = None
     """Whether to shuffle the training data; unset leaves it to the sampler."""
     fork_method: Literal["fork", "spawn"] = "fork"
     """How worker processes are started; ``--fork-method`` sets it."""
@@ -79,7 +79,7 @@ class Dataset(Section):
 
     train: Source | None = None
     """What is trained on."""
-    test: Source | None = None
+    test: Annotated[Source | None, FreeOnResume()] = None
     """What is evaluated on."""
 
     @classmethod

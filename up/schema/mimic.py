@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from up.config.argument import PartOf
+from up.config.argument import FreeOnResume, PartOf
 from up.config.section import AtLeast1, Name, NotNegative, Part, Section
 
 Adapter = Literal["conv1x1", "linear"]
@@ -37,7 +37,7 @@ class MimicTeacher(Section):
 
     mimic_name: list[Name] = Field(min_length=1)
     """Paths of modules, one for each of the student's, in the same order."""
-    teacher_weight: Name | None = None
+    teacher_weight: Annotated[Name | None, FreeOnResume()] = None
     """File with the teacher's weights."""
     teacher_bn_mode: Literal["eval", "train", "precise"] | None = None
     """``train`` lets the teacher's batch normalisation use the statistics of the batch; all else its own."""
@@ -92,9 +92,9 @@ class Mimic(Section):
     """The jobs stand side by side as ``mimic_job0: {…}``, ``mimic_job1: {…}``."""
     task_loss: bool = True
     """Add the loss of the task itself."""
-    cache: MimicCache | None = None
+    cache: Annotated[MimicCache | None, FreeOnResume()] = None
     """Cache of the teachers' outputs."""
-    preflight: Literal["error", "warn", "skip"] = "error"
+    preflight: Annotated[Literal["error", "warn", "skip"], FreeOnResume()] = "error"
     """Before the first update every teacher is scored on up to 512 validation images. One that is no better than chance is
     an error, or a warning; ``skip`` does not score."""
     jobs: dict[str, MimicJob] = Field(min_length=1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from up.config.argument import PartOf
+from up.config.argument import FixedOnResume, FreeOnResume, PartOf
 from up.config.section import AtLeast1, Fraction, Name, Part, Positive, Section
 from up.schema.dataset import BatchSampler, BatchSamplerKwargs, DataLoader, DataLoaderKwargs, Dataset, Source
 from up.schema.mimic import Mimic, MimicCache, MimicJob, MimicStudent, MimicTeacher
@@ -90,11 +90,11 @@ class BnInit(Section):
 class Runtime(Section):
     """What a run is made on and with; nothing here describes the model or the data."""
 
-    task_names: Name = "cls"
+    task_names: Annotated[Name, FixedOnResume()] = "cls"
     """The task, or ``kd_<task>`` for its distillation."""
-    runner: Annotated[Part, PartOf("runner")] = Part(type="base")
+    runner: Annotated[Part, PartOf("runner"), FixedOnResume()] = Part(type="base")
     """What turns a batch into a loss: ``base``, or ``kd`` for distillation."""
-    random_seed: Annotated[int, Field(ge=0, lt=2**63)] = 131
+    random_seed: Annotated[int, Field(ge=0, lt=2**63), FixedOnResume()] = 131
     """Seed of everything random."""
     rank_init: bool = False
     """Accepted for older files: randomness hangs on the seed, the sample, the step and the rank, which is safe either way."""
@@ -108,7 +108,7 @@ class Runtime(Section):
     """Autocast to bfloat16 or float16; wins over ``fp16``."""
     async_norm: bool = False
     """Average the statistics of batch normalisation over the processes before evaluation."""
-    special_bn_init: bool | BnInit = False
+    special_bn_init: Annotated[bool | BnInit, FixedOnResume()] = False
     """Set eps 1e-3 and momentum 0.03 in every batch normalisation, or the values of a block."""
     aligned: bool = False
     """Accepted for older files; concerns detection."""
@@ -156,7 +156,7 @@ class Saver(Section):
     """The run folder: checkpoints, logs, status. Unset takes runs/ and the name of the configuration file."""
     results_dir: Name | None = None
     """Folder of evaluation reports; unset takes ``results`` in the run folder."""
-    auto_resume: bool = True
+    auto_resume: Annotated[bool, FreeOnResume(reported=False)] = True
     """Resume from the newest checkpoint in ``save_dir`` when there is one. With false an earlier run there is set aside in
     ``earlier/N``, and training starts anew."""
     resume_model: Name | None = None
@@ -175,7 +175,7 @@ class Saver(Section):
     """Let ``eval`` write a line for each image as it comes, so that an inference which is killed can go on from there."""
     task_type: Name | None = None
     """Accepted for older files; ``runtime.task_names`` says it."""
-    accept_data_change: bool = False
+    accept_data_change: Annotated[bool, FreeOnResume(reported=False)] = False
     """Resume although the data changed since the checkpoint was saved; ``up train --accept-data-change`` sets it."""
 
     def folder(self, config_file: Path) -> Path:
@@ -190,6 +190,8 @@ class Saver(Section):
 
 class NetModule(Part):
     """One module of the net; it gets the running record and returns what it adds to it."""
+
+    tables: ClassVar[tuple[str, ...]] = ("backbone", "neck", "head", "post_process")
 
     name: Name
     """The module's name, which begins the names of its tensors."""
@@ -232,9 +234,9 @@ class EmaKwargs(Section):
 class Ema(Section):
     """A moving average of the weights, which evaluation and export use when it is enabled."""
 
-    enable: bool = False
+    enable: Annotated[bool, FixedOnResume()] = False
     """Keep the average."""
-    ema_type: Literal["linear", "exp"] = "linear"
+    ema_type: Annotated[Literal["linear", "exp"], FixedOnResume()] = "linear"
     """How decay grows: min(decay, (1 + t) / (warmup + t)), or decay * (1 - exp(-t / 2000))."""
     kwargs: EmaKwargs = EmaKwargs()
     """Decay and warmup."""
@@ -293,13 +295,13 @@ class Config(Section):
     """What is written where, and what a run starts from."""
     hooks: list[Annotated[Part, PartOf("hook")]] = []
     """What watches the training; hooks never change it."""
-    net: Net
+    net: Annotated[Net, FixedOnResume()]
     """The modules of the model, in order."""
     ema: Ema = Ema()
     """Moving average of the weights."""
-    teachers: dict[str, Net] = {}
+    teachers: Annotated[dict[str, Net], FixedOnResume()] = {}
     """The nets of the teachers, written as ``teacher``, ``teacher0``, …"""
-    mimic: Mimic | None = None
+    mimic: Annotated[Mimic | None, FixedOnResume()] = None
     """Knowledge distillation."""
     to_kestrel: ToKestrel = ToKestrel()
     """The package for Kestrel."""

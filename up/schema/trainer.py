@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
+from up.config.argument import FixedOnResume
 from up.config.section import AtLeast0, AtLeast1, Name, NotNegative, Part, Positive, Section
 
 
@@ -127,14 +128,20 @@ class SpecialGroup(Section):
 class OptimizerPart(Part):
     """An optimizer: any of torch.optim, any of timm, LAMB, LARS."""
 
-    pconfig: ParamConfig = ParamConfig()
+    tables: ClassVar[tuple[str, ...]] = ("optimizer",)
+
+    type: Annotated[Name, FixedOnResume()]
+    """The name of the optimizer; ``python -m up show components optimizer`` lists what there is."""
+    pconfig: Annotated[ParamConfig, FixedOnResume()] = ParamConfig()
     """Settings by kind of parameter."""
-    special_param_group: list[SpecialGroup] = []
+    special_param_group: Annotated[list[SpecialGroup], FixedOnResume()] = []
     """Settings by name of parameter; they win over ``pconfig``."""
 
 
 class SchedulePart(Part):
     """The learning rate as a function of the step: a schedule after a warmup."""
+
+    tables: ClassVar[tuple[str, ...]] = ("lr_scheduler",)
 
     warmup_iter: AtLeast0 = 0
     """Updates of warmup; the longer of this and ``warmup_epochs`` counts."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
 
-from up.engine.fingerprint import changes
+from up.config.argument import Derived, PartOf
+from up.config.nodes import parse_nodes
+from up.engine.fingerprint import Change
+from up.engine.fingerprint import changes as all_changes
+from up.registry import Registry
+from up.schema.decode import decode
+from up.schema.show import effective_yaml
 
 THEN = """
 runtime: {random_seed: 7, plugins: []}
@@ -21,6 +29,38 @@ mimic:
   preflight: error
   mimic_job0: {loss_weight: 1.0, teacher0: {teacher_weight: a.pth, mimic_name: [a]}}
 """
+
+
+class Head:
+    """A head with a loss of its own."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: Annotated[int, Derived("the data")] = 1000,
+        size: tuple[int, int] = (1, 1),
+        bias: float | None = 0.5,
+        loss: Annotated[object, PartOf("loss")] = None,
+    ) -> None: ...
+
+
+class Loss:
+    """A loss."""
+
+    def __init__(self, *, ratio: float = 0.1) -> None: ...
+
+
+TABLES = {
+    "backbone": Registry("backbone", {"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
+    "head": Registry("head", {"own": f"{__name__}:Head"}),
+    "loss": Registry("loss", {"own_loss": f"{__name__}:Loss"}),
+    "dataset": Registry("dataset", {"cls": "up.tasks.cls.data.datasets:ClsDataset"}),
+    "sampler": Registry("sampler", {"dist": "up.data.sampler:Shuffled"}),
+}
+
+
+def changes(then: str, now: str) -> list[Change]:
+    return all_changes(then, now, TABLES)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +96,66 @@ def test_a_module_more() -> None:
     found = changes(THEN, THEN.replace("\nteacher0", "\n- {name: post, type: x}\nteacher0"))
     assert [change.key for change in found] == ["net.2.name", "net.2.type"]
     assert not any(change.is_safe for change in found)
+
+
+FILE = """
+dataset: {train: {dataset: {type: cls, kwargs: {%(data)s}}, batch_sampler: {kwargs: {%(sampler)s}}}, test: {%(test)s}}
+net: [{name: head, type: own, kwargs: {%(head)s}}]
+"""
+PLACES = {
+    "data": "meta_file: a, image_reader: {type: x}",
+    "sampler": "batch_size: 2",
+    "test": "dataset: {type: cls, kwargs: {meta_file: b, image_reader: {type: x}}}",
+    "head": "loss: {type: own_loss}",
+}
+
+
+def effective(place: str, more: str) -> str:
+    """The effective YAML of a whole file that has ``more`` at a place."""
+    return effective_yaml(decode(parse_nodes(FILE % {**PLACES, place: f"{PLACES[place]}{more}"}, "x.yaml")).config)
+
+
+@pytest.mark.parametrize(
+    ("place", "repeated"),
+    [
+        ("sampler", ", sampler: {type: dist}"),
+        ("sampler", ", sampler: {type: dist, kwargs: {fix_seed: false}}"),
+        ("sampler", ", sampler: null"),
+        ("sampler", ", drop_last: false"),
+        ("data", ", fraction: 1.0, label_mapping: null"),
+        ("head", ", size: [1, 1], bias: 0.5"),
+        ("head", ", bias: 0.5, size: null"),
+    ],
+)
+def test_a_default_that_one_side_repeats_is_no_change(place: str, repeated: str) -> None:
+    assert changes(effective(place, repeated), effective(place, "")) == []
+    assert changes(effective(place, ""), effective(place, repeated)) == []
+
+
+def test_a_default_of_a_part_inside_a_part_is_no_change() -> None:
+    then, now = (FILE % {**PLACES, "head": f"loss: {{type: own_loss, kwargs: {{{ratio}}}}}"} for ratio in ("ratio: 0.1", ""))
+    assert changes(then, now) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "more", "key", "safe"),
+    [
+        ("sampler", ", sampler: {type: class_balance}", "dataset.train.batch_sampler.kwargs.sampler.type", False),
+        ("sampler", ", drop_last: true", "dataset.train.batch_sampler.kwargs.drop_last", False),
+        ("data", ", fraction: 0.5", "dataset.train.dataset.kwargs.fraction", False),
+        ("data", ", max_bad: 3", "dataset.train.dataset.kwargs.max_bad", True),
+        ("head", ", size: [2, 2]", "net.0.kwargs.size", False),
+        ("head", ", bias: null", "net.0.kwargs.bias", False),
+        ("head", ", num_classes: 1000", "net.0.kwargs.num_classes", False),  # derived where it is left out: it need not be 1000
+        ("test", ", batch_sampler: {kwargs: {drop_last: true}}", "dataset.test.batch_sampler.kwargs.drop_last", True),
+    ],
+)
+def test_what_a_left_out_value_is_compared_with(place: str, more: str, key: str, safe: bool) -> None:
+    for pair in ((effective(place, more), effective(place, "")), (effective(place, ""), effective(place, more))):
+        assert [(change.key, change.is_safe) for change in changes(*pair) if "fix_seed" not in change.key] == [(key, safe)]
+
+
+@pytest.mark.parametrize(("key", "reported"), [("auto_resume", False), ("accept_data_change", False), ("save_result", True)])
+def test_switches_of_the_resume_itself_are_not_reported(key: str, reported: bool) -> None:
+    then, now = (f"saver: {{{key}: {value}}}" for value in ("false", "true"))
+    assert [change.is_reported for change in changes(then, now)] == [reported]

@@ -116,7 +116,7 @@ class TestProblems:
         assert problems("a: 1\n") == ["x.yaml:1: net: is missing (the modules of the model, in order)"]
         assert problem("trainer:\n\n  optimizer: {kwargs: {}}") == (
             "x.yaml:4: trainer.optimizer.type: is missing "
-            "(the name of the part; `python -m up show components` lists what there is)"
+            "(the name of the optimizer; `python -m up show components optimizer` lists what there is)"
         )
 
     def test_problems_in_an_anchor_name_its_line(self) -> None:

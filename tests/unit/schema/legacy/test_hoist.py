@@ -77,7 +77,7 @@ class TestSharedBlocks:
 dataset:
   train: {dataset: {type: cls}%s}
   test: {dataset: {type: cls}, batch_sampler: {type: base, kwargs: {batch_size: 8}}}
-  batch_sampler: {type: base, kwargs: {sampler: {type: dist}, batch_size: 16, drop_last: true}}
+  batch_sampler: {type: base, kwargs: {sampler: {type: local}, batch_size: 16, drop_last: true}}
   dataloader: {type: cls_base, kwargs: {num_workers: 2, pin_memory: true}}
 """
 
@@ -93,7 +93,7 @@ dataset:
         assert train.batch_sampler.kwargs.drop_last
         assert test.batch_sampler.kwargs.batch_size == 8
         assert not test.batch_sampler.kwargs.drop_last
-        assert test.batch_sampler.kwargs.sampler is None
+        assert test.batch_sampler.kwargs.sampler.type == "dist"
         assert train.dataloader == test.dataloader
         assert train.dataloader.kwargs.num_workers == 2
 
@@ -107,7 +107,7 @@ dataset:
             "", "dataset.train.batch_sampler.kwargs.batch_size=32", "dataset.test.dataloader.kwargs.num_workers=0"
         )
         assert train.batch_sampler.kwargs.batch_size == 32
-        assert train.batch_sampler.kwargs.sampler.type == "dist"
+        assert train.batch_sampler.kwargs.sampler.type == "local"
         assert test.dataloader.kwargs.num_workers == 0
         assert test.dataloader.kwargs.pin_memory
         assert train.dataloader.kwargs.num_workers == 2

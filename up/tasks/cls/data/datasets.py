@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from up.config.argument import FromProgram, NoEffect, PartOf
+from up.config.argument import FixedOnResume, FromProgram, NoEffect, PartOf
+from up.config.checked import checked
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.records import Sample
 from up.data.roots import ImageRoot
-from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader, Transforms
 from up.tasks.cls.data.inference import InferenceConfig
@@ -56,6 +56,7 @@ class ClsDataset(ImageDataset):
     - ``allow_outside``: names may lead out of ``image_dir``.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -64,8 +65,8 @@ class ClsDataset(ImageDataset):
         image_reader: ImageReader,
         transformer: Transforms = (),
         evaluator: Annotated[Any, PartOf("evaluator")] = None,
-        fraction: float = 1.0,
-        label_mapping: list[int] | None = None,
+        fraction: Annotated[float, Field(gt=0, le=1), FixedOnResume()] = 1.0,
+        label_mapping: Annotated[list[int] | None, FixedOnResume()] = None,
         save_score: bool = False,
         multilabel: bool = False,
         image_type: Annotated[str, NoEffect("transforms take Pillow images and tensors, whichever the reader gives")] = "pil",
@@ -83,8 +84,6 @@ class ClsDataset(ImageDataset):
     ) -> None:
         """``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files."""
         del image_type, reload_cfg, random
-        if not 0 < fraction <= 1:
-            raise UserError(f"fraction is {fraction:g}. Expected more than 0 and at most 1.")
         super().__init__(
             transformer=transformer,
             evaluator=evaluator,

@@ -254,8 +254,8 @@ def test_a_test_set_shares_the_classes_of_the_training_set(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"fraction": 0.0}, "fraction is 0. Expected more than 0 and at most 1."),
-        ({"fraction": 1.5}, "fraction is 1.5. Expected more than 0 and at most 1."),
+        ({"fraction": 0.0}, "fraction: got 0.0, expected more than 0"),
+        ({"fraction": 1.5}, "fraction: got 1.5, expected at most 1"),
         ({"max_bad": -1}, "max_bad is -1. Expected a share of the images below 1, or a number of images."),
     ],
 )
