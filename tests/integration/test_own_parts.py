@@ -25,7 +25,7 @@ from torch import nn
 
 from up.data.records import Batch, Sample
 from up.engine.hooks import Hook
-from up.tasks.cls.augment.image import Transform
+from up.data.transforms.image import Transform
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.model.losses import ClassificationLoss
 

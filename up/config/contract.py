@@ -115,8 +115,9 @@ class Contract:
                 known = [each for each in dir(base) if each.startswith(self.occasions)]
                 hint = did_you_mean(name, known) or f" Expected one of {some_of(known)}."
                 yield f"{called(target)} has a method `{name}` that is never called.{hint} Rename it ({self.page})."
-        for name, expected in vars(base).items():
-            own = getattr(target, name)
+        inherited = [owner for owner in reversed(base.__mro__) if owner is not object]
+        for name, expected in {name: value for owner in inherited for name, value in vars(owner).items()}.items():
+            own = getattr(target, name, None)
             if not inspect.isfunction(expected) or own is expected or name == "__init__" or not inspect.isfunction(own):
                 continue
             parameters = inspect.signature(expected).parameters.values()

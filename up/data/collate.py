@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
-from up.data.records import Batch, Sample
+from up.data.records import Batch, Image, Sample
 from up.errors import UserError
 
 _ON_HOST = ("seed", "index")  # keys of randomness and of results, which the device has no use for
@@ -57,7 +57,8 @@ def _are_rows(values: list[object]) -> bool:
     return len(lists) == len(values) and len({*map(len, lists)}) == 1
 
 
-def _form(image: Tensor) -> str:
+def _form(image: Image) -> str:
+    assert isinstance(image, Tensor), "a data set gives tensors"
     height, width = image.shape[-2:]
     return f"{width} x {height} ({image.shape[0]} channels, {str(image.dtype).removeprefix('torch.')})"
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,10 +32,8 @@ from up.errors import UserError
 Collate = Callable[[Sequence[Sample]], Batch]
 
 
-class KeyedDataset(Protocol):
-    """A data set whose samples are asked for by what their randomness hangs on."""
-
-    def __len__(self) -> int: ...
+class ByKey(Protocol):
+    """Samples asked for by what their randomness hangs on."""
 
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
@@ -74,7 +72,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: KeyedDataset,
+        dataset: ByKey,
         batches: TrainBatches,
         *,
         start_step: int = 0,
@@ -106,7 +104,7 @@ class EvalLoader:
 
     def __init__(
         self,
-        dataset: KeyedDataset,
+        dataset: ByKey,
         batches: EvalBatches,
         *,
         workers: Workers | None = None,
@@ -130,9 +128,7 @@ class EvalLoader:
                 yield kept
 
 
-def fetched(
-    dataset: KeyedDataset, keys: Iterable[list[SampleKey]], *, workers: Workers, collate: Collate = collate
-) -> Iterator[Batch]:
+def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers, collate: Collate = collate) -> Iterator[Batch]:
     """The batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
     return _batches(_Fetch(dataset, collate), keys, workers)
 
@@ -140,7 +136,7 @@ def fetched(
 class _Fetch:
     """What runs in a worker: keys to a batch, or to the reason why there is none."""
 
-    def __init__(self, dataset: KeyedDataset, collate: Collate) -> None:
+    def __init__(self, dataset: ByKey, collate: Collate) -> None:
         self._dataset = dataset
         self._collate = collate
 
@@ -193,7 +189,7 @@ def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
         # Files are written for larger machines than the one they are tried on; the loader works all the same.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")  # torch's threads sleep at this point
-        loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Batch | Failed] = DataLoader(
             fetch,  # type: ignore[arg-type]
             batch_size=None,
             sampler=_Once(keys),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+Offsets: TypeAlias = NDArray[np.uint32] | NDArray[np.int64]
 _SMALL = np.iinfo(np.uint32).max
 
 
@@ -25,7 +26,7 @@ class PackedStrings(Sequence[str]):
         self._buffer, self._offsets = packer.packed().arrays
 
     @classmethod
-    def of_arrays(cls, buffer: NDArray[np.uint8], offsets: NDArray[Any]) -> PackedStrings:
+    def of_arrays(cls, buffer: NDArray[np.uint8], offsets: Offsets) -> PackedStrings:
         """From ``buffer`` (bytes,) and ``offsets`` (N + 1,): string i is ``buffer[offsets[i]:offsets[i + 1]]``."""
         made = cls.__new__(cls)
         made._buffer = buffer
@@ -35,7 +36,11 @@ class PackedStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> PackedStrings: ...
+    def __getitem__(self, index: int | slice) -> str | PackedStrings:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         if not -len(self) <= index < len(self):
@@ -64,7 +69,7 @@ class PackedStrings(Sequence[str]):
         return cls.of_arrays(np.concatenate([part._buffer for part in parts]), offsets)
 
     @property
-    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    def arrays(self) -> tuple[NDArray[np.uint8], Offsets]:
         """The buffer and the offsets themselves, for hashing."""
         return self._buffer, self._offsets
 

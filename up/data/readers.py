@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from PIL import Image
+from PIL.Image import Image as PILImage
+from PIL.Image import merge
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from up.config.argument import NoEffect
 from up.data.decoding import MAX_PIXELS, QUIET, Color, decode, name_of, open_image, orientation, read_rgb
+from up.data.records import Image
 from up.errors import UserError
 from up.registry import Registry
 
@@ -33,7 +35,7 @@ class Reader(Protocol):
 
     image_dir: str | list[str] | None
 
-    def __call__(self, source: str | bytes, name: str | None = None) -> Any:
+    def __call__(self, source: str | bytes, name: str | None = None) -> Image:
         """A Pillow image in RGB, or a uint8 tensor (3, H, W)."""
 
 
@@ -63,10 +65,10 @@ class PillowReader:
         self.background = _color(background)
         self.color_mode = color_mode
 
-    def __call__(self, source: str | bytes, name: str | None = None) -> Image.Image:
+    def __call__(self, source: str | bytes, name: str | None = None) -> Image:
         """An RGB image (channels swapped under ``color_mode: BGR``)."""
         image = read_rgb(source, name, max_pixels=self.max_pixels, background=self.background)
-        return Image.merge("RGB", image.split()[::-1]) if self.color_mode == "BGR" else image
+        return merge("RGB", image.split()[::-1]) if self.color_mode == "BGR" else image
 
 
 class OpenCVReader(PillowReader):
@@ -78,26 +80,11 @@ class OpenCVReader(PillowReader):
     config_note: ClassVar[str] = "images are decoded by Pillow, the channels are in the order of color_mode"
 
 
-class TurboReader:
+class TurboReader(PillowReader):
     """Decodes JPEG with libjpeg-turbo into a uint8 tensor (3, H, W), and everything else with Pillow.
 
     - ``image_dir``, ``background``, ``memcached``, ``max_pixels``: as for ``fs_pillow``.
     """
-
-    def __init__(
-        self,
-        *,
-        image_dir: str | list[str] | None = None,
-        color_mode: Literal["RGB", "BGR"] = "RGB",
-        memcached: Annotated[bool, NoEffect(_PAGE_CACHE)] = False,
-        max_pixels: int = MAX_PIXELS,
-        background: Background = "drop",
-    ) -> None:
-        del memcached
-        self.image_dir = image_dir
-        self.max_pixels = _expect_pixels(max_pixels)
-        self.background = _color(background)
-        self.color_mode = color_mode
 
     def __call__(self, source: str | bytes, name: str | None = None) -> torch.Tensor:
         """A uint8 tensor (3, H, W)."""
@@ -125,7 +112,7 @@ def _expect_pixels(max_pixels: int) -> int:
     return max_pixels
 
 
-def _turbo(encoded: bytes, opened: Image.Image) -> torch.Tensor | None:
+def _turbo(encoded: bytes, opened: PILImage) -> torch.Tensor | None:
     """(3, H, W) uint8, or None for what is to be left to Pillow."""
     if opened.format not in ("JPEG", "MPO") or opened.mode not in ("RGB", "L") or orientation(opened) != 1:
         return None

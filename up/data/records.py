@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from easydict import EasyDict
-from torch import Tensor
+from PIL.Image import Image as PILImage
+from torch import Generator, Tensor
 
 from up.data.packed import PackedLabels
 from up.errors import Problem
 from up.seed import key
 
+Image: TypeAlias = PILImage | Tensor  # Pillow, mode RGB, or (3, H, W): uint8, and float32 after to_tensor
+
 
 class Sample(EasyDict):  # type: ignore[misc]
-    """One sample: ``image`` (C, H, W) uint8 or float, a Pillow image before the transforms; ``gt``, and fields of the task."""
+    """One sample: its image (a Pillow image before transforms), and fields of the task such as ``gt``, ``mask``, ``boxes``."""
 
+    image: Image
     filename: str
     index: int
     seed: int
@@ -71,6 +75,10 @@ Transform: TypeAlias = Callable[..., object]
 """A transform of one image, or of a sample as a whole."""
 
 
-def image_count(batch: dict[str, Any]) -> int:
+BatchTransform: TypeAlias = Callable[[Batch, Generator], Batch]
+"""A transform of a whole batch on the device, with a generator that is keyed by the step."""
+
+
+def image_count(batch: Batch) -> int:
     """How many samples a batch holds."""
-    return len(batch["filename"])
+    return len(batch.filename)

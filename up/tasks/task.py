@@ -13,9 +13,11 @@ from torch import nn
 
 from up.config.parts import DerivedArguments
 from up.config.section import Part
-from up.data.collate import collate, to_device
+from up.data.collate import collate
+from up.data.dataset import KeyedDataset
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, Sample, SampleKey, Transform
+from up.data.transforms.stages import DeviceStage
 from up.engine.evaluate import Evaluator
 from up.engine.step import BatchStage, Mixing, StepOutput
 from up.errors import Problem, UserError
@@ -170,16 +172,17 @@ class Task(ABC, Generic[Data]):
         raise UserError(f"the task {self.name} predicts nothing for single images: it does not define `pipeline`.")
 
     def mixing(self, data: Data, batch_fn: Mixing | None) -> Mixing | None:
-        """The batch function, or the batch form of a mixing transform, which is taken off the data set's transforms."""
-        return batch_fn
+        """The batch function, or the batch form of a mixing transform of the data set."""
+        return data.split().mixing(batch_fn) if isinstance(data, KeyedDataset) else batch_fn
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples to a batch, in a worker."""
         return collate(samples)
 
     def device_stage(self, data: Data, device: torch.device, channels_last: bool) -> BatchStage:
-        """Take off the data set, after ``mixing``, what can run on the device. The default moves every tensor."""
-        return lambda batch: to_device(batch, device, channels_last=channels_last)
+        """What a batch passes: the move of every tensor, then the transforms that the data set leaves to the device."""
+        tail = data.split().device if isinstance(data, KeyedDataset) else None
+        return DeviceStage(tail, device, channels_last=channels_last)
 
     # --- loss and results ---
 

@@ -16,17 +16,9 @@ from up.bundle.preprocess import Preprocessing
 from up.data.bad_images import BadImage
 from up.data.collate import collate
 from up.data.readers import PillowReader
-from up.tasks.cls.augment.pipeline import ImagePipeline
-from up.tasks.cls.augment.transforms import (
-    CenterCrop,
-    Denormalize,
-    LevelsToTensor,
-    Normalize,
-    ToTensor,
-    export_ops_of,
-    output_size_of,
-)
-from up.tasks.cls.augment.transforms import Resize as TrainResize
+from up.data.transforms.pipeline import ImagePipeline
+from up.data.transforms.table import CenterCrop, Denormalize, LevelsToTensor, Normalize, ToTensor, export_ops_of, output_size_of
+from up.data.transforms.table import Resize as TrainResize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 END: list[Any] = [ToTensor(), Normalize(mean=MEAN, std=STD)]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from up.data.decoding import MAX_PIXELS
+from up.data.transforms.table import export_ops_of, output_size_of
 from up.errors import ConfigError, Problem, UserError
 from up.models.net import Net
-from up.tasks.cls.augment.transforms import export_ops_of, output_size_of
 from up.tasks.cls.model.heads import Head
 from up.tasks.cls.model.losses import Activation
 from up.tasks.cls.model.postprocess import ClassificationPostProcess

@@ -13,26 +13,23 @@ from torch import nn
 
 from up.config.parts import DerivedArguments, Exact
 from up.config.section import Part
-from up.data.collate import to_device
+from up.data.dataset import read_sample
 from up.data.readers import Reader
 from up.data.records import Batch, Sample, Transform
+from up.data.transforms.pipeline import ImagePipeline
+from up.data.transforms.table import TRANSFORMS, output_size_of
 from up.engine.evaluate import Evaluator
-from up.engine.step import Mixing
 from up.errors import UserError
 from up.models.adapter import Backbone
 from up.models.net import Net
 from up.models.weight_files import Weights
 from up.registry import Registry
 from up.schema.sections import NetModule
-from up.tasks.cls.augment.device_tail import DeviceTail, expect_numbers, split_tail
 from up.tasks.cls.augment.mixing import BATCH_FNS
-from up.tasks.cls.augment.pipeline import ImagePipeline
-from up.tasks.cls.augment.sample_mixing import SampleMix
-from up.tasks.cls.augment.transforms import TRANSFORMS, output_size_of
 from up.tasks.cls.data.data_report import data_report
 from up.tasks.cls.data.datasets import DATASETS
 from up.tasks.cls.data.files import named_paths
-from up.tasks.cls.data.image_dataset import ImageDataset, read_sample
+from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.reports import write_reports
@@ -55,7 +52,12 @@ class Classification(Task[ImageDataset]):
     parts = {
         "dataset": DATASETS,
         "meta_type": METAS,
-        "transform": TRANSFORMS,
+        "transform": TRANSFORMS.extended(
+            {
+                "torch_mixup": "up.tasks.cls.augment.sample_mixing:Mixup",
+                "torch_cutmix_mixup": "up.tasks.cls.augment.sample_mixing:CutmixMixup",
+            }
+        ),
         "batch_fn": BATCH_FNS,
         "head": HEADS,
         "classifier": CLASSIFIERS,
@@ -181,24 +183,6 @@ class Classification(Task[ImageDataset]):
     def pipeline(self, reader: Reader, transforms: Sequence[Transform]) -> ImagePipeline:
         return ImagePipeline(reader, transforms)
 
-    def mixing(self, data: ImageDataset, batch_fn: Mixing | None) -> Mixing | None:
-        """The batch function, or the batch form of a mixing transform, which is taken off the transforms."""
-        data.settle_classes()
-        of_batches = [transform for transform in data.transforms if isinstance(transform, SampleMix) and not transform.takes_second]
-        data.transforms = [transform for transform in data.transforms if transform not in of_batches]
-        asked: list[Mixing] = [*([batch_fn] if batch_fn else []), *(transform.as_batch_fn() for transform in of_batches)]
-        if len(asked) > 1:
-            raise UserError("batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup.")
-        return asked[0] if asked else None
-
-    def device_stage(self, data: ImageDataset, device: torch.device, channels_last: bool) -> DeviceStage:
-        """Take to_tensor, normalize and erasing off the end of the data set's transforms and run them on the device."""
-        if not data.train and any(isinstance(transform, SampleMix) for transform in data.transforms):
-            raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
-        expect_numbers(data.transforms)
-        data.transforms, tail = split_tail(data.transforms)
-        return DeviceStage(tail, device, channels_last=channels_last)
-
     def result_stream(self, data: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
         """The stream of results that ``saver.memory_friendly`` or a continued inference asks for."""
         if not (memory_friendly or data.goes_on):
@@ -259,16 +243,3 @@ def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
     if is_pyramid:
         return {"in_plane": read[0] if len(set(read)) == 1 else read}
     return {"in_plane": read if isinstance(index, list) else Exact(read[0], "the backbone")}
-
-
-class DeviceStage:
-    """Brings a batch to the device and finishes its images there; seeds and indices stay with the host."""
-
-    def __init__(self, tail: DeviceTail | None, device: torch.device, *, channels_last: bool) -> None:
-        self.tail = tail
-        self.device = device
-        self.channels_last = channels_last
-
-    def __call__(self, batch: Batch) -> Batch:
-        moved = to_device(batch, self.device, channels_last=self.channels_last)
-        return self.tail(moved) if self.tail is not None else moved

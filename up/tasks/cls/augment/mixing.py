@@ -13,9 +13,9 @@ from torch import Generator, Tensor
 from up.config.argument import Derived
 from up.config.contract import Contract, Method
 from up.data.records import Batch
+from up.data.transforms.image import Size, expect_probability
 from up.errors import UserError
 from up.registry import Registry
-from up.tasks.cls.augment.image import Size, expect_probability
 
 BATCH_FNS = Registry(
     "batch_fn",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
@@ -12,12 +11,10 @@ from torchvision.transforms.v2 import functional as F
 
 from up.config.argument import Derived
 from up.data.records import Sample
+from up.data.transforms.image import Image, SampleTransform, size_of
 from up.errors import UserError
-from up.tasks.cls.augment.image import Image, size_of
 from up.tasks.cls.augment.mixing import (
-    BatchCutmixMixup,
     BatchMix,
-    BatchMixup,
     Mix,
     MixPolicy,
     dominant_labels,
@@ -28,12 +25,11 @@ from up.tasks.cls.augment.mixing import (
 )
 
 
-class SampleMix(ABC):
+class SampleMix(SampleTransform):
     """``transform(sample, draw_second) -> sample``: mixed ``image``, soft ``gt`` (num_classes,), int ``dominant``.
 
-    ``takes_second``: this is the sample-level form; otherwise the caller moves ``as_batch_fn()`` to the batch.
-    ``transform_second``: ``draw_second`` passes the second sample through the preceding transforms. A second image of
-    another size is resized to the first's (bilinear, antialiased). The weight is drawn before the second sample is.
+    Without ``takes_second`` the caller moves ``as_batch_fn()`` to the batch. A second image of another size is resized to the
+    first's (bilinear, antialiased). The weight is drawn before the second sample is.
     """
 
     def __init__(self, policy: MixPolicy, num_classes: int | None, *, takes_second: bool, transform_second: bool) -> None:
@@ -68,9 +64,9 @@ class SampleMix(ABC):
         dominant = int(dominant_labels(own, other, target, mix.lam))
         return Sample(sample, image=_mixed(sample.image, second.image, mix), gt=target[0], dominant=dominant)
 
-    @abstractmethod
     def as_batch_fn(self) -> BatchMix:
         """The same mixing for whole batches."""
+        return BatchMix(self.policy, self.num_classes)
 
 
 Classes: TypeAlias = Annotated[int | None, Derived("the classes of dataset.train")]
@@ -87,9 +83,6 @@ class Mixup(SampleMix):
         self, *, alpha: float = 1.0, num_classes: Classes = None, extra_input: bool = False, transform: bool = False
     ) -> None:
         super().__init__(MixPolicy(alpha, 0.0), num_classes, takes_second=extra_input, transform_second=transform)
-
-    def as_batch_fn(self) -> BatchMixup:
-        return BatchMixup(alpha=self.policy.mixup_alpha, num_classes=self.num_classes)
 
 
 class CutmixMixup(SampleMix):
@@ -111,15 +104,6 @@ class CutmixMixup(SampleMix):
     ) -> None:
         policy = MixPolicy(mixup_alpha, cutmix_alpha, switch_prob)
         super().__init__(policy, num_classes, takes_second=extra_input, transform_second=transform)
-
-    def as_batch_fn(self) -> BatchCutmixMixup:
-        policy = self.policy
-        return BatchCutmixMixup(
-            mixup_alpha=policy.mixup_alpha,
-            cutmix_alpha=policy.cutmix_alpha,
-            switch_prob=policy.switch_prob,
-            num_classes=self.num_classes,
-        )
 
 
 def _label(gt: int | list[int] | Tensor, num_classes: int) -> Tensor:

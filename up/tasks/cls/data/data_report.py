@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from up.data.decoding import has_alpha
+from up.data.folders import empty_classes
 from up.data.sampler import permutation
 from up.errors import Problem
 from up.tasks.cls.data.datasets import ClsDataset
-from up.tasks.cls.data.folders import empty_classes
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.task import DataReport
 from up.text import count, some_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from up.config.argument import FixedOnResume, FromProgram, NoEffect, PartOf
 from up.config.checked import checked
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
-from up.data.records import Sample
-from up.data.roots import ImageRoot
+from up.data.records import Image, Sample
+from up.data.transforms.image import size_of
+from up.engine.evaluate import Evaluator
 from up.registry import Registry
 from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader, Transforms
 from up.tasks.cls.data.inference import InferenceConfig
-from up.tasks.cls.data.metas import MetaError
 from up.tasks.cls.data.tables import TableSpec, read_table
+from up.types import Kwargs
 
 DATASETS = Registry(
     "dataset",
@@ -64,7 +65,7 @@ class ClsDataset(ImageDataset):
         meta_type: str | list[str] = "imagenet",
         image_reader: ImageReader,
         transformer: Transforms = (),
-        evaluator: Annotated[Any, PartOf("evaluator")] = None,
+        evaluator: Annotated[Evaluator | None, PartOf("evaluator")] = None,
         fraction: Annotated[float, Field(gt=0, le=1), FixedOnResume()] = 1.0,
         label_mapping: Annotated[list[int] | None, FixedOnResume()] = None,
         save_score: bool = False,
@@ -77,7 +78,7 @@ class ClsDataset(ImageDataset):
         on_bad_image: Literal["error", "skip"] = "error",
         max_bad: float = 0.01,
         allow_outside: bool = False,
-        reload_cfg: Annotated[dict[str, Any] | None, NoEffect(_PACKED)] = None,
+        reload_cfg: Annotated[Kwargs | None, NoEffect(_PACKED)] = None,
         random: Annotated[bool, NoEffect("the sampler draws the order of every epoch")] = True,
         seed: Annotated[int, FromProgram()] = 0,
         train: Annotated[bool, FromProgram()] = True,
@@ -107,7 +108,7 @@ class ClsDataset(ImageDataset):
             allow_outside=allow_outside,
             inference=inference_cfg or {},
         )
-        self.table = read_table(spec)
+        self.table = self.files = read_table(spec)
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
         self.labels = None if self.table.labels is None else self.table.labels.values
         self.notes = self.table.notes
@@ -141,30 +142,21 @@ class ClsDataset(ImageDataset):
         """sha256 of names and labels: what a resumed run expects to find unchanged."""
         return self.table.fingerprint()
 
-    def where(self, index: int) -> str:
-        """Where sample ``index`` comes from: ``meta.txt:21: images/x.jpg``."""
-        return self.table.where(index)
-
     def path_of(self, index: int) -> str:
         """The file of sample ``index``."""
-        root: ImageRoot = self.table.roots[self.table.source[index]]
-        return root.path_of(self.table.names[index])
+        return self.table.path_of(index)
 
     def read(self, index: int) -> Sample:
         """Sample ``index`` as it is, not transformed. Raises ``BadImage`` when its image cannot be read."""
-        name, root = self.table.names[index], self.table.roots[self.table.source[index]]
-        where = self.where(index)
-        if refusal := root.link_refusal(name):
-            raise MetaError(f"{refusal}.", file=where)
-        image = self.reader(root.path_of(name), where)
+        image = self.table.read(index, self.reader)
         if self.table.boxes is not None:
-            image = _crop(image, self.table.boxes[index], where)
-        sample = Sample(image=image, filename=name, index=index)
+            image = _crop(image, self.table.boxes[index], self.where(index))
+        sample = Sample(image=image, filename=self.table.names[index], index=index)
         if self.table.labels is not None:
             sample.gt = self._target(self.table.labels[index])
         return sample
 
-    def _target(self, labels: list[int]) -> Any:
+    def _target(self, labels: list[int]) -> int | list[int] | torch.Tensor:
         kind = self.gt_kind
         if kind == "multi_hot":
             assert isinstance(self.num_classes, int)
@@ -174,15 +166,14 @@ class ClsDataset(ImageDataset):
         return labels if kind == "heads" else labels[0]
 
 
-def _crop(image: Any, box: NDArray[np.float32], where: str) -> Any:
+def _crop(image: Image, box: NDArray[np.float32], where: str) -> Image:
     """The box (x1, y1, x2, y2) of a PIL image or a tensor (3, H, W), as far as it lies inside."""
     if np.isnan(box[0]):
         return image
-    is_tensor = isinstance(image, torch.Tensor)
-    width, height = (image.shape[2], image.shape[1]) if is_tensor else image.size
+    height, width = size_of(image)
     left, top = max(0, int(np.floor(box[0]))), max(0, int(np.floor(box[1])))
     right, bottom = min(width, int(np.ceil(box[2]))), min(height, int(np.ceil(box[3])))
     if left >= right or top >= bottom:
         shown = ", ".join(f"{edge:g}" for edge in box)
         raise BadImage(where, f"its box [{shown}] lies outside of the {width} x {height} pixels")
-    return image[:, top:bottom, left:right] if is_tensor else image.crop((left, top, right, bottom))
+    return image[:, top:bottom, left:right] if isinstance(image, torch.Tensor) else image.crop((left, top, right, bottom))

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from up.data.folders import SUFFIXES, images_under
+from up.data.listing import MetaError
 from up.data.packed import PackedStrings
 from up.data.roots import ImageRoot
 from up.errors import StorageError, UserError
-from up.tasks.cls.data.folders import SUFFIXES, images_under
-from up.tasks.cls.data.metas import Meta, MetaError, MetaSource, inference_only
+from up.tasks.cls.data.metas import Meta, MetaSource, inference_only
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from up.data.listing import LineError, Rows, json_rows
 from up.data.packed import PackedLabels
-from up.tasks.cls.data.metas import LARGEST, Meta, MetaSource, Rows, chunks, shown
+from up.tasks.cls.data.metas import LARGEST, Meta, MetaSource, labelled
 from up.text import some_of
+from up.types import Json, Record
 
 _OF_A_LINE = ("filename", "label")  # custom_cls
 _T = TypeVar("_T")
@@ -23,14 +24,14 @@ def custom_cls(source: MetaSource) -> Meta:
 
     Other keys are ignored and a label in quotes is read as a number, each with one note for the file.
     """
-    rows = Rows(source)
-    labels: list[Any] = []
+    rows = Rows(source.path, source.root)
+    labels: list[Json] = []
     read = _LabelledLine(source)
-    for found, lines in _json_lines(rows, read):
+    for found, lines in json_rows(rows, read):
         rows.extend([name for name, _ in found], lines)
         labels += [label for _, label in found]
     packed = PackedLabels.of_sets(labels) if source.multilabel else PackedLabels(np.array(labels, dtype=np.int64))
-    return replace(rows.meta(packed), notes=tuple(read.notes()))
+    return labelled(rows, source, packed, notes=read.notes())
 
 
 def custom_det(source: MetaSource) -> Meta:
@@ -39,19 +40,16 @@ def custom_det(source: MetaSource) -> Meta:
     ``{"filename": …, "instances": [{"bbox": [x1, y1, x2, y2], "label": from 1 on, "is_ignored": …}]}`` in pixels;
     ignored instances and small boxes are dropped, other keys do not matter.
     """
-    rows = Rows(source)
+    rows = Rows(source.path, source.root)
     labels: list[int] = []
     boxes: list[list[float]] = []
-    for found, lines in _json_lines(rows, lambda record, _: (_filename(record), _instances(record, source.min_size))):
+    for found, lines in json_rows(rows, lambda record, _: (_filename(record), _instances(record, source.min_size))):
         counts = [len(instances) for _, instances in found]
         rows.extend(_each(counts, [name for name, _ in found]), _each(counts, lines))
         boxes += [box for _, instances in found for box, _ in instances]
         labels += [label for _, instances in found for _, label in instances]
-    return rows.meta(PackedLabels(np.array(labels, dtype=np.int64)), np.array(boxes, dtype=np.float32).reshape(-1, 4))
-
-
-class _Wrong(ValueError):
-    """One line cannot be used."""
+    packed = PackedLabels(np.array(labels, dtype=np.int64))
+    return labelled(rows, source, packed, np.array(boxes, dtype=np.float32).reshape(-1, 4))
 
 
 class _LabelledLine:
@@ -64,7 +62,7 @@ class _LabelledLine:
         self._multilabel = source.multilabel
         self._arity = len(source.num_classes) if isinstance(source.num_classes, Sequence) else None
 
-    def __call__(self, record: dict[str, Any], line: int) -> tuple[bytes, Any]:
+    def __call__(self, record: Record, line: int) -> tuple[bytes, Json]:
         _expect_keys(record, required=_OF_A_LINE)
         if len(record) > len(_OF_A_LINE):
             for key in record:
@@ -75,7 +73,7 @@ class _LabelledLine:
             self._arity = _expect_arity(label, self._arity)
         for value in label if isinstance(label, list) else [label]:
             if type(value) is not int or not 0 <= value <= LARGEST:  # bool is an int to Python
-                raise _Wrong(f"label {json.dumps(value)[:60]}. Expected an integer from 0 on.")
+                raise LineError(f"label {json.dumps(value)[:60]}. Expected an integer from 0 on.")
         return name, [label] if self._multilabel and isinstance(label, int) else label
 
     def notes(self) -> Iterator[str]:
@@ -87,7 +85,7 @@ class _LabelledLine:
             line, label = self._quoted
             yield f"{self._path}:{line}: the label {label} is in quotes and was read as a number, here and below."
 
-    def _unquoted(self, label: Any, line: int) -> Any:
+    def _unquoted(self, label: Json, line: int) -> Json:
         """``"3"`` as 3, alone or in a list; anything else as it is."""
         if isinstance(label, list):
             return [self._unquoted(each, line) for each in label]
@@ -101,101 +99,54 @@ def _each(counts: list[int], values: list[_T]) -> list[_T]:
     return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
 
 
-def _json_lines(rows: Rows, read: Callable[[dict[str, Any], int], _T]) -> Iterator[tuple[list[_T], list[int]]]:
-    """What ``read`` makes of each record and the number of its line, a chunk at a time, with these numbers; wrong lines are noted
-    and left out."""
-    for start, chunk in chunks(rows.source.path):
-        found, lines = [], []
-        for line, raw in enumerate(chunk, start):
-            if raw.isspace():
-                continue
-            try:
-                found.append(read(_record(raw), line))
-            except _Wrong as wrong:
-                rows.problems.add(line, str(wrong))
-            else:
-                lines.append(line)
-        yield found, lines
-
-
-def _record(raw: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(raw, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except _Wrong:
-        raise
-    except RecursionError:
-        raise _Wrong("JSON nested too deeply") from None
-    except UnicodeDecodeError:
-        raise _Wrong(f"{shown(raw)} is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise _Wrong(f"not JSON: {error.msg} at column {error.colno}, got {shown(raw)}") from None
-    except ValueError:  # Python's limit of 4300 digits
-        raise _Wrong("a number has too many digits") from None
-    if not isinstance(record, dict):
-        raise _Wrong(f"expected a JSON object, got {shown(raw)}")
-    return record
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Wrong(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return record
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise _Wrong(f"{text} is not a number that JSON has")
-
-
-def _expect_keys(record: dict[str, Any], required: tuple[str, ...]) -> None:
+def _expect_keys(record: Record, required: tuple[str, ...]) -> None:
     missing = [key for key in required if key not in record]
     if missing:
         others = [key for key in record if key not in required]
         found = f", got {some_of([repr(key) for key in others], 3)} instead" if others else ""
-        raise _Wrong(f"missing key {missing[0]!r}{found}. Expected {some_of(required)}.")
+        raise LineError(f"missing key {missing[0]!r}{found}. Expected {some_of(required)}.")
 
 
-def _filename(record: dict[str, Any]) -> bytes:
+def _filename(record: Record) -> bytes:
     name = record.get("filename")
     if not isinstance(name, str) or not name:
-        raise _Wrong(f"filename {json.dumps(name)}. Expected a path.")
+        raise LineError(f"filename {json.dumps(name)}. Expected a path.")
     try:
         return name.encode()
     except UnicodeEncodeError:
-        raise _Wrong(f"filename {name!r} contains half a surrogate pair") from None
+        raise LineError(f"filename {name!r} contains half a surrogate pair") from None
 
 
-def _expect_arity(label: Any, expected: int | None) -> int:
+def _expect_arity(label: Json, expected: int | None) -> int:
     """How many labels a line has (0: one that is no list); all lines have the same number."""
     found = len(label) if isinstance(label, list) else 0
     if expected is not None and found != expected:
         wanted = f"a list of {expected}, one for each head" if expected else "one integer, as in the lines before"
-        raise _Wrong(f"label {json.dumps(label)[:60]}. Expected {wanted}. (A set of labels needs multilabel: true.)")
+        raise LineError(f"label {json.dumps(label)[:60]}. Expected {wanted}. (A set of labels needs multilabel: true.)")
     if found == 0 and isinstance(label, list):
-        raise _Wrong("label []. Expected at least one label.")
+        raise LineError("label []. Expected at least one label.")
     return found
 
 
-def _instances(record: dict[str, Any], min_size: float) -> list[tuple[list[float], int]]:
+def _instances(record: Record, min_size: float) -> list[tuple[list[float], int]]:
     """The boxes that count, each with its label."""
     instances = record.get("instances", [])
     if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
-        raise _Wrong("instances: expected a list of objects")
+        raise LineError("instances: expected a list of objects")
     found = []
     for instance in instances:
         if instance.get("is_ignored"):
             continue
         box, label = instance.get("bbox"), instance.get("label")
         if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
-            raise _Wrong(f"bbox {json.dumps(box)[:60]}. Expected [x1, y1, x2, y2] in pixels.")
+            raise LineError(f"bbox {json.dumps(box)[:60]}. Expected [x1, y1, x2, y2] in pixels.")
         if type(label) is not int or not 1 <= label <= LARGEST:
-            raise _Wrong(f"label {json.dumps(label)[:60]}. Expected an integer from 1 on (0 is the background).")
+            raise LineError(f"label {json.dumps(label)[:60]}. Expected an integer from 1 on (0 is the background).")
         width, height = box[2] - box[0], box[3] - box[1]
         if width > 0 and height > 0 and width * height >= min_size**2:
             found.append((box, label - 1))
     return found
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: Json) -> bool:
     return type(value) in (int, float) and math.isfinite(value)

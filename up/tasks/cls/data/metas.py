@@ -7,18 +7,19 @@ Every parser takes a ``MetaSource`` and returns a ``Meta``; all that is wrong wi
 from __future__ import annotations
 
 import itertools
-import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from up.data.packed import PackedLabels, PackedStrings, StringPacker
+from up.data.folders import folders_in, images_under
+from up.data.listing import MetaError, Problems, Rows, chunks, shown
+from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
-from up.errors import Problem, UserError
 from up.registry import Registry
+from up.text import did_you_mean, some_of
 
 METAS = Registry(
     "meta_type",
@@ -27,17 +28,11 @@ METAS = Registry(
         "custom_cls": "up.tasks.cls.data.json_lines:custom_cls",
         "custom_det": "up.tasks.cls.data.json_lines:custom_det",
         "inference_only": "up.tasks.cls.data.metas:inference_only",
-        "image_folder": "up.tasks.cls.data.folders:image_folder",
+        "image_folder": "up.tasks.cls.data.metas:image_folder",
     },
 )
 
-_LISTED = 10  # problems shown of one file
-_CHUNK = 1 << 15  # lines: few enough to stay small, many enough for the checks of a whole chunk to pay off
 LARGEST = 2**31 - 1
-
-
-class MetaError(UserError):
-    """A meta file cannot be used; one line for each problem, with file and line."""
 
 
 @dataclass(frozen=True)
@@ -67,97 +62,40 @@ class Meta:
     notes: tuple[str, ...] = ()
 
 
-class Problems:
-    """What is wrong with one file, collected."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._found: list[tuple[int, str]] = []
-        self._uncounted = 0
-
-    def add(self, line: int, text: str) -> None:
-        """``text`` about ``line``."""
-        if len(self._found) < 1000:
-            self._found.append((line, text))
-        else:
-            self._uncounted += 1
-
-    def raise_if_any(self) -> None:
-        """Raise ``MetaError`` with the first ten problems."""
-        if not self._found:
-            return
-        listed = [Problem(text, file=self._path, line=line) for line, text in sorted(self._found)[:_LISTED]]
-        more = len(self._found) - len(listed) + self._uncounted
-        raise MetaError.of([*listed, Problem(f"and {more:,} more", file=self._path)] if more else listed)
+def labelled(
+    rows: Rows, source: MetaSource, labels: PackedLabels | None, boxes: NDArray[np.float32] | None = None, notes: Iterable[str] = ()
+) -> Meta:
+    """All samples of ``rows``; raises ``MetaError`` when anything was wrong, or when there are none."""
+    if labels is not None:
+        labels = PackedLabels(labels.values + source.label_offset, labels.offsets)
+        _check_range(labels, rows, source)
+    return Meta(rows.names(), labels, rows.lines, boxes, tuple(notes))
 
 
-class Rows:
-    """The samples of a file while it is being read."""
-
-    def __init__(self, source: MetaSource) -> None:
-        self.source = source
-        self.problems = Problems(source.path)
-        self._names = StringPacker()
-        self._lines = array("i")
-
-    def extend(self, names: list[bytes], lines: list[int]) -> None:
-        """Take over names that are still to be checked."""
-        self._check(names, lines)
-        self._names.extend(names)
-        self._lines.extend(lines)
-
-    def _check(self, names: list[bytes], lines: list[int]) -> None:
-        together = b"\n".join(names)
-        try:
-            together.decode()
-        except UnicodeDecodeError:
-            pass
-        else:  # the usual file: nothing in it needs a closer look
-            if not (b"\0" in together or b".." in together or together[:1] == b"/" or b"\n/" in together):
-                return
-        for name, line in zip(names, lines, strict=True):
-            try:
-                refusal = self.source.root.refusal(name.decode())
-            except UnicodeDecodeError:
-                refusal = f"{name[:60]!r} is not UTF-8: save the file as UTF-8"
-            if refusal:
-                self.problems.add(line, refusal)
-
-    def meta(self, labels: PackedLabels | None, boxes: NDArray[np.float32] | None = None) -> Meta:
-        """All samples; raises ``MetaError`` when anything was wrong, or when there are none."""
-        lines = np.array(self._lines, dtype=np.int32)
-        if labels is not None:
-            labels = PackedLabels(labels.values + self.source.label_offset, labels.offsets)
-            self._check_range(labels, lines)
-        self.problems.raise_if_any()
-        if not len(lines):
-            raise MetaError("it names no image. Expected at least one line.", file=self.source.path)
-        return Meta(self._names.packed(), labels, lines, boxes)
-
-    def _check_range(self, labels: PackedLabels, lines: NDArray[np.int32]) -> None:
-        limit = self.source.num_classes
-        if isinstance(limit, Sequence) and labels.values.ndim == 1 and len(labels.values):
-            raise MetaError(
-                f"one label for each image, but num_classes is for {len(limit)} heads. Expected "
-                "meta_type custom_cls with a list of labels on each line, or one number of classes.",
-                file=self.source.path,
-            )
-        limits = np.full(labels.values.shape, LARGEST if limit is None else limit).ravel()
-        values = labels.values.ravel()
-        wrong = np.flatnonzero((values < 0) | (values >= limits))
-        owners = labels.owners() if len(wrong) else wrong
-        counts_from_1 = len(wrong) and not self.source.label_offset and values.min() == 1 and values.max() == limits[0]
-        hint = " Labels count from 0: subtract 1, or set label_mapping: [-1]." if counts_from_1 else ""
-        for at in wrong.tolist():
-            got = f"label {values[at] - self.source.label_offset}"
-            mapped = f" (after label_mapping {values[at]})" if self.source.label_offset else ""
-            expected = f"an integer from 0 to {limits[at] - 1}" if limit is not None else "a label from 0 on"
-            self.problems.add(int(lines[owners[at]]), f"{got}{mapped}. Expected {expected}.{hint}")
+def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
+    limit = source.num_classes
+    if isinstance(limit, Sequence) and labels.values.ndim == 1 and len(labels.values):
+        raise MetaError(
+            f"one label for each image, but num_classes is for {len(limit)} heads. Expected "
+            "meta_type custom_cls with a list of labels on each line, or one number of classes.",
+            file=source.path,
+        )
+    limits = np.full(labels.values.shape, LARGEST if limit is None else limit).ravel()
+    values = labels.values.ravel()
+    wrong = np.flatnonzero((values < 0) | (values >= limits))
+    owners = labels.owners() if len(wrong) else wrong
+    counts_from_1 = len(wrong) and not source.label_offset and values.min() == 1 and values.max() == limits[0]
+    hint = " Labels count from 0: subtract 1, or set label_mapping: [-1]." if counts_from_1 else ""
+    for at in wrong.tolist():
+        got = f"label {values[at] - source.label_offset}"
+        mapped = f" (after label_mapping {values[at]})" if source.label_offset else ""
+        expected = f"an integer from 0 to {limits[at] - 1}" if limit is not None else "a label from 0 on"
+        rows.problems.add(int(rows.lines[owners[at]]), f"{got}{mapped}. Expected {expected}.{hint}")
 
 
 def imagenet(source: MetaSource) -> Meta:
     """``path label`` on each line, parted at the last blank, so that paths may contain blanks."""
-    rows, labels = Rows(source), array("q")
+    rows, labels = Rows(source.path, source.root), array("q")
     for start, chunk in chunks(source.path):
         names, texts, lines = [], [], []
         for line, raw in enumerate(chunk, start):
@@ -175,39 +113,16 @@ def imagenet(source: MetaSource) -> Meta:
             labels.extend(map(int, texts))
         else:
             labels.extend(map(_checked_label, names, texts, lines, itertools.repeat(rows.problems)))
-    return rows.meta(PackedLabels(np.array(labels, dtype=np.int64)))
+    return labelled(rows, source, PackedLabels(np.array(labels, dtype=np.int64)))
 
 
 def inference_only(source: MetaSource) -> Meta:
     """One path on each line, without a label."""
-    rows = Rows(source)
+    rows = Rows(source.path, source.root)
     for start, chunk in chunks(source.path):
         named = [(raw.strip(), line) for line, raw in enumerate(chunk, start) if raw and not raw.isspace()]
         rows.extend([name for name, _ in named], [line for _, line in named])
-    return rows.meta(None)
-
-
-def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
-    """The lines of a file in chunks, each with the number of its first line."""
-    if os.path.isdir(path):
-        raise MetaError("a folder. Expected a meta file; meta_type image_folder reads folders of classes.", file=path)
-    try:
-        with open(path, "rb") as file:
-            if file.read(3) != b"\xef\xbb\xbf":
-                file.seek(0)
-            first = 1
-            while chunk := list(itertools.islice(file, _CHUNK)):
-                yield first, chunk
-                first += len(chunk)
-    except FileNotFoundError:
-        raise MetaError("no such meta file.", file=path) from None
-    except OSError as error:
-        raise MetaError(f"cannot be read ({error.strerror}).", file=path) from None
-
-
-def shown(raw: bytes) -> str:
-    text = raw.strip().decode(errors="replace")
-    return repr(text if len(text) <= 60 else text[:57] + "…")
+    return labelled(rows, source, None)
 
 
 def _hint(raw: bytes) -> str:
@@ -227,3 +142,27 @@ def _checked_label(name: bytes, text: bytes, line: int, problems: Problems) -> i
         return int(text)
     problems.add(line, f"label {shown(text)}. Expected an integer from 0 on.{_hint(name)}")
     return 0
+
+
+def image_folder(source: MetaSource) -> Meta:
+    """A folder with one folder for each class: ``cat/1.jpg``. Hidden folders and those without an image are no classes.
+
+    ``source.class_names`` gives the labels their order (by default the sorted folder names); a folder that is not among
+    them is an error, one that is missing is not. ``source.root`` is the folder itself.
+    """
+    found = {folder: images_under(source.root, folder) for folder in folders_in(source.path)}
+    filled = [folder for folder, images in found.items() if images]
+    if not filled:
+        raise MetaError(f"no class folders with images. Expected {source.path}/CLASS/IMAGE.jpg.", file=source.path)
+    known = list(source.class_names) if source.class_names is not None else filled
+    unknown = [folder for folder in filled if folder not in known]
+    if unknown:
+        raise MetaError(
+            f"no class of the training data is called {some_of(map(repr, unknown))}."
+            f"{did_you_mean(unknown[0], known)} Expected folders named {some_of(known)}.",
+            file=source.path,
+        )
+    label_of = {name: label + source.label_offset for label, name in enumerate(known)}
+    labels = np.repeat([label_of[folder] for folder in filled], [len(found[folder]) for folder in filled])
+    names = PackedStrings(name for folder in filled for name in found[folder])
+    return Meta(names, PackedLabels(labels.astype(np.int64)))

@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from up.data.folders import classes_of, images_under
 from up.data.roots import ImageRoot
 from up.errors import UserError
-from up.tasks.cls.data.folders import classes_of, images_under
 from up.text import count, some_of
 
 PRETRAINED = "timm:resnet18.a1_in1k"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from up.data.bad_images import Listed
+from up.data.folders import classes_of
+from up.data.listing import Listing
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
-from up.data.sampler import permutation
 from up.errors import UserError
-from up.tasks.cls.data.folders import classes_of
 from up.tasks.cls.data.inference import (
     InferenceConfig,
     ResumeInference,
@@ -27,8 +25,6 @@ from up.tasks.cls.data.inference import (
 )
 from up.tasks.cls.data.metas import METAS, Meta, MetaSource
 from up.text import count
-
-_FRACTION = 0x66726163  # its own key, not the run's seed: runs that differ in the seed train on the same fraction
 
 
 @dataclass(frozen=True)
@@ -49,43 +45,23 @@ class TableSpec:
 
 
 @dataclass(frozen=True)
-class SampleTable:
-    """N samples: ``names`` (N), ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
+class SampleTable(Listing):
+    """N samples: a list of files with ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
 
-    ``source`` (N,) is which of ``paths`` and ``roots`` a sample comes from, ``lines`` (N,) where it stands there, 0 for
-    the files of a folder. ``num_classes`` is a list for several heads, and None when nothing tells it. ``notes`` are what a user
-    should know of how the files were read.
+    ``num_classes`` is a list for several heads, and None when nothing tells it. ``notes`` are what a user should know of how the
+    files were read.
     """
 
-    names: PackedStrings
     labels: PackedLabels | None
     boxes: NDArray[np.float32] | None
-    lines: NDArray[np.int32]
-    source: NDArray[np.uint16]
-    paths: list[str]
-    roots: list[ImageRoot]
     num_classes: int | list[int] | None
     class_names: list[str] | None
     notes: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def where(self, index: int) -> str:
-        """``meta.txt:21: images/x.jpg``, or the path of a file in a folder."""
-        path, line = self.paths[self.source[index]], int(self.lines[index])
-        return Listed(self.names[index], path, line) if line else os.path.join(path, self.names[index])
-
     def take(self, kept: NDArray[np.int64]) -> SampleTable:
         """The samples at the indices ``kept``."""
-        return replace(
-            self,
-            names=self.names.take(kept),
-            labels=None if self.labels is None else self.labels.take(kept),
-            boxes=None if self.boxes is None else self.boxes[kept],
-            lines=self.lines[kept],
-            source=self.source[kept],
-        )
+        labels = None if self.labels is None else self.labels.take(kept)
+        return replace(super().take(kept), labels=labels, boxes=None if self.boxes is None else self.boxes[kept])
 
     def fingerprint(self) -> str:
         """sha256 of the names, labels and boxes in their order; not of the pixels."""
@@ -112,10 +88,7 @@ def read_table(spec: TableSpec) -> SampleTable:
     _expect_as_many(class_names, expected)
     sources = [replace(source, num_classes=expected, class_names=class_names) for source in sources]
     metas = [_parser(kind, spec)(source) for source, kind in zip(sources, kinds, strict=True)]
-    table = _joined(metas, sources, expected, class_names)
-    if spec.fraction < 1:
-        size = max(1, round(len(table) * spec.fraction))
-        table = table.take(np.sort(permutation(len(table), _FRACTION)[:size]))
+    table = _joined(metas, sources, expected, class_names).fraction(spec.fraction)
     if "test_resume" in spec.inference:
         table = _without_done(table, spec.inference["test_resume"])
     return table

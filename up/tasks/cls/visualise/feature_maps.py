@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from up.data.bad_images import BadImage
 from up.data.decoding import read_rgb
 from up.data.records import Batch
+from up.data.transforms.image import Interpolation
 from up.errors import UserError
-from up.tasks.cls.augment.image import Interpolation
 from up.tasks.cls.visualise.pictures import Panel, heat_picture, photo, sheet, stretched
 from up.tasks.cls.visualise.probe import Probe, file_stems
 from up.tasks.cls.visualise.tapping import as_maps, tapped, undisturbed

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from up.data.records import Sample
 from up.errors import UserError
 from up.seed import seed_cpu
-from up.tasks.cls.augment.mixing import BatchCutmixMixup, BatchMixup, Mix, mix_images, numpy_generator
+from up.tasks.cls.augment.mixing import BatchCutmixMixup, BatchMix, BatchMixup, Mix, mix_images, numpy_generator
 from up.tasks.cls.augment.sample_mixing import CutmixMixup, Mixup, SampleMix
 
 DARK, LIGHT = (torch.full((3, 10, 12), level, dtype=torch.uint8) for level in (20, 220))
@@ -109,10 +109,10 @@ def test_without_extra_input_they_stand_for_the_batch() -> None:
     mixup = Mixup(alpha=0.3, num_classes=7)
     assert not mixup.takes_second
     made = mixup.as_batch_fn()
-    assert isinstance(made, BatchMixup)
+    assert isinstance(made, BatchMix)
     assert (made.policy, made.num_classes) == (BatchMixup(alpha=0.3).policy, 7)
     both = CutmixMixup(mixup_alpha=0.1, cutmix_alpha=2, switch_prob=0.7, num_classes=9).as_batch_fn()
-    assert isinstance(both, BatchCutmixMixup)
+    assert isinstance(both, BatchMix)
     assert both.policy == BatchCutmixMixup(mixup_alpha=0.1, cutmix_alpha=2, switch_prob=0.7).policy
     assert both.num_classes == 9
 

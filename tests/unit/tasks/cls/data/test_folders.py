@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from up.data.folders import classes_of, images_under
+from up.data.listing import MetaError
 from up.data.roots import ImageRoot
-from up.tasks.cls.data.folders import classes_of, image_folder, images_under
-from up.tasks.cls.data.metas import Meta, MetaError, MetaSource
+from up.tasks.cls.data.metas import Meta, MetaSource, image_folder
 
 
 def tree(top: Path, *files: str) -> Path:

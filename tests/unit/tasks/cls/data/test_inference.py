@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 from up.errors import StorageError, UserError
 from up.tasks.cls.data.inference import InferenceConfig, already_done, inference_meta, inference_path, inference_root
-from up.tasks.cls.data.metas import MetaError, MetaSource
+from up.tasks.cls.data.metas import MetaSource
 
 
 def names(path: Path, config: InferenceConfig) -> list[str]:

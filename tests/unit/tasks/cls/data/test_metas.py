@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 from up.tasks.cls.data.json_lines import custom_cls, custom_det
-from up.tasks.cls.data.metas import METAS, Meta, MetaError, MetaSource, imagenet, inference_only
+from up.tasks.cls.data.metas import METAS, Meta, MetaSource, imagenet, inference_only
 
 
 def source(tmp_path: Path, content: str | bytes | list[Any], *, image_dir: str | None = "images", **options: Any) -> MetaSource:

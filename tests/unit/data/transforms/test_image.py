@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from up.data.transforms.image import expect_probability, expect_range, height_width, size_of, with_pillow, with_tensor
 from up.errors import UserError
-from up.tasks.cls.augment.image import expect_probability, expect_range, height_width, size_of, with_pillow, with_tensor
 
 LEVELS = torch.arange(3 * 2 * 5, dtype=torch.uint8).view(3, 2, 5)
 

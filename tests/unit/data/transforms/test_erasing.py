@@ -10,9 +10,9 @@ import torch
 from timm.data.random_erasing import RandomErasing as TimmRandomErasing
 from torch import Tensor
 
+from up.data.transforms.erasing import RandomErasing
 from up.errors import UserError
 from up.seed import generator, seed_cpu
-from up.tasks.cls.augment.erasing import RandomErasing
 
 IMAGE = torch.full((3, 40, 56), 7.0)
 

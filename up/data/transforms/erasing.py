@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from up.config.argument import NoEffect
+from up.data.transforms.image import Image, Transform, expect_probability, expect_range
 from up.errors import UserError
-from up.tasks.cls.augment.image import Image, Transform, expect_probability, expect_range
 
 _ATTEMPTS = 10
 

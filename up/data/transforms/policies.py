@@ -6,15 +6,26 @@ They run on Pillow images and draw from ``random`` and ``numpy.random``, which t
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
 
+from PIL.Image import Image as PILImage
 from timm.data import auto_augment as policies
 
+from up.data.transforms.image import MEAN_COLOUR, Image, Transform, height_width, with_pillow
 from up.errors import UserError
-from up.tasks.cls.augment.image import MEAN_COLOUR, Image, Transform, height_width, with_pillow
+from up.types import Kwargs
 
 
-class AutoAugment(Transform):
+class _Policy(Transform):
+    """A policy of timm, which works on Pillow images."""
+
+    _policy: Callable[[PILImage], PILImage]
+
+    def __call__(self, image: Image) -> Image:
+        return with_pillow(self._policy, image)
+
+
+class AutoAugment(_Policy):
     """One of 25 pairs of operations found for ImageNet by search, drawn for each image (Cubuk et al. 2019, table 9).
 
     ``size`` is the input's, in pixels: operations that shift by pixels shift by at most .45 of it. ``scale`` is unused.
@@ -25,11 +36,8 @@ class AutoAugment(Transform):
         settings = {"translate_const": int(0.45 * shorter), "img_mean": MEAN_COLOUR}
         self._policy = policies.AutoAugment(policies.auto_augment_policy("original", settings))
 
-    def __call__(self, image: Image) -> Image:
-        return with_pillow(self._policy, image)
 
-
-class RandAugment(Transform):
+class RandAugment(_Policy):
     """``n`` of 15 operations with replacement, each applied with probability .5 at magnitude ``m`` (Cubuk et al. 2020).
 
     The magnitude is drawn from N(m, magnitude_std) and clipped to 0..10. As in the EfficientNet original, posterize and
@@ -40,11 +48,8 @@ class RandAugment(Transform):
         _check(n, m, magnitude_std, "torch_random_augmentation")
         self._policy = policies.RandAugment(_operations(m, magnitude_std, increasing=False), n)
 
-    def __call__(self, image: Image) -> Image:
-        return with_pillow(self._policy, image)
 
-
-class IncreasingRandAugment(Transform):
+class IncreasingRandAugment(_Policy):
     """RandAugment whose every operation grows stronger with ``m``: timm's ``rand-m{m}-n{n}-mstd{magnitude_std}-inc1``.
 
     At m = 7: rotate by 21 degrees, posterize to 2 bits, solarize from 77, enhance by 1 +- .63, shift by .315.
@@ -58,24 +63,21 @@ class IncreasingRandAugment(Transform):
                 operation.level_fn = _AtLeastOneBit(operation.level_fn)
         self._policy = policies.RandAugment(operations, n)
 
-    def __call__(self, image: Image) -> Image:
-        return with_pillow(self._policy, image)
-
 
 class _AtLeastOneBit:
     """timm keeps 0 bits at magnitude 10: a black image under its label, which teaches nothing."""
 
-    def __init__(self, bits: Any) -> None:
+    def __init__(self, bits: Callable[[float, Kwargs], tuple[int]]) -> None:
         self._bits = bits
 
-    def __call__(self, magnitude: float, settings: dict[str, Any]) -> tuple[int]:
+    def __call__(self, magnitude: float, settings: Kwargs) -> tuple[int]:
         return (max(1, self._bits(magnitude, settings)[0]),)
 
 
-def _operations(magnitude: float, deviation: float, *, increasing: bool) -> list[Any]:
+def _operations(magnitude: float, deviation: float, *, increasing: bool) -> list[policies.AugmentOp]:
     settings = {"img_mean": MEAN_COLOUR, "magnitude_std": deviation}
     names = policies.rand_augment_choices("", increasing=increasing)
-    made: list[Any] = policies.rand_augment_ops(magnitude, prob=0.5, hparams=settings, transforms=names)
+    made: list[policies.AugmentOp] = policies.rand_augment_ops(magnitude, prob=0.5, hparams=settings, transforms=names)
     return made
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from up.data.transforms.image import MEAN_COLOUR
+from up.data.transforms.occlusion import Cutout, GridMask, HideAndSeek
 from up.errors import UserError
 from up.seed import seed_cpu
-from up.tasks.cls.augment.image import MEAN_COLOUR
-from up.tasks.cls.visualise.occlusion import Cutout, GridMask, HideAndSeek
 
 WHITE = torch.full((3, 64, 48), 255, dtype=torch.uint8)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from up.data.records import Batch
+from up.data.transforms.erasing import RandomErasing
+from up.data.transforms.stages import DeviceStage, DeviceTail, Stages, split
+from up.data.transforms.table import CenterCrop, LevelsToTensor, Normalize, Resize, ToTensor
 from up.errors import UserError
-from up.tasks.cls.augment.device_tail import DeviceTail, split_tail
-from up.tasks.cls.augment.erasing import RandomErasing
-from up.tasks.cls.augment.transforms import CenterCrop, LevelsToTensor, Normalize, Resize, ToTensor
 
 NORMALIZE = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 LEVELS_NORMALIZE = Normalize(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
@@ -23,18 +23,20 @@ def batch_of(images: torch.Tensor, first_seed: int = 100) -> Batch:
 
 
 def tail_of(transforms: list[Any]) -> DeviceTail:
-    tail = split_tail(transforms)[1]
+    tail = split(transforms).device
     assert tail is not None
     return tail
 
 
 def test_split_takes_the_end_off() -> None:
     resize, crop, erasing = Resize(size=256), CenterCrop(size=224), RandomErasing()
-    on_cpu, tail = split_tail([resize, crop, ToTensor(), NORMALIZE])
+    stages = split([resize, crop, ToTensor(), NORMALIZE])
+    on_cpu, tail = stages.worker, stages.device
     assert on_cpu == [resize, crop]
     assert tail is not None
     assert tail.erasing is None
-    on_cpu, tail = split_tail([crop, ToTensor(), NORMALIZE, erasing])
+    stages = split([crop, ToTensor(), NORMALIZE, erasing])
+    on_cpu, tail = stages.worker, stages.device
     assert on_cpu == [crop]
     assert tail is not None
     assert tail.erasing is erasing
@@ -55,7 +57,7 @@ def test_split_takes_the_end_off() -> None:
     ],
 )
 def test_lists_that_end_otherwise_stay_whole(transforms: list[Any]) -> None:
-    assert split_tail(transforms) == (transforms, None)
+    assert split(transforms) == Stages(transforms)
 
 
 @pytest.mark.parametrize(("to_tensor", "normalize"), [(ToTensor(), NORMALIZE), (LevelsToTensor(), LEVELS_NORMALIZE)])
@@ -115,7 +117,7 @@ def test_it_adds_nothing_to_a_checkpoint() -> None:
 )
 def test_units_that_cannot_be_meant(transforms: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        split_tail([CenterCrop(size=4), *transforms])
+        split([CenterCrop(size=4), *transforms])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -130,3 +132,13 @@ def test_on_a_gpu_the_same_rectangles_are_erased() -> None:
     torch.testing.assert_close((gpu - plain).abs() > 1e-4, (cpu - plain).abs() > 1e-4)
     again = tail(batch).image.cpu()
     assert torch.equal(gpu, again)
+
+
+def test_images_of_several_sizes_are_finished_one_by_one() -> None:
+    stages = split([ToTensor(), NORMALIZE, RandomErasing(probability=1.0)])
+    images = [torch.full((3, side, side + 1), 100, dtype=torch.uint8) for side in (12, 16)]
+    stage = DeviceStage(stages.device, torch.device("cpu"), channels_last=False)
+    batch = stage(Batch(image=images, seed=torch.tensor([3, 4]), index=torch.arange(2), filename=["a", "b"]))
+    alone = stage(Batch(image=images[1][None], seed=torch.tensor([4]), index=torch.arange(1), filename=["b"]))
+    assert [tuple(image.shape) for image in batch.image] == [(3, 12, 13), (3, 16, 17)]
+    assert torch.equal(batch.image[1], alone.image[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -12,20 +12,23 @@ from torchvision.transforms.v2 import functional as F
 
 from up.config.argument import NoEffect
 from up.config.contract import Contract, Method
-from up.errors import UserError
-from up.registry import Registry
-from up.tasks.cls.augment.image import (
+from up.data.records import Transform as AnyTransform
+from up.data.transforms.image import (
     BY_PILLOW,
     MODES,
+    Geometric,
     Image,
     Interpolation,
     Size,
+    Targets,
     Transform,
     expect_probability,
     expect_range,
     height_width,
-    with_pillow,
+    moved,
 )
+from up.errors import UserError
+from up.registry import Registry
 
 _NOT_FROM_YAML = (  # they take code, tensors, labels or boxes, or give something other than one image
     "Transform Lambda Compose RandomApply RandomChoice RandomOrder LinearTransformation CutMix MixUp FiveCrop TenCrop "
@@ -46,24 +49,22 @@ def _torchvision(name: str) -> Any:
 TRANSFORMS = Registry(
     "transform",
     {
-        "torch_random_resized_crop": "up.tasks.cls.augment.transforms:RandomResizedCrop",
-        "torch_resize": "up.tasks.cls.augment.transforms:Resize",
-        "torch_center_crop": "up.tasks.cls.augment.transforms:CenterCrop",
-        "torch_random_horizontal_flip": "up.tasks.cls.augment.transforms:RandomHorizontalFlip",
-        "torch_color_jitter": "up.tasks.cls.augment.transforms:ColorJitter",
-        "torch_auto_augmentation": "up.tasks.cls.augment.policies:AutoAugment",
-        "torch_random_augmentation": "up.tasks.cls.augment.policies:RandAugment",
-        "torch_random_augmentationIncre": "up.tasks.cls.augment.policies:IncreasingRandAugment",
-        "torch_randerase": "up.tasks.cls.augment.erasing:RandomErasing",
-        "torch_mixup": "up.tasks.cls.augment.sample_mixing:Mixup",
-        "torch_cutmix_mixup": "up.tasks.cls.augment.sample_mixing:CutmixMixup",
-        "to_tensor": "up.tasks.cls.augment.transforms:ToTensor",
-        "custom_to_tensor": "up.tasks.cls.augment.transforms:LevelsToTensor",
-        "normalize": "up.tasks.cls.augment.transforms:Normalize",
-        "normalize_inverse": "up.tasks.cls.augment.transforms:Denormalize",
-        "cutout": "up.tasks.cls.visualise.occlusion:Cutout",
-        "gridmask": "up.tasks.cls.visualise.occlusion:GridMask",
-        "hide_and_seek": "up.tasks.cls.visualise.occlusion:HideAndSeek",
+        "torch_random_resized_crop": "up.data.transforms.table:RandomResizedCrop",
+        "torch_resize": "up.data.transforms.table:Resize",
+        "torch_center_crop": "up.data.transforms.table:CenterCrop",
+        "torch_random_horizontal_flip": "up.data.transforms.table:RandomHorizontalFlip",
+        "torch_color_jitter": "up.data.transforms.table:ColorJitter",
+        "torch_auto_augmentation": "up.data.transforms.policies:AutoAugment",
+        "torch_random_augmentation": "up.data.transforms.policies:RandAugment",
+        "torch_random_augmentationIncre": "up.data.transforms.policies:IncreasingRandAugment",
+        "torch_randerase": "up.data.transforms.erasing:RandomErasing",
+        "to_tensor": "up.data.transforms.table:ToTensor",
+        "custom_to_tensor": "up.data.transforms.table:LevelsToTensor",
+        "normalize": "up.data.transforms.table:Normalize",
+        "normalize_inverse": "up.data.transforms.table:Denormalize",
+        "cutout": "up.data.transforms.occlusion:Cutout",
+        "gridmask": "up.data.transforms.occlusion:GridMask",
+        "hide_and_seek": "up.data.transforms.occlusion:HideAndSeek",
     },
     others=_torchvision,
     other_names=_torchvision_names,
@@ -73,7 +74,7 @@ TRANSFORMS = Registry(
 )
 
 
-class RandomResizedCrop(Transform):
+class RandomResizedCrop(Geometric):
     """A random part of the image, of a random aspect, resized to ``size`` (Szegedy et al. 2015).
 
     ``scale`` is the part's share of the area, ``ratio`` its width over its height; ``size`` is pixels, one or [h, w].
@@ -97,29 +98,24 @@ class RandomResizedCrop(Transform):
         )
         self._by_pillow = interpolation in BY_PILLOW
 
-    def __call__(self, image: Image) -> Image:
-        changed: Image = with_pillow(self._crop, image) if self._by_pillow else self._crop(image)
-        return changed
+    def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        return moved(self._crop, image, targets, by_pillow=self._by_pillow)
 
     def output_size(self, size: Size | None) -> Size | None:
         return self.size
 
 
-class Resize(Transform):
+class Resize(Geometric):
     """Resize with antialiasing: an int is the shorter side (the aspect stays), [h, w] is the exact size in pixels."""
 
     def __init__(self, *, size: int | tuple[int, int], interpolation: Interpolation = "bilinear") -> None:
         height_width(size, "torch_resize")
         self.size = size
         self.interpolation = interpolation
+        self._resize = v2.Resize(size, interpolation=MODES[interpolation], antialias=True)
 
-    def __call__(self, image: Image) -> Image:
-        changed: Image = with_pillow(self._resize, image) if self.interpolation in BY_PILLOW else self._resize(image)
-        return changed
-
-    def _resize(self, image: Any) -> Any:
-        size = [self.size] if isinstance(self.size, int) else list(self.size)
-        return F.resize(image, size, interpolation=MODES[self.interpolation], antialias=True)
+    def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        return moved(self._resize, image, targets, by_pillow=self.interpolation in BY_PILLOW)
 
     def output_size(self, size: Size | None) -> Size | None:
         if not isinstance(self.size, int):
@@ -141,15 +137,15 @@ class Resize(Transform):
         }
 
 
-class CenterCrop(Transform):
+class CenterCrop(Geometric):
     """The middle ``size`` pixels, h = w or [h, w]; an image that is smaller is padded with black first."""
 
     def __init__(self, *, size: int | tuple[int, int]) -> None:
         self.size = height_width(size, "torch_center_crop")
+        self._crop = v2.CenterCrop(self.size)
 
-    def __call__(self, image: Image) -> Image:
-        changed: Image = F.center_crop(image, list(self.size))
-        return changed
+    def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        return moved(self._crop, image, targets)
 
     def output_size(self, size: Size | None) -> Size | None:
         return self.size
@@ -158,15 +154,16 @@ class CenterCrop(Transform):
         return {"op": "center_crop", "size": list(self.size), "rounding": "half_even", "pad": 0}
 
 
-class RandomHorizontalFlip(Transform):
+class RandomHorizontalFlip(Geometric):
     """Mirror left and right with probability ``p``."""
 
     def __init__(self, *, p: float = 0.5) -> None:
         self.p = expect_probability(p, "torch_random_horizontal_flip.p")
 
-    def __call__(self, image: Image) -> Image:
-        flipped: Image = F.horizontal_flip(image) if torch.rand(()).item() < self.p else image
-        return flipped
+    def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        if torch.rand(()).item() >= self.p:
+            return image, targets
+        return F.horizontal_flip(image), {name: F.horizontal_flip(target) for name, target in targets.items()}
 
 
 class ColorJitter(Transform):
@@ -274,14 +271,14 @@ def _by_channel(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
 
 
-def output_size_of(transforms: Iterable[Callable[..., Any]], size: Size | None = None) -> Size | None:
+def output_size_of(transforms: Iterable[AnyTransform], size: Size | None = None) -> Size | None:
     """(height, width) of what comes out when ``size`` goes in; None when that depends on the image or is unknown."""
     for transform in transforms:
         size = _output_size(transform, size)
     return size
 
 
-def _output_size(transform: Callable[..., Any], size: Size | None) -> Size | None:
+def _output_size(transform: AnyTransform, size: Size | None) -> Size | None:
     own = getattr(transform, "output_size", None)
     if own is not None:
         known: Size | None = own(size)
@@ -295,7 +292,7 @@ def _output_size(transform: Callable[..., Any], size: Size | None) -> Size | Non
     return None if isinstance(transform, varies) or getattr(transform, "expand", False) else size
 
 
-def export_ops_of(transforms: Iterable[Callable[..., Any]]) -> list[dict[str, object]]:
+def export_ops_of(transforms: Iterable[AnyTransform]) -> list[dict[str, object]]:
     """The list as the steps of a deployed model's preprocessing; a transform that has no place there is an error."""
     steps = []
     for transform in transforms:

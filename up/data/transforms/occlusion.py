@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from up.data.transforms.image import MEAN_COLOUR, Image, Transform, expect_probability, with_tensor
 from up.errors import UserError
-from up.tasks.cls.augment.image import MEAN_COLOUR, Image, Transform, expect_probability, with_tensor
 
 
 class Cutout(Transform):

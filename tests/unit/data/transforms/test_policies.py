@@ -10,9 +10,9 @@ from timm.data.auto_augment import auto_augment_transform, rand_augment_transfor
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from up.data.transforms.policies import AutoAugment, IncreasingRandAugment, RandAugment
 from up.errors import UserError
 from up.seed import seed_cpu
-from up.tasks.cls.augment.policies import AutoAugment, IncreasingRandAugment, RandAugment
 
 MEAN = (124, 116, 104)
 LIKE_TIMM = [

@@ -15,12 +15,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_tensor
 from torchvision.transforms.v2 import functional as F
 
-from up.errors import UserError
-from up.registry import UnknownName
-from up.seed import seed_cpu
-from up.tasks.cls.augment.image import MODES
-from up.tasks.cls.augment.policies import RandAugment
-from up.tasks.cls.augment.transforms import (
+from up.data.transforms.image import MODES
+from up.data.transforms.policies import RandAugment
+from up.data.transforms.table import (
     TRANSFORMS,
     CenterCrop,
     ColorJitter,
@@ -34,6 +31,9 @@ from up.tasks.cls.augment.transforms import (
     export_ops_of,
     output_size_of,
 )
+from up.errors import UserError
+from up.registry import UnknownName
+from up.seed import seed_cpu
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ARGUMENTS: dict[str, dict[str, Any]] = {

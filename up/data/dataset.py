@@ -1,0 +1,231 @@
+"""What the data sets of every task share: transforms, keyed randomness, second samples for mixing, images that cannot be read."""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from up.config.argument import FromProgram, PartOf
+from up.config.contract import PartError, called
+from up.data.bad_images import BadImage
+from up.data.listing import Listing
+from up.data.packed import PackedLabels
+from up.data.readers import Reader
+from up.data.records import Sample, SampleKey, Transform
+from up.data.transforms.image import SampleTransform, applied, kind_of
+from up.data.transforms.stages import Stages, split
+from up.errors import Ending, Problem, UserError
+from up.seed import key as mix
+from up.seed import seed_cpu
+
+Transforms: TypeAlias = Annotated[Sequence[Transform], PartOf("transform")]
+ImageReader: TypeAlias = Annotated[Reader, PartOf("image_reader")]
+
+_SECOND, _REPLACEMENT = 1, 2  # what is drawn, mixed into the key
+_TRIES = 100
+_UNREADABLE = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES)  # of one file; None is Pillow's own
+
+
+class KeyedDataset(ABC):
+    """Samples asked for by ``SampleKey``: the base of the data sets of every task.
+
+    A data set adds ``__len__`` and ``read``. Fields of a sample that are ``tv_tensors.Mask`` or ``tv_tensors.BoundingBoxes`` are
+    moved by the transforms as the image is. All randomness hangs on the key, so that workers, resume and ranks change nothing.
+
+    - ``transformer``: the transforms, in this order.
+    - ``on_bad_image``: ``skip`` puts another image in the place of one that cannot be read, as long as no more than ``max_bad``
+      are bad: below 1 a share of the images, from 1 on a number.
+    """
+
+    files: Listing | None = None
+    """The files of the samples, where a list names them; ``where`` and ``fingerprint`` go by it."""
+    notes: Sequence[str] = ()
+    """What a user should know of how the list of images was read."""
+
+    def __init__(
+        self,
+        *,
+        transformer: Transforms = (),
+        on_bad_image: Literal["error", "skip"] = "error",
+        max_bad: float = 0.01,
+        seed: Annotated[int, FromProgram()] = 0,
+        train: Annotated[bool, FromProgram()] = True,
+    ) -> None:
+        """Raises ``UserError`` for a ``max_bad`` below 0."""
+        if max_bad < 0:
+            raise UserError(f"max_bad is {max_bad:g}. Expected a share of the images below 1, or a number of images.")
+        self.transforms = list(transformer)
+        self._stages: Stages | None = None
+        self.on_bad_image, self.max_bad = on_bad_image, max_bad
+        self.train, self._seed = train, seed
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of images."""
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """Image ``index`` and what is known of it, not transformed: ``Sample(image=…, filename=…, …)``.
+
+        ``image`` is a Pillow image in RGB or a tensor (3, H, W), uint8 or float. Raises ``OSError`` or ``BadImage`` when the image
+        cannot be read.
+        """
+
+    @property
+    def label_sets(self) -> PackedLabels | None:
+        """The labels image by image, by which samplers weigh them; None where there are none."""
+        return None
+
+    def sample_problem(self, sample: Sample) -> str | None:
+        """What is wrong with the targets that ``read`` returned, as the end of a sentence; None for a sample that can be used."""
+        return None
+
+    def finished(self, sample: Sample) -> Sample:
+        """The sample after its transforms: the place to drop boxes that a crop has left nothing of."""
+        return sample
+
+    def fingerprint(self) -> str:
+        """sha256 of the list of images: what a resumed run expects to find unchanged."""
+        found = sha256(repr((type(self).__qualname__, len(self))).encode())
+        for values in self.files.arrays() if self.files is not None else ():
+            found.update(b"-" if values is None else values.tobytes())
+        return found.hexdigest()
+
+    def where(self, index: int) -> str:
+        """Where image ``index`` comes from, for messages."""
+        return self.files.where(index) if self.files is not None else f"image {index} of {type(self).__name__}"
+
+    def use_transforms(self, on_cpu: Sequence[Transform]) -> None:
+        """Replace the transforms."""
+        self.transforms, self._stages = list(on_cpu), None
+
+    def check_transforms(self) -> None:
+        """Raise ``UserError`` for transforms that do not suit the data; any do here."""
+        return
+
+    def split(self) -> Stages:
+        """Keep the transforms that run here, in the workers, and return where each of them runs; again the same when asked again.
+
+        Raises ``UserError`` for transforms that do not fit together.
+        """
+        if self._stages is None:
+            if not self.train and any(isinstance(transform, SampleTransform) for transform in self.transforms):
+                what = "torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out."
+                raise UserError(what)
+            self.check_transforms()
+            self._stages = split(self.transforms)
+            self.transforms = list(self._stages.worker)
+        return self._stages
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """The sample, with image uint8 or float (3, H, W), filename, index, seed and bad.
+
+        ``bad`` is None, or the problem of an image that another one replaces.
+        """
+        seed = key.seed(self._seed)
+        seed_cpu(seed)
+        visit = _Visit(self, seed)
+        sample = self.finished(visit.transformed(visit.read(key.index), self.transforms))
+        if isinstance(sample.image, Image.Image):
+            sample.image = pil_to_tensor(sample.image)
+        sample.index, sample.seed, sample.bad = key.index, seed, visit.bad
+        return sample
+
+
+class _Visit:
+    """One sample on its way through the transforms, with what it needs of others."""
+
+    def __init__(self, dataset: KeyedDataset, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+        self._drawn = 0
+        self.bad: Problem | None = None
+
+    def transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
+        for position, transform in enumerate(transforms):
+            if getattr(transform, "takes_second", False):
+                before = transforms[:position] if getattr(transform, "transform_second", False) else ()
+                changed = transform(sample, partial(self._second, before))
+                assert isinstance(changed, Sample)
+                sample = changed
+            else:
+                targets = {name: value for name, value in sample.items() if isinstance(value, tv_tensors.TVTensor)}
+                sample.image, moved = applied(transform, sample.image, targets, sample.filename)
+                sample.update(moved)
+        return sample
+
+    def read(self, index: int) -> Sample:
+        """Sample ``index``, or in place of one that cannot be read another, chosen by the seed."""
+        dataset = self._dataset
+        try:
+            return read_sample(dataset, index)
+        except BadImage as bad:
+            if dataset.on_bad_image == "error":
+                fix = "Repair it, or set on_bad_image: skip to go on without it."
+                raise BadImage(bad.where, bad.reason, fix) from None
+            self.bad = self.bad or bad.problems[0]
+        for attempt in range(_TRIES):
+            try:
+                return read_sample(dataset, mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset))
+            except BadImage:
+                continue
+        raise UserError(f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either.")
+
+    def _second(self, transforms: Sequence[Transform]) -> Sample:
+        """Another sample of the data set, after ``transforms``."""
+        self._drawn += 1
+        return self.transformed(self.read(mix(self._seed, _SECOND, self._drawn) % len(self._dataset)), transforms)
+
+
+def read_sample(dataset: KeyedDataset, index: int) -> Sample:
+    """Sample ``index``, not transformed. Raises ``BadImage``, and ``PartError`` for a sample of another form."""
+    try:
+        sample = dataset.read(index)
+    except OSError as error:
+        if isinstance(error, Ending) or error.errno not in _UNREADABLE:
+            raise
+        raise BadImage(dataset.where(index), str(error)) from error
+    what = form_problem(sample) or dataset.sample_problem(sample)
+    if what is not None:
+        raise PartError(type(dataset), f"{called(type(dataset))}.read({index}) {what}")
+    sample.setdefault("filename", str(index))
+    return sample
+
+
+def form_problem(sample: object) -> str | None:
+    """What is wrong with the form of what ``read`` returned, as the end of a sentence."""
+    written = "Sample(image=…, gt=…, filename=…)"
+    if not isinstance(sample, dict):
+        return (
+            f"returned {kind_of(sample)}, expected a Sample. Write `return {written}`, with `from up.data.records import Sample`."
+        )
+    if "image" not in sample:
+        return f"returned a sample without `image` (it has {', '.join(sample) or 'nothing'}). Write `{written}`."
+    image, expected = sample["image"], "expected a Pillow image in RGB or a tensor (3, H, W), uint8 or float"
+    fix = _image_fix(image)
+    if fix is None:
+        return None
+    got = f"an image in mode {image.mode}" if isinstance(image, Image.Image) else f"image {kind_of(image)}"
+    return f"returned {got}, {expected}.{fix}"
+
+
+def _image_fix(image: object) -> str | None:
+    """How to correct an image that cannot be used; None for one that can."""
+    if isinstance(image, Image.Image):
+        return None if image.mode == "RGB" else " Add .convert('RGB')."
+    if isinstance(image, np.ndarray):
+        return " Write Image.fromarray(array) for uint8 (H, W, 3)."
+    if not isinstance(image, torch.Tensor):
+        return ""
+    if image.ndim != 3 or image.shape[0] > 4:
+        return " Add .permute(2, 0, 1)." if image.ndim == 3 else " Return one image, channels first."
+    return None if image.dtype == torch.uint8 or image.is_floating_point() else " Add .to(torch.uint8)."

@@ -1,0 +1,235 @@
+"""Lists of files: reading them, with all that is wrong reported at once as ``file:line: what``, and the list itself, packed.
+
+Blank lines, CRLF and a byte order mark do not matter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from up.data.bad_images import Listed
+from up.data.packed import PackedStrings, StringPacker
+from up.data.readers import Reader
+from up.data.records import Image
+from up.data.roots import ImageRoot
+from up.data.sampler import permutation
+from up.errors import Problem, UserError
+from up.types import Record
+
+T = TypeVar("T")
+_LISTED = 10  # problems shown of one file
+_CHUNK = 1 << 15  # lines: few enough to stay small, many enough for the checks of a whole chunk to pay off
+_FRACTION = 0x66726163  # its own key, not the run's seed: runs that differ in the seed train on the same fraction
+
+
+class MetaError(UserError):
+    """A meta file cannot be used; one line for each problem, with file and line."""
+
+
+class LineError(ValueError):
+    """One line of a meta file cannot be used."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """N files: ``names`` (N), where each stands (``lines`` (N,) from 1, 0 for the files of a folder) and in which list.
+
+    ``source`` (N,) is which of ``paths`` and ``roots`` a file comes from.
+    """
+
+    names: PackedStrings
+    lines: NDArray[np.int32]
+    source: NDArray[np.uint16]
+    paths: Sequence[str]
+    roots: Sequence[ImageRoot]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, index: int) -> str:
+        """``meta.txt:21: images/x.jpg``, or the path of a file in a folder."""
+        path, line = self.paths[int(self.source[index])], int(self.lines[index])
+        return Listed(self.names[index], path, line) if line else os.path.join(path, self.names[index])
+
+    def path_of(self, index: int) -> str:
+        """The file."""
+        return self.roots[int(self.source[index])].path_of(self.names[index])
+
+    def read(self, index: int, reader: Reader) -> Image:
+        """The image, named in errors by its place in the list.
+
+        Raises ``BadImage``, and ``MetaError`` where a symbolic link leads out of the folder of the images.
+        """
+        if refusal := self.roots[int(self.source[index])].link_refusal(self.names[index]):
+            raise MetaError(f"{refusal}.", file=self.where(index))
+        return reader(self.path_of(index), self.where(index))
+
+    def take(self, kept: NDArray[np.int64]) -> Self:
+        """The files at the indices ``kept``."""
+        return replace(self, names=self.names.take(kept), lines=self.lines[kept], source=self.source[kept])
+
+    def fraction(self, share: float) -> Self:
+        """A share of the files, above 0 and up to 1, in every run the same ones."""
+        assert 0 < share <= 1
+        return self if share == 1 else self.take(np.sort(permutation(len(self), _FRACTION)[: max(1, round(len(self) * share))]))
+
+    def arrays(self) -> list[NDArray[np.generic] | None]:
+        """What tells one list from another, for hashing."""
+        return [*self.names.arrays]
+
+
+class Problems:
+    """What is wrong with one file, collected."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._found: list[tuple[int, str]] = []
+        self._uncounted = 0
+
+    def add(self, line: int, text: str) -> None:
+        """``text`` about ``line``."""
+        if len(self._found) < 1000:
+            self._found.append((line, text))
+        else:
+            self._uncounted += 1
+
+    def raise_if_any(self) -> None:
+        """Raise ``MetaError`` with the first ten problems."""
+        if not self._found:
+            return
+        listed = [Problem(text, file=self._path, line=line) for line, text in sorted(self._found)[:_LISTED]]
+        more = len(self._found) - len(listed) + self._uncounted
+        raise MetaError.of([*listed, Problem(f"and {more:,} more", file=self._path)] if more else listed)
+
+
+class Rows:
+    """The names of a file while it is being read."""
+
+    def __init__(self, path: str, root: ImageRoot) -> None:
+        self.path, self.root = path, root
+        self.problems = Problems(path)
+        self._names = StringPacker()
+        self._lines = array("i")
+
+    def extend(self, names: list[bytes], lines: list[int]) -> None:
+        """Take over names that are still to be checked."""
+        self._check(names, lines)
+        self._names.extend(names)
+        self._lines.extend(lines)
+
+    def _check(self, names: list[bytes], lines: list[int]) -> None:
+        together = b"\n".join(names)
+        try:
+            together.decode()
+        except UnicodeDecodeError:
+            pass
+        else:  # the usual file: nothing in it needs a closer look
+            if not (b"\0" in together or b".." in together or together[:1] == b"/" or b"\n/" in together):
+                return
+        for name, line in zip(names, lines, strict=True):
+            try:
+                refusal = self.root.refusal(name.decode())
+            except UnicodeDecodeError:
+                refusal = f"{name[:60]!r} is not UTF-8: save the file as UTF-8"
+            if refusal:
+                self.problems.add(line, refusal)
+
+    @property
+    def lines(self) -> NDArray[np.int32]:
+        """The line of each name, from 1."""
+        return np.array(self._lines, dtype=np.int32)
+
+    def names(self) -> PackedStrings:
+        """All names; raises ``MetaError`` when anything was wrong, or when there are none."""
+        self.problems.raise_if_any()
+        if not len(self._names):
+            raise MetaError("it names no image. Expected at least one line.", file=self.path)
+        return self._names.packed()
+
+    def listing(self) -> Listing:
+        """As a list of its own; raises as ``names``."""
+        names = self.names()
+        return Listing(names, self.lines, np.zeros(len(names), np.uint16), [self.path], [self.root])
+
+
+def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
+    """The lines of a file in chunks, each with the number of its first line."""
+    if os.path.isdir(path):
+        raise MetaError("a folder. Expected a meta file; meta_type image_folder reads folders of classes.", file=path)
+    try:
+        with open(path, "rb") as file:
+            if file.read(3) != b"\xef\xbb\xbf":
+                file.seek(0)
+            first = 1
+            while chunk := list(itertools.islice(file, _CHUNK)):
+                yield first, chunk
+                first += len(chunk)
+    except FileNotFoundError:
+        raise MetaError("no such meta file.", file=path) from None
+    except OSError as error:
+        raise MetaError(f"cannot be read ({error.strerror}).", file=path) from None
+
+
+def shown(raw: bytes) -> str:
+    """A line for a message."""
+    text = raw.strip().decode(errors="replace")
+    return repr(text if len(text) <= 60 else text[:57] + "…")
+
+
+def json_rows(rows: Rows, read: Callable[[Record, int], T]) -> Iterator[tuple[list[T], list[int]]]:
+    """What ``read`` makes of the JSON object on each line and the line's number, a chunk at a time, with these numbers.
+
+    Lines that are no objects, or of which ``read`` raises ``LineError``, are problems of ``rows``, and left out.
+    """
+    for start, chunk in chunks(rows.path):
+        found, lines = [], []
+        for line, raw in enumerate(chunk, start):
+            if raw.isspace():
+                continue
+            try:
+                found.append(read(_record(raw), line))
+            except LineError as wrong:
+                rows.problems.add(line, str(wrong))
+            else:
+                lines.append(line)
+        yield found, lines
+
+
+def _record(raw: bytes) -> Record:
+    try:
+        record: object = json.loads(raw, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except LineError:
+        raise
+    except RecursionError:
+        raise LineError("JSON nested too deeply") from None
+    except UnicodeDecodeError:
+        raise LineError(f"{shown(raw)} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise LineError(f"not JSON: {error.msg} at column {error.colno}, got {shown(raw)}") from None
+    except ValueError:  # Python's limit of 4300 digits
+        raise LineError("a number has too many digits") from None
+    if not isinstance(record, dict):
+        raise LineError(f"expected a JSON object, got {shown(raw)}")
+    return record
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise LineError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return record
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise LineError(f"{text} is not a number that JSON has")

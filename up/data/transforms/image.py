@@ -1,0 +1,182 @@
+"""What an image is to a transform, and what every transform of images promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL.Image import Image as PILImage
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from up.config.contract import PartError, called
+from up.data.records import BatchTransform, Sample
+from up.data.records import Image as Image
+from up.data.records import Transform as AnyTransform
+from up.errors import UserError
+
+Targets: TypeAlias = Mapping[str, tv_tensors.TVTensor]  # masks and boxes of an image, by the names of their fields
+Size: TypeAlias = tuple[int, int]  # height, width
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+MODES: dict[Interpolation, InterpolationMode] = {
+    "nearest": InterpolationMode.NEAREST,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "box": InterpolationMode.BOX,
+    "hamming": InterpolationMode.HAMMING,
+    "lanczos": InterpolationMode.LANCZOS,
+}
+BY_PILLOW = frozenset({"nearest", "box", "hamming", "lanczos"})  # torch lacks three, and its nearest differs at ties
+MEAN_COLOUR = (124, 116, 104)  # of ImageNet: 255 * (.485, .456, .406)
+
+
+class Transform(ABC):
+    """An image in, an image of the same kind out; random ones draw from the global generators, seeded by the caller."""
+
+    @abstractmethod
+    def __call__(self, image: Image) -> Image:
+        """The changed image."""
+
+    def with_targets(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        """The changed image, with its masks and boxes moved alike; to override where pixels move."""
+        return self(image), targets
+
+    def output_size(self, size: Size | None) -> Size | None:
+        """The (height, width) that comes out when ``size`` goes in; None is unknown."""
+        return size
+
+    def export_op(self) -> dict[str, object] | None:
+        """This step in the words of a deployed model's preprocessing, or None when it has no place there."""
+        return None
+
+
+class Geometric(Transform):
+    """A transform that moves pixels, and masks and boxes with them."""
+
+    @abstractmethod
+    def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        """Both, moved by the same draw."""
+
+    def __call__(self, image: Image) -> Image:
+        return self.move(image, {})[0]
+
+    def with_targets(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        return self.move(image, targets)
+
+
+class SampleTransform(ABC):
+    """A transform of a whole sample, its targets included, perhaps together with a second one: ``transform(sample, draw_second)``.
+
+    ``takes_second``: a data set applies it sample by sample; otherwise it is applied to whole batches. ``transform_second``:
+    ``draw_second`` passes the second sample through the preceding transforms.
+    """
+
+    takes_second: bool = True
+    transform_second: bool = False
+
+    @abstractmethod
+    def __call__(self, sample: Sample, draw_second: Callable[[], Sample]) -> Sample:
+        """The changed sample."""
+
+    @abstractmethod
+    def as_batch_fn(self) -> BatchTransform:
+        """The same for whole batches."""
+
+
+def applied(transform: AnyTransform, image: Image, targets: Targets, filename: str) -> tuple[Image, Targets]:
+    """``image`` and ``targets``, transformed. Raises ``UserError`` with the file's name for what torchvision says to the user."""
+    changed: object
+    try:
+        if targets and isinstance(transform, Transform):
+            changed, targets = transform.with_targets(image, targets)
+        elif targets and isinstance(transform, v2.Transform):
+            changed, targets = transform(image, dict(targets))
+        else:
+            changed = transform(image)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError) or not isinstance(transform, v2.Transform):
+            raise
+        raise UserError(f"v2.{type(transform).__name__}: {error} (at {filename})") from error
+    if isinstance(changed, PILImage | torch.Tensor):
+        return changed, targets
+    fix = "Add `return image`." if changed is None else "Convert the result."
+    what = f"returned {kind_of(changed)}, expected the changed image: a Pillow image or a tensor (3, H, W). {fix}"
+    raise PartError(type(transform), f"{called(type(transform))} {what}")
+
+
+def kind_of(value: object) -> str:
+    """A value for a message: its type, and what matters of it."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"of {type(value).__name__} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return repr(value) if value is None or isinstance(value, int | float | str) else f"a {type(value).__name__}"
+
+
+def with_pillow(operation: Callable[[PILImage], PILImage], image: Image) -> Image:
+    """Apply an operation that only Pillow has; a uint8 tensor comes back as a uint8 tensor."""
+    if isinstance(image, torch.Tensor):
+        expect_levels(image)
+        changed: torch.Tensor = F.pil_to_tensor(operation(F.to_pil_image(image)))
+        return changed
+    return operation(image)
+
+
+def moved(transform: v2.Transform, image: Image, targets: Targets, *, by_pillow: bool = False) -> tuple[Image, Targets]:
+    """One draw of a transform of torchvision for an image, masks and boxes; ``by_pillow``: of the image as Pillow has it."""
+    as_pillow = by_pillow and isinstance(image, torch.Tensor)
+    if as_pillow:
+        expect_levels(image)
+        image = F.to_pil_image(image)
+    changed, targets = transform(image, dict(targets)) if targets else (transform(image), targets)
+    return F.pil_to_tensor(changed) if as_pillow else changed, targets
+
+
+def with_tensor(operation: Callable[[torch.Tensor], torch.Tensor], image: Image) -> Image:
+    """Apply an operation on (3, H, W); an image of Pillow comes back as one."""
+    if isinstance(image, torch.Tensor):
+        return operation(image)
+    changed: PILImage = F.to_pil_image(operation(F.pil_to_tensor(image)))
+    return changed
+
+
+def size_of(image: Image) -> Size:
+    """(height, width)."""
+    if isinstance(image, torch.Tensor):
+        return image.shape[-2], image.shape[-1]
+    return image.height, image.width
+
+
+def expect_levels(image: Image) -> None:
+    """A ``UserError`` unless the image still consists of uint8 levels."""
+    if isinstance(image, torch.Tensor) and image.dtype != torch.uint8:
+        raise UserError(
+            f"got an image of {image.dtype}, expected uint8: this transform has to stand before to_tensor in the transformer list"
+        )
+
+
+def height_width(size: int | tuple[int, int], name: str) -> Size:
+    """``224`` is (224, 224); a pair is (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise UserError(f"{name}.size: got {size}, expected pixels, as in 224 or [224, 224] (height, width)")
+    return height, width
+
+
+def expect_probability(value: float, name: str) -> float:
+    """The value, if it lies within 0..1."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name}: got {value}, expected a probability, 0 to 1")
+    return value
+
+
+def expect_range(pair: tuple[float, float], name: str) -> tuple[float, float]:
+    """The (low, high) pair, if it is positive and in order."""
+    low, high = pair
+    if not 0 < low <= high:
+        raise UserError(f"{name}: got {list(pair)}, expected [low, high] with 0 < low <= high")
+    return low, high
