@@ -30,6 +30,7 @@ from up.optim.schedules import SCHEDULES
 from up.config.plugins import extended, make_importable
 from up.registry import Registry
 from up.data.readers import READERS
+from up.data.transforms.table import TRANSFORMS
 from up.engine.hooks import HOOKS
 from up.engine.step import RUNNERS
 from up.distill.losses import MIMIC_LOSSES
@@ -41,7 +42,7 @@ ENTRY_POINTS = "up.tasks"
 ENGINE_TABLES: Mapping[str, Registry] = {
     "backbone": BACKBONES.extended({"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
     "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
-    "hook": HOOKS, "batch_fn": Registry("batch_fn", {}), "image_reader": READERS,
+    "hook": HOOKS, "batch_fn": Registry("batch_fn", {}), "image_reader": READERS, "transform": TRANSFORMS,
     "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}), "mimic_loss": MIMIC_LOSSES,
 }
 

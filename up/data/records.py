@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from easydict import EasyDict
 from PIL.Image import Image as PILImage
 from torch import Generator, Tensor
 
 from up.data.packed import PackedLabels
-from up.errors import Problem
+from up.errors import Problem, UserError
 from up.seed import key
+from up.text import some_of
 
 Image: TypeAlias = PILImage | Tensor  # Pillow, mode RGB, or (3, H, W): uint8, and float32 after to_tensor
 
@@ -77,6 +78,18 @@ Transform: TypeAlias = Callable[..., object]
 
 BatchTransform: TypeAlias = Callable[[Batch, Generator], Batch]
 """A transform of a whole batch on the device, with a generator that is keyed by the step."""
+
+
+T = TypeVar("T")
+
+
+def entry(holder: Sample | Batch, name: str, kind: type[T]) -> T:
+    """A task's own entry of a sample or a batch, typed: ``entry(batch, "mask", Tensor)``. Raises ``UserError`` if it is missing."""
+    found = holder.get(name)
+    if not isinstance(found, kind):
+        got = f"a {type(found).__name__}" if name in holder else f"only {some_of(holder)}"
+        raise UserError(f"{name!r} of a {type(holder).__name__.lower()}: got {got}, expected a {kind.__name__}.")
+    return found
 
 
 def image_count(batch: Batch) -> int:

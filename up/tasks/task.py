@@ -91,8 +91,8 @@ class Task(ABC, Generic[Data]):
     parts: ClassVar[Mapping[str, Registry | Mapping[str, str]]]
     """By kind, the parts that the task adds to those of the engine: at least a ``dataset``, and what its net and parts need.
 
-    Kinds of the engine (``backbone``, ``hook``, ``batch_fn``, ``image_reader``, …) are extended, a name that is taken is an error;
-    any other kind is the task's own. Entries are ``{"masks": "my_task:Masks"}``, or a ``Registry`` of them.
+    Kinds of the engine (``backbone``, ``hook``, ``image_reader``, ``transform``, …) are extended, a name that is taken
+    is an error; any other kind is the task's own. Entries are ``{"masks": "my_task:Masks"}``, or a ``Registry`` of them.
     """
     net_kinds: ClassVar[Sequence[str]] = ("backbone", "neck", "head", "post_process")
     """The kinds that modules of ``net:`` may be of, in the order in which a ``type`` is looked up."""

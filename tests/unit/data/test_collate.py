@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 
 from up.data.collate import collate, to_device, without_bad
-from up.data.records import Sample, image_count
+from up.data.records import Sample, entry, image_count
 from up.errors import UserError
 
 
@@ -82,6 +82,15 @@ def test_images_of_several_sizes_and_fields_of_some_samples() -> None:
     assert [image.shape for image in batch.image] == [(3, 4, 5), (3, 6, 7)]
     with pytest.raises(UserError, match="boxes"):
         collate([sample(0), sample(1, boxes=1)])
+
+
+def test_entries_of_a_task_are_typed() -> None:
+    batch = collate([sample(0, mask=torch.zeros(2)), sample(1, mask=torch.ones(2))])
+    assert entry(batch, "mask", torch.Tensor).shape == (2, 2)
+    assert entry(batch, "filename", list) == ["0.jpg", "1.jpg"]
+    for name, kind in (("masks", torch.Tensor), ("mask", list)):
+        with pytest.raises(UserError, match=f"'{name}'.*{kind.__name__}"):
+            entry(batch, name, kind)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

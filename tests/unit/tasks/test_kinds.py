@@ -40,6 +40,13 @@ def test_a_task_without_hooks_has_those_of_the_engine() -> None:
     assert {"memory_checkpoint", "auto_save_best"} <= {*tables_with()["hook"]}
 
 
+def test_every_task_has_the_transforms_and_classification_mixes() -> None:
+    assert {"torch_resize", "to_tensor"} <= {*tables_with()["transform"]}
+    assert "torch_mixup" not in tables_with()["transform"]
+    assert {"torch_resize", "torch_mixup"} <= {*all_tables(find_task("cls"), [])["transform"]}
+    assert "v2.RandomRotation" in tables_with()["transform"]
+
+
 def test_kinds_of_the_engine_are_extended_and_others_are_added() -> None:
     tables = tables_with(backbone={"mine": "x:Y"}, neck=Registry("neck", {"fpn": "x:Fpn"}))
     assert {"mine", "resnet50"} <= {*tables["backbone"]}

@@ -17,7 +17,7 @@ from up.data.dataset import read_sample
 from up.data.readers import Reader
 from up.data.records import Batch, Sample, Transform
 from up.data.transforms.pipeline import ImagePipeline
-from up.data.transforms.table import TRANSFORMS, output_size_of
+from up.data.transforms.table import output_size_of
 from up.engine.evaluate import Evaluator
 from up.errors import UserError
 from up.models.adapter import Backbone
@@ -52,12 +52,10 @@ class Classification(Task[ImageDataset]):
     parts = {
         "dataset": DATASETS,
         "meta_type": METAS,
-        "transform": TRANSFORMS.extended(
-            {
-                "torch_mixup": "up.tasks.cls.augment.sample_mixing:Mixup",
-                "torch_cutmix_mixup": "up.tasks.cls.augment.sample_mixing:CutmixMixup",
-            }
-        ),
+        "transform": {
+            "torch_mixup": "up.tasks.cls.augment.sample_mixing:Mixup",
+            "torch_cutmix_mixup": "up.tasks.cls.augment.sample_mixing:CutmixMixup",
+        },
         "batch_fn": BATCH_FNS,
         "head": HEADS,
         "classifier": CLASSIFIERS,
