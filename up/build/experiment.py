@@ -14,7 +14,7 @@ from typing import Any
 from up.schema.decode import Decoded, Note, load_config
 from up.config.errors import DEFAULT
 from up.schema.named_files import missing_at, missing_start_weights
-from up.config.parts import check_part, notes_on_part, parts_of
+from up.config.parts import check_part, notes_on_part, parts_of, paths_of
 from up.schema.sections import Config, NetModule, ParamRule, Part
 from up.config.signature import signature_of
 from up.config.wording import unknown
@@ -137,14 +137,10 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
 
 def named_paths(experiment: Experiment, dataset: Part) -> Iterator[tuple[str, str | None]]:
     """The keys of a data set's kwargs that name files and folders, with what is written there: those that the task knows, and
-    those that the signature annotates as ``Path``."""
+    those that the annotations say."""
     signature = signature_of(experiment.tables["dataset"].get(dataset.type))
-    for key, path in experiment.task.named_paths(dataset.kwargs):
-        if signature.takes(key.partition(".")[0]):
-            yield key, path
-    for name, parameter in signature.parameters.items():
-        if parameter.annotation is Path and name in dataset.kwargs:
-            yield name, str(dataset.kwargs[name])
+    known = {key: path for key, path in experiment.task.named_paths(dataset.kwargs) if signature.takes(key.partition(".")[0])}
+    yield from {**known, **dict(paths_of(dataset, "dataset", experiment.tables))}.items()
 
 
 def distillation_problems(experiment: Experiment) -> Iterator[Problem]:

@@ -150,6 +150,26 @@ def notes_on_part(part: Part | Mapping[str, Any], table: str, tables: Tables, pa
                 yield from notes_on_part(item, parameter.table, tables, f"{where}.{index}" if many else where)
 
 
+def paths_of(part: Part, table: str, tables: Tables) -> Iterator[tuple[str, str]]:
+    """The files and folders that the kwargs of ``part`` name, by key below ``kwargs``, those of the parts in it included."""
+    parameters = signature_of(tables[table].get(part.type)).parameters
+    for name, value in part.kwargs.items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            continue
+        if parameter.table is not None:
+            many = isinstance(value, list)
+            for index, item in enumerate(value if many else [value]):
+                where = f"{name}.{index}" if many else name
+                if isinstance(item, Mapping) and item.get("type") in tables[parameter.table]:
+                    inner = paths_of(Part.model_validate(item), parameter.table, tables)
+                    yield from ((f"{where}.kwargs.{key}", path) for key, path in inner)
+        elif isinstance(value, str) and value and parameter.is_path:
+            yield name, value
+        elif isinstance(value, list) and parameter.is_path_list:
+            yield from ((f"{name}.{index}", item) for index, item in enumerate(value) if isinstance(item, str))
+
+
 def build_part(
     part: Part | Mapping[str, Any], table: str, tables: Tables, derived: DerivedArguments | None = None, path: str = ""
 ) -> Any:

@@ -9,18 +9,18 @@ import enum
 import inspect
 import json
 import numbers
-import pathlib
 import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, InstanceOf, Strict, create_model
 from typing_extensions import is_typeddict
 
-from up.config.argument import FromProgram, M, Marker, NoEffect, PartOf, marker, markers
+from up.config.argument import FromProgram, M, Marker, NoEffect, PartOf, PathTo, marker, markers
 
 _INSTANCE_OF: Any = InstanceOf
 _EMPTY = inspect.Parameter.empty
@@ -81,6 +81,17 @@ class Parameter:
         """Whether an argument that is a part may be one block."""
         members = [member for member in _members(self.annotation) if member is not type(None)]
         return any((get_origin(member) or member) not in _SEQUENCES for member in members)
+
+    @property
+    def is_path(self) -> bool:
+        """Whether text names a file or folder that must exist."""
+        return Path in _members(self.annotation) or self.marker(PathTo) is not None
+
+    @property
+    def is_path_list(self) -> bool:
+        """Whether the texts of a list do."""
+        lists = [member for member in _members(self.annotation) if get_origin(member) in _SEQUENCES]
+        return any(Parameter("", item, None).is_path for member in lists for item in get_args(member))
 
     @property
     def takes_none(self) -> bool:
@@ -301,7 +312,7 @@ def _is_plain_class(annotation: Any) -> bool:
     if not isinstance(annotation, type):
         return False
     is_record = dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
-    return is_record or issubclass(annotation, enum.Enum | pathlib.PurePath | BaseModel)
+    return is_record or issubclass(annotation, enum.Enum | PurePath | BaseModel)
 
 
 _WORDS: dict[Any, str] = {

@@ -10,7 +10,7 @@ from PIL.Image import merge
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from up.config.argument import NoEffect
+from up.config.argument import NoEffect, PathTo
 from up.data.decoding import MAX_PIXELS, QUIET, Color, decode, name_of, open_image, orientation, read_rgb
 from up.data.records import Image
 from up.errors import UserError
@@ -26,6 +26,7 @@ READERS = Registry(
 )
 
 _PAGE_CACHE = "the operating system already keeps files in memory that were read"
+ImageFolder: TypeAlias = Annotated[str, PathTo("image folder")]
 Background: TypeAlias = Literal["drop", "white"] | tuple[int, int, int]
 
 
@@ -53,7 +54,7 @@ class PillowReader:
     def __init__(
         self,
         *,
-        image_dir: str | list[str] | None = None,
+        image_dir: ImageFolder | list[ImageFolder] | None = None,
         color_mode: Literal["RGB", "BGR"] = "RGB",
         memcached: Annotated[bool, NoEffect(_PAGE_CACHE)] = False,
         max_pixels: int = MAX_PIXELS,

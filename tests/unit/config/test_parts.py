@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
-from up.config.argument import Derived, FromProgram, PartOf
+from up.config.argument import Derived, FromProgram, PartOf, PathTo
 from up.config.nodes import parse_nodes
-from up.config.parts import Exact, arguments, build, build_part, check_kwargs, check_part, parts_of
+from up.config.parts import Exact, arguments, build, build_part, check_kwargs, check_part, parts_of, paths_of
 from up.config.signature import describe
 from up.errors import ConfigError, UserError
 from up.registry import Registry
@@ -221,6 +222,33 @@ class TestCheck:
         )
         problems = decoded.origins.locate(check_part(decoded.config.net[0], "head", TABLES, "net.0"))
         assert sorted(str(problem).split(": ")[0] for problem in problems) == ["x.yaml:4", "x.yaml:5", "x.yaml:6"]
+
+
+class Files:
+    """Names files in every way."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        lists: Annotated[str, PathTo("list")] | list[Annotated[str, PathTo("list")]] | None = None,
+        names: Annotated[str, PathTo("names")] | list[str] | None = None,
+        title: str = "",
+        inner: Annotated[object, PartOf("file")] = None,
+    ) -> None: ...
+
+
+def test_paths_are_found_by_their_annotations() -> None:
+    tables = {"file": Registry("file", {"files": f"{__name__}:Files"})}
+    inner = {"type": "files", "kwargs": {"folder": "c", "names": "d", "unheard": "e"}}
+    kwargs = {"folder": "a", "lists": ["b", "c"], "names": ["cat", "dog"], "title": "x", "inner": inner}
+    assert dict(paths_of(Part(type="files", kwargs=kwargs), "file", tables)) == {
+        "folder": "a",
+        "lists.0": "b",
+        "lists.1": "c",
+        "inner.kwargs.folder": "c",
+        "inner.kwargs.names": "d",
+    }
 
 
 class TestBuild:

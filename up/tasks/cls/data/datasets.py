@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from up.config.argument import FixedOnResume, FromProgram, NoEffect, PartOf
+from up.config.argument import FixedOnResume, FromProgram, NoEffect, PartOf, PathTo
 from up.config.checked import checked
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
@@ -74,7 +74,7 @@ class ClsDataset(ImageDataset):
         parser_info: ParserInfo | None = None,
         inference_cfg: InferenceConfig | None = None,
         num_classes: int | list[int] | None = None,
-        class_names: str | list[str] | None = None,
+        class_names: Annotated[str, PathTo("file with one class name a line")] | list[str] | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
         max_bad: float = 0.01,
         allow_outside: bool = False,
