@@ -24,7 +24,7 @@ from up.engine.clip import NoClip
 from up.engine.ema import NoEma
 from up.engine.evaluate import BrokenOff, Evaluated, Evaluation
 from up.engine.every import AnyOf, Every
-from up.engine.fingerprint import Facts
+from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks, Outline
 from up.engine.precision import Precision
 from up.engine.session import Checkpointing, TrainingSession
@@ -92,7 +92,7 @@ def session_in(folder: Path, evaluation: Evaluation | None = None, **changes: An
     runner = Runner(net, loss_of=lambda net, batch: StepOutput(net(batch.image).sum()), stage=lambda batch: batch, mix=None, seed=0)
     session = TrainingSession(
         outline=Outline(folder, net, TOTAL, PER_EPOCH, 4),
-        fingerprint=Facts("net: []", "0" * 64, 0, 4, None),
+        fingerprint=RunFingerprint("net: []", "0" * 64, 0, 4, None),
         runner=runner,
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
         schedule=cast(Schedule, OneSchedule()),
