@@ -190,7 +190,7 @@ class Evil:
     [
         (b"", "damaged"),
         (pickle.dumps(Evil()), "is refused"),
-        ({"format_version": 99, "step": 1, "model": {}}, "of format 99"),
+        ({"format_version": 99, "step": 1, "model": {}}, "got 99"),
         ({"weight": torch.zeros(1)}, "holds weights but no training state"),
         ({"step": 1, "model": {}}, "does not say config, data_sha256, seed"),
         (

@@ -16,7 +16,7 @@ from up.build.start import Start, find_start, log_start, open_folder, require_un
 from up.build.training import build_runner, optimizer_of
 from up.command_line import CommandLine
 from up.data.bad_images import BadImages
-from up.distributed.failures import join_group, local_phase, together
+from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.distributed.group import is_parallel
 from up.distributed.signals import StopRequest, stoppable
 from up.engine.bad_images import BadImageLog
@@ -76,7 +76,7 @@ def commit(experiment: Experiment, parts: RunParts, start: Start, stop: StopRequ
     optimizer = optimizer_of(experiment, parts.net)
     runner.add_parameters_to(optimizer)
     session = session_of(experiment, parts, start, runner, optimizer, stop)
-    with together():
+    with on_all_ranks():
         if start.checkpoint is not None and start.state is not None:
             session.restore(start.checkpoint, start.state, is_own=start.own_state is not None)
         warnings = open_folder(experiment, start, parts.fingerprint.config, command)

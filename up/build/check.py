@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
 
 import torch
 
-from up.build.data import build_evaluation, build_reader, build_transforms, input_size_of, notes_on
+from up.build.data import Phase, build_batch_fn, build_evaluation, build_reader, build_transforms, input_size_of, notes_on
 from up.build.images import Track, open_images
 from up.build.network import build_net, distillation_of, precision_of, select_device
 from up.build.parts import RunParts, build_parts
@@ -56,18 +55,16 @@ def check_experiment(
         experiment.raise_if_any([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
         yield from check_training(experiment, warn, images)
         return
-    facts = experiment.task.assumed(experiment.config.net)
-    build_the_rest(experiment, facts)
-    net = build_net(experiment, facts).train()
-    require_exportable(experiment, net, None, labels=False)
-    if experiment.config.trainer.optimizer is not None:
-        schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
-    yield from check_net(experiment, net, distillation_of(experiment, net, facts, None, files=False), None)
+    derived = experiment.task.assumed(experiment.config.net)
+    net = build_net(experiment, derived).train()
+    build_the_rest(experiment, net, derived)
+    yield from check_backward(experiment, net, distillation_of(experiment, net, derived, None, files=False))
 
 
 def check_training(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
     """What ``train`` does before it creates anything: its own code, on the CPU, up to the first step and the first evaluation."""
-    start_absent, teachers_absent = list(absent_start_weights(experiment)), list(absent_teacher_weights(experiment))
+    start_absent = list(_to_download("saver.pretrain_model", experiment.config.saver.pretrain_model))
+    teachers_absent = [problem for key, file in weights_of_teachers(experiment).values() for problem in _to_download(key, file)]
     parts = build_parts(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
     if parts.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
         evaluation, test = build_evaluation(experiment, experiment.task.derived_for_evaluation(parts.train_data), _CPU, _FLOAT32)
@@ -92,7 +89,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
         yield from open_images(experiment, sources, images, warn)
     dry_run(experiment, parts)
     yield from check_start(experiment, parts, weights=not start_absent, teacher_weights=not teachers_absent)
-    yield from check_net(experiment, parts.net, parts.distillation, parts.class_names)
+    yield from check_backward(experiment, parts.net, parts.distillation)
 
 
 def is_for_evaluation(config: Config) -> bool:
@@ -146,50 +143,36 @@ def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(f"{experiment.folder}: nothing can be written there: {reason}. Name another folder.", key="saver.save_dir")
 
 
-def absent_start_weights(experiment: Experiment) -> Iterator[Problem]:
-    """That ``saver.pretrain_model`` names weights that are still to be downloaded."""
-    yield from _to_download("saver.pretrain_model", experiment.config.saver.pretrain_model)
-
-
-def absent_teacher_weights(experiment: Experiment) -> Iterator[Problem]:
-    """The teachers whose weights are still to be downloaded."""
-    for key, file in weights_of_teachers(experiment).values():
-        yield from _to_download(key, file)
-
-
 def _to_download(key: str, source: str | None) -> Iterator[Problem]:
+    """That ``key`` names weights that are still to be downloaded."""
     if source is not None and is_of_timm(source) and not is_downloaded(source):
         what = f"{source} is not on this machine: train downloads it when it starts, and only then sees whether it fits"
         yield Problem(f"{what}. Without a network there, download it here first, or name a file.", key=key)
 
 
-def check_net(experiment: Experiment, net: Net, distillation: Distillation | None, names: list[str] | None) -> Iterator[str]:
-    """Optimizer, hooks, and a batch of noise through net, loss and backward."""
-    total_row = model_summary(net)[-1]
-    yield f"net: {si(total_row.parameters)} parameters, {si(total_row.trainable)} of them trainable"
-    build_hooks(experiment, net, names)
-    if experiment.config.trainer.optimizer is not None:
-        optimizer_of(experiment, net)
-    yield from check_backward(experiment, net, distillation)
-
-
-def build_the_rest(experiment: Experiment, derived: DerivedArguments) -> None:
-    """Build, and throw away, what a run would build besides the data and the net."""
-    sources: tuple[Literal["train", "test"], ...] = ("train", "test")
+def build_the_rest(experiment: Experiment, net: Net, derived: DerivedArguments) -> None:
+    """Build, without data, what a run would build besides the net."""
+    config = experiment.config
+    sources: tuple[Phase, ...] = ("train", "test")
     for source in sources:
-        section = getattr(experiment.config.dataset, source)
+        section = getattr(config.dataset, source)
         if section is not None and "image_reader" in section.dataset.kwargs:
             reader, transforms = build_reader(experiment, source), build_transforms(experiment, source)
             with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
                 experiment.task.pipeline(reader, transforms)
-    train = experiment.config.dataset.train
-    if train is not None and train.dataloader.kwargs.batch_fn is not None:
-        place = "dataset.train.dataloader.kwargs.batch_fn"
-        experiment.build(train.dataloader.kwargs.batch_fn, "batch_fn", derived, place)
+    if config.dataset.train is not None:
+        build_batch_fn(experiment, derived)
+    require_exportable(experiment, net, None, labels=False)
+    build_hooks(experiment, net, None)
+    if config.trainer.optimizer is not None:
+        schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
+        optimizer_of(experiment, net)
 
 
 def check_backward(experiment: Experiment, net: Net, distillation: Distillation | None) -> Iterator[str]:
     """One batch of noise through net, teachers, losses and backward."""
+    total = model_summary(net)[-1]
+    yield f"net: {si(total.parameters)} parameters, {si(total.trainable)} of them trainable"
     size = input_size_of(experiment)
     runner = build_runner(experiment, net, distillation, stage=lambda batch: batch, mix=None, device=_CPU)
     with experiment.placing("net"):

@@ -129,6 +129,13 @@ def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
         )
 
 
+def build_batch_fn(experiment: Experiment, derived: DerivedArguments) -> Mixing | None:
+    """The batch function of the training data, if there is one."""
+    part = section_of(experiment, "train").dataloader.kwargs.batch_fn
+    place = "dataset.train.dataloader.kwargs.batch_fn"
+    return experiment.build(part, "batch_fn", derived, place) if part else None
+
+
 def build_device_side(
     experiment: Experiment, dataset: Dataset, derived: DerivedArguments, device: torch.device
 ) -> tuple[BatchStage, Mixing | None]:
@@ -136,11 +143,9 @@ def build_device_side(
 
     Both are taken off the transforms of ``dataset``, the last first: a mixing transform stands behind the stage's.
     """
-    batch_fn = section_of(experiment, "train").dataloader.kwargs.batch_fn
-    place = "dataset.train.dataloader.kwargs.batch_fn"
-    built = experiment.build(batch_fn, "batch_fn", derived, place) if batch_fn else None
+    batch_fn = build_batch_fn(experiment, derived)
     with experiment.placing("dataset.train.dataset.kwargs.transformer"):
-        mix = experiment.task.mixing(dataset, built)
+        mix = experiment.task.mixing(dataset, batch_fn)
         return experiment.task.device_stage(dataset, device, experiment.config.runtime.channels_last), mix
 
 

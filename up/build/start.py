@@ -28,7 +28,7 @@ from up.engine.folder import Status, claim, is_later_attempt, mark_launch, open_
 from up.tracking.log import LOGGER, log_to
 from up.engine.fingerprint import RunFingerprint, changes, require_same_run
 from up.tracking.summary import best_of, progress
-from up.distributed.failures import together
+from up.distributed.failures import on_all_ranks
 from up.types import StateDict
 
 
@@ -65,14 +65,14 @@ def find_start(experiment: Experiment, parts: RunParts, *, weights: bool = True)
     )
     named = named_checkpoint(saver.resume_model) if saver.resume_model else None
     found, status, warnings = named, None, [str(note) for note in experiment.decoded.notes]
-    with together():
+    with on_all_ranks():
         if group.is_main():
             status = read_status(experiment.folder)
             if saver.auto_resume or is_later_attempt(experiment.folder):
                 own, passed_over = folder.newest()
                 found, warnings = own or found, [*passed_over, *warnings, *_not_used(named, own)]
     config, data_sha256, found, status = group.from_main((fingerprint.config, fingerprint.data_sha256, found, status))
-    with together():
+    with on_all_ranks():
         require_same_input(fingerprint, config, data_sha256)
         if found is None:
             loaded = load_start_weights(experiment, parts.net, parts.class_names) if weights else []

@@ -27,7 +27,7 @@ from up.models.weights import LoadReport, load_weights, read_state
 from up.engine.ema import NoEma
 from up.engine.folder import open_run_folder
 from up.tracking.log import LOGGER
-from up.distributed.failures import join_group, local_phase, together
+from up.distributed.failures import join_group, local_phase, on_all_ranks
 
 # Weights that are served are those that were trained: a head of another width would be noise.
 NO_NEW_HEADS: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ def evaluate_checkpoint(
         evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device), folder)
     join(experiment, device)
     synchronized(experiment, net)
-    with together():
+    with on_all_ranks():
         if group.is_main():
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():

@@ -40,12 +40,12 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
     """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written."""
     from up.build.experiment import load_experiment
     from up.build.trained import NO_WEIGHTS, evaluate_checkpoint
-    from up.distributed.failures import last_words, local_phase
+    from up.distributed.failures import local_phase, reported_to_peers
     from up.distributed.group import is_main
 
     with local_phase():
         experiment = load_experiment(config, overrides)
-    with last_words():
+    with reported_to_peers():
         metrics, written, read = evaluate_checkpoint(experiment, checkpoint, out)
     if not is_main():
         return 0

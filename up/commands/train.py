@@ -53,7 +53,7 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
     from up.build.build import build_run
     from up.build.experiment import load_experiment
     from up.commands.next_steps import after_training
-    from up.distributed.failures import last_words, local_phase
+    from up.distributed.failures import local_phase, reported_to_peers
     from up.distributed.group import is_main
     from up.engine.ending import recorded
     from up.engine.folder import begin_launch, verdict_of_earlier_attempt
@@ -66,7 +66,7 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
     earlier = verdict_of_earlier_attempt(experiment.folder)
     if earlier is not None:
         return earlier.exit_code or 0
-    with last_words():
+    with reported_to_peers():
         session = build_run(experiment, stop, command)
     with recorded(session):
         verdict = train(session)

@@ -16,7 +16,7 @@ from up.data.sampler import EvalBatches
 from up.distill.section import mimic_of, weights_of_teachers
 from up.distill.teachers import Teacher
 from up.distributed import group
-from up.distributed.failures import together
+from up.distributed.failures import on_all_ranks
 from up.engine.evaluate import Evaluation
 from up.engine.step import BatchStage
 from up.errors import NumericalError, Problem
@@ -61,7 +61,7 @@ def score_teachers(
     """Lines and warnings on every teacher; all ranks take part. Raises ``ConfigError`` for one that only guesses."""
     lines, warnings = [], []
     for teacher in teachers:
-        with together():
+        with on_all_ranks():
             teacher.to(device, channels_last=experiment.config.runtime.channels_last)
             own = score(teacher, _sample(experiment, test_data), evaluation.stage, evaluation.precision.autocast())
         found = _of_all_ranks(own)
@@ -77,7 +77,7 @@ def score_teachers(
                 f"{result} is no better than guessing ({100 * found.chance:.2f} %). Are these its weights, does it expect other "
                 "images (mean, std, channels), other classes in this order?"
             )
-            with together():
+            with on_all_ranks():
                 if mimic_of(experiment).preflight == "error":
                     place, _ = weights_of_teachers(experiment)[teacher.name]
                     experiment.raise_if_any([Problem(what, key=place, fix="To train anyway: mimic.preflight: warn")])

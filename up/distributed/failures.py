@@ -2,8 +2,8 @@
 
 - Before there is a process group a failed rank tells those that wait for it (``local_phase``, ``join_group``).
 - Between two steps all ranks decide the same (``agree_on``).
-- A failure in a block that all ranks run is raised by all of them, and one says it (``together``).
-- A rank that leaves in the middle of a step leaves its reason to those that miss it (``last_words``).
+- A failure in a block that all ranks run is raised by all of them, and one says it (``on_all_ranks``).
+- A rank that leaves in the middle of a step leaves its reason to those that miss it (``reported_to_peers``).
 
 The first and the last use the key-value store through which the ranks find each other: that of the launcher, or of rank 0.
 """
@@ -28,12 +28,12 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from up.distributed.env import world_in_environment
-from up.distributed.group import gather_objects, is_parallel, join, maxima_over_ranks, meeting_point, rank
+from up.distributed.group import gather_objects, is_parallel, join, maxima_over_ranks, rank, rendezvous_store
 from up.distributed.signals import StopRequest
 from up.errors import Ending, PeerLost, Problem, ending_of
 from up.text import some_of
 
-FAILURE, ROLL, SETTLED, SEEN, LAST_WORDS, SURVIVOR = "failure", "roll", "settled", "seen", "last_words", "survivor"  # in the store
+FAILURE, ROLL, SETTLED, SEEN, REASON, SURVIVOR = "failure", "roll", "settled", "seen", "reason", "survivor"  # in the store
 PATIENCE_S = 5.0  # how long a rank that is about to end waits for the others to hear why
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "TCPStore")
 
@@ -124,7 +124,7 @@ def _exchanged(failure: Failure | None, timeout_s: float) -> tuple[list[Failure 
 
     Waits for all ranks, or for the first failure and then ``PATIENCE_S`` for those that are on their way.
     """
-    store, world = meeting_point(timeout_s), world_in_environment()
+    store, world = rendezvous_store(timeout_s), world_in_environment()
     store.set(f"{FAILURE}/{rank()}", "" if failure is None else failure.to_json())
     if store.add(ROLL, 1) == world or failure is not None:
         store.set(SETTLED, "")
@@ -147,17 +147,17 @@ def _exchanged(failure: Failure | None, timeout_s: float) -> tuple[list[Failure 
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def on_all_ranks() -> Iterator[None]:
     """A block without collective operations that all ranks run: what fails on one of them is raised by all."""
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    raise_together(failure)
+    raise_on_all_ranks(failure)
 
 
-def raise_together(failure: Exception | None) -> None:
+def raise_on_all_ranks(failure: Exception | None) -> None:
     """Raise on every rank what any of them met, if any did; every rank must call it."""
     if is_parallel():
         _raise_common(gather_objects(None if failure is None else Failure.of(failure)), failure)
@@ -187,33 +187,33 @@ def _raise_common(failures: Sequence[Failure | None], failure: Exception | None,
 
 
 @contextmanager
-def last_words() -> Iterator[None]:
+def reported_to_peers() -> Iterator[None]:
     """A block in which a rank may fail alone: the others, which miss it, learn why."""
     try:
         yield
     except Exception as error:
         failure = as_peer_lost(error) or error
         if not (isinstance(failure, Ending) and failure.known_to_all):
-            leave_last_words(failure)
+            report_to_peers(failure)
         if failure is error:
             raise
         raise failure from error
 
 
-def leave_last_words(failure: BaseException) -> None:
+def report_to_peers(failure: BaseException) -> None:
     """Tell the other ranks, which find this one gone, why; for a rank that ends without having agreed on it."""
     if not is_parallel() or isinstance(failure, PeerLost):
         return
     with suppress(Exception):  # the store may be gone with its rank
-        store = meeting_point()
-        store.compare_set(LAST_WORDS, "", Failure.of(failure).from_rank(rank()).to_json())  # the first rank's stay
+        store = rendezvous_store()
+        store.compare_set(REASON, "", Failure.of(failure).from_rank(rank()).to_json())  # the first rank's stay
         if rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             # This rank holds the store: it stays until the others have heard, who notice by the lines that it hangs up.
-            _hang_up(int(os.environ["MASTER_PORT"]))
+            _shut_connections(int(os.environ["MASTER_PORT"]))
             _wait_for_listeners(store)
 
 
-def _hang_up(port: int) -> None:
+def _shut_connections(port: int) -> None:
     """Shut the connections of this process except those through ``port``; the group itself keeps them for as long as it lives."""
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
@@ -230,7 +230,7 @@ def as_peer_lost(error: BaseException) -> Ending | None:
     broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(sign in text for sign in _LOST))
     if isinstance(error, Ending) or not is_parallel() or not broken:
         return None
-    found, survivors = _inquest()
+    found, survivors = _reason_of_the_lost()
     others = [number for number in range(world_in_environment()) if number not in survivors]
     if found is not None:
         failure = ending_of(*found)
@@ -257,22 +257,22 @@ def _wait_for_listeners(store: Store) -> None:
         time.sleep(0.05)
 
 
-def _inquest() -> tuple[Failure | None, list[int]]:
+def _reason_of_the_lost() -> tuple[Failure | None, list[int]]:
     """The failure of the rank that is gone, if it left one, and the ranks that are still there, as far as one knows."""
     survivors = [rank()]
     with suppress(Exception):
-        store = meeting_point()
+        store = rendezvous_store()
         if not _answers():
             return None, survivors
         store.set(f"{SURVIVOR}/{rank()}", "")
         end = time.monotonic() + 2.0
         while time.monotonic() < end and len(survivors) < world_in_environment() - 1:
-            if store.check([LAST_WORDS]):
+            if store.check([REASON]):
                 break
             survivors = [number for number in range(world_in_environment()) if store.check([f"{SURVIVOR}/{number}"])]
             time.sleep(0.05)
-        if store.check([LAST_WORDS]):
-            found = Failure.from_json(store.get(LAST_WORDS))
+        if store.check([REASON]):
+            found = Failure.from_json(store.get(REASON))
             store.add(SEEN, 1)
             return found, survivors
     return None, survivors

@@ -70,7 +70,7 @@ def join(device: torch.device, *, timeout_s: float, backend: str | None = None) 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with_gpu = device.type == "cuda" and backend != "gloo"
-    store = PrefixStore("group", meeting_point(timeout_s))
+    store = PrefixStore("group", rendezvous_store(timeout_s))
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if with_gpu else "gloo",
@@ -89,7 +89,7 @@ def join(device: torch.device, *, timeout_s: float, backend: str | None = None) 
 _MET: list[Store] = []  # one to a process, like torch's default group
 
 
-def meeting_point(timeout_s: float = 300.0) -> Store:
+def rendezvous_store(timeout_s: float = 300.0) -> Store:
     """The key-value store through which the ranks find each other: that of the launcher, or rank 0's own.
 
     Raises ``UserError`` where rank 0 cannot listen, ``PeerLost`` where it is not found within ``timeout_s``.

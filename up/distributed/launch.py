@@ -36,7 +36,7 @@ class Launch:
     processes: int | None = None  # on this host
     hosts: int = 1
     host_rank: int = 0
-    meeting: str | None = None  # HOST:PORT that all hosts reach
+    endpoint: str | None = None  # HOST:PORT that all hosts reach
     port: int | None = None
     max_restarts: int = 0
 
@@ -64,7 +64,7 @@ def launched(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
     if by == "slurm":
         os.environ.update(slurm_environment(os.environ, launch.port))
     elif by == "mpi":
-        os.environ.update(mpi_environment(os.environ, launch.port, launch.meeting))
+        os.environ.update(mpi_environment(os.environ, launch.port, launch.endpoint))
     return None
 
 
@@ -89,7 +89,7 @@ def slurm_environment(environment: Environment, port: int | None = None) -> dict
     }
 
 
-def mpi_environment(environment: Environment, port: int | None = None, meeting: str | None = None) -> dict[str, str]:
+def mpi_environment(environment: Environment, port: int | None = None, endpoint: str | None = None) -> dict[str, str]:
     """The variables of a rank from those of Open MPI (OMPI_…) or of MPICH and Intel MPI (PMI_…)."""
     names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK"), ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
     rank, world = (_first(environment, several) for several in names)
@@ -97,10 +97,12 @@ def mpi_environment(environment: Environment, port: int | None = None, meeting: 
         raise UserError("--launch mpi: neither OMPI_COMM_WORLD_RANK nor PMI_RANK is set. Start the ranks with mpirun -n N.")
     local = _first(environment, ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK")) or "0"
     here = _first(environment, ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"))
-    address, _, number = (meeting or "").partition(":")
+    address, _, number = (endpoint or "").partition(":")
     address = address or environment.get("MASTER_ADDR") or ("127.0.0.1" if here == world else "")
     if not address:
-        raise UserError("--launch mpi: on several hosts the ranks need a place to meet: --rdzv HOST:PORT, HOST that of rank 0.")
+        raise UserError(
+            "--launch mpi: on several hosts the ranks need a rendezvous endpoint: --rdzv HOST:PORT of rank 0."
+        )
     job = _first(environment, ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")) or "0"
     return {
         "RANK": rank,
@@ -168,10 +170,10 @@ def _launch_config(launch: Launch) -> LaunchConfig:
             f"--ng {processes} --nm {launch.hosts} --node-rank {launch.host_rank} --max-restarts {launch.max_restarts}: expected "
             "at least one process and one host, and the number of this host counted from 0."
         )
-    if launch.hosts > 1 and ":" not in (launch.meeting or ""):
-        raise UserError(f"--nm {launch.hosts}: the hosts need a place to meet: --rdzv HOST:PORT, the same on each, HOST the first.")
+    if launch.hosts > 1 and ":" not in (launch.endpoint or ""):
+        raise UserError(f"--nm {launch.hosts}: the hosts need a rendezvous endpoint: --rdzv HOST:PORT, the same on each.")
     alone = launch.hosts == 1
-    endpoint = launch.meeting or f"localhost:{launch.port or 0}"
+    endpoint = launch.endpoint or f"localhost:{launch.port or 0}"
     wanted: dict[str, Any] = {
         "min_nodes": launch.hosts,
         "max_nodes": launch.hosts,

@@ -141,7 +141,7 @@ def stoppable(stop: StopRequest) -> Iterator[None]:
     stop, whatever library it waits in, and ends.
     """
     is_over = threading.Event()
-    thread = threading.Thread(target=_wait, args=(stop, is_over), name="up-meeting", daemon=True)
+    thread = threading.Thread(target=_wait, args=(stop, is_over), name="up-join", daemon=True)
     thread.start()
     try:
         yield

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from up.data.bad_images import BadImages
-from up.distributed.failures import together
+from up.distributed.failures import on_all_ranks
 from up.distributed.group import gather_objects, is_main
 from up.errors import Problem
 from up.tracking.log import LOGGER, cut_after
@@ -32,7 +32,7 @@ class BadImageLog:
                     LOGGER.warning("%s; another image takes its place", what)
                     record = {"step": step, "file": what.file or None, "line": what.line, "what": str(what)}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        with together():
+        with on_all_ranks():
             self.counted.add({"bad": found})
 
     def drop_after(self, step: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from up.data.loader import as_loader_died
-from up.distributed.failures import Failure, as_peer_lost, leave_last_words
+from up.distributed.failures import Failure, as_peer_lost, report_to_peers
 from up.distributed.group import is_main
 from up.engine.checkpoint import read_sidecar
 from up.engine.folder import read_status
@@ -26,7 +26,7 @@ def recorded(session: TrainingSession) -> Iterator[None]:
         session.stop.over()  # the launcher's signals come now
         failure = explained(session, error)
         if not (isinstance(failure, Ending) and failure.known_to_all):
-            leave_last_words(failure)
+            report_to_peers(failure)
         with suppress(Exception):  # the disk may be what is wrong
             _write(session, failure)
         with suppress(Exception):

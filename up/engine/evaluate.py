@@ -13,7 +13,7 @@ from torch import nn
 from up.config.contract import Contract, Method
 from up.data.bad_images import BadImages
 from up.data.records import Batch
-from up.distributed.failures import Vote, agree_on, raise_together, together
+from up.distributed.failures import Vote, agree_on, on_all_ranks, raise_on_all_ranks
 from up.distributed.group import gather_objects
 from up.engine.ema import Ema, NoEma
 from up.engine.precision import Precision
@@ -116,7 +116,7 @@ class Evaluation:
                 failure = error
             verdict, any_is_left = agree_on(Vote.ERROR if failure else proposal(), batch is not None)
             if verdict is Vote.ERROR:
-                raise_together(failure)
+                raise_on_all_ranks(failure)
             if verdict is not Vote.GO:
                 raise BrokenOff
             if not any_is_left:
@@ -145,7 +145,7 @@ class Evaluation:
         """``max_bad`` is a limit for all ranks together. Raises ``UserError`` on every one of them."""
         if self.bad_images is not None:
             told = gather_objects(self.bad_images.state_dict()["seen"])
-            with together():
+            with on_all_ranks():
                 self.bad_images.add({"bad": [bad for seen in told for bad in seen]})
 
     def first_batch(self) -> Batch:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from up.data.loader import TrainLoader
 from up.data.records import Batch
-from up.distributed.failures import Vote, agree_on, raise_together, together
+from up.distributed.failures import Vote, agree_on, on_all_ranks, raise_on_all_ranks
 from up.distributed.group import barrier, from_main, gather_objects, is_main, rank
 from up.distributed.signals import StopRequest
 from up.engine.bad_images import BadImageLog
@@ -163,7 +163,7 @@ class TrainingSession:
         if is_news:
             self.bad_images.note(self.progress.step, news)
         if verdict is Vote.ERROR:
-            raise_together(update.failure)
+            raise_on_all_ranks(update.failure)
         return verdict
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
@@ -226,7 +226,7 @@ class TrainingSession:
             raise NumericalError(f"{broken[0]} is not finite; it is not saved")
         self.fault.strike(step, "save")
         state, progress, folder = self._state(step), self.progress, self.checkpointing.folder
-        with together():
+        with on_all_ranks():
             if is_main():
                 whole_epoch = step % self.outline.updates_per_epoch == 0
                 path = folder.save(state, step=step, epoch=self.epoch, whole_epoch=whole_epoch, metric=progress.metrics)

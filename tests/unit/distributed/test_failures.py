@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from up.distributed import failures
-from up.distributed.failures import Failure, Vote, agree_on, join_group, local_phase, together
+from up.distributed.failures import Failure, Vote, agree_on, join_group, local_phase, on_all_ranks
 from up.errors import PeerFailed, PeerLost, Problem, StorageError, UserError, ending_of
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_a_bug_travels_with_its_type() -> None:
 
 def test_one_rank_alone_raises_its_own_error() -> None:
     error = StorageError("full", file="runs/a")
-    with pytest.raises(StorageError) as raised, together():
+    with pytest.raises(StorageError) as raised, on_all_ranks():
         raise error
     assert raised.value is error
 
@@ -76,7 +76,7 @@ def join_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         store = FakeStore(**held)
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setattr(failures, "meeting_point", lambda timeout_s=0.0: store)
+        monkeypatch.setattr(failures, "rendezvous_store", lambda timeout_s=0.0: store)
         monkeypatch.setattr(failures, "join", lambda *_, **__: joined.append("joined"))
         monkeypatch.setattr(failures, "PATIENCE_S", 0.1)
         return joined

@@ -89,7 +89,7 @@ def test_mpich_on_two_hosts() -> None:
     variables = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
     with pytest.raises(UserError, match="--rdzv HOST:PORT"):
         mpi_environment(variables)
-    found = mpi_environment(variables, meeting="first:4711")
+    found = mpi_environment(variables, endpoint="first:4711")
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "4711"}
     with pytest.raises(UserError, match="mpirun"):
         mpi_environment({})

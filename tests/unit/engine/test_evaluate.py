@@ -87,12 +87,12 @@ def test_another_ranks_request_breaks_it_off_before_the_next_batch(monkeypatch: 
 
 
 def test_another_ranks_failure_ends_it_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def raise_together(failure: Exception | None) -> None:
+    def raise_on_all_ranks(failure: Exception | None) -> None:
         assert failure is None
         raise UserError("val.txt:4: no image (rank 1)")
 
     with_another_rank(monkeypatch, lambda round_: (Vote.ERROR if round_ == 1 else Vote.GO, True))
-    monkeypatch.setattr(evaluate, "raise_together", raise_together)
+    monkeypatch.setattr(evaluate, "raise_on_all_ranks", raise_on_all_ranks)
     net = Counting()
     with pytest.raises(UserError, match="rank 1"):
         evaluation(batches(100))(net, NoEma())
