@@ -123,6 +123,6 @@ def session_of(
 
 
 def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -> Callable[[], torch.Tensor] | None:
-    """What computes the loss of two images of noise as a step does; None where the size of the images is not known."""
+    """Return a function that computes the loss of two images of noise as a step does; None if the image size is unknown."""
     batch = example_batch(experiment, runner.model, device) if is_parallel() else None
     return None if batch is None else lambda: runner.training_step(batch, step=0).loss

@@ -62,7 +62,7 @@ def check_experiment(
 
 
 def check_training(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
-    """What ``train`` does before it creates anything: its own code, on the CPU, up to the first step and the first evaluation."""
+    """Run the local phase of ``train`` on the CPU, up to the first step and the first evaluation, and report it."""
     start_absent = list(_to_download("saver.pretrain_model", experiment.config.saver.pretrain_model))
     teachers_absent = [problem for key, file in weights_of_teachers(experiment).values() for problem in _to_download(key, file)]
     parts = build_parts(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
@@ -98,7 +98,7 @@ def is_for_evaluation(config: Config) -> bool:
 
 
 def check_evaluation(experiment: Experiment, warn: Callable[[str], object], images: Track | None) -> Iterator[str]:
-    """What ``up eval`` does before it writes anything: the weights, the data, and a first image through net and evaluator."""
+    """Load weights and test data as ``up eval`` does, and pass a first image through net and evaluator."""
     net, derived, report = net_to_evaluate(experiment, None, derived_from_data_only(experiment))
     yield from [f"note: {NO_WEIGHTS}"] if report is None else [f"weights: {report.source}", *report.remarks()]
     evaluation, test = build_evaluation(experiment, derived, _CPU, _FLOAT32)
@@ -144,7 +144,7 @@ def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _to_download(key: str, source: str | None) -> Iterator[Problem]:
-    """That ``key`` names weights that are still to be downloaded."""
+    """Report weights, named by ``key``, that are still to be downloaded."""
     if source is not None and is_of_timm(source) and not is_downloaded(source):
         what = f"{source} is not on this machine: train downloads it when it starts, and only then sees whether it fits"
         yield Problem(f"{what}. Without a network there, download it here first, or name a file.", key=key)

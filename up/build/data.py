@@ -51,12 +51,12 @@ def build_dataset(experiment: Experiment, source: Phase, derived: DerivedArgumen
 
 
 def notes_on(*datasets: Dataset | None) -> list[str]:
-    """What the ``notes`` of data sets, if they have any, say of how their lists of images were read; each line once."""
+    """Notes of data sets on how their lists of images were read, each line once."""
     return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset, "notes", ())))
 
 
 def derived_from_train(experiment: Experiment) -> DerivedArguments:
-    """What the training data tell of themselves, such as the number of classes; nothing where they are not there."""
+    """Derived arguments of the training data, such as the number of classes; none if the data are not here."""
     if experiment.config.dataset.train is None or any(missing_files(experiment)):
         return {}
     return experiment.task.derived(build_dataset(experiment, "train"))
@@ -139,7 +139,7 @@ def build_batch_fn(experiment: Experiment, derived: DerivedArguments) -> Mixing 
 def build_device_side(
     experiment: Experiment, dataset: Dataset, derived: DerivedArguments, device: torch.device
 ) -> tuple[BatchStage, Mixing | None]:
-    """What whole training batches pass on the device: first the stage, then the mixing.
+    """Build the device side of training batches: first the stage, then the mixing.
 
     Both are taken off the transforms of ``dataset``, the last first: a mixing transform stands behind the stage's.
     """
@@ -171,7 +171,7 @@ def example_batch(experiment: Experiment, net: nn.Module, device: torch.device) 
 
 
 def workers_of(source: Source) -> Workers:
-    """How the batches of a source are fetched."""
+    """Settings of the loader workers of a source."""
     kwargs = source.dataloader.kwargs
     return Workers(num_workers=kwargs.num_workers, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method)
 

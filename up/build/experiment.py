@@ -93,7 +93,7 @@ def is_ours(made: object) -> bool:
 
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong with the types and arguments of parts, anywhere in the configuration."""
+    """Problems with types and arguments of parts, anywhere in the configuration."""
     for path, part, table in placed_parts(experiment):
         yield from check_part(part, table, experiment.tables, path)
 
@@ -109,7 +109,7 @@ def part_notes(experiment: Experiment) -> Iterator[Note]:
 
 
 def group_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What groups of parameters set and the optimizer does not take."""
+    """Settings of parameter groups that the optimizer does not take."""
     part, table = experiment.config.trainer.optimizer, experiment.tables["optimizer"]
     if part is None:
         return

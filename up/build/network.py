@@ -103,7 +103,7 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
 def distillation_of(
     experiment: Experiment, net: Net, derived: DerivedArguments, class_names: list[str] | None, *, files: bool = True
 ) -> Distillation | None:
-    """What distillation adds to a run whose student is ``net``; None if the runner does not distil."""
+    """Build the distillation of the student ``net``; None if the runner does not distil."""
     config = experiment.config
     if config.mimic is None or not is_distillation(experiment):
         return None

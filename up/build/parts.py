@@ -36,7 +36,7 @@ from up.tracking.log import MetricsFile, TensorBoard
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run is made of, as far as a rank can build it without the others."""
+    """The parts of a run that a rank builds without the others."""
 
     device: torch.device
     precision: Precision

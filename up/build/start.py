@@ -1,4 +1,4 @@
-"""Where a run starts: its folder, the checkpoint it resumes from, and what becomes of an earlier run there."""
+"""The start of a run: its folder, the checkpoint to resume from, and an earlier run that is set aside."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from up.types import StateDict
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: its folder, the checkpoint to resume from, if any, and how the configuration differs from that one's."""
+    """The folder of a run, the checkpoint to resume from, if any, and how the configuration differs from the one saved there."""
 
     folder: CheckpointFolder
     checkpoint: Path | None
@@ -46,7 +46,7 @@ class Start:
 
     @property
     def own_state(self) -> StateDict | None:
-        """What the checkpoint holds, where it is of this folder."""
+        """Content of the checkpoint, if it is one of this folder."""
         is_own = self.checkpoint is not None and self.checkpoint.parent.resolve() == self.folder.folder.resolve()
         return self.state if is_own else None
 
@@ -100,14 +100,14 @@ def require_same_input(fingerprint: RunFingerprint, config: str, data_sha256: st
 
 
 def _not_used(named: Path | None, own: Path | None) -> Iterator[str]:
-    """That the checkpoint of ``saver.resume_model`` is not the one to resume from, where the run has one of its own."""
+    """Report that ``saver.resume_model`` is not used because the run has a checkpoint of its own."""
     sidecars = [None if path is None else read_sidecar(path) for path in (named, own)]
     if named is not None and own is not None and (None in sidecars or sidecars[0] != sidecars[1]):
         yield f"saver.resume_model {named} is not used: the run resumes from its own {own} (unless saver.auto_resume is false)"
 
 
 def finished(experiment: Experiment, start: Start, times: Timetable) -> str:
-    """That the run in the folder has made all its steps, and what it came to; empty where it has not."""
+    """Report that the run in the folder has made all its steps, with its result; empty if it has not."""
     state, status = start.own_state, start.status
     if state is None or status is None or status.state != "done" or state["step"] < times.total or not _has_names(start):
         return ""

@@ -26,7 +26,7 @@ from up.engine.step import BatchStage, Mixing, Runner
 
 @dataclass(frozen=True)
 class Timetable:
-    """How long a run is, in updates, and when it evaluates and saves."""
+    """Length of a run in steps, and when it evaluates and saves."""
 
     updates_per_epoch: int
     total: int
@@ -45,7 +45,7 @@ def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
 
 
 def saving(trainer: Trainer, unit: int, total: int) -> tuple[AnyOf, Keeping]:
-    """When checkpoints are due, and which of them stay: those of ``save_freq`` and ``save_cur_freq`` where all are to be kept.
+    """Schedule of checkpoints, and which of them stay: those of ``save_freq`` and ``save_cur_freq`` if all are to be kept.
 
     ``save_latest_freq`` and ``keep_every`` are due too where they are given. ``unit`` is how many steps a period of 1 has.
     """

@@ -1,4 +1,4 @@
-"""What the launcher's variables say of this process; known before torch is imported."""
+"""Environment variables of the launcher, read before torch is imported."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import os
 
 
 def rank_in_environment() -> int:
-    """The rank that the launcher gave this process, before it has joined any group."""
+    """Rank of this process, before it has joined a process group."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_in_environment() -> int:
-    """How many processes the launcher started, 1 where there is none."""
+    """Number of processes that the launcher started, 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its host."""
+    """Rank of this process on its host."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def attempt() -> int:
-    """How often an elastic launcher has restarted this run, 0 at first."""
+    """Number of restarts of this run by an elastic launcher, 0 at first."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def launch_id() -> str:
-    """What an elastic launcher calls this launch, the same in every attempt."""
+    """Run id of an elastic launcher, the same in every attempt."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 

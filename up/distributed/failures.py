@@ -1,4 +1,4 @@
-"""What fails on one rank ends all of them, soon and with its reason. Four guarantees, one mechanism each:
+"""A failure on one rank ends all ranks, soon and with its reason. Four guarantees, one mechanism each:
 
 - Before there is a process group a failed rank tells those that wait for it (``local_phase``, ``join_group``).
 - Between two steps all ranks decide the same (``agree_on``).
@@ -67,7 +67,7 @@ class Failure(NamedTuple):
 
 
 class Vote(IntEnum):
-    """What a rank proposes to do with a step; the largest proposal wins."""
+    """Proposal of a rank for a step; the largest one wins."""
 
     GO = 0
     STOP = 1  # a signal asked for a save and an end
@@ -76,7 +76,7 @@ class Vote(IntEnum):
 
     @property
     def exit_code(self) -> int:
-        """How a process ends whose run ended by this vote: done; preempted, run me again; or Ctrl-C, as a shell expects."""
+        """Exit code of a run that ended by this vote: done; preempted, run it again; or Ctrl-C, as a shell expects."""
         return {Vote.GO: 0, Vote.STOP: 75, Vote.INTERRUPT: 130}[self]
 
     @classmethod
@@ -225,7 +225,7 @@ def _shut_connections(port: int) -> None:
 
 
 def as_peer_lost(error: BaseException) -> Ending | None:
-    """What became of the rank whose absence broke a collective operation; None when ``error`` is something else."""
+    """Name the lost rank behind a broken collective operation, with its reason; None if ``error`` is something else."""
     text = str(error)
     broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(sign in text for sign in _LOST))
     if isinstance(error, Ending) or not is_parallel() or not broken:

@@ -27,12 +27,12 @@ def is_parallel() -> bool:
 
 
 def rank() -> int:
-    """This process's number among all that the launcher started, before they have joined too; 0 in a plain process."""
+    """Rank of this process, also before the ranks have joined; 0 in a plain process."""
     return dist.get_rank() if is_parallel() else rank_in_environment()
 
 
 def world_size() -> int:
-    """How many processes train together, before they have joined too; 1 in a plain process."""
+    """World size, also before the ranks have joined; 1 in a plain process."""
     return dist.get_world_size() if is_parallel() else world_in_environment()
 
 

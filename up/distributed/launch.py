@@ -30,7 +30,7 @@ STARTING_S = 10  # how long their interpreters may take to start
 
 @dataclass(frozen=True)
 class Launch:
-    """How the ranks of a run come to be, as the command line says."""
+    """Launch options of the command line."""
 
     by: Literal["pytorch", "slurm", "mpi"] | None = None
     processes: int | None = None  # on this host
@@ -41,7 +41,7 @@ class Launch:
     max_restarts: int = 0
 
     def launcher(self, environment: Environment) -> Literal["pytorch", "slurm", "mpi"] | None:
-        """Who starts the ranks; None where this process is one already, or the only one."""
+        """Program that starts the ranks; None if this process is one already, or the only one."""
         if "RANK" in environment and "WORLD_SIZE" in environment:
             return None  # of torchrun, of our own launcher, or by hand
         if self.by is not None:
@@ -100,9 +100,7 @@ def mpi_environment(environment: Environment, port: int | None = None, endpoint:
     address, _, number = (endpoint or "").partition(":")
     address = address or environment.get("MASTER_ADDR") or ("127.0.0.1" if here == world else "")
     if not address:
-        raise UserError(
-            "--launch mpi: on several hosts the ranks need a rendezvous endpoint: --rdzv HOST:PORT of rank 0."
-        )
+        raise UserError("--launch mpi: on several hosts the ranks need a rendezvous endpoint: --rdzv HOST:PORT of rank 0.")
     job = _first(environment, ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")) or "0"
     return {
         "RANK": rank,

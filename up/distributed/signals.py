@@ -1,4 +1,4 @@
-"""What asks a run to stop, and what ends a rank that would wait without end.
+"""Requests to stop, and the end of ranks that would wait without end.
 
 - The first signal asks: all ranks save on the same step and end. A second one ends the process at once (``listening``).
 - A launcher that is gone asks as a signal does, and ends the rank ``GRACE_S`` later (``watch_parent``).

@@ -42,7 +42,7 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What ``X.pth.json`` says of ``X.pth``; its presence commits the file."""
+    """Content of ``X.pth.json``, the record of ``X.pth``; its presence commits the file."""
 
     file: str
     bytes: int
@@ -58,7 +58,7 @@ class Sidecar:
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where the sidecar of a checkpoint lies."""
+    """Path of the sidecar of a checkpoint."""
     return path.with_name(path.name + ".json")
 
 
@@ -123,7 +123,7 @@ def load_parts(path: Path, state: StateDict, parts: Mapping[str, Stateful]) -> N
 
 @contextmanager
 def storing(folder: Path) -> Iterator[None]:
-    """What the system refuses in the block becomes a ``StorageError`` that names ``folder``."""
+    """Raise an ``OSError`` of the block as a ``StorageError`` that names ``folder``."""
     try:
         yield
     except StorageError:
@@ -135,7 +135,7 @@ def storing(folder: Path) -> Iterator[None]:
 
 
 def damage(path: Path) -> str:
-    """What the sidecar's size and hash say is wrong with a file, or an empty text. No sidecar, no verdict."""
+    """Compare a file with the size and hash in its sidecar; returns the difference, empty if there is none or no sidecar."""
     sidecar = read_sidecar(path)
     if sidecar is None:
         return ""

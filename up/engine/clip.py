@@ -23,7 +23,7 @@ from up.types import StateDict
 
 
 class Clip(Protocol):
-    """What the loop knows of a policy."""
+    """A clipping policy."""
 
     display_freq: int | None
     """Steps between log lines with the norm and the limit; None for no lines."""
@@ -38,10 +38,10 @@ class Clip(Protocol):
         """Scale the gradients, whose finite global norm is ``norm``, in place."""
 
     def state_dict(self) -> StateDict:
-        """What a resumed run must know."""
+        """State that a resumed run needs."""
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from ``state_dict()``."""
+        """Continue from ``state_dict()``."""
 
 
 class NoClip:
@@ -62,14 +62,14 @@ class NoClip:
         return full(get_total_norm(grads, self._norm_type))
 
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
-        """Nothing."""
+        """Leave the gradients alone."""
 
     def state_dict(self) -> StateDict:
-        """Nothing."""
+        """Empty."""
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Nothing to remember."""
+        """Ignore the state of another policy."""
 
 
 class ClipNorm(NoClip):
@@ -134,7 +134,7 @@ class RunningClip(NoClip):
         return {"limit": self.limit(), "count": self._count}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from ``state_dict()``; an empty one (of a run that clipped otherwise) changes nothing."""
+        """Continue from ``state_dict()``; an empty one (of a run that clipped otherwise) changes nothing."""
         if state:
             self._limit, self._count = state["limit"], state["count"]
 

@@ -81,7 +81,7 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from ``state_dict()``. Raises ``UserError`` for missing, unknown and misshaped tensors."""
+        """Continue from ``state_dict()``. Raises ``UserError`` for missing, unknown and misshaped tensors."""
         _check_names(self._average, state)
         for name, mine in self._average.items():
             if state[name].shape != mine.shape:
@@ -115,14 +115,14 @@ class NoEma:
     """No averaging: what a loop holds so that it need not ask."""
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Nothing moves."""
+        """Do nothing."""
 
     def applied_to(self, model: nn.Module) -> AbstractContextManager[None]:
         """The model as it is."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """Empty."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

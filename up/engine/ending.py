@@ -19,7 +19,7 @@ from up.errors import Ending, NumericalError, PeerLost, StorageError, UserError
 
 @contextmanager
 def recorded(session: TrainingSession) -> Iterator[None]:
-    """Whatever ends the block early goes to ``status.json`` and to the other ranks, and on as an ``Ending`` where it is one."""
+    """Report whatever ends the block early to ``status.json`` and to the other ranks, and raise it with its remedy."""
     try:
         yield
     except Exception as error:
@@ -37,7 +37,7 @@ def recorded(session: TrainingSession) -> Iterator[None]:
 
 
 def explained(session: TrainingSession, error: Exception) -> Exception:
-    """What the user should read instead of ``error``: the same with its step, or what lay behind it, and the remedy."""
+    """Return ``error`` as the user should read it: with its step, or its cause, and the remedy."""
     step = session.progress.step
     if isinstance(error, NumericalError):
         lr = max(group["lr"] for group in session.optimizer.param_groups)

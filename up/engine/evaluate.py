@@ -36,7 +36,7 @@ class Evaluator(Protocol):
         """Collect one batch."""
 
     def state(self) -> Any:
-        """What this rank collected, as plain arrays."""
+        """Everything collected on this rank, as plain arrays."""
 
     def merge(self, states: Sequence[Any]) -> None:
         """Replace what was collected by the union of all ranks' states, each image once."""
@@ -65,7 +65,7 @@ class BrokenOff(Exception):
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation gave."""
+    """Result of an evaluation."""
 
     metrics: dict[str, float]
     """By name; those of the averaged weights are prefixed ``ema_``."""

@@ -105,7 +105,7 @@ class StatusFile:
 
 
 def read_status(folder: Path) -> Status | None:
-    """What ``status.json`` says, None where there is none that can be read."""
+    """Read ``status.json``; None if there is none that can be read."""
     try:
         return Status(**json.loads((folder / "status.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -141,7 +141,7 @@ def is_later_attempt(folder: Path) -> bool:
 
 
 def verdict_of_earlier_attempt(folder: Path) -> Status | None:
-    """How an earlier attempt of this launch ended, where another would end the same way: bad input, NaN, or a request to stop."""
+    """Status of an earlier attempt of this launch, if another would end the same way: bad input, NaN, or a request to stop."""
     status = read_status(folder) if is_later_attempt(folder) else None
     is_final = status is not None and (status.state in ("done", "preempted") or status.exit_code in (2, 3))
     return status if is_final else None

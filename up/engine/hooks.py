@@ -34,7 +34,7 @@ HOOKS = Registry(
 
 @dataclass(frozen=True)
 class Outline:
-    """What a hook may know of the run that it watches."""
+    """The run that a hook watches."""
 
     folder: Path
     model: nn.Module

@@ -31,7 +31,7 @@ def on_many_ranks(
     find_unused: bool,
     first_loss: Callable[[], torch.Tensor] | None,
 ) -> tuple[nn.Module, list[str]]:
-    """What is to be called in the place of ``net``, which is on its device, and remarks; ``net`` itself in one process.
+    """Wrap ``net``, which is on its device, for many ranks; returns ``net`` itself in one process, and remarks for the log.
 
     ``first_loss`` computes a loss through ``net`` as a step does: parameters that get no gradient from it (an output of
     the backbone that nobody reads) are named once, and only then ddp looks for them in every step. ``find_unused``

@@ -23,7 +23,7 @@ _LARGEST_SCALE = 2.0**64  # a loss without gradients would double its scale for 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What an optimizer step came to."""
+    """Result of an optimizer step."""
 
     grad_norm: Tensor  # global norm before clipping, a scalar on the device: reading it waits for the device
     skipped: bool  # the scaled gradients overflowed; nothing moved, the loss scale was halved
@@ -75,7 +75,7 @@ def not_finite(model: nn.Module) -> str | None:
 
 
 class Precision:
-    """How a run computes: float32 (``mode`` None), or autocast to bf16 or to fp16 with a scaled loss.
+    """Number format of a run: float32 (``mode`` None), or autocast to bf16 or to fp16 with a scaled loss.
 
     Weights, their gradients and the optimizer stay float32. ``scale_factor`` is ``dynamic`` or a fixed number and counts
     under fp16 only. Both modes work on CPU (fp16 slowly). Raises ``UserError`` for an unknown mode, and for bf16 on a

@@ -41,7 +41,7 @@ from up.types import Record, StateDict
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Where checkpoints go, after which steps they are due, and the one that the run resumed from."""
+    """Folder of the checkpoints, the steps after which they are due, and the one that the run resumed from."""
 
     folder: CheckpointFolder
     due: AnyOf
@@ -154,7 +154,7 @@ class TrainingSession:
         return as_updates(loader, loader.cut)
 
     def vote(self, update: Update) -> Vote:
-        """What all ranks do with this update. Raises on every rank what one of them met in its data."""
+        """Agree with all ranks what to do with this update. Raises on every rank what one of them met in its data."""
         self.progress.update = update
         self.fault.strike(self.progress.step, "update")
         news = self.bad_images.counted.new_in(update.batches)
@@ -171,7 +171,7 @@ class TrainingSession:
         return self.fault.spoil(self.runner.prepare(batch, step, micro), step)
 
     def blame(self) -> str:
-        """What is being trained on while the gradients are not finite: every rank whose loss is not, with its images."""
+        """Name every rank whose loss is not finite, with its images."""
         loss, update = self.meter.held("loss"), self.progress.update
         names = [name for batch in update.batches for name in batch["filename"]] if update else []
         mine = ""

@@ -37,7 +37,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one micro-batch gave: the loss to go down on, and what else is worth showing (scalar tensors, no host sync)."""
+    """Output of one micro-batch: the loss, and scalars to show (tensors, no host sync)."""
 
     loss: Tensor
     scalars: Mapping[str, Tensor | Mean] = field(default_factory=dict)
@@ -131,8 +131,8 @@ class Runner:
         return nullcontext()
 
     def state_dict(self) -> StateDict:
-        """What trains beside the model: nothing here."""
+        """State of what trains beside the model: none here."""
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """The counterpart of ``state_dict``."""
+        """Continue from ``state_dict()``."""

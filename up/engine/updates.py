@@ -1,4 +1,4 @@
-"""What the loop takes in: one entry an update, with its micro-batches, or with the reason why there are none."""
+"""Input of the loop: one entry per step with its micro-batches, or with the reason why there are none."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Update:
 
     @property
     def shares(self) -> list[Share]:
-        """What each micro-batch counts, so that the mean over the ranks is the mean over images however they are cut."""
+        """Share of each micro-batch, so that the mean over the ranks is the mean over images however they are cut."""
         return self.cut.shares
 
     @property
     def images_of_all_ranks(self) -> int:
-        """How many images the update has."""
+        """Number of images in the step."""
         return self.cut.images
 
 

@@ -1,4 +1,4 @@
-"""What a person watching sees: a progress bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TrainingBar(Progress):
         self._training = self.add_task("training", total=total, completed=completed, left="")
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """What stands on the terminal."""
+        """The bar, and the numbers below it."""
         yield from super().get_renderables()
         yield self.numbers
 
@@ -69,7 +69,7 @@ class TrainingBar(Progress):
 
 
 def terminal() -> Console:
-    """Where a person watches, as long as it is there."""
+    """Console on ``sys.stderr`` that survives a terminal that closes."""
     return Console(file=cast(TextIO, UntilItCloses()))
 
 
@@ -162,7 +162,7 @@ class Display(Hook):
         return self._window.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Continue from ``state_dict()``."""
         self._window.load_state_dict(state)
 
 

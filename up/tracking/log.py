@@ -1,4 +1,4 @@
-"""What a run leaves behind to be read: train.log, metrics.jsonl, TensorBoard."""
+"""Records of a run: train.log, metrics.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LogFile(logging.FileHandler):
     """A log that is no reason to end, or for a traceback, where the disk is full: what matters finds that out."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing."""
+        """Ignore it."""
 
 
 def log_to(folder: Path) -> None:
@@ -76,7 +76,7 @@ class MetricsFile(Hook):
         return self._window.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Continue from ``state_dict()``."""
         self._window.load_state_dict(state)
 
 
@@ -172,5 +172,5 @@ class TensorBoard(Hook):
         return self._window.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Continue from ``state_dict()``."""
         self._window.load_state_dict(state)

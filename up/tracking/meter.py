@@ -28,9 +28,9 @@ class WindowMeter:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know to report the same means."""
+        """State that a resumed run needs to report the same means."""
         return {"sums": dict(self._sums), "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``."""
+        """Continue from ``state_dict()``."""
         self._sums, self._updates = dict(state["sums"]), state["updates"]

@@ -1,4 +1,4 @@
-"""What a run says before its first step: what the net is made of, and which parameters train how."""
+"""Tables for the start of the log: modules of the net, and groups of the optimizer."""
 
 from __future__ import annotations
 

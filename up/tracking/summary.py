@@ -1,4 +1,4 @@
-"""How far a run has come, in words."""
+"""Progress of a run as text."""
 
 from __future__ import annotations
 
