@@ -74,7 +74,7 @@ def share(found: dict[str, Seconds], kind: str) -> float:
 
 def measure(predictor: BundlePredictor, paths: list[Path], threads: int) -> dict[str, Seconds]:
     """The session on ready tensors, bare loading, and predict, once each, one after the other."""
-    prepare = Preprocessing(predictor.package.manifest.preprocess, predictor.package.input_size)
+    prepare = Preprocessing(predictor.package.manifest.preprocess, predictor.package.manifest.input_size)
     ready = np.stack([prepare(path) for path in paths])
     size = predictor.batch_size
     predictor.session(ready[:size])  # the first run also allocates

@@ -32,7 +32,7 @@ LAYERS = (
     ("up", 0),
 )
 SIBLINGS = ("up.models", "up.optim", "up.data")
-OF_EVERY_TASK = ("up.tasks.task", "up.tasks.experiment")
+OF_EVERY_TASK = ("up.tasks.task", "up.tasks.experiment", "up.tasks.served")
 
 
 def module_name(path: Path) -> str:

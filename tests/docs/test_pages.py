@@ -155,7 +155,7 @@ def test_the_toy_task_trains(toy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads((toy / "out" / "metrics.json").read_text())["mae"] == pytest.approx(errors[-1], abs=1e-3)
     (line,) = refused(["predict", "test/0.png", "--config", "colour.yaml", *opts], capsys, toy)
     assert "colour" in line
-    assert "`pipeline`" in line
+    assert "`serve`" in line
 
 
 @pytest.mark.usefixtures("_installed")

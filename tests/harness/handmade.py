@@ -12,12 +12,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from up.bundle.archive import write_archive
-from up.bundle.manifest import Manifest, Tolerance
-from up.bundle.package import metadata_of
+from up.bundle.answers import ClassesAnswer, OutputSpec, PixelsAnswer
+from up.bundle.archive import MODEL, write_archive
+from up.bundle.manifest import Manifest, Tolerance, Version1
+from up.bundle.package import metadata_of, sealed
 from up.bundle.preprocess import Preprocessing
-from up.bundle.testvectors import Vector, drawn_images, entries_of, members_of
-from up.deploy.kestrel import bundle_members, kestrel_members
+from up.bundle.session import Session
+from up.bundle.testvectors import Vector, drawn_images, members_of
+from up.deploy.kestrel import kestrel_members
 from up.schema.sections import ToKestrel
 
 SIDE = 8
@@ -104,23 +106,51 @@ def manifest(**changes: Any) -> Manifest:
         },
         **changes,
     }
-    return Manifest.model_validate(plain)
+    return Version1.model_validate(plain).upgraded()
+
+
+Parts = tuple[Manifest, bytes, list[Vector]]
+
+
+def parts(model: onnx.ModelProto | None = None, described: Manifest | None = None) -> Parts:
+    """The manifest, the graph and the test vectors of a package, consistent with each other."""
+    model, described = model or graph(), described or manifest()
+    helper.set_model_props(model, dict(sorted(metadata_of(described).items())))
+    data = model.SerializeToString(deterministic=True)
+    prepare = Preprocessing(described.preprocess, (SIDE, SIDE))
+    inputs = [(name, image, prepare(image)[None]) for name, image in drawn_images()]
+    is_classes = isinstance(described.answer, ClassesAnswer)
+    outputs = (lambda made: {"scores": expected(made)}) if is_classes else Session(data, "handmade")
+    vectors = [Vector(name, image, made, outputs(made)) for name, image, made in inputs]
+    file = described.model.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
+    entries = [vector.entry(Tolerance(from_tensor=1e-4, from_image=1e-2)) for vector in vectors]
+    return described.model_copy(update={"model": file, "testvectors": entries}), data, vectors
 
 
 def members(
     model: onnx.ModelProto | None = None, described: Manifest | None = None, settings: ToKestrel | None = None
 ) -> dict[str, bytes]:
-    """All members of a package, consistent with each other."""
-    model, described = model or graph(), described or manifest()
-    helper.set_model_props(model, dict(sorted(metadata_of(described).items())))
-    data = model.SerializeToString(deterministic=True)
-    prepare = Preprocessing(described.preprocess, (SIDE, SIDE))
-    vectors = [Vector(name, image, prepare(image)[None], expected(prepare(image)[None])) for name, image in drawn_images()]
-    file = described.model.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
-    tolerance = Tolerance(from_tensor=1e-4, from_image=1e-2)
-    whole = described.model_copy(update={"model": file, "testvectors": entries_of(vectors, tolerance)})
+    """All members of a package."""
+    whole, data, vectors = parts(model, described)
     chosen = settings or ToKestrel(model_name="handmade", version="1.2.3")
-    return bundle_members(kestrel_members(whole, data, chosen), whole, members_of(vectors))
+    is_classes = isinstance(whole.answer, ClassesAnswer)
+    own = kestrel_members(whole, data, chosen) if is_classes else {MODEL: data}
+    return sealed({**own, **members_of(vectors, whole.testvectors)}, whole)
+
+
+def masks() -> tuple[onnx.ModelProto, Manifest]:
+    """A graph that gives each pixel a class by its own colour, and its manifest."""
+    axes = ["N", len(LABELS), SIDE, SIDE]
+    made = helper.make_graph(
+        [helper.make_node("Conv", ["data", "weights"], ["masks"])],
+        "masks",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("masks", TensorProto.FLOAT, axes)],
+        [numpy_helper.from_array(WEIGHTS[:, :, None, None], "weights")],
+    )
+    answer = PixelsAnswer(output="masks", labels=LABELS, activation="softmax")
+    described = manifest().model_copy(update={"answer": answer, "outputs": [OutputSpec(name="masks", axes=axes)], "task": "seg"})
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), described
 
 
 def tar(content: dict[str, bytes]) -> bytes:

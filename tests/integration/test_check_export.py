@@ -62,11 +62,11 @@ def package_as_folder(config: Config, folder: Path) -> None:
 
 TRANSFORMER = "dataset.test.dataset.kwargs.transformer"
 CASES: dict[str, tuple[Callable[[Config, Path], None], str, str]] = {  # what is spoiled, the key, words
-    "other means": (settings(pixel_means=[123.675, 116.28, 103.53]), "to_kestrel.pixel_means", "by [102.0, 102.0, 102.0]"),
+    "other means": (settings(pixel_means=[123.675, 116.28, 103.53]), "to_kestrel.pixel_means", "[102.0, 102.0, 102.0]"),
     "two means": (settings(pixel_means=[102, 102]), "to_kestrel.pixel_means", "got [102.0, 102.0]"),
     "means in 0..1": (settings(pixel_means=[0.4, 0.4, 0.4]), "to_kestrel.pixel_means", "levels, 0 to 255"),
     "means that are text": (settings(pixel_means="102"), "to_kestrel.pixel_means", "got '102'"),
-    "other deviations": (settings(pixel_stds=[1, 1, 1]), "to_kestrel.pixel_stds", "normalise by [76.5, 76.5, 76.5]"),
+    "other deviations": (settings(pixel_stds=[1, 1, 1]), "to_kestrel.pixel_stds", "[76.5, 76.5, 76.5]"),
     "bgr for rgb": (settings(is_rgb=False), "to_kestrel.is_rgb", "trained on RGB"),
     "rgb for bgr": (bgr, "to_kestrel.is_rgb", "trained on BGR"),
     "another size": (settings(resize_hw="64x64"), "to_kestrel.resize_hw", "32 x 32"),
@@ -80,12 +80,12 @@ CASES: dict[str, tuple[Callable[[Config, Path], None], str, str]] = {  # what is
     "too few labels": (
         settings(class_label={"a": {"start": 0, "end": 2, "labels": ["x"]}}),
         "to_kestrel.class_label.a",
-        "1 labels for 3 outputs",
+        "one label per output",
     ),
     "too few outputs": (
         settings(class_label={"a": {"start": 0, "end": 1, "labels": ["x", "y"]}}),
         "to_kestrel.class_label",
-        "the net has 3",
+        "all 3 outputs of the net",
     ),
     "a label without its range": (settings(class_label={"a": {"labels": ["x"]}}), "to_kestrel.class_label.a", "start, end"),
     "unknown labels": (settings(support_labels=["red", "pink"]), "to_kestrel.support_labels", "pink"),

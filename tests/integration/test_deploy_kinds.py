@@ -45,7 +45,7 @@ def opened_by_all(
     of_checkpoint = answers(capsys, str(pictures), "--config", str(path), "--ckpt", str(ckpt))
     assert_same_answers(of_package, of_checkpoint)
     opened = open_package(package)
-    count = len(opened.manifest.heads)
+    count = len(opened.manifest.answer.heads)
     plain = run_plain(package, [Path(answer["file"]) for answer in of_package])
     said = [[row[1:] for row in plain[at : at + count]] for at in range(0, len(plain), count)]
     for rows, answer in zip(said, of_package, strict=True):
@@ -92,9 +92,9 @@ def test_several_heads(config: Config, images: Path, tmp_path: Path, capsys: pyt
     config["net"][2]["kwargs"]["cls_loss"] = [{"type": "ce"}, {"type": "bce"}]
     package, said = opened_by_all(config, tmp_path, capsys, names=names)
     manifest = package.manifest
-    assert manifest.outputs[0].shape == ("N", 6)
-    assert manifest.outputs[0].activation_to_apply == "per_head"
-    assert [(h.name, h.start, h.end, h.labels, h.activation) for h in manifest.heads] == [
+    assert manifest.outputs[0].axes == ["N", 6]
+    assert manifest.plain()["outputs"][0]["activation_to_apply"] == "per_head"
+    assert [(h.name, h.start, h.end, h.labels, h.activation) for h in manifest.answer.heads] == [
         ("head0", 0, 3, names[0], "softmax"),
         ("head1", 4, 5, names[1], "sigmoid"),
     ]
@@ -107,8 +107,10 @@ def test_several_heads(config: Config, images: Path, tmp_path: Path, capsys: pyt
     words = ["verify", str(tmp_path / "out" / "model_1.0.0.tar"), "--meta", str(tmp_path / "test.json"), "--image-dir", str(images)]
     capsys.readouterr()
     assert main([*words, "--meta-type", "custom_cls"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("top-1 of ")]
-    assert np.mean([float(line.split()[3]) for line in lines]) == pytest.approx(manifest.metrics.top1, abs=0.01)
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if "top1: " in line)
+    found = {name: float(rest.split()[0]) for name, rest in printed.items()}
+    assert np.mean([found["head0_top1"], found["head1_top1"]]) == pytest.approx(found["avg_top1"], abs=0.01)
+    assert found["avg_top1"] == pytest.approx(manifest.metrics.top1, abs=0.01)
     words = ["--ckpt", str(tmp_path / "ckpt.pth"), "--out", str(tmp_path / "reports"), "--config", str(tmp_path / "config.yaml")]
     assert main(["eval", *words]) == 0
     assert json.loads((tmp_path / "reports" / "metrics.json").read_text())["avg_top1"] == pytest.approx(manifest.metrics.top1)
@@ -122,9 +124,10 @@ def test_sigmoid_of_a_net_trained_with_bce(
     config["net"][2]["kwargs"]["cls_loss"] = {"type": "bce", "kwargs": {"bias": bias}}
     words = ["--add-softmax"] if activated else []
     package, said = opened_by_all(config, tmp_path, capsys, *words, names=list(CLASSES))
-    output = package.manifest.outputs[0]
-    assert (output.activation_in_graph, output.activation_to_apply) == (("sigmoid", "none") if activated else ("none", "sigmoid"))
-    assert package.manifest.heads[0].type == "multiclass"
+    output = package.manifest.plain()["outputs"][0]
+    applied = output["activation_in_graph"], output["activation_to_apply"]
+    assert applied == (("sigmoid", "none") if activated else ("none", "sigmoid"))
+    assert package.manifest.answer.heads[0].type == "multiclass"
     words = [str(tmp_path / "mixed" / "jpeg.jpg"), "--bundle", str(tmp_path / "out" / "model_1.0.0.tar")]
     (every,) = heads(answers(capsys, *words)[0])
     assert abs(sum(guess["score"] for guess in every) - 1) > 1e-3  # each class for itself
@@ -138,7 +141,7 @@ def test_weights_of_classes_need_no_training_data(
     config["net"][2]["kwargs"]["cls_loss"] = {"type": "ce", "kwargs": {"class_weights": "balanced"}}
     del config["dataset"]["train"]
     package, _ = opened_by_all(config, tmp_path, capsys, names=list(CLASSES) if named else None)
-    assert package.manifest.heads[0].labels == list(CLASSES)
+    assert package.manifest.answer.heads[0].labels == list(CLASSES)
 
 
 def test_sets_of_labels(config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +155,7 @@ def test_sets_of_labels(config: Config, images: Path, tmp_path: Path, capsys: py
     package, _ = opened_by_all(config, tmp_path, capsys, names=list(CLASSES))
     told = heads(answers(capsys, str(tmp_path / "mixed"), "--bundle", package.label)[0])[0]
     assert [guess["present"] for guess in told] == [guess["score"] > 0.5 for guess in told]
-    head = package.manifest.heads[0]
+    head = package.manifest.answer.heads[0]
     assert (head.type, head.activation, head.thresholds) == ("multilabel", "sigmoid", [0.5, 0.5, 0.5])
     assert package.manifest.metrics is not None
     assert (package.manifest.metrics.metric, package.manifest.metrics.top1) == ("mAP", None)
@@ -184,7 +187,7 @@ def test_a_distilled_student_without_its_teacher(
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
     )
     assert package.manifest.model.params == student
-    assert (package.manifest.task, package.manifest.heads[0].labels) == ("cls", list(CLASSES))
+    assert (package.manifest.task, package.manifest.answer.heads[0].labels) == ("cls", list(CLASSES))
     assert len(package.model) < 8 * student
     del said
 
@@ -196,7 +199,7 @@ def test_384_pixels(config: Config, tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     config["net"][0]["kwargs"]["stem"] = "imagenet"
     package, said = opened_by_all(config, tmp_path, capsys, names=list(CLASSES))
-    assert package.input_size == (384, 384)
+    assert package.manifest.input_size == (384, 384)
     parameters = json.loads(package.members["parameters.json"])
     assert (parameters["input_h"], parameters["input_w"]) == (384, 384)
     assert len(said) == 9
@@ -214,7 +217,7 @@ def test_trained_on_bgr_levels_without_names(config: Config, tmp_path: Path, cap
     parameters = json.loads(package.members["parameters.json"])
     assert (parameters["pixel_means"], parameters["pixel_stds"], parameters["is_rgb"]) == ([104, 117, 123], [57, 57, 57], False)
     assert package.manifest.inputs[0].channel_order == "BGR"
-    assert package.manifest.heads[0].labels == ["0", "1", "2"]
+    assert package.manifest.answer.heads[0].labels == ["0", "1", "2"]
     del said
 
 

@@ -138,7 +138,7 @@ class TestPredict:
         as_json = json.loads(predicted(config_file, capsys, "--format", "json", *files))
         as_lines = [json.loads(line) for line in predicted(config_file, capsys, "--format", "jsonl", *files).splitlines()]
         table = tmp_path / "answers.csv"
-        assert predicted(config_file, capsys, "--output", str(table), *files) == f"4 answers written to {table}\n"
+        assert predicted(config_file, capsys, "--output", str(table), *files) == f"4 predictions written to {table}\n"
         as_rows = [row for row in rows(table) if row["rank"] == "1"]
         assert as_json == as_lines
         assert [row["name"] for row in as_rows] == [answer["predictions"][0]["name"] for answer in as_json]

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from up import fonts
-from up.bundle.drawing import drawn
-from up.bundle.predictions import Answer, Guess
+from up.bundle.answers.classes import Classes, ClassPrediction
+from up.bundle.predictions import Prediction, drawn
+from up.data.decoding import read_rgb
 from up.fonts import font_for, is_drawable, missing_font
 from up.tasks.cls.evaluate.confusion import draw_confusion
 
@@ -98,7 +99,8 @@ def test_a_missing_font_is_named_in_one_line(name: str, facts: list[str], instal
 
 def picture_of(name: str, tmp_path: Path) -> np.ndarray:
     Image.new("RGB", (200, 64)).save(tmp_path / "x.png")
-    list(drawn([Answer(str(tmp_path / "x.png"), [[Guess(3, name, 0.5)]])], tmp_path / "out"))
+    result = Classes([[ClassPrediction(3, name, 0.5)]])
+    list(drawn([Prediction(str(tmp_path / "x.png"), result)], tmp_path / "out", read_rgb))
     return np.asarray(Image.open(tmp_path / "out" / "x.png"))
 
 

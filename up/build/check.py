@@ -16,7 +16,7 @@ from up.build.training import build_hooks, build_runner, optimizer_of, rate_line
 from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
-from up.deploy.served import export_problems, is_for_export, require_exportable
+from up.deploy.exportable import export_problems, is_for_export, require_exportable
 from up.errors import Problem, UserError
 from up.build.experiment import missing_files
 from up.distill.build import Distillation, start_lines

@@ -13,7 +13,7 @@ from up.build.network import build_net, distillation_of, precision_of, to_device
 from up.build.training import Timetable, build_hooks, dry_run_optimizer, schedule_of, timetable
 from up.data.records import Dataset
 from up.data.sampler import TrainBatches
-from up.deploy.served import require_exportable
+from up.deploy.exportable import require_exportable
 from up.distill.build import Distillation
 from up.distributed.group import is_main
 from up.engine.clip import Clip

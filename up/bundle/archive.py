@@ -1,7 +1,7 @@
 """The package as a plain tar: equal members make equal bytes, and what is read is never trusted and never extracted.
 
-The reader takes only what the writer makes (POSIX ustar, regular files, zeros where nothing stands), so that a byte that
-was changed anywhere, in a header or between the members, is found without a hash.
+The reader checks each header before any content is read, then writes the members again and compares with the file, so that a
+byte that was changed anywhere, in a header or between the members, is found without a hash.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from up.errors import UserError
+from up.text import Verbatim
 
 SUMS = "SHA256SUMS"
 MODEL = "model.onnx"
@@ -30,26 +31,13 @@ MAX_MEMBERS = 64
 MAX_MODEL = 1 << 31  # what a protobuf can hold
 MAX_OTHER = 32 << 20
 MAX_OTHERS = 256 << 20  # all members but the model together
-_NOT_TAR = {
+_KINDS = {
     b"\x1f\x8b": "compressed by gzip",
     b"BZh": "compressed by bzip2",
     b"\xfd7zXZ": "compressed by xz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd",
     b"PK": "a zip archive",
-    b"\x08": "an ONNX graph rather than a package",
-}
-_KINDS = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a character device",
-    b"4": "a block device",
-    b"5": "a folder",
-    b"6": "a pipe",
-    b"S": "a sparse file",
-    b"L": "a long name",
-    b"K": "a long link",
-    b"x": "an extended header",
-    b"g": "an extended header",
+    b"\x08": "an ONNX graph",
 }
 
 
@@ -57,21 +45,28 @@ class PackageError(UserError):
     """A package is damaged, or holds what no package of ours does."""
 
 
+class Writable(Protocol):
+    """What an archive is written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next bytes."""
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Sorted, the hashes last."""
     return sorted(names, key=lambda name: (name == SUMS, name))
 
 
-def write_archive(members: Mapping[str, bytes], file: BinaryIO, *, mtime: int = 0) -> None:
+def write_archive(members: Mapping[str, bytes], file: Writable, *, mtime: int = 0) -> None:
     """Write ``members`` in a fixed order, owned by 0, with the time ``mtime`` (seconds since 1970)."""
     written = 0
     for name in in_order(members):
         assert is_allowed(name), name
-        padding = -len(members[name]) % BLOCK
-        file.write(_header(name, len(members[name]), mtime))
-        file.write(members[name])
-        file.write(bytes(padding))
-        written += BLOCK + len(members[name]) + padding
+        info = tarfile.TarInfo(name)
+        info.size, info.mtime = len(members[name]), mtime
+        for piece in (info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"), members[name], bytes(-info.size % BLOCK)):
+            file.write(piece)
+            written += len(piece)
     file.write(bytes(_closing(written)))
 
 
@@ -88,121 +83,97 @@ def read_archive(path: Path) -> dict[str, bytes]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A regular file to read from. Raises ``PackageError`` for anything else: opening a pipe would wait for ever."""
+    """A regular file to read from. Raises ``PackageError`` for anything else: opening a pipe would wait forever."""
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
-            what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
-            raise PackageError(f"{path}: {what}, expected a package (.tar) or a graph (.onnx).")
+            got = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+            raise PackageError(file=path, got=Verbatim(got), expected="a package (.tar) or a graph (.onnx)")
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
-        raise PackageError(f"{path}: no such file.") from None
+        raise PackageError("no such file", file=path) from None
     except OSError as error:
-        raise PackageError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        raise PackageError(f"cannot be read ({error.strerror or error})", file=path) from error
 
 
 def read_members(file: BinaryIO, label: str) -> dict[str, bytes]:
-    """As ``read_archive``, from an open file that errors call ``label``; what is read is at most the size of the file.
+    """As ``read_archive``, from an open file that errors call ``label``.
 
-    All headers are looked at before any content is, so that a file of holes costs neither time nor memory.
+    Content is read only once all headers are right and the file has the length that they add up to, so that a file of holes
+    costs neither time nor memory.
     """
-    found = _layout(file, label)
-    members: dict[str, bytes] = {}
-    for name, (at, size) in found.items():
-        file.seek(at)
-        members[name] = file.read(size)
-        if len(members[name]) != size:
-            raise PackageError(f"{label}: cut short: {name} has {size:,} bytes by its header.")
+    whole = file.seek(0, os.SEEK_END)
+    found: dict[str, tarfile.TarInfo] = {}
+    at = 0
+    while (info := _header_at(file, at, found, label)) is not None:
+        found[info.name] = info
+        info.offset_data = at + BLOCK
+        at = info.offset_data + info.size + -info.size % BLOCK
+        if at > whole:
+            raise PackageError(f"cut short: {info.name} has {info.size:,} bytes by its header", file=label)
+        if sum(other.size for name, other in found.items() if name != MODEL) > MAX_OTHERS:
+            raise PackageError(f"its members beside {MODEL} have more than {MAX_OTHERS:,} bytes", file=label)
+    if not found or whole != at + _closing(at):
+        what = "damaged, or with other bytes than zeros, after its last member" if found else "it has no members"
+        raise PackageError(what, file=label)
+    members = {}
+    for name, info in found.items():
+        file.seek(info.offset_data)
+        members[name] = file.read(info.size)
+    file.seek(0)
+    write_archive(members, _Comparison(file, label), mtime=int(next(iter(found.values())).mtime))
     return members
 
 
-def _layout(file: BinaryIO, label: str) -> dict[str, tuple[int, int]]:
-    """Where each member's content begins, and its size; everything around it is as ``write_archive`` writes it."""
-    whole = file.seek(0, os.SEEK_END)
-    found: dict[str, tuple[int, int]] = {}
-    at = 0
-    mtime: int | None = None
-    while True:
-        file.seek(at)
-        block = file.read(BLOCK)
-        if len(block) < BLOCK:
-            raise PackageError(f"{label}: {_no_tar(block) if not found else 'cut short after ' + list(found)[-1]}.")
-        if not block.strip(b"\0"):
-            break
-        name, size, own_mtime = _entry(block, list(found), label)
-        if name in found:
-            raise PackageError(f"{label}: member {name} stands in it twice.")
-        found[name] = at + BLOCK, size
-        padding = -size % BLOCK
-        at += BLOCK + size + padding
-        if at > whole:
-            raise PackageError(f"{label}: cut short: {name} has {size:,} bytes by its header.")
-        mtime = own_mtime if mtime is None else mtime
-        file.seek(at - padding)
-        if file.read(padding).strip(b"\0") or own_mtime != mtime or block != _header(name, size, own_mtime):
-            raise PackageError(f"{label}: damaged, or packed again by another program, at member {name}.")
-        if sum(taken for other, (_, taken) in found.items() if other != MODEL) > MAX_OTHERS:
-            raise PackageError(f"{label}: its members beside {MODEL} have more than {MAX_OTHERS:,} bytes.")
-    _expect_end(file, at, label)
-    if list(found) != in_order(found):
-        raise PackageError(f"{label}: packed again by another program: the members are not in order.")
-    return found
+class _Comparison:
+    """Compares what is written to it with a file."""
+
+    def __init__(self, file: BinaryIO, label: str) -> None:
+        self._file, self._label = file, label
+
+    def write(self, data: bytes) -> None:
+        at = self._file.tell()
+        if self._file.read(len(data)) != data:
+            raise PackageError(f"damaged, or packed again by another program, after byte {at:,}", file=self._label)
 
 
-def _entry(block: bytes, before: Sequence[str], label: str) -> tuple[str, int, int]:
-    """Name, size and time of a header, if it is that of a member that may be there."""
-    if block[257:262] != b"ustar" or _checksum(block) != _octal(block[148:156]):
-        raise PackageError(f"{label}: {_no_tar(block) if not before else 'damaged after member ' + before[-1]}.")
-    raw = block[:100].split(b"\0")[0]
-    prefix = block[345:500].split(b"\0")[0]
-    name = (prefix + b"/" + raw if prefix else raw).decode("ascii", "replace")
-    kind = block[156:157]
-    if kind not in (b"0", b"\0"):
-        what = _KINDS.get(kind, f"of the unknown type {kind!r}")
-        raise PackageError(f"{label}: member {name!r} is {what}; a package holds regular files only.")
-    if name.startswith("/") or ".." in name.split("/"):
-        raise PackageError(f"{label}: member {name!r} would lie outside of the package.")
-    if not is_allowed(name):
-        raise PackageError(f"{label}: member {name!r} has no place in a package.")
-    if len(before) >= MAX_MEMBERS:
-        raise PackageError(f"{label}: more than {MAX_MEMBERS} members.")
-    size, mtime = _octal(block[124:136]), _octal(block[136:148])
-    limit = MAX_MODEL if name == MODEL else MAX_OTHER
-    if size is None or mtime is None or size > limit:
-        got = "unreadable" if size is None or mtime is None else f"{size:,} bytes by its header"
-        raise PackageError(f"{label}: member {name}: {got}, expected at most {limit:,}.")
-    return name, size, mtime
+def _header_at(file: BinaryIO, at: int, found: Mapping[str, object], label: str) -> tarfile.TarInfo | None:
+    """The header at byte ``at``, if it is that of a member that may be there; None for the zeros after the last one."""
+    file.seek(at)
+    block = file.read(BLOCK)
+    try:
+        if block.strip(b"\0") and block[257:262] != b"ustar":
+            raise tarfile.HeaderError("no header of the form that is written here")
+        info = tarfile.TarInfo.frombuf(block, "ascii", "replace")
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+        return None
+    except tarfile.HeaderError:
+        if at:
+            raise PackageError(f"cut short or damaged at byte {at:,}", file=label) from None
+        kind = next((what for magic, what in _KINDS.items() if block.startswith(magic)), "no tar" if block else "an empty file")
+        raise PackageError("no package", got=Verbatim(kind), expected="a plain, uncompressed tar", file=label) from None
+    problem = _problem_of(info, found)
+    if problem:
+        raise PackageError(f"member {info.name!r} {problem}", file=label)
+    return info
 
 
-def _expect_end(file: BinaryIO, written: int, label: str) -> None:
-    """Zeros up to the record's end, and nothing after them."""
-    file.seek(written + BLOCK)
-    rest = file.read(RECORD + BLOCK)
-    if written == 0 or len(rest) != _closing(written) - BLOCK or rest.strip(b"\0"):
-        raise PackageError(f"{label}: {'no members' if written == 0 else 'damaged, or with more bytes, after its last member'}.")
+def _problem_of(info: tarfile.TarInfo, found: Mapping[str, object]) -> str | None:
+    """Why a package has no such member."""
+    limit = MAX_MODEL if info.name == MODEL else MAX_OTHER
+    checks = (
+        (info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE), f"is not a regular file (tar type {info.type.decode('latin-1')!r})"),
+        (info.name.startswith("/") or ".." in info.name.split("/"), "would lie outside of the package"),
+        (not is_allowed(info.name), "has no place in a package"),
+        (info.name in found, "stands in it twice"),
+        (not 0 <= info.size <= limit, f"has {info.size:,} bytes by its header, expected at most {limit:,}"),
+        (not 0 <= info.mtime < 8**11, "has a time that no tar can hold"),
+        (len(found) >= MAX_MEMBERS, f"comes after more than {MAX_MEMBERS} members"),
+    )
+    return next((what for is_wrong, what in checks if is_wrong), None)
 
 
 def _closing(written: int) -> int:
     """How many zeros end an archive of ``written`` bytes: two blocks, and up to the end of the record."""
     return 2 * BLOCK + -(written + 2 * BLOCK) % RECORD
-
-
-def _header(name: str, size: int, mtime: int) -> bytes:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mtime = size, mtime
-    return entry.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-
-
-def _checksum(block: bytes) -> int:
-    return sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
-
-
-def _octal(field: bytes) -> int | None:
-    digits = field.strip(b" \0")
-    return int(digits, 8) if re.fullmatch(rb"[0-7]+", digits) else None
-
-
-def _no_tar(block: bytes) -> str:
-    kind = next((what for magic, what in _NOT_TAR.items() if block.startswith(magic)), "")
-    return f"no package: {kind or ('an empty file' if not block else 'no tar')}; expected a plain, uncompressed tar"

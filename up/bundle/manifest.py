@@ -10,20 +10,22 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from up.bundle.answers import AnswerSpec, ClassesAnswer, OutputSpec
+from up.bundle.answers.answer import Activation
+from up.bundle.answers.classes import AtLeast0, Head
 from up.bundle.archive import MANIFEST, PackageError
 from up.bundle.operations import AtLeast1, Decode, Entry, Operation, Side
+from up.types import Json
 
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
 
 _MAX_PIXELS = 1 << 27  # of a batch that a package may ask to be run: less than 2 GiB of numbers
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-AtLeast0 = Annotated[int, Field(ge=0)]
-Activation = Literal["none", "softmax", "sigmoid"]
 
 
 class ModelFile(Entry):
@@ -71,50 +73,6 @@ class Input(Entry):
     """What the three channels are."""
     batch: Batch
     """How many images."""
-
-
-class Output(Entry):
-    """One output of the graph: the numbers of all heads side by side."""
-
-    name: str
-    """Its name."""
-    shape: tuple[Literal["N"], AtLeast1]
-    """``["N", numbers]``."""
-    meaning: Literal["logits", "probabilities"]
-    """What the numbers are."""
-    activation_in_graph: Activation | Literal["per_head"]
-    """What the graph has already applied."""
-    activation_to_apply: Activation | Literal["per_head"]
-    """What still makes probabilities of them; ``per_head``: see ``activation`` of each head."""
-
-
-class Head(Entry):
-    """The outputs of one classifier."""
-
-    name: str
-    """Its name, as in category_param.json."""
-    start: AtLeast0
-    """Its first number in the output."""
-    end: AtLeast0
-    """Its last number in the output (inclusive, like feature_end of category_param.json)."""
-    type: Literal["multiclass", "multilabel"]
-    """One class an image, or any number of them."""
-    activation: Literal["softmax", "sigmoid"]
-    """What makes probabilities of its logits."""
-    labels: list[str]
-    """Names of the classes, one a number."""
-    thresholds: list[float] | None = None
-    """multilabel: above which probability each class counts as present."""
-    topk: AtLeast1
-    """How many classes to show where nothing else is asked for."""
-
-    @model_validator(mode="after")
-    def _one_label_a_number(self) -> Head:
-        numbers = self.end - self.start + 1
-        for what, values in (("labels", self.labels), ("thresholds", self.thresholds)):
-            if values is not None and len(values) != numbers:
-                raise ValueError(f"head {self.name!r} has {len(values)} {what} for {numbers} outputs")
-        return self
 
 
 class Metrics(Entry):
@@ -192,9 +150,14 @@ class TestVector(Entry):
     """PNG."""
     input: str
     """float32 (1, 3, H, W): what training's preprocessing makes of the image."""
-    logits: str
-    """float32 (1, numbers): the outputs for this input."""
+    outputs: dict[str, str]
+    """float32 (1, …): each output for this input, by its name."""
     tol: Tolerance
+
+    @property
+    def members(self) -> list[str]:
+        """The members of the package that hold it."""
+        return [self.image, self.input, *self.outputs.values()]
 
 
 class Provenance(Entry):
@@ -219,7 +182,94 @@ class Provenance(Entry):
 
 
 class Manifest(Entry):
-    """The whole of ``up_bundle.json``."""
+    """The whole of ``up_bundle.json``, version 2: any outputs, and how they become predictions."""
+
+    schema_version: Literal[2] = 2
+    name: Annotated[str, Field(min_length=1)]
+    """Name of the model."""
+    version: str
+    """major.minor.patch."""
+    task: str
+    """The task plugin, such as cls."""
+    model: ModelFile
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=1)]
+    outputs: Annotated[list[OutputSpec], Field(min_length=1, max_length=8)]
+    preprocess: list[Operation]
+    """From a file to the input, in order."""
+    answer: AnswerSpec
+    """From the outputs to predictions."""
+    metrics: Metrics | None
+    """null: there were no labels."""
+    parity: Parity
+    quantization: Quantization | None = None
+    testvectors: list[TestVector]
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if (misfit := self.answer.misfit(self.outputs)) is not None:
+            raise ValueError(misfit)
+        _, _, height, width = self.inputs[0].shape
+        images = max(self.inputs[0].batch.tested, default=1)
+        if images * height * width > _MAX_PIXELS:
+            raise ValueError(f"inputs of {images} x {height} x {width} pixels, allowed are {_MAX_PIXELS:,}")
+        colors = [op.color for op in self.preprocess if isinstance(op, Decode)]
+        if colors != [self.inputs[0].channel_order]:
+            raise ValueError(f"decoded to {colors}, but channel_order is {self.inputs[0].channel_order}")
+        return self
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.inputs[0].shape[2], self.inputs[0].shape[3]
+
+    def in_graph(self) -> Manifest:
+        """The copy that the graph carries, which can hold neither its own hash nor its test vectors."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"sha256": None, "bytes": None}), "testvectors": []})
+
+    def plain(self) -> Json:
+        """Plain values as they are written: of classes in version 1, which all programs for packages of classes read."""
+        return (Version1.of(self) if isinstance(self.answer, ClassesAnswer) else self).model_dump(mode="json")
+
+    def text(self, *, compact: bool = False) -> str:
+        """``plain`` in JSON."""
+        plain = self.plain()
+        if compact:
+            return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(plain, ensure_ascii=False, indent=2) + "\n"
+
+
+class Output1(Entry):
+    """Version 1: the output of the graph, the numbers of all heads side by side."""
+
+    name: str
+    """Its name."""
+    shape: tuple[Literal["N"], AtLeast1]
+    """``["N", numbers]``."""
+    meaning: Literal["logits", "probabilities"]
+    """What the numbers are."""
+    activation_in_graph: Activation | Literal["per_head"]
+    """What the graph has already applied."""
+    activation_to_apply: Activation | Literal["per_head"]
+    """What still makes probabilities of them; ``per_head``: see ``activation`` of each head."""
+
+
+class TestVector1(Entry):
+    """Version 1: an image with what must come out."""
+
+    __test__ = False  # no test of pytest's
+
+    image: str
+    """PNG."""
+    input: str
+    """float32 (1, 3, H, W): what training's preprocessing makes of the image."""
+    logits: str
+    """float32 (1, numbers): the outputs for this input."""
+    tol: Tolerance
+
+
+class Version1(Entry):
+    """The whole of ``up_bundle.json``, version 1: classes of the whole image."""
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(min_length=1)]
@@ -230,7 +280,7 @@ class Manifest(Entry):
     """The task plugin, such as cls."""
     model: ModelFile
     inputs: Annotated[list[Input], Field(min_length=1, max_length=1)]
-    outputs: Annotated[list[Output], Field(min_length=1, max_length=1)]
+    outputs: Annotated[list[Output1], Field(min_length=1, max_length=1)]
     preprocess: list[Operation]
     """From a file to the input, in order."""
     heads: Annotated[list[Head], Field(min_length=1)]
@@ -238,46 +288,60 @@ class Manifest(Entry):
     """null: there were no labels."""
     parity: Parity
     quantization: Quantization | None = None
-    testvectors: list[TestVector]
+    testvectors: list[TestVector1]
     provenance: Provenance
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
-        at = 0
-        for head in self.heads:
-            if head.start != at or head.end < head.start:
-                raise ValueError(f"head {head.name!r} covers outputs {head.start} to {head.end}: expected it to start at {at}")
-            at = head.end + 1
-        if at != self.outputs[0].shape[1]:
-            raise ValueError(f"the heads cover {at} outputs, the graph has {self.outputs[0].shape[1]}")
-        _, _, height, width = self.inputs[0].shape
-        images = max(self.inputs[0].batch.tested, default=1)
-        if images * height * width > _MAX_PIXELS:
-            raise ValueError(f"inputs of {images} x {height} x {width} pixels, allowed are {_MAX_PIXELS:,}")
-        colors = [op.color for op in self.preprocess if isinstance(op, Decode)]
-        if colors != [self.inputs[0].channel_order]:
-            raise ValueError(f"decoded to {colors}, but channel_order is {self.inputs[0].channel_order}")
-        return self
+    @classmethod
+    def of(cls, manifest: Manifest) -> Version1:
+        """A manifest of classes in this version."""
+        answer, (output,) = manifest.answer, manifest.outputs
+        assert isinstance(answer, ClassesAnswer)
+        activations = {head.activation for head in answer.heads}
+        activation = activations.pop() if len(activations) == 1 else "per_head"
+        written = Output1(
+            name=output.name,
+            shape=("N", answer.heads[-1].end + 1),
+            meaning="probabilities" if answer.activated else "logits",
+            activation_in_graph=activation if answer.activated else "none",
+            activation_to_apply="none" if answer.activated else activation,
+        )
+        vectors = [
+            TestVector1(image=v.image, input=v.input, logits=v.outputs[output.name], tol=v.tol) for v in manifest.testvectors
+        ]
+        kept = {name: getattr(manifest, name) for name in _IN_BOTH}
+        return cls(**kept, outputs=[written], heads=answer.heads, testvectors=vectors)
 
-    def in_graph(self) -> Manifest:
-        """The copy that the graph carries, which can hold neither its own hash nor its test vectors."""
-        return self.model_copy(update={"model": self.model.model_copy(update={"sha256": None, "bytes": None}), "testvectors": []})
+    def upgraded(self) -> Manifest:
+        """The same in version 2."""
+        (output,) = self.outputs
+        answer = ClassesAnswer(output=output.name, activated=output.meaning == "probabilities", heads=self.heads)
+        vectors = [TestVector(image=v.image, input=v.input, outputs={output.name: v.logits}, tol=v.tol) for v in self.testvectors]
+        kept = {name: getattr(self, name) for name in _IN_BOTH}
+        spec = OutputSpec(name=output.name, axes=list(output.shape))
+        return Manifest(**kept, outputs=[spec], answer=answer, testvectors=vectors)
 
-    def text(self, *, compact: bool = False) -> str:
-        """JSON."""
-        plain = self.model_dump(mode="json")
-        if compact:
-            return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-        return json.dumps(plain, ensure_ascii=False, indent=2) + "\n"
+
+_IN_BOTH = Manifest.model_fields.keys() & Version1.model_fields.keys() - {"schema_version", "outputs", "testvectors"}
+
+
+class _AnyVersion(BaseModel):
+    """What says which version a manifest is of."""
+
+    schema_version: int = 1
 
 
 def parse_manifest(text: str | bytes, label: str) -> Manifest:
     """The manifest in a JSON text. Raises ``PackageError`` naming every key that is wrong."""
     try:
-        return Manifest.model_validate_json(text)
+        version = _AnyVersion.model_validate_json(text).schema_version
+        if version not in (1, 2):
+            raise PackageError(
+                got=version, expected="1 or 2", key=f"{MANIFEST} schema_version", file=label, fix="Update this program."
+            )
+        return Manifest.model_validate_json(text) if version == 2 else Version1.model_validate_json(text).upgraded()
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc'])) or MANIFEST}: {item['msg']}" for item in error.errors()[:5]]
-        raise PackageError(f"{label}: {MANIFEST} does not fit its schema: {'; '.join(problems)}") from None
+        raise PackageError(f"{MANIFEST} does not fit its schema: {'; '.join(problems)}", file=label) from None
 
 
 def sums_text(members: Mapping[str, bytes]) -> bytes:
@@ -285,10 +349,10 @@ def sums_text(members: Mapping[str, bytes]) -> bytes:
     return "".join(f"{hashlib.sha256(members[name]).hexdigest()}  {name}\n" for name in sorted(members)).encode()
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema of ``up_bundle.json``."""
-    made = Manifest.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "up_bundle-1.schema.json", **made}
+def schema() -> Json:
+    """The JSON Schema of ``up_bundle.json``, of both versions."""
+    made = TypeAdapter(Annotated[Version1 | Manifest, Field(discriminator="schema_version")]).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "up_bundle-2.schema.json", **made}
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from up.types import Json
 
 AtLeast1 = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels: a package must not ask for any amount of memory
@@ -62,9 +64,9 @@ class Alpha(Entry):
         return self
 
     @model_serializer(mode="wrap")
-    def _as_older_versions_read_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_older_versions_read_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Without ``background`` where there is none: older versions refuse keys that they do not know."""
-        plain: dict[str, Any] = handler(self)
+        plain: dict[str, Json] = handler(self)
         return {key: value for key, value in plain.items() if value is not None}
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from up.bundle.answers import ClassesAnswer
 from up.bundle.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
 from up.bundle.manifest import Manifest, parse_manifest, sums_text
 from up.bundle.operations import pixel_affine
 from up.bundle.session import Session
-from up.text import did_you_mean, some_of
+from up.text import Verbatim, did_you_mean, some_of
 
 IN_GRAPH = "up_bundle"  # the key of metadata_props that holds the manifest
 
 
 @dataclass(frozen=True)
 class Package:
-    """What ``open_package`` found; ``form`` says which of it there is."""
+    """An open package; ``form`` says which parts of it there are."""
 
     label: str
     manifest: Manifest
@@ -29,22 +30,12 @@ class Package:
     members: Mapping[str, bytes]
     form: Literal["bundle", "strict", "graph"]  # all members; those of Kestrel alone; a .onnx file
 
-    @property
-    def activated(self) -> bool:
-        """Whether the graph gives probabilities."""
-        return self.manifest.outputs[0].meaning == "probabilities"
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.manifest.inputs[0].shape[2], self.manifest.inputs[0].shape[3]
-
 
 def open_package(path: Path) -> Package:
-    """A package (.tar), or a graph of ours (.onnx). Raises ``PackageError`` naming what is wrong with it."""
+    """Open a package (.tar), or a graph of ours (.onnx). Raises ``PackageError`` naming what is wrong with it."""
     if not path.exists():
         beside = [entry.name for entry in path.parent.glob("*") if entry.suffix in (".tar", ".onnx")]
-        raise PackageError(f"{path}: no such file.{did_you_mean(path.name, beside)}")
+        raise PackageError("no such file", file=path, fix=did_you_mean(path.name, beside).strip())
     if path.suffix == ".onnx":
         return _lone_graph(path)
     return package_of(read_archive(path), str(path))
@@ -53,36 +44,46 @@ def open_package(path: Path) -> Package:
 def package_of(members: Mapping[str, bytes], label: str) -> Package:
     """The package that ``members`` make, which errors call ``label``."""
     own = [name for name in members if name not in KESTREL_MEMBERS]
-    needed = [*KESTREL_MEMBERS, *(OWN_MEMBERS if own else ())]
-    missing = [name for name in needed if name not in members]
-    if missing:
-        raise PackageError(f"{label}: its members lack {', '.join(missing)}.")
+    _require(members, OWN_MEMBERS if own else KESTREL_MEMBERS, label)
     if not own:
         return Package(label, manifest_in(members[MODEL], label), members[MODEL], members, "strict")
     _check_sums(members, label)
     manifest = parse_manifest(members[MANIFEST], label)
+    _require(members, KESTREL_MEMBERS if isinstance(manifest.answer, ClassesAnswer) else (MODEL,), label)
     if manifest.model.sha256 != hashlib.sha256(members[MODEL]).hexdigest() or manifest.model.bytes != len(members[MODEL]):
-        raise PackageError(f"{label}: {MODEL} is not the one that {MANIFEST} was written for.")
-    named = {name for vector in manifest.testvectors for name in (vector.image, vector.input, vector.logits)}
+        raise PackageError(f"{MODEL} is not the one that {MANIFEST} was written for", file=label)
+    named = {name for vector in manifest.testvectors for name in vector.members}
     there = {*own} - {*OWN_MEMBERS}
     if named != there:
-        raise PackageError(f"{label}: test vectors do not match {MANIFEST}: {some_of(sorted(named ^ there), 4)}.")
+        raise PackageError(f"test vectors do not match {MANIFEST}: {some_of(sorted(named ^ there), 4)}", file=label)
     return Package(label, manifest, members[MODEL], members, "bundle")
+
+
+def sealed(members: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
+    """The members with the manifest and the hashes."""
+    whole = {**members, MANIFEST: manifest.text().encode()}
+    return {**whole, SUMS: sums_text(whole)}
+
+
+def _require(members: Mapping[str, bytes], needed: Iterable[str], label: str) -> None:
+    missing = [name for name in needed if name not in members]
+    if missing:
+        raise PackageError(f"its members lack {', '.join(missing)}", file=label)
 
 
 def manifest_in(model: bytes, label: str) -> Manifest:
     """The manifest that a graph carries; read by onnxruntime, so that predicting needs nothing else."""
     said = Session(model, label).metadata
     if IN_GRAPH not in said:
-        raise PackageError(f"{label}: the graph carries no manifest: expected one that `up to_onnx` or `up to_kestrel` wrote.")
+        raise PackageError("the graph carries no manifest", file=label, expected="one that `up to_onnx` or `up to_kestrel` wrote")
     return parse_manifest(said[IN_GRAPH], label)
 
 
 def metadata_of(manifest: Manifest) -> dict[str, str]:
-    """``metadata_props``: what makes a graph explain itself when it is found alone."""
+    """``metadata_props``, with which a graph that is found alone explains itself."""
     mean, std = pixel_affine(manifest.preprocess)
     return {
-        "labels": json.dumps([head.labels for head in manifest.heads], ensure_ascii=False),
+        "labels": json.dumps(manifest.answer.label_lists(), ensure_ascii=False),
         "mean": json.dumps([round(value, 6) for value in mean]),
         "std": json.dumps([round(value, 6) for value in std]),
         "channel_order": manifest.inputs[0].channel_order,
@@ -98,15 +99,17 @@ def _check_sums(members: Mapping[str, bytes], label: str) -> None:
     if members[SUMS] == expected:
         return
     said = set(members[SUMS].decode("utf-8", "replace").splitlines())
+    _require(members, [line[66:] for line in said], label)
     wrong = [line.split()[1] for line in expected.decode().splitlines() if line not in said]
-    raise PackageError(f"{label}: damaged: sha256 mismatch of {some_of(wrong, 4) or SUMS}. Copy it again, or export again.")
+    what = f"damaged: sha256 mismatch of {some_of(wrong, 4) or SUMS}"
+    raise PackageError(what, file=label, fix="Copy it again, or export again.")
 
 
 def _lone_graph(path: Path) -> Package:
     with opened(path) as file:
         size = file.seek(0, os.SEEK_END)
         if size > MAX_MODEL:
-            raise PackageError(f"{path}: has {size:,} bytes, expected at most {MAX_MODEL:,}.")
+            raise PackageError(got=Verbatim(f"{size:,} bytes"), expected=f"at most {MAX_MODEL:,}", file=path)
         file.seek(0)
         model = file.read()
     return Package(str(path), manifest_in(model, str(path)), model, {}, "graph")

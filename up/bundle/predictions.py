@@ -1,102 +1,89 @@
-"""What a network says of an image, and how it is written down: table, json, jsonl, csv."""
+"""Predictions of images, and how they are written: json, jsonl, csv, drawn on the images."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
-Format = Literal["table", "json", "jsonl", "csv"]
+from up.bundle.answers import Result
+from up.bundle.answers.classes import Classes, ClassPrediction
+from up.errors import StorageError
+from up.types import Json
 
-
-@dataclass(frozen=True)
-class Guess:
-    """One class of the best few."""
-
-    label: int
-    name: str
-    score: float
-    present: bool | None = None  # of a set of labels: whether it belongs to the image; None where one class is told
+Format = Literal["json", "jsonl", "csv"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The best classes of an image, for each head; or why there are none."""
+class Prediction:
+    """What a model predicts for an image, or why it predicts nothing."""
 
     file: str
-    heads: Sequence[Sequence[Guess]] = ()
+    result: Result | None = None
     error: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values: ``predictions`` of the head, or a list of such for several heads."""
-        if self.error is not None:
+    @property
+    def heads(self) -> Sequence[Sequence[ClassPrediction]]:
+        """The best classes of each head; none for other answers than classes."""
+        return self.result.heads if isinstance(self.result, Classes) else ()
+
+    def as_json(self) -> dict[str, Json]:
+        """Plain values: ``file`` with ``predictions`` or ``error``."""
+        if self.result is None:
             return {"file": self.file, "error": self.error}
-        heads = [[_plain(guess) for guess in head] for head in self.heads]
-        return {"file": self.file, "predictions": heads[0] if len(heads) == 1 else heads}
+        return {"file": self.file, "predictions": self.result.as_json()}
 
 
-def _plain(guess: Guess) -> dict[str, Any]:
-    return {key: value for key, value in guess.__dict__.items() if value is not None}
-
-
-def best_guesses(
-    scores: NDArray[np.float32],
-    names: Sequence[str] | None,
-    *,
-    topk: int | None,
-    default: int,
-    present: NDArray[np.bool_] | None = None,
-) -> list[Guess]:
-    """The ``topk`` classes of ``scores`` (C,), best first; equal ones in the order of the classes.
-
-    ``present`` (C,) says which labels of a set belong to the image. With ``topk`` None there are ``default`` classes, and
-    all that are present however many these are.
-    """
-    shown = topk or max(default, 0 if present is None else int(present.sum()))
-    order = np.argsort(-scores, kind="stable")[:shown]
-    return [
-        Guess(
-            int(label),
-            names[label] if names else str(label),
-            float(scores[label]),
-            None if present is None else bool(present[label]),
-        )
-        for label in order
-    ]
-
-
-def rendered(answers: Iterable[Answer], kind: Literal["json", "jsonl", "csv"]) -> Iterator[str]:
-    """The text of the answers, piece by piece as they come."""
+def rendered(predictions: Iterable[Prediction], kind: Format, columns: Sequence[str]) -> Iterator[str]:
+    """The text of the predictions, piece by piece as they come; ``columns`` are the answer's."""
     if kind == "json":
-        return _as_json(answers)
+        return _as_json(predictions)
     if kind == "jsonl":
-        return (json.dumps(answer.as_json(), ensure_ascii=False) + "\n" for answer in answers)
-    return _as_csv(answers)
+        return (json.dumps(each.as_json(), ensure_ascii=False) + "\n" for each in predictions)
+    return _as_csv(predictions, columns)
 
 
-def _as_json(answers: Iterable[Answer]) -> Iterator[str]:
+def _as_json(predictions: Iterable[Prediction]) -> Iterator[str]:
     before = "[\n  "
-    for answer in answers:
-        yield before + json.dumps(answer.as_json(), indent=2, ensure_ascii=False).replace("\n", "\n  ")
+    for each in predictions:
+        yield before + json.dumps(each.as_json(), indent=2, ensure_ascii=False).replace("\n", "\n  ")
         before = ",\n  "
     yield "[]\n" if before.startswith("[") else "\n]\n"
 
 
-def _as_csv(answers: Iterable[Answer]) -> Iterator[str]:
-    yield "file,head,rank,label,name,score,present,error\n"
-    for answer in answers:
+def _as_csv(predictions: Iterable[Prediction], columns: Sequence[str]) -> Iterator[str]:
+    yield ",".join(["file", *columns, "error"]) + "\n"
+    for each in predictions:
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if answer.error is not None:
-            writer.writerow([answer.file, "", "", "", "", "", "", answer.error])
-        for head, guesses in enumerate(answer.heads):
-            for rank, guess in enumerate(guesses, 1):
-                present = "" if guess.present is None else int(guess.present)
-                writer.writerow([answer.file, head, rank, guess.label, guess.name, f"{guess.score:.6f}", present, ""])
+        rows = [[""] * len(columns)] if each.result is None else each.result.csv_rows()
+        csv.writer(text, lineterminator="\n").writerows([each.file, *row, each.error or ""] for row in rows)
         yield text.getvalue()
+
+
+def drawn(predictions: Iterable[Prediction], folder: Path, opened: Callable[[str], Image.Image]) -> Iterator[Prediction]:
+    """The predictions; as each goes by, PNGs are written for its image. Equal names in different folders get a number.
+
+    ``opened`` returns the image to draw on.
+    """
+    taken: set[str] = set()
+    for each in predictions:
+        if each.result is not None:
+            stem = name = Path(each.file).stem
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{stem}-{number}"
+            taken.add(name)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                for suffix, picture in each.result.draw(opened(each.file)).items():
+                    picture.save(folder / f"{name}{suffix}.png")
+            except OSError as error:
+                raise StorageError(f"cannot be written ({error.strerror or error})", file=folder / f"{name}.png") from error
+        yield each

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from up.bundle.heads import scores_of
-from up.bundle.manifest import Head
+from up.bundle.answers import Answer, Floats, Outputs
 from up.bundle.package import Package, open_package
-from up.bundle.predictions import Answer, Guess, best_guesses
-from up.bundle.prefetch import grouped, loaded_ahead
+from up.bundle.predictions import Prediction
+from up.bundle.prefetch import grouped, prefetched
 from up.bundle.preprocess import ImageSource, Preprocessing
-from up.bundle.session import Floats, Session
+from up.bundle.session import Session
 from up.data.bad_images import BadImage
-from up.data.decoding import Color
+from up.data.decoding import Color, read_rgb
+from up.types import Json
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass
@@ -32,84 +35,93 @@ class Timing:
     waiting: float = 0.0  # for images, while nothing ran
 
 
-@dataclass
-class BundlePredictor:
-    """``predict(images)`` gives an ``Answer`` an image, in order; one that cannot be read is answered with its error."""
+class Predictor(ABC, Generic[Loaded]):
+    """``predict(images)`` yields a ``Prediction`` per image, in order; an image that cannot be read has its error instead.
 
-    package: Package
-    session: Session
-    topk: int | None = None  # None: what the package says
-    batch_size: int = 32
-    timing: Timing = field(default_factory=Timing)
+    ``answer`` makes predictions of the outputs; ``topk`` limits how many it lists (None: what the answer says).
+    """
 
-    def __post_init__(self) -> None:
-        self._prepare = Preprocessing(self.package.manifest.preprocess, self.package.input_size)
-        self.heads = self.package.manifest.heads
+    def __init__(self, answer: Answer, background: Color | None, *, topk: int | None = None, batch_size: int = 32) -> None:
+        self.answer, self.topk, self.batch_size = answer, topk, batch_size
+        self._background = background  # what transparent images are composited over; None where alpha is ignored
+        self.timing = Timing()
 
-    @property
-    def background(self) -> Color | None:
-        """What transparent images are composited over; None where their alpha channel is ignored."""
-        return self._prepare.background
+    @abstractmethod
+    def load(self, source: ImageSource) -> Loaded:
+        """Read and prepare one image, in any thread. Raises ``BadImage``."""
 
-    @classmethod
-    def open(cls, path: Path, *, provider: str = "cpu", topk: int | None = None, batch_size: int = 32) -> BundlePredictor:
-        """Of the package at ``path``. Raises ``PackageError`` for one that is damaged, ``UserError`` for a provider."""
-        package = open_package(path)
-        return cls(package, Session(package.model, package.label, provider=provider), topk, batch_size)
+    @abstractmethod
+    def run(self, images: Sequence[Loaded]) -> Outputs:
+        """The outputs for prepared images."""
 
-    def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Answer]:
-        """Images (paths, encoded bytes, Pillow images, levels (H, W, 3)) are decoded in threads while the graph runs."""
-        for number, (source, found) in enumerate(self.scored(images, threads=threads)):
-            name = name_of(source, number)
-            yield Answer(name, error=found) if isinstance(found, str) else self._answer(name, found)
+    @abstractmethod
+    def shaped(self, file: str) -> Image.Image:
+        """The image as the network sees it, resized and cropped."""
 
-    def scored(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[tuple[Any, list[Floats] | str]]:
-        """Every image with the probabilities (C,) of each head, or why it cannot be read."""
-        for sources, loaded in self._batches(images, threads):
-            scores = iter(self._scores([image for image in loaded if not isinstance(image, str)]))
-            for source, image in zip(sources, loaded, strict=True):
-                yield source, image if isinstance(image, str) else next(scores)
-            self.timing.images += len(sources)
+    def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Prediction]:
+        """Predict for images (paths, encoded bytes, Pillow images, levels (H, W, 3)), decoded in threads meanwhile."""
+        number = 0
+        for group, outputs in self.batches(images, threads=threads):
+            results = iter(self.answer.decode(outputs, self.topk) if outputs else ())
+            for source, error in group:
+                yield Prediction(name_of(source, number), None if error else next(results), error)
+                number += 1
 
-    def scores(self, batch: Floats) -> list[Floats]:
-        """Probabilities (N, C) of each head for inputs (N, 3, H, W)."""
-        return scores_of(self.session(batch), self.heads, activated=self.package.activated)
+    def picture(self, file: str) -> Image.Image:
+        """The image to draw predictions on."""
+        return self.shaped(file) if self.answer.draws_on_input else read_rgb(file, background=self._background)
 
-    def _batches(self, images: Iterable[ImageSource], threads: int) -> Iterator[tuple[list[Any], list[Floats | str]]]:
-        ahead = 2 * self.batch_size + threads
-        groups = grouped(loaded_ahead(self._load, images, threads=threads, ahead=ahead), self.batch_size)
+    def batches(
+        self, images: Iterable[ImageSource], *, threads: int
+    ) -> Iterator[tuple[list[tuple[ImageSource, str | None]], Outputs]]:
+        """Groups of images, each with why it cannot be read or None, and the outputs for those that can."""
+        loaded = prefetched(self._load, images, threads=threads, ahead=2 * self.batch_size + threads)
+        groups = grouped(loaded, self.batch_size)
         while True:
             begun = time.perf_counter()
             group = next(groups, None)
             self.timing.waiting += time.perf_counter() - begun
             if group is None:
                 return
-            yield [source for source, _ in group], [loaded for _, loaded in group]
+            good = [each for _, (each, error) in group if each is not None and error is None]
+            begun = time.perf_counter()
+            outputs = self.run(good) if good else {}
+            self.timing.running += time.perf_counter() - begun
+            yield [(source, error) for source, (_, error) in group], outputs
+            self.timing.images += len(group)
 
-    def _load(self, source: ImageSource) -> Floats | str:
+    def _load(self, source: ImageSource) -> tuple[Loaded | None, str | None]:
         begun = time.perf_counter()
         try:
-            return self._prepare(source)
+            return self.load(source), None
         except BadImage as bad:
-            return bad.reason
+            return None, bad.reason
         finally:
             self.timing.loading += time.perf_counter() - begun
 
-    def _scores(self, inputs: Sequence[Floats]) -> Iterator[list[Floats]]:
-        """For each input the scores (C,) of each head."""
-        if not inputs:
-            return
-        begun = time.perf_counter()
-        heads = self.scores(np.stack(inputs))
-        self.timing.running += time.perf_counter() - begun
-        yield from ([head[row] for head in heads] for row in range(len(inputs)))
 
-    def _answer(self, name: str, scores: Sequence[Floats]) -> Answer:
-        return Answer(name, [self._guesses(own, head) for own, head in zip(scores, self.heads, strict=True)])
+class BundlePredictor(Predictor[Floats]):
+    """Predicts with a package."""
 
-    def _guesses(self, scores: Floats, head: Head) -> list[Guess]:
-        present = None if head.thresholds is None else scores > np.array(head.thresholds, dtype=np.float32)
-        return best_guesses(scores, head.labels, topk=self.topk, default=head.topk, present=present)
+    def __init__(self, package: Package, session: Session, *, topk: int | None = None, batch_size: int = 32) -> None:
+        self.package, self.session = package, session
+        self._prepare = Preprocessing(package.manifest.preprocess, package.manifest.input_size)
+        super().__init__(package.manifest.answer, self._prepare.background, topk=topk, batch_size=batch_size)
+
+    @classmethod
+    def open(cls, path: Path, *, provider: str = "cpu", topk: int | None = None, batch_size: int = 32) -> BundlePredictor:
+        """Open the package at ``path``. Raises ``PackageError`` if it is damaged, ``UserError`` for an unknown provider."""
+        package = open_package(path)
+        return cls(package, Session(package.model, package.label, provider=provider), topk=topk, batch_size=batch_size)
+
+    def load(self, source: ImageSource) -> Floats:
+        return self._prepare(source)
+
+    def run(self, images: Sequence[Floats]) -> Outputs:
+        return self.session(np.stack(images))
+
+    def shaped(self, file: str) -> Image.Image:
+        return self._prepare.shaped(file)
 
 
 class Model:
@@ -120,39 +132,43 @@ class Model:
         self._threads = threads
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """All that ``up_bundle.json`` says."""
-        return self._predictor.package.manifest.model_dump(mode="json")
+    def manifest(self) -> dict[str, Json]:
+        """Everything in ``up_bundle.json``."""
+        found: dict[str, Json] = self._predictor.package.manifest.plain()
+        return found
 
     @property
     def labels(self) -> list[list[str]]:
-        """The names of the classes of each head."""
-        return [head.labels for head in self._predictor.heads]
+        """The names of the classes, a list for each head."""
+        return self._predictor.answer.label_lists()
 
-    def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Answer]:
-        """An answer for each image: a path, encoded bytes, a Pillow image, levels (H, W, 3) in RGB, or several of them.
+    def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Prediction]:
+        """Predict for one or several images: paths, encoded bytes, Pillow images, levels (H, W, 3) in RGB.
 
-        ``answer.heads[0]`` lists the best classes of the (first) head, ``answer.error`` says why there are none.
+        ``prediction.heads[0]`` lists the best classes of the (first) head, ``prediction.result`` what other answers found, a
+        mask or boxes, and ``prediction.error`` why there is nothing.
         """
         return list(self._predictor.predict(_several(images), threads=self._threads))
 
     def scores(self, images: ImageSource | Iterable[ImageSource]) -> list[list[Floats]]:
-        """For each image the probabilities (C,) of each head. Raises ``BadImage``."""
-        found = []
-        for number, (source, scores) in enumerate(self._predictor.scored(_several(images), threads=self._threads)):
-            if isinstance(scores, str):
-                raise BadImage(name_of(source, number), scores)
-            found.append(scores)
+        """For each image the probabilities (C,) of each head, or of each pixel or box. Raises ``BadImage``."""
+        found: list[list[Floats]] = []
+        for group, outputs in self._predictor.batches(_several(images), threads=self._threads):
+            for number, (source, error) in enumerate(group, len(found)):
+                if error:
+                    raise BadImage(name_of(source, number), error)
+            scores = self._predictor.answer.probabilities(outputs)
+            found += [[each[row] for each in scores] for row in range(len(group))]
         return found
 
 
 def name_of(source: ImageSource, number: int) -> str:
-    """The path of an image, or what it is called that has none."""
+    """The path of an image, or a number for one without a path."""
     return str(source) if isinstance(source, (str, Path)) else f"image {number}"
 
 
 def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
     """One image as a list of one; an array (N, H, W, 3) is N of them."""
-    one = isinstance(images, (str, Path, bytes, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 4)
-    several: Iterable[ImageSource] = cast(Any, [images] if one else images)
-    return several
+    if isinstance(images, (str, Path, bytes, Image.Image)):
+        return [images]
+    return [images] if isinstance(images, np.ndarray) and images.ndim < 4 else images

@@ -12,9 +12,7 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
 
-def loaded_ahead(
-    load: Callable[[Item], Loaded], items: Iterable[Item], *, threads: int, ahead: int
-) -> Iterator[tuple[Item, Loaded]]:
+def prefetched(load: Callable[[Item], Loaded], items: Iterable[Item], *, threads: int, ahead: int) -> Iterator[tuple[Item, Loaded]]:
     """Every item with what ``load`` made of it, in order; at most ``ahead`` results wait, so that memory stays small."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[Item, Future[Loaded]]] = deque()

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from up.bundle.answers.answer import Floats
 from up.bundle.operations import Alpha, CenterCrop, Decode, Normalize, Operation, Resize, ToFloat
 from up.data.bad_images import BadImage
 from up.data.decoding import MAX_PIXELS, Color, read_rgb, upright_rgb
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
-Floats: TypeAlias = NDArray[np.float32]
 
 
 class Preprocessing:
@@ -32,6 +32,13 @@ class Preprocessing:
         self._numbers = [op for op in operations if isinstance(op, (ToFloat, Normalize))]
 
     def __call__(self, source: ImageSource) -> Floats:
+        levels = np.asarray(self.shaped(source))
+        if self._decode.color == "BGR":
+            levels = levels[..., ::-1]
+        return _as_numbers(np.ascontiguousarray(levels.transpose(2, 0, 1)), self._numbers)
+
+    def shaped(self, source: ImageSource) -> Image.Image:
+        """The image as the graph sees it, in RGB."""
         name, image = self._opened(source)
         for step in self._shape:
             try:
@@ -41,10 +48,7 @@ class Preprocessing:
         if (image.height, image.width) != self.size:
             height, width = self.size
             raise BadImage(name, f"comes out at {image.width} x {image.height} pixels, the graph takes {width} x {height}")
-        levels = np.asarray(image)
-        if self._decode.color == "BGR":
-            levels = levels[..., ::-1]
-        return _as_numbers(np.ascontiguousarray(levels.transpose(2, 0, 1)), self._numbers)
+        return image
 
     def _opened(self, source: ImageSource) -> tuple[str, Image.Image]:
         """A name for errors, and the upright RGB image."""
@@ -109,7 +113,7 @@ def _fused(values: Floats, divide_by: float, op: Normalize) -> Floats:
     return values
 
 
-def _by_channel(values: NDArray[Any]) -> Floats:
+def _by_channel(values: NDArray[np.float64]) -> Floats:
     return values.astype(np.float32)[:, None, None]
 
 

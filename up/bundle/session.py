@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from up.bundle.answers.answer import Floats, Outputs
 from up.bundle.archive import PackageError
 from up.distributed.env import keep_quiet_about_models
 from up.errors import UserError
 from up.text import did_you_mean
-
-Floats: TypeAlias = NDArray[np.float32]
 
 EXTRA = "pip install 'up-perception[deploy]'"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -31,7 +27,7 @@ def required(name: str) -> Any:
 
 
 class Session:
-    """Runs a graph of one input and one output, (N, …) float32 -> (N, …) float32; safe to call from several threads."""
+    """Runs a graph of one input, (N, …) float32 -> its outputs by name, (N, …) float32; safe to call from several threads."""
 
     def __init__(self, model: bytes, label: str, *, provider: str = "cpu", threads: int | None = None) -> None:
         runtime = required("onnxruntime")
@@ -46,15 +42,16 @@ class Session:
         try:
             self._session = runtime.InferenceSession(model, options, providers=[wanted])
         except Exception as error:  # the runtime has a dozen exceptions without a common base
-            raise PackageError(f"{label}: onnxruntime cannot load the graph: {first_line(error)}") from None
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise PackageError(f"{label}: the graph has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each.")
-        self.input, self.output = inputs[0], outputs[0]
+            raise PackageError(f"onnxruntime cannot load the graph: {first_line(error)}", file=label) from None
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise PackageError("inputs of the graph", got=len(inputs), expected="one", file=label)
+        self._input, self._outputs = inputs[0].name, [output.name for output in self._session.get_outputs()]
         if self._session.get_providers()[0] != wanted:  # the runtime goes on with the CPU and says nothing
             raise UserError(
-                f"--provider: {provider} is there, but cannot be started: its libraries or its device are missing. "
-                "Use --provider cpu, or install what onnxruntime's page on this provider asks for."
+                f"{provider} is there, but cannot be started: its libraries or its device are missing",
+                key="--provider",
+                fix="Use --provider cpu, or install what onnxruntime's page on this provider asks for.",
             )
 
     @property
@@ -63,9 +60,8 @@ class Session:
         found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         return found
 
-    def __call__(self, batch: Floats) -> Floats:
-        outputs: Floats = self._session.run([self.output.name], {self.input.name: batch})[0]
-        return outputs
+    def __call__(self, batch: Floats) -> Outputs:
+        return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: batch}), strict=True))
 
 
 def _provider(name: str, runtime: Any) -> str:
@@ -75,10 +71,8 @@ def _provider(name: str, runtime: Any) -> str:
     if wanted in available:
         return wanted
     here = [short for short, full in _PROVIDERS.items() if full in available]
-    raise UserError(
-        f"--provider: this onnxruntime has no {name!r}.{did_you_mean(name, here)} It has {', '.join(here) or available}; "
-        "GPUs need the package onnxruntime-gpu."
-    )
+    fix = f"{did_you_mean(name, here).strip()} GPUs need the package onnxruntime-gpu.".strip()
+    raise UserError(key="--provider", got=name, expected=f"one that this onnxruntime has: {', '.join(here) or available}", fix=fix)
 
 
 def first_line(error: BaseException) -> str:

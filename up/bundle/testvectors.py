@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from up.bundle.answers import Floats, Outputs
 from up.bundle.archive import PackageError
 from up.bundle.manifest import TestVector, Tolerance
-from up.bundle.session import Floats
 
 FOLDER = "testvectors"
 _SIDES = (97, 61)  # of the drawn images: odd, and of another aspect than any input
@@ -20,43 +20,29 @@ _SIDES = (97, 61)  # of the drawn images: odd, and of another aspect than any in
 
 @dataclass(frozen=True)
 class Vector:
-    """One image (PNG) with its input (1, 3, H, W) and outputs (1, numbers)."""
+    """One image (PNG) with its input (1, 3, H, W) and outputs (1, …)."""
 
     name: str
     image: bytes
     input: Floats
-    logits: Floats
+    outputs: Outputs
+
+    def entry(self, tolerance: Tolerance) -> TestVector:
+        """The vector in the words of the manifest."""
+        path = f"{FOLDER}/{self.name}"
+        ends = ["logits"] if len(self.outputs) == 1 else [f"output{number}" for number in range(len(self.outputs))]
+        files = {name: f"{path}_{end}.npy" for name, end in zip(self.outputs, ends, strict=True)}
+        return TestVector(image=f"{path}.png", input=f"{path}_input.npy", outputs=files, tol=tolerance)
+
+    def members(self, entry: TestVector) -> dict[str, bytes]:
+        """The files that ``entry`` names."""
+        arrays = {entry.input: self.input, **{file: self.outputs[name] for name, file in entry.outputs.items()}}
+        return {entry.image: self.image, **{file: npy(values) for file, values in arrays.items()}}
 
 
-def vectors_of(
-    images: Sequence[tuple[str, bytes]], prepare: Callable[[bytes], Floats], outputs: Callable[[Floats], Floats]
-) -> list[Vector]:
-    """Vectors of named PNG images: ``prepare`` is training's preprocessing, ``outputs`` what must come out."""
-    inputs = [(name, image, prepare(image)) for name, image in images]
-    return [Vector(name, image, input, outputs(input)) for name, image, input in inputs]
-
-
-def entries_of(vectors: Sequence[Vector], tolerance: Tolerance) -> list[TestVector]:
-    """What the manifest says of the vectors."""
-    return [
-        TestVector(
-            image=f"{FOLDER}/{vector.name}.png",
-            input=f"{FOLDER}/{vector.name}_input.npy",
-            logits=f"{FOLDER}/{vector.name}_logits.npy",
-            tol=tolerance,
-        )
-        for vector in vectors
-    ]
-
-
-def members_of(vectors: Sequence[Vector]) -> dict[str, bytes]:
-    """The files of the vectors."""
-    members = {}
-    for vector in vectors:
-        members[f"{FOLDER}/{vector.name}.png"] = vector.image
-        members[f"{FOLDER}/{vector.name}_input.npy"] = npy(vector.input)
-        members[f"{FOLDER}/{vector.name}_logits.npy"] = npy(vector.logits)
-    return members
+def members_of(vectors: Sequence[Vector], entries: Sequence[TestVector]) -> dict[str, bytes]:
+    """The files of ``vectors``, which ``entries`` name."""
+    return {name: data for vector, entry in zip(vectors, entries, strict=True) for name, data in vector.members(entry).items()}
 
 
 def npy(values: Floats) -> bytes:
@@ -69,7 +55,7 @@ def npy(values: Floats) -> bytes:
 def from_npy(data: bytes, shape: tuple[int, ...], label: str) -> Floats:
     """The float32 values of a ``.npy`` file that must have ``shape``; its own word is not trusted with any memory."""
     if data[: len(expected := npy_header(shape))] != expected or len(data) != len(expected) + 4 * int(np.prod(shape)):
-        raise PackageError(f"{label}: is not a float32 array of the shape {shape}.")
+        raise PackageError(f"is not a float32 array of the shape {shape}", file=label)
     values: NDArray[np.float32] = np.frombuffer(data, dtype="<f4", offset=len(expected)).reshape(shape)
     return values
 

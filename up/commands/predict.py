@@ -11,27 +11,31 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from up.bundle.answers import Answer, Floats
 from up.bundle.images import find_images
-from up.bundle.predictions import Answer, rendered
+from up.bundle.predictions import Prediction, drawn, rendered
+from up.bundle.predictor import Predictor
 from up.command_line import CommandLine
 from up.commands.arguments import positive
 from up.commands.inputs import expect_checkpoint, expect_config, expect_package
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import any_name_is_printable, print_tables, table_of
-from up.data.decoding import Color
 from up.errors import UserError
 from up.files import make_folder, unwritable, write_atomically
 from up.text import count
 
-_IN_MEMORY = 1 << 24  # bytes of answers; more wait on the disk
+if TYPE_CHECKING:
+    from up.deploy.predictor import CheckpointPredictor
+
+_IN_MEMORY = 1 << 24  # bytes of predictions; more wait on the disk
 
 
 def main(words: list[str]) -> int:
@@ -48,21 +52,19 @@ def main(words: list[str]) -> int:
     predictor = open_predictor(arguments)
     tally = Tally()
     begun = time.perf_counter()
-    answers = tally.of(predictor.predict(images, threads=arguments.threads), strict=arguments.strict)
+    predictions = tally.of(predictor.predict(images, threads=arguments.threads), strict=arguments.strict)
     if arguments.vis_dir is not None:
-        from up.bundle.drawing import drawn
-
-        answers = drawn(answers, arguments.vis_dir, predictor.background)
-    publish(with_progress(answers, len(images), arguments), arguments)
+        predictions = drawn(predictions, arguments.vis_dir, predictor.picture)
+    publish(with_progress(predictions, len(images), arguments), predictor.answer, arguments)
     taken = time.perf_counter() - begun
     if arguments.output is not None:
-        print(f"{count(tally.images, 'answer')} written to {arguments.output}")
+        print(f"{count(tally.images, 'prediction')} written to {arguments.output}")
     if arguments.vis_dir is not None:
         print(f"{count(tally.images - len(tally.bad), 'image')} drawn into {arguments.vis_dir}", file=sys.stderr)
     if arguments.benchmark:
         print(f"{count(tally.images, 'image')} in {taken:.2f} s: {tally.images / taken:.1f} images/s", file=sys.stderr)
-    for answer in tally.bad:
-        print(f"{answer.file}: {answer.error}", file=sys.stderr)
+    for bad in tally.bad:
+        print(f"{bad.file}: {bad.error}", file=sys.stderr)
     if tally.bad:
         return 2
     if arguments.output is not None or arguments.format == "table":
@@ -80,35 +82,25 @@ def next_steps(arguments: argparse.Namespace) -> dict[str, Sequence[object]]:
 
 @dataclass
 class Tally:
-    """What the answers that went by were."""
+    """Counts predictions, and keeps those that failed."""
 
     images: int = 0
-    bad: list[Answer] = field(default_factory=list)
+    bad: list[Prediction] = field(default_factory=list)
 
-    def of(self, answers: Iterable[Answer], *, strict: bool) -> Iterator[Answer]:
-        """The answers, counted; ``strict`` raises the first error of one."""
-        for answer in answers:
-            if answer.error is not None:
+    def of(self, predictions: Iterable[Prediction], *, strict: bool) -> Iterator[Prediction]:
+        """The predictions, counted; ``strict`` raises the first error of one."""
+        for each in predictions:
+            if each.error is not None:
                 if strict:
-                    raise UserError(f"{answer.file}: {answer.error}. Leave out --strict to report it in its row and go on.")
-                self.bad.append(answer)
+                    fix = "Leave out --strict to report it in its row and continue."
+                    raise UserError(each.error, file=each.file, fix=fix)
+                self.bad.append(each)
             self.images += 1
-            yield answer
+            yield each
 
 
-class Predictor(Protocol):
-    """What predicts, with a checkpoint or with a package."""
-
-    @property
-    def background(self) -> Color | None:
-        """What transparent images are composited over; None where their alpha channel is ignored."""
-
-    def predict(self, paths: Sequence[Path], *, threads: int) -> Iterator[Answer]:
-        """An answer for each image, in order."""
-
-
-def open_predictor(arguments: argparse.Namespace) -> Predictor:
-    """Of ``--bundle``, which needs no torch, or of ``--config`` and ``--ckpt``."""
+def open_predictor(arguments: argparse.Namespace) -> Predictor[Floats] | CheckpointPredictor:
+    """Open ``--bundle``, which needs no torch, or ``--config`` with ``--ckpt``."""
     if arguments.bundle is not None:
         from up.bundle.predictor import BundlePredictor
 
@@ -178,28 +170,28 @@ def _no_file(path: Path) -> str | None:
     return "is no regular file; without --output the answers are printed" if path.exists() and not path.is_file() else None
 
 
-def with_progress(answers: Iterable[Answer], images: int, arguments: argparse.Namespace) -> Iterator[Answer]:
-    """The answers, with a bar on a terminal that shows nothing else meanwhile."""
+def with_progress(predictions: Iterable[Prediction], images: int, arguments: argparse.Namespace) -> Iterator[Prediction]:
+    """The predictions, with a bar on a terminal that shows nothing else meanwhile."""
     console = Console(stderr=True)
-    shows_answers = arguments.output is None and arguments.format != "table" and sys.stdout.isatty()
+    shows_predictions = arguments.output is None and arguments.format != "table" and sys.stdout.isatty()
     bar = Progress(
         console=console,
         transient=True,
-        disable=shows_answers or not console.is_terminal,
+        disable=shows_predictions or not console.is_terminal,
         redirect_stdout=False,
         redirect_stderr=False,
     )
     with bar:
-        yield from bar.track(answers, total=images, description="predicting")
+        yield from bar.track(predictions, total=images, description="predicting")
 
 
-def publish(answers: Iterable[Answer], arguments: argparse.Namespace) -> None:
-    """Print the answers as they come (a table once it is whole), or write them to ``--output`` all at once."""
+def publish(predictions: Iterable[Prediction], answer: Answer, arguments: argparse.Namespace) -> None:
+    """Print the predictions as they come (a table once it is whole), or write them to ``--output`` all at once."""
     if arguments.output is None and arguments.format == "table":
-        print_tables(table_for(list(answers)))
+        print_tables(table_for(predictions, answer.headings))
         return
     any_name_is_printable()
-    pieces = rendered(answers, "csv" if arguments.format == "table" else arguments.format)
+    pieces = rendered(predictions, "csv" if arguments.format == "table" else arguments.format, answer.columns)
     if arguments.output is None:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -211,15 +203,12 @@ def publish(answers: Iterable[Answer], arguments: argparse.Namespace) -> None:
         write_atomically(arguments.output, lambda file: shutil.copyfileobj(whole, file))
 
 
-def table_for(answers: Iterable[Answer]) -> Table:
-    """One row per image and head: the best class, or all labels of a set that are present, then the next best."""
-    table = table_of("image", "class", "score", "next")
-    for answer in answers:
-        if answer.error is not None:
-            table.add_row(Text(answer.file), Text(answer.error, style="red"), "", "")
-        for guesses in answer.heads:
-            told = [guess for guess in guesses if guess.present] if guesses[0].present is not None else guesses[:1]
-            rest = ", ".join(f"{guess.name} {guess.score:.3f}" for guess in guesses if guess not in told)
-            names = "\n".join(guess.name for guess in told) or "no label"
-            table.add_row(Text(answer.file), Text(names), "\n".join(f"{guess.score:.3f}" for guess in told), Text(rest))
+def table_for(predictions: Iterable[Prediction], headings: Sequence[str]) -> Table:
+    """The rows of each image's result, or its error."""
+    table = table_of("image", *headings)
+    for each in predictions:
+        if each.result is None:
+            table.add_row(Text(each.file), Text(each.error or "", style="red"), "", "")
+        for first, second, third in each.result.table_rows() if each.result is not None else ():
+            table.add_row(Text(each.file), Text(first), second, Text(third))
     return table

@@ -23,8 +23,8 @@ def main(words: list[str]) -> int:
     if arguments.to == "triton" and arguments.strict_kestrel:
         raise UserError("--strict-kestrel: leaves out members of a package; --to triton writes none. Leave one of them out.")
     experiment = experiment_of(arguments)
-    from up.deploy.delivery import write_kestrel, write_triton
     from up.deploy.kestrel import package_path
+    from up.deploy.write import write_kestrel, write_triton
 
     settings = experiment.config.to_kestrel
     folder = arguments.save_to or Path(settings.save_to or experiment.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from up.command_line import CommandLine
@@ -40,9 +39,8 @@ def main(words: list[str]) -> int:
     if meta is not None:
         from up.deploy.accuracy import accuracy
 
-        threads = min(8, os.cpu_count() or 1)
         meta_type = meta_type or ("image_folder" if meta.is_dir() else "imagenet")
-        lines = accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider, threads=threads)
+        lines = accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider)
         for line in lines:
             print(line)
     print(f"OK: {arguments.package} is valid")

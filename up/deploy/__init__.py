@@ -1,10 +1,10 @@
-"""Serving what was trained: ``up.deploy.load("model.tar").predict(["a.jpg"])``, without torch."""
+"""Export to packages, and prediction with them: ``up.deploy.load("model.tar").predict(["a.jpg"])``, without torch."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing this package must stay free: the command line does it for --help
     from up.bundle.predictor import Model
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # importing this package must stay free: the command line doe
 __all__ = ["Model", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name != "Model":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from up.bundle.predictor import Model

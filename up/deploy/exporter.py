@@ -1,4 +1,4 @@
-"""From a checkpoint to a proved graph with its manifest: everything but the files."""
+"""From a checkpoint to a checked graph with its manifest: everything but the files."""
 
 from __future__ import annotations
 
@@ -7,38 +7,47 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
 
 from up.build.data import build_reader, build_transforms, expect_same_classes
 from up.build.trained import Trained, load_net
-from up.bundle.manifest import Batch, Input, Manifest, Metrics, ModelFile, Output, Parity, Quantization, Tolerance
+from up.bundle.answers import Floats
+from up.bundle.manifest import Batch, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
+from up.bundle.operations import Decode
 from up.bundle.package import metadata_of
+from up.bundle.parity import Closeness, closeness
 from up.bundle.preprocess import Preprocessing
-from up.bundle.session import Floats, Session, required
-from up.bundle.testvectors import Vector, drawn_images, entries_of, vectors_of
+from up.bundle.session import Session, required
+from up.bundle.testvectors import Vector, drawn_images
 from up.deploy import gate, quantize
-from up.deploy.measure import Measured, Outputs, metrics_of, milliseconds
-from up.deploy.onnx import INPUT, OUTPUT, export_graph, parameters_of, serialized, set_metadata
+from up.deploy.exportable import exportable
+from up.deploy.measure import Measured, measure, milliseconds
+from up.deploy.models import Model, TorchModel
+from up.deploy.onnx import INPUT, export_graph, parameters_of, serialized, set_metadata
 from up.deploy.provenance import archive_time, provenance_of
 from up.deploy.samples import CPU, DatasetSamples, FolderSamples, Samples
-from up.deploy.served import served
-from up.errors import NumericalError, UserError
+from up.errors import UserError
 from up.tasks.experiment import Experiment
-from up.tasks.task import ExportSpec
-from up.text import count
+from up.text import Verbatim, count
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _VECTORS = 3  # real images that travel with the package
-_FROM_IMAGE = 16  # real images that the package's preprocessing is proved on
+_FROM_IMAGE = 16  # real images that the package's preprocessing is checked on
 _METRIC_IMAGES = 2048
-_INT8_TOLERANCE = Tolerance(from_tensor=0.05, from_image=0.1)  # kernels of other CPUs round sums of integers otherwise
+_TOLERANCES = {
+    "fp32": Tolerance(from_tensor=gate.TOLERANCE, from_image=gate.FROM_IMAGE),
+    "int8": Tolerance(from_tensor=0.05, from_image=0.1),  # kernels of other CPUs round sums of integers otherwise
+}
+_INT8 = "--quantize int8"
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the command line adds to ``to_kestrel``; ``images`` are proved on in place of ``dataset.test``."""
+    """What the command line adds to ``to_kestrel``; ``images`` are compared on in place of ``dataset.test``."""
 
     precision: Literal["fp32", "int8"] = "fp32"
     limits: quantize.Limits = field(default_factory=quantize.Limits)
@@ -57,7 +66,7 @@ class Export:
 
 
 def export(experiment: Experiment, checkpoint: Path | None, options: ExportOptions, tell: Callable[[str], object]) -> Export:
-    """Export, prove and measure; ``tell`` hears what was found. Raises before anything is written where it fails."""
+    """Export, compare and measure; ``tell`` hears what was found. Raises before anything is written where it fails."""
     archive_time()  # which may be refused, and better now than after the work
     return _Exporter(experiment, checkpoint, options, tell).run()
 
@@ -68,44 +77,61 @@ class _Exporter:
     ) -> None:
         self.experiment, self.options, self.tell = experiment, options, tell
         self.trained = load_net(experiment, checkpoint)
-        self.settings = experiment.config.to_kestrel
-        self.activated = self.settings.add_softmax
         self.samples = _samples(experiment, options, self.trained)
-        made = served(experiment, self.trained.net, _names(experiment, self.trained, self.samples))
-        self.spec, self.operations, self.heads = made.spec, made.operations, made.heads
+        self.made = exportable(experiment, self.trained.net, _names(experiment, self.trained, self.samples))
         self.pipeline = experiment.task.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
-        multilabel = any(head.type == "multilabel" for head in self.heads)
-        self.reference = gate.Reference(self.spec.module, [(head.start, head.end) for head in self.heads], multilabel=multilabel)
+        self.reference = TorchModel(self.made.module, self.made.outputs)
 
     def run(self) -> Export:
-        height, width = self.spec.input_size
+        height, width = self.made.input_size
         kind = "averaged (EMA) weights" if self.trained.report.averaged else "weights"
         self.tell(f"{kind} of {self.trained.checkpoint}, input {INPUT} (N, 3, {height}, {width})")
         for remark in self.trained.report.remarks():
             self.tell(remark)
-        graph = export_graph(self.spec.module, self.spec.input_size)
+        graph = export_graph(self.made.module, self.made.input_size, self.made.outputs)
         session = Session(serialized(graph), "the exported graph")
-        proof = gate.prove(self.reference, session, self.samples.images(self.samples.spread(gate.REAL_IMAGES)))
-        from_image = gate.prove_from_images(self.reference, session, list(self._pairs()))
+        real = self.samples.images(self.samples.spread(gate.REAL_IMAGES)).numpy()
+        found = gate.check_graph_outputs(self.reference, session, self.made.answer, real)
+        from_image = gate.check_preprocessing(self.reference, session, self._pairs())
         self.tell(
-            f"gate: max_abs {proof.closeness.max_abs:.1e}, allowed {proof.closeness.limit():.1e}, on "
-            f"{count(proof.images, 'real image')}, random and constant ones at batches 1, 2, 5; from image files "
+            f"gate: max_abs {found.max_abs:.1e}, allowed {found.limit(gate.TOLERANCE):.1e}, on "
+            f"{count(len(real), 'real image')}, random and constant ones at batches 1, 2, 5; from image files "
             f"{from_image.max_abs:.1e}"
         )
         quantization = None
         if self.options.precision == "int8":
             graph, quantization = self._quantized(graph, session)
             session = Session(serialized(graph), "the quantized graph")
-        metrics = self._metrics(session, quantization)
-        manifest = self._manifest(graph, self._parity(proof, from_image), metrics, quantization)
+        manifest = Manifest(
+            name=self.experiment.config.to_kestrel.model_name,
+            version=self.experiment.config.to_kestrel.version,
+            task=self.experiment.task.name,
+            model=ModelFile(
+                sha256=None,
+                bytes=None,
+                opset=graph.opset_import[0].version,
+                precision=self.options.precision,
+                params=parameters_of(self.made.module),
+                weights="ema" if self.trained.report.averaged else "raw",
+            ),
+            inputs=[_input(height, width, next(op.color for op in self.made.operations if isinstance(op, Decode)))],
+            outputs=self.made.outputs,
+            preprocess=self.made.operations,
+            answer=self.made.answer,
+            metrics=self._metrics(session),
+            parity=_parity(found, from_image, len(real)),
+            quantization=quantization,
+            testvectors=[],
+            provenance=provenance_of(self.experiment, self.trained.checkpoint),
+        )
         return self._finished(graph, manifest, session)
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Callable[[], Floats]]]:
+    def _pairs(self) -> Iterator[tuple[Floats, Callable[[], Floats]]]:
         """Images prepared by training, and calls that prepare them as the package does."""
-        packaged = Preprocessing(self.operations, self.spec.input_size)
+        packaged = Preprocessing(self.made.operations, self.made.input_size)
         real = [self.samples.png(number) for number in self.samples.spread(_FROM_IMAGE)]
         for image in (*real, *(drawn for _, drawn in drawn_images())):
-            yield torch.from_numpy(self._prepare(image)), partial(packaged, image)
+            yield self._prepare(image), partial(packaged, image)
 
     def _prepare(self, image: bytes) -> Floats:
         """(1, 3, H, W) by the reader and the transforms of training."""
@@ -113,140 +139,105 @@ class _Exporter:
         prepared: Floats = self.pipeline.finish(batch, CPU).image.numpy()
         return prepared
 
-    def _parity(self, proof: gate.Proof, from_image: gate.Closeness) -> Parity:
-        return Parity(
-            reference=f"torch {torch.__version__} on the CPU, float32",
-            runtime=f"onnxruntime {required('onnxruntime').__version__}, CPUExecutionProvider",
-            max_abs=_rounded(proof.closeness.max_abs),
-            tolerance=_rounded(proof.closeness.limit()),
-            from_image=_rounded(from_image.max_abs),
-            images=proof.images,
-            batches=list(proof.batches),
-        )
-
-    def _metrics(self, session: Session, quantization: Quantization | None) -> Metrics | None:
-        if not isinstance(self.samples, DatasetSamples):
+    def _metrics(self, session: Session) -> Metrics | None:
+        numbers = self._numbers(None if self.options.precision == "int8" else _METRIC_IMAGES)
+        torch_found, onnx_found = (self._measured(model, numbers) for model in (self.reference, session))
+        if torch_found is None or onnx_found is None:
             return None
-        chosen = self.options.metric_images
-        wanted = None if chosen == 0 else chosen or (_METRIC_IMAGES if quantization is None else None)
-        numbers = self.samples.spread(wanted)
-        measured = self._measured(numbers, {"torch": self.reference, "onnx": _outputs_of(session)})
-        if measured is None:
-            return None
-        metric, values = measured.metric, measured.values
+        metric, images = torch_found.metric, torch_found.images
         self.tell(
-            f"{metric}: {values['torch']:.2f} % by torch, {values['onnx']:.2f} % by onnxruntime on {measured.images:,} of "
+            f"{metric}: {torch_found.value:.2f} % by torch, {onnx_found.value:.2f} % by onnxruntime on {images:,} of "
             f"{count(len(self.samples), 'image')} of {self.samples.name}"
         )
-        top1 = {"top1": values["torch"], "onnx_top1": values["onnx"]} if metric.endswith("top1") else {}
+        top1 = {"top1": torch_found.value, "onnx_top1": onnx_found.value} if metric.endswith("top1") else {}
         return Metrics(
             dataset=self.samples.name,
             sha256=self.samples.fingerprint,
-            images=measured.images,
+            images=images,
             metric=metric,
-            torch=values["torch"],
-            onnx=values["onnx"],
+            torch=torch_found.value,
+            onnx=onnx_found.value,
             **top1,
         )
 
-    def _measured(self, numbers: Sequence[int], models: dict[str, Outputs]) -> Measured | None:
-        assert isinstance(self.samples, DatasetSamples)
-        return metrics_of(self.samples, numbers, models, self.experiment.task.evaluator, self.heads, activated=self.activated)
+    def _numbers(self, default: int | None) -> list[int]:
+        """The images to measure on: ``--metric-images``, where 0 means all, as None does."""
+        chosen = self.options.metric_images
+        return self.samples.spread(default if chosen is None else chosen or None)
 
-    def _quantized(self, graph: Any, fp32: Session) -> tuple[Any, Quantization]:
+    def _measured(self, model: Model, numbers: Sequence[int]) -> Measured | None:
+        if not isinstance(self.samples, DatasetSamples):
+            return None
+        make = partial(self.experiment.task.evaluator, self.samples.dataset)
+        return measure(model, self.made.answer, self.samples.batches(numbers), make)
+
+    def _quantized(self, graph: ModelProto, fp32: Session) -> tuple[ModelProto, Quantization]:
         """The first candidate that stays within the limits. Raises ``UserError`` with the numbers of all otherwise."""
         if not isinstance(self.samples, DatasetSamples):
-            raise UserError("--quantize int8: the loss of accuracy is measured on dataset.test. Leave --images out.")
+            raise UserError("the loss of accuracy is measured on dataset.test", key=_INT8, fix="Leave --images out.")
         calibration = _calibration(self.experiment, self.samples, self.options.calibration_images, self.tell)
-        numbers = self.samples.spread(self.options.metric_images or None)
-        refusals = []
+        numbers, limits = self._numbers(None), self.options.limits
+        before, refusals = self._measured(fp32, numbers), []
         for candidate in quantize.candidates_for(graph):
             made = quantize.quantized(graph, candidate, calibration)
             session = Session(serialized(made), "the quantized graph")
-            measured = self._measured(numbers, {"fp32": _outputs_of(fp32), "int8": _outputs_of(session)})
-            if measured is None:
-                raise UserError("--quantize int8: the loss of accuracy is measured on labels; dataset.test has none.")
-            metric, values = measured.metric, measured.values
-            times = milliseconds({"fp32": fp32, "int8": session}, (3, *self.spec.input_size), batch=8)
+            after = self._measured(session, numbers)
+            if before is None or after is None:
+                raise UserError("the loss of accuracy is measured on labels, and dataset.test has none", key=_INT8)
+            times = milliseconds({"fp32": fp32, "int8": session}, (3, *self.made.input_size), batch=8)
             speedup = times["fp32"] / times["int8"]
             name = f"int8, {candidate.method}, ranges by {candidate.calibration}"
             self.tell(
-                f"{name}: {metric} {values['int8']:.2f} % (fp32 {values['fp32']:.2f} %) on {count(measured.images, 'image')}; "
+                f"{name}: {after.metric} {after.value:.2f} % (fp32 {before.value:.2f} %) on {count(after.images, 'image')}; "
                 f"{times['int8']:.2f} ms an image (fp32 {times['fp32']:.2f}), {speedup:.2f} times as fast"
             )
-            refusal = quantize.verdict(values["fp32"], values["int8"], speedup, self.options.limits)
+            refusal = quantize.verdict(before.value, after.value, speedup, limits)
             if not refusal:
                 return made, Quantization(
                     method=candidate.method,
                     calibration=candidate.calibration,
                     images=0 if candidate.method == "dynamic" else len(calibration.numbers),
-                    fp32=values["fp32"],
-                    int8=values["int8"],
-                    max_drop=self.options.limits.max_drop,
+                    fp32=before.value,
+                    int8=after.value,
+                    max_drop=limits.max_drop,
                 )
             refusals.append(f"{name}: {refusal}")
-        raise UserError(f"--quantize int8: refused. {'; '.join(refusals)}. Nothing was written.")
+        raise UserError(f"refused. {'; '.join(refusals)}. Nothing was written.", key=_INT8)
 
-    def _manifest(self, graph: Any, parity: Parity, metrics: Metrics | None, quantization: Quantization | None) -> Manifest:
-        height, width = self.spec.input_size
-        activations = {head.activation for head in self.heads}
-        activation: Any = activations.pop() if len(activations) == 1 else "per_head"
-        activated = self.activated
-        return Manifest(
-            name=self.settings.model_name,
-            version=self.settings.version,
-            task=self.experiment.task.name,
-            model=ModelFile(
-                sha256=None,
-                bytes=None,
-                opset=graph.opset_import[0].version,
-                precision="int8" if quantization else "fp32",
-                params=parameters_of(self.spec.module),
-                weights="ema" if self.trained.report.averaged else "raw",
-            ),
-            inputs=[
-                Input(
-                    name=INPUT,
-                    shape=("N", 3, height, width),
-                    channel_order=_channels(self.spec),
-                    batch=Batch(tested=list(gate.BATCHES)),
-                )
-            ],
-            outputs=[
-                Output(
-                    name=OUTPUT,
-                    shape=("N", self.heads[-1].end + 1),
-                    meaning="probabilities" if activated else "logits",
-                    activation_in_graph=activation if activated else "none",
-                    activation_to_apply="none" if activated else activation,
-                )
-            ],
-            preprocess=self.operations,
-            heads=self.heads,
-            metrics=metrics,
-            parity=parity,
-            quantization=quantization,
-            testvectors=[],
-            provenance=provenance_of(self.experiment, self.trained.checkpoint),
-        )
-
-    def _finished(self, graph: Any, manifest: Manifest, session: Session) -> Export:
-        """The graph with its metadata, the manifest with its hash, and the test vectors, once more held against it."""
+    def _finished(self, graph: ModelProto, manifest: Manifest, session: Session) -> Export:
+        """The graph with its metadata, the manifest with its hash, and the test vectors, once more compared with it."""
         set_metadata(graph, metadata_of(manifest))
         model = serialized(graph)
-        images = [(f"real_{index}", self.samples.png(number)) for index, number in enumerate(self.samples.spread(_VECTORS))]
-        is_int8 = manifest.quantization is not None
-        outputs = session if is_int8 else (lambda batch: self.reference(torch.from_numpy(batch)))
-        vectors = vectors_of([*images, *drawn_images()], self._prepare, outputs)
-        tolerance = _INT8_TOLERANCE if is_int8 else Tolerance(from_tensor=gate.TOLERANCE, from_image=gate.FROM_IMAGE)
-        final = Session(model, "the finished graph")
-        for vector in vectors:
-            found = gate.closeness(final(vector.input), vector.logits)
-            if not found.max_abs <= found.limit(tolerance.from_tensor):
-                raise NumericalError(f"the finished graph is {found.max_abs:.1e} off at {vector.name}. Nothing was written.")
+        final, tolerance = Session(model, "the finished graph"), _TOLERANCES[manifest.model.precision]
+        reference: Model = session if manifest.model.precision == "int8" else self.reference
+        real = [(f"real_{index}", self.samples.png(number)) for index, number in enumerate(self.samples.spread(_VECTORS))]
+        vectors = []
+        for name, image in (*real, *drawn_images()):
+            prepared = self._prepare(image)
+            vectors.append(Vector(name, image, prepared, reference(prepared)))
+            off = closeness(final(prepared), vectors[-1].outputs)
+            gate.require_close(off, tolerance.from_tensor, f"the finished graph differs at {name}")
         file = manifest.model.model_copy(update={"sha256": sha256(model).hexdigest(), "bytes": len(model)})
-        whole = manifest.model_copy(update={"model": file, "testvectors": entries_of(vectors, tolerance)})
-        return Export(model, whole, vectors)
+        entries = [vector.entry(tolerance) for vector in vectors]
+        return Export(model, manifest.model_copy(update={"model": file, "testvectors": entries}), vectors)
+
+
+def _input(height: int, width: int, order: Literal["RGB", "BGR"]) -> Input:
+    return Input(name=INPUT, shape=("N", 3, height, width), channel_order=order, batch=Batch(tested=list(gate.BATCHES)))
+
+
+def _parity(found: Closeness, from_image: Closeness, images: int) -> Parity:
+    """The gate's numbers, in two digits: the last ones of a difference of rounding errors say nothing."""
+    max_abs, tolerance, off = (float(f"{each:.2g}") for each in (found.max_abs, found.limit(gate.TOLERANCE), from_image.max_abs))
+    return Parity(
+        reference=f"torch {torch.__version__} on the CPU, float32",
+        runtime=f"onnxruntime {required('onnxruntime').__version__}, CPUExecutionProvider",
+        max_abs=max_abs,
+        tolerance=tolerance,
+        from_image=off,
+        images=images,
+        batches=list(gate.BATCHES),
+    )
 
 
 def _samples(experiment: Experiment, options: ExportOptions, trained: Trained) -> Samples:
@@ -258,7 +249,7 @@ def _samples(experiment: Experiment, options: ExportOptions, trained: Trained) -
     return samples
 
 
-def _names(experiment: Experiment, trained: Trained, samples: Samples) -> Any:
+def _names(experiment: Experiment, trained: Trained, samples: Samples) -> list[str] | None:
     """The names of the classes: those of the checkpoint, else of the test data."""
     if trained.class_names or not isinstance(samples, DatasetSamples):
         return trained.class_names
@@ -277,29 +268,15 @@ class _Calibration:
 
 
 def _calibration(experiment: Experiment, test: DatasetSamples, images: int, tell: Callable[[str], object]) -> _Calibration:
-    """Training images by the test transforms, so that the accuracy is judged on others; test images where there are none."""
+    """Training images by the test transforms, so that accuracy is measured on others; test images where there are none."""
     samples = test
     if experiment.config.dataset.train is not None:
         try:
             samples = DatasetSamples(experiment, "train")
         except UserError as error:
             tell(f"note: calibrated on the images of dataset.test, since those of dataset.train cannot be had: {error}")
-    if min(len(samples), images) < quantize.LEAST_IMAGES:
-        raise UserError(
-            f"--quantize int8: got {min(len(samples), images)} images to calibrate on ({samples.name} has "
-            f"{len(samples):,}), expected at least {quantize.LEAST_IMAGES}."
-        )
+    found = min(len(samples), images)
+    if found < quantize.LEAST_IMAGES:
+        got = Verbatim(f"{found} images to calibrate on ({samples.name} has {len(samples):,})")
+        raise UserError(key=_INT8, got=got, expected=f"at least {quantize.LEAST_IMAGES}")
     return _Calibration(samples, samples.spread(images))
-
-
-def _outputs_of(session: Session) -> Outputs:
-    return lambda images: session(images.numpy())
-
-
-def _channels(spec: ExportSpec) -> Literal["RGB", "BGR"]:
-    return "BGR" if spec.channel_order == "BGR" else "RGB"
-
-
-def _rounded(value: float) -> float:
-    """Two digits: the last ones of a difference of rounding errors say nothing."""
-    return float(f"{value:.2g}")

@@ -7,42 +7,52 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from up.bundle.archive import MANIFEST, MODEL, SUMS, write_archive
-from up.bundle.manifest import Head, Manifest, sums_text
-from up.bundle.operations import Operation, pixel_affine
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
+
+from up.bundle.answers import Answer, ClassesAnswer
+from up.bundle.answers.classes import Head
+from up.bundle.archive import MODEL
+from up.bundle.manifest import Manifest
+from up.bundle.operations import Decode, Operation, pixel_affine
 from up.errors import ConfigError, Problem, UserError
-from up.files import make_folder, write_atomically
 from up.schema.sections import ToKestrel
-from up.text import some_of
+from up.text import Verbatim, some_of
+from up.types import Json
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _PIXEL_TOLERANCE = 0.05  # levels: 0.485 * 255 is written as 123.675 and as 123.68
 _MAX_BATCH = 8
-_LABEL_KEYS = {"calculator", "start", "end", "labels"}
 
 
-@dataclass(frozen=True)
-class Category:
+class Category(BaseModel):
     """One entry of category_param.json: outputs ``start`` to ``end`` (inclusive) and their labels."""
 
-    name: str
-    calculator: str
-    start: int
-    end: int
-    labels: Sequence[str]
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calculator: Annotated[str, BeforeValidator(str)] = "bypass"
+    start: StrictInt
+    end: StrictInt
+    labels: list[Annotated[str, BeforeValidator(str)]]
+
+
+def classes_of(answer: Answer) -> ClassesAnswer:
+    """The answer, if Kestrel's members can describe it. Raises ``UserError`` otherwise."""
+    if not isinstance(answer, ClassesAnswer):
+        got = Verbatim(type(answer).__name__)
+        raise UserError("Kestrel's packages", got=got, expected="classes of whole images", fix="Leave out --strict-kestrel.")
+    return answer
 
 
 def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrel) -> dict[str, bytes]:
     """The four members that Kestrel reads."""
     major, minor, patch = (int(part) for part in settings.version.split("."))
     mean, std = pixel_affine(manifest.preprocess)
-    height, width = manifest.inputs[0].shape[2:]
-    parameters: dict[str, Any] = {
+    height, width = manifest.input_size
+    parameters: dict[str, Json] = {
         "model_files": {
             "net": {
                 "net": MODEL,
@@ -70,27 +80,10 @@ def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrel) -> di
         "properties": {"description": _description(manifest)},
     }
     categories = {
-        entry.name: {
-            "calculator": entry.calculator,
-            "feature_start": entry.start,
-            "feature_end": entry.end,
-            "labels": list(entry.labels),
-        }
-        for entry in categories_of(settings, manifest.heads)
+        name: {"calculator": entry.calculator, "feature_start": entry.start, "feature_end": entry.end, "labels": entry.labels}
+        for name, entry in categories_of(settings, classes_of(manifest.answer).heads).items()
     }
     return {MODEL: model, "meta.json": _json(meta), "parameters.json": _json(parameters), "category_param.json": _json(categories)}
-
-
-def bundle_members(kestrel: Mapping[str, bytes], manifest: Manifest, vectors: Mapping[str, bytes]) -> dict[str, bytes]:
-    """All members of a package: Kestrel's, the manifest, the test vectors, the hashes."""
-    members = {**kestrel, **vectors, MANIFEST: manifest.text().encode()}
-    return {**members, SUMS: sums_text(members)}
-
-
-def write_package(members: Mapping[str, bytes], path: Path, *, mtime: int) -> None:
-    """Write the tar atomically, its folder too where there is none. Raises ``StorageError``."""
-    make_folder(path.parent)
-    write_atomically(path, lambda file: write_archive(members, file, mtime=mtime))
 
 
 def package_path(folder: Path, settings: ToKestrel) -> Path:
@@ -101,80 +94,79 @@ def package_path(folder: Path, settings: ToKestrel) -> Path:
     return folder / f"{settings.model_name}_{settings.version}.tar"
 
 
-def preprocessing_problems(
-    settings: ToKestrel, *, operations: Sequence[Operation], size: tuple[int, int], order: str
+def problems_of(
+    settings: ToKestrel, operations: Sequence[Operation], size: tuple[int, int], answer: Answer, *, labels: bool
 ) -> Iterator[Problem]:
-    """All values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and a bad ``model_name``."""
+    """All values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and the labels."""
+    order = next(op.color for op in operations if isinstance(op, Decode))
+    size_fix = "Leave it out, or change the transforms."
+    produced = f"what the test transforms produce: {size[0]} x {size[1]} (height x width)"
     mean, std = pixel_affine(operations)
     for key, given, derived in (("pixel_means", settings.pixel_means, mean), ("pixel_stds", settings.pixel_stds, std)):
         if given is not None and not _close(given, derived):
-            yield _problem(
-                key,
-                f"got {given}, but the test transforms normalise by {[round(value, 3) for value in derived]} (levels, 0 to 255). "
-                "Leave it out: it follows from normalize.",
-            )
+            expected = f"that of the test transforms, {[round(value, 3) for value in derived]} (levels, 0 to 255)"
+            yield _problem(key, given, expected, "Leave it out: it follows from normalize.")
     if "is_rgb" in settings.model_fields_set and settings.is_rgb != (order == "RGB"):
-        yield _problem("is_rgb", f"got {settings.is_rgb}, but the net is trained on {order} images. Leave it out.")
+        yield _problem("is_rgb", settings.is_rgb, f"{order == 'RGB'}: the net is trained on {order} images", "Leave it out.")
     if settings.resize_hw is not None and _pair(settings.resize_hw) != list(size):
-        yield _problem(
-            "resize_hw",
-            f"got {settings.resize_hw}, but the test transforms produce {size[0]} x {size[1]} (height x width). "
-            "Leave it out, or change the transforms.",
-        )
+        yield _problem("resize_hw", settings.resize_hw, produced, size_fix)
     if not _NAME.fullmatch(settings.model_name):
-        yield _problem("model_name", f"got {settings.model_name!r}, expected letters, digits, '_', '-' and '.'.")
+        yield _problem("model_name", settings.model_name, "letters, digits, '_', '-' and '.'")
+    if labels:
+        yield from _label_problems(settings, answer)
 
 
-def label_problems(settings: ToKestrel, heads: Sequence[Head]) -> Iterator[Problem]:
-    """All values of ``to_kestrel`` that contradict the heads of the net and their labels."""
+def _label_problems(settings: ToKestrel, answer: Answer) -> Iterator[Problem]:
+    if not isinstance(answer, ClassesAnswer):
+        for key in ("class_label", "support_labels"):
+            if getattr(settings, key) is not None:
+                yield _problem(key, getattr(settings, key), "no such key: the model does not predict classes of whole images")
+        return
     try:
-        labels = {label for entry in categories_of(settings, heads) for label in entry.labels}
+        known = {label for entry in categories_of(settings, answer.heads).values() for label in entry.labels}
     except ConfigError as error:
         yield from error.problems
         return
-    strange = [label for label in settings.support_labels or () if label not in labels]
+    strange = [label for label in settings.support_labels or () if label not in known]
     if strange:
-        yield _problem("support_labels", f"{some_of(strange, 5)}: not among the labels {some_of(sorted(labels), 8)}.")
+        yield _problem("support_labels", Verbatim(some_of(strange, 5)), f"some of the labels {some_of(sorted(known), 8)}")
 
 
-def _problem(key: str, what: str) -> Problem:
-    return Problem(what, key=f"to_kestrel.{key}")
+def _problem(key: str, got: object, expected: str, fix: str = "") -> Problem:
+    return Problem(key=f"to_kestrel.{key}", got=Verbatim(got) if isinstance(got, list) else got, expected=expected, fix=fix)
 
 
-def categories_of(settings: ToKestrel, heads: Sequence[Head]) -> list[Category]:
-    """``class_label`` as it was written, or the heads of the net. Raises ``ConfigError`` where it does not cover the outputs."""
+def categories_of(settings: ToKestrel, heads: Sequence[Head]) -> dict[str, Category]:
+    """``class_label`` as written, or the heads of the net. Raises ``ConfigError`` where it does not cover the outputs."""
     if settings.class_label is None:
-        return [Category(head.name, "bypass", head.start, head.end, head.labels) for head in heads]
-    found = [_category(name, entry) for name, entry in settings.class_label.items()]
+        return {head.name: Category(start=head.start, end=head.end, labels=head.labels) for head in heads}
+    found = {name: _category(name, entry) for name, entry in settings.class_label.items()}
     at = 0
-    for entry in found:
-        if entry.start != at or entry.end < entry.start:
-            raise _misfit(entry.name, f"got outputs {entry.start} to {entry.end} (inclusive), expected them to start at {at}.")
-        if len(entry.labels) != entry.end - entry.start + 1:
-            raise _misfit(entry.name, f"got {len(entry.labels)} labels for {entry.end - entry.start + 1} outputs.")
-        at = entry.end + 1
+    for name, entry in found.items():
+        if entry.start != at:
+            raise ConfigError([_problem(f"class_label.{name}.start", entry.start, f"{at}, the first output that is not covered")])
+        at += len(entry.labels)
+        if entry.end != at - 1:
+            raise ConfigError([_problem(f"class_label.{name}.end", entry.end, f"{at - 1} (inclusive), one label per output")])
     if at != heads[-1].end + 1:
-        raise ConfigError([_problem("class_label", f"covers {at} outputs, but the net has {heads[-1].end + 1}.")])
+        got = Verbatim(f"{at} outputs")
+        raise ConfigError([_problem("class_label", got, f"all {heads[-1].end + 1} outputs of the net")])
     return found
 
 
-def _misfit(name: str, what: str) -> ConfigError:
-    return ConfigError([_problem(f"class_label.{name}", what)])
+def _category(name: str, entry: object) -> Category:
+    try:
+        return Category.model_validate(entry)
+    except ValidationError as error:
+        expected = f"{{calculator, start, end, labels}} ({error.errors()[0]['msg']})"
+        raise ConfigError([_problem(f"class_label.{name}", Verbatim(entry), expected)]) from None
 
 
-def relabelled(heads: Sequence[Head], settings: ToKestrel) -> list[Head]:
-    """The heads with the labels of ``class_label``, so that both lists of a package say the same."""
-    labels = [label for entry in categories_of(settings, heads) for label in entry.labels]
-    return [head.model_copy(update={"labels": labels[head.start : head.end + 1]}) for head in heads]
-
-
-def _category(name: str, entry: Any) -> Category:
-    if not isinstance(entry, dict) or not set(entry) <= _LABEL_KEYS or not {"start", "end", "labels"} <= set(entry):
-        raise _misfit(name, f"got {entry!r}, expected {{calculator, start, end, labels}}.")
-    start, end, labels = entry["start"], entry["end"], entry["labels"]
-    if type(start) is not int or type(end) is not int or not isinstance(labels, list):
-        raise _misfit(name, f"got start {start!r}, end {end!r}, labels {labels!r}; expected two numbers and a list.")
-    return Category(name, str(entry.get("calculator", "bypass")), start, end, [str(label) for label in labels])
+def relabelled(answer: ClassesAnswer, settings: ToKestrel) -> ClassesAnswer:
+    """The answer with the labels of ``class_label``, so that both lists of a package say the same."""
+    labels = [label for entry in categories_of(settings, answer.heads).values() for label in entry.labels]
+    heads = [head.model_copy(update={"labels": labels[head.start : head.end + 1]}) for head in answer.heads]
+    return answer.model_copy(update={"heads": heads})
 
 
 def _pair(given: Sequence[int] | str) -> list[int]:
@@ -188,11 +180,11 @@ def _close(given: Sequence[float], derived: Sequence[float]) -> bool:
 
 
 def _description(manifest: Manifest) -> str:
-    classes = " + ".join(str(len(head.labels)) for head in manifest.heads)
+    classes = " + ".join(str(len(labels)) for labels in manifest.answer.label_lists())
     measured = manifest.metrics
     metric = f", {measured.metric} {measured.onnx:.2f} % on {measured.dataset}" if measured else ""
     return f"{manifest.task} of {classes} classes, {manifest.model.precision}{metric}; exported by up {manifest.provenance.up}"
 
 
-def _json(value: Any) -> bytes:
+def _json(value: Json) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,79 +1,72 @@
-"""What a network is worth: its metric on labelled images, and how long an image takes."""
+"""The metric of a model on labelled images, and the time that an image takes."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from up.bundle.heads import scores_of
-from up.bundle.manifest import Head
-from up.bundle.session import Floats, Session
+from up.bundle.answers import Answer
 from up.data.collate import without_bad
-from up.deploy.samples import DatasetSamples
-from up.engine.evaluate import Evaluator
+from up.data.records import Batch
+from up.deploy.models import EvaluatedModel, Model
+from up.engine.ema import NoEma
+from up.engine.evaluate import Evaluation, Evaluator
+from up.engine.precision import Precision
 from up.errors import UserError
 
-Outputs = Callable[[Tensor], Floats]  # images (B, 3, H, W) to the numbers of all heads (B, numbers)
 _ROUNDS = 15
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The ``metric`` of ``images`` images that could be read, in percent, for each model."""
+    """The ``metric`` of the evaluator on ``images`` images that could be read, and all its metrics, in its unit."""
 
     metric: str
     images: int
-    values: dict[str, float]
+    metrics: Mapping[str, float]
+
+    @property
+    def value(self) -> float:
+        """The metric."""
+        return round(self.metrics[self.metric], 4)
 
 
-def metrics_of(
-    samples: DatasetSamples,
-    numbers: Sequence[int],
-    models: Mapping[str, Outputs],
-    make_evaluator: Callable[[Any], Evaluator],
-    heads: Sequence[Head],
-    *,
-    activated: bool,
-) -> Measured | None:
-    """What each of ``models`` is worth; None without labels. One pass over the images serves all of them."""
-    evaluators = {name: make_evaluator(samples.dataset) for name in models}
+def measure(model: Model, answer: Answer, batches: Iterable[Batch], make_evaluator: Callable[[], Evaluator]) -> Measured | None:
+    """Evaluate a model on prepared batches, as a net is; None where the images have no labels."""
     images = 0
-    for batch in map(without_bad, samples.batches(numbers)):
-        if "gt" not in batch:
-            return None
-        images += len(batch.image)
-        if not len(batch.image):
-            continue
-        for name, outputs in models.items():
-            scores = [torch.from_numpy(part) for part in scores_of(outputs(batch.image), heads, activated=activated)]
-            evaluators[name].update({"scores": scores[0] if len(scores) == 1 else scores}, batch)
-    values = {}
-    for name, evaluator in evaluators.items():
-        evaluator.merge([evaluator.state()])
-        values[name] = evaluator.compute()
-    metric = next(iter(evaluators.values())).main_metric
-    if any(metric not in computed for computed in values.values()):
-        raise UserError(f"the evaluator of dataset.test gives no {metric} for {len(numbers)} images.")
-    return Measured(metric, images, {name: round(computed[metric], 4) for name, computed in values.items()})
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None or "gt" not in first:
+        return None
+
+    def counted() -> Iterator[Batch]:
+        nonlocal images
+        for batch in map(without_bad, chain([first], rest)):
+            if len(batch.image):
+                images += len(batch.image)
+                yield batch
+
+    evaluation = Evaluation(counted(), lambda batch: batch, make_evaluator, Precision(mode=None, device=torch.device("cpu")))
+    metrics, evaluator = evaluation(EvaluatedModel(model, answer), NoEma())
+    if evaluator.main_metric not in metrics:
+        raise UserError(f"the evaluator gives no {evaluator.main_metric} for {images} images")
+    return Measured(evaluator.main_metric, images, metrics)
 
 
-def milliseconds(sessions: Mapping[str, Session], shape: tuple[int, int, int], batch: int) -> dict[str, float]:
-    """The median time of one image for each of ``sessions``, measured in turn so that a busy moment hits them all."""
+def milliseconds(models: Mapping[str, Model], shape: tuple[int, int, int], batch: int) -> dict[str, float]:
+    """The median time of one image for each of ``models``, measured in turn so that a busy moment hits them all."""
     images = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for name, session in sessions.items():
-        session(images)  # the first run also allocates
-        times[name].clear()
-    for _ in range(_ROUNDS):
-        for name, session in sessions.items():
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for round_number in range(_ROUNDS + 1):
+        for name, model in models.items():
             begun = time.perf_counter()
-            session(images)
-            times[name].append(time.perf_counter() - begun)
+            model(images)
+            if round_number:  # the first run also allocates
+                times[name].append(time.perf_counter() - begun)
     return {name: 1000 * statistics.median(taken) / batch for name, taken in times.items()}

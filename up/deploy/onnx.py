@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from up.bundle.answers import OutputSpec
+from up.bundle.answers.answer import axes_fit
 from up.bundle.session import first_line, required
 from up.errors import UserError
+from up.text import Verbatim
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 OPSET = 18
-INPUT, OUTPUT = "data", "scores"
+INPUT = "data"
 _BATCH = "N"
+_LOUD = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _EXAMPLE = 2  # with one image some versions of the exporter take the batch for a constant
 _LIMIT = (1 << 31) - (1 << 20)  # bytes that a protobuf may have, less what the metadata need
 
 
-def export_graph(module: nn.Module, size: tuple[int, int], *, opset: int = OPSET) -> Any:
-    """The ``ModelProto`` of ``module``, (N, 3, height, width) -> (N, numbers), in evaluation mode on the CPU.
+def export_graph(module: nn.Module, size: tuple[int, int], outputs: Sequence[OutputSpec], *, opset: int = OPSET) -> ModelProto:
+    """The ``ModelProto`` of ``module``, (N, 3, height, width) -> ``outputs``, in evaluation mode on the CPU.
 
     Raises ``UserError`` where torch cannot export the net, or gives another opset, a fixed batch or weights beside the
     file.
@@ -32,7 +39,7 @@ def export_graph(module: nn.Module, size: tuple[int, int], *, opset: int = OPSET
     example = torch.zeros(_EXAMPLE, 3, *size)
     batch = torch.export.Dim(_BATCH, min=1)
     try:
-        with _silence():
+        with quiet(*_LOUD):
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -41,7 +48,7 @@ def export_graph(module: nn.Module, size: tuple[int, int], *, opset: int = OPSET
                 opset_version=opset,
                 dynamic_shapes=({0: batch},),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[output.name for output in outputs],
                 verbose=False,
                 optimize=True,
             )
@@ -51,35 +58,36 @@ def export_graph(module: nn.Module, size: tuple[int, int], *, opset: int = OPSET
             raise cause from None
         raise UserError(f"torch {torch.__version__} cannot export this net: {type(cause).__name__}: {first_line(cause)}") from error
     assert program is not None, "dynamo exports return a program"
-    model = program.model_proto
-    _forget_origin(model)
-    check_graph(model, size=size, opset=opset)
+    model: ModelProto = program.model_proto
+    forget_origin(model)
+    check_graph(model, size=size, outputs=outputs, opset=opset)
     return model
 
 
-def check_graph(model: Any, *, size: tuple[int, int], opset: int) -> None:
+def check_graph(model: ModelProto, *, size: tuple[int, int], outputs: Sequence[OutputSpec], opset: int) -> None:
     """Raise ``UserError`` for a graph that is not one file of that opset with a symbolic batch."""
     found = {imported.domain: imported.version for imported in model.opset_import}
     if found != {"": opset}:
-        raise UserError(f"the graph came out with opset {found}, expected {opset} of the standard domain alone.")
+        raise UserError("opset of the graph", got=Verbatim(found), expected=f"{opset} of the standard domain alone")
     if any(tensor.external_data or tensor.data_location for tensor in tensors_of(model.graph)):
-        raise UserError("the weights came out beside the graph, expected them in it.")
+        raise UserError("the weights came out beside the graph, expected them in it")
     if model.ByteSize() > _LIMIT:
-        raise UserError(f"the graph has {model.ByteSize():,} bytes, more than one file of ONNX can hold ({_LIMIT:,}).")
-    given = dimensions(model.graph.input)
-    if given != {INPUT: [_BATCH, 3, *size]}:
-        raise UserError(f"the graph takes {given}, expected {INPUT} ({_BATCH}, 3, {size[0]}, {size[1]}) with a free batch.")
-    made = dimensions(model.graph.output)
-    if list(made) != [OUTPUT] or made[OUTPUT][:1] != [_BATCH] or len(made[OUTPUT]) != 2:
-        raise UserError(f"the graph gives {made}, expected {OUTPUT} ({_BATCH}, numbers) with a free batch.")
+        got = Verbatim(f"{model.ByteSize():,} bytes")
+        raise UserError("size of the graph", got=got, expected=f"at most {_LIMIT:,}, what one file of ONNX can hold")
+    expected_inputs: dict[str, list[int | str]] = {INPUT: [_BATCH, 3, *size]}
+    expected = {output.name: output.axes for output in outputs}
+    for what, values, wanted in (("takes", model.graph.input, expected_inputs), ("gives", model.graph.output, expected)):
+        shapes = dimensions(values)
+        if list(shapes) != list(wanted) or not all(axes_fit(shapes[name], axes) for name, axes in wanted.items()):
+            raise UserError(f"the graph {what}", got=Verbatim(shapes), expected=f"{wanted} with a free batch")
 
 
-def dimensions(values: Iterable[Any]) -> dict[str, list[int | str]]:
+def dimensions(values: Iterable[ValueInfoProto]) -> dict[str, list[int | str]]:
     """The shapes of a graph's inputs or outputs; symbolic sizes by their name."""
     return {value.name: [each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim] for value in values}
 
 
-def tensors_of(graph: Any) -> Iterator[Any]:
+def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
     """All weights and constants of a graph, those of its branches and loops too."""
     yield from graph.initializer
     for node in graph.node:
@@ -91,12 +99,12 @@ def tensors_of(graph: Any) -> Iterator[Any]:
                 yield from tensors_of(inner)
 
 
-def set_metadata(model: Any, entries: Mapping[str, str]) -> None:
+def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
     """Replace what the graph says of itself, ``metadata_props``."""
     required("onnx").helper.set_model_props(model, dict(sorted(entries.items())))
 
 
-def serialized(model: Any) -> bytes:
+def serialized(model: ModelProto) -> bytes:
     """The bytes of the file; equal graphs give equal bytes."""
     encoded: bytes = model.SerializeToString(deterministic=True)
     return encoded
@@ -107,14 +115,7 @@ def parameters_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def expected_outputs(module: nn.Module, batch: Tensor) -> Tensor:
-    """What torch computes, (N, numbers), in float32 on the CPU."""
-    with torch.inference_mode():
-        outputs: Tensor = module(batch)
-    return outputs
-
-
-def _forget_origin(model: Any) -> None:
+def forget_origin(model: ModelProto) -> None:
     """Drop stack traces and node names of torch: paths of this machine, which also make equal exports differ."""
     for entry in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del entry.metadata_props[:]
@@ -123,10 +124,9 @@ def _forget_origin(model: Any) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Without the exporter's advice on its own insides."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    before = [(logging.getLogger(name), logging.getLogger(name).level) for name in names]
+def quiet(*loggers: str) -> Iterator[None]:
+    """Silence warnings, and what these loggers have to say below errors: advice on the insides of other programs."""
+    before = [(logging.getLogger(name), logging.getLogger(name).level) for name in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

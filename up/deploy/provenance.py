@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -74,7 +73,7 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def said_by(checkpoint: Path) -> Mapping[str, Any]:
+def said_by(checkpoint: Path) -> Mapping[str, str]:
     """The plain values in a checkpoint of ours; its tensors stay on the disk."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)

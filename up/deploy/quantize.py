@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from up.bundle.session import Floats, first_line, required
-from up.deploy.onnx import INPUT
+from up.bundle.answers import Floats
+from up.bundle.session import first_line, required
+from up.deploy.onnx import INPUT, forget_origin, quiet
 from up.errors import UserError
+from up.types import Kwargs
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 LEAST_IMAGES = 128
 _STATIC_OPS = [
-    "Conv",
-    "Gemm",
-    "MatMul",
-    "Add",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Relu",
-    "Clip",
-    "Concat",
-    "Reshape",
-    "Flatten",
-    "Pad",
-    "Transpose",
+    *("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool"),
+    *("Relu", "Clip", "Concat", "Reshape", "Flatten", "Pad", "Transpose"),
 ]
 _DYNAMIC_OPS = ["MatMul"]  # and Gemm, which is written as MatMul and Add before
 # 7 bits for weights: on CPUs without VNNI the sum of two 8-bit products saturates, and what the gate measured here would
@@ -44,7 +34,7 @@ class Candidate:
 
     method: Literal["static_qdq", "dynamic"]
     calibration: str
-    options: Mapping[str, Any]
+    options: Kwargs
 
 
 @dataclass(frozen=True)
@@ -62,21 +52,21 @@ STATIC = (
 DYNAMIC = (Candidate("dynamic", "each batch by itself", {}),)
 
 
-def candidates_for(model: Any) -> Sequence[Candidate]:
+def candidates_for(model: ModelProto) -> Sequence[Candidate]:
     """Dynamic for transformers, whose activations have outliers that no fixed range fits; static for the rest."""
     return DYNAMIC if has_attention(model) else STATIC
 
 
-def has_attention(model: Any) -> bool:
+def has_attention(model: ModelProto) -> bool:
     """Whether a softmax stands between two products of activations."""
     inputs = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
     return any(node.op_type == "Softmax" and inputs & set(node.output) for node in model.graph.node)
 
 
-def quantized(model: Any, candidate: Candidate, calibration: Callable[[], Iterator[Floats]]) -> Any:
+def quantized(model: ModelProto, candidate: Candidate, calibration: Callable[[], Iterator[Floats]]) -> ModelProto:
     """The graph in 8-bit integers; ``calibration`` gives batches of inputs. Raises ``UserError`` where it cannot be."""
     onnx, quantization = required("onnx"), required("onnxruntime.quantization")
-    with tempfile.TemporaryDirectory() as folder, _silence():
+    with tempfile.TemporaryDirectory() as folder, quiet(""):
         given, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
         onnx.save(model, given)
         try:
@@ -107,16 +97,13 @@ def quantized(model: Any, candidate: Candidate, calibration: Callable[[], Iterat
                     extra_options=dict(candidate.options),
                 )
         except Exception as error:  # the tool fails on graphs that it does not know in many ways
-            raise UserError(f"--quantize int8: onnxruntime cannot quantize this graph: {first_line(error)}") from error
-        made = onnx.load(result)
+            raise UserError(f"onnxruntime cannot quantize this graph: {first_line(error)}", key="--quantize int8") from error
+        made: ModelProto = onnx.load(result)
     used = {node.domain for node in made.graph.node}
     kept = [imported for imported in made.opset_import if imported.domain in used]
     del made.opset_import[:]
     made.opset_import.extend(kept)
-    for entry in (made, made.graph, *made.graph.node):
-        del entry.metadata_props[:]
-        entry.ClearField("doc_string")
-    del made.graph.value_info[:]
+    forget_origin(made)
     return made
 
 
@@ -142,16 +129,3 @@ def verdict(fp32: float, int8: float, speedup: float, limits: Limits) -> str:
     if speedup < limits.min_speedup:
         return f"it is {speedup:.2f} times as fast here, expected at least {limits.min_speedup:g} (--min-speedup)"
     return ""
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Without advice to do what has been done."""
-    root, before = logging.getLogger(), logging.getLogger().level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            root.setLevel(logging.ERROR)
-            yield
-        finally:
-            root.setLevel(before)

@@ -69,7 +69,7 @@ class Samples(ABC):
 class DatasetSamples(Samples):
     """The images of a source of the configuration, by the transforms of ``dataset.test``."""
 
-    def __init__(self, experiment: Experiment, source: Literal["train", "test"], class_names: Any = None) -> None:
+    def __init__(self, experiment: Experiment, source: Literal["train", "test"], class_names: list[str] | None = None) -> None:
         kwargs = section_of(experiment, source).dataset.kwargs
         place = f"dataset.{source}.dataset.kwargs"
         paths = named_paths(experiment, section_of(experiment, source).dataset)
@@ -77,7 +77,9 @@ class DatasetSamples(Samples):
         facts = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
         self.dataset: Any = build_dataset(experiment, source, facts)
         if not len(self.dataset):
-            raise UserError(f"{experiment.path}: dataset.{source}: holds no images, and an export is proved on real ones.")
+            raise UserError(
+                "holds no images, and an export is compared on real ones", file=experiment.path, key=f"dataset.{source}"
+            )
         if source == "train":
             self.dataset.use_transforms(build_transforms(experiment, "test"))  # type: ignore[attr-defined]
         self._stage = experiment.task.device_stage(self.dataset, CPU, False)
@@ -120,7 +122,7 @@ class FolderSamples(Samples):
         try:
             loaded = [self._pipeline.load(self._paths[number]) for number in numbers]
         except BadImage as bad:
-            raise UserError(f"--images: {bad}") from None
+            raise UserError(str(bad), key="--images") from None
         prepared: Batch = self._pipeline.finish(self._collate(loaded), CPU)
         return prepared
 
@@ -128,18 +130,18 @@ class FolderSamples(Samples):
         return _as_rgb(self._reader(str(self._paths[number].absolute())), _is_bgr(self._reader))
 
 
-def _is_bgr(reader: Any) -> bool:
+def _is_bgr(reader: object) -> bool:
     return getattr(reader, "color_mode", "RGB") == "BGR"
 
 
-def _as_rgb(image: Any, bgr: bool) -> Image.Image:
+def _as_rgb(image: Image.Image | Tensor, bgr: bool) -> Image.Image:
     """What a reader gave, as a picture of its own."""
     picture: Image.Image = image.copy() if isinstance(image, Image.Image) else to_pil_image(image)
     return Image.merge("RGB", picture.split()[::-1]) if bgr else picture
 
 
-def encoded_png(image: Image.Image, **options: Any) -> bytes:
+def encoded_png(image: Image.Image) -> bytes:
     """A PNG; the same bytes for the same picture."""
     file = io.BytesIO()
-    image.save(file, "PNG", **options)
+    image.save(file, "PNG")
     return file.getvalue()

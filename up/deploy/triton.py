@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from up.bundle.answers import ClassesAnswer
 from up.bundle.manifest import Manifest
 from up.errors import StorageError, UserError
 from up.files import TEMPORARY, make_folder, write_bytes
@@ -16,19 +18,10 @@ _CONFIG = """name: {name}
 backend: "onnxruntime"
 max_batch_size: {batch}
 input [
-  {{
-    name: {input}
-    data_type: TYPE_FP32
-    dims: [ 3, {height}, {width} ]
-  }}
+{inputs}
 ]
 output [
-  {{
-    name: {output}
-    data_type: TYPE_FP32
-    dims: [ {numbers} ]
-    label_filename: "labels.txt"
-  }}
+{outputs}
 ]
 dynamic_batching {{ }}
 version_policy: {{ latest {{ num_versions: 1 }} }}
@@ -37,17 +30,15 @@ version_policy: {{ latest {{ num_versions: 1 }} }}
 
 def repository_files(manifest: Manifest, model: bytes) -> dict[str, bytes]:
     """The files below NAME, by their path there; ``up_bundle.json`` tells a client how to prepare images."""
-    height, width = manifest.inputs[0].shape[2:]
+    is_classes = isinstance(manifest.answer, ClassesAnswer)
+    label_file = 'label_filename: "labels.txt"' if is_classes else ""
     config = _CONFIG.format(
         name=json.dumps(manifest.name),
         batch=MAX_BATCH,
-        input=json.dumps(manifest.inputs[0].name),
-        height=height,
-        width=width,
-        output=json.dumps(manifest.outputs[0].name),
-        numbers=manifest.outputs[0].shape[1],
+        inputs=_tensor(manifest.inputs[0].name, manifest.inputs[0].shape[1:]),
+        outputs=",\n".join(_tensor(output.name, output.axes[1:], label_file) for output in manifest.outputs),
     )
-    labels = [label.replace("\n", " ") for head in manifest.heads for label in head.labels]
+    labels = [label.replace("\n", " ") for own in manifest.answer.label_lists() for label in own]
     return {
         "config.pbtxt": config.encode(),
         "1/model.onnx": model,
@@ -56,13 +47,21 @@ def repository_files(manifest: Manifest, model: bytes) -> dict[str, bytes]:
     }
 
 
+def _tensor(name: str, axes: Sequence[int | str], *more: str) -> str:
+    """An entry of the lists of inputs and outputs; a free axis is -1."""
+    dims = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in axes)
+    lines = (f"name: {json.dumps(name)}", "data_type: TYPE_FP32", f"dims: [ {dims} ]", *filter(None, more))
+    return "\n".join(["  {", *(f"    {line}" for line in lines), "  }"])
+
+
 def write_repository(files: dict[str, bytes], folder: Path) -> None:
     """Put ``files`` into ``folder`` all at once: what a server may be reading there is replaced by one rename.
 
     Raises ``UserError`` for a folder that holds something else, ``StorageError`` where it cannot be written.
     """
     if folder.exists() and not (folder / "config.pbtxt").is_file():
-        raise UserError(f"{folder}: exists, and is no model of a Triton repository. Name another folder with --save_to.")
+        what = "exists, and is no model of a Triton repository"
+        raise UserError(what, file=folder, fix="Name another folder with --save-to.")
     make_folder(folder.parent)
     fresh = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
     old = folder.with_name(f"{TEMPORARY}{os.getpid()}-old-{folder.name}")
@@ -78,7 +77,7 @@ def write_repository(files: dict[str, bytes], folder: Path) -> None:
             old.rename(folder)
             raise
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+        raise StorageError(f"cannot be written ({error.strerror or error})", file=folder) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

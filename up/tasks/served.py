@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
-from up.bundle.answers import Answer, OutputSpec
+from up.bundle.answers import AnswerSpec, OutputSpec
 from up.bundle.operations import Operation
 from up.data.decoding import MAX_PIXELS
 from up.errors import UserError
@@ -29,7 +29,7 @@ class Served:
 
     module: nn.Module
     outputs: Sequence[OutputSpec]
-    answer: Answer
+    answer: AnswerSpec
 
 
 def preprocessing_of(reader: object, transforms: Iterable[Callable[..., Any]]) -> list[Operation]:

@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
+from up.bundle.answers import Answer
 from up.config.parts import DerivedArguments
 from up.config.section import Part
 from up.data.collate import collate
@@ -25,6 +26,7 @@ from up.files import write_json
 from up.models.weight_files import Weights
 from up.registry import Registry
 from up.schema.sections import NetModule
+from up.tasks.served import Served
 from up.text import some_of
 from up.types import Kwargs
 
@@ -48,17 +50,6 @@ class InputSpec:
     def fixed(self) -> Size | None:
         """``size`` where every image has it."""
         return self.size if self.multiple is None else None
-
-
-@dataclass(frozen=True)
-class ExportSpec:
-    """What an exporter must know of a trained network to serve exactly what was trained."""
-
-    module: nn.Module  # (N, 3, H, W) -> (N, numbers), the numbers of all heads side by side
-    input_size: Size
-    channel_order: str  # RGB or BGR
-    preprocess: Sequence[Kwargs]  # from a file to the input, in the words of the package's manifest
-    heads: Sequence[Kwargs]  # likewise: name, start, end, type, activation, labels, thresholds, topk
 
 
 @dataclass(frozen=True)
@@ -210,16 +201,25 @@ class Task(ABC, Generic[Data]):
         write_json(folder / "metrics.json", evaluator.compute())
         return [folder / "metrics.json"]
 
-    @property
-    def has_export(self) -> bool:
-        """Whether the task defines ``export_spec``."""
-        return type(self).export_spec is not Task.export_spec
+    # --- serving ---
 
-    def export_spec(
-        self, net: nn.Module, reader: Reader, transforms: Sequence[Transform], class_names: list[str] | None, activated: bool
-    ) -> ExportSpec | None:
-        """What an exporter needs; None for a task without export. ``activated``: the graph ends in probabilities."""
-        return None
+    @property
+    def is_served(self) -> bool:
+        """Whether the task defines ``serve``: predicts for single images and exports."""
+        return type(self).serve is not Task.serve
+
+    def serve(self, net: nn.Module, class_names: list[str] | None, activated: bool) -> Served:
+        """The module, the outputs and the answer that serve ``net``, which is in evaluation mode.
+
+        ``class_names`` are those of the checkpoint or the data; ``activated``: the outputs are probabilities.
+        """
+        raise UserError(f"the task {self.name} predicts nothing for single images and has no export: it does not define `serve`.")
+
+    def listed(
+        self, meta_file: Path, meta_type: str, image_dir: str | None, answer: Answer, transforms: Sequence[Transform]
+    ) -> Data:
+        """The labelled images of a list or folder, to evaluate a package with this ``answer`` and its ``transforms``."""
+        raise UserError(f"the task {self.name} does not evaluate packages: it does not define `listed`.")
 
 
 AnyTask = Task[Dataset]

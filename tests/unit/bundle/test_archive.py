@@ -69,7 +69,7 @@ def test_cut_anywhere(cut: int) -> None:
 
 
 def test_more_behind_the_end() -> None:
-    with pytest.raises(PackageError, match=r"x: damaged, or with more bytes, after its last member"):
+    with pytest.raises(PackageError, match=r"^x: damaged"):
         read_members(io.BytesIO(written(MEMBERS) + bytes(RECORD)), "x")
 
 
@@ -126,30 +126,33 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "outside": (lambda: with_entry("../x"), "member '../x' would lie outside of the package"),
     "deep outside": (lambda: with_entry("testvectors/../../x"), "would lie outside"),
     "absolute": (lambda: with_entry("/etc/passwd"), "member '/etc/passwd' would lie outside"),
-    "symbolic link": (lambda: with_entry("model.onnx", tarfile.SYMTYPE, link="/etc/passwd"), "is a symbolic link"),
-    "hard link": (lambda: with_entry("model.onnx", tarfile.LNKTYPE, link="/etc/passwd"), "is a hard link"),
-    "device": (lambda: with_entry("model.onnx", tarfile.CHRTYPE), "is a character device"),
-    "pipe": (lambda: with_entry("model.onnx", tarfile.FIFOTYPE), "is a pipe"),
-    "folder": (lambda: with_entry("testvectors", tarfile.DIRTYPE), "is a folder"),
-    "extended": (lambda: with_entry("a" * 200, format=tarfile.PAX_FORMAT), "is an extended header"),
-    "long name": (lambda: with_entry("a" * 200, format=tarfile.GNU_FORMAT), "is a long name"),
-    "twice": (twice, "member meta.json stands in it twice"),
-    "sparse": (sparse, "is a sparse file"),
+    "symbolic link": (lambda: with_entry("model.onnx", tarfile.SYMTYPE, link="/etc/passwd"), "regular file"),
+    "hard link": (lambda: with_entry("model.onnx", tarfile.LNKTYPE, link="/etc/passwd"), "regular file"),
+    "device": (lambda: with_entry("model.onnx", tarfile.CHRTYPE), "regular file"),
+    "pipe": (lambda: with_entry("model.onnx", tarfile.FIFOTYPE), "regular file"),
+    "folder": (lambda: with_entry("testvectors", tarfile.DIRTYPE), "regular file"),
+    "extended": (lambda: with_entry("a" * 200, format=tarfile.PAX_FORMAT), "regular file"),
+    "long name": (lambda: with_entry("a" * 200, format=tarfile.GNU_FORMAT), "regular file"),
+    "twice": (twice, "member 'meta.json' stands in it twice"),
+    "sparse": (sparse, "regular file"),
     "too large": (lambda: with_entry("meta.json", size=1 << 32), "4,294,967,296 bytes by its header, expected at most"),
     "larger than the file": (lambda: with_entry("model.onnx", size=1 << 30), "cut short: model.onnx has 1,073,741,824 bytes"),
-    "size of 1 TB": (lambda: with_entry("model.onnx", size=1 << 40, format=tarfile.GNU_FORMAT), "model.onnx: unreadable"),
-    "gz": (lambda: gzip.compress(handmade.tar(handmade.members())), "no package: compressed by gzip"),
-    "gz bomb": (lambda: gzip.compress(bytes(1 << 24)), "no package: compressed by gzip"),
-    "empty": (lambda: b"", "no package: an empty file"),
+    "size of 1 TB": (
+        lambda: with_entry("model.onnx", size=1 << 40, format=tarfile.GNU_FORMAT),
+        "1,099,511,627,776 bytes by its header",
+    ),
+    "gz": (lambda: gzip.compress(handmade.tar(handmade.members())), "compressed by gzip"),
+    "gz bomb": (lambda: gzip.compress(bytes(1 << 24)), "compressed by gzip"),
+    "empty": (lambda: b"", "an empty file"),
     "zeros": (lambda: bytes(RECORD), "no members"),
-    "text": (lambda: b"hello " * 1000, "no package: no tar"),
+    "text": (lambda: b"hello " * 1000, "no tar"),
     "many": (many, "more than 64 members"),
     "missing": (lambda: without("parameters.json"), "its members lack parameters.json"),
     "no hashes": (lambda: without("SHA256SUMS"), "its members lack SHA256SUMS"),
-    "vector missing": (lambda: without("testvectors/drawn_turned.png"), "sha256 mismatch of SHA256SUMS"),
+    "vector missing": (lambda: without("testvectors/drawn_turned.png"), "its members lack testvectors/drawn_turned.png"),
     "extra": (lambda: with_entry("readme.txt"), "member 'readme.txt' has no place in a package"),
     "another hash": (lambda: changed_member("meta.json", b"{}"), "damaged: sha256 mismatch of meta.json"),
-    "packed again": (repacked, "packed again by another program, at member"),
+    "packed again": (repacked, "packed again by another program"),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import up.bundle.manifest as module
 from tests.harness import handmade
+from up.bundle.answers import PixelsAnswer
 from up.bundle.archive import PackageError
 from up.bundle.manifest import parse_manifest, sums_text
 
@@ -18,21 +19,12 @@ def test_the_shipped_schema_is_that_of_the_code() -> None:
     made = subprocess.run([sys.executable, "-m", "up.bundle.manifest"], capture_output=True, text=True, check=True).stdout
     assert module.SCHEMA_FILE.read_text(encoding="utf-8") == made, "python -m up.bundle.manifest > up/bundle/bundle.schema.json"
     schema = json.loads(made)
-    assert set(schema["required"]) == {
-        "name",
-        "version",
-        "task",
-        "model",
-        "inputs",
-        "outputs",
-        "preprocess",
-        "heads",
-        "metrics",
-        "parity",
-        "testvectors",
-        "provenance",
-    }
-    assert schema["additionalProperties"] is False
+    first, second = (schema["$defs"][name] for name in ("Version1", "Manifest"))
+    both = {"name", "version", "task", "model", "inputs", "outputs", "preprocess", "metrics", "parity", "testvectors", "provenance"}
+    assert set(first["required"]) == both | {"heads"}
+    assert set(second["required"]) == both | {"answer"}
+    assert first["additionalProperties"] is second["additionalProperties"] is False
+    assert schema["discriminator"]["propertyName"] == "schema_version"
     assert "inclusive" in schema["$defs"]["Head"]["properties"]["end"]["description"]
 
 
@@ -41,6 +33,48 @@ def test_text_and_back() -> None:
     assert parse_manifest(made.text(), "x") == made
     assert parse_manifest(made.text(compact=True), "x") == made
     assert made.text(compact=True).count("\n") == 0
+
+
+MASKS: dict[str, Any] = {
+    "schema_version": 2,
+    "heads": None,
+    "outputs": [{"name": "masks", "axes": ["N", 4, 8, 8]}],
+    "answer": {"kind": "pixels", "output": "masks", "labels": handmade.LABELS, "activation": "softmax"},
+}
+
+
+def of_masks(**changes: Any) -> str:
+    plain = {**json.loads(handmade.manifest().text()), **MASKS, **changes}
+    return json.dumps({key: value for key, value in plain.items() if key != "heads" or value is not None})
+
+
+def test_classes_are_written_in_version_1_and_other_answers_in_version_2() -> None:
+    plain = json.loads(handmade.manifest().text())
+    assert plain["schema_version"] == 1
+    assert list(plain) == [
+        *("schema_version", "name", "version", "task", "model", "inputs", "outputs", "preprocess", "heads", "metrics"),
+        *("parity", "quantization", "testvectors", "provenance"),
+    ]
+    made = parse_manifest(of_masks(), "x")
+    assert isinstance(made.answer, PixelsAnswer)
+    assert json.loads(made.text())["schema_version"] == 2
+    assert parse_manifest(made.text(), "x") == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schema_version": 3}, "schema_version: got 3"),
+        ({"outputs": [{"name": "masks", "axes": ["N", 5, 8, 8]}]}, "expected {'masks': ['N', 4, 'H', 'W']}"),
+        ({"answer": {**MASKS["answer"], "kind": "poses"}}, "answer"),
+        ({"heads": []}, "heads: Extra inputs"),
+    ],
+)
+def test_refusals_of_version_2(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(PackageError) as raised:
+        parse_manifest(of_masks(**changes), "a.tar")
+    assert str(raised.value).startswith("a.tar: up_bundle.json ")
+    assert words in str(raised.value)
 
 
 def changed(path: str, value: Any) -> str:
@@ -56,7 +90,7 @@ def changed(path: str, value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema_version", 2, "schema_version: Input should be 1"),
+        ("heads.0.end", True, "heads.0.end"),
         ("surprise", 1, "surprise: Extra inputs are not permitted"),
         ("model.sha256", "xyz", "model.sha256: String should match pattern"),
         ("heads.0.labels", ["a"], "heads.0: Value error, head 'classes' has 1 labels for 4 outputs"),
@@ -91,7 +125,7 @@ def test_what_is_no_manifest(text: str) -> None:
 def test_heads_follow_each_other() -> None:
     head = json.loads(handmade.manifest().text())["heads"][0]
     two = [{**head, "name": "one", "end": 1, "labels": ["a", "b"]}, {**head, "name": "two", "start": 2, "labels": ["c", "d"]}]
-    assert [h.name for h in parse_manifest(changed("heads", two), "x").heads] == ["one", "two"]
+    assert [h.name for h in parse_manifest(changed("heads", two), "x").answer.heads] == ["one", "two"]
     with pytest.raises(PackageError, match=r"head 'one' covers outputs 0 to 1: expected it to start at 4"):
         parse_manifest(changed("heads", [two[1] | {"start": 0, "end": 3, "labels": list("abcd")}, two[0]]), "x")
 

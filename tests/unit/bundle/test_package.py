@@ -26,8 +26,7 @@ def test_three_forms_say_the_same(tmp_path: Path) -> None:
     alone = open_package(tmp_path / "alone.onnx")
     assert [package.form for package in (bundle, strict, alone)] == ["bundle", "strict", "graph"]
     assert strict.manifest == alone.manifest == bundle.manifest.in_graph()
-    assert bundle.input_size == (8, 8)
-    assert not bundle.activated
+    assert bundle.manifest.input_size == (8, 8)
 
 
 def test_metadata_of_the_graph() -> None:
@@ -54,7 +53,7 @@ def test_a_flipped_byte_of_the_hashes_is_found() -> None:
     for position in range(0, len(members["SHA256SUMS"]), 7):
         damaged = bytearray(members["SHA256SUMS"])
         damaged[position] ^= 1
-        with pytest.raises(PackageError, match="sha256 mismatch"):
+        with pytest.raises(PackageError, match="sha256 mismatch|its members lack"):
             package_of({**members, "SHA256SUMS": bytes(damaged)}, "x")
 
 

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from up.bundle.operations import Operation, Resize, pixel_affine
+from up.bundle.operations import Operation, Resize, input_size_of, pixel_affine
 from up.bundle.preprocess import Preprocessing
 from up.data.bad_images import BadImage
 from up.data.collate import collate
 from up.data.readers import PillowReader
 from up.data.transforms.pipeline import ImagePipeline
-from up.data.transforms.table import CenterCrop, Denormalize, LevelsToTensor, Normalize, ToTensor, export_ops_of, output_size_of
+from up.data.transforms.table import CenterCrop, Denormalize, LevelsToTensor, Normalize, ToTensor
 from up.data.transforms.table import Resize as TrainResize
+from up.tasks.served import preprocessing_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 END: list[Any] = [ToTensor(), Normalize(mean=MEAN, std=STD)]
@@ -75,11 +76,10 @@ def both(
     path.write_bytes(source)
     pipeline = ImagePipeline(PillowReader(color_mode=color, background=background or "drop"), transforms)
     trained = pipeline.finish(collate([pipeline.load(path)]), torch.device("cpu")).image[0]
-    alpha = {"op": "alpha", "mode": "composite", "background": list(background)} if background else {"op": "alpha"}
-    plain = [{"op": "decode", "color": color, "max_pixels": 10**6}, {"op": "exif"}, alpha, *export_ops_of(transforms)]
-    size = output_size_of(transforms)
+    operations = preprocessing_of(PillowReader(color_mode=color, background=background or "drop"), transforms)
+    size = input_size_of(operations)
     assert size is not None
-    return trained.numpy(), Preprocessing(OPERATIONS.validate_python(plain), size)(path)
+    return trained.numpy(), Preprocessing(operations, size)(path)
 
 
 @pytest.mark.parametrize("kind", MIXED)
@@ -168,10 +168,10 @@ def test_the_longer_side_is_rounded_as_torchvision_does(height: int, width: int)
 
 
 def test_pixel_affine_composes() -> None:
-    ops = OPERATIONS.validate_python(export_ops_of(END))
+    ops = preprocessing_of(PillowReader(), END)
     mean, std = pixel_affine(ops)
     assert mean == pytest.approx([123.675, 116.28, 103.53])
     assert std == pytest.approx([58.395, 57.12, 57.375])
-    mean, std = pixel_affine(OPERATIONS.validate_python(export_ops_of(UNDONE[1:])))
+    mean, std = pixel_affine(preprocessing_of(PillowReader(), UNDONE[1:]))
     assert mean == pytest.approx([0, 0, 0], abs=1e-9)
     assert std == pytest.approx([255, 255, 255])

@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.harness import handmade
-from up.bundle.session import Floats, Session
+from up.bundle.answers import Floats
+from up.bundle.session import Session
 from up.deploy.onnx import serialized
 from up.deploy.quantize import DYNAMIC, STATIC, Limits, candidates_for, has_attention, quantized, verdict
 from up.errors import UserError
@@ -82,8 +83,8 @@ def test_integers_that_say_nearly_the_same(attention: bool) -> None:
         assert any(weight.data_type == TensorProto.INT8 and weight.dims for weight in made.graph.initializer)
         assert not made.metadata_props
         batch = next(images())
-        exact = Session(serialized(model), "x")(batch)
-        rounded = Session(serialized(made), "x")(batch)
+        exact = Session(serialized(model), "x")(batch)["scores"]
+        rounded = Session(serialized(made), "x")(batch)["scores"]
         assert 0 < np.abs(exact - rounded).max() < share * np.abs(exact).max()
         assert serialized(quantized(model, candidate, images)) == serialized(made)
 
@@ -99,6 +100,6 @@ def test_what_cannot_be_quantized_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     broken = handmade.graph()
     broken.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(UserError, match="--quantize int8: onnxruntime cannot quantize this graph: "):
+    with pytest.raises(UserError, match="--quantize int8: .*cannot quantize this graph"):
         quantized(broken, STATIC[0], images)
     assert list(tmp_path.iterdir()) == []

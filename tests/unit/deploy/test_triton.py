@@ -26,6 +26,13 @@ def test_what_triton_reads() -> None:
     assert config.count("[") == config.count("]")
 
 
+def test_outputs_of_any_shape() -> None:
+    _, described = handmade.masks()
+    config = repository_files(described, b"graph")["config.pbtxt"].decode()
+    assert re.findall(r"dims: \[ (.*) \]", config) == ["3, 8, 8", "4, 8, 8"]
+    assert "label_filename" not in config
+
+
 def test_written_and_replaced_at_once(tmp_path: Path) -> None:
     files = repository_files(handmade.manifest(), b"graph")
     folder = tmp_path / "repository" / "handmade"

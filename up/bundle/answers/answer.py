@@ -102,11 +102,15 @@ def activate(values: Floats, activation: Activation, axis: int = 1) -> Floats:
     return values
 
 
-def axes_problem(outputs: Sequence[OutputSpec], wanted: Mapping[str, Sequence[int | str]]) -> str | None:
-    """Why ``outputs`` are not those of ``wanted``: names with their axes, where a name stands for any size."""
-    found = {output.name: output.axes for output in outputs}
-    fits = found.keys() == wanted.keys() and all(
-        len(axes) == len(wanted[name]) and all(isinstance(w, str) or a == w for a, w in zip(axes, wanted[name], strict=True))
-        for name, axes in found.items()
+def axes_fit(found: Sequence[int | str], wanted: Sequence[int | str]) -> bool:
+    """Whether a shape is ``wanted``, where a name stands for any size; ``N`` only for a free number of images."""
+    return len(found) == len(wanted) and all(
+        have == want or (isinstance(want, str) and want != "N") for have, want in zip(found, wanted, strict=True)
     )
+
+
+def axes_problem(outputs: Sequence[OutputSpec], wanted: Mapping[str, Sequence[int | str]]) -> str | None:
+    """Why ``outputs`` are not those of ``wanted``, names with their axes."""
+    found = {output.name: output.axes for output in outputs}
+    fits = found.keys() == wanted.keys() and all(axes_fit(axes, wanted[name]) for name, axes in found.items())
     return None if fits else f"the graph gives {found}, expected {dict(wanted)}"

@@ -290,17 +290,3 @@ def _output_size(transform: AnyTransform, size: Size | None) -> Size | None:
         return (pair[0], pair[1]) if len(pair) == 2 else None
     varies = (v2.Pad, v2.RandomZoomOut, v2.ScaleJitter, v2.RandomShortestSize, v2.RandomResize)
     return None if isinstance(transform, varies) or getattr(transform, "expand", False) else size
-
-
-def export_ops_of(transforms: Iterable[AnyTransform]) -> list[dict[str, object]]:
-    """The list as the steps of a deployed model's preprocessing; a transform that has no place there is an error."""
-    steps = []
-    for transform in transforms:
-        step = getattr(transform, "export_op", lambda: None)()
-        if step is None:
-            raise UserError(
-                f"{type(transform).__name__} has no place in a deployed model's preprocessing: expected transforms "
-                "of torch_resize, torch_center_crop, to_tensor, custom_to_tensor, normalize and normalize_inverse only"
-            )
-        steps.append(step)
-    return steps

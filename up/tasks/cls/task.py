@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from up.bundle.answers import Answer, ClassesAnswer
 from up.config.parts import DerivedArguments, Exact
 from up.config.section import Part
 from up.data.dataset import read_sample
-from up.data.readers import Reader
+from up.data.readers import PillowReader, Reader
 from up.data.records import Batch, Sample, Transform
 from up.data.transforms.pipeline import ImagePipeline
 from up.data.transforms.table import output_size_of
@@ -27,18 +28,19 @@ from up.registry import Registry
 from up.schema.sections import NetModule
 from up.tasks.cls.augment.mixing import BATCH_FNS
 from up.tasks.cls.data.data_report import data_report
-from up.tasks.cls.data.datasets import DATASETS
+from up.tasks.cls.data.datasets import DATASETS, ClsDataset
 from up.tasks.cls.data.files import named_paths
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.reports import write_reports
 from up.tasks.cls.evaluate.results import ResultStream
-from up.tasks.cls.export import export_spec
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
-from up.tasks.task import DataReport, ExportSpec, InputSpec, Size, Task
+from up.tasks.cls.serve import serve
+from up.tasks.served import Served
+from up.tasks.task import DataReport, InputSpec, Size, Task
 from up.text import count, some_of
 from up.types import Kwargs
 
@@ -196,10 +198,28 @@ class Classification(Task[ImageDataset]):
             return super().write_reports(evaluator, folder, data, save_result)
         return write_reports(evaluator, folder, self.class_names(data), save_result=save_result)
 
-    def export_spec(
-        self, net: nn.Module, reader: Reader, transforms: Sequence[Transform], class_names: list[str] | None, activated: bool
-    ) -> ExportSpec:
-        return export_spec(net, reader, transforms, class_names, activated)
+    def serve(self, net: nn.Module, class_names: list[str] | None, activated: bool) -> Served:
+        return serve(net, class_names, activated)
+
+    def listed(
+        self, meta_file: Path, meta_type: str, image_dir: str | None, answer: Answer, transforms: Sequence[Transform]
+    ) -> ImageDataset:
+        """Images with a label for each head; sets of labels for one head that predicts such."""
+        assert isinstance(answer, ClassesAnswer)
+        multilabel = any(head.type == "multilabel" for head in answer.heads)
+        labels = answer.label_lists()
+        if multilabel and len(labels) > 1:
+            raise UserError(f"--meta: the package has {len(labels)} heads that predict sets of labels; no list has such labels.")
+        return ClsDataset(
+            meta_file=str(meta_file),
+            meta_type=meta_type,
+            image_reader=PillowReader(image_dir=image_dir),
+            transformer=transforms,
+            class_names=labels[0] if len(labels) == 1 else None,
+            num_classes=len(labels[0]) if len(labels) == 1 else [len(own) for own in labels],
+            multilabel=multilabel,
+            train=False,
+        )
 
 
 CLASSIFICATION = Classification()

@@ -28,7 +28,6 @@ from up.data.transforms.table import (
     RandomResizedCrop,
     Resize,
     ToTensor,
-    export_ops_of,
     output_size_of,
 )
 from up.errors import UserError
@@ -231,28 +230,9 @@ def test_output_size_of_lists(transforms: list[Any], size: Any, expected: Any) -
     assert output_size_of(transforms, size) == expected
 
 
-def test_export_steps() -> None:
-    test_time = [Resize(size=256), CenterCrop(size=224), ToTensor(), Normalize(mean=MEAN, std=STD)]
-    assert export_ops_of(test_time) == [
-        {"op": "resize", "mode": "short_side", "size": 256, "interpolation": "bilinear", "antialias": True, "rounding": "floor"},
-        {"op": "center_crop", "size": [224, 224], "rounding": "half_even", "pad": 0},
-        {"op": "to_float", "divide_by": 255.0},
-        {"op": "normalize", "mean": list(MEAN), "std": list(STD)},
-    ]
-    exact = Resize(size=(30, 40), interpolation="nearest").export_op()
-    assert (exact["mode"], exact["size"], exact["antialias"]) == ("exact", [30, 40], False)
-    assert LevelsToTensor().export_op() == {"op": "to_float", "divide_by": 1.0}
-
-
 def test_export_of_the_inverse_is_a_normalisation() -> None:
     step = Denormalize(mean=MEAN, std=STD).export_op()
     values = torch.randn(3, 4, 4)
     torch.testing.assert_close(
         Normalize(mean=tuple(step["mean"]), std=tuple(step["std"]))(values), Denormalize(mean=MEAN, std=STD)(values)
     )
-
-
-@pytest.mark.parametrize("transform", [RandomHorizontalFlip(), v2.CenterCrop(4)])
-def test_export_of_what_cannot_be_exported(transform: Any) -> None:
-    with pytest.raises(UserError, match=f"{type(transform).__name__} has no place in a deployed model's preprocessing"):
-        export_ops_of([Resize(size=8), transform])

@@ -1,0 +1,99 @@
+"""What is served of a trained classifier: one graph for all heads, and the labels of its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from up.bundle.answers import ClassesAnswer, OutputSpec
+from up.bundle.answers.classes import Head as ServedHead
+from up.errors import ConfigError, Problem, UserError
+from up.models.net import Net
+from up.tasks.cls.model.heads import Head
+from up.tasks.cls.model.losses import Activation
+from up.tasks.cls.model.postprocess import ClassificationPostProcess
+from up.tasks.served import Served
+
+_OUTPUT = "scores"
+_TOPK = 5
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class ServedNet(nn.Module):
+    """(N, 3, H, W) -> (N, C): the numbers of all heads side by side, the logits or with ``activated`` probabilities.
+
+    They are what scores are made of in evaluation: moved where the loss moves them.
+    """
+
+    def __init__(self, net: Net, post_process: ClassificationPostProcess, *, activated: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.post_process = post_process
+        self.activated = activated
+
+    def forward(self, data: Tensor) -> Tensor:
+        logits = self.net({"image": data})["logits"]
+        heads = [logits] if isinstance(logits, Tensor) else list(logits)
+        if self.activated:
+            heads = [loss.scores(head) for loss, head in zip(self.post_process.losses(len(heads)), heads, strict=True)]
+        else:
+            heads = [loss.adjust(head) for loss, head in zip(self.post_process.losses(len(heads)), heads, strict=True)]
+        return heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)
+
+
+def serve(net: nn.Module, class_names: Sequence[str] | Sequence[Sequence[str]] | None, activated: bool) -> Served:
+    """Serve a net in evaluation mode; ``activated``: its numbers are probabilities.
+
+    Raises ``UserError`` for names that do not fit the heads.
+    """
+    assert isinstance(net, Net)
+    modules = [net[name] for name in net.module_names]
+    post_process = _only([module for module in modules if isinstance(module, ClassificationPostProcess)], "post_process")
+    head = _only([module for module in modules if isinstance(module, Head)], "head")
+    labels = labels_of(class_names, head.num_classes)
+    heads = list(_heads(labels, post_process.activations(len(labels)), multilabel=post_process.multilabel))
+    bare = net.without(*(name for name in net.module_names if net[name] is post_process))
+    return Served(
+        module=ServedNet(bare, post_process, activated=activated).eval(),
+        outputs=[OutputSpec(name=_OUTPUT, axes=["N", heads[-1].end + 1])],
+        answer=ClassesAnswer(output=_OUTPUT, activated=activated, heads=heads),
+    )
+
+
+def labels_of(class_names: Sequence[str] | Sequence[Sequence[str]] | None, num_classes: Sequence[int]) -> list[list[str]]:
+    """The names of each head's classes; their numbers where nothing names them. Raises ``UserError`` for a misfit."""
+    if not class_names:
+        return [[str(label) for label in range(classes)] for classes in num_classes]
+    lists = [list(class_names)] if isinstance(class_names[0], str) else [list(names) for names in class_names]
+    if [len(names) for names in lists] != list(num_classes):
+        raise UserError(
+            f"class_names: got {[len(names) for names in lists]} names, expected {list(num_classes)}: one for every output "
+            "of the net, and a list of names for each head where there are several."
+        )
+    return [[str(name) for name in names] for names in lists]
+
+
+def _heads(labels: Sequence[list[str]], activations: Sequence[Activation], *, multilabel: bool) -> Iterator[ServedHead]:
+    start = 0
+    for number, (names, activation) in enumerate(zip(labels, activations, strict=True)):
+        yield ServedHead(
+            name=f"head{number}" if len(labels) > 1 else "classes",
+            start=start,
+            end=start + len(names) - 1,
+            type="multilabel" if multilabel else "multiclass",
+            activation=activation,
+            labels=names,
+            thresholds=[0.5] * len(names) if multilabel else None,  # what the evaluation calls present
+            topk=min(_TOPK, len(names)),
+        )
+        start += len(names)
+
+
+def _only(found: Sequence[Module], table: str) -> Module:
+    if len(found) != 1:
+        raise ConfigError([Problem(f"modules of the kind {table}", got=len(found), expected="one", key="net")])
+    return found[0]
