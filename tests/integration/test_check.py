@@ -290,7 +290,7 @@ FAULTS: list[tuple[Callable[[Config], None], str]] = [
     (large_crop, "dataset.train.dataset.kwargs.transformer: v2.RandomCrop: Required crop size (999, 999) is larger"),
     (mixed_evaluation, "dataset.test.dataset.kwargs.transformer: torch_mixup and torch_cutmix_mixup are for training"),
     (bad_betas, "trainer.optimizer: AdamW: Invalid beta parameter at index 1: 1.9"),
-    (bad_fraction, "dataset.train.dataset.kwargs.fraction: got 2, expected at most 1"),
+    (bad_fraction, "dataset.train.dataset.kwargs.fraction: got 2.0, expected at most 1"),
     (odd_images, "net.0: the backbone was built for images of 64x64 pixels and got 32x32."),
 ]
 
