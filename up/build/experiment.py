@@ -61,8 +61,12 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def find_task(name: str) -> AnyTask:
-    """The task called ``name``, ours or one that an installed package brings as an entry point of ``up.tasks``."""
+    """The task called ``name``, ours or one that an installed package brings as an entry point of ``up.tasks``.
+
+    ``kd_<task>`` is the task itself: what distils is the runner.
+    """
     others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    name = name if name in others else name.removeprefix("kd_")
     if name in others:
         return others[name].load()  # type: ignore[no-any-return]
     return TASKS.get(name)  # type: ignore[no-any-return]

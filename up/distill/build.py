@@ -18,7 +18,7 @@ from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent,
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.errors import Problem, UserError
 from up.models.net import Net
-from up.schema.mimic import Mimic, MimicJob
+from up.schema.mimic import Mimic
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment
 from up.tasks.task import Size
@@ -42,6 +42,7 @@ class Student:
 class Distillation:
     """What distillation adds to a run. ``sources`` are the teachers, or the caches in front of them."""
 
+    student: Net
     terms: DistillationTerms
     teachers: Sequence[Teacher]
     sources: Sequence[Teacher | CachedTeacher]
@@ -69,7 +70,7 @@ class Distillation:
         if mimic is None or mimic.preflight == "skip" or evaluation is None or test_data is None:
             return replace(self, warnings=[*self.warnings, "mimic.preflight: the teachers are not scored"])
         scored = [teacher for teacher in self.teachers if teacher.name not in self.unscored]
-        lines, warnings = score_teachers(experiment, scored, evaluation, test_data, device)
+        lines, warnings = score_teachers(experiment, scored, self.student, evaluation, test_data, device)
         return replace(self, lines=[*self.lines, *lines], warnings=[*self.warnings, *warnings])
 
     def runner_arguments(
@@ -111,19 +112,21 @@ def build_distillation(
     experiment.raise_if_any(_unsupported(experiment, terms))
     names = weights_of_teachers(experiment)
     nets = [load_teacher(experiment, name, student.derived, build_net, files=files) for name in names]
-    experiment.raise_if_any(_unknown_layers(experiment, section, {"student": student.net, **{net.name: net.net for net in nets}}))
+    by_name = {"student": student.net, **{net.name: net.net for net in nets}}
+    experiment.raise_if_any(dict.fromkeys(_unknown_layers(terms, by_name)))
     sizes = [line for net in nets for line in _other_sizes(experiment, student.sizes, net)]
     with experiment.placing("mimic"):
         terms.require_labels(student.example)
         found = _inspect_student(student, terms)
-    experiment.raise_if_any(_constant_layers(experiment, section, found))
+    experiment.raise_if_any(dict.fromkeys(_constant_layers(terms, found)))
     matches = {net.name: match_classes(net.name, student.class_names, net.class_names) for net in nets}
     teachers = [_build_teacher(experiment, net, matches[net.name], terms, student.example) for net in nets]
     shapes = {teacher.name: teacher.shapes for teacher in teachers}
-    experiment.raise_if_any(_misfits(experiment, terms, found.shapes, teachers))
+    experiment.raise_if_any(_misfits(terms, found.shapes, teachers))
     seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
     unscored = {name: match.problem for name, match in matches.items() if match.problem}
     return Distillation(
+        student.net,
         terms,
         teachers,
         teachers,
@@ -143,17 +146,14 @@ def build_terms(experiment: Experiment, section: Mimic) -> DistillationTerms:
     """One term for every job and teacher."""
     terms = []
     for name, job in section.jobs.items():
-        loss = experiment.build(job.cfgs.loss, "mimic_loss", {}, f"{key_of_job(experiment, name)}.cfgs.loss")
-        for teacher in job.teachers:
+        place, layers, adapters = key_of_job(experiment, name), job.student.mimic_name, job.student.adapter
+        loss = experiment.build(job.cfgs.loss, "mimic_loss", {}, f"{place}.cfgs.loss")
+        each = adapters if isinstance(adapters, list) else [adapters] * len(layers)
+        for teacher, side in job.teachers.items():
             shown = f"{name}_loss" if len(job.teachers) == 1 else f"{name}_{teacher}_loss"
-            terms.append(DistillationTerm(shown, name, teacher, loss, _pairs(job, teacher), job.loss_weight, job.warm_up_iters))
+            pairs = [Pair(*pair) for pair in zip(layers, side.mimic_name, each, strict=True)]
+            terms.append(DistillationTerm(shown, name, teacher, loss, pairs, job.loss_weight, job.warm_up_iters, place))
     return DistillationTerms(terms, section.task_loss)
-
-
-def _pairs(job: MimicJob, teacher: str) -> list[Pair]:
-    given, layers = job.student.adapter, job.student.mimic_name
-    adapters = given if isinstance(given, list) else [given] * len(layers)
-    return [Pair(*sides) for sides in zip(layers, job.teachers[teacher].mimic_name, adapters, strict=True)]
 
 
 def _build_teacher(
@@ -190,36 +190,30 @@ def _unsupported(experiment: Experiment, terms: DistillationTerms) -> Iterator[P
             yield Problem(got=True, expected=expected, key=f"runtime.{setting}", fix="Leave it out.")
 
 
-def _unknown_layers(experiment: Experiment, section: Mimic, nets: Mapping[str, Net]) -> Iterator[Problem]:
-    for name, job in section.jobs.items():
-        teachers = {teacher: side.mimic_name for teacher, side in job.teachers.items()}
-        for side, layers in {"student": job.student.mimic_name, **teachers}.items():
-            for index, layer in enumerate(layers):
-                what = layer_problem(nets[side], layer, owner=side)
-                if what is not None:
-                    yield Problem(what, key=f"{key_of_job(experiment, name)}.{side}.mimic_name.{index}")
+def _unknown_layers(terms: DistillationTerms, nets: Mapping[str, Net]) -> Iterator[Problem]:
+    for side, layer, place in terms.layers():
+        what = layer_problem(nets[side], layer, owner=side)
+        if what is not None:
+            yield Problem(what, key=place)
 
 
-def _constant_layers(experiment: Experiment, section: Mimic, found: Inspection) -> Iterator[Problem]:
-    for name, job in section.jobs.items():
-        for index, layer in enumerate(job.student.mimic_name):
-            if layer in found.constant:
-                what = f"no gradient passes through {layer!r}: everything up to it is frozen"
-                place = f"{key_of_job(experiment, name)}.student.mimic_name.{index}"
-                yield Problem(what, key=place, fix="Name a layer that trains.")
+def _constant_layers(terms: DistillationTerms, found: Inspection) -> Iterator[Problem]:
+    for side, layer, place in terms.layers():
+        if side == "student" and layer in found.constant:
+            what = f"no gradient passes through {layer!r}: everything up to it is frozen"
+            yield Problem(what, key=place, fix="Name a layer that trains.")
 
 
-def _misfits(experiment: Experiment, terms: DistillationTerms, student: Shapes, teachers: Sequence[Teacher]) -> Iterator[Problem]:
+def _misfits(terms: DistillationTerms, student: Shapes, teachers: Sequence[Teacher]) -> Iterator[Problem]:
     """Layers whose shapes cannot be compared, or whose scores are in another order of classes than the student's."""
     by_name = {teacher.name: teacher for teacher in teachers}
     for term in terms.terms:
-        teacher, place = by_name[term.teacher], f"{key_of_job(experiment, term.job)}.{term.teacher}.mimic_name"
-        for index, what in term.shape_problems(student, teacher.shapes):
-            yield Problem(what, key=f"{place}.{index}")
-        for index, pair in enumerate(term.pairs):
-            if term.loss.of_logits and teacher.is_reordered and pair.teacher not in teacher.logits:
-                what = f"{pair.teacher} gives no logits of the net, and only those are put into the student's order of classes"
-                yield Problem(what, key=f"{place}.{index}")
+        teacher = by_name[term.teacher]
+        yield from term.shape_problems(student, teacher.shapes)
+        for side, layer, place in term.layers() if term.loss.of_logits and teacher.is_reordered else ():
+            if side == teacher.name and layer not in teacher.logits:
+                what = f"{layer} gives no logits of the net, and only those are put into the student's order of classes"
+                yield Problem(what, key=place)
 
 
 def _precise_modes(experiment: Experiment, section: Mimic) -> Iterator[str]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from up.data.records import Batch, Dataset, SampleKey
 from up.distill.hooks import Activations
-from up.distill.section import key_of_job, mimic_of
+from up.distill.section import mimic_of
 from up.distill.teachers import Teacher
 from up.distill.terms import DistillationTerms
 from up.distributed.group import rank
@@ -341,17 +341,16 @@ def _uncacheable(
 ) -> Iterator[Problem]:
     """Why a cache cannot keep what the terms need."""
     by_name = {teacher.name: teacher for teacher in teachers}
-    for name, job in mimic_of(experiment).jobs.items():
-        for teacher, side in job.teachers.items():
-            place = f"{key_of_job(experiment, name)}.{teacher}"
-            if side.teacher_bn_mode == "train":
-                what = "outputs that depend on the rest of the batch cannot be cached"
-                yield Problem(what, got="train", expected="eval", key=f"{place}.teacher_bn_mode", fix="Or remove mimic.cache.")
-            for index, layer in enumerate(side.mimic_name):
-                rows = by_name[teacher].shapes[layer][0]
-                if rows != by_name[teacher].images:
-                    what = f"gives {rows} rows for {by_name[teacher].images} images; a cache keeps one row per image"
-                    yield Problem(what, key=f"{place}.mimic_name.{index}")
+    for term in terms.terms:
+        if mimic_of(experiment).jobs[term.job].teachers[term.teacher].teacher_bn_mode == "train":
+            what = "outputs that depend on the rest of the batch cannot be cached"
+            key = f"{term.place}.{term.teacher}.teacher_bn_mode"
+            yield Problem(what, got="train", expected="eval", key=key, fix="Or remove mimic.cache.")
+    for side, layer, place in terms.layers():
+        teacher = by_name.get(side)
+        if teacher is not None and teacher.shapes[layer][0] != teacher.images:
+            what = f"gives {teacher.shapes[layer][0]} rows for {teacher.images} images; a cache keeps one row per image"
+            yield Problem(what, key=place)
     for term in terms.terms:
         if section.topk is not None and not term.loss.of_logits:
             what = f"caches the largest logits only, but {term.loss.name} needs full features"

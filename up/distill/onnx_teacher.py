@@ -1,21 +1,21 @@
-"""A teacher that is an ONNX graph, alone or in a deploy package: it has no layers to tap but its logits."""
+"""A teacher that is an ONNX graph, alone or in a deploy package: it has no layers but its logits."""
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from up.bundle.session import required
 from up.config.argument import FreeOnResume, PathTo
-from up.distributed.env import keep_quiet_about_models
 from up.errors import UserError
+from up.types import Record
 
 _MEMBER = "model.onnx"  # what a package calls its graph
 _LARGEST = 1 << 31  # bytes that a protobuf can hold
@@ -26,8 +26,8 @@ class OnnxTeacher(nn.Module):
     """A frozen classifier from an ONNX file or a deploy package, run by onnxruntime: a teacher of logits.
 
     ``image`` (B, 3, H, W) -> ``logits`` (B, C), or a list of such, one a head. The graph has one input and one output;
-    where it says of itself that it gives probabilities, ``logits`` are those that make them. ``threads`` of the CPU, all
-    where it is left out. Errors: ``UserError`` for a file that is no such graph, and for images of another size.
+    if its metadata say that it returns probabilities, ``logits`` are recovered from them. ``threads`` of the CPU, all
+    if left out. Errors: ``UserError`` for a file that is no such graph, and for images of another size.
     """
 
     def __init__(self, *, file: Annotated[str, PathTo("ONNX file or package"), FreeOnResume()], threads: int | None = None) -> None:
@@ -37,11 +37,11 @@ class OnnxTeacher(nn.Module):
         self.content_sha256 = sha256(graph).hexdigest()
         self._session = _session(graph, file, threads)
         self._input = self._session.get_inputs()[0]
-        said = _said_of_itself(self._session.get_modelmeta().custom_metadata_map)
-        self._activation: str = said.get("outputs", [{}])[0].get("activation_in_graph", "none")
-        self._heads: list[Mapping[str, Any]] = said.get("heads", [])
+        manifest = _manifest_in(self._session.get_modelmeta().custom_metadata_map)
+        self._activation: str = manifest.get("outputs", [{}])[0].get("activation_in_graph", "none")
+        self._heads: list[Record] = manifest.get("heads", [])
         names = [head["labels"] for head in self._heads]
-        self.class_names: list[Any] | None = (names[0] if len(names) == 1 else names) or None
+        self.class_names: Sequence[object] | None = (names[0] if len(names) == 1 else names) or None
         if self._input.shape[0] == 1:
             raise UserError(f"{file}: takes one image at a time. Expected a graph with a dynamic batch dimension.")
 
@@ -51,7 +51,7 @@ class OnnxTeacher(nn.Module):
         height, width = self._input.shape[2:]
         return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
-    def forward(self, record: Mapping[str, Any]) -> dict[str, Tensor | list[Tensor]]:
+    def forward(self, record: Record) -> dict[str, Tensor | list[Tensor]]:
         image: Tensor = record["image"]
         size = (image.shape[2], image.shape[3])
         if self.input_size not in (None, size):
@@ -92,13 +92,7 @@ def _graph_in(path: Path) -> bytes:
 
 
 def _session(graph: bytes, file: str, threads: int | None) -> Any:
-    keep_quiet_about_models()
-    try:
-        runtime = import_module("onnxruntime")
-    except ImportError as error:
-        raise UserError(
-            f"onnxruntime is not installed, which an ONNX teacher needs ({error}). pip install 'up-perception[deploy]'"
-        ) from error
+    runtime = required("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # what it has to say comes as an exception
     options.intra_op_num_threads = threads or 0
@@ -118,10 +112,10 @@ def _session(graph: bytes, file: str, threads: int | None) -> Any:
     return session
 
 
-def _said_of_itself(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The manifest that a graph of ours carries; empty for another's."""
+def _manifest_in(metadata: Mapping[str, str]) -> Record:
+    """The manifest in a graph that up exported; empty for other graphs."""
     try:
-        said = json.loads(metadata.get("up_bundle", "{}"))
+        found = json.loads(metadata.get("up_bundle", "{}"))
     except ValueError:
         return {}
-    return said if isinstance(said, dict) and said.get("schema_version") == 1 else {}
+    return found if isinstance(found, dict) and found.get("schema_version") == 1 else {}

@@ -27,20 +27,21 @@ def key_of_job(experiment: Experiment, job: str) -> str:
 
 
 def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
-    """By teacher, of those that are in a job: the key that names its weights, and the file; none where nothing mimics."""
+    """The key that names the weights of each teacher in a job, and the file; empty if the run does not distil."""
     mimic = experiment.config.mimic
     found: dict[str, tuple[str, str | None]] = {}
     if mimic is None or not is_distillation(experiment):
         return found
     for name, job in mimic.jobs.items():
-        for teacher, tap in job.teachers.items():
-            place, file = f"{key_of_job(experiment, name)}.{teacher}.teacher_weight", tap.teacher_weight
+        for teacher, side in job.teachers.items():
+            place, file = f"{key_of_job(experiment, name)}.{teacher}.teacher_weight", side.teacher_weight
             module = experiment.config.teachers[teacher][0]
             if module.type == "onnx":
                 place, file = f"{teacher}.onnx", module.kwargs.get("file")
             before, earlier = found.setdefault(teacher, (place, file))
             if file is not None and earlier not in (None, file):
-                experiment.raise_if_any([Problem(f"got {file}, but {before} says {earlier}: keep one of them", key=place)])
+                fix = f"Keep one of them: {before} names another."
+                experiment.raise_if_any([Problem(got=file, expected=str(earlier), key=place, fix=fix)])
             if earlier is None and file is not None:
                 found[teacher] = (place, file)
     return found

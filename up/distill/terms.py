@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from up.distill.hooks import Activations, FeatureHooks, Shapes
 from up.distill.losses import GKDLoss, MimicLoss
-from up.errors import UserError
+from up.errors import Problem, UserError
 from up.schema.mimic import Adapter
 from up.types import Record
 
@@ -31,7 +31,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class DistillationTerm:
-    """One job with one of its teachers. ``name`` is what logs call its loss."""
+    """One job with one of its teachers. ``name`` is what logs call its loss, ``place`` the key of the job in the file."""
 
     name: str
     job: str
@@ -40,25 +40,32 @@ class DistillationTerm:
     pairs: Sequence[Pair]
     weight: float = 1.0
     warm_up: int = -1
+    place: str = "mimic"
 
     def factor(self, step: int) -> float:
         """What the summed distances are multiplied by at ``step`` (0-based)."""
         ramp = min(1.0, step / self.warm_up) if self.warm_up > 0 else 1.0
         return self.weight * ramp / len(self.pairs)
 
+    def layers(self) -> Iterator[tuple[str, str, str]]:
+        """Every layer: ``student`` or the teacher's name, the layer, and its key in the file."""
+        for index, pair in enumerate(self.pairs):
+            yield "student", pair.student, f"{self.place}.student.mimic_name.{index}"
+            yield self.teacher, pair.teacher, f"{self.place}.{self.teacher}.mimic_name.{index}"
+
     def key(self, index: int) -> str:
         """The student's side of a pair among the activations: the adapter's name, or the layer itself."""
         pair = self.pairs[index]
         return pair.student if pair.adapter is None else f"{self.job}_{self.teacher}_{index}"
 
-    def shape_problems(self, student: Shapes, teacher: Shapes) -> Iterator[tuple[int, str]]:
-        """The pairs whose shapes cannot be compared, each with a message that names both shapes."""
+    def shape_problems(self, student: Shapes, teacher: Shapes) -> Iterator[Problem]:
+        """The pairs whose shapes cannot be compared, each with both shapes."""
         for index, pair in enumerate(self.pairs):
             ours, theirs = student[pair.student], teacher[pair.teacher]
             why, fix = self._misfit(pair.adapter, ours, theirs)
             if why:
                 shapes = f"{pair.student} of the student gives {_text(ours)}, {pair.teacher} of {self.teacher} {_text(theirs)}"
-                yield index, f"{shapes}; {why}{f': {fix}' if fix else ''}"
+                yield Problem(f"{shapes}; {why}", key=f"{self.place}.{self.teacher}.mimic_name.{index}", fix=fix)
 
     def _misfit(self, adapter: Adapter | None, ours: Shape, theirs: Shape) -> tuple[str | None, str]:
         """Why two layers cannot be compared, and what to do about it."""
@@ -66,9 +73,9 @@ class DistillationTerm:
             return self.loss.shape_problem(ours, theirs), "" if self.loss.of_logits else _fix(ours, theirs)
         if isinstance(self.loss, GKDLoss):
             what = "gkd_loss weights the channels of the student's own layer, and an adapter changes them"
-            return what, "leave the adapter out"
+            return what, "Leave the adapter out."
         adapted = (*ours[:1], *theirs[1:])
-        return adapter_problem(adapter, ours, theirs) or self.loss.shape_problem(adapted, theirs), "name layers that fit"
+        return adapter_problem(adapter, ours, theirs) or self.loss.shape_problem(adapted, theirs), "Name layers that fit."
 
     def __call__(
         self, student: Activations, teacher: Activations, labels: Tensor | None, gradients: Activations | None = None
@@ -126,6 +133,10 @@ class DistillationTerms:
         device = next(iter(student.values())).device.type
         with torch.autocast(device, enabled=False):
             return {term.name: term.factor(step) * term(student, teachers[term.teacher], labels, gradients) for term in self.terms}
+
+    def layers(self) -> Iterator[tuple[str, str, str]]:
+        """Those of all terms."""
+        return (layer for term in self.terms for layer in term.layers())
 
     @property
     def guided_layers(self) -> list[str]:
@@ -224,7 +235,7 @@ def _fix(student: Shape, teacher: Shape) -> str:
     """What to do about features that cannot be compared; with the adapter that would help, if one would."""
     fitting = [kind for kind in get_args(Adapter) if adapter_problem(kind, student, teacher) is None]
     adapted = f", or put an adapter between them (student: {{adapter: {fitting[0]}}})" if fitting else ""
-    return f"name layers that fit{adapted}"
+    return f"Name layers that fit{adapted}."
 
 
 def _text(shape: Shape) -> str:

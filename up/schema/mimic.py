@@ -20,11 +20,11 @@ def _as_list(data: Any) -> Any:
 
 
 class MimicStudent(Section):
-    """What is tapped in the student."""
+    """The layers of the student."""
 
     mimic_name: list[Name] = Field(min_length=1)
-    """Paths of modules whose outputs follow the teacher's, such as ``head.classifier``. With ``:input`` after a
-    path it is what the module takes."""
+    """Paths of modules whose outputs are compared with the teacher's, such as ``head.classifier``; ``PATH:input`` is what the
+    module takes."""
     adapter: Adapter | list[Adapter | None] | None = None
     """Layer that brings the student's width to the teacher's and trains with the student. conv1x1 goes between maps, linear
     between vectors or tokens; a list has one, or null, for each of mimic_name."""
@@ -33,7 +33,7 @@ class MimicStudent(Section):
 
 
 class MimicTeacher(Section):
-    """What is tapped in a teacher, and its weights."""
+    """The layers of a teacher, and its weights."""
 
     mimic_name: list[Name] = Field(min_length=1)
     """Paths of modules, one for each of the student's, in the same order."""
@@ -46,7 +46,7 @@ class MimicTeacher(Section):
 
 
 class MimicCfgs(Section):
-    """Wrapper of the loss, as older files write it."""
+    """Block around the loss, as older files write it."""
 
     loss: Annotated[Part, PartOf("mimic_loss")]
     """The distance between student and teacher. Of logits: kl_loss, kd_loss, ce_loss, bce_loss, dkd, dist; of features:
@@ -63,7 +63,7 @@ class MimicJob(Section):
     loss_weight: NotNegative = 1.0
     """Factor of the loss, which is divided by the number of layers; times the ``loss_weight`` in the loss's own kwargs."""
     warm_up_iters: Annotated[int, Field(ge=-1)] = -1
-    """Updates over which the factor grows linearly from 0; -1 for none."""
+    """Steps over which the factor grows linearly from 0; -1: no warm-up."""
     cfgs: MimicCfgs
     """The loss."""
     student: MimicStudent
@@ -73,14 +73,14 @@ class MimicJob(Section):
 
 
 class MimicCache(Section):
-    """Keeps what the teachers said, so that they run once and not in every epoch."""
+    """Cache of the teachers' outputs on disk: a second run with the same images does not run the teachers."""
 
     dir: Name
     """Folder of the cache."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """How numbers are stored."""
     topk: AtLeast1 | None = None
-    """Store the k largest logits of each image only, and what the others have together; unset stores all."""
+    """Store only the k largest logits of each image and the probability of all others together; unset stores all."""
 
 
 class Mimic(Section):
@@ -95,8 +95,8 @@ class Mimic(Section):
     cache: Annotated[MimicCache | None, FreeOnResume()] = None
     """Cache of the teachers' outputs."""
     preflight: Annotated[Literal["error", "warn", "skip"], FreeOnResume()] = "error"
-    """Before the first update every teacher is scored on up to 512 validation images. One that is no better than chance is
-    an error, or a warning; ``skip`` does not score."""
+    """Before the first step every teacher is scored on up to 512 validation images. One no better than chance is an error, or a
+    warning; ``skip`` does not score."""
     jobs: dict[str, MimicJob] = Field(min_length=1)
     """The jobs by name."""
 

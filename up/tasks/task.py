@@ -60,6 +60,17 @@ class DataReport:
     warnings: Sequence[Problem] = ()  # probable mistakes, with the key to change
 
 
+@dataclass(frozen=True)
+class TeacherScore:
+    """What a task says about a teacher that was evaluated on validation images."""
+
+    text: str
+    """The result: ``top-1 99.16 % of 512 validation images``."""
+    guessing: str = ""
+    """The result of guessing, if the teacher is no better."""
+    warning: str = ""
+
+
 class Pipeline(Protocol):
     """Images that no meta file lists, as the net takes them."""
 
@@ -201,6 +212,16 @@ class Task(ABC, Generic[Data]):
         write_json(folder / "metrics.json", evaluator.compute())
         return [folder / "metrics.json"]
 
+    def teacher_evaluator(self, data: Data) -> Evaluator:
+        """A fresh evaluator for the teachers of a distillation. It gets the record of a teacher's net, completed by the student's
+        post_process. By default the task's own."""
+        return self.evaluator(data)
+
+    def teacher_score(self, evaluator: Evaluator) -> TeacherScore | None:
+        """The score of a teacher, whose ``teacher_evaluator`` has seen all images; None if they say nothing about it."""
+        name = evaluator.main_metric
+        return TeacherScore(f"{name} {evaluator.compute()[name]:.4g} of validation images")
+
     # --- serving ---
 
     @property
@@ -223,4 +244,4 @@ class Task(ABC, Generic[Data]):
 
 
 AnyTask = Task[Dataset]
-TASKS = Registry("task", {"cls": "up.tasks.cls.task:CLASSIFICATION", "kd_cls": "up.tasks.cls.task:CLASSIFICATION"})
+TASKS = Registry("task", {"cls": "up.tasks.cls.task:CLASSIFICATION"})

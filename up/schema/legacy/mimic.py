@@ -19,7 +19,7 @@ def jobs_of(mimic: MappingNode) -> Iterator[tuple[str, MappingNode]]:
 
 
 def to_current_form(job: MappingNode) -> MappingNode:
-    """``mimic_type: kl`` names the loss, ``mimic_name`` the layers of all sides that name none themselves, or are not there."""
+    """Read ``mimic_type: kl`` as the loss, ``mimic_name`` as the layers of every side that names none itself."""
     kind = job.get("mimic_type")
     if isinstance(kind, ScalarNode) and is_null(job.get("cfgs")):
         mark = job.key_marks["mimic_type"]

@@ -35,12 +35,13 @@ from up.tasks.cls.data.metas import METAS
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.reports import write_reports
 from up.tasks.cls.evaluate.results import ResultStream
+from up.tasks.cls.evaluate.teacher_top1 import TeacherTop1
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
 from up.tasks.cls.serve import serve
 from up.tasks.served import Served
-from up.tasks.task import DataReport, InputSpec, Size, Task
+from up.tasks.task import DataReport, InputSpec, Size, Task, TeacherScore
 from up.text import count, some_of
 from up.types import Kwargs
 
@@ -111,6 +112,15 @@ class Classification(Task[ImageDataset]):
                 what = f"eval_class_idxs: got {wanted}, but the data set has no image of these classes. Name other classes."
                 raise UserError(what)
         return fresh
+
+    def teacher_evaluator(self, data: ImageDataset) -> Evaluator:
+        """Top-1 of the logits, whatever the data set's evaluator measures: it shows whether a teacher only guesses."""
+        return TeacherTop1()
+
+    def teacher_score(self, evaluator: Evaluator) -> TeacherScore | None:
+        """Top-1, compared with that of guessing; None where no image had labels that fit the logits."""
+        assert isinstance(evaluator, TeacherTop1)
+        return evaluator.score()
 
     def derived(self, data: ImageDataset) -> DerivedArguments:
         """Number of classes and of images in each class, for heads, losses and mixing."""
