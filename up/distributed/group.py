@@ -121,14 +121,7 @@ def leave() -> None:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    max_over_ranks(0)
-
-
-def max_over_ranks(value: int) -> int:
-    """The largest of all ranks' values."""
-    if not is_parallel():
-        return value
-    return maxima_over_ranks([value])[0]
+    maxima_over_ranks([0])
 
 
 def maxima_over_ranks(values: list[int]) -> list[int]:

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from up.distributed.group import is_main
-from up.engine.hooks import Hook, Outline, UpdateReport
+from up.engine.hooks import Outline, UpdateReport
 from up.text import duration
 from up.tracking.log import LOGGER
-from up.tracking.meter import WindowMeter
+from up.tracking.meter import WindowHook
 
 
 class UntilItCloses:
@@ -91,13 +91,13 @@ class ThroughConsole(logging.Handler):
         self.console.print(Text(self.format(record)), soft_wrap=True)
 
 
-class Display(Hook):
+class Display(WindowHook):
     """Loss, learning rate, images per second, share of the time spent waiting for data, time left; every ``every`` updates."""
 
     def __init__(self, *, every: int, console: Console | None = None) -> None:
         self.every = every
         self.console = console or terminal()
-        self._window = WindowMeter()
+        super().__init__()
         self._bar: TrainingBar | None = None
 
     def on_start(self, outline: Outline, step: int) -> None:
@@ -156,14 +156,6 @@ class Display(Hook):
         if self._bar:
             self._bar.stop()
             self._bar = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The updates since the last line."""
-        return self._window.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``."""
-        self._window.load_state_dict(state)
 
 
 def show_log_on(console: Console) -> None:

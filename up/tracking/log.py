@@ -18,10 +18,10 @@ from torch import nn
 
 from up.config.argument import NoEffect
 from up.distributed.group import is_main
-from up.engine.hooks import Hook, Outline, UpdateReport
+from up.engine.hooks import Outline, UpdateReport
 from up.errors import UserError
 from up.files import unwritable, write_text
-from up.tracking.meter import WindowMeter
+from up.tracking.meter import WindowHook
 
 LOGGER = logging.getLogger("up")
 _FLUSH_S = 30.0
@@ -46,12 +46,12 @@ def log_to(folder: Path) -> None:
         LOGGER.addHandler(file)
 
 
-class MetricsFile(Hook):
+class MetricsFile(WindowHook):
     """One JSON object a line: means over each display interval, and every evaluation."""
 
     def __init__(self, *, freq: int) -> None:
         self.freq = freq
-        self._window = WindowMeter()
+        super().__init__()
 
     def on_start(self, outline: Outline, step: int) -> None:
         self._outline = outline
@@ -70,14 +70,6 @@ class MetricsFile(Hook):
         record = {"phase": phase, "step": step, "epoch": round(step / self._outline.updates_per_epoch, 4), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The updates since the last line."""
-        return self._window.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``."""
-        self._window.load_state_dict(state)
 
 
 def cut_after(path: Path, step: int) -> None:
@@ -117,7 +109,7 @@ class EventFile:
         self._writer.write_event(Event(wall_time=time.time(), **what))
 
 
-class TensorBoard(Hook):
+class TensorBoard(WindowHook):
     """Scalars for TensorBoard: ``train/…``, means over ``freq`` steps, and ``eval/…`` at every evaluation.
 
     The means leave out the first ``skip_first_k`` steps of the training, whose losses are far above the later ones. The files
@@ -138,7 +130,7 @@ class TensorBoard(Hook):
         self.freq = freq
         self.logdir = logdir
         self.skip_first_k = skip_first_k
-        self._window = WindowMeter()
+        super().__init__()
         self._file: EventFile | None = None
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
@@ -166,11 +158,3 @@ class TensorBoard(Hook):
         if self._file:
             self._file.close()
             self._file = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The updates since the last line."""
-        return self._window.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``."""
-        self._window.load_state_dict(state)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
+
+from up.engine.hooks import Hook
+from up.types import StateDict
 
 
 class WindowMeter:
@@ -27,10 +29,25 @@ class WindowMeter:
         self._sums, self._updates = {}, 0
         return means
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """State that a resumed run needs to report the same means."""
         return {"sums": dict(self._sums), "updates": self._updates}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state_dict()``."""
         self._sums, self._updates = dict(state["sums"]), state["updates"]
+
+
+class WindowHook(Hook):
+    """A hook that reports means over the steps since its last report, across a resume too."""
+
+    def __init__(self) -> None:
+        self._window = WindowMeter()
+
+    def state_dict(self) -> StateDict:
+        """The steps since the last report."""
+        return self._window.state_dict()
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue from ``state_dict()``."""
+        self._window.load_state_dict(state)

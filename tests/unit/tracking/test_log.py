@@ -16,10 +16,12 @@ import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import nn
 
+from up.data.sampler import Share
 from up.engine.hooks import Outline, UpdateReport
+from up.engine.meter import StepMeter
 from up.engine.step import StepOutput
 from up.tracking.log import LogFile, MetricsFile, TensorBoard
-from up.tracking.meter import StepMeter, WindowMeter
+from up.tracking.meter import WindowMeter
 
 
 def outline(folder: Path) -> Outline:
@@ -111,8 +113,8 @@ def test_a_log_on_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str]
 
 def test_micro_batches_weigh_by_their_images() -> None:
     meter = StepMeter()
-    meter.add(StepOutput(torch.tensor(1.0), {"accuracy_top1": torch.tensor(0.0)}), 0.75)
-    meter.add(StepOutput(torch.tensor(5.0), {"accuracy_top1": torch.tensor(100.0)}), 0.25)
+    meter.weigh(StepOutput(torch.tensor(1.0), {"accuracy_top1": torch.tensor(0.0)}), Share(0.75, 0.75))
+    meter.weigh(StepOutput(torch.tensor(5.0), {"accuracy_top1": torch.tensor(100.0)}), Share(0.25, 0.25))
     assert {name: float(value) for name, value in meter.take().items()} == {"loss": 2.0, "accuracy_top1": 25.0}
     assert meter.take() == {}
 
