@@ -21,6 +21,7 @@ from up.engine.precision import Precision
 from up.errors import UserError
 
 _ROUNDS = 15
+_NO_LABELS = {"image", "filename", "index", "seed", "bad"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def measure(model: Model, answer: Answer, batches: Iterable[Batch], make_evaluat
     images = 0
     rest = iter(batches)
     first = next(rest, None)
-    if first is None or "gt" not in first:
+    if first is None or set(first) <= _NO_LABELS:
         return None
 
     def counted() -> Iterator[Batch]:

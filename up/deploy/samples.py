@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 from up.build.data import build_dataset, build_reader, build_transforms, section_of
 from up.build.experiment import named_paths
 from up.data.bad_images import BadImage
+from up.data.dataset import KeyedDataset
 from up.data.records import Batch, SampleKey
 from up.errors import UserError
 from up.schema.named_files import missing_at
 from up.tasks.experiment import Experiment
+from up.text import Verbatim
 
 CPU = torch.device("cpu")
 _TRIES = 8
@@ -75,13 +77,14 @@ class DatasetSamples(Samples):
         paths = named_paths(experiment, section_of(experiment, source).dataset)
         experiment.raise_if_any(problem for key, path in paths for problem in missing_at(f"{place}.{key}", path))
         facts = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
-        self.dataset: Any = build_dataset(experiment, source, facts)
-        if not len(self.dataset):
-            raise UserError(
-                "holds no images, and an export is compared on real ones", file=experiment.path, key=f"dataset.{source}"
-            )
+        dataset = build_dataset(experiment, source, facts)
+        if not isinstance(dataset, KeyedDataset) or not len(dataset):
+            got = Verbatim("no images" if isinstance(dataset, KeyedDataset) else type(dataset).__name__)
+            expected = "images of a KeyedDataset: an export is compared on real ones"
+            raise UserError(got=got, expected=expected, file=experiment.path, key=f"dataset.{source}")
+        self.dataset = dataset
         if source == "train":
-            self.dataset.use_transforms(build_transforms(experiment, "test"))  # type: ignore[attr-defined]
+            self.dataset.use_transforms(build_transforms(experiment, "test"))
         self._stage = experiment.task.device_stage(self.dataset, CPU, False)
         self._collate = experiment.task.collate
         listed = kwargs.get("meta_file")

@@ -18,6 +18,7 @@ from up.data.collate import collate
 from up.data.dataset import KeyedDataset
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, Sample, SampleKey, Transform
+from up.data.transforms.pipeline import ImagePipeline
 from up.data.transforms.stages import DeviceStage
 from up.engine.evaluate import Evaluator
 from up.engine.step import BatchStage, Mixing, StepOutput
@@ -170,8 +171,8 @@ class Task(ABC, Generic[Data]):
         return data[SampleKey(0, index)]
 
     def pipeline(self, reader: Reader, transforms: Sequence[Transform]) -> Pipeline:
-        """How single images become batches. Raises ``UserError`` where the task has no such way."""
-        raise UserError(f"the task {self.name} predicts nothing for single images: it does not define `pipeline`.")
+        """How single images become batches; by default the reader and the transforms alone."""
+        return ImagePipeline(reader, transforms)
 
     def mixing(self, data: Data, batch_fn: Mixing | None) -> Mixing | None:
         """The batch function, or the batch form of a mixing transform of the data set."""

@@ -15,9 +15,8 @@ from up.bundle.answers import Answer, ClassesAnswer
 from up.config.parts import DerivedArguments, Exact
 from up.config.section import Part
 from up.data.dataset import read_sample
-from up.data.readers import PillowReader, Reader
+from up.data.readers import PillowReader
 from up.data.records import Batch, Sample, Transform
-from up.data.transforms.pipeline import ImagePipeline
 from up.data.transforms.table import output_size_of
 from up.engine.evaluate import Evaluator
 from up.errors import UserError
@@ -189,9 +188,6 @@ class Classification(Task[ImageDataset]):
 
     def read_sample(self, data: ImageDataset, index: int) -> Sample:
         return read_sample(data, index)
-
-    def pipeline(self, reader: Reader, transforms: Sequence[Transform]) -> ImagePipeline:
-        return ImagePipeline(reader, transforms)
 
     def result_stream(self, data: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
         """The stream of results that ``saver.memory_friendly`` or a continued inference asks for."""
