@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from up.config.argument import NoEffect
-from up.data.transforms.image import Image, Transform, expect_probability, expect_range
+from up.config.checked import checked
+from up.data.transforms.image import Image, Probability, Transform, expect_range
 from up.errors import UserError
 
 _ATTEMPTS = 10
@@ -32,10 +33,11 @@ class RandomErasing(Transform):
     with one such colour, ``const`` with 0.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        probability: float = 0.5,
+        probability: Probability = 0.5,
         min_area: float = 0.02,
         max_area: float = 1 / 3,
         min_aspect: float = 0.3,
@@ -47,7 +49,7 @@ class RandomErasing(Transform):
         device: Annotated[str | None, NoEffect("erasing runs where the batch is, on the device of the run")] = None,
     ) -> None:
         del num_splits, device
-        self.probability = expect_probability(probability, "torch_randerase.probability")
+        self.probability = probability
         self.areas = (min_area, max_area)
         if not 0 <= min_area <= max_area <= 1:
             raise UserError(

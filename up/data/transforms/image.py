@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL.Image import Image as PILImage
+from pydantic import Field
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
@@ -22,6 +23,7 @@ from up.errors import UserError
 
 Targets: TypeAlias = Mapping[str, tv_tensors.TVTensor]  # masks and boxes of an image, by the names of their fields
 Size: TypeAlias = tuple[int, int]  # height, width
+Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 MODES: dict[Interpolation, InterpolationMode] = {
@@ -165,13 +167,6 @@ def height_width(size: int | tuple[int, int], name: str) -> Size:
     if min(height, width) < 1:
         raise UserError(f"{name}.size: got {size}, expected pixels, as in 224 or [224, 224] (height, width)")
     return height, width
-
-
-def expect_probability(value: float, name: str) -> float:
-    """The value, if it lies within 0..1."""
-    if not 0 <= value <= 1:
-        raise UserError(f"{name}: got {value}, expected a probability, 0 to 1")
-    return value
 
 
 def expect_range(pair: tuple[float, float], name: str) -> tuple[float, float]:

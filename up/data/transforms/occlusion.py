@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from up.data.transforms.image import MEAN_COLOUR, Image, Transform, expect_probability, with_tensor
+from up.config.checked import checked
+from up.data.transforms.image import MEAN_COLOUR, Image, Probability, Transform, with_tensor
 from up.errors import UserError
 
 
 class Cutout(Transform):
     """Hide ``n_holes`` squares of ``length`` pixels, centred anywhere, partly outside too (DeVries & Taylor 2017)."""
 
-    def __init__(self, *, n_holes: int = 1, length: int = 16, p: float = 1.0) -> None:
-        if n_holes < 1 or length < 1:
-            raise UserError(f"cutout: got n_holes {n_holes} and length {length}, expected both to be at least 1")
+    @checked
+    def __init__(
+        self, *, n_holes: Annotated[int, Field(ge=1)] = 1, length: Annotated[int, Field(ge=1)] = 16, p: Probability = 1.0
+    ) -> None:
         self.n_holes = n_holes
         self.length = length
-        self.p = expect_probability(p, "cutout.p")
+        self.p = p
 
     def __call__(self, image: Image) -> Image:
         return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
@@ -38,7 +43,8 @@ class GridMask(Transform):
     A cell is ``d_min`` to ``d_max`` pixels wide; the square hidden in each has the side ``(1 - ratio)`` of that.
     """
 
-    def __init__(self, *, d_min: int = 96, d_max: int = 224, ratio: float = 0.6, p: float = 0.8) -> None:
+    @checked
+    def __init__(self, *, d_min: int = 96, d_max: int = 224, ratio: float = 0.6, p: Probability = 0.8) -> None:
         if not (2 <= d_min <= d_max and 0 < ratio < 1):
             raise UserError(
                 f"gridmask: got d_min {d_min}, d_max {d_max} and ratio {ratio}, "
@@ -47,7 +53,7 @@ class GridMask(Transform):
         self.d_min = d_min
         self.d_max = d_max
         self.ratio = ratio
-        self.p = expect_probability(p, "gridmask.p")
+        self.p = p
 
     def __call__(self, image: Image) -> Image:
         return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
@@ -67,11 +73,12 @@ class HideAndSeek(Transform):
     Their side, in pixels, is drawn from ``grid_sizes``; 0 leaves the image whole.
     """
 
-    def __init__(self, *, grid_sizes: tuple[int, ...] = (0, 16, 32, 44, 56), p_hide: float = 0.5) -> None:
+    @checked
+    def __init__(self, *, grid_sizes: tuple[int, ...] = (0, 16, 32, 44, 56), p_hide: Probability = 0.5) -> None:
         if not grid_sizes or min(grid_sizes) < 0:
             raise UserError(f"hide_and_seek.grid_sizes: got {list(grid_sizes)}, expected pixels, as in [0, 16, 32]")
         self.grid_sizes = grid_sizes
-        self.p_hide = expect_probability(p_hide, "hide_and_seek.p_hide")
+        self.p_hide = p_hide
 
     def __call__(self, image: Image) -> Image:
         side = self.grid_sizes[int(torch.randint(len(self.grid_sizes), ()))]

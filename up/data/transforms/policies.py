@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Annotated, TypeAlias
 
 from PIL.Image import Image as PILImage
+from pydantic import Field
 from timm.data import auto_augment as policies
 
+from up.config.checked import checked
 from up.data.transforms.image import MEAN_COLOUR, Image, Transform, height_width, with_pillow
-from up.errors import UserError
 from up.types import Kwargs
+
+AtLeastOne: TypeAlias = Annotated[int, Field(ge=1)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 
 
 class _Policy(Transform):
@@ -44,8 +49,9 @@ class RandAugment(_Policy):
     solarize grow milder with ``m``, and the enhancements run from .1 to 1.9; the Incre variant is the one to choose.
     """
 
-    def __init__(self, *, n: int, m: float, magnitude_std: float = 0.0) -> None:
-        _check(n, m, magnitude_std, "torch_random_augmentation")
+    @checked
+    def __init__(self, *, n: AtLeastOne, m: NotNegative, magnitude_std: NotNegative = 0.0) -> None:
+        _warn_above_10(m, "torch_random_augmentation")
         self._policy = policies.RandAugment(_operations(m, magnitude_std, increasing=False), n)
 
 
@@ -55,8 +61,9 @@ class IncreasingRandAugment(_Policy):
     At m = 7: rotate by 21 degrees, posterize to 2 bits, solarize from 77, enhance by 1 +- .63, shift by .315.
     """
 
-    def __init__(self, *, n: int, m: float, magnitude_std: float = 0.0) -> None:
-        _check(n, m, magnitude_std, "torch_random_augmentationIncre")
+    @checked
+    def __init__(self, *, n: AtLeastOne, m: NotNegative, magnitude_std: NotNegative = 0.0) -> None:
+        _warn_above_10(m, "torch_random_augmentationIncre")
         operations = _operations(m, magnitude_std, increasing=True)
         for operation in operations:
             if operation.name == "PosterizeIncreasing":
@@ -81,10 +88,6 @@ def _operations(magnitude: float, deviation: float, *, increasing: bool) -> list
     return made
 
 
-def _check(n: int, m: float, deviation: float, name: str) -> None:
-    if n < 1:
-        raise UserError(f"{name}.n: got {n}, expected the number of operations an image, at least 1")
-    if m < 0 or deviation < 0:
-        raise UserError(f"{name}: got m {m} and magnitude_std {deviation}, expected m within 0..10 and no deviation below 0")
+def _warn_above_10(m: float, name: str) -> None:
     if m > 10:
-        warnings.warn(f"{name}.m: {m} is clipped to 10, the strongest that there is", stacklevel=3)
+        warnings.warn(f"{name}.m: {m} is clipped to 10, the strongest that there is", stacklevel=4)

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from up.config.argument import NoEffect
+from up.config.checked import checked
 from up.config.contract import Contract, Method
 from up.data.records import Transform as AnyTransform
 from up.data.transforms.image import (
@@ -19,10 +20,10 @@ from up.data.transforms.image import (
     Geometric,
     Image,
     Interpolation,
+    Probability,
     Size,
     Targets,
     Transform,
-    expect_probability,
     expect_range,
     height_width,
     moved,
@@ -157,8 +158,9 @@ class CenterCrop(Geometric):
 class RandomHorizontalFlip(Geometric):
     """Mirror left and right with probability ``p``."""
 
-    def __init__(self, *, p: float = 0.5) -> None:
-        self.p = expect_probability(p, "torch_random_horizontal_flip.p")
+    @checked
+    def __init__(self, *, p: Probability = 0.5) -> None:
+        self.p = p
 
     def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
         if torch.rand(()).item() >= self.p:

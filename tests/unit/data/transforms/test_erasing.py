@@ -94,7 +94,7 @@ def test_levels_are_refused() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"probability": 2}, "torch_randerase.probability: got 2"),
+        ({"probability": 2}, "probability: got 2"),
         ({"min_area": 0.5}, "got areas"),
         ({"max_area": 1.5}, "got areas"),
         ({"min_aspect": 0}, "min_aspect, max_aspect: got"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from up.data.transforms.image import expect_probability, expect_range, height_width, size_of, with_pillow, with_tensor
+from up.data.transforms.image import expect_range, height_width, size_of, with_pillow, with_tensor
 from up.errors import UserError
 
 LEVELS = torch.arange(3 * 2 * 5, dtype=torch.uint8).view(3, 2, 5)
@@ -36,10 +36,7 @@ def test_height_width() -> None:
         height_width((3, 0), "torch_resize")
 
 
-def test_probabilities_and_ranges() -> None:
-    assert expect_probability(1, "p") == 1
+def test_ranges() -> None:
     assert expect_range((0.2, 0.2), "scale") == (0.2, 0.2)
-    with pytest.raises(UserError, match="p: got 1.5, expected a probability"):
-        expect_probability(1.5, "p")
     with pytest.raises(UserError, match=r"scale: got \[1, 0.2\], expected \[low, high\]"):
         expect_range((1, 0.2), "scale")

@@ -72,7 +72,7 @@ def test_float_images_are_hidden_in_zero() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(UserError, match="cutout: got n_holes 0"):
+    with pytest.raises(UserError, match="n_holes: got 0, expected at least 1"):
         Cutout(n_holes=0)
     with pytest.raises(UserError, match="gridmask: got d_min 9, d_max 8"):
         GridMask(d_min=9, d_max=8)

@@ -89,9 +89,9 @@ def test_tensors_come_out_as_the_same_tensors() -> None:
 
 @pytest.mark.parametrize("kwargs", [{"n": 0, "m": 7}, {"n": 2, "m": -1}, {"n": 2, "m": 7, "magnitude_std": -0.5}])
 def test_bad_settings(kwargs: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="torch_random_augmentation.*: got"):
+    with pytest.raises(UserError, match="(n|m|magnitude_std): got (0|-1|-0.5), expected at least"):
         RandAugment(**kwargs)
-    with pytest.raises(UserError, match="torch_random_augmentationIncre.*: got"):
+    with pytest.raises(UserError, match="(n|m|magnitude_std): got (0|-1|-0.5), expected at least"):
         IncreasingRandAugment(**kwargs)
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from up.config.argument import Derived
+from up.config.checked import checked
 from up.config.contract import Contract, Method
 from up.data.records import Batch
-from up.data.transforms.image import Size, expect_probability
+from up.data.transforms.image import Probability, Size
 from up.errors import UserError
 from up.registry import Registry
 
@@ -48,7 +49,6 @@ class MixPolicy:
     switch_prob: float = 0.5
 
     def __post_init__(self) -> None:
-        expect_probability(self.switch_prob, "switch_prob")
         alphas = (self.mixup_alpha, self.cutmix_alpha)
         if min(alphas) < 0 or max(alphas) == 0 or not all(map(math.isfinite, alphas)):
             raise UserError(
@@ -173,7 +173,8 @@ class BatchCutmix(BatchMix):
 class BatchCutmixMixup(BatchMix):
     """CutMix with probability ``switch_prob``, otherwise mixup, decided anew for each batch."""
 
+    @checked
     def __init__(
-        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: float = 0.5, num_classes: Classes = 1000
+        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: Probability = 0.5, num_classes: Classes = 1000
     ) -> None:
         super().__init__(MixPolicy(mixup_alpha, cutmix_alpha, switch_prob), num_classes)

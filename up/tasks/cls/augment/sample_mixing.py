@@ -10,8 +10,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from up.config.argument import Derived
+from up.config.checked import checked
 from up.data.records import Sample
-from up.data.transforms.image import Image, SampleTransform, size_of
+from up.data.transforms.image import Image, Probability, SampleTransform, size_of
 from up.errors import UserError
 from up.tasks.cls.augment.mixing import (
     BatchMix,
@@ -92,12 +93,13 @@ class CutmixMixup(SampleMix):
     ``transform``: the second passes the preceding transforms before it is mixed.
     """
 
+    @checked
     def __init__(
         self,
         *,
         mixup_alpha: float = 1.0,
         cutmix_alpha: float = 1.0,
-        switch_prob: float = 0.5,
+        switch_prob: Probability = 0.5,
         num_classes: Classes = None,
         extra_input: bool = False,
         transform: bool = False,
