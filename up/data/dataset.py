@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from up.config.argument import FromProgram, PartOf
+from up.config.argument import FromProgram, NotNegative, PartOf
+from up.config.checked import checked
 from up.config.contract import PartError, called
 from up.data.bad_images import BadImage
 from up.data.listing import Listing
@@ -52,18 +53,17 @@ class KeyedDataset(ABC):
     notes: Sequence[str] = ()
     """What a user should know of how the list of images was read."""
 
+    @checked
     def __init__(
         self,
         *,
         transformer: Transforms = (),
         on_bad_image: Literal["error", "skip"] = "error",
-        max_bad: float = 0.01,
+        max_bad: NotNegative = 0.01,
         seed: Annotated[int, FromProgram()] = 0,
         train: Annotated[bool, FromProgram()] = True,
     ) -> None:
         """Raises ``UserError`` for a ``max_bad`` below 0."""
-        if max_bad < 0:
-            raise UserError(f"max_bad is {max_bad:g}. Expected a share of the images below 1, or a number of images.")
         self.transforms = list(transformer)
         self._stages: Stages | None = None
         self.on_bad_image, self.max_bad = on_bad_image, max_bad

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from up.config.argument import Derived, FromProgram, NoEffect
+from up.config.argument import AtLeast1, Derived, FromProgram, NoEffect
+from up.config.checked import checked
 from up.config.contract import Contract, Method, PartError, called
 from up.data.packed import PackedLabels
 from up.data.records import SampleKey
@@ -217,9 +218,8 @@ class RepeatedAugmentation:
     copies of an image meet in one update.
     """
 
-    def __init__(self, *, size: Size, seed: Seed = 0, num_repeats: int = 3) -> None:
-        if num_repeats < 1:
-            raise UserError(f"sampler repeated_aug: num_repeats is {num_repeats}. Expected at least 1.")
+    @checked
+    def __init__(self, *, size: Size, seed: Seed = 0, num_repeats: AtLeast1 = 3) -> None:
         self._size, self._seed, self._repeats = size, seed, num_repeats
 
     def __len__(self) -> int:

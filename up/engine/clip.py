@@ -6,15 +6,16 @@ limit. Nothing here waits for the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 import torch
 from pydantic import AllowInfNan, Field
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from up.config.argument import Positive
+from up.config.checked import checked
 from up.engine.hooks import Hook, UpdateReport
 from up.engine.shards import full, local
 from up.errors import UserError
@@ -44,12 +45,15 @@ class Clip(Protocol):
         """Continue from ``state_dict()``."""
 
 
+NormType: TypeAlias = Annotated[float, AllowInfNan(), Field(gt=0)]  # .inf: the largest gradient
+Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+
+
 class NoClip:
     """Measures the norm, which the finite check wants, and leaves the gradients alone."""
 
-    def __init__(self, *, norm_type: float = 2.0) -> None:
-        if not norm_type > 0:
-            raise UserError(f"norm_type is {norm_type}, expected more than 0 (.inf is the largest gradient)")
+    @checked
+    def __init__(self, *, norm_type: NormType = 2.0) -> None:
         self._norm_type = norm_type
         self.display_freq: int | None = None
 
@@ -75,9 +79,9 @@ class NoClip:
 class ClipNorm(NoClip):
     """Scales gradients whose global norm is above ``max_norm`` down to it (Pascanu et al. 2013)."""
 
-    def __init__(self, *, max_norm: float, norm_type: float = 2.0) -> None:
+    @checked
+    def __init__(self, *, max_norm: Positive, norm_type: NormType = 2.0) -> None:
         super().__init__(norm_type=norm_type)
-        _check_max_norm(max_norm)
         self._max_norm = max_norm
 
     def limit(self) -> float | None:
@@ -97,16 +101,11 @@ class RunningClip(NoClip):
     sets M.
     """
 
+    @checked
     def __init__(
-        self, *, max_norm: float | None, norm_type: float = 2.0, momentum: float | None = None, tolerance: float = 1.0
+        self, *, max_norm: Positive | None, norm_type: NormType = 2.0, momentum: Momentum | None = None, tolerance: Positive = 1.0
     ) -> None:
         super().__init__(norm_type=norm_type)
-        if max_norm is not None:
-            _check_max_norm(max_norm)
-        if momentum is not None and not 0 <= momentum < 1:
-            raise UserError(f"momentum is {momentum}, expected a number from 0 to below 1")
-        if not 0 < tolerance < math.inf:
-            raise UserError(f"tolerance is {tolerance}, expected more than 0")
         self._momentum = momentum
         self._tolerance = tolerance
         self._limit: Tensor | float | None = max_norm
@@ -153,13 +152,14 @@ class NormLog(Hook):
             LOGGER.info("gradients at step %d: norm %.4g, limit %s", report.step, report.scalars["grad_norm"], shown)
 
 
+@checked
 def grad_clipper(
     *,
     mode: Literal["pre_defined", "average", "moving_average"] = "pre_defined",
-    max_norm: float | None = None,
-    norm_type: Annotated[float, AllowInfNan()] = 2.0,
-    momentum: float = 0.9,
-    tolerance: float = 1.0,
+    max_norm: Positive | None = None,
+    norm_type: NormType = 2.0,
+    momentum: Momentum = 0.9,
+    tolerance: Positive = 1.0,
     display_freq: Annotated[int, Field(ge=1)] | None = None,
 ) -> Clip:
     """The policy that the hook ``grad_clipper`` of a config asks for.
@@ -173,18 +173,11 @@ def grad_clipper(
         if max_norm is None:
             raise UserError("grad_clipper: mode pre_defined needs max_norm")
         policy = ClipNorm(max_norm=max_norm, norm_type=norm_type)
-    elif mode in ("average", "moving_average"):
+    else:
         kept = momentum if mode == "moving_average" else None
         policy = RunningClip(max_norm=max_norm, norm_type=norm_type, momentum=kept, tolerance=tolerance)
-    else:
-        raise UserError(f"grad_clipper: mode is {mode!r}, expected pre_defined, average or moving_average")
     policy.display_freq = display_freq
     return policy
-
-
-def _check_max_norm(max_norm: float) -> None:
-    if not 0 < max_norm < math.inf:
-        raise UserError(f"max_norm is {max_norm}, expected more than 0")
 
 
 def _scale_down(grads: Sequence[Tensor], norm: Tensor, limit: Tensor | float) -> None:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from up.config.argument import AtLeast1, Fraction
+from up.config.checked import checked
 from up.engine.shards import is_shared, local
 from up.errors import UserError
 from up.text import count, some_of
@@ -25,16 +27,16 @@ class Ema:
     ``UserError`` for a setting out of range.
     """
 
+    @checked
     def __init__(
-        self, model: nn.Module, *, ema_type: Literal["linear", "exp"] = "linear", decay: float, inner_T: int = 1, warmup: int = 1
+        self,
+        model: nn.Module,
+        *,
+        ema_type: Literal["linear", "exp"] = "linear",
+        decay: Fraction,
+        inner_T: AtLeast1 = 1,
+        warmup: AtLeast1 = 1,
     ) -> None:
-        if ema_type not in ("linear", "exp"):
-            raise UserError(f"ema_type is {ema_type!r}, expected linear or exp")
-        if not 0 <= decay <= 1:
-            raise UserError(f"decay is {decay}, expected a number from 0 to 1")
-        for name, value in (("inner_T", inner_T), ("warmup", warmup)):
-            if value < 1:
-                raise UserError(f"{name} is {value}, expected 1 or more")
         self._type = ema_type
         self._decay = decay
         self._inner = inner_T

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from up.errors import UserError
+from up.config.checked import checked
 from up.registry import Registry
 
 INITIALIZERS = Registry(
@@ -109,10 +110,9 @@ class ConstantBias:
 class Focal(Normal):
     """Weights from N(0, std^2) and a last bias that lets a sigmoid start at ``prior_prob`` (Lin et al. 2017, 4.1)."""
 
-    def __init__(self, *, prior_prob: float = 0.01, std: float = 0.01) -> None:
+    @checked
+    def __init__(self, *, prior_prob: Annotated[float, Field(gt=0, lt=1)] = 0.01, std: float = 0.01) -> None:
         super().__init__(std=std)
-        if not 0 < prior_prob < 1:
-            raise UserError(f"focal: got prior_prob {prior_prob:g}, expected a probability such as 0.01.")
         self.prior_prob = prior_prob
 
     def __call__(self, module: nn.Module) -> nn.Module:

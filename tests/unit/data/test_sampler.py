@@ -144,7 +144,7 @@ def test_repeated_augmentation() -> None:
     visits = order(2)
     assert visits.repeat.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
     assert visits.index.tolist() == np.repeat(permutation_of(order), 3)[:10].tolist()
-    with pytest.raises(UserError, match="num_repeats is 0"):
+    with pytest.raises(UserError, match="num_repeats: got 0"):
         RepeatedAugmentation(size=10, num_repeats=0)
 
 

@@ -105,11 +105,11 @@ def test_fresh_running_limit_round_trips() -> None:
     ("kwargs", "text"),
     [
         ({}, "mode pre_defined needs max_norm"),
-        ({"mode": "median"}, "mode is 'median', expected pre_defined, average or moving_average"),
-        ({"max_norm": 0.0}, "max_norm is 0.0, expected more than 0"),
-        ({"max_norm": 1.0, "norm_type": 0}, "norm_type is 0, expected more than 0"),
-        ({"mode": "moving_average", "momentum": 1.0}, "momentum is 1.0, expected a number from 0 to below 1"),
-        ({"mode": "average", "tolerance": -1.0}, "tolerance is -1.0, expected more than 0"),
+        ({"mode": "median"}, "mode: got 'median', expected one of pre_defined, average, moving_average"),
+        ({"max_norm": 0.0}, "max_norm: got 0.0, expected more than 0"),
+        ({"max_norm": 1.0, "norm_type": 0}, "norm_type: got 0, expected more than 0"),
+        ({"mode": "moving_average", "momentum": 1.0}, "momentum: got 1.0, expected less than 1"),
+        ({"mode": "average", "tolerance": -1.0}, "tolerance: got -1.0, expected more than 0"),
     ],
 )
 def test_bad_settings_are_named(kwargs: dict[str, Any], text: str) -> None:

@@ -208,10 +208,10 @@ def test_build_passes_kwargs() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
-        ({"decay": 1.5}, "decay is 1.5, expected a number from 0 to 1"),
-        ({"decay": 0.9, "inner_T": 0}, "inner_T is 0, expected 1 or more"),
-        ({"decay": 0.9, "warmup": 0}, "warmup is 0, expected 1 or more"),
-        ({"decay": 0.9, "ema_type": "cubic"}, "ema_type is 'cubic', expected linear or exp"),
+        ({"decay": 1.5}, "decay: got 1.5, expected at most 1"),
+        ({"decay": 0.9, "inner_T": 0}, "inner_T: got 0, expected at least 1"),
+        ({"decay": 0.9, "warmup": 0}, "warmup: got 0, expected at least 1"),
+        ({"decay": 0.9, "ema_type": "cubic"}, "ema_type: got 'cubic', expected one of linear, exp"),
     ],
 )
 def test_bad_settings_are_named(kwargs: dict[str, float], text: str) -> None:

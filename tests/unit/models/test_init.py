@@ -66,5 +66,5 @@ def test_focal_starts_the_sigmoid_at_the_prior():
 
 @pytest.mark.parametrize("prior", [0.0, 1.0])
 def test_focal_needs_a_probability(prior):
-    with pytest.raises(UserError, match="expected a probability"):
+    with pytest.raises(UserError, match="prior_prob: got"):
         Focal(prior_prob=prior)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from up.config.argument import FixedOnResume, FromProgram, NoEffect, PartOf, PathTo
+from up.config.argument import FixedOnResume, FromProgram, NoEffect, NotNegative, PartOf, PathTo
 from up.config.checked import checked
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
@@ -76,7 +76,7 @@ class ClsDataset(ImageDataset):
         num_classes: int | list[int] | None = None,
         class_names: Annotated[str, PathTo("file with one class name a line")] | list[str] | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
-        max_bad: float = 0.01,
+        max_bad: NotNegative = 0.01,
         allow_outside: bool = False,
         reload_cfg: Annotated[Kwargs | None, NoEffect(_PACKED)] = None,
         random: Annotated[bool, NoEffect("the sampler draws the order of every epoch")] = True,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from up.config.argument import FromProgram, PartOf
+from up.config.argument import FromProgram, NotNegative, PartOf
 from up.config.contract import Attribute, Contract, Method
 from up.data.dataset import ImageReader, KeyedDataset, Transforms
 from up.data.packed import PackedLabels
@@ -50,7 +50,7 @@ class ImageDataset(KeyedDataset):
         save_score: bool = False,
         multilabel: bool = False,
         on_bad_image: Literal["error", "skip"] = "error",
-        max_bad: float = 0.01,
+        max_bad: NotNegative = 0.01,
         seed: Annotated[int, FromProgram()] = 0,
         train: Annotated[bool, FromProgram()] = True,
     ) -> None:

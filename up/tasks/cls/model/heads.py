@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from up.config.argument import Derived, PartOf
+from up.config.argument import AtLeast1, Derived, PartOf
+from up.config.checked import checked
 from up.config.contract import Contract
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
 from up.text import count
 
-Classes: TypeAlias = Annotated[int | list[int], Derived("the classes of dataset.train")]
-Planes: TypeAlias = Annotated[int, Derived("the backbone")]
+Classes: TypeAlias = Annotated[AtLeast1 | Annotated[list[AtLeast1], Field(min_length=1)], Derived("the classes of dataset.train")]
+Planes: TypeAlias = Annotated[int, Field(ge=1), Derived("the backbone")]
+Dropout: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 HEADS = Registry(
     "head",
@@ -86,19 +88,19 @@ class NormLinear(nn.Linear):
 class Head(nn.Module, ABC):
     """What all heads share: a vector (B, D) from the features, then dropout and one classifier or a list of them."""
 
+    @checked
     def __init__(
         self,
         *,
         num_classes: Classes,
-        in_features: int,
-        dropout: float | None = None,
+        in_features: AtLeast1,
+        dropout: Dropout | None = None,
         classifier_cfg: Classifier | None = None,
         representation_size: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
         self.in_features = in_features
-        _check_sizes(self.num_classes, in_features, dropout)
         if representation_size is not None:
             layers = OrderedDict(fc=nn.Linear(in_features, representation_size), act=nn.Tanh())
             self.pre_logits: nn.Module = nn.Sequential(layers)
@@ -132,6 +134,7 @@ class ResNetHead(Head):
     Errors: ``UserError`` for a feature that is not there or has another number of channels.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -139,7 +142,7 @@ class ResNetHead(Head):
         in_plane: Planes,
         input_feature_idx: int = -1,
         use_pool: bool = True,
-        dropout: float | None = None,
+        dropout: Dropout | None = None,
         classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
         representation_size: int | None = None,
     ) -> None:
@@ -165,6 +168,7 @@ class ConvNeXtHead(Head):
     Errors: ``UserError`` for a feature that is not there or has another number of channels.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -172,7 +176,7 @@ class ConvNeXtHead(Head):
         in_plane: Planes,
         input_feature_idx: int = -1,
         use_pool: bool = True,
-        dropout: float | None = None,
+        dropout: Dropout | None = None,
         classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
         representation_size: int | None = None,
         head_init_scale: float = 1.0,
@@ -205,6 +209,7 @@ class ViTHead(Head):
     Errors: ``UserError`` for a feature that is not there, has no class token or another number of channels.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -213,7 +218,7 @@ class ViTHead(Head):
         input_feature_idx: int = -1,
         use_pool: bool = True,
         cls_type: Literal["token", "avg"] = "token",
-        dropout: float | None = None,
+        dropout: Dropout | None = None,
         classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
         representation_size: int | None = None,
         bn: bool = False,
@@ -259,16 +264,17 @@ class FPNHead(Head):
     Errors: ``UserError`` for another number of levels or channels, and for a sum of vectors of several widths.
     """
 
+    @checked
     def __init__(
         self,
         *,
         num_classes: Classes,
-        in_plane: Annotated[int | list[int], Derived("the backbone")],
+        in_plane: Annotated[AtLeast1 | list[AtLeast1], Derived("the backbone")],
         feat_planes: Annotated[int, Field(ge=1)] | None = None,
         sum_feature: bool = False,
         input_feature_idx: int | list[int] | None = None,
         use_pool: bool = True,
-        dropout: float | None = None,
+        dropout: Dropout | None = None,
         classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
         representation_size: int | None = None,
     ) -> None:
@@ -332,15 +338,6 @@ def _checked(vector: Tensor, in_plane: int, feature: Tensor) -> Tensor:
             f"Set in_plane: {vector.shape[1]}, or leave it out."
         )
     return vector
-
-
-def _check_sizes(num_classes: list[int], in_plane: int, dropout: float | None) -> None:
-    if not num_classes or min(num_classes) < 1:
-        raise UserError(f"num_classes must be 1 or more, or a list of such, got {num_classes}.")
-    if in_plane < 1:
-        raise UserError(f"in_plane must be 1 or more, the channels of the feature, got {in_plane}.")
-    if dropout is not None and not 0 <= dropout < 1:
-        raise UserError(f"dropout must be at least 0 and below 1, got {dropout}.")
 
 
 def _start_small(classifier: nn.Module, scale: float) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from up.config.argument import Derived
+from up.config.argument import Derived, Positive
+from up.config.checked import checked
 from up.distributed.group import sum_over_ranks, world_size
-from up.errors import UserError
 from up.tasks.cls.model.losses import ClassCounts, WeightedMean, as_soft, check_width, cross_entropy, cross_entropy_of_each
 
 
@@ -26,20 +26,19 @@ class GradientBalanced(WeightedMean):
     pos_grad: Tensor
     neg_grad: Tensor
 
+    @checked
     def __init__(
         self,
         *,
         num_classes: Annotated[int, Derived("the classes of dataset.train")],
         indicator: Literal["pos", "neg", "pos_and_neg"] = "pos",
         tau: float = 1.0,
-        eps: float = 1e-4,
+        eps: Positive = 1e-4,
         loss_weight: float = 1.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
         class_counts: ClassCounts = None,
     ) -> None:
         super().__init__(loss_weight=loss_weight, class_weights=class_weights, class_counts=class_counts)
-        if eps <= 0:
-            raise UserError(f"eps must be above 0, because its logarithm is taken; got {eps}. Common is 1e-4.")
         self.indicator = indicator
         self.tau = tau
         self.eps = eps

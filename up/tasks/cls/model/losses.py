@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from up.config.argument import Derived
+from up.config.argument import Derived, Fraction
+from up.config.checked import checked
 from up.config.contract import Contract, PartError, called
 from up.errors import UserError
 from up.registry import Registry
@@ -149,18 +150,17 @@ class LabelSmoothing(WeightedMean):
     ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float that sums to 1 -> scalar.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        smooth_ratio: float = 0.1,
+        smooth_ratio: Fraction = 0.1,
         num_classes: Annotated[int | None, Derived("the classes of dataset.train")] = None,
         loss_weight: float = 1.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
         class_counts: ClassCounts = None,
     ) -> None:
         super().__init__(loss_weight=loss_weight, class_weights=class_weights, class_counts=class_counts)
-        if not 0 <= smooth_ratio <= 1:
-            raise UserError(f"smooth_ratio must lie between 0 and 1, got {smooth_ratio}. Common is 0.1.")
         self.smooth_ratio = smooth_ratio
         self.num_classes = num_classes
 

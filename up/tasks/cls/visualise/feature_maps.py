@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from up.config.argument import AtLeast1
+from up.config.checked import checked
 from up.data.bad_images import BadImage
 from up.data.decoding import read_rgb
 from up.data.records import Batch
@@ -54,14 +56,15 @@ class FeatureVis(Probe):
     Errors: ``UserError`` for a layer that the net does not have, or none.
     """
 
+    @checked
     def __init__(
         self,
         *,
         layer_names: list[str] | str | None = None,
         layer_name: list[str] | str | None = None,
         save_dir: str | None = None,
-        num_images: int = 1,
-        num_channels: int = 16,
+        num_images: AtLeast1 = 1,
+        num_channels: AtLeast1 = 16,
         gt_dir: str | None = None,
         interpolation: Interpolation = "nearest",
     ) -> None:
@@ -70,8 +73,6 @@ class FeatureVis(Probe):
         given = layer_names or layer_name or []
         layers = [given] if isinstance(given, str) else given
         super().__init__("feature_vis", layers=layers, save_dir=save_dir, num_images=num_images)
-        if num_channels < 1:
-            raise UserError(f"feature_vis: num_channels: got {num_channels}, expected 1 or more.")
         self.num_channels = num_channels
         self.gt_dir = gt_dir
         self.resample = Image.Resampling[interpolation.upper()]

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from up.config.argument import AtLeast1
+from up.config.checked import checked
 from up.data.records import Batch
 from up.engine.hooks import Outline
 from up.errors import UserError
@@ -106,13 +108,14 @@ class GradCam(Probe):
     for another number of classes.
     """
 
+    @checked
     def __init__(
         self,
         *,
         layer_name: str | None = None,
         class_names: list[str] | None = None,
         save_dir: str | None = None,
-        num_images: int = 8,
+        num_images: AtLeast1 = 8,
     ) -> None:
         super().__init__("grad_cam", layers=[layer_name] if layer_name else [], save_dir=save_dir, num_images=num_images)
         self.class_names: Sequence[str] = class_names or []

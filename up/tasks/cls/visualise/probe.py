@@ -36,8 +36,6 @@ class Probe(Hook, ABC):
     """
 
     def __init__(self, name: str, *, layers: Sequence[str], save_dir: str | None, num_images: int) -> None:
-        if num_images < 1:
-            raise UserError(f"{name}: num_images: got {num_images}, expected 1 or more. Leave the hook out for none.")
         self.name = name
         self.layers = list(layers)
         self.save_dir = save_dir

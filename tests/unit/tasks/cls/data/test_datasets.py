@@ -256,7 +256,7 @@ def test_a_test_set_shares_the_classes_of_the_training_set(tmp_path: Path) -> No
     [
         ({"fraction": 0.0}, "fraction: got 0.0, expected more than 0"),
         ({"fraction": 1.5}, "fraction: got 1.5, expected at most 1"),
-        ({"max_bad": -1}, "max_bad is -1. Expected a share of the images below 1, or a number of images."),
+        ({"max_bad": -1}, "max_bad: got -1, expected at least 0"),
     ],
 )
 def test_settings_out_of_range(images: Path, options: dict[str, Any], said: str) -> None:

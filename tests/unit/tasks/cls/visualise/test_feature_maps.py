@@ -101,7 +101,7 @@ def test_a_layer_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path, c
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(UserError, match="feature_vis: num_channels: got 0"):
+    with pytest.raises(UserError, match="num_channels: got 0"):
         FeatureVis(layer_names="backbone", num_channels=0)
     with pytest.raises(UserError, match="feature_vis: no layer is named"):
         FeatureVis(layer_names=[]).check(small_net(), None)

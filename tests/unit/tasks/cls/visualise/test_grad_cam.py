@@ -324,7 +324,7 @@ def test_what_cannot_be_is_refused_beforehand() -> None:
         GradCam(layer_name="backbone.con").check(toy_net(), ["cat", "dog"])
     with pytest.raises(UserError, match="class_names has 1 name, but the data have 2 classes"):
         GradCam(layer_name="backbone", class_names=["cat"]).check(toy_net(), ["cat", "dog"])
-    with pytest.raises(UserError, match="grad_cam: num_images: got 0, expected 1 or more"):
+    with pytest.raises(UserError, match="num_images: got 0, expected at least 1"):
         GradCam(layer_name="backbone", num_images=0)
 
 
