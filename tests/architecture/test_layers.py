@@ -98,6 +98,16 @@ def test_tasks_do_not_know_each_other() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_distillation_knows_no_task() -> None:
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name, path in MODULES.items()
+        for target, line in imported(path)
+        if within(name, "up.distill") and task_of(target)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_circle_of_imports() -> None:
     graph = {
         name: {target for target, _ in imported(path) if target in MODULES and target != name} for name, path in MODULES.items()

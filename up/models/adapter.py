@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from up.config.argument import PartOf
 from up.errors import UserError
 from up.text import count, some_of
+from up.types import Record
 
 Normalize = Annotated[Callable[[nn.Module], nn.Module], PartOf("norm")]
 Initializer = Annotated[Callable[[nn.Module], object], PartOf("initializer")]
@@ -32,11 +33,11 @@ class Backbone(nn.Module):
 
     out_planes: list[int]
     out_strides: list[int]
-    feature_info: list[dict[str, Any]]
+    feature_info: list[Record]
     forward_features: Callable[[Tensor], Tensor]
     forward_head: Callable[..., Tensor]
     forward_intermediates: Callable[..., Any]
-    prune_intermediate_layers: Callable[..., Any]
+    prune_intermediate_layers: Callable[..., object]
 
     image_channels: int | None = None  # None where the network rearranges pixels before its first convolution
     variant: Variant | None = None  # None where there is only one network of this name
@@ -47,7 +48,7 @@ class Backbone(nn.Module):
     _frozen: tuple[str, ...] = ()
     _image_size: tuple[int, int] | None = None  # (height, width) where the network takes no other
 
-    def forward(self, record: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+    def forward(self, record: Record) -> dict[str, list[Tensor]]:
         """Compute the features of ``record["image"]`` (B, C, H, W)."""
         image: Tensor = record["image"]
         self._check_size(image)
@@ -182,7 +183,7 @@ def variant(
     assert {*fixed, *defaults} <= set(signature.parameters), f"{family.__name__} takes {list(signature.parameters)}"
 
     @functools.wraps(family)
-    def build(**kwargs: Any) -> Backbone:
+    def build(**kwargs: object) -> Backbone:
         return family(**{**defaults, **kwargs, **fixed})
 
     remaining = [

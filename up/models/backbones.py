@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from up.config.contract import Attribute, Contract
 from up.registry import Registry
+
+if TYPE_CHECKING:
+    from up.models.adapter import Backbone
 
 _RESNETS = (
     "resnet18 resnet34 resnet50 resnet101 resnet152 resnet18_D resnet34_D resnet50_D resnet101_D resnet152_D "
@@ -38,11 +41,11 @@ _CSWIN = (
 )
 
 
-def _are_planes(value: Any) -> bool:
+def _are_planes(value: object) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(planes, int) and planes > 0 for planes in value)
 
 
-def _returns(backbone: Any, returned: Any) -> str | None:
+def _returns(backbone: Backbone, returned: object) -> str | None:
     """What is wrong with what a backbone returned: the features, one for each entry of ``out_planes``."""
     features = returned.get("features") if isinstance(returned, Mapping) else None
     if not isinstance(features, list | tuple) or not all(isinstance(feature, Tensor) for feature in features):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +56,7 @@ def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224),
     return Complexity(modules, cost("total", net, "Global"))
 
 
-def _count(net: nn.Module, input_size: tuple[int, int, int], *, meta: bool) -> tuple[dict[str, dict[Any, int]], ...]:
+def _count(net: nn.Module, input_size: tuple[int, int, int], *, meta: bool) -> tuple[dict[str, dict[object, int]], ...]:
     """Floating point operations and written elements, by module and operator."""
     held = dict([*net.named_parameters(), *net.named_buffers()])
     device = torch.device("meta") if meta else next((tensor.device for tensor in held.values()), torch.device("cpu"))
@@ -71,7 +70,7 @@ def _count(net: nn.Module, input_size: tuple[int, int, int], *, meta: bool) -> t
     return flops.get_flop_counts(), activations.get_flop_counts()
 
 
-def _written(*_: Any, out_shape: Any = None, **__: Any) -> int:
+def _written(*_: object, out_shape: torch.Size | Sequence[torch.Size], **__: object) -> int:
     """Elements of an operator's (first) output, in the form that ``FlopCounterMode`` calls a formula."""
     return math.prod(out_shape if isinstance(out_shape, torch.Size) else out_shape[0])
 

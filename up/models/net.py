@@ -13,6 +13,7 @@ from up.errors import UserError
 from up.models.freeze import FREEZE_KEY, resting_norms, set_trainable
 from up.models.patterns import any_of
 from up.text import did_you_mean, some_of
+from up.types import Kwargs, Record
 
 
 class Net(nn.Module):
@@ -57,10 +58,10 @@ class Net(nn.Module):
             raise KeyError(f"the net has no module {name!r}, it has {', '.join(self._names)}")
         return self.get_submodule(name)
 
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def forward(self, batch: Record) -> Record:
         """Run all modules on a copy of ``batch`` and return the whole record; ``batch`` itself is left as it is."""
         record = dict(batch)
-        added: dict[str, Mapping[str, Any]] = {}
+        added: dict[str, Kwargs] = {}
         for name in self._names:
             earlier = self._prev.get(name)
             returned = self[name]({**record, **added[earlier]} if earlier else record)
@@ -99,7 +100,7 @@ class Net(nn.Module):
             norm.eval()
 
 
-def read(record: Mapping[str, Any], name: str, giver: str) -> Any:
+def read(record: Kwargs, name: str, giver: str) -> Any:
     """``record[name]``, which a ``giver`` puts there. Raises ``UserError`` if no module before it in the net does."""
     if name not in record:
         raise UserError(f"no module of the net gives {name}, there is only {some_of(record)}. Expected a {giver} before.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import timm
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from up.errors import UserError
 from up.models.adapter import Backbone, Initializer, Normalize, as_backbone, prepare
 from up.text import did_you_mean
+from up.types import Kwargs
 
 
 def timm_network(
@@ -22,7 +23,7 @@ def timm_network(
     normalize: Normalize | None = None,
     initializer: Initializer | None = None,
     grad_checkpointing: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Backbone:
     """Any network of timm; further kwargs go to ``timm.create_model``.
 
@@ -50,7 +51,7 @@ def _check_name(model_name: str) -> None:
         raise UserError(f"model_name: timm has no network {model_name!r}.{near} timm.list_models() lists them all.")
 
 
-def _create(model_name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:
     try:
         return cast(nn.Module, timm.create_model(model_name, pretrained=pretrained, num_classes=0, **kwargs))
     except TypeError as error:

@@ -23,6 +23,7 @@ from up.files import sha256_of
 from up.models.adapter import Variant
 from up.text import did_you_mean, some_of
 
+Content = Mapping[Any, Any]  # what a file holds, before anything is known of it
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
 _EMA_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
 TIMM = "timm:"
@@ -91,7 +92,7 @@ def clean_key(key: str) -> str:
     return stripped.replace("._orig_mod.", ".")
 
 
-def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _tensors(content: Content) -> dict[str, Tensor]:
     """The tensors of a mapping, or of the mapping that it holds under a well-known key."""
     for key in (*_MODEL_KEYS, *_EMA_KEYS):
         if isinstance(content.get(key), Mapping):
@@ -102,7 +103,7 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {clean_key(key): value for key, value in held}
 
 
-def _averages(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _averages(content: Content) -> dict[str, Tensor]:
     """The tensors in the state of an EMA, under whatever key."""
     inner = (_tensors(value) for value in content.values() if isinstance(value, Mapping))
     return _tensors(content) or next((tensors for tensors in inner if tensors), {})
@@ -112,15 +113,15 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _class_names(content: Mapping[Any, Any]) -> tuple[Any, ...] | None:
+def _class_names(content: Content) -> tuple[Any, ...] | None:
     names = content.get("class_names")
     return tuple(names) if isinstance(names, (list, tuple)) and names else None
 
 
-def _content(path: Path) -> Mapping[Any, Any]:
+def _content(path: Path) -> Content:
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path, device="cpu")
+            content: object = load_file(path, device="cpu")
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's advice on TorchScript and pickles; our error says what matters
@@ -130,7 +131,7 @@ def _content(path: Path) -> Mapping[Any, Any]:
     return _mapping(path, content)
 
 
-def _mapping(path: Path, content: object) -> Mapping[Any, Any]:
+def _mapping(path: Path, content: object) -> Content:
     if isinstance(content, Mapping):
         return content
     raise WeightsError(f"holds no weights (got {type(content).__name__}). {_LAYOUT}", file=path)

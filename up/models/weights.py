@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +114,7 @@ def load_weights(
     prefer_ema: bool = True,
     skip: Sequence[str] = (),
     heads: Sequence[str] = ("head",),
-    class_names: Sequence[Any] | None = None,
+    class_names: Sequence[object] | None = None,
 ) -> LoadReport:
     """Fill ``net`` with ``weights``, whoever named them, and report every tensor that was not simply copied.
 
@@ -235,7 +234,7 @@ class _Filling:
         children = dict(net.named_children()) if isinstance(net, Net) else {}
         self._counting = tuple(f"{name}." for name, child in children.items() if not any(True for _ in child.parameters()))
 
-    def compare_classes(self, theirs: Sequence[Any] | None, ours: Sequence[Any] | None) -> None:
+    def compare_classes(self, theirs: Sequence[object] | None, ours: Sequence[object] | None) -> None:
         """A head for another number of classes starts afresh; other names of as many classes are pointed out."""
         if theirs is None or ours is None or list(theirs) == list(ours):
             return
@@ -336,10 +335,10 @@ class _Filling:
         return _layer(name) in self._renewed
 
 
-def _numbers(class_names: Sequence[Any]) -> list[int]:
+def _numbers(class_names: Sequence[object]) -> list[int]:
     """How many classes there are, for one head or for each of several."""
-    several = all(isinstance(names, (list, tuple)) for names in class_names)
-    return [len(names) for names in class_names] if several else [len(class_names)]
+    heads = [len(names) for names in class_names if isinstance(names, list | tuple)]
+    return heads if len(heads) == len(class_names) else [len(class_names)]
 
 
 def _layer(name: str) -> str:

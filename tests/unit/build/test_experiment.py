@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +59,14 @@ def test_unknown_task_and_missing_files(record: Record, written: Path) -> None:
     record["dataset"]["train"]["dataset"]["kwargs"]["meta_file"] = "nowhere.txt"
     keys = [problem.key for problem in missing_files(loaded(record, written))]
     assert keys == ["dataset.train.dataset.kwargs.meta_file"]
+
+
+def test_distillation_of_a_task_is_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    seg = object()
+    point = SimpleNamespace(name="seg", load=lambda: seg)
+    monkeypatch.setattr("up.build.experiment.entry_points", lambda group: [point])
+    assert find_task("seg") is find_task("kd_seg") is seg
+    assert find_task("kd_cls") is find_task("cls")
 
 
 def test_modules_of_the_environment_add_parts_too(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_timm_names(monkeypatch):
     with pytest.raises(WeightsError, match=r"timm:resnet5\.x: timm has no such network\. Did you mean 'resnet50'"):
         read_state("timm:resnet5.x")
-    with pytest.raises(WeightsError, match=r"timm:resnet18\.a7: timm has no such weights\. Expected resnet18\.a1_in1k"):
+    with pytest.raises(WeightsError, match=r"timm:resnet18\.a7: .*resnet18\.a1_in1k"):
         read_state("timm:resnet18.a7")
 
     def offline(name, pretrained):
