@@ -75,7 +75,7 @@ class Predictor(ABC, Generic[Loaded]):
         self, images: Iterable[ImageSource], *, threads: int
     ) -> Iterator[tuple[list[tuple[ImageSource, str | None]], Outputs]]:
         """Groups of images, each with why it cannot be read or None, and the outputs for those that can."""
-        loaded = prefetched(self._load, images, threads=threads, ahead=2 * self.batch_size + threads)
+        loaded = prefetched(self._load, images, threads=threads, limit=2 * self.batch_size + threads)
         groups = grouped(loaded, self.batch_size)
         while True:
             begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Loading in threads, a bounded number of items ahead of whoever consumes them."""
+"""Prefetch: load items in threads, a bounded number before they are consumed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
 
-def prefetched(load: Callable[[Item], Loaded], items: Iterable[Item], *, threads: int, ahead: int) -> Iterator[tuple[Item, Loaded]]:
-    """Every item with what ``load`` made of it, in order; at most ``ahead`` results wait, so that memory stays small."""
+def prefetched(load: Callable[[Item], Loaded], items: Iterable[Item], *, threads: int, limit: int) -> Iterator[tuple[Item, Loaded]]:
+    """Yield every item with what ``load`` returned, in order; at most ``limit`` results wait, so that memory stays small."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[Item, Future[Loaded]]] = deque()
         todo = iter(items)
         try:
-            for item in islice(todo, ahead):
+            for item in islice(todo, limit):
                 waiting.append((item, pool.submit(load, item)))
             while waiting:
                 item, future = waiting.popleft()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.__main__ import main
 from up.bundle.archive import BLOCK, MAX_MODEL, RECORD, PackageError, read_archive, read_members, write_archive
 from up.bundle.package import open_package
@@ -79,7 +79,7 @@ def with_entry(
     """The package made by hand, with one more header in front."""
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, size, link
-    return info.tobuf(format) + handmade.tar(handmade.members())
+    return info.tobuf(format) + packages.tar(packages.members())
 
 
 def twice() -> bytes:
@@ -105,17 +105,17 @@ def renamed(info: tarfile.TarInfo, name: str) -> bytes:
 
 
 def changed_member(name: str, data: bytes) -> bytes:
-    return handmade.tar({**handmade.members(), name: data})
+    return packages.tar({**packages.members(), name: data})
 
 
 def without(name: str) -> bytes:
-    return handmade.tar({other: data for other, data in handmade.members().items() if other != name})
+    return packages.tar({other: data for other, data in packages.members().items() if other != name})
 
 
 def repacked() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:", format=tarfile.GNU_FORMAT) as tar:
-        for name, data in handmade.members().items():
+        for name, data in packages.members().items():
             info = tarfile.TarInfo(name)
             info.size, info.uname = len(data), "somebody"
             tar.addfile(info, io.BytesIO(data))
@@ -141,7 +141,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_entry("model.onnx", size=1 << 40, format=tarfile.GNU_FORMAT),
         "1,099,511,627,776 bytes by its header",
     ),
-    "gz": (lambda: gzip.compress(handmade.tar(handmade.members())), "compressed by gzip"),
+    "gz": (lambda: gzip.compress(packages.tar(packages.members())), "compressed by gzip"),
     "gz bomb": (lambda: gzip.compress(bytes(1 << 24)), "compressed by gzip"),
     "empty": (lambda: b"", "an empty file"),
     "zeros": (lambda: bytes(RECORD), "no members"),
@@ -163,7 +163,7 @@ def test_refused(command: str, kind: str, tmp_path: Path, capsys: pytest.Capture
     path = tmp_path / "in" / "bad.tar"
     path.parent.mkdir()
     path.write_bytes(make())
-    handmade.colour(1, 2, 3).save(tmp_path / "in" / "a.png")
+    packages.colour(1, 2, 3).save(tmp_path / "in" / "a.png")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     words = ["verify", str(path)] if command == "verify" else ["predict", "--bundle", str(path), str(tmp_path / "in" / "a.png")]
     assert main(words) == 2

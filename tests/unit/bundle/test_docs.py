@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import up.deploy
-from tests.harness import handmade
+from tests.harness import packages
 from tests.harness.documented import DOCS, block, run_plain, runner
 from tests.unit.bundle.test_preprocess import MIXED
 from up.bundle.archive import KESTREL_MEMBERS
@@ -19,7 +19,7 @@ def test_the_runner_is_short_and_plain() -> None:
 
 
 def test_the_runner_agrees_with_predict_on_every_kind_of_image(tmp_path: Path) -> None:
-    package = handmade.package(tmp_path)
+    package = packages.package(tmp_path)
     paths = []
     for kind, make in MIXED.items():
         paths.append(tmp_path / kind)
@@ -35,9 +35,9 @@ def test_the_runner_agrees_with_predict_on_every_kind_of_image(tmp_path: Path) -
 
 def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    handmade.package(tmp_path, name="digits_1.0.0.tar")
-    handmade.colour(250, 5, 5).save("a.png")
-    handmade.colour(5, 5, 250).save("b.jpg")
+    packages.package(tmp_path, name="digits_1.0.0.tar")
+    packages.colour(250, 5, 5).save("a.png")
+    packages.colour(5, 5, 250).save("b.jpg")
     example = block("import up.deploy\n")
     assert len([line for line in example.splitlines() if line]) <= 5
     exec(example)  # the point of the test: it runs as it is printed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import up.bundle.manifest as module
-from tests.harness import handmade
+from tests.harness import packages
 from up.bundle.answers import PixelsAnswer
 from up.bundle.archive import PackageError
 from up.bundle.manifest import parse_manifest, sums_text
@@ -29,7 +29,7 @@ def test_the_shipped_schema_is_that_of_the_code() -> None:
 
 
 def test_text_and_back() -> None:
-    made = handmade.manifest()
+    made = packages.manifest()
     assert parse_manifest(made.text(), "x") == made
     assert parse_manifest(made.text(compact=True), "x") == made
     assert made.text(compact=True).count("\n") == 0
@@ -39,17 +39,17 @@ MASKS: dict[str, Any] = {
     "schema_version": 2,
     "heads": None,
     "outputs": [{"name": "masks", "axes": ["N", 4, 8, 8]}],
-    "answer": {"kind": "pixels", "output": "masks", "labels": handmade.LABELS, "activation": "softmax"},
+    "answer": {"kind": "pixels", "output": "masks", "labels": packages.LABELS, "activation": "softmax"},
 }
 
 
 def of_masks(**changes: Any) -> str:
-    plain = {**json.loads(handmade.manifest().text()), **MASKS, **changes}
+    plain = {**json.loads(packages.manifest().text()), **MASKS, **changes}
     return json.dumps({key: value for key, value in plain.items() if key != "heads" or value is not None})
 
 
 def test_classes_are_written_in_version_1_and_other_answers_in_version_2() -> None:
-    plain = json.loads(handmade.manifest().text())
+    plain = json.loads(packages.manifest().text())
     assert plain["schema_version"] == 1
     assert list(plain) == [
         *("schema_version", "name", "version", "task", "model", "inputs", "outputs", "preprocess", "heads", "metrics"),
@@ -78,7 +78,7 @@ def test_refusals_of_version_2(changes: dict[str, Any], words: str) -> None:
 
 
 def changed(path: str, value: Any) -> str:
-    plain: Any = json.loads(handmade.manifest().text())
+    plain: Any = json.loads(packages.manifest().text())
     *parents, last = path.split(".")
     place = plain
     for part in parents:
@@ -123,7 +123,7 @@ def test_what_is_no_manifest(text: str) -> None:
 
 
 def test_heads_follow_each_other() -> None:
-    head = json.loads(handmade.manifest().text())["heads"][0]
+    head = json.loads(packages.manifest().text())["heads"][0]
     two = [{**head, "name": "one", "end": 1, "labels": ["a", "b"]}, {**head, "name": "two", "start": 2, "labels": ["c", "d"]}]
     assert [h.name for h in parse_manifest(changed("heads", two), "x").answer.heads] == ["one", "two"]
     with pytest.raises(PackageError, match=r"head 'one' covers outputs 0 to 1: expected it to start at 4"):
@@ -131,7 +131,7 @@ def test_heads_follow_each_other() -> None:
 
 
 def test_the_copy_in_the_graph_lacks_what_it_cannot_know() -> None:
-    package = handmade.members()
+    package = packages.members()
     whole = parse_manifest(package["up_bundle.json"], "x")
     copy = whole.in_graph()
     assert (copy.model.sha256, copy.model.bytes, copy.testvectors) == (None, None, [])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.bundle.archive import KESTREL_MEMBERS, PackageError
 from up.bundle.manifest import sums_text
 from up.bundle.package import metadata_of, open_package, package_of
@@ -18,10 +18,10 @@ def resealed(members: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_three_forms_say_the_same(tmp_path: Path) -> None:
-    members = handmade.members()
-    bundle = open_package(handmade.package(tmp_path))
+    members = packages.members()
+    bundle = open_package(packages.package(tmp_path))
     strict_members = {name: members[name] for name in KESTREL_MEMBERS}
-    strict = open_package(handmade.package(tmp_path, strict_members, "strict.tar"))
+    strict = open_package(packages.package(tmp_path, strict_members, "strict.tar"))
     (tmp_path / "alone.onnx").write_bytes(members["model.onnx"])
     alone = open_package(tmp_path / "alone.onnx")
     assert [package.form for package in (bundle, strict, alone)] == ["bundle", "strict", "graph"]
@@ -30,8 +30,8 @@ def test_three_forms_say_the_same(tmp_path: Path) -> None:
 
 
 def test_metadata_of_the_graph() -> None:
-    said = metadata_of(handmade.manifest())
-    assert json.loads(said["labels"]) == [handmade.LABELS]
+    said = metadata_of(packages.manifest())
+    assert json.loads(said["labels"]) == [packages.LABELS]
     assert json.loads(said["mean"]) == [127.5] * 3
     assert json.loads(said["std"]) == [63.75] * 3
     assert json.loads(said["input_size"]) == [3, 8, 8]
@@ -41,7 +41,7 @@ def test_metadata_of_the_graph() -> None:
 
 @pytest.mark.parametrize("name", ["model.onnx", "meta.json", "up_bundle.json", "testvectors/drawn_turned.png"])
 def test_a_flipped_byte_of_a_member_is_found(name: str) -> None:
-    members = handmade.members()
+    members = packages.members()
     damaged = bytearray(members[name])
     damaged[len(damaged) // 2] ^= 4
     with pytest.raises(PackageError, match=rf"^x: damaged: sha256 mismatch of {name}"):
@@ -49,7 +49,7 @@ def test_a_flipped_byte_of_a_member_is_found(name: str) -> None:
 
 
 def test_a_flipped_byte_of_the_hashes_is_found() -> None:
-    members = handmade.members()
+    members = packages.members()
     for position in range(0, len(members["SHA256SUMS"]), 7):
         damaged = bytearray(members["SHA256SUMS"])
         damaged[position] ^= 1
@@ -58,13 +58,13 @@ def test_a_flipped_byte_of_the_hashes_is_found() -> None:
 
 
 def test_another_graph_under_right_hashes() -> None:
-    members = handmade.members()
+    members = packages.members()
     with pytest.raises(PackageError, match=r"model\.onnx is not the one that up_bundle\.json was written for"):
         package_of(resealed({**members, "model.onnx": members["model.onnx"] + b"\0"}), "x")
 
 
 def test_test_vectors_that_the_manifest_does_not_name() -> None:
-    members = handmade.members()
+    members = packages.members()
     with pytest.raises(PackageError, match=r"test vectors do not match up_bundle\.json: testvectors/more\.png"):
         package_of(resealed({**members, "testvectors/more.png": b""}), "x")
     fewer = {name: data for name, data in members.items() if not name.endswith("turned.png")}
@@ -73,7 +73,7 @@ def test_test_vectors_that_the_manifest_does_not_name() -> None:
 
 
 def test_graphs_of_others(tmp_path: Path) -> None:
-    (tmp_path / "bare.onnx").write_bytes(handmade.graph().SerializeToString())
+    (tmp_path / "bare.onnx").write_bytes(packages.graph().SerializeToString())
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(PackageError, match=r"bare\.onnx: the graph carries no manifest"):
         open_package(tmp_path / "bare.onnx")
@@ -81,6 +81,6 @@ def test_graphs_of_others(tmp_path: Path) -> None:
         open_package(tmp_path / "text.onnx")
     with pytest.raises(PackageError, match=r"none\.onnx: no such file"):
         open_package(tmp_path / "none.onnx")
-    handmade.package(tmp_path)
+    packages.package(tmp_path)
     with pytest.raises(PackageError, match=r"handmad_1\.2\.3\.tar: no such file\. Did you mean 'handmade_1\.2\.3\.tar'"):
         open_package(tmp_path / "handmad_1.2.3.tar")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.__main__ import main
 from up.bundle.answers import ClassesAnswer
 from up.bundle.answers.classes import Classes, ClassPrediction
@@ -78,7 +78,7 @@ def test_text_comes_while_there_are_more_predictions(kind: Any) -> None:
 
 
 def test_drawn_as_they_go_by(tmp_path: Path) -> None:
-    handmade.colour(250, 5, 5).save(tmp_path / "a.png")
+    packages.colour(250, 5, 5).save(tmp_path / "a.png")
     levels = np.full((20, 30), 200 << 8, dtype=np.uint16)
     Image.fromarray(levels).save(tmp_path / "b.png")
     given = [Prediction(str(tmp_path / each.file), each.result, each.error) for each in (ONE, SET, BAD)]
@@ -101,9 +101,9 @@ def test_transparent_images_are_drawn_as_the_net_saw_them(tmp_path: Path) -> Non
 
 def test_names_of_files_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Such a name is a row like any other: in JSON it is the one that Python calls the file by."""
-    package, odd = handmade.package(tmp_path), tmp_path / "in" / "\udcff.png"
+    package, odd = packages.package(tmp_path), tmp_path / "in" / "\udcff.png"
     odd.parent.mkdir()
-    handmade.colour(250, 5, 5).save(tmp_path / "x.png")
+    packages.colour(250, 5, 5).save(tmp_path / "x.png")
     (tmp_path / "x.png").rename(odd)
     words = ["predict", "--bundle", str(package), str(odd.parent)]
     for kind in ("table", "json", "jsonl", "csv"):
@@ -118,8 +118,8 @@ def test_names_of_files_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(("kind", "into_terminal", "bar"), [("jsonl", False, True), ("jsonl", True, False), ("table", True, True)])
 def test_a_bar_is_shown_to_people_only(tmp_path: Path, kind: str, into_terminal: bool, bar: bool) -> None:
     """On a terminal that shows nothing else meanwhile, and never among answers that are piped away."""
-    package = handmade.package(tmp_path)
-    handmade.colour(250, 5, 5).save(tmp_path / "a.png")
+    package = packages.package(tmp_path)
+    packages.colour(250, 5, 5).save(tmp_path / "a.png")
     words = [sys.executable, "-m", "up", "predict", "--bundle", str(package), "--format", kind, str(tmp_path / "a.png")]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm"}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import up.deploy
-from tests.harness import handmade
+from tests.harness import packages
 from up.__main__ import main
 from up.bundle.archive import KESTREL_MEMBERS
 from up.bundle.predictor import BundlePredictor
@@ -21,12 +21,12 @@ from up.bundle.prefetch import grouped, prefetched
 from up.data.bad_images import BadImage
 from up.errors import UserError
 
-RED, GREEN = handmade.colour(250, 5, 5), handmade.colour(5, 250, 5)
+RED, GREEN = packages.colour(250, 5, 5), packages.colour(5, 250, 5)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> up.deploy.Model:
-    return up.deploy.load(handmade.package(tmp_path))
+    return up.deploy.load(packages.package(tmp_path))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -36,16 +36,16 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def test_what_the_docs_promise(tmp_path: Path) -> None:
     RED.save(tmp_path / "a.png")
-    model = up.deploy.load(handmade.package(tmp_path))
+    model = up.deploy.load(packages.package(tmp_path))
     (answer,) = model.predict([tmp_path / "a.png"])
     best, second = answer.heads[0]
     assert (answer.file, best.name, best.label) == (str(tmp_path / "a.png"), "red", 1)
     pixels = (np.array([250, 5, 5]) / 255 - 0.5) / 0.25
-    scores = softmax(handmade.WEIGHTS @ pixels)
+    scores = softmax(packages.WEIGHTS @ pixels)
     assert best.score == pytest.approx(scores[1], abs=1e-5)
     assert second.score == pytest.approx(np.sort(scores)[-2], abs=1e-5)
     assert isinstance(model, up.deploy.Model)
-    assert model.labels == [handmade.LABELS]
+    assert model.labels == [packages.LABELS]
     assert model.manifest["version"] == "1.2.3"
 
 
@@ -105,7 +105,7 @@ def test_a_bad_image_among_many_keeps_its_row(tmp_path: Path, batch_size: int) -
     for number, name in enumerate(names):
         (RED if number % 2 else GREEN).save(tmp_path / name)
     (tmp_path / names[6]).write_bytes(b"")
-    predictor = BundlePredictor.open(handmade.package(tmp_path), batch_size=batch_size)
+    predictor = BundlePredictor.open(packages.package(tmp_path), batch_size=batch_size)
     answers = list(predictor.predict([tmp_path / name for name in names], threads=3))
     assert [Path(answer.file).name for answer in answers] == names
     assert [answer.error for answer in answers if answer.error] == ["empty file (0 bytes)"]
@@ -123,7 +123,7 @@ def test_only_bad_images(model: up.deploy.Model) -> None:
 
 def test_no_such_provider(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--provider: got 'cda', expected .*cpu.*onnxruntime-gpu"):
-        up.deploy.load(handmade.package(tmp_path), provider="cda")
+        up.deploy.load(packages.package(tmp_path), provider="cda")
 
 
 def test_a_provider_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_a_provider_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.M
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
     monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _: available[1:])
-    package = handmade.package(tmp_path)
+    package = packages.package(tmp_path)
     assert up.deploy.load(package).predict(RED)[0].error is None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the runtime's own, of a provider that this build does not have
@@ -140,7 +140,7 @@ def test_a_provider_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    package = handmade.package(tmp_path)
+    package = packages.package(tmp_path)
     for name, image in (("a.png", RED), ("b.png", GREEN)):
         image.save(tmp_path / name)
     words = ["predict", "--bundle", str(package), "--format", "jsonl", "--topk", "1", "--benchmark", str(tmp_path)]
@@ -179,7 +179,7 @@ def test_wrong_words(words: list[str], message: str, tmp_path: Path, capsys: pyt
 def test_torch_is_not_imported(code: str, tmp_path: Path) -> None:
     RED.save(tmp_path / "a.png")
     (tmp_path / "meta.txt").write_text("a.png 1\n")
-    words = {"package": handmade.package(tmp_path), "image": tmp_path / "a.png", "meta": tmp_path / "meta.txt"}
+    words = {"package": packages.package(tmp_path), "image": tmp_path / "a.png", "meta": tmp_path / "meta.txt"}
     filled = code.format(**{name: str(path) for name, path in words.items()})
     ask = "; print(sorted(name for name in sys.modules if name.split('.')[0] in ('torch', 'torchvision', 'timm')))"
     done = subprocess.run([sys.executable, "-c", filled + ask], capture_output=True, text=True, check=True)
@@ -190,9 +190,9 @@ def test_torch_is_not_imported(code: str, tmp_path: Path) -> None:
 def test_nothing_but_the_runtime_is_needed(form: str, tmp_path: Path) -> None:
     """What exports and trains need not be there: neither for a package, nor for a strict one, nor for a lone graph."""
     RED.save(tmp_path / "a.png")
-    members = handmade.members()
+    members = packages.members()
     kept = members if form == "bundle" else {name: members[name] for name in KESTREL_MEMBERS}
-    package = handmade.package(tmp_path, kept)
+    package = packages.package(tmp_path, kept)
     if form == "graph":
         package = tmp_path / "alone.onnx"
         package.write_bytes(members["model.onnx"])
@@ -210,7 +210,7 @@ def test_nothing_is_recorded_of_what_was_predicted(tmp_path: Path) -> None:
     home, image = tmp_path / "home", tmp_path / "a.png"
     home.mkdir()
     RED.save(image)
-    words = [sys.executable, "-m", "up", "predict", "--bundle", str(handmade.package(tmp_path)), str(image)]
+    words = [sys.executable, "-m", "up", "predict", "--bundle", str(packages.package(tmp_path)), str(image)]
     kept = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
     environment = {**kept, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run(words, check=True, capture_output=True, env=environment)
@@ -227,7 +227,7 @@ def test_no_more_is_loaded_than_asked_for() -> None:
             started.append(item)
         return item * item
 
-    consumer = prefetched(load, iter(range(100)), threads=3, ahead=5)
+    consumer = prefetched(load, iter(range(100)), threads=3, limit=5)
     assert next(consumer) == (0, 0)
     assert next(consumer) == (1, 1)
     assert len(started) <= 7
@@ -239,7 +239,7 @@ def test_an_error_while_loading_is_raised_in_its_place() -> None:
     def load(item: int) -> int:
         return 1 // (item - 2)
 
-    consumer = prefetched(load, range(5), threads=2, ahead=4)
+    consumer = prefetched(load, range(5), threads=2, limit=4)
     assert [next(consumer), next(consumer)] == [(0, -1), (1, -1)]
     with pytest.raises(ZeroDivisionError):
         next(consumer)
@@ -247,8 +247,8 @@ def test_an_error_while_loading_is_raised_in_its_place() -> None:
 
 def test_masks_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever the answer is, it is checked, predicted, listed and drawn by the same commands."""
-    package = handmade.package(tmp_path, handmade.members(*handmade.masks()))
-    image = handmade.colour(250, 5, 5, size=(16, 16))
+    package = packages.package(tmp_path, packages.members(*packages.masks()))
+    image = packages.colour(250, 5, 5, size=(16, 16))
     image.paste((5, 250, 5), (0, 0, 16, 4))
     image.save(tmp_path / "a.png")
     words = ["predict", "--bundle", str(package), str(tmp_path / "a.png")]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from tests.harness import handmade
+from tests.harness import packages
 from tests.unit.bundle.test_package import resealed
 from tests.unit.bundle.test_preprocess import encoded
 from up.__main__ import main
@@ -28,7 +28,7 @@ def problems(members: dict[str, bytes]) -> str:
 
 
 def test_a_good_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = handmade.package(tmp_path)
+    path = packages.package(tmp_path)
     assert main(["verify", str(path)]) == 0
     what, graph, vectors, verdict, _, predict = capsys.readouterr().out.splitlines()
     assert what == "handmade 1.2.3 (fp32, 4 labels): 12 members, sha256 and schema right"
@@ -40,9 +40,9 @@ def test_a_good_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, level in (("r", (250, 9, 9)), ("g", (9, 250, 9)), ("b", (9, 9, 250)), ("d", (0, 0, 0))):
-        handmade.colour(*level).save(tmp_path / f"{name}.png")
+        packages.colour(*level).save(tmp_path / f"{name}.png")
     (tmp_path / "meta.txt").write_text("r.png 1\ng.png 2\nb.png 3\nd.png 3\n")
-    words = ["verify", str(handmade.package(tmp_path)), "--meta", str(tmp_path / "meta.txt")]
+    words = ["verify", str(packages.package(tmp_path)), "--meta", str(tmp_path / "meta.txt")]
     assert main(words) == 0
     assert f"top1: 75.00 % on 4 images of {tmp_path / 'meta.txt'}" in capsys.readouterr().out
     (tmp_path / "meta.txt").write_text("r.png 4\n")
@@ -64,7 +64,7 @@ def test_average_precision_of_sets(tmp_path: Path, capsys: pytest.CaptureFixture
         "end": 3,
         "type": "multilabel",
         "activation": "sigmoid",
-        "labels": handmade.LABELS,
+        "labels": packages.LABELS,
         "topk": 2,
         "thresholds": [0.5] * 4,
     }
@@ -75,9 +75,9 @@ def test_average_precision_of_sets(tmp_path: Path, capsys: pytest.CaptureFixture
         "activation_in_graph": "none",
         "activation_to_apply": "sigmoid",
     }
-    package = handmade.package(tmp_path, handmade.members(described=handmade.manifest(heads=[head], outputs=[output])))
+    package = packages.package(tmp_path, packages.members(described=packages.manifest(heads=[head], outputs=[output])))
     for name, level in (("r", (250, 9, 9)), ("b", (9, 9, 240)), ("s", (200, 9, 9)), ("d", (0, 0, 0))):
-        handmade.colour(*level).save(tmp_path / f"{name}.png")
+        packages.colour(*level).save(tmp_path / f"{name}.png")
     records = [("r", [2]), ("b", [3]), ("s", [1]), ("d", [])]
     lines = [json.dumps({"filename": f"{name}.png", "label": labels}) for name, labels in records]
     (tmp_path / "meta.json").write_text("\n".join(lines))
@@ -92,23 +92,23 @@ def test_accuracy_on_a_folder_of_class_folders(words: list[str], tmp_path: Path,
     """Where the images are needs no second argument, and a folder no meta type."""
     for name, level in (("red", (250, 9, 9)), ("green", (9, 250, 9))):
         (tmp_path / "photos" / name).mkdir(parents=True)
-        handmade.colour(*level).save(tmp_path / "photos" / name / "x.png")
-    assert main(["verify", str(handmade.package(tmp_path)), "--meta", str(tmp_path / "photos"), *words]) == 0
+        packages.colour(*level).save(tmp_path / "photos" / name / "x.png")
+    assert main(["verify", str(packages.package(tmp_path)), "--meta", str(tmp_path / "photos"), *words]) == 0
     assert f"100.00 % on 2 images of {tmp_path / 'photos'}" in capsys.readouterr().out
 
 
 def test_what_only_goes_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    package = str(handmade.package(tmp_path))
+    package = str(packages.package(tmp_path))
     assert main(["verify", package, "--image-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("--image-dir: needs --meta FILE")
     (tmp_path / "unlabelled.txt").write_text("r.png\n")
-    handmade.colour(250, 9, 9).save(tmp_path / "r.png")
+    packages.colour(250, 9, 9).save(tmp_path / "r.png")
     assert main(["verify", package, "--meta", str(tmp_path / "unlabelled.txt"), "--meta-type", "inference_only"]) == 2
     assert capsys.readouterr().err.startswith(f"{tmp_path / 'unlabelled.txt'}: has no labels")
 
 
 def test_parts_of_images_are_evaluated_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = handmade.colour(9, 9, 250, size=(200, 100))
+    image = packages.colour(9, 9, 250, size=(200, 100))
     image.paste((250, 9, 9), (0, 0, 100, 100))
     image.save(tmp_path / "r.png")
     boxes = [
@@ -117,12 +117,12 @@ def test_parts_of_images_are_evaluated_as_in_training(tmp_path: Path, capsys: py
     ]
     (tmp_path / "boxes.json").write_text(json.dumps({"filename": "r.png", "instances": boxes}))
     words = ["--meta", str(tmp_path / "boxes.json"), "--meta-type", "custom_det"]
-    assert main(["verify", str(handmade.package(tmp_path)), *words]) == 0
+    assert main(["verify", str(packages.package(tmp_path)), *words]) == 0
     assert "100.00 % on 2 images" in capsys.readouterr().out
 
 
 def with_json(name: str, change: Callable[[Any], None]) -> dict[str, bytes]:
-    members = handmade.members()
+    members = packages.members()
     plain = json.loads(members[name])
     change(plain)
     return resealed({**members, name: json.dumps(plain).encode()})
@@ -151,7 +151,7 @@ def test_members_that_contradict_each_other(name: str, change: Callable[[Any], N
 
 
 def test_json_that_is_none() -> None:
-    members = handmade.members()
+    members = packages.members()
     text = problems(resealed({**members, "meta.json": b"[", "parameters.json": b"[" * 100_000}))
     assert "meta.json: not as Kestrel's packages have it (JSONDecodeError" in text
     assert "parameters.json: not as Kestrel's packages have it (" in text
@@ -159,43 +159,43 @@ def test_json_that_is_none() -> None:
 
 def with_graph(model: onnx.ModelProto) -> dict[str, bytes]:
     """A package whose manifest and hashes fit the graph, but whose test vectors are those of another."""
-    return handmade.members(model)
+    return packages.members(model)
 
 
 def test_a_graph_that_computes_something_else() -> None:
-    weights = handmade.WEIGHTS.copy()
+    weights = packages.WEIGHTS.copy()
     weights[2, 1] += 0.01
-    text = problems(with_graph(handmade.graph(weights)))
+    text = problems(with_graph(packages.graph(weights)))
     assert "test vector testvectors/drawn_transparent.png: the outputs are " in text
     assert "off from its tensor, allowed are 1e-04" in text
 
 
 def test_a_preprocessing_that_does_something_else() -> None:
-    described = handmade.manifest()
+    described = packages.manifest()
     resize = described.preprocess[3].model_copy(update={"interpolation": "nearest", "antialias": False})
     nearest = described.model_copy(update={"preprocess": [*described.preprocess[:3], resize, *described.preprocess[4:]]})
-    vectors = {name: data for name, data in handmade.members().items() if name.startswith("testvectors/")}
-    text = problems(resealed({**handmade.members(described=nearest), **vectors}))
+    vectors = {name: data for name, data in packages.members().items() if name.startswith("testvectors/")}
+    text = problems(resealed({**packages.members(described=nearest), **vectors}))
     assert "test vector testvectors/drawn_transparent.png: the outputs are " in text
     assert "off from its image, allowed are 1e-02" in text
     assert "from its tensor" not in text
 
 
 def test_other_opset_and_shapes() -> None:
-    assert "imports opset {'': 20}, the manifest says 18" in problems(with_graph(handmade.graph(opset=20)))
-    fixed = handmade.graph()
+    assert "imports opset {'': 20}, the manifest says 18" in problems(with_graph(packages.graph(opset=20)))
+    fixed = packages.graph()
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     text = problems(with_graph(fixed))
     assert "has the input {'data': [2, 3, 8, 8]}, the manifest says {'data': ['N', 3, 8, 8]}" in text
     assert "does not run with 1 image" in text
-    more = handmade.graph(np.vstack([handmade.WEIGHTS, handmade.WEIGHTS[:1]]))
+    more = packages.graph(np.vstack([packages.WEIGHTS, packages.WEIGHTS[:1]]))
     assert "has the output {'scores': ['N', 5]}, the manifest says {'scores': ['N', 4]}" in problems(with_graph(more))
 
 
 def test_metadata_that_contradicts_the_manifest() -> None:
-    described = handmade.manifest()
-    model = handmade.graph()
-    members = handmade.members(model, described)
+    described = packages.manifest()
+    model = packages.graph()
+    members = packages.members(model, described)
     onnx.helper.set_model_props(model, {**metadata_of(described), "labels": '[["a", "b", "c", "d"]]'})
     package = package_of(members, "x.tar")
     changed = type(package)("x.tar", package.manifest, model.SerializeToString(), package.members, "bundle")
@@ -206,35 +206,35 @@ def test_metadata_that_contradicts_the_manifest() -> None:
 def test_a_graph_that_reads_further_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights kept in another file are not read, though the file is there."""
     monkeypatch.chdir(tmp_path)
-    model = handmade.graph()
+    model = packages.graph()
     weights = model.graph.initializer[1]
     (tmp_path / "weights.bin").write_bytes(weights.raw_data)
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
     weights.external_data.add(key="location", value="weights.bin")
-    path = handmade.package(tmp_path, with_graph(model))
+    path = packages.package(tmp_path, with_graph(model))
     with pytest.raises(PackageError, match="onnxruntime cannot load the graph"):
         verify(open_package(path))
 
 
 def test_garbage_for_a_graph() -> None:
-    members = handmade.members()
+    members = packages.members()
     package = package_of(members, "x.tar")
     with pytest.raises(PackageError, match=r"x\.tar: onnxruntime cannot load the graph"):
         verify(type(package)("x.tar", package.manifest, b"\x08\x0a garbage", package.members, "bundle"))
 
 
 def test_the_strict_form_says_what_it_cannot_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    members = handmade.members()
+    members = packages.members()
     kestrel = {name: members[name] for name in ("model.onnx", "meta.json", "parameters.json", "category_param.json")}
-    assert main(["verify", str(handmade.package(tmp_path, kestrel))]) == 0
+    assert main(["verify", str(packages.package(tmp_path, kestrel))]) == 0
     said = capsys.readouterr().out
     assert "a strict Kestrel package, without hashes and test vectors" in said
     assert "no test vectors inside: what the graph computes was not checked" in said
 
 
 def test_a_picture_that_would_fill_the_memory() -> None:
-    members = handmade.members()
+    members = packages.members()
     name = "testvectors/drawn_turned.png"
     assert f"x.tar: {name}: too large: 9,000 x 9,000 = 81,000,000 pixels" in problems(
         resealed({**members, name: encoded(Image.new("1", (9000, 9000)), "PNG")})

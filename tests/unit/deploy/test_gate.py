@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.bundle.answers import ClassesAnswer, Floats, PixelsAnswer
 from up.bundle.parity import Closeness, closeness
 from up.bundle.session import Session
@@ -15,7 +15,7 @@ from up.deploy.gate import check_graph_outputs, check_preprocessing, cut
 from up.deploy.models import TorchModel
 from up.errors import NumericalError
 
-MANIFEST = handmade.manifest()
+MANIFEST = packages.manifest()
 CLASSES = MANIFEST.answer
 REAL = torch.randn(11, 3, 8, 8, generator=torch.Generator().manual_seed(1)).numpy()
 
@@ -23,7 +23,7 @@ REAL = torch.randn(11, 3, 8, 8, generator=torch.Generator().manual_seed(1)).nump
 class Means(nn.Module):
     """What the graph made by hand computes, in torch."""
 
-    def __init__(self, weights: np.ndarray = handmade.WEIGHTS) -> None:
+    def __init__(self, weights: np.ndarray = packages.WEIGHTS) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.from_numpy(weights.copy()))
 
@@ -31,12 +31,12 @@ class Means(nn.Module):
         return images.mean(dim=(2, 3)) @ self.weights.T
 
 
-def net(weights: np.ndarray = handmade.WEIGHTS) -> TorchModel:
+def net(weights: np.ndarray = packages.WEIGHTS) -> TorchModel:
     return TorchModel(Means(weights), MANIFEST.outputs)
 
 
-def session(weights: np.ndarray = handmade.WEIGHTS) -> Session:
-    return Session(handmade.graph(weights).SerializeToString(), "x")
+def session(weights: np.ndarray = packages.WEIGHTS) -> Session:
+    return Session(packages.graph(weights).SerializeToString(), "x")
 
 
 def test_an_equal_graph_passes() -> None:
@@ -55,7 +55,7 @@ def test_an_equal_graph_passes() -> None:
     ],
 )
 def test_an_altered_weight_is_seen(position: tuple[int, int], change: float, scale: float, where: str) -> None:
-    weights = handmade.WEIGHTS.copy()
+    weights = packages.WEIGHTS.copy()
     weights[position] += change
     reference = net(weights) if np.isnan(change) else net()
     with pytest.raises(NumericalError, match=rf"the graph is not the net: it differs on {where}.*allowed are \S+.*Nothing was"):
@@ -64,7 +64,7 @@ def test_an_altered_weight_is_seen(position: tuple[int, int], change: float, sca
 
 def test_another_class_of_a_real_image_is_an_error_however_close_the_numbers() -> None:
     """Two classes tie to within 1e-6, and torch and the graph see a different one ahead."""
-    first, second = handmade.WEIGHTS.copy(), handmade.WEIGHTS.copy()
+    first, second = packages.WEIGHTS.copy(), packages.WEIGHTS.copy()
     first[1] = first[2] = second[1] = second[2] = [9, 9, 9]
     first[1] += 1e-6
     second[2] += 1e-6

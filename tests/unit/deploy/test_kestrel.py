@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.bundle.answers import ClassesAnswer
 from up.bundle.answers.classes import Head
 from up.deploy.kestrel import categories_of, kestrel_members, package_path, problems_of, relabelled
@@ -20,14 +20,14 @@ TWO = [
 
 
 def problems(settings: ToKestrel, *, order: str = "RGB") -> list[str]:
-    made = handmade.manifest()
+    made = packages.manifest()
     decode = made.preprocess[0].model_copy(update={"color": order})
     return [str(each) for each in problems_of(settings, [decode, *made.preprocess[1:]], (8, 8), made.answer, labels=True)]
 
 
 def test_the_members_that_kestrel_reads() -> None:
     settings = ToKestrel(model_name="handmade", version="1.2.3", type="CAR", save_all_label=False, support_labels=["red"])
-    members = kestrel_members(handmade.manifest(), b"graph", settings)
+    members = kestrel_members(packages.manifest(), b"graph", settings)
     assert members["model.onnx"] == b"graph"
     assert json.loads(members["meta.json"]) == {
         "model_name": "handmade",
@@ -55,7 +55,7 @@ def test_the_members_that_kestrel_reads() -> None:
         "support_labels": ["red"],
     }
     assert json.loads(members["category_param.json"]) == {
-        "classes": {"calculator": "bypass", "feature_start": 0, "feature_end": 3, "labels": handmade.LABELS}
+        "classes": {"calculator": "bypass", "feature_start": 0, "feature_end": 3, "labels": packages.LABELS}
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.bundle.answers import OutputSpec
 from up.bundle.session import Session
 from up.deploy.onnx import check_graph, dimensions, export_graph, serialized, set_metadata
@@ -95,7 +95,7 @@ def test_a_batch_that_is_not_free() -> None:
 
 
 def changed(**changes: Any) -> onnx.ModelProto:
-    model = handmade.graph()
+    model = packages.graph()
     if "opset" in changes:
         model.opset_import[0].version = changes["opset"]
     if "domain" in changes:
@@ -120,9 +120,9 @@ def changed(**changes: Any) -> onnx.ModelProto:
     ],
 )
 def test_graphs_that_are_not_as_promised(changes: dict[str, Any], message: str) -> None:
-    check_graph(changed(), size=(8, 8), outputs=handmade.manifest().outputs, opset=18)
+    check_graph(changed(), size=(8, 8), outputs=packages.manifest().outputs, opset=18)
     with pytest.raises(UserError) as raised:
-        check_graph(changed(**changes), size=(8, 8), outputs=handmade.manifest().outputs, opset=18)
+        check_graph(changed(**changes), size=(8, 8), outputs=packages.manifest().outputs, opset=18)
     assert message in str(raised.value)
 
 

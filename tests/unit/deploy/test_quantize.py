@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.bundle.answers import Floats
 from up.bundle.session import Session
 from up.deploy.onnx import serialized
@@ -98,7 +98,7 @@ def test_scales_are_one_a_channel() -> None:
 def test_what_cannot_be_quantized_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is left in the folder that the command was typed in."""
     monkeypatch.chdir(tmp_path)
-    broken = handmade.graph()
+    broken = packages.graph()
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(UserError, match="--quantize int8: .*cannot quantize this graph"):
         quantized(broken, STATIC[0], images)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.deploy.triton import repository_files, write_repository
 from up.errors import StorageError, UserError
 
 
 def test_what_triton_reads() -> None:
-    files = repository_files(handmade.manifest(), b"graph")
+    files = repository_files(packages.manifest(), b"graph")
     config = files["config.pbtxt"].decode()
     assert set(files) == {"config.pbtxt", "1/model.onnx", "labels.txt", "up_bundle.json"}
     assert files["1/model.onnx"] == b"graph"
-    assert files["labels.txt"].decode().splitlines() == handmade.LABELS
+    assert files["labels.txt"].decode().splitlines() == packages.LABELS
     assert re.findall(r'name: "(\w+)"', config) == ["handmade", "data", "scores"]
     assert re.findall(r"dims: \[ (.*) \]", config) == ["3, 8, 8", "4"]
     assert 'backend: "onnxruntime"' in config
@@ -27,14 +27,14 @@ def test_what_triton_reads() -> None:
 
 
 def test_outputs_of_any_shape() -> None:
-    _, described = handmade.masks()
+    _, described = packages.masks()
     config = repository_files(described, b"graph")["config.pbtxt"].decode()
     assert re.findall(r"dims: \[ (.*) \]", config) == ["3, 8, 8", "4, 8, 8"]
     assert "label_filename" not in config
 
 
 def test_written_and_replaced_at_once(tmp_path: Path) -> None:
-    files = repository_files(handmade.manifest(), b"graph")
+    files = repository_files(packages.manifest(), b"graph")
     folder = tmp_path / "repository" / "handmade"
     write_repository(files, folder)
     (folder / "stale").write_text("")
@@ -48,7 +48,7 @@ def test_written_and_replaced_at_once(tmp_path: Path) -> None:
 def test_nothing_else_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "handmade").mkdir()
     (tmp_path / "handmade" / "thesis.tex").write_text("years of work")
-    files = repository_files(handmade.manifest(), b"graph")
+    files = repository_files(packages.manifest(), b"graph")
     with pytest.raises(UserError, match="exists, and is no model of a Triton repository"):
         write_repository(files, tmp_path / "handmade")
     assert os.listdir(tmp_path / "handmade") == ["thesis.tex"]

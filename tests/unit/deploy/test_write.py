@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import handmade
+from tests.harness import packages
 from up.bundle.package import open_package
 from up.deploy.exporter import Export
 from up.deploy.write import write_kestrel
@@ -19,13 +19,13 @@ SETTINGS = ToKestrel(model_name="handmade", version="1.2.3")
 
 @pytest.fixture
 def made() -> Export:
-    manifest, model, vectors = handmade.parts()
+    manifest, model, vectors = packages.parts()
     return Export(model, manifest, vectors)
 
 
 def test_written_whole_or_not_at_all(made: Export, tmp_path: Path) -> None:
     write_kestrel(made, SETTINGS, tmp_path / "new" / "a.tar", strict=False)
-    assert (tmp_path / "new" / "a.tar").read_bytes() == handmade.tar(handmade.members())
+    assert (tmp_path / "new" / "a.tar").read_bytes() == packages.tar(packages.members())
     assert os.listdir(tmp_path / "new") == ["a.tar"]
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
@@ -37,7 +37,7 @@ def test_written_whole_or_not_at_all(made: Export, tmp_path: Path) -> None:
 
 
 def test_masks_are_packed_without_what_only_kestrel_reads(tmp_path: Path) -> None:
-    manifest, model, vectors = handmade.parts(*handmade.masks())
+    manifest, model, vectors = packages.parts(*packages.masks())
     made = Export(model, manifest, vectors)
     path = tmp_path / "masks.tar"
     checked = write_kestrel(made, SETTINGS, path, strict=False)
