@@ -9,7 +9,8 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
-DEMO = ["scikit-learn>=1.4"]
+VIZ = ["matplotlib>=3.8"]
+DEMO = ["scikit-learn>=1.4", *VIZ]
 
 setup(
     name="up-perception",  # the plain name is taken on PyPI
@@ -36,6 +37,7 @@ setup(
     extras_require={
         "deploy": DEPLOY,
         "demo": DEMO,
+        "viz": VIZ,
         "dev": [
             *DEPLOY,
             *DEMO,

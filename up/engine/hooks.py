@@ -20,6 +20,8 @@ HOOKS = Registry(
         "auto_save_best": "up.engine.hooks:AutoSaveBest",
         "auto_checkpoint": "up.engine.hooks:AutoCheckpoint",
         "auto_save_metric": "up.engine.best:AutoSaveMetric",
+        "feature_vis": "up.tracking.feature_maps:FeatureVis",
+        "grad_cam": "up.tracking.grad_cam:GradCam",
         "gradient_collector": "up.engine.hooks:GradientCollector",
         "grad_clipper": "up.engine.clip:grad_clipper",
         "memory_analysis": "up.tracking.memory:MemoryAnalysis",

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from up.bundle.answers.answer import Activation, Answer, Floats, Outputs, OutputSpec, Result, activate, axes_problem
 from up.bundle.operations import AtLeast1
-from up.fonts import font_for
+from up.figures import font_for
 from up.types import Json
 
 Share = Annotated[float, Field(ge=0, le=1)]

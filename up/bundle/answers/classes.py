@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from up.bundle.answers.answer import Answer, Floats, Outputs, OutputSpec, Result, activate
 from up.bundle.operations import AtLeast1, Entry
-from up.fonts import font_for, is_drawable, missing_font
+from up.figures import font_for, is_drawable, missing_font
 from up.types import Json
 
 AtLeast0 = Annotated[int, Field(ge=0)]

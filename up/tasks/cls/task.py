@@ -23,7 +23,6 @@ from up.errors import UserError
 from up.models.adapter import Backbone
 from up.models.net import Net
 from up.models.weight_files import Weights
-from up.registry import Registry
 from up.schema.sections import NetModule
 from up.tasks.cls.augment.mixing import BATCH_FNS
 from up.tasks.cls.data.data_report import data_report
@@ -64,13 +63,6 @@ class Classification(Task[ImageDataset]):
         "post_process": POST_PROCESSES,
         "loss": LOSSES,
         "evaluator": EVALUATORS,
-        "hook": Registry(
-            "hook",
-            {
-                "grad_cam": "up.tasks.cls.visualise.grad_cam:GradCam",
-                "feature_vis": "up.tasks.cls.visualise.feature_maps:FeatureVis",
-            },
-        ),
     }
 
     def input_spec(self, transforms: Sequence[Transform]) -> InputSpec | None:

@@ -1,25 +1,28 @@
-"""Which class was taken for which: the matrix, and a picture of it."""
+"""Confusion matrix: counts of true and predicted classes, and a figure of them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 
-from up.fonts import Font, font_for, is_drawable, missing_font
+from up.figures import FAINT, RIGHT, WRONG, is_drawable, missing_font, render, shortened
 from up.tasks.cls.evaluate.predictions import Floats, HeadPredictions, Ints
 from up.tasks.cls.evaluate.scoring import share
+from up.text import count
 
-LABELLED = 30  # above, there is no room for the names: ticks with class numbers instead
-LARGEST = 1000  # above, a matrix of C x C cells is neither drawn nor written in full
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
-_INK, _FAINT, _PAPER, _GRID = (32, 36, 44), (112, 118, 130), (255, 255, 255), (226, 229, 234)
-_RIGHT, _WRONG = (23, 92, 168), (206, 62, 28)  # blue and vermilion: told apart by colour-blind readers too
-_LONGEST_NAME = 360  # pixels
-_MARGIN = 24
+LABELLED = 30  # classes; more have numbers on the axes, and their most frequent confusions beside the matrix
+LARGEST = 1000  # classes; a larger matrix is neither drawn nor written in full
+_BLOCKS = 250  # along a side of the figure: each is several pixels, so that a single wrong class can be seen
+_PAIRS = 12  # most frequent confusions
+_LONGEST_NAME = 24  # letters
 
 
 def confusion_matrix(head: HeadPredictions) -> Ints:
@@ -30,129 +33,108 @@ def confusion_matrix(head: HeadPredictions) -> Ints:
     return np.bincount(cells, minlength=head.classes**2).reshape(head.classes, head.classes)
 
 
-def draw_confusion(matrix: Ints, names: Sequence[str]) -> Image.Image:
-    """The matrix (C, C) as a picture: each row in shares of its true class, right ones blue, wrong ones red."""
+def confusion_figure(matrix: Ints, names: Sequence[str]) -> bytes:
+    """The PNG of a matrix (C, C): shares of each true class, correct ones blue and wrong ones red.
+
+    Up to ``LABELLED`` classes it has names and counts; above, class numbers and the most frequent confusions.
+    """
     classes = len(matrix)
-    if classes > LABELLED:
-        return _framed(matrix, max(1, 840 // classes), [])
-    if (line := missing_font(names)) is not None:
+    known = names if classes <= LABELLED else [names[c] for pair in _confusions(matrix) for c in pair[:2]]
+    if (line := missing_font(known)) is not None:
         warnings.warn(line, stacklevel=2)
-    cell = 64 if classes <= 5 else 44 if classes <= 12 else 30
-    size = 14 if classes <= 12 else 12
-    shown = [name if is_drawable(name) else f"#{number}" for number, name in enumerate(names)]
-    return _framed(matrix, cell, [(_fitting(name, font), font) for name in shown for font in [font_for(name, size)]])
-
-
-def _framed(matrix: Ints, cell: int, names: Sequence[tuple[str, Font]]) -> Image.Image:
-    """The cells with a title above, the true classes at the left, the predicted ones below and a scale at the right."""
-    side = cell * len(matrix)
-    gutter = max((int(font.getlength(name)) for name, font in names), default=40) + 10
-    left, top = _MARGIN + 22 + gutter, _MARGIN + 52
-    width = left + max(side, 260) + 110
-    picture = Image.new("RGB", (width, top + max(side, 150) + gutter + 30 + _MARGIN), _PAPER)
-    picture.paste(Image.fromarray(np.kron(_colours(matrix), np.ones((cell, cell, 1), dtype=np.uint8))), (left, top))
-    draw = ImageDraw.Draw(picture)
+    shares = share(matrix, np.broadcast_to(matrix.sum(axis=1, keepdims=True), matrix.shape))
+    signed = np.where(np.eye(classes, dtype=bool), shares, -shares)
     images = int(matrix.sum())
-    right = int(matrix.trace())
-    draw.text((left, _MARGIN), "Confusion matrix", _INK, ImageFont.load_default(20))
-    line = f"{images:,} images, {len(matrix):,} classes, {100 * right / max(1, images):.2f} % right"
-    draw.text((left, _MARGIN + 26), line, _FAINT, ImageFont.load_default(13))
-    if names:
-        _grid(draw, (left, top), cell, len(matrix))
-        _numbers(draw, (left, top), cell, matrix)
-        _names(picture, (left, top), cell, names)
-    else:
-        _ticks(picture, (left, top), cell, len(matrix))
-    draw.rectangle((left - 1, top - 1, left + side, top + side), outline=_FAINT)
-    axis = ImageFont.load_default(14)
-    draw.text((left + side // 2, top + side + gutter + 6), "predicted class", _INK, axis, anchor="ma")
-    _upright(picture, "true class", (_MARGIN, top + side // 2), axis, _INK, centred=True)
-    _scale(draw, (left + side + 24, top))
-    return picture
+    correct = f"{100 * matrix.trace() / max(1, images):.2f} % correct"
+    note = f"{count(images, 'image')}, {count(classes, 'class')}, {correct}"
+    if classes > LABELLED:
+        return render(11, 5.2, lambda figure: _many(figure, signed, matrix, names, note))
+    cell = 0.9 if classes <= 5 else 0.5 if classes <= 12 else 0.3
+    longest = max(len(_shown(names, c)) for c in range(classes))
+    side = classes * cell + 0.075 * longest
+    return render(max(side + 1.9, 5), max(side + 1.3, 3.3), lambda figure: _few(figure, signed, matrix, names, note))
 
 
-def _colours(matrix: Ints) -> npt.NDArray[np.uint8]:
-    """(C, C, 3): white for none of the true class, full colour for all of it."""
-    strength = _strength(share(matrix, np.broadcast_to(matrix.sum(axis=1, keepdims=True), matrix.shape)))[..., None]
-    diagonal = np.eye(len(matrix), dtype=bool)[..., None]
-    full = np.where(diagonal, np.array(_RIGHT), np.array(_WRONG))
-    return np.asarray(255 + strength * (full - 255.0)).round().astype(np.uint8)
-
-
-def _strength(part: Floats) -> Floats:
-    """The square root lifts the few wrong images of a good net into sight."""
-    return np.sqrt(part)
-
-
-def _grid(draw: ImageDraw.ImageDraw, corner: tuple[int, int], cell: int, classes: int) -> None:
-    left, top = corner
-    for line in range(1, classes):
-        draw.line((left + line * cell, top, left + line * cell, top + classes * cell - 1), _GRID)
-        draw.line((left, top + line * cell, left + classes * cell - 1, top + line * cell), _GRID)
-
-
-def _numbers(draw: ImageDraw.ImageDraw, corner: tuple[int, int], cell: int, matrix: Ints) -> None:
-    """The images of each cell that has any, white on dark ground; short forms such as 12k where it is narrow."""
-    left, top = corner
-    strength = _strength(share(matrix, np.broadcast_to(matrix.sum(axis=1, keepdims=True), matrix.shape)))
-    font = ImageFont.load_default(13 if cell > 30 else 11)
+def _few(figure: Figure, signed: Floats, matrix: Ints, names: Sequence[str], note: str) -> None:
+    classes = len(matrix)
+    size = 10 if classes <= 12 else 7
+    axes = figure.subplots()
+    image = _cells(figure, axes, signed, note)
+    shown = [_shown(names, c) for c in range(classes)]
+    axes.set_xticks(range(classes), shown, fontsize=size)
+    if classes * max(map(len, shown)) > 60:
+        axes.tick_params("x", rotation=45)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), shown, fontsize=size)
+    axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="#e2e5ea", linewidth=0.6)
+    axes.tick_params(which="both", length=0)
     for row, column in zip(*np.nonzero(matrix), strict=True):
-        number = int(matrix[row, column])
-        text = str(number) if font.getlength(str(number)) <= cell - 4 else f"{number // 1000}k"
-        place = (left + column * cell + cell / 2, top + row * cell + cell / 2)
-        draw.text(place, text, _PAPER if strength[row, column] > 0.6 else _INK, font, anchor="mm")
+        number, strong = int(matrix[row, column]), abs(image.get_array()[row, column]) > 0.6  # type: ignore[index]
+        text = str(number) if number < 10_000 else f"{number / 1000:.0f}k"
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if strong else "black", in_layout=False)
 
 
-def _names(picture: Image.Image, corner: tuple[int, int], cell: int, names: Sequence[tuple[str, Font]]) -> None:
-    left, top = corner
-    draw = ImageDraw.Draw(picture)
-    for number, (name, font) in enumerate(names):
-        middle = number * cell + cell // 2
-        draw.text((left - 8, top + middle), name, _INK, font, anchor="rm")
-        _upright(picture, name, (left + middle, top + cell * len(names) + 6), font, _INK, centred=False)
+def _many(figure: Figure, signed: Floats, matrix: Ints, names: Sequence[str], note: str) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
+    block = -(-len(matrix) // _BLOCKS)
+    image = _cells(figure, left, _in_blocks(signed, block), note)
+    edge = len(matrix) - 0.5
+    image.set_extent((-0.5, edge, edge, -0.5))
+    for axis in ("x", "y"):
+        left.locator_params(axis=axis, integer=True, nbins=6)
+    if block > 1:
+        left.set_xlabel(f"predicted class (each point: the largest share of {block} x {block} classes)")
+    pairs = _confusions(matrix)
+    right.set_title("most frequent confusions, images", fontsize=10, loc="left")
+    right.barh(range(len(pairs)), [pair[2] for pair in pairs], color=WRONG, height=0.35)
+    for place, (true, predicted, images) in enumerate(pairs):
+        named = f"{images:,}  {_shown(names, true)} → {_shown(names, predicted)}"
+        right.text(0, place - 0.3, named, fontsize=8, va="bottom")
+    if not pairs:
+        right.text(0, 0, "none", color=FAINT)
+    right.set_ylim(_PAIRS - 0.5, -1)
+    right.set_axis_off()
 
 
-def _ticks(picture: Image.Image, corner: tuple[int, int], cell: int, classes: int) -> None:
-    left, top = corner
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(13)
-    step = next(step for step in (10, 20, 50, 100, 200) if classes / step <= 12)
-    for number in range(0, classes, step):
-        middle = number * cell + cell // 2
-        draw.line((left - 6, top + middle, left - 2, top + middle), _FAINT)
-        draw.line((left + middle, top + classes * cell + 2, left + middle, top + classes * cell + 6), _FAINT)
-        draw.text((left - 10, top + middle), str(number), _FAINT, font, anchor="rm")
-        draw.text((left + middle, top + classes * cell + 10), str(number), _FAINT, font, anchor="ma")
+def _cells(figure: Figure, axes: Axes, signed: Floats, note: str) -> AxesImage:
+    """Draw shares, those of wrong predictions negative; the square root shows the few wrong ones of a good net, too."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("confusion", [WRONG, "white", RIGHT])
+    image = axes.imshow(np.sign(signed) * np.sqrt(abs(signed)), colours, vmin=-1, vmax=1, interpolation="nearest")
+    figure.suptitle("Confusion matrix", weight="bold")
+    axes.set_title(note, color=FAINT, fontsize=9)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    bar = figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8, aspect=25)
+    bar.ax.set_title("correct", color=RIGHT, fontsize=9, pad=10, loc="left")
+    bar.ax.set_xlabel("wrong", color=WRONG, fontsize=9, labelpad=8, loc="left")
+    ticks = [-1, -0.5, -0.1, 0, 0.1, 0.5, 1]
+    bar.set_ticks([float(np.sign(tick) * abs(tick) ** 0.5) for tick in ticks], labels=[f"{100 * abs(tick):g} %" for tick in ticks])
+    return image
 
 
-def _scale(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
-    """What the colours mean: the share of the true class, right and wrong side by side."""
-    left, top = corner
-    small = ImageFont.load_default(11)
-    draw.text((left, top), "share of the", _FAINT, small)
-    draw.text((left, top + 13), "true class", _FAINT, small)
-    for place, colour in enumerate((_RIGHT, _WRONG)):
-        for level in range(100):
-            strength = float(_strength(np.array(1 - level / 99)))
-            shade = tuple(round(255 + strength * (full - 255)) for full in colour)
-            draw.line((left + 14 * place, top + 36 + level, left + 14 * place + 12, top + 36 + level), shade)
-    for text, level in (("100 %", 0), ("50 %", 49), ("0 %", 99)):
-        draw.text((left + 32, top + 36 + level), text, _FAINT, small, anchor="lm")
+def _in_blocks(signed: Floats, side: int) -> Floats:
+    """Blocks of ``side`` x ``side`` cells: the largest share in each, on the diagonal the mean of the correct ones."""
+    classes = len(signed)
+    blocks = -(-classes // side)
+    padded = np.zeros((blocks * side, blocks * side))
+    padded[:classes, :classes] = signed
+    smallest: Floats = padded.reshape(blocks, side, blocks, side).min(axis=(1, 3))
+    np.fill_diagonal(smallest, [part.mean() for part in np.split(signed.diagonal(), range(side, classes, side))])
+    return smallest
 
 
-def _upright(
-    picture: Image.Image, text: str, place: tuple[int, int], font: Font, ink: tuple[int, int, int], *, centred: bool
-) -> None:
-    """Text that reads upwards: its end at ``place``, or its middle when ``centred``."""
-    box = Image.new("L", (int(font.getlength(text)) + 2, 20), 0)
-    ImageDraw.Draw(box).text((0, 10), text, 255, font, anchor="lm")
-    turned = box.rotate(90, expand=True)
-    x, y = place
-    at = (x - turned.width // 2 if not centred else x, y - turned.height // 2 if centred else y)
-    picture.paste(ink, at, turned)
+def _confusions(matrix: Ints) -> list[tuple[int, int, int]]:
+    """True class, predicted class and images of the most frequent confusions."""
+    wrong = matrix - np.diag(matrix.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+    pairs = [(*divmod(int(cell), len(matrix)), int(wrong.flat[cell])) for cell in order]
+    return [pair for pair in pairs if pair[2]]
 
 
-def _fitting(name: str, font: Font) -> str:
-    while font.getlength(name) > _LONGEST_NAME:
-        name = name.rstrip("…")[:-1] + "…"
-    return name
+def _shown(names: Sequence[str], number: int) -> str:
+    return shortened(names[number], _LONGEST_NAME) if is_drawable(names[number]) else f"#{number}"

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,11 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from up.errors import StorageError, UserError
-from up.files import write_atomically
+from up.figures import missing_matplotlib
+from up.files import write_atomically, write_bytes
 from up.tasks.cls.evaluate import scoring
-from up.tasks.cls.evaluate.confusion import LARGEST, confusion_matrix, draw_confusion
+from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion_matrix
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
-from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Ints, Predictions
+from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Predictions
 from up.tasks.cls.evaluate.results import answer_of, result_lines, rounded
 from up.text import count
 
@@ -36,7 +38,7 @@ def write_reports(
     """Write what there is to say about an evaluation into ``folder``, and return the files written.
 
     Always ``metrics.json`` (``metrics``, or what the evaluator computes) and ``predictions.csv``; with labels
-    ``per_class.csv``, ``confusion.csv`` and, up to 1000 classes, ``confusion.png``; with ``save_result``
+    ``per_class.csv``, ``confusion.csv`` and, up to 1000 classes and with matplotlib, ``confusion.png``; with ``save_result``
     ``results.txt``, a JSON object a line; with the evaluator's ``bad_case_analyse`` the wrong images. Several heads
     have ``_head0`` in the names. Percent. Each file appears whole or not at all.
     ``class_names``: one list, or one a head; those of the evaluator, then the numbers, when left out.
@@ -110,7 +112,12 @@ def _write_head(predictions: Predictions, head: HeadPredictions, names: Sequence
     matrix = confusion_matrix(head)
     rows = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
     written.append(_write_csv(path, [["true \\ predicted", *names], *rows]))
-    return [*written, _draw(path.with_suffix(".png"), matrix, names)]
+    figure = path.with_suffix(".png")
+    if (line := missing_matplotlib(figure.name)) is not None:
+        warnings.warn(line, stacklevel=2)
+        return written
+    write_bytes(figure, confusion_figure(matrix, names))
+    return [*written, figure]
 
 
 def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
@@ -220,10 +227,4 @@ def _write_text(path: Path, parts: Iterable[str]) -> Path:
         file.writelines(part.encode("utf-8", "surrogateescape") for part in parts)
 
     write_atomically(path, fill)
-    return path
-
-
-def _draw(path: Path, matrix: Ints, names: Sequence[str]) -> Path:
-    picture = draw_confusion(matrix, names)
-    write_atomically(path, lambda file: picture.save(file, format="PNG", optimize=True))
     return path

@@ -73,6 +73,14 @@ def test_confusion(tmp_path: Path) -> None:
         assert picture.width > 3 * 64
 
 
+def test_without_matplotlib_the_figure_is_left_out_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("up.figures.find_spec", lambda _: None)
+    with pytest.warns(UserWarning, match=r"confusion.png .*pip install -e '.\[viz\]'"):
+        written = write_reports(evaluated(), tmp_path, NAMES)
+    assert "confusion.csv" in {path.name for path in written}
+    assert not (tmp_path / "confusion.png").exists()
+
+
 def test_predictions(tmp_path: Path) -> None:
     write_reports(evaluated(), tmp_path, NAMES)
     rows = rows_of(tmp_path / "predictions.csv")

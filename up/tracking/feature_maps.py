@@ -1,12 +1,12 @@
-"""What the layers of a net see: their strongest channels as pictures."""
+"""Feature maps: the strongest channels of some layers, drawn at every evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from up.config.argument import AtLeast1
@@ -16,35 +16,34 @@ from up.data.decoding import read_rgb
 from up.data.records import Batch
 from up.data.transforms.image import Interpolation
 from up.errors import UserError
-from up.tasks.cls.visualise.pictures import Panel, heat_picture, photo, sheet, stretched
-from up.tasks.cls.visualise.probe import Probe, file_stems
-from up.tasks.cls.visualise.tapping import as_maps, tapped, undisturbed
+from up.figures import Panel, Pixels, panels
+from up.models.feature_hooks import as_maps, feature_hooks, undisturbed
+from up.models.paths import require_layers
 from up.text import count
-
-_TILE = 112  # pixels of a tile's shorter side
+from up.tracking.figure_hook import FigureHook, file_stems, photo, stretched
 
 
 def layer_outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What each layer gives for ``image`` (B, 3, H, W) in evaluation; a layer that does not run is not there."""
+    """The output of each layer for ``image`` (B, 3, H, W) in evaluation, without layers that do not run."""
     outputs: dict[str, Tensor] = {}
 
     def keep(layer: str, output: Tensor) -> Tensor:
-        outputs[layer] = output.clone()  # what follows may work in place
+        outputs[layer] = output.clone()  # a later layer may work in place
         return output
 
-    with undisturbed(model), torch.no_grad(), tapped(model, layers, keep):
+    with undisturbed(model), torch.no_grad(), feature_hooks(model, layers, keep):
         model({"image": image})
     return outputs
 
 
 def strongest_channels(maps: Tensor, number: int) -> tuple[list[int], list[float]]:
-    """Of maps (C, h, w): the channels with the largest mean magnitude, the strongest first, and that magnitude."""
+    """Channels of maps (C, h, w) with the largest mean magnitude, the strongest first, and that magnitude."""
     strength = maps.abs().mean(dim=(1, 2))
     values, channels = strength.topk(min(number, len(strength)))
     return channels.tolist(), values.tolist()
 
 
-class FeatureVis(Probe):
+class FeatureVis(FigureHook):
     """Draws, at every evaluation, the strongest channels of some layers for some images.
 
     ``layer_names`` are paths of modules, such as ``backbone.layer1``. For each of the first ``num_images`` images and
@@ -75,9 +74,13 @@ class FeatureVis(Probe):
         super().__init__("feature_vis", layers=layers, save_dir=save_dir, num_images=num_images)
         self.num_channels = num_channels
         self.gt_dir = gt_dir
-        self.resample = Image.Resampling[interpolation.upper()]
+        self.interpolation = interpolation
 
-    def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
+    def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        super().check(model, class_names)
+        require_layers(model, self.layers, hook=self.name)
+
+    def figures(self, images: Batch, step: int) -> Iterator[tuple[str, bytes]]:
         outputs = layer_outputs(self.outline.model, images.image, self.layers)
         for layer in self.layers:
             try:
@@ -86,32 +89,41 @@ class FeatureVis(Probe):
                 self.warn(str(error))
                 continue
             for number, stem in enumerate(file_stems(images.filename)):
-                shown = self._original(images.filename[number]) or photo(images.image[number])
-                yield f"{stem}_{layer}", self._picture(shown, maps[number].cpu(), layer, step)
+                shown = self._original(images.filename[number])
+                yield (
+                    f"{stem}_{layer}",
+                    self._figure(photo(images.image[number]) if shown is None else shown, maps[number], layer, step),
+                )
 
-    def _original(self, filename: str) -> Image.Image | None:
-        """The image of that name in ``gt_dir``, None where there is none."""
+    def _original(self, filename: str) -> Pixels | None:
+        """The image of that name in ``gt_dir``, None if there is none."""
         if self.gt_dir is None:
             return None
         try:
-            return read_rgb(str(Path(self.gt_dir, PurePath(filename).name if PurePath(filename).is_absolute() else filename)))
+            name = PurePath(filename).name if PurePath(filename).is_absolute() else filename
+            return np.asarray(read_rgb(str(Path(self.gt_dir, name))))
         except BadImage as error:
             self.warn(f"gt_dir: {error}; what the net gets is shown instead")
             return None
 
     def _maps(self, output: Tensor | None, image: Tensor, layer: str) -> Tensor:
         if output is None:
-            raise UserError(f"layer {layer!r} gives no tensor when the net runs. Name another layer.")
+            raise UserError(f"layer {layer!r} returns no tensor when the net runs. Name another layer.")
         return as_maps(output, image, layer, self.outline.model)
 
-    def _picture(self, plain: Image.Image, maps: Tensor, layer: str, step: int) -> Image.Image:
-        factor = _TILE / min(plain.size)
-        size = round(plain.width * factor), round(plain.height * factor)
+    def _figure(self, image: Pixels, maps: Tensor, layer: str, step: int) -> bytes:
         channels, strengths = strongest_channels(maps, self.num_channels)
-        tiles = [
-            Panel(heat_picture(stretched(maps[channel].numpy()), size, self.resample), f"#{channel}  {strength:.3g}")
+        shown = [
+            Panel(f"#{channel}: {strength:.3g}", heat=stretched(maps[channel].cpu().numpy()))
             for channel, strength in zip(channels, strengths, strict=True)
         ]
         height, width = maps.shape[1:]
-        shown = f"the strongest {len(tiles)} of {count(len(maps), 'channel')} of {height} x {width},  step {step:,}"
-        return sheet(Panel(plain.resize(size), "image"), tiles, layer, shown)
+        size = f"{count(len(maps), 'channel')} of {height} x {width}"
+        return panels(
+            [Panel("image", image), *shown],
+            title=f"{layer}, step {step:,}",
+            note=f"strongest {len(shown)} of {size}, with their mean magnitude",
+            scale="value of the channel",
+            ends=("min", "max"),
+            interpolation=self.interpolation,
+        )

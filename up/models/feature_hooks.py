@@ -1,4 +1,4 @@
-"""What the layers of a net give, read and replaced from outside, without a trace in the net."""
+"""Feature hooks: read and replace what the layers of a net return, without changing the net."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,57 +19,54 @@ _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode while the block runs; modes and random numbers are then as if it had not run."""
-    with ExitStack() as after, torch.random.fork_rng(devices=_gpus(model)):
+    """Put the model into evaluation mode in the block; afterwards modes and random numbers are as they were before."""
+    gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    with ExitStack() as after, torch.random.fork_rng(devices=gpus):
         after.callback(random.setstate, random.getstate())
         after.callback(np.random.set_state, np.random.get_state())
         for module in model.modules():
             after.callback(setattr, module, "training", module.training)
             module.training = False  # not eval(): what a module does besides would not be taken back
-            # Recomputed activations would not be those that a tap has seen.
+            # Recomputed activations would not be those that a hook has seen.
             if isinstance(getattr(module, "grad_checkpointing", None), bool):
                 after.callback(setattr, module, "grad_checkpointing", module.grad_checkpointing)
                 module.grad_checkpointing = False  # type: ignore[assignment]
         yield
 
 
-def _gpus(model: nn.Module) -> list[int]:
-    return sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
-
-
 @contextmanager
-def tapped(model: nn.Module, layers: Sequence[str], tap: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """While the block runs, ``tap(layer, output)`` takes the place of what each layer gives.
+def feature_hooks(model: nn.Module, layers: Sequence[str], replace: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """In the block, ``replace(layer, output)`` replaces what each layer returns.
 
     Of several outputs it is the last, and of a backbone's record the last of ``features``.
     """
     with ExitStack() as after:
         for layer in layers:
 
-            def put(module: nn.Module, args: Any, output: Any, layer: str = layer) -> Any:
-                return _with_last(output, partial(tap, layer))
+            def hook(module: nn.Module, args: object, output: object, layer: str = layer) -> object:
+                return _with_last(output, lambda tensor: replace(layer, tensor))
 
-            after.callback(model.get_submodule(layer).register_forward_hook(put).remove)
+            after.callback(model.get_submodule(layer).register_forward_hook(hook).remove)
         yield
 
 
-def _with_last(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _with_last(output: object, change: Callable[[Tensor], Tensor]) -> object:
     if isinstance(output, Tensor):
         return change(output) if output.is_floating_point() else output
     if isinstance(output, Mapping) and "features" in output:
         return {**output, "features": _with_last(output["features"], change)}
-    if isinstance(output, (list, tuple)) and output and isinstance(output[-1], Tensor):
+    if isinstance(output, list | tuple) and output and isinstance(output[-1], Tensor):
         changed = [*output[:-1], _with_last(output[-1], change)]
         return changed if isinstance(output, list) else tuple(changed)
     return output
 
 
 def as_maps(output: Tensor, image: Tensor, layer: str, model: nn.Module) -> Tensor:
-    """What a layer made of ``image`` (B, 3, H, W) as maps (B, C, h, w).
+    """The ``output`` of a layer for ``image`` (B, 3, H, W) as maps (B, C, h, w).
 
-    ``output`` is (B, C, h, w), (B, h, w, C), told by which of them has the image's aspect, or tokens (B, N, C), less
-    those that stand for no place.
-    Raises ``UserError`` when it has no places, or a single one.
+    It is (B, C, h, w) or (B, h, w, C), whichever has the image's aspect, or tokens (B, N, C), of which class and register
+    tokens are dropped.
+    Raises ``UserError`` if it has no places, or a single one.
     """
     maps = None
     if len(output) == len(image) and output.ndim == 4:
@@ -80,7 +75,7 @@ def as_maps(output: Tensor, image: Tensor, layer: str, model: nn.Module) -> Tens
         maps = _grid(output, image, _prefix_tokens(model, layer))
     if maps is None or maps.shape[2] * maps.shape[3] == 1:
         raise UserError(
-            f"layer {layer!r} gives {tuple(output.shape)} for {count(len(image), 'image')} of {tuple(image.shape[2:])} "
+            f"layer {layer!r} returns {tuple(output.shape)} for {count(len(image), 'image')} of {tuple(image.shape[2:])} "
             "pixels. Expected maps (B, C, H, W) or tokens (B, N, C) of several places: name an earlier layer."
         )
     return maps.float()
@@ -106,7 +101,7 @@ def _grid(tokens: Tensor, image: Tensor, prefix: int | None) -> Tensor | None:
 
 
 def _prefix_tokens(model: nn.Module, layer: str) -> int | None:
-    """How many tokens of a layer stand for no place, where the network around it says so."""
+    """Number of leading tokens of a layer without a place, if the network around it states it."""
     path = layer
     while path:
         number = getattr(model.get_submodule(path), "num_prefix_tokens", None)

@@ -1,13 +1,12 @@
-"""Where the net looked: Grad-CAM (Selvaraju et al. 2017, section 3)."""
+"""Grad-CAM: the places of an image that raise the predicted class (Selvaraju et al. 2017, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from up.config.argument import AtLeast1
@@ -15,18 +14,16 @@ from up.config.checked import checked
 from up.data.records import Batch
 from up.engine.hooks import Outline
 from up.errors import UserError
-from up.fonts import is_drawable, missing_font
-from up.tasks.cls.visualise.pictures import Panel, enlarged, overlaid, photo, sheet
-from up.tasks.cls.visualise.probe import Probe, file_stems
-from up.tasks.cls.visualise.tapping import as_maps, tapped, undisturbed
+from up.figures import Panel, is_drawable, missing_font, panels
+from up.models.feature_hooks import as_maps, feature_hooks, undisturbed
+from up.models.paths import require_layers
 from up.text import count, some_of
-
-_SHORTER_SIDE = 224  # pixels; smaller images are enlarged
+from up.tracking.figure_hook import FigureHook, file_stems, photo
 
 
 @dataclass(frozen=True)
 class GradCamMaps:
-    """For B images: ``heat`` (B, h, w), 0 and above, and the class that it speaks for, with the net's score for it."""
+    """For B images: ``heat`` (B, h, w), 0 and above, the class that it explains, and the net's score for this class."""
 
     heat: Tensor
     classes: list[int]
@@ -34,19 +31,19 @@ class GradCamMaps:
 
 
 def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
-    """Which places of ``image`` (B, 3, H, W) speak for the predicted class, in the eyes of a layer.
+    """Explain the predicted class of ``image`` (B, 3, H, W) by the maps of a layer.
 
     The heat is ReLU(sum over k of a_k A_k), A_k the maps of the layer and a_k the mean gradient of the class's logit
-    over the places of A_k. With several heads it is the first that counts. Weights, gradients, statistics, modes and
-    random numbers of the model stay as they are.
-    Raises ``UserError`` when the layer gives no maps, or has no part in the logits.
+    over the places of A_k. Of several heads the first counts; of logits (B, C, H, W) their mean over the places (Vinogradova
+    et al. 2020). Weights, gradients, statistics, modes and random numbers of the model stay as they are.
+    Raises ``UserError`` if the layer returns no maps, or the logits do not depend on it, or the net returns none.
     """
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         output, record = _run_from(model, image.clone(), layer)
-        logits = _first(record["logits"])
-        scores = _first(record["scores"]) if "scores" in record else logits.softmax(dim=1)
+        logits = _per_class(record.get("logits"))
+        scores = _per_class(record["scores"]) if "scores" in record else logits.softmax(dim=1)
         classes = scores.argmax(dim=1)
-        logit = logits.gather(1, classes[:, None]).sum()  # an image's gradient knows nothing of the other images
+        logit = logits.gather(1, classes[:, None]).sum()  # the gradient of an image does not depend on the other images
         gradient = torch.autograd.grad(logit, output, allow_unused=True)[0] if logit.requires_grad else None
     if gradient is None:
         raise UserError(f"layer {layer!r} has no part in the logits. Name a layer between the image and the classifier.")
@@ -56,7 +53,7 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
     return GradCamMaps((weights * maps).sum(dim=1).relu(), classes.tolist(), shares.tolist())
 
 
-def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Any]:
+def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Mapping[str, object]]:
     """The output of a layer, as the leaf of a graph that begins there, and the record of the net."""
     leaf: list[Tensor] = []
 
@@ -64,19 +61,26 @@ def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Any]
         leaf[:] = [output.detach().clone().requires_grad_()]
         return leaf[0].clone()  # an in-place activation behind the layer may overwrite this one
 
-    with tapped(model, [layer], cut):
+    with feature_hooks(model, [layer], cut):
         record = model({"image": image})
     if not leaf:
-        raise UserError(f"layer {layer!r} gives no tensor when the net runs. Name another layer.")
+        raise UserError(f"layer {layer!r} returns no tensor when the net runs. Name another layer.")
     return leaf[0], record
 
 
-def last_convolution(model: nn.Module, image: Tensor) -> str:
-    """The path of the convolution that runs last among those that give maps of several places of ``image`` (B, 3, H, W).
+def _per_class(heads: object) -> Tensor:
+    """The numbers (B, C) of the first head."""
+    first = heads[0] if isinstance(heads, list | tuple) and heads else heads
+    if not isinstance(first, Tensor) or first.ndim < 2:
+        raise UserError("the net returns no `logits` (B, classes) to explain. Remove the hook.")
+    return first.flatten(2).mean(dim=2) if first.ndim > 2 else first
 
-    Raises ``UserError`` when there is none.
+
+def last_convolution(model: nn.Module, image: Tensor) -> str:
+    """The path of the last convolution to run whose maps of ``image`` (B, 3, H, W) have several places.
+
+    Raises ``UserError`` if there is none.
     """
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     found: list[str] = []
 
     def note(layer: str, output: Tensor) -> Tensor:
@@ -84,18 +88,18 @@ def last_convolution(model: nn.Module, image: Tensor) -> str:
             found.append(layer)
         return output
 
-    with undisturbed(model), tapped(model, convolutions, note), torch.no_grad():
+    with undisturbed(model), feature_hooks(model, _convolutions(model), note), torch.no_grad():
         model({"image": image[:1]})
     if not found:
-        raise UserError("no convolution gives maps of several places. Set layer_name to the path of a module that does.")
+        raise UserError("no convolution returns maps of several places. Set layer_name to the path of a module that does.")
     return found[-1]
 
 
-def _first(heads: Tensor | Sequence[Tensor]) -> Tensor:
-    return heads if isinstance(heads, Tensor) else heads[0]
+def _convolutions(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
 
 
-class GradCam(Probe):
+class GradCam(FigureHook):
     """Draws, at every evaluation, which places of some images spoke for the predicted class (Grad-CAM).
 
     ``layer_name`` is the path of a module that still has several places, the last such for a picture of whole objects:
@@ -121,10 +125,11 @@ class GradCam(Probe):
         self.class_names: Sequence[str] = class_names or []
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        super().check(model, class_names)
         if self.layers:
-            super().check(model, class_names)
-        elif not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-            raise UserError("grad_cam: the net has no convolution. Set layer_name to the path of a module that gives maps.")
+            require_layers(model, self.layers, hook=self.name)
+        elif not _convolutions(model):
+            raise UserError("grad_cam: the net has no convolution. Set layer_name to the path of a module that returns maps.")
         if self.class_names and class_names and len(self.class_names) != len(class_names):
             raise UserError(
                 f"grad_cam: class_names has {count(len(self.class_names), 'name')}, but the data have {len(class_names)} "
@@ -137,38 +142,39 @@ class GradCam(Probe):
         if (line := missing_font(self.class_names)) is not None:
             self.warn(line)
 
-    def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
+    def figures(self, images: Batch, step: int) -> Iterator[tuple[str, bytes]]:
         self.layers = self.layers or [last_convolution(self.outline.model, images.image)]
         layer = self.layers[0]
         maps = grad_cam(self.outline.model, images.image, layer)
         if not maps.heat.any():
             self.warn(
-                f"nothing in layer {layer!r} speaks for the predicted classes: all maps are empty. Behind the last block "
+                f"all maps of layer {layer!r} are empty: nothing in it raises the predicted classes. Behind the last block "
                 "of a ViT only the class token counts; name a layer before its attention, such as backbone.blocks.11.norm1."
             )
         for number, stem in enumerate(file_stems(images.filename)):
             label = self._label(images.get("gt"), number)
-            title = f"{self._name(maps.classes[number])}  {100 * maps.scores[number]:.1f} %"
-            subtitle = f"{f'labelled {label},  ' if label else ''}step {step:,}"
-            plain = enlarged(photo(images.image[number]), _SHORTER_SIDE)
-            heat = overlaid(plain, _of_largest(maps.heat[number]))
-            yield stem, sheet(Panel(plain, "image"), [Panel(heat, f"Grad-CAM, {layer}")], title, subtitle)
+            image = photo(images.image[number])
+            heat = torch.nan_to_num(maps.heat[number], nan=0.0, posinf=0.0).cpu().double().numpy()
+            yield (
+                stem,
+                panels(
+                    [Panel("image", image), Panel(f"Grad-CAM, {layer}", image, heat / max(heat.max(), np.finfo(np.float64).tiny))],
+                    title=f"{self._name(maps.classes[number])}: {100 * maps.scores[number]:.1f} %",
+                    note=f"{f'label: {label}, ' if label else ''}step {step:,}",
+                    scale="evidence for the prediction",
+                    ends=("none", "most"),
+                ),
+            )
 
     def _name(self, number: int) -> str:
         name = self.class_names[number] if number < len(self.class_names) else ""
         return name if name and is_drawable(name) else f"class {number}"
 
     def _label(self, gt: Tensor | None, number: int) -> str:
-        """The name of an image's label: of all its labels where it has a set, of the first head's where there are several."""
-        if gt is None:
+        """The name of an image's label: all labels of a set, the first head's of several; none if labels are per pixel."""
+        if gt is None or gt.ndim > 2:
             return ""
         if gt.is_floating_point():
             return some_of((self._name(c) for c in (gt[number] > 0.5).nonzero().flatten().tolist()), 3)
         label = int(gt[number].flatten()[0])
         return self._name(label) if label >= 0 else ""
-
-
-def _of_largest(heat: Tensor) -> Any:
-    """The heat in shares of its largest value."""
-    values = torch.nan_to_num(heat, nan=0.0, posinf=0.0).cpu().double()
-    return (values / values.max().clamp(min=torch.finfo(torch.float64).tiny)).numpy()

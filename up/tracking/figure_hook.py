@@ -1,38 +1,38 @@
-"""Hooks that draw what a net makes of a few images, while training goes on as if they were not there."""
+"""Base of the hooks that draw what a net makes of a few images."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain, count
 from pathlib import Path, PurePath
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from up.data.records import Batch
 from up.distributed.group import is_main
 from up.engine.hooks import Hook, Outline
-from up.errors import UserError
-from up.files import write_atomically
-from up.models.paths import require_layers
-from up.tasks.cls.visualise.tapping import undisturbed
+from up.errors import Ending, UserError
+from up.figures import Floats, Pixels, missing_matplotlib
+from up.files import write_bytes
+from up.models.feature_hooks import undisturbed
 
 LOGGER = logging.getLogger("up")
 
 _LONGEST_STEM = 48  # letters of up to 4 bytes: a file's name ends at 255 bytes
 
 
-class Probe(Hook, ABC):
-    """Draws what the net makes of a few evaluation images, at every evaluation, on the main rank.
+class FigureHook(Hook, ABC):
+    """Draws figures of a few evaluation images at every evaluation, on the main rank.
 
-    ``layers``: paths of modules, such as ``backbone.layer4``. The pictures go to ``save_dir``, or the run's folder and
+    ``layers``: paths of modules, such as ``backbone.layer4``. The figures go to ``save_dir``, or the run's folder and
     the hook's ``name``, under ``step{N}``; two hooks of one kind need two ``save_dir``. What cannot be drawn or
-    written is a warning, once: a hook that watches ends no training.
-    Errors: ``UserError`` for no images, no layers, or a layer that the net does not have.
+    written is one warning: a hook never ends training.
+    Raises: ``UserError`` for no images, and from ``check`` if matplotlib is not installed.
     """
 
     def __init__(self, name: str, *, layers: Sequence[str], save_dir: str | None, num_images: int) -> None:
@@ -44,11 +44,12 @@ class Probe(Hook, ABC):
         self._warned: set[str] = set()
 
     @abstractmethod
-    def pictures(self, images: Batch, step: int) -> Iterator[tuple[str, Image.Image]]:
-        """The name of a file, without its ending, and what it shows."""
+    def figures(self, images: Batch, step: int) -> Iterator[tuple[str, bytes]]:
+        """The name of each file, without its ending, and its PNG."""
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
-        require_layers(model, self.layers, hook=self.name)
+        if (line := missing_matplotlib(self.name)) is not None:
+            raise UserError(f"{line}, or remove the hook.")
 
     def on_start(self, outline: Outline, step: int) -> None:
         self.outline = outline
@@ -60,30 +61,26 @@ class Probe(Hook, ABC):
             return
         folder = Path(self.save_dir) if self.save_dir else self.outline.folder / self.name
         try:
+            if self._images is None:
+                self._images = first_images(self.outline.sample_batch(), self.num_images)
+            (folder / f"step{step}").mkdir(parents=True, exist_ok=True)
             with undisturbed(self.outline.model):
-                self._draw(folder / f"step{step}", step)
-        except (UserError, OSError, torch.OutOfMemoryError) as error:
-            self.warn(str(error))
+                for name, png in self.figures(self._images, step):
+                    write_bytes(folder / f"step{step}" / f"{name}.png", png)
+        except Exception as error:  # the net, matplotlib, a font or the disk: no figure is worth a run
+            self.warn(str(error) if isinstance(error, Ending | OSError) else f"{type(error).__name__}: {error}")
 
     def warn(self, message: str) -> None:
-        """Say something in the log, but not at every evaluation again."""
+        """Log a warning, the same one only once."""
         if message not in self._warned and is_main():
             self._warned.add(message)
             LOGGER.warning("%s: %s", self.name, message)
-
-    def _draw(self, folder: Path, step: int) -> None:
-        if self._images is None:
-            assert self.outline.sample_batch is not None
-            self._images = first_images(self.outline.sample_batch(), self.num_images)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in self.pictures(self._images, step):
-            write_atomically(folder / f"{name}.png", partial(picture.save, format="PNG"))
 
 
 def first_images(batch: Batch, number: int) -> Batch:
     """The first images of a batch with their names and labels, copied so that the rest of it need not stay in memory."""
     with torch.inference_mode(False):  # a clone made here may be differentiated, wherever the batch was made
-        fields = {name: batch[name][:number].clone() for name in ("image", "gt") if batch.get(name) is not None}
+        fields = {name: batch[name][:number].clone() for name in ("image", "gt") if isinstance(batch.get(name), Tensor)}
     return Batch(fields, filename=list(batch["filename"][:number]))
 
 
@@ -95,3 +92,17 @@ def file_stems(filenames: Sequence[str]) -> list[str]:
         candidates = chain([stem], (f"{stem}_{number}" for number in count(2)))
         stems.append(next(name for name in candidates if name not in stems))
     return stems
+
+
+def photo(image: Tensor) -> Pixels:
+    """An image (C, H, W) in any units as pixels (H, W, 3), its smallest number black and its largest white."""
+    levels = stretched(image.detach().float().cpu().numpy()).transpose(1, 2, 0)
+    colours = levels if levels.shape[2] == 3 else levels.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    return np.asarray((255 * colours).round(), dtype=np.uint8)
+
+
+def stretched(values: npt.ArrayLike) -> Floats:
+    """``values`` moved and scaled to 0..1; 0 for values that are all equal, or not finite."""
+    numbers = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = numbers.min(), numbers.max()
+    return np.asarray((numbers - low) / (high - low) if high > low else np.zeros_like(numbers))

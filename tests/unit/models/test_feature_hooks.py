@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from up.errors import UserError
-from up.tasks.cls.visualise.tapping import as_maps, tapped, undisturbed
+from up.models.feature_hooks import as_maps, feature_hooks, undisturbed
 
 
 def image_of(height: int, width: int, images: int = 2) -> Tensor:
@@ -51,7 +51,7 @@ def test_tokens_keep_their_places_and_lose_those_without_one() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 5, 1, 1), (2, 2, 5), (8, 49, 5), (2, 5, 2, 2, 2)])
 def test_what_has_no_places_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"layer 'head' gives .* for 2 images of \(64, 64\) pixels.*name an earlier layer"):
+    with pytest.raises(UserError, match=r"layer 'head' returns .* for 2 images of \(64, 64\) pixels.*name an earlier layer"):
         as_maps(torch.zeros(shape), image_of(64, 64), "head", nn.ModuleDict({"head": nn.Identity()}))
 
 
@@ -101,11 +101,11 @@ class Giving(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["tensor", "list", "tuple", "record"])
-def test_a_tap_takes_the_place_of_the_last_output(kind: str) -> None:
+def test_a_hook_replaces_the_last_output(kind: str) -> None:
     first, last = torch.ones(1), torch.full((1,), 2.0)
     output = {"tensor": last, "list": [first, last], "tuple": (first, last), "record": {"features": [first, last]}}[kind]
     model = nn.Sequential(Giving(output))
-    with tapped(model, ["0"], lambda layer, tensor: 10 * tensor):
+    with feature_hooks(model, ["0"], lambda layer, tensor: 10 * tensor):
         got = model[0]()
     expected = {"tensor": 20, "list": [1, 20], "tuple": (1, 20), "record": {"features": [1, 20]}}[kind]
     assert got == expected
@@ -113,7 +113,7 @@ def test_a_tap_takes_the_place_of_the_last_output(kind: str) -> None:
 
 
 @pytest.mark.parametrize("output", [torch.ones(1, dtype=torch.int64), None, [], {"logits": torch.ones(1)}])
-def test_what_is_no_map_passes_a_tap(output: Any) -> None:
+def test_a_hook_leaves_what_is_no_map(output: Any) -> None:
     model = nn.Sequential(Giving(output))
-    with tapped(model, ["0"], lambda layer, tensor: 10 * tensor):
+    with feature_hooks(model, ["0"], lambda layer, tensor: 10 * tensor):
         assert model[0]() is output

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from up.data.records import Batch
-from up.tasks.cls.visualise.probe import file_stems, first_images
+from up.tracking.figure_hook import file_stems, first_images, photo, stretched
 
 
 def test_file_names_are_short_and_occur_once() -> None:
@@ -23,3 +24,15 @@ def test_the_first_images_are_copies_with_names_and_labels() -> None:
     assert first.image.untyped_storage().nbytes() == 6 * 4
     assert len(first_images(batch, 9).filename) == 4
     assert "gt" not in first_images(Batch(image=torch.ones(1, 3, 2, 2), gt=None, filename=["a"]), 1)
+
+
+def test_numbers_are_stretched_to_0_and_1() -> None:
+    assert stretched([[-1.0, 1.0, 3.0]]).tolist() == [[0, 0.5, 1]]
+    assert stretched([2.0, 2.0]).tolist() == [0, 0]
+    assert stretched([0.0, np.nan, np.inf, 4.0]).tolist() == [0, 0, 0, 1]
+
+
+def test_a_photo_is_the_image_from_black_to_white() -> None:
+    image = torch.tensor([[[-2.0, 0.0]], [[2.0, 0.0]], [[0.0, 0.0]]])  # (3, 1, 2)
+    assert photo(image).tolist() == [[[0, 255, 128], [128, 128, 128]]]
+    assert photo(torch.tensor([[[0.0, 5.0]]])).tolist() == [[[0, 0, 0], [255, 255, 255]]]

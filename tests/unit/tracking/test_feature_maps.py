@@ -13,11 +13,12 @@ from torch import nn
 from up.data.records import Batch
 from up.engine.hooks import Outline
 from up.errors import UserError
+from up.figures import Panel
 from up.models.net import Net
 from up.tasks.cls.model.heads import ResNetHead
 from up.tasks.cls.model.losses import CrossEntropy
 from up.tasks.cls.model.postprocess import ClassificationPostProcess
-from up.tasks.cls.visualise.feature_maps import FeatureVis, layer_outputs, strongest_channels
+from up.tracking.feature_maps import FeatureVis, layer_outputs, strongest_channels
 
 
 class Small(nn.Module):
@@ -70,22 +71,33 @@ def test_a_grid_for_each_image_and_layer(tmp_path: Path) -> None:
     names = ["b_backbone.conv.png", "b_backbone.png", "x_backbone.conv.png", "x_backbone.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
     with Image.open(folder / names[0]) as picture:
-        assert picture.size == (2 * 16 + 3 * 234 - 10, 2 * 16 + 46 + 2 * 142 - 10 + 26)  # an image and 2 x 2 tiles of 224 x 112
+        assert picture.width > 1.5 * picture.height  # five panels of 2 : 1, three in a row
 
 
-def test_the_tiles_show_the_channels_strongest_first(tmp_path: Path) -> None:
-    hook = FeatureVis(layer_names="backbone.conv", num_channels=1, save_dir=str(tmp_path / "maps"))
+def test_an_evaluation_drawn_twice_gives_equal_bytes(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        hook = FeatureVis(layer_names="backbone.conv", num_channels=2)
+        started(hook, tmp_path / folder)
+        hook.on_evaluation(7, {})
+    names = [tmp_path / folder / "feature_vis" / "step7" / "x_backbone.conv.png" for folder in ("one", "two")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_the_panels_show_the_channels_strongest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Panel] = []
+    monkeypatch.setattr("up.tracking.feature_maps.panels", lambda shown, **_: seen.extend(shown) or b"")
+    hook = FeatureVis(layer_names="backbone.conv", num_channels=2, save_dir=str(tmp_path / "maps"))
     net = started(hook, tmp_path)
     hook.on_evaluation(7, {})
     image = hook._images
     assert image is not None
     maps = layer_outputs(net, image.image, ["backbone.conv"])["backbone.conv"][0]
-    strongest = maps[maps.abs().mean(dim=(1, 2)).argmax()]
-    with Image.open(tmp_path / "maps" / "step7" / "x_backbone.conv.png") as picture:
-        tile = np.asarray(picture)[62 : 62 + 112, 250 : 250 + 224].astype(int)
-    places = tile[14::28, 14::28].sum(axis=-1)  # 4 x 8 places of 28 pixels; lighter is more
-    assert places.argmax() == strongest.argmax()
-    assert places.argmin() == strongest.argmin()
+    channels, _ = strongest_channels(maps, 2)
+    assert [panel.caption.split(":")[0] for panel in seen] == ["image", *(f"#{channel}" for channel in channels)]
+    for panel, channel in zip(seen[1:], channels, strict=True):
+        assert panel.heat is not None
+        low, high = maps[channel].min(), maps[channel].max()
+        np.testing.assert_allclose(panel.heat, (maps[channel] - low) / (high - low), rtol=1e-5, atol=1e-6)
 
 
 def test_a_layer_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -93,7 +105,7 @@ def test_a_layer_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path, c
     started(hook, tmp_path)
     hook.on_evaluation(1, {})
     hook.on_evaluation(2, {})
-    assert [message.split(" gives ")[0] for message in caplog.messages] == [
+    assert [message.split(" returns ")[0] for message in caplog.messages] == [
         "feature_vis: layer 'head.classifier'",
         "feature_vis: layer 'backbone.unused'",
     ]
