@@ -60,13 +60,13 @@ class Contract:
     check: Callable[[Any], str | None] | None = None
     returns: Callable[[Any, Any], str | None] | None = None
 
-    def class_problem(self, target: Any) -> str | None:
+    def class_problem(self, target: object) -> str | None:
         """What is wrong with ``target``, a class; None for a function, whose result ``object_problem`` looks at."""
         if not isinstance(target, type):
             return None
         return next(self._problems(target), None)
 
-    def object_problem(self, made: Any) -> str | None:
+    def object_problem(self, made: object) -> str | None:
         """What is wrong with ``made``, the object that a constructor or a function returned."""
         found = next(self._problems(type(made)), None)
         if found is not None:
@@ -83,7 +83,7 @@ class Contract:
         what = self.check(made) if self.check is not None else None
         return f"{called(type(made))}: {what}" if what else None
 
-    def return_problem(self, made: Any, returned: Any) -> str | None:
+    def return_problem(self, made: object, returned: object) -> str | None:
         """What is wrong with what ``made`` returned when it was called."""
         what = self.returns(made, returned) if self.returns is not None else None
         return f"{called(type(made))} {what} ({self.page})." if what else None
@@ -152,6 +152,6 @@ def _takes(function: Any, arguments: int) -> bool:
     return True
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"

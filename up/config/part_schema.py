@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from pydantic.json_schema import GenerateJsonSchema
 
 from up.config.argument import Derived
-from up.config.signature import Parameter, signature_model, signature_of
+from up.config.signature import Parameter, Target, signature_model, signature_of
+from up.types import Json, Record
 
 
 class PlainSchema(GenerateJsonSchema):
@@ -16,16 +14,16 @@ class PlainSchema(GenerateJsonSchema):
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 
-    def is_instance_schema(self, schema: Any) -> dict[str, Any]:
+    def is_instance_schema(self, schema: object) -> Record:
         """An instance of a Python class."""
         return {}
 
-    def callable_schema(self, schema: Any) -> dict[str, Any]:
+    def callable_schema(self, schema: object) -> Record:
         """A function."""
         return {}
 
 
-def part_schema(target: Callable[..., Any]) -> dict[str, Any]:
+def part_schema(target: Target) -> Record:
     """JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``."""
     signature = signature_of(target)
     schema = signature_model(target).model_json_schema(by_alias=True, schema_generator=PlainSchema)
@@ -44,10 +42,10 @@ def part_schema(target: Callable[..., Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, **({"required": required} if required else {}), **closed}
 
 
-def reference_to(parameter: Parameter) -> dict[str, Any]:
+def reference_to(parameter: Parameter) -> Record:
     """The schema of an argument that is a part, a list of parts, or either."""
     one = {"$ref": f"#/$defs/part.{parameter.table}"}
-    choices: list[dict[str, Any]] = [one] * parameter.single
+    choices: list[Record] = [one] * parameter.single
     if parameter.many:
         choices.append({"type": "array", "items": one})
     if not parameter.required:
@@ -55,16 +53,16 @@ def reference_to(parameter: Parameter) -> dict[str, Any]:
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
 
-def nullable(schema: dict[str, Any]) -> dict[str, Any]:
+def nullable(schema: Record) -> Record:
     """``schema`` that takes null too, which means "not given"."""
-    notes: dict[str, Any] = {key: schema[key] for key in ("default", "description", "deprecated") if key in schema}
+    notes: Record = {key: schema[key] for key in ("default", "description", "deprecated") if key in schema}
     rest = {key: value for key, value in schema.items() if key not in notes}
     null = {"type": "null"}
     choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]
     return {**notes, "anyOf": choices if null in choices else [*choices, null]} if rest else schema
 
 
-def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+def inlined(schema: Json, definitions: Record) -> Json:
     """``schema`` with what it refers to written out, and without titles."""
     if isinstance(schema, list):
         return [inlined(item, definitions) for item in schema]

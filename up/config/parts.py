@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from up.config.argument import Derived, NoEffect, PartOf
 from up.config.plugins import signature_problem
 from up.config.section import Part, Section
-from up.config.signature import Parameter, Signature, name_of, signature_model, signature_of, type_text
+from up.config.signature import Parameter, Signature, Target, name_of, signature_model, signature_of, type_text
 from up.config.wording import faults, mismatch, unknown
 from up.errors import ConfigError, Problem, UserError
 from up.registry import Registry
 from up.text import shown
+from up.types import Json, Kwargs, Record
 
 Tables: TypeAlias = "Mapping[str, Registry]"
-Target: TypeAlias = "Callable[..., Any]"
 DerivedArguments: TypeAlias = "Mapping[str, object]"  # the derived arguments by name, some of them Exact
 
 _LIBRARIES = ("torch", "torchvision", "timm")  # annotated loosely: their constructors say by a TypeError what does not fit
@@ -29,7 +29,7 @@ _LIBRARIES = ("torch", "torchvision", "timm")  # annotated loosely: their constr
 class Exact:
     """A derived value that the YAML may repeat but not contradict, and its source: ``Exact(10, "the classes of the data set")``."""
 
-    value: Any
+    value: object
     source: str
 
 
@@ -45,14 +45,14 @@ def parts_of(section: Section) -> Iterator[tuple[str, Part, str]]:
         yield from _parts_in(getattr(section, name), path, table)
 
 
-def _metadata(annotation: Any) -> Iterator[Any]:
+def _metadata(annotation: object) -> Iterator[object]:
     if get_origin(annotation) is Annotated:
         yield from get_args(annotation)[1:]
     for argument in get_args(annotation):
         yield from _metadata(argument)
 
 
-def _parts_in(value: Any, path: str, table: str | None) -> Iterator[tuple[str, Part, str]]:
+def _parts_in(value: object, path: str, table: str | None) -> Iterator[tuple[str, Part, str]]:
     if isinstance(value, Part) and table is not None:
         yield path, value, table
     elif isinstance(value, Section):
@@ -64,7 +64,7 @@ def _parts_in(value: Any, path: str, table: str | None) -> Iterator[tuple[str, P
 
 
 def check_part(
-    part: Part | Mapping[str, Any], table: str, tables: Tables, path: str = "", derived: DerivedArguments | None = None
+    part: Part | Kwargs, table: str, tables: Tables, path: str = "", derived: DerivedArguments | None = None
 ) -> list[Problem]:
     """All that is wrong with ``part`` and the parts in it: unknown types and arguments, wrong values, missing arguments.
 
@@ -88,7 +88,7 @@ def check_part(
 
 def check_kwargs(
     target: Target,
-    kwargs: Mapping[str, Any],
+    kwargs: Kwargs,
     tables: Tables,
     path: str = "",
     derived: DerivedArguments | None = None,
@@ -126,7 +126,7 @@ def _will_be_filled_in(parameter: Parameter, derived: DerivedArguments | None, t
     return any(each is not None and each.marker(Derived) is not None for each in chain([parameter], others))
 
 
-def notes_on_part(part: Part | Mapping[str, Any], table: str, tables: Tables, path: str) -> Iterator[tuple[str, str]]:
+def notes_on_part(part: Part | Kwargs, table: str, tables: Tables, path: str) -> Iterator[tuple[str, str]]:
     """Path and text for each argument of a checked ``part`` that is ``NoEffect`` and not at its default, nested parts included.
 
     A part whose class has ``config_note``, a sentence, gets a note of its own.
@@ -170,9 +170,7 @@ def paths_of(part: Part, table: str, tables: Tables) -> Iterator[tuple[str, str]
             yield from ((f"{name}.{index}", item) for index, item in enumerate(value) if isinstance(item, str))
 
 
-def build_part(
-    part: Part | Mapping[str, Any], table: str, tables: Tables, derived: DerivedArguments | None = None, path: str = ""
-) -> Any:
+def build_part(part: Part | Kwargs, table: str, tables: Tables, derived: DerivedArguments | None = None, path: str = "") -> Any:
     """The object that ``part`` stands for, the parts in it built first.
 
     An argument in ``derived`` is filled in, here and in the parts inside, where the signature has it and the YAML does not give
@@ -185,17 +183,13 @@ def build_part(
     return _built(part, table, tables, derived, path)
 
 
-def build(
-    target: Target, kwargs: Mapping[str, Any], tables: Tables, derived: DerivedArguments | None = None, path: str = ""
-) -> Any:
+def build(target: Target, kwargs: Kwargs, tables: Tables, derived: DerivedArguments | None = None, path: str = "") -> Any:
     """``target`` called with ``kwargs``; as ``build_part``, for who has the class already."""
     made = arguments(target, kwargs, tables, derived, path)
     return _called(target, made, path)
 
 
-def arguments(
-    target: Target, kwargs: Mapping[str, Any], tables: Tables, derived: DerivedArguments | None = None, path: str = ""
-) -> dict[str, Any]:
+def arguments(target: Target, kwargs: Kwargs, tables: Tables, derived: DerivedArguments | None = None, path: str = "") -> Record:
     """What ``build`` calls ``target`` with: converted values, filled-in values, built parts."""
     derived = derived or {}
     problems = check_kwargs(target, kwargs, tables, path, derived)
@@ -204,9 +198,7 @@ def arguments(
     return _arguments(target, kwargs, tables, derived, path)
 
 
-def _resolve(
-    part: Part | Mapping[str, Any], table: str, tables: Tables, path: str, problems: list[Problem]
-) -> tuple[Target, Mapping[str, Any]] | None:
+def _resolve(part: Part | Kwargs, table: str, tables: Tables, path: str, problems: list[Problem]) -> tuple[Target, Kwargs] | None:
     """The class and the kwargs of ``part``, or what is wrong with its form and its type."""
     if not isinstance(part, Part):
         try:
@@ -232,7 +224,7 @@ def _resolve(
     return target, part.kwargs
 
 
-def _given(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _given(signature: Signature, kwargs: Kwargs) -> Record:
     """``kwargs`` without the nulls that mean "not given"."""
     given = {}
     for name, value in kwargs.items():
@@ -243,7 +235,9 @@ def _given(signature: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _check_nested(value: Any, parameter: Parameter, tables: Tables, path: str, derived: DerivedArguments | None) -> list[Problem]:
+def _check_nested(
+    value: object, parameter: Parameter, tables: Tables, path: str, derived: DerivedArguments | None
+) -> list[Problem]:
     assert parameter.table is not None
     if isinstance(value, list | tuple):
         if not parameter.many:
@@ -257,7 +251,7 @@ def _check_nested(value: Any, parameter: Parameter, tables: Tables, path: str, d
     return check_part(value, parameter.table, tables, path, derived)
 
 
-def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any], path: str) -> Iterator[Problem]:
+def _wrong_values(target: Target, signature: Signature, given: Kwargs, path: str) -> Iterator[Problem]:
     known = {name: value for name, value in given.items() if name in signature.parameters}
     try:
         signature_model(target).model_validate(known)
@@ -267,7 +261,7 @@ def _wrong_values(target: Target, signature: Signature, given: Mapping[str, Any]
             yield Problem("is missing" if is_missing else mismatch(fault.errors), key=_join(path, fault.path))
 
 
-def _contradictions(given: Mapping[str, Any], derived: DerivedArguments | None, path: str) -> Iterator[Problem]:
+def _contradictions(given: Kwargs, derived: DerivedArguments | None, path: str) -> Iterator[Problem]:
     for name, known in (derived or {}).items():
         if isinstance(known, Exact) and name in given and given[name] != known.value:
             says = f"got {shown(given[name])}, but {shown(known.value)} follows from {known.source}"
@@ -275,7 +269,7 @@ def _contradictions(given: Mapping[str, Any], derived: DerivedArguments | None, 
             yield Problem(what, key=_join(path, name))
 
 
-def _built(part: Any, table: str, tables: Tables, derived: DerivedArguments, path: str) -> Any:
+def _built(part: Part | Kwargs, table: str, tables: Tables, derived: DerivedArguments, path: str) -> Any:
     part = part if isinstance(part, Part) else Part.model_validate(part)
     target = tables[table].get(part.type)
     made = _called(target, _arguments(target, part.kwargs, tables, derived, _join(path, "kwargs")), path)
@@ -285,7 +279,7 @@ def _built(part: Any, table: str, tables: Tables, derived: DerivedArguments, pat
     return made
 
 
-def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
+def _called(target: Target, made: Kwargs, path: str) -> Any:
     try:
         return target(**made)
     except ValueError as error:  # by the rules of the house, what a constructor says to the user
@@ -304,7 +298,7 @@ def _called(target: Target, made: Mapping[str, Any], path: str) -> Any:
         raise ConfigError([Problem(str(error), key=path)]) from error
 
 
-def _arguments(target: Target, kwargs: Mapping[str, Any], tables: Tables, derived: DerivedArguments, path: str) -> dict[str, Any]:
+def _arguments(target: Target, kwargs: Kwargs, tables: Tables, derived: DerivedArguments, path: str) -> Record:
     signature = signature_of(target)
     given = _given(signature, kwargs)
     known = {name: value for name, value in given.items() if name in signature.parameters}
@@ -318,7 +312,7 @@ def _arguments(target: Target, kwargs: Mapping[str, Any], tables: Tables, derive
     return {**made, **{name: derived[name] for name in signature.internal if name in derived}}
 
 
-def _nested(value: Any, table: str, tables: Tables, derived: DerivedArguments, path: str) -> Any:
+def _nested(value: Json, table: str, tables: Tables, derived: DerivedArguments, path: str) -> Any:
     if isinstance(value, list | tuple):
         return [_built(item, table, tables, derived, f"{path}.{index}") for index, item in enumerate(value)]
     return _built(value, table, tables, derived, path)

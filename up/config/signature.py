@@ -15,16 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path, PurePath
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, InstanceOf, Strict, create_model
 from typing_extensions import is_typeddict
 
 from up.config.argument import FromProgram, M, Marker, NoEffect, PartOf, PathTo, marker, markers
+from up.types import Record
 
 _INSTANCE_OF: Any = InstanceOf
+Target: TypeAlias = Callable[..., Any]  # a class or a function that makes a part
 _EMPTY = inspect.Parameter.empty
-_SCALARS: dict[Any, Any] = {
+_SCALARS: dict[object, object] = {
     bool: Annotated[bool, Strict()],
     int: Annotated[int, Strict()],
     float: Annotated[float, Strict(), AllowInfNan(False)],
@@ -41,7 +43,7 @@ _ABSTRACT = (
     collections.abc.Set,
 )
 _SEQUENCES = (list, tuple, *_ABSTRACT[:3])
-_BARE: dict[Any, Any] = {  # as torchvision annotates, and what YAML can write of it
+_BARE: dict[object, object] = {  # as torchvision annotates, and what YAML can write of it
     numbers.Number: int | float,
     collections.abc.Sequence: list[Any],
 }
@@ -52,7 +54,7 @@ class Parameter:
     """One argument of a part: its annotation with the markers of ``up.config.argument``, and its default."""
 
     name: str
-    annotation: Any
+    annotation: object
     default: Any
 
     def marker(self, kind: type[M]) -> M | None:
@@ -127,7 +129,7 @@ class Description:
 
 
 @lru_cache(maxsize=1024)
-def signature_of(target: Callable[..., Any]) -> Signature:
+def signature_of(target: Target) -> Signature:
     """The arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
     optimizer, which are the tensors it optimizes, nothing that is ``FromProgram``.
 
@@ -163,13 +165,13 @@ def signature_of(target: Callable[..., Any]) -> Signature:
     return Signature(name_of(target), parameters, is_open, frozenset(internal))
 
 
-def _constructors(target: Callable[..., Any]) -> list[type]:
+def _constructors(target: Target) -> list[type]:
     """The classes of the MRO that have a constructor of their own, written in Python."""
     mro = target.__mro__ if isinstance(target, type) else ()
     return [each for each in mro if inspect.isfunction(inspect.unwrap(vars(each).get("__init__", len)))]
 
 
-def _with_inherited_markers(annotation: Any, target: Callable[..., Any], name: str) -> Any:
+def _with_inherited_markers(annotation: object, target: Target, name: str) -> object:
     for base in _constructors(target)[1:]:
         found = _hints(base).get(name)
         inherited = [each for each in markers(found) if isinstance(each, Marker) and not isinstance(each, NoEffect)]
@@ -178,7 +180,7 @@ def _with_inherited_markers(annotation: Any, target: Callable[..., Any], name: s
     return annotation
 
 
-def _passed_on(target: Callable[..., Any]) -> tuple[type, set[str]] | None:
+def _passed_on(target: Target) -> tuple[type, set[str]] | None:
     """The base class whose constructor gets the ``**kwargs`` of ``target``'s, and the arguments that it is given beside them;
     None where ``target`` keeps its ``**kwargs``, or where this cannot be known."""
     if len(classes := _constructors(target)) < 2:
@@ -198,18 +200,18 @@ def _passed_on(target: Callable[..., Any]) -> tuple[type, set[str]] | None:
     return None
 
 
-def _implied(default: Any) -> Any:
+def _implied(default: object) -> object:
     """What an argument without annotation takes: numbers when its default has a point, otherwise anything."""
     return int | float if isinstance(default, float) else Any
 
 
-def name_of(target: Callable[..., Any]) -> str:
+def name_of(target: Target) -> str:
     """What messages call a part: the name of its class or function."""
     inner = target.func if isinstance(target, partial) else target
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def _hints(target: Target) -> Record:
     inner = target.func if isinstance(target, partial) else target
     function: Any = getattr(inner, "__init__", inner) if isinstance(inner, type) else inner
     if not inspect.isroutine(function):
@@ -220,7 +222,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _members(annotation: Any) -> list[Any]:
+def _members(annotation: object) -> list[object]:
     """The alternatives of a union, ``Annotated`` taken off."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
@@ -229,7 +231,7 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _takes_none(annotation: Any) -> bool:
+def _takes_none(annotation: object) -> bool:
     return any(member in (None, type(None), Any, object) for member in _members(annotation))
 
 
@@ -240,7 +242,7 @@ class PartModel(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
     signature: ClassVar[Signature]
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> Record:
         """What was given, converted to the annotated types."""
         named = {field: info.alias for field, info in type(self).model_fields.items()}
         found = {str(named[field]): getattr(self, field) for field in named if field in self.model_fields_set}
@@ -248,14 +250,14 @@ class PartModel(BaseModel):
 
 
 @lru_cache(maxsize=1024)
-def signature_model(target: Callable[..., Any]) -> type[PartModel]:
+def signature_model(target: Target) -> type[PartModel]:
     """The signature of ``target`` as a pydantic model: strict about numbers, text and bools, YAML's lists taken for tuples.
 
     Arguments that are parts take anything here; they are checked against their own table. None is required: the program may
     supply what the YAML leaves out.
     """
     signature = signature_of(target)
-    fields: dict[str, Any] = {}
+    fields: Record = {}
     for index, parameter in enumerate(signature.parameters.values()):
         annotation = Any if parameter.table else strict(parameter.annotation)
         default = None if parameter.required else parameter.default
@@ -269,7 +271,7 @@ class _Open(PartModel):
     model_config = ConfigDict(extra="allow")
 
 
-def strict(annotation: Any) -> Any:
+def strict(annotation: object) -> Any:
     """``annotation`` such that YAML's types are taken at their word: true is no number, 1 is no text, .inf no number."""
     if annotation in (Any, object):
         return Any
@@ -297,7 +299,7 @@ def strict(annotation: Any) -> Any:
     return _INSTANCE_OF[annotation] if isinstance(annotation, type) else Any
 
 
-def _is_foreign(annotation: Any) -> bool:
+def _is_foreign(annotation: object) -> bool:
     """Whether YAML cannot write it: a tensor, a module, a callable."""
     inner = get_origin(annotation) or annotation
     known = inner in _SCALARS or annotation in _BARE or annotation in (Any, object)
@@ -308,14 +310,14 @@ def _is_foreign(annotation: Any) -> bool:
     return not _is_plain_class(inner)
 
 
-def _is_plain_class(annotation: Any) -> bool:
+def _is_plain_class(annotation: object) -> bool:
     if not isinstance(annotation, type):
         return False
     is_record = dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
     return is_record or issubclass(annotation, enum.Enum | PurePath | BaseModel)
 
 
-_WORDS: dict[Any, str] = {
+_WORDS: dict[object, str] = {
     int: "whole number",
     float: "number",
     str: "text",
@@ -329,7 +331,7 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def type_text(annotation: Any) -> str:
+def type_text(annotation: object) -> str:
     """An annotation in the words of YAML: ``whole number or list of whole numbers``, ``mean or sum``, ``loss part``."""
     argument = Parameter("", annotation, None)
     if argument.table is not None:
@@ -354,7 +356,7 @@ def _several(noun: str) -> str:
     return f"{noun}s" if noun.endswith(("number", "part", "block")) else noun
 
 
-def describe(target: Callable[..., Any]) -> Description:
+def describe(target: Target) -> Description:
     """``target`` in words, for ``show components`` and the reference page."""
     inner = target.func if isinstance(target, partial) else target
     text = inspect.cleandoc(inner.__doc__ or "")  # an inherited one would speak of the base class

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -48,7 +47,7 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     return {name: ids.get(name, last) for name, _ in model.named_parameters()}
 
 
-def _offered(model: nn.Module) -> tuple[str, Callable[..., Any] | None]:
+def _offered(model: nn.Module) -> tuple[str, Callable[..., dict[str, object]] | None]:
     """The outermost module that can say what its layers are, and what it says."""
     for name, module in model.named_modules():
         matcher = getattr(module, "group_matcher", None)
