@@ -62,7 +62,7 @@ def test_parity(name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureF
         with torch.inference_mode():
             expected = net({"image": inputs})["logits"].numpy()
         assert np.ptp(expected) > 1  # outputs that differ: a dead net would agree with anything
-        assert np.abs(session(inputs.numpy()) - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+        assert np.abs(session(inputs.numpy())["scores"] - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
 
     folder = str(mixed_folder(tmp_path / "mixed"))
     of_package = answers(capsys, folder, "--bundle", str(package))
