@@ -42,9 +42,7 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     return commit(experiment, parts, start, stop, command)
 
 
-def join_and_compare(
-    experiment: Experiment, parts: RunParts, stop: StopRequest, command: CommandLine
-) -> tuple[RunParts, Start]:
+def join_and_compare(experiment: Experiment, parts: RunParts, stop: StopRequest, command: CommandLine) -> tuple[RunParts, Start]:
     """Phase 2: the process group, the same input on all ranks, and where to start from. Writes nothing."""
     dist = experiment.config.runtime.dist
     with stoppable(stop):

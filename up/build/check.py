@@ -8,27 +8,27 @@ from dataclasses import replace
 import torch
 
 from up.build.data import Phase, build_batch_fn, build_evaluation, build_reader, build_transforms, input_size_of, notes_on
+from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
+from up.build.experiment import missing_files
 from up.build.images import Track, open_images
 from up.build.network import build_net, distillation_of, precision_of, select_device
 from up.build.parts import RunParts, build_parts
 from up.build.start import find_start, finished
+from up.build.trained import NO_WEIGHTS, derived_from_data_only, net_to_evaluate
 from up.build.training import build_hooks, build_runner, optimizer_of, rate_line, schedule_of, timetable
-from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
-from up.schema.decode import missing_for_training
-from up.schema.sections import Config
+from up.config.parts import DerivedArguments
 from up.deploy.exportable import export_problems, is_for_export, require_exportable
-from up.errors import Problem, UserError
-from up.build.experiment import missing_files
 from up.distill.build import Distillation, start_lines
 from up.distill.section import weights_of_teachers
-from up.config.parts import DerivedArguments
-from up.tasks.experiment import Experiment
+from up.engine.precision import Precision
+from up.errors import Problem, UserError
 from up.files import unwritable
 from up.models.net import Net, model_summary
 from up.models.weight_files import is_downloaded, is_of_timm
-from up.engine.precision import Precision
+from up.schema.decode import missing_for_training
+from up.schema.sections import Config
+from up.tasks.experiment import Experiment
 from up.text import count, si
-from up.build.trained import NO_WEIGHTS, derived_from_data_only, net_to_evaluate
 
 IMAGES = 2  # batch normalisation needs more than one
 _UNSEEN = 1000  # updates an epoch and images an update, where there are no data to tell
@@ -52,7 +52,9 @@ def check_experiment(
         yield from check_evaluation(experiment, warn, images)
         return
     if files:
-        experiment.raise_if_any([*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)])
+        experiment.raise_if_any(
+            [*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)]
+        )
         yield from check_training(experiment, warn, images)
         return
     derived = experiment.task.assumed(experiment.config.net)
@@ -71,7 +73,8 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
         parts = replace(parts, evaluation=evaluation, test_data=test)
     times = parts.times
     yield from (f"note: {note}" for note in notes_on(parts.train_data, parts.test_data))
-    yield f"train: {count(len(parts.train_data), 'image')}, {count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
+    length = f"{count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
+    yield f"train: {count(len(parts.train_data), 'image')}, {length}"
     if parts.test_data is not None:
         yield f"test: {count(len(parts.test_data), 'image')}"
     report = experiment.task.data_report(parts.train_data, parts.test_data)

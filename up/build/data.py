@@ -10,25 +10,24 @@ from typing import Literal
 import torch
 from torch import nn
 
-from up.distributed import group
-from up.schema.sections import Part, Source
+from up.build.experiment import missing_files
+from up.config.parts import DerivedArguments
 from up.config.signature import signature_of
 from up.data.bad_images import BadImages
 from up.data.loader import EvalLoader, TrainLoader, Workers
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, SampleKey, Transform
 from up.data.sampler import EvalBatches, TrainBatches
-from up.errors import Problem, UserError
-from up.build.experiment import missing_files
-from up.tasks.experiment import Experiment
-from up.config.parts import DerivedArguments
+from up.distributed import group
 from up.engine.evaluate import Evaluation
-from up.tracking.log import LOGGER
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
+from up.errors import Problem, UserError
+from up.schema.sections import Part, Source
+from up.tasks.experiment import Experiment
 from up.tasks.task import InputSpec, Size
 from up.text import some_of
-
+from up.tracking.log import LOGGER
 
 Phase = Literal["train", "test"]
 
@@ -123,8 +122,11 @@ def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
     order = experiment.build(kwargs.sampler, "sampler", facts, f"{place}.sampler")
     with experiment.placing(f"{place}.batch_size"):
         return TrainBatches(
-            order, batch_size=kwargs.batch_size, accumulate=experiment.config.trainer.accumulate,
-            rank=group.rank(), world_size=group.world_size(),
+            order,
+            batch_size=kwargs.batch_size,
+            accumulate=experiment.config.trainer.accumulate,
+            rank=group.rank(),
+            world_size=group.world_size(),
             drop_last=kwargs.drop_last if loader.drop_last is None else loader.drop_last,
         )
 
@@ -186,10 +188,7 @@ def build_evaluation(
     task, section = experiment.task, section_of(experiment, "test")
     dataset = build_dataset(experiment, "test", trained)
     batches = EvalBatches(
-        len(dataset),
-        batch_size=section.batch_sampler.kwargs.batch_size,
-        rank=group.rank(),
-        world_size=group.world_size(),
+        len(dataset), batch_size=section.batch_sampler.kwargs.batch_size, rank=group.rank(), world_size=group.world_size()
     )
     expect_same_classes(experiment, trained, task.derived_for_evaluation(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):

@@ -13,22 +13,17 @@ from up.build.parts import RunParts
 from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, Dataset, SampleKey
-from up.errors import Problem, UserError
-from up.tasks.experiment import Experiment, net_kind
-from up.models.net import Net
 from up.engine.evaluate import Evaluation, evaluation_mode
-from up.engine.hooks import Hook
-from up.engine.precision import Precision
-from up.engine.step import BatchStage, Mixing
+from up.errors import Problem, UserError
+from up.models.net import Net
 from up.seed import generator
+from up.tasks.experiment import Experiment, net_kind
 from up.text import some_of
 
 _IMAGES = 2  # batch normalisation needs more than one
 
 
-def first_batch(
-    experiment: Experiment, source: Phase, data: Dataset, on_bad: Callable[[str], object] | None = None
-) -> Batch:
+def first_batch(experiment: Experiment, source: Phase, data: Dataset, on_bad: Callable[[str], object] | None = None) -> Batch:
     """The first image of a data set and its last, collated as a worker does it.
 
     ``on_bad`` gets an image that another one stands in for (``on_bad_image: skip``). Raises ``BadImage`` for one that cannot be
@@ -89,8 +84,11 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
     running = ["net"]
     places = {entry.name: f"net.{index}" for index, entry in enumerate(experiment.config.net) if entry.type != "self"}
     tables = {entry.name: net_kind(experiment, entry) for entry in experiment.config.net if entry.type != "self"}
-    own = {entry.name for entry in experiment.config.net if entry.name in tables
-           and entry.type in experiment.tables[tables[entry.name]].plugins}
+    own = {
+        entry.name
+        for entry in experiment.config.net
+        if entry.name in tables and entry.type in experiment.tables[tables[entry.name]].plugins
+    }
 
     def begins(name: str) -> Callable[..., None]:
         return lambda module, inputs: running.__setitem__(0, places[name])

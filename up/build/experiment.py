@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
-from up.schema.decode import Decoded, Note, load_config
-from up.config.errors import DEFAULT
-from up.schema.named_files import missing_at, missing_start_weights
-from up.config.parts import check_part, notes_on_part, parts_of, paths_of
-from up.schema.sections import Config, NetModule, ParamRule, Part
+from up.config.parts import check_part, notes_on_part, paths_of
+from up.config.plugins import extended, make_importable
 from up.config.signature import signature_of
-from up.config.wording import unknown
-from up.config.contract import PartError
+from up.data.readers import READERS
 from up.data.sampler import SAMPLERS
-from up.errors import ConfigError, Problem, UserError
+from up.data.transforms.table import TRANSFORMS
+from up.distill.losses import MIMIC_LOSSES
+from up.distill.section import is_distillation, weights_of_teachers
+from up.engine.hooks import HOOKS
+from up.engine.step import RUNNERS
+from up.errors import Problem, UserError
 from up.models.backbones import BACKBONES
 from up.models.init import INITIALIZERS
 from up.models.norm import NORMS
 from up.optim.groups import option_problems
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
-from up.config.plugins import extended, make_importable
 from up.registry import Registry
-from up.data.readers import READERS
-from up.data.transforms.table import TRANSFORMS
-from up.engine.hooks import HOOKS
-from up.engine.step import RUNNERS
-from up.distill.losses import MIMIC_LOSSES
-from up.distill.section import is_distillation, weights_of_teachers
+from up.schema.decode import Note, load_config
+from up.schema.named_files import missing_at, missing_start_weights
+from up.schema.sections import Part
 from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, AnyTask
 
 ENTRY_POINTS = "up.tasks"
 ENGINE_TABLES: Mapping[str, Registry] = {
     "backbone": BACKBONES.extended({"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
-    "norm": NORMS, "initializer": INITIALIZERS, "optimizer": OPTIMIZERS, "lr_scheduler": SCHEDULES, "sampler": SAMPLERS,
-    "hook": HOOKS, "batch_fn": Registry("batch_fn", {}), "image_reader": READERS, "transform": TRANSFORMS,
-    "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}), "mimic_loss": MIMIC_LOSSES,
+    "norm": NORMS,
+    "initializer": INITIALIZERS,
+    "optimizer": OPTIMIZERS,
+    "lr_scheduler": SCHEDULES,
+    "sampler": SAMPLERS,
+    "hook": HOOKS,
+    "batch_fn": Registry("batch_fn", {}),
+    "image_reader": READERS,
+    "transform": TRANSFORMS,
+    "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}),
+    "mimic_loss": MIMIC_LOSSES,
 }
 
 

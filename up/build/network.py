@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from up.distributed import group
 from up.build.data import build_transforms, input_size_of, input_spec_of
-from up.schema.sections import Fp16
-from up.schema.sections import Net as NetSection
+from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
-from up.config.parts import DerivedArguments
-from up.tasks.experiment import Experiment, net_kind
-from up.tasks.task import Size
+from up.distributed import group
+from up.engine.precision import Precision
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
 from up.models.weight_files import variant_needed
 from up.models.weights import load_weights, read_state
-from up.engine.precision import Precision
+from up.schema.sections import Fp16
+from up.schema.sections import Net as NetSection
 from up.seed import key, seed_all
+from up.tasks.experiment import Experiment, net_kind
+from up.tasks.task import Size
 
 EXAMPLES = 2  # images of noise that show shapes
 _NET = 3  # the purpose of the seed that a network's first weights are drawn with

@@ -10,25 +10,34 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
-from up.distributed import group
 from up.build.data import notes_on
 from up.build.network import load_start_weights
 from up.build.parts import RunParts
 from up.build.training import Timetable, checkpoint_lines, rate_line
-from up.distill.build import start_lines
-from up.tracking.start_log import start_lines as net_and_groups
-from up.text import some_of
 from up.command_line import CommandLine
-from up.errors import NothingToDo, UserError
-from up.tasks.experiment import Experiment
-from up.files import BEST, LATEST, named_checkpoint, write_text
-from up.engine.checkpoint import CheckpointFolder, load_checkpoint, read_sidecar, require_resumable
-from up.tracking.display import console_of_run, show_log_on
-from up.engine.folder import Status, claim, is_later_attempt, mark_launch, open_run_folder, read_status, set_aside, set_earlier_run_aside
-from up.tracking.log import LOGGER, log_to
-from up.engine.fingerprint import RunFingerprint, changes, require_same_run
-from up.tracking.summary import best_of, progress
+from up.distill.build import start_lines
+from up.distributed import group
 from up.distributed.failures import on_all_ranks
+from up.engine.checkpoint import CheckpointFolder, load_checkpoint, read_sidecar, require_resumable
+from up.engine.fingerprint import RunFingerprint, changes, require_same_run
+from up.engine.folder import (
+    Status,
+    claim,
+    is_later_attempt,
+    mark_launch,
+    open_run_folder,
+    read_status,
+    set_aside,
+    set_earlier_run_aside,
+)
+from up.errors import NothingToDo, UserError
+from up.files import BEST, LATEST, named_checkpoint, write_text
+from up.tasks.experiment import Experiment
+from up.text import some_of
+from up.tracking.display import console_of_run, show_log_on
+from up.tracking.log import LOGGER, log_to
+from up.tracking.start_log import start_lines as net_and_groups
+from up.tracking.summary import best_of, progress
 from up.types import StateDict
 
 

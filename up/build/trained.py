@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from up.distributed import group
 from up.build.data import build_evaluation, derived_from_train, notes_on
 from up.build.network import build_net, precision_of, select_device, synchronized, to_device
-from up.schema.named_files import missing_at
-from up.errors import UserError
-from up.tasks.experiment import Experiment
-from up.files import BEST, LATEST, named_checkpoint
-from up.models.net import Net
 from up.config.parts import DerivedArguments
-from up.text import some_of
-from up.models.weight_files import is_of_timm
-from up.models.weights import LoadReport, load_weights, read_state
+from up.distributed import group
+from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.engine.ema import NoEma
 from up.engine.folder import open_run_folder
+from up.errors import UserError
+from up.files import BEST, LATEST, named_checkpoint
+from up.models.net import Net
+from up.models.weight_files import is_of_timm
+from up.models.weights import LoadReport, load_weights, read_state
+from up.schema.named_files import missing_at
+from up.tasks.experiment import Experiment
+from up.text import some_of
 from up.tracking.log import LOGGER
-from up.distributed.failures import join_group, local_phase, on_all_ranks
 
 # Weights that are served are those that were trained: a head of another width would be noise.
 NO_NEW_HEADS: tuple[str, ...] = ()
@@ -126,8 +123,7 @@ def evaluate_checkpoint(
     if known is None and group.is_main():
         names = some_of(experiment.task.derived_from_data_only(experiment.config.net))
         warnings.warn(
-            f"{names} is derived from dataset.train, which is not here: the validation loss is not that of training",
-            stacklevel=2,
+            f"{names} is derived from dataset.train, which is not here: the validation loss is not that of training", stacklevel=2
         )
     reports: list[Path] = []
     if group.is_main():

@@ -11,17 +11,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from up.distill.build import Distillation
-from up.errors import Problem
-from up.schema.sections import SchedulePart, Trainer
-from up.tasks.experiment import Experiment
-from up.models.net import Net
-from up.optim import build_optimizer, build_schedule, lr_of
-from up.optim.schedules import Schedule
 from up.engine.clip import Clip, ClipNorm, NoClip, NormLog
 from up.engine.every import AnyOf, Every
 from up.engine.hooks import Hook
 from up.engine.keeping import PREDECESSORS, Keeping
 from up.engine.step import BatchStage, Mixing, Runner
+from up.errors import Problem
+from up.models.net import Net
+from up.optim import build_optimizer, build_schedule, lr_of
+from up.optim.schedules import Schedule
+from up.schema.sections import SchedulePart, Trainer
+from up.tasks.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,12 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
         base_lr = lr_of(optimizer.type, optimizer.kwargs, table) if optimizer else 0.0
     with experiment.placing("trainer.lr_scheduler"):
         return build_schedule(
-            base_lr=base_lr, updates_per_epoch=updates_per_epoch, total_updates=total, global_batch_size=global_batch_size,
-            table=experiment.tables["lr_scheduler"], **part.model_dump(),
+            base_lr=base_lr,
+            updates_per_epoch=updates_per_epoch,
+            total_updates=total,
+            global_batch_size=global_batch_size,
+            table=experiment.tables["lr_scheduler"],
+            **part.model_dump(),
         )
 
 
@@ -127,7 +131,11 @@ def build_runner(
     """The runner of ``runtime.runner``: what turns a batch into a loss."""
     runtime = experiment.config.runtime
     arguments: dict[str, object] = {
-        "net": net, "loss_of": experiment.task.loss, "stage": stage, "mix": mix, "seed": runtime.random_seed,
+        "net": net,
+        "loss_of": experiment.task.loss,
+        "stage": stage,
+        "mix": mix,
+        "seed": runtime.random_seed,
     }
     if distillation is not None:
         arguments |= distillation.runner_arguments(net, device, channels_last=runtime.channels_last, compiled=compiled)
