@@ -8,8 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
+# Files of tests are shared out to this many processes, the long ones first (testpaths in pyproject.toml).
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart kd-quickstart test lint unit docs clean
+.PHONY: quickstart kd-quickstart test lint unit integration ranks soak docs clean
 .DEFAULT_GOAL := quickstart
 
 $(PY):
@@ -32,7 +35,8 @@ quickstart: $(VENV)/.demo
 kd-quickstart: $(VENV)/.demo
 	@$(PY) tools/kd_quickstart.py
 
-test: $(VENV)/.dev lint unit
+test: $(VENV)/.dev lint
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
@@ -40,7 +44,13 @@ lint: $(VENV)/.dev
 	$(PY) -m mypy
 
 unit: $(VENV)/.dev
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m unit tests/unit tests/architecture
+
+integration: $(VENV)/.dev
+	$(PYTEST) -m integration
+
+ranks: $(VENV)/.dev
+	$(PYTEST) -m ranks tests/integration
 
 soak: $(VENV)/.dev
 	$(PY) -m pytest -m slow tests/soak

@@ -1,15 +1,35 @@
-"""What every test runs under: few threads, and no plug-ins of the machine that it runs on."""
+"""What every test runs under: its tier, few threads, and no plug-ins of the machine that it runs on."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from up.tracking.log import LogFile
+
+pytest_plugins = ["tests.harness.fixtures"]
+TIERS = ("unit", "integration", "ranks", "slow")
+OF_UNITS = ("unit", "architecture")  # folders
+OF_RANKS = {"server", "start"}  # fixtures that start several processes of one run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
+    """Give each test its tier; a mark at the test wins over its folder and its fixtures."""
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker(tier_of(item))
+
+
+def tier_of(item: pytest.Function) -> str:
+    if not OF_RANKS.isdisjoint(item.fixturenames):
+        return "ranks"
+    return "unit" if item.path.relative_to(Path(__file__).parent).parts[0] in OF_UNITS else "integration"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,15 +8,14 @@ import sys
 from collections.abc import Iterator
 from functools import reduce
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from tests.harness.documented import tool
 from tests.harness.refusals import refused
 from tests.harness.tiny import tiny_config
 from up.__main__ import ALIASES, COMMANDS, main
@@ -28,16 +27,6 @@ from up.config.tree import to_plain
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-
-
-def tool(name: str) -> ModuleType:
-    """A script of tools/ as a module."""
-    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_what_is_made_from_the_code_is_fresh() -> None:

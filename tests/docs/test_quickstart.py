@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_pages import tool
+from tests.harness.documented import tool
 
 
 @pytest.fixture

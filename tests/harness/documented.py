@@ -1,4 +1,4 @@
-"""The programs that docs/deploy.md shows, run as they stand there."""
+"""The programs that docs/deploy.md shows, run as they stand there, and the scripts of tools/."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "deploy.md"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "deploy.md"
 
 
 def block(begins: str) -> str:
@@ -29,3 +32,13 @@ def run_plain(package: Path, images: Sequence[Path]) -> list[tuple[str, str, str
     done = subprocess.run(words, capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

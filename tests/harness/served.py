@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from tests.unit.bundle.test_preprocess import MIXED
+from tests.harness.images import MIXED
 from up.__main__ import main
 from up.build.experiment import load_experiment
 from up.build.network import build_net

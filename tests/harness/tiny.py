@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from up.build.experiment import load_experiment
+from up.tasks.experiment import Experiment
+from up.types import Record
+
 CLASSES = ("red", "green", "blue")
 SIDE = 32
 
@@ -61,3 +67,9 @@ def tiny_config(images: Path, run: Path) -> dict[str, Any]:
             {"name": "post_process", "type": "base_cls_postprocess", "kwargs": {"cls_loss": {"type": "ce"}}},
         ],
     }
+
+
+def load_record(record: Record, path: Path) -> Experiment:
+    """The experiment of a configuration that is written to ``path``."""
+    path.write_text(yaml.safe_dump(record))
+    return load_experiment(path)

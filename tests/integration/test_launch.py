@@ -11,82 +11,16 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.harness.faulty import (
-    GO_ON,
-    SOON_S,
-    WORKERS,
-    children_of,
-    finishes_equal,
-    is_alive,
-    is_equal,
-    status,
-    step_reached,
-    wait_for,
-)
+from tests.harness.faulty import SOON_S, WORKERS, children_of, finishes_equal, is_alive, is_equal, status, step_reached, wait_for
+from tests.harness.launched import TWO, UP
 from tests.harness.ranks import PATIENCE_S, ROOT, Cluster, free_port
 from tests.harness.states import checkpoint
 
-UP = (sys.executable, "-m", "up", "train")
-TWO = ("--launch", "pytorch", "--ng", "2")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-HALF = "dataset.train.batch_sampler.kwargs.batch_size=4"
-
-
-class Program:
-    """A program in a process group of its own, as a shell starts it; ended with all its descendants after the test."""
-
-    def __init__(self, words: Sequence[str], output: Path, **environment: str) -> None:
-        self.output = output
-        clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
-        with output.open("w") as file:
-            self.process = subprocess.Popen(
-                words,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                process_group=0,
-                env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-            )
-
-    @property
-    def said(self) -> str:
-        return self.output.read_text(errors="replace")
-
-    def ranks(self) -> list[int]:
-        return children_of(self.process.pid)
-
-    def wait(self) -> int:
-        try:
-            return self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running:\n{self.said}") from None
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            ranks = self.ranks()
-            for pid in [self.process.pid, *ranks]:
-                os.kill(pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture
-def start(runs: Cluster, tmp_path: Path) -> Iterator[object]:
-    """Starts ``up train`` under a launcher; whatever still runs after the test is ended."""
-    programs: list[Program] = []
-
-    def started(before: Sequence[str], *opts: str, after: Sequence[str] = (), fault: str = "") -> Program:
-        words = [*before, *after, "--config", runs.path, "--opts", HALF, GO_ON, *opts]
-        programs.append(Program(words, tmp_path / f"launched-{len(programs)}.txt", **({"UP_FAULT": fault} if fault else {})))
-        return programs[-1]
-
-    yield started
-    for program in programs:
-        program.end()
 
 
 @pytest.mark.parametrize(

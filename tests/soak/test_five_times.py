@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness.faulty import WORKERS, finishes_equal, status, step_reached, wait_for
+from tests.harness.launched import TWO, UP
 from tests.harness.ranks import PATIENCE_S, Cluster
 from tests.harness.states import checkpoint
-from tests.integration.conftest import images, run, runs, server, unbroken, write  # noqa: F401
-from tests.integration.test_launch import TWO, UP, start  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -21,13 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(("time", "number"), [*((time, signal.SIGTERM) for time in range(5)), (5, signal.SIGUSR1)])
 @pytest.mark.parametrize("target", ["launcher", "rank", "group"])
 def test_stopped_and_run_again(  # type: ignore[no-untyped-def]
-    start,
-    runs: Cluster,
-    run: Path,
-    unbroken: Path,
-    target: str,
-    number: signal.Signals,
-    time: int,  # noqa: F811
+    start, runs: Cluster, run: Path, unbroken: Path, target: str, number: signal.Signals, time: int
 ) -> None:
     step, workers = 1 + time % 3, WORKERS.format(2 * (time % 2))
     launched = start(UP, workers, after=TWO)

@@ -16,7 +16,6 @@ import pytest
 
 from tests.harness.faulty import GO_ON, WORKERS, is_equal, status
 from tests.harness.ranks import Cluster
-from tests.integration.conftest import images, run, runs, server, unbroken, write  # noqa: F401
 
 pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("UP_SOAK_SEED", "0"))
@@ -57,7 +56,7 @@ class Draw:
 
 
 @pytest.mark.parametrize("number", range(DRAWS), ids=lambda number: str(Draw.of(number)).replace(" ", "-"))
-def test_the_invariant(runs: Cluster, run: Path, unbroken: Path, number: int) -> None:  # noqa: F811
+def test_the_invariant(runs: Cluster, run: Path, unbroken: Path, number: int) -> None:
     draw = Draw.of(number)
     workers = WORKERS.format(draw.workers)
     inside = f"rank={draw.rank},step={draw.step},at={draw.at},action={draw.what}" if draw.what in FROM_INSIDE else ""

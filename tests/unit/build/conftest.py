@@ -6,12 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from tests.harness.tiny import CLASSES, SIDE, tiny_config
-from up.build.experiment import load_experiment
-from up.tasks.experiment import Experiment
 from up.types import Record
 
 
@@ -35,10 +32,5 @@ def record(few_images: Path, tmp_path: Path) -> Record:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """Where ``loaded`` writes the configuration."""
+    """Where ``load_record`` writes the configuration."""
     return tmp_path / "config.yaml"
-
-
-def loaded(record: Record, path: Path) -> Experiment:
-    path.write_text(yaml.safe_dump(record))
-    return load_experiment(path)

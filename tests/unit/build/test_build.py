@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.build.conftest import loaded
+from tests.harness.tiny import load_record
 from up.build.build import build_run
 from up.build.dry_run import dry_run
 from up.build.parts import build_parts
@@ -26,11 +26,11 @@ CPU = torch.device("cpu")
 
 
 def build(record: Record, path: Path) -> TrainingSession:
-    return build_run(loaded(record, path), StopRequest(), CommandLine(("up",), ("train", str(path))))
+    return build_run(load_record(record, path), StopRequest(), CommandLine(("up",), ("train", str(path))))
 
 
 def test_the_local_phase_builds_everything_and_writes_nothing(record: Record, written: Path, tmp_path: Path) -> None:
-    experiment = loaded(record, written)
+    experiment = load_record(record, written)
     parts = build_parts(experiment, CPU)
     dry_run(experiment, parts)
     assert (len(parts.train_data), parts.test_data and len(parts.test_data)) == (18, 6)
@@ -49,7 +49,7 @@ def test_the_local_phase_builds_everything_and_writes_nothing(record: Record, wr
 
 
 def test_the_dry_run_leaves_the_net_as_it_was(record: Record, written: Path) -> None:
-    experiment = loaded(record, written)
+    experiment = load_record(record, written)
     parts = build_parts(experiment, CPU)
     before = {name: value.clone() for name, value in parts.net.state_dict().items()}
     dry_run(experiment, parts)
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(record: Record, written:
 def test_a_wrong_argument_has_its_line(record: Record, written: Path) -> None:
     record["net"][1]["kwargs"]["num_classes"] = 2
     with pytest.raises(ConfigError) as raised:
-        build_parts(loaded(record, written), CPU)
+        build_parts(load_record(record, written), CPU)
     problem = raised.value.problems[0]
     assert (problem.file, problem.line is not None) == (str(written), True)
     assert "num_classes" in str(problem)

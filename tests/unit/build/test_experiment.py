@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.build.conftest import loaded
+from tests.harness.tiny import load_record
 from up.build.experiment import all_tables, find_task, missing_files
 from up.errors import ConfigError, Problem, UserError
 from up.types import Record
@@ -24,7 +24,7 @@ class Counter(Hook):
 
 
 def test_every_part_has_a_table(record: Record, written: Path, tmp_path: Path) -> None:
-    experiment = loaded(record, written)
+    experiment = load_record(record, written)
     assert experiment.task.name == "cls"
     assert experiment.folder == tmp_path / "run"
     assert "resnet_custom" in experiment.tables["backbone"]
@@ -36,7 +36,7 @@ def test_all_problems_at_once_each_with_its_line(record: Record, written: Path) 
     record["net"][1]["kwargs"]["num_clases"] = 3
     record["trainer"]["optimizer"]["kwargs"]["momentun"] = 0.9
     with pytest.raises(ConfigError) as raised:
-        loaded(record, written)
+        load_record(record, written)
     found = raised.value.problems
     assert len(found) == 3
     assert all(problem.file == str(written) and problem.line for problem in found)
@@ -48,7 +48,7 @@ def test_a_plugin_module_beside_the_configuration(record: Record, written: Path)
     (written.parent / "counter_of_tests.py").write_text(PLUGIN)
     record["runtime"]["plugins"] = ["counter_of_tests"]
     record["hooks"] = [{"type": "counter", "kwargs": {"every": 2}}]
-    experiment = loaded(record, written)
+    experiment = load_record(record, written)
     hook = experiment.build(experiment.config.hooks[0], "hook")
     assert (type(hook).__name__, hook.every) == ("Counter", 2)
 
@@ -57,7 +57,7 @@ def test_unknown_task_and_missing_files(record: Record, written: Path) -> None:
     with pytest.raises(UserError, match="cls"):
         find_task("clss")
     record["dataset"]["train"]["dataset"]["kwargs"]["meta_file"] = "nowhere.txt"
-    keys = [problem.key for problem in missing_files(loaded(record, written))]
+    keys = [problem.key for problem in missing_files(load_record(record, written))]
     assert keys == ["dataset.train.dataset.kwargs.meta_file"]
 
 
@@ -77,7 +77,7 @@ def test_modules_of_the_environment_add_parts_too(written: Path, monkeypatch: py
 
 
 def test_places_come_from_the_block(record: Record, written: Path) -> None:
-    experiment = loaded(record, written)
+    experiment = load_record(record, written)
     with pytest.raises(UserError) as raised, experiment.placing("net.1"):
         raise UserError("too wide")
     assert (raised.value.file, raised.value.line is not None) == (str(written), True)

@@ -7,7 +7,7 @@ import pytest
 import up.deploy
 from tests.harness import packages
 from tests.harness.documented import DOCS, block, run_plain, runner
-from tests.unit.bundle.test_preprocess import MIXED
+from tests.harness.images import MIXED
 from up.bundle.archive import KESTREL_MEMBERS
 from up.bundle.manifest import Operation
 

@@ -6,15 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness import packages
+from tests.harness.packages import resealed
 from up.bundle.archive import KESTREL_MEMBERS, PackageError
-from up.bundle.manifest import sums_text
 from up.bundle.package import metadata_of, open_package, package_of
-
-
-def resealed(members: dict[str, bytes]) -> dict[str, bytes]:
-    """With hashes that fit: what somebody would do who wants to deceive."""
-    rest = {name: data for name, data in members.items() if name != "SHA256SUMS"}
-    return {**rest, "SHA256SUMS": sums_text(rest)}
 
 
 def test_three_forms_say_the_same(tmp_path: Path) -> None:

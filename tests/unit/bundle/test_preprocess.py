@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from tests.harness.images import MIXED, encoded, picture, turned
 from up.bundle.operations import Operation, Resize, input_size_of, pixel_affine
 from up.bundle.preprocess import Preprocessing
 from up.data.bad_images import BadImage
@@ -26,36 +26,6 @@ END: list[Any] = [ToTensor(), Normalize(mean=MEAN, std=STD)]
 OPERATIONS = TypeAdapter(list[Operation])
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    rows, columns = np.mgrid[0:height, 0:width]
-    noise = np.random.default_rng(width * height).integers(0, 90, (height, width))
-    levels = np.stack([columns * 255 // width, rows * 255 // height, (columns * rows + noise) % 256, rows % 256], axis=-1)
-    return Image.fromarray(levels.astype(np.uint8), "RGBA").convert(mode)
-
-
-def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def turned(orientation: int) -> dict[str, Any]:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return {"exif": exif}
-
-
-MIXED: dict[str, Callable[[], bytes]] = {
-    "jpeg": lambda: encoded(picture(61, 47), "JPEG"),
-    "rgba": lambda: encoded(picture(47, 61, "RGBA"), "PNG"),
-    "palette": lambda: encoded(picture(50, 70).quantize(32), "PNG", transparency=3),
-    "grey": lambda: encoded(picture(64, 48, "L"), "JPEG"),
-    "cmyk": lambda: encoded(picture(64, 48, "CMYK"), "JPEG"),
-    "turned": lambda: encoded(picture(80, 40), "JPEG", **turned(6)),
-    "deep": lambda: encoded(Image.fromarray((np.asarray(picture(40, 44, "L")).astype(np.uint16) << 8) + 200), "PNG"),
-    "tiny": lambda: encoded(picture(3, 2), "PNG"),
-    "one bit": lambda: encoded(picture(40, 44, "1"), "PNG"),
-}
 PIPELINES: dict[str, list[Any]] = {
     "short side and crop": [TrainResize(size=36), CenterCrop(size=32), *END],
     "exact": [TrainResize(size=(28, 36), interpolation="bicubic"), *END],

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.harness import packages
-from tests.unit.bundle.test_package import resealed
-from tests.unit.bundle.test_preprocess import encoded
+from tests.harness.images import encoded
+from tests.harness.packages import resealed
 from up.__main__ import main
 from up.bundle.archive import PackageError
 from up.bundle.package import metadata_of, open_package, package_of

@@ -1,9 +1,9 @@
-"""A data set and a configuration small enough to be trained in a second."""
+"""Fixtures that tests of several folders share: a tiny data set, a configuration trained in a second, ranks that train it."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from tests.harness.faulty import GO_ON, fault_config
+from tests.harness.launched import Program
 from tests.harness.ranks import Cluster, Server
 from tests.harness.tiny import CLASSES, SIDE, tiny_config
 
@@ -98,3 +99,18 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
         return str(path)
 
     return written
+
+
+@pytest.fixture
+def start(runs: Cluster, tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Starts ``up train`` under a launcher; whatever still runs after the test is ended."""
+    programs: list[Program] = []
+
+    def started(before: Sequence[str], *opts: str, after: Sequence[str] = (), fault: str = "") -> Program:
+        words = [*before, *after, "--config", runs.path, "--opts", "dataset.train.batch_sampler.kwargs.batch_size=4", GO_ON, *opts]
+        programs.append(Program(words, tmp_path / f"launched-{len(programs)}.txt", **({"UP_FAULT": fault} if fault else {})))
+        return programs[-1]
+
+    yield started
+    for program in programs:
+        program.end()
