@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.harness.faulty import GO_ON, fault_config
 from tests.harness.launched import Program
 from tests.harness.ranks import Cluster, Server
 from tests.harness.tiny import CLASSES, SIDE, tiny_config
+from up.deploy import provenance
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,6 +27,12 @@ def _signals_reach_what_tests_start() -> None:
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_commit() -> None:
+    """Packages name the commit of the program: tests that compare their bytes must not see another one in between."""
+    provenance.commit_of = cache(provenance.commit_of)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["--version"], []])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], []])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     """What makes ``up --help`` answer at once: it runs without torch, and even without what reads configurations."""
     found = modules_after(f"from up.__main__ import main; main({words!r})")
@@ -57,13 +57,13 @@ def test_idle_threads_sleep_unless_told_otherwise(given: dict[str, str], policy:
     """Said before torch, which brings OpenMP, is imported; on a busy machine spinning costs several times the time."""
     code = (
         "import os, sys; from up.__main__ import main\n"
-        "policy = lambda: print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "policy = lambda: (print(os.environ.get('OMP_WAIT_POLICY'), flush=True), os._exit(0))\n"
         "sys.addaudithook(lambda event, told: event == 'import' and told[0] == 'torch' and policy())\n"
         "main(['flops', '--config', 'configs/cls/quickstart.yaml'])"
     )
     here = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=here | given, check=False)
-    assert done.stdout.splitlines()[0] == policy, done.stderr
+    assert done.stdout.splitlines() == [policy], done.stderr
 
 
 def test_no_command_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +167,6 @@ def test_a_full_disk_behind_the_output_is_told(says: str) -> None:
 @pytest.mark.parametrize(
     ("library", "words", "extra"),
     [
-        ("tensorboardX", ["check", "configs/cls/quickstart.yaml", "--no-files"], "pip install -e ."),
         ("timm", ["flops", "configs/cls/quickstart.yaml"], "pip install -e ."),
         ("yaml", ["show", "config", "configs/cls/quickstart.yaml"], "pip install -e ."),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,6 @@ def teacher(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["train", "--config", str(folder / "config.yaml")]) == 0
     return folder / "run" / "ckpt_best.pth"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Where ranks are forked from."""
-    made = Server()
-    yield made
-    made.close()
 
 
 @pytest.fixture

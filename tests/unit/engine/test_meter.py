@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,21 +20,26 @@ from up.engine.step import Mean, StepOutput
 RANK = """
 import sys
 import torch, torch.distributed as dist
-from tests.harness.weighing import trained
-rank, store, kind, batch, accumulate, target = int(sys.argv[1]), *sys.argv[2:]
+from tests.harness.weighing import KINDS, trained
+rank, store, target = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-found = trained(kind, batch_size=int(batch), accumulate=int(accumulate), rank=rank, world_size=2)
+found = {}
+for kind in KINDS:
+    accumulate = 1 if kind == "terms" else 2
+    found[kind] = trained(kind, batch_size=4 // accumulate, accumulate=accumulate, rank=rank, world_size=2)
 if rank == 0:
     torch.save(found, target)
 dist.destroy_process_group()
 """
 
 
-def on_two_ranks(folder: Path, kind: str, batch: int, accumulate: int) -> Any:
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What two ranks train of each kind."""
+    folder = tmp_path_factory.mktemp("ranks")
     target = folder / "found.pth"
     words = [sys.executable, "-W", "ignore", "-c", RANK]
-    given = [str(folder / "store"), kind, str(batch), str(accumulate), str(target)]
-    ranks = [subprocess.Popen([*words, str(rank), *given]) for rank in range(2)]
+    ranks = [subprocess.Popen([*words, str(rank), str(folder / "store"), str(target)]) for rank in range(2)]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     return torch.load(target)
 
@@ -53,13 +57,13 @@ def test_accumulation_is_one_batch(kind: str) -> None:
     assert_close(trained(kind, batch_size=2, accumulate=4), trained(kind, batch_size=8))
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_are_one(tmp_path: Path, kind: str) -> None:
-    accumulate = 1 if kind == "terms" else 2
-    assert_close(on_two_ranks(tmp_path, kind, 4 // accumulate, accumulate), trained(kind, batch_size=8))
+def test_two_ranks_are_one(on_two_ranks: Any, kind: str) -> None:
+    assert_close(on_two_ranks[kind], trained(kind, batch_size=8))
 
 
-def test_a_mean_over_images_would_be_another(tmp_path: Path) -> None:
+def test_a_mean_over_images_would_be_another() -> None:
     """The control: the losses of these tests do depend on the weight."""
     cut, whole = (trained("pixels", batch_size=size, accumulate=8 // size, weigh=False)["model"] for size in (2, 8))
     assert max((cut[name] - whole[name]).abs().max() for name in whole) > 1e-3

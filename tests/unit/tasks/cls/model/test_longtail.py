@@ -120,6 +120,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.ranks
 def test_two_ranks_collect_what_one_collects_of_the_whole_batch(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", RANK]
     ranks = [
