@@ -15,6 +15,9 @@ class UnknownName(UserError):
     """A table has no entry of the name asked for."""
 
 
+_NO_CONTRACT = Contract("docs/add_a_part.md")
+
+
 class Registry:
     """A table of the parts of one kind: ``{"ce": "up.tasks.cls.model.losses:CrossEntropy"}``.
 
@@ -34,7 +37,7 @@ class Registry:
         plugins: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
-        self.contract = contract or Contract("docs/add_a_part.md")
+        self.contract = contract or _NO_CONTRACT
         self.plugins = dict(plugins or {})
         """By name: the plug-in module that brought the part."""
         self._table = dict(table)
@@ -66,13 +69,14 @@ class Registry:
     def joined(self, other: Registry, *, plugin: str | None = None) -> Registry:
         """A copy that also knows the entries of ``other``, from the module ``plugin``. Raises ``UserError`` for a name of both.
 
-        The contract is that of ``self``, unless it is empty.
+        The contract is that of ``self``; that of ``other`` where it has one and ``self`` has no entries.
         """
         clash = sorted(self._table.keys() & other._table.keys())
         if clash:
             article = "an" if self.kind[0] in "aeiou" else "a"
             raise UserError(f"{clash[0]!r} is already the name of {article} {self.kind}. Rename yours.")
-        return (self if self._table else other).extended(other._table, plugin=plugin)
+        keeps = self._table or other.contract == _NO_CONTRACT
+        return (self if keeps else other).extended(other._table, plugin=plugin)
 
     def extended(self, table: Mapping[str, str], *, plugin: str | None = None) -> Registry:
         """A copy that also knows ``table``, which the module ``plugin`` brings; its names win."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from collections.abc import Iterator
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from tests.harness.documented import tool
-from tests.harness.refusals import refused
 from tests.harness.tiny import tiny_config
-from up.__main__ import ALIASES, COMMANDS, main
+from up.__main__ import ALIASES, COMMANDS
 from up.build.experiment import load_experiment
 from up.commands.parser import UP_FLAGS
 from up.config.nodes import load_nodes
@@ -80,82 +74,6 @@ def test_files_and_names_are_there(page: Path) -> None:
 def test_commands_are_there(page: Path) -> None:
     for word in re.findall(r"-m up ([a-z_]+)", page.read_text(encoding="utf-8")):
         assert word in {*COMMANDS, *ALIASES}, f"{page.name}: {word}"
-
-
-# --- add_a_task.md ------------------------------------------------------------------------------------------------------
-
-
-def extracted(page: Path) -> Iterator[tuple[str, str]]:
-    """Name and content of the files that a page holds: blocks of code that begin with ``# name.ending``."""
-    yield from re.findall(r"```\w+\n# ([\w.]+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """A folder with the files of add_a_task.md, images, and what pip would leave behind for the entry point."""
-    for name, content in extracted(ROOT / "docs" / "add_a_task.md"):
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    draw = np.random.default_rng(0)
-    for folder, number in (("train", 32), ("test", 8)):
-        (tmp_path / folder).mkdir()
-        for index in range(number):
-            colour = draw.integers(0, 256, 3)
-            pixels = draw.normal(colour, 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
-    project = (tmp_path / "pyproject.toml").read_text()
-    (entry,) = re.findall(r'\[project.entry-points."up.tasks"\]\n(\w+) = "(\S+)"', project)
-    installed = tmp_path / "colour_task-0.1.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: colour-task\nVersion: 0.1\n")
-    (installed / "entry_points.txt").write_text(f"[up.tasks]\n{entry[0]} = {entry[1]}\n")
-    return tmp_path
-
-
-def test_the_toy_task_is_small() -> None:
-    files = dict(extracted(ROOT / "docs" / "add_a_task.md"))
-    lines = [line for line in files["colour_task.py"].splitlines() if line.strip()]
-    assert len(lines) < 100
-
-
-@pytest.fixture
-def _installed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The toy as pip would leave it: its module and its entry point can be found. The working folder is the toy's."""
-    monkeypatch.syspath_prepend(str(toy))
-    monkeypatch.chdir(toy)
-    yield
-    sys.modules.pop("colour_task", None)
-
-
-@pytest.mark.usefixtures("_installed")
-def test_the_toy_task_trains(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    opts = ["--opts", "trainer.max_epoch=8", "trainer.test_freq=2", "net.0.kwargs.width=8", "trainer.log_interval=4"]
-    assert main(["train", "--config", "colour.yaml", *opts]) == 0
-    records = [json.loads(line) for line in (toy / "runs" / "colour" / "metrics.jsonl").read_text().splitlines()]
-    errors = [record["mae"] for record in records if record["phase"] == "eval"]
-    assert len(errors) == 4
-    assert errors[-1] < 20 < errors[0]  # grey for every image would be 25 % off
-    capsys.readouterr()
-    assert main(["check", "--config", "colour.yaml", *opts]) == 0
-    assert capsys.readouterr().out.endswith("colour.yaml is valid\n")
-    assert main(["eval", "--ckpt", "runs/colour/ckpt_latest.pth", "--out", "out", "--config", "colour.yaml", *opts]) == 0
-    said = capsys.readouterr().out
-    assert "value" in said
-    assert "percent" not in said  # what a task does not say
-    assert json.loads((toy / "out" / "metrics.json").read_text())["mae"] == pytest.approx(errors[-1], abs=1e-3)
-    (line,) = refused(["predict", "test/0.png", "--config", "colour.yaml", *opts], capsys, toy)
-    assert "colour" in line
-    assert "`serve`" in line
-
-
-@pytest.mark.usefixtures("_installed")
-def test_the_toy_task_is_refused_like_any_other(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    opts = ["net.head.kwargs.in_plne=3", "net.post_process.kwargs.weight=heavy"]
-    assert refused(["train", "--config", "colour.yaml", "--opts", *opts], capsys, toy / "train") == [
-        "--opts: net.1.kwargs.in_plne: colour_head takes no such argument. Did you mean 'in_plane'? (It takes in_plane)",
-        "--opts: net.2.kwargs.weight: got 'heavy', expected a number",
-    ]
-    (line,) = refused(["predict", "test/0.png", "--config", "colour.yaml"], capsys, toy / "test")
-    assert line == "runs/colour: holds no ckpt_best.pth or ckpt_latest.pth. Train first, or name a checkpoint with --ckpt FILE."
 
 
 # --- migrating.md -------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch.optim import Optimizer
 
+from up.build.check_task import check_and_dry_run
 from up.build.data import example_batch, train_loader
-from up.build.dry_run import dry_run
 from up.build.network import select_device, synchronized
 from up.build.parts import RunParts, build_parts
 from up.build.start import Start, find_start, log_start, open_folder, require_unfinished
@@ -35,9 +35,12 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     ``command`` is named where it, with other values, is what resumes a run or starts another. Raises ``NothingToDo`` for a run
     that is finished.
     """
-    with local_phase():  # no collective operation, nothing on disk; a failure is raised by the ranks that wait below, too
+    with (
+        local_phase(),
+        experiment.plugin_errors(),
+    ):  # no collective operation, nothing on disk; a failure is raised by the ranks that wait below, too
         parts = build_parts(experiment, select_device(experiment))
-        dry_run(experiment, parts)  # first step and first evaluation on two images
+        check_and_dry_run(experiment, parts)  # first step and first evaluation on two images
     parts, start = join_and_compare(experiment, parts, stop, command)
     return commit(experiment, parts, start, stop, command)
 

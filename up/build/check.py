@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from up.build.check_task import check_task
 from up.build.data import Phase, build_batch_fn, build_evaluation, build_reader, build_transforms, input_size_of, notes_on
 from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
 from up.build.experiment import missing_files
@@ -55,7 +56,8 @@ def check_experiment(
         experiment.raise_if_any(
             [*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)]
         )
-        yield from check_training(experiment, warn, images)
+        with experiment.plugin_errors():
+            yield from check_training(experiment, warn, images)
         return
     derived = experiment.task.assumed(experiment.config.net)
     net = build_net(experiment, derived).train()
@@ -71,6 +73,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
     if parts.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
         evaluation, test = build_evaluation(experiment, experiment.task.derived_for_evaluation(parts.train_data), _CPU, _FLOAT32)
         parts = replace(parts, evaluation=evaluation, test_data=test)
+    check_task(experiment, parts)
     times = parts.times
     yield from (f"note: {note}" for note in notes_on(parts.train_data, parts.test_data))
     length = f"{count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"

@@ -42,7 +42,7 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
     """Run the first step and the first evaluation on two images. Raises ``ConfigError``; nothing is created or changed."""
     train = first_batch(experiment, "train", parts.train_data)
     test = first_batch(experiment, "test", parts.test_data) if parts.evaluation and parts.test_data is not None else None
-    with placing_modules(experiment, parts.net), _traceless(parts.net):
+    with placing_modules(experiment, parts.net), traceless(parts.net):
         prepared = parts.stage(train)
         if parts.mix is not None:
             prepared = _mixed(experiment, parts.mix(prepared, generator(experiment.config.runtime.random_seed)))
@@ -54,7 +54,7 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
 
 def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:
     """A batch through the net and an evaluator. Raises ``ConfigError`` for settings that do not fit the net or the labels."""
-    with placing_modules(experiment, net), _traceless(net), evaluation_mode(net), evaluation.precision.autocast():
+    with placing_modules(experiment, net), traceless(net), evaluation_mode(net), evaluation.precision.autocast():
         prepared = evaluation.stage(batch)
         outputs = net(prepared)
     evaluator = evaluation.make_evaluator()
@@ -116,7 +116,7 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
 
 
 @contextmanager
-def _traceless(net: nn.Module) -> Iterator[None]:
+def traceless(net: nn.Module) -> Iterator[None]:
     """No gradients, no compiling for the sake of two images, and running statistics as they were."""
     buffers = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
     try:

@@ -12,6 +12,7 @@ from up.config.parts import check_part, notes_on_part, paths_of
 from up.config.plugins import extended, make_importable
 from up.config.signature import signature_of
 from up.data.readers import READERS
+from up.data.records import DATASET_CONTRACT
 from up.data.sampler import SAMPLERS
 from up.data.transforms.table import TRANSFORMS
 from up.distill.losses import MIMIC_LOSSES
@@ -29,6 +30,7 @@ from up.registry import Registry
 from up.schema.decode import Note, load_config
 from up.schema.named_files import missing_at, missing_start_weights
 from up.schema.sections import Part
+from up.tasks.declaration import check_parts, error_at, is_ours, load_task
 from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, AnyTask
 
@@ -40,6 +42,7 @@ ENGINE_TABLES: Mapping[str, Registry] = {
     "optimizer": OPTIMIZERS,
     "lr_scheduler": SCHEDULES,
     "sampler": SAMPLERS,
+    "dataset": Registry("dataset", {}, contract=DATASET_CONTRACT),
     "hook": HOOKS,
     "batch_fn": Registry("batch_fn", {}),
     "image_reader": READERS,
@@ -70,7 +73,7 @@ def find_task(name: str) -> AnyTask:
     others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     name = name if name in others else name.removeprefix("kd_")
     if name in others:
-        return others[name].load()  # type: ignore[no-any-return]
+        return load_task(others[name])
     return TASKS.get(name)  # type: ignore[no-any-return]
 
 
@@ -89,13 +92,10 @@ def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None
         try:
             tables[kind] = tables.get(kind, Registry(kind, {})).joined(own, plugin=None if is_ours(task) else module)
         except UserError as error:
-            raise UserError(f"{module}.{type(task).__name__}.parts: {error}") from None
+            raise error_at(type(task), f"{module}.{type(task).__name__}.parts: {error}") from None
+    if not is_ours(task):
+        check_parts(task, tables)
     return extended(tables, [*modules, *from_environment])
-
-
-def is_ours(made: object) -> bool:
-    """Whether an object is of a class of this package, not of a plug-in."""
-    return type(made).__module__.partition(".")[0] == "up"
 
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ def extended(tables: Mapping[str, Registry], modules: Sequence[str]) -> dict[str
         for table, entries in _tables_of(module, name).items():
             if table not in known:
                 raise UserError(f"{name}.TABLES: there is no table {table!r}.{did_you_mean(table, known)}")
-            _require_entries(f"{name}.TABLES", entries)
+            require_entries(f"{name}.TABLES", entries)
             known[table] = known[table].extended(entries, plugin=name)
     return known
 
@@ -94,7 +94,7 @@ def _tables_of(module: ModuleType, name: str) -> Mapping[str, Any]:
     return found
 
 
-def _require_entries(owner: str, entries: Any) -> None:
+def require_entries(owner: str, entries: Any) -> None:
     if not isinstance(entries, Mapping):
         raise UserError(f"{owner}: got {entries!r}, expected a dict from a name to 'module:Class'.")
     for name, reference in entries.items():

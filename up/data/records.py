@@ -10,6 +10,7 @@ from easydict import EasyDict
 from PIL.Image import Image as PILImage
 from torch import Generator, Tensor
 
+from up.config.contract import Attribute, Contract, Method
 from up.data.packed import PackedLabels
 from up.errors import Problem, UserError
 from up.seed import key
@@ -71,6 +72,19 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """A hash of the list of samples; a resumed run must find the same."""
 
+
+DATASET_CONTRACT = Contract(
+    "docs/add_a_task.md",
+    methods=(
+        Method("__len__", "def __len__(self) -> int", "the number of samples"),
+        Method("__getitem__", "def __getitem__(self, key: SampleKey) -> Sample", "one visit of a sample"),
+        Method("fingerprint", "def fingerprint(self) -> str", "a hash of the list of samples"),
+    ),
+    attributes=(
+        Attribute("max_bad", "a number of images, or a share below 1", lambda value: isinstance(value, int | float)),
+        Attribute("label_sets", "the labels of each sample, or None", lambda value: True),
+    ),
+)
 
 Transform: TypeAlias = Callable[..., object]
 """A transform of one image, or of a sample as a whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from up.errors import ConfigError, Problem
 from up.registry import Registry
 from up.schema.decode import Decoded
 from up.schema.sections import Config, NetModule, Part
+from up.tasks.declaration import errors_of_plugin
 from up.tasks.task import AnyTask
 
 
@@ -48,6 +49,10 @@ class Experiment:
         """The object that the part at ``path`` stands for; ``facts`` fill in what the file leaves out."""
         with self.placing(path):
             return build_part(part, table, self.tables, facts, path)
+
+    def plugin_errors(self) -> AbstractContextManager[None]:
+        """Exceptions that the code of a plug-in's task raises in the block become errors at its line."""
+        return errors_of_plugin(self.task)
 
     @contextmanager
     def placing(self, path: str) -> Iterator[None]:

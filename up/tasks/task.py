@@ -104,6 +104,9 @@ class Task(ABC, Generic[Data]):
     unit: ClassVar[str] = "value"
     """Unit of the evaluator's metrics, except those whose names end in ``loss``; `up eval` prints it."""
 
+    loss_is_mean: ClassVar[bool] = True
+    """Whether the loss of a batch is the weighted mean of the losses of its halves; False where it compares images of a batch."""
+
     # --- required ---
 
     @abstractmethod

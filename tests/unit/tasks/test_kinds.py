@@ -48,7 +48,7 @@ def test_every_task_has_the_transforms_and_classification_mixes() -> None:
 
 
 def test_kinds_of_the_engine_are_extended_and_others_are_added() -> None:
-    tables = tables_with(backbone={"mine": "x:Y"}, neck=Registry("neck", {"fpn": "x:Fpn"}))
+    tables = tables_with(backbone={"mine": f"{__name__}:Toy"}, neck=Registry("neck", {"fpn": f"{__name__}:Toy"}))
     assert {"mine", "resnet50"} <= {*tables["backbone"]}
     assert [*tables["neck"]] == ["fpn"]
     assert tables["neck"].plugins == {"fpn": __name__}  # members and annotations of a plug-in's parts are checked
@@ -56,7 +56,7 @@ def test_kinds_of_the_engine_are_extended_and_others_are_added() -> None:
 
 def test_a_name_of_the_engine_is_taken() -> None:
     with pytest.raises(UserError, match=r"Toy\.parts.*'resnet50'.*backbone"):
-        tables_with(backbone={"resnet50": "x:Y"})
+        tables_with(backbone={"resnet50": f"{__name__}:Toy"})
 
 
 def test_parts_of_this_package_are_no_plugins() -> None:

@@ -1,0 +1,201 @@
+"""The segmentation of docs/add_a_task.md does what a task of this package does, and each mistake in it is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.harness.plugin import PAGE, files_in, install
+from tests.harness.refusals import refused
+from tests.harness.states import assert_same, checkpoint
+from up.__main__ import main
+
+ROOT = PAGE.parents[1]
+QUICK = ("net.0.kwargs.width=4", "trainer.log_interval=1", "trainer.max_epoch=2", "trainer.test_freq=2", "trainer.save_freq=2")
+
+
+@pytest.fixture
+def seg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, with the plug-in as pip would leave it."""
+    install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("seg_task", None)
+
+
+def up(command: str, *opts: str, folder: str = "runs/seg", code: int = 0) -> None:
+    assert main([*command.split(), "--config", "seg.yaml", "--opts", *QUICK, f"saver.save_dir={folder}", *opts]) == code
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint(folder)["model"]  # type: ignore[no-any-return]
+
+
+def test_the_plug_in_is_small() -> None:
+    lines = [line for line in dict(files_in(PAGE))["seg_task.py"].splitlines() if line.strip()]
+    assert len(lines) <= 250
+
+
+def test_it_learns_and_is_evaluated(seg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    up("check")
+    assert capsys.readouterr().out.endswith("seg.yaml is valid\n")
+    up("train", "trainer.max_epoch=12", "trainer.test_freq=4", "trainer.optimizer.kwargs.lr=0.02", "net.0.kwargs.width=8")
+    records = [json.loads(line) for line in (seg / "runs/seg/metrics.jsonl").read_text().splitlines()]
+    found = [record["miou"] for record in records if record["phase"] == "eval"]
+    assert len(found) == 3
+    assert found[-1] > 60  # all background is below 50
+    capsys.readouterr()
+    up("eval --ckpt runs/seg/ckpt_latest.pth --out out", "net.0.kwargs.width=8")
+    assert "percent" in capsys.readouterr().out
+    assert json.loads((seg / "out/metrics.json").read_text())["miou"] == pytest.approx(found[-1], abs=1e-6)
+    up("check --no-files")
+    assert main(["show", "components", "--task", "seg", "head"]) == 0
+    assert "pixel_head" in capsys.readouterr().out
+
+
+def test_a_run_stopped_inside_an_epoch_ends_bit_equal(seg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averaged = ("ema.enable=True", "ema.kwargs.decay=0.9", "runtime.amp=bf16")
+    up("train", *averaged, folder="unbroken")
+    monkeypatch.setenv("UP_FAULT", "step=2,action=term")
+    up("train", *averaged, folder="broken", code=75)
+    monkeypatch.delenv("UP_FAULT")
+    assert checkpoint(seg / "broken")["step"] == 2
+    up("train", *averaged, folder="broken")
+    one, other = checkpoint(seg / "unbroken"), checkpoint(seg / "broken")
+    for name in ("model", "ema", "optimizer", "step"):
+        assert_same(one[name], other[name], name)
+
+
+def test_two_ranks_train_and_measure_as_one(seg: Path) -> None:
+    """With 16 images a step either way, whose labelled pixels differ; the counts of pixels are exact."""
+    plain = ("dataset.train.dataset.kwargs.transformer.0.kwargs.p=0", "net.0.kwargs.normalize={type: gn, kwargs: {num_groups: 2}}")
+    up("train", *plain, "dataset.train.batch_sampler.kwargs.batch_size=10", folder="one")
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "up", "train"]
+    words += ["--config", "seg.yaml", "--opts", *QUICK, "saver.save_dir=two", *plain]
+    ended = subprocess.run(
+        [*words, "dataset.train.batch_sampler.kwargs.batch_size=5"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{seg}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    for name, tensor in weights(seg / "one").items():
+        torch.testing.assert_close(tensor, weights(seg / "two")[name], rtol=0, atol=1e-5)
+    measured = [
+        [json.loads(line) for line in (seg / folder / "metrics.jsonl").read_text().splitlines()][-1]["miou"]
+        for folder in ("one", "two")
+    ]
+    assert measured[0] == pytest.approx(measured[1], abs=1e-2)
+
+
+def test_features_of_a_teacher_are_distilled(seg: Path) -> None:
+    up("train", folder="teacher")
+    text = PAGE.read_text(encoding="utf-8")
+    block = (
+        text.split("## Distillation")[1]
+        .split("```yaml\n")[1]
+        .split("```")[0]
+        .replace("runs/seg/ckpt_best.pth", "teacher/ckpt_latest.pth")
+    )
+    config = (seg / "seg.yaml").read_text().replace("runtime:\n", "runtime:\n  runner: {type: kd}\n")
+    config += block.replace("runtime: {runner: {type: kd}}\n", "").replace("width: 16", "width: 4")
+    (seg / "seg.yaml").write_text(config)
+    up("check")
+    up("train", folder="student")
+    last = [json.loads(line) for line in (seg / "student/metrics.jsonl").read_text().splitlines() if '"train"' in line][-1]
+    assert any("l2" in name or "mimic" in name for name in last), last
+
+
+# --- mistakes of a plug-in's author ---------------------------------------------------------------------------------------
+
+CODE, PROJECT, YAML = "seg_task.py", "pyproject.toml", "seg.yaml"
+MISTAKES: dict[str, tuple[str, str, list[str]]] = {
+    # the declaration
+    "a class in place of an instance": ("SEGMENTATION = Segmentation()", "SEGMENTATION = Segmentation", ["Segmentation()", CODE]),
+    "no such name in the module": ("SEGMENTATION = Segmentation()", "SEGMENTATIO = Segmentation()", ["SEGMENTATION", CODE]),
+    "no task at all": ("SEGMENTATION = Segmentation()", "SEGMENTATION = {}", ["Task"]),
+    "no name": ('    name = "seg"\n', "", ["`name`", CODE]),
+    "no evaluator": ("    def evaluator(self", "    def evaluater(self", ["evaluator", CODE]),
+    "no example": ("    def example(self", "    def exemple(self", ["example", CODE]),
+    "a misspelt optional member": ("    def class_names(self", "    def clas_names(self", ["clas_names", "class_names", CODE]),
+    "too few arguments": ("def derived_from_weights(self, weights, net)", "def derived_from_weights(self, weights)", ["net", CODE]),
+    "no data sets": ('        "dataset": {"masks": "seg_task:Masks"},\n', "", ["'dataset'", CODE]),
+    "an entry that leads nowhere": ("seg_task:PixelHead", "seg_task:PixlHead", ["PixlHead", "PixelHead"]),
+    "a name of the engine": (
+        '        "head": {',
+        '        "backbone": {"resnet50": "seg_task:PixelHead"},\n        "head": {',
+        ["resnet50", CODE],
+    ),
+    "a missing kind of modules": (
+        '    unit = "percent"',
+        '    net_kinds = ("backbone", "heads", "post_process")',
+        ["'heads'", CODE],
+    ),
+    "a module that does not import": ("import numpy as np", "import numpi as np", ["numpi", CODE]),
+    # data
+    "no length": ("def __len__(self)", "def len(self)", ["__len__", YAML]),
+    "a base that is not initialised": ("super().__init__(**kwargs)", "del kwargs", ["max_bad", YAML]),
+    "unkeyed randomness": (").long()", ").long() + torch.randint(9, (1,), generator=DRAW)", ["read again", CODE]),
+    "a sample without image": ("Sample(image=Image", "Sample(picture=Image", ["image", YAML]),
+    "an image of another form": ('.convert("RGB")', '.convert("L")', ["RGB", YAML]),
+    "an exception while reading": ("path.parents[1]", "path.parents[9]", ["IndexError", CODE]),
+    # batches
+    "a batch that is no Batch": (
+        "    def evaluator(",
+        "    def collate(self, samples):\n        return [*samples]\n\n    def evaluator(",
+        ["Batch", CODE],
+    ),
+    "entries that are not of each sample": (
+        "    def evaluator(",
+        "    def collate(self, samples):\n        return Batch(super().collate(samples), mask=samples[0].mask.sum())\n\n"
+        "    def evaluator(",
+        ["'mask'", CODE],
+    ),
+    "an example without labels": ("image=image, mask=mask, filename=[", "image=image, filename=[", ["mask", CODE]),
+    "an example of other types": ("mask=mask, filename=[", "mask=mask.float(), filename=[", ["mask", CODE]),
+    "an example of another size": ("torch.rand(images, 3, *size)", "torch.rand(images, 3, 16, 16)", ["(2, 3, 32, 32)", CODE]),
+    # the loss
+    "no loss": ('{"loss": total', '{"los": total', ["loss", YAML]),
+    "a loss that is not a scalar": ('reduction="sum")', 'reduction="none")', ["scalar", YAML]),
+    "a loss without its weight": (', "weight": labelled / mask[0].numel()}', "}", ["weight", CODE]),
+    "a loss that is a sum": ("total / labelled.clamp(min=1)", "total", ["halves", CODE]),
+    # the evaluator
+    "no merge": ("def merge(self, states)", "def merged(self, states)", ["merge", CODE]),
+    "a merge that keeps one rank": ("np.sum(states, axis=0)", "states[-1]", ["merge", CODE]),
+    "a wrong main_metric": ('main_metric = "miou"', 'main_metric = "iou"', ["main_metric", "miou", CODE]),
+    "metrics that are no numbers": ('"pixel_accuracy": float(', '"pixel_accuracy": str(', ["pixel_accuracy", CODE]),
+    "a state that cannot be sent": ("return self.matrix\n", "return lambda: self.matrix\n", ["state", CODE]),
+}
+
+
+def test_there_are_at_least_26_mistakes() -> None:
+    assert len(MISTAKES) >= 26
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(seg: Path, capsys: pytest.CaptureFixture[str], mistake: str) -> None:
+    old, new, words = MISTAKES[mistake]
+    code = (seg / CODE).read_text()
+    assert old in code
+    code = code.replace(old, new)
+    (seg / CODE).write_text(code.replace("IGNORED = 255", "DRAW = torch.Generator()\nIGNORED = 255"))
+    lines = {}
+    for command in ("check", "train"):
+        sys.modules.pop("seg_task", None)
+        lines[command] = refused([command, "--config", "seg.yaml", "--opts", *QUICK], capsys, seg / "train", seg / "test")
+        assert len({line.partition(".type: ")[2] or line for line in lines[command]}) == 1, lines[
+            command
+        ]  # train and test may say it
+        assert not (seg / "runs").exists()
+    assert lines["check"] == lines["train"]
+    for word in words:
+        assert word in lines["check"][0], lines["check"][0]

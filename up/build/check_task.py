@@ -1,0 +1,246 @@
+"""Check how the task of a plug-in behaves: its data, batches, loss and evaluator, each on a few images. One line for a mistake."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from up.build.data import input_spec_of
+from up.build.dry_run import dry_run, placing_modules, traceless
+from up.build.parts import RunParts
+from up.config.contract import called
+from up.data.records import Batch, Dataset, Sample, SampleKey
+from up.engine.evaluate import EVALUATOR_CONTRACT, Evaluation, Evaluator, evaluation_mode
+from up.engine.step import BatchStage, StepOutput
+from up.models.net import Net
+from up.tasks.declaration import error_at, is_ours
+from up.tasks.experiment import Experiment
+from up.tasks.task import AnyTask, InputSpec
+from up.text import some_of
+
+_IMAGES = 4
+_TOLERANCE = 1e-4
+_LIBRARIES = ("torch", "timm", "torchvision")
+
+
+def check_and_dry_run(experiment: Experiment, parts: RunParts) -> None:
+    """Check a plug-in's task, then run the first step and the first evaluation on two images. Raises ``UserError``."""
+    check_task(experiment, parts)
+    dry_run(experiment, parts)
+
+
+def check_task(experiment: Experiment, parts: RunParts) -> None:
+    """Raise ``UserError`` for the first mistake in how a plug-in's task behaves on a few images; nothing is trained or written."""
+    task, net = experiment.task, parts.net
+    if is_ours(task):
+        return
+    with placing_modules(experiment, net), traceless(net):
+        samples = check_data(parts.train_data)
+        batch = parts.stage(check_collate(task, samples))
+        spec = input_spec_of(experiment)
+        if spec is not None:
+            check_example(task, net, spec, batch)
+        if len(samples) > 1:
+            check_loss(task, net, parts.stage, samples)
+        if parts.test_data is not None and parts.evaluation is not None:
+            check_evaluator(task, net, parts.evaluation, check_data(parts.test_data))
+
+
+def check_data(data: Dataset) -> list[Sample]:
+    """Up to four samples of ``data``, evenly spread. Raises ``UserError`` where a sample is not a function of its key alone."""
+    size = len(data)
+    keys = [SampleKey(0, index) for index in sorted({number * (size - 1) // (_IMAGES - 1) for number in range(_IMAGES)})]
+    samples = [data[key] for key in keys]
+    for sample in samples:
+        _check_sample(data, sample)
+    torch.rand(3)  # other draws in between
+    for key, sample in zip(reversed(keys), reversed(samples), strict=True):
+        different = _difference(sample, data[key])
+        if different is not None:
+            raise error_at(
+                type(data).__getitem__ if not is_ours(data) and "__getitem__" in vars(type(data)) else type(data),
+                f"{called(type(data))}[{key}] gives another {different!r} when it is read again",
+                fix="Draw all randomness after seeding with key.seed(...), and keep nothing between samples.",
+            )
+    return samples
+
+
+def _check_sample(data: Dataset, sample: object) -> None:
+    name = called(type(data))
+    if not isinstance(sample, dict):
+        raise error_at(type(data), f"{name}[key] is a {type(sample).__name__}", expected="a Sample(image=…, filename=…, …)")
+    for field in ("image", "filename"):
+        if field not in sample:
+            raise error_at(type(data), f"{name}[key] has no {field!r}, only {some_of(sample)}", fix="Add it to the Sample.")
+    image = sample["image"]
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] > 4:
+        got = f"{str(image.dtype)} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise error_at(type(data), f"{name}[key].image is {got}", expected="a tensor (3, H, W), uint8 or float")
+
+
+def _difference(one: object, other: object) -> str | None:
+    """The first field in which two samples differ, "" for values that do; None where they are equal."""
+    if isinstance(one, Tensor):
+        return None if isinstance(other, Tensor) and torch.equal(one, other) else ""
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
+        return next((str(key) for key in one if _difference(one[key], other[key]) is not None), None)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return next(("" for left, right in zip(one, other, strict=True) if _difference(left, right) is not None), None)
+    return None if bool(one == other) else ""
+
+
+def check_collate(task: AnyTask, samples: Sequence[Sample]) -> Batch:
+    """The batch of ``samples``. Raises ``UserError`` for one with entries that are not one for each sample."""
+    batch = task.collate(samples)
+    code, name = _own(task, "collate"), f"{called(type(task))}.collate"
+    if not isinstance(batch, Batch):
+        raise error_at(code, f"{name} returned a {type(batch).__name__}", expected="a Batch", fix="Write Batch(image=…, …).")
+    for field in ("image", "filename"):
+        if field not in batch:
+            raise error_at(code, f"{name} returned a batch without {field!r}, only {some_of(batch)}")
+    for field, value in batch.items():
+        if not isinstance(value, Tensor | list) or (isinstance(value, Tensor) and not value.ndim) or len(value) != len(samples):
+            got = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            expected = f"a tensor or a list of {len(samples)}, one for each sample"
+            raise error_at(code, f"{name}: {field!r} of a batch is {got}", expected=expected)
+    return batch
+
+
+def _own(task: AnyTask, member: str) -> object:
+    """The member where the task defines it, else the class."""
+    return vars(type(task)).get(member, type(task))
+
+
+def check_example(task: AnyTask, net: Net, spec: InputSpec, batch: Batch) -> None:
+    """Raise ``UserError`` for a batch of noise of another form than ``batch``, a prepared one of the data."""
+    if not isinstance(spec, InputSpec):
+        raise error_at(type(task).input_spec, f"{called(type(task))}.input_spec returned {spec!r}", expected="an InputSpec or None")
+    code, name = type(task).example, f"{called(type(task))}.example"
+    made = task.example(net, spec.size, 2)
+    missing = [field for field in batch if field not in made and field not in ("index", "seed", "bad")]
+    if missing:
+        raise error_at(code, f"{name} makes a batch without {missing[0]!r}, which batches of the data have")
+    if tuple(made["image"].shape[-2:]) != tuple(spec.size) or len(made["image"]) != 2:
+        expected = f"(2, 3, {spec.size[0]}, {spec.size[1]})"
+        raise error_at(code, f"{name}: image is {tuple(made['image'].shape)}", expected=expected)
+    for field, value in batch.items():
+        noise = made.get(field)
+        if isinstance(value, Tensor) and isinstance(noise, Tensor) and (value.dtype, value.ndim) != (noise.dtype, noise.ndim):
+            expected = f"{value.dtype} of {value.ndim} dimensions, as in the data"
+            raise error_at(code, f"{name}: {field!r} is {noise.dtype} of {noise.ndim} dimensions", expected=expected)
+
+
+def check_loss(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sample]) -> None:
+    """Raise ``UserError`` unless the loss of a batch is the weighted mean of the losses of its halves."""
+    code, name = _own(task, "loss"), f"{called(type(task))}.loss"
+    outputs, weights = [], []
+    halves = samples[: len(samples) // 2], samples[len(samples) // 2 :]
+    with _without_statistics(net):
+        for part in (samples, *halves):
+            output = task.loss(net, stage(task.collate(part)))
+            if not isinstance(output, StepOutput):
+                raise error_at(code, f"{name} returned a {type(output).__name__}", expected="a StepOutput")
+            if not isinstance(output.loss, Tensor) or output.loss.ndim or not output.loss.is_floating_point():
+                raise error_at(code, f"{name}: the loss is not a scalar tensor", got=output.loss, fix="Write loss.mean().")
+            outputs.append(output)
+            weights.append(float(len(part) if output.weight is None else output.weight))
+    whole, *parts = [float(output.loss) for output in outputs]
+    if min(weights) < 0 or outputs[0].terms or not sum(weights[1:]):
+        if min(weights) < 0:
+            raise error_at(code, f"{name}: the weight is {min(weights):g}", expected="0 or more")
+        return
+    mean = sum(loss * weight for loss, weight in zip(parts, weights[1:], strict=True)) / sum(weights[1:])
+    if not abs(whole - mean) <= _TOLERANCE * max(1.0, abs(whole)) and task.loss_is_mean:
+        raise error_at(
+            code,
+            f"{name}: the loss of {len(samples)} images is {whole:.6g}, the weighted mean of its halves {mean:.6g}: two "
+            "ranks would not train as one",
+            fix="Take the mean over what StepOutput.weight counts (None: images), or set loss_is_mean = False.",
+        )
+
+
+@contextmanager
+def _without_statistics(net: nn.Module) -> Iterator[None]:
+    """Batch normalisation and dropout of libraries as in evaluation, all else as in training."""
+    before = {module: module.training for module in net.modules()}
+    net.train()
+    for module in net.modules():
+        if type(module).__module__.partition(".")[0] in _LIBRARIES and type(module) is not nn.Sequential:
+            module.training = False
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def check_evaluator(task: AnyTask, net: Net, evaluation: Evaluation, samples: Sequence[Sample]) -> None:
+    """Raise ``UserError`` unless two ranks with half of the images each measure what one measures that has all."""
+    evaluator = evaluation.make_evaluator()
+    kind = type(evaluator)
+    what = EVALUATOR_CONTRACT.object_problem(evaluator)
+    if what is not None or not isinstance(getattr(evaluator, "main_metric", None), str):
+        raise error_at(
+            kind, what or f"{called(kind)}.main_metric: expected the name of the metric that chooses the best checkpoint"
+        )
+    halves = [part for part in (samples[: len(samples) // 2], samples[len(samples) // 2 :]) if part]
+    batches = []
+    with evaluation_mode(net):
+        for part in halves:
+            prepared = evaluation.stage(task.collate(part))
+            batches.append((net(prepared), prepared))
+    alone = _metrics(evaluator, batches)
+    if evaluator.main_metric not in alone:
+        what = (
+            f"{called(kind)}.main_metric: got {evaluator.main_metric!r}, expected a name that compute() returns: {some_of(alone)}"
+        )
+        raise error_at(kind, what)
+    states = []
+    for outputs, batch in batches:
+        rank = evaluation.make_evaluator()
+        rank.update(outputs, batch)
+        states.append(_travelled(rank))
+    merged = evaluation.make_evaluator()
+    merged.merge(states)
+    for name, value in merged.compute().items():
+        if not abs(value - alone[name]) <= _TOLERANCE * max(1.0, abs(alone[name])) and not (
+            value != value and alone[name] != alone[name]
+        ):
+            raise error_at(
+                kind.merge,
+                f"{called(kind)}: {name} is {alone[name]:.6g} on one rank and {value:.6g} on two that merge their states",
+                fix="Let state() hold sums and counts, and merge() add those of all ranks.",
+            )
+
+
+def _metrics(evaluator: Evaluator, batches: Sequence[tuple[Mapping[str, object], Batch]]) -> dict[str, float]:
+    kind = type(evaluator)
+    for outputs, batch in batches:
+        evaluator.update(outputs, batch)
+    evaluator.merge([_travelled(evaluator)])
+    metrics = evaluator.compute()
+    if not isinstance(metrics, Mapping):
+        raise error_at(
+            kind.compute, f"{called(kind)}.compute returned a {type(metrics).__name__}", expected="a dict of numbers by name"
+        )
+    for name, value in metrics.items():
+        if not isinstance(value, Real):
+            what = f"{called(kind)}.compute: {name!r} is a {type(value).__name__}"
+            raise error_at(kind.compute, what, expected="a number", fix="Write float(...).")
+    return dict(metrics)
+
+
+def _travelled(evaluator: Evaluator) -> object:
+    """The state as another rank gets it."""
+    kind = type(evaluator)
+    try:
+        return pickle.loads(pickle.dumps(copy.deepcopy(evaluator.state())))
+    except Exception as error:  # whatever the state holds
+        what = f"{called(kind)}.state cannot be sent to other ranks ({error})"
+        raise error_at(kind.state, what, fix="Return numbers, arrays and lists.") from error
