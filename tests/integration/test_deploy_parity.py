@@ -17,16 +17,17 @@ from up.bundle.package import open_package
 from up.bundle.session import Session
 
 VIT = {"name": "head", "type": "vit_head", "kwargs": {"num_classes": 7}}
+SWIN = {"embed_dim": 24, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]}  # with and without shifted windows
 CNN = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 7}}
 CONVNEXT = {"name": "head", "type": "convnext_head", "kwargs": {"num_classes": 7}}
+# The plain ResNet is exported by all other tests of packages.
 BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "resnet18": ({"type": "resnet18"}, CNN),
     "mobilenetv3": ({"type": "mobilenetv3", "kwargs": {"mode": "small"}}, CNN),
     "regnet": ({"type": "regnetx_200m"}, CNN),
     "resnet18_D": ({"type": "resnet18_D"}, CNN),
     "efficientnet_b0": ({"type": "efficientnet_b0"}, CNN),
     "vit_tiny": ({"type": "vit_tiny_patch16_224", "kwargs": {"img_size": 32}}, VIT),
-    "swin_tiny": ({"type": "swin_tiny"}, CNN),
+    "swin": ({"type": "swin_tiny", "kwargs": SWIN}, CNN),
     "convnext_atto": ({"type": "timm", "kwargs": {"model_name": "convnext_atto", "pooled": False}}, CONVNEXT),
 }
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

@@ -34,7 +34,7 @@ def small(name: str, **changes: Any) -> Recipe:
 
 
 FILES: dict[str, tuple[Recipe, Mapping[str, Any]]] = {
-    "SGD and MultiStepLR": (small("resnet/res18"), {}),
+    "SGD and MultiStepLR": (small("resnet/res18"), SMALL_STUDENT),
     "LAMB, bce and cutmixup": (small("strikes/res18_100e"), SMALL_STUDENT),
     "distillation": (small("distillation/res18_kd"), {**SMALL_STUDENT, **SMALL_TEACHER}),
     "mobilenet, iterations and ema": (small("mobilenet/mbv3_small"), {}),
@@ -46,6 +46,12 @@ FILES: dict[str, tuple[Recipe, Mapping[str, Any]]] = {
     "several heads": (small("multi-head/multicls_res18"), SMALL_STUDENT),
     "long tail": (small("long_tail/res50_eql"), SMALL_STUDENT),
 }
+EXPORTED = {
+    "mobilenet, iterations and ema",
+    "AdamW, fp16 and lr_scheduler at the top",
+    "distillation",
+    "several heads",
+}  # one net each
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +133,10 @@ def test_two_steps_evaluation_export_and_inference(
         metric = "avg_top1" if isinstance(recipe.classes, list) else "top1"
         assert 0 <= json.loads((tmp_path / "results" / "metrics.json").read_text())[metric] <= 100
 
-        prefix = str(tmp_path / "exported")
-        assert main(["to_onnx", "--save_prefix", prefix, "--input_size", f"3x{SIDE}x{SIDE}", *given]) == 0
-        assert (tmp_path / "exported.onnx").is_file()
+        if name in EXPORTED:
+            prefix = str(tmp_path / "exported")
+            assert main(["to_onnx", "--save_prefix", prefix, "--input_size", f"3x{SIDE}x{SIDE}", *given]) == 0
+            assert (tmp_path / "exported.onnx").is_file()
 
         vis, checkpoint = tmp_path / "vis", str(tmp_path / "run" / "ckpt_latest.pth")
         assert main(["inference", "-i", str(data / "3.jpg"), "-c", checkpoint, "-v", str(vis), *given]) == 0

@@ -13,6 +13,8 @@ from up.bundle.session import Session
 from up.deploy.onnx import check_graph, dimensions, export_graph, serialized, set_metadata
 from up.errors import UserError
 
+pytestmark = pytest.mark.integration  # an export takes seconds
+
 SIZE = (8, 6)
 SCORES = [OutputSpec(name="scores", axes=["N", 5])]
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import io
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +28,6 @@ from up.models.mobile import mobilenetv2
 from up.models.resnets import resnet_custom
 from up.models.timm_network import timm_network
 from up.models.transformers import swin, vit
-
-torch.set_num_threads(2)
 
 # Millions of parameters with a linear classifier of 1000 classes, as published, and kwargs.
 PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
@@ -116,6 +115,13 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
 ]
 
 
+# One of each family, of each argument that changes its feature, and of each image size; the others differ in numbers alone.
+SHAPED = re.compile(
+    "resnet(18|50_D|_custom)$|mobilenet|efficientnet_b[03]|regnet[xy]_200m|convnext_tiny|swin_tiny|swin_base_384|vit_tiny|"
+    "vit_base_patch(16_384|32)|vit_huge|deit_tiny|CSWin_64_12211|timm"
+)
+
+
 @functools.cache
 def on_meta(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Backbone:
     with torch.device("meta"):
@@ -157,8 +163,8 @@ def test_parameters_with_a_linear_head_are_as_published(name: str, kwargs: dict[
     assert (sum(p.numel() for p in network.parameters()) + head) / 1e6 == pytest.approx(millions, rel=0.002)
 
 
-@pytest.mark.parametrize(("name", "kwargs", "millions"), PUBLISHED)
-def test_shape_of_the_feature(name: str, kwargs: dict[str, Any], millions: float) -> None:
+@pytest.mark.parametrize(("name", "kwargs"), [row[:2] for row in PUBLISHED if SHAPED.match(row[0])])
+def test_shape_of_the_feature(name: str, kwargs: dict[str, Any]) -> None:
     network = meta(name, kwargs)
     side = network._image_size[0] if network._image_size else 64
     with torch.device("meta"), torch.no_grad():

@@ -91,7 +91,11 @@ def augmented(images: Path) -> ClsDataset:
     return dataset(images, transformer=transforms, seed=5)
 
 
-@pytest.mark.parametrize("workers", [Workers(1), Workers(3), Workers(1, fork_method="spawn")], ids=["1", "3", "spawn"])
+@pytest.mark.parametrize(
+    "workers",
+    [Workers(3), pytest.param(Workers(1, fork_method="spawn"), marks=pytest.mark.integration)],  # a process that imports torch
+    ids=["3", "spawn"],
+)
 def test_workers_change_nothing(images: Path, workers: Workers) -> None:
     def updates(workers: Workers) -> list[Any]:
         batches = TrainBatches(Shuffled(size=12, seed=5), batch_size=5)
