@@ -54,15 +54,16 @@ def opened_by_all(
     return opened, said
 
 
-@pytest.mark.parametrize("reader", ["fs_pillow", "fs_turbo"])
-def test_transparency_over_a_background(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], reader: str) -> None:
-    """Checkpoint, package and plain runner see the same, verify agrees, and it is another image than the raw one."""
+def test_transparency_over_a_background(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checkpoint, package and plain runner see the same, verify agrees, and it is another image than the raw one.
+
+    That every reader composites alike is held by tests/unit/data/test_readers.py.
+    """
     found = {}
     for background in ("drop", [255, 10, 90]):
         folder = tmp_path / str(background)
         folder.mkdir()
         given = kwargs(config, "test")["image_reader"]
-        given["type"] = reader
         given["kwargs"]["background"] = background
         package, said = opened_by_all(config, folder, capsys, names=list(CLASSES))
         (path,) = (folder / "out").glob("*.tar")
@@ -134,13 +135,10 @@ def test_sigmoid_of_a_net_trained_with_bce(
     del said
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_weights_of_classes_need_no_training_data(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], named: bool
-) -> None:
+def test_weights_of_classes_need_no_training_data(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config["net"][2]["kwargs"]["cls_loss"] = {"type": "ce", "kwargs": {"class_weights": "balanced"}}
     del config["dataset"]["train"]
-    package, _ = opened_by_all(config, tmp_path, capsys, names=list(CLASSES) if named else None)
+    package, _ = opened_by_all(config, tmp_path, capsys, names=None)
     assert package.manifest.answer.heads[0].labels == list(CLASSES)
 
 

@@ -21,7 +21,9 @@ PATHS, FILES = 303, 43
 # Seconds each: names and arguments are checked in full, the pass through the net in one block a stage.
 DEEP = {name: "net.backbone.kwargs.depths=[1, 1, 1, 1]" for name in RECIPES if re.search("swin_(base_384|large)", name)}
 # Further sizes of a net that another file of the same losses and augmentations passes through: built, not passed through.
-FURTHER = re.compile("resnet/res(34|50)|bag_of_tricks/res50$|strikes/res50|mbv2_2|regnety|convnext_small|swin_(small|base|large)")
+FURTHER = re.compile(
+    "resnet/res(34|50)|bag_of_tricks/res50$|strikes/res50|downstream/(car|flower$)|mbv2_2|regnety|convnext_small|swin_(small|base|large)"
+)
 NOTES = {  # why a file is told anything at all
     "fp16: belongs in runtime": "fp16",
     "iter_base: belongs in runtime": "iter_base",
