@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.harness.documented import tool
+from tests.harness.facts import tells
 from tests.harness.tiny import tiny_config
 from up.__main__ import ALIASES, COMMANDS
 from up.build.experiment import load_experiment
@@ -38,8 +39,8 @@ def test_the_reference_says_types_defaults_and_meanings() -> None:
         "| `width` | int ≥ 1 | `64` |",
     ):
         assert row in text
-    assert "`cls_loss` ([loss](#parts-loss) part or list of [loss](#parts-loss) parts; **required**)" in text
-    assert "`num_classes` (int or null; derived from the classes of dataset.train)" in text
+    assert tells(text, "cls_loss", "[loss](#parts-loss", "**required**")
+    assert tells(text, "num_classes", "derived", "dataset.train")
 
 
 def anchors(page: Path) -> set[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.harness.facts import tells
 from up.__main__ import main
 from up.engine.folder import LOCK
 
@@ -423,7 +424,7 @@ def test_a_resume_with_another_learning_rate_names_it(
     monkeypatch.chdir(tmp_path / "folder")
     code, said = run(f"{TRAIN} --opts trainer.max_epoch=3 trainer.optimizer.kwargs.lr=0.1", capsys)
     assert code == 0
-    assert "trainer.optimizer.kwargs.lr: 0.02 -> 0.1" in said
+    assert tells(said, "trainer.optimizer.kwargs.lr", "0.02", "->", "0.1")
     assert "at step 6" in said
 
 
@@ -462,7 +463,7 @@ def test_a_kill_and_the_same_command_again(
     monkeypatch.chdir(folder)
     code, said = run(TRAIN, capsys)
     assert code == 0
-    assert "resumed from runs/photos/ckpt_latest.pth at step 3" in said
+    assert tells(said, "resumed", "runs/photos/ckpt_latest.pth", "3")
 
 
 def test_memory_that_does_not_suffice(

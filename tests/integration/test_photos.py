@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from up.__main__ import main
 from up.tasks.cls.data.photos import PRETRAINED, look_into, recipe_for, yaml_of
@@ -68,7 +69,7 @@ def test_train_and_val_inside(make: Make, capsys: pytest.CaptureFixture[str]) ->
     make({"a": 6, "b": 6}, "photos/train")
     make({"a": 2, "b": 2}, "photos/val")
     assert main(["train", "photos", "--epochs", "1", "-o", "saver.save_dir=out/first"]) == 0
-    assert "validation: the images of photos/val" in capsys.readouterr().err
+    assert tells(capsys.readouterr().err, "validation", "images", "photos/val")
     kwargs = yaml.safe_load(Path("out/first.yaml").read_text())["dataset"]["test"]["dataset"]["kwargs"]
     assert (kwargs["meta_file"], kwargs["meta_type"]) == ("photos/val", "image_folder")
     assert json.loads(Path("out/first/metrics.jsonl").read_text().splitlines()[-1])
@@ -128,7 +129,7 @@ class TestRefusals:
         Path("photos").mkdir(exist_ok=True)
         make(counts)
         (line,) = refused(["train", "photos"], capsys, tmp_path)
-        assert line.startswith("photos: got a folder, expected a YAML file or a folder of at least two class folders")
+        assert tells(line, "photos", "YAML", "folders")
         assert all(fact in line for fact in facts)
 
     def test_a_wrong_override_writes_nothing(self, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,4 +151,4 @@ class TestRefusals:
         for name in ("a", "b"):
             (tmp_path / "photos" / name / "x.png").write_bytes(b"no image")
         (line,) = refused(["train", "photos"], capsys, tmp_path)
-        assert "none of 2 images can be opened" in line
+        assert tells(line, "2", "images", "opened")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from up.__main__ import main
 from up.commands.shortcuts import Shortcuts
@@ -128,14 +129,14 @@ class TestImageSize:
             kwargs = config["dataset"][source]["dataset"]["kwargs"]
             kwargs["transformer"] = kwargs["transformer"][-2:]
         (line,) = refused(["train", write(config), "--img-size", "64"], capsys, tmp_path)
-        assert "--img-size 64: no transform" in line
+        assert tells(line, "--img-size", "64", "transform")
 
 
 def test_on_the_command_line(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--epochs", "1", "--lr", "0.01", "--batch_size", "16", "--img-size", "16"]
     assert main(["train", write(config), *words, "-o", "trainer.log_interval=5"]) == 0
     said = capsys.readouterr().err
-    assert "--epochs sets trainer.max_epoch=1, " in said
+    assert tells(said, "--epochs", "sets", "trainer.max_epoch=1")
     used = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert used["trainer"]["max_epoch"] == 1
     assert used["trainer"]["optimizer"]["kwargs"]["lr"] == 0.01

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
@@ -199,7 +200,7 @@ def test_eval_class_idxs_without_images_is_an_error(
     path = write(config)
     for command in ("check", "train"):
         (line,) = refused([command, "--config", path], capsys, images)
-        assert "dataset.test.dataset.kwargs.evaluator.kwargs.eval_class_idxs: got [1], but " in line
+        assert tells(line, "dataset.test.dataset.kwargs.evaluator.kwargs.eval_class_idxs", "[1]")
 
 
 def test_list_balance_deals_meta_files_by_ratio(
@@ -217,7 +218,7 @@ def test_list_balance_deals_meta_files_by_ratio(
     assert sum(data.sources[index] for index in indices) == 24
     sampler("list_balance", ratios=[1])(config)
     (line,) = refused(["check", "--config", write(config)], capsys, images)
-    assert "dataset.train.batch_sampler.kwargs.sampler.kwargs.ratios: got 1 number for 2 meta files" in line
+    assert tells(line, "dataset.train.batch_sampler.kwargs.sampler.kwargs.ratios", "1", "2")
 
 
 def test_display_freq_logs_the_norm_and_its_limit(config: Config, write: Write, tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_memory_checkpoint_recomputes_the_backbone_and_trains_the_same_weights(
     config["net"][0] = {"name": "backbone", "type": "timm", "kwargs": {"model_name": "vgg11"}}
     path = write(config)
     (line,) = refused(["check", "--no-files", "--config", path], capsys, tmp_path)
-    assert line.endswith("hooks.0: grad_checkpointing: VGG has none; leave it out.")
+    assert tells(line, "hooks.0", "grad_checkpointing", "VGG")
 
 
 def test_memory_analysis_logs_what_is_in_use(config: Config, write: Write, tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ def test_memory_analysis_logs_what_is_in_use(config: Config, write: Write, tmp_p
     assert main(["train", "--config", write(config)]) == 0
     log = (tmp_path / "run" / "train.log").read_text()
     parameters = sum(value.numel() * 4 for name, value in checkpoint(tmp_path / "run")["model"].items() if "running" not in name)
-    assert f"memory: parameters {parameters / 1e6:.1f} MB, their gradients {parameters / 1e6:.1f} MB, buffers 0.0 MB" in log
+    assert tells(log, f"{parameters / 1000000.0:.1f}", "MB", f"{parameters / 1000000.0:.1f}", "MB", "0.0", "MB")
     (found,) = re.findall(r"memory after step 4: ([\d.,]+) MB", log)
     assert float(found.replace(",", "")) > 50  # this process has torch in it
 
@@ -310,7 +311,7 @@ def test_auto_save_metric_keeps_the_best_checkpoint_of_each_metric(
         assert told[name] == {"value": record[name], "step": record["step"]}
         assert checkpoint(run, f"ckpt_best_{name}.pth")["step"] == record["step"]
     assert len(list(run.glob("ckpt_s*.pth"))) <= 2
-    assert "auto_save_metric: the evaluation gives no top9, only " in (run / "train.log").read_text()
+    assert tells((run / "train.log").read_text(), "auto_save_metric", "evaluation", "top9")
 
     assert main(["train", "--config", path, "--opts", "trainer.max_iter=6", f"saver.save_dir={broken}"]) == 0
     assert main(["train", "--config", path, "--opts", f"saver.save_dir={broken}", "saver.auto_resume=true"]) == 0
@@ -352,7 +353,7 @@ def test_all_of_it_at_once_trains_evaluates_exports_and_predicts(
     ):
         assert main([*words, "--config", path]) == 0, capsys.readouterr().err
     log = (run / "train.log").read_text()
-    assert "gradients at step 2: norm" in log
+    assert tells(log, "gradients", "step", "2")
     assert "memory: parameters" in log
     assert log.count(" has no effect: ") == 8
     assert list((run / "feature_vis").glob("step2/*.png"))

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
@@ -97,8 +98,8 @@ def test_check_says_what_was_renamed(up: Path, config_file: str, capsys: pytest.
     assert main(["check", "--config", config_file, "--opts", "saver.pretrain_model", str(up / "ckpt.pth")]) == 0
     said = capsys.readouterr().out.splitlines()
     stem_and_head = 6 + 2
-    assert f"{up / 'ckpt.pth'}: read as a UP checkpoint: {tensors(up) - stem_and_head} {RENAMED}" in said
-    assert any(f"loaded {tensors(up)} tensors of its averaged (EMA) weights" in line for line in said)
+    assert tells(said, f"{up / 'ckpt.pth'}", "UP", tensors(up) - stem_and_head, RENAMED)
+    assert any(tells(line, tensors(up), "averaged", "EMA") for line in said)
 
 
 def test_training_starts_from_the_averaged_weights(up: Path, config_file: str, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_training_state_of_up_is_not_resumed(
     (line,) = refused(argv, capsys, tmp_path)
     assert line.startswith(str(up / "ckpt.pth"))
     assert "training state of UP" in line
-    assert line.endswith("name them in saver.pretrain_model.")
+    assert tells(line, "name", "saver.pretrain_model")
 
 
 def test_a_run_folder_of_up_is_not_continued_and_the_log_says_so(up: Path, config_file: str, tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_to_onnx(up: Path, images: Path, config_file: str, tmp_path: Path, capsy
     argv = ["to_onnx", "--config", config_file, "--ckpt", str(up / "ckpt.pth"), "--save_prefix", str(tmp_path / "model")]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert f"averaged (EMA) weights of {up / 'ckpt.pth'}" in said
+    assert tells(said, "averaged", "EMA", f"{up / 'ckpt.pth'}")
     assert RENAMED in said
 
 
@@ -218,4 +219,4 @@ def test_a_teacher(up: Path, config_file: str, capsys: pytest.CaptureFixture[str
     }
     Path(config_file).write_text(yaml.safe_dump(config, sort_keys=False))
     assert main(["check", "--config", config_file]) == 0
-    assert f"teacher: {up / 'ckpt.pth'}: read as a UP checkpoint: {tensors(up) - 8} {RENAMED}" in capsys.readouterr().out
+    assert tells(capsys.readouterr().out, "teacher", f"{up / 'ckpt.pth'}", "UP", tensors(up) - 8, RENAMED)

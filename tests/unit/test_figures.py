@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from tests.harness.facts import facts
 from up import figures
 from up.bundle.answers.classes import Classes, ClassPrediction
 from up.figures import Panel, font_for, is_drawable, missing_font, panels, render, shortened
@@ -110,7 +111,7 @@ def picture_of(name: str) -> np.ndarray:
 
 
 def test_predictions_are_drawn_in_the_script_of_the_name(install: Install) -> None:
-    with pytest.warns(UserWarning, match="no font here has all letters of '猫'"):
+    with pytest.warns(UserWarning, match=facts("font", "letters", "'猫'")):
         number = picture_of("猫")
     assert np.array_equal(number, picture_of("class 3"))
     install("Han.ttf", "猫 0123456789.")

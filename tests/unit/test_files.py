@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import pytest
 
+from tests.harness.facts import facts
 from up.errors import StorageError
 from up.files import make_folder, sha256_of, unwritable, write_atomically, write_json
 
@@ -27,7 +28,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         file.write(b"new, but")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StorageError, match=r"a\.bin: cannot be written \(No space left on device\)"):
+    with pytest.raises(StorageError, match=facts("a.bin", "cannot", "written")):
         write_atomically(path, full)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
@@ -54,7 +55,7 @@ def test_what_could_not_be_written_is_known_beforehand(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     for folder in (tmp_path / "file", tmp_path / "file" / "deep"):
         assert unwritable(folder) == f"{tmp_path / 'file'} is no folder"
-        with pytest.raises(StorageError, match=r"cannot be made \((File exists|Not a directory)\)\. Name another folder"):
+        with pytest.raises(StorageError, match=r"(File exists|Not a directory)"):
             make_folder(folder)
     make_folder(tmp_path / "new" / "deep")
     make_folder(tmp_path / "new" / "deep")

@@ -54,7 +54,7 @@ def _out_of_range(function: Callable[..., object], values: Mapping[str, object])
             adapter.validate_python(values[name])
         except ValidationError as error:
             for fault in faults(error, values[name]):
-                yield Problem(mismatch(fault.errors), key=f"{name}.{fault.path}" if fault.path else name)
+                yield mismatch(fault.errors, f"{name}.{fault.path}" if fault.path else name)
 
 
 @lru_cache(maxsize=1024)

@@ -34,6 +34,6 @@ class Note:
         return f"{self.origin}: {self.path}: {self.what}"
 
 
-def refuse(mark: Mark, what: str) -> ConfigError:
+def refuse(mark: Mark, what: str = "", *, got: object = None, expected: str | None = None) -> ConfigError:
     """The error for a fault of the text itself, which has a place but no path yet."""
-    return ConfigError([Problem(what, file=mark.file, line=mark.line)])
+    return ConfigError([Problem(what, got=got, expected=expected, file=mark.file, line=mark.line)])

@@ -21,7 +21,7 @@ from up.config.errors import Mark, refuse
 from up.config.syntax import Fault, equals_sign, fault_of, fault_of_scalar
 from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
 from up.errors import ConfigError
-from up.text import did_you_mean
+from up.text import Verbatim, did_you_mean
 
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 100
@@ -125,7 +125,9 @@ class _Files:
             return built._replace(node=_overwritten(root))
         if is_config:
             got = "a list" if isinstance(built.node, SequenceNode) else repr(built.node.value)
-            raise refuse(built.node.mark, f"got {_short(got)}, expected a block of sections such as net, dataset and trainer")
+            raise refuse(
+                built.node.mark, got=Verbatim(_short(got)), expected="a block of sections such as net, dataset and trainer"
+            )
         return built
 
     def _over_bases(self, root: MappingNode) -> MappingNode:
@@ -261,7 +263,7 @@ class _Composer:
         if event.tag not in (None, "!", _YAML + _Kinds[kind]):
             raise self._bad_tag(event.tag, mark)
         if len(self._stack) >= MAX_DEPTH:
-            raise refuse(mark, f"got more than {MAX_DEPTH} levels of nesting, expected a configuration, which has about 10")
+            raise refuse(mark, got=Verbatim(f"more than {MAX_DEPTH} levels of nesting"), expected="about 10")
         if self._stack and self._stack[-1].expects_value():
             mark = self._stack[-1].parts[-1].node.mark  # a block begins below its key, but is looked for at the key
         self._stack.append(_Open(kind == "MappingStartEvent", mark, event.anchor))
@@ -320,7 +322,7 @@ class _Composer:
                 made: bool | int | float = getattr(loader, f"construct_yaml_{kind}")(node)
                 return made
         except (ValueError, KeyError, IndexError):
-            raise refuse(mark, f"got {_short(text)!r}, expected a value of the kind {kind}") from None
+            raise refuse(mark, got=_short(text), expected=f"a value of the kind {kind}") from None
         raise self._bad_tag(tag, mark)
 
     def _closed(self, opened: _Open) -> _Built:

@@ -16,7 +16,7 @@ from up.config.signature import Parameter, Signature, Target, name_of, signature
 from up.config.wording import faults, mismatch, unknown
 from up.errors import ConfigError, Problem, UserError
 from up.registry import Registry
-from up.text import shown
+from up.text import Verbatim, shown
 from up.types import Json, Kwargs, Record
 
 Tables: TypeAlias = "Mapping[str, Registry]"
@@ -205,10 +205,12 @@ def _resolve(part: Part | Kwargs, table: str, tables: Tables, path: str, problem
             part = Part.model_validate(part)
         except ValidationError as error:
             for fault in faults(error, part):
-                kind, key = fault.errors[0]["type"], fault.path
-                says = {"extra_forbidden": unknown("a part", key, list(Part.model_fields)), "missing": "is missing"}
-                what = says.get(kind, mismatch(fault.errors))
-                problems.append(Problem(what, key=_join(path, key), about_key=kind == "extra_forbidden"))
+                kind, key = fault.errors[0]["type"], _join(path, fault.path)
+                if kind == "extra_forbidden":
+                    what = unknown("a part", fault.path, list(Part.model_fields))
+                    problems.append(Problem(what, key=key, about_key=True))
+                else:
+                    problems.append(Problem("is missing", key=key) if kind == "missing" else mismatch(fault.errors, key))
             return None
     registry = tables[table]
     try:
@@ -241,13 +243,13 @@ def _check_nested(
     assert parameter.table is not None
     if isinstance(value, list | tuple):
         if not parameter.many:
-            return [Problem(f"got {shown(value)}, expected one block {{type, kwargs}}", key=path)]
+            return [Problem(got=value, expected="one block {type, kwargs}", key=path)]
         found = [check_part(item, parameter.table, tables, f"{path}.{index}", derived) for index, item in enumerate(value)]
         return [problem for problems in found for problem in problems]
     if not parameter.single:
-        return [Problem(f"got {shown(value)}, expected a list of blocks {{type, kwargs}}", key=path)]
+        return [Problem(got=value, expected="a list of blocks {type, kwargs}", key=path)]
     if not isinstance(value, Mapping | Part):
-        return [Problem(f"got {shown(value)}, expected a block {{type, kwargs}}", key=path)]
+        return [Problem(got=Verbatim(shown(value)), expected="a block {type, kwargs}", key=path)]
     return check_part(value, parameter.table, tables, path, derived)
 
 
@@ -257,8 +259,8 @@ def _wrong_values(target: Target, signature: Signature, given: Kwargs, path: str
         signature_model(target).model_validate(known)
     except ValidationError as error:
         for fault in faults(error, known):
-            is_missing = fault.errors[0]["type"] == "missing"
-            yield Problem("is missing" if is_missing else mismatch(fault.errors), key=_join(path, fault.path))
+            key, is_missing = _join(path, fault.path), fault.errors[0]["type"] == "missing"
+            yield Problem("is missing", key=key) if is_missing else mismatch(fault.errors, key)
 
 
 def _contradictions(given: Kwargs, derived: DerivedArguments | None, path: str) -> Iterator[Problem]:

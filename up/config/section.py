@@ -123,12 +123,12 @@ def section_problems(root: type[Section], error: ValidationError, value: object,
                 path = path.removesuffix(key) + model.example_of(key)
             yield Problem(f"is missing{_about(field)}", key=path)
         else:
-            yield Problem(mismatch(found.errors), key=found.path)
+            yield mismatch(found.errors, found.path)
 
 
 def _about(field: FieldInfo | None) -> str:
     text = (field.description or "") if field else ""
-    sentence = text.split(". ")[0].replace("``", "`").rstrip(".")
+    sentence = " ".join(text.split(". ")[0].replace("``", "`").rstrip(".").split())
     return f" ({sentence[:1].lower()}{sentence[1:]})" if sentence else ""
 
 

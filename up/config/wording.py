@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from up.text import did_you_mean, shown, some_of
+from up.errors import Problem
+from up.text import Verbatim, did_you_mean, shown, some_of
 
 _KINDS = {
     "int_type": "a whole number",
@@ -103,13 +104,13 @@ def expected(error: Mapping[str, Any]) -> str:
     return message[:1].lower() + message[1:]
 
 
-def mismatch(errors: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence for the errors about one value; a union has one for each of its members."""
+def mismatch(errors: Sequence[Mapping[str, Any]], key: str) -> Problem:
+    """The problem behind the errors about one value; a union has one error for each of its members."""
     value = errors[0]["input"]
     wanted = list(dict.fromkeys(expected(error) for error in errors))
     if len(wanted) > 1 and "a finite number" in wanted:
         wanted = [noun for noun in wanted if noun not in ("a whole number", "a number")]
-    return f"got {shown(value)}, expected {' or '.join(wanted)}{_fix(value, errors)}"
+    return Problem(got=Verbatim(shown(value)), expected=" or ".join(wanted), fix=_fix(value, errors), key=key)
 
 
 def _fix(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
@@ -122,17 +123,17 @@ def _fix(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
     ]
     if isinstance(value, str):
         if "model_type" in kinds and errors[0].get("ctx", {}).get("class_name") == "Part":
-            return f" (write {{type: {value}}})"
+            return f"Write {{type: {value}}}."
         if choices:
-            return did_you_mean(value, choices) and f".{did_you_mean(value, choices)}"
+            return did_you_mean(value, choices).strip()
         if kinds & {"int_type", "float_type"} and _is_number(value):
-            return " (remove the quotes)"
+            return "Remove the quotes."
         if "bool_type" in kinds and value.lower() in ("true", "false"):
-            return " (remove the quotes)"
+            return "Remove the quotes."
         if kinds & {"list_type"} and "string_type" not in kinds:
-            return f" (write [{value}])" if len(value) < 30 else ""
+            return f"Write [{value}]." if len(value) < 30 else ""
     elif "string_type" in kinds and isinstance(value, bool | int | float):
-        return " (put it in quotes)"
+        return "Put it in quotes."
     return ""
 
 

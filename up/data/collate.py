@@ -28,7 +28,7 @@ def collate(samples: Sequence[Sample], *, one_size: bool = True) -> Batch:
     for other in samples:
         if other.keys() != first.keys():
             name = next(iter(other.keys() ^ first.keys()))
-            raise UserError(f"samples of one batch differ: only one of {first.filename} and {other.filename} has {name!r}")
+            raise UserError(f"of one batch differ: only one of {first.filename} and {other.filename} has {name!r}", key="samples")
         if one_size and _form(other.image) != _form(first.image):
             raise UserError(
                 f"images of one batch differ: {first.filename} is {_form(first.image)}, {other.filename} is "

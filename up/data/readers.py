@@ -15,6 +15,7 @@ from up.data.decoding import MAX_PIXELS, QUIET, Color, decode, name_of, open_ima
 from up.data.records import Image
 from up.errors import UserError
 from up.registry import Registry
+from up.text import Verbatim
 
 READERS = Registry(
     "image_reader",
@@ -103,13 +104,15 @@ def _color(background: Background) -> Color | None:
         return None
     color = (255, 255, 255) if background == "white" else background
     if not all(0 <= level <= 255 for level in color):
-        raise UserError(f"background is {list(color)}. Expected drop, white or [red, green, blue] from 0 to 255.")
+        raise UserError(got=list(color), expected="drop, white or [red, green, blue] from 0 to 255", key="background")
     return color
 
 
 def _expect_pixels(max_pixels: int) -> int:
     if not 0 < max_pixels <= 2 * MAX_PIXELS:
-        raise UserError(f"max_pixels is {max_pixels:,}. Expected 1 to {2 * MAX_PIXELS:,}, the most Pillow opens.")
+        raise UserError(
+            got=Verbatim(f"{max_pixels:,}"), expected=f"1 to {2 * MAX_PIXELS:,}, the most Pillow opens", key="max_pixels"
+        )
     return max_pixels
 
 

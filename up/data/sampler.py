@@ -196,10 +196,12 @@ class ListBalance:
         of_list = np.zeros(size, dtype=np.int64) if sources is None else np.asarray(sources, dtype=np.int64)
         counts = np.bincount(of_list)
         if ratios is not None and len(ratios) != len(counts):
-            raise UserError(f"ratios: got {count(len(ratios), 'number')} for {count(len(counts), 'meta file')}. Give one for each.")
+            raise UserError(
+                f"got {count(len(ratios), 'number')} for {count(len(counts), 'meta file')}", fix="Give one for each.", key="ratios"
+            )
         shares = np.where(counts > 0, 1.0 if ratios is None else np.asarray(ratios), 0.0)
         if not shares.sum() > 0:
-            raise UserError("ratios: all are 0 for meta files that have images. Expected one above 0.")
+            raise UserError("all are 0 for meta files that have images. Expected one above 0.", key="ratios")
         self._weights = _whole(size * (shares / shares.sum() / np.maximum(counts, 1))[of_list])
         self._size, self._seed, self._of_list = size, seed, of_list
 

@@ -32,7 +32,7 @@ class AutoSaveMetric(Hook):
         self.names = [metric] if isinstance(metric, str) else list(metric or ())
         wrong = [name for name in self.names if not name or "/" in name]
         if wrong:
-            raise UserError(f"auto_save_metric: metric: got {wrong[0]!r}, expected the name of a metric, such as top5.")
+            raise UserError(got=wrong[0], expected="the name of a metric, such as top5", key="metric")
         self._best: dict[str, dict[str, float]] = {}
         self._unsaved: list[str] = []
 

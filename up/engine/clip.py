@@ -171,7 +171,7 @@ def grad_clipper(
     policy: NoClip
     if mode == "pre_defined":
         if max_norm is None:
-            raise UserError("grad_clipper: mode pre_defined needs max_norm")
+            raise UserError("is missing: mode pre_defined needs it", key="max_norm")
         policy = ClipNorm(max_norm=max_norm, norm_type=norm_type)
     else:
         kept = momentum if mode == "moving_average" else None

@@ -86,11 +86,11 @@ class Precision:
         self, *, mode: Mode | None, device: torch.device | str, scale_factor: Literal["dynamic"] | float = "dynamic"
     ) -> None:
         if mode is not None and mode not in _DTYPES:
-            raise UserError(f"amp is {mode!r}, expected bf16, fp16 or null")
+            raise UserError(got=mode, expected="bf16, fp16 or null", key="amp")
         self.mode = mode
         self._device_type = torch.device(device).type
         if mode == "bf16" and self._device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(f"amp is bf16, which {torch.cuda.get_device_name()} does not compute. Use fp16.")
+            raise UserError(f"is bf16, which {torch.cuda.get_device_name()} does not compute", fix="Use fp16.", key="amp")
         self.loss_scale = _loss_scale(scale_factor) if mode == "fp16" else None
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -157,5 +157,5 @@ def _loss_scale(scale_factor: Literal["dynamic"] | float) -> LossScale:
     if scale_factor == "dynamic":
         return LossScale()
     if isinstance(scale_factor, str) or not 0 < scale_factor < float("inf"):
-        raise UserError(f"scale_factor is {scale_factor!r}, expected dynamic or a number above 0")
+        raise UserError(got=scale_factor, expected="dynamic or a number above 0", key="scale_factor")
     return LossScale(scale=float(scale_factor), dynamic=False)

@@ -89,8 +89,9 @@ class Backbone(nn.Module):
         if by_layer is not None and by_stride is not None and by_layer != by_stride:
             meant = [strides[place] for place in by_layer]
             raise UserError(
-                f"out_layers: {list(out_layers or ())} have the strides {meant}, and out_strides says "
-                f"{list(out_strides or ())}. Give one of the two, or make them agree."
+                f"{list(out_layers or ())} have the strides {meant}, and out_strides says {list(out_strides or ())}",
+                fix="Give one of the two, or make them agree.",
+                key="out_layers",
             )
         taps = by_stride if by_layer is None else by_layer
         last = len(infos) - 1
@@ -168,7 +169,7 @@ def recompute_activations(model: nn.Module) -> None:
     try:
         cast(Any, model).set_grad_checkpointing(True)
     except (AssertionError, AttributeError):
-        raise UserError(f"grad_checkpointing: {type(model).__name__} has none; leave it out.") from None
+        raise UserError(f"{type(model).__name__} has none; leave it out.", key="grad_checkpointing") from None
 
 
 def variant(
@@ -227,10 +228,10 @@ def _positions(key: str, wanted: Sequence[int] | None, known: list[int]) -> list
     if wanted is None:
         return None
     if not wanted or any(stage not in known for stage in wanted):
-        raise UserError(f"{key}: {list(wanted)} is not a choice from the stages of this network, {some_of(known)}.")
+        raise UserError(f"{list(wanted)} is not a choice from the stages of this network, {some_of(known)}.", key=key)
     if any(known.count(stage) > 1 for stage in wanted):
-        raise UserError(f"{key}: {list(wanted)} does not single out stages of this network, which have {some_of(known)}.")
+        raise UserError(f"{list(wanted)} does not single out stages of this network, which have {some_of(known)}.", key=key)
     places = [known.index(stage) for stage in wanted]
     if places != sorted(set(places)):
-        raise UserError(f"{key}: {list(wanted)}: list every stage once, from the first to the last.")
+        raise UserError(f"{list(wanted)}: list every stage once, from the first to the last.", key=key)
     return places

@@ -212,7 +212,7 @@ def cswin(
     maps the stripes divide, so 224 and its multiples. Raises ``UserError`` for others.
     """
     if len(split_size) != 4 or min(split_size) < 1:
-        raise UserError(f"split_size: {list(split_size)} must be four widths, one a stage, such as [1, 2, 7, 7].")
+        raise UserError(got=list(split_size), expected="four widths, one a stage, such as [1, 2, 7, 7]", key="split_size")
     model = CSWin(
         embed_dim=embed_dim,
         depths=depths,

@@ -180,7 +180,7 @@ def efficientnet(
 def _strides(c4_output: bool, out_layers: Sequence[int] | None, out_strides: Sequence[int] | None) -> Sequence[int] | None:
     """The strides of the features: ``c4_output`` asks for the map of stride 16 beside the last one."""
     if c4_output and (out_layers is not None or list(out_strides or (16, 32)) != [16, 32]):
-        raise UserError("c4_output: true means out_strides: [16, 32]; leave it out where the stages are chosen.")
+        raise UserError("true means out_strides: [16, 32]; leave it out where the stages are chosen.", key="c4_output")
     return (16, 32) if c4_output else out_strides
 
 
@@ -193,7 +193,7 @@ def _squeeze_first(model: nn.Module) -> None:
 
 def _checked_width(width_mult: float) -> float:
     if width_mult <= 0:
-        raise UserError(f"width_mult: {width_mult} must be more than 0; 1.0 is the network of the paper.")
+        raise UserError(got=width_mult, expected="more than 0; 1.0 is the network of the paper", key="width_mult")
     return width_mult
 
 

@@ -91,8 +91,10 @@ class GroupNorm:
         odd = [f"{name} ({count})" for name, count in channels.items() if count % self.num_groups]
         if odd:
             raise UserError(
-                f"gn: num_groups {self.num_groups} does not divide the channels of {some_of(odd, 3)}. "
-                f"Expected a divisor of {math.gcd(*channels.values())}."
+                f"does not divide the channels of {some_of(odd, 3)}",
+                got=self.num_groups,
+                expected=f"a divisor of {math.gcd(*channels.values())}",
+                key="num_groups",
             )
         return _replace(module, lambda norm: isinstance(norm, nn.BatchNorm2d), self._converted)
 
@@ -217,7 +219,7 @@ def _process_group(size: int) -> dist.ProcessGroup | None:
     if size in (0, world_size()):
         return None
     if world_size() % size:
-        raise UserError(f"sync_bn: group_size {size} does not divide the {world_size()} processes. Expected a divisor.")
+        raise UserError(got=size, expected=f"a divisor of the {world_size()} processes", key="group_size")
     own, _ = dist.new_subgroups(size)
     return own
 

@@ -23,7 +23,7 @@ def matcher(pattern: str, *, key: str) -> Matcher:
     try:
         expression = re.compile(pattern[2:])
     except re.error as error:
-        raise UserError(f"{key}: {pattern!r} is no regular expression ({error}).") from None
+        raise UserError(f"{pattern!r} is no regular expression ({error}).", key=key) from None
     return lambda name: expression.search(name) is not None
 
 
@@ -40,8 +40,9 @@ def require_matches(patterns: Sequence[str], names: Iterable[str], *, key: str) 
         if not any(map(matcher(pattern, key=key), known)):
             near = did_you_mean(pattern.removeprefix("r:").rstrip("."), with_parents(known))
             raise UserError(
-                f"{key}: {pattern!r} matches nothing.{near} Expected the beginning of a name, such as "
-                f"{known[0] if known else 'backbone.conv1'!r}, up to a dot; or r: and a regular expression."
+                f"{pattern!r} matches nothing.{near} Expected the beginning of a name, such as "
+                f"{known[0] if known else 'backbone.conv1'!r}, up to a dot; or r: and a regular expression.",
+                key=key,
             )
 
 

@@ -46,7 +46,7 @@ def resnet_custom(
     """
     _check_shape(layers, width)
     if deep_stem and stem == "small":
-        raise UserError("stem: small is a single convolution; leave deep_stem out, or take stem: imagenet.")
+        raise UserError("small is a single convolution; leave deep_stem out, or take stem: imagenet.", key="stem")
     # A plain stem of timm's always has 64 channels, a deep one has as many as asked for; so another width starts
     # from a deep stem, and the one convolution takes its place.
     replaced = stem == "small" or (width != 64 and not deep_stem)
@@ -121,9 +121,9 @@ def resnet_d(
 
 def _check_shape(layers: Sequence[int], width: int) -> None:
     if len(layers) != 4 or min(layers) < 1:
-        raise UserError(f"layers: {list(layers)} must be four numbers of blocks, such as [2, 2, 2, 2].")
+        raise UserError(got=list(layers), expected="four numbers of blocks, such as [2, 2, 2, 2]", key="layers")
     if width < 2 or width % 2:
-        raise UserError(f"width: {width} must be an even number of channels, such as 64.")
+        raise UserError(got=width, expected="an even number of channels, such as 64", key="width")
 
 
 def _replace_stem(model: ResNet, channels: int, width: int, *, small: bool) -> None:
@@ -154,7 +154,7 @@ def _stride_first(model: nn.Module) -> None:
 def _paths(frozen_layers: Sequence[int]) -> list[str]:
     unknown = [stage for stage in frozen_layers if stage not in range(5)]
     if unknown:
-        raise UserError(f"frozen_layers: {unknown}: expected 0 (the stem) or a stage from 1 to 4.")
+        raise UserError(got=unknown, expected="0 (the stem) or a stage from 1 to 4", key="frozen_layers")
     return [path for stage in frozen_layers for path in (_STEM if stage == 0 else (f"layer{stage}",))]
 
 

@@ -37,7 +37,7 @@ def timm_network(
     """
     _check_name(model_name)
     if "num_classes" in kwargs:
-        raise UserError("num_classes: the classifier is the head's, give it num_classes in its own kwargs.")
+        raise UserError("the classifier is the head's, give it num_classes in its own kwargs.", key="num_classes")
     model = _create(model_name, pretrained, kwargs)
     backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=pooled)
     backbone.select(None, out_strides)
@@ -48,7 +48,7 @@ def _check_name(model_name: str) -> None:
     """Names of a place outside of timm's table (``hf-hub:``, ``local-dir:``) are left to timm."""
     if ":" not in model_name and not timm.is_model(model_name):
         near = did_you_mean(model_name, timm.list_models())
-        raise UserError(f"model_name: timm has no network {model_name!r}.{near} timm.list_models() lists them all.")
+        raise UserError(f"timm has no network {model_name!r}.{near} timm.list_models() lists them all.", key="model_name")
 
 
 def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:
@@ -61,9 +61,9 @@ def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:
         if not pretrained:
             raise UserError(f"timm's {model_name} cannot be built: {error or type(error).__name__}") from error
         raise UserError(
-            f"pretrained: the weights of timm's {model_name} could not be had ({type(error).__name__}: "
-            f"{_first_line(error)}). Without network access set pretrained: false, or put the file on this machine "
-            "and name it in saver.pretrain_model."
+            f"the weights of timm's {model_name} could not be had ({type(error).__name__}: {_first_line(error)})",
+            fix="Without network access set pretrained: false, or name a file on this machine in saver.pretrain_model.",
+            key="pretrained",
         ) from error
 
 

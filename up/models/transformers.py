@@ -98,16 +98,16 @@ def vit(
 def _checked_size(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(sides) != 2 or any(side < patch or side % patch for side in sides):
-        raise UserError(f"img_size: {img_size} must be one or two multiples of the patch, {patch} pixels.")
+        raise UserError(got=img_size, expected=f"one or two multiples of the patch, {patch} pixels", key="img_size")
     return sides[0], sides[1]
 
 
 def _checked_heads(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> tuple[int, ...]:
     if len(num_heads) != len(depths):
-        raise UserError(f"num_heads: {list(num_heads)} must be as many numbers as depths: {list(depths)}.")
+        raise UserError(got=list(num_heads), expected=f"as many numbers as depths: {list(depths)}", key="num_heads")
     dims = [embed_dim * 2**stage for stage in range(len(depths))]
     if any(heads < 1 or dim % heads for dim, heads in zip(dims, num_heads, strict=True)):
-        raise UserError(f"num_heads: {list(num_heads)} must divide the channels of the stages, {dims}.")
+        raise UserError(f"{list(num_heads)} must divide the channels of the stages, {dims}.", key="num_heads")
     return tuple(num_heads)
 
 

@@ -115,9 +115,9 @@ def lr_of(type: str, kwargs: Kwargs, table: Registry = OPTIMIZERS) -> float:
     """
     lr = {**_settings_of(table.get(type)), **kwargs}.get("lr")
     if lr is None:
-        raise UserError(f"{type} chooses its own rate when lr is left out, which no schedule could follow: give lr.")
+        raise UserError(f"is missing ({type} would choose its own, which no schedule can follow)", key="lr", fix="Set lr.")
     if lr < 0:
-        raise UserError(f"{type}: lr is {lr}, expected 0 or more")
+        raise UserError(got=lr, expected="0 or more", key="lr")
     return float(lr)
 
 

@@ -123,7 +123,9 @@ def build_schedule(
     start = warmup_ratio * target if warmup_ratio >= 0 else base_lr
     updates = max(warmup_iter, int(warmup_epochs * updates_per_epoch))
     if warmup_type == "exp" and updates and start == 0 and target > 0:
-        raise UserError("exp warm-up cannot start from 0. Give a warmup_ratio above 0, or warmup_type linear or cosine.")
+        raise UserError(
+            "exp warm-up cannot start from 0", key="warmup_ratio", fix="Set it above 0, or warmup_type: linear or cosine."
+        )
     run = Run(base=target, updates_per_epoch=updates_per_epoch, total=total_updates, warmup=updates)
     schedule = Schedule(build_curve(type, kwargs or {}, table), warmup=Warmup(warmup_type, start, updates), run=run)
     schedule(updates)  # a curve that needs the length of the run says so now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from up.schema.legacy.hoist import to_documented_form
 from up.schema.mimic import MimicJob
 from up.schema.overrides import apply_overrides
 from up.schema.sections import Config, NetModule
-from up.text import count, did_you_mean, shown
+from up.text import count, did_you_mean
 
 __all__ = ["Decoded", "Note", "Origins", "decode", "load_config", "missing_for_training"]
 
@@ -46,23 +45,14 @@ class Origins:
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
         """The problems with their places; for something missing, that of the block it is missing in."""
-        exact = [problem if problem.file or problem.about_key else self._at_argument(problem) for problem in problems]
-        return [replace(problem, key=self._as_written(problem.key)).placed(*self._place(problem)) for problem in exact]
-
-    def _at_argument(self, problem: Problem) -> Problem:
-        """A complaint about a part, at the argument that it begins with: ``fraction is 2``, ``resize.size: got 0``."""
-        for begins in (r"(?P<name>\w+)(?P<colon>: )?", r"\w+(?:\.|: )(?P<name>\w+)(?P<colon>: )?"):
-            found = re.match(begins, problem.what)
-            for path in (f"{problem.key}.kwargs.{found['name']}", f"{problem.key}.{found['name']}") if found else ():
-                if found and not self._find(path.split("."))[2]:
-                    return replace(problem, key=path, what=problem.what[found.end() :] if found["colon"] else problem.what)
-        return problem
+        return [replace(problem, key=self._as_written(problem.key)).placed(*self._place(problem)) for problem in problems]
 
     def _as_written(self, path: str) -> str:
         """The one job of a mimic is ``mimic_job0`` to the program, also where the file writes it directly."""
         if "mimic_job0" in self._tree.block("mimic").entries:
             return path
-        return re.sub(r"^mimic\.mimic_job0(?=\.|$)", "mimic", path)
+        job = "mimic.mimic_job0"
+        return f"mimic{path.removeprefix(job)}" if f"{path}.".startswith(f"{job}.") else path
 
     @contextmanager
     def placing(self, path: str) -> Iterator[None]:
@@ -74,19 +64,18 @@ class Origins:
         except UserError as error:
             if error.file:
                 raise
-            raise ConfigError(
-                self.locate([replace(problem, key=self._at(path, problem.key)) for problem in error.problems])
-            ) from error
+            raise ConfigError(self.locate([self._at(path, problem) for problem in error.problems])) from error
 
-    def _at(self, path: str, key: str) -> str:
-        """The path of the argument ``key`` of the part, or of the section, at ``path``."""
-        if not key:
-            return path
-        argument = f"{path}.kwargs.{key}"
-        node, _, missing = self._find(path.split("."))
-        is_part = not missing and isinstance(node, MappingNode) and "type" in node.entries
-        is_argument = is_part or not self._find(argument.split("."))[2]
-        return argument if is_argument and self._find(f"{path}.{key}".split("."))[2] else f"{path}.{key}"
+    def _at(self, path: str, problem: Problem) -> Problem:
+        """A problem with the complete path of its key, which is an argument of the part or a key of the section at ``path``."""
+        key = problem.key
+        if not key or path.endswith(f".{key}"):
+            return replace(problem, key=path)
+        if isinstance(self._find(path.split("."))[0], SequenceNode):  # some part of a list, such as a transform
+            return replace(problem, key=path, what=": ".join(text for text in (key, problem.what) if text))
+        candidates = (f"{path}.kwargs.{key}", f"{path}.{key}", key)
+        written = next((candidate for candidate in candidates if self.of(candidate) != DEFAULT), "")
+        return replace(problem, key=written or candidates[0 if self.of(f"{path}.type") != DEFAULT else 1])
 
     def _place(self, problem: Problem) -> tuple[str, int]:
         node, key_mark, missing = self._find(problem.key.split(".") if problem.key else [])
@@ -198,11 +187,11 @@ def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:
         if module.prev is not None and module.prev not in seen:
             hint = did_you_mean(module.prev, seen)
             yield Problem(
-                f"got {shown(module.prev)}, expected the name of a module before this one.{hint}", key=f"{owner}.{index}.prev"
+                got=module.prev, expected="the name of a module before this one", key=f"{owner}.{index}.prev", fix=hint.strip()
             )
         if module.name in seen:
             yield Problem(
-                f"got {shown(module.name)}, which is already the name of {owner}.{seen[module.name]}", key=f"{owner}.{index}.name"
+                got=module.name, expected=f"another name than {owner}.{seen[module.name]} has", key=f"{owner}.{index}.name"
             )
         seen.setdefault(module.name, index)
 

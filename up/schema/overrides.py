@@ -53,11 +53,11 @@ def _read(tokens: Sequence[str], problems: list[Problem]) -> list[_Override]:
         if not equals:
             following = next(words, None)
             if following is None:
-                problems.append(Problem(f"got no value (expected {path}=VALUE, or {path} VALUE)", key=path, file=OPTS))
+                problems.append(Problem("has no value", expected=f"{path}=VALUE, or {path} VALUE", key=path, file=OPTS))
                 break
             text = following
         if not re.fullmatch(r"\+?[^\s+]+", path):
-            problems.append(Problem(f"got {word!r}, expected KEY=VALUE with a dotted KEY", file=OPTS))
+            problems.append(Problem(got=word, expected="KEY=VALUE with a dotted KEY", file=OPTS))
             continue
         found.append(_Override(path.removeprefix("+"), text, path.startswith("+")))
     return found

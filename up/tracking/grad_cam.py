@@ -17,7 +17,7 @@ from up.errors import UserError
 from up.figures import Panel, is_drawable, missing_font, panels
 from up.models.feature_hooks import as_maps, feature_hooks, undisturbed
 from up.models.paths import require_layers
-from up.text import count, some_of
+from up.text import Verbatim, count, some_of
 from up.tracking.figure_hook import FigureHook, file_stems, photo
 
 
@@ -129,11 +129,13 @@ class GradCam(FigureHook):
         if self.layers:
             require_layers(model, self.layers, hook=self.name)
         elif not _convolutions(model):
-            raise UserError("grad_cam: the net has no convolution. Set layer_name to the path of a module that returns maps.")
+            raise UserError("the net has no convolution", key="layer_name", fix="Set it to the path of a module that returns maps.")
         if self.class_names and class_names and len(self.class_names) != len(class_names):
             raise UserError(
-                f"grad_cam: class_names has {count(len(self.class_names), 'name')}, but the data have {len(class_names)} "
-                "classes. Give a name for each, or leave it out to use those of the data."
+                got=Verbatim(count(len(self.class_names), "name")),
+                expected=f"{len(class_names)}, one for each class of the data",
+                key="class_names",
+                fix="Give a name for each, or leave it out to use those of the data.",
             )
 
     def on_start(self, outline: Outline, step: int) -> None:

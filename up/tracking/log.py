@@ -136,7 +136,7 @@ class TensorBoard(WindowHook):
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
         reason = unwritable(Path(self.logdir)) if self.logdir else None
         if reason is not None:
-            raise UserError(f"logdir: got {self.logdir}, where nothing can be written: {reason}. Name another folder.")
+            raise UserError(f"got {self.logdir}, where nothing can be written: {reason}", fix="Name another folder.", key="logdir")
 
     def on_start(self, outline: Outline, step: int) -> None:
         self._total = outline.total_steps

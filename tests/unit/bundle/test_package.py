@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import packages
+from tests.harness.facts import facts
 from tests.harness.packages import resealed
 from up.bundle.archive import KESTREL_MEMBERS, PackageError
 from up.bundle.package import metadata_of, open_package, package_of
@@ -38,7 +39,7 @@ def test_a_flipped_byte_of_a_member_is_found(name: str) -> None:
     members = packages.members()
     damaged = bytearray(members[name])
     damaged[len(damaged) // 2] ^= 4
-    with pytest.raises(PackageError, match=rf"^x: damaged: sha256 mismatch of {name}"):
+    with pytest.raises(PackageError, match=facts("sha256", "mismatch", name)):
         package_of({**members, name: bytes(damaged)}, "x")
 
 
@@ -53,28 +54,28 @@ def test_a_flipped_byte_of_the_hashes_is_found() -> None:
 
 def test_another_graph_under_right_hashes() -> None:
     members = packages.members()
-    with pytest.raises(PackageError, match=r"model\.onnx is not the one that up_bundle\.json was written for"):
+    with pytest.raises(PackageError, match=facts("model.onnx", "up_bundle.json", "written")):
         package_of(resealed({**members, "model.onnx": members["model.onnx"] + b"\0"}), "x")
 
 
 def test_test_vectors_that_the_manifest_does_not_name() -> None:
     members = packages.members()
-    with pytest.raises(PackageError, match=r"test vectors do not match up_bundle\.json: testvectors/more\.png"):
+    with pytest.raises(PackageError, match=facts("vectors", "up_bundle.json", "testvectors/more.png")):
         package_of(resealed({**members, "testvectors/more.png": b""}), "x")
     fewer = {name: data for name, data in members.items() if not name.endswith("turned.png")}
-    with pytest.raises(PackageError, match=r"do not match up_bundle\.json: testvectors/drawn_turned\.png"):
+    with pytest.raises(PackageError, match=facts("match", "up_bundle.json", "testvectors/drawn_turned.png")):
         package_of(resealed(fewer), "x")
 
 
 def test_graphs_of_others(tmp_path: Path) -> None:
     (tmp_path / "bare.onnx").write_bytes(packages.graph().SerializeToString())
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(PackageError, match=r"bare\.onnx: the graph carries no manifest"):
+    with pytest.raises(PackageError, match=facts("bare.onnx", "carries", "manifest")):
         open_package(tmp_path / "bare.onnx")
-    with pytest.raises(PackageError, match=r"text\.onnx: onnxruntime cannot load the graph"):
+    with pytest.raises(PackageError, match=facts("text.onnx", "onnxruntime", "cannot")):
         open_package(tmp_path / "text.onnx")
     with pytest.raises(PackageError, match=r"none\.onnx: no such file"):
         open_package(tmp_path / "none.onnx")
     packages.package(tmp_path)
-    with pytest.raises(PackageError, match=r"handmad_1\.2\.3\.tar: no such file\. Did you mean 'handmade_1\.2\.3\.tar'"):
+    with pytest.raises(PackageError, match=facts("handmad_1.2.3.tar", "file", "'handmade_1.2.3.tar'")):
         open_package(tmp_path / "handmad_1.2.3.tar")

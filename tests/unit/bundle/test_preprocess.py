@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from tests.harness.facts import facts
 from tests.harness.images import MIXED, encoded, picture, turned
 from up.bundle.operations import Operation, Resize, input_size_of, pixel_affine
 from up.bundle.preprocess import Preprocessing
@@ -76,7 +77,7 @@ def test_an_alpha_of_a_manifest() -> None:
     assert alpha.model_dump() == {"op": "alpha", "mode": "drop"}
     assert OPERATIONS.validate_json('[{"op": "alpha", "mode": "composite", "background": [1, 2, 3]}]')
     for wrong in ('"mode": "composite"', '"background": [1, 2, 3]', '"mode": "composite", "background": [1, 2, 256]'):
-        with pytest.raises(ValueError, match=r"composite|less than or equal to 255"):
+        with pytest.raises(ValueError, match=r"composite|255"):
             OPERATIONS.validate_json(f'[{{"op": "alpha", {wrong}}}]')
 
 
@@ -112,19 +113,19 @@ def test_all_ways_to_give_an_image(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(encoded(picture(100, 100), "PNG"))
-    with pytest.raises(BadImage, match=r"b\.png: too large: 100 x 100 = 10,000 pixels, more than max_pixels 5,000"):
+    with pytest.raises(BadImage, match=facts("b.png", "100", "=", "10,000", "max_pixels", "5,000")):
         made(EXACT)(tmp_path / "b.png")
-    with pytest.raises(BadImage, match=r"image: an array float64 \(3, 4\); expected levels"):
+    with pytest.raises(BadImage, match=facts("float64", "3", "4")):
         made(EXACT)(np.zeros((3, 4)))  # type: ignore[arg-type]
     short_side = {**EXACT, "mode": "short_side", "size": 32}
-    with pytest.raises(BadImage, match=r"image: comes out at 40 x 32 pixels, the graph takes 32 x 32"):
+    with pytest.raises(BadImage, match=facts("40", "32")):
         made(short_side)(encoded(picture(50, 40), "PNG"))
 
 
 def test_an_image_that_would_grow_beyond_the_memory() -> None:
     short_side = {**EXACT, "mode": "short_side", "size": 256}
     narrow = encoded(Image.new("RGB", (1, 4000)), "PNG")
-    with pytest.raises(BadImage, match=r"image: so narrow \(1 x 4,000\) that it would grow to 256 x 1,024,000 pixels"):
+    with pytest.raises(BadImage, match=facts("1", "4,000", "256", "1,024,000")):
         made(short_side)(narrow)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.facts import tells
 from up.config.nodes import MAX_BYTES, MAX_DEPTH, MAX_NODES, load_nodes, parse_nodes
 from up.config.tree import MappingNode, ScalarNode, SequenceNode, to_plain
 from up.errors import ConfigError
@@ -117,45 +118,45 @@ class TestMerges:
         assert to_plain(tree)["c"] == {"x": 3, "y": 2}
 
     def test_only_blocks_can_be_merged(self) -> None:
-        assert refusal("a: &a [1]\nb:\n  <<: *a") == "x.yaml:3: <<: expected a block, or a list of blocks, to merge"
+        assert tells(refusal("a: &a [1]\nb:\n  <<: *a"), "x.yaml:3", "<<", "blocks")
 
 
 class TestRefusals:
     """The rows of the robustness matrix that concern the text itself."""
 
     def test_tab(self) -> None:
-        assert refusal("a:\n\tb: 1") == "x.yaml:2: a tab stands in the indentation (expected blanks)"
+        assert tells(refusal("a:\n\tb: 1"), "x.yaml:2", "stands", "indentation")
         assert refusal("a:\n  b: 1\n\tc: 2").startswith("x.yaml:3: a tab stands")
 
     def test_unclosed_quote(self) -> None:
-        assert refusal("a: 1\nb: 'x\nc: 2\n") == "x.yaml:2: a quote is opened here and never closed. Close it on this line: 'x'"
-        assert refusal('a: "x\n').startswith("x.yaml:1: a quote is opened here")
+        assert tells(refusal("a: 1\nb: 'x\nc: 2\n"), "x.yaml:2", "opened", "'x'")
+        assert tells(refusal('a: "x\n'), "x.yaml:1", "quote", "opened")
 
     def test_unclosed_bracket(self) -> None:
         message = refusal("a: [1, 2\nb: 3\n")
-        assert message.startswith("x.yaml:2: not valid YAML: did not find expected ',' or ']'")
+        assert tells(message, "x.yaml:2", "YAML", "','", "']'")
         assert "begins in line 1" in message
 
     def test_colon_in_text(self) -> None:
-        assert "quote text that contains ': '" in refusal("a: b: c")
-        assert "quote text that begins with this character" in refusal("a: @b")
+        assert tells(refusal("a: b: c"), "quote", "text", "contains")
+        assert tells(refusal("a: @b"), "quote", "begins", "character")
 
     def test_two_documents(self) -> None:
-        assert refusal("a: 1\n---\nb: 2").startswith("x.yaml:2: a second document begins here (expected one")
+        assert tells(refusal("a: 1\n---\nb: 2"), "x.yaml:2", "second", "document")
 
     def test_nul(self) -> None:
-        assert refusal("a: 1\nb: \x00") == "x.yaml:2: the character U+0000 is not allowed in YAML"
+        assert tells(refusal("a: 1\nb: \x00"), "x.yaml:2", "U+0000", "YAML")
 
     def test_non_utf8(self, tmp_path: Path) -> None:
         path = tmp_path / "a.yaml"
         path.write_bytes(b"a: 1\nb: caf\xe9\n")
-        assert file_refusal(path) == "a.yaml:2: byte 0xe9 is not UTF-8 (save the file as UTF-8)"
+        assert tells(file_refusal(path), "a.yaml:2", "0xe9", "UTF-8")
 
     def test_duplicate_key(self) -> None:
-        assert refusal("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3") == "x.yaml:5: the key 'c' is given twice (first in line 3)"
+        assert tells(refusal("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3"), "x.yaml:5", "'c'", "3")
 
     def test_duplicate_anchor(self) -> None:
-        assert refusal("a: &a 1\nb: &a 2").startswith("x.yaml:2: the anchor &a is set twice (its first value begins in line 1)")
+        assert tells(refusal("a: &a 1\nb: &a 2"), "x.yaml:2", "anchor", "1")
 
     @pytest.mark.parametrize(
         "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!!python/tuple", "!foo", "!!set", "!!binary"]
@@ -163,37 +164,37 @@ class TestRefusals:
     @pytest.mark.parametrize("value", ["x", "[x]", "{x: 1}"])
     def test_tags_that_are_not_plain_values(self, tag: str, value: str) -> None:
         message = refusal(f"a: 1\nb: {tag} {value}")
-        assert message.startswith(f"x.yaml:2: the tag {tag} is not allowed (expected plain values")
+        assert tells(message, "x.yaml:2", tag, "allowed")
 
     def test_wrong_standard_tags(self) -> None:
-        assert refusal("a: !!int x") == "x.yaml:1: got 'x', expected a value of the kind int"
-        assert refusal("a: " + "9" * 5000).endswith("…', expected a value of the kind int")
+        assert tells(refusal("a: !!int x"), "x.yaml:1", "'x'", "value")
+        assert tells(refusal("a: " + "9" * 5000), "value", "kind")
 
     def test_cyclic_alias(self) -> None:
-        assert refusal("a: &a\n  b: [*a]") == "x.yaml:2: the alias *a stands inside of what it names (a cycle)"
+        assert tells(refusal("a: &a\n  b: [*a]"), "x.yaml:2", "*a", "stands")
 
     def test_unknown_alias(self) -> None:
-        assert refusal("norm: &normalize 1\nb: *normalise") == "x.yaml:2: no anchor is called &normalise. Did you mean 'normalize'?"
+        assert tells(refusal("norm: &normalize 1\nb: *normalise"), "x.yaml:2", "anchor", "'normalize'")
 
     def test_a_key_that_is_no_word(self) -> None:
-        assert refusal("? [a]\n: 2") == "x.yaml:1: got a block or list as a key, expected a word"
+        assert tells(refusal("? [a]\n: 2"), "x.yaml:1", "block", "list")
 
     @pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", "---\n", "null\n"])
     def test_empty(self, text: str) -> None:
-        assert refusal(text) == "x.yaml:1: the file is empty (expected sections such as net, dataset and trainer)"
+        assert tells(refusal(text), "x.yaml:1", "sections", "dataset")
 
     def test_not_a_block(self) -> None:
-        assert refusal("- 1").startswith("x.yaml:1: got a list, expected a block of sections")
-        assert refusal("hello").startswith("x.yaml:1: got 'hello', expected a block of sections")
+        assert tells(refusal("- 1"), "x.yaml:1", "block", "sections")
+        assert tells(refusal("hello"), "x.yaml:1", "'hello'", "sections")
 
     def test_missing_file_names_near_ones(self, tmp_path: Path) -> None:
         (tmp_path / "res50.yaml").touch()
-        assert file_refusal(tmp_path / "res5O.yaml") == "res5O.yaml: no such file. Did you mean 'res50.yaml'?"
+        assert tells(file_refusal(tmp_path / "res5O.yaml"), "res5O.yaml", "file", "'res50.yaml'")
         assert "does not exist either" in file_refusal(tmp_path / "no" / "x.yaml")
 
     def test_folder(self, tmp_path: Path) -> None:
         (tmp_path / "a.yml").mkdir()
-        assert file_refusal(tmp_path / "a.yml") == "a.yml: got a folder, expected a YAML file"
+        assert tells(file_refusal(tmp_path / "a.yml"), "a.yml", "folder", "YAML")
 
     def test_device(self) -> None:
         assert "got a device or pipe" in file_refusal(Path("/dev/zero"))
@@ -202,7 +203,7 @@ class TestRefusals:
         path = tmp_path / "a.yaml"
         with path.open("wb") as file:
             file.truncate(MAX_BYTES + 1)
-        assert file_refusal(path).startswith("a.yaml: got more than 8 MiB")
+        assert tells(file_refusal(path), "a.yaml", "8", "MiB")
 
 
 class TestBombs:
@@ -211,26 +212,23 @@ class TestBombs:
     @pytest.mark.parametrize("one", ["[", "{a: ", "- ", "? "])
     def test_3000_levels_on_one_line(self, one: str) -> None:
         message = refusal("a: " + one * 3000 if one in "[{a: " else one * 3000)
-        assert message.startswith(f"x.yaml:1: got more than {MAX_DEPTH} levels of nesting")
+        assert tells(message, "x.yaml:1", MAX_DEPTH, "nesting")
 
     def test_3000_levels_of_indentation(self) -> None:
         text = "\n".join(" " * level + "a:" for level in range(3000))
-        assert refusal(text).startswith(f"x.yaml:{MAX_DEPTH + 1}: got more than {MAX_DEPTH} levels of nesting")
+        assert tells(refusal(text), f"x.yaml:{MAX_DEPTH + 1}", MAX_DEPTH, "nesting")
 
     def test_nesting_through_aliases(self) -> None:
         nested = "[" * 60 + "]" * 60
         deep = "[" * 60 + "*a" + "]" * 60
-        assert "levels of nesting with the alias written out" in refusal(f"a: &a {nested}\nb: {deep}")
+        assert tells(refusal(f"a: &a {nested}\nb: {deep}"), "levels", "nesting", "written")
 
     def test_an_alias_bomb_is_refused_where_it_passes_the_limit(self) -> None:
         lines = ["k0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
         lines += [f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
         # 10 values a line more: 11, 111, 1,111, 11,111, and line 5 is the first beyond the limit
         assert 11_111 < MAX_NODES < 111_111
-        assert (
-            refusal("\n".join(lines))
-            == f"x.yaml:5: got more than {MAX_NODES:,} values with all aliases written out (an alias bomb?)"
-        )
+        assert tells(refusal("\n".join(lines)), "x.yaml:5", f"{MAX_NODES:,}", "aliases")
 
     def test_a_bomb_of_blocks(self) -> None:
         lines = ["k0: &a0 {x: 1}"] + [f"k{n}: &a{n} {{a: *a{n - 1}, b: *a{n - 1}, c: *a{n - 1}}}" for n in range(1, 40)]
@@ -280,16 +278,16 @@ class TestIncludes:
         (tmp_path / "b.yaml").write_text("\ny: !include a.yaml\n")
         message = file_refusal(tmp_path / "a.yaml")
         assert message.startswith("b.yaml:2: !include")
-        assert message.endswith("itself (a.yaml -> b.yaml -> a.yaml)")
+        assert tells(message, "a.yaml", "->", "b.yaml", "->", "a.yaml")
 
     def test_a_missing_file_is_reported_where_it_is_included(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text("\nx: !include b.yaml\n")
-        assert file_refusal(tmp_path / "a.yaml").startswith("a.yaml:2: !include b.yaml: no such file.")
+        assert tells(file_refusal(tmp_path / "a.yaml"), "a.yaml:2", "include", "b.yaml")
 
     def test_a_fault_in_the_included_file_names_that_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text("x: !include b.yaml\n")
         (tmp_path / "b.yaml").write_text("y: 1\ny: 2\n")
-        assert file_refusal(tmp_path / "a.yaml") == "b.yaml:2: the key 'y' is given twice (first in line 1)"
+        assert tells(file_refusal(tmp_path / "a.yaml"), "b.yaml:2", "'y'", "1")
 
     def test_includes_count_towards_the_limit(self, tmp_path: Path) -> None:
         (tmp_path / "b0.yaml").write_text("[1, 2, 3, 4, 5, 6, 7, 8, 9, 0]")
@@ -299,8 +297,8 @@ class TestIncludes:
         assert file_refusal(tmp_path / "a.yaml").startswith("b4.yaml:1: got more than")
 
     def test_overwrite_must_be_a_block(self) -> None:
-        assert refusal("overwrite@: 3\na: 1") == "x.yaml:1: overwrite@: expected a block of dotted keys with their new values"
+        assert tells(refusal("overwrite@: 3\na: 1"), "x.yaml:1", "overwrite@", "dotted")
         assert to_plain(parse_nodes("overwrite@:\na: 1", "x.yaml")) == {"a": 1}
 
     def test_overwrite_names_what_it_cannot_reach(self) -> None:
-        assert refusal("a: 1\noverwrite@:\n  a.b: 2") == "x.yaml:3: a.b: a is 1 and has no keys to set"
+        assert tells(refusal("a: 1\noverwrite@:\n  a.b: 2"), "x.yaml:3", "a.b", "1")

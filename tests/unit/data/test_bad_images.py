@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from tests.harness.facts import tells
 from up.data.bad_images import BadImage, BadImages, Listed
 from up.errors import UserError
 
@@ -11,7 +12,7 @@ from up.errors import UserError
 def test_a_bad_image_says_where_and_why_and_survives_a_pipe() -> None:
     bad = BadImage(Listed("x.jpg", "meta.txt", 21), "truncated JPEG (11,264 bytes)", "Repair it.")
     again = pickle.loads(pickle.dumps(bad))
-    assert str(again) == "meta.txt:21: x.jpg: truncated JPEG (11,264 bytes). Repair it."
+    assert tells(str(again), "meta.txt:21", "x.jpg", "JPEG", "11,264")
     assert (again.file, again.line) == ("meta.txt", 21)
     assert (again.where, again.reason, again.exit_code) == ("meta.txt:21: x.jpg", "truncated JPEG (11,264 bytes)", 2)
 
@@ -32,10 +33,7 @@ def test_max_bad_is_a_share_or_a_number(max_bad: float, limit: int) -> None:
     bad_images.add({"bad": [f"m:{line}: x: empty" for line in range(limit)]})
     with pytest.raises(UserError) as raised:
         bad_images.add({"bad": ["m:99: y.jpg: empty file (0 bytes)"]})
-    assert str(raised.value) == (
-        f"{limit + 1} bad image{'s' if limit else ''} of 10, the last one m:99: y.jpg: empty file (0 bytes). "
-        f"Expected at most {limit} (max_bad). Repair the data or raise max_bad."
-    )
+    assert tells(str(raised.value), limit + 1, f"image{'s' if limit else ''}", "10", "m:99", "y.jpg", limit, "max_bad")
 
 
 def test_a_resumed_run_remembers() -> None:

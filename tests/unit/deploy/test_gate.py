@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.harness import packages
+from tests.harness.facts import facts
 from up.bundle.answers import ClassesAnswer, Floats, PixelsAnswer
 from up.bundle.parity import Closeness, closeness
 from up.bundle.session import Session
@@ -58,7 +59,7 @@ def test_an_altered_weight_is_seen(position: tuple[int, int], change: float, sca
     weights = packages.WEIGHTS.copy()
     weights[position] += change
     reference = net(weights) if np.isnan(change) else net()
-    with pytest.raises(NumericalError, match=rf"the graph is not the net: it differs on {where}.*allowed are \S+.*Nothing was"):
+    with pytest.raises(NumericalError, match=rf"differs on {where}.*allowed"):
         check_graph_outputs(reference, session(weights), CLASSES, REAL * np.float32(scale))
 
 
@@ -70,7 +71,7 @@ def test_another_class_of_a_real_image_is_an_error_however_close_the_numbers() -
     second[2] += 1e-6
     images = np.ones((3, 3, 8, 8), np.float32)
     assert isinstance(CLASSES, ClassesAnswer)
-    with pytest.raises(NumericalError, match="another best class in 1 of 1 images on real images at batch 1"):
+    with pytest.raises(NumericalError, match=facts("1")):
         check_graph_outputs(net(first), session(second), CLASSES, images)
     (head,) = CLASSES.heads
     sets = CLASSES.model_copy(update={"heads": [head.model_copy(update={"type": "multilabel"})]})
@@ -118,5 +119,5 @@ def test_preprocessing_is_compared_with_that_of_training() -> None:
 
     assert check_preprocessing(net(), session(), pairs(0)).max_abs <= 1e-6
     assert check_preprocessing(net(), session(), pairs(1e-3)).max_abs == pytest.approx(3e-3, rel=0.01)
-    with pytest.raises(NumericalError, match="preprocessing is not that of training"):
+    with pytest.raises(NumericalError, match=facts("preprocessing", "training")):
         check_preprocessing(net(), session(), pairs(1e-1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.harness import packages
+from tests.harness.facts import facts
 from up.bundle.answers import OutputSpec
 from up.bundle.session import Session
 from up.deploy.onnx import check_graph, dimensions, export_graph, serialized, set_metadata
@@ -80,7 +81,7 @@ class Branching(nn.Module):
 
 
 def test_what_torch_cannot_export() -> None:
-    with pytest.raises(UserError, match=rf"^torch {torch.__version__.split('+')[0]}\S* cannot export this net: \w+: "):
+    with pytest.raises(UserError, match=rf"torch {torch.__version__.split('+')[0]}.*export"):
         export_graph(Branching(), SIZE, [OutputSpec(name="scores", axes=["N", 3])])
 
 
@@ -92,7 +93,7 @@ class OneByOne(nn.Module):
 
 
 def test_a_batch_that_is_not_free() -> None:
-    with pytest.raises(UserError, match=r"the graph takes: got \{'data': \[2, 3, 8, 6\]\}, expected .*with a free"):
+    with pytest.raises(UserError, match=facts("{'data'", "[2", "3", "8", "6]}")):
         export_graph(OneByOne(), SIZE, [OutputSpec(name="scores", axes=["N", 3])])
 
 

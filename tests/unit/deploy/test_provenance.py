@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.harness.facts import facts
 from up.deploy.provenance import archive_time, commit_of, created_at, said_by
 from up.errors import UserError
 
@@ -40,7 +41,7 @@ def test_the_time_is_that_of_the_checkpoint_or_of_the_environment(tmp_path: Path
     assert created_at(checkpoint).isoformat() == "1970-01-01T00:00:00+00:00"
     for wrong in ("yesterday", "-1", "1e9", "8589934592", "²"):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
-        with pytest.raises(UserError, match=f"SOURCE_DATE_EPOCH: got '{wrong}', expected seconds since 1970, at most 8,589"):
+        with pytest.raises(UserError, match=facts("SOURCE_DATE_EPOCH", f"'{wrong}'", "1970", "8,589")):
             archive_time()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import packages
+from tests.harness.facts import facts
 from up.deploy.triton import repository_files, write_repository
 from up.errors import StorageError, UserError
 
@@ -49,7 +50,7 @@ def test_nothing_else_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "handmade").mkdir()
     (tmp_path / "handmade" / "thesis.tex").write_text("years of work")
     files = repository_files(packages.manifest(), b"graph")
-    with pytest.raises(UserError, match="exists, and is no model of a Triton repository"):
+    with pytest.raises(UserError, match=facts("exists", "Triton", "repository")):
         write_repository(files, tmp_path / "handmade")
     assert os.listdir(tmp_path / "handmade") == ["thesis.tex"]
     (tmp_path / "file").write_text("")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.harness.facts import facts
 from up.distill.hooks import FeatureHooks, layer_problem
 from up.errors import UserError
 from up.models.net import Net
@@ -115,7 +116,7 @@ def test_what_is_overwritten_is_copied_in_time_and_keeps_its_gradient(net: Net) 
 
 
 def test_a_layer_that_does_not_run_is_refused(net: Net) -> None:
-    with pytest.raises(UserError, match=r"teacher1: layer 'backbone.idle' returns no tensor, or does not run in evaluation"):
+    with pytest.raises(UserError, match=facts("teacher1", "'backbone.idle'", "evaluation")):
         FeatureHooks(net, ["backbone.idle"]).inspect(lambda: net(BATCH), owner="teacher1")
 
 

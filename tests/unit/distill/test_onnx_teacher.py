@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from tests.harness.facts import facts
 from up.distill.onnx_teacher import OnnxTeacher
 from up.errors import UserError
 
@@ -90,12 +91,12 @@ def test_a_package_is_read_without_being_extracted(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.tar"]
     with tarfile.open(tmp_path / "empty.tar", "w:") as package:
         package.addfile(tarfile.TarInfo("meta.json"))
-    with pytest.raises(UserError, match=r"empty.tar: is a tar without a model.onnx"):
+    with pytest.raises(UserError, match=facts("empty.tar", "without", "model.onnx")):
         OnnxTeacher(file=str(tmp_path / "empty.tar"))
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"takes images of \(4, 5\), the student's pipeline makes \(8, 5\)"):
+    with pytest.raises(UserError, match=facts("4", "5", "8", "5")):
         teacher(tmp_path, graph())({"image": torch.zeros(2, 3, 8, 5)})
     assert teacher(tmp_path, graph(shape=("N", 3, "H", "W"))).input_size is None
 
@@ -118,5 +119,5 @@ def test_a_manifest_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.onnx: cannot be read \(.*No such file"):
+    with pytest.raises(UserError, match=facts("nowhere.onnx", "cannot", "read")):
         OnnxTeacher(file=str(tmp_path / "nowhere.onnx"))

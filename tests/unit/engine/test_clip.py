@@ -104,7 +104,7 @@ def test_fresh_running_limit_round_trips() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
-        ({}, "mode pre_defined needs max_norm"),
+        ({}, "max_norm: is missing"),
         ({"mode": "median"}, "mode: got 'median', expected one of pre_defined, average, moving_average"),
         ({"max_norm": 0.0}, "max_norm: got 0.0, expected more than 0"),
         ({"max_norm": 1.0, "norm_type": 0}, "norm_type: got 0, expected more than 0"),

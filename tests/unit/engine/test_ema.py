@@ -11,6 +11,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from tests.harness.facts import facts
 from up.engine.ema import Ema, NoEma, build_ema
 from up.errors import UserError
 
@@ -176,11 +177,11 @@ def test_state_dict_resumes_exactly() -> None:
 
 def test_load_refuses_other_tensors() -> None:
     ema = Ema(Scalar(0.0), decay=0.9)
-    with pytest.raises(UserError, match="no EMA state, it was made with ema.enable: false"):
+    with pytest.raises(UserError, match=facts("EMA", "state", "ema.enable")):
         ema.load_state_dict(NoEma().state_dict())
-    with pytest.raises(UserError, match="EMA state has no tensor for weight"):
+    with pytest.raises(UserError, match=facts("EMA", "tensor", "weight")):
         ema.load_state_dict({"wait": torch.zeros(1)})
-    with pytest.raises(UserError, match="tensors that the model lacks: wait"):
+    with pytest.raises(UserError, match=facts("tensors", "model", "lacks")):
         ema.load_state_dict({"weight": torch.zeros(1), "wait": torch.zeros(1)})
     with pytest.raises(UserError, match=r"weight is \(2,\), expected \(1,\)"):
         ema.load_state_dict({"weight": torch.zeros(2)})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.harness.facts import facts
 from up.data.records import Batch
 from up.engine.faults import Fault, fault_from
 from up.errors import UserError
@@ -24,7 +25,7 @@ def test_a_fault_waits_for_its_step_and_moment(tmp_path: Path) -> None:
     fault = fault_from({"UP_FAULT": "step=3,action=error,at=save"}, tmp_path)
     fault.strike(2, "save")
     fault.strike(3, "update")
-    with pytest.raises(RuntimeError, match="a bug, as UP_FAULT asks for at step 3"):
+    with pytest.raises(RuntimeError, match=facts("UP_FAULT", "asks", "3")):
         fault.strike(3, "save")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from tests.harness.facts import facts
 from up.engine.clip import ClipNorm, NoClip
 from up.engine.precision import Precision, not_finite
 from up.errors import NumericalError, UserError
@@ -72,7 +73,7 @@ def test_clips_after_unscaling_and_reports_the_norm_before(mode: Any) -> None:
 def test_non_finite_gradient_is_a_failure_and_moves_nothing(mode: Any, bad: float) -> None:
     model = Line()
     optimizer = SGD(model.parameters(), lr=0.5, momentum=0.9)
-    with pytest.raises(NumericalError, match="gradient norm is (nan|inf); the optimizer did not move"):
+    with pytest.raises(NumericalError, match=r"norm is (nan|inf)\b"):
         step(Precision(mode=mode, device="cpu"), model, optimizer, bad)
     assert model.weight.item() == 1.0
     assert optimizer.state == {}
@@ -81,7 +82,7 @@ def test_non_finite_gradient_is_a_failure_and_moves_nothing(mode: Any, bad: floa
 def test_a_failed_step_says_who_is_to_blame() -> None:
     model = Line()
     blame = ["rank 1 on x.jpg"]
-    with pytest.raises(NumericalError, match="did not move; rank 1 on x.jpg"):
+    with pytest.raises(NumericalError, match=facts("move", "1", "x.jpg")):
         step(Precision(mode=None, device="cpu"), model, SGD(model.parameters(), lr=0.5), float("nan"), blame=blame.pop)
     assert model.weight.item() == 1.0
 
@@ -159,9 +160,9 @@ def test_accumulated_micro_batches_add_up() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
-        ({"mode": "fp8"}, "amp is 'fp8', expected bf16, fp16 or null"),
-        ({"mode": "fp16", "scale_factor": 0.0}, "scale_factor is 0.0, expected dynamic or a number above 0"),
-        ({"mode": "fp16", "scale_factor": "auto"}, "scale_factor is 'auto', expected dynamic or a number above 0"),
+        ({"mode": "fp8"}, "amp: got 'fp8'"),
+        ({"mode": "fp16", "scale_factor": 0.0}, "scale_factor: got 0.0"),
+        ({"mode": "fp16", "scale_factor": "auto"}, "scale_factor: got 'auto'"),
     ],
 )
 def test_bad_settings_are_named(kwargs: dict[str, Any], text: str) -> None:
@@ -174,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_even_if_its_gradient_is(bad: f
     model = Line()
     precision, optimizer = Precision(mode=None, device="cpu"), SGD(model.parameters(), lr=0.1)
     precision.backward(model.weight.sum() + bad)  # the gradient is 1
-    with pytest.raises(NumericalError, match="the gradient norm is nan; the optimizer did not move"):
+    with pytest.raises(NumericalError, match=facts("gradient", "norm", "optimizer")):
         precision.step(optimizer, NoClip())
     assert model.weight.item() == 1.0
 

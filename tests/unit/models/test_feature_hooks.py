@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.harness.facts import facts
 from up.errors import UserError
 from up.models.feature_hooks import as_maps, feature_hooks, undisturbed
 
@@ -51,7 +52,7 @@ def test_tokens_keep_their_places_and_lose_those_without_one() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 5, 1, 1), (2, 2, 5), (8, 49, 5), (2, 5, 2, 2, 2)])
 def test_what_has_no_places_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"layer 'head' returns .* for 2 images of \(64, 64\) pixels.*name an earlier layer"):
+    with pytest.raises(UserError, match=facts("'head'", "2", "64")):
         as_maps(torch.zeros(shape), image_of(64, 64), "head", nn.ModuleDict({"head": nn.Identity()}))
 
 

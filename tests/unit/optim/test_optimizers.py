@@ -9,6 +9,7 @@ import timm.optim
 import torch
 from torch import nn
 
+from tests.harness.facts import facts
 from up.errors import UserError
 from up.optim import build_optimizer
 from up.optim.lamb import LAMB
@@ -39,7 +40,7 @@ def test_timm_by_its_name_with_its_defaults() -> None:
 
 
 def test_unknown_name_lists_near_ones() -> None:
-    with pytest.raises(UnknownName, match="no optimizer is called 'LAMP'. Did you mean 'LAMB'"):
+    with pytest.raises(UnknownName, match=facts("optimizer", "'LAMP'", "'LAMB'")):
         OPTIMIZERS.get("LAMP")
     with pytest.raises(UnknownName, match="Did you mean 'AdamW'"):
         OPTIMIZERS.get("Adam_W")
@@ -117,9 +118,9 @@ def test_resnet_strikes_back_recipe() -> None:
     ("type_", "kwargs", "text"),
     [
         ("SGD", {"lr": 0.1, "momentun": 0.9}, "momentun: .*Did you mean 'momentum'"),
-        ("SGD", {"lr": -0.1}, "SGD: lr is -0.1, expected 0 or more"),
+        ("SGD", {"lr": -0.1}, "lr: got -0.1"),
         ("SGD", {"lr": 0.1, "nesterov": True}, "SGD: Nesterov momentum requires a momentum"),
-        ("adafactor", {}, "adafactor chooses its own rate when lr is left out.*give lr"),
+        ("adafactor", {}, "lr: is missing"),
         ("Muon", {"lr": 0.1}, "Muon: .*2D"),
         ("Rprop", {"lr": 0.1, "pconfig": {"linear_b": {"weight_decay": 0.0}}}, "pconfig.linear_b.kwargs.weight_decay: Rprop"),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.facts import facts, tells
 from up.config.nodes import parse_nodes
 from up.config.tree import to_plain
 from up.errors import ConfigError
@@ -97,14 +98,14 @@ class TestPaths:
 
     def test_the_dashed_form_of_other_lists(self) -> None:
         assert applied("net.linear-kwargs.z=1")["net"][1]["kwargs"]["z"] == 1
-        assert "no entry of net is called 'linaer'. Did you mean 'linear'?" in refusal("net.linaer-kwargs.z=1")
+        assert tells(refusal("net.linaer-kwargs.z=1"), "called", "'linaer'", "'linear'")
 
     def test_plus_on_a_file_without_hooks(self) -> None:
         assert applied("hooks=null", "+hooks={type: a}")["hooks"] == [{"type": "a"}]
         assert applied("hooks=null", "+hooks=[{type: a}, {type: b}]")["hooks"] == [{"type": "a"}, {"type": "b"}]
         tree = parse_nodes("trainer: {max_epoch: 1}", "x.yaml")
         assert to_plain(apply_overrides(tree, ["+hooks={type: a}"]))["hooks"] == [{"type": "a"}]
-        assert "hooks has no entries. Add one with +hooks={type: a}" in refusal("hooks=null", "hooks.a.kwargs.x=1")
+        assert tells(refusal("hooks=null", "hooks.a.kwargs.x=1"), "hooks", "+hooks={type", "a}")
 
     def test_plus_with_a_list_appends_its_items(self) -> None:
         assert [hook["type"] for hook in applied("+hooks=[{type: x}, {type: y}]")["hooks"]][2:] == ["x", "y"]
@@ -119,12 +120,12 @@ class TestPaths:
 class TestRefusals:
     def test_unknown_section(self) -> None:
         message = refusal("trianer.max_epoch=1")
-        assert message.startswith("--opts: trianer.max_epoch: there is no section or key 'trianer' to set. Did you mean 'trainer'?")
-        assert "Expected one of runtime, dataset" in refusal("zzz=1")
+        assert tells(message, "--opts", "trianer.max_epoch", "'trianer'", "'trainer'")
+        assert tells(refusal("zzz=1"), "runtime", "dataset")
 
     def test_an_unknown_key_of_a_section_is_found_by_decoding(self) -> None:
         tree = apply_overrides(parse_nodes(TEXT, "x.yaml"), ["trainer.clip_nrom=1"])
-        with pytest.raises(ConfigError, match=r"^--opts: trainer.clip_nrom: trainer takes no such key. Did you mean 'clip_norm'"):
+        with pytest.raises(ConfigError, match=facts("--opts", "trainer.clip_nrom", "'clip_norm'")):
             decode(tree)
 
     def test_a_legal_key_that_the_file_lacks(self) -> None:
@@ -135,24 +136,23 @@ class TestRefusals:
         assert decoded.origins.of("trainer.clip_norm") == "--opts"
 
     def test_entries_that_are_not_there(self) -> None:
-        assert refusal("net.7.type=a") == "--opts: net.7.type: got entry 7, but net has 2 entries (counted from 0)"
-        assert refusal("net.haed.type=a") == "--opts: net.haed.type: no entry of net is called 'haed'. Did you mean 'head'?"
-        assert refusal("mimic.jobs.0=a") == "--opts: mimic.jobs.0: mimic.jobs has no entries to count"
+        assert tells(refusal("net.7.type=a"), "--opts", "net.7.type", "7", "2", "0")
+        assert tells(refusal("net.haed.type=a"), "--opts", "net.haed.type", "'haed'", "'head'")
+        assert tells(refusal("mimic.jobs.0=a"), "--opts", "mimic.jobs.0", "mimic.jobs")
 
     def test_a_value_has_no_keys(self) -> None:
-        assert refusal("trainer.max_epoch.x=1") == "--opts: trainer.max_epoch.x: trainer.max_epoch is 3 and has no keys to set"
+        assert tells(refusal("trainer.max_epoch.x=1"), "--opts", "trainer.max_epoch.x", "trainer.max_epoch", "3")
 
     def test_forms(self) -> None:
-        assert (
-            refusal("trainer.max_epoch")
-            == "--opts: trainer.max_epoch: got no value (expected trainer.max_epoch=VALUE, or trainer.max_epoch VALUE)"
+        assert tells(
+            refusal("trainer.max_epoch"), "--opts", "trainer.max_epoch", "trainer.max_epoch=VALUE", "trainer.max_epoch", "VALUE"
         )
-        assert refusal("=3") == "--opts: got '=3', expected KEY=VALUE with a dotted KEY"
-        assert "the path has an empty part" in refusal("trainer..x=3")
+        assert tells(refusal("=3"), "--opts", "'=3'", "KEY=VALUE", "KEY")
+        assert tells(refusal("trainer..x=3"), "path", "empty", "part")
 
     def test_a_value_that_is_no_yaml(self) -> None:
-        assert refusal("trainer.x=[1").startswith("--opts: trainer.x: got '[1': not valid YAML")
-        assert "the tag !!python/name:os.system is not allowed" in refusal("trainer.x=!!python/name:os.system ''")
+        assert tells(refusal("trainer.x=[1"), "--opts", "trainer.x", "'[1'", "YAML")
+        assert tells(refusal("trainer.x=!!python/name:os.system ''"), "python/name:os.system", "allowed")
 
     def test_all_problems_at_once(self) -> None:
         assert len(refusal("trianer.x=1", "net.7=1", "trainer.x=[1").splitlines()) == 3

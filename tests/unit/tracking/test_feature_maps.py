@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.harness.facts import facts
 from up.data.records import Batch
 from up.engine.hooks import Outline
 from up.errors import UserError
@@ -115,7 +116,7 @@ def test_a_layer_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path, c
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="num_channels: got 0"):
         FeatureVis(layer_names="backbone", num_channels=0)
-    with pytest.raises(UserError, match="feature_vis: no layer is named"):
+    with pytest.raises(UserError, match=facts("feature_vis", "layer", "named")):
         FeatureVis(layer_names=[]).check(small_net(), None)
-    with pytest.raises(UserError, match="Did you mean 'backbone.conv'"):
+    with pytest.raises(UserError, match=facts("'backbone.conv'")):
         FeatureVis(layer_names=["backbone.cnv"]).check(small_net(), None)

@@ -12,6 +12,7 @@ from up.config.argument import NoEffect
 from up.config.checked import checked
 from up.data.transforms.image import Image, Probability, Transform, expect_range
 from up.errors import UserError
+from up.text import Verbatim
 
 _ATTEMPTS = 10
 
@@ -52,21 +53,21 @@ class RandomErasing(Transform):
         self.probability = probability
         self.areas = (min_area, max_area)
         if not 0 <= min_area <= max_area <= 1:
-            raise UserError(
-                f"torch_randerase: got areas {list(self.areas)}, expected shares of the image, 0 <= min_area <= max_area <= 1"
-            )
+            raise UserError(got=list(self.areas), expected="shares of the image, 0 <= min_area <= max_area <= 1", key="min_area")
         widest = 1 / max(min_aspect, 1e-9) if max_aspect is None else max_aspect
-        low, high = expect_range((min_aspect, widest), "torch_randerase: min_aspect, max_aspect")
+        low, high = expect_range((min_aspect, widest), "min_aspect")
         self.log_aspects = (math.log(low), math.log(high))
         self.mode = mode
         self.counts = (min_count, min_count if max_count is None else max_count)
         if not 1 <= self.counts[0] <= self.counts[1]:
-            raise UserError(f"torch_randerase: got counts {list(self.counts)}, expected 1 <= min_count <= max_count")
+            raise UserError(got=list(self.counts), expected="1 <= min_count <= max_count", key="min_count")
 
     def __call__(self, image: Image) -> Tensor:
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = f"a {image.dtype} tensor" if isinstance(image, Tensor) else "a PIL image"
-            raise UserError(f"torch_randerase: got {got}, expected a float tensor: put it after to_tensor and normalize")
+            raise UserError(
+                "torch_randerase", got=Verbatim(got), expected="a float tensor", fix="Put it after to_tensor and normalize."
+            )
         boxes = self.boxes(image.shape[-2], image.shape[-1], torch.default_generator)
         return self.erase_(image.clone(), boxes, torch.default_generator) if boxes else image
 

@@ -161,11 +161,11 @@ def expect_levels(image: Image) -> None:
         )
 
 
-def height_width(size: int | tuple[int, int], name: str) -> Size:
+def height_width(size: int | tuple[int, int]) -> Size:
     """``224`` is (224, 224); a pair is (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
-        raise UserError(f"{name}.size: got {size}, expected pixels, as in 224 or [224, 224] (height, width)")
+        raise UserError(got=size, expected="pixels, as in 224 or [224, 224] (height, width)", key="size")
     return height, width
 
 
@@ -173,5 +173,5 @@ def expect_range(pair: tuple[float, float], name: str) -> tuple[float, float]:
     """The (low, high) pair, if it is positive and in order."""
     low, high = pair
     if not 0 < low <= high:
-        raise UserError(f"{name}: got {list(pair)}, expected [low, high] with 0 < low <= high")
+        raise UserError(got=list(pair), expected="[low, high] with 0 < low <= high", key=name)
     return low, high

@@ -37,7 +37,7 @@ class AutoAugment(_Policy):
     """
 
     def __init__(self, *, size: int | tuple[int, int] = 224, scale: tuple[float, float] | None = None) -> None:
-        shorter = min(height_width(size, "torch_auto_augmentation"))
+        shorter = min(height_width(size))
         settings = {"translate_const": int(0.45 * shorter), "img_mean": MEAN_COLOUR}
         self._policy = policies.AutoAugment(policies.auto_augment_policy("original", settings))
 

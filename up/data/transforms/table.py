@@ -89,7 +89,7 @@ class RandomResizedCrop(Geometric):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        self.size = height_width(size, "torch_random_resized_crop")
+        self.size = height_width(size)
         self._crop = v2.RandomResizedCrop(
             self.size,
             scale=expect_range(scale, "torch_random_resized_crop.scale"),
@@ -110,7 +110,7 @@ class Resize(Geometric):
     """Resize with antialiasing: an int is the shorter side (the aspect stays), [h, w] is the exact size in pixels."""
 
     def __init__(self, *, size: int | tuple[int, int], interpolation: Interpolation = "bilinear") -> None:
-        height_width(size, "torch_resize")
+        height_width(size)
         self.size = size
         self.interpolation = interpolation
         self._resize = v2.Resize(size, interpolation=MODES[interpolation], antialias=True)
@@ -142,7 +142,7 @@ class CenterCrop(Geometric):
     """The middle ``size`` pixels, h = w or [h, w]; an image that is smaller is padded with black first."""
 
     def __init__(self, *, size: int | tuple[int, int]) -> None:
-        self.size = height_width(size, "torch_center_crop")
+        self.size = height_width(size)
         self._crop = v2.CenterCrop(self.size)
 
     def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
@@ -186,7 +186,8 @@ class ColorJitter(Transform):
             self._jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
         except ValueError as error:
             expected = "strengths such as .4 (of hue at most .5) or [low, high]"
-            raise UserError(f"torch_color_jitter: {error}; expected {expected}") from error
+            argument = next((name for name in ("brightness", "contrast", "saturation", "hue") if name in str(error)), "")
+            raise UserError(str(error), expected=expected, key=argument) from error
 
     def __call__(self, image: Image) -> Image:
         changed: Image = self._jitter(image)
@@ -258,7 +259,7 @@ class Denormalize(Transform):
 
 def _deviations(std: tuple[float, float, float], name: str) -> tuple[float, float, float]:
     if min(std) <= 0:
-        raise UserError(f"{name}.std: got {list(std)}, expected three numbers above 0, such as [.229, .224, .225]")
+        raise UserError(got=list(std), expected="three numbers above 0, such as [.229, .224, .225]", key="std")
     return std
 
 

@@ -16,6 +16,7 @@ from up.tasks.cls.model.heads import Head
 from up.tasks.cls.model.losses import Activation
 from up.tasks.cls.model.postprocess import ClassificationPostProcess
 from up.tasks.served import Served
+from up.text import Verbatim
 
 _OUTPUT = "scores"
 _TOPK = 5
@@ -71,8 +72,9 @@ def labels_of(class_names: Sequence[str] | Sequence[Sequence[str]] | None, num_c
     lists = [list(class_names)] if isinstance(class_names[0], str) else [list(names) for names in class_names]
     if [len(names) for names in lists] != list(num_classes):
         raise UserError(
-            f"class_names: got {[len(names) for names in lists]} names, expected {list(num_classes)}: one for every output "
-            "of the net, and a list of names for each head where there are several."
+            got=Verbatim(f"{[len(names) for names in lists]} names"),
+            expected=f"{list(num_classes)}: one name for each output of the net, a list for each head",
+            key="class_names",
         )
     return [[str(name) for name in names] for names in lists]
 

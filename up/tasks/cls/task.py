@@ -100,8 +100,7 @@ class Classification(Task[ImageDataset]):
             fresh.keep_scores = fresh.keep_scores or data.save_score
             wanted, counts = fresh.eval_class_idxs, data.class_counts()
             if wanted and counts is not None and not any(counts[each] for each in wanted if each < len(counts)):
-                what = f"eval_class_idxs: got {wanted}, but the data set has no image of these classes. Name other classes."
-                raise UserError(what)
+                raise UserError("the data set has no image of these classes", got=wanted, key="eval_class_idxs", fix="Name others.")
         return fresh
 
     def teacher_evaluator(self, data: ImageDataset) -> Evaluator:
@@ -235,10 +234,10 @@ def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
         return
     if isinstance(given, list) != isinstance(known, list) or (isinstance(given, list) and len(given) != len(known)):
         heads = f"labels for {len(known)} heads" if isinstance(known, list) else "one label for each image"
-        raise UserError(f"num_classes: got {given}, but dataset.train has {heads}.")
+        raise UserError(f"got {given}, but dataset.train has {heads}.", key="num_classes")
     wanted, widths = ([known], [given]) if isinstance(given, int) else (known, given)
     if any(width < number for width, number in zip(widths, wanted, strict=True)):
-        raise UserError(f"num_classes: got {given}, but the labels of dataset.train need at least {known}.")
+        raise UserError(f"got {given}, but the labels of dataset.train need at least {known}.", key="num_classes")
 
 
 def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
@@ -254,7 +253,7 @@ def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
         index = list(range(len(planes))) if is_pyramid else -1
     indices = index if isinstance(index, list) else [index]
     if not all(isinstance(each, int) and -len(planes) <= each < len(planes) for each in indices):
-        raise UserError(f"input_feature_idx: got {index}, but the backbone returns {count(len(planes), 'feature')}.")
+        raise UserError(f"got {index}, but the backbone returns {count(len(planes), 'feature')}.", key="input_feature_idx")
     read = [planes[each] for each in indices]
     if is_pyramid:
         return {"in_plane": read[0] if len(set(read)) == 1 else read}

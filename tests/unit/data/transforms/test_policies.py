@@ -10,6 +10,7 @@ from timm.data.auto_augment import auto_augment_transform, rand_augment_transfor
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from tests.harness.facts import facts
 from up.data.transforms.policies import AutoAugment, IncreasingRandAugment, RandAugment
 from up.errors import UserError
 from up.seed import seed_cpu
@@ -96,5 +97,5 @@ def test_bad_settings(kwargs: dict[str, Any]) -> None:
 
 
 def test_a_magnitude_above_ten_is_clipped_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="torch_random_augmentation.m: 30 is clipped to 10"):
+    with pytest.warns(UserWarning, match=facts("torch_random_augmentation.m", "30", "10")):
         RandAugment(n=2, m=30)

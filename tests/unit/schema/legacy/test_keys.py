@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.harness.facts import each_tells, tells
 from up.config.nodes import parse_nodes
 from up.errors import ConfigError
 from up.schema.decode import Decoded, decode
@@ -30,10 +31,10 @@ class TestMoved:
     def test_save_latest_freq_of_the_saver(self) -> None:
         text = "saver: {type: base, save_latest_freq: 3}\n"
         assert decoded(text).config.trainer.save_latest_freq == 3
-        assert notes(text) == ["x.yaml:2: saver.save_latest_freq: was taken as trainer.save_latest_freq"]
+        assert each_tells(notes(text), ("x.yaml:2", "saver.save_latest_freq", "trainer.save_latest_freq"))
         both = text + "trainer: {save_latest_freq: 5}\n"
         assert decoded(both).config.trainer.save_latest_freq == 5
-        assert notes(both) == ["x.yaml:2: saver.save_latest_freq: has no effect here, trainer.save_latest_freq counts"]
+        assert each_tells(notes(both), ("x.yaml:2", "saver.save_latest_freq", "trainer.save_latest_freq"))
 
     @pytest.mark.parametrize("key", ["lr_register_type", "register_type"])
     def test_spellings_of_warmup_register_type(self, key: str) -> None:
@@ -41,7 +42,7 @@ class TestMoved:
         schedule = decoded(text).config.trainer.lr_scheduler
         assert schedule is not None
         assert schedule.warmup_register_type == "no_scale_lr"
-        assert notes(text) == [f"x.yaml:2: trainer.lr_scheduler.{key}: was taken as trainer.lr_scheduler.warmup_register_type"]
+        assert each_tells(notes(text), ("x.yaml:2", f"trainer.lr_scheduler.{key}", "trainer.lr_scheduler.warmup_register_type"))
         both = f"trainer: {{lr_scheduler: {{type: polylr, {key}: base, warmup_register_type: no_scale_lr}}}}\n"
         schedule = decoded(both).config.trainer.lr_scheduler
         assert schedule is not None
@@ -61,7 +62,7 @@ def test_what_nothing_reads_is_noted_once_with_the_reason(path: str) -> None:
         text = f"{{type: SGD, {text[1:]}" if word == "optimizer" else text
         text = f"{{{word}: {text}}}"
     (note,) = notes(f"{text[1:-1]}\n")
-    assert note == f"x.yaml:2: {path}: has no effect: {WITHOUT_EFFECT[path]}"
+    assert tells(note, "x.yaml:2", path, WITHOUT_EFFECT[path])
 
 
 class TestDataPool:
@@ -81,7 +82,7 @@ class TestDataPool:
         assert dataset.test is not None
         assert dataset.test.dataset.type == "cls"
         assert dataset.train is None
-        assert notes(text) == ["x.yaml:4: dataset.val: was taken as dataset.test, as data_pool says"]
+        assert each_tells(notes(text), ("x.yaml:4", "dataset.val", "dataset.test", "data_pool"))
 
     @pytest.mark.parametrize(
         ("pool", "expected"),

@@ -17,6 +17,7 @@ from up.data.records import Batch
 from up.data.transforms.image import Probability, Size
 from up.errors import UserError
 from up.registry import Registry
+from up.text import Verbatim
 
 BATCH_FNS = Registry(
     "batch_fn",
@@ -52,8 +53,9 @@ class MixPolicy:
         alphas = (self.mixup_alpha, self.cutmix_alpha)
         if min(alphas) < 0 or max(alphas) == 0 or not all(map(math.isfinite, alphas)):
             raise UserError(
-                f"alpha: got {self.mixup_alpha:g} for mixup and {self.cutmix_alpha:g} for CutMix, expected "
-                "none below 0 and one above it; to train without mixing, leave it out of the configuration"
+                got=Verbatim(f"{self.mixup_alpha:g} for mixup and {self.cutmix_alpha:g} for CutMix"),
+                expected="none below 0 and one above it; to train without mixing, leave it out of the configuration",
+                key="alpha",
             )
 
     def draw(self, rng: np.random.Generator, size: Size) -> Mix:
@@ -94,7 +96,7 @@ def soft_targets(gt: Tensor, num_classes: int) -> Tensor:
     """Labels (B,) int64 as one-hot float32 (B, num_classes); soft or multi-hot (B, num_classes) as they are."""
     if gt.is_floating_point():
         if gt.ndim != 2 or gt.shape[1] != num_classes:
-            raise UserError(f"num_classes: got {num_classes}, expected {gt.shape[-1]}, the length of the soft labels")
+            raise UserError(got=num_classes, expected=f"{gt.shape[-1]}, the length of the soft labels", key="num_classes")
         return gt.float()
     if gt.ndim != 1:
         raise UserError(
@@ -118,7 +120,9 @@ def expect_labels_within(gt: Tensor, num_classes: int) -> None:
     low, high = int(gt.min()), int(gt.max())
     if low < 0 or high >= num_classes:
         label = low if low < 0 else high
-        raise UserError(f"num_classes: got {num_classes} and a label {label}, expected labels within 0..{num_classes - 1}")
+        raise UserError(
+            got=Verbatim(f"{num_classes} and a label {label}"), expected=f"labels within 0..{num_classes - 1}", key="num_classes"
+        )
 
 
 def numpy_generator(generator: Generator) -> np.random.Generator:

@@ -51,7 +51,7 @@ class SampleMix(SampleTransform):
             self._num_classes = known
         if self._num_classes is None or (isinstance(known, int) and self._num_classes < known):
             expected = f"{known}, as the data have" if isinstance(known, int) else "one number: mixing is for a single head"
-            raise UserError(f"num_classes of the mixing transform: got {self._num_classes}, expected {expected}.")
+            raise UserError("of the mixing transform", got=self._num_classes, expected=expected, key="num_classes")
 
     def __call__(self, sample: Sample, draw_second: Callable[[], Sample]) -> Sample:
         assert self.takes_second, "the batch form belongs to the batch: use as_batch_fn()"

@@ -24,7 +24,7 @@ from up.tasks.cls.data.inference import (
     inference_root,
 )
 from up.tasks.cls.data.metas import METAS, Meta, MetaSource
-from up.text import count
+from up.text import Verbatim, count
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     if spec.meta_type == "inference_only" and not isinstance(meta_file, list):
         meta_file = inference_path(meta_file, spec.inference)
     if not meta_file:
-        raise UserError("meta_file is not set. Expected the path of a meta file (or a list of paths).")
+        raise UserError("is not set", expected="the path of a meta file (or a list of paths)", key="meta_file")
     paths = [meta_file] if isinstance(meta_file, str) else meta_file
     kinds = _one_each("meta_type", spec.meta_type, len(paths))
     image_dirs = _one_each("image_dir", spec.image_dir, len(paths))
@@ -130,7 +130,9 @@ def _one_each(name: str, given: Any, number: int) -> list[Any]:
     if not isinstance(given, list):
         return [given] * number
     if len(given) != number:
-        raise UserError(f"{name} is a list of {len(given)} for {count(number, 'meta file')}. Expected one entry for each.")
+        raise UserError(
+            got=Verbatim(f"a list of {len(given)}"), expected=f"one entry for each of {count(number, 'meta file')}", key=name
+        )
     return given
 
 
@@ -140,7 +142,7 @@ def _parser(kind: str, spec: TableSpec) -> Callable[[MetaSource], Meta]:
     try:
         found: Callable[[MetaSource], Meta] = METAS.get(kind)
     except UserError as error:
-        raise UserError(f"meta_type: {error}") from None
+        raise UserError(f"{error}", key="meta_type") from None
     return found
 
 
@@ -151,7 +153,7 @@ def _class_names(given: str | list[str] | None) -> list[str] | None:
         with open(given, encoding="utf-8-sig") as file:
             names = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class_names: {given}: cannot be read ({error}). Expected a text file, one name a line.") from None
+        raise UserError(f"{given}: cannot be read ({error}). Expected a text file, one name a line.", key="class_names") from None
     return [name for name in names if name]
 
 
@@ -159,12 +161,12 @@ def _expect_as_many(class_names: Sequence[str] | None, num_classes: int | list[i
     if class_names is None:
         return
     if isinstance(num_classes, list):
-        raise UserError("class_names cannot name the classes of several heads. Leave it out.")
+        raise UserError("cannot name the classes of several heads", fix="Leave it out.", key="class_names")
     if num_classes != len(class_names):
-        raise UserError(f"class_names has {count(len(class_names), 'name')}, num_classes is {num_classes}.")
+        raise UserError(f"has {count(len(class_names), 'name')}, num_classes is {num_classes}.", key="class_names")
     if len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if list(class_names).count(name) > 1)
-        raise UserError(f"class_names: {twice!r} occurs twice. Expected each class once.")
+        raise UserError(f"{twice!r} occurs twice. Expected each class once.", key="class_names")
 
 
 def _joined(
@@ -221,8 +223,9 @@ def _num_classes(expected: int | list[int] | None, labels: PackedLabels | None) 
         return expected
     if labels.heads is not None and labels.values.ndim == 2 and isinstance(expected, int):
         raise UserError(
-            f"num_classes is {expected}, but every image has a list of {labels.heads} labels. Expected a list with the "
-            "classes of each head (or multilabel: true, where a list is a set of labels)."
+            f"is {expected}, but every image has a list of {labels.heads} labels",
+            expected="a list with the classes of each head (or multilabel: true, where a list is a set of labels)",
+            key="num_classes",
         )
     if expected is not None:
         return expected

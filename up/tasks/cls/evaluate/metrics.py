@@ -19,7 +19,7 @@ from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Ints, Predictions, Recorder, combine
-from up.text import count, did_you_mean, some_of
+from up.text import Verbatim, count, did_you_mean, some_of
 
 EVALUATORS = Registry(
     "evaluator",
@@ -70,7 +70,7 @@ class ImageNetEvaluator:
         self.eval_class_idxs = sorted(set(eval_class_idxs or ()))
         self.topk = sorted({1, *topk})
         if self.topk[0] < 1:
-            raise UserError(f"topk must list numbers of 1 or more, got {list(topk)}. Common is [1, 5].")
+            raise UserError(got=list(topk), expected="list numbers of 1 or more", key="topk", fix="Common is [1, 5].")
         self.class_names = class_names
         self.use_prec_rec_f1 = use_prec_rec_f1
         self.prec_rec_f1_avg = prec_rec_f1_avg
@@ -160,7 +160,7 @@ class ImageNetEvaluator:
             return head
         if self.eval_class_idxs[-1] >= head.classes:
             got, last = self.eval_class_idxs[-1], head.classes - 1
-            raise UserError(f"eval_class_idxs: got {got}, expected 0 to {last}, the classes of the net.")
+            raise UserError(got=got, expected=f"0 to {last}, the classes of the net", key="eval_class_idxs")
         return head.of_classes(self.eval_class_idxs)
 
     def judge(self, head: HeadPredictions) -> dict[str, float]:
@@ -230,7 +230,7 @@ class LongTailEvaluator(ImageNetEvaluator):
             image_reader=image_reader,
         )
         if low_shot_thr > many_shot_thr:
-            raise UserError(f"low_shot_thr {low_shot_thr} must not be above many_shot_thr {many_shot_thr}.")
+            raise UserError(got=low_shot_thr, expected=f"at most many_shot_thr ({many_shot_thr})", key="low_shot_thr")
         self.many_shot_thr = many_shot_thr
         self.low_shot_thr = low_shot_thr
         given = _read_frequencies(Path(cls_freq)) if isinstance(cls_freq, str) else cls_freq
@@ -241,8 +241,9 @@ class LongTailEvaluator(ImageNetEvaluator):
         """The training images of each class (C,)."""
         if self._frequencies is None:
             raise UserError(
-                "imagenet_lt needs cls_freq, the training images of each class, as a list or a file: there is no "
-                "training set of labels to count them in."
+                "is missing: there is no training set of labels to count the images of each class in",
+                key="cls_freq",
+                fix="Give the number of training images of each class, as a list or a file.",
             )
         return np.asarray(self._frequencies, dtype=np.int64)
 
@@ -253,8 +254,9 @@ class LongTailEvaluator(ImageNetEvaluator):
         frequencies = self.frequencies
         if len(frequencies) != head.classes:
             raise UserError(
-                f"cls_freq has {count(len(frequencies), 'number')}, but the net has {head.classes} classes. "
-                "Give the training images of each class, in the order of the labels."
+                f"has {count(len(frequencies), 'number')}, but the net has {head.classes} classes",
+                fix="Give the training images of each class, in the order of the labels.",
+                key="cls_freq",
             )
         counts = scoring.counts_of(head)
         many, few = frequencies > self.many_shot_thr, frequencies < self.low_shot_thr
@@ -270,8 +272,10 @@ def _check_name(cmp_key: str, names: Sequence[str]) -> None:
     """Before the first epoch, not after it: is this a figure that will be there?"""
     if re.sub(r"^(head\d+|avg)_", "", cmp_key) not in names:
         raise UserError(
-            f"cmp_key: the evaluator gives no figure called {cmp_key!r}.{did_you_mean(cmp_key, names)} "
-            f"Expected one of {some_of(names)}; precision, recall and f1 need use_prec_rec_f1: true."
+            got=cmp_key,
+            expected=f"one of {some_of(names)}; precision, recall and f1 need use_prec_rec_f1: true",
+            key="cmp_key",
+            fix=did_you_mean(cmp_key, names).strip(),
         )
 
 
@@ -280,8 +284,9 @@ def _expect_deciding(cmp_key: str | None, deciding: str, figures: Mapping[str, f
     top = re.search(r"top(\d+)$", cmp_key or "")
     if top is not None and deciding not in figures and int(top[1]) >= min(classes):
         raise UserError(
-            f"cmp_key: got {cmp_key}, but the net has {some_of(classes)} classes, so it would be 100 % at every epoch. Expected "
-            f"a metric that tells checkpoints apart, such as {deciding.replace(top[0], 'top1')}."
+            got=Verbatim(f"{cmp_key}, but the net has {some_of(classes)} classes, so it would be 100 % at every epoch"),
+            expected=f"a metric that tells checkpoints apart, such as {deciding.replace(top[0], 'top1')}",
+            key="cmp_key",
         )
 
 
@@ -294,8 +299,9 @@ def _expect_names(class_names: Sequence[str] | Sequence[Sequence[str]] | None, p
     given, wanted = [len(names) for names in lists], [head.classes for head in predictions.heads]
     if given != wanted:
         raise UserError(
-            f"class_names: got {some_of(given)} names, but the net has {some_of(wanted)} classes. Give one name for each class "
-            "(with several heads: one list for each), or leave it out."
+            f"got {some_of(given)} names, but the net has {some_of(wanted)} classes",
+            fix="Give one name for each class (with several heads: one list for each), or leave it out.",
+            key="class_names",
         )
 
 
@@ -316,12 +322,12 @@ def _read_frequencies(path: Path) -> list[int]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cls_freq: {path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}", key="cls_freq") from error
     try:
         numbers = json.loads(text if text.lstrip().startswith("[") else f"[{','.join(text.split())}]")
     except ValueError as error:
-        raise UserError(f"cls_freq: {path} is neither a JSON list nor one number a line: {error}") from error
+        raise UserError(f"{path} is neither a JSON list nor one number a line: {error}", key="cls_freq") from error
     wrong = [number for number in numbers if type(number) is not int or number < 0]
     if wrong or not numbers:
-        raise UserError(f"cls_freq: {path} must hold whole numbers of 0 or more, got {some_of(wrong) or 'nothing'}.")
+        raise UserError(f"{path} must hold whole numbers of 0 or more, got {some_of(wrong) or 'nothing'}.", key="cls_freq")
     return list(numbers)

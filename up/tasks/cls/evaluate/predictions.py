@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from up.errors import UserError
+from up.text import count
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -134,9 +135,10 @@ class Recorder:
         if self.multilabel:
             if len(heads) > 1 or gt.shape != heads[0].shape:
                 raise UserError(
-                    f"multilabel: true needs one head and labels of the shape of its scores, got {len(heads)} heads, "
-                    f"scores {tuple(heads[0].shape)} and labels {tuple(gt.shape)}. "
-                    "Set multilabel: true on the data set too, and num_classes to one number."
+                    f"true needs one head and labels of the shape of its scores, got {count(len(heads), 'head')}, scores "
+                    f"{tuple(heads[0].shape)} and labels {tuple(gt.shape)}",
+                    fix="Set multilabel: true on the data set too, and num_classes to one number.",
+                    key="multilabel",
                 )
             return [gt]
         columns = gt.unbind(dim=1) if gt.ndim == 2 and not gt.is_floating_point() else [gt]

@@ -194,8 +194,9 @@ def _names_of(given: Names | None, number: int, predictions: Predictions) -> lis
     names = given if one_list else given[number] if number < len(given) else []
     if len(names) != classes:
         raise UserError(
-            f"class_names has {count(len(names), 'name')}, but head {number} of the net has {classes} classes. "
-            "Give one name for each class (with several heads: one list for each)."
+            f"has {count(len(names), 'name')}, but head {number} of the net has {classes} classes",
+            fix="Give one name for each class (with several heads: one list for each).",
+            key="class_names",
         )
     return [str(name) for name in names]
 

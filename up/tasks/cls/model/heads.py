@@ -242,8 +242,9 @@ class ViTHead(Head):
             flat = feature[:, 0] if self.cls_type == "token" else feature[:, 1:].mean(dim=1)
         elif feature.ndim == 4 and self.cls_type == "token":
             raise UserError(
-                f"cls_type: token needs tokens (B, N, C), but the backbone gives a feature of shape "
-                f"{tuple(feature.shape)}. Set cls_type: avg."
+                f"token needs tokens (B, N, C), but the backbone gives a feature of shape {tuple(feature.shape)}",
+                fix="Set cls_type: avg.",
+                key="cls_type",
             )
         else:
             flat = pooled(feature) if self.use_pool else feature.flatten(1)
@@ -299,8 +300,9 @@ class FPNHead(Head):
         planes = self.in_plane if isinstance(self.in_plane, list) else [self.in_plane] * len(chosen)
         if len(planes) != len(chosen):
             raise UserError(
-                f"in_plane lists {count(len(planes), 'level')}, but the net gives {count(len(chosen), 'feature')}. "
-                "List one number for each."
+                f"lists {count(len(planes), 'level')}, but the net gives {count(len(chosen), 'feature')}",
+                fix="List one number for each.",
+                key="in_plane",
             )
         levels = [
             _checked(pooled(feature) if self.use_pool else feature.flatten(1), plane, feature)
@@ -324,8 +326,9 @@ def pick(features: Sequence[Tensor], index: int) -> Tensor:
     """The feature of that index, which may count from the end."""
     if not -len(features) <= index < len(features):
         raise UserError(
-            f"input_feature_idx is {index}, but the backbone gives {count(len(features), 'feature')}. "
-            f"Expected {-len(features)} to {len(features) - 1}."
+            f"is {index}, but the backbone gives {count(len(features), 'feature')}",
+            expected=f"{-len(features)} to {len(features) - 1}",
+            key="input_feature_idx",
         )
     return features[index]
 
@@ -334,8 +337,9 @@ def _checked(vector: Tensor, in_plane: int, feature: Tensor) -> Tensor:
     if vector.shape[1] != in_plane:
         noun = "channels" if vector.shape[1] in feature.shape[1:] else "numbers once flattened"
         raise UserError(
-            f"in_plane is {in_plane}, but the feature of shape {tuple(feature.shape)} has {vector.shape[1]} {noun}. "
-            f"Set in_plane: {vector.shape[1]}, or leave it out."
+            f"is {in_plane}, but the feature of shape {tuple(feature.shape)} has {vector.shape[1]} {noun}",
+            fix=f"Set in_plane: {vector.shape[1]}, or leave it out.",
+            key="in_plane",
         )
     return vector
 

@@ -112,8 +112,9 @@ class ClassificationLoss(nn.Module, ABC):
         classes = logits.shape[1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise UserError(
-                f"class_weights has {len(self.class_weights)} numbers, but the net gives {classes} logits. "
-                "Give one number for each class, in the order of the labels."
+                f"has {len(self.class_weights)} numbers, but the net gives {classes} logits",
+                fix="Give one number for each class, in the order of the labels.",
+                key="class_weights",
             )
         if target.shape not in (logits.shape, logits.shape[:1]):
             raise UserError(
@@ -278,17 +279,19 @@ def _weights(wanted: Literal["balanced"] | list[float] | None, counts: list[int]
     if wanted == "balanced":
         if counts is None:
             raise UserError(
-                "class_weights: balanced needs the images per class, which are known for a training set of labels "
-                "only. Give a list of numbers, one for each class, instead."
+                "balanced needs the images per class, which are known for a training set of labels only",
+                fix="Give a list of numbers, one for each class, instead.",
+                key="class_weights",
             )
         images = sum(counts)
         wanted = [images / (len(counts) * count) if count else 0.0 for count in counts]
     if counts is not None and len(wanted) != len(counts):
         raise UserError(
-            f"class_weights has {len(wanted)} numbers, but the data have {len(counts)} classes. "
-            "Give one number for each class, in the order of the labels."
+            f"has {len(wanted)} numbers, but the data have {len(counts)} classes",
+            fix="Give one number for each class, in the order of the labels.",
+            key="class_weights",
         )
     valid = all(math.isfinite(weight) and weight >= 0 for weight in wanted)
     if not valid or not any(wanted):
-        raise UserError(f"class_weights must be finite numbers >= 0, not all of them 0, got {wanted}.")
+        raise UserError(got=wanted, expected="finite numbers >= 0, not all of them 0", key="class_weights")
     return torch.tensor(wanted, dtype=torch.float32)

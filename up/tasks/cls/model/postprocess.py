@@ -49,8 +49,10 @@ class ClassificationPostProcess(nn.Module):
         for loss in [cls_loss] if isinstance(cls_loss, ClassificationLoss) else cls_loss:
             if multilabel and loss.activation != "sigmoid":
                 raise UserError(
-                    "multilabel: true needs a loss that scores every class by itself, such as bce; "
-                    f"got {type(loss).__name__}, whose scores sum to 1."
+                    got=True,
+                    expected=f"false for {type(loss).__name__}, whose scores sum to 1",
+                    fix="Use a loss that scores each class by itself, such as bce.",
+                    key="multilabel",
                 )
 
     def forward(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,8 +78,9 @@ class ClassificationPostProcess(nn.Module):
             return [self.cls_loss] * heads
         if len(self.cls_loss) != heads:
             raise UserError(
-                f"cls_loss lists {len(self.cls_loss)} losses, but the net has {_heads(heads)}. "
-                "List one for each, or give a single one for all."
+                f"lists {len(self.cls_loss)} losses, but the net has {_heads(heads)}",
+                fix="List one for each, or give a single one for all.",
+                key="cls_loss",
             )
         return list(self.cls_loss)  # type: ignore[arg-type]
 

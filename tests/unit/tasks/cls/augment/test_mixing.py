@@ -10,6 +10,7 @@ import torch
 from timm.data import mixup as timm_mixup
 from torch import Tensor
 
+from tests.harness.facts import facts
 from up.data.records import Batch
 from up.errors import UserError
 from up.seed import generator
@@ -169,7 +170,7 @@ def test_labels_that_cannot_be_mixed(gt: Tensor, message: str) -> None:
 
 def test_levels_are_refused() -> None:
     batch = Batch(image=torch.zeros(2, 3, 4, 4, dtype=torch.uint8), gt=torch.tensor([0, 1]))
-    with pytest.raises(UserError, match="batch_fn: got images of torch.uint8, expected float"):
+    with pytest.raises(UserError, match=facts("batch_fn", "images", "torch.uint8")):
         BatchMixup()(batch, generator(0))
 
 
@@ -184,7 +185,7 @@ def test_levels_are_refused() -> None:
     ],
 )
 def test_bad_alphas(part: Any, kwargs: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="alpha: got .* for mixup and .* for CutMix, expected"):
+    with pytest.raises(UserError, match=facts("alpha", "mixup", "CutMix")):
         part(**kwargs)
 
 

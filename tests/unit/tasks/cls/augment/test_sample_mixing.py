@@ -10,6 +10,7 @@ from PIL.Image import Image as PILImage
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from tests.harness.facts import facts
 from up.data.records import Sample
 from up.errors import UserError
 from up.seed import seed_cpu
@@ -101,7 +102,7 @@ def test_labels_that_cannot_be_mixed(labels: Any, message: str) -> None:
 
 
 def test_a_raw_second_after_to_tensor_is_refused() -> None:
-    with pytest.raises(UserError, match=r"first image of torch.float32 and a second of torch.uint8.*transform: True"):
+    with pytest.raises(UserError, match=facts("torch.float32", "torch.uint8", "transform")):
         mixed(Mixup(num_classes=4, extra_input=True), 0, first=DARK.float())
 
 

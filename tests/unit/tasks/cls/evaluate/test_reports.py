@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.harness.facts import facts
 from up.errors import StorageError, UserError
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.reports import write_reports
@@ -75,7 +76,7 @@ def test_confusion(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_figure_is_left_out_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("up.figures.find_spec", lambda _: None)
-    with pytest.warns(UserWarning, match=r"confusion.png .*pip install -e '.\[viz\]'"):
+    with pytest.warns(UserWarning, match=facts("confusion.png", "install", "'.[viz]'")):
         written = write_reports(evaluated(), tmp_path, NAMES)
     assert "confusion.csv" in {path.name for path in written}
     assert not (tmp_path / "confusion.png").exists()
@@ -196,7 +197,7 @@ def test_many_classes_are_written_as_the_pairs_that_occur(tmp_path: Path) -> Non
 def test_unreadable_scores_have_no_prediction(tmp_path: Path) -> None:
     scores = SCORES.clone()
     scores[0] = float("nan")
-    with pytest.warns(UserWarning, match="scores of 1 of 4 images are not finite"):
+    with pytest.warns(UserWarning, match=facts("scores", "1", "4")):
         write_reports(evaluated(scores), tmp_path, NAMES, save_result=True)
     assert rows_of(tmp_path / "predictions.csv")[1][:6] == ["a.jpg", "cat", "", "0", "", "0.000000"]
     assert json_lines(tmp_path / "results.txt")[0]["prediction"] == -1
@@ -204,7 +205,7 @@ def test_unreadable_scores_have_no_prediction(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [["cat", "dog"], [["cat", "dog"]], [[]]])
 def test_too_few_names_are_counted(tmp_path: Path, names: Any) -> None:
-    with pytest.raises(UserError, match=r"class_names has \d names, but head 0 of the net has 3 classes"):
+    with pytest.raises(UserError, match=facts("class_names", "head 0", "3")):
         write_reports(evaluated(), tmp_path / "reports", names)
     assert not (tmp_path / "reports").exists()
 
@@ -217,7 +218,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("up.files.os.fsync", full)
-    with pytest.raises(StorageError, match="cannot be written .*No space left"):
+    with pytest.raises(StorageError, match=facts("cannot", "written", "space")):
         write_reports(evaluated(gt=1 - LABELS), tmp_path, NAMES)
     assert (tmp_path / "per_class.csv").read_bytes() == before
     assert not list(tmp_path.glob("*.tmp"))
@@ -226,7 +227,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file/reports: cannot be made .*Not a directory"):
+    with pytest.raises(StorageError, match=facts("file/reports", "cannot", "directory")):
         write_reports(evaluated(), tmp_path / "file" / "reports")
 
 

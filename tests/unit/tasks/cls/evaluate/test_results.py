@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.harness.facts import facts
 from up.errors import StorageError
 from up.tasks.cls.data.inference import already_done
 from up.tasks.cls.evaluate.results import ResultStream
@@ -32,5 +33,5 @@ def test_all_scores_on_demand(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:
     stream = ResultStream(tmp_path / "gone", depth=1)
-    with pytest.raises(StorageError, match=r"results\.txt\.rank0: cannot be written \(No such file or directory\)"):
+    with pytest.raises(StorageError, match=facts("results.txt.rank0", "written", "directory")):
         stream({"scores": SCORES}, {"filename": ["a", "b"], "index": torch.arange(2)})

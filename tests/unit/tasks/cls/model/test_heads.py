@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.harness.facts import facts
 from up.errors import UserError
 from up.tasks.cls.model.heads import (
     CLASSIFIERS,
@@ -68,14 +69,14 @@ def test_input_feature_idx_picks_the_feature() -> None:
 
 
 def test_a_feature_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="input_feature_idx is 2, but the backbone gives 1 feature"):
+    with pytest.raises(UserError, match=facts("input_feature_idx", "2", "backbone", "1")):
         logits_of(ResNetHead(num_classes=3, in_plane=6, input_feature_idx=2), MAP)
 
 
 @pytest.mark.parametrize("name", ["base_cls_head", "convnext_head", "fpn_cls_head", "vit_head"])
 def test_a_wrong_channel_count_names_both_numbers(name: str) -> None:
     features = TOKENS if name == "vit_head" else MAP
-    with pytest.raises(UserError, match=r"in_plane is 2048, but the feature of shape .* has 6 channels"):
+    with pytest.raises(UserError, match=facts("in_plane", "2048", "6")):
         logits_of(HEADS.get(name)(num_classes=3, in_plane=2048), features)
 
 
@@ -88,7 +89,7 @@ def test_tokens_and_vectors_are_pooled_too() -> None:
 def test_without_pool_the_feature_is_flattened() -> None:
     head = ResNetHead(num_classes=3, in_plane=6 * 12, use_pool=False)
     assert torch.equal(logits_of(head, MAP), head.classifier(MAP.flatten(1)))
-    with pytest.raises(UserError, match="in_plane is 6, but .* has 72 numbers once flattened. Set in_plane: 72"):
+    with pytest.raises(UserError, match=facts("in_plane", "6", "72", "in_plane", "72")):
         logits_of(ResNetHead(num_classes=3, in_plane=6, use_pool=False), MAP)
 
 
@@ -119,7 +120,7 @@ def test_norm_linear_is_temperature_times_cosine(spelling: str) -> None:
 
 
 def test_norm_linear_refuses_two_temperatures() -> None:
-    with pytest.raises(UserError, match="temperature 5.0 and tempearture 7.0"):
+    with pytest.raises(UserError, match=facts("tempearture", "7.0", "5", "temperature")):
         NormLinearClassifier(temperature=5.0, tempearture=7.0)
 
 
@@ -156,7 +157,7 @@ def test_vit_head_takes_the_class_token_or_the_mean_of_the_others() -> None:
 
 
 def test_vit_head_needs_tokens_for_its_class_token() -> None:
-    with pytest.raises(UserError, match=r"cls_type: token.*\(2, 6, 3, 4\).*cls_type: avg"):
+    with pytest.raises(UserError, match=facts("cls_type", "2", "6", "3", "4", "cls_type")):
         logits_of(ViTHead(num_classes=3, in_plane=6), MAP)
 
 
@@ -178,7 +179,7 @@ def test_fpn_head_averages_its_levels_or_joins_them() -> None:
 
 
 def test_fpn_head_names_the_number_of_levels() -> None:
-    with pytest.raises(UserError, match="in_plane lists 3 levels, but the net gives 2 features"):
+    with pytest.raises(UserError, match=facts("in_plane", "3", "2")):
         logits_of(FPNHead(num_classes=3, in_plane=[6, 6, 6]), MAP, MAP)
 
 
@@ -235,7 +236,7 @@ def test_some_levels_of_a_pyramid_are_read() -> None:
     two = FPNHead(num_classes=3, in_plane=[2, 6], input_feature_idx=[0, 2])
     vector = torch.cat(means(MAP[:, :2], MAP), dim=1)
     assert torch.allclose(logits_of(two, MAP[:, :2], MAP[:, :4], MAP), two.classifier(vector), atol=1e-6)
-    with pytest.raises(UserError, match="input_feature_idx is 2"):
+    with pytest.raises(UserError, match="input_feature_idx: is 2"):
         logits_of(two, MAP[:, :2], MAP)
 
 
@@ -245,7 +246,7 @@ def test_levels_of_a_pyramid_are_flattened() -> None:
 
 
 def test_levels_of_several_widths_have_no_sum() -> None:
-    with pytest.raises(UserError, match="sum_feature needs levels of one width, in_plane is \\[6, 2\\]. Set feat_planes"):
+    with pytest.raises(UserError, match=facts("sum_feature", "in_plane", "[6", "2]", "feat_planes")):
         FPNHead(num_classes=3, in_plane=[6, 2], sum_feature=True)
 
 
