@@ -94,7 +94,7 @@ def test_snippets_are_accepted(snippet: str, tmp_path: Path) -> None:
     whole = to_plain(load_nodes(ROOT / "configs" / "cls" / "quickstart.yaml"))
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(merged(whole, yaml.safe_load(snippet))))
-    load_experiment(path)
+    assert load_experiment(path).path == path
 
 
 def test_flags_and_keys_without_effect_are_accepted(tmp_path: Path) -> None:

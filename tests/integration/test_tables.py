@@ -110,8 +110,9 @@ def test_the_tables_of_a_run_are_aligned(config: Config, write: Callable[[Config
     assert "a_backbone_with_a_long_name  ResNet" in lines[header + 1]
 
 
-def test_a_table_of_one_column_of_a_terminal() -> None:
+def test_a_table_of_one_column_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """However narrow: it is folded, never an error."""
     table = table_of("name")
     table.add_row(LONG)
     print_tables(table)
+    assert LONG in capsys.readouterr().out

@@ -117,11 +117,11 @@ class TestMerging:
         assert (trainer.max_epoch, trainer.test_freq, trainer.save_freq) == (1, 2, 3)
 
     def test_a_chain_of_bases_counts_from_each_file(self, folder: Path) -> None:
-        write("root/a.yaml", "trainer: {max_epoch: 7}")
-        write("root/sub/b.yaml", "base: ../a.yaml\nnet: [{name: a, type: b}]")
-        write("own/c.yaml", "base: ../root/sub/b.yaml\nhooks: []")
+        write("shared/a.yaml", "trainer: {max_epoch: 7}")
+        write("shared/sub/b.yaml", "base: ../a.yaml\nnet: [{name: a, type: b}]")
+        write("own/c.yaml", "base: ../shared/sub/b.yaml\nhooks: []")
         assert load_config(Path("own/c.yaml")).config.trainer.max_epoch == 7
-        write("own/d.yaml", f"base: {folder}/root/sub/b.yaml")
+        write("own/d.yaml", f"base: {folder}/shared/sub/b.yaml")
         assert load_config(Path("own/d.yaml")).config.trainer.max_epoch == 7
 
     def test_a_base_reached_twice_is_fine(self) -> None:
