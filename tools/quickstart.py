@@ -20,7 +20,7 @@ SHOWN = 4  # right predictions; a wrong one is added where there is one
 def main() -> None:
     run("1/6  real images: scikit-learn's handwritten digits", "tools/prepare_digits.py", "--out", str(DIGITS))
     begun = time.perf_counter()
-    run("2/6  train (stop it with Ctrl-C and run it again: it goes on)", "-m", "up", "train", "--config", CONFIG)
+    run("2/6  train (stop it with Ctrl-C and run it again: it resumes)", "-m", "up", "train", "--config", CONFIG)
     minutes = (time.perf_counter() - begun) / 60
     run("3/6  evaluate the best checkpoint", "-m", "up", "eval", "--config", CONFIG)
     run("4/6  export it as a package, proved against torch", "-m", "up", "to_kestrel", "--config", CONFIG)

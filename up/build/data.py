@@ -183,7 +183,7 @@ def build_evaluation(
 ) -> tuple[Evaluation, Dataset]:
     """The evaluation on ``dataset.test``, and its data set.
 
-    ``trained`` are derived arguments of the training data. Results that the task writes as they come go to the folder ``results``.
+    ``trained`` are derived arguments of the training data. The task writes results batch by batch into ``results``.
     """
     task, section = experiment.task, section_of(experiment, "test")
     dataset = build_dataset(experiment, "test", trained)

@@ -1,4 +1,4 @@
-"""The first update and the first evaluation, tried on two images before anything is created: what fails in them fails here."""
+"""The first update and the first evaluation, on two images, before anything is created."""
 
 from __future__ import annotations
 

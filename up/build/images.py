@@ -42,7 +42,7 @@ def open_images(
                     f"dataset.{name}: {count(len(unreadable), 'bad image')} of {len(data):,}, expected at most {limit:,} (max_bad)"
                 )
     if refused:
-        remedy = "Repair or remove them, or set on_bad_image: skip and max_bad to go on without them."
+        remedy = "Repair or remove them, or set on_bad_image: skip and max_bad to continue without them."
         raise UnreadableImages("\n".join([*_capped(refused), remedy]))
 
 

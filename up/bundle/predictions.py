@@ -41,7 +41,7 @@ class Prediction:
 
 
 def rendered(predictions: Iterable[Prediction], kind: Format, columns: Sequence[str]) -> Iterator[str]:
-    """The text of the predictions, piece by piece as they come; ``columns`` are the answer's."""
+    """The text of the predictions, piece by piece; ``columns`` are the answer's."""
     if kind == "json":
         return _as_json(predictions)
     if kind == "jsonl":

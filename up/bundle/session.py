@@ -47,7 +47,7 @@ class Session:
         if len(inputs) != 1:
             raise PackageError("inputs of the graph", got=len(inputs), expected="one", file=label)
         self._input, self._outputs = inputs[0].name, [output.name for output in self._session.get_outputs()]
-        if self._session.get_providers()[0] != wanted:  # the runtime goes on with the CPU and says nothing
+        if self._session.get_providers()[0] != wanted:  # the runtime continues on the CPU and says nothing
             raise UserError(
                 f"{provider} is there, but cannot be started: its libraries or its device are missing",
                 key="--provider",

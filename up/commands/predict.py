@@ -186,7 +186,7 @@ def with_progress(predictions: Iterable[Prediction], images: int, arguments: arg
 
 
 def publish(predictions: Iterable[Prediction], answer: Answer, arguments: argparse.Namespace) -> None:
-    """Print the predictions as they come (a table once it is whole), or write them to ``--output`` all at once."""
+    """Print the predictions batch by batch (a table once it is whole), or write them to ``--output`` all at once."""
     if arguments.output is None and arguments.format == "table":
         print_tables(table_for(predictions, answer.headings))
         return

@@ -170,7 +170,7 @@ class _Visit:
             return read_sample(dataset, index)
         except BadImage as bad:
             if dataset.on_bad_image == "error":
-                fix = "Repair it, or set on_bad_image: skip to go on without it."
+                fix = "Repair it, or set on_bad_image: skip to continue without it."
                 raise BadImage(bad.where, bad.reason, fix) from None
             self.bad = self.bad or bad.problems[0]
         for attempt in range(_TRIES):

@@ -122,7 +122,7 @@ def open_image(source: str | bytes, name: str | None, max_pixels: int) -> tuple[
 def _read(path: str, name: str, max_pixels: int) -> bytes:
     try:
         found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait without end
             raise BadImage(name, "a folder, not an image" if stat.S_ISDIR(found.st_mode) else "not a regular file")
         if found.st_size > 8 * max_pixels + (1 << 20):  # more than 16-bit RGBA needs without any compression
             raise BadImage(name, f"too large: {found.st_size:,} bytes for at most {max_pixels:,} pixels")

@@ -52,7 +52,7 @@ class LoaderDied(UserError):
 
 
 class WorkerDied(LoaderDied):
-    """A worker process was killed; what was saved stands, and the same command goes on from there (EX_TEMPFAIL)."""
+    """A worker process was killed; what was saved stands, and the same command continues from there (EX_TEMPFAIL)."""
 
     exit_code = 75
 

@@ -17,7 +17,7 @@ class RankBuffers:
 
     Training writes running statistics and reads none, so ranks may differ between evaluations. Before one they are made
     equal: those of rank 0, which are saved, or with ``average`` (``runtime.async_norm``) the mean over the ranks. The
-    mean goes on from what each rank had, so a checkpoint then carries the statistics of every rank.
+    mean continues from what each rank had, so a checkpoint then carries the statistics of every rank.
     """
 
     def __init__(self, model: nn.Module, ema: Ema | NoEma, *, average: bool) -> None:

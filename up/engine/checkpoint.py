@@ -223,7 +223,7 @@ class CheckpointFolder:
         return None, passed_over
 
     def later_than(self, step: int) -> list[Path]:
-        """Checkpoints of later steps, with their sidecars: of a run that goes on from ``step`` they are not."""
+        """Checkpoints of later steps, with their sidecars: a run that resumes from ``step`` does not have them."""
         later = [path for path, sidecar in self._committed() if sidecar.step > step]
         return [file for path in later for file in (sidecar_of(path), path)]
 

@@ -68,7 +68,7 @@ class Ema:
         """The average in the place of the model's weights; afterwards the weights are back, bit for bit.
 
         Storages change places: nothing is copied (0.5 ms for a ResNet-18, on any device), and whatever holds the
-        parameters (an optimizer, DDP, a compiled forward) goes on holding them. Nothing may be trained or saved
+        parameters (an optimizer, DDP, a compiled forward) keeps holding them. Nothing may be trained or saved
         meanwhile.
         """
         self._exchange(model)

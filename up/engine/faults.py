@@ -3,7 +3,7 @@
 ``UP_FAULT="rank=1,step=7,action=kill"``. ``rank`` is 0 if left out; ``step`` counts the updates done; ``at`` is the moment
 in the step: ``update`` (before the ranks vote, the default), ``evaluation``, ``save``. Actions:
 
-- ``term``, ``int``, ``usr1``: the rank gets the signal. ``kill``: it gets SIGKILL. ``hang``: it stands still for ever.
+- ``term``, ``int``, ``usr1``: the rank gets the signal. ``kill``: it gets SIGKILL. ``hang``: it hangs until it is killed.
 - ``nan``: the images of the step become NaN. ``error``: the rank fails as if by a bug of ours.
 - ``kill_worker``: its first loader worker gets SIGKILL.
 - ``disk_full``: no file of the rank can grow beyond 64 KiB from here on. ``no_folder``: the run folder disappears.

@@ -1,4 +1,4 @@
-"""What may differ between the run that saved a checkpoint and the one that goes on from it."""
+"""What may differ between the run that saved a checkpoint and the one that resumes from it."""
 
 from __future__ import annotations
 

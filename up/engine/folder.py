@@ -133,7 +133,7 @@ def mark_launch(folder: Path) -> None:
 
 
 def is_later_attempt(folder: Path) -> bool:
-    """Whether an elastic launcher has restarted the run that these files are of: it goes on, whatever ``auto_resume`` says."""
+    """Whether an elastic launcher has restarted the run that these files are of: it resumes, whatever ``auto_resume`` says."""
     try:
         return attempt() > 0 and (folder / LAUNCH).read_text(encoding="utf-8") == launch_id()
     except OSError:

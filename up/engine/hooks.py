@@ -89,7 +89,7 @@ class Hook:
         """Raise ``UserError`` for what it cannot watch in this net. Asked before anything is created, and by ``check``."""
 
     def on_start(self, outline: Outline, step: int) -> None:
-        """Training begins, or goes on, with ``step`` updates done."""
+        """Training starts or resumes with ``step`` updates done."""
 
     def on_step(self, report: UpdateReport) -> None:
         """An update is done."""

@@ -18,7 +18,7 @@ from up.types import StateDict
 
 Mode = Literal["bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_LARGEST_SCALE = 2.0**64  # a loss without gradients would double its scale for ever
+_LARGEST_SCALE = 2.0**64  # a loss without gradients would double its scale without end
 
 
 @dataclass(frozen=True)

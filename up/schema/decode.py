@@ -82,7 +82,7 @@ class Origins:
         return (key_mark if problem.about_key and not missing else node.mark)[:2]
 
     def _find(self, words: list[str]) -> tuple[Node, Any, bool]:
-        """The deepest node on the way, the mark of its key, and whether the way goes on from there."""
+        """The deepest node on the way, the mark of its key, and whether the path continues from there."""
         node: Node = self._tree
         key_mark: Any = node.mark
         at = 0

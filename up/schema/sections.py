@@ -172,7 +172,7 @@ class Saver(Section):
     save_result: bool = False
     """Let ``eval`` also write ``results.txt``, a line for each image."""
     memory_friendly: bool = False
-    """Let ``eval`` write a line for each image as it comes, so that an inference which is killed can go on from there."""
+    """Let ``eval`` write a line for each image as it comes, so that an inference which is killed can continue from there."""
     task_type: Name | None = None
     """Accepted for older files; ``runtime.task_names`` says it."""
     accept_data_change: Annotated[bool, FreeOnResume(reported=False)] = False

@@ -84,7 +84,7 @@ class EventFile:
     """A file of scalars for TensorBoard, which hides what earlier files have from ``first_step`` on.
 
     Written by the caller: the thread to which tensorboardX's own writer hands over ends at a full disk, unheard, and then the
-    run waits for it for ever.
+    run waits for it without end.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:

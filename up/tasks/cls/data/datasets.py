@@ -113,7 +113,7 @@ class ClsDataset(ImageDataset):
         self.labels = None if self.table.labels is None else self.table.labels.values
         self.notes = self.table.notes
         self.settle_classes()
-        self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results as they come
+        self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results batch by batch
         self.reader = image_reader
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ def result_lines(predictions: Predictions) -> Iterator[str]:
 
 
 class ResultStream:
-    """Appends the lines of each batch to this rank's own file, so that an inference that is killed can go on from there.
+    """Appends the lines of each batch to this rank's own file, so that an inference that is killed can continue from there.
 
     Used as ``stream(outputs, batch)``. Raises ``StorageError`` when the file cannot be written.
     """
