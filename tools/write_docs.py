@@ -105,7 +105,7 @@ def fields_of(section: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def section_lines(section: type[Section]) -> Iterator[str]:
-    title = "The whole file" if section is Config else section.__name__
+    title = "The whole file" if section is Config else title_of(section)
     yield from (f"### {title}", "", prose(inspect.cleandoc(section.__doc__ or "")), "")
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     for name, field in fields_of(section):
@@ -117,7 +117,11 @@ def section_lines(section: type[Section]) -> Iterator[str]:
 
 def anchor_of_field(field: FieldInfo) -> str:
     inner = next(sections_in(field.annotation), None)
-    return inner.__name__.lower() if inner and inner.__name__ != "Part" else "the-whole-file"
+    return title_of(inner).lower() if inner and inner.__name__ != "Part" else "the-whole-file"
+
+
+def title_of(section: type[Section]) -> str:
+    return section.__name__.removesuffix("Section")
 
 
 # --- parts --------------------------------------------------------------------------------------------------------------
@@ -266,7 +270,7 @@ def simple_words(annotation: Any) -> str:
     if annotation in (None, type(None)):
         return "null"
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})" if annotation.__name__ != "Part" else "part"
+        return f"[{title_of(annotation)}](#{title_of(annotation).lower()})" if annotation.__name__ != "Part" else "part"
     if is_typeddict(annotation):
         hints = get_type_hints(annotation, include_extras=True)
         return f"block of {', '.join(f'`{key}` ({words(hint)})' for key, hint in hints.items())}"

@@ -20,7 +20,7 @@ from up.bundle.preprocess import Preprocessing
 from up.bundle.session import Session
 from up.bundle.testvectors import Vector, drawn_images, members_of
 from up.deploy.kestrel import kestrel_members
-from up.schema.sections import ToKestrel
+from up.schema.sections import ToKestrelSection
 
 SIDE = 8
 LABELS = ["dark", "red", "green", "blue"]
@@ -128,11 +128,11 @@ def parts(model: onnx.ModelProto | None = None, described: Manifest | None = Non
 
 
 def members(
-    model: onnx.ModelProto | None = None, described: Manifest | None = None, settings: ToKestrel | None = None
+    model: onnx.ModelProto | None = None, described: Manifest | None = None, settings: ToKestrelSection | None = None
 ) -> dict[str, bytes]:
     """All members of a package."""
     whole, data, vectors = parts(model, described)
-    chosen = settings or ToKestrel(model_name="handmade", version="1.2.3")
+    chosen = settings or ToKestrelSection(model_name="handmade", version="1.2.3")
     is_classes = isinstance(whole.answer, ClassesAnswer)
     own = kestrel_members(whole, data, chosen) if is_classes else {MODEL: data}
     return sealed({**own, **members_of(vectors, whole.testvectors)}, whole)

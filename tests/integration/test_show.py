@@ -107,7 +107,7 @@ class TestSchema:
         assert set(schema["properties"]) >= {"runtime", "dataset", "trainer", "saver", "hooks", "net", "ema"}
         losses = schema["$defs"]["part.loss"]["properties"]["type"]["anyOf"]
         assert {"const": "stce", "description": losses[-1]["description"]} in losses
-        assert schema["$defs"]["Trainer"]["properties"]["max_epoch"]["description"] == "Epochs to train."
+        assert schema["$defs"]["TrainerSection"]["properties"]["max_epoch"]["description"] == "Epochs to train."
 
     def test_unknown_task(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (line,) = refused(["show", "schema", "--task", "clss"], capsys, tmp_path)

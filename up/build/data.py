@@ -12,6 +12,7 @@ from torch import nn
 
 from up.build.experiment import missing_files
 from up.config.parts import DerivedArguments
+from up.config.section import Part
 from up.config.signature import signature_of
 from up.data.bad_images import BadImages
 from up.data.loader import EvalLoader, TrainLoader, Workers
@@ -23,7 +24,7 @@ from up.engine.evaluate import Evaluation
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
 from up.errors import Problem, UserError
-from up.schema.sections import Part, Source
+from up.schema.dataset import Source
 from up.tasks.experiment import Experiment
 from up.tasks.task import InputSpec, Size
 from up.text import some_of

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from up.config.parts import check_part, notes_on_part, paths_of
 from up.config.plugins import extended, make_importable
+from up.config.section import Part
 from up.config.signature import signature_of
 from up.data.readers import READERS
 from up.data.records import DATASET_CONTRACT
@@ -29,7 +30,6 @@ from up.optim.schedules import SCHEDULES
 from up.registry import Registry
 from up.schema.decode import Note, load_config
 from up.schema.named_files import missing_at, missing_start_weights
-from up.schema.sections import Part
 from up.tasks.declaration import check_parts, error_at, is_ours, load_task
 from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, AnyTask

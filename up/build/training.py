@@ -20,7 +20,7 @@ from up.errors import Problem
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule
-from up.schema.sections import SchedulePart, Trainer
+from up.schema.trainer import SchedulePart, TrainerSection
 from up.tasks.experiment import Experiment
 
 
@@ -44,7 +44,7 @@ def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
     return Timetable(updates_per_epoch, total, evaluate, *saving(trainer, unit, total))
 
 
-def saving(trainer: Trainer, unit: int, total: int) -> tuple[AnyOf, Keeping]:
+def saving(trainer: TrainerSection, unit: int, total: int) -> tuple[AnyOf, Keeping]:
     """Schedule of checkpoints, and which of them stay: those of ``save_freq`` and ``save_cur_freq`` if all are to be kept.
 
     ``save_latest_freq`` and ``keep_every`` are due too where they are given. ``unit`` is how many steps a period of 1 has.
@@ -59,7 +59,7 @@ def saving(trainer: Trainer, unit: int, total: int) -> tuple[AnyOf, Keeping]:
     return AnyOf([*asked, *between, *for_good]), Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer))
 
 
-def _why_deleted(trainer: Trainer) -> str:
+def _why_deleted(trainer: TrainerSection) -> str:
     if trainer.keep_last == "all":
         return "only trainer.save_latest_freq asks for them"
     written = "keep_last" in trainer.model_fields_set

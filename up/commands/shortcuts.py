@@ -13,7 +13,8 @@ from up.config.tree import MappingNode, is_null
 from up.errors import UserError
 from up.schema.decode import decode
 from up.schema.overrides import apply_overrides
-from up.schema.sections import Config, SchedulePart
+from up.schema.sections import Config
+from up.schema.trainer import SchedulePart
 
 _STRETCHED = ("T_max", "milestones", "step_size", "warm_epoch", "offset_epoch", "warmup_iter")  # kwargs in epochs or steps
 

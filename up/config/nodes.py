@@ -18,7 +18,7 @@ from yaml.reader import Reader
 
 from up.config.bases import BASE, base_files, merged_over
 from up.config.errors import Mark, refuse
-from up.config.syntax import Fault, equals_sign, fault_of, fault_of_scalar
+from up.config.syntax import SyntaxFault, equals_sign, fault_of, fault_of_scalar
 from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
 from up.errors import ConfigError
 from up.text import Verbatim, did_you_mean
@@ -301,7 +301,7 @@ class _Composer:
             mark = self._stack[-1].parts[-1].node.mark
         return _Built(ScalarNode(value, mark, event.anchor, is_empty=value is None and not event.value))
 
-    def _swallowed(self, event: Any) -> Fault | None:
+    def _swallowed(self, event: Any) -> SyntaxFault | None:
         """A value that holds lines which were meant for keys."""
         first, last = event.start_mark.line, event.end_mark.line
         is_plain = event.style not in ("'", '"', "|", ">")
@@ -363,7 +363,7 @@ class _Composer:
         shown = tag.replace(_YAML, "!!")
         return refuse(mark, f"the tag {_short(shown)} is not allowed (expected plain values; only !include has a meaning here)")
 
-    def _refused(self, fault: Fault) -> ConfigError:
+    def _refused(self, fault: SyntaxFault) -> ConfigError:
         return refuse(Mark(self._name, fault.line, fault.column), fault.what)
 
 

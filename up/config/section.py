@@ -10,12 +10,10 @@ from typing import ClassVar, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
-from up.config.argument import AtLeast0, AtLeast1, Fraction, Name, NotNegative, Positive
+from up.config.argument import Name
 from up.config.wording import faults, mismatch, unknown
 from up.errors import Problem, UserError
 from up.types import Record
-
-__all__ = ["AtLeast0", "AtLeast1", "Fraction", "Name", "NotNegative", "Part", "Positive", "Section"]
 
 S = TypeVar("S", bound="Section")
 

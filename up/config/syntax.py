@@ -17,7 +17,7 @@ _OPENS = re.compile(r"(?:^|[\s:\[{,-])([\"'])(?=[^\s])")
 _KEY = re.compile(r"\s*(?:- +)*[\w.\"'@-]+\s*:(\s|$)")
 
 
-class Fault(NamedTuple):
+class SyntaxFault(NamedTuple):
     """Line and column, both from 1, and what is wrong there."""
 
     line: int
@@ -25,7 +25,7 @@ class Fault(NamedTuple):
     what: str
 
 
-def fault_of(error: yaml.MarkedYAMLError, text: str) -> Fault:
+def fault_of(error: yaml.MarkedYAMLError, text: str) -> SyntaxFault:
     """The line to correct for an ``error`` of the parser, and how."""
     problem, context = error.problem or "", error.context or ""
     at = error.problem_mark or error.context_mark
@@ -33,7 +33,7 @@ def fault_of(error: yaml.MarkedYAMLError, text: str) -> Fault:
     lines = text.splitlines()
     line = lines[at.line] if at.line < len(lines) else ""
     if "\t" in (line[at.column : at.column + 1], *line[: len(line) - len(line.lstrip())]):
-        return Fault(at.line + 1, at.column + 1, "a tab stands in the indentation (expected blanks)")
+        return SyntaxFault(at.line + 1, at.column + 1, "a tab stands in the indentation (expected blanks)")
     found = (
         _open_quote(lines, at.line)
         or _equals_sign(lines, range(max(0, at.line - 2), min(at.line + 1, len(lines))))
@@ -43,10 +43,10 @@ def fault_of(error: yaml.MarkedYAMLError, text: str) -> Fault:
     if found is not None:
         return found
     since = f" {context} that begins in line {error.context_mark.line + 1}" if context and error.context_mark else ""
-    return Fault(at.line + 1, at.column + 1, f"not valid YAML: {problem}{since}{_HINTS.get(problem, '')}")
+    return SyntaxFault(at.line + 1, at.column + 1, f"not valid YAML: {problem}{since}{_HINTS.get(problem, '')}")
 
 
-def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> Fault | None:
+def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> SyntaxFault | None:
     """What is wrong with one value that spans lines ``first`` to ``last``, counted from 0, though it is YAML; else None.
 
     A quote that the next quote closes swallows the keys between; a line without a colon is taken for more of the value above.
@@ -57,12 +57,12 @@ def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> Fa
     return _equals_sign(lines, below)
 
 
-def equals_sign(lines: list[str], number: int) -> Fault | None:
+def equals_sign(lines: list[str], number: int) -> SyntaxFault | None:
     """What is wrong with line ``number``, counted from 0, that has ``key=value`` where a block of keys begins; else None."""
     return _equals_sign(lines, range(number, number + 1))
 
 
-def _open_quote(lines: list[str], last: int) -> Fault | None:
+def _open_quote(lines: list[str], last: int) -> SyntaxFault | None:
     """The first line up to ``last`` with a quote that is not closed on it. Text in quotes over several lines is as good as none."""
     for number, line in enumerate(lines[: last + 1]):
         if _KEY.match(line) and _is_left_open(line):
@@ -83,38 +83,38 @@ def _is_left_open(line: str) -> bool:
     return bool(quote)
 
 
-def _quote_at(lines: list[str], number: int) -> Fault:
+def _quote_at(lines: list[str], number: int) -> SyntaxFault:
     line = lines[number]
     opened = _OPENS.search(line)
     column = opened.start(1) if opened else 0
     stops = "[,\\]}]" if re.search(r"[\[{]", line[:column]) else r"\s#"
     text = re.split(stops, line[column + 1 :], maxsplit=1)[0].strip(" \"'")
     mended = f"{line[column]}{text}{line[column]}"
-    return Fault(number + 1, column + 1, f"a quote is opened here and never closed. Close it on this line: {mended}")
+    return SyntaxFault(number + 1, column + 1, f"a quote is opened here and never closed. Close it on this line: {mended}")
 
 
-def _equals_sign(lines: list[str], numbers: range) -> Fault | None:
+def _equals_sign(lines: list[str], numbers: range) -> SyntaxFault | None:
     for number in numbers:
         found = _EQUALS.match(lines[number])
         if found and not _KEY.match(lines[number]):
-            written = lines[number].strip().rstrip(",")
+            written, column = lines[number].strip().rstrip(","), _indent(lines[number]) + 1
+            said = f"got {written!r}, expected KEY: VALUE."
             if number and "#" in lines[number - 1] and written.count(")") > written.count("("):
-                mend = f"It ends the comment of line {number}: write # before it."
-                return Fault(number + 1, _indent(lines[number]) + 1, f"got {written!r}, expected KEY: VALUE. {mend}")
+                return SyntaxFault(number + 1, column, f"{said} It ends the comment of line {number}: write # before it.")
             pairs = re.split(r"[,\s]+(?=\w+\s*=)", written.removeprefix("- "))
             mended = " and ".join(re.sub(r"\s*=\s*", ": ", pair, count=1) for pair in pairs)
-            alone = ", a line each" if len(pairs) > 1 else ""
-            return Fault(number + 1, _indent(lines[number]) + 1, f"got {written!r}, expected KEY: VALUE. Write {mended}{alone}.")
+            alone = ", each on its own line" if len(pairs) > 1 else ""
+            return SyntaxFault(number + 1, column, f"{said} Write {mended}{alone}.")
     return None
 
 
-def _no_colon(lines: list[str], number: int) -> Fault:
+def _no_colon(lines: list[str], number: int) -> SyntaxFault:
     text = lines[number].strip()
     shown = text if len(text) <= 60 else f"{text[:59]}…"
-    return Fault(number + 1, 1, f"got {shown!r}, expected KEY: VALUE. Add the colon and the value, or remove the line.")
+    return SyntaxFault(number + 1, 1, f"got {shown!r}, expected KEY: VALUE. Add the colon and the value, or remove the line.")
 
 
-def _misplaced(lines: list[str], number: int) -> Fault | None:
+def _misplaced(lines: list[str], number: int) -> SyntaxFault | None:
     """A line whose indentation is that of no block above it."""
     if number >= len(lines) or not (_KEY.match(lines[number]) or lines[number].lstrip().startswith("- ")):
         return None
@@ -129,7 +129,7 @@ def _misplaced(lines: list[str], number: int) -> Fault | None:
         if wanted != indent
         else (f"got a list entry between keys, expected a key as in line {where + 1}")
     )
-    return Fault(number + 1, indent + 1, f"{said}. Indent this line, and those that belong to it, by {_blanks(wanted)}.")
+    return SyntaxFault(number + 1, indent + 1, f"{said}. Indent this line, and those that belong to it, by {_blanks(wanted)}.")
 
 
 def _levels_above(lines: list[str], number: int) -> list[tuple[tuple[int, bool], int]]:

@@ -19,7 +19,7 @@ from up.bundle.archive import MODEL
 from up.bundle.manifest import Manifest
 from up.bundle.operations import Decode, Operation, pixel_affine
 from up.errors import ConfigError, Problem, UserError
-from up.schema.sections import ToKestrel
+from up.schema.sections import ToKestrelSection
 from up.text import Verbatim, some_of
 from up.types import Json
 
@@ -47,7 +47,7 @@ def classes_of(answer: Answer) -> ClassesAnswer:
     return answer
 
 
-def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrel) -> dict[str, bytes]:
+def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection) -> dict[str, bytes]:
     """The four members that Kestrel reads."""
     major, minor, patch = (int(part) for part in settings.version.split("."))
     mean, std = pixel_affine(manifest.preprocess)
@@ -86,7 +86,7 @@ def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrel) -> di
     return {MODEL: model, "meta.json": _json(meta), "parameters.json": _json(parameters), "category_param.json": _json(categories)}
 
 
-def package_path(folder: Path, settings: ToKestrel) -> Path:
+def package_path(folder: Path, settings: ToKestrelSection) -> Path:
     """``{folder}/{model_name}_{version}.tar``."""
     if folder.suffix == ".tar":
         name = f"{settings.model_name}_{settings.version}.tar"
@@ -95,7 +95,7 @@ def package_path(folder: Path, settings: ToKestrel) -> Path:
 
 
 def problems_of(
-    settings: ToKestrel, operations: Sequence[Operation], size: tuple[int, int], answer: Answer, *, labels: bool
+    settings: ToKestrelSection, operations: Sequence[Operation], size: tuple[int, int], answer: Answer, *, labels: bool
 ) -> Iterator[Problem]:
     """All values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and the labels."""
     order = next(op.color for op in operations if isinstance(op, Decode))
@@ -116,7 +116,7 @@ def problems_of(
         yield from _label_problems(settings, answer)
 
 
-def _label_problems(settings: ToKestrel, answer: Answer) -> Iterator[Problem]:
+def _label_problems(settings: ToKestrelSection, answer: Answer) -> Iterator[Problem]:
     if not isinstance(answer, ClassesAnswer):
         for key in ("class_label", "support_labels"):
             if getattr(settings, key) is not None:
@@ -136,7 +136,7 @@ def _problem(key: str, got: object, expected: str, fix: str = "") -> Problem:
     return Problem(key=f"to_kestrel.{key}", got=Verbatim(got) if isinstance(got, list) else got, expected=expected, fix=fix)
 
 
-def categories_of(settings: ToKestrel, heads: Sequence[Head]) -> dict[str, Category]:
+def categories_of(settings: ToKestrelSection, heads: Sequence[Head]) -> dict[str, Category]:
     """``class_label`` as written, or the heads of the net. Raises ``ConfigError`` where it does not cover the outputs."""
     if settings.class_label is None:
         return {head.name: Category(start=head.start, end=head.end, labels=head.labels) for head in heads}
@@ -162,7 +162,7 @@ def _category(name: str, entry: object) -> Category:
         raise ConfigError([_problem(f"class_label.{name}", Verbatim(entry), expected)]) from None
 
 
-def relabelled(answer: ClassesAnswer, settings: ToKestrel) -> ClassesAnswer:
+def relabelled(answer: ClassesAnswer, settings: ToKestrelSection) -> ClassesAnswer:
     """The answer with the labels of ``class_label``, so that both lists of a package say the same."""
     labels = [label for entry in categories_of(settings, answer.heads).values() for label in entry.labels]
     heads = [head.model_copy(update={"labels": labels[head.start : head.end + 1]}) for head in answer.heads]

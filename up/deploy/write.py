@@ -14,10 +14,10 @@ from up.deploy.kestrel import kestrel_members
 from up.deploy.provenance import archive_time
 from up.deploy.triton import repository_files, write_repository
 from up.files import make_folder, write_atomically
-from up.schema.sections import ToKestrel
+from up.schema.sections import ToKestrelSection
 
 
-def package_members(made: Export, settings: ToKestrel, *, strict: bool) -> dict[str, bytes]:
+def package_members(made: Export, settings: ToKestrelSection, *, strict: bool) -> dict[str, bytes]:
     """The members of a package: Kestrel's where the answer is classes, and unless ``strict`` our own, hashes included."""
     is_kestrel = strict or isinstance(made.manifest.answer, ClassesAnswer)
     members = kestrel_members(made.manifest, made.model, settings) if is_kestrel else {MODEL: made.model}
@@ -26,7 +26,7 @@ def package_members(made: Export, settings: ToKestrel, *, strict: bool) -> dict[
     return sealed({**members, **members_of(made.vectors, made.manifest.testvectors)}, made.manifest)
 
 
-def write_kestrel(made: Export, settings: ToKestrel, path: Path, *, strict: bool) -> list[str]:
+def write_kestrel(made: Export, settings: ToKestrelSection, path: Path, *, strict: bool) -> list[str]:
     """Write the package atomically, once it verifies in memory; return what was checked."""
     members = package_members(made, settings, strict=strict)
     checked = verify(package_of(members, str(path)))

@@ -18,7 +18,7 @@ from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent,
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.errors import Problem, UserError
 from up.models.net import Net
-from up.schema.mimic import Mimic
+from up.schema.mimic import MimicSection
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment
 from up.tasks.task import Size
@@ -142,7 +142,7 @@ def build_distillation(
     )
 
 
-def build_terms(experiment: Experiment, section: Mimic) -> DistillationTerms:
+def build_terms(experiment: Experiment, section: MimicSection) -> DistillationTerms:
     """One term for every job and teacher."""
     terms = []
     for name, job in section.jobs.items():
@@ -216,7 +216,7 @@ def _misfits(terms: DistillationTerms, student: Shapes, teachers: Sequence[Teach
                 yield Problem(what, key=place)
 
 
-def _precise_modes(experiment: Experiment, section: Mimic) -> Iterator[str]:
+def _precise_modes(experiment: Experiment, section: MimicSection) -> Iterator[str]:
     for name, job in section.jobs.items():
         for teacher, side in job.teachers.items():
             if side.teacher_bn_mode == "precise":

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from up.config.argument import NotNegative, Positive
 from up.config.contract import Contract
-from up.config.section import NotNegative, Positive
 from up.errors import UserError
 from up.registry import Registry
 

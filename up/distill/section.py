@@ -5,7 +5,7 @@ from __future__ import annotations
 from up.config.errors import DEFAULT
 from up.config.signature import signature_of
 from up.errors import Problem
-from up.schema.mimic import Mimic
+from up.schema.mimic import MimicSection
 from up.tasks.experiment import Experiment
 
 
@@ -14,7 +14,7 @@ def is_distillation(experiment: Experiment) -> bool:
     return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("terms")
 
 
-def mimic_of(experiment: Experiment) -> Mimic:
+def mimic_of(experiment: Experiment) -> MimicSection:
     """The section ``mimic`` of a distillation."""
     assert experiment.config.mimic is not None
     return experiment.config.mimic

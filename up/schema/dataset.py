@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from up.config.argument import FixedOnResume, FreeOnResume, PartOf
-from up.config.section import AtLeast0, AtLeast1, Part, Section
+from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, FreeOnResume, PartOf
+from up.config.section import Part, Section
 
 
 class BatchSamplerKwargs(Section):
@@ -71,7 +71,7 @@ SHARED = tuple(Source.model_fields)
 """What may stand at ``dataset.*`` for all sources."""
 
 
-class Dataset(Section):
+class DatasetSection(Section):
     """The sources of samples, after what they share was merged into each.
 
     Where blocks have other names, ``data_pool: ["my_train:train", "val:test"]`` says which serves which phase.

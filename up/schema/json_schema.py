@@ -12,8 +12,8 @@ from up.config.part_schema import PlainSchema, nullable, part_schema
 from up.config.section import Section, sections_in
 from up.config.signature import describe
 from up.registry import Registry
-from up.schema.dataset import SHARED, Dataset
-from up.schema.mimic import Mimic, MimicJob
+from up.schema.dataset import SHARED, DatasetSection
+from up.schema.mimic import MimicJob, MimicSection
 from up.schema.sections import Config
 
 Schema: TypeAlias = "dict[str, Any]"
@@ -88,12 +88,12 @@ def _shared_keys(definitions: Schema) -> None:
     source = definitions["Source"]
     source.pop("required", None)
     for key in SHARED:
-        definitions[Dataset.__name__]["properties"][key] = copy.deepcopy(source["properties"][key])
+        definitions[DatasetSection.__name__]["properties"][key] = copy.deepcopy(source["properties"][key])
 
 
 def _looser_forms(definitions: Schema) -> None:
     """What files may write differently from what the program holds."""
-    mimic, job = definitions[Mimic.__name__], definitions[MimicJob.__name__]
+    mimic, job = definitions[MimicSection.__name__], definitions[MimicJob.__name__]
     layers = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}], "description": "Paths of modules."}
     older = {"mimic_type": {"type": "string", "description": "Older form of cfgs.loss: kl is kl_loss."}, "mimic_name": layers}
     job["properties"] |= older
@@ -112,7 +112,7 @@ def _looser_forms(definitions: Schema) -> None:
     rules["linear"] = rules["linear_b"]
     rules["nodecay"]["anyOf"].append({"type": "object", "required": ["value"]})
     rule.pop("additionalProperties")
-    definitions["Runtime"]["properties"]["fp16"].pop("anyOf")
+    definitions["RuntimeSection"]["properties"]["fp16"].pop("anyOf")
 
 
 def _types(tables: Sequence[Registry]) -> list[Schema]:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from up.config.argument import FreeOnResume, PartOf
-from up.config.section import AtLeast1, Name, NotNegative, Part, Section
+from up.config.argument import AtLeast1, FreeOnResume, Name, NotNegative, PartOf
+from up.config.section import Part, Section
 
 Adapter = Literal["conv1x1", "linear"]
 
@@ -83,7 +83,7 @@ class MimicCache(Section):
     """Store only the k largest logits of each image and the probability of all others together; unset stores all."""
 
 
-class Mimic(Section):
+class MimicSection(Section):
     """Knowledge distillation: one job, written directly, or several with ``mimic_as_jobs``."""
 
     gathers: ClassVar[dict[str, str]] = {"jobs": r"mimic_job\w*"}

@@ -8,44 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from up.config.argument import FixedOnResume, FreeOnResume, PartOf
-from up.config.section import AtLeast1, Fraction, Name, Part, Positive, Section
-from up.schema.dataset import BatchSampler, BatchSamplerKwargs, DataLoader, DataLoaderKwargs, Dataset, Source
-from up.schema.mimic import Mimic, MimicCache, MimicJob, MimicStudent, MimicTeacher
-from up.schema.trainer import LayerDecay, OptimizerPart, ParamConfig, ParamRule, SchedulePart, SpecialGroup, Trainer
-
-__all__ = [
-    "BatchSampler",
-    "BatchSamplerKwargs",
-    "BnInit",
-    "Config",
-    "DataLoader",
-    "DataLoaderKwargs",
-    "Dataset",
-    "Dist",
-    "Ema",
-    "EmaKwargs",
-    "Fp16",
-    "LayerDecay",
-    "Mimic",
-    "MimicCache",
-    "MimicJob",
-    "MimicStudent",
-    "MimicTeacher",
-    "NetModule",
-    "OptimizerPart",
-    "ParamConfig",
-    "ParamRule",
-    "Part",
-    "Runtime",
-    "Saver",
-    "SchedulePart",
-    "Section",
-    "Source",
-    "SpecialGroup",
-    "ToKestrel",
-    "Trainer",
-]
+from up.config.argument import AtLeast1, FixedOnResume, Fraction, FreeOnResume, Name, PartOf, Positive
+from up.config.section import Part, Section
+from up.schema.dataset import DatasetSection
+from up.schema.mimic import MimicSection
+from up.schema.trainer import TrainerSection
 
 
 def _device(name: str) -> str:
@@ -87,7 +54,7 @@ class BnInit(Section):
     """Share of a new batch in the running statistics."""
 
 
-class Runtime(Section):
+class RuntimeSection(Section):
     """What a run is made on and with; nothing here describes the model or the data."""
 
     task_names: Annotated[Name, FixedOnResume()] = "cls"
@@ -147,7 +114,7 @@ class Runtime(Section):
         return self.amp or ("fp16" if self.fp16 else "fp32")
 
 
-class Saver(Section):
+class SaverSection(Section):
     """What is written where, and what a run starts from: own latest, resume_model, pretrain_model, or from scratch."""
 
     type: Literal["base"] = "base"
@@ -231,7 +198,7 @@ class EmaKwargs(Section):
     """With ``linear``, decay grows as (1 + t) / (warmup + t) until it reaches ``decay``."""
 
 
-class Ema(Section):
+class EmaSection(Section):
     """A moving average of the weights, which evaluation and export use when it is enabled."""
 
     enable: Annotated[bool, FixedOnResume()] = False
@@ -242,7 +209,7 @@ class Ema(Section):
     """Decay and warmup."""
 
 
-class ToKestrel(Section):
+class ToKestrelSection(Section):
     """The package for Kestrel: what its files say about the model."""
 
     toks_type: Literal["cls"] = "cls"
@@ -285,25 +252,25 @@ class Config(Section):
 
     gathers: ClassVar[dict[str, str]] = {"teachers": r"teacher\w*"}
 
-    runtime: Runtime = Runtime()
+    runtime: RuntimeSection = RuntimeSection()
     """Device, precision, seed, task."""
-    dataset: Dataset = Dataset()
+    dataset: DatasetSection = DatasetSection()
     """What is trained and evaluated on."""
-    trainer: Trainer = Trainer()
+    trainer: TrainerSection = TrainerSection()
     """How long to train, how often to evaluate and save, the optimizer and the learning rate."""
-    saver: Saver = Saver()
+    saver: SaverSection = SaverSection()
     """What is written where, and what a run starts from."""
     hooks: list[Annotated[Part, PartOf("hook")]] = []
     """What watches the training; hooks never change it."""
     net: Annotated[Net, FixedOnResume()]
     """The modules of the model, in order."""
-    ema: Ema = Ema()
+    ema: EmaSection = EmaSection()
     """Moving average of the weights."""
     teachers: Annotated[dict[str, Net], FixedOnResume()] = {}
     """The nets of the teachers, written as ``teacher``, ``teacher0``, …"""
-    mimic: Annotated[Mimic | None, FixedOnResume()] = None
+    mimic: Annotated[MimicSection | None, FixedOnResume()] = None
     """Knowledge distillation."""
-    to_kestrel: ToKestrel = ToKestrel()
+    to_kestrel: ToKestrelSection = ToKestrelSection()
     """The package for Kestrel."""
 
     @property

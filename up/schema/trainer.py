@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from up.config.argument import FixedOnResume
-from up.config.section import AtLeast0, AtLeast1, Name, NotNegative, Part, Positive, Section
+from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, Name, NotNegative, Positive
+from up.config.section import Part, Section
 
 
 class ParamRule(Section):
@@ -156,7 +156,7 @@ class SchedulePart(Part):
     ``lr_register_type`` and ``register_type`` are other spellings."""
 
 
-class Trainer(Section):
+class TrainerSection(Section):
     """How long to train, what to do how often, and with which optimizer."""
 
     max_epoch: AtLeast1 | None = None

@@ -12,10 +12,11 @@ from typing import Any
 
 from up.config.contract import PartError
 from up.config.parts import build_part, parts_of
+from up.config.section import Part
 from up.errors import ConfigError, Problem
 from up.registry import Registry
 from up.schema.decode import Decoded
-from up.schema.sections import Config, NetModule, Part
+from up.schema.sections import Config, NetModule
 from up.tasks.declaration import errors_of_plugin
 from up.tasks.task import AnyTask
 

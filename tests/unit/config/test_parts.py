@@ -12,11 +12,12 @@ from tests.harness.facts import each_tells, facts, tells
 from up.config.argument import Derived, FromProgram, PartOf, PathTo
 from up.config.nodes import parse_nodes
 from up.config.parts import Exact, arguments, build, build_part, check_kwargs, check_part, parts_of, paths_of
+from up.config.section import Part
 from up.config.signature import describe
 from up.errors import ConfigError, UserError
 from up.registry import Registry
 from up.schema.decode import decode
-from up.schema.sections import Part, SchedulePart
+from up.schema.trainer import SchedulePart
 
 
 class Smooth:

@@ -37,7 +37,11 @@ def test_an_open_quote_is_named_by_its_own_line(text: str, line: int, mend: str)
         ("lr: 0.1\n  momentum = 0.9,\n", 3, "momentum: 0.9"),
         ("momentum=0.9\n  lr: 0.1\n", 2, "momentum: 0.9"),
         ("momentum=0.9\n", 2, "momentum: 0.9"),
-        ("lr: 0.1,\n      momentum=0.9, nesterov=True\n", 3, "momentum: 0.9 and nesterov: True, a line each"),  # of the text above
+        (
+            "lr: 0.1,\n      momentum=0.9, nesterov=True\n",
+            3,
+            "momentum: 0.9 and nesterov: True, each on its own line",
+        ),  # of the text above
     ],
 )
 def test_a_key_with_an_equals_sign(written: str, line: int, mend: str) -> None:

@@ -12,7 +12,7 @@ from up.bundle.answers import ClassesAnswer
 from up.bundle.answers.classes import Head
 from up.deploy.kestrel import categories_of, kestrel_members, package_path, problems_of, relabelled
 from up.errors import UserError
-from up.schema.sections import ToKestrel
+from up.schema.sections import ToKestrelSection
 
 TWO = [
     Head(name="head0", start=0, end=2, type="multiclass", activation="softmax", labels=["a", "b", "c"], topk=3),
@@ -20,14 +20,14 @@ TWO = [
 ]
 
 
-def problems(settings: ToKestrel, *, order: str = "RGB") -> list[str]:
+def problems(settings: ToKestrelSection, *, order: str = "RGB") -> list[str]:
     made = packages.manifest()
     decode = made.preprocess[0].model_copy(update={"color": order})
     return [str(each) for each in problems_of(settings, [decode, *made.preprocess[1:]], (8, 8), made.answer, labels=True)]
 
 
 def test_the_members_that_kestrel_reads() -> None:
-    settings = ToKestrel(model_name="handmade", version="1.2.3", type="CAR", save_all_label=False, support_labels=["red"])
+    settings = ToKestrelSection(model_name="handmade", version="1.2.3", type="CAR", save_all_label=False, support_labels=["red"])
     members = kestrel_members(packages.manifest(), b"graph", settings)
     assert members["model.onnx"] == b"graph"
     assert json.loads(members["meta.json"]) == {
@@ -61,7 +61,7 @@ def test_the_members_that_kestrel_reads() -> None:
 
 
 def test_one_entry_for_each_head() -> None:
-    found = categories_of(ToKestrel(), TWO)
+    found = categories_of(ToKestrelSection(), TWO)
     assert [(name, entry.start, entry.end, entry.labels) for name, entry in found.items()] == [
         ("head0", 0, 2, ["a", "b", "c"]),
         ("head1", 3, 4, ["d", "e"]),
@@ -73,7 +73,7 @@ def test_class_label_passes_through_and_names_the_labels() -> None:
         "colour": {"calculator": "argmax", "start": 0, "end": 1, "labels": ["v", "w"]},
         "rest": {"start": 2, "end": 4, "labels": ["x", "y", "z"]},
     }
-    settings = ToKestrel(class_label=given)
+    settings = ToKestrelSection(class_label=given)
     found = categories_of(settings, TWO)
     assert [(name, entry.calculator, entry.start, entry.end) for name, entry in found.items()] == [
         ("colour", "argmax", 0, 1),
@@ -96,7 +96,7 @@ def test_class_label_passes_through_and_names_the_labels() -> None:
 )
 def test_class_labels_that_do_not_cover_the_outputs(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as raised:
-        categories_of(ToKestrel(class_label=given), TWO)
+        categories_of(ToKestrelSection(class_label=given), TWO)
     assert message in str(raised.value)
 
 
@@ -115,12 +115,12 @@ def test_class_labels_that_do_not_cover_the_outputs(given: dict[str, Any], messa
     ],
 )
 def test_settings_that_contradict_the_model(given: dict[str, Any], message: str) -> None:
-    (problem,) = problems(ToKestrel(**given))
+    (problem,) = problems(ToKestrelSection(**given))
     assert message in problem
 
 
 def test_all_of_them_are_told_at_once() -> None:
-    found = problems(ToKestrel(pixel_means=[1, 2, 3], resize_hw="9x9", class_label={"a": 7}, support_labels=["pink"]))
+    found = problems(ToKestrelSection(pixel_means=[1, 2, 3], resize_hw="9x9", class_label={"a": 7}, support_labels=["pink"]))
     assert [problem.split(":")[0] for problem in found] == [
         "to_kestrel.pixel_means",
         "to_kestrel.resize_hw",
@@ -129,15 +129,15 @@ def test_all_of_them_are_told_at_once() -> None:
 
 
 def test_settings_that_repeat_what_is_derived() -> None:
-    assert not problems(ToKestrel(pixel_means=[127.52, 127.5, 127.5], pixel_stds=[63.75] * 3, is_rgb=True, resize_hw="8x8"))
-    assert not problems(ToKestrel(is_rgb=False), order="BGR")
-    assert not problems(ToKestrel(), order="BGR")
-    (problem,) = problems(ToKestrel(is_rgb=True), order="BGR")
+    assert not problems(ToKestrelSection(pixel_means=[127.52, 127.5, 127.5], pixel_stds=[63.75] * 3, is_rgb=True, resize_hw="8x8"))
+    assert not problems(ToKestrelSection(is_rgb=False), order="BGR")
+    assert not problems(ToKestrelSection(), order="BGR")
+    (problem,) = problems(ToKestrelSection(is_rgb=True), order="BGR")
     assert problem.startswith("to_kestrel.is_rgb: got true")
 
 
 def test_where_the_package_goes(tmp_path: Path) -> None:
-    settings = ToKestrel(model_name="cars", version="2.0.1")
+    settings = ToKestrelSection(model_name="cars", version="2.0.1")
     assert package_path(tmp_path, settings) == tmp_path / "cars_2.0.1.tar"
     with pytest.raises(UserError, match=facts("folder", "package", "cars_2.0.1.tar")):
         package_path(tmp_path / "x.tar", settings)

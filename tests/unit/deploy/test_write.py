@@ -13,9 +13,9 @@ from up.bundle.package import open_package
 from up.deploy.exporter import Export
 from up.deploy.write import write_kestrel
 from up.errors import StorageError, UserError
-from up.schema.sections import ToKestrel
+from up.schema.sections import ToKestrelSection
 
-SETTINGS = ToKestrel(model_name="handmade", version="1.2.3")
+SETTINGS = ToKestrelSection(model_name="handmade", version="1.2.3")
 
 
 @pytest.fixture

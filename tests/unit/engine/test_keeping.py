@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from up.build.training import saving
-from up.schema.trainer import Trainer
+from up.schema.trainer import TrainerSection
 
 UNIT = 5  # steps an epoch
 ALL = [1, 2, 3, 4, 5, 6, 7]
@@ -28,7 +28,7 @@ ALL = [1, 2, 3, 4, 5, 6, 7]
     ],
 )
 def test_which_checkpoints_stay(written: dict[str, object], epochs: list[int], kept: list[int], said: str) -> None:
-    save, keeping = saving(Trainer.model_validate({"max_epoch": 7, **written}), UNIT, 7 * UNIT)
+    save, keeping = saving(TrainerSection.model_validate({"max_epoch": 7, **written}), UNIT, 7 * UNIT)
     steps = list(save.steps(7 * UNIT))
     assert steps == [epoch * UNIT for epoch in epochs]
     there: list[int] = []
@@ -42,5 +42,5 @@ def test_which_checkpoints_stay(written: dict[str, object], epochs: list[int], k
 
 
 def test_many_checkpoints_are_said_in_one_line() -> None:
-    save, keeping = saving(Trainer.model_validate({"max_iter": 100, "save_freq": 5}), 1, 100)
+    save, keeping = saving(TrainerSection.model_validate({"max_iter": 100, "save_freq": 5}), 1, 100)
     assert list(keeping.lines(save, 100, 1, "step"))[0].startswith("checkpoints: after steps 5, 10, … 100;")

@@ -73,7 +73,7 @@ def test_it_is_json_and_every_reference_leads_somewhere(schema: dict[str, Any]) 
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     found = set(references(schema))
     assert found <= {f"#/$defs/{name}" for name in schema["$defs"]}
-    assert {"#/$defs/part.hook", "#/$defs/part.loss", "#/$defs/Runtime", "#/$defs/Part"} <= found
+    assert {"#/$defs/part.hook", "#/$defs/part.loss", "#/$defs/RuntimeSection", "#/$defs/Part"} <= found
     assert "x-part" not in json.dumps(schema)
 
 
@@ -89,7 +89,7 @@ def test_the_file_level(schema: dict[str, Any]) -> None:
 
 
 def test_sections_are_closed_and_take_null_where_there_is_a_default(schema: dict[str, Any]) -> None:
-    trainer = schema["$defs"]["Trainer"]
+    trainer = schema["$defs"]["TrainerSection"]
     assert trainer["additionalProperties"] is False
     assert trainer["properties"]["test_freq"] == {
         "default": 1,
@@ -100,12 +100,12 @@ def test_sections_are_closed_and_take_null_where_there_is_a_default(schema: dict
 
 def test_what_files_may_write_differently(schema: dict[str, Any]) -> None:
     definitions = schema["$defs"]
-    assert {"train", "test", "batch_sampler", "dataloader"} <= set(definitions["Dataset"]["properties"])
-    mimic = definitions["Mimic"]
+    assert {"train", "test", "batch_sampler", "dataloader"} <= set(definitions["DatasetSection"]["properties"])
+    mimic = definitions["MimicSection"]
     assert {"mimic_type", "cfgs", "student", "task_loss", "mimic_as_jobs"} <= set(mimic["properties"])
     assert set(mimic["patternProperties"]) == {r"^mimic_job\w*$", r"^teacher\w*$"}
     assert "linear" in definitions["ParamConfig"]["properties"]
-    assert "anyOf" not in definitions["Runtime"]["properties"]["fp16"]
+    assert "anyOf" not in definitions["RuntimeSection"]["properties"]["fp16"]
 
 
 def test_types_and_kwargs_of_parts(schema: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from up.config.section import Section, sections_in
-from up.schema.sections import SECTIONS, Config, OptimizerPart, ParamConfig, Runtime, Saver, is_section
+from up.schema.sections import SECTIONS, Config, RuntimeSection, SaverSection, is_section
+from up.schema.trainer import OptimizerPart, ParamConfig
 
 NET = [{"name": "backbone", "type": "resnet18"}]
 
@@ -58,14 +59,14 @@ def test_sections_are_frozen_and_closed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         config.runtime.random_seed = 3
     with pytest.raises(ValidationError, match="extra_forbidden"):
-        Runtime.model_validate({"seed": 3})
+        RuntimeSection.model_validate({"seed": 3})
 
 
 def test_null_is_unset_wherever_there_is_a_default() -> None:
     nothing = {name: None for name in SECTIONS if name != "net"}
     assert Config.model_validate({"net": NET, **nothing}) == Config.model_validate({"net": NET})
-    saver = Saver.model_validate({"resume_model": None, "pretrain_model": "", "save_dir": None})
-    assert saver == Saver()
+    saver = SaverSection.model_validate({"resume_model": None, "pretrain_model": "", "save_dir": None})
+    assert saver == SaverSection()
 
 
 def test_kwargs_may_be_absent_or_null() -> None:
@@ -91,11 +92,11 @@ def test_kwargs_may_be_absent_or_null() -> None:
     ],
 )
 def test_precision(written: dict[str, Any], precision: str) -> None:
-    assert Runtime.model_validate(written).precision == precision
+    assert RuntimeSection.model_validate(written).precision == precision
 
 
 def test_one_task_in_a_list() -> None:
-    assert Runtime.model_validate({"task_names": ["cls"]}).task_names == "cls"
+    assert RuntimeSection.model_validate({"task_names": ["cls"]}).task_names == "cls"
 
 
 def test_freeze_patterns_of_the_net_itself() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from up.config.tree import MappingNode, ScalarNode, empty, is_null
-from up.schema.mimic import Mimic, MimicJob
+from up.schema.mimic import MimicJob, MimicSection
 
 _LOSSES = ("kl", "kd", "l2", "ce", "bce")
 
@@ -14,7 +14,7 @@ def jobs_of(mimic: MappingNode) -> Iterator[tuple[str, MappingNode]]:
     """Every job: ``mimic`` itself under an empty name, and those that stand in it side by side."""
     yield "", mimic
     for key, node in mimic.entries.items():
-        if Mimic.gathered_in(key) and isinstance(node, MappingNode):
+        if MimicSection.gathered_in(key) and isinstance(node, MappingNode):
             yield str(key), node
 
 
