@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +14,7 @@ from up.text import did_you_mean
 
 EXTRA = "pip install 'up-perception[deploy]'"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_AUTO = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _NOWHERE = "no-package-reads-further-files"
 
 
@@ -27,7 +28,10 @@ def required(name: str) -> Any:
 
 
 class Session:
-    """Runs a graph of one input, (N, …) float32 -> its outputs by name, (N, …) float32; safe to call from several threads."""
+    """A graph with one input: (N, …) float32 -> its outputs by name, (N, …) float32. Threads may share it.
+
+    ``provider`` auto: CUDA where onnxruntime can start it, otherwise the CPU.
+    """
 
     def __init__(self, model: bytes, label: str, *, provider: str = "cpu", threads: int | None = None) -> None:
         runtime = required("onnxruntime")
@@ -38,16 +42,20 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A graph may name further files to read its weights from; those of a package may not.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
-        wanted = _provider(provider, runtime)
+        available = runtime.get_available_providers()
+        wanted = [name for name in _AUTO if name in available] if provider == "auto" else [_provider(provider, available)]
         try:
-            self._session = runtime.InferenceSession(model, options, providers=[wanted])
+            self._session = runtime.InferenceSession(model, options, providers=wanted)
         except Exception as error:  # the runtime has a dozen exceptions without a common base
             raise PackageError(f"onnxruntime cannot load the graph: {first_line(error)}", file=label) from None
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise PackageError("inputs of the graph", got=len(inputs), expected="one", file=label)
-        self._input, self._outputs = inputs[0].name, [output.name for output in self._session.get_outputs()]
-        if self._session.get_providers()[0] != wanted:  # the runtime continues on the CPU and says nothing
+        self._input, self.input_shape = inputs[0].name, list(inputs[0].shape)
+        self.output_shapes = {output.name: list(output.shape) for output in self._session.get_outputs()}
+        if (
+            provider != "auto" and self._session.get_providers()[0] != wanted[0]
+        ):  # the runtime continues on the CPU and says nothing
             raise UserError(
                 f"{provider} is there, but cannot be started: its libraries or its device are missing",
                 key="--provider",
@@ -61,13 +69,13 @@ class Session:
         return found
 
     def __call__(self, batch: Floats) -> Outputs:
-        return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: batch}), strict=True))
+        names = list(self.output_shapes)
+        return dict(zip(names, self._session.run(names, {self._input: batch}), strict=True))
 
 
-def _provider(name: str, runtime: Any) -> str:
-    """The runtime's name of a provider. Raises ``UserError`` for one that this installation does not have."""
+def _provider(name: str, available: Sequence[str]) -> str:
+    """Return the runtime's name of a provider. Raises ``UserError`` for one that this installation does not have."""
     wanted = _PROVIDERS.get(name.lower(), name)
-    available = runtime.get_available_providers()
     if wanted in available:
         return wanted
     here = [short for short, full in _PROVIDERS.items() if full in available]
