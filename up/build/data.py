@@ -19,6 +19,7 @@ from up.data.loader import EvalLoader, TrainLoader, Workers
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, SampleKey, Transform
 from up.data.sampler import EvalBatches, TrainBatches
+from up.data.transforms.stages import DeviceStage
 from up.distributed import group
 from up.engine.evaluate import Evaluation
 from up.engine.precision import Precision
@@ -142,14 +143,11 @@ def build_batch_fn(experiment: Experiment, derived: DerivedArguments) -> Mixing 
 def build_device_side(
     experiment: Experiment, dataset: Dataset, derived: DerivedArguments, device: torch.device
 ) -> tuple[BatchStage, Mixing | None]:
-    """Build the device side of training batches: first the stage, then the mixing.
-
-    Both are taken off the transforms of ``dataset``, the last first: a mixing transform stands behind the stage's.
-    """
+    """Build the device side of training batches: first the stage, then the mixing."""
     batch_fn = build_batch_fn(experiment, derived)
     with experiment.placing("dataset.train.dataset.kwargs.transformer"):
-        mix = experiment.task.mixing(dataset, batch_fn)
-        return experiment.task.device_stage(dataset, device, experiment.config.runtime.channels_last), mix
+        stages = experiment.task.stages(dataset)
+        return DeviceStage(stages.device, device, channels_last=experiment.config.runtime.channels_last), stages.mixing(batch_fn)
 
 
 def train_loader(experiment: Experiment, dataset: Dataset, batches: TrainBatches, steps: range) -> TrainLoader:
@@ -193,7 +191,7 @@ def build_evaluation(
     )
     expect_same_classes(experiment, trained, task.derived_for_evaluation(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
-        stage = task.device_stage(dataset, device, experiment.config.runtime.channels_last)
+        stage = DeviceStage(task.stages(dataset).device, device, channels_last=experiment.config.runtime.channels_last)
     bad_images = BadImages(
         max_bad=dataset.max_bad, total=len(dataset), on_new=lambda bad: LOGGER.warning("left out of the evaluation: %s", bad)
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
+from copy import copy
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Annotated, Literal, TypeAlias
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
+from typing_extensions import Self
 
 from up.config.argument import FromProgram, NotNegative, PartOf
 from up.config.checked import checked
@@ -65,7 +67,6 @@ class KeyedDataset(ABC):
     ) -> None:
         """Raises ``UserError`` for a ``max_bad`` below 0."""
         self.transforms = list(transformer)
-        self._stages: Stages | None = None
         self.on_bad_image, self.max_bad = on_bad_image, max_bad
         self.train, self._seed = train, seed
 
@@ -105,37 +106,33 @@ class KeyedDataset(ABC):
         """Where image ``index`` comes from, for messages."""
         return self.files.where(index) if self.files is not None else f"image {index} of {type(self).__name__}"
 
-    def use_transforms(self, on_cpu: Sequence[Transform]) -> None:
-        """Replace the transforms."""
-        self.transforms, self._stages = list(on_cpu), None
+    def with_transforms(self, transforms: Sequence[Transform]) -> Self:
+        """Return the same samples with other transforms."""
+        changed = copy(self)
+        changed.__dict__.pop("stages", None)
+        changed.transforms = list(transforms)
+        return changed
 
-    def check_transforms(self) -> None:
-        """Raise ``UserError`` for transforms that do not suit the data; any do here."""
-        return
+    def completed(self, transforms: Sequence[Transform]) -> Sequence[Transform]:
+        """Fill in what the data tell the transforms, such as the number of classes; nothing here."""
+        return transforms
 
-    def split(self) -> Stages:
-        """Keep the transforms that run here, in the workers, and return where each of them runs; again the same when asked again.
-
-        Raises ``UserError`` for transforms that do not fit together.
-        """
-        if self._stages is None:
-            if not self.train and any(isinstance(transform, SampleTransform) for transform in self.transforms):
-                what = "torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out."
-                raise UserError(what)
-            self.check_transforms()
-            self._stages = split(self.transforms)
-            self.transforms = list(self._stages.worker)
-        return self._stages
+    @cached_property
+    def stages(self) -> Stages:
+        """The transforms by where they run. Raises ``UserError`` for those that do not fit together."""
+        if not self.train and any(isinstance(transform, SampleTransform) for transform in self.transforms):
+            raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
+        return split(self.completed(self.transforms))
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """The sample, with image uint8 or float (3, H, W), filename, index, seed and bad.
+        """Read a sample and apply the transforms of ``stages.worker``: image uint8 or float (3, H, W), filename, index, seed, bad.
 
         ``bad`` is None, or the problem of an image that another one replaces.
         """
         seed = key.seed(self._seed)
         seed_cpu(seed)
         visit = _Visit(self, seed)
-        sample = self.finished(visit.transformed(visit.read(key.index), self.transforms))
+        sample = self.finished(visit.transformed(visit.read(key.index), self.stages.worker))
         if isinstance(sample.image, Image.Image):
             sample.image = pil_to_tensor(sample.image)
         sample.index, sample.seed, sample.bad = key.index, seed, visit.bad

@@ -19,6 +19,7 @@ from up.build.experiment import named_paths
 from up.data.bad_images import BadImage
 from up.data.dataset import KeyedDataset
 from up.data.records import Batch, SampleKey
+from up.data.transforms.stages import DeviceStage
 from up.errors import UserError
 from up.schema.named_files import missing_at
 from up.tasks.experiment import Experiment
@@ -82,10 +83,8 @@ class DatasetSamples(Samples):
             got = Verbatim("no images" if isinstance(dataset, KeyedDataset) else type(dataset).__name__)
             expected = "images of a KeyedDataset: an export is compared on real ones"
             raise UserError(got=got, expected=expected, file=experiment.path, key=f"dataset.{source}")
-        self.dataset = dataset
-        if source == "train":
-            self.dataset.use_transforms(build_transforms(experiment, "test"))
-        self._stage = experiment.task.device_stage(self.dataset, CPU, False)
+        self.dataset = dataset if source == "test" else dataset.with_transforms(build_transforms(experiment, "test"))
+        self._stage = DeviceStage(experiment.task.stages(self.dataset).device, CPU, channels_last=False)
         self._collate = experiment.task.collate
         listed = kwargs.get("meta_file")
         self.name = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed or f"dataset.{source}")

@@ -19,9 +19,9 @@ from up.data.dataset import KeyedDataset
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, Sample, SampleKey, Transform
 from up.data.transforms.pipeline import ImagePipeline
-from up.data.transforms.stages import DeviceStage
+from up.data.transforms.stages import Stages
 from up.engine.evaluate import Evaluator
-from up.engine.step import BatchStage, Mixing, StepOutput
+from up.engine.step import StepOutput
 from up.errors import Problem, UserError
 from up.files import write_json
 from up.models.weight_files import Weights
@@ -177,18 +177,16 @@ class Task(ABC, Generic[Data]):
         """How single images become batches; by default the reader and the transforms alone."""
         return ImagePipeline(reader, transforms)
 
-    def mixing(self, data: Data, batch_fn: Mixing | None) -> Mixing | None:
-        """The batch function, or the batch form of a mixing transform of the data set."""
-        return data.split().mixing(batch_fn) if isinstance(data, KeyedDataset) else batch_fn
-
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples to a batch, in a worker."""
         return collate(samples)
 
-    def device_stage(self, data: Data, device: torch.device, channels_last: bool) -> BatchStage:
-        """What a batch passes: the move of every tensor, then the transforms that the data set leaves to the device."""
-        tail = data.split().device if isinstance(data, KeyedDataset) else None
-        return DeviceStage(tail, device, channels_last=channels_last)
+    def stages(self, data: Data) -> Stages:
+        """Return the transforms of a data set by where they run: in the workers, on the device, mixing batches there.
+
+        Raises ``UserError`` for transforms that do not fit together.
+        """
+        return data.stages if isinstance(data, KeyedDataset) else Stages()
 
     # --- loss and results ---
 

@@ -91,7 +91,7 @@ def test_targets_change_no_draw(transform: Any) -> None:
 
 def test_transforms_of_levels_leave_targets_alone() -> None:
     erase = RandomErasing(probability=1.0)
-    levels = [ColorJitter(brightness=0.5), ToTensor(), Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)), erase]
+    levels = [ToTensor(), Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)), erase, ColorJitter(brightness=0.5)]
     sample, plain = Marked(transformer=levels)[SampleKey(0, 1)], Marked()[SampleKey(0, 1)]
     assert torch.equal(sample.mask, plain.mask)
     assert torch.equal(sample.boxes, plain.boxes)
@@ -112,13 +112,14 @@ def test_a_sample_hangs_on_its_key_alone() -> None:
 def test_transforms_are_split_once() -> None:
     tail = [ToTensor(), Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))]
     data = Marked(transformer=[MOVING[5], *tail])
-    stages = data.split()
-    assert data.split() is stages
-    assert data.transforms == [MOVING[5]] == list(stages.worker)
+    stages = data.stages
+    assert data.stages is stages
+    assert data.transforms == [MOVING[5], *tail]
+    assert stages.worker == [MOVING[5]]
     assert (stages.device is None, stages.batch) == (False, None)
     assert data[SampleKey(0, 0)].image.dtype == torch.uint8
-    data.use_transforms(tail)
-    assert data.split().worker == []
+    other = data.with_transforms(tail)
+    assert (other.stages.worker, data.stages is stages) == ([], True)
 
 
 class Unreadable(Marked):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -72,8 +72,8 @@ class DeviceTail(nn.Module):
 class Stages:
     """A list of transforms by where they run."""
 
-    worker: Sequence[AnyTransform]
-    device: DeviceTail | None = None
+    worker: Sequence[AnyTransform] = ()
+    device: Callable[[Batch], Batch] | None = None
     batch: BatchTransform | None = None
 
     def mixing(self, batch_fn: BatchTransform | None) -> BatchTransform | None:
@@ -105,7 +105,7 @@ def split(transforms: Sequence[AnyTransform]) -> Stages:
 class DeviceStage:
     """Brings a batch to the device and finishes its images there; seeds and indices stay with the host."""
 
-    def __init__(self, tail: DeviceTail | None, device: torch.device, *, channels_last: bool) -> None:
+    def __init__(self, tail: Callable[[Batch], Batch] | None, device: torch.device, *, channels_last: bool) -> None:
         self.tail = deepcopy(tail)  # on the device, where the data set's own must not be: it travels to workers
         self.device = device
         self.channels_last = channels_last

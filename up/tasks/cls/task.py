@@ -17,6 +17,7 @@ from up.config.section import Part
 from up.data.dataset import read_sample
 from up.data.readers import PillowReader
 from up.data.records import Batch, Sample, Transform
+from up.data.transforms.stages import Stages, expect_numbers
 from up.data.transforms.table import output_size_of
 from up.engine.evaluate import Evaluator
 from up.errors import UserError
@@ -176,6 +177,10 @@ class Classification(Task[ImageDataset]):
 
     def data_report(self, train: ImageDataset, test: ImageDataset | None) -> DataReport:
         return data_report(train, test)
+
+    def stages(self, data: ImageDataset) -> Stages:
+        expect_numbers(data.transforms)
+        return data.stages
 
     def read_sample(self, data: ImageDataset, index: int) -> Sample:
         return read_sample(data, index)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
+from typing_extensions import Self
 
 from up.config.argument import Derived
 from up.config.checked import checked
@@ -29,32 +31,28 @@ from up.tasks.cls.augment.mixing import (
 class SampleMix(SampleTransform):
     """``transform(sample, draw_second) -> sample``: mixed ``image``, soft ``gt`` (num_classes,), int ``dominant``.
 
-    Without ``takes_second`` the caller moves ``as_batch_fn()`` to the batch. A second image of another size is resized to the
+    Without ``takes_second`` whole batches are mixed by ``as_batch_fn()``. A second image of another size is resized to the
     first's (bilinear, antialiased). The weight is drawn before the second sample is.
     """
 
     def __init__(self, policy: MixPolicy, num_classes: int | None, *, takes_second: bool, transform_second: bool) -> None:
         self.policy = policy
-        self._num_classes = num_classes
+        self.num_classes = num_classes
         self.takes_second = takes_second
         self.transform_second = transform_second
 
-    @property
-    def num_classes(self) -> int:
-        """The length of the soft labels."""
-        assert self._num_classes is not None, "the data set settles the classes"
-        return self._num_classes
-
-    def settle_classes(self, known: int | list[int] | None) -> None:
-        """Take the number of classes from the data where the configuration leaves it out, and compare it where not."""
-        if self._num_classes is None and isinstance(known, int):
-            self._num_classes = known
-        if self._num_classes is None or (isinstance(known, int) and self._num_classes < known):
+    def for_classes(self, known: int | list[int] | None) -> Self:
+        """Return the transform for data of ``known`` classes. Raises ``UserError`` where its own number is smaller."""
+        complete = copy(self)
+        complete.num_classes = known if self.num_classes is None and isinstance(known, int) else self.num_classes
+        if complete.num_classes is None or (isinstance(known, int) and complete.num_classes < known):
             expected = f"{known}, as the data have" if isinstance(known, int) else "one number: mixing is for a single head"
-            raise UserError("of the mixing transform", got=self._num_classes, expected=expected, key="num_classes")
+            raise UserError("of the mixing transform", got=self.num_classes, expected=expected, key="num_classes")
+        return complete
 
     def __call__(self, sample: Sample, draw_second: Callable[[], Sample]) -> Sample:
         assert self.takes_second, "the batch form belongs to the batch: use as_batch_fn()"
+        assert self.num_classes is not None, "for_classes() gives it the number of classes"
         mix = self.policy.draw(numpy_generator(torch.default_generator), size_of(sample.image))
         second = draw_second()
         own, other = _label(sample.gt, self.num_classes), _label(second.gt, self.num_classes)
@@ -66,7 +64,8 @@ class SampleMix(SampleTransform):
         return Sample(sample, image=_mixed(sample.image, second.image, mix), gt=target[0], dominant=dominant)
 
     def as_batch_fn(self) -> BatchMix:
-        """The same mixing for whole batches."""
+        """Return the same mixing for whole batches."""
+        assert self.num_classes is not None, "for_classes() gives it the number of classes"
         return BatchMix(self.policy, self.num_classes)
 
 

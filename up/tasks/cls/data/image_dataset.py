@@ -14,9 +14,8 @@ from up.config.argument import FromProgram, NotNegative, PartOf
 from up.config.contract import Attribute, Contract, Method
 from up.data.dataset import ImageReader, KeyedDataset, Transforms
 from up.data.packed import PackedLabels
-from up.data.records import Sample
+from up.data.records import Sample, Transform
 from up.data.transforms.image import kind_of
-from up.data.transforms.stages import expect_numbers
 from up.engine.evaluate import Evaluator
 from up.tasks.cls.augment.sample_mixing import SampleMix
 from up.text import count
@@ -91,15 +90,9 @@ class ImageDataset(KeyedDataset):
             found.update(np.asarray(self.labels, dtype=np.int64).tobytes())
         return found.hexdigest()
 
-    def settle_classes(self) -> None:
-        """Tell mixing transforms the number of classes. Raises ``UserError`` where it contradicts theirs."""
-        for transform in self.transforms:
-            if isinstance(transform, SampleMix):
-                transform.settle_classes(self.num_classes)
-
-    def check_transforms(self) -> None:
-        self.settle_classes()
-        expect_numbers(self.transforms)
+    def completed(self, transforms: Sequence[Transform]) -> Sequence[Transform]:
+        """Give mixing transforms the number of classes. Raises ``UserError`` where it contradicts theirs."""
+        return [each.for_classes(self.num_classes) if isinstance(each, SampleMix) else each for each in transforms]
 
     def sample_problem(self, sample: Sample) -> str | None:
         return _target_problem(sample.get("gt", 0), self.num_classes)

@@ -82,7 +82,7 @@ def test_the_key_decides_what_is_drawn(images: Path) -> None:
 
 def test_transforms_can_be_replaced(images: Path) -> None:
     found = dataset(images, transformer=[Draw()], reader=PillowReader)
-    found.use_transforms([v2.Resize(8)])
+    found = found.with_transforms([v2.Resize(8)])
     assert found[SampleKey(0, 1)].image.shape == (3, 8, 10)
     assert found[SampleKey(0, 1)].image.dtype == torch.uint8
 
