@@ -1,0 +1,154 @@
+"""Runs on a GPU: what holds on the CPU holds there. Skipped on machines without one."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.harness.ranks import ROOT
+from tests.harness.states import assert_same, checkpoint
+from up.__main__ import main
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    config["runtime"] |= {"device": "cuda", "deterministic": True}
+    return config
+
+
+def train(path: str, *opts: str) -> int:
+    return main(["train", "--config", path, "--opts", *opts])
+
+
+def records(run: Path, phase: str) -> list[Config]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["phase"] == phase]
+
+
+def everything_on(config: Config) -> None:
+    """Mixing, averaging, accumulation, clipping, dropout and erasing, and workers."""
+    source = config["dataset"]["train"]
+    source["dataloader"]["kwargs"] |= {"batch_fn": {"type": "batch_cutmixup"}, "num_workers": 2, "pin_memory": True}
+    source["dataset"]["kwargs"]["transformer"].append({"type": "torch_randerase"})
+    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
+    config["trainer"] |= {"accumulate": 2, "clip_norm": 1.0, "eval_interval": 2}
+    config["net"][0]["kwargs"]["drop_path_rate"] = 0.2
+    config["net"][1]["kwargs"]["dropout"] = 0.3
+
+
+def test_the_first_losses_are_those_of_the_cpu(config: Config, write: Write, tmp_path: Path) -> None:
+    """The same initial weights, the same images in the same order, and float32 products without TensorFloat-32."""
+    path = write(config)
+    assert train(path, "trainer.max_epoch=1") == 0
+    assert train(path, "trainer.max_epoch=1", "runtime.device=cpu", f"saver.save_dir={tmp_path / 'cpu'}") == 0
+    ours, theirs = ([record["loss"] for record in records(run, "train")] for run in (tmp_path / "run", tmp_path / "cpu"))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LAMB"])
+def test_learns_in_every_precision(config: Config, write: Write, tmp_path: Path, amp: str, optimizer: str) -> None:
+    config["trainer"]["optimizer"] = {"type": optimizer, "kwargs": {"lr": 0.05 if optimizer == "SGD" else 0.01}}
+    if amp != "fp32":
+        config["runtime"]["amp"] = amp
+    assert train(write(config), "trainer.max_epoch=5", "trainer.lr_scheduler.kwargs.T_max=5") == 0
+    assert records(tmp_path / "run", "eval")[-1]["top1"] == 100.0
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("stop_after", [3, 4])
+def test_resumed_is_equal_to_unbroken(config: Config, write: Write, tmp_path: Path, stop_after: int, amp: str) -> None:
+    everything_on(config)
+    config["runtime"]["amp"] = amp
+    path = write(config)
+    other = f"saver.save_dir={tmp_path / 'broken'}"
+    assert train(path) == 0
+    assert train(path, other, f"trainer.max_iter={stop_after}") == 0
+    assert train(path, other, "saver.auto_resume=true", "dataset.train.dataloader.kwargs.num_workers=0") == 0
+    whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
+    for part in ("model", "optimizer", "ema", "schedule", "metrics"):
+        assert_same(whole[part], resumed[part], part)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_one_rank_of_nccl_is_equal_to_no_process_group(config: Config, write: Write, tmp_path: Path, parallel: str) -> None:
+    path = write(config)
+    assert train(path) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "up", "train"]
+    opts = [f"saver.save_dir={tmp_path / 'ranks'}", f"runtime.parallel={parallel}"]
+    done = subprocess.run([*torchrun, "--config", path, "--opts", *opts], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    alone, ranks = checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "ranks")["model"]
+    assert alone.keys() == ranks.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(ranks[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_compiled_is_close_to_eager(config: Config, write: Write, tmp_path: Path) -> None:
+    path = write(config)
+    assert train(path, "trainer.max_epoch=1") == 0
+    assert train(path, "trainer.max_epoch=1", "runtime.compile=true", f"saver.save_dir={tmp_path / 'compiled'}") == 0
+    eager, compiled = ([record["loss"] for record in records(run, "train")] for run in (tmp_path / "run", tmp_path / "compiled"))
+    assert compiled == pytest.approx(eager, rel=1e-2)
+    assert not [name for name in checkpoint(tmp_path / "compiled")["model"] if "_orig_mod" in name]
+
+
+def test_a_student_learns_from_a_teacher(config: Config, write: Write, tmp_path: Path) -> None:
+    path = write(config)
+    assert train(path, "trainer.max_epoch=5") == 0
+    config["runtime"] |= {"runner": {"type": "kd"}, "amp": "bf16"}
+    config["saver"] = {"save_dir": str(tmp_path / "student")}
+    config["teacher"] = config["net"][:2]
+    logits = {"mimic_name": ["head.classifier"]}
+    config["mimic"] = {
+        "cfgs": {"loss": {"type": "kd_loss", "kwargs": {"T": 2.0}}},
+        "student": logits,
+        "teacher": {**logits, "teacher_weight": str(tmp_path / "run" / "ckpt_best.pth")},
+    }
+    assert train(write(config)) == 0
+    losses = [record["loss"] for record in records(tmp_path / "student", "train")]
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < losses[0]
+
+
+def test_evaluated_predicted_and_exported_as_on_the_cpu(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(config)
+    assert train(path) == 0
+    best = records(tmp_path / "run", "eval")[-1]["top1"]
+    assert main(["eval", "--config", path]) == 0
+    assert f"{best:.2f}" in capsys.readouterr().out
+    image = str(images / "val 0.png")
+    assert main(["predict", "--format", "jsonl", "--config", path, image]) == 0
+    here = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(["to_onnx", "--config", path]) == 0
+    capsys.readouterr()
+    on_cpu = tmp_path / "cpu.yaml"
+    on_cpu.write_text(yaml.safe_dump({**config, "runtime": {**config["runtime"], "device": "cpu"}}))
+    assert main(["predict", "--format", "jsonl", "--config", str(on_cpu), image]) == 0
+    there = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert here["predictions"][0]["label"] == there["predictions"][0]["label"]
+    assert here["predictions"][0]["score"] == pytest.approx(there["predictions"][0]["score"], abs=1e-3)
+
+
+def test_out_of_memory_ends_with_advice(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    config["net"][0]["kwargs"]["width"] = 8 * 1024
+    assert train(write(config)) != 0
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "memory" in said
