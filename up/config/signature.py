@@ -133,8 +133,8 @@ def signature_of(target: Target) -> Signature:
     """The arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
     optimizer, which are the tensors it optimizes, nothing that is ``FromProgram``.
 
-    ``**kwargs`` that a constructor passes on stands for the arguments of the base class. An argument without markers has those
-    that a base class gives it.
+    ``**kwargs`` stands for the arguments of the base class, or the function of the same module, that it is passed on to. An
+    argument without markers has those that a base class gives it.
     """
     hints = _hints(target)
     parameters: dict[str, Parameter] = {}
@@ -180,23 +180,27 @@ def _with_inherited_markers(annotation: object, target: Target, name: str) -> ob
     return annotation
 
 
-def _passed_on(target: Target) -> tuple[type, set[str]] | None:
-    """The base class whose constructor gets the ``**kwargs`` of ``target``'s, and the arguments that it is given beside them;
-    None where ``target`` keeps its ``**kwargs``, or where this cannot be known."""
-    if len(classes := _constructors(target)) < 2:
+def _passed_on(target: Target) -> tuple[Target, set[str]] | None:
+    """The base class, or the function, that gets the ``**kwargs`` of ``target``, and the arguments given beside them; None where
+    ``target`` keeps its ``**kwargs``, or where this cannot be known."""
+    classes = _constructors(target)
+    own = inspect.unwrap(vars(classes[0])["__init__"] if classes else target)
+    if not inspect.isfunction(own) or len(classes) == 1:
         return None
-    own, base = (inspect.unwrap(vars(each)["__init__"]) for each in classes[:2])
     kwargs = next(each.name for each in inspect.signature(own).parameters.values() if each.kind is each.VAR_KEYWORD)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(own)))
     except (OSError, SyntaxError):  # no source, as of classes made at run time
         return None
+    followed: dict[str, Target] = {"super().__init__": classes[1]} if classes else own.__globals__
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Call) and called in followed:
             named = {each.arg: ast.unparse(each.value) for each in node.keywords}
             if named.get(None) == kwargs:
-                positional = list(inspect.signature(base).parameters)[1 : 1 + len(node.args)]
-                return classes[1], {*positional, *(name for name in named if name is not None)}
+                receiver = inspect.unwrap(vars(classes[1])["__init__"]) if classes else followed[called]
+                positional = list(inspect.signature(receiver).parameters)[bool(classes) :][: len(node.args)]
+                return followed[called], {*positional, *(name for name in named if name is not None)}
     return None
 
 

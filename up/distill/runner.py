@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,7 +14,7 @@ from up.distill.cache import CachedTeacher, image_keys
 from up.distill.teachers import Teacher
 from up.distill.terms import ACTIVATIONS, DistillationTerms, HookedStudent
 from up.distributed.group import rank
-from up.engine.step import BatchStage, LossOf, Mean, Mixing, Runner, StepOutput
+from up.engine.step import Mean, Runner, StepOutput
 from up.errors import UserError
 from up.types import StateDict
 
@@ -31,14 +31,11 @@ class KDRunner(Runner):
         self,
         net: Annotated[nn.Module, FromProgram()],
         *,
-        loss_of: Annotated[LossOf, FromProgram()],
-        stage: Annotated[BatchStage, FromProgram()],
-        mix: Annotated[Mixing | None, FromProgram()],
-        seed: Annotated[int, FromProgram()],
         terms: Annotated[DistillationTerms, FromProgram()],
         teachers: Annotated[Sequence[Teacher | CachedTeacher], FromProgram()],
+        **kwargs: Any,
     ) -> None:
-        super().__init__(net, loss_of=loss_of, stage=stage, mix=mix, seed=seed)
+        super().__init__(net, **kwargs)
         self.terms = terms
         self.teachers = teachers
 

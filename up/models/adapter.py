@@ -1,4 +1,4 @@
-"""A timm network as a backbone: it reads the image from the record and adds features to it."""
+"""Backbones: timm networks that read the image from the record and add features to it, and the arguments of all of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from up.config.argument import PartOf
+from up.config.signature import signature_of
 from up.errors import UserError
 from up.text import count, some_of
 from up.types import Record
 
 Normalize = Annotated[Callable[[nn.Module], nn.Module], PartOf("norm")]
 Initializer = Annotated[Callable[[nn.Module], object], PartOf("initializer")]
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # how likely it is that something is dropped
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # probability of dropping a value or a layer
 Count = Annotated[int, Field(ge=1)]
-# Whose network a shared name means where the two differ: United Perception's, or timm's, which is that of the paper.
+# Two networks share a name: United Perception's, and timm's, which is the paper's.
 Variant: TypeAlias = Literal["up", "timm"]
+Common: TypeAlias = Any  # arguments of ``with_stages`` or ``finished``, whose signatures have their types
 
 
 class Backbone(nn.Module):
-    """What is mixed into the class of a timm network by ``as_backbone``.
+    """Mixin that ``as_backbone`` adds to the class of a timm network.
 
     ``forward({"image": (B, C, H, W)})`` returns ``{"features": [...]}``, maps (B, out_planes[i], H', W') or tokens
     (B, N, out_planes[i]). The last stage's entry is always the network's final feature, after its closing norm or
@@ -39,47 +41,47 @@ class Backbone(nn.Module):
     forward_intermediates: Callable[..., Any]
     prune_intermediate_layers: Callable[..., object]
 
-    image_channels: int | None = None  # None where the network rearranges pixels before its first convolution
-    variant: Variant | None = None  # None where there is only one network of this name
+    image_channels: int | None = None  # None if the network rearranges pixels before its first convolution
+    variant: Variant | None = None  # None if there is only one network of this name
 
-    _taps: list[int] | None = None  # positions in feature_info; None: the final feature only
+    _stages: list[int] | None = None  # positions in feature_info; None: the final feature only
     _ends_early: bool = False
     _pooled: bool = False
     _frozen: tuple[str, ...] = ()
-    _image_size: tuple[int, int] | None = None  # (height, width) where the network takes no other
+    _image_size: tuple[int, int] | None = None  # (height, width) if the network takes no other
 
     def forward(self, record: Record) -> dict[str, list[Tensor]]:
         """Compute the features of ``record["image"]`` (B, C, H, W)."""
         image: Tensor = record["image"]
         self._check_size(image)
-        if self._taps is None:
+        if self._stages is None:
             return {"features": [self._final(self.forward_features(image))]}
         if self._ends_early:
-            features = self.forward_intermediates(image, indices=self._taps, stop_early=True, intermediates_only=True)
+            features = self.forward_intermediates(image, indices=self._stages, stop_early=True, intermediates_only=True)
             return {"features": features}
-        final, features = self.forward_intermediates(image, indices=self._taps)
+        final, features = self.forward_intermediates(image, indices=self._stages)
         return {"features": [*features[:-1], self._final(final)]}
 
     def train(self, mode: bool = True) -> Backbone:
-        """Training mode for all but what ``freeze`` froze: moving statistics would change what frozen weights compute."""
+        """Set the mode of all but frozen modules: moving statistics would change what frozen weights compute."""
         super().train(mode)
         for path in self._frozen:
             self.get_submodule(path).eval()
         return self
 
     def freeze(self, paths: Sequence[str]) -> None:
-        """Take the modules at ``paths`` out of training: no gradients, and evaluation mode for good."""
+        """Take the modules at ``paths`` out of training: no gradients, and always evaluation mode."""
         self._frozen = tuple(paths)
         for path in paths:
             self.get_submodule(path).requires_grad_(False)
         self.train(self.training)
 
     def select(self, out_layers: Sequence[int] | None, out_strides: Sequence[int] | None) -> None:
-        """Return the features of these stages instead of the last alone; layers behind the last one chosen are dropped.
+        """Return the features of these stages instead of the last alone; layers after the last of them are dropped.
 
-        A stage of ``out_layers`` is counted as ResNet's are: 1 is the first after the stem, and 0 the stem, where a
-        network has its features. ``out_strides`` names the same stages by their stride. Raises ``UserError`` for a
-        stage that does not exist, for one listed twice or out of order, and when the two name different stages.
+        Stages of ``out_layers`` are numbered as in ResNet: 1 is the first after the stem; 0 is the stem, if the network
+        has its features. ``out_strides`` names the same stages by their stride. Raises ``UserError`` for a stage that
+        does not exist, is listed twice or out of order, and if the two name different stages.
         """
         infos = self.feature_info
         first = 0 if len(infos) == 5 else 1
@@ -93,20 +95,20 @@ class Backbone(nn.Module):
                 fix="Give one of the two, or make them agree.",
                 key="out_layers",
             )
-        taps = by_stride if by_layer is None else by_layer
+        stages = by_stride if by_layer is None else by_layer
         last = len(infos) - 1
-        if taps is None or taps == [last]:
+        if stages is None or stages == [last]:
             return
-        self._taps = taps
-        self._ends_early = taps[-1] != last
+        self._stages = stages
+        self._ends_early = stages[-1] != last
         if self._ends_early:
-            self.prune_intermediate_layers(taps)  # parameters that get no gradient stop DDP
+            self.prune_intermediate_layers(stages)  # parameters that get no gradient stop DDP
         final_planes = self.out_planes[-1]
-        self.out_planes = [final_planes if place == last else int(infos[place]["num_chs"]) for place in taps]
-        self.out_strides = [strides[place] for place in taps]
+        self.out_planes = [final_planes if place == last else int(infos[place]["num_chs"]) for place in stages]
+        self.out_strides = [strides[place] for place in stages]
 
     def _final(self, feature: Tensor) -> Tensor:
-        """timm's last feature in our layout: (B, C, H, W), (B, N, C), or pooled (B, C, 1, 1)."""
+        """Bring timm's last feature into our layout: (B, C, H, W), (B, N, C), or pooled (B, C, 1, 1)."""
         if self._pooled:
             feature = self.forward_head(feature, pre_logits=True)
             return feature[:, :, None, None] if feature.ndim == 2 else feature
@@ -130,13 +132,13 @@ class Backbone(nn.Module):
 def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | None = None) -> Backbone:
     """Make ``model``, a timm network without classifier, a backbone that returns its final feature.
 
-    ``pooled``: the final feature is what timm's classifier would read, (B, C, 1, 1), so the layers that some networks
-    have between pooling and classifier are part of it. ``variant``: which of two networks of one name it is; weights of
-    the other are refused.
+    ``pooled``: the final feature is the input of timm's classifier, (B, C, 1, 1); layers that some networks have between
+    pooling and classifier are part of it. ``variant``: its origin, if two networks share its name; weights of the other
+    do not load.
     """
-    # The object gets a subclass of its own class, as torch's fully_shard does it: a wrapper around the network would
-    # put its name into every key of the state dict and every module path that configs and checkpoints speak of.
-    model.__class__ = _backbone_class(cast(Any, type(model)))
+    # The object gets a subclass of its own class, as torch's fully_shard does it: the name of a wrapper around the
+    # network would be in every key of the state dict and every module path in configs and checkpoints.
+    model.__class__ = _backbone_class(cast(type, type(model)))
     backbone = cast(Backbone, model)
     backbone._pooled = pooled
     backbone.variant = variant
@@ -148,54 +150,68 @@ def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | No
     return backbone
 
 
-def prepare(
-    model: nn.Module, normalize: Normalize | None = None, initializer: Initializer | None = None, grad_checkpointing: bool = False
-) -> nn.Module:
-    """Apply what every backbone offers to a freshly built network, norms before weights.
+def finished(
+    backbone: Backbone,
+    *,
+    normalize: Normalize | None = None,
+    initializer: Initializer | None = None,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """Apply the arguments of every backbone to a freshly built one, norms before weights.
 
-    Raises ``UserError`` where the network has no gradient checkpointing.
+    Raises ``UserError`` if the network has no gradient checkpointing.
     """
     if grad_checkpointing:
-        recompute_activations(model)
+        recompute_activations(backbone)
     if normalize is not None:
-        model = normalize(model)
+        normalize(backbone)
     if initializer is not None:
-        initializer(model)
-    return model
+        initializer(backbone)
+    return backbone
+
+
+def with_stages(
+    backbone: Backbone, *, out_layers: Sequence[int] | None = None, out_strides: Sequence[int] | None = None, **common: Common
+) -> Backbone:
+    """Finish a backbone whose stages can be chosen, see ``Backbone.select``."""
+    finished(backbone, **common).select(out_layers, out_strides)
+    return backbone
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Turn on gradient checkpointing. Raises ``UserError`` where the network has none."""
+    """Turn on gradient checkpointing. Raises ``UserError`` if the network has none."""
+    turn_on = getattr(model, "set_grad_checkpointing", None)
     try:
-        cast(Any, model).set_grad_checkpointing(True)
-    except (AssertionError, AttributeError):
+        assert turn_on is not None
+        turn_on(True)
+    except AssertionError:  # timm's too
         raise UserError(f"{type(model).__name__} has none; leave it out.", key="grad_checkpointing") from None
 
 
-def variant(
+def published(
     family: Callable[..., Backbone],
     summary: str,
     fixed: Mapping[str, object] | None = None,
     defaults: Mapping[str, object] | None = None,
 ) -> Callable[..., Backbone]:
-    """One published network of a ``family``: ``fixed`` arguments, other ``defaults``; its signature is what remains."""
-    signature = inspect.signature(family, eval_str=True)
+    """Define a published network of a ``family`` by ``fixed`` arguments and other ``defaults``; the rest is its signature."""
     fixed, defaults = dict(fixed or {}), dict(defaults or {})
-    assert {*fixed, *defaults} <= set(signature.parameters), f"{family.__name__} takes {list(signature.parameters)}"
+    taken = signature_of(family).parameters
+    assert {*fixed, *defaults} <= set(taken), f"{family.__name__} takes {list(taken)}"
 
-    @functools.wraps(family)
     def build(**kwargs: object) -> Backbone:
         return family(**{**defaults, **kwargs, **fixed})
 
-    remaining = [
-        parameter.replace(default=defaults.get(name, parameter.default))
-        for name, parameter in signature.parameters.items()
+    build.__module__, build.__name__, build.__qualname__ = family.__module__, family.__name__, family.__qualname__
+    build.__doc__ = f"{summary}\n\n{inspect.getdoc(family)}"
+    kind = inspect.Parameter.KEYWORD_ONLY
+    rest = [
+        inspect.Parameter(name, kind, default=defaults.get(name, each.default), annotation=each.annotation)
+        for name, each in taken.items()
         if name not in fixed
     ]
-    described = cast(Any, build)
-    described.__signature__ = signature.replace(parameters=remaining)
-    described.__annotations__ = {parameter.name: parameter.annotation for parameter in remaining}
-    described.__doc__ = f"{summary}\n\n{inspect.getdoc(family)}"
+    build.__annotations__ = {each.name: each.annotation for each in rest}
+    build.__signature__ = inspect.Signature(rest)  # type: ignore[attr-defined]
     return build
 
 
@@ -209,7 +225,7 @@ def _backbone_class(base: type) -> type:
 
 
 def _only_size(model: nn.Module) -> tuple[int, int] | None:
-    """The image size that a network with a strict patch embedding insists on."""
+    """Read the only image size of a network with a strict patch embedding."""
     embedding = getattr(model, "patch_embed", None)
     size = getattr(embedding, "img_size", None)
     if size is None or not getattr(embedding, "strict_img_size", False):
@@ -218,13 +234,13 @@ def _only_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _channels(model: nn.Module) -> int | None:
-    """What the first convolution takes, where that can only be an image."""
+    """Read the channels of the first convolution, if its input can only be an image."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return first.in_channels if first is not None and first.in_channels <= 4 else None
 
 
 def _positions(key: str, wanted: Sequence[int] | None, known: list[int]) -> list[int] | None:
-    """Where the stages that are ``wanted`` stand in ``known``."""
+    """Find the positions of the ``wanted`` stages in ``known``. Raises ``UserError`` for the argument ``key``."""
     if wanted is None:
         return None
     if not wanted or any(stage not in known for stage in wanted):

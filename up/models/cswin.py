@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, as_backbone, prepare, variant
+from up.models.adapter import Backbone, Common, Count, Rate, as_backbone, finished, published
 
 Direction = Literal["vertical", "horizontal", "whole"]
 
@@ -202,9 +202,7 @@ def cswin(
     split_size: Sequence[int] = (1, 2, 7, 7),
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    **common: Common,
 ) -> Backbone:
     """CSWin Transformer: image (B, input_channel, H, W) to a normalized map (B, 8 * embed_dim, H/32, W/32).
 
@@ -221,7 +219,7 @@ def cswin(
         drop_path_rate=drop_path_rate,
         input_channel=input_channel,
     )
-    return as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    return finished(as_backbone(model), **common)
 
 
 def _init_linear(module: nn.Module) -> None:
@@ -236,9 +234,9 @@ _BASE: dict[str, object] = {"embed_dim": 96, "depths": (2, 4, 32, 2), "num_heads
 _LARGE: dict[str, object] = {"embed_dim": 144, "depths": (2, 4, 32, 2), "num_heads": (6, 12, 24, 24)}
 _OF_384: dict[str, object] = {"split_size": (1, 2, 12, 12)}
 
-CSWin_64_12211_tiny_224 = variant(cswin, "CSWin-T, 22.3 M parameters.", _TINY)
-CSWin_64_24322_small_224 = variant(cswin, "CSWin-S, 34.6 M parameters.", _SMALL)
-CSWin_96_24322_base_224 = variant(cswin, "CSWin-B, 77.4 M parameters.", _BASE)
-CSWin_96_24322_base_384 = variant(cswin, "CSWin-B for images of 384 pixels, 77.4 M parameters.", _BASE, _OF_384)
-CSWin_144_24322_large_224 = variant(cswin, "CSWin-L, 173 M parameters.", _LARGE)
-CSWin_144_24322_large_384 = variant(cswin, "CSWin-L for images of 384 pixels, 173 M parameters.", _LARGE, _OF_384)
+CSWin_64_12211_tiny_224 = published(cswin, "CSWin-T, 22.3 M parameters.", _TINY)
+CSWin_64_24322_small_224 = published(cswin, "CSWin-S, 34.6 M parameters.", _SMALL)
+CSWin_96_24322_base_224 = published(cswin, "CSWin-B, 77.4 M parameters.", _BASE)
+CSWin_96_24322_base_384 = published(cswin, "CSWin-B for images of 384 pixels, 77.4 M parameters.", _BASE, _OF_384)
+CSWin_144_24322_large_224 = published(cswin, "CSWin-L, 173 M parameters.", _LARGE)
+CSWin_144_24322_large_384 = published(cswin, "CSWin-L for images of 384 pixels, 173 M parameters.", _LARGE, _OF_384)

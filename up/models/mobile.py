@@ -15,8 +15,10 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
+from up.config.argument import Positive
+from up.config.checked import checked
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, Variant, as_backbone, prepare, variant
+from up.models.adapter import Backbone, Common, Count, Rate, Variant, as_backbone, published, with_stages
 
 # timm's notation, one string a stage: ds/ir/cn block, r repeats, k kernel, s stride, e expansion, c channels,
 # se squeeze-excite, nre ReLU instead of the network's activation.
@@ -51,9 +53,9 @@ _V3: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 class PlainSqueeze(nn.Module):
-    """Squeeze-excite of two linear layers without biases, to a quarter of the channels: (B, C, H, W) to the same.
+    """Squeeze-excite of two linear layers without biases and a quarter of the channels: (B, C, H, W) to the same.
 
-    ``act`` is the activation after it, where the block has none before.
+    ``act`` is the activation after it, if the block has none before.
     """
 
     def __init__(self, channels: int, **_: object) -> None:
@@ -63,25 +65,21 @@ class PlainSqueeze(nn.Module):
         self.act: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels by what their means say."""
+        """Scale the channels by weights computed from their means."""
         squeezed = F.relu(self.conv_reduce(x.mean((2, 3), keepdim=True)))
         scaled: Tensor = self.act(x * F.hardsigmoid(self.conv_expand(squeezed)))
         return scaled
 
 
+@checked
 def mobilenetv2(
     *,
     variant: Variant = "up",
-    width_mult: float = 1.0,
+    width_mult: Positive = 1.0,
     round_nearest: Count = 8,
-    c4_output: bool = False,
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
-    out_layers: Sequence[int] | None = None,
-    out_strides: Sequence[int] | None = None,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    **common: Common,
 ) -> Backbone:
     """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381): image to a map (B, 1280, H/32, W/32).
 
@@ -90,7 +88,7 @@ def mobilenetv2(
     ``width_mult`` scales all channels, the last 1280 only upwards, to multiples of ``round_nearest``. ``c4_output`` adds
     the map of stride 16 before the last. Raises ``UserError`` for stages that do not exist.
     """
-    channels = partial(round_channels, multiplier=_checked_width(width_mult), divisor=round_nearest)
+    channels = partial(round_channels, multiplier=width_mult, divisor=round_nearest)
     model = EfficientNet(
         decode_arch_def([[stage] for stage in (_V2_FIRST[variant], *_V2)]),
         num_classes=0,
@@ -100,25 +98,19 @@ def mobilenetv2(
         act_layer=nn.ReLU6,
         drop_path_rate=drop_path_rate,
     )
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), variant=variant)
-    backbone.select(out_layers, _strides(c4_output, out_layers, out_strides))
-    return backbone
+    return _with_stages(as_backbone(model, variant=variant), **common)
 
 
+@checked
 def mobilenetv3(
     *,
     mode: Literal["large", "small"] = "large",
     variant: Variant = "up",
-    width_mult: float = 1.0,
+    width_mult: Positive = 1.0,
     dropout: Rate = 0.0,
-    c4_output: bool = False,
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
-    out_layers: Sequence[int] | None = None,
-    out_strides: Sequence[int] | None = None,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    **common: Common,
 ) -> Backbone:
     """MobileNetV3 (Howard et al. 2019, arXiv 1905.02244): image to a feature (B, 1280, 1, 1).
 
@@ -126,11 +118,11 @@ def mobilenetv3(
     activation of an inverted residual, as in UP's networks and weights; ``timm`` is the network of timm's and
     torchvision's weights.
     The last convolution works on the pooled map. ``dropout`` is applied to the feature. ``c4_output`` adds the map of
-    stride 16 before it. ``mode: small`` ends in 1280
-    channels too, as the first version of the paper has it and older configs expect (the final version has 1024:
-    ``timm`` with ``mobilenetv3_small_100``). Raises ``UserError`` for stages that do not exist.
+    stride 16 before it. ``mode: small`` ends in 1280 channels too, as in the first version of the paper and in older
+    configs (the final version has 1024: ``timm`` with ``mobilenetv3_small_100``). Raises ``UserError`` for stages that
+    do not exist.
     """
-    channels = partial(round_channels, multiplier=_checked_width(width_mult))
+    channels = partial(round_channels, multiplier=width_mult)
     model = MobileNetV3(
         decode_arch_def([list(stage) for stage in _V3[mode]]),
         num_classes=0,
@@ -147,22 +139,11 @@ def mobilenetv3(
     )
     if variant == "up":
         _squeeze_first(model)
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=True, variant=variant)
-    backbone.select(out_layers, _strides(c4_output, out_layers, out_strides))
-    return backbone
+    return _with_stages(as_backbone(model, pooled=True, variant=variant), **common)
 
 
 def efficientnet(
-    *,
-    model_name: str,
-    variant: Variant = "up",
-    drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
-    out_layers: Sequence[int] | None = None,
-    out_strides: Sequence[int] | None = None,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    *, model_name: str, variant: Variant = "up", drop_path_rate: Rate = 0.0, input_channel: Count = 3, **common: Common
 ) -> Backbone:
     """EfficientNet (Tan and Le 2019, arXiv 1905.11946): image to a map (B, 1280 .. 2560, H/32, W/32).
 
@@ -172,36 +153,35 @@ def efficientnet(
     """
     name = f"tf_{model_name}" if variant == "up" else model_name
     model = timm.create_model(name, num_classes=0, in_chans=input_channel, drop_path_rate=drop_path_rate)
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), variant=variant)
-    backbone.select(out_layers, out_strides)
-    return backbone
+    return with_stages(as_backbone(model, variant=variant), **common)
 
 
-def _strides(c4_output: bool, out_layers: Sequence[int] | None, out_strides: Sequence[int] | None) -> Sequence[int] | None:
-    """The strides of the features: ``c4_output`` asks for the map of stride 16 beside the last one."""
+def _with_stages(
+    backbone: Backbone,
+    *,
+    c4_output: bool = False,
+    out_layers: Sequence[int] | None = None,
+    out_strides: Sequence[int] | None = None,
+    **common: Common,
+) -> Backbone:
+    """Finish a backbone; ``c4_output`` asks for the map of stride 16 beside the last one."""
     if c4_output and (out_layers is not None or list(out_strides or (16, 32)) != [16, 32]):
-        raise UserError("true means out_strides: [16, 32]; leave it out where the stages are chosen.", key="c4_output")
-    return (16, 32) if c4_output else out_strides
+        raise UserError("true means out_strides: [16, 32]; leave it out if stages are chosen.", key="c4_output")
+    return with_stages(backbone, out_layers=out_layers, out_strides=(16, 32) if c4_output else out_strides, **common)
 
 
 def _squeeze_first(model: nn.Module) -> None:
-    """Move the activation of every inverted residual from before its squeeze-excite to behind it."""
+    """Move the activation of every inverted residual from before its squeeze-excite to after it."""
     for block in model.modules():
         if isinstance(block, InvertedResidual) and isinstance(block.se, PlainSqueeze):
             block.se.act, block.bn2.act = cast("nn.Module", block.bn2.act), nn.Identity()
 
 
-def _checked_width(width_mult: float) -> float:
-    if width_mult <= 0:
-        raise UserError(got=width_mult, expected="more than 0; 1.0 is the network of the paper", key="width_mult")
-    return width_mult
-
-
-efficientnet_b0 = variant(efficientnet, "EfficientNet-B0, 5.3 M parameters, 224 pixels.", {"model_name": "efficientnet_b0"})
-efficientnet_b1 = variant(efficientnet, "EfficientNet-B1, 7.8 M parameters, 240 pixels.", {"model_name": "efficientnet_b1"})
-efficientnet_b2 = variant(efficientnet, "EfficientNet-B2, 9.1 M parameters, 260 pixels.", {"model_name": "efficientnet_b2"})
-efficientnet_b3 = variant(efficientnet, "EfficientNet-B3, 12.2 M parameters, 300 pixels.", {"model_name": "efficientnet_b3"})
-efficientnet_b4 = variant(efficientnet, "EfficientNet-B4, 19.3 M parameters, 380 pixels.", {"model_name": "efficientnet_b4"})
-efficientnet_b5 = variant(efficientnet, "EfficientNet-B5, 30.4 M parameters, 456 pixels.", {"model_name": "efficientnet_b5"})
-efficientnet_b6 = variant(efficientnet, "EfficientNet-B6, 43.0 M parameters, 528 pixels.", {"model_name": "efficientnet_b6"})
-efficientnet_b7 = variant(efficientnet, "EfficientNet-B7, 66.3 M parameters, 600 pixels.", {"model_name": "efficientnet_b7"})
+efficientnet_b0 = published(efficientnet, "EfficientNet-B0, 5.3 M parameters, 224 pixels.", {"model_name": "efficientnet_b0"})
+efficientnet_b1 = published(efficientnet, "EfficientNet-B1, 7.8 M parameters, 240 pixels.", {"model_name": "efficientnet_b1"})
+efficientnet_b2 = published(efficientnet, "EfficientNet-B2, 9.1 M parameters, 260 pixels.", {"model_name": "efficientnet_b2"})
+efficientnet_b3 = published(efficientnet, "EfficientNet-B3, 12.2 M parameters, 300 pixels.", {"model_name": "efficientnet_b3"})
+efficientnet_b4 = published(efficientnet, "EfficientNet-B4, 19.3 M parameters, 380 pixels.", {"model_name": "efficientnet_b4"})
+efficientnet_b5 = published(efficientnet, "EfficientNet-B5, 30.4 M parameters, 456 pixels.", {"model_name": "efficientnet_b5"})
+efficientnet_b6 = published(efficientnet, "EfficientNet-B6, 43.0 M parameters, 528 pixels.", {"model_name": "efficientnet_b6"})
+efficientnet_b7 = published(efficientnet, "EfficientNet-B7, 66.3 M parameters, 600 pixels.", {"model_name": "efficientnet_b7"})

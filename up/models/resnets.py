@@ -9,7 +9,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, Variant, as_backbone, prepare, variant
+from up.models.adapter import Backbone, Common, Count, Rate, Variant, as_backbone, published, with_stages
 
 _STEM = ("conv1", "bn1")
 
@@ -26,11 +26,7 @@ def resnet_custom(
     drop_path_rate: Rate = 0.0,
     input_channel: Count = 3,
     frozen_layers: Sequence[int] = (),
-    out_layers: Sequence[int] | None = None,
-    out_strides: Sequence[int] | None = None,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    **common: Common,
 ) -> Backbone:
     """A ResNet of any depth and width: image (B, input_channel, H, W) to a map (B, planes, H/32, W/32).
 
@@ -39,16 +35,16 @@ def resnet_custom(
       4.2), and the strides are 1, 1, 2, 4, 8. ``deep_stem``: three 3x3 convolutions in place of the 7x7 one (ResNet-C).
     - ``avg_down``: average pooling before the 1x1 convolution of a shortcut, which then drops no pixels (ResNet-D).
       ``padded`` puts a row and a column of zeros before the map and pools where the stride is 1, too (UP's ResNet-D).
-    - ``style``: the stride of a bottleneck stands in its 3x3 convolution (``pytorch``) or its first 1x1 (``caffe``).
-    - ``frozen_layers``: stages without training, 0 is the stem; ``out_layers``, ``out_strides``: in ``Backbone.select``.
+    - ``style``: the 3x3 convolution of a bottleneck has its stride (``pytorch``), or the first 1x1 (``caffe``).
+    - ``frozen_layers``: stages without training, 0 is the stem; ``out_layers``, ``out_strides``: see ``Backbone.select``.
 
     Raises ``UserError`` for stages that do not exist and for options that exclude each other.
     """
     _check_shape(layers, width)
     if deep_stem and stem == "small":
         raise UserError("small is a single convolution; leave deep_stem out, or take stem: imagenet.", key="stem")
-    # A plain stem of timm's always has 64 channels, a deep one has as many as asked for; so another width starts
-    # from a deep stem, and the one convolution takes its place.
+    # timm's plain stem always has 64 channels, its deep one any number: another width starts from a deep stem, which a
+    # single convolution replaces.
     replaced = stem == "small" or (width != 64 and not deep_stem)
     model = ResNet(
         block={"basic": BasicBlock, "bottleneck": Bottleneck}[block],
@@ -67,29 +63,17 @@ def resnet_custom(
         _replace_stem(model, input_channel, width, small=stem == "small")
     if style == "caffe":
         _stride_first(model)
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
+    backbone = as_backbone(model)
     backbone.freeze(_paths(frozen_layers))
-    backbone.select(out_layers, out_strides)
-    return backbone
+    return with_stages(backbone, **common)
 
 
 def resnet_d(
     *,
-    block: Literal["basic", "bottleneck"],
-    layers: Sequence[int],
     variant: Variant | None = None,
     deep_stem: bool | None = None,
     avg_down: bool | Literal["padded"] | None = None,
-    width: Count = 64,
-    style: Literal["pytorch", "caffe"] = "pytorch",
-    drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
-    frozen_layers: Sequence[int] = (),
-    out_layers: Sequence[int] | None = None,
-    out_strides: Sequence[int] | None = None,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    **kwargs: Common,
 ) -> Backbone:
     """ResNet-D, whose shortcuts pool before they drop pixels: image (B, input_channel, H, W) to (B, planes, H/32, W/32).
 
@@ -99,22 +83,11 @@ def resnet_d(
     """
     if variant is None:
         variant = "timm" if deep_stem else "up"
-    backbone = resnet_custom(
-        block=block,
-        layers=layers,
-        width=width,
-        deep_stem=variant == "timm" if deep_stem is None else deep_stem,
-        avg_down=(True if variant == "timm" else "padded") if avg_down is None else avg_down,
-        style=style,
-        drop_path_rate=drop_path_rate,
-        input_channel=input_channel,
-        frozen_layers=frozen_layers,
-        out_layers=out_layers,
-        out_strides=out_strides,
-        normalize=normalize,
-        initializer=initializer,
-        grad_checkpointing=grad_checkpointing,
-    )
+    if deep_stem is None:
+        deep_stem = variant == "timm"
+    if avg_down is None:
+        avg_down = True if variant == "timm" else "padded"
+    backbone = resnet_custom(stem="imagenet", deep_stem=deep_stem, avg_down=avg_down, **kwargs)
     backbone.variant = variant
     return backbone
 
@@ -137,7 +110,7 @@ def _replace_stem(model: ResNet, channels: int, width: int, *, small: bool) -> N
 
 
 def _pad_pooling(model: ResNet) -> None:
-    """Let every shortcut pool 2x2 over a map with a row of zeros above it and a column to its left."""
+    """Pad the map of every shortcut with a row of zeros above and a column to the left, before it pools 2x2."""
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         first = stage[0]
         if first.downsample is not None:  # pooling, convolution, norm
@@ -145,7 +118,7 @@ def _pad_pooling(model: ResNet) -> None:
 
 
 def _stride_first(model: nn.Module) -> None:
-    """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 before it, as ResNet first had it."""
+    """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 before it, as in the first ResNet."""
     for block in model.modules():
         if isinstance(block, Bottleneck):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
@@ -163,14 +136,14 @@ _DEEP_50, _DEEP_101, _DEEP_152 = (
     {"block": "bottleneck", "layers": layers} for layers in ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))
 )
 
-resnet18 = variant(resnet_custom, "ResNet-18, 11.7 M parameters with 1000 classes.", _BASIC_18)
-resnet34 = variant(resnet_custom, "ResNet-34, 21.8 M parameters with 1000 classes.", _BASIC_34)
-resnet50 = variant(resnet_custom, "ResNet-50, 25.6 M parameters with 1000 classes.", _DEEP_50)
-resnet101 = variant(resnet_custom, "ResNet-101, 44.5 M parameters with 1000 classes.", _DEEP_101)
-resnet152 = variant(resnet_custom, "ResNet-152, 60.2 M parameters with 1000 classes.", _DEEP_152)
-resnet_custom_D = variant(resnet_d, "A ResNet-D of any depth and width.")
-resnet18_D = variant(resnet_d, "ResNet-18-D, 18 layers.", _BASIC_18)
-resnet34_D = variant(resnet_d, "ResNet-34-D, 34 layers.", _BASIC_34)
-resnet50_D = variant(resnet_d, "ResNet-50-D, 50 layers.", _DEEP_50)
-resnet101_D = variant(resnet_d, "ResNet-101-D, 101 layers.", _DEEP_101)
-resnet152_D = variant(resnet_d, "ResNet-152-D, 152 layers.", _DEEP_152)
+resnet18 = published(resnet_custom, "ResNet-18, 11.7 M parameters with 1000 classes.", _BASIC_18)
+resnet34 = published(resnet_custom, "ResNet-34, 21.8 M parameters with 1000 classes.", _BASIC_34)
+resnet50 = published(resnet_custom, "ResNet-50, 25.6 M parameters with 1000 classes.", _DEEP_50)
+resnet101 = published(resnet_custom, "ResNet-101, 44.5 M parameters with 1000 classes.", _DEEP_101)
+resnet152 = published(resnet_custom, "ResNet-152, 60.2 M parameters with 1000 classes.", _DEEP_152)
+resnet_custom_D = published(resnet_d, "A ResNet-D of any depth and width.")
+resnet18_D = published(resnet_d, "ResNet-18-D, 18 layers.", _BASIC_18)
+resnet34_D = published(resnet_d, "ResNet-34-D, 34 layers.", _BASIC_34)
+resnet50_D = published(resnet_d, "ResNet-50-D, 50 layers.", _DEEP_50)
+resnet101_D = published(resnet_d, "ResNet-101-D, 101 layers.", _DEEP_101)
+resnet152_D = published(resnet_d, "ResNet-152-D, 152 layers.", _DEEP_152)

@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Initializer, Normalize, as_backbone, prepare
+from up.models.adapter import Backbone, Initializer, Normalize, as_backbone, with_stages
 from up.text import did_you_mean
 from up.types import Kwargs
 
@@ -27,8 +27,8 @@ def timm_network(
 ) -> Backbone:
     """Any network of timm; further kwargs go to ``timm.create_model``.
 
-    - ``pooled``: the feature is what timm's classifier would read, as (B, C, 1, 1): with ``base_cls_head`` this is
-      timm's network exactly. ``false`` gives its map (B, C, H', W') or tokens (B, N, C), for ``vit_head`` and the like;
+    - ``pooled``: the feature is the input of timm's classifier, (B, C, 1, 1): with ``base_cls_head`` this is timm's
+      network exactly. ``false`` gives its map (B, C, H', W') or tokens (B, N, C), for ``vit_head`` and the like;
       parameters that timm has between them and the classifier are then not trained.
     - ``out_strides``: features of other stages too, for networks that have them.
     - ``pretrained``: timm's weights, downloaded at the first use.
@@ -39,9 +39,13 @@ def timm_network(
     if "num_classes" in kwargs:
         raise UserError("the classifier is the head's, give it num_classes in its own kwargs.", key="num_classes")
     model = _create(model_name, pretrained, kwargs)
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing), pooled=pooled)
-    backbone.select(None, out_strides)
-    return backbone
+    return with_stages(
+        as_backbone(model, pooled=pooled),
+        out_strides=out_strides,
+        normalize=normalize,
+        initializer=initializer,
+        grad_checkpointing=grad_checkpointing,
+    )
 
 
 def _check_name(model_name: str) -> None:

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, Rate, Variant, as_backbone, prepare, variant
+from up.models.adapter import Backbone, Common, Count, Rate, Variant, as_backbone, finished, published, with_stages
 
 
 def swin(
@@ -23,11 +23,7 @@ def swin(
     img_size: int | Sequence[int] | None = None,
     drop_path_rate: Rate = 0.1,
     input_channel: Count = 3,
-    out_layers: Sequence[int] | None = None,
-    out_strides: Sequence[int] | None = None,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    **common: Common,
 ) -> Backbone:
     """Swin Transformer (Liu et al. 2021, arXiv 2103.14030): image to a normalized map (B, 8 * embed_dim, H/32, W/32).
 
@@ -45,9 +41,7 @@ def swin(
         window_size=window_size,
         drop_path_rate=drop_path_rate,
     )
-    backbone = as_backbone(prepare(model, normalize, initializer, grad_checkpointing))
-    backbone.select(out_layers, out_strides)
-    return backbone
+    return with_stages(as_backbone(model), **common)
 
 
 def vit(
@@ -63,9 +57,7 @@ def vit(
     attention_dropout: Rate = 0.0,
     qkv_bias: bool = True,
     input_channel: Count = 3,
-    normalize: Normalize | None = None,
-    initializer: Initializer | None = None,
-    grad_checkpointing: bool = False,
+    **common: Common,
 ) -> Backbone:
     """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929): image to tokens (B, 1 + N, embed_dim).
 
@@ -92,7 +84,7 @@ def vit(
         act_layer=partial(nn.GELU, approximate="tanh" if variant == "up" else "none"),
         norm_layer=partial(nn.LayerNorm, eps=1e-5 if variant == "up" else 1e-6),
     )
-    return as_backbone(prepare(model, normalize, initializer, grad_checkpointing), variant=variant)
+    return finished(as_backbone(model, variant=variant), **common)
 
 
 def _checked_size(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
@@ -128,22 +120,22 @@ def _vit(patch_size: int, embed_dim: int, depth: int, num_heads: int) -> dict[st
 _TINY, _SMALL, _BASE, _LARGE = (192, 12, 3), (384, 12, 6), (768, 12, 12), (1024, 24, 16)
 _384 = {"img_size": 384}
 
-swin_tiny = variant(swin, "Swin-T, 28.3 M parameters.", defaults=_swin(96, 6, 3, 224))
-swin_small = variant(swin, "Swin-S, 49.6 M parameters.", defaults=_swin(96, 18, 3, 224))
-swin_base_224 = variant(swin, "Swin-B, 87.8 M parameters.", defaults=_swin(128, 18, 4, 224))
-swin_base_384 = variant(swin, "Swin-B for 384 pixels, 87.9 M parameters.", defaults=_swin(128, 18, 4, 384))
-swin_large_224 = variant(swin, "Swin-L, 196.5 M parameters.", defaults=_swin(192, 18, 6, 224))
-swin_large_384 = variant(swin, "Swin-L for 384 pixels, 196.7 M parameters.", defaults=_swin(192, 18, 6, 384))
+swin_tiny = published(swin, "Swin-T, 28.3 M parameters.", defaults=_swin(96, 6, 3, 224))
+swin_small = published(swin, "Swin-S, 49.6 M parameters.", defaults=_swin(96, 18, 3, 224))
+swin_base_224 = published(swin, "Swin-B, 87.8 M parameters.", defaults=_swin(128, 18, 4, 224))
+swin_base_384 = published(swin, "Swin-B for 384 pixels, 87.9 M parameters.", defaults=_swin(128, 18, 4, 384))
+swin_large_224 = published(swin, "Swin-L, 196.5 M parameters.", defaults=_swin(192, 18, 6, 224))
+swin_large_384 = published(swin, "Swin-L for 384 pixels, 196.7 M parameters.", defaults=_swin(192, 18, 6, 384))
 
-vit_tiny_patch16_224 = variant(vit, "ViT-Ti/16, 5.7 M parameters.", _vit(16, *_TINY))
-vit_small_patch16_224 = variant(vit, "ViT-S/16, 22.1 M parameters.", _vit(16, *_SMALL))
-vit_base_patch16_224 = variant(vit, "ViT-B/16, 86.6 M parameters.", _vit(16, *_BASE))
-vit_base_patch16_384 = variant(vit, "ViT-B/16 for 384 pixels, 86.9 M parameters.", _vit(16, *_BASE), _384)
-vit_base_patch32_224 = variant(vit, "ViT-B/32, 88.2 M parameters.", _vit(32, *_BASE))
-vit_large_patch16_224 = variant(vit, "ViT-L/16, 304.3 M parameters.", _vit(16, *_LARGE))
-vit_large_patch16_384 = variant(vit, "ViT-L/16 for 384 pixels, 304.7 M parameters.", _vit(16, *_LARGE), _384)
-vit_huge_patch14_224 = variant(vit, "ViT-H/14, 632.0 M parameters.", _vit(14, 1280, 32, 16))
-deit_tiny_patch16_224 = variant(vit, "DeiT-Ti, 5.7 M parameters (arXiv 2012.12877).", _vit(16, *_TINY))
-deit_small_patch16_224 = variant(vit, "DeiT-S, 22.1 M parameters (arXiv 2012.12877).", _vit(16, *_SMALL))
-deit_base_patch16_224 = variant(vit, "DeiT-B, 86.6 M parameters (arXiv 2012.12877).", _vit(16, *_BASE))
-deit_base_patch16_384 = variant(vit, "DeiT-B for 384 pixels, 86.9 M parameters (arXiv 2012.12877).", _vit(16, *_BASE), _384)
+vit_tiny_patch16_224 = published(vit, "ViT-Ti/16, 5.7 M parameters.", _vit(16, *_TINY))
+vit_small_patch16_224 = published(vit, "ViT-S/16, 22.1 M parameters.", _vit(16, *_SMALL))
+vit_base_patch16_224 = published(vit, "ViT-B/16, 86.6 M parameters.", _vit(16, *_BASE))
+vit_base_patch16_384 = published(vit, "ViT-B/16 for 384 pixels, 86.9 M parameters.", _vit(16, *_BASE), _384)
+vit_base_patch32_224 = published(vit, "ViT-B/32, 88.2 M parameters.", _vit(32, *_BASE))
+vit_large_patch16_224 = published(vit, "ViT-L/16, 304.3 M parameters.", _vit(16, *_LARGE))
+vit_large_patch16_384 = published(vit, "ViT-L/16 for 384 pixels, 304.7 M parameters.", _vit(16, *_LARGE), _384)
+vit_huge_patch14_224 = published(vit, "ViT-H/14, 632.0 M parameters.", _vit(14, 1280, 32, 16))
+deit_tiny_patch16_224 = published(vit, "DeiT-Ti, 5.7 M parameters (arXiv 2012.12877).", _vit(16, *_TINY))
+deit_small_patch16_224 = published(vit, "DeiT-S, 22.1 M parameters (arXiv 2012.12877).", _vit(16, *_SMALL))
+deit_base_patch16_224 = published(vit, "DeiT-B, 86.6 M parameters (arXiv 2012.12877).", _vit(16, *_BASE))
+deit_base_patch16_384 = published(vit, "DeiT-B for 384 pixels, 86.9 M parameters (arXiv 2012.12877).", _vit(16, *_BASE), _384)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -267,9 +267,23 @@ class OfModule(nn.Module):
         super().__init__(**kwargs)
 
 
+def finished(net: nn.Module, *, norm: str | None = None, seed: Annotated[int, FromProgram()] = 0) -> nn.Module:
+    return net
+
+
+def wide(*, width: Annotated[int, Field(ge=1)] = 8, **common: Any) -> nn.Module:
+    return finished(nn.Linear(width, width), **common)
+
+
+def keeps_them(**kwargs: Any) -> dict[str, Any]:
+    return dict(options=kwargs)
+
+
 @pytest.mark.parametrize(
     ("part", "names", "internal", "is_open"),
     [
+        (wide, ["width", "norm"], {"seed"}, False),
+        (keeps_them, [], set(), True),
         (PassesOn, ["depth", "width", "classes"], {"seed"}, False),
         (GivesWidth, ["depth", "classes"], {"seed"}, False),
         (Twice, ["classes", "depth", "width"], {"seed"}, False),
@@ -277,7 +291,9 @@ class OfModule(nn.Module):
         (OfModule, ["width"], set(), True),
     ],
 )
-def test_kwargs_that_are_passed_on_are_those_of_the_base(part: type, names: list[str], internal: set[str], is_open: bool) -> None:
+def test_kwargs_that_are_passed_on_are_those_of_the_receiver(
+    part: Callable[..., object], names: list[str], internal: set[str], is_open: bool
+) -> None:
     signature = signature_of(part)
     assert (list(signature.parameters), set(signature.internal), signature.open) == (names, internal, is_open)
 

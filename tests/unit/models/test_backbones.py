@@ -5,7 +5,6 @@ import functools
 import inspect
 import io
 import re
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tests.harness.facts import facts
-from up.config.argument import PartOf
+from up.config.signature import signature_of
 from up.errors import UserError
 from up.models.adapter import Backbone, Rate, as_backbone
 from up.models.backbones import BACKBONES
@@ -188,10 +187,11 @@ def test_every_name_of_the_table_is_tested() -> None:
 def test_signature_is_explicit_and_has_types(name: str) -> None:
     constructor = BACKBONES.get(name)
     parameters = inspect.signature(constructor).parameters
-    hints = typing.get_type_hints(constructor, include_extras=True)
-    assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) and p.name in hints for p in parameters.values())
-    norm = typing.get_args(hints["normalize"])[0]
-    assert norm.__metadata__ == (PartOf("norm"),)
+    assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters.values())
+    signature = signature_of(constructor)
+    assert signature.open == (name == "timm")
+    assert all(p.annotation is not Any for p in signature.parameters.values())
+    assert signature.parameters["normalize"].table == "norm"
     assert constructor.__doc__.splitlines()[0].endswith(".")
 
 
