@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from up.data.geometry import center_corner
 from up.types import Json
 
 AtLeast1 = Annotated[int, Field(ge=1)]
@@ -146,6 +147,41 @@ def input_size_of(operations: Sequence[Operation]) -> tuple[int, int] | None:
         elif isinstance(op, Resize) and (size is not None or op.mode == "exact"):
             size = op.output_size(*(size or (1, 1)))
     return size
+
+
+class Placement(NamedTuple):
+    """Position of an image in the input of a graph: its pixel (y, x) is at ``(y, x) * scale + offset`` of the input."""
+
+    size: tuple[int, int]
+    """(height, width) of the image."""
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+
+    def on_image(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """The box (left, top, right, bottom) of the input in pixels of the image, cut off at its edges."""
+        left, top, right, bottom = (
+            min(max((side - self.offset[axis]) / self.scale[axis], 0.0), float(self.size[axis]))
+            for side, axis in zip(box, (1, 0, 1, 0), strict=True)
+        )
+        return left, top, right, bottom
+
+
+def placement_of(operations: Sequence[Operation], size: tuple[int, int]) -> Placement:
+    """Where the operations put an image of ``size`` (height, width)."""
+    now, scale, offset = size, (1.0, 1.0), (0.0, 0.0)
+    for op in operations:
+        if isinstance(op, Resize):
+            larger = op.output_size(*now)
+            factors = larger[0] / now[0], larger[1] / now[1]
+            scale = scale[0] * factors[0], scale[1] * factors[1]
+            offset = offset[0] * factors[0], offset[1] * factors[1]
+            now = larger
+        elif isinstance(op, CenterCrop):
+            crop = op.size[0], op.size[1]
+            top, left = center_corner(now, crop)
+            offset = offset[0] - top, offset[1] - left
+            now = crop
+    return Placement(size, scale, offset)
 
 
 def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:

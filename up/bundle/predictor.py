@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from up.bundle.answers import Answer, Floats, Outputs
+from up.bundle.operations import Placement
 from up.bundle.package import Package, open_package
 from up.bundle.predictions import Prediction
 from up.bundle.prefetch import grouped, prefetched
@@ -47,8 +48,8 @@ class Predictor(ABC, Generic[Loaded]):
         self.timing = Timing()
 
     @abstractmethod
-    def load(self, source: ImageSource) -> Loaded:
-        """Read and prepare one image, in any thread. Raises ``BadImage``."""
+    def load(self, source: ImageSource) -> tuple[Loaded, Placement | None]:
+        """Read and prepare one image, in any thread; where it is in the input, if results are of places. Raises ``BadImage``."""
 
     @abstractmethod
     def run(self, images: Sequence[Loaded]) -> Outputs:
@@ -63,8 +64,13 @@ class Predictor(ABC, Generic[Loaded]):
         number = 0
         for group, outputs in self.batches(images, threads=threads):
             results = iter(self.answer.decode(outputs, self.topk) if outputs else ())
-            for source, error in group:
-                yield Prediction(name_of(source, number), None if error else next(results), error)
+            for source, read in group:
+                name = name_of(source, number)
+                if isinstance(read, str):
+                    yield Prediction(name, error=read)
+                else:
+                    result = next(results)
+                    yield Prediction(name, result if read is None else result.on_image(read))
                 number += 1
 
     def picture(self, file: str) -> Image.Image:
@@ -73,8 +79,8 @@ class Predictor(ABC, Generic[Loaded]):
 
     def batches(
         self, images: Iterable[ImageSource], *, threads: int
-    ) -> Iterator[tuple[list[tuple[ImageSource, str | None]], Outputs]]:
-        """Groups of images, each with why it cannot be read or None, and the outputs for those that can."""
+    ) -> Iterator[tuple[list[tuple[ImageSource, Placement | str | None]], Outputs]]:
+        """Groups of images, each with its placement or why it cannot be read, and the outputs for those that can."""
         loaded = prefetched(self._load, images, threads=threads, limit=2 * self.batch_size + threads)
         groups = grouped(loaded, self.batch_size)
         while True:
@@ -83,19 +89,19 @@ class Predictor(ABC, Generic[Loaded]):
             self.timing.waiting += time.perf_counter() - begun
             if group is None:
                 return
-            good = [each for _, (each, error) in group if each is not None and error is None]
+            good = [read[0] for _, read in group if not isinstance(read, str)]
             begun = time.perf_counter()
             outputs = self.run(good) if good else {}
             self.timing.running += time.perf_counter() - begun
-            yield [(source, error) for source, (_, error) in group], outputs
+            yield [(source, read if isinstance(read, str) else read[1]) for source, read in group], outputs
             self.timing.images += len(group)
 
-    def _load(self, source: ImageSource) -> tuple[Loaded | None, str | None]:
+    def _load(self, source: ImageSource) -> tuple[Loaded, Placement | None] | str:
         begun = time.perf_counter()
         try:
-            return self.load(source), None
+            return self.load(source)
         except BadImage as bad:
-            return None, bad.reason
+            return bad.reason
         finally:
             self.timing.loading += time.perf_counter() - begun
 
@@ -114,8 +120,8 @@ class BundlePredictor(Predictor[Floats]):
         package = open_package(path)
         return cls(package, Session(package.model, package.label, provider=provider), topk=topk, batch_size=batch_size)
 
-    def load(self, source: ImageSource) -> Floats:
-        return self._prepare(source)
+    def load(self, source: ImageSource) -> tuple[Floats, Placement]:
+        return self._prepare.placed(source)
 
     def run(self, images: Sequence[Floats]) -> Outputs:
         return self.session(np.stack(images))
@@ -154,9 +160,9 @@ class Model:
         """For each image the probabilities (C,) of each head, or of each pixel or box. Raises ``BadImage``."""
         found: list[list[Floats]] = []
         for group, outputs in self._predictor.batches(_several(images), threads=self._threads):
-            for number, (source, error) in enumerate(group, len(found)):
-                if error:
-                    raise BadImage(name_of(source, number), error)
+            for number, (source, read) in enumerate(group, len(found)):
+                if isinstance(read, str):
+                    raise BadImage(name_of(source, number), read)
             scores = self._predictor.answer.probabilities(outputs)
             found += [[each[row] for each in scores] for row in range(len(group))]
         return found

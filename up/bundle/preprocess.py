@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from up.bundle.answers.answer import Floats
-from up.bundle.operations import Alpha, CenterCrop, Decode, Normalize, Operation, Resize, ToFloat
+from up.bundle.operations import Alpha, CenterCrop, Decode, Normalize, Operation, Placement, Resize, ToFloat, placement_of
 from up.data.bad_images import BadImage
 from up.data.decoding import MAX_PIXELS, Color, read_rgb, upright_rgb
+from up.data.geometry import center_corner
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -26,20 +27,29 @@ class Preprocessing:
 
     def __init__(self, operations: Sequence[Operation], size: tuple[int, int]) -> None:
         self.size = size
+        self._operations = operations
         self._decode = next(op for op in operations if isinstance(op, Decode))
         self.background = _background(operations)
         self._shape = [_STEPS[type(op)](op) for op in operations if type(op) in _STEPS]
         self._numbers = [op for op in operations if isinstance(op, (ToFloat, Normalize))]
 
     def __call__(self, source: ImageSource) -> Floats:
-        levels = np.asarray(self.shaped(source))
+        return self.placed(source)[0]
+
+    def placed(self, source: ImageSource) -> tuple[Floats, Placement]:
+        """The input, and where the image is in it."""
+        name, image = self._opened(source)
+        placement = placement_of(self._operations, (image.height, image.width))
+        levels = np.asarray(self._shaped(name, image))
         if self._decode.color == "BGR":
             levels = levels[..., ::-1]
-        return _as_numbers(np.ascontiguousarray(levels.transpose(2, 0, 1)), self._numbers)
+        return _as_numbers(np.ascontiguousarray(levels.transpose(2, 0, 1)), self._numbers), placement
 
     def shaped(self, source: ImageSource) -> Image.Image:
         """The image as the graph sees it, in RGB."""
-        name, image = self._opened(source)
+        return self._shaped(*self._opened(source))
+
+    def _shaped(self, name: str, image: Image.Image) -> Image.Image:
         for step in self._shape:
             try:
                 image = step(image)
@@ -136,12 +146,7 @@ def _center_crop(op: CenterCrop) -> Callable[[Image.Image], Image.Image]:
     height, width = op.size
 
     def cropped(image: Image.Image) -> Image.Image:
-        wide, high = max(width - image.width, 0), max(height - image.height, 0)
-        if wide or high:
-            larger = Image.new("RGB", (image.width + wide, image.height + high))
-            larger.paste(image, (wide // 2, high // 2))
-            image = larger
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        top, left = center_corner((image.height, image.width), (height, width))  # Pillow surrounds a smaller image with black
         return image.crop((left, top, left + width, top + height))
 
     return cropped

@@ -22,9 +22,10 @@ class TorchModel:
         self.module, self.device = module, device
         self._names = [output.name for output in outputs]
 
-    def __call__(self, images: Floats | Tensor) -> Outputs:
+    def __call__(self, images: Floats | Tensor | list[Tensor]) -> Outputs:
+        """The outputs; images of several sizes are a list, on the device already, where the module takes one."""
         with torch.inference_mode():
-            found = self.module(torch.as_tensor(images, device=self.device))
+            found = self.module(images if isinstance(images, list) else torch.as_tensor(images, device=self.device))
         several = [found] if isinstance(found, Tensor) else found
         return {name: each.float().cpu().numpy() for name, each in zip(self._names, several, strict=True)}
 

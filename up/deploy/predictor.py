@@ -10,7 +10,7 @@ from PIL import Image
 from up.build.data import build_reader, build_transforms
 from up.build.trained import load_trained
 from up.bundle.answers import Outputs
-from up.bundle.operations import input_size_of
+from up.bundle.operations import Placement, input_size_of, placement_of
 from up.bundle.predictor import Predictor
 from up.bundle.preprocess import ImageSource, Preprocessing
 from up.data.records import Sample
@@ -32,11 +32,13 @@ class CheckpointPredictor(Predictor[Sample]):
         self._collate = experiment.task.collate
         self._reader, self._transforms = build_reader(experiment, "test"), build_transforms(experiment, "test")
         self._pipeline = experiment.task.pipeline(self._reader, self._transforms)
+        self._operations = preprocessing_of(self._reader, self._transforms) if served.answer.is_spatial else None
         super().__init__(served.answer, getattr(self._reader, "background", None), topk=topk, batch_size=batch_size)
 
-    def load(self, source: ImageSource) -> Sample:
+    def load(self, source: ImageSource) -> tuple[Sample, Placement | None]:
         assert isinstance(source, (Path, bytes)), "the command line gives paths"
-        return self._pipeline.load(source)
+        sample = self._pipeline.load(source)
+        return sample, placement_of(self._operations, sample["size"]) if self._operations is not None else None
 
     def run(self, images: Sequence[Sample]) -> Outputs:
         return self._model(self._pipeline.finish(self._collate(images), self.trained.device).image)

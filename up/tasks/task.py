@@ -76,7 +76,7 @@ class Pipeline(Protocol):
     """Images that no meta file lists, as the net takes them."""
 
     def load(self, source: Path | bytes) -> Sample:
-        """Read and transform one image, in any thread. Raises ``BadImage``."""
+        """Read and transform one image, in any thread; ``size`` is its (height, width) before. Raises ``BadImage``."""
 
     def finish(self, batch: Batch, device: torch.device) -> Batch:
         """Move a collated batch to the device and finish its images there."""

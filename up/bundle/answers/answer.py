@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from up.bundle.operations import AtLeast1, Entry
+from up.bundle.operations import AtLeast1, Entry, Placement
 from up.types import Json
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -33,6 +33,10 @@ class OutputSpec(Entry):
 
 class Result(ABC):
     """What a model predicts for one image."""
+
+    def on_image(self, placement: Placement) -> Result:
+        """The result in pixels of the whole image, which ``placement`` puts into the input of the graph."""
+        return self
 
     @abstractmethod
     def as_json(self) -> Json:
@@ -58,6 +62,8 @@ class Answer(Entry, ABC):
     """Of a CSV file, between ``file`` and ``error``."""
     headings: ClassVar[tuple[str, str, str]]
     """Of a table, after ``image``."""
+    is_spatial: ClassVar[bool] = False
+    """Whether results name places in the image, so that ``on_image`` brings them there."""
     draws_on_input: ClassVar[bool] = True
     """Whether results are drawn on the image as the graph sees it, resized and cropped, or on the whole image."""
     near_ties: ClassVar[float] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 
 from up.bundle.answers.answer import Activation, Answer, Floats, Outputs, OutputSpec, Result, activate, axes_problem
-from up.bundle.operations import AtLeast1
+from up.bundle.operations import AtLeast1, Placement
 from up.figures import font_for
 from up.types import Json
 
@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class BoxPrediction:
-    """One box (left, top, right, bottom) in pixels of the graph's input, with its class and score."""
+    """One box (left, top, right, bottom) in pixels, with its class and score."""
 
     label: int
     name: str
@@ -34,6 +34,9 @@ class Boxes(Result):
     """The boxes of an image, best first."""
 
     boxes: Sequence[BoxPrediction]
+
+    def on_image(self, placement: Placement) -> Boxes:
+        return Boxes([replace(each, box=placement.on_image(each.box)) for each in self.boxes])
 
     def as_json(self) -> Json:
         return [{**each.__dict__, "box": list(each.box)} for each in self.boxes]
@@ -80,6 +83,8 @@ class BoxesAnswer(Answer):
 
     columns: ClassVar = ("rank", "label", "name", "score", "left", "top", "right", "bottom")
     headings: ClassVar = ("class", "score", "box")
+    is_spatial: ClassVar = True
+    draws_on_input: ClassVar = False
 
     def misfit(self, outputs: Sequence[OutputSpec]) -> str | None:
         return axes_problem(outputs, {self.boxes: ["N", "Q", 4], self.scores: ["N", "Q", len(self.labels)]})
@@ -101,13 +106,8 @@ class BoxesAnswer(Answer):
         return best
 
     def to_scores(self, outputs: Outputs) -> dict[str, Floats | list[Floats]]:
-        """``boxes`` (K, 4), ``scores`` (K,) and ``labels`` (K,) of each image, best first."""
-        found = [self._best_of(corners, scores) for corners, scores in zip(*self.probabilities(outputs), strict=True)]
-        return {
-            "boxes": [np.array([each.box for each in image], np.float32).reshape(-1, 4) for image in found],
-            "scores": [np.array([each.score for each in image], np.float32) for image in found],
-            "labels": [np.array([each.label for each in image], np.float32) for image in found],
-        }
+        """Both outputs, of which an evaluator makes boxes with ``decode``, as of those of the net."""
+        return {name: outputs[name] for name in (self.boxes, self.scores)}
 
     def _best_of(self, corners: Floats, scores: Floats) -> list[BoxPrediction]:
         kept: list[BoxPrediction] = []

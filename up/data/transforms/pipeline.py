@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from up.data.readers import Reader
 from up.data.records import Batch, Sample, Transform
-from up.data.transforms.image import applied
+from up.data.transforms.image import applied, size_of
 from up.data.transforms.stages import DeviceStage, expect_numbers, split
 
 
@@ -25,13 +25,17 @@ class ImagePipeline:
         self._transforms, self.tail = stages.worker, stages.device
 
     def load(self, source: Path | bytes) -> Sample:
-        """One image, of a file or encoded already, as uint8 or float (3, H, W). Raises ``BadImage``."""
+        """One image, of a file or encoded already, as uint8 or float (3, H, W), with its ``size`` before the transforms.
+
+        Raises ``BadImage``.
+        """
         image = self._reader(source if isinstance(source, bytes) else str(source.absolute()))
+        size = size_of(image)
         for transform in self._transforms:
             image, _ = applied(transform, image, {}, "image" if isinstance(source, bytes) else str(source))
         if isinstance(image, Image.Image):
             image = pil_to_tensor(image)
-        return Sample(image=image, filename="image" if isinstance(source, bytes) else str(source), index=0, seed=0)
+        return Sample(image=image, size=size, filename="image" if isinstance(source, bytes) else str(source), index=0, seed=0)
 
     def finish(self, batch: Batch, device: torch.device) -> Batch:
         """A collated batch as the net takes it."""

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from up.config.argument import NoEffect
 from up.config.checked import checked
 from up.config.contract import Contract, Method
+from up.data.geometry import center_corner
 from up.data.records import Transform as AnyTransform
 from up.data.transforms.image import (
     BY_PILLOW,
@@ -27,6 +28,7 @@ from up.data.transforms.image import (
     expect_range,
     height_width,
     moved,
+    size_of,
 )
 from up.errors import UserError
 from up.registry import Registry
@@ -143,10 +145,10 @@ class CenterCrop(Geometric):
 
     def __init__(self, *, size: int | tuple[int, int]) -> None:
         self.size = height_width(size)
-        self._crop = v2.CenterCrop(self.size)
 
     def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
-        return moved(self._crop, image, targets)
+        top, left = center_corner(size_of(image), self.size)  # torchvision moves boxes by another pixel than the image it pads
+        return F.crop(image, top, left, *self.size), {name: F.crop(each, top, left, *self.size) for name, each in targets.items()}
 
     def output_size(self, size: Size | None) -> Size | None:
         return self.size

@@ -1,0 +1,16 @@
+"""Geometry that training and packages share: numbers alone, without torch."""
+
+from __future__ import annotations
+
+Size = tuple[int, int]  # height, width
+
+
+def center_corner(size: Size, crop: Size) -> Size:
+    """(top, left) of the middle ``crop`` of an image of ``size``.
+
+    It is rounded half to even, as torchvision does, and negative where the image is smaller, the odd pixel at the end.
+    """
+    top, left = (
+        round((side - wanted) / 2) if side >= wanted else -((wanted - side) // 2) for side, wanted in zip(size, crop, strict=True)
+    )
+    return top, left
