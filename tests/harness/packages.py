@@ -14,8 +14,8 @@ from PIL import Image
 
 from up.bundle.answers import ClassesAnswer, OutputSpec, PixelsAnswer
 from up.bundle.archive import MODEL, write_archive
-from up.bundle.manifest import Manifest, Tolerance, Version1, sums_text
-from up.bundle.package import metadata_of, sealed
+from up.bundle.manifest import Manifest, Tolerance, Version1
+from up.bundle.package import metadata_of, sealed, sums_text
 from up.bundle.preprocess import Preprocessing
 from up.bundle.session import Session
 from up.bundle.testvectors import Vector, drawn_images, members_of

@@ -12,7 +12,7 @@ from typing import Literal
 
 from up.bundle.answers import ClassesAnswer
 from up.bundle.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
-from up.bundle.manifest import Manifest, parse_manifest, sums_text
+from up.bundle.manifest import Manifest, parse_manifest
 from up.bundle.operations import pixel_affine
 from up.bundle.session import Session
 from up.text import Verbatim, did_you_mean, some_of
@@ -22,27 +22,33 @@ IN_GRAPH = "up_bundle"  # the key of metadata_props that holds the manifest
 
 @dataclass(frozen=True)
 class Package:
-    """An open package; ``form`` says which parts of it there are."""
+    """An open package: all members (bundle), those of Kestrel alone (strict), or a lone .onnx file (graph)."""
 
     label: str
     manifest: Manifest
     model: bytes
     members: Mapping[str, bytes]
-    form: Literal["bundle", "strict", "graph"]  # all members; those of Kestrel alone; a .onnx file
+    form: Literal["bundle", "strict", "graph"]
 
 
 def open_package(path: Path) -> Package:
-    """Open a package (.tar), or a graph of ours (.onnx). Raises ``PackageError`` naming what is wrong with it."""
+    """Open a package (.tar), or a graph of ours (.onnx). Raises ``PackageError``."""
     if not path.exists():
         beside = [entry.name for entry in path.parent.glob("*") if entry.suffix in (".tar", ".onnx")]
         raise PackageError("no such file", file=path, fix=did_you_mean(path.name, beside).strip())
-    if path.suffix == ".onnx":
-        return _lone_graph(path)
-    return package_of(read_archive(path), str(path))
+    if path.suffix != ".onnx":
+        return package_of(read_archive(path), str(path))
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > MAX_MODEL:
+            raise PackageError(got=Verbatim(f"{size:,} bytes"), expected=f"at most {MAX_MODEL:,}", file=path)
+        file.seek(0)
+        model = file.read()
+    return Package(str(path), manifest_in(model, str(path)), model, {}, "graph")
 
 
 def package_of(members: Mapping[str, bytes], label: str) -> Package:
-    """The package that ``members`` make, which errors call ``label``."""
+    """Check ``members`` and return them as a package, which errors call ``label``."""
     own = [name for name in members if name not in KESTREL_MEMBERS]
     _require(members, OWN_MEMBERS if own else KESTREL_MEMBERS, label)
     if not own:
@@ -53,16 +59,20 @@ def package_of(members: Mapping[str, bytes], label: str) -> Package:
     if manifest.model.sha256 != hashlib.sha256(members[MODEL]).hexdigest() or manifest.model.bytes != len(members[MODEL]):
         raise PackageError(f"{MODEL} is not the one that {MANIFEST} was written for", file=label)
     named = {name for vector in manifest.testvectors for name in vector.members}
-    there = {*own} - {*OWN_MEMBERS}
-    if named != there:
-        raise PackageError(f"test vectors do not match {MANIFEST}: {some_of(sorted(named ^ there), 4)}", file=label)
+    if differing := named ^ ({*own} - {*OWN_MEMBERS}):
+        raise PackageError(f"test vectors do not match {MANIFEST}: {some_of(sorted(differing), 4)}", file=label)
     return Package(label, manifest, members[MODEL], members, "bundle")
 
 
 def sealed(members: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
-    """The members with the manifest and the hashes."""
+    """Add the manifest and the hashes to ``members``."""
     whole = {**members, MANIFEST: manifest.text().encode()}
     return {**whole, SUMS: sums_text(whole)}
+
+
+def sums_text(members: Mapping[str, bytes]) -> bytes:
+    """Return the content of SHA256SUMS for all other members, as sha256sum writes it."""
+    return "".join(f"{hashlib.sha256(members[name]).hexdigest()}  {name}\n" for name in sorted(members)).encode()
 
 
 def _require(members: Mapping[str, bytes], needed: Iterable[str], label: str) -> None:
@@ -72,7 +82,7 @@ def _require(members: Mapping[str, bytes], needed: Iterable[str], label: str) ->
 
 
 def manifest_in(model: bytes, label: str) -> Manifest:
-    """The manifest that a graph carries; read by onnxruntime, so that predicting needs nothing else."""
+    """Read the manifest that a graph carries, by onnxruntime, so that predicting needs nothing else."""
     said = Session(model, label).metadata
     if IN_GRAPH not in said:
         raise PackageError("the graph carries no manifest", file=label, expected="one that `up to_onnx` or `up to_kestrel` wrote")
@@ -80,7 +90,7 @@ def manifest_in(model: bytes, label: str) -> Manifest:
 
 
 def metadata_of(manifest: Manifest) -> dict[str, str]:
-    """``metadata_props``, with which a graph that is found alone explains itself."""
+    """Return the ``metadata_props`` of the graph, so that a lone .onnx explains itself."""
     mean, std = pixel_affine(manifest.preprocess)
     return {
         "labels": json.dumps(manifest.answer.label_lists(), ensure_ascii=False),
@@ -94,8 +104,7 @@ def metadata_of(manifest: Manifest) -> dict[str, str]:
 
 
 def _check_sums(members: Mapping[str, bytes], label: str) -> None:
-    hashed = {name: data for name, data in members.items() if name != SUMS}
-    expected = sums_text(hashed)
+    expected = sums_text({name: data for name, data in members.items() if name != SUMS})
     if members[SUMS] == expected:
         return
     said = set(members[SUMS].decode("utf-8", "replace").splitlines())
@@ -103,13 +112,3 @@ def _check_sums(members: Mapping[str, bytes], label: str) -> None:
     wrong = [line.split()[1] for line in expected.decode().splitlines() if line not in said]
     what = f"damaged: sha256 mismatch of {some_of(wrong, 4) or SUMS}"
     raise PackageError(what, file=label, fix="Copy it again, or export again.")
-
-
-def _lone_graph(path: Path) -> Package:
-    with opened(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > MAX_MODEL:
-            raise PackageError(got=Verbatim(f"{size:,} bytes"), expected=f"at most {MAX_MODEL:,}", file=path)
-        file.seek(0)
-        model = file.read()
-    return Package(str(path), manifest_in(model, str(path)), model, {}, "graph")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from up.bundle.archive import MODEL, PackageError
 from up.bundle.manifest import Manifest
 from up.bundle.operations import pixel_affine
 from up.bundle.package import Package, metadata_of
-from up.bundle.parity import Closeness, closeness
+from up.bundle.parity import closeness
 from up.bundle.preprocess import Preprocessing
 from up.bundle.session import Session, first_line, required
 from up.bundle.testvectors import from_npy
@@ -25,6 +26,7 @@ _LISTED = 10
 _LONGEST = 200  # characters of a value in a message
 _LARGEST_PIXEL_ERROR = 0.01  # levels
 _VECTOR_PIXELS = 1 << 22
+Comparison: TypeAlias = "tuple[str, Json, Json]"  # a key, the value got, the value expected
 _FORMS = {
     "bundle": "{members}, sha256 and schema right",
     "strict": "a strict Kestrel package, without hashes and test vectors",
@@ -33,7 +35,7 @@ _FORMS = {
 
 
 def verify(package: Package, *, provider: str = "cpu") -> list[str]:
-    """Return what was checked, a line each. Raises ``PackageError`` with everything that is wrong."""
+    """Check a package and return a line per check. Raises ``PackageError`` with all problems."""
     manifest = package.manifest
     session = Session(package.model, package.label, provider=provider)
     _raise_if_any(package, [*_graph_problems(package), *_kestrel_problems(package), *_session_problems(package, session)])
@@ -47,7 +49,7 @@ def verify(package: Package, *, provider: str = "cpu") -> list[str]:
     ]
     if not vectors:
         return [*lines, "no test vectors inside: what the graph computes was not checked"]
-    tensor, image = (max(off.relative for off in column) for column in ([v[0] for v in vectors], [v[1] for v in vectors]))
+    tensor, image = (max(column) for column in list(zip(*vectors, strict=True))[:2])
     return [*lines, f"{count(len(vectors), 'test vector')}: {tensor:.1e} from tensors, {image:.1e} from images"]
 
 
@@ -57,7 +59,7 @@ def _raise_if_any(package: Package, problems: list[str]) -> None:
 
 
 def _graph_problems(package: Package) -> Iterator[str]:
-    """What is wrong with the graph as it is written."""
+    """Check the graph as it is written."""
     onnx, manifest = required("onnx"), package.manifest
     try:
         model = onnx.load_from_string(package.model)
@@ -77,11 +79,11 @@ def _graph_problems(package: Package) -> Iterator[str]:
     said = {entry.key: entry.value for entry in model.metadata_props}
     wrong = [key for key, value in metadata_of(manifest).items() if said.get(key) != value]
     if wrong:
-        yield f"{MODEL} says something else of itself than the manifest: metadata_props {', '.join(wrong)}"
+        yield f"{MODEL} contradicts the manifest in its metadata_props: {', '.join(wrong)}"
 
 
 def _session_problems(package: Package, session: Session) -> Iterator[str]:
-    """Whether it runs at every batch size that it was tested with."""
+    """Run the graph at every batch size that it was tested with."""
     manifest = package.manifest
     for batch in manifest.inputs[0].batch.tested:
         try:
@@ -95,13 +97,12 @@ def _session_problems(package: Package, session: Session) -> Iterator[str]:
 
 
 def _kestrel_problems(package: Package) -> Iterator[str]:
-    """Where Kestrel's members contradict the manifest."""
-    checks = (("meta.json", _meta_pairs), ("parameters.json", _parameter_pairs), ("category_param.json", _category_pairs))
-    for name, pairs in checks:
+    """Compare Kestrel's members with the manifest."""
+    for name, compared in _KESTREL.items():
         if name not in package.members:
             continue
         try:
-            for key, got, expected in pairs(json.loads(package.members[name]), package.manifest):
+            for key, got, expected in compared(json.loads(package.members[name]), package.manifest):
                 if got != expected:
                     yield f"{name}: {key} is {_brief(got)}, the manifest says {_brief(expected)}"
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -113,25 +114,24 @@ def _brief(value: Json) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def _meta_pairs(meta: Json, manifest: Manifest) -> Iterator[tuple[str, Json, Json]]:
+def _meta(meta: Json, manifest: Manifest) -> Iterator[Comparison]:
     yield "model_name", meta["model_name"], manifest.name
     yield "version", ".".join(str(meta["version"][key]) for key in ("major", "minor", "patch")), manifest.version
 
 
-def _parameter_pairs(parameters: Json, manifest: Manifest) -> Iterator[tuple[str, Json, Json]]:
-    net = parameters["model_files"]["net"]
+def _parameters(parameters: Json, manifest: Manifest) -> Iterator[Comparison]:
+    net, height, width = parameters["model_files"]["net"], *manifest.input_size
     yield "net", net["net"], MODEL
     yield "input", net["input"], {"data": manifest.inputs[0].name}
     yield "output", net["output"], {"score": manifest.outputs[0].name}
-    yield "input_h", parameters["input_h"], manifest.input_size[0]
-    yield "input_w", parameters["input_w"], manifest.input_size[1]
-    yield "is_rgb", parameters["is_rgb"], manifest.inputs[0].channel_order == "RGB"
+    expected = {"input_h": height, "input_w": width, "is_rgb": manifest.inputs[0].channel_order == "RGB"}
+    yield from ((key, parameters[key], value) for key, value in expected.items())
     for key, derived in zip(("pixel_means", "pixel_stds"), pixel_affine(manifest.preprocess), strict=True):
         is_close = np.allclose(parameters[key], derived, rtol=0, atol=_LARGEST_PIXEL_ERROR)
         yield key, parameters[key], parameters[key] if is_close else [round(value, 4) for value in derived]
 
 
-def _category_pairs(categories: Json, manifest: Manifest) -> Iterator[tuple[str, Json, Json]]:
+def _categories(categories: Json, manifest: Manifest) -> Iterator[Comparison]:
     labels: list[str] = []
     for name, entry in categories.items():
         yield f"{name}.feature_start", entry["feature_start"], len(labels)
@@ -140,10 +140,13 @@ def _category_pairs(categories: Json, manifest: Manifest) -> Iterator[tuple[str,
     yield "labels", labels, [label for own in manifest.answer.label_lists() for label in own]
 
 
-def _vectors(package: Package, session: Session) -> Iterator[tuple[Closeness, Closeness, list[str]]]:
-    """How close each test vector is, from its tensor and from its image, and which of them is not close enough."""
+_KESTREL = {"meta.json": _meta, "parameters.json": _parameters, "category_param.json": _categories}
+
+
+def _vectors(package: Package, session: Session) -> Iterator[tuple[float, float, list[str]]]:
+    """Yield the relative difference of each test vector from its tensor and from its image, and the ones not allowed."""
     manifest = package.manifest
-    # Of a size that those of a package have: the image is the one member that can grow when it is opened.
+    # Limited to the size of our own: the image is the only member that can grow when it is decoded.
     operations = [op.model_copy(update={"max_pixels": _VECTOR_PIXELS}) if op.op == "decode" else op for op in manifest.preprocess]
     prepare = Preprocessing(operations, manifest.input_size)
     for vector in manifest.testvectors:
@@ -157,13 +160,11 @@ def _vectors(package: Package, session: Session) -> Iterator[tuple[Closeness, Cl
             prepared = prepare(package.members[vector.image])[None]
         except BadImage as bad:
             raise PackageError(f"{vector.image}: {bad.reason}", file=package.label) from None
-        found = [
-            ("tensor", closeness(got, expected), vector.tol.from_tensor),
-            ("image", closeness(session(prepared), expected), vector.tol.from_image),
-        ]
+        tensor, image = closeness(got, expected), closeness(session(prepared), expected)
+        compared = (("tensor", tensor, vector.tol.from_tensor), ("image", image, vector.tol.from_image))
         problems = [
             f"test vector {vector.image}: the outputs are {off.relative:.1e} off from its {kind}, allowed are {allowed:.0e}"
-            for kind, off, allowed in found
+            for kind, off, allowed in compared
             if not off.is_within(allowed)
         ]
-        yield found[0][1], found[1][1], problems
+        yield tensor.relative, image.relative, problems

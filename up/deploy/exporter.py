@@ -14,7 +14,7 @@ import torch
 from up.build.data import build_reader, build_transforms, expect_same_classes
 from up.build.trained import Trained, load_net
 from up.bundle.answers import Floats
-from up.bundle.manifest import Batch, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
+from up.bundle.manifest import BatchSpec, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
 from up.bundle.operations import Decode
 from up.bundle.package import metadata_of
 from up.bundle.parity import Closeness, closeness
@@ -223,7 +223,7 @@ class _Exporter:
 
 
 def _input(height: int, width: int, order: Literal["RGB", "BGR"]) -> Input:
-    return Input(name=INPUT, shape=("N", 3, height, width), channel_order=order, batch=Batch(tested=list(gate.BATCHES)))
+    return Input(name=INPUT, shape=("N", 3, height, width), channel_order=order, batch=BatchSpec(tested=list(gate.BATCHES)))
 
 
 def _parity(found: Closeness, from_image: Closeness, images: int) -> Parity:

@@ -134,7 +134,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "folder": (lambda: with_entry("testvectors", tarfile.DIRTYPE), "regular file"),
     "extended": (lambda: with_entry("a" * 200, format=tarfile.PAX_FORMAT), "regular file"),
     "long name": (lambda: with_entry("a" * 200, format=tarfile.GNU_FORMAT), "regular file"),
-    "twice": (twice, "member 'meta.json' stands in it twice"),
+    "twice": (twice, "member 'meta.json' is in it twice"),
     "sparse": (sparse, "regular file"),
     "too large": (lambda: with_entry("meta.json", size=1 << 32), "4,294,967,296 bytes by its header, expected at most"),
     "larger than the file": (lambda: with_entry("model.onnx", size=1 << 30), "cut short: model.onnx has 1,073,741,824 bytes"),

@@ -13,7 +13,8 @@ from tests.harness import packages
 from tests.harness.facts import facts, tells
 from up.bundle.answers import PixelsAnswer
 from up.bundle.archive import PackageError
-from up.bundle.manifest import parse_manifest, sums_text
+from up.bundle.manifest import parse_manifest
+from up.bundle.package import sums_text
 
 
 def test_the_shipped_schema_is_that_of_the_code() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.harness.facts import facts
 from up.bundle.archive import PackageError, is_allowed
 from up.bundle.manifest import Tolerance
-from up.bundle.testvectors import Vector, drawn_images, from_npy, npy
+from up.bundle.testvectors import Vector, drawn_images, from_npy, members_of, npy
 from up.data.decoding import read_rgb
 
 
@@ -40,7 +40,7 @@ def test_an_array_is_of_the_shape_that_is_due(data: bytes) -> None:
 def test_files_and_what_the_manifest_says_of_them(outputs: list[str]) -> None:
     vector = Vector("real_0", b"png", np.zeros((1, 3, 2, 2), np.float32), {name: np.ones((1, 4), np.float32) for name in outputs})
     entry = vector.entry(Tolerance(from_tensor=1e-4, from_image=1e-2))
-    assert set(vector.members(entry)) == set(entry.members)
+    assert set(members_of([vector], [entry])) == set(entry.members)
     assert len(entry.members) == 2 + len(outputs)
     assert all(is_allowed(name) for name in entry.members)
     assert entry.image == "testvectors/real_0.png"

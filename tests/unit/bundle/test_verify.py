@@ -200,7 +200,7 @@ def test_metadata_that_contradicts_the_manifest() -> None:
     onnx.helper.set_model_props(model, {**metadata_of(described), "labels": '[["a", "b", "c", "d"]]'})
     package = package_of(members, "x.tar")
     changed = type(package)("x.tar", package.manifest, model.SerializeToString(), package.members, "bundle")
-    with pytest.raises(PackageError, match=facts("something", "manifest", "metadata_props")):
+    with pytest.raises(PackageError, match=facts("manifest", "metadata_props", "labels")):
         verify(changed)
 
 
