@@ -165,13 +165,13 @@ def test_a_mask_from_the_checkpoint_to_the_package(folder: Path, capsys: pytest.
     capsys.readouterr()
     found = []
     for words in (["--bundle", "out/halves_1.0.0.tar"], named):
-        assert main(["predict", "images", "--format", "jsonl", "--vis-dir", f"seen{len(found)}", *words]) == 0
+        assert main(["predict", "images", "--format", "jsonl", "--mask-dir", f"seen{len(found)}", *words]) == 0
         found.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
     assert len(found[0]) == 4
     for packaged, trained in zip(*found, strict=True):
         shares = [{each["name"]: each["share"] for each in one["predictions"]} for one in (packaged, trained)]
         assert shares[0] == pytest.approx(shares[1], abs=0.01)
-    masks = [np.asarray(Image.open(f"seen{number}/0_mask.png")) for number in range(2)]
+    masks = [np.asarray(Image.open(f"seen{number}/0.png")) for number in range(2)]
     assert masks[0].shape == (32, 32)
     assert (masks[0] == masks[1]).mean() > 0.99
     assert main(["to_kestrel", "--strict-kestrel", "--save-to", "strict", *named]) == 2

@@ -107,7 +107,7 @@ def pixels_of(png: bytes) -> np.ndarray:
 
 
 def picture_of(name: str) -> np.ndarray:
-    return np.asarray(Classes([[ClassPrediction(3, name, 0.5)]]).draw(Image.new("RGB", (200, 64)))[""])
+    return np.asarray(Classes([[ClassPrediction(3, name, 0.5)]]).draw(Image.new("RGB", (200, 64))))
 
 
 def test_predictions_are_drawn_in_the_script_of_the_name(install: Install) -> None:

@@ -156,6 +156,8 @@ class Placement(NamedTuple):
     """(height, width) of the image."""
     scale: tuple[float, float]
     offset: tuple[float, float]
+    input_size: tuple[int, int]
+    """(height, width) of the input."""
 
     def on_image(self, box: Sequence[float]) -> tuple[float, float, float, float]:
         """The box (left, top, right, bottom) of the input in pixels of the image, cut off at its edges."""
@@ -181,7 +183,7 @@ def placement_of(operations: Sequence[Operation], size: tuple[int, int]) -> Plac
             top, left = center_corner(now, crop)
             offset = offset[0] - top, offset[1] - left
             now = crop
-    return Placement(size, scale, offset)
+    return Placement(size, scale, offset, now)
 
 
 def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:

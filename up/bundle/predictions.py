@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from up.bundle.answers import Result
 from up.bundle.answers.classes import Classes, ClassPrediction
+from up.bundle.answers.pixels import Mask
 from up.errors import StorageError
 from up.types import Json
 
@@ -27,6 +28,7 @@ class Prediction:
     file: str
     result: Result | None = None
     error: str | None = None
+    mask: str | None = None  # the file that its mask was written to
 
     @property
     def heads(self) -> Sequence[Sequence[ClassPrediction]]:
@@ -37,7 +39,8 @@ class Prediction:
         """Plain values: ``file`` with ``predictions`` or ``error``."""
         if self.result is None:
             return {"file": self.file, "error": self.error}
-        return {"file": self.file, "predictions": self.result.as_json()}
+        written = {} if self.mask is None else {"mask": self.mask}
+        return {"file": self.file, "predictions": self.result.as_json(), **written}
 
 
 def rendered(predictions: Iterable[Prediction], kind: Format, columns: Sequence[str]) -> Iterator[str]:
@@ -67,23 +70,46 @@ def _as_csv(predictions: Iterable[Prediction], columns: Sequence[str]) -> Iterat
 
 
 def drawn(predictions: Iterable[Prediction], folder: Path, opened: Callable[[str], Image.Image]) -> Iterator[Prediction]:
-    """The predictions; as each goes by, PNGs are written for its image. Equal names in different folders get a number.
-
-    ``opened`` returns the image to draw on.
-    """
-    taken: set[str] = set()
+    """The predictions; as each goes by, it is drawn on its image, which ``opened`` returns, and written into ``folder``."""
+    names = Names()
     for each in predictions:
         if each.result is not None:
-            stem = name = Path(each.file).stem
-            number = 1
-            while name in taken:
-                number += 1
-                name = f"{stem}-{number}"
-            taken.add(name)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                for suffix, picture in each.result.draw(opened(each.file)).items():
-                    picture.save(folder / f"{name}{suffix}.png")
-            except OSError as error:
-                raise StorageError(f"cannot be written ({error.strerror or error})", file=folder / f"{name}.png") from error
+            write_png(each.result.draw(opened(each.file)), folder, names.of(each.file))
         yield each
+
+
+def with_masks(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
+    """The predictions with the name of the file in ``folder`` that each mask is written to as it goes by."""
+    names = Names()
+    for each in predictions:
+        if isinstance(each.result, Mask):
+            each = replace(each, mask=str(write_png(each.result.as_image(), folder, names.of(each.file))))
+        yield each
+
+
+class Names:
+    """Names of the files written for images; equal names of images in different folders get a number."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, file: str) -> str:
+        """The name for an image's file, without its ending."""
+        stem = name = Path(file).stem
+        number = 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name)
+        return name
+
+
+def write_png(image: Image.Image, folder: Path, name: str) -> Path:
+    """Write ``folder/name.png``, and return it. Raises ``StorageError`` where that fails."""
+    path = folder / f"{name}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    except OSError as error:
+        raise StorageError(f"cannot be written ({error.strerror or error})", file=path) from error
+    return path

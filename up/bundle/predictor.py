@@ -55,10 +55,6 @@ class Predictor(ABC, Generic[Loaded]):
     def run(self, images: Sequence[Loaded]) -> Outputs:
         """The outputs for prepared images."""
 
-    @abstractmethod
-    def shaped(self, file: str) -> Image.Image:
-        """The image as the network sees it, resized and cropped."""
-
     def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Prediction]:
         """Predict for images (paths, encoded bytes, Pillow images, levels (H, W, 3)), decoded in threads meanwhile."""
         number = 0
@@ -75,7 +71,7 @@ class Predictor(ABC, Generic[Loaded]):
 
     def picture(self, file: str) -> Image.Image:
         """The image to draw predictions on."""
-        return self.shaped(file) if self.answer.draws_on_input else read_rgb(file, background=self._background)
+        return read_rgb(file, background=self._background)
 
     def batches(
         self, images: Iterable[ImageSource], *, threads: int
@@ -125,9 +121,6 @@ class BundlePredictor(Predictor[Floats]):
 
     def run(self, images: Sequence[Floats]) -> Outputs:
         return self.session(np.stack(images))
-
-    def shaped(self, file: str) -> Image.Image:
-        return self._prepare.shaped(file)
 
 
 class Model:

@@ -45,10 +45,6 @@ class Preprocessing:
             levels = levels[..., ::-1]
         return _as_numbers(np.ascontiguousarray(levels.transpose(2, 0, 1)), self._numbers), placement
 
-    def shaped(self, source: ImageSource) -> Image.Image:
-        """The image as the graph sees it, in RGB."""
-        return self._shaped(*self._opened(source))
-
     def _shaped(self, name: str, image: Image.Image) -> Image.Image:
         for step in self._shape:
             try:

@@ -18,9 +18,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from up.bundle.answers import Answer, Floats
+from up.bundle.answers import Answer, Floats, PixelsAnswer
 from up.bundle.images import find_images
-from up.bundle.predictions import Prediction, drawn, rendered
+from up.bundle.predictions import Prediction, drawn, rendered, with_masks
 from up.bundle.predictor import Predictor
 from up.command_line import CommandLine
 from up.commands.arguments import positive
@@ -53,23 +53,42 @@ def main(words: list[str]) -> int:
     tally = Tally()
     begun = time.perf_counter()
     predictions = tally.of(predictor.predict(images, threads=arguments.threads), strict=arguments.strict)
-    if arguments.vis_dir is not None:
-        predictions = drawn(predictions, arguments.vis_dir, predictor.picture)
+    predictions = with_files(predictions, predictor, arguments)
     publish(with_progress(predictions, len(images), arguments), predictor.answer, arguments)
-    taken = time.perf_counter() - begun
-    if arguments.output is not None:
-        print(f"{count(tally.images, 'prediction')} written to {arguments.output}")
-    if arguments.vis_dir is not None:
-        print(f"{count(tally.images - len(tally.bad), 'image')} drawn into {arguments.vis_dir}", file=sys.stderr)
-    if arguments.benchmark:
-        print(f"{count(tally.images, 'image')} in {taken:.2f} s: {tally.images / taken:.1f} images/s", file=sys.stderr)
-    for bad in tally.bad:
-        print(f"{bad.file}: {bad.error}", file=sys.stderr)
+    report(tally, time.perf_counter() - begun, arguments)
     if tally.bad:
         return 2
     if arguments.output is not None or arguments.format == "table":
         print(*next_commands(CommandLine.typed(words), next_steps(arguments)), sep="\n", file=sys.stderr)
     return 0
+
+
+def with_files(
+    predictions: Iterator[Prediction], predictor: Predictor[Floats] | CheckpointPredictor, arguments: argparse.Namespace
+) -> Iterator[Prediction]:
+    """The predictions, whose masks and drawings are written as they go by."""
+    if arguments.mask_dir is not None:
+        if not isinstance(predictor.answer, PixelsAnswer):
+            raise UserError("the model predicts no masks", key="--mask-dir", fix="Leave it out.")
+        predictions = with_masks(predictions, arguments.mask_dir)
+    if arguments.vis_dir is not None:
+        predictions = drawn(predictions, arguments.vis_dir, predictor.picture)
+    return predictions
+
+
+def report(tally: Tally, seconds: float, arguments: argparse.Namespace) -> None:
+    """Print where the results are, and the images that could not be read."""
+    good = tally.images - len(tally.bad)
+    if arguments.output is not None:
+        print(f"{count(tally.images, 'prediction')} written to {arguments.output}")
+    if arguments.mask_dir is not None:
+        print(f"{count(good, 'mask')} written to {arguments.mask_dir}", file=sys.stderr)
+    if arguments.vis_dir is not None:
+        print(f"{count(good, 'image')} drawn into {arguments.vis_dir}", file=sys.stderr)
+    if arguments.benchmark:
+        print(f"{count(tally.images, 'image')} in {seconds:.2f} s: {tally.images / seconds:.1f} images/s", file=sys.stderr)
+    for bad in tally.bad:
+        print(f"{bad.file}: {bad.error}", file=sys.stderr)
 
 
 def next_steps(arguments: argparse.Namespace) -> dict[str, Sequence[object]]:
@@ -135,7 +154,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, default=min(8, os.cpu_count() or 1), help="threads that decode images")
     parser.add_argument("--format", choices=("table", "json", "jsonl", "csv"), default="table", help="format of the predictions")
     parser.add_argument("--output", type=Path, help="write the predictions to this file")
-    parser.add_argument("-v", "--vis-dir", type=Path, help="also draw the best class on each image, into this folder")
+    parser.add_argument("-v", "--vis-dir", type=Path, help="also draw the result on each image, into this folder")
+    parser.add_argument("--mask-dir", type=Path, help="segmentation: also write each mask as a PNG of its labels, into this folder")
     parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     parser.add_argument("--benchmark", action="store_true", help="also print images per second")
     parser.add_config(required=False, among="images")
@@ -151,15 +171,19 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def expect_writable(arguments: argparse.Namespace, images: Sequence[Path]) -> None:
     """A ``UserError`` where nothing should be written: known now, not once thousands of images are predicted."""
-    output, drawings = arguments.output, arguments.vis_dir
+    output = arguments.output
     reason = None if output is None else _no_file(output) or unwritable(output.parent)
     if reason is not None:
         raise UserError(f"--output {output}: {reason}. Expected a file in a folder that can be written to.")
-    reason = None if drawings is None else unwritable(drawings)
-    if reason is not None:
-        raise UserError(f"--vis_dir {drawings}: {reason}. Expected a folder that can be written to.")
-    if drawings is not None and drawings.resolve() in {image.parent.resolve() for image in images}:
-        raise UserError(f"--vis_dir {drawings}: holds the images themselves, which drawings could replace. Name another folder.")
+    taken = {image.parent.resolve(): "the images themselves, which {} could replace" for image in images}
+    for flag, folder, what in (("--vis_dir", arguments.vis_dir, "drawings"), ("--mask_dir", arguments.mask_dir, "masks")):
+        reason = None if folder is None else unwritable(folder)
+        if reason is not None:
+            raise UserError(f"{flag} {folder}: {reason}. Expected a folder that can be written to.")
+        if folder is not None and folder.resolve() in taken:
+            raise UserError(f"{flag} {folder}: holds {taken[folder.resolve()].format(what)}. Name another folder.")
+        if folder is not None:
+            taken[folder.resolve()] = f"{what}, which {{}} would replace"
 
 
 def _no_file(path: Path) -> str | None:

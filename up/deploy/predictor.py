@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from torch import Tensor
 
 from up.build.data import build_reader, build_transforms
 from up.build.trained import load_trained
 from up.bundle.answers import Outputs
-from up.bundle.operations import Placement, input_size_of, placement_of
+from up.bundle.operations import Placement, placement_of
 from up.bundle.predictor import Predictor
-from up.bundle.preprocess import ImageSource, Preprocessing
+from up.bundle.preprocess import ImageSource
 from up.data.records import Sample
 from up.deploy.models import TorchModel
 from up.errors import UserError
@@ -32,7 +32,8 @@ class CheckpointPredictor(Predictor[Sample]):
         self._collate = experiment.task.collate
         self._reader, self._transforms = build_reader(experiment, "test"), build_transforms(experiment, "test")
         self._pipeline = experiment.task.pipeline(self._reader, self._transforms)
-        self._operations = preprocessing_of(self._reader, self._transforms) if served.answer.is_spatial else None
+        with experiment.placing("dataset.test.dataset.kwargs.transformer"):
+            self._operations = preprocessing_of(self._reader, self._transforms) if served.answer.is_spatial else None
         super().__init__(served.answer, getattr(self._reader, "background", None), topk=topk, batch_size=batch_size)
 
     def load(self, source: ImageSource) -> tuple[Sample, Placement | None]:
@@ -41,12 +42,8 @@ class CheckpointPredictor(Predictor[Sample]):
         return sample, placement_of(self._operations, sample["size"]) if self._operations is not None else None
 
     def run(self, images: Sequence[Sample]) -> Outputs:
-        return self._model(self._pipeline.finish(self._collate(images), self.trained.device).image)
-
-    def shaped(self, file: str) -> Image.Image:
-        """The image as the network sees it. Raises ``UserError`` where the transforms are not those of a package."""
-        operations = preprocessing_of(self._reader, self._transforms)
-        size = input_size_of(operations)
-        if size is None:
-            raise UserError("the test transforms leave every image its own size", key="--vis-dir")
-        return Preprocessing(operations, size).shaped(file)
+        batch = self._pipeline.finish(self._collate(images), self.trained.device).image
+        if not isinstance(batch, Tensor):
+            what = "the test transforms leave images their own sizes, which do not fit into one batch"
+            raise UserError(what, key="--batch-size", fix="Set it to 1, or add torch_resize with [height, width].")
+        return self._model(batch)

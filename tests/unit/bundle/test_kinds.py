@@ -8,7 +8,8 @@ from PIL import Image
 
 from up.bundle.answers import BoxesAnswer, OutputSpec, PixelsAnswer
 from up.bundle.answers.boxes import Boxes
-from up.bundle.answers.pixels import Mask, default_palette
+from up.bundle.answers.pixels import UNSEEN, Mask, default_palette
+from up.bundle.operations import Placement
 
 PIXELS = PixelsAnswer(output="logits", labels=["sky", "road", "car"], activation="softmax")
 BOXES = BoxesAnswer(boxes="corners", scores="scores", labels=["cat", "dog"], activation="sigmoid", nms=0.5, min_score=0.2)
@@ -36,12 +37,26 @@ def test_a_mask_with_its_shares() -> None:
 def test_a_mask_is_drawn_and_written_as_labels() -> None:
     mask = np.array([[2, 2, 0], [2, 1, 2]])
     (result,) = PIXELS.decode(pixel_outputs(mask))
-    files = result.draw(Image.new("RGB", (6, 4), (100, 100, 100)))
-    assert (np.asarray(files["_mask"]) == mask).all()
-    assert files["_mask"].mode == "P"
+    assert isinstance(result, Mask)
+    assert (np.asarray(result.as_image()) == mask).all()
+    assert result.as_image().mode == "P"
     red, green, blue = default_palette(3)[2]
-    assert files[""].getpixel((0, 0)) == (50 + red // 2, 50 + green // 2, 50 + blue // 2)
+    drawn = result.draw(Image.new("RGB", (3, 2), (100, 100, 100)))
+    assert drawn.getpixel((0, 0)) == (50 + red // 2, 50 + green // 2, 50 + blue // 2)
     assert len(set(default_palette(200))) == 200
+
+
+def test_a_mask_in_the_pixels_of_the_image() -> None:
+    """Twice as large as the graph's output, of a crop that leaves two columns on each side."""
+    mask = np.array([[2, 2, 0], [2, 1, 2]])
+    (result,) = PIXELS.decode(pixel_outputs(mask))
+    whole = result.on_image(Placement((4, 10), scale=(0.5, 0.5), offset=(0.0, -1.0), input_size=(2, 3)))
+    assert isinstance(whole, Mask)
+    assert (whole.mask[:, 2:8] == mask.repeat(2, axis=0).repeat(2, axis=1)).all()
+    assert (whole.mask[:, [0, 1, 8, 9]] == UNSEEN).all()
+    assert [(each["name"], each["pixels"]) for each in whole.as_json()] == [("car", 16), ("sky", 4), ("road", 4)]
+    assert whole.as_json()[0]["share"] == pytest.approx(16 / 24)
+    assert whole.draw(Image.new("RGB", (10, 4), (100, 100, 100))).getpixel((0, 0)) == (100, 100, 100)
 
 
 def box_outputs() -> dict[str, np.ndarray]:
@@ -63,7 +78,7 @@ def test_boxes_after_suppression() -> None:
     everything = BOXES.model_copy(update={"nms": None})
     assert len(everything.decode(box_outputs())[0].as_json()) == 4
     assert len(BOXES.decode(box_outputs(), topk=1)[0].as_json()) == 1
-    assert result.draw(Image.new("RGB", (40, 40)))[""].getbbox() is not None
+    assert result.draw(Image.new("RGB", (40, 40))).getbbox() is not None
 
 
 def test_no_box_is_a_result_too() -> None:

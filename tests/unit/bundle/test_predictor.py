@@ -16,6 +16,7 @@ import up.deploy
 from tests.harness import packages
 from tests.harness.facts import each_tells, facts, tells
 from up.__main__ import main
+from up.bundle.answers.pixels import UNSEEN
 from up.bundle.archive import KESTREL_MEMBERS
 from up.bundle.predictor import BundlePredictor
 from up.bundle.prefetch import grouped, prefetched
@@ -256,13 +257,17 @@ def test_masks_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     words = ["predict", "--bundle", str(package), str(tmp_path / "a.png")]
     assert main(["verify", str(package)]) == 0
     capsys.readouterr()
-    assert main([*words, "--format", "jsonl", "--vis-dir", str(tmp_path / "out")]) == 0
-    (found,) = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
+    assert main([*words, "--format", "jsonl", "--vis-dir", str(tmp_path / "out"), "--mask-dir", str(tmp_path / "masks")]) == 0
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert row["mask"] == str(tmp_path / "masks" / "a.png")
+    found = row["predictions"]
     assert [each["name"] for each in found][:2] == ["red", "green"]
-    assert sum(each["pixels"] for each in found) == 64
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "a_mask.png"]
-    mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
-    assert (mask.shape, mask[0, 0], mask[-1, 0]) == ((8, 8), 2, 1)
+    assert sum(each["pixels"] for each in found) == 14 * 14
+    with Image.open(tmp_path / "out" / "a.png") as drawn:
+        assert drawn.size == (16, 16)
+    mask = np.asarray(Image.open(tmp_path / "masks" / "a.png"))
+    assert (mask.shape, mask[0, 0], mask[13, 0]) == ((16, 16), 2, 1)
+    assert (mask[14:] == UNSEEN).all()  # cut away by the crop
     assert main([*words, "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("file,label,name,pixels,share,error\n")
     assert main(words) == 0

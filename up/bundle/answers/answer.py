@@ -51,8 +51,8 @@ class Result(ABC):
         """Values in the order of the answer's ``headings``."""
 
     @abstractmethod
-    def draw(self, image: Image.Image) -> dict[str, Image.Image]:
-        """Pictures to write, by what is appended to the name of the image's file."""
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The whole image with the result on it."""
 
 
 class Answer(Entry, ABC):
@@ -64,8 +64,6 @@ class Answer(Entry, ABC):
     """Of a table, after ``image``."""
     is_spatial: ClassVar[bool] = False
     """Whether results name places in the image, so that ``on_image`` brings them there."""
-    draws_on_input: ClassVar[bool] = True
-    """Whether results are drawn on the image as the graph sees it, resized and cropped, or on the whole image."""
     near_ties: ClassVar[float] = 0.0
     """Share of ``best`` that rounding errors may change."""
 

@@ -51,7 +51,7 @@ class Boxes(Result):
         if not self.boxes:
             yield "no box", "", ""
 
-    def draw(self, image: Image.Image) -> dict[str, Image.Image]:
+    def draw(self, image: Image.Image) -> Image.Image:
         """The image with its boxes, each with its name and score."""
         drawn, size = image.copy(), max(10, min(image.size) // 24)
         pen = ImageDraw.Draw(drawn)
@@ -59,7 +59,7 @@ class Boxes(Result):
             line = f"{each.name} {each.score:.2f}"
             pen.rectangle(each.box, outline="red", width=max(1, size // 8))
             pen.text((each.box[0] + 2, each.box[1] + 1), line, fill="red", font=font_for(line, size))
-        return {"": drawn}
+        return drawn
 
 
 class BoxesAnswer(Answer):
@@ -84,7 +84,6 @@ class BoxesAnswer(Answer):
     columns: ClassVar = ("rank", "label", "name", "score", "left", "top", "right", "bottom")
     headings: ClassVar = ("class", "score", "box")
     is_spatial: ClassVar = True
-    draws_on_input: ClassVar = False
 
     def misfit(self, outputs: Sequence[OutputSpec]) -> str | None:
         return axes_problem(outputs, {self.boxes: ["N", "Q", 4], self.scores: ["N", "Q", len(self.labels)]})

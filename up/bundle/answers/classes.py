@@ -87,7 +87,7 @@ class Classes(Result):
             names = "\n".join(each.name for each in shown) or "no label"
             yield names, "\n".join(f"{each.score:.3f}" for each in shown), rest
 
-    def draw(self, image: Image.Image) -> dict[str, Image.Image]:
+    def draw(self, image: Image.Image) -> Image.Image:
         """The image with a line below it for each head."""
         size = max(12, min(image.size) // 16)
         lines = [(line, font_for(line, size)) for line in map(_line, self.heads)]
@@ -97,7 +97,7 @@ class Classes(Result):
         pen = ImageDraw.Draw(band)
         for row, (line, font) in enumerate(lines):
             pen.text((3, image.height + 2 + row * (size + 6)), line, fill="white", font=font)
-        return {"": band}
+        return band
 
 
 def _shown(head: Sequence[ClassPrediction]) -> list[ClassPrediction]:
@@ -127,7 +127,6 @@ class ClassesAnswer(Answer):
 
     columns: ClassVar = ("head", "rank", "label", "name", "score", "present")
     headings: ClassVar = ("class", "score", "next")
-    draws_on_input: ClassVar = False
 
     def misfit(self, outputs: Sequence[OutputSpec]) -> str | None:
         at = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,9 +12,13 @@ from PIL import Image
 from pydantic import Field
 
 from up.bundle.answers.answer import Activation, Answer, Floats, Outputs, OutputSpec, Result, activate, axes_problem
+from up.bundle.operations import Placement
 from up.types import Json
 
 Level = Annotated[int, Field(ge=0, le=255)]
+UNSEEN = 255
+"""Level of the pixels of a mask that were cropped away before the graph saw the image."""
+_UNSEEN_COLOUR = (224, 224, 192)  # of pixels without a label in PASCAL VOC
 _OPACITY = 0.5
 
 
@@ -27,35 +31,56 @@ def default_palette(labels: int) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class Mask(Result):
-    """The label of every pixel: ``mask`` (H, W), in the size that the graph gives."""
+    """The label of every pixel: ``mask`` (H, W), and ``UNSEEN`` where the graph saw nothing of the image."""
 
     mask: NDArray[np.uint8]
     labels: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
 
-    def _found(self) -> list[tuple[int, int]]:
-        """Labels with their pixels, most first."""
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.labels))
-        return [(int(label), int(counts[label])) for label in np.argsort(-counts, kind="stable") if counts[label]]
+    def _found(self) -> list[tuple[int, int, float]]:
+        """Labels with their pixels and their share, most first."""
+        counts = np.bincount(self.mask[self.mask != UNSEEN], minlength=len(self.labels))
+        seen = max(1, int(counts.sum()))
+        return [(int(at), int(counts[at]), int(counts[at]) / seen) for at in np.argsort(-counts, kind="stable") if counts[at]]
 
     def as_json(self) -> Json:
-        """The labels in the mask with their pixels and their share of the mask, most first."""
-        found = self._found()
-        return [{"label": at, "name": self.labels[at], "pixels": n, "share": n / self.mask.size} for at, n in found]
+        """The labels in the mask with their pixels and their share of the seen ones, most first."""
+        return [{"label": at, "name": self.labels[at], "pixels": number, "share": share} for at, number, share in self._found()]
 
     def csv_rows(self) -> Iterator[Sequence[object]]:
-        return ((label, self.labels[label], pixels, f"{pixels / self.mask.size:.6f}") for label, pixels in self._found())
+        return ((at, self.labels[at], number, f"{share:.6f}") for at, number, share in self._found())
 
     def table_rows(self) -> Iterator[tuple[str, str, str]]:
-        (label, pixels), *rest = self._found()
-        others = ", ".join(f"{self.labels[other]} {share / self.mask.size:.3f}" for other, share in rest)
-        yield self.labels[label], f"{pixels / self.mask.size:.3f}", others
+        (most, _, share), *rest = self._found()
+        yield self.labels[most], f"{share:.3f}", ", ".join(f"{self.labels[at]} {share:.3f}" for at, _, share in rest)
 
-    def draw(self, image: Image.Image) -> dict[str, Image.Image]:
-        """The mask laid over the image, and the mask itself: a palette PNG whose levels are the labels."""
-        plain = Image.fromarray(self.mask, "P")
-        plain.putpalette([level for colour in self.palette for level in colour])
-        return {"": Image.blend(image, plain.convert("RGB").resize(image.size, Image.Resampling.NEAREST), _OPACITY), "_mask": plain}
+    def on_image(self, placement: Placement) -> Mask:
+        """The mask in the size of the whole image: each pixel has the label of the nearest one in the output."""
+        rows, columns = (_sources(placement, axis, self.mask.shape[axis]) for axis in (0, 1))
+        inside = np.ix_((rows >= 0) & (rows < self.mask.shape[0]), (columns >= 0) & (columns < self.mask.shape[1]))
+        whole = np.full(placement.size, UNSEEN, dtype=np.uint8)
+        whole[inside] = self.mask[rows[inside[0]], columns[inside[1]]]
+        return replace(self, mask=whole)
+
+    def as_image(self) -> Image.Image:
+        """The mask as a palette image, whose levels are the labels."""
+        image = Image.fromarray(self.mask, "P")
+        unused = [(0, 0, 0)] * (UNSEEN - len(self.palette))
+        image.putpalette([level for colour in (*self.palette, *unused, _UNSEEN_COLOUR) for level in colour])
+        return image
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The image with the colours of the mask on it."""
+        coloured = Image.blend(image, self.as_image().convert("RGB"), _OPACITY)
+        coloured.paste(image, mask=Image.fromarray(self.mask == UNSEEN))
+        return coloured
+
+
+def _sources(placement: Placement, axis: int, pixels: int) -> NDArray[np.int64]:
+    """For each row (axis 0) or column of the image that of an output of so many ``pixels``; outside of these where it is unseen."""
+    centres = (np.arange(placement.size[axis]) + 0.5) * placement.scale[axis] + placement.offset[axis]
+    sources: NDArray[np.int64] = np.floor(centres * (pixels / placement.input_size[axis])).astype(np.int64)
+    return sources
 
 
 class PixelsAnswer(Answer):
@@ -64,7 +89,7 @@ class PixelsAnswer(Answer):
     kind: Literal["pixels"] = "pixels"
     output: str
     """The output that holds them."""
-    labels: Annotated[list[str], Field(min_length=1, max_length=256)]
+    labels: Annotated[list[str], Field(min_length=1, max_length=UNSEEN)]
     """Names of the classes."""
     activation: Activation
     """What makes probabilities of the numbers; ``none``: they are."""
@@ -73,6 +98,7 @@ class PixelsAnswer(Answer):
 
     columns: ClassVar = ("label", "name", "pixels", "share")
     headings: ClassVar = ("most", "share", "others")
+    is_spatial: ClassVar = True
     near_ties: ClassVar = 1e-3
 
     def misfit(self, outputs: Sequence[OutputSpec]) -> str | None:
