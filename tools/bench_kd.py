@@ -30,12 +30,12 @@ from up.build.experiment import all_tables, find_task
 from up.config.parts import build_part
 from up.data.records import Batch
 from up.distill.cache import CachedTeacher, Codec, Store, image_keys
-from up.distill.hooks import FeatureHooks
 from up.distill.losses import KDLoss
 from up.distill.runner import KDRunner
 from up.distill.teachers import Teacher
 from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.engine.step import Runner
+from up.models.feature_hooks import FeatureHooks
 from up.models.net import Net
 
 LIMITS = {"kd / (student + teacher)": 1.05, "warm / student": 1.10}

@@ -10,13 +10,13 @@ from torch import nn
 
 from up.data.records import Batch, Dataset
 from up.distill.cache import CachedTeacher, build_caches
-from up.distill.hooks import FeatureHooks, Inspection, Shapes, layer_problem
 from up.distill.preflight import score_teachers
 from up.distill.section import is_distillation, key_of_job, mimic_of, weights_of_teachers
 from up.distill.teachers import PHASES, ClassMatch, NetBuilder, Teacher, TeacherNet, load_teacher, match_classes
 from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.errors import Problem, UserError
+from up.models.feature_hooks import FeatureHooks, Inspection, Shapes, inspect_layers, layer_problem
 from up.models.net import Net
 from up.schema.mimic import MimicSection
 from up.seed import key, seed_all
@@ -117,7 +117,8 @@ def build_distillation(
     sizes = [line for net in nets for line in _other_sizes(experiment, student.sizes, net)]
     with experiment.placing("mimic"):
         terms.require_labels(student.example)
-        found = _inspect_student(student, terms)
+        with evaluation_mode(student.net):
+            found = inspect_layers(student.net, terms.student_layers, student.example, owner="student", gradients=True)
     experiment.raise_if_any(dict.fromkeys(_constant_layers(terms, found)))
     matches = {net.name: match_classes(net.name, student.class_names, net.class_names) for net in nets}
     teachers = [_build_teacher(experiment, net, matches[net.name], terms, student.example) for net in nets]
@@ -167,15 +168,6 @@ def _build_teacher(
         if match.problem and (teacher.logits or terms.compares_classes(source.name)):
             raise UserError(match.problem)
     return teacher
-
-
-def _inspect_student(student: Student, terms: DistillationTerms) -> Inspection:
-    hooks = FeatureHooks(student.net, terms.student_layers)
-    try:
-        with evaluation_mode(student.net):
-            return hooks.inspect(lambda: student.net(student.example), owner="student", gradients=True)
-    finally:
-        hooks.remove()  # putting the net on its device may replace the modules that they are in
 
 
 def _unsupported(experiment: Experiment, terms: DistillationTerms) -> Iterator[Problem]:

@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from up.data.records import Batch, Dataset, SampleKey
-from up.distill.hooks import Activations
 from up.distill.section import mimic_of
 from up.distill.teachers import Teacher
 from up.distill.terms import DistillationTerms
 from up.distributed.group import rank
 from up.errors import Problem, StorageError, UserError
 from up.files import write_json
+from up.models.feature_hooks import Activations
 from up.schema.mimic import MimicCache
 from up.tasks.experiment import Experiment
 

@@ -12,10 +12,10 @@ import yaml
 from torch import Tensor
 
 from up.data.records import Batch
-from up.distill.hooks import FeatureHooks, split_layer
 from up.distill.onnx_teacher import OnnxTeacher
 from up.distill.section import weights_of_teachers
 from up.errors import Problem, UserError
+from up.models.feature_hooks import FeatureHooks, inspect_layers, split_layer
 from up.models.net import Net
 from up.models.norm import is_batch_norm
 from up.models.weights import Weights, WeightsError, load_weights, read_state
@@ -52,10 +52,8 @@ class Teacher:
         self.net = net.requires_grad_(False).eval()
         self._digest: str | None = None
         self._columns = None if columns is None else torch.tensor(columns)
-        hooks = FeatureHooks(net, layers)
         before = example["image"]._version
-        found = hooks.inspect(lambda: net(unlabelled(example)), owner=name)
-        hooks.remove()
+        found = inspect_layers(net, layers, unlabelled(example), owner=name)
         self._spoils_image = example["image"]._version != before
         self._reordered = found.logits if columns is not None else frozenset()
         self._hooks = FeatureHooks(net, layers, copied=found.overwritten)

@@ -9,9 +9,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from up.distill.hooks import Activations, FeatureHooks, Shapes
 from up.distill.losses import GKDLoss, MimicLoss
 from up.errors import Problem, UserError
+from up.models.feature_hooks import Activations, FeatureHooks, Shapes
 from up.schema.mimic import Adapter
 from up.types import Record
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from up.models.feature_hooks import undisturbed
 from up.models.net import Net
 
 
@@ -40,7 +40,7 @@ def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224),
     Only shapes are computed, on the meta device; a network that cannot run there runs for real.
     """
     part = _until_the_last_weights(net) if isinstance(net, Net) else net
-    with _evaluating(part):
+    with undisturbed(part):
         try:
             counted = _count(part, input_size, meta=True)
         except (RuntimeError, NotImplementedError):
@@ -80,15 +80,3 @@ def _until_the_last_weights(net: Net) -> Net:
     weighty = [name for name in net.module_names if any(True for _ in net[name].parameters())]
     last = net.module_names.index(weighty[-1]) if weighty else -1
     return net.without(*net.module_names[last + 1 :])
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module gets its own mode back."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -1,72 +1,211 @@
-"""Feature hooks: read and replace what the layers of a net return, without changing the net."""
+"""Feature hooks: read what the modules of a net take and return while it runs."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from up.errors import UserError
-from up.text import count
+from up.text import count, did_you_mean
+from up.types import Record
+
+Activations = Mapping[str, Tensor]  # by layer
+Shapes = Mapping[str, tuple[int, ...]]  # by layer, batch first
 
 _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens
 
 
+class FeatureHooks:
+    """Read tensors at ``layers`` of ``net``: paths of modules, or ``path:input`` for the input of a module.
+
+    In a record it is the logits, the last feature or the image, whichever comes first; of several tensors the last; of a
+    module that runs several times that of the last run.
+
+    - ``copied``: layers to copy as they are read, because a later layer changes them in place.
+    - ``versions`` is filled with the version of each tensor as it is read (not in inference mode, which counts none).
+    - ``cut`` starts the graph at the layers: what is read is a leaf, and the net continues with a copy of it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Sequence[str],
+        *,
+        copied: Collection[str] = (),
+        versions: dict[str, int] | None = None,
+        cut: bool = False,
+    ) -> None:
+        self._copied = copied
+        self._versions = versions
+        self._cut = cut
+        self._seen: dict[str, Tensor] | None = None
+        self._handles = [self._register(net, layer) for layer in dict.fromkeys(layers)]
+
+    def remove(self) -> None:
+        """Remove the hooks from the net."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, Tensor]]:
+        """Return the activations by layer, in the order of their last runs, filled while the net runs in the block."""
+        seen: dict[str, Tensor] = {}
+        self._seen = seen
+        try:
+            yield seen
+        finally:
+            self._seen = None
+
+    def _register(self, net: nn.Module, layer: str) -> RemovableHandle:
+        path, side = split_layer(layer)
+        module = net.get_submodule(path)
+        if side == "output":
+            return module.register_forward_hook(lambda _, args, output: self._read(layer, output))
+
+        def read_input(_: nn.Module, args: tuple[object, ...], kwargs: Record) -> None:
+            self._read(layer, args[0] if args else next(iter(kwargs.values()), None))
+
+        return module.register_forward_pre_hook(read_input, with_kwargs=True)
+
+    def _read(self, layer: str, value: object) -> object:
+        """Record the tensor in ``value``; returns what the module returns instead, if the graph is cut."""
+        seen = self._seen
+        if seen is None:
+            return None
+
+        def keep(tensor: Tensor) -> Tensor:
+            seen.pop(layer, None)
+            if self._versions is not None:
+                self._versions[layer] = tensor._version
+            if self._cut:
+                seen[layer] = tensor.detach().clone().requires_grad_()
+                return seen[layer].clone()  # an in-place activation after the layer may overwrite this one
+            seen[layer] = tensor.clone() if layer in self._copied else tensor
+            return tensor
+
+        replaced = _mapped(value, keep)
+        return replaced if self._cut else None
+
+
+def _mapped(value: object, change: Callable[[Tensor], Tensor]) -> object:
+    """Copy the input or output of a module with the tensor that hooks read changed; ``value`` itself if it has none."""
+    if isinstance(value, Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        name = next((name for name in ("logits", "features", "image") if value.get(name) is not None), None)
+        return value if name is None else {**value, name: _mapped(value[name], change)}
+    if isinstance(value, list | tuple) and value:
+        changed = [*value[:-1], _mapped(value[-1], change)]
+        return changed if isinstance(value, list) else tuple(changed)
+    return value
+
+
+@contextmanager
+def recorded(
+    net: nn.Module,
+    layers: Sequence[str],
+    *,
+    copied: Collection[str] = (),
+    versions: dict[str, int] | None = None,
+    cut: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """Hook the layers in the block only, see ``FeatureHooks``; returns the activations by layer."""
+    hooks = FeatureHooks(net, layers, copied=copied, versions=versions, cut=cut)
+    try:
+        with hooks.recording() as seen:
+            yield seen
+    finally:
+        hooks.remove()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts about hooked layers of a net from one forward pass."""
+
+    shapes: Shapes
+    overwritten: frozenset[str]  # layers whose tensor a later layer changes in place
+    logits: frozenset[str]  # layers whose tensor is the record's ``logits``: one score for each class
+    constant: frozenset[str]  # layers that no gradient passes through, if gradients were asked for
+
+
+def inspect_layers(net: nn.Module, layers: Sequence[str], batch: Record, *, owner: str, gradients: bool = False) -> Inspection:
+    """Run ``batch`` through the net and inspect the layers; ``gradients`` finds those without.
+
+    Not for inference mode. Raises ``UserError`` for a layer of the ``owner`` that does not run or returns no tensor.
+    """
+    versions: dict[str, int] = {}
+    with torch.set_grad_enabled(gradients), recorded(net, layers, versions=versions) as seen:
+        logits = net(batch).get("logits")
+    for layer in layers:
+        if layer not in seen:
+            raise UserError(f"{owner}: layer {layer!r} returns no tensor, or does not run in evaluation. Name another.")
+    return Inspection(
+        shapes={layer: tuple(tensor.shape) for layer, tensor in seen.items()},
+        overwritten=frozenset(layer for layer, tensor in seen.items() if tensor._version != versions[layer]),
+        logits=frozenset(layer for layer, tensor in seen.items() if tensor is logits),
+        constant=frozenset(layer for layer, tensor in seen.items() if gradients and not tensor.requires_grad),
+    )
+
+
+def split_layer(layer: str) -> tuple[str, str]:
+    """Split ``head.classifier:input`` into the path of a module and ``input`` or ``output``, the default."""
+    path, colon, side = layer.rpartition(":")
+    return (path, side) if colon else (layer, "output")
+
+
+def layer_problem(net: nn.Module, layer: str, *, owner: str = "the net") -> str | None:
+    """Say why hooks cannot read ``layer`` of the ``owner``, with near names; None if they can."""
+    path, side = split_layer(layer)
+    if side not in ("input", "output"):
+        return f"got {layer!r}, expected the path of a module, or PATH:input for its input."
+    known = [name for name, _ in net.named_modules() if name]
+    if path in known:
+        return None
+    tops = ", ".join(name for name, _ in net.named_children())
+    near = did_you_mean(path, known) or f" Expected a path that begins with {tops}."
+    return f"{owner} has no layer {path!r}.{near}"
+
+
+def require_layers(net: nn.Module, layers: Sequence[str], *, hook: str) -> None:
+    """Raise ``UserError`` with near names if the net lacks one of the layers, or if there are none."""
+    if not layers:
+        first = next(name for name, _ in net.named_modules() if name)
+        raise UserError(f"{hook}: no layer is named. Expected the path of a module, such as {first!r}.")
+    for problem in (layer_problem(net, layer) for layer in layers):
+        if problem is not None:
+            raise UserError(f"{hook}: {problem}")
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode in the block; afterwards modes and random numbers are as they were before."""
+    """Set evaluation mode in the block; restore modes and random numbers after it."""
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     with ExitStack() as after, torch.random.fork_rng(devices=gpus):
         after.callback(random.setstate, random.getstate())
         after.callback(np.random.set_state, np.random.get_state())
         for module in model.modules():
             after.callback(setattr, module, "training", module.training)
-            module.training = False  # not eval(): what a module does besides would not be taken back
-            # Recomputed activations would not be those that a hook has seen.
+            module.training = False  # not eval(), whose side effects could not be undone
+            # Recomputed activations would not be those that a hook has read.
             if isinstance(getattr(module, "grad_checkpointing", None), bool):
                 after.callback(setattr, module, "grad_checkpointing", module.grad_checkpointing)
                 module.grad_checkpointing = False  # type: ignore[assignment]
         yield
 
 
-@contextmanager
-def feature_hooks(model: nn.Module, layers: Sequence[str], replace: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """In the block, ``replace(layer, output)`` replaces what each layer returns.
-
-    Of several outputs it is the last, and of a backbone's record the last of ``features``.
-    """
-    with ExitStack() as after:
-        for layer in layers:
-
-            def hook(module: nn.Module, args: object, output: object, layer: str = layer) -> object:
-                return _with_last(output, lambda tensor: replace(layer, tensor))
-
-            after.callback(model.get_submodule(layer).register_forward_hook(hook).remove)
-        yield
-
-
-def _with_last(output: object, change: Callable[[Tensor], Tensor]) -> object:
-    if isinstance(output, Tensor):
-        return change(output) if output.is_floating_point() else output
-    if isinstance(output, Mapping) and "features" in output:
-        return {**output, "features": _with_last(output["features"], change)}
-    if isinstance(output, list | tuple) and output and isinstance(output[-1], Tensor):
-        changed = [*output[:-1], _with_last(output[-1], change)]
-        return changed if isinstance(output, list) else tuple(changed)
-    return output
-
-
 def as_maps(output: Tensor, image: Tensor, layer: str, model: nn.Module) -> Tensor:
-    """The ``output`` of a layer for ``image`` (B, 3, H, W) as maps (B, C, h, w).
+    """Convert the ``output`` of a layer for ``image`` (B, 3, H, W) to maps (B, C, h, w).
 
     It is (B, C, h, w) or (B, h, w, C), whichever has the image's aspect, or tokens (B, N, C), of which class and register
-    tokens are dropped.
-    Raises ``UserError`` if it has no places, or a single one.
+    tokens are dropped. Raises ``UserError`` if it has fewer than two places.
     """
     maps = None
     if len(output) == len(image) and output.ndim == 4:
@@ -90,7 +229,7 @@ def _is_channels_last(output: Tensor, image: Tensor) -> bool:
 
 
 def _grid(tokens: Tensor, image: Tensor, prefix: int | None) -> Tensor | None:
-    """The patch tokens as (B, C, h, w), or None where their number makes no grid of the image's aspect."""
+    """Arrange the patch tokens as (B, C, h, w); None if their number makes no grid of the image's aspect."""
     aspect = image.shape[2] / image.shape[3]
     for leading in range(_MOST_PREFIX_TOKENS + 1) if prefix is None else (prefix,):
         places = max(0, tokens.shape[1] - leading)
@@ -101,7 +240,7 @@ def _grid(tokens: Tensor, image: Tensor, prefix: int | None) -> Tensor | None:
 
 
 def _prefix_tokens(model: nn.Module, layer: str) -> int | None:
-    """Number of leading tokens of a layer without a place, if the network around it states it."""
+    """Read the number of leading tokens without a place from the network around a layer, if it states one."""
     path = layer
     while path:
         number = getattr(model.get_submodule(path), "num_prefix_tokens", None)

@@ -15,8 +15,7 @@ from up.data.records import Batch
 from up.engine.hooks import Outline
 from up.errors import UserError
 from up.figures import Panel, is_drawable, missing_font, panels
-from up.models.feature_hooks import as_maps, feature_hooks, undisturbed
-from up.models.paths import require_layers
+from up.models.feature_hooks import as_maps, recorded, require_layers, undisturbed
 from up.text import Verbatim, count, some_of
 from up.tracking.figure_hook import FigureHook, file_stems, photo
 
@@ -55,17 +54,11 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
 
 def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Mapping[str, object]]:
     """The output of a layer, as the leaf of a graph that begins there, and the record of the net."""
-    leaf: list[Tensor] = []
-
-    def cut(_: str, output: Tensor) -> Tensor:
-        leaf[:] = [output.detach().clone().requires_grad_()]
-        return leaf[0].clone()  # an in-place activation behind the layer may overwrite this one
-
-    with feature_hooks(model, [layer], cut):
+    with recorded(model, [layer], cut=True) as seen:
         record = model({"image": image})
-    if not leaf:
+    if layer not in seen:
         raise UserError(f"layer {layer!r} returns no tensor when the net runs. Name another layer.")
-    return leaf[0], record
+    return seen[layer], record
 
 
 def _per_class(heads: object) -> Tensor:
@@ -81,15 +74,9 @@ def last_convolution(model: nn.Module, image: Tensor) -> str:
 
     Raises ``UserError`` if there is none.
     """
-    found: list[str] = []
-
-    def note(layer: str, output: Tensor) -> Tensor:
-        if output.shape[-2] * output.shape[-1] > 1:
-            found.append(layer)
-        return output
-
-    with undisturbed(model), feature_hooks(model, _convolutions(model), note), torch.no_grad():
+    with undisturbed(model), torch.no_grad(), recorded(model, _convolutions(model)) as seen:
         model({"image": image[:1]})
+    found = [layer for layer, output in seen.items() if output.shape[-2] * output.shape[-1] > 1]
     if not found:
         raise UserError("no convolution returns maps of several places. Set layer_name to the path of a module that does.")
     return found[-1]

@@ -12,13 +12,13 @@ from torch import Tensor
 from tests.harness.facts import facts
 from tests.harness.nets import batch_of, loss_of, net_of
 from up.data.records import Batch
-from up.distill.hooks import FeatureHooks
 from up.distill.losses import GKDLoss, KDLoss, L2Loss, channel_weights
 from up.distill.runner import KDRunner
 from up.distill.teachers import Teacher
 from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.engine.step import Runner, StepOutput
 from up.errors import UserError
+from up.models.feature_hooks import FeatureHooks
 
 LOGITS = Pair("head.classifier", "head.classifier")
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from tests.harness.facts import facts
 from tests.harness.nets import batch_of, net_of
-from up.distill.hooks import FeatureHooks
 from up.distill.losses import DKD, GKDLoss, KDLoss, L2Loss
 from up.distill.terms import ACTIVATIONS, DistillationTerm, DistillationTerms, HookedStudent, Pair, labels_of
 from up.errors import UserError
+from up.models.feature_hooks import FeatureHooks
 
 
 def term(
