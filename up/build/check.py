@@ -171,7 +171,7 @@ def build_the_rest(experiment: Experiment, net: Net, derived: DerivedArguments) 
     require_exportable(experiment, net, None, labels=False)
     build_hooks(experiment, net, None)
     if config.trainer.optimizer is not None:
-        schedule_of(experiment, _UNSEEN, timetable(experiment, _UNSEEN).total or _UNSEEN, _UNSEEN)
+        schedule_of(experiment, _UNSEEN, timetable(config.trainer, _UNSEEN).total or _UNSEEN, _UNSEEN)
         optimizer_of(experiment, net)
 
 

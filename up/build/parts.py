@@ -10,7 +10,7 @@ import torch
 from up.build.data import build_dataset, build_device_side, build_evaluation, train_batches
 from up.build.experiment import missing_files
 from up.build.network import build_net, distillation_of, precision_of, to_device
-from up.build.training import Timetable, build_hooks, dry_run_optimizer, schedule_of, timetable
+from up.build.training import build_hooks, dry_run_optimizer, schedule_of, timetable
 from up.data.records import Dataset
 from up.data.sampler import TrainBatches
 from up.deploy.exportable import require_exportable
@@ -23,6 +23,7 @@ from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
+from up.engine.timetable import Timetable
 from up.models.net import Net
 from up.optim.schedules import Schedule
 from up.schema.decode import missing_for_training
@@ -71,7 +72,7 @@ def build_parts(
     train_data = build_dataset(experiment, "train")
     class_names, derived = task.class_names(train_data), task.derived(train_data)
     batches = train_batches(experiment, train_data)
-    times = timetable(experiment, batches.updates_per_epoch)
+    times = timetable(config.trainer, batches.updates_per_epoch, iter_base=config.runtime.iter_base)
     schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
     evaluation = test_data = None
     if config.trainer.is_eval and config.dataset.test is not None:

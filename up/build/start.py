@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from up.build.data import notes_on
 from up.build.network import load_start_weights
 from up.build.parts import RunParts
-from up.build.training import Timetable, checkpoint_lines, rate_line
+from up.build.training import rate_line
 from up.command_line import CommandLine
 from up.distill.build import start_lines
 from up.distributed import group
@@ -30,6 +30,7 @@ from up.engine.folder import (
     set_aside,
     set_earlier_run_aside,
 )
+from up.engine.timetable import Timetable
 from up.errors import NothingToDo, UserError
 from up.files import BEST, LATEST, named_checkpoint, write_text
 from up.tasks.experiment import Experiment
@@ -78,8 +79,8 @@ def find_start(experiment: Experiment, parts: RunParts, *, weights: bool = True)
         if group.is_main():
             status = read_status(experiment.folder)
             if saver.auto_resume or is_later_attempt(experiment.folder):
-                own, passed_over = folder.newest()
-                found, warnings = own or found, [*passed_over, *warnings, *_not_used(named, own)]
+                own, skipped = folder.newest()
+                found, warnings = own or found, [*skipped, *warnings, *_not_used(named, own)]
     config, data_sha256, found, status = group.from_main((fingerprint.config, fingerprint.data_sha256, found, status))
     with on_all_ranks():
         require_same_input(fingerprint, config, data_sha256)
@@ -177,7 +178,7 @@ def open_folder(experiment: Experiment, start: Start, config: str, command: Comm
         aside = set_earlier_run_aside(folder)
         warnings += [] if aside is None else [f"an earlier run was set aside in {aside}{resuming(aside, command)}"]
     else:
-        start.folder.renew_names({LATEST: state["step"], BEST: state["best"].get("step")})
+        start.folder.renew_aliases({LATEST: state["step"], BEST: state["best"].get("step")})
         aside = set_aside(folder, start.folder.later_than(state["step"]))
         warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
     write_text(folder / "config.yaml", config)
@@ -194,7 +195,7 @@ def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: 
     report = experiment.task.data_report(parts.train_data, parts.test_data)
     of_teachers, doubts = start_lines(experiment, parts.distillation)
     rates = rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size)
-    tables, checkpoints = net_and_groups(parts.net, optimizer), checkpoint_lines(experiment, parts.times)
+    tables, checkpoints = net_and_groups(parts.net, optimizer), parts.times.checkpoint_lines()
     for warning in warnings:
         LOGGER.warning(warning)
     for line in [*start.changes, *report.lines, *of_teachers, *start.weights, *tables, rates, *checkpoints]:

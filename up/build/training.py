@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from up.distill.build import Distillation
-from up.engine.clip import Clip, ClipNorm, NoClip, NormLog
-from up.engine.every import AnyOf, Every
+from up.engine.clip import Clip, ClipNorm, NormLog
 from up.engine.hooks import Hook
-from up.engine.keeping import PREDECESSORS, Keeping
 from up.engine.step import BatchStage, Mixing, Runner
+from up.engine.timetable import PREDECESSORS, AnyOf, Every, Keeping, Timetable
 from up.errors import Problem
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
@@ -24,31 +21,15 @@ from up.schema.trainer import SchedulePart, TrainerSection
 from up.tasks.experiment import Experiment
 
 
-@dataclass(frozen=True)
-class Timetable:
-    """Length of a run in steps, and when it evaluates and saves."""
+def timetable(trainer: TrainerSection, updates_per_epoch: int, *, iter_base: bool = False) -> Timetable:
+    """Build the timetable of ``trainer``: epochs, or steps where ``runtime.iter_base`` says so.
 
-    updates_per_epoch: int
-    total: int
-    evaluate: Every
-    save: AnyOf
-    keep: Keeping
-
-
-def timetable(experiment: Experiment, updates_per_epoch: int) -> Timetable:
-    """The timetable of ``trainer``: epochs, or updates where ``runtime.iter_base`` says so."""
-    trainer = experiment.config.trainer
-    total = trainer.max_iter or (trainer.max_epoch or 0) * updates_per_epoch
-    unit = 1 if experiment.config.runtime.iter_base else updates_per_epoch
-    evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
-    return Timetable(updates_per_epoch, total, evaluate, *saving(trainer, unit, total))
-
-
-def saving(trainer: TrainerSection, unit: int, total: int) -> tuple[AnyOf, Keeping]:
-    """Schedule of checkpoints, and which of them stay: those of ``save_freq`` and ``save_cur_freq`` if all are to be kept.
-
-    ``save_latest_freq`` and ``keep_every`` are due too where they are given. ``unit`` is how many steps a period of 1 has.
+    Checkpoints of ``save_freq`` and ``save_cur_freq`` stay if all are to be kept. ``save_latest_freq`` and ``keep_every`` are
+    due too where they are given.
     """
+    total = trainer.max_iter or (trainer.max_epoch or 0) * updates_per_epoch
+    unit = 1 if iter_base else updates_per_epoch
+    evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
     start = max(0, trainer.save_start) * unit
     asked = [Every(trainer.save_freq * unit, start, total)]
     if trainer.save_cur_freq is not None or trainer.save_cur_start is not None:
@@ -56,7 +37,8 @@ def saving(trainer: TrainerSection, unit: int, total: int) -> tuple[AnyOf, Keepi
     between = [Every(trainer.save_latest_freq * unit, start, total)] if trainer.save_latest_freq else []
     for_good = [Every(trainer.keep_every * unit, 0, total)] if trainer.keep_every else []
     last, kept = (PREDECESSORS + 1, asked) if trainer.keep_last == "all" else (trainer.keep_last, [])
-    return AnyOf([*asked, *between, *for_good]), Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer))
+    keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer))
+    return Timetable(updates_per_epoch, total, evaluate, AnyOf([*asked, *between, *for_good]), keeping, in_epochs=not iter_base)
 
 
 def _why_deleted(trainer: TrainerSection) -> str:
@@ -65,13 +47,6 @@ def _why_deleted(trainer: TrainerSection) -> str:
     written = "keep_last" in trainer.model_fields_set
     rule = "only_save_latest: true" if trainer.only_save_latest and not written else f"keep_last: {trainer.keep_last}"
     return f"trainer.{rule}{'' if written or trainer.only_save_latest else ', the default'}; trainer.keep_last: all keeps them"
-
-
-def checkpoint_lines(experiment: Experiment, times: Timetable) -> Iterator[str]:
-    """Which checkpoints the run will leave behind, in epochs where it is a whole number of them."""
-    if experiment.config.runtime.iter_base or times.total % times.updates_per_epoch:
-        return times.keep.lines(times.save, times.total, 1, "step")
-    return times.keep.lines(times.save, times.total, times.updates_per_epoch, "epoch")
 
 
 def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, global_batch_size: int) -> Schedule:
@@ -160,7 +135,7 @@ def build_hooks(experiment: Experiment, net: Net, class_names: list[str] | None)
     if len(policies) > 1:
         what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
         experiment.raise_if_any([Problem(what, key="hooks")])
-    return watching, policies[0] if policies else NoClip()
+    return watching, policies[0] if policies else Clip()
 
 
 def dry_run_optimizer(experiment: Experiment, net: Net) -> None:

@@ -56,14 +56,14 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
     from up.distributed.failures import local_phase, reported_to_peers
     from up.distributed.group import is_main
     from up.engine.ending import recorded
-    from up.engine.folder import begin_launch, verdict_of_earlier_attempt
+    from up.engine.folder import begin_launch, final_status_of_earlier_attempt
     from up.engine.loop import train
     from up.tracking.log import LOGGER
 
     with local_phase():
         experiment = load_experiment(config, overrides)
     begin_launch(experiment.folder)
-    earlier = verdict_of_earlier_attempt(experiment.folder)
+    earlier = final_status_of_earlier_attempt(experiment.folder)
     if earlier is not None:
         return earlier.exit_code or 0
     with reported_to_peers():

@@ -1,4 +1,4 @@
-"""Bad images of a training run: counted alike on every rank, listed in ``bad_images.jsonl`` by the main one."""
+"""Bad images of a training run: the same count on every rank, listed in ``bad_images.jsonl`` by the main rank."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ BAD_IMAGES = "bad_images.jsonl"
 
 @dataclass(frozen=True)
 class BadImageLog:
-    """The bad images that a run has met, and the run folder that lists them."""
+    """Bad images of a run, and the run folder that lists them."""
 
     counted: BadImages
     folder: Path
 
     def note(self, step: int, news: Sequence[Problem]) -> None:
-        """Count and list the ``news`` of all ranks, which all call it. Raises ``UserError`` on each when there are too many."""
+        """Count and list the ``news`` of all ranks, a collective operation. Raises ``UserError`` on each if there are too many."""
         found = list(dict.fromkeys(bad for reported in gather_objects(list(news)) for bad in reported))
         if is_main():
             with (self.folder / BAD_IMAGES).open("a", encoding="utf-8") as file:
-                for what in found:
-                    LOGGER.warning("%s; another image takes its place", what)
-                    record = {"step": step, "file": what.file or None, "line": what.line, "what": str(what)}
+                for problem in found:
+                    LOGGER.warning("%s; replaced by another image", problem)
+                    record = {"step": step, "file": problem.file or None, "line": problem.line, "what": str(problem)}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         with on_all_ranks():
             self.counted.add({"bad": found})
 
     def drop_after(self, step: int) -> None:
-        """Drop what was listed after ``step``, which a run that resumes there will meet again."""
+        """Drop the lines after ``step``: a run that resumes there reads those images again."""
         cut_after(self.folder / BAD_IMAGES, step)

@@ -1,4 +1,4 @@
-"""The hook that keeps the best checkpoint by metrics of its own choice."""
+"""Hook ``auto_save_metric``: keep the best checkpoint by further metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILE = "best_metrics.json"
 
 
 class AutoSaveMetric(Hook):
-    """Keep the best value of every metric in ``best_metrics.json``, and for each of ``metric`` the checkpoint it came from.
+    """Keep the best value of every metric in ``best_metrics.json``, and for each of ``metric`` its checkpoint.
 
     ``metric``: a name from the log, such as ``top5`` or ``ema_top1``, or several; their checkpoints are ``ckpt_best_{metric}.pth``,
     whatever ``keep_last`` deletes. ``ckpt_best.pth``, by the evaluator's ``cmp_key``, is kept in any case. Smaller is better
@@ -38,7 +38,7 @@ class AutoSaveMetric(Hook):
 
     @property
     def wants_checkpoint(self) -> bool:
-        """Whether the last evaluation was the best for one of the metrics, and is not saved yet."""
+        """Whether the last evaluation was the best by any of the metrics, and is not saved yet."""
         return bool(self._unsaved)
 
     def on_start(self, outline: Outline, step: int) -> None:
@@ -46,7 +46,7 @@ class AutoSaveMetric(Hook):
         self._unsaved = []
         if is_main():
             steps = {alias_of(name): int(self._best[name]["step"]) for name in self.names if name in self._best}
-            self._checkpoints().renew_names(steps)
+            self._checkpoints().renew_aliases(steps)
 
     def on_step(self, report: UpdateReport) -> None:
         self._unsaved = []
@@ -71,11 +71,11 @@ class AutoSaveMetric(Hook):
             self._checkpoints().mark_best(path, alias_of(name))
 
     def state_dict(self) -> StateDict:
-        """The best values and their steps."""
+        """Return the best values and their steps."""
         return {"best": self._best}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from ``state_dict()``."""
+        """Continue from ``state_dict()``."""
         self._best = {name: dict(found) for name, found in state["best"].items()}
 
     def _is_better(self, name: str, value: float) -> bool:
@@ -89,5 +89,5 @@ class AutoSaveMetric(Hook):
 
 
 def alias_of(metric: str) -> str:
-    """``ckpt_best_top5.pth``."""
+    """Return the file name of the best checkpoint by ``metric``, such as ``ckpt_best_top5.pth``."""
     return BEST.replace(".pth", f"_{metric}.pth")

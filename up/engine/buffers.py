@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation on many ranks: each collects its own, all evaluate the same ones."""
+"""BatchNorm statistics on many ranks: each rank collects its own, all evaluate with the same."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from up.types import StateDict
 
 
 class RankBuffers:
-    """The floating buffers of a network and of its moving average, as they differ from rank to rank.
+    """The running statistics of a network and of its moving average, which differ from rank to rank.
 
-    Training writes running statistics and reads none, so ranks may differ between evaluations. Before one they are made
-    equal: those of rank 0, which are saved, or with ``average`` (``runtime.async_norm``) the mean over the ranks. The
-    mean continues from what each rank had, so a checkpoint then carries the statistics of every rank.
+    Training writes running statistics and reads none, so ranks may differ between evaluations. Before an evaluation they are
+    made equal: to those of rank 0, which are saved, or with ``average`` (``runtime.async_norm``) to the mean over the ranks.
+    The mean continues from the statistics of each rank, so a checkpoint then carries those of every rank.
     """
 
     def __init__(self, model: nn.Module, ema: Ema | NoEma, *, average: bool) -> None:
@@ -26,7 +26,7 @@ class RankBuffers:
 
     @torch.no_grad()
     def equalize(self) -> None:
-        """Give all ranks the same statistics; one operation for all of them. The network is in training mode."""
+        """Give all ranks the same statistics; one collective operation for all tensors. The network is in training mode."""
         held = self._held()
         if not is_parallel() or not held:
             return
@@ -41,7 +41,7 @@ class RankBuffers:
         self._fill(held, joined)
 
     def state_dict(self) -> StateDict:
-        """With ``average`` the statistics of every rank; a collective operation."""
+        """Return, with ``average``, the statistics of every rank; a collective operation."""
         held = self._held()
         if not self._average or not held:
             return {}
@@ -50,14 +50,14 @@ class RankBuffers:
 
     @torch.no_grad()
     def load_state_dict(self, state: StateDict) -> None:
-        """Take this rank's statistics, when as many ranks saved them as there are now."""
+        """Restore this rank's statistics, if the same number of ranks saved them."""
         ranks = state.get("ranks", [])
         if self._average and len(ranks) == world_size():
             held = self._held()
             self._fill(held, ranks[rank()].to(held[0].device))
 
     def _held(self) -> list[Tensor]:
-        """The running statistics of the network, then those of the average."""
+        """List the running statistics of the network, then those of the average."""
         names = [
             f"{name}.{statistic}" if name else statistic
             for name, module in self._model.named_modules()

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: atomic, hashed, committed by a sidecar, found again by resume."""
+"""Checkpoints: written atomically, hashed, committed by a sidecar, and verified on resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import torch
 
-from up.engine.keeping import Keeping
+from up.engine.timetable import Keeping
 from up.errors import StorageError, UserError
 from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
 from up.types import StateDict
@@ -30,7 +30,7 @@ class Stateful(Protocol):
     """A part whose state a checkpoint carries."""
 
     def state_dict(self) -> Mapping[str, object]:
-        """Tensors and plain values."""
+        """Return tensors and plain values."""
 
     def load_state_dict(self, state: StateDict) -> object:
         """Continue from ``state_dict()``."""
@@ -58,12 +58,12 @@ class Sidecar:
 
 
 def sidecar_of(path: Path) -> Path:
-    """Path of the sidecar of a checkpoint."""
+    """Return the path of the sidecar of a checkpoint."""
     return path.with_name(path.name + ".json")
 
 
 def read_sidecar(path: Path) -> Sidecar | None:
-    """The sidecar of a checkpoint, or None where it is missing or no sidecar of ours."""
+    """Read the sidecar of a checkpoint; None where it is missing or not ours."""
     try:
         return Sidecar(**json.loads(sidecar_of(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -80,15 +80,14 @@ def load_checkpoint(path: Path) -> StateDict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"holds more than tensors and plain values, and is refused ({_first_line(error)}). {_FOREIGN}", file=path
-        ) from error
+        what = f"contains objects other than tensors and plain values, and is refused ({_first_line(error)})"
+        raise CheckpointError(f"{what}. {_FOREIGN}", file=path) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
         raise CheckpointError(f"damaged ({_first_line(error)}).", file=path) from error
     if isinstance(state, dict) and "optimizer" in state and "format_version" not in state:
         raise CheckpointError(f"got a training state of UP or another program, expected a checkpoint of up. {_FOREIGN}", file=path)
     if not isinstance(state, dict) or "step" not in state or "model" not in state:
-        raise CheckpointError("holds weights but no training state; start from it with saver.pretrain_model.", file=path)
+        raise CheckpointError("has weights but no training state; start from it with saver.pretrain_model.", file=path)
     if state.get("format_version", 0) > FORMAT_VERSION:
         got, expected = state["format_version"], f"at most {FORMAT_VERSION}"
         raise CheckpointError("format of a newer version", got=got, expected=expected, file=path, fix="Update up.")
@@ -96,17 +95,17 @@ def load_checkpoint(path: Path) -> StateDict:
 
 
 def require_resumable(path: Path, state: StateDict) -> None:
-    """Raise ``CheckpointError`` for a checkpoint that has weights, but not the state that training continues with."""
+    """Raise ``CheckpointError`` for a checkpoint with weights but without the state to continue training."""
     if "optimizer" not in state:
         raise CheckpointError(
-            f"holds no state of the optimizer (saver.best_without_optimizer), so no run can resume from it. Resume from "
+            f"has no optimizer state (saver.best_without_optimizer), so no run can resume from it. Resume from "
             f"{path.with_name(LATEST)}, or start from its weights with saver.pretrain_model={path}.",
             file=path,
         )
 
 
 def load_parts(path: Path, state: StateDict, parts: Mapping[str, Stateful]) -> None:
-    """Give every part its state. Raises ``CheckpointError`` for a state that is missing or of another network."""
+    """Restore every part. Raises ``CheckpointError`` for a state that is missing or of another network."""
     for name, part in parts.items():
         if name not in state:
             raise CheckpointError(f"has no state of {name}. Start from its weights with saver.pretrain_model.", file=path)
@@ -123,7 +122,7 @@ def load_parts(path: Path, state: StateDict, parts: Mapping[str, Stateful]) -> N
 
 @contextmanager
 def storing(folder: Path) -> Iterator[None]:
-    """Raise an ``OSError`` of the block as a ``StorageError`` that names ``folder``."""
+    """Turn an ``OSError`` of the block into a ``StorageError`` that names ``folder``."""
     try:
         yield
     except StorageError:
@@ -135,7 +134,7 @@ def storing(folder: Path) -> Iterator[None]:
 
 
 def damage(path: Path) -> str:
-    """Compare a file with the size and hash in its sidecar; returns the difference, empty if there is none or no sidecar."""
+    """Compare a file with the size and hash in its sidecar; returns the difference, empty for none and without a sidecar."""
     sidecar = read_sidecar(path)
     if sidecar is None:
         return ""
@@ -148,10 +147,10 @@ def damage(path: Path) -> str:
 class CheckpointFolder:
     """The checkpoints of one run.
 
-    ``ckpt_e{N}.pth`` and ``ckpt_s{step}.pth`` are the files themselves; ``ckpt_latest.pth`` and ``ckpt_best.pth`` are
-    further names (hard links where the file system has them) of committed files, and so is ``ckpt_best_{metric}.pth``.
-    ``keeping`` says which of the files stay, all where it is None. With ``slim_best`` the best ones are files of their own,
-    without ``ONLY_TO_RESUME``. Only the main rank may call what writes.
+    ``ckpt_e{N}.pth`` and ``ckpt_s{step}.pth`` are the files themselves; ``ckpt_latest.pth``, ``ckpt_best.pth`` and
+    ``ckpt_best_{metric}.pth`` are aliases of committed files (hard links where the file system has them). ``keeping`` chooses
+    the files that stay, all for None. With ``slim_best`` the best ones are separate files, without ``ONLY_TO_RESUME``. Only the
+    main rank may call the methods that write.
     """
 
     def __init__(self, folder: Path, *, keeping: Keeping | None, config_sha256: str, slim_best: bool = False) -> None:
@@ -161,43 +160,30 @@ class CheckpointFolder:
         self.slim_best = slim_best
 
     def sweep(self) -> None:
-        """Remove what a killed process left half written."""
+        """Remove the temporary files of killed processes."""
         for leftover in self.folder.glob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
 
     def save(self, state: StateDict, *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
-        """Write a checkpoint and make it the latest. Raises ``StorageError``; what was there before stays valid."""
-        with storing(self.folder):
-            return self._save(state, step=step, epoch=epoch, whole_epoch=whole_epoch, metric=metric)
-
-    def _save(self, state: StateDict, *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
+        """Write a checkpoint and make it the latest. Raises ``StorageError``; earlier checkpoints stay valid."""
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
-        self._require_space(state)
-        sidecar = Sidecar(
-            file=path.name,
-            bytes=0,
-            sha256="",
-            step=step,
-            epoch=epoch,
-            metric=dict(metric),
-            config_sha256=self.config_sha256,
-            torch=torch.__version__,
-            saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-        self._commit(path, state, sidecar)
-        self._name(path, LATEST)
-        self._prune()
+        saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with storing(self.folder):
+            self._require_space(state)
+            sidecar = Sidecar(path.name, 0, "", step, epoch, dict(metric), self.config_sha256, torch.__version__, saved)
+            self._commit(path, state, sidecar)
+            self._name(path, LATEST)
+            self._prune()
         return path
 
     def _commit(self, path: Path, state: StateDict, sidecar: Sidecar) -> None:
         """Write the file, then its sidecar, with the size and the hash."""
         sidecar_of(path).unlink(missing_ok=True)
         write_atomically(path, lambda file: torch.save(dict(state), file))
-        written = replace(sidecar, bytes=path.stat().st_size, sha256=sha256_of(path))
-        write_json(sidecar_of(path), written.__dict__)
+        write_json(sidecar_of(path), asdict(replace(sidecar, bytes=path.stat().st_size, sha256=sha256_of(path))))
 
     def mark_best(self, path: Path, name: str = BEST) -> None:
-        """Let ``ckpt_best.pth``, or another further name, be this committed checkpoint."""
+        """Make ``ckpt_best.pth``, or another alias, name this committed checkpoint."""
         sidecar = read_sidecar(path)
         with storing(self.folder):
             if not self.slim_best or sidecar is None or not sidecar.resumable:
@@ -208,29 +194,26 @@ class CheckpointFolder:
             self._commit(self.folder / name, state, replace(sidecar, resumable=False))
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest valid checkpoint, and a line for every damaged or foreign one that was passed over."""
-        passed_over: list[str] = []
+        """Return the newest valid checkpoint, and a line for every damaged or foreign one that was skipped."""
+        skipped: list[str] = []
         committed = [pair for pair in self._committed() if pair[1].resumable]
         if not committed and (self.folder / LATEST).is_file():
-            passed_over.append(
-                f"{self.folder / LATEST}: is not continued: no sidecar {LATEST}.json says that up saved it. {_FOREIGN}"
-            )
+            skipped.append(f"{self.folder / LATEST}: not resumed: it has no sidecar {LATEST}.json of up. {_FOREIGN}")
         for path, _ in reversed(committed):
             problem = damage(path)
             if not problem:
-                return path, passed_over
-            passed_over.append(f"{path}: damaged ({problem}); falling back to an earlier one")
-        return None, passed_over
+                return path, skipped
+            skipped.append(f"{path}: damaged ({problem}); falling back to an earlier one")
+        return None, skipped
 
     def later_than(self, step: int) -> list[Path]:
-        """Checkpoints of later steps, with their sidecars: a run that resumes from ``step`` does not have them."""
+        """List the checkpoints of later steps, with their sidecars, which a run that resumes from ``step`` has not made."""
         later = [path for path, sidecar in self._committed() if sidecar.step > step]
         return [file for path in later for file in (sidecar_of(path), path)]
 
-    def renew_names(self, steps: Mapping[str, int | None]) -> None:
-        """Let further names such as ``ckpt_latest.pth`` name the checkpoints of these steps, where they do not: a kill may have
-        come between a save and its names."""
-        files = {sidecar.step: path for path, sidecar in self._committed() if not is_further_name(path)}
+    def renew_aliases(self, steps: Mapping[str, int | None]) -> None:
+        """Make each alias name the checkpoint of its step again: a kill may have come between a save and its aliases."""
+        files = {sidecar.step: path for path, sidecar in self._committed() if not is_alias(path)}
         with storing(self.folder):
             for name, wanted in steps.items():
                 sidecar = read_sidecar(self.folder / name)
@@ -239,14 +222,14 @@ class CheckpointFolder:
                     renew(files[wanted], name)
 
     def _committed(self) -> list[tuple[Path, Sidecar]]:
-        """All committed files in the order of their steps, the further names after the files that they name."""
+        """List all committed files in the order of their steps, aliases after the files that they name."""
         found = []
         for marker in self.folder.glob("ckpt_*.pth.json"):
             path = marker.with_name(marker.name.removesuffix(".json"))
             sidecar = read_sidecar(path)
             if sidecar is not None and path.is_file():
                 found.append((path, sidecar))
-        return sorted(found, key=lambda pair: (pair[1].step, is_further_name(pair[0]), pair[0].name))
+        return sorted(found, key=lambda pair: (pair[1].step, is_alias(pair[0]), pair[0].name))
 
     def _name(self, path: Path, name: str) -> None:
         alias, sidecar = self.folder / name, json.loads(sidecar_of(path).read_text(encoding="utf-8"))
@@ -258,13 +241,13 @@ class CheckpointFolder:
         except OSError:  # a file system without hard links
             shutil.copyfile(path, temporary)
         temporary.replace(alias)
-        temporary.unlink(missing_ok=True)  # the system leaves it where both are names of one file already
+        temporary.unlink(missing_ok=True)  # a rename onto another name of the same file leaves it
         write_json(sidecar_of(alias), sidecar)
 
     def _prune(self) -> None:
         if self.keeping is None:
             return
-        own = {sidecar.step: path for path, sidecar in self._committed() if not is_further_name(path)}
+        own = {sidecar.step: path for path, sidecar in self._committed() if not is_alias(path)}
         for step in self.keeping.outdated(list(own)):
             sidecar_of(own[step]).unlink(missing_ok=True)
             own[step].unlink(missing_ok=True)
@@ -275,13 +258,13 @@ class CheckpointFolder:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise StorageError(
-                f"{self.folder}: {free / 1e6:,.0f} MB are free, a checkpoint needs {needed / 1e6:,.0f} MB. "
+                f"{self.folder}: {free / 1e6:,.0f} MB are free, but a checkpoint needs {needed / 1e6:,.0f} MB. "
                 "Free some space, or choose another saver.save_dir; the last checkpoint is untouched."
             )
 
 
-def is_further_name(path: Path) -> bool:
-    """Whether it is ``ckpt_latest.pth``, ``ckpt_best.pth`` or ``ckpt_best_{metric}.pth``, which name files of other names."""
+def is_alias(path: Path) -> bool:
+    """Check for ``ckpt_latest.pth``, ``ckpt_best.pth`` and ``ckpt_best_{metric}.pth``, which name other files."""
     return path.name == LATEST or path.name.startswith(BEST.removesuffix(".pth"))
 
 

@@ -1,4 +1,4 @@
-"""Gradient clipping: how large the global norm of an update may be.
+"""Gradient clipping: limit the global norm of the gradients of a step.
 
 A policy measures first and clips later, so that a norm that is not finite can stop the step before it enters any running
 limit. Nothing here waits for the device.
@@ -7,7 +7,7 @@ limit. Nothing here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import AllowInfNan, Field
@@ -22,61 +22,40 @@ from up.errors import UserError
 from up.tracking.log import LOGGER
 from up.types import StateDict
 
+NormType: TypeAlias = Annotated[float, AllowInfNan(), Field(gt=0)]  # .inf: the largest gradient
+Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
-class Clip(Protocol):
-    """A clipping policy."""
 
-    display_freq: int | None
+class Clip:
+    """A clipping policy: this one measures the global norm, which the finite check needs, and leaves the gradients alone."""
+
+    display_freq: int | None = None
     """Steps between log lines with the norm and the limit; None for no lines."""
 
+    @checked
+    def __init__(self, *, norm_type: NormType = 2.0) -> None:
+        self._norm_type = norm_type
+
     def limit(self) -> float | None:
-        """The largest norm that the last gradients could keep; waits for the device."""
+        """Return the largest norm that the last gradients could keep; None: any. Waits for the device."""
+        return None
 
     def norm(self, grads: Sequence[Tensor]) -> Tensor:
-        """The global norm of the gradients, a scalar on their device."""
+        """Return the global norm of order ``norm_type``, a scalar on the device of the gradients."""
+        return full(get_total_norm(grads, self._norm_type))
 
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
         """Scale the gradients, whose finite global norm is ``norm``, in place."""
 
     def state_dict(self) -> StateDict:
-        """State that a resumed run needs."""
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Continue from ``state_dict()``."""
-
-
-NormType: TypeAlias = Annotated[float, AllowInfNan(), Field(gt=0)]  # .inf: the largest gradient
-Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-
-
-class NoClip:
-    """Measures the norm, which the finite check wants, and leaves the gradients alone."""
-
-    @checked
-    def __init__(self, *, norm_type: NormType = 2.0) -> None:
-        self._norm_type = norm_type
-        self.display_freq: int | None = None
-
-    def limit(self) -> float | None:
-        """None: any norm may stay."""
-        return None
-
-    def norm(self, grads: Sequence[Tensor]) -> Tensor:
-        """The global norm of order ``norm_type``."""
-        return full(get_total_norm(grads, self._norm_type))
-
-    def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
-        """Leave the gradients alone."""
-
-    def state_dict(self) -> StateDict:
-        """Empty."""
+        """Return the state that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Ignore the state of another policy."""
+        """Continue from ``state_dict()``; the state of another policy changes nothing."""
 
 
-class ClipNorm(NoClip):
+class ClipNorm(Clip):
     """Scales gradients whose global norm is above ``max_norm`` down to it (Pascanu et al. 2013)."""
 
     @checked
@@ -85,15 +64,13 @@ class ClipNorm(NoClip):
         self._max_norm = max_norm
 
     def limit(self) -> float | None:
-        """``max_norm``."""
         return self._max_norm
 
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
-        """Scale to ``max_norm`` at most."""
         _scale_down(grads, norm, self._max_norm)
 
 
-class RunningClip(NoClip):
+class RunningClip(Clip):
     """Clips to a limit M that follows ``tolerance`` · norm of the gradients; M moves before it clips.
 
     ``momentum`` None is the average of all: M ← M · n/(n+1) + tol · ‖g‖/(n+1), n from 1, so that ``max_norm``, where M
@@ -112,34 +89,31 @@ class RunningClip(NoClip):
         self._count = 0 if max_norm is None else 1
 
     def limit(self) -> float | None:
-        """M; None before the first gradient where no ``max_norm`` was given."""
         return None if self._limit is None else float(self._limit)
 
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
-        """Move M, then scale to M at most."""
         allowed = self._tolerance * norm
         if self._limit is None:
             self._limit = allowed
         else:
             keep = self._count / (self._count + 1) if self._momentum is None else self._momentum
-            # A tensor also after a resume, which hands a number back: the sum of a number is rounded otherwise.
+            # A tensor also after a resume, which restores a number: the sum of a number is rounded otherwise.
             limit = self._limit if isinstance(self._limit, Tensor) else torch.full_like(allowed, self._limit)
             self._limit = limit * keep + allowed * (1 - keep)
         self._count += 1
         _scale_down(grads, norm, self._limit)
 
     def state_dict(self) -> StateDict:
-        """M and how many gradients it stands for; waits for the device."""
+        """Return M and the number of gradients in it; waits for the device."""
         return {"limit": self.limit(), "count": self._count}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Continue from ``state_dict()``; an empty one (of a run that clipped otherwise) changes nothing."""
         if state:
             self._limit, self._count = state["limit"], state["count"]
 
 
 class NormLog(Hook):
-    """Logs the global norm of the gradients, as it was before clipping, and its limit every ``display_freq`` steps of a policy."""
+    """Logs the global norm of the gradients before clipping, and its limit, every ``display_freq`` steps of a policy."""
 
     def __init__(self, policy: Clip) -> None:
         self.policy = policy
@@ -162,13 +136,13 @@ def grad_clipper(
     tolerance: Positive = 1.0,
     display_freq: Annotated[int, Field(ge=1)] | None = None,
 ) -> Clip:
-    """The policy that the hook ``grad_clipper`` of a config asks for.
+    """Build the policy that the hook ``grad_clipper`` of a config asks for.
 
     ``norm_type`` .inf is the largest gradient. ``momentum`` counts in mode ``moving_average``, ``tolerance`` there and in
     ``average``. ``display_freq``: steps between log lines that give the norm and its limit. Raises ``UserError`` for values
     out of range.
     """
-    policy: NoClip
+    policy: Clip
     if mode == "pre_defined":
         if max_norm is None:
             raise UserError("is missing: mode pre_defined needs it", key="max_norm")
@@ -181,6 +155,6 @@ def grad_clipper(
 
 
 def _scale_down(grads: Sequence[Tensor], norm: Tensor, limit: Tensor | float) -> None:
-    """As ``torch.nn.utils.clip_grads_with_norm_``, which would fetch a ``limit`` that is a tensor to the host."""
+    # torch.nn.utils.clip_grads_with_norm_ would fetch a limit that is a tensor to the host
     if grads:
         torch._foreach_mul_([local(grad) for grad in grads], (limit / (norm + 1e-6)).clamp(max=1.0))

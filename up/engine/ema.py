@@ -1,4 +1,4 @@
-"""Averaged weights: what is evaluated and exported is the mean of the last weights, not the last ones (Polyak 1992)."""
+"""Averaged weights: evaluation and export use the mean of the last weights instead of the last ones (Polyak 1992)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from up.types import Kwargs
 
 
 class Ema:
-    """Exponential moving average of everything floating in a model, statistics of BN included; counters are copied.
+    """Exponential moving average of the floating tensors of a model, BatchNorm statistics included; counters are copied.
 
-    After the update t (from 0) the average moves by 1 - d towards the model: ``linear`` d = min(``decay``, (1 + t) /
+    After step t (from 0) the average moves by 1 - d towards the model: ``linear`` d = min(``decay``, (1 + t) /
     (``warmup`` + t)), ``exp`` d = ``decay`` (1 - e^(-t / 2000)). It moves after every ``inner_T``-th step and starts
     from the weights that ``model`` has now: load them first. ``model`` is the bare network, not its DDP wrapper. Raises
     ``UserError`` for a setting out of range.
@@ -44,14 +44,14 @@ class Ema:
         self._average = _copied(_tensors_of(model))
 
     def decay_at(self, t: int) -> float:
-        """d of the update ``t``, from 0."""
+        """Return d of step ``t``, from 0."""
         if self._type == "exp":
             return self._decay * (1 - math.exp(-t / 2000))
         return min(self._decay, (1 + t) / (self._warmup + t))
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the ``model`` that has made ``step`` updates; one fused operation for all tensors."""
+        """Move towards the ``model`` after ``step`` steps; one fused operation for all tensors."""
         if step % self._inner:
             return
         averaged, towards = [], []
@@ -65,11 +65,10 @@ class Ema:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The average in the place of the model's weights; afterwards the weights are back, bit for bit.
+        """Put the average in the place of the model's weights; afterwards the weights are back, bit for bit.
 
-        Storages change places: nothing is copied (0.5 ms for a ResNet-18, on any device), and whatever holds the
-        parameters (an optimizer, DDP, a compiled forward) keeps holding them. Nothing may be trained or saved
-        meanwhile.
+        Storages are swapped: nothing is copied (0.5 ms for a ResNet-18, on any device), and holders of the parameters
+        (an optimizer, DDP, a compiled forward) keep them. Do not train or save inside the block.
         """
         self._exchange(model)
         try:
@@ -78,24 +77,21 @@ class Ema:
             self._exchange(model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average itself, not a copy."""
+        """Return the average itself, not a copy."""
         return dict(self._average)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state_dict()``. Raises ``UserError`` for missing, unknown and misshaped tensors."""
-        _check_names(self._average, state)
+        _check_tensors(self._average, state)
         for name, mine in self._average.items():
-            if state[name].shape != mine.shape:
-                got, expected = tuple(state[name].shape), tuple(mine.shape)
-                raise UserError(f"EMA state: {name} is {got}, expected {expected} as in the model")
             mine.copy_(state[name])
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
         shared = is_shared(model)
         for mine, theirs in self._pairs(model):
-            if shared:  # fsdp gathers from memory of its own: the values change places instead
+            if shared:  # fsdp gathers from its own memory: swap the values instead
                 kept = theirs.clone()
                 theirs.copy_(mine)
                 mine.copy_(kept)
@@ -103,7 +99,7 @@ class Ema:
                 mine.data, theirs.data = theirs.data, mine.data
 
     def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """(average, weight) of this rank, tensors that several names share once."""
+        """Pair average and weight of this rank, each tensor once even if several names share it."""
         seen: set[int] = set()
         pairs = []
         for name, theirs in _tensors_of(model).items():
@@ -114,27 +110,27 @@ class Ema:
 
 
 class NoEma:
-    """No averaging: what a loop holds so that it need not ask."""
+    """No averaging."""
 
     def update(self, model: nn.Module, step: int) -> None:
         """Do nothing."""
 
     def applied_to(self, model: nn.Module) -> AbstractContextManager[None]:
-        """The model as it is."""
+        """Leave the model unchanged."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """An average that a checkpoint brings is left alone."""
+        """Ignore the average of a checkpoint."""
 
 
 def build_ema(
     model: nn.Module, *, enable: bool = True, ema_type: Literal["linear", "exp"] = "linear", kwargs: Kwargs | None = None
 ) -> Ema | NoEma:
-    """The ``ema`` section of a config: ``kwargs`` are ``decay``, ``inner_T``, ``warmup``."""
+    """Build the average that the section ``ema`` asks for: ``kwargs`` are ``decay``, ``inner_T``, ``warmup``."""
     if not enable:
         return NoEma()
     if "decay" not in (kwargs or {}):
@@ -143,8 +139,7 @@ def build_ema(
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; a tensor with several names is one object under all of them."""
-    # asked anew each time (0.5 ms for a ResNet-50): moving a model to a device replaces its buffers
+    # read anew each time (0.5 ms for a ResNet-50): moving a model to a device replaces its buffers
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
@@ -157,7 +152,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: copies[id(value)] for name, value in tensors.items()}
 
 
-def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     if expected and not state:
         raise UserError(
             "the checkpoint has no EMA state, it was made with ema.enable: false. "
@@ -168,3 +163,6 @@ def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
         raise UserError(f"the EMA state has no tensor for {some_of(missing)} ({count(len(missing), 'tensor')} of the model)")
     if unknown:
         raise UserError(f"the EMA state has tensors that the model lacks: {some_of(unknown)}")
+    for name, mine in expected.items():
+        if state[name].shape != mine.shape:
+            raise UserError(f"EMA state: {name} is {tuple(state[name].shape)}, expected {tuple(mine.shape)} as in the model")

@@ -1,4 +1,4 @@
-"""A run that ends before its time: why, said once, known to every rank, and written down."""
+"""Runs that end early: report the reason once, to every rank and in ``status.json``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from up.data.loader import as_loader_died
 from up.distributed.failures import Failure, as_peer_lost, report_to_peers
 from up.distributed.group import is_main
 from up.engine.checkpoint import read_sidecar
-from up.engine.folder import read_status
+from up.engine.folder import Status, read_status, write_status
 from up.engine.session import TrainingSession
 from up.errors import Ending, NumericalError, PeerLost, StorageError, UserError
 
 
 @contextmanager
 def recorded(session: TrainingSession) -> Iterator[None]:
-    """Report whatever ends the block early to ``status.json`` and to the other ranks, and raise it with its remedy."""
+    """Report an exception of the block to ``status.json`` and to the other ranks, and raise it with its remedy."""
     try:
         yield
     except Exception as error:
-        session.stop.over()  # the launcher's signals come now
+        session.stop.over()  # from here on the launcher sends signals
         failure = explained(session, error)
         if not (isinstance(failure, Ending) and failure.known_to_all):
             report_to_peers(failure)
-        with suppress(Exception):  # the disk may be what is wrong
+        with suppress(Exception):  # the disk may be at fault
             _write(session, failure)
         with suppress(Exception):
             session.hooks.each(lambda hook: hook.on_end(session.progress.step, "failed"))
@@ -37,7 +37,7 @@ def recorded(session: TrainingSession) -> Iterator[None]:
 
 
 def explained(session: TrainingSession, error: Exception) -> Exception:
-    """Return ``error`` as the user should read it: with its step, or its cause, and the remedy."""
+    """Return ``error`` as the user should read it: with its step or its cause, and the remedy."""
     step = session.progress.step
     if isinstance(error, NumericalError):
         lr = max(group["lr"] for group in session.optimizer.param_groups)
@@ -57,15 +57,15 @@ def explained(session: TrainingSession, error: Exception) -> Exception:
             "batch_size (trainer.accumulate keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or "
             "grad_checkpointing: true."
         )
-    if behind := as_loader_died(error) or as_peer_lost(error):
-        return behind
+    if cause := as_loader_died(error) or as_peer_lost(error):
+        return cause
     if isinstance(error, OSError):
         return StorageError(f"{error}. Is the disk of {session.outline.folder} full, read-only or gone?")
     return error
 
 
 def _checkpoint(session: TrainingSession) -> str | None:
-    """The newest checkpoint that is good, by the name that it keeps."""
+    """Return the newest valid checkpoint, by its lasting name."""
     path, _ = session.checkpointing.folder.newest()
     sidecar = read_sidecar(path) if path is not None else None
     found = path.with_name(sidecar.file) if path is not None and sidecar is not None else session.checkpointing.resumed_from
@@ -76,11 +76,10 @@ def _write(session: TrainingSession, failure: Exception) -> None:
     if not is_main():
         if not isinstance(failure, PeerLost):
             return
-        time.sleep(1.0)  # rank 0 writes, if it is still there
+        time.sleep(1.0)  # rank 0 writes, if it is still running
         status = read_status(session.outline.folder)
         if status is None or status.state != "running":
             return
     exit_code, problems = Failure.of(failure)
-    session.status.write(
-        "failed", session.progress.step, session.epoch, _checkpoint(session), exit_code=exit_code, problems=problems
-    )
+    status = Status("failed", exit_code, session.progress.step, session.epoch, _checkpoint(session))
+    write_status(session.outline.folder, status.because(problems))

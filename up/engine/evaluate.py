@@ -1,8 +1,8 @@
-"""Evaluation: each image once, on any number of ranks, with the weights as they are and with their moving average."""
+"""Evaluation: each image once, on any number of ranks, with the raw weights and with their moving average."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -23,11 +23,11 @@ from up.types import Kwargs
 
 
 class Evaluator(Protocol):
-    """Collects outputs of a data set and turns them into named numbers; a task supplies it."""
+    """Collects the outputs of a data set and computes metrics; a task supplies it."""
 
     @property
     def main_metric(self) -> str:
-        """The name of the number that decides which checkpoint is best."""
+        """Name of the metric that chooses the best checkpoint."""
 
     def reset(self) -> None:
         """Forget everything collected."""
@@ -35,14 +35,14 @@ class Evaluator(Protocol):
     def update(self, outputs: Kwargs, batch: Kwargs) -> None:
         """Collect one batch."""
 
-    def state(self) -> Any:
-        """Everything collected on this rank, as plain arrays."""
+    def state(self) -> object:
+        """Return everything collected on this rank, as plain arrays and lists."""
 
     def merge(self, states: Sequence[Any]) -> None:
         """Replace what was collected by the union of all ranks' states, each image once."""
 
     def compute(self) -> dict[str, float]:
-        """The metrics."""
+        """Return the metrics by name."""
 
 
 EVALUATOR_CONTRACT = Contract(
@@ -50,18 +50,15 @@ EVALUATOR_CONTRACT = Contract(
     methods=(
         Method("reset", "def reset(self) -> None", "forget everything collected"),
         Method("update", "def update(self, outputs, batch) -> None", "collect one batch"),
-        Method("state", "def state(self) -> Any", "what this rank collected, as plain arrays and lists"),
-        Method("merge", "def merge(self, states) -> None", "replace what was collected by the states of all ranks"),
-        Method("compute", "def compute(self) -> dict[str, float]", "the metrics by name"),
+        Method("state", "def state(self) -> object", "return everything collected on this rank, as plain arrays and lists"),
+        Method("merge", "def merge(self, states) -> None", "replace what was collected by the union of all ranks' states"),
+        Method("compute", "def compute(self) -> dict[str, float]", "return the metrics by name"),
     ),
 )
 
 
-Evaluators = Mapping[str, Evaluator]  # by prefix: "" the raw weights, "ema_" their average
-
-
 class BrokenOff(Exception):
-    """A signal came during an evaluation."""
+    """Raised when a signal comes during an evaluation."""
 
 
 class Evaluated(NamedTuple):
@@ -70,42 +67,41 @@ class Evaluated(NamedTuple):
     metrics: dict[str, float]
     """By name; those of the averaged weights are prefixed ``ema_``."""
     served: Evaluator
-    """The evaluator of the weights that would be served: the averaged ones where there are any."""
+    """The evaluator of the weights that would be exported: the averaged ones where there are any."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The evaluation of a run: its batches, and what makes an evaluator for each set of weights."""
+    """The evaluation of a run: its batches, and a factory of evaluators, one for each set of weights."""
 
     batches: Iterable[Batch]
     stage: BatchStage
     make_evaluator: Callable[[], Evaluator]
     precision: Precision
-    on_outputs: Callable[[Kwargs, Batch], None] | None = None  # sees the served weights' outputs
+    on_outputs: Callable[[Kwargs, Batch], None] | None = None  # is called with the outputs of the weights to export
     padding: Callable[[], Batch] | None = None
-    """Where the ranks gather their weights for each forward pass (fsdp): the batch, which counts nothing, of one that has no
-    images left."""
-    bad_images: BadImages | None = None  # those left out, here and on the other ranks
+    """With fsdp, where ranks gather weights in each forward pass: makes the batch, not counted, of a rank without images left."""
+    bad_images: BadImages | None = None  # those left out, of all ranks
 
     def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> Evaluated:
-        """Measure ``model``, and its average in the same pass over the images.
+        """Evaluate ``model``, and its average in the same pass over the images.
 
-        Before each batch the ranks vote, each with its ``proposal``. Raises ``BrokenOff`` on every rank when one of them is to
-        stop, and what one of them met in its images.
+        Before each batch the ranks vote, each with its ``proposal``. Raises, on every rank, ``BrokenOff`` when a rank proposes to
+        stop, and the failure of a rank in its images.
         """
-        prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]
+        prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]  # of metrics
         evaluators = {prefix: self.make_evaluator() for prefix in prefixes}
         # inference mode is faster, but weights that are gathered in it could not be trained afterwards
         with torch.no_grad() if is_shared(model) else torch.inference_mode(), evaluation_mode(model):
             self._pass(model, ema, evaluators, proposal)
         self._count_bad_images()
         metrics = {}
-        for prefix, evaluator in reversed(evaluators.items()):  # what is served comes first
+        for prefix, evaluator in reversed(evaluators.items()):  # the weights to export come first
             evaluator.merge(gather_objects(evaluator.state()))
             metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
         return Evaluated(metrics, evaluators[prefixes[-1]])
 
-    def _pass(self, model: nn.Module, ema: Ema | NoEma, evaluators: Evaluators, proposal: Callable[[], Vote]) -> None:
+    def _pass(self, model: nn.Module, ema: Ema | NoEma, evaluators: dict[str, Evaluator], proposal: Callable[[], Vote]) -> None:
         fetched = iter(self.batches)
         failure: Exception | None = None
         while True:
@@ -126,8 +122,8 @@ class Evaluation:
             except Exception as error:
                 failure = error
 
-    def _forward(self, model: nn.Module, ema: Ema | NoEma, evaluators: Evaluators, batch: Batch | None) -> None:
-        """A batch through the model with each set of weights; ``padding`` where there is none, so that the others can gather."""
+    def _forward(self, model: nn.Module, ema: Ema | NoEma, evaluators: dict[str, Evaluator], batch: Batch | None) -> None:
+        """Pass a batch through the model with each set of weights; ``padding`` where there is none, so that others can gather."""
         shown = batch if batch is not None or self.padding is None else self.padding()
         if shown is None:
             return
@@ -142,20 +138,20 @@ class Evaluation:
             self.on_outputs(outputs, on_device)
 
     def _count_bad_images(self) -> None:
-        """``max_bad`` is a limit for all ranks together. Raises ``UserError`` on every one of them."""
+        """Count the bad images of all ranks. Raises ``UserError`` on every rank if they exceed ``max_bad``."""
         if self.bad_images is not None:
-            told = gather_objects(self.bad_images.state_dict()["seen"])
+            found = gather_objects(self.bad_images.state_dict()["seen"])
             with on_all_ranks():
-                self.bad_images.add({"bad": [bad for seen in told for bad in seen]})
+                self.bad_images.add({"bad": [bad for seen in found for bad in seen]})
 
     def first_batch(self) -> Batch:
-        """This rank's first batch, prepared: what visualising hooks look at."""
+        """Return this rank's first batch, prepared: the images that figures show."""
         return self.stage(next(iter(self.batches)))
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off, BatchNorm on its running statistics, while the block runs."""
+    """Run the block with dropout off and BatchNorm on its running statistics."""
     was_training = model.training
     model.eval()
     try:

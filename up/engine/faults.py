@@ -1,10 +1,10 @@
-"""The one hook through which tests make a run fail: a fault at a chosen rank and step, as ``UP_FAULT`` asks for.
+"""Faults for tests: make a run fail at the rank and step of the variable ``UP_FAULT``.
 
-``UP_FAULT="rank=1,step=7,action=kill"``. ``rank`` is 0 if left out; ``step`` counts the updates done; ``at`` is the moment
+``UP_FAULT="rank=1,step=7,action=kill"``. ``rank`` is 0 if left out; ``step`` counts the steps done; ``at`` is the moment
 in the step: ``update`` (before the ranks vote, the default), ``evaluation``, ``save``. Actions:
 
 - ``term``, ``int``, ``usr1``: the rank gets the signal. ``kill``: it gets SIGKILL. ``hang``: it hangs until it is killed.
-- ``nan``: the images of the step become NaN. ``error``: the rank fails as if by a bug of ours.
+- ``nan``: the images of the step become NaN. ``error``: the rank fails with a bug.
 - ``kill_worker``: its first loader worker gets SIGKILL.
 - ``disk_full``: no file of the rank can grow beyond 64 KiB from here on. ``no_folder``: the run folder disappears.
 
@@ -39,7 +39,7 @@ ACTIONS = (*_SIGNALS, "hang", "nan", "error", "kill_worker", "disk_full", "no_fo
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that waits for its step on this rank, or none (``action`` None)."""
+    """A fault of this rank at a step; ``action`` None for no fault."""
 
     action: str | None = None
     step: int = 0
@@ -47,23 +47,23 @@ class Fault:
     folder: Path | None = None
 
     def strike(self, step: int, moment: Moment) -> None:
-        """Let the fault happen if this is its step and its moment."""
+        """Cause the fault at its step and moment."""
         if self.action is None or step != self.step or moment != self.at:
             return
         if self.action in _SIGNALS:
             os.kill(os.getpid(), _SIGNALS[self.action])
         elif self.action != "nan":
-            _DEEDS[self.action](self)
+            _EFFECTS[self.action](self)
 
     def spoil(self, batch: Batch, step: int) -> Batch:
-        """``batch`` as it is prepared for ``step``, its images NaN if that is the fault."""
+        """Return the batch of ``step``, its images NaN for the fault ``nan``."""
         if self.action == "nan" and step == self.step:
             batch.image = batch.image * float("nan")
         return batch
 
 
 def fault_from(environment: Mapping[str, str], folder: Path) -> Fault:
-    """The fault that ``UP_FAULT`` has for this rank. Raises ``UserError`` for one that cannot be understood."""
+    """Parse the fault of this rank from ``UP_FAULT``. Raises ``UserError`` for an invalid value."""
     text = environment.get(VARIABLE, "")
     if not text:
         return Fault()
@@ -97,7 +97,7 @@ def _kill_worker(_: Fault) -> None:
 
 
 def _disk_full(_: Fault) -> None:
-    """A real refusal of the kernel (EFBIG) in the middle of a file, as a full disk gives ENOSPC."""
+    # the kernel refuses (EFBIG) in the middle of a file, as a full disk does (ENOSPC)
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
@@ -106,7 +106,7 @@ def _no_folder(fault: Fault) -> None:
     shutil.rmtree(fault.folder)
 
 
-_DEEDS: Mapping[str, Callable[[Fault], None]] = {
+_EFFECTS: Mapping[str, Callable[[Fault], None]] = {
     "hang": _hang,
     "error": _error,
     "kill_worker": _kill_worker,

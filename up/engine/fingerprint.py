@@ -1,4 +1,4 @@
-"""What may differ between the run that saved a checkpoint and the one that resumes from it."""
+"""Run fingerprint: compare the run that saved a checkpoint with the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from up.types import StateDict
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What a checkpoint says of the run that wrote it, and what must not change under a resume."""
+    """Config, data hash, seed and class names of a run, compared on resume and between ranks."""
 
     config: str  # the effective YAML
     data_sha256: str
@@ -30,9 +30,9 @@ class RunFingerprint:
 
 
 class Change(NamedTuple):
-    """One value of the configuration, then and now; None where there is none.
+    """A value of the configuration, then and now; None where it is absent.
 
-    ``is_safe``: a run can resume under the new value. ``is_reported``: the change is worth a line in the log.
+    ``is_safe``: a run can resume with the new value. ``is_reported``: the change is logged.
     """
 
     key: str
@@ -46,9 +46,9 @@ class Change(NamedTuple):
 
 
 def changes(then: str, now: str, tables: Tables) -> list[Change]:
-    """The values that differ between two configurations in effective YAML, by dotted key.
+    """List the values that differ between two configurations in effective YAML, by dotted key.
 
-    What is left out on one side counts as its default there, in sections and in the kwargs of parts.
+    A value left out counts as its default, in sections and in the kwargs of parts.
     """
     if then == now:
         return []
@@ -66,7 +66,7 @@ def changes(then: str, now: str, tables: Tables) -> list[Change]:
 
 
 def _completed(plain: object) -> object:
-    """``plain`` with the defaults of sections; as it is where another version wrote it and this one does not read it."""
+    """Fill in the defaults of sections; a configuration of another version that this one does not read stays as it is."""
     try:
         return Config.model_validate(plain).model_dump()
     except ValidationError:
@@ -74,16 +74,16 @@ def _completed(plain: object) -> object:
 
 
 def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, tables: Tables) -> list[str]:
-    """How the configuration differs from that of the checkpoint ``state``, in lines; raises ``UserError`` where it must not."""
+    """List how the configuration differs from that of the checkpoint ``state``. Raises ``UserError`` for what must not differ."""
     missing = [name for name in ("config", "data_sha256", "seed", "global_batch_size") if name not in state]
     if missing:
-        raise UserError(f"{path}: does not say {some_of(missing)} of its run. Start from its weights with saver.pretrain_model.")
+        raise UserError(f"{path}: has no {some_of(missing)} of its run. Start from its weights with saver.pretrain_model.")
     found = changes(state["config"], fingerprint.config, tables)
     unsafe = [change for change in found if not change.is_safe]
     if unsafe:
         raise UserError(
-            f"{path}: was made with another configuration: {some_of(unsafe, 5)}. A run cannot resume under "
-            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}: take it back, or train with the run's own "
+            f"{path}: was saved with another configuration: {some_of(unsafe, 5)}. A run cannot resume with "
+            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}: undo it, or train with the run's own "
             f"{path.parent / 'config.yaml'}, or start anew in another folder with "
             f"saver.save_dir={path.parent}-2 (and saver.pretrain_model={path} to start from its weights)."
         )
@@ -96,7 +96,7 @@ def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, 
     for key, now in (("seed", fingerprint.seed), ("global_batch_size", fingerprint.global_batch_size)):
         if state[key] != now:
             raise UserError(
-                f"{path}: was made with {key} {state[key]}, this run has {now}; the images would come in another order. "
+                f"{path}: was saved with {key} {state[key]}, this run has {now}; the order of the images would change. "
                 "Restore it (batch_size x ranks x accumulate is the global batch size), or start from the weights alone with "
                 "saver.pretrain_model."
             )

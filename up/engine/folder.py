@@ -1,4 +1,4 @@
-"""The run folder: where everything of a run lies, and its ``status.json``, the truth about how the run stands."""
+"""The run folder with all files of a run, and ``status.json``, the reliable state of the run under any launcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ _OF_A_RUN = ("ckpt_*", "train.log", "metrics.jsonl", "status.json", "config.yaml
 
 @dataclass(frozen=True)
 class Status:
-    """The content of ``status.json``."""
+    """Content of ``status.json``."""
 
     state: State
     exit_code: int | None = None
@@ -40,23 +41,27 @@ class Status:
     file: str | None = None
     line: int | None = None
 
+    def because(self, problems: Sequence[Problem]) -> Status:
+        """Return the same status with ``problems`` as its reason, and the place of the first."""
+        return replace(self, reason="\n".join(map(str, problems)), file=problems[0].file or None, line=problems[0].line)
+
 
 def open_run_folder(folder: Path) -> None:
-    """Create the folder, or say why it cannot be written to."""
+    """Create the folder and check that it can be written to. Raises ``UserError``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".tmp-probe"
-        probe.touch()
-        probe.unlink()
+        written = folder / ".tmp-write"
+        written.touch()
+        written.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}). Choose another folder.") from error
 
 
 def claim(folder: Path, owner: object) -> None:
-    """Hold the folder as long as ``owner`` lives: two runs in one would spoil each other's checkpoints.
+    """Lock the folder as long as ``owner`` lives: two runs in one folder would overwrite each other's checkpoints.
 
-    Waits a little, for a run that is just ending. Raises ``UserError`` where another process keeps it; a file system
-    without locks has none.
+    Waits ``CLAIM_S`` for a run that is ending. Raises ``UserError`` if another process holds the lock; a file system
+    without locks is not locked.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     weakref.finalize(owner, os.close, handle)
@@ -72,40 +77,18 @@ def claim(folder: Path, owner: object) -> None:
                 holder = os.read(handle, 1000).decode(errors="replace") or "another process"
                 raise UserError(f"{folder} is in use: {holder} trains there. Wait for it, or choose another folder.") from error
         time.sleep(0.1)
-    with suppress(OSError):  # a full disk is found out by what matters
+    with suppress(OSError):  # a full disk is reported by the first checkpoint
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Put ``status.json`` in place atomically."""
+    """Write ``status.json`` atomically."""
     write_json(folder / "status.json", asdict(status))
 
 
-@dataclass(frozen=True)
-class StatusFile:
-    """``status.json`` of a run folder."""
-
-    folder: Path
-
-    def write(
-        self,
-        state: State,
-        step: int,
-        epoch: int,
-        checkpoint: Path | str | None,
-        *,
-        exit_code: int | None = None,
-        problems: Sequence[Problem] = (),
-    ) -> None:
-        """Report how the run stands after ``step`` steps, with the checkpoint that it would resume from."""
-        shown, reason = None if checkpoint is None else str(checkpoint), "\n".join(map(str, problems))
-        file, line = (problems[0].file or None, problems[0].line) if problems else (None, None)
-        write_status(self.folder, Status(state, exit_code, step, epoch, shown, reason, file, line))
-
-
 def read_status(folder: Path) -> Status | None:
-    """Read ``status.json``; None if there is none that can be read."""
+    """Read ``status.json``; None if it is missing or damaged."""
     try:
         return Status(**json.loads((folder / "status.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -113,7 +96,7 @@ def read_status(folder: Path) -> Status | None:
 
 
 def code_of_status(folder: Path, since: float) -> int | None:
-    """The exit code of the run that has used the folder ``since`` a time (of ``time.time()``); None if it left no word."""
+    """Return the exit code of the run that used the folder ``since`` a time (of ``time.time()``); None if it wrote none."""
     status = read_status(folder)
     if status is None or (folder / "status.json").stat().st_mtime < since:
         return None
@@ -121,47 +104,43 @@ def code_of_status(folder: Path, since: float) -> int | None:
 
 
 def begin_launch(folder: Path) -> None:
-    """Before the first attempt of a launch: what lies in the folder is of none of its attempts, even if the launch is called as
-    an earlier one was (torchrun calls them all alike) and this attempt ends before it has left anything."""
+    """Forget, before the first attempt of a launch, an earlier launch with the same id: torchrun gives all the same."""
     if launch_id() and attempt() == 0 and rank_in_environment() == 0:
         (folder / LAUNCH).unlink(missing_ok=True)
 
 
 def mark_launch(folder: Path) -> None:
-    """Note which launch the files of the folder belong to, for its later attempts."""
+    """Write the id of the launch into the folder, for its later attempts."""
     write_text(folder / LAUNCH, launch_id())
 
 
 def is_later_attempt(folder: Path) -> bool:
-    """Whether an elastic launcher has restarted the run that these files are of: it resumes, whatever ``auto_resume`` says."""
+    """Check whether an elastic launcher restarted the run of this folder: it resumes even without ``auto_resume``."""
     try:
         return attempt() > 0 and (folder / LAUNCH).read_text(encoding="utf-8") == launch_id()
     except OSError:
         return False
 
 
-def verdict_of_earlier_attempt(folder: Path) -> Status | None:
-    """Status of an earlier attempt of this launch, if another would end the same way: bad input, NaN, or a request to stop."""
+def final_status_of_earlier_attempt(folder: Path) -> Status | None:
+    """Return the status of an earlier attempt of this launch, if another would end the same way: bad input, NaN, a signal."""
     status = read_status(folder) if is_later_attempt(folder) else None
     is_final = status is not None and (status.state in ("done", "preempted") or status.exit_code in (2, 3))
     return status if is_final else None
 
 
 def set_earlier_run_aside(folder: Path) -> Path | None:
-    """Move what an earlier run left into ``earlier/N``, so that a fresh start neither mixes with it nor destroys it."""
+    """Move the files of an earlier run into ``earlier/N``, so that a new run neither mixes with them nor overwrites them."""
     left = [path for pattern in _OF_A_RUN for path in folder.glob(pattern)]
     is_run = any(path.name.startswith("ckpt_") or path.name == "metrics.jsonl" for path in left)
     return set_aside(folder, left) if is_run else None
 
 
 def set_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
-    """Move ``paths`` into ``earlier/N``; returns that folder, None where there was nothing to move."""
+    """Move ``paths`` into ``earlier/N``; returns that folder, None for no paths."""
     if not paths:
         return None
-    number = 1
-    while (folder / EARLIER / str(number)).exists():
-        number += 1
-    aside = folder / EARLIER / str(number)
+    aside = next(path for number in count(1) if not (path := folder / EARLIER / str(number)).exists())
     aside.mkdir(parents=True)
     for path in paths:
         path.rename(aside / path.name)

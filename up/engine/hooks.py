@@ -45,14 +45,14 @@ class Outline:
     global_batch_size: int
     class_names: Sequence[str] | None = None
     sample_batch: Callable[[], Batch] | None = None
-    """A few images to evaluate on, always the same, as the net takes them: on the device, ``image`` (B, 3, H, W) float and
-    normalised, ``filename`` (B), ``gt`` where there are labels. It must not wait for other ranks: the main rank alone
-    calls it. None in a run without evaluation."""
+    """Returns a few evaluation images, always the same, ready for the net: on the device, ``image`` (B, 3, H, W) float and
+    normalised, ``filename`` (B), ``gt`` where there are labels. It must not wait for other ranks: only the main rank calls
+    it. None in a run without evaluation."""
     is_evaluated: Callable[[int], bool] = lambda step: False
-    """Whether an evaluation follows the update of that number, counted from 1."""
+    """Whether an evaluation follows a step, counted from 1."""
 
     def epoch_at(self, step: int) -> str:
-        """``epoch 3/12`` after ``step`` updates; where the run is no whole number of epochs, ``step 40/100 (epoch 1.67)``."""
+        """Format ``epoch 3/12``; where the run is no whole number of epochs, ``step 40/100 (epoch 1.67)``."""
         epoch = step / self.updates_per_epoch
         if self.total_steps % self.updates_per_epoch:
             return f"step {step:,}/{self.total_steps:,} (epoch {epoch:.3g})"
@@ -61,20 +61,20 @@ class Outline:
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """One finished update. ``scalars`` are tensors: reading one waits for the device, so read them rarely."""
+    """Report of a finished step. ``scalars`` are tensors: reading one waits for the device, so read them rarely."""
 
-    step: int  # updates done, this one included
+    step: int  # steps done, this one included
     lr: float
     scalars: Mapping[str, Tensor]
     images: int  # of all ranks
-    wait_s: float  # how long the update waited for its data
+    wait_s: float  # seconds that the step waited for its data
 
 
 class Hook:
-    """Does nothing at every occasion; a hook overrides what it wants to see.
+    """Base of hooks: a hook overrides the events that it watches.
 
-    Only the main rank has hooks, but for those that are ``on_every_rank``. ``config_note``: what to say of the hook where a
-    file names it.
+    Only the main rank has hooks, except those that are ``on_every_rank``. ``config_note`` is logged where a configuration
+    names the hook.
     """
 
     on_every_rank: ClassVar[bool] = False
@@ -82,32 +82,32 @@ class Hook:
 
     @property
     def wants_checkpoint(self) -> bool:
-        """Whether the run should save after this step; every rank must say the same."""
+        """Whether the run should save after this step; the same on every rank."""
         return False
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
-        """Raise ``UserError`` for what it cannot watch in this net. Asked before anything is created, and by ``check``."""
+        """Raise ``UserError`` if the hook cannot watch this net. Called before anything is created, and by ``check``."""
 
     def on_start(self, outline: Outline, step: int) -> None:
-        """Training starts or resumes with ``step`` updates done."""
+        """Called when training starts or resumes after ``step`` steps."""
 
     def on_step(self, report: UpdateReport) -> None:
-        """An update is done."""
+        """Called after every step."""
 
     def on_best(self, step: int, metric: str, value: float) -> None:
-        """The evaluation at ``step`` is the best so far, by the value of ``metric``; ``on_evaluation`` follows."""
+        """Called when the evaluation at ``step`` is the best so far, by ``metric``; ``on_evaluation`` follows."""
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An evaluation is done."""
+        """Called after an evaluation."""
 
     def on_save(self, step: int, path: Path) -> None:
-        """A checkpoint is committed."""
+        """Called when a checkpoint is committed."""
 
     def on_end(self, step: int, reason: str) -> None:
-        """The run is over: ``done``, ``preempted`` or ``failed``."""
+        """Called at the end of a run: ``done``, ``preempted`` or ``failed``."""
 
     def state_dict(self) -> StateDict:
-        """Tensors and plain values that a resumed run must know to report the same."""
+        """Return tensors and plain values that a resumed run needs to report the same."""
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -115,43 +115,43 @@ class Hook:
 
 
 class Hooks:
-    """The hooks of a run, in the order in which they are told."""
+    """Hooks of a run, in the order in which they are called."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = list(hooks)
 
     @property
     def wants_checkpoint(self) -> bool:
-        """Whether one of them does."""
+        """Whether any hook asks for one."""
         return any(hook.wants_checkpoint for hook in self.hooks)
 
-    def each(self, tell: Callable[[Hook], object]) -> None:
-        """Call ``tell`` with every hook."""
+    def each(self, call: Callable[[Hook], object]) -> None:
+        """Call ``call`` with every hook."""
         for hook in self.hooks:
-            tell(hook)
+            call(hook)
 
     def state_dict(self) -> StateDict:
-        """By the kind of hook; of several of a kind, the first that has a state."""
+        """Return the states by class; of several hooks of a class, that of the first with a state."""
         states = [(type(hook).__name__, hook.state_dict()) for hook in reversed(self.hooks)]
         return {name: state for name, state in states if state}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Hooks that were not there when the state was saved begin anew."""
+        """Restore the hooks that had a state."""
         for hook in self.hooks:
             if type(hook).__name__ in state:
                 hook.load_state_dict(state[type(hook).__name__])
 
 
 class AutoSaveBest(Hook):
-    """Accepted for older files: the best checkpoint is always kept, as ckpt_best.pth."""
+    """Accept the hook of older files: the best checkpoint is always kept, as ckpt_best.pth."""
 
 
 class AutoCheckpoint(Hook):
-    """Accepted for older files: SIGTERM, SIGUSR1 and Ctrl-C always save before the run ends."""
+    """Accept the hook of older files: SIGTERM, SIGUSR1 and Ctrl-C always save before the run ends."""
 
 
 class GradientCollector(Hook):
-    """Accepted for older files: a loss that balances gradients, such as softmax_eql, collects its own."""
+    """Accept the hook of older files: a loss that balances gradients, such as softmax_eql, collects its own."""
 
     def __init__(
         self,
@@ -164,9 +164,9 @@ class GradientCollector(Hook):
 
 
 class Reload(Hook):
-    """Accepted for older files, with any kwargs: every process holds the whole list of images, so no part of it is loaded anew."""
+    """Accept the hook of older files, with any kwargs: every process has the whole list of images, so no part is reloaded."""
 
-    config_note = "has no effect: every process holds the whole list of images, and each epoch has an order of its own"
+    config_note = "has no effect: every process has the whole list of images, and each epoch has its own order"
 
     def __init__(self, **kwargs: object) -> None:
         del kwargs

@@ -1,4 +1,4 @@
-"""What the micro-batches of a step count, and the means of what they show, kept on the device until somebody asks.
+"""Weights of the micro-batches of a step, and means of their scalars, kept on the device until they are read.
 
 A loss is a mean: over images, or over what ``StepOutput.weight`` counts (labelled pixels, boxes). The mean over a step is the sum
 of loss · weight over its micro-batches and ranks, divided by the sum of the weights: then the numbers of ranks and of
@@ -18,14 +18,14 @@ _WEIGHT = "weight of "
 
 
 class StepMeter:
-    """Sums of one step's micro-batches."""
+    """Sums over the micro-batches of a step."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # value · weight of each scalar, and the weights that are not those of images
         self._divisors: Tensor | None = None  # sums over the ranks of the weights of images, of the loss and of each of its terms
 
     def weigh(self, output: StepOutput, share: Share) -> Tensor:
-        """Take in one micro-batch and return its loss times what it counts, for the backward pass."""
+        """Add a micro-batch and return its loss times its weight, for the backward pass."""
         if output.terms:
             weighed = self._sum_of_terms(output, share)
             self._add("loss", Mean(weighed.detach()), Share(1.0, 1.0))
@@ -37,7 +37,7 @@ class StepMeter:
         return weighed
 
     def scale(self) -> Tensor | None:
-        """What the averaged gradients are multiplied by: world size / sum of the weights; None where losses are means over images.
+        """Return the factor of the averaged gradients, world size / sum of the weights; None where losses are means over images.
 
         A collective operation where there are weights, once after the last micro-batch; no host waits for it.
         """
@@ -48,22 +48,22 @@ class StepMeter:
         return torch.where(total == 0, 0, world_size() / total)
 
     def held(self, name: str) -> Tensor | None:
-        """A scalar of the step in work, as far as it has come."""
+        """Return the sum of a scalar over the micro-batches so far."""
         return self._sums.get(name)
 
     def parts_not_finite(self) -> list[str]:
-        """The scalars beside the loss that are not finite: which term of it, say. Waits for the device."""
+        """Name the scalars beside the loss that are not finite, such as its terms. Waits for the device."""
         return [name for name, value in self._sums.items() if name != "loss" and not bool(value.isfinite().all())]
 
     def take(self) -> dict[str, Tensor]:
-        """The step's scalars over all ranks, a collective operation; the meter is empty afterwards."""
+        """Return the step's scalars over all ranks, a collective operation, and reset."""
         means = means_over_ranks(self._sums)
         self._sums, self._divisors = {}, None
         weights = {name: means.pop(_WEIGHT + name) for name in list(means) if _WEIGHT + name in means}
         return {name: mean / weights[name].clamp(min=1e-30) if name in weights else mean for name, mean in means.items()}
 
     def _sum_of_terms(self, output: StepOutput, share: Share) -> Tensor:
-        """The loss, each term divided by its own weights, which the ranks sum before the backward pass.
+        """Return the loss, each term divided by its own weights, which the ranks sum before the backward pass.
 
         Exact for one micro-batch. With several, the divisors are extrapolated from the weights seen so far.
         """
@@ -85,12 +85,12 @@ class StepMeter:
 
 
 def _weight(weight: Tensor | float | None, share: Share, loss: Tensor) -> Tensor | float:
-    """In the unit of ``share.images``; a scalar on the device of ``loss`` where it is not that itself."""
+    """Return ``weight`` in the unit of ``share.images``, as a scalar on the device of ``loss``; ``share.images`` for None."""
     if weight is None:
         return share.images
     return torch.as_tensor(weight, dtype=torch.float32, device=loss.device).detach() * share.row
 
 
 def _times(value: Tensor, weight: Tensor | float) -> Tensor:
-    """``value · weight``; 0 where nothing was counted, of which the mean is no number."""
+    """Multiply; 0 for weight 0, where the mean is NaN."""
     return value * weight if isinstance(weight, float) else torch.where(weight == 0, 0, value * weight)

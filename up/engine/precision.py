@@ -34,8 +34,8 @@ class LossScale:
     """The factor that keeps small fp16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
 
     The rule is that of ``torch.amp.GradScaler``: halved when gradients overflow, doubled after ``growth_interval`` good
-    steps. It is kept on the host, where the vote of the ranks has brought the verdict anyway, so that all ranks change it
-    together and no step waits for the device a second time.
+    steps. It is kept on the host, which knows the finite check's result anyway, so that all ranks change it together and no
+    step waits for the device a second time.
     """
 
     scale: float = 65536.0
@@ -43,33 +43,30 @@ class LossScale:
     growth_interval: int = 2000
     good_steps: int = 0
 
-    def after_good_step(self) -> None:
-        """Count, and double when it is time."""
-        if not self.dynamic:
-            return
-        self.good_steps += 1
+    def grow(self) -> None:
+        """Count a good step, and double the scale when it is time."""
+        self.good_steps += self.dynamic
         if self.good_steps == self.growth_interval:
             self.scale, self.good_steps = min(self.scale * 2, _LARGEST_SCALE), 0
 
-    def can_shrink(self) -> bool:
-        """Whether a smaller scale may still help; below 1 the gradients themselves are out of range."""
-        return self.dynamic and self.scale > 1.0
-
-    def after_overflow(self) -> None:
-        """Halve."""
+    def shrink(self) -> bool:
+        """Halve the scale after an overflow; returns False where it is fixed, or below 1, where the gradients are at fault."""
+        if not self.dynamic or self.scale <= 1.0:
+            return False
         self.scale, self.good_steps = self.scale / 2, 0
+        return True
 
 
 def is_finite(norm: Tensor) -> bool:
-    """Whether a scalar is finite; waits for the device."""
+    """Check whether a scalar is finite; waits for the device."""
     return bool(torch.isfinite(norm))
 
 
 def not_finite(model: nn.Module) -> str | None:
-    """The name of a weight or statistic of this rank that is not finite; None when all are. Waits for the device once."""
+    """Name a weight or statistic of this rank that is not finite; None when all are. Waits for the device once."""
     state = model.state_dict(keep_vars=True).items()
     held = {name: local(value).detach() for name, value in state if isinstance(value, Tensor) and value.is_floating_point()}
-    sums = [value.sum().float() for value in held.values()]  # whatever is not finite stays so in a sum
+    sums = [value.sum().float() for value in held.values()]  # a sum keeps whatever is not finite
     finite = torch.isfinite(torch.stack(sums)).tolist() if sums else []
     return next((name for name, is_good in zip(held, finite, strict=True) if not is_good), None)
 
@@ -91,17 +88,23 @@ class Precision:
         self._device_type = torch.device(device).type
         if mode == "bf16" and self._device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError(f"is bf16, which {torch.cuda.get_device_name()} does not compute", fix="Use fp16.", key="amp")
-        self.loss_scale = _loss_scale(scale_factor) if mode == "fp16" else None
+        self.loss_scale = None
+        if mode == "fp16" and scale_factor == "dynamic":
+            self.loss_scale = LossScale()
+        elif mode == "fp16":
+            if isinstance(scale_factor, str) or not 0 < scale_factor < float("inf"):
+                raise UserError(got=scale_factor, expected="dynamic or a number above 0", key="scale_factor")
+            self.loss_scale = LossScale(scale=float(scale_factor), dynamic=False)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+        """Return the context of a forward pass."""
         return torch.autocast(self._device_type, dtype=_DTYPES[self.mode]) if self.mode else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the (scaled) ``loss``, a scalar.
 
-        Those of a loss that is not finite become NaN, even where they would be finite, so that the norm tells; among
-        many ranks the sum of the gradients carries it to all of them.
+        The gradients of a loss that is not finite become NaN, even where they would be finite, so that the norm shows it;
+        the sum of the gradients over the ranks carries it to all of them.
         """
         loss = loss * (1 + 0 * loss.detach())  # times 1, exactly, as long as the loss is finite
         (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
@@ -109,53 +112,41 @@ class Precision:
     def step(
         self, optimizer: Optimizer, clip: Clip, blame: Callable[[], str] = lambda: "", scale: Tensor | None = None
     ) -> StepReport:
-        """Move the weights by the gradients gathered since the last step, times ``scale``, and drop the gradients.
+        """Move the weights by the gradients accumulated since the last step, times ``scale``, and drop the gradients.
 
-        The ranks have summed their gradients, so what is not finite on one of them is so on all, and no vote is needed: fetching
-        the global norm is the only wait for the device in a step. Unless it is finite nothing moves, and ``clip`` learns nothing.
-        Under fp16 with a dynamic scale that is a skipped step, retried with half the scale; in all other cases, and at the
-        smallest scale, it raises ``NumericalError``, which says what ``blame`` returns: on all ranks, so it may ask them.
+        The ranks have summed their gradients, so a value that is not finite on one of them is so on all, and no vote is needed:
+        fetching the global norm is the only wait for the device in a step. Unless it is finite nothing moves, and ``clip`` keeps
+        its state. Under fp16 with a dynamic scale that is a skipped step, retried with half the scale; in all other cases, and at
+        the smallest scale, it raises ``NumericalError`` with the text of ``blame``: on all ranks, so ``blame`` may be a collective.
         """
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.loss_scale and grads:
-            torch._foreach_mul_([local(grad) for grad in grads], 1 / self.loss_scale.scale)
-        if scale is not None and grads:
-            torch._foreach_mul_([local(grad) for grad in grads], scale)
+        for factor in (1 / self.loss_scale.scale if self.loss_scale else None, scale):
+            if factor is not None and grads:
+                torch._foreach_mul_([local(grad) for grad in grads], factor)
         norm = clip.norm(grads)
         if not is_finite(norm):
             optimizer.zero_grad(set_to_none=True)
-            self._shrink_or_fail(norm, blame)
-            return StepReport(norm, skipped=True)
+            if self.loss_scale and self.loss_scale.shrink():
+                return StepReport(norm, skipped=True)
+            raise self._failure(norm, blame())
         clip.clip_(grads, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.loss_scale:
-            self.loss_scale.after_good_step()
+            self.loss_scale.grow()
         return StepReport(norm, skipped=False)
 
-    def _shrink_or_fail(self, norm: Tensor, blame: Callable[[], str]) -> None:
-        if self.loss_scale and self.loss_scale.can_shrink():
-            self.loss_scale.after_overflow()
-            return
-        scale, why = "", blame()
+    def _failure(self, norm: Tensor, why: str) -> NumericalError:
+        scale = ""
         if self.loss_scale:
-            kind = "smallest" if self.loss_scale.dynamic else "fixed"
-            scale = f" at the {kind} loss scale {self.loss_scale.scale:g}"
-        raise NumericalError(f"the gradient norm is {norm.item()}{scale}; the optimizer did not move{why and f'; {why}'}")
+            scale = f" at the {'smallest' if self.loss_scale.dynamic else 'fixed'} loss scale {self.loss_scale.scale:g}"
+        return NumericalError(f"the gradient norm is {norm.item()}{scale}; the optimizer did not move{why and f'; {why}'}")
 
     def state_dict(self) -> StateDict:
-        """The loss scale, if there is one."""
+        """Return the loss scale, if there is one."""
         return {"scale": self.loss_scale.scale, "good_steps": self.loss_scale.good_steps} if self.loss_scale else {}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state_dict()``; a run in another precision, or with a fixed scale, has no use for it."""
         if self.loss_scale and self.loss_scale.dynamic and state:
             self.loss_scale.scale, self.loss_scale.good_steps = state["scale"], state["good_steps"]
-
-
-def _loss_scale(scale_factor: Literal["dynamic"] | float) -> LossScale:
-    if scale_factor == "dynamic":
-        return LossScale()
-    if isinstance(scale_factor, str) or not 0 < scale_factor < float("inf"):
-        raise UserError(got=scale_factor, expected="dynamic or a number above 0", key="scale_factor")
-    return LossScale(scale=float(scale_factor), dynamic=False)

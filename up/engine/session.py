@@ -1,4 +1,4 @@
-"""Everything that the loop holds while it runs, and what it does between steps: agree, evaluate, save, resume, end."""
+"""The state of a training run, and its actions between steps: vote, evaluate, save, resume, finish."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from up.engine.checkpoint import FORMAT_VERSION, CheckpointFolder, Stateful, loa
 from up.engine.clip import Clip
 from up.engine.ema import Ema, NoEma
 from up.engine.evaluate import BrokenOff, Evaluation
-from up.engine.every import AnyOf, Every
 from up.engine.faults import Fault
 from up.engine.fingerprint import RunFingerprint
-from up.engine.folder import State, StatusFile
+from up.engine.folder import State, Status, write_status
 from up.engine.hooks import Hooks, Outline, UpdateReport
 from up.engine.meter import StepMeter
 from up.engine.precision import Precision, StepReport, is_finite, not_finite
-from up.engine.shards import WholeOptimizer, WholeTensors, is_shared
+from up.engine.shards import WholeState, is_shared
 from up.engine.step import Runner
+from up.engine.timetable import AnyOf, Every
 from up.engine.updates import Update, as_updates
-from up.errors import NumericalError, Problem
+from up.errors import NumericalError
 from up.files import LATEST
 from up.models.weights import variant_of
 from up.optim.schedules import Schedule
@@ -41,7 +41,7 @@ from up.types import Record, StateDict
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Folder of the checkpoints, the steps after which they are due, and the one that the run resumed from."""
+    """Folder of the checkpoints, the steps after which they are due, and the checkpoint that the run resumed from."""
 
     folder: CheckpointFolder
     due: AnyOf
@@ -53,13 +53,13 @@ class Progress:
     """The part of a session that changes while it trains."""
 
     step: int = 0  # optimizer steps done
-    best: dict[str, object] = field(default_factory=dict)  # metric (its value), step and name
+    best: dict[str, object] = field(default_factory=dict)  # value (as ``metric``), step and name of the best evaluation
     metrics: dict[str, float] = field(default_factory=dict)
     improved: bool = False  # the last evaluation was the best so far, and is not saved yet
-    owes_evaluation: bool = False  # a signal came during the one that is due at this step
-    saved_step: int | None = None  # of the newest checkpoint in the run folder, as far as this run knows
-    update: Update | None = None  # the one in work
-    stopped_by: str = ""  # why the run ended before its last step
+    owes_evaluation: bool = False  # a signal interrupted the evaluation of this step
+    saved_step: int | None = None  # of the newest checkpoint in the run folder that this run wrote or resumed from
+    update: Update | None = None  # data of the current step
+    stopped_by: str = ""  # reason of an early end
 
     @property
     def best_metric(self) -> float:
@@ -70,7 +70,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingSession:
-    """One training run, built and ready for the loop. Only its ``progress`` changes."""
+    """A training run, built and ready for the loop. Only its ``progress`` changes."""
 
     outline: Outline
     fingerprint: RunFingerprint
@@ -81,7 +81,7 @@ class TrainingSession:
     clip: Clip
     ema: Ema | NoEma
     buffers: RankBuffers
-    loader_from: Callable[[int], TrainLoader]  # by the first step
+    loader_from: Callable[[int], TrainLoader]  # argument: the first step
     evaluation: Evaluation | None
     evaluate_every: Every
     checkpointing: Checkpointing
@@ -103,18 +103,13 @@ class TrainingSession:
         return self.progress.step // self.outline.updates_per_epoch
 
     @property
-    def status(self) -> StatusFile:
-        """The run's ``status.json``."""
-        return StatusFile(self.outline.folder)
-
-    @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The parts whose states make a run continue exactly."""
-        shared = is_shared(self.model)
+        tensors: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}
+        if is_shared(self.model):
+            tensors = {name: WholeState(part) for name, part in tensors.items()}
         return {
-            "model": WholeTensors(self.model) if shared else self.model,
-            "optimizer": WholeOptimizer(self.optimizer) if shared else self.optimizer,
-            "ema": WholeTensors(self.ema) if shared else self.ema,
+            **tensors,
             "buffers": self.buffers,
             "precision": self.precision,
             "clip": self.clip,
@@ -125,7 +120,7 @@ class TrainingSession:
         }
 
     def restore(self, path: Path, state: StateDict, *, is_own: bool) -> None:
-        """Continue from the checkpoint ``state`` read from ``path``, which ``is_own`` where this run folder has it.
+        """Restore the checkpoint ``state`` read from ``path``; ``is_own`` if it is in this run folder.
 
         Writes nothing. Raises ``CheckpointError`` for the state of another network.
         """
@@ -136,7 +131,7 @@ class TrainingSession:
         progress.saved_step = progress.step if is_own else None
 
     def resume(self) -> int:
-        """Start to train after the steps that are done, whose number is returned; an evaluation that is owed comes first."""
+        """Start training, with the interrupted evaluation if there is one, and return the number of steps done."""
         step = self.progress.step
         self.report("running")
         if is_main():
@@ -149,12 +144,12 @@ class TrainingSession:
         return step
 
     def updates(self, *, from_step: int) -> Iterator[Update]:
-        """One entry a step: its micro-batches, or why there are none."""
+        """Yield the micro-batches of each step, or the failure to read them."""
         loader = self.loader_from(from_step)
         return as_updates(loader, loader.cut)
 
     def vote(self, update: Update) -> Vote:
-        """Agree with all ranks what to do with this update. Raises on every rank what one of them met in its data."""
+        """Agree with all ranks what to do in this step. Raises on every rank the failure of any rank to read its data."""
         self.progress.update = update
         self.fault.strike(self.progress.step, "update")
         news = self.bad_images.counted.new_in(update.batches)
@@ -167,7 +162,7 @@ class TrainingSession:
         return verdict
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
-        """A micro-batch as the model takes it."""
+        """Prepare a micro-batch for the model."""
         return self.fault.spoil(self.runner.prepare(batch, step, micro), step)
 
     def blame(self) -> str:
@@ -182,14 +177,14 @@ class TrainingSession:
         return "; ".join(found) or f"all losses are finite, rank 0 trains on {some_of(from_main(names))}"
 
     def watch(self, step: int, update: Update, lr: float, outcome: StepReport) -> None:
-        """Tell the hooks about a finished step."""
+        """Report a finished step to the hooks."""
         self.progress.step = step
         scalars = {**self.meter.take(), "grad_norm": outcome.grad_norm}
         report = UpdateReport(step, lr, scalars, update.images_of_all_ranks, update.wait_s)
         self.hooks.each(lambda hook: hook.on_step(report))
 
     def evaluate(self, step: int) -> None:
-        """Measure the weights as they stand after ``step`` steps; a signal breaks it off, and a resumed run makes up for it."""
+        """Evaluate the weights after ``step`` steps; a signal interrupts it, and the resumed run repeats it."""
         if self.evaluation is None:
             return
         progress = self.progress
@@ -201,10 +196,11 @@ class TrainingSession:
         except BrokenOff:
             return
         progress.owes_evaluation, progress.metrics = False, metrics
-        name = f"ema_{served.main_metric}" if f"ema_{served.main_metric}" in metrics else served.main_metric
+        averaged = f"ema_{served.main_metric}"
+        name = averaged if averaged in metrics else served.main_metric
         metric = metrics.get(name, math.nan)
         if name in metrics and not math.isfinite(metric):
-            raise NumericalError(f"the evaluation gave no finite score ({name} is {metric}); its weights are not saved")
+            raise NumericalError(f"the evaluation gave {name} {metric}, expected a finite number; its weights are not saved")
         self.schedule.observe(step, metric)
         if metric > progress.best_metric:
             progress.best, progress.improved = {"metric": metric, "step": step, "name": name}, True
@@ -212,14 +208,14 @@ class TrainingSession:
         self.hooks.each(lambda hook: hook.on_evaluation(step, metrics))
 
     def owes_checkpoint(self, step: int) -> bool:
-        """Whether to save after ``step`` steps: by the timetable, or because the last evaluation was the best so far."""
+        """Check whether to save after ``step`` steps: by the timetable, or because the last evaluation was the best so far."""
         return self.checkpointing.due.is_due(step) or self.progress.improved or self.hooks.wants_checkpoint
 
     def save(self, step: int) -> None:
-        """Commit a checkpoint, and name it the best where it is. Raises ``StorageError`` on every rank if it cannot.
+        """Commit a checkpoint, and mark it if it is the best. Raises ``StorageError`` on every rank on failure.
 
         Raises ``NumericalError`` instead of saving weights that are not finite: the last step may have made them so, and
-        under fp16 the steps that are skipped then look like any that overflow.
+        under fp16 the steps skipped from then on look like any other overflow.
         """
         broken = [name for name in gather_objects(not_finite(self.model)) if name]
         if broken:
@@ -238,7 +234,7 @@ class TrainingSession:
         progress.improved, progress.saved_step = False, step
 
     def finish(self, step: int, verdict: Vote) -> Vote:
-        """Save where the loop has not, and report the end; returns why the run ended."""
+        """Save if the loop has not, report the end, and return why the run ended."""
         progress = self.progress
         if progress.owes_evaluation:
             verdict, _ = agree_on(Vote.for_request(self.stop), False)
@@ -257,10 +253,9 @@ class TrainingSession:
         """Write ``status.json``, on the main rank."""
         if is_main():
             progress, latest = self.progress, self.checkpointing.folder.folder / LATEST
-            checkpoint = self.checkpointing.resumed_from if progress.saved_step is None else latest
-            self.status.write(
-                state, progress.step, self.epoch, checkpoint, exit_code=exit_code, problems=[Problem(reason)] if reason else ()
-            )
+            found = self.checkpointing.resumed_from if progress.saved_step is None else latest
+            checkpoint = None if found is None else str(found)
+            write_status(self.outline.folder, Status(state, exit_code, progress.step, self.epoch, checkpoint, reason))
 
     def _state(self, step: int) -> Record:
         fingerprint, progress = self.fingerprint, self.progress

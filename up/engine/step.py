@@ -1,4 +1,4 @@
-"""How a batch becomes a loss: the one thing about training that a task or a distillation may change."""
+"""Turn a batch into a loss: the only part of training that a task or a distillation replaces."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ class StepOutput:
     scalars: Mapping[str, Tensor | Mean] = field(default_factory=dict)
     outputs: Kwargs = field(default_factory=dict)
     weight: Tensor | float | None = None
-    """How much the loss and the scalars are the mean of: labelled pixels, boxes; 0 where there are none. None: of the images.
+    """Number of items that the loss and the scalars are means over: labelled pixels, boxes; may be 0. None: images.
 
-    Every micro-batch of every rank has one, or none has. fp16 wants it of the order of the number of images: divide by a constant
-    that all ranks know.
+    Every micro-batch of every rank has a weight, or none has. fp16 needs it of the order of the number of images: divide by a
+    constant that is the same on all ranks.
     """
     terms: Mapping[str, Mean] = field(default_factory=dict)
-    """The parts of ``loss``, by the names that logs give them, which are means over something else than ``weight`` says.
+    """The parts of ``loss`` that are means over other items than ``weight``, by their names in the log.
 
     Exact for any number of ranks; where gradients accumulate, the weights of later micro-batches are extrapolated.
     """
 
     def means(self) -> dict[str, Mean]:
-        """Scalars and terms with their weights, cut off from the graph."""
+        """Return scalars and terms with their weights, detached."""
         scalars = {name: value if isinstance(value, Mean) else Mean(value, self.weight) for name, value in self.scalars.items()}
         return {name: Mean(mean.value.detach(), mean.weight) for name, mean in {**scalars, **self.terms}.items()}
 
     def shown(self) -> dict[str, Tensor]:
-        """Loss, scalars and terms, cut off from the graph."""
+        """Return loss, scalars and terms, detached."""
         return {"loss": self.loss.detach(), **{name: mean.value for name, mean in self.means().items()}}
 
 
@@ -72,8 +72,8 @@ Mixing = Callable[[Batch, torch.Generator], Batch]
 class Runner:
     """Prepares batches on the device and turns them into losses.
 
-    ``net`` is what is called (perhaps wrapped for many ranks), ``model`` the bare network whose weights are saved.
-    ``stage`` brings a batch to the device and finishes its images there; ``mix`` blends training batches.
+    ``net`` is called (wrapped for many ranks if there are), ``model`` is the bare network whose weights are saved.
+    ``stage`` moves a batch to the device and finishes its images there; ``mix`` blends training batches.
     """
 
     def __init__(
@@ -93,17 +93,17 @@ class Runner:
 
     @property
     def model(self) -> nn.Module:
-        """The network without the wrapper of a process group."""
+        """The network without its DDP wrapper."""
         return self.net.module if isinstance(self.net, DistributedDataParallel) else self.net
 
     def over(self: RunnerT, net: nn.Module) -> RunnerT:
-        """The same runner that calls ``net``, the wrapper of a process group around its own."""
+        """Return a copy that calls ``net``, the wrapped network."""
         wrapped = copy(self)
         wrapped.net = net
         return wrapped
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
-        """A training batch on the device, finished and mixed; mixing and dropout are keyed by (seed, step, micro-batch, rank)."""
+        """Move a training batch to the device, finish and mix it, and seed dropout, keyed by (seed, step, micro-batch, rank)."""
         batch = self.stage(batch)
         if self.mix is not None:
             batch = self.mix(batch, generator(self.seed, step, micro, rank(), _MIXING))
@@ -111,19 +111,19 @@ class Runner:
         return batch
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:
-        """The loss of a prepared batch at update ``step``."""
+        """Compute the loss of a prepared batch at ``step``."""
         return self.loss_of(self.net, batch)
 
     @property
     def loss_names(self) -> Sequence[str]:
-        """The scalars of a step that the loss is the sum of; none where it is one loss."""
+        """Names of the scalars whose sum is the loss; empty for a single loss."""
         return ()
 
     def add_parameters_to(self, optimizer: Optimizer) -> None:
-        """Let the optimizer train what the runner trains beside the model: nothing here."""
+        """Add the parameters that the runner trains beside the model, such as adapters, to the optimizer; none here."""
 
     def gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients in the backward pass of the last micro-batch only."""
+        """Exchange gradients between ranks in the backward pass of the last micro-batch only."""
         if isinstance(self.net, FSDPModule):
             self.net.set_requires_gradient_sync(last)
         elif isinstance(self.net, DistributedDataParallel) and not last:
@@ -131,7 +131,7 @@ class Runner:
         return nullcontext()
 
     def state_dict(self) -> StateDict:
-        """State of what trains beside the model: none here."""
+        """Return the state of the parameters beside the model; empty here."""
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:

@@ -1,4 +1,4 @@
-"""Input of the loop: one entry per step with its micro-batches, or with the reason why there are none."""
+"""Input of the loop: one entry for each step, with its micro-batches or the failure to read them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from up.data.sampler import Cut, Share
 
 @dataclass(frozen=True)
 class Update:
-    """This rank's part of one optimizer update."""
+    """This rank's part of one step."""
 
     batches: Sequence[Batch]
-    wait_s: float  # how long the loop stood still for it
+    wait_s: float  # seconds that the loop waited for it
     failure: Exception | None = None
     cut: Cut = Cut([], 0)
 
     @property
     def last(self) -> int:
-        """The number of the last micro-batch."""
+        """Index of the last micro-batch."""
         return len(self.batches) - 1
 
     @property
@@ -36,7 +36,7 @@ class Update:
 
 
 def as_updates(loader: Iterable[tuple[int, list[Batch]]], cut: Callable[[int], Cut]) -> Iterator[Update]:
-    """The updates of a loader, each as ``cut`` says; one that cannot be read comes as its ``failure``, for all ranks to vote on."""
+    """Yield the steps of a loader with their ``cut``; a failure to read is yielded as the last one, for all ranks to vote on."""
     fetched = iter(loader)
     while True:
         begun = time.perf_counter()

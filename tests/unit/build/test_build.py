@@ -14,7 +14,7 @@ from up.build.dry_run import dry_run
 from up.build.parts import build_parts
 from up.command_line import CommandLine
 from up.distributed.signals import StopRequest
-from up.engine.clip import ClipNorm, NoClip
+from up.engine.clip import Clip, ClipNorm
 from up.engine.ema import Ema, NoEma
 from up.engine.loop import train
 from up.engine.session import TrainingSession
@@ -41,7 +41,7 @@ def test_the_local_phase_builds_everything_and_writes_nothing(record: Record, wr
     assert [parts.schedule(step) for step in (0, 2)] == pytest.approx([0.01, 0.05], abs=1e-2)
     assert parts.evaluation is not None
     assert parts.mix is None
-    assert isinstance(parts.clip, NoClip)
+    assert isinstance(parts.clip, Clip)
     assert isinstance(parts.hooks.hooks[0], Display)
     assert parts.fault.action is None
     assert parts.fingerprint.seed == 7

@@ -21,8 +21,7 @@ from up.engine.checkpoint import (
     require_resumable,
     sidecar_of,
 )
-from up.engine.every import AnyOf, Every
-from up.engine.keeping import Keeping
+from up.engine.timetable import AnyOf, Every, Keeping
 from up.errors import StorageError
 
 
@@ -94,14 +93,14 @@ def test_a_best_without_optimizer_serves_and_is_no_place_to_resume_from(tmp_path
         (tmp_path / name).unlink()
     assert checkpoints.newest() == (None, [])
     checkpoints.save(whole | {"step": 20}, step=20, epoch=2, whole_epoch=True, metric={})
-    checkpoints.renew_names({LATEST: 20, BEST: 20})
+    checkpoints.renew_aliases({LATEST: 20, BEST: 20})
     assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 20
     assert "optimizer" not in load_checkpoint(tmp_path / "ckpt_best.pth")
     assert load_checkpoint(tmp_path / "ckpt_latest.pth").keys() == whole.keys()
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
-def test_a_damaged_file_is_passed_over_and_named(tmp_path: Path, harm: str) -> None:
+def test_a_damaged_file_is_skipped_and_named(tmp_path: Path, harm: str) -> None:
     checkpoints = saved(tmp_path, 10, 20)
     (tmp_path / "ckpt_latest.pth").unlink()
     sidecar_of(tmp_path / "ckpt_latest.pth").unlink()
@@ -109,11 +108,11 @@ def test_a_damaged_file_is_passed_over_and_named(tmp_path: Path, harm: str) -> N
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes({"cut": content[:100], "flip": bytes(content), "empty": b""}[harm])
-    found, passed_over = checkpoints.newest()
+    found, skipped = checkpoints.newest()
     assert found == tmp_path / "ckpt_e1.pth"
-    assert len(passed_over) == 1
+    assert len(skipped) == 1
     reason = "sha256 mismatch" if harm == "flip" else f"{path.stat().st_size:,} of {len(content):,} bytes"
-    assert tells(passed_over[0], path, "damaged", reason)
+    assert tells(skipped[0], path, "damaged", reason)
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(path)
 
@@ -131,12 +130,12 @@ def test_names_are_renewed_where_they_are_wrong(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     checkpoints.mark_best(tmp_path / "ckpt_e1.pth")
     saved(tmp_path, 20)
-    checkpoints.renew_names({LATEST: 20, BEST: 20})
+    checkpoints.renew_aliases({LATEST: 20, BEST: 20})
     assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 20
-    checkpoints.renew_names({LATEST: 20, BEST: 5})
-    checkpoints.renew_names({LATEST: 20, BEST: None})
+    checkpoints.renew_aliases({LATEST: 20, BEST: 5})
+    checkpoints.renew_aliases({LATEST: 20, BEST: None})
     sidecar_of(tmp_path / "ckpt_best.pth").unlink()
-    checkpoints.renew_names({LATEST: 20, BEST: 20})
+    checkpoints.renew_aliases({LATEST: 20, BEST: 20})
     checkpoints.mark_best(tmp_path / "ckpt_best.pth")
     assert not list(tmp_path.glob(".tmp-*"))
     assert sidecar_of(tmp_path / "ckpt_best.pth").exists()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from up.engine.clip import Clip, ClipNorm, NoClip, grad_clipper
+from up.engine.clip import Clip, ClipNorm, grad_clipper
 from up.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_clip_norm_equals_torch(norm_type: float, max_norm: float) -> None:
 
 def test_no_clip_measures_and_leaves() -> None:
     grads = [torch.tensor([3.0]), torch.tensor([4.0])]
-    clip = NoClip()
+    clip = Clip()
     norm = clip.norm(grads)
     clip.clip_(grads, norm)
     assert norm.item() == 5.0

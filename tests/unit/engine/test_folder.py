@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from up.engine.folder import Status, begin_launch, is_later_attempt, mark_launch, verdict_of_earlier_attempt, write_status
+from up.engine.folder import Status, begin_launch, final_status_of_earlier_attempt, is_later_attempt, mark_launch, write_status
 
 
 def attempt(monkeypatch: pytest.MonkeyPatch, number: int, rank: int = 0, launch: str = "none") -> None:
@@ -22,7 +22,7 @@ def test_a_launch_does_not_go_by_what_an_earlier_one_left(tmp_path: Path, monkey
     mark_launch(tmp_path)
     write_status(tmp_path, Status("done", 0, 8))
     attempt(monkeypatch, 1)
-    assert verdict_of_earlier_attempt(tmp_path) == Status("done", 0, 8)
+    assert final_status_of_earlier_attempt(tmp_path) == Status("done", 0, 8)
     attempt(monkeypatch, 0, rank=1)
     begin_launch(tmp_path)
     attempt(monkeypatch, 1, rank=1)
@@ -31,4 +31,4 @@ def test_a_launch_does_not_go_by_what_an_earlier_one_left(tmp_path: Path, monkey
     begin_launch(tmp_path)  # and is killed, before it has come as far as to mark the folder
     attempt(monkeypatch, 1)
     assert not is_later_attempt(tmp_path)
-    assert verdict_of_earlier_attempt(tmp_path) is None
+    assert final_status_of_earlier_attempt(tmp_path) is None

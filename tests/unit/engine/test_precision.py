@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from tests.harness.facts import facts
-from up.engine.clip import ClipNorm, NoClip
+from up.engine.clip import Clip, ClipNorm
 from up.engine.precision import Precision, not_finite
 from up.errors import NumericalError, UserError
 
@@ -37,7 +37,7 @@ def test_training_lowers_the_loss(mode: Any) -> None:
         with precision.autocast():
             loss = nn.functional.cross_entropy(model(x), y)
         precision.backward(loss)
-        report = precision.step(optimizer, NoClip())
+        report = precision.step(optimizer, Clip())
         assert not report.skipped
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
@@ -55,7 +55,7 @@ class Line(nn.Module):
 
 def step(precision: Precision, model: Line, optimizer: SGD, x: float, **kwargs: Any) -> Any:
     precision.backward((model.weight * x).sum())
-    return precision.step(optimizer, kwargs.pop("clip", NoClip()), **kwargs)
+    return precision.step(optimizer, kwargs.pop("clip", Clip()), **kwargs)
 
 
 @pytest.mark.parametrize("mode", [None, "fp16"])
@@ -154,7 +154,7 @@ def test_accumulated_micro_batches_add_up() -> None:
     optimizer = SGD(model.parameters(), lr=0.1)
     for x in (1.0, 3.0):
         precision.backward((model.weight * x).sum() / 2)
-    assert precision.step(optimizer, NoClip()).grad_norm.item() == pytest.approx(2.0)
+    assert precision.step(optimizer, Clip()).grad_norm.item() == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_even_if_its_gradient_is(bad: f
     precision, optimizer = Precision(mode=None, device="cpu"), SGD(model.parameters(), lr=0.1)
     precision.backward(model.weight.sum() + bad)  # the gradient is 1
     with pytest.raises(NumericalError, match=facts("gradient", "norm", "optimizer")):
-        precision.step(optimizer, NoClip())
+        precision.step(optimizer, Clip())
     assert model.weight.item() == 1.0
 
 

@@ -1,14 +1,34 @@
-"""Which checkpoints stay, and what the log says of it."""
+"""When a run evaluates and saves, which checkpoints stay, and what the log says of them."""
 
 from __future__ import annotations
 
 import pytest
 
-from up.build.training import saving
+from up.build.training import timetable
+from up.engine.timetable import AnyOf, Every
 from up.schema.trainer import TrainerSection
 
 UNIT = 5  # steps an epoch
 ALL = [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("every", "due"),
+    [
+        (Every(period=3, start=0, total=10), [3, 6, 9, 10]),
+        (Every(period=3, start=6, total=10), [6, 9, 10]),
+        (Every(period=0, start=0, total=4), [4]),
+        (Every(period=5, start=0, total=5), [5]),
+        (Every(period=2, start=100, total=7), [7]),
+    ],
+)
+def test_due(every: Every, due: list[int]) -> None:
+    assert [step for step in range(1, every.total + 1) if every.is_due(step)] == due
+
+
+def test_due_by_one_of_several() -> None:
+    either = AnyOf([Every(period=4, start=0, total=10), Every(period=3, start=6, total=10)])
+    assert [step for step in range(1, 11) if either.is_due(step)] == [4, 6, 8, 9, 10]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +48,8 @@ ALL = [1, 2, 3, 4, 5, 6, 7]
     ],
 )
 def test_which_checkpoints_stay(written: dict[str, object], epochs: list[int], kept: list[int], said: str) -> None:
-    save, keeping = saving(TrainerSection.model_validate({"max_epoch": 7, **written}), UNIT, 7 * UNIT)
+    times = timetable(TrainerSection.model_validate({"max_epoch": 7, **written}), UNIT)
+    save, keeping = times.save, times.keep
     steps = list(save.steps(7 * UNIT))
     assert steps == [epoch * UNIT for epoch in epochs]
     there: list[int] = []
@@ -38,9 +59,9 @@ def test_which_checkpoints_stay(written: dict[str, object], epochs: list[int], k
             gone = list(keeping.outdated(there))
             there = [step for step in there if step not in gone]
     assert there == [epoch * UNIT for epoch in kept]
-    assert said in "\n".join(keeping.lines(save, 7 * UNIT, UNIT, "epoch"))
+    assert said in "\n".join(times.checkpoint_lines())
 
 
 def test_many_checkpoints_are_said_in_one_line() -> None:
-    save, keeping = saving(TrainerSection.model_validate({"max_iter": 100, "save_freq": 5}), 1, 100)
-    assert list(keeping.lines(save, 100, 1, "step"))[0].startswith("checkpoints: after steps 5, 10, … 100;")
+    times = timetable(TrainerSection.model_validate({"max_iter": 100, "save_freq": 5}), 1, iter_base=True)
+    assert next(times.checkpoint_lines()).startswith("checkpoints: after steps 5, 10, … 100;")
