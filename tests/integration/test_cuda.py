@@ -51,12 +51,12 @@ def everything_on(config: Config) -> None:
 
 
 def test_the_first_losses_are_those_of_the_cpu(config: Config, write: Write, tmp_path: Path) -> None:
-    """The same initial weights, the same images in the same order, and float32 products without TensorFloat-32."""
+    """The same initial weights and the same images in the same order; convolutions of float32 may use TensorFloat-32 (10 bits)."""
     path = write(config)
     assert train(path, "trainer.max_epoch=1") == 0
     assert train(path, "trainer.max_epoch=1", "runtime.device=cpu", f"saver.save_dir={tmp_path / 'cpu'}") == 0
     ours, theirs = ([record["loss"] for record in records(run, "train")] for run in (tmp_path / "run", tmp_path / "cpu"))
-    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours == pytest.approx(theirs, rel=5e-3)
 
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
@@ -98,6 +98,7 @@ def test_one_rank_of_nccl_is_equal_to_no_process_group(config: Config, write: Wr
         torch.testing.assert_close(ranks[name], tensor, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about its own calls
 def test_compiled_is_close_to_eager(config: Config, write: Write, tmp_path: Path) -> None:
     path = write(config)
     assert train(path, "trainer.max_epoch=1") == 0
@@ -147,8 +148,14 @@ def test_evaluated_predicted_and_exported_as_on_the_cpu(
 
 
 def test_out_of_memory_ends_with_advice(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    config["net"][0]["kwargs"]["width"] = 8 * 1024
-    assert train(write(config)) != 0
+    config["net"][0]["kwargs"]["width"] = 512
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.002)
+    try:
+        assert train(write(config)) not in (0, None)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert "memory" in said
+    assert "batch_size" in said
