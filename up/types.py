@@ -16,3 +16,6 @@ StateDict = dict[str, Any]
 
 Json = Any
 """A value that ``json.loads`` returns."""
+
+Argument = Any
+"""An argument that a constructor passes on to that of its base class, whose annotation holds for it."""

@@ -1,4 +1,4 @@
-"""What is served of a trained classifier: one graph for all heads, and the labels of its numbers."""
+"""Serving of a trained classifier: one graph for all heads, and the labels of its outputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from up.bundle.answers import ClassesAnswer, OutputSpec
 from up.bundle.answers.classes import Head as ServedHead
 from up.errors import ConfigError, Problem, UserError
 from up.models.net import Net
-from up.tasks.cls.model.heads import Head
-from up.tasks.cls.model.losses import Activation
+from up.tasks.cls.model.heads import Head, heads_of
 from up.tasks.cls.model.postprocess import ClassificationPostProcess
 from up.tasks.served import Served
 from up.text import Verbatim
@@ -25,9 +24,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class ServedNet(nn.Module):
-    """(N, 3, H, W) -> (N, C): the numbers of all heads side by side, the logits or with ``activated`` probabilities.
+    """(N, 3, H, W) -> (N, C): the logits of all heads side by side, or with ``activated`` their probabilities.
 
-    They are what scores are made of in evaluation: moved where the loss moves them.
+    The logits are those that scores are made of in evaluation: moved where the loss moves them.
     """
 
     def __init__(self, net: Net, post_process: ClassificationPostProcess, *, activated: bool) -> None:
@@ -37,17 +36,14 @@ class ServedNet(nn.Module):
         self.activated = activated
 
     def forward(self, data: Tensor) -> Tensor:
-        logits = self.net({"image": data})["logits"]
-        heads = [logits] if isinstance(logits, Tensor) else list(logits)
-        if self.activated:
-            heads = [loss.scores(head) for loss, head in zip(self.post_process.losses(len(heads)), heads, strict=True)]
-        else:
-            heads = [loss.adjust(head) for loss, head in zip(self.post_process.losses(len(heads)), heads, strict=True)]
-        return heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)
+        heads = heads_of(self.net({"image": data})["logits"])
+        losses = self.post_process.losses(len(heads))
+        numbers = [(loss.scores if self.activated else loss.adjust)(head) for loss, head in zip(losses, heads, strict=True)]
+        return numbers[0] if len(numbers) == 1 else torch.cat(numbers, dim=1)
 
 
 def serve(net: nn.Module, class_names: Sequence[str] | Sequence[Sequence[str]] | None, activated: bool) -> Served:
-    """Serve a net in evaluation mode; ``activated``: its numbers are probabilities.
+    """Serve a net in evaluation mode; ``activated``: its outputs are probabilities.
 
     Raises ``UserError`` for names that do not fit the heads.
     """
@@ -56,7 +52,7 @@ def serve(net: nn.Module, class_names: Sequence[str] | Sequence[Sequence[str]] |
     post_process = _only([module for module in modules if isinstance(module, ClassificationPostProcess)], "post_process")
     head = _only([module for module in modules if isinstance(module, Head)], "head")
     labels = labels_of(class_names, head.num_classes)
-    heads = list(_heads(labels, post_process.activations(len(labels)), multilabel=post_process.multilabel))
+    heads = list(_heads(labels, post_process))
     bare = net.without(*(name for name in net.module_names if net[name] is post_process))
     return Served(
         module=ServedNet(bare, post_process, activated=activated).eval(),
@@ -66,7 +62,7 @@ def serve(net: nn.Module, class_names: Sequence[str] | Sequence[Sequence[str]] |
 
 
 def labels_of(class_names: Sequence[str] | Sequence[Sequence[str]] | None, num_classes: Sequence[int]) -> list[list[str]]:
-    """The names of each head's classes; their numbers where nothing names them. Raises ``UserError`` for a misfit."""
+    """List the names of each head's classes, or their numbers where nothing names them. Raises ``UserError`` for a misfit."""
     if not class_names:
         return [[str(label) for label in range(classes)] for classes in num_classes]
     lists = [list(class_names)] if isinstance(class_names[0], str) else [list(names) for names in class_names]
@@ -79,17 +75,17 @@ def labels_of(class_names: Sequence[str] | Sequence[Sequence[str]] | None, num_c
     return [[str(name) for name in names] for names in lists]
 
 
-def _heads(labels: Sequence[list[str]], activations: Sequence[Activation], *, multilabel: bool) -> Iterator[ServedHead]:
-    start = 0
-    for number, (names, activation) in enumerate(zip(labels, activations, strict=True)):
+def _heads(labels: Sequence[list[str]], post_process: ClassificationPostProcess) -> Iterator[ServedHead]:
+    start, multilabel = 0, post_process.multilabel
+    for number, (names, loss) in enumerate(zip(labels, post_process.losses(len(labels)), strict=True)):
         yield ServedHead(
             name=f"head{number}" if len(labels) > 1 else "classes",
             start=start,
             end=start + len(names) - 1,
             type="multilabel" if multilabel else "multiclass",
-            activation=activation,
+            activation=loss.activation,
             labels=names,
-            thresholds=[0.5] * len(names) if multilabel else None,  # what the evaluation calls present
+            thresholds=[0.5] * len(names) if multilabel else None,  # as in evaluation
             topk=min(_TOPK, len(names)),
         )
         start += len(names)

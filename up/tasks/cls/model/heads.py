@@ -1,11 +1,11 @@
-"""From features to logits."""
+"""Heads: features to logits."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,9 @@ from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
 from up.text import count
+from up.types import Argument, Record
 
 Classes: TypeAlias = Annotated[AtLeast1 | Annotated[list[AtLeast1], Field(min_length=1)], Derived("the classes of dataset.train")]
-Planes: TypeAlias = Annotated[int, Field(ge=1), Derived("the backbone")]
-Dropout: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 HEADS = Registry(
     "head",
@@ -42,10 +41,10 @@ CLASSIFIERS = Registry(
 
 
 class Classifier(Protocol):
-    """A kind of last layer; its sizes are known to the head only."""
+    """A kind of last layer; only the head knows its sizes."""
 
     def build(self, in_features: int, out_features: int) -> nn.Module:
-        """The layer (B, in_features) -> (B, out_features)."""
+        """Build the layer (B, in_features) -> (B, out_features)."""
 
 
 class LinearClassifier:
@@ -86,7 +85,10 @@ class NormLinear(nn.Linear):
 
 
 class Head(nn.Module, ABC):
-    """What all heads share: a vector (B, D) from the features, then dropout and one classifier or a list of them."""
+    """Base of heads: a vector (B, D) of the features, then dropout and one classifier or a list of them.
+
+    ``representation_size`` puts Linear + Tanh before the classifier.
+    """
 
     @checked
     def __init__(
@@ -94,8 +96,8 @@ class Head(nn.Module, ABC):
         *,
         num_classes: Classes,
         in_features: AtLeast1,
-        dropout: Dropout | None = None,
-        classifier_cfg: Classifier | None = None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
         representation_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -109,16 +111,16 @@ class Head(nn.Module, ABC):
             self.pre_logits = nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         kind = classifier_cfg or LinearClassifier()
-        layers_of_heads = [kind.build(in_features, classes) for classes in self.num_classes]
+        classifiers = [kind.build(in_features, classes) for classes in self.num_classes]
         # A single head keeps the short name `classifier.weight`, which checkpoints and distillation configs use.
         one = isinstance(num_classes, int)
-        self.classifier: nn.Module = layers_of_heads[0] if one else nn.ModuleList(layers_of_heads)
+        self.classifier: nn.Module = classifiers[0] if one else nn.ModuleList(classifiers)
 
     @abstractmethod
     def vector(self, features: Sequence[Tensor]) -> Tensor:
-        """The features of the backbone as one vector (B, D) an image."""
+        """Make one vector (B, D) an image of the features of the backbone."""
 
-    def forward(self, record: Mapping[str, Any]) -> dict[str, Tensor | list[Tensor]]:
+    def forward(self, record: Record) -> dict[str, Tensor | list[Tensor]]:
         """``record["features"]``, a list -> ``logits`` (B, C), or a list of such when there are several heads."""
         hidden = self.dropout(self.pre_logits(self.vector(read(record, "features", "backbone"))))
         if isinstance(self.classifier, nn.ModuleList):
@@ -127,133 +129,86 @@ class Head(nn.Module, ABC):
 
 
 class ResNetHead(Head):
-    """Mean over the picture (or flattening), dropout and a linear layer, as in ResNet (He et al. 2016, §3.3).
+    """Mean over the image (or flattening), dropout and a linear layer, as in ResNet (He et al. 2016, §3.3).
 
     The feature may be (B, C, H, W), (B, N, C) tokens or (B, C); ``in_plane`` is C, or all that flattening leaves when
     ``use_pool`` is off. ``representation_size`` puts Linear + Tanh before the classifier.
-    Errors: ``UserError`` for a feature that is not there or has another number of channels.
+    Raises ``UserError`` for a feature that is not there or has another number of channels.
     """
 
     @checked
     def __init__(
         self,
         *,
-        num_classes: Classes,
-        in_plane: Planes,
+        in_plane: Annotated[int, Field(ge=1), Derived("the backbone")],
         input_feature_idx: int = -1,
         use_pool: bool = True,
-        dropout: Dropout | None = None,
-        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
-        representation_size: int | None = None,
+        **kwargs: Argument,
     ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_features=in_plane,
-            dropout=dropout,
-            classifier_cfg=classifier_cfg,
-            representation_size=representation_size,
-        )
+        super().__init__(in_features=in_plane, **kwargs)
         self.input_feature_idx = input_feature_idx
         self.use_pool = use_pool
 
     def vector(self, features: Sequence[Tensor]) -> Tensor:
         feature = pick(features, self.input_feature_idx)
-        return _checked(pooled(feature) if self.use_pool else feature.flatten(1), self.in_features, feature)
+        return _checked(self.flat(feature), self.in_features, feature)
+
+    def flat(self, feature: Tensor) -> Tensor:
+        """Pool or flatten a feature to (B, D)."""
+        return pooled(feature) if self.use_pool else feature.flatten(1)
 
 
-class ConvNeXtHead(Head):
-    """Mean over the picture, LayerNorm, dropout and a linear layer, as in ConvNeXt (Liu et al. 2022, appendix A).
+class ConvNeXtHead(ResNetHead):
+    """Mean over the image, LayerNorm, dropout and a linear layer, as in ConvNeXt (Liu et al. 2022, appendix A).
 
     The feature may be (B, C, H, W), (B, N, C) tokens or (B, C). ``head_init_scale`` multiplies the first weights.
-    Errors: ``UserError`` for a feature that is not there or has another number of channels.
+    Raises ``UserError`` for a feature that is not there or has another number of channels.
     """
 
-    @checked
-    def __init__(
-        self,
-        *,
-        num_classes: Classes,
-        in_plane: Planes,
-        input_feature_idx: int = -1,
-        use_pool: bool = True,
-        dropout: Dropout | None = None,
-        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
-        representation_size: int | None = None,
-        head_init_scale: float = 1.0,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_features=in_plane,
-            dropout=dropout,
-            classifier_cfg=classifier_cfg,
-            representation_size=representation_size,
-        )
-        self.input_feature_idx = input_feature_idx
-        self.use_pool = use_pool
-        self.norm = nn.LayerNorm(in_plane, eps=1e-6)
+    def __init__(self, *, head_init_scale: float = 1.0, **kwargs: Argument) -> None:
+        super().__init__(**kwargs)
+        self.norm = nn.LayerNorm(self.in_features, eps=1e-6)
         _start_small(self.classifier, head_init_scale)
 
     def vector(self, features: Sequence[Tensor]) -> Tensor:
-        feature = pick(features, self.input_feature_idx)
-        flat = pooled(feature) if self.use_pool else feature.flatten(1)
-        normalised: Tensor = self.norm(_checked(flat, self.in_features, feature))
+        normalised: Tensor = self.norm(super().vector(features))
         return normalised
 
 
-class ViTHead(Head):
+class ViTHead(ResNetHead):
     """The class token or the mean of the patch tokens, and a linear layer (Dosovitskiy et al. 2021, §3.1).
 
-    The feature is (B, N, C) tokens, the class token first; (B, C) is taken as it is, and ``avg`` also takes
+    The feature is (B, N, C) tokens, the class token first; (B, C) is taken unchanged, and ``avg`` also takes
     (B, C, H, W), which it flattens instead where ``use_pool`` is off. ``representation_size`` puts Linear + Tanh before
     the classifier, ``bn`` a BatchNorm without scale and shift (He et al. 2022, appendix A.1).
-    Errors: ``UserError`` for a feature that is not there, has no class token or another number of channels.
+    Raises ``UserError`` for a feature that is not there, has no class token or another number of channels.
     """
 
     @checked
-    def __init__(
-        self,
-        *,
-        num_classes: Classes,
-        in_plane: Planes,
-        input_feature_idx: int = -1,
-        use_pool: bool = True,
-        cls_type: Literal["token", "avg"] = "token",
-        dropout: Dropout | None = None,
-        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
-        representation_size: int | None = None,
-        bn: bool = False,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_features=in_plane,
-            dropout=dropout,
-            classifier_cfg=classifier_cfg,
-            representation_size=representation_size,
-        )
-        self.input_feature_idx = input_feature_idx
-        self.use_pool = use_pool
+    def __init__(self, *, cls_type: Literal["token", "avg"] = "token", bn: bool = False, **kwargs: Argument) -> None:
+        super().__init__(**kwargs)
         self.cls_type = cls_type
-        self.bn = nn.BatchNorm1d(in_plane, eps=1e-6, affine=False) if bn else nn.Identity()
+        self.bn = nn.BatchNorm1d(self.in_features, eps=1e-6, affine=False) if bn else nn.Identity()
         _start_small(self.classifier, 1.0)
 
     def vector(self, features: Sequence[Tensor]) -> Tensor:
-        feature = pick(features, self.input_feature_idx)
+        normalised: Tensor = self.bn(super().vector(features))
+        return normalised
+
+    def flat(self, feature: Tensor) -> Tensor:
         if feature.ndim == 3:
-            flat = feature[:, 0] if self.cls_type == "token" else feature[:, 1:].mean(dim=1)
-        elif feature.ndim == 4 and self.cls_type == "token":
+            return feature[:, 0] if self.cls_type == "token" else feature[:, 1:].mean(dim=1)
+        if feature.ndim == 4 and self.cls_type == "token":
             raise UserError(
                 f"token needs tokens (B, N, C), but the backbone gives a feature of shape {tuple(feature.shape)}",
                 fix="Set cls_type: avg.",
                 key="cls_type",
             )
-        else:
-            flat = pooled(feature) if self.use_pool else feature.flatten(1)
-        normalised: Tensor = self.bn(_checked(flat, self.in_features, feature))
-        return normalised
+        return super().flat(feature)
 
 
 class FPNHead(Head):
-    """Levels of a feature pyramid, each averaged over its places, and a linear layer on all of them.
+    """Levels of a feature pyramid, each averaged over its positions, and a linear layer on all of them.
 
     - ``input_feature_idx``: the levels to read, all when left out. A level may be (B, C, H, W), (B, N, C) or (B, C); where
       ``use_pool`` is off it is flattened, and ``in_plane`` counts all its numbers.
@@ -262,34 +217,25 @@ class FPNHead(Head):
     - ``feat_planes``: a linear layer brings every level to that width first (one layer for all where ``in_plane`` is one number).
     - ``sum_feature``: add the vectors, which then have one width, instead of averaging or joining them.
 
-    Errors: ``UserError`` for another number of levels or channels, and for a sum of vectors of several widths.
+    Raises ``UserError`` for another number of levels or channels, and for a sum of vectors of several widths.
     """
 
     @checked
     def __init__(
         self,
         *,
-        num_classes: Classes,
         in_plane: Annotated[AtLeast1 | list[AtLeast1], Derived("the backbone")],
         feat_planes: Annotated[int, Field(ge=1)] | None = None,
         sum_feature: bool = False,
         input_feature_idx: int | list[int] | None = None,
         use_pool: bool = True,
-        dropout: Dropout | None = None,
-        classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
-        representation_size: int | None = None,
+        **kwargs: Argument,
     ) -> None:
         planes = [in_plane] if isinstance(in_plane, int) else in_plane
         widths = [feat_planes or plane for plane in planes]
         if sum_feature and len(set(widths)) > 1:
             raise UserError(f"sum_feature needs levels of one width, in_plane is {in_plane}. Set feat_planes to a common width.")
-        super().__init__(
-            num_classes=num_classes,
-            in_features=widths[0] if sum_feature else sum(widths),
-            dropout=dropout,
-            classifier_cfg=classifier_cfg,
-            representation_size=representation_size,
-        )
+        super().__init__(in_features=widths[0] if sum_feature else sum(widths), **kwargs)
         self.in_plane, self.sum_feature, self.use_pool = in_plane, sum_feature, use_pool
         self.indices = [input_feature_idx] if isinstance(input_feature_idx, int) else input_feature_idx
         self.lateral = nn.ModuleList(nn.Linear(plane, feat_planes) for plane in planes) if feat_planes else None
@@ -316,14 +262,14 @@ class FPNHead(Head):
 
 
 def pooled(feature: Tensor) -> Tensor:
-    """The mean over the picture, or over the tokens: (B, C, H, W) | (B, N, C) | (B, C) -> (B, C)."""
+    """Average over the positions or the tokens: (B, C, H, W) | (B, N, C) | (B, C) -> (B, C)."""
     if feature.ndim == 4:
         return feature.mean(dim=(2, 3))
     return feature.mean(dim=1) if feature.ndim == 3 else feature
 
 
 def pick(features: Sequence[Tensor], index: int) -> Tensor:
-    """The feature of that index, which may count from the end."""
+    """Return the feature of an index, which may count from the end."""
     if not -len(features) <= index < len(features):
         raise UserError(
             f"is {index}, but the backbone gives {count(len(features), 'feature')}",
@@ -331,6 +277,11 @@ def pick(features: Sequence[Tensor], index: int) -> Tensor:
             key="input_feature_idx",
         )
     return features[index]
+
+
+def heads_of(values: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """List logits or scores head by head, for one head too."""
+    return [values] if isinstance(values, Tensor) else list(values)
 
 
 def _checked(vector: Tensor, in_plane: int, feature: Tensor) -> Tensor:
@@ -345,7 +296,7 @@ def _checked(vector: Tensor, in_plane: int, feature: Tensor) -> Tensor:
 
 
 def _start_small(classifier: nn.Module, scale: float) -> None:
-    """N(0, .02) cut at 2, no bias: the start of the papers of ConvNeXt and ViT."""
+    """Initialise with N(0, .02) cut at 2 and no bias, as the papers of ConvNeXt and ViT do."""
     for layer in classifier.modules():
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-2.0, b=2.0)

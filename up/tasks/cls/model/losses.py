@@ -1,21 +1,24 @@
-"""What a classifier is trained to minimise; each loss also says how its logits become scores."""
+"""Losses of classification; each also defines how its logits become scores."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from up.config.argument import Derived, Fraction
+from up.config.argument import Derived, Fraction, Positive
 from up.config.checked import checked
 from up.config.contract import Contract, PartError, called
+from up.distributed.group import sum_over_ranks, world_size
 from up.errors import UserError
 from up.registry import Registry
+from up.types import Argument
 
 LOSSES = Registry(
     "loss",
@@ -24,14 +27,16 @@ LOSSES = Registry(
         "stce": "up.tasks.cls.model.losses:CrossEntropy",
         "bce": "up.tasks.cls.model.losses:BinaryCrossEntropy",
         "label_smooth_ce": "up.tasks.cls.model.losses:LabelSmoothing",
-        "softmax_eql": "up.tasks.cls.model.longtail:SoftmaxEQL",
-        "softmax_eqlv2": "up.tasks.cls.model.longtail:SoftmaxEQLV2",
+        "softmax_eql": "up.tasks.cls.model.losses:SoftmaxEQL",
+        "softmax_eqlv2": "up.tasks.cls.model.losses:SoftmaxEQLV2",
     },
     contract=Contract("docs/add_a_part.md", base=lambda: (ClassificationLoss,)),
 )
 
 Activation = Literal["softmax", "sigmoid"]
+ClassWeights: TypeAlias = Literal["balanced"] | list[float] | None
 ClassCounts: TypeAlias = Annotated[list[int] | None, Derived("the labels of dataset.train")]
+T = TypeVar("T")
 
 
 class ClassificationLoss(nn.Module, ABC):
@@ -39,29 +44,20 @@ class ClassificationLoss(nn.Module, ABC):
 
     It is computed in float32 at least, under autocast too. ``class_weights`` is one number a class, or ``balanced``:
     n / (C n_c) from ``class_counts``, the training images of each class (0 for a class without images).
-    Errors: ``UserError`` for weights or targets that do not fit the number of logits.
+    Raises ``UserError`` for weights or targets that do not fit the number of logits.
     """
 
     activation: ClassVar[Activation] = "softmax"
     class_weights: Tensor | None
 
-    def __init__(
-        self,
-        *,
-        loss_weight: float = 1.0,
-        class_weights: Literal["balanced"] | list[float] | None = None,
-        class_counts: ClassCounts = None,
-    ) -> None:
+    def __init__(self, *, loss_weight: float = 1.0, class_weights: ClassWeights = None, class_counts: ClassCounts = None) -> None:
         super().__init__()
         self.loss_weight = loss_weight
         # Not in the checkpoint: the weights follow from the config and the data, which may change on purpose.
         self.register_buffer("class_weights", _weights(class_weights, class_counts), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        self._check(logits, target)
-        target = target if target.is_floating_point() else target.long()
-        with _without_autocast(logits.device.type):
-            loss = self._loss(_precise(logits), target)
+        loss = self._computed(self._loss, logits, target)
         if not isinstance(loss, Tensor) or loss.ndim:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             what = f"_loss() returned {got}, expected a scalar tensor. Write `return loss.mean()`."
@@ -70,21 +66,18 @@ class ClassificationLoss(nn.Module, ABC):
 
     @abstractmethod
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The unweighted loss of float logits."""
+        """Compute the unweighted loss of float logits."""
 
     def of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Share (B,) of each image in the loss, and its weight (B,).
+        """Return the share (B,) of each image in the loss, and its weight (B,).
 
         The loss of any images is the sum of their shares over that of their weights, which are 1 but for class weights.
         """
-        self._check(logits, target)
-        target = target if target.is_floating_point() else target.long()
-        with _without_autocast(logits.device.type):
-            shares, weights = self._of_each(_precise(logits), target)
+        shares, weights = self._computed(self._of_each, logits, target)
         return self.loss_weight * shares, weights
 
     def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Every image alone: right for any loss that is a mean over what ``weight`` says, and slow."""
+        """Compute each image alone: right for any loss that is a mean over what ``weight`` returns, and slow."""
         images = list(zip(logits[:, None], target[:, None], strict=True))
         losses = torch.stack([self._loss(image, wanted) for image, wanted in images])
         if self.weight(target) is None:
@@ -93,20 +86,28 @@ class ClassificationLoss(nn.Module, ABC):
         return torch.where(weights == 0, 0, losses * weights), weights
 
     def weight(self, target: Tensor) -> Tensor | float | None:
-        """What the loss of ``target`` is the mean of, for a loss that leaves labels out or weighs them. None: of the images.
+        """Return the weight of a loss that leaves labels out or weighs them: what it is the mean of. None: of the images.
 
         The loss of several batches is the sum of loss · weight over the sum of the weights, whatever batches they are.
         """
         return None
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """The logits that scores are made of and an export gives out: the net's own, unless the loss moves them."""
+        """Return the logits that scores are made of and exports contain: the net's own, unless the loss moves them."""
         return logits
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Probabilities (B, C) in float32: they sum to 1 over the classes for softmax, each is its own for sigmoid."""
+        """Compute probabilities (B, C) in float32: they sum to 1 over the classes for softmax, each is its own for sigmoid."""
         adjusted = self.adjust(_precise(logits))
         return adjusted.softmax(dim=1) if self.activation == "softmax" else adjusted.sigmoid()
+
+    def _computed(self, function: Callable[[Tensor, Tensor], T], logits: Tensor, target: Tensor) -> T:
+        """Call ``function`` with checked arguments, without autocast."""
+        self._check(logits, target)
+        device = logits.device.type
+        known = torch.amp.is_autocast_available(device)  # not on `meta`, where shapes are checked without computing
+        with torch.autocast(device, enabled=False) if known else nullcontext():
+            return function(_precise(logits), target if target.is_floating_point() else target.long())
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
         classes = logits.shape[1]
@@ -124,28 +125,52 @@ class ClassificationLoss(nn.Module, ABC):
             )
 
 
-class WeightedMean(ClassificationLoss):
-    """A loss that is a mean over images, or over their class weights where there are any."""
-
-    def weight(self, target: Tensor) -> Tensor | None:
-        return None if self.class_weights is None else _weight_of_each(target, self.class_weights).sum()
-
-
-class CrossEntropy(WeightedMean):
+class CrossEntropy(ClassificationLoss):
     """Softmax cross-entropy against labels or soft targets.
 
     ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float that sums to 1 -> scalar. With class weights it is the
     mean weighted by the weight of each target, so that a label and its one-hot vector give the same value.
     """
 
+    smooth_ratio = 0.0
+    num_classes: int | None = None  # compared with the logits
+
+    def weight(self, target: Tensor) -> Tensor | None:
+        return None if self.class_weights is None else _weight_of_each(target, self.class_weights).sum()
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        """Return the logits that the loss is computed of."""
+        return logits
+
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(logits, target, self.class_weights)
+        if self.class_weights is None or target.ndim == 1:
+            return self._cross_entropy(logits, target, "mean")
+        # torch divides by the images for soft targets and by the weights for labels; here both are divided by the weights.
+        weights = self.class_weights.to(logits.dtype)
+        return self._cross_entropy(logits, target, "sum") / _weight_of_each(target.to(logits.dtype), weights).sum()
 
     def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return cross_entropy_of_each(logits, target, self.class_weights)
+        shares = self._cross_entropy(logits, target, "none")
+        if self.class_weights is None:
+            return shares, torch.ones_like(shares)
+        weights = self.class_weights.to(logits.dtype)
+        return shares, _weight_of_each(target if target.ndim == 1 else target.to(logits.dtype), weights)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor, reduction: str) -> Tensor:
+        target = target if target.ndim == 1 else target.to(logits.dtype)
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        return F.cross_entropy(self.shifted(logits), target, weight=weights, reduction=reduction, label_smoothing=self.smooth_ratio)
+
+    def _check(self, logits: Tensor, target: Tensor) -> None:
+        super()._check(logits, target)
+        if self.num_classes is not None and logits.shape[1] != self.num_classes:
+            raise UserError(
+                f"the loss's num_classes is {self.num_classes}, but the net gives {logits.shape[1]} logits. "
+                "Make it equal to num_classes of the head, or leave it out."
+            )
 
 
-class LabelSmoothing(WeightedMean):
+class LabelSmoothing(CrossEntropy):
     """Softmax cross-entropy against y (1 - smooth_ratio) + smooth_ratio / C (Szegedy et al. 2016, §7).
 
     ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float that sums to 1 -> scalar.
@@ -157,27 +182,17 @@ class LabelSmoothing(WeightedMean):
         *,
         smooth_ratio: Fraction = 0.1,
         num_classes: Annotated[int | None, Derived("the classes of dataset.train")] = None,
-        loss_weight: float = 1.0,
-        class_weights: Literal["balanced"] | list[float] | None = None,
-        class_counts: ClassCounts = None,
+        **kwargs: Argument,
     ) -> None:
-        super().__init__(loss_weight=loss_weight, class_weights=class_weights, class_counts=class_counts)
+        super().__init__(**kwargs)
         self.smooth_ratio = smooth_ratio
         self.num_classes = num_classes
-
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.num_classes is not None:
-            check_width(self.num_classes, logits)
-        return cross_entropy(logits, target, self.class_weights, self.smooth_ratio)
-
-    def _of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return cross_entropy_of_each(logits, target, self.class_weights, self.smooth_ratio)
 
 
 class BinaryCrossEntropy(ClassificationLoss):
     """Sigmoid cross-entropy against labels, soft targets or sets of labels (Wightman et al. 2021, §3).
 
-    ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float in [0, 1] -> scalar. ``reduction`` is what happens to the
+    ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float in [0, 1] -> scalar. ``reduction`` is that over the
     classes; images are always averaged. ``bias`` starts every class at its chance 1 / C: the logits are lowered by
     log C and the classes summed. ``target_threshold`` makes targets above it 1 and the others 0. Class weights weigh
     the positives (``pos_weight`` of torch): weighing whole columns would not move the optimum of any class.
@@ -191,17 +206,15 @@ class BinaryCrossEntropy(ClassificationLoss):
         bias: bool = False,
         target_threshold: float | None = None,
         reduction: Literal["mean", "sum"] = "mean",
-        loss_weight: float = 1.0,
-        class_weights: Literal["balanced"] | list[float] | None = None,
-        class_counts: ClassCounts = None,
+        **kwargs: Argument,
     ) -> None:
-        super().__init__(loss_weight=loss_weight, class_weights=class_weights, class_counts=class_counts)
+        super().__init__(**kwargs)
         self.bias = bias
         self.target_threshold = target_threshold
         self.sums_classes = bias or reduction == "sum"
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """``logits`` - log C with ``bias``: the shift is part of what the net says, in scores and exports too."""
+        """Lower the logits by log C with ``bias``: the shift is part of the output, in scores and exports too."""
         return logits - math.log(logits.shape[1]) if self.bias else logits
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -221,59 +234,112 @@ class BinaryCrossEntropy(ClassificationLoss):
         return F.binary_cross_entropy_with_logits(self.adjust(logits), wanted, pos_weight=weights, reduction=reduction)
 
 
+class GradientBalanced(CrossEntropy):
+    """Softmax cross-entropy of x + shift(g), where g (C,) is the gradient that each class has received so far.
+
+    For long-tailed data. The gradient of the mean loss towards the logits, (softmax(x + shift) - y) / B, is added up over
+    the steps: ``pos_grad`` where it raises a logit, ``neg_grad`` where it lowers one. ``indicator`` picks g: ``pos``, ``neg``
+    or ``pos_and_neg``, the ratio pos / neg. Scores are the softmax of the unshifted logits: the shift is what makes them
+    balanced.
+    """
+
+    pos_grad: Tensor
+    neg_grad: Tensor
+
+    @checked
+    def __init__(
+        self,
+        *,
+        num_classes: Annotated[int, Derived("the classes of dataset.train")],
+        indicator: Literal["pos", "neg", "pos_and_neg"] = "pos",
+        tau: float = 1.0,
+        eps: Positive = 1e-4,
+        **kwargs: Argument,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.indicator = indicator
+        self.tau = tau
+        self.eps = eps
+        self.num_classes = num_classes
+        self.register_buffer("pos_grad", torch.zeros(num_classes))
+        self.register_buffer("neg_grad", torch.zeros(num_classes))
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        return logits + self.shift()
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss = super()._loss(logits, target)  # with the shift of the steps before
+        if self.training and logits.requires_grad:
+            # In closed form: autograd's would carry fp16's loss scale, loss_weight and the micro-batches.
+            probs = self.shifted(logits).detach().softmax(dim=1)
+            self.collect_grad((probs - as_soft(target, logits)) / len(logits))
+        return loss
+
+    @torch.no_grad()
+    def collect_grad(self, gradient: Tensor) -> None:
+        """Add the gradient (B, C) of one step's loss towards the logits; training steps do so by themselves."""
+        raises = (-gradient).clamp(min=0).sum(dim=0)
+        lowers = gradient.clamp(min=0).sum(dim=0)
+        # The mean over the ranks, not the sum: it depends on the global batch and not on the number of ranks.
+        received = sum_over_ranks(torch.stack([raises, lowers]).to(self.pos_grad.dtype)) / world_size()
+        # A step that overflows fp16 is skipped by the loss scaler; it must not spoil the sums for good.
+        received = received.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        self.pos_grad += received[0]
+        self.neg_grad += received[1]
+
+    def received(self) -> Tensor:
+        """Return g (C,), the gradient that each class has received, as ``indicator`` selects it."""
+        if self.indicator == "pos_and_neg":
+            return self.pos_grad / (self.neg_grad + 1e-10)
+        return self.pos_grad if self.indicator == "pos" else self.neg_grad
+
+    @abstractmethod
+    def shift(self) -> Tensor:
+        """Compute the summand (C,) of the logits."""
+
+
+class SoftmaxEQL(GradientBalanced):
+    """Softmax equalisation loss: each wrong class j counts (g_j / g_y)^tau times in the denominator of class y.
+
+    -log( e^x_y / Σ_j w_j e^x_j ) with w_y = 1 and w_j = (max(g_j, eps) / max(g_y, eps))^tau, which is the
+    cross-entropy of x + tau log max(g, eps), because softmax does not see a constant. ``logits`` (B, C), ``target``
+    (B,) int64 or (B, C) float -> scalar. Before any gradient has come in it is plain cross-entropy. After Equalization
+    Loss (Tan et al. 2020) and its gradient-guided form (Tan et al. 2021).
+    """
+
+    def shift(self) -> Tensor:
+        return self.tau * self.received().clamp(min=self.eps).log()
+
+
+class SoftmaxEQLV2(GradientBalanced):
+    """Softmax equalisation loss by shares: cross-entropy of x + log((g / (Σg + eps))^tau + 1e-9).
+
+    ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float -> scalar. As ``softmax_eql``, but the floor is relative
+    to the total, so that it means the same early and late in training; it is the logit adjustment of Menon et al.
+    2021 with gradients in place of class frequencies.
+    """
+
+    def shift(self) -> Tensor:
+        received = self.received()
+        return ((received / (received.sum() + self.eps)).pow(self.tau) + 1e-9).log()
+
+
 def as_soft(target: Tensor, logits: Tensor) -> Tensor:
-    """``target`` as (B, C) numbers of the type of ``logits``; labels become one-hot vectors."""
+    """Return ``target`` as (B, C) numbers of the type of ``logits``; labels become one-hot vectors."""
     soft = target if target.is_floating_point() or target.ndim > 1 else F.one_hot(target, logits.shape[1])
     return soft.to(logits.dtype)
 
 
-def check_width(num_classes: int, logits: Tensor) -> None:
-    """A loss that was told its number of classes must get as many logits."""
-    if logits.shape[1] != num_classes:
-        raise UserError(
-            f"the loss's num_classes is {num_classes}, but the net gives {logits.shape[1]} logits. "
-            "Make it equal to num_classes of the head, or leave it out."
-        )
-
-
-def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy, averaged over the weights of the targets, which may be labels (B,) or soft (B, C)."""
-    target = target if target.ndim == 1 else target.to(logits.dtype)
-    if weights is None or target.ndim == 1:
-        weights = None if weights is None else weights.to(logits.dtype)
-        return F.cross_entropy(logits, target, weight=weights, label_smoothing=smoothing)
-    weights = weights.to(logits.dtype)
-    total = F.cross_entropy(logits, target, weight=weights, reduction="sum", label_smoothing=smoothing)
-    # torch divides by the images for soft targets and by the weights for labels; here both are divided by the weights.
-    return total / _weight_of_each(target, weights).sum()
-
-
-def cross_entropy_of_each(logits: Tensor, target: Tensor, weights: Tensor | None, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The summands (B,) of ``cross_entropy`` and their weights (B,): the sum of the ones over that of the others is its value."""
-    target = target if target.ndim == 1 else target.to(logits.dtype)
-    weights = None if weights is None else weights.to(logits.dtype)
-    shares = F.cross_entropy(logits, target, weight=weights, reduction="none", label_smoothing=smoothing)
-    if weights is None:
-        return shares, torch.ones_like(shares)
-    return shares, _weight_of_each(target, weights)
-
-
 def _weight_of_each(target: Tensor, weights: Tensor) -> Tensor:
-    """The class weights (B,) of labels (B,) or of soft targets (B, C)."""
+    """Return the class weights (B,) of labels (B,) or of soft targets (B, C)."""
     return target.to(weights.dtype) @ weights if target.is_floating_point() else weights[target]
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    # `meta`, on which shapes are checked without computing, knows no autocast.
-    known = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 def _precise(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _weights(wanted: Literal["balanced"] | list[float] | None, counts: list[int] | None) -> Tensor | None:
+def _weights(wanted: ClassWeights, counts: list[int] | None) -> Tensor | None:
     if wanted is None:
         return None
     if wanted == "balanced":

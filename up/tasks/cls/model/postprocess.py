@@ -1,9 +1,9 @@
-"""From logits to the loss in training, and to scores and predictions in evaluation."""
+"""Post-processing of logits: the loss in training, scores and predictions in evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -13,7 +13,10 @@ from up.engine.step import Mean
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
-from up.tasks.cls.model.losses import Activation, ClassificationLoss, as_soft
+from up.tasks.cls.model.heads import heads_of
+from up.tasks.cls.model.losses import ClassificationLoss, as_soft
+from up.text import count
+from up.types import Record
 
 POST_PROCESSES = Registry(
     "post_process",
@@ -28,11 +31,11 @@ class ClassificationPostProcess(nn.Module):
     Reads ``logits`` (B, C), or a list of such, one a head; in training also ``gt``, (B,) int64, (B, heads) int64 or
     (B, C) float, and ``dominant`` (B,) where a batch was mixed. ``cls_loss`` is one loss for all heads or a list, one
     a head. Training returns ``loss``, summed over the heads, and ``scalars`` in percent: ``accuracy_top1``, or
-    ``dominant_top1`` against the label of the larger weight, or ``exact_match`` (the whole set is right) with
+    ``dominant_top1`` against the label of the larger weight, or ``exact_match`` (the whole set is correct) with
     ``multilabel``; several heads have ``head0_`` before each name. Evaluation returns ``scores``, probabilities like
     ``logits``, and ``preds`` (B,), or (B, C) bool with ``multilabel``: every score above .5; of images with labels also
     ``losses``, for each head the shares (B,) of the images in the loss and their weights (B,). Nothing here
-    waits for the device. Errors: ``UserError`` for labels or losses that do not fit the heads.
+    waits for the device. Raises ``UserError`` for labels or losses that do not fit the heads.
     """
 
     def __init__(
@@ -51,42 +54,38 @@ class ClassificationPostProcess(nn.Module):
                 raise UserError(
                     got=True,
                     expected=f"false for {type(loss).__name__}, whose scores sum to 1",
-                    fix="Use a loss that scores each class by itself, such as bce.",
+                    fix="Use a loss that scores each class separately, such as bce.",
                     key="multilabel",
                 )
 
-    def forward(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def forward(self, record: Record) -> Record:
         logits = read(record, "logits", "head")
+        heads, gt = heads_of(logits), record.get("gt")
         if self.training:
-            return self._train(logits, record)
-        measured = {} if record.get("gt") is None else {"losses": self._measure(logits, record["gt"])}
-        return {**self._evaluate(logits), **measured}
-
-    def adjust(self, logits: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """The logits that an export gives out: those of the net, moved where the loss says so."""
-        if isinstance(logits, Tensor):
-            return self.losses(1)[0].adjust(logits)
-        return [loss.adjust(head) for loss, head in zip(self.losses(len(logits)), logits, strict=True)]
-
-    def activations(self, heads: int) -> list[Activation]:
-        """What turns the adjusted logits of each head into scores."""
-        return [loss.activation for loss in self.losses(heads)]
+            return self._train(heads, _per_head(gt, heads), record.get("dominant"))
+        losses = self.losses(len(heads))
+        scores = [loss.scores(head) for loss, head in zip(losses, heads, strict=True)]
+        preds = [each > 0.5 if self.multilabel else each.argmax(dim=1) for each in scores]
+        one = isinstance(logits, Tensor)
+        found: Record = {"scores": scores[0] if one else scores, "preds": preds[0] if one else preds}
+        if gt is not None:
+            each_head = zip(losses, heads, _per_head(gt, heads), strict=True)
+            found["losses"] = [loss.of_each(head, target) for loss, head, target in each_head]
+        return found
 
     def losses(self, heads: int) -> list[ClassificationLoss]:
-        """One loss a head."""
+        """List the loss of each head."""
         if not isinstance(self.cls_loss, nn.ModuleList):
             return [self.cls_loss] * heads
         if len(self.cls_loss) != heads:
             raise UserError(
-                f"lists {len(self.cls_loss)} losses, but the net has {_heads(heads)}",
+                f"lists {len(self.cls_loss)} losses, but the net has {count(heads, 'head')}",
                 fix="List one for each, or give a single one for all.",
                 key="cls_loss",
             )
         return list(self.cls_loss)  # type: ignore[arg-type]
 
-    def _train(self, logits: Tensor | Sequence[Tensor], record: Mapping[str, Any]) -> dict[str, Any]:
-        heads = [logits] if isinstance(logits, Tensor) else list(logits)
-        targets = _per_head(record.get("gt"), heads)
+    def _train(self, heads: Sequence[Tensor], targets: Sequence[Tensor], dominant: Tensor | None) -> Record:
         scalars: dict[str, Tensor] = {}
         values: list[Mean] = []
         for index, (loss, head, target) in enumerate(zip(self.losses(len(heads)), heads, targets, strict=True)):
@@ -94,7 +93,7 @@ class ClassificationPostProcess(nn.Module):
             values.append(Mean(loss(head, target), loss.weight(target)))
             if len(heads) > 1:
                 scalars[f"{start}loss"] = values[-1].value.detach()
-            name, share = self._accuracy(loss, head.detach(), target, record.get("dominant"))
+            name, share = self._accuracy(loss, head.detach(), target, dominant)
             scalars[f"{start}{name}"] = 100 * share
         total = sum((head.value for head in values[1:]), values[0].value)
         if all(head.weight is None for head in values):
@@ -102,11 +101,6 @@ class ClassificationPostProcess(nn.Module):
         if len(values) == 1:
             return {"loss": total, "weight": values[0].weight, "scalars": {name: Mean(value) for name, value in scalars.items()}}
         return {"loss": total, "scalars": scalars, "terms": {f"{self.prefix}head{i}_loss": head for i, head in enumerate(values)}}
-
-    def _measure(self, logits: Tensor | Sequence[Tensor], gt: Tensor) -> list[tuple[Tensor, Tensor]]:
-        heads = [logits] if isinstance(logits, Tensor) else list(logits)
-        each = zip(self.losses(len(heads)), heads, _per_head(gt, heads), strict=True)
-        return [loss.of_each(head, target) for loss, head, target in each]
 
     def _accuracy(self, loss: ClassificationLoss, logits: Tensor, target: Tensor, dominant: Tensor | None) -> tuple[str, Tensor]:
         if self.multilabel:
@@ -117,34 +111,19 @@ class ClassificationPostProcess(nn.Module):
         labels = target if target.ndim == 1 else target.argmax(dim=1)
         return "accuracy_top1", (logits.argmax(dim=1) == labels).float().mean()
 
-    def _evaluate(self, logits: Tensor | Sequence[Tensor]) -> dict[str, Any]:
-        if isinstance(logits, Tensor):
-            scores = self.losses(1)[0].scores(logits)
-            return {"scores": scores, "preds": self._predictions(scores)}
-        each = [loss.scores(head) for loss, head in zip(self.losses(len(logits)), logits, strict=True)]
-        return {"scores": each, "preds": [self._predictions(scores) for scores in each]}
-
-    def _predictions(self, scores: Tensor) -> Tensor:
-        return scores > 0.5 if self.multilabel else scores.argmax(dim=1)
-
 
 def _per_head(gt: Tensor | None, heads: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The labels of each head: the columns of (B, heads) int64, or all there is for a single head."""
+    """List the labels of each head: the columns of (B, heads) int64, or all there is for a single head."""
     if gt is None:
         raise UserError(
-            "the training data has no labels (gt): the loss needs them. Use a meta_type with labels for "
+            "the training data has no labels: the loss needs them. Use a meta_type with labels for "
             "dataset.train; inference_only is for evaluation."
         )
-    one_a_head = gt.ndim == 2 and not gt.is_floating_point() and gt.shape[1] == len(heads)
-    if one_a_head:
+    if gt.ndim == 2 and not gt.is_floating_point() and gt.shape[1] == len(heads):
         return gt.unbind(dim=1)
     if len(heads) > 1:
         raise UserError(
-            f"the net has {_heads(len(heads))}, but the labels of a batch have the shape {tuple(gt.shape)}. "
+            f"the net has {len(heads)} heads, but the labels of a batch have the shape {tuple(gt.shape)}. "
             f"Expected (B, {len(heads)}): a list of {len(heads)} labels for every image, and no mixing."
         )
     return [gt]
-
-
-def _heads(number: int) -> str:
-    return f"{number} heads" if number > 1 else "1 head"

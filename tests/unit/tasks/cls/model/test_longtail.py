@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.harness.facts import facts
 from up.errors import UserError
-from up.tasks.cls.model.longtail import SoftmaxEQL, SoftmaxEQLV2
+from up.tasks.cls.model.losses import SoftmaxEQL, SoftmaxEQLV2
 
 # The inputs of the printed reference values.
 X3, Y3 = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]), torch.tensor([0, 2])
@@ -110,7 +110,7 @@ def test_eps_must_be_positive() -> None:
 RANK = """
 import sys
 import torch, torch.distributed as dist
-from up.tasks.cls.model.longtail import SoftmaxEQL
+from up.tasks.cls.model.losses import SoftmaxEQL
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 x, y = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]), torch.tensor([0, 2])

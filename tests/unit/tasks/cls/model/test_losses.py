@@ -10,8 +10,7 @@ from torch import nn
 
 from tests.harness.facts import facts
 from up.errors import UserError
-from up.tasks.cls.model.longtail import SoftmaxEQL
-from up.tasks.cls.model.losses import LOSSES, BinaryCrossEntropy, ClassificationLoss, CrossEntropy, LabelSmoothing
+from up.tasks.cls.model.losses import LOSSES, BinaryCrossEntropy, ClassificationLoss, CrossEntropy, LabelSmoothing, SoftmaxEQL
 
 # The inputs of the printed reference values.
 X = torch.tensor([[2.0, 0.0, -1.0, 0.5], [0.1, 0.2, 0.3, -2.0]])

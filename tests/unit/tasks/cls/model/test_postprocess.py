@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from tests.harness.facts import facts
 from up.errors import UserError
-from up.tasks.cls.model.longtail import SoftmaxEQL
-from up.tasks.cls.model.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, LabelSmoothing
+from up.tasks.cls.model.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, LabelSmoothing, SoftmaxEQL
 from up.tasks.cls.model.postprocess import POST_PROCESSES, ClassificationPostProcess
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.1, 0.2, 0.3], [0.0, 3.0, 1.0], [5.0, 0.0, 0.0]])
@@ -160,11 +159,11 @@ def test_the_state_of_a_loss_has_a_stable_name() -> None:
 
 def test_an_export_gets_the_moved_logits_and_the_activation_of_each_head() -> None:
     post = ClassificationPostProcess(cls_loss=[CrossEntropy(), BinaryCrossEntropy(bias=True)])
-    adjusted = post.adjust([LOGITS, OTHER])
+    losses = post.losses(heads=2)
+    adjusted = [loss.adjust(head) for loss, head in zip(losses, (LOGITS, OTHER), strict=True)]
     assert torch.equal(adjusted[0], LOGITS)
     assert torch.equal(adjusted[1], OTHER - math.log(2))
-    assert post.activations(heads=2) == ["softmax", "sigmoid"]
-    assert torch.equal(ClassificationPostProcess(cls_loss=CrossEntropy()).adjust(LOGITS), LOGITS)
+    assert [loss.activation for loss in losses] == ["softmax", "sigmoid"]
 
 
 def test_evaluation_of_labelled_images_measures_the_loss_of_each() -> None:
