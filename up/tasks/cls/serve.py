@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from up.bundle.answers import ClassesAnswer, OutputSpec
 from up.bundle.answers.classes import Head as ServedHead
-from up.errors import ConfigError, Problem, UserError
+from up.errors import ConfigError, Problem
 from up.models.net import Net
-from up.tasks.cls.model.heads import Head, heads_of
+from up.tasks.cls.model.heads import Head, Names, heads_of, labels_of
 from up.tasks.cls.model.postprocess import ClassificationPostProcess
 from up.tasks.served import Served
-from up.text import Verbatim
 
 _OUTPUT = "scores"
 _TOPK = 5
@@ -42,7 +41,7 @@ class ServedNet(nn.Module):
         return numbers[0] if len(numbers) == 1 else torch.cat(numbers, dim=1)
 
 
-def serve(net: nn.Module, class_names: Sequence[str] | Sequence[Sequence[str]] | None, activated: bool) -> Served:
+def serve(net: nn.Module, class_names: Names | None, activated: bool) -> Served:
     """Serve a net in evaluation mode; ``activated``: its outputs are probabilities.
 
     Raises ``UserError`` for names that do not fit the heads.
@@ -59,20 +58,6 @@ def serve(net: nn.Module, class_names: Sequence[str] | Sequence[Sequence[str]] |
         outputs=[OutputSpec(name=_OUTPUT, axes=["N", heads[-1].end + 1])],
         answer=ClassesAnswer(output=_OUTPUT, activated=activated, heads=heads),
     )
-
-
-def labels_of(class_names: Sequence[str] | Sequence[Sequence[str]] | None, num_classes: Sequence[int]) -> list[list[str]]:
-    """List the names of each head's classes, or their numbers where nothing names them. Raises ``UserError`` for a misfit."""
-    if not class_names:
-        return [[str(label) for label in range(classes)] for classes in num_classes]
-    lists = [list(class_names)] if isinstance(class_names[0], str) else [list(names) for names in class_names]
-    if [len(names) for names in lists] != list(num_classes):
-        raise UserError(
-            got=Verbatim(f"{[len(names) for names in lists]} names"),
-            expected=f"{list(num_classes)}: one name for each output of the net, a list for each head",
-            key="class_names",
-        )
-    return [[str(name) for name in names] for names in lists]
 
 
 def _heads(labels: Sequence[list[str]], post_process: ClassificationPostProcess) -> Iterator[ServedHead]:

@@ -32,8 +32,7 @@ from up.tasks.cls.data.files import named_paths
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
-from up.tasks.cls.evaluate.reports import write_reports
-from up.tasks.cls.evaluate.results import ResultStream
+from up.tasks.cls.evaluate.reports import ResultStream, write_reports
 from up.tasks.cls.evaluate.teacher_top1 import TeacherTop1
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head
 from up.tasks.cls.model.losses import LOSSES

@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from up.config.argument import FixedOnResume, FromProgram, NoEffect, NotNegative, PartOf, PathTo
+from up.config.argument import FixedOnResume, NoEffect, PathTo
 from up.config.checked import checked
 from up.data.bad_images import BadImage
 from up.data.packed import PackedLabels
 from up.data.records import Image, Sample
 from up.data.transforms.image import size_of
-from up.engine.evaluate import Evaluator
 from up.registry import Registry
-from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader, Transforms
+from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader
 from up.tasks.cls.data.inference import InferenceConfig
 from up.tasks.cls.data.tables import TableSpec, read_table
-from up.types import Kwargs
+from up.types import Argument, Kwargs
 
 DATASETS = Registry(
     "dataset",
@@ -64,37 +63,22 @@ class ClsDataset(ImageDataset):
         meta_file: str | list[str] | None = None,
         meta_type: str | list[str] = "imagenet",
         image_reader: ImageReader,
-        transformer: Transforms = (),
-        evaluator: Annotated[Evaluator | None, PartOf("evaluator")] = None,
         fraction: Annotated[float, Field(gt=0, le=1), FixedOnResume()] = 1.0,
         label_mapping: Annotated[list[int] | None, FixedOnResume()] = None,
-        save_score: bool = False,
         multilabel: bool = False,
         image_type: Annotated[str, NoEffect("transforms take Pillow images and tensors, whichever the reader gives")] = "pil",
         parser_info: ParserInfo | None = None,
         inference_cfg: InferenceConfig | None = None,
         num_classes: int | list[int] | None = None,
         class_names: Annotated[str, PathTo("file with one class name a line")] | list[str] | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
-        max_bad: NotNegative = 0.01,
         allow_outside: bool = False,
         reload_cfg: Annotated[Kwargs | None, NoEffect(_PACKED)] = None,
         random: Annotated[bool, NoEffect("the sampler draws the order of every epoch")] = True,
-        seed: Annotated[int, FromProgram()] = 0,
-        train: Annotated[bool, FromProgram()] = True,
+        **kwargs: Argument,
     ) -> None:
-        """``seed`` and ``train`` are the program's. Raises ``UserError`` for whatever is wrong with the meta files."""
+        """Read the meta files. Raises ``UserError`` with file and line for everything that is wrong with them."""
         del image_type, reload_cfg, random
-        super().__init__(
-            transformer=transformer,
-            evaluator=evaluator,
-            save_score=save_score,
-            multilabel=multilabel,
-            on_bad_image=on_bad_image,
-            max_bad=max_bad,
-            seed=seed,
-            train=train,
-        )
+        super().__init__(multilabel=multilabel, **kwargs)
         spec = TableSpec(
             meta_file=meta_file,
             meta_type=meta_type,

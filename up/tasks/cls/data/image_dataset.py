@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Annotated, Literal, TypeAlias, TypeGuard
+from typing import Annotated, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from up.config.argument import FromProgram, NotNegative, PartOf
+from up.config.argument import PartOf
 from up.config.contract import Attribute, Contract, Method
-from up.data.dataset import ImageReader, KeyedDataset, Transforms
+from up.data.dataset import ImageReader, KeyedDataset
 from up.data.packed import PackedLabels
 from up.data.records import Sample, Transform
 from up.data.transforms.image import kind_of
 from up.engine.evaluate import Evaluator
 from up.tasks.cls.augment.sample_mixing import SampleMix
 from up.text import count
+from up.types import Argument
 
-__all__ = ["DATASET_CONTRACT", "ImageDataset", "ImageReader", "Transforms"]
+__all__ = ["DATASET_CONTRACT", "ImageDataset", "ImageReader"]
 
 Labels: TypeAlias = "Sequence[int] | NDArray[np.int64] | None"
 
@@ -44,17 +45,12 @@ class ImageDataset(KeyedDataset):
     def __init__(
         self,
         *,
-        transformer: Transforms = (),
         evaluator: Annotated[Evaluator | None, PartOf("evaluator")] = None,
         save_score: bool = False,
         multilabel: bool = False,
-        on_bad_image: Literal["error", "skip"] = "error",
-        max_bad: NotNegative = 0.01,
-        seed: Annotated[int, FromProgram()] = 0,
-        train: Annotated[bool, FromProgram()] = True,
+        **kwargs: Argument,
     ) -> None:
-        """Raises ``UserError`` for a ``max_bad`` below 0."""
-        super().__init__(transformer=transformer, on_bad_image=on_bad_image, max_bad=max_bad, seed=seed, train=train)
+        super().__init__(**kwargs)
         self.evaluator, self.save_score, self.multilabel = evaluator, save_score, multilabel
         self._num_classes: int | list[int] | None = None
 

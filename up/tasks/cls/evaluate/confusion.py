@@ -1,4 +1,4 @@
-"""Confusion matrix: counts of true and predicted classes, and a figure of them."""
+"""Confusion matrix: counts of labels and predictions, and a figure of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONGEST_NAME = 24  # letters
 
 
 def confusion_matrix(head: HeadPredictions) -> Ints:
-    """(C, C) images by true class (row) and predicted class (column); images without a readable score are left out."""
+    """Count images (C, C) by true class (row) and predicted class (column), without those that have no finite score."""
     assert head.gt is not None, "a head without labels has no confusion"
     readable = head.preds >= 0
     cells = head.gt[readable].astype(np.int64) * head.classes + head.preds[readable]
@@ -34,9 +34,9 @@ def confusion_matrix(head: HeadPredictions) -> Ints:
 
 
 def confusion_figure(matrix: Ints, names: Sequence[str]) -> bytes:
-    """The PNG of a matrix (C, C): shares of each true class, correct ones blue and wrong ones red.
+    """Draw a matrix (C, C) as a PNG: shares of each true class, correct ones blue and wrong ones red.
 
-    Up to ``LABELLED`` classes it has names and counts; above, class numbers and the most frequent confusions.
+    Up to ``LABELLED`` classes it has names and counts, above that class numbers and the most frequent confusions.
     """
     classes = len(matrix)
     known = names if classes <= LABELLED else [names[c] for pair in _confusions(matrix) for c in pair[:2]]
@@ -118,7 +118,7 @@ def _cells(figure: Figure, axes: Axes, signed: Floats, note: str) -> AxesImage:
 
 
 def _in_blocks(signed: Floats, side: int) -> Floats:
-    """Blocks of ``side`` x ``side`` cells: the largest share in each, on the diagonal the mean of the correct ones."""
+    """Reduce blocks of ``side`` x ``side`` cells to the largest share in each, on the diagonal to the mean of the correct ones."""
     classes = len(signed)
     blocks = -(-classes // side)
     padded = np.zeros((blocks * side, blocks * side))
@@ -129,7 +129,7 @@ def _in_blocks(signed: Floats, side: int) -> Floats:
 
 
 def _confusions(matrix: Ints) -> list[tuple[int, int, int]]:
-    """True class, predicted class and images of the most frequent confusions."""
+    """List true class, predicted class and images of the most frequent confusions."""
     wrong = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
     pairs = [(*divmod(int(cell), len(matrix)), int(wrong.flat[cell])) for cell in order]

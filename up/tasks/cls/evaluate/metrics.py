@@ -1,4 +1,4 @@
-"""Evaluators: from the predictions of all images to figures in percent."""
+"""Evaluators: predictions of all images to metrics in percent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,9 @@ from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Ints, Predictions, Recorder, combine
+from up.tasks.cls.model.heads import Names, labels_of
 from up.text import Verbatim, count, did_you_mean, some_of
+from up.types import Argument, Kwargs, Record
 
 EVALUATORS = Registry(
     "evaluator",
@@ -30,15 +32,11 @@ EVALUATORS = Registry(
     contract=EVALUATOR_CONTRACT,
 )
 
-ClassNames: TypeAlias = Annotated[list[str] | list[list[str]] | None, Derived("the data set")]
-ClassIndex: TypeAlias = Annotated[int, Field(ge=0)]
-Unread: TypeAlias = Annotated[
-    dict[str, Any] | None, NoEffect("wrong images are listed by name; the data set's own reader reads what is shown of them")
-]
+_UNREAD = "wrong images are listed by name; the data set's own reader reads what is shown of them"
 
 
 class ImageNetEvaluator:
-    """Top-k accuracy, and on demand precision, recall and F1; for sets of labels mean average precision. In percent.
+    """Top-k accuracy, and optionally precision, recall and F1; for sets of labels mean average precision. In percent.
 
     ``update`` each batch, ``merge`` the ``state`` of all ranks (or none on a single one), ``compute``. One head gives
     ``top{k}`` (``top1`` always, a larger k only where there are more than k classes), ``mean_class_accuracy`` and, with
@@ -48,14 +46,14 @@ class ImageNetEvaluator:
     names the metric that the best checkpoint is chosen by. Where no image has finite scores, every metric is NaN.
     ``bad_case_analyse`` lists the wrong images in ``analysis_json``.
     ``eval_class_idxs``: measure only images of these classes (of sets of labels, only these classes); all when left out or empty.
-    Errors: ``UserError`` for settings that do not fit each other, or the labels.
+    Raises ``UserError`` for settings that do not fit each other, or the labels.
     """
 
     def __init__(
         self,
         *,
         topk: list[int] | tuple[int, ...] = (1, 5),
-        class_names: ClassNames = None,
+        class_names: Annotated[Names | None, Derived("the data set")] = None,
         cmp_key: str | None = None,
         use_prec_rec_f1: bool = False,
         prec_rec_f1_avg: scoring.Average = "macro",
@@ -63,8 +61,8 @@ class ImageNetEvaluator:
         analysis_json: str | None = None,
         multilabel: bool = False,
         keep_scores: bool = False,
-        eval_class_idxs: list[ClassIndex] | None = None,
-        image_reader: Unread = None,
+        eval_class_idxs: list[Annotated[int, Field(ge=0)]] | None = None,
+        image_reader: Annotated[Kwargs | None, NoEffect(_UNREAD)] = None,
     ) -> None:
         del image_reader
         self.eval_class_idxs = sorted(set(eval_class_idxs or ()))
@@ -79,8 +77,14 @@ class ImageNetEvaluator:
         self.multilabel = multilabel
         self.keep_scores = keep_scores
         self.cmp_key = cmp_key
-        if cmp_key is not None:
-            _check_name(cmp_key, self.names())
+        names = self.names()
+        if cmp_key is not None and re.sub(r"^(head\d+|avg)_", "", cmp_key) not in names:
+            raise UserError(
+                got=cmp_key,
+                expected=f"one of {some_of(names)}; precision, recall and f1 need use_prec_rec_f1: true",
+                key="cmp_key",
+                fix=did_you_mean(cmp_key, names).strip(),
+            )
         self.reset()
 
     def reset(self) -> None:
@@ -89,30 +93,30 @@ class ImageNetEvaluator:
         self._is_merged = False
         self._predictions: Predictions | None = None
 
-    def update(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
-        """Take in one batch: ``outputs`` has ``scores``, (B, C) or a list; ``batch`` filename, index and maybe gt."""
+    def update(self, outputs: Kwargs, batch: Kwargs) -> None:
+        """Collect one batch: ``outputs`` has ``scores``, (B, C) or a list; ``batch`` filename, index and maybe gt."""
         assert not self._is_merged, "merge() ends an evaluation: reset() before the next"
         self._recorder.add(outputs["scores"], batch, outputs.get("losses", ()))
         self._predictions = None
 
-    def state(self) -> dict[str, Any]:
-        """What this rank has seen, in arrays and lists that can be sent."""
+    def state(self) -> Record:
+        """Return everything collected on this rank, as arrays and lists."""
         return self._recorder.state()
 
-    def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Stand on the images of all ranks, this one's state among ``states``; each image counts once."""
+    def merge(self, states: Sequence[Kwargs]) -> None:
+        """Replace what was collected by the images of all ranks, each once; this rank's state is among ``states``."""
         self._is_merged = True
         self._predictions = combine(states)
 
     @property
     def predictions(self) -> Predictions:
-        """What is judged: the merged images of all ranks, or those seen so far."""
+        """Predictions of the merged images of all ranks, or of those collected so far."""
         if self._predictions is None:
             self._predictions = combine([self.state()])
         return self._predictions
 
     def names(self) -> list[str]:
-        """The figures of one head."""
+        """List the metrics of one head."""
         extra = ["precision", "recall", "f1"] if self.use_prec_rec_f1 else []
         if self.multilabel:
             return ["mAP", "exact_match", "micro_f1", "macro_f1", *extra]
@@ -120,42 +124,37 @@ class ImageNetEvaluator:
 
     @property
     def main_metric(self) -> str:
-        """The figure that decides which checkpoint is best: the mean over the heads when there are several."""
+        """The metric that decides which checkpoint is best: the mean over the heads when there are several."""
         name = self.cmp_key or ("mAP" if self.multilabel else "top1")
         several = len(self.predictions.heads) > 1
         return f"avg_{name}" if several and name in self.names() else name
 
     def compute(self) -> dict[str, float]:
-        """The figures in percent; nothing without images or labels."""
+        """Compute the metrics, in percent; none without images or labels."""
         predictions = self.predictions
         if not predictions.heads or predictions.heads[0].gt is None:
             return {}
-        _expect_names(self.class_names, predictions)
+        widths = [head.classes for head in predictions.heads]
+        labels_of(self.class_names, widths)  # raises for names that do not fit
         _warn_of_unreadable(predictions)
-        heads = [self._measured(head) for head in predictions.heads]
+        heads = [self._selected(head) for head in predictions.heads]
         if any(head.gt is None or not len(head.gt) for head in heads):
             return {}
-        each = [self._figures(head) for head in heads]
+        each = [self._measured(head) for head in heads]
         losses = [scoring.mean_loss(head) for head in heads if head.loss is not None]
         total = {"loss": sum(losses)} if losses else {}
         if len(each) == 1:
-            figures = {**each[0], **total}
+            metrics = {**each[0], **total}
         else:
             by_head = {f"head{i}_{name}": value for i, head in enumerate(each) for name, value in head.items()}
-            # A head may lack a figure that the others have, such as the accuracy of rare classes.
+            # A head may lack a metric that the others have, such as the accuracy of rare classes.
             common = [name for name in each[0] if all(name in head for head in each)]
             means = {f"avg_{name}": sum(head[name] for head in each) / len(each) for name in common}
-            figures = {**means, **total, **by_head, **{f"head{i}_loss": value for i, value in enumerate(losses)}}
-        _expect_deciding(self.cmp_key, self.main_metric, figures, [head.classes for head in predictions.heads])
-        return figures
+            metrics = {**means, **total, **by_head, **{f"head{i}_loss": value for i, value in enumerate(losses)}}
+        self._check_main_metric(metrics, widths)
+        return metrics
 
-    def _figures(self, head: HeadPredictions) -> dict[str, float]:
-        """``judge``, but NaN where no image has scores that can be judged: no class was ever predicted."""
-        figures = self.judge(head)
-        return dict.fromkeys(figures, float("nan")) if (head.preds == UNREADABLE).all() else figures
-
-    def _measured(self, head: HeadPredictions) -> HeadPredictions:
-        """What of a head ``eval_class_idxs`` leaves to measure."""
+    def _selected(self, head: HeadPredictions) -> HeadPredictions:
         if not self.eval_class_idxs:
             return head
         if self.eval_class_idxs[-1] >= head.classes:
@@ -163,23 +162,28 @@ class ImageNetEvaluator:
             raise UserError(got=got, expected=f"0 to {last}, the classes of the net", key="eval_class_idxs")
         return head.of_classes(self.eval_class_idxs)
 
-    def judge(self, head: HeadPredictions) -> dict[str, float]:
-        """The figures of one head, in percent."""
+    def _measured(self, head: HeadPredictions) -> dict[str, float]:
+        metrics = self.measure(head)
+        no_class_predicted = (head.preds == UNREADABLE).all()
+        return dict.fromkeys(metrics, float("nan")) if no_class_predicted else metrics
+
+    def measure(self, head: HeadPredictions) -> dict[str, float]:
+        """Compute the metrics of one head, in percent."""
         counts = scoring.counts_of(head)
-        figures = self._sets(head, counts) if self.multilabel else self._labels(head, counts)
+        metrics = self._of_sets(head, counts) if self.multilabel else self._of_labels(head, counts)
         if self.use_prec_rec_f1:
-            if self.eval_class_idxs and not self.multilabel:  # sets of labels have lost the other classes by now
+            if self.eval_class_idxs and not self.multilabel:  # the other classes are gone already from sets of labels
                 counts = counts.of_classes(self.eval_class_idxs)
             averaged = scoring.precision_recall_f1(counts, self.prec_rec_f1_avg, all_classes=self.multilabel)
-            figures.update(zip(("precision", "recall", "f1"), averaged, strict=True))
-        return {name: 100 * value for name, value in figures.items()}
+            metrics.update(zip(("precision", "recall", "f1"), averaged, strict=True))
+        return {name: 100 * value for name, value in metrics.items()}
 
-    def _labels(self, head: HeadPredictions, counts: scoring.ClassCounts) -> dict[str, float]:
+    def _of_labels(self, head: HeadPredictions, counts: scoring.ClassCounts) -> dict[str, float]:
         # Among the first k of k classes every label is found: 100 % says nothing.
-        figures = {f"top{k}": scoring.top_k(head, k) for k in self.topk if k == 1 or k < head.classes}
-        return {**figures, "mean_class_accuracy": scoring.mean_class_accuracy(counts)}
+        metrics = {f"top{k}": scoring.top_k(head, k) for k in self.topk if k == 1 or k < head.classes}
+        return {**metrics, "mean_class_accuracy": scoring.mean_class_accuracy(counts)}
 
-    def _sets(self, head: HeadPredictions, counts: scoring.ClassCounts) -> dict[str, float]:
+    def _of_sets(self, head: HeadPredictions, counts: scoring.ClassCounts) -> dict[str, float]:
         precisions = scoring.average_precisions(head)
         known = precisions[~np.isnan(precisions)]
         return {
@@ -189,14 +193,24 @@ class ImageNetEvaluator:
             "macro_f1": scoring.precision_recall_f1(counts, "macro", all_classes=True)[2],
         }
 
+    def _check_main_metric(self, metrics: Mapping[str, float], classes: Sequence[int]) -> None:
+        """Raise ``UserError`` where the best checkpoint would be chosen by a top-k that is always 100 %."""
+        top = re.search(r"top(\d+)$", self.cmp_key or "")
+        if top is not None and self.main_metric not in metrics and int(top[1]) >= min(classes):
+            raise UserError(
+                got=Verbatim(f"{self.cmp_key}, but the net has {some_of(classes)} classes, so it would be 100 % at every epoch"),
+                expected=f"a metric that tells checkpoints apart, such as {self.main_metric.replace(top[0], 'top1')}",
+                key="cmp_key",
+            )
+
 
 class LongTailEvaluator(ImageNetEvaluator):
     """Top-k accuracy, and the mean class accuracy of many-, medium- and few-shot classes (Liu et al. 2019, §4).
 
     ``cls_freq``: the training images of each class, as a list or as a file, JSON or one number a line; those of the
     training set (``class_counts``) when left out. ``many_shot``: more than ``many_shot_thr`` images; ``few_shot``:
-    fewer than ``low_shot_thr``; ``medium_shot``: the rest. A group without test images gives no figure.
-    Errors: ``UserError`` for frequencies that are missing, or not one number for each class.
+    fewer than ``low_shot_thr``; ``medium_shot``: the rest. A group without test images has no metric.
+    Raises ``UserError`` for frequencies that are missing, or not one number for each class.
     """
 
     def __init__(
@@ -206,29 +220,9 @@ class LongTailEvaluator(ImageNetEvaluator):
         class_counts: Annotated[list[int] | None, Derived("the labels of dataset.train")] = None,
         many_shot_thr: int = 100,
         low_shot_thr: int = 20,
-        topk: list[int] | tuple[int, ...] = (1, 5),
-        class_names: ClassNames = None,
-        cmp_key: str | None = None,
-        use_prec_rec_f1: bool = False,
-        prec_rec_f1_avg: scoring.Average = "macro",
-        bad_case_analyse: bool = False,
-        analysis_json: str | None = None,
-        keep_scores: bool = False,
-        eval_class_idxs: list[ClassIndex] | None = None,
-        image_reader: Unread = None,
+        **kwargs: Argument,
     ) -> None:
-        super().__init__(
-            topk=topk,
-            class_names=class_names,
-            cmp_key=cmp_key,
-            use_prec_rec_f1=use_prec_rec_f1,
-            prec_rec_f1_avg=prec_rec_f1_avg,
-            bad_case_analyse=bad_case_analyse,
-            analysis_json=analysis_json,
-            keep_scores=keep_scores,
-            eval_class_idxs=eval_class_idxs,
-            image_reader=image_reader,
-        )
+        super().__init__(multilabel=False, **kwargs)
         if low_shot_thr > many_shot_thr:
             raise UserError(got=low_shot_thr, expected=f"at most many_shot_thr ({many_shot_thr})", key="low_shot_thr")
         self.many_shot_thr = many_shot_thr
@@ -238,7 +232,7 @@ class LongTailEvaluator(ImageNetEvaluator):
 
     @cached_property
     def frequencies(self) -> Ints:
-        """The training images of each class (C,)."""
+        """Training images of each class (C,)."""
         if self._frequencies is None:
             raise UserError(
                 "is missing: there is no training set of labels to count the images of each class in",
@@ -250,7 +244,7 @@ class LongTailEvaluator(ImageNetEvaluator):
     def names(self) -> list[str]:
         return [*super().names(), "many_shot", "medium_shot", "few_shot"]
 
-    def judge(self, head: HeadPredictions) -> dict[str, float]:
+    def measure(self, head: HeadPredictions) -> dict[str, float]:
         frequencies = self.frequencies
         if len(frequencies) != head.classes:
             raise UserError(
@@ -260,49 +254,12 @@ class LongTailEvaluator(ImageNetEvaluator):
             )
         counts = scoring.counts_of(head)
         many, few = frequencies > self.many_shot_thr, frequencies < self.low_shot_thr
-        figures = super().judge(head)
+        metrics = super().measure(head)
         for name, group in (("many_shot", many), ("medium_shot", ~many & ~few), ("few_shot", few)):
             tested = group & (counts.images > 0)
             if tested.any():
-                figures[name] = 100 * float(counts.recall[tested].mean())
-        return figures
-
-
-def _check_name(cmp_key: str, names: Sequence[str]) -> None:
-    """Before the first epoch, not after it: is this a figure that will be there?"""
-    if re.sub(r"^(head\d+|avg)_", "", cmp_key) not in names:
-        raise UserError(
-            got=cmp_key,
-            expected=f"one of {some_of(names)}; precision, recall and f1 need use_prec_rec_f1: true",
-            key="cmp_key",
-            fix=did_you_mean(cmp_key, names).strip(),
-        )
-
-
-def _expect_deciding(cmp_key: str | None, deciding: str, figures: Mapping[str, float], classes: Sequence[int]) -> None:
-    """A ``UserError`` where the best checkpoint is to be chosen by a top-k that is always 100 %."""
-    top = re.search(r"top(\d+)$", cmp_key or "")
-    if top is not None and deciding not in figures and int(top[1]) >= min(classes):
-        raise UserError(
-            got=Verbatim(f"{cmp_key}, but the net has {some_of(classes)} classes, so it would be 100 % at every epoch"),
-            expected=f"a metric that tells checkpoints apart, such as {deciding.replace(top[0], 'top1')}",
-            key="cmp_key",
-        )
-
-
-def _expect_names(class_names: Sequence[str] | Sequence[Sequence[str]] | None, predictions: Predictions) -> None:
-    """A ``UserError`` unless there is a name for every class, and with several heads a list for every head."""
-    if not class_names:
-        return
-    one_list = all(isinstance(name, str) for name in class_names)
-    lists = [class_names] * len(predictions.heads) if one_list else list(class_names)
-    given, wanted = [len(names) for names in lists], [head.classes for head in predictions.heads]
-    if given != wanted:
-        raise UserError(
-            f"got {some_of(given)} names, but the net has {some_of(wanted)} classes",
-            fix="Give one name for each class (with several heads: one list for each), or leave it out.",
-            key="class_names",
-        )
+                metrics[name] = 100 * float(counts.recall[tested].mean())
+        return metrics
 
 
 def _warn_of_unreadable(predictions: Predictions) -> None:

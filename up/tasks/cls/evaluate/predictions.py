@@ -1,10 +1,10 @@
-"""What an evaluation keeps of every image: a few numbers a head, packed, to be gathered over ranks."""
+"""Predictions of all images of an evaluation: a few numbers a head, packed, to be gathered over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 
 from up.errors import UserError
+from up.tasks.cls.model.heads import heads_of
 from up.text import count
+from up.types import Kwargs, Record
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Array = npt.NDArray[Any]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Array: TypeAlias = npt.NDArray[Any]
 
-UNREADABLE = -1  # the class predicted by scores that are not finite: never right
-
-
-_OF_AN_IMAGE = ("topk_idx", "topk_score", "gt", "rank", "scores", "loss", "loss_weight")
+UNREADABLE = -1  # the class predicted by scores that are not finite: never correct
+_COLUMNS = ("topk_idx", "topk_score", "gt", "rank", "scores", "loss", "loss_weight")  # of a head, one row an image
 
 
 @dataclass(frozen=True)
 class HeadPredictions:
-    """One head's answers to n images.
+    """Predictions of one head for n images.
 
     ``topk_idx`` (n, K) classes by falling score, the lower class first among equals, ``UNREADABLE`` where a score of
     the image is not finite; ``topk_score`` (n, K). ``gt`` is (n,) labels, (n, C) bool for sets of labels, or None.
-    ``rank`` (n,) is how many classes stand before the true one. ``scores`` (n, C) only when they are kept. ``loss`` (n,)
+    ``rank`` (n,) is the number of classes before the label. ``scores`` (n, C) only when they are kept. ``loss`` (n,)
     is the share of each image in the criterion and ``loss_weight`` (n,) its weight, where the net computes them.
     """
 
@@ -50,20 +50,20 @@ class HeadPredictions:
         return first
 
     def of_classes(self, wanted: Sequence[int]) -> HeadPredictions:
-        """The images whose label is in ``wanted``; of sets of labels all images, with the columns of these classes alone."""
+        """Select the images whose label is in ``wanted``; of sets of labels all images, with the columns of these classes alone."""
         assert self.gt is not None, "a head without labels has none of any class"
         if self.gt.ndim == 2:
             assert self.scores is not None
             chosen = list(wanted)
             return replace(self, classes=len(chosen), gt=self.gt[:, chosen], scores=self.scores[:, chosen])
         kept = np.isin(self.gt, wanted)
-        arrays = {name: getattr(self, name) for name in _OF_AN_IMAGE}
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
         return replace(self, **{name: values[kept] for name, values in arrays.items() if values is not None})
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """All heads' answers, by rising ``index`` (n,), each image once."""
+    """Predictions of all heads, by rising ``index`` (n,), each image once."""
 
     index: Array
     filename: list[str]
@@ -74,9 +74,9 @@ class Predictions:
 
 
 class Recorder:
-    """Collects batch by batch; the compact arrays stay on the device until they are asked for, so that nothing waits.
+    """Collects predictions batch by batch; the arrays stay on the device until they are read, so that nothing waits.
 
-    ``depth`` is how many classes are kept for each image; ``keep_scores`` keeps all scores (on the CPU).
+    ``depth`` is the number of classes kept for each image; ``keep_scores`` keeps all scores (on the CPU).
     """
 
     def __init__(self, *, depth: int, keep_scores: bool, multilabel: bool) -> None:
@@ -88,15 +88,13 @@ class Recorder:
         self._columns: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
-    def add(
-        self, scores: Tensor | Sequence[Tensor], batch: Mapping[str, Any], losses: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> None:
-        """``scores`` (B, C), or a list of such; ``batch`` with ``filename``, ``index`` and, when known, ``gt``.
+    def add(self, scores: Tensor | Sequence[Tensor], batch: Kwargs, losses: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        """Collect ``scores`` (B, C), or a list of such, of a ``batch`` with ``filename``, ``index`` and, when known, ``gt``.
 
         ``losses``: for each head the shares (B,) of the images in the loss, and their weights (B,).
         """
-        heads = [scores] if isinstance(scores, Tensor) else list(scores)
-        labels = self._labels(batch.get("gt"), heads)
+        heads = heads_of(scores)
+        labels = self._labels_of(batch.get("gt"), heads)
         self._classes = [head.shape[1] for head in heads]
         self._filenames.extend(batch["filename"])
         self._append("index", torch.as_tensor(batch["index"]))
@@ -106,8 +104,8 @@ class Recorder:
             self._append(f"loss{number}", shares.float())
             self._append(f"loss_weight{number}", weights.float())
 
-    def state(self) -> dict[str, Any]:
-        """The arrays as plain numpy, lists and ints, to be sent to another rank."""
+    def state(self) -> Record:
+        """Return the arrays as plain numpy, lists and ints, to be sent to another rank."""
         arrays = {name: torch.cat(parts).cpu().numpy() for name, parts in self._columns.items()}
         return {"classes": list(self._classes), "filename": list(self._filenames), **arrays}
 
@@ -129,7 +127,7 @@ class Recorder:
     def _append(self, name: str, values: Tensor) -> None:
         self._columns.setdefault(name, []).append(values)
 
-    def _labels(self, gt: Tensor | None, heads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def _labels_of(self, gt: Tensor | None, heads: Sequence[Tensor]) -> Sequence[Tensor | None]:
         if gt is None:
             return [None] * len(heads)
         if self.multilabel:
@@ -151,14 +149,14 @@ class Recorder:
 
 
 def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many of the C classes stand before the label (B,): higher scores, and lower classes of equal score."""
+    """Count the classes before the label (B,): those of a higher score, and lower classes of equal score."""
     true = scores.gather(1, labels[:, None])
     lower_class = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return ((scores > true) | ((scores == true) & lower_class)).sum(dim=1)
 
 
-def combine(states: Sequence[Mapping[str, Any]]) -> Predictions:
-    """One ``Predictions`` of the states of all ranks: sorted by index, each image once however often it was sent."""
+def combine(states: Sequence[Kwargs]) -> Predictions:
+    """Join the states of all ranks: sorted by index, each image once even if several ranks sent it."""
     filled = [state for state in states if state["filename"]]
     if not filled:
         return Predictions(np.zeros(0, dtype=np.int64), [], [])
@@ -168,19 +166,8 @@ def combine(states: Sequence[Mapping[str, Any]]) -> Predictions:
     index, places = np.unique(np.concatenate([state["index"] for state in filled]), return_index=True)
     columns = {name: np.concatenate([state[name] for state in filled])[places] for name in names}
     filenames = [name for state in filled for name in state["filename"]]
-    heads = list(_heads(filled[0]["classes"], columns))
+    heads = [
+        HeadPredictions(width, **{name: columns.get(f"{name}{number}") for name in _COLUMNS})  # type: ignore[arg-type]
+        for number, width in enumerate(filled[0]["classes"])
+    ]
     return Predictions(index, [filenames[place] for place in places], heads)
-
-
-def _heads(classes: Sequence[int], columns: Mapping[str, Array]) -> Iterator[HeadPredictions]:
-    for number, width in enumerate(classes):
-        yield HeadPredictions(
-            classes=width,
-            topk_idx=columns[f"topk_idx{number}"],
-            topk_score=columns[f"topk_score{number}"],
-            gt=columns.get(f"gt{number}"),
-            rank=columns.get(f"rank{number}"),
-            scores=columns.get(f"scores{number}"),
-            loss=columns.get(f"loss{number}"),
-            loss_weight=columns.get(f"loss_weight{number}"),
-        )

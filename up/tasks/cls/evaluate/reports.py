@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves behind."""
+"""Files of an evaluation: metrics, predictions, a line a class, confusions, wrong images and ``results.txt``."""
 
 from __future__ import annotations
 
@@ -7,96 +7,54 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
-from up.errors import StorageError, UserError
+from up.distributed.group import rank
+from up.errors import StorageError
 from up.figures import missing_matplotlib
-from up.files import write_atomically, write_bytes
+from up.files import make_folder, write_bytes
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion_matrix
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
-from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Predictions
-from up.tasks.cls.evaluate.results import answer_of, result_lines, rounded
-from up.text import count
+from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Predictions, Recorder, combine
+from up.tasks.cls.model.heads import Names, labels_of
+from up.types import Json, Kwargs, Record
 
-Names = Sequence[str] | Sequence[Sequence[str]]
-Rows = Iterable[Sequence[object]]
+STREAM = "results.txt.rank{rank}"
 
 
 def write_reports(
-    evaluator: ImageNetEvaluator,
-    folder: Path,
-    class_names: Names | None = None,
-    *,
-    metrics: Mapping[str, Any] | None = None,
-    save_result: bool = False,
+    evaluator: ImageNetEvaluator, folder: Path, class_names: Names | None = None, *, save_result: bool = False
 ) -> list[Path]:
-    """Write what there is to say about an evaluation into ``folder``, and return the files written.
+    """Write the files of an evaluation into ``folder``, and return them.
 
-    Always ``metrics.json`` (``metrics``, or what the evaluator computes) and ``predictions.csv``; with labels
-    ``per_class.csv``, ``confusion.csv`` and, up to 1000 classes and with matplotlib, ``confusion.png``; with ``save_result``
-    ``results.txt``, a JSON object a line; with the evaluator's ``bad_case_analyse`` the wrong images. Several heads
-    have ``_head0`` in the names. Percent. Each file appears whole or not at all.
+    Always ``metrics.json`` and ``predictions.csv``; with labels ``per_class.csv``, ``confusion.csv`` and, up to 1000
+    classes and with matplotlib, ``confusion.png``; with ``save_result`` ``results.txt``, a JSON object a line; with the
+    evaluator's ``bad_case_analyse`` the wrong images. Several heads have ``_head0`` in the names. Percent. Each file
+    appears whole or not at all.
     ``class_names``: one list, or one a head; those of the evaluator, then the numbers, when left out.
-    Errors: ``UserError`` when there are not as many names as classes, ``StorageError`` when a file cannot be written.
+    Raises ``UserError`` when there are not as many names as classes, ``StorageError`` when a file cannot be written.
     """
     predictions = evaluator.predictions
-    given = class_names if class_names is not None else evaluator.class_names
-    names = [_names_of(given, number, predictions) for number in range(len(predictions.heads))]
-    figures = evaluator.compute() if metrics is None else metrics
-    _make(folder)
-    written = [_write_json(folder / "metrics.json", figures)]
-    for number, head in enumerate(predictions.heads):
-        suffix = f"_head{number}" if len(predictions.heads) > 1 else ""
+    heads = predictions.heads
+    names = labels_of(class_names or evaluator.class_names, [head.classes for head in heads]) if heads else []
+    metrics = {name: value if math.isfinite(value) else None for name, value in evaluator.compute().items()}  # JSON has no NaN
+    make_folder(folder)
+    written = [_write_json(folder / "metrics.json", metrics)]
+    for number, head in enumerate(heads):
+        suffix = f"_head{number}" if len(heads) > 1 else ""
         written += _write_head(predictions, head, names[number], folder, suffix)
         if evaluator.bad_case_analyse and head.gt is not None:
             path = folder / (evaluator.analysis_json or "bad_cases.json")
-            _make(path.parent)
-            wrong = bad_cases(predictions, head, names[number])
-            written.append(_write_json(path.with_stem(path.stem + suffix), wrong))
+            make_folder(path.parent)
+            written.append(_write_json(path.with_stem(path.stem + suffix), _bad_cases(predictions, head, names[number])))
     if save_result:
-        written.append(_write_text(folder / "results.txt", result_lines(predictions)))
+        written.append(_write_text(folder / "results.txt", "".join(result_lines(predictions))))
     return written
-
-
-def bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The images that a head got wrong, the surest first; with sets of labels, what was missed and what was added."""
-    assert head.gt is not None, "a head without labels has no bad cases"
-    if head.gt.ndim == 2:
-        predicted = scoring.predicted_sets(head)
-        wrong = np.flatnonzero((predicted != head.gt).any(axis=1))
-        return [
-            {
-                "filename": predictions.filename[i],
-                "missed": [names[c] for c in np.flatnonzero(head.gt[i] & ~predicted[i]).tolist()],
-                "added": [names[c] for c in np.flatnonzero(predicted[i] & ~head.gt[i]).tolist()],
-            }
-            for i in wrong
-        ]
-    wrong = np.flatnonzero(head.preds != head.gt)
-    surest_first = wrong[np.argsort(-head.topk_score[wrong, 0], kind="stable")]
-    return [
-        {
-            "filename": predictions.filename[i],
-            "label": int(head.gt[i]),
-            "label_name": names[int(head.gt[i])],
-            "prediction": int(head.preds[i]),
-            "prediction_name": _name(names, int(head.preds[i])),
-            "score": rounded(head.topk_score[i, 0]),
-        }
-        for i in surest_first
-    ]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from error
 
 
 def _write_head(predictions: Predictions, head: HeadPredictions, names: Sequence[str], folder: Path, suffix: str) -> list[Path]:
@@ -120,50 +78,72 @@ def _write_head(predictions: Predictions, head: HeadPredictions, names: Sequence
     return [*written, figure]
 
 
+def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> list[Record]:
+    """List the images that a head got wrong, the most confident first; with sets of labels the missed and the added ones."""
+    assert head.gt is not None, "a head without labels has no bad cases"
+    if head.gt.ndim == 2:
+        predicted = scoring.predicted_sets(head)
+        return [
+            {
+                "filename": predictions.filename[i],
+                "missed": [names[c] for c in np.flatnonzero(head.gt[i] & ~predicted[i]).tolist()],
+                "added": [names[c] for c in np.flatnonzero(predicted[i] & ~head.gt[i]).tolist()],
+            }
+            for i in np.flatnonzero((predicted != head.gt).any(axis=1))
+        ]
+    wrong = np.flatnonzero(head.preds != head.gt)
+    most_confident_first = wrong[np.argsort(-head.topk_score[wrong, 0], kind="stable")]
+    return [
+        {
+            "filename": predictions.filename[i],
+            "label": int(head.gt[i]),
+            "label_name": names[int(head.gt[i])],
+            "prediction": int(head.preds[i]),
+            "prediction_name": _name(names, int(head.preds[i])),
+            "score": _rounded(head.topk_score[i, 0]),
+        }
+        for i in most_confident_first
+    ]
+
+
 def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
-    """A class that no image bears has no accuracy, recall or average precision: its cells are empty."""
+    """A class without images has no accuracy, recall or average precision: its cells are empty."""
     counts = scoring.counts_of(head)
-    sets = head.gt is not None and head.gt.ndim == 2
-    precisions = scoring.average_precisions(head) if sets else None
+    sets = scoring.predicted_sets(head) == head.gt if head.gt is not None and head.gt.ndim == 2 else None
+    precisions = None if sets is None else scoring.average_precisions(head)
     header: list[object] = ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1"]
-    yield [*header, "average_precision"] if sets else header
+    yield header if sets is None else [*header, "average_precision"]
     for c, name in enumerate(names):
-        borne = counts.images[c] > 0
-        recall = _percent(counts.recall[c]) if borne else ""
-        accuracy = _percent(_agreement(head, c)) if sets else recall
-        precision = _percent(counts.precision[c]) if counts.predicted[c] else ""
-        f1 = _percent(counts.f1[c]) if borne or counts.predicted[c] else ""
-        row = [c, name, counts.images[c], counts.correct[c], accuracy, precision, recall, f1]
-        yield row if precisions is None else [*row, _percent(precisions[c]) if borne else ""]
-
-
-def _agreement(head: HeadPredictions, c: int) -> float:
-    """The share of images for which a class is rightly in or out of the set."""
-    assert head.gt is not None
-    return float((scoring.predicted_sets(head)[:, c] == head.gt[:, c]).mean())
+        images, predicted = counts.images[c], counts.predicted[c]
+        recall = _percent(counts.recall[c]) if images else ""
+        accuracy = recall if sets is None else _percent(float(sets[:, c].mean()))
+        precision = _percent(counts.precision[c]) if predicted else ""
+        f1 = _percent(counts.f1[c]) if images or predicted else ""
+        row = [c, name, images, counts.correct[c], accuracy, precision, recall, f1]
+        yield row if precisions is None else [*row, _percent(precisions[c]) if images else ""]
 
 
 def _prediction_rows(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
-    judged = ["label", "prediction", "correct"] if head.gt is not None else ["prediction"]
+    columns = ["prediction"] if head.gt is None else ["label", "prediction", "correct"]
     depth = head.topk_idx.shape[1]
-    yield ["filename", *judged, *(f"{part}{k}" for k in range(1, depth + 1) for part in ("top", "score"))]
+    yield ["filename", *columns, *(f"{part}{k}" for k in range(1, depth + 1) for part in ("top", "score"))]
     for i, filename in enumerate(predictions.filename):
-        label, prediction = answer_of(head, i)
-        said = [_joined(label, names), _joined(prediction, names), int(label == prediction)]
+        label, prediction = _label_and_prediction(head, i)
+        cells = [_joined(label, names), _joined(prediction, names), int(label == prediction)]
         pairs = zip(head.topk_idx[i], head.topk_score[i], strict=True)
         best = [cell for c, score in pairs for cell in (_name(names, c), f"{score:.6f}")]
-        yield [filename, *(said if head.gt is not None else said[1:2]), *best]
+        yield [filename, *(cells[1:2] if head.gt is None else cells), *best]
 
 
 def _set_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
-    """Two by two for each class, because a set of labels has no single class that it was taken for."""
+    """Two by two for each class, because a set of labels has no single class that it was confused with."""
     counts = scoring.counts_of(head)
     assert head.gt is not None
     yield ["class", "name", "true_positive", "false_positive", "false_negative", "true_negative"]
     for c, name in enumerate(names):
-        right = counts.correct[c]
-        extra, missed = counts.predicted[c] - right, counts.images[c] - right
-        yield [c, name, right, extra, missed, len(head.gt) - right - extra - missed]
+        correct = counts.correct[c]
+        added, missed = counts.predicted[c] - correct, counts.images[c] - correct
+        yield [c, name, correct, added, missed, len(head.gt) - correct - added - missed]
 
 
 def _sparse_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
@@ -176,6 +156,52 @@ def _sparse_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Itera
         yield [names[true], names[predicted], images]
 
 
+def result_lines(predictions: Predictions) -> Iterator[str]:
+    """Yield a JSON line an image; with several heads every value but the file name is a list, one entry a head."""
+    for i, filename in enumerate(predictions.filename):
+        each = [_result(head, i) for head in predictions.heads]
+        line = each[0] if len(each) == 1 else {key: [result[key] for result in each] for key in each[0]}
+        yield json.dumps({**line, "filename": filename}, ensure_ascii=False) + "\n"
+
+
+class ResultStream:
+    """Appends the lines of each batch to this rank's own file, so that a killed inference can continue from there.
+
+    Used as ``stream(outputs, batch)``. Raises ``StorageError`` when the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, depth: int, keep_scores: bool = False, multilabel: bool = False) -> None:
+        self.path = folder / STREAM.format(rank=rank())
+        self._fresh = partial(Recorder, depth=depth, keep_scores=keep_scores, multilabel=multilabel)
+
+    def __call__(self, outputs: Kwargs, batch: Kwargs) -> None:
+        recorder = self._fresh()
+        recorder.add(outputs["scores"], batch)
+        try:
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.writelines(result_lines(combine([recorder.state()])))
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written ({error.strerror}).") from error
+
+
+def _result(head: HeadPredictions, i: int) -> Record:
+    label, prediction = _label_and_prediction(head, i)
+    result = {
+        "prediction": prediction,
+        "label": label,
+        "topk_idx": head.topk_idx[i].tolist(),
+        "topk_score": [_rounded(score) for score in head.topk_score[i]],
+    }
+    return result if head.scores is None else {**result, "score": [_rounded(score) for score in head.scores[i]]}
+
+
+def _label_and_prediction(head: HeadPredictions, i: int) -> tuple[int | list[int] | None, int | list[int]]:
+    """Two classes, or two lists of classes; the label is None when unknown."""
+    if head.gt is not None and head.gt.ndim == 2:
+        return np.flatnonzero(head.gt[i]).tolist(), np.flatnonzero(scoring.predicted_sets(head)[i]).tolist()
+    return None if head.gt is None else int(head.gt[i]), int(head.preds[i])
+
+
 def _joined(classes: int | list[int] | None, names: Sequence[str]) -> str:
     if isinstance(classes, list):
         return ";".join(names[c] for c in classes)
@@ -186,46 +212,25 @@ def _name(names: Sequence[str], c: int) -> str:
     return "" if c == UNREADABLE else names[c]
 
 
-def _names_of(given: Names | None, number: int, predictions: Predictions) -> list[str]:
-    classes = predictions.heads[number].classes
-    if given is None or len(given) == 0:
-        return [str(c) for c in range(classes)]
-    one_list = all(isinstance(name, str) for name in given)
-    names = given if one_list else given[number] if number < len(given) else []
-    if len(names) != classes:
-        raise UserError(
-            f"has {count(len(names), 'name')}, but head {number} of the net has {classes} classes",
-            fix="Give one name for each class (with several heads: one list for each).",
-            key="class_names",
-        )
-    return [str(name) for name in names]
-
-
 def _percent(part: float) -> str:
     return f"{100 * part:.4f}"
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: null, so that every reader can read it."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _rounded(score: float) -> float:
+    """Round to six digits: more than float32 has, and half of the bytes."""
+    return round(float(score), 6)
 
 
-def _write_json(path: Path, content: Any) -> Path:
-    return _write_text(path, [json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"])
+def _write_json(path: Path, content: Json) -> Path:
+    return _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write_csv(path: Path, rows: Rows) -> Path:
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return _write_text(path, [text.getvalue()])
+    return _write_text(path, text.getvalue())
 
 
-def _write_text(path: Path, parts: Iterable[str]) -> Path:
-    def fill(file: BinaryIO) -> None:
-        # surrogateescape: file names need not be UTF-8, and must come out as they went in.
-        file.writelines(part.encode("utf-8", "surrogateescape") for part in parts)
-
-    write_atomically(path, fill)
+def _write_text(path: Path, text: str) -> Path:
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))  # file names need not be UTF-8
     return path

@@ -1,55 +1,54 @@
-"""Figures of merit of predictions, as plain functions of arrays; shares lie between 0 and 1."""
+"""Metrics of predictions, as plain functions of arrays; shares lie between 0 and 1."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-if TYPE_CHECKING:  # it needs torch, and packages are judged without
-    from up.tasks.cls.evaluate.predictions import Array, Floats, HeadPredictions, Ints
+from up.tasks.cls.evaluate.predictions import Array, Floats, HeadPredictions, Ints
 
 Average = Literal["macro", "micro", "weighted"]
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """For each of C classes: ``images`` that bear it, images ``predicted`` to, and ``correct`` ones."""
+    """For each of C classes the number of images with that label, of those predicted as it, and of correct ones."""
 
     images: Ints
     predicted: Ints
     correct: Ints
 
     def of_classes(self, wanted: Sequence[int]) -> ClassCounts:
-        """The counts of these classes alone."""
+        """Select the counts of these classes."""
         chosen = list(wanted)
         return ClassCounts(self.images[chosen], self.predicted[chosen], self.correct[chosen])
 
     @property
     def precision(self) -> Floats:
-        """Correct of those predicted (C,); 0 for a class that was never predicted."""
+        """Share of correct images among those predicted (C,); 0 for a class that was never predicted."""
         return share(self.correct, self.predicted)
 
     @property
     def recall(self) -> Floats:
-        """Correct of those that bear the class (C,); 0 for a class without images."""
+        """Share of correct images among those with the label (C,); 0 for a class without images."""
         return share(self.correct, self.images)
 
     @property
     def f1(self) -> Floats:
-        """The harmonic mean of precision and recall (C,)."""
+        """Harmonic mean of precision and recall (C,)."""
         return share(2 * self.correct, self.images + self.predicted)
 
 
 def share(part: Array, whole: Array) -> Floats:
-    """``part / whole``, and 0 where ``whole`` is 0."""
+    """Divide ``part`` by ``whole``, 0 where ``whole`` is 0."""
     return np.divide(part, whole, out=np.zeros(np.shape(part), dtype=np.float64), where=whole > 0)
 
 
 def counts_of(head: HeadPredictions) -> ClassCounts:
-    """The counts of a head that has labels: one each, or sets of labels (predicted where the score is above .5)."""
+    """Count the classes of a head with labels: one an image, or sets of labels (predicted where the score is above .5)."""
     assert head.gt is not None, "a head without labels has no counts"
     if head.gt.ndim == 2:
         predicted = predicted_sets(head)
@@ -63,20 +62,20 @@ def counts_of(head: HeadPredictions) -> ClassCounts:
 
 
 def predicted_sets(head: HeadPredictions) -> Array:
-    """(n, C) bool: the classes whose score is above .5."""
-    assert head.scores is not None, "sets of labels are judged by all scores"
+    """Return the classes (n, C) bool whose score is above .5."""
+    assert head.scores is not None, "sets of labels need all scores"
     above: Array = head.scores > 0.5
     return above
 
 
 def top_k(head: HeadPredictions, k: int) -> float:
-    """The share of images whose true class is among the first ``k``; a ``k`` above C means all classes."""
+    """Compute the share of images whose label is among the first ``k`` classes; a ``k`` above C means all of them."""
     assert head.rank is not None, "a head without labels has no ranks"
     return float((head.rank < min(k, head.classes)).mean())
 
 
 def mean_loss(head: HeadPredictions) -> float:
-    """The criterion over all images as if they were one batch: the sum of the shares over that of the weights."""
+    """Compute the criterion over all images as one batch: the sum of the shares over that of the weights."""
     assert head.loss is not None
     assert head.loss_weight is not None
     whole = float(head.loss_weight.sum(dtype=np.float64))
@@ -84,14 +83,14 @@ def mean_loss(head: HeadPredictions) -> float:
 
 
 def mean_class_accuracy(counts: ClassCounts) -> float:
-    """The mean over the classes that have images of the share of these that are right."""
+    """Average the recall over the classes that have images."""
     return float(counts.recall[counts.images > 0].mean()) if counts.images.any() else 0.0
 
 
 def precision_recall_f1(counts: ClassCounts, average: Average, *, all_classes: bool = False) -> tuple[float, float, float]:
-    """Precision, recall and F1 over the classes: plain mean, pooled, or weighted by images.
+    """Average precision, recall and F1 over the classes: plain mean, pooled, or weighted by images.
 
-    Classes that neither bear images nor were predicted do not count, unless ``all_classes``.
+    Classes that neither have images nor were predicted do not count, unless ``all_classes``.
     """
     if average == "micro":
         pooled = ClassCounts(*(np.asarray([part.sum()]) for part in (counts.images, counts.predicted, counts.correct)))
@@ -108,14 +107,14 @@ def precision_recall_f1(counts: ClassCounts, average: Average, *, all_classes: b
 
 
 def average_precisions(head: HeadPredictions) -> Floats:
-    """(C,) the area under the precision-recall steps of each class, NaN for a class without positives."""
+    """Compute the area (C,) under the precision-recall steps of each class, NaN for a class without positives."""
     assert head.scores is not None
     assert head.gt is not None
     return np.array([average_precision(head.scores[:, c], head.gt[:, c]) for c in range(head.classes)])
 
 
 def average_precision(scores: Array, positive: Array) -> float:
-    """Σ (R_i - R_i-1) P_i over the distinct scores, falling; equal scores are one threshold."""
+    """Compute Σ (R_i - R_i-1) P_i over the distinct scores, falling; equal scores are one threshold."""
     if not positive.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")

@@ -1,4 +1,4 @@
-"""Top-1 of a teacher on validation images: enough to tell a trained teacher from one that guesses."""
+"""Top-1 of a teacher on validation images, to tell a trained teacher from one that guesses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from up.tasks.cls.model.heads import heads_of
 from up.tasks.task import TeacherScore
 from up.types import Kwargs
 
 
 class Top1(NamedTuple):
-    """How many of ``images`` got their own class first; with several heads the mean over them."""
+    """Number of ``images`` whose label has the largest logit; with several heads the mean over them."""
 
     correct: float = 0.0
     images: int = 0
-    chance: float = 0.0  # the share that guessing gets right
+    chance: float = 0.0  # the share that guessing predicts correctly
     are_probabilities: bool = True
 
     @property
@@ -27,19 +28,19 @@ class Top1(NamedTuple):
 
     @property
     def is_chance(self) -> bool:
-        """Whether guessing could have done as well: within two standard deviations of its mean. False for so few images that
-        guessing may get all of them right."""
+        """Whether guessing could reach it: within two standard deviations of its mean. False for so few images that
+        guessing may predict all of them."""
         most = self.chance + 2 * sqrt(self.chance * (1 - self.chance) / max(1, self.images))
         return self.percent <= 100 * most < 100
 
     def plus(self, other: Top1) -> Top1:
-        """Both together."""
+        """Add another one."""
         both = self.are_probabilities and other.are_probabilities
         return Top1(self.correct + other.correct, self.images + other.images, max(self.chance, other.chance), both)
 
 
 class TeacherTop1:
-    """An evaluator of the logits of a teacher; images whose labels are of other heads are not counted."""
+    """Evaluator of the logits of a teacher; images whose labels are of other heads are not counted."""
 
     main_metric = "top1"
 
@@ -55,7 +56,7 @@ class TeacherTop1:
         logits, labels = outputs.get("logits"), batch.get("gt")
         if logits is None or not isinstance(labels, Tensor):
             return
-        heads = [logits] if isinstance(logits, Tensor) else list(logits)
+        heads = heads_of(logits)
         if not _fit(labels, heads):
             return
         columns = [labels] if len(heads) == 1 else labels.unbind(1)
@@ -64,7 +65,7 @@ class TeacherTop1:
         self.total = self.total.plus(Top1(correct, len(labels), chance, all(map(_are_probabilities, heads))))
 
     def state(self) -> Top1:
-        """What this rank collected."""
+        """Return everything collected on this rank."""
         return self.total
 
     def merge(self, states: Sequence[Top1]) -> None:
@@ -74,32 +75,31 @@ class TeacherTop1:
             self.total = self.total.plus(Top1(*state))
 
     def compute(self) -> dict[str, float]:
-        """Top-1 in percent."""
+        """Compute top-1 in percent."""
         return {"top1": self.total.percent}
 
     def score(self) -> TeacherScore | None:
-        """The result in words; None if no image had labels that fit."""
+        """Describe the result; None if no image had labels that fit."""
         total = self.total
         if not total.images:
             return None
+        warning = "its outputs are probabilities; softmax of them is nearly even. Expected logits."
         return TeacherScore(
             f"top-1 {total.percent:.2f} % of {total.images} validation images",
             guessing=f"{100 * total.chance:.2f} %" if total.is_chance else "",
-            warning="its outputs are probabilities; softmax of them is nearly even. Expected logits."
-            if total.are_probabilities
-            else "",
+            warning=warning if total.are_probabilities else "",
         )
 
 
 def _fit(labels: Tensor, heads: Sequence[Tensor]) -> bool:
-    """Whether there is a label for each head: one per image, one per image and head, or a set of the classes of the only head."""
+    """Compare labels with the heads: one an image, one an image and head, or a set of the classes of the only head."""
     if labels.is_floating_point():
         return len(heads) == 1 and labels.shape == heads[0].shape
     return labels.ndim == 1 if len(heads) == 1 else labels.shape[1:] == (len(heads),)
 
 
 def _hits(logits: Tensor, labels: Tensor) -> float:
-    """How many images have their label, or one of their labels, first."""
+    """Count the images whose largest logit is that of their label, or of one of their labels."""
     best = logits.argmax(1)
     hits = best == labels if labels.ndim == 1 else labels.gather(1, best[:, None])[:, 0] > 0.5
     return float(hits.sum())

@@ -18,9 +18,10 @@ from up.config.contract import Contract
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
-from up.text import count
+from up.text import Verbatim, count, some_of
 from up.types import Argument, Record
 
+Names: TypeAlias = list[str] | list[list[str]]  # of the classes; several heads have a list each
 Classes: TypeAlias = Annotated[AtLeast1 | Annotated[list[AtLeast1], Field(min_length=1)], Derived("the classes of dataset.train")]
 
 HEADS = Registry(
@@ -282,6 +283,20 @@ def pick(features: Sequence[Tensor], index: int) -> Tensor:
 def heads_of(values: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """List logits or scores head by head, for one head too."""
     return [values] if isinstance(values, Tensor) else list(values)
+
+
+def labels_of(class_names: Names | None, num_classes: Sequence[int]) -> list[list[str]]:
+    """List the names of each head's classes, or their numbers. Raises ``UserError`` for more or fewer names than classes."""
+    if not class_names:
+        return [[str(label) for label in range(classes)] for classes in num_classes]
+    lists = [list(class_names)] if isinstance(class_names[0], str) else [list(names) for names in class_names]
+    if [len(names) for names in lists] != list(num_classes):
+        raise UserError(
+            got=Verbatim(f"{some_of(map(len, lists))} names"),
+            expected=f"{some_of(num_classes)}: one name for each output of the net, a list for each head",
+            key="class_names",
+        )
+    return [[str(name) for name in names] for names in lists]
 
 
 def _checked(vector: Tensor, in_plane: int, feature: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tests.harness.facts import facts
 from up.errors import StorageError, UserError
+from up.tasks.cls.data.inference import already_done
+from up.tasks.cls.evaluate.confusion import confusion_figure
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
-from up.tasks.cls.evaluate.reports import write_reports
+from up.tasks.cls.evaluate.reports import ResultStream, write_reports
 
 NAMES = ["cat", "dog", "gnu"]
 # Right, wrong by a little, wrong for sure, right.
@@ -26,6 +28,11 @@ def evaluated(scores: Any = SCORES, gt: Tensor | None = LABELS, **settings: Any)
     batch = {"filename": ["a.jpg", "b b.jpg", "c,c.jpg", "ü.jpg"], "index": torch.arange(4)}
     evaluator.update({"scores": scores}, batch if gt is None else {**batch, "gt": gt})
     return evaluator
+
+
+@pytest.fixture(autouse=True)
+def _without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("up.tasks.cls.evaluate.reports.confusion_figure", lambda *_: b"PNG")
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -44,11 +51,15 @@ def test_the_files_of_an_evaluation(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(expected)
 
 
-def test_metrics_are_those_of_the_evaluator_or_those_given(tmp_path: Path) -> None:
-    write_reports(evaluated(), tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"top1": 50.0, "top2": 100.0, "mean_class_accuracy": 50.0}
-    write_reports(evaluated(), tmp_path, metrics={"top1": 50.0, "loss": float("nan"), "ema": {"top1": float("inf")}})
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"top1": 50.0, "loss": None, "ema": {"top1": None}}
+@pytest.mark.filterwarnings("ignore:the scores of")
+@pytest.mark.parametrize(
+    ("scores", "metrics"),
+    [(SCORES, (50.0, 100.0, 50.0)), (SCORES * float("nan"), (None, None, None))],  # JSON has no NaN
+)
+def test_metrics(tmp_path: Path, scores: Tensor, metrics: tuple[float | None, ...]) -> None:
+    write_reports(evaluated(scores), tmp_path)
+    expected = dict(zip(("top1", "top2", "mean_class_accuracy"), metrics, strict=True))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == expected
 
 
 def test_per_class(tmp_path: Path) -> None:
@@ -61,7 +72,8 @@ def test_per_class(tmp_path: Path) -> None:
     ]
 
 
-def test_confusion(tmp_path: Path) -> None:
+def test_confusion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("up.tasks.cls.evaluate.reports.confusion_figure", confusion_figure)
     write_reports(evaluated(), tmp_path, NAMES)
     assert rows_of(tmp_path / "confusion.csv") == [
         ["true \\ predicted", "cat", "dog", "gnu"],
@@ -69,9 +81,9 @@ def test_confusion(tmp_path: Path) -> None:
         ["dog", "1", "1", "0"],
         ["gnu", "0", "0", "0"],
     ]
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width > 3 * 64
+    with Image.open(tmp_path / "confusion.png") as figure:
+        assert figure.format == "PNG"
+        assert figure.width > 3 * 64
 
 
 def test_without_matplotlib_the_figure_is_left_out_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +217,7 @@ def test_unreadable_scores_have_no_prediction(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [["cat", "dog"], [["cat", "dog"]], [[]]])
 def test_too_few_names_are_counted(tmp_path: Path, names: Any) -> None:
-    with pytest.raises(UserError, match=facts("class_names", "head 0", "3")):
+    with pytest.raises(UserError, match=facts("class_names", "names", "3")):
         write_reports(evaluated(), tmp_path / "reports", names)
     assert not (tmp_path / "reports").exists()
 
@@ -238,3 +250,27 @@ def test_a_file_name_that_is_not_utf8_survives(tmp_path: Path) -> None:
     write_reports(evaluator, tmp_path, save_result=True)
     assert b"caf\xe9.jpg" in (tmp_path / "predictions.csv").read_bytes()
     assert b"caf\xe9.jpg" in (tmp_path / "results.txt").read_bytes()
+
+
+TWO = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]])
+
+
+def test_appends_a_line_an_image_that_a_later_inference_understands(tmp_path: Path) -> None:
+    stream = ResultStream(tmp_path, depth=2)
+    stream({"scores": TWO}, {"filename": ["a.png", "b.png"], "index": torch.tensor([4, 7])})
+    stream({"scores": TWO[:1]}, {"filename": ["c.png"], "index": torch.tensor([9]), "gt": torch.tensor([2])})
+    lines = [json.loads(line) for line in (tmp_path / "results.txt.rank0").read_text().splitlines()]
+    assert lines[0] == {"prediction": 1, "label": None, "topk_idx": [1, 2], "topk_score": [0.7, 0.2], "filename": "a.png"}
+    assert [(line["filename"], line["label"]) for line in lines] == [("a.png", None), ("b.png", None), ("c.png", 2)]
+    assert already_done({"resume_dir": str(tmp_path)}) == {"a.png", "b.png", "c.png"}
+
+
+def test_all_scores_on_demand(tmp_path: Path) -> None:
+    ResultStream(tmp_path, depth=1, keep_scores=True)({"scores": TWO}, {"filename": ["a", "b"], "index": torch.arange(2)})
+    assert json.loads((tmp_path / "results.txt.rank0").read_text().splitlines()[1])["score"] == [0.5, 0.2, 0.3]
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    stream = ResultStream(tmp_path / "gone", depth=1)
+    with pytest.raises(StorageError, match=facts("results.txt.rank0", "written", "directory")):
+        stream({"scores": TWO}, {"filename": ["a", "b"], "index": torch.arange(2)})
