@@ -12,24 +12,20 @@ import argparse
 import inspect
 import re
 import sys
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import annotated_types
 from pydantic.fields import FieldInfo
-from typing_extensions import is_typeddict
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # from a checkout that is not installed
 
 from up.build.experiment import all_tables, find_task  # noqa: E402
-from up.config.argument import Derived, Marker, PartOf, markers  # noqa: E402
 from up.config.section import Section, sections_in  # noqa: E402
-from up.config.signature import Parameter, describe, signature_of  # noqa: E402
+from up.config.signature import Parameter, signature_of  # noqa: E402
+from up.config.words import Words, description, docstring, summary  # noqa: E402
 from up.registry import Registry  # noqa: E402
 from up.schema.sections import Config  # noqa: E402
 
@@ -109,8 +105,8 @@ def section_lines(section: type[Section]) -> Iterator[str]:
     yield from (f"### {title}", "", prose(inspect.cleandoc(section.__doc__ or "")), "")
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     for name, field in fields_of(section):
-        kind = "; ".join([words(field.annotation, field.metadata), *notes_of([*field.metadata, *markers(field.annotation)])])
-        default = "**required**" if field.is_required() else default_of(field.get_default(call_default_factory=True))
+        kind = MARKDOWN.arguments(field.annotation, field.metadata)
+        default = MARKDOWN.required if field.is_required() else MARKDOWN.default(field.get_default(call_default_factory=True))
         yield f"| `{name}` | {kind} | {default} | {cell(field.description or '')} |"
     yield ""
 
@@ -123,6 +119,23 @@ def anchor_of_field(field: FieldInfo) -> str:
 def title_of(section: type[Section]) -> str:
     return section.__name__.removesuffix("Section")
 
+
+class Markdown(Words):
+    """Words with links and code."""
+
+    required = "**required**"
+
+    def code(self, text: str) -> str:
+        return f"`{text}`"
+
+    def table(self, name: str) -> str:
+        return f"[{name}](#{anchor_of_table(name)})"
+
+    def section(self, section: type[Section]) -> str:
+        return f"[{title_of(section)}](#{title_of(section).lower()})"
+
+
+MARKDOWN = Markdown()
 
 # --- parts --------------------------------------------------------------------------------------------------------------
 
@@ -140,8 +153,8 @@ def table_lines(table: str, registry: Registry) -> Iterator[str]:
     if small:
         yield from ("| type | kwargs | what it is |", "|---|---|---|")
         for names, part in small:
-            arguments = "<br>".join(argument(parameter) for parameter in shown_of(part))
-            yield f"| {names} | {arguments} | {cell(text_of(part))} |"
+            arguments = "<br>".join(MARKDOWN.argument(parameter) for parameter in shown_of(part))
+            yield f"| {names} | {arguments} | {cell(description(part))} |"
         yield ""
     for parts in families.values():
         if len(parts) > 1 or parts[0] not in small:
@@ -167,161 +180,23 @@ def family_of(part: Callable[..., Any]) -> object:
 
 def block_lines(parts: list[Part]) -> Iterator[str]:
     """A part, or a family of them, with a table of kwargs."""
-    text = text_of(parts[0][1])
+    text = description(parts[0][1])
     together = len(parts) > 1
     yield from (f"**{', '.join(names for names, _ in parts)}**", "", prose(text.partition("\n\n")[2] if together else text), "")
     signatures = [signature_of(part).parameters for _, part in parts]
     yield from ("| kwarg | type | default |", "|---|---|---|")
     for parameter in shown_of(parts[0][1]):
-        defaults = {default_text(signature[parameter.name]) for signature in signatures}
+        defaults = {MARKDOWN.default_of(signature[parameter.name]) for signature in signatures}
         default = defaults.pop() if len(defaults) == 1 else "that of the network"
-        yield f"| `{parameter.name}` | {words_of(parameter)} | {default} |"
+        yield f"| `{parameter.name}` | {MARKDOWN.arguments(parameter.annotation)} | {default} |"
     yield ""
     if together:
-        yield from (f"- {names}: {prose(describe(part).summary)}" for names, part in parts)
+        yield from (f"- {names}: {prose(summary(part))}" for names, part in parts)
         yield ""
 
 
 def shown_of(part: Callable[..., Any]) -> list[Parameter]:
     return list(signature_of(part).parameters.values())
-
-
-def argument(parameter: Parameter) -> str:
-    """```alpha` = `1` (number)``."""
-    default = default_text(parameter)
-    if default.startswith("`") or default == "null":
-        return f"`{parameter.name}` = {default} ({words_of(parameter)})"
-    return f"`{parameter.name}` ({words_of(parameter)}; {default})"
-
-
-def words_of(parameter: Parameter) -> str:
-    """The type of a parameter, and what its markers say."""
-    return "; ".join([words(parameter.annotation), *notes_of(markers(parameter.annotation))])
-
-
-def notes_of(found: Iterable[object]) -> list[str]:
-    """What markers say, but for the origin, which the column of defaults has."""
-    return [each.note for each in found if isinstance(each, Marker) and each.note and not isinstance(each, Derived)]
-
-
-def default_text(parameter: Parameter) -> str:
-    derived = parameter.marker(Derived)
-    if derived is not None:
-        return derived.note
-    return "**required**" if parameter.required else default_of(parameter.default)
-
-
-def docstring(part: Callable[..., Any]) -> str:
-    inner = part.func if isinstance(part, partial) else part
-    return inspect.cleandoc(inner.__doc__ or "")
-
-
-def text_of(part: Callable[..., Any]) -> str:
-    """The docstring without what it says about errors, which name themselves when they come; of others' parts one sentence."""
-    if not part.__module__.startswith("up."):
-        return describe(part).summary
-    paragraphs = [re.sub(r"(?s)(^|\s)(Raises |Errors: ).*", "", paragraph) for paragraph in docstring(part).split("\n\n")]
-    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-
-
-# --- words --------------------------------------------------------------------------------------------------------------
-
-
-def words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """An annotation in the words of YAML: ``a number > 0 or null``."""
-    part = next((extra for extra in metadata if isinstance(extra, PartOf)), None)
-    if part is not None and get_origin(annotation) is not list:
-        return " or ".join(dict.fromkeys(part_words(member, part.table) for member in members(annotation)))
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return words(arguments[0], [*arguments[1:], *metadata])
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(words(member) for member in arguments))
-    if origin is Literal:
-        *most, last = (f"`{default_of(choice).strip('`')}`" for choice in arguments)
-        return f"{', '.join(most)} or {last}" if most else last
-    if origin is tuple and arguments[-1:] != (...,):
-        return f"[{', '.join(words(member) for member in arguments)}]"
-    if origin is not None and arguments:
-        of_items = [] if origin is dict else [each for each in metadata if isinstance(each, PartOf)]
-        inner = words(arguments[-1] if origin is dict else arguments[0], of_items)
-        return f"block of {inner}" if origin is dict else f"list of {inner}{bounds(metadata)}"
-    return f"{simple_words(annotation)}{bounds(metadata)}"
-
-
-def members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, or the annotation itself."""
-    is_union = get_origin(annotation) in (Union, types.UnionType)
-    return list(get_args(annotation)) if is_union else [annotation]
-
-
-def part_words(annotation: Any, table: str) -> str:
-    link = f"[{table}](#{anchor_of_table(table)})"
-    if annotation in (None, type(None)):
-        return "null"
-    is_list = get_origin(annotation) in (list, tuple, Sequence) or getattr(get_origin(annotation), "__name__", "") == "Sequence"
-    return f"list of {link} parts" if is_list else f"{link} part"
-
-
-SIMPLE = {int: "int", float: "number", bool: "true or false", str: "text", dict: "block", list: "list", Any: "anything"}
-
-
-def simple_words(annotation: Any) -> str:
-    if annotation in (None, type(None)):
-        return "null"
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return f"[{title_of(annotation)}](#{title_of(annotation).lower()})" if annotation.__name__ != "Part" else "part"
-    if is_typeddict(annotation):
-        hints = get_type_hints(annotation, include_extras=True)
-        return f"block of {', '.join(f'`{key}` ({words(hint)})' for key, hint in hints.items())}"
-    return SIMPLE.get(annotation, str(getattr(annotation, "__name__", annotation)))
-
-
-SIGNS: dict[type, tuple[str, str]] = {
-    annotated_types.Ge: ("≥", "ge"),
-    annotated_types.Gt: (">", "gt"),
-    annotated_types.Le: ("≤", "le"),
-    annotated_types.Lt: ("<", "lt"),
-}
-
-
-def bounds(metadata: Iterable[Any]) -> str:
-    """`` ≥ 1`` for what pydantic knows as ``Ge(1)``."""
-    found = []
-    for each in flat(metadata):
-        if type(each) in SIGNS:
-            sign, key = SIGNS[type(each)]
-            value = getattr(each, key)
-            found.append(f"{sign} {'2^63' if value == 2**63 else f'{value:g}'}")
-    return f" {', '.join(found)}" if found else ""
-
-
-def flat(metadata: Iterable[Any]) -> Iterator[Any]:
-    for each in metadata:
-        if isinstance(each, FieldInfo):
-            yield from each.metadata
-        else:
-            yield each
-
-
-def default_of(value: Any) -> str:
-    """A default as YAML writes it."""
-    if isinstance(value, Section):
-        part = getattr(value, "type", None)
-        return f"`{part}`" if part and type(value).__name__ == "Part" else "its defaults"
-    if isinstance(value, Mapping):
-        return "`{}`" if not value else "a block"
-    if isinstance(value, list | tuple | set | frozenset):
-        return f"`[{', '.join(default_of(item).strip('`') for item in value)}]`"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "`true`" if value else "`false`"
-    if isinstance(value, float):
-        return f"`{value:.6g}`"
-    if isinstance(value, str):
-        return f"`{value}`" if value else "`''`"
-    return f"`{getattr(value, 'value', value)}`"
 
 
 def anchor_of_table(name: str) -> str:

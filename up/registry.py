@@ -1,4 +1,4 @@
-"""Explicit, lazy tables: a name in YAML to the object that it stands for. Nothing is registered by being imported."""
+"""Explicit, lazy tables from a name in YAML to an object. Importing a module registers nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from up.config.contract import Contract
 from up.errors import UserError
-from up.text import did_you_mean, some_of
+from up.text import did_you_mean, some_of, with_article
 
 
 class UnknownName(UserError):
@@ -55,15 +55,14 @@ class Registry:
         return sorted(self._other_names()) if self._other_names else []
 
     def get(self, name: str) -> Any:
-        """The object called ``name``, imported now. Raises ``UnknownName`` with near names."""
+        """Import the object called ``name``. Raises ``UnknownName`` with near names."""
         if name in self._table:
             return resolve(self._table[name])
         found = self._others(name) if self._others else None
         if found is None:
-            known = some_of(self, 40)
-            near = did_you_mean(name, [*self, *self.other_names()])
-            article = "an" if self.kind[0] in "aeiou" else "a"
-            raise UnknownName(f"no {self.kind} is called {name!r}.{near or f' Expected {article} {self.kind}: {known}.'}")
+            near = did_you_mean(name, [*self, *self.other_names()]).strip()
+            known = "" if near else f": {some_of(self, 40)}"
+            raise UnknownName(got=name, expected=f"{with_article(self.kind)}{known}", fix=near)
         return found
 
     def joined(self, other: Registry, *, plugin: str | None = None) -> Registry:
@@ -73,8 +72,7 @@ class Registry:
         """
         clash = sorted(self._table.keys() & other._table.keys())
         if clash:
-            article = "an" if self.kind[0] in "aeiou" else "a"
-            raise UserError(f"{clash[0]!r} is already the name of {article} {self.kind}. Rename yours.")
+            raise UserError(f"{clash[0]!r} is already the name of {with_article(self.kind)}", fix="Rename yours.")
         keeps = self._table or other.contract == _NO_CONTRACT
         return (self if keeps else other).extended(other._table, plugin=plugin)
 
@@ -94,6 +92,6 @@ class Registry:
 
 
 def resolve(reference: str) -> Any:
-    """The object that ``"package.module:attribute"`` names."""
+    """Import the object that ``"package.module:attribute"`` names."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)

@@ -341,7 +341,7 @@ def test_hosts_must_have_the_same_data(runs: Cluster, images: Path, tmp_path: Pa
 
 def test_a_configuration_that_is_wrong_everywhere_is_said_once(runs: Cluster, run: Path) -> None:
     ended = runs.run("trainer.optimizer.type=SGDD", codes=(2, 2))
-    assert ended[0].said.count("no optimizer is called 'SGDD'") == 1
+    assert ended[0].said.count("got 'SGDD', expected an optimizer") == 1
     assert ended[1].said == ""
     assert not run.exists()
 

@@ -140,7 +140,7 @@ def test_a_killed_rank_ends_our_launcher(start, runs: Cluster, run: Path, unbrok
 
 def test_bad_input_under_our_launcher_is_one_line(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """Found by the launcher (a wrong key) or by the ranks (no such part): 2, one line, nothing created."""
-    for wrong, what in (("trainer.max_epch=3", "max_epch"), ("trainer.optimizer.type=SGDD", "no optimizer is called 'SGDD'")):
+    for wrong, what in (("trainer.max_epch=3", "max_epch"), ("trainer.optimizer.type=SGDD", "got 'SGDD', expected an optimizer")):
         launched = start(UP, wrong, after=TWO)
         assert launched.wait() == 2, launched.said
         assert what in launched.said

@@ -88,8 +88,10 @@ class TestComponents:
         monkeypatch.setenv("COLUMNS", "200")
         text = shown(capsys, "components", "loss", "batch_fn")
         assert "label_smooth_ce" in text
-        assert "smooth_ratio=0.1" in text
-        assert "switch_prob=0.5" in text
+        assert "smooth_ratio = 0.1 (number ≥ 0" in text
+        assert "switch_prob = 0.5 (number ≥ 0, ≤ 1)" in text
+        assert "num_classes (whole number" in text
+        assert "derived from" in text
         assert "resnet18" not in text
 
     def test_names_of_other_libraries(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +113,7 @@ class TestSchema:
 
     def test_unknown_task(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (line,) = refused(["show", "schema", "--task", "clss"], capsys, tmp_path)
-        assert tells(line, "called", "'clss'", "'cls'")
+        assert tells(line, "task", "'clss'", "'cls'")
 
 
 class TestFlops:

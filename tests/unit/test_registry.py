@@ -22,7 +22,7 @@ def test_resolves_on_use_only() -> None:
 def test_unknown_names_get_near_ones() -> None:
     with pytest.raises(UnknownName) as error:
         TABLE.get("bec")
-    assert tells(str(error.value), "called", "'bec'", "'bce'")
+    assert tells(str(error.value), "loss", "'bec'", "'bce'")
 
 
 def test_without_a_near_name_the_table_is_listed() -> None:

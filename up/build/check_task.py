@@ -184,11 +184,11 @@ def check_evaluator(task: AnyTask, net: Net, evaluation: Evaluation, samples: Se
     """Raise ``UserError`` unless two ranks with half of the images each measure what one measures that has all."""
     evaluator = evaluation.make_evaluator()
     kind = type(evaluator)
-    what = EVALUATOR_CONTRACT.object_problem(evaluator)
-    if what is not None or not isinstance(getattr(evaluator, "main_metric", None), str):
-        raise error_at(
-            kind, what or f"{called(kind)}.main_metric: expected the name of the metric that chooses the best checkpoint"
-        )
+    problem = EVALUATOR_CONTRACT.object_problem(evaluator)
+    if problem is not None:
+        raise error_at(kind, problem.what, got=problem.got, expected=problem.expected, fix=problem.fix)
+    if not isinstance(getattr(evaluator, "main_metric", None), str):
+        raise error_at(kind, f"{called(kind)}.main_metric", expected="the name of the metric that chooses the best checkpoint")
     halves = [part for part in (samples[: len(samples) // 2], samples[len(samples) // 2 :]) if part]
     batches = []
     with evaluation_mode(net):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -95,8 +96,8 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
 
     def ends(name: str) -> Callable[..., None]:
         def look(module: nn.Module, inputs: object, returned: object) -> None:
-            what = experiment.tables[tables[name]].contract.return_problem(module, returned) if name in own else None
-            experiment.raise_if_any([Problem(what, key=f"{places[name]}.type")] if what is not None else [])
+            problem = experiment.tables[tables[name]].contract.return_problem(module, returned) if name in own else None
+            experiment.raise_if_any([replace(problem, key=f"{places[name]}.type")] if problem is not None else [])
             if isinstance(returned, Mapping):  # otherwise the net raises, and this is the module to blame
                 running[0] = "net"
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from up.config.parts import check_part, notes_on_part, paths_of
+from up.config.argument import NoEffect
+from up.config.parts import Tables, check_part
 from up.config.plugins import extended, make_importable
-from up.config.section import Part
 from up.config.signature import signature_of
+from up.config.walk import Place, named_paths, walk_part
 from up.data.readers import READERS
 from up.data.records import DATASET_CONTRACT
 from up.data.sampler import SAMPLERS
@@ -108,10 +109,22 @@ def part_notes(experiment: Experiment) -> Iterator[Note]:
     """One note for each argument that is accepted and changes nothing, at the first place that gives it."""
     told: set[str] = set()
     for path, part, table in placed_parts(experiment):
-        for where, what in notes_on_part(part, table, experiment.tables, path):
-            if what not in told:
-                told.add(what)
-                yield Note(where, what, experiment.decoded.origins.of(where))
+        for place in walk_part(part, table, experiment.tables, path):
+            if (what := _note_on(place, experiment.tables)) and what[1] not in told:
+                told.add(what[1])
+                yield Note(*what, experiment.decoded.origins.of(what[0]))
+
+
+def _note_on(place: Place, tables: Tables) -> tuple[str, str] | None:
+    """Path and text of the note of a class, its ``config_note``, or of an argument that changes nothing."""
+    note = getattr(place.target(tables), "config_note", None)
+    if note:
+        return f"{place.path}.type", f"{place.type}: {note}"
+    parameter, value = place.parameter, place.value
+    unused = parameter.marker(NoEffect) if parameter is not None else None
+    if parameter is None or unused is None or value in (None, parameter.default):
+        return None
+    return place.path, f"{parameter.name} of {place.owner} has no effect: {unused.reason}"
 
 
 def group_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -133,20 +146,12 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
     for name in ("train", "test"):
         source = getattr(config.dataset, name)
         if source is not None:
-            for key, path in named_paths(experiment, source.dataset):
-                yield from missing_at(f"dataset.{name}.dataset.kwargs.{key}", path)
+            for key, path in named_paths(source.dataset, "dataset", experiment.tables):
+                yield from missing_at(f"dataset.{name}.dataset.{key}", path)
     yield from missing_start_weights(config, experiment.folder)
     for key, file in weights_of_teachers(experiment).values():
         if file is None or not file.startswith("timm:"):
             yield from missing_at(key, file)
-
-
-def named_paths(experiment: Experiment, dataset: Part) -> Iterator[tuple[str, str | None]]:
-    """The keys of a data set's kwargs that name files and folders, with what is written there: those that the task knows, and
-    those that the annotations say."""
-    signature = signature_of(experiment.tables["dataset"].get(dataset.type))
-    known = {key: path for key, path in experiment.task.named_paths(dataset.kwargs) if signature.takes(key.partition(".")[0])}
-    yield from {**known, **dict(paths_of(dataset, "dataset", experiment.tables))}.items()
 
 
 def distillation_problems(experiment: Experiment) -> Iterator[Problem]:

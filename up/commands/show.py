@@ -74,16 +74,15 @@ def chosen(wanted: Sequence[str], tables: dict[str, Registry]) -> list[str]:
 
 
 def parts_of(name: str, registry: Registry) -> Iterator[RenderableType]:
-    """The parts of one table (name, arguments with defaults, purpose), and the names that other libraries add."""
-    from up.config.signature import describe
+    """The parts of one table with a line for each argument, and the names that other libraries add."""
+    from up.config.signature import signature_of
+    from up.config.words import Words, description
 
-    table = table_of("type", "kwargs", "what it does", title=name)
+    table = table_of("type", "kwargs", "description", title=name)
     for entry in registry:
-        about = describe(registry.get(entry))
-        arguments = ", ".join(
-            argument if default == "required" else f"{argument}={default}" for argument, _, default in about.parameters
-        )
-        table.add_row(entry, Text(arguments), Text(about.summary))
+        part = registry.get(entry)
+        arguments = [Words().argument(parameter) for parameter in signature_of(part).parameters.values()]
+        table.add_row(entry, Text("\n".join(arguments)), Text(description(part).replace("``", "`")))
     yield table
     others = registry.other_names()
     if others:

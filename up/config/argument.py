@@ -52,14 +52,20 @@ class Marker:
 class PartOf(Marker):
     """A part: the YAML writes ``{type, kwargs}`` (or a list of such), the constructor receives the object.
 
-    ``table`` is the table that ``type`` is looked up in.
+    ``type`` is looked up in the ``table``, and in ``others`` where modules of several kinds may stand, as in ``net``.
     """
 
     table: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """All tables, in the order in which a type is looked up."""
+        return (self.table, *self.others)
 
     def json_schema(self) -> Record:
-        """The table."""
-        return {PART: self.table}
+        """The table, if there is one alone."""
+        return {} if self.others else {PART: self.table}
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,17 @@ class Section(BaseModel):
         return own
 
     @model_serializer(mode="wrap")
-    def _spread(self, handler: SerializerFunctionWrapHandler) -> Record:
-        plain: Record = handler(self)
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> Record:
+        return self._spread(handler(self))
+
+    @property
+    def entries(self) -> Record:
+        """The values by the keys of the file; sections and parts as objects."""
+        return self._spread(dict(self))
+
+    def _spread(self, plain: Record) -> Record:
         for field in self.gathers:
-            plain.update(plain.pop(field, {}))
+            plain |= plain.pop(field, {})
         return plain
 
     @classmethod
@@ -77,9 +84,6 @@ class Section(BaseModel):
 
 class Part(Section):
     """A replaceable part: ``type`` names it in the table of its kind, ``kwargs`` are its constructor's arguments."""
-
-    tables: ClassVar[tuple[str, ...]] = ()
-    """Where ``type`` is looked up when no ``PartOf`` in the annotation of the field says it."""
 
     type: Name
     """The name of the part; ``python -m up show components`` lists what there is."""

@@ -7,7 +7,6 @@ import collections.abc
 import dataclasses
 import enum
 import inspect
-import json
 import numbers
 import textwrap
 import types
@@ -42,7 +41,7 @@ _ABSTRACT = (
     collections.abc.Mapping,
     collections.abc.Set,
 )
-_SEQUENCES = (list, tuple, *_ABSTRACT[:3])
+SEQUENCES = (list, tuple, *_ABSTRACT[:3])
 _BARE: dict[object, object] = {  # as torchvision annotates, and what YAML can write of it
     numbers.Number: int | float,
     collections.abc.Sequence: list[Any],
@@ -76,13 +75,13 @@ class Parameter:
     def many(self) -> bool:
         """Whether an argument that is a part may be a list of parts."""
         members = _members(self.annotation)
-        return Any in members or any((get_origin(member) or member) in _SEQUENCES for member in members)
+        return Any in members or any((get_origin(member) or member) in SEQUENCES for member in members)
 
     @cached_property
     def single(self) -> bool:
         """Whether an argument that is a part may be one block."""
         members = [member for member in _members(self.annotation) if member is not type(None)]
-        return any((get_origin(member) or member) not in _SEQUENCES for member in members)
+        return any((get_origin(member) or member) not in SEQUENCES for member in members)
 
     @property
     def is_path(self) -> bool:
@@ -92,18 +91,13 @@ class Parameter:
     @property
     def is_path_list(self) -> bool:
         """Whether the texts of a list do."""
-        lists = [member for member in _members(self.annotation) if get_origin(member) in _SEQUENCES]
+        lists = [member for member in _members(self.annotation) if get_origin(member) in SEQUENCES]
         return any(Parameter("", item, None).is_path for member in lists for item in get_args(member))
 
     @property
     def takes_none(self) -> bool:
         """Whether null is a value of its own; otherwise null in YAML means that nothing was given."""
         return _takes_none(self.annotation)
-
-    @property
-    def notes(self) -> list[str]:
-        """What the markers say in words: where the value comes from, its unit, whether a resume compares it."""
-        return [each.note for each in markers(self.annotation) if isinstance(each, Marker) and each.note]
 
 
 @dataclass(frozen=True)
@@ -118,14 +112,6 @@ class Signature:
     def takes(self, name: str) -> bool:
         """Whether there is such a parameter, for YAML or for the program."""
         return name in self.parameters or name in self.internal
-
-
-@dataclass(frozen=True)
-class Description:
-    """A part in words: its purpose, and name, type and default of each argument."""
-
-    summary: str
-    parameters: tuple[tuple[str, str, str], ...]
 
 
 @lru_cache(maxsize=1024)
@@ -319,55 +305,3 @@ def _is_plain_class(annotation: object) -> bool:
         return False
     is_record = dataclasses.is_dataclass(annotation) or is_typeddict(annotation)
     return is_record or issubclass(annotation, enum.Enum | PurePath | BaseModel)
-
-
-_WORDS: dict[object, str] = {
-    int: "whole number",
-    float: "number",
-    str: "text",
-    bool: "true or false",
-    Any: "anything",
-    None: "null",
-    type(None): "null",
-    list: "list",
-    tuple: "list",
-    dict: "block",
-}
-
-
-def type_text(annotation: object) -> str:
-    """An annotation in the words of YAML: ``whole number or list of whole numbers``, ``mean or sum``, ``loss part``."""
-    argument = Parameter("", annotation, None)
-    if argument.table is not None:
-        kinds = [f"{argument.table} part"] * argument.single + [f"list of {argument.table} parts"] * argument.many
-        return " or ".join([*kinds, *(["null"] if argument.takes_none else [])])
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return type_text(arguments[0])
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(type_text(member) for member in arguments))
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if origin is tuple and ... not in arguments:
-        return f"[{', '.join(map(type_text, arguments))}]"
-    if origin in _SEQUENCES:
-        return f"list of {_several(type_text(arguments[0]))}"
-    return _WORDS.get(origin or annotation, str(getattr(annotation, "__name__", annotation)))
-
-
-def _several(noun: str) -> str:
-    """``whole numbers``; what has no plural stays as it is."""
-    return f"{noun}s" if noun.endswith(("number", "part", "block")) else noun
-
-
-def describe(target: Target) -> Description:
-    """``target`` in words, for ``show components`` and the reference page."""
-    inner = target.func if isinstance(target, partial) else target
-    text = inspect.cleandoc(inner.__doc__ or "")  # an inherited one would speak of the base class
-    summary = text.split("\n\n")[0].replace("\n", " ")
-    rows = []
-    for parameter in signature_of(target).parameters.values():
-        default = json.dumps(parameter.default, default=str, ensure_ascii=False)
-        notes = f" ({', '.join(parameter.notes)})" if parameter.notes else ""
-        rows.append((parameter.name, f"{type_text(parameter.annotation)}{notes}", "required" if parameter.required else default))
-    return Description(summary, tuple(rows))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from up.build.data import build_dataset, build_reader, build_transforms, section_of
-from up.build.experiment import named_paths
+from up.config.walk import named_paths
 from up.data.bad_images import BadImage
 from up.data.dataset import KeyedDataset
 from up.data.records import Batch, SampleKey
@@ -74,9 +74,8 @@ class DatasetSamples(Samples):
 
     def __init__(self, experiment: Experiment, source: Literal["train", "test"], class_names: list[str] | None = None) -> None:
         kwargs = section_of(experiment, source).dataset.kwargs
-        place = f"dataset.{source}.dataset.kwargs"
-        paths = named_paths(experiment, section_of(experiment, source).dataset)
-        experiment.raise_if_any(problem for key, path in paths for problem in missing_at(f"{place}.{key}", path))
+        paths = named_paths(section_of(experiment, source).dataset, "dataset", experiment.tables)
+        experiment.raise_if_any(problem for key, path in paths for problem in missing_at(f"dataset.{source}.dataset.{key}", path))
         facts = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
         dataset = build_dataset(experiment, source, facts)
         if not isinstance(dataset, KeyedDataset) or not len(dataset):

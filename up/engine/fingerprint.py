@@ -9,8 +9,8 @@ from typing import NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from up.config.leaves import leaves
 from up.config.parts import Tables
+from up.config.walk import leaves
 from up.errors import UserError
 from up.schema.sections import Config
 from up.text import count, some_of

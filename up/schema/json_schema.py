@@ -10,13 +10,14 @@ from up.config.argument import PART
 from up.config.bases import BASE
 from up.config.part_schema import PlainSchema, nullable, part_schema
 from up.config.section import Section, sections_in
-from up.config.signature import describe
+from up.config.words import summary
 from up.registry import Registry
 from up.schema.dataset import SHARED, DatasetSection
 from up.schema.mimic import MimicJob, MimicSection
 from up.schema.sections import Config
 
 Schema: TypeAlias = "dict[str, Any]"
+_ANY_PART = "#/$defs/Part"
 
 
 def config_schema(tables: Mapping[str, Registry], net_kinds: Sequence[str]) -> Schema:
@@ -119,7 +120,7 @@ def _types(tables: Sequence[Registry]) -> list[Schema]:
     """The names of all parts with what they are for; any text when there are more than a table can list."""
     found: list[Schema] = []
     for table in tables:
-        found += [{"const": name, "description": describe(table.get(name)).summary} for name in table]
+        found += [{"const": name, "description": summary(table.get(name))} for name in table]
         more = table.other_names()
         found += [{"enum": more}] if more else []
     return found
@@ -143,7 +144,7 @@ def _part(types: list[Schema], choices: list[Schema]) -> Schema:
 
 
 def _resolved(schema: Any, tables: Mapping[str, Registry]) -> Any:
-    """References to the tables that there are; a part whose table is not known is any part."""
+    """Refer to the tables that exist. A part whose table is not known is any part; one with keys of its own keeps its section."""
     if isinstance(schema, list):
         return [_resolved(item, tables) for item in schema]
     if not isinstance(schema, dict):
@@ -151,6 +152,6 @@ def _resolved(schema: Any, tables: Mapping[str, Registry]) -> Any:
     made = {key: _resolved(value, tables) for key, value in schema.items() if key != PART}
     prefix, _, table = str(made.get("$ref", "")).rpartition("part.")
     table = table if prefix == "#/$defs/" else schema.get(PART, "")
-    if table:
-        made["$ref"] = f"#/$defs/part.{table}" if table in tables else "#/$defs/Part"
+    if table and (prefix or made.get("$ref", _ANY_PART) == _ANY_PART):
+        made["$ref"] = f"#/$defs/part.{table}" if table in tables else _ANY_PART
     return made

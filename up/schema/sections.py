@@ -158,8 +158,6 @@ class SaverSection(Section):
 class NetModule(Part):
     """One module of the net; it gets the running record and returns what it adds to it."""
 
-    tables: ClassVar[tuple[str, ...]] = ("backbone", "neck", "head", "post_process")
-
     name: Name
     """The module's name, which begins the names of its tensors."""
     prev: Name | None = None
@@ -181,7 +179,7 @@ class NetModule(Part):
         return {"name": "self", **data}
 
     @model_serializer(mode="wrap")
-    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The name first, as one writes it."""
         plain: dict[str, Any] = handler(self)
         return {"name": plain.pop("name"), **plain}
@@ -244,7 +242,7 @@ class ToKestrelSection(Section):
 
 _MORE_THAN_EPOCHS = 10_000
 
-Net = Annotated[list[NetModule], Field(min_length=1)]
+Net = Annotated[list[Annotated[NetModule, PartOf("backbone", ("neck", "head", "post_process"))]], Field(min_length=1)]
 
 
 class Config(Section):

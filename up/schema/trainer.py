@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, Name, NotNegative, Positive
+from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, Name, NotNegative, PartOf, Positive
 from up.config.section import Part, Section
 
 
@@ -128,8 +128,6 @@ class SpecialGroup(Section):
 class OptimizerPart(Part):
     """An optimizer: any of torch.optim, any of timm, LAMB, LARS."""
 
-    tables: ClassVar[tuple[str, ...]] = ("optimizer",)
-
     type: Annotated[Name, FixedOnResume()]
     """The name of the optimizer; ``python -m up show components optimizer`` lists what there is."""
     pconfig: Annotated[ParamConfig, FixedOnResume()] = ParamConfig()
@@ -140,8 +138,6 @@ class OptimizerPart(Part):
 
 class SchedulePart(Part):
     """The learning rate as a function of the step: a schedule after a warmup."""
-
-    tables: ClassVar[tuple[str, ...]] = ("lr_scheduler",)
 
     warmup_iter: AtLeast0 = 0
     """Updates of warmup; the longer of this and ``warmup_epochs`` counts."""
@@ -196,9 +192,9 @@ class TrainerSection(Section):
     """Micro-batches whose gradients are summed up for one update."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradients; larger ones are scaled down."""
-    optimizer: OptimizerPart | None = None
+    optimizer: Annotated[OptimizerPart, PartOf("optimizer")] | None = None
     """The optimizer and its settings by parameter."""
-    lr_scheduler: SchedulePart | None = None
+    lr_scheduler: Annotated[SchedulePart, PartOf("lr_scheduler")] | None = None
     """The schedule of the learning rate; unset keeps it constant."""
 
     @model_validator(mode="before")

@@ -50,9 +50,9 @@ def _check_members(kind: type[AnyTask]) -> None:
     for name in _ATTRIBUTES:
         if not hasattr(kind, name):
             raise error_at(kind, f"{called(kind)} has no `{name}`", fix=f"Add it to the class ({PAGE}).")
-    what = _CONTRACT.class_problem(kind)
-    if what is not None:
-        raise error_at(kind, what)
+    problem = _CONTRACT.class_problem(kind)
+    if problem is not None:
+        raise error_at(kind, problem.what, fix=problem.fix)
     for name in vars(kind):
         near = near_names(name, [member for member in dir(Task) if not member.startswith("_")])
         if not name.startswith("_") and not hasattr(Task, name) and name not in _ATTRIBUTES and near:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from up.config.contract import PartError
-from up.config.parts import build_part, parts_of
+from up.config.parts import build_part
 from up.config.section import Part
+from up.config.walk import walk
 from up.errors import ConfigError, Problem
 from up.registry import Registry
 from up.schema.decode import Decoded
@@ -62,21 +63,19 @@ class Experiment:
             try:
                 yield
             except PartError as error:
-                raise ConfigError([Problem(str(error), key=place_of(self, error.part, path) or path)]) from error
+                key = place_of(self, error.part, path) or path
+                raise ConfigError(replace(problem, key=key) for problem in error.problems) from error
 
 
 def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
     """Every part at a fixed place: its path, itself, its table. Parts within parts are found by ``check_part``."""
-    config = experiment.config
-    yield from parts_of(config)
-    for place, net in (("net", config.net), *config.teachers.items()):
-        for index, module in enumerate(net):
-            if module.type != "self":
-                yield f"{place}.{index}", module, net_kind(experiment, module)
-    if config.trainer.optimizer is not None:
-        yield "trainer.optimizer", config.trainer.optimizer, "optimizer"
-    if config.trainer.lr_scheduler is not None:
-        yield "trainer.lr_scheduler", config.trainer.lr_scheduler, "lr_scheduler"
+    for place in walk(experiment.config, Config, {}):
+        part = place.value
+        if isinstance(part, NetModule):
+            if part.type != "self":
+                yield place.path, part, net_kind(experiment, part)
+        elif isinstance(part, Part) and place.tables:
+            yield place.path, part, place.tables[0]
 
 
 def place_of(experiment: Experiment, part: type, near: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
@@ -29,7 +29,6 @@ from up.registry import Registry
 from up.schema.sections import NetModule
 from up.tasks.served import Served
 from up.text import some_of
-from up.types import Kwargs
 
 Size = tuple[int, int]  # height, width
 ResultStream = Callable[[Mapping[str, object], Mapping[str, object]], None]
@@ -156,10 +155,6 @@ class Task(ABC, Generic[Data]):
         return {}
 
     # --- data ---
-
-    def named_paths(self, kwargs: Kwargs) -> Iterable[tuple[str, str | None]]:
-        """The keys of a data set's kwargs that name files and folders, with what is written there."""
-        return ()
 
     def class_names(self, data: Data) -> list[str] | None:
         """The names of the classes of a data set; saved in checkpoints."""

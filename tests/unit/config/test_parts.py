@@ -11,12 +11,14 @@ import pytest
 from tests.harness.facts import each_tells, facts, tells
 from up.config.argument import Derived, FromProgram, PartOf, PathTo
 from up.config.nodes import parse_nodes
-from up.config.parts import Exact, arguments, build, build_part, check_kwargs, check_part, parts_of, paths_of
+from up.config.parts import Exact, build_part, check_kwargs, check_part
 from up.config.section import Part
-from up.config.signature import describe
+from up.config.signature import signature_of
+from up.config.walk import named_paths, walk
 from up.errors import ConfigError, UserError
 from up.registry import Registry
 from up.schema.decode import decode
+from up.schema.sections import Config
 from up.schema.trainer import SchedulePart
 
 
@@ -119,8 +121,8 @@ class TestCheck:
 
     def test_what_the_program_gives_is_not_for_the_file(self) -> None:
         assert check("dist", "sampler", fixed=True) == []
-        assert each_tells(check("dist", "sampler", size=5), ("net.2.kwargs.size", "program", "tells"))
-        assert [row[0] for row in describe(Sampler).parameters] == ["fixed"]
+        assert each_tells(check("dist", "sampler", size=5), ("net.2.kwargs.size", "program", "gives", "Remove"))
+        assert list(signature_of(Sampler).parameters) == ["fixed"]
         made = build_part({"type": "dist", "kwargs": {"fixed": True}}, "sampler", TABLES, {"size": 5, "seed": 7, "other": 1})
         assert (made.size, made.seed, made.fixed) == (5, 7, True)
 
@@ -237,12 +239,12 @@ def test_paths_are_found_by_their_annotations() -> None:
     tables = {"file": Registry("file", {"files": f"{__name__}:Files"})}
     inner = {"type": "files", "kwargs": {"folder": "c", "names": "d", "unheard": "e"}}
     kwargs = {"folder": "a", "lists": ["b", "c"], "names": ["cat", "dog"], "title": "x", "inner": inner}
-    assert dict(paths_of(Part(type="files", kwargs=kwargs), "file", tables)) == {
-        "folder": "a",
-        "lists.0": "b",
-        "lists.1": "c",
-        "inner.kwargs.folder": "c",
-        "inner.kwargs.names": "d",
+    assert dict(named_paths(Part(type="files", kwargs=kwargs), "file", tables)) == {
+        "kwargs.folder": "a",
+        "kwargs.lists.0": "b",
+        "kwargs.lists.1": "c",
+        "kwargs.inner.kwargs.folder": "c",
+        "kwargs.inner.kwargs.names": "d",
     }
 
 
@@ -279,8 +281,10 @@ class TestBuild:
         def loud(value: int, inner: Annotated[Any, PartOf("loss")]) -> None:
             built.append(value)
 
-        with pytest.raises(ConfigError, match=facts("at.inner.kwargs.ratio", "'x'", "number", "at.value", "'y'")):
-            build(loud, {"value": "y", "inner": {"type": "smooth", "kwargs": {"ratio": "x"}}}, TABLES, path="at")
+        tables = {**TABLES, "loud": Registry("loud", {}, others={"loud": loud}.get)}
+        part = {"type": "loud", "kwargs": {"value": "y", "inner": {"type": "smooth", "kwargs": {"ratio": "x"}}}}
+        with pytest.raises(ConfigError, match=facts("at.kwargs.inner.kwargs.ratio", "'x'", "number", "at.kwargs.value", "'y'")):
+            build_part(part, "loud", tables, path="at")
         assert built == []
 
     def test_what_a_constructor_says_gets_its_path(self) -> None:
@@ -303,10 +307,6 @@ class TestBuild:
         with pytest.raises(TypeError, match="of ours"):
             build_part({"type": "ours"}, "transform", TABLES, path="x.0")
 
-    def test_arguments(self) -> None:
-        found = arguments(Head, {"size": [1, 2]}, TABLES, {"num_classes": 3, "in_plane": Exact(4, "the backbone")})
-        assert found == {"size": (1, 2), "num_classes": 3, "in_plane": 4}
-
 
 def test_parts_of_the_sections() -> None:
     text = """
@@ -321,8 +321,11 @@ dataset:
     dataloader: {kwargs: {batch_fn: {type: mix}}}
 mimic: {cfgs: {loss: {type: kl_loss}}, student: {mimic_name: [a]}, teacher: {mimic_name: [a]}}
 """
-    found = {(path, part.type, table) for path, part, table in parts_of(decode(parse_nodes(text, "x.yaml")).config)}
-    assert found == {
+    config = decode(parse_nodes(text, "x.yaml")).config
+    parts = [place for place in walk(config, Config, {}) if isinstance(place.value, Part)]
+    assert {(place.path, place.type, place.tables[0]) for place in parts} == {
+        ("net.0", "b", "backbone"),
+        ("teacher.0", "b", "backbone"),
         ("runtime.runner", "kd", "runner"),
         ("hooks.0", "h", "hook"),
         ("dataset.train.dataset", "cls", "dataset"),

@@ -13,7 +13,8 @@ from torch import nn
 
 from up.config.argument import Derived, FixedOnResume, FromProgram, NoEffect, PartOf, Unit
 from up.config.part_schema import part_schema
-from up.config.signature import describe, signature_model, signature_of, strict, type_text
+from up.config.signature import signature_model, signature_of, strict
+from up.config.words import Words, summary, type_text
 
 
 class Loss(nn.Module):
@@ -197,22 +198,35 @@ def test_strict_keeps_what_it_does_not_know() -> None:
         (torch.Tensor | float, "Tensor or number"),
         (Annotated[nn.Module | Sequence[nn.Module], PartOf("loss")], "loss part or list of loss parts"),
         (Annotated[nn.Module | None, PartOf("loss")], "loss part or null"),
-        (Annotated[float, Field(ge=0)], "number"),
+        (Annotated[float, Field(ge=0)], "number ≥ 0"),
+        (Annotated[int | None, Field(ge=1)], "whole number ≥ 1 or null"),
+        (list[Annotated[int, Field(ge=1)]], "list of whole numbers ≥ 1"),
     ],
 )
 def test_type_text(annotation: Any, text: str) -> None:
     assert type_text(annotation) == text
 
 
-def test_describe() -> None:
-    described = describe(Loss)
-    assert described.summary == "A loss of some kind."
-    assert described.parameters[:3] == (
-        ("num_classes", "whole number", "required"),
-        ("weight", "number", "1.0"),
-        ("reduction", "mean or sum", '"mean"'),
-    )
-    assert describe(Post).summary == ""  # not that of the class it derives from
+def test_a_line_for_each_argument() -> None:
+    def part(
+        *,
+        num_classes: Annotated[int, Derived("the data"), FixedOnResume()],
+        size: int | tuple[int, int],
+        epochs: Annotated[float, Field(ge=0), Unit("epochs")] = 1.0,
+        seed: Annotated[int, FromProgram()] = 0,
+    ) -> None: ...
+
+    lines = [Words().argument(each) for each in signature_of(part).parameters.values()]
+    assert lines == [
+        "num_classes (whole number; fixed on resume; derived from the data)",
+        "size (whole number or [whole number, whole number]; required)",
+        "epochs = 1 (number ≥ 0; epochs)",
+    ]
+
+
+def test_the_summary_is_the_parts_own() -> None:
+    assert summary(Loss) == "A loss of some kind."
+    assert summary(Post) == ""  # not that of the class it derives from
 
 
 def test_an_argument_without_effect_says_why() -> None:
@@ -220,7 +234,7 @@ def test_an_argument_without_effect_says_why() -> None:
         """A part."""
 
     assert signature_of(part).parameters["fast"].marker(NoEffect) == NoEffect("it is always fast")
-    assert describe(part).parameters == (("fast", "true or false (no effect: it is always fast)", "false"),)
+    assert Words().argument(signature_of(part).parameters["fast"]) == "fast = false (true or false; no effect: it is always fast)"
     schema = part_schema(part)["properties"]["fast"]
     assert (schema["description"], schema["deprecated"], schema["default"]) == ("No effect: it is always fast.", True, False)
 
@@ -309,10 +323,3 @@ def test_markers_of_a_base_class_hold_for_an_argument_of_its_name() -> None:
     assert signature_of(Twice).parameters["classes"].marker(Derived) == Derived("the data")
     with pytest.raises(ValidationError):
         signature_model(PassesOn).model_validate({"width": 0})
-
-
-def test_notes_say_what_the_markers_say() -> None:
-    def part(*, steps: Annotated[int, Unit("epochs"), FixedOnResume()], classes: Annotated[int, Derived("the data")]) -> None: ...
-
-    found = {name: parameter.notes for name, parameter in signature_of(part).parameters.items()}
-    assert found == {"steps": ["epochs", "fixed on resume"], "classes": ["derived from the data"]}

@@ -346,7 +346,7 @@ def test_set_lr_keeps_the_ratio_of_the_groups() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"type": "CosineAnealingLR"}, "no lr_scheduler is called 'CosineAnealingLR'. Did you mean 'CosineAnnealingLR'"),
+        ({"type": "CosineAnealingLR"}, "got 'CosineAnealingLR', expected a lr_scheduler. Did you mean 'CosineAnnealingLR'"),
         ({"base_lr": -1.0}, "base_lr: got -1.0, expected at least 0"),
         ({"base_lr": math.nan}, "base_lr: got .nan"),
         ({"updates_per_epoch": 0}, "updates_per_epoch: got 0, expected at least 1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from up.schema.sections import NetModule
 from up.tasks.cls.augment.mixing import BATCH_FNS
 from up.tasks.cls.data.data_report import data_report
 from up.tasks.cls.data.datasets import DATASETS, ClsDataset
-from up.tasks.cls.data.files import named_paths
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
@@ -41,7 +40,6 @@ from up.tasks.cls.serve import serve
 from up.tasks.served import Served
 from up.tasks.task import DataReport, InputSpec, Size, Task, TeacherScore
 from up.text import count, some_of
-from up.types import Kwargs
 
 
 class Classification(Task[ImageDataset]):
@@ -166,9 +164,6 @@ class Classification(Task[ImageDataset]):
         """Ten classes, if a head leaves their number to the data."""
         heads = [module for module in net if module.type in HEADS]
         return {"num_classes": 10} if any("num_classes" not in head.kwargs for head in heads) else {}
-
-    def named_paths(self, kwargs: Kwargs) -> Iterable[tuple[str, str | None]]:
-        return named_paths(kwargs)
 
     def class_names(self, data: ImageDataset) -> list[str] | None:
         """The names of the classes: the data set's, else the evaluator's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, Imag
 from up.tasks.cls.data.inference import InferenceConfig
 from up.tasks.cls.data.tables import TableSpec, read_table
 from up.types import Argument, Kwargs
+
+MetaFile: TypeAlias = Annotated[str, PathTo("meta file")]
 
 DATASETS = Registry(
     "dataset",
@@ -60,7 +62,7 @@ class ClsDataset(ImageDataset):
     def __init__(
         self,
         *,
-        meta_file: str | list[str] | None = None,
+        meta_file: MetaFile | list[MetaFile] | None = None,
         meta_type: str | list[str] = "imagenet",
         image_reader: ImageReader,
         fraction: Annotated[float, Field(gt=0, le=1), FixedOnResume()] = 1.0,

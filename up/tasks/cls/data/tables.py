@@ -109,7 +109,12 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     if spec.meta_type == "inference_only" and not isinstance(meta_file, list):
         meta_file = inference_path(meta_file, spec.inference)
     if not meta_file:
-        raise UserError("is not set", expected="the path of a meta file (or a list of paths)", key="meta_file")
+        raise UserError(
+            "is not set",
+            expected="the path of a meta file (or a list of paths)",
+            key="meta_file",
+            fix="Set it in the file, or with --opts.",
+        )
     paths = [meta_file] if isinstance(meta_file, str) else meta_file
     kinds = _one_each("meta_type", spec.meta_type, len(paths))
     image_dirs = _one_each("image_dir", spec.image_dir, len(paths))
