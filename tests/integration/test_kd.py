@@ -446,7 +446,7 @@ def test_statistics_that_are_not_measured_anew(kd: Config, write: Write, tmp_pat
     kd["mimic"]["mimic_job1"]["teacher"]["teacher_bn_mode"] = "precise"
     assert train(write(kd), "trainer.max_iter=1") == 0
     said = (tmp_path / "run" / "train.log").read_text()
-    assert tells(said, "mimic.mimic_job1.teacher.teacher_bn_mode", "precise", "taken")
+    assert tells(said, "mimic.mimic_job1.teacher.teacher_bn_mode", "precise", "eval")
 
 
 def test_a_teacher_without_a_mimic_is_warned_of(kd: Config, write: Write, tmp_path: Path) -> None:
@@ -491,7 +491,7 @@ def test_a_teacher_that_emits_nan_ends_the_run_with_3(
     assert train(path, *opts) == 3
     said = capsys.readouterr().err
     if preflight == "error":
-        assert tells(said, "teacher", "numbers", "0.png")
+        assert tells(said, "teacher", "finite", "0.png")
         assert not (tmp_path / "run").exists()
     else:
         status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -600,7 +600,7 @@ def test_a_damaged_or_foreign_cache_is_refused(
         f"dataset.train.dataset.kwargs.image_reader.kwargs.image_dir={turned_images(kd, tmp_path)}": "images",
     }.items():
         opt = opt if "fraction" not in opt and "batch_fn" not in opt else f"+{opt}"
-        assert tells(says(path, capsys, tmp_path, *cache, opt), "other", "things", field), field
+        assert tells(says(path, capsys, tmp_path, *cache, opt), "another", field, "this run"), field
     (rows,) = (tmp_path / "cache").rglob("*.rows")
     content = bytearray(rows.read_bytes())
     content[3] ^= 1

@@ -1,4 +1,4 @@
-"""From a checked experiment to its distillation: terms, teachers, caches and adapters, all checked with a batch of noise."""
+"""Build the terms, teachers, caches and adapters of an experiment, and check them with a batch of noise."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from up.tasks.experiment import Experiment
 from up.tasks.task import Size
 from up.text import some_of
 
-_ADAPTERS = 4  # the purpose of the seed that the adapters' first weights are drawn with
+_ADAPTERS = 4  # purpose of the seed of the adapters' first weights
 
 
 @dataclass(frozen=True)
 class Student:
-    """The student, and what its run knows of the data."""
+    """The student and its data."""
 
     net: Net
     class_names: Sequence[str] | None
@@ -40,7 +40,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What distillation adds to a run. ``sources`` are the teachers, or the caches in front of them."""
+    """Everything that distillation adds to a run. ``sources`` are the teachers, or the caches in front of them."""
 
     student: Net
     terms: DistillationTerms
@@ -53,8 +53,8 @@ class Distillation:
     unscored: frozenset[str] = frozenset()  # teachers of other classes, of which only features are used
 
     def with_cache(self, experiment: Experiment, data: Dataset, *, updates_per_epoch: int, updates: int) -> Distillation:
-        """The same with the teachers' outputs kept on disk, if ``mimic.cache`` asks for it."""
-        if experiment.config.mimic is None or experiment.config.mimic.cache is None:
+        """Put a cache in front of the teachers, if ``mimic.cache`` asks for one."""
+        if mimic_of(experiment).cache is None:
             return self
         epochs = updates / updates_per_epoch
         sources, lines = build_caches(
@@ -65,9 +65,8 @@ class Distillation:
     def preflight(
         self, experiment: Experiment, evaluation: Evaluation | None, test_data: Dataset | None, device: torch.device
     ) -> Distillation:
-        """The same after every teacher was scored on validation images, as ``mimic.preflight`` says; all ranks take part."""
-        mimic = experiment.config.mimic
-        if mimic is None or mimic.preflight == "skip" or evaluation is None or test_data is None:
+        """Score every teacher on validation images, if ``mimic.preflight`` asks for it; all ranks take part."""
+        if mimic_of(experiment).preflight == "skip" or evaluation is None or test_data is None:
             return replace(self, warnings=[*self.warnings, "mimic.preflight: the teachers are not scored"])
         scored = [teacher for teacher in self.teachers if teacher.name not in self.unscored]
         lines, warnings = score_teachers(experiment, scored, self.student, evaluation, test_data, device)
@@ -76,7 +75,7 @@ class Distillation:
     def runner_arguments(
         self, student: nn.Module, device: torch.device, *, channels_last: bool, compiled: bool
     ) -> dict[str, object]:
-        """The arguments of the runner ``kd``: the student with hooks and adapters, terms, and teachers on the device."""
+        """Return the arguments of the runner ``kd``: the student with hooks and adapters, terms, and teachers on the device."""
         for teacher in self.teachers:
             teacher.to(device, channels_last=channels_last, compiled=compiled)
         hooks = FeatureHooks(student, self.terms.student_layers, copied=self.overwritten)
@@ -85,7 +84,7 @@ class Distillation:
 
 
 def start_lines(experiment: Experiment, distillation: Distillation | None) -> tuple[list[str], list[str]]:
-    """Lines for the log about the teachers, and warnings, also about sections without effect."""
+    """Return lines for the log about the teachers, and warnings, also about sections without effect."""
     config = experiment.config
     if distillation is None and config.mimic is not None:
         return [], [f"mimic: has no effect: runtime.runner.type is {config.runtime.runner.type!r}. For distillation: kd"]
@@ -102,18 +101,18 @@ def build_distillation(
 ) -> Distillation | None:
     """Build terms and teachers and check them with a batch of noise; None if the runner does not distil.
 
-    Without ``files`` the teachers' weights are drawn. Nothing is created. Raises ``ConfigError`` for unknown layers, shapes that
-    do not fit and classes that a teacher does not know.
+    Without ``files`` the teachers have random weights. Nothing is created. Raises ``ConfigError`` for unknown layers, shapes
+    that do not fit and classes that a teacher does not have.
     """
     section = experiment.config.mimic
     if section is None or not is_distillation(experiment):
         return None
     terms = build_terms(experiment, section)
     experiment.raise_if_any(_unsupported(experiment, terms))
-    names = weights_of_teachers(experiment)
-    nets = [load_teacher(experiment, name, student.derived, build_net, files=files) for name in names]
+    nets = [load_teacher(experiment, name, student.derived, build_net, files=files) for name in weights_of_teachers(experiment)]
     by_name = {"student": student.net, **{net.name: net.net for net in nets}}
-    experiment.raise_if_any(dict.fromkeys(_unknown_layers(terms, by_name)))
+    unknown = ((layer_problem(by_name[side], layer, owner=side), key) for side, layer, key in terms.layers())
+    experiment.raise_if_any(dict.fromkeys(Problem(what, key=key) for what, key in unknown if what is not None))
     sizes = [line for net in nets for line in _other_sizes(experiment, student.sizes, net)]
     with experiment.placing("mimic"):
         terms.require_labels(student.example)
@@ -144,7 +143,7 @@ def build_distillation(
 
 
 def build_terms(experiment: Experiment, section: MimicSection) -> DistillationTerms:
-    """One term for every job and teacher."""
+    """Build a term for every job and teacher."""
     terms = []
     for name, job in section.jobs.items():
         place, layers, adapters = key_of_job(experiment, name), job.student.mimic_name, job.student.adapter
@@ -165,13 +164,13 @@ def _build_teacher(
     with experiment.placing(source.key):
         layers = terms.layers_of(source.name)
         teacher = Teacher(source.name, source.net, layers, example=example, batch_statistics=by_batch, columns=match.columns)
-        if match.problem and (teacher.logits or terms.compares_classes(source.name)):
+        if match.problem and (teacher.logits or any(t.loss.of_logits for t in terms.terms if t.teacher == source.name)):
             raise UserError(match.problem)
     return teacher
 
 
 def _unsupported(experiment: Experiment, terms: DistillationTerms) -> Iterator[Problem]:
-    """Settings of ``runtime`` that distillation, or a loss that takes a gradient before the backward pass, cannot have."""
+    """Find settings of ``runtime`` that exclude distillation, or a loss that takes a gradient before the backward pass."""
     runtime = experiment.config.runtime
     if runtime.parallel == "fsdp":
         fix = "Set ddp: a student with feature hooks cannot be sharded."
@@ -182,13 +181,6 @@ def _unsupported(experiment: Experiment, terms: DistillationTerms) -> Iterator[P
             yield Problem(got=True, expected=expected, key=f"runtime.{setting}", fix="Leave it out.")
 
 
-def _unknown_layers(terms: DistillationTerms, nets: Mapping[str, Net]) -> Iterator[Problem]:
-    for side, layer, place in terms.layers():
-        what = layer_problem(nets[side], layer, owner=side)
-        if what is not None:
-            yield Problem(what, key=place)
-
-
 def _constant_layers(terms: DistillationTerms, found: Inspection) -> Iterator[Problem]:
     for side, layer, place in terms.layers():
         if side == "student" and layer in found.constant:
@@ -197,14 +189,14 @@ def _constant_layers(terms: DistillationTerms, found: Inspection) -> Iterator[Pr
 
 
 def _misfits(terms: DistillationTerms, student: Shapes, teachers: Sequence[Teacher]) -> Iterator[Problem]:
-    """Layers whose shapes cannot be compared, or whose scores are in another order of classes than the student's."""
+    """Find layers whose shapes cannot be compared, or whose scores are in another order of classes than the student's."""
     by_name = {teacher.name: teacher for teacher in teachers}
     for term in terms.terms:
         teacher = by_name[term.teacher]
         yield from term.shape_problems(student, teacher.shapes)
         for side, layer, place in term.layers() if term.loss.of_logits and teacher.is_reordered else ():
             if side == teacher.name and layer not in teacher.logits:
-                what = f"{layer} gives no logits of the net, and only those are put into the student's order of classes"
+                what = f"{layer} gives no logits of the net, and only logits are put into the student's order of classes"
                 yield Problem(what, key=place)
 
 
@@ -213,11 +205,11 @@ def _precise_modes(experiment: Experiment, section: MimicSection) -> Iterator[st
         for teacher, side in job.teachers.items():
             if side.teacher_bn_mode == "precise":
                 place = f"{key_of_job(experiment, name)}.{teacher}.teacher_bn_mode"
-                yield f"{place}: precise is taken as eval: the statistics are those that the teacher has stored"
+                yield f"{place}: precise means eval here: batch normalization uses the stored statistics"
 
 
 def _other_sizes(experiment: Experiment, ours: Mapping[str, Size], teacher: TeacherNet) -> Iterator[str]:
-    """Warn of a teacher that saw images of other sizes. Raises ``ConfigError`` for one that cannot take them."""
+    """Warn of a teacher that was trained on other image sizes. Raises ``ConfigError`` if it cannot take the student's."""
     for phase in PHASES:
         own, theirs = ours.get(phase), teacher.sizes.get(phase)
         if own is None or theirs is None or own == theirs:

@@ -1,14 +1,14 @@
-"""Teacher outputs on disk: a rerun, or a second student, does not run the teacher again.
+"""Cache of teacher outputs on disk: a rerun, or a second student, does not run the teacher again.
 
-An image that is augmented with keyed randomness is the same image whenever its key comes again. Unmixed, it is known by its
-own seed; mixed, it depends on the whole batch, so that it is known by all seeds of the batch and by the draw of the mixing.
+Keyed augmentation gives the same image whenever its key comes again. The key of an unmixed image is its seed; that of a mixed
+image depends on all seeds of the batch and on the draw of the mixing.
 
-    FOLDER/cache.json                      what the rows are, and of what; written first
+    FOLDER/cache.json                      identity of the rows; written first
     FOLDER/epoch_000012/WRITER.rows        rows of a fixed number of bytes, only ever appended to
     FOLDER/epoch_000012/WRITER.keys        for each row its key (8 bytes) and the CRC-32 of the row (4 bytes)
 
-Every process writes files of its own, rows before keys, so that a kill at any moment leaves at most a row without a key. Their
-names begin with a digest of cache.json: two runs that make a cache at the same moment, and differ, never read each other's rows.
+Every process appends to its own files, rows before keys: after a kill at most one row has no key. Their names begin with a digest
+of cache.json: two different runs that start a cache at the same moment never read each other's rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hashlib import blake2b, sha256
 from math import log, prod
 from pathlib import Path
 from shutil import disk_usage
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -54,22 +54,21 @@ _SAMPLED = 16  # images that are hashed to notice other images under the same na
 _ANOTHER = "Choose another mimic.cache.dir"
 
 
-@dataclass(frozen=True)
-class ImageKeys:
-    """One key per image of a batch, (B,), and the step that the batch belongs to."""
+class ImageKeys(NamedTuple):
+    """Keys (B,) of the images of a batch, and the step of the batch."""
 
     keys: Keys
     step: int
 
 
 def image_keys(batch: Mapping[str, Tensor], step: int, mixing: tuple[int, ...] | None) -> ImageKeys:
-    """The keys of a batch; ``mixing`` is what the draw of the mixing depends on, None if images are not mixed."""
+    """Compute the keys of a batch; ``mixing`` identifies the draw of the mixing, None if images are not mixed."""
     seeds: Keys = batch["seed"].numpy().astype(np.uint64)
     if mixing is None:
         return ImageKeys(seeds, step)
     whole = blake2b(seeds.tobytes() + repr(mixing).encode(), digest_size=8).digest()
     words = np.arange(len(seeds), dtype=np.uint64) + np.uint64(int.from_bytes(whole, "little"))
-    # the finaliser of SplitMix64 (Steele et al. 2014) keeps neighbours of different batches apart
+    # the finalizer of SplitMix64 (Steele et al. 2014) keeps neighbours of different batches apart
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ImageKeys(words ^ (words >> np.uint64(31)), step)
@@ -77,10 +76,10 @@ def image_keys(batch: Mapping[str, Tensor], step: int, mixing: tuple[int, ...] |
 
 @dataclass(frozen=True)
 class Codec:
-    """Activations (B, …), one per layer, as rows of bytes and back.
+    """Encode activations (B, …), one per layer, as rows of bytes, and decode them as float32.
 
-    ``dtype`` is how a number is stored; decoded numbers are float32. With ``topk`` only the k largest of each vector are
-    stored, and one float32 for all others: the value at which they have together the probability that they had (T 1).
+    ``dtype`` is the type of stored numbers. With ``topk`` only the k largest of each vector are stored, and one float32 for all
+    others: the value at which they have the same probability in total (T 1).
     """
 
     shapes: Mapping[str, tuple[int, ...]]  # of one image, by layer
@@ -90,64 +89,60 @@ class Codec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return sum(self._size(prod(shape)) for shape in self.shapes.values())
+        return sum(self._sizes())
 
     def encode(self, outputs: Activations) -> Rows:
-        """Rows (B, row_bytes) on the host. Raises ``UserError`` for a layer of another shape than at the start."""
+        """Return rows (B, row_bytes) on the host. Raises ``UserError`` for a layer of another shape than at the start."""
+        parts: list[Tensor] = []
         for layer, shape in self.shapes.items():
             found = tuple(outputs[layer].shape[1:])
             if found != shape:
                 what = f"mimic.cache: {layer} gives {found} for an image, {shape} at the start: images vary in size"
                 raise UserError(f"{what}. Remove mimic.cache, or give all images one size.")
-        parts = [part for layer in self.shapes for part in self._parts(outputs[layer].float().flatten(1))]
+            vector, fields = outputs[layer].float().flatten(1), self._fields(shape)
+            numbers, k = fields[0]
+            if len(fields) == 1:
+                parts.append(vector.to(numbers))
+                continue
+            largest, where = vector.topk(k, dim=1)
+            others = vector.scatter(1, where, -torch.inf).logsumexp(1, keepdim=True) - log(vector.shape[1] - k)
+            parts += [largest.to(numbers), where.int(), others]
         rows: Rows = torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1).cpu().numpy()
         return rows
 
+    def decode(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return float32 activations by layer, on the device of ``rows`` (B, row_bytes) uint8."""
+        outputs, columns = {}, iter(torch.split(rows, self._sizes(), dim=1))
+        for layer, shape in self.shapes.items():
+            values = [next(columns).clone(memory_format=torch.contiguous_format).view(kind) for kind, _ in self._fields(shape)]
+            vector = values[0].float()
+            if len(values) > 1:
+                vector = values[2].repeat(1, prod(shape)).scatter(1, values[1].long(), vector)
+            outputs[layer] = vector.view(-1, *shape)
+        return outputs
+
     def finite(self, outputs: Activations) -> Mask:
-        """(B,): the images whose numbers are finite as they are stored."""
+        """Find the images (B,) whose numbers are finite as stored."""
         parts = [torch.isfinite(outputs[layer].to(_DTYPES[self.dtype])).flatten(1).all(1) for layer in self.shapes]
         found: Mask = torch.stack(parts).all(0).cpu().numpy()
         return found
 
-    def decode(self, rows: Tensor) -> dict[str, Tensor]:
-        """Float32 activations by layer, on the device of ``rows`` (B, row_bytes) uint8."""
-        outputs, at = {}, 0
-        for layer, shape in self.shapes.items():
-            size = self._size(prod(shape))
-            outputs[layer] = self._vector(rows[:, at : at + size], prod(shape)).view(-1, *shape)
-            at += size
-        return outputs
+    def _fields(self, shape: tuple[int, ...]) -> list[tuple[torch.dtype, int]]:
+        """List type and count of the stored numbers: all of them, or the largest, their positions, and one for the others."""
+        numbers, width = _DTYPES[self.dtype], prod(shape)
+        if self.topk is None or self.topk >= width:
+            return [(numbers, width)]
+        return [(numbers, self.topk), (torch.int32, self.topk), (torch.float32, 1)]
 
-    def _k(self, width: int) -> int:
-        return width if self.topk is None else min(self.topk, width)
-
-    def _size(self, width: int) -> int:
-        k, number = self._k(width), _DTYPES[self.dtype].itemsize
-        return k * number if k == width else k * (number + 4) + 4
-
-    def _parts(self, vector: Tensor) -> list[Tensor]:
-        k, width = self._k(vector.shape[1]), vector.shape[1]
-        if k == width:
-            return [vector.to(_DTYPES[self.dtype])]
-        largest, where = vector.topk(k, dim=1)
-        others = vector.scatter(1, where, -torch.inf).logsumexp(1, keepdim=True) - log(width - k)
-        return [largest.to(_DTYPES[self.dtype]), where.int(), others]
-
-    def _vector(self, rows: Tensor, width: int) -> Tensor:
-        k, number = self._k(width), _DTYPES[self.dtype].itemsize
-        largest = rows[:, : k * number].contiguous().view(_DTYPES[self.dtype]).float()
-        if k == width:
-            return largest
-        where = rows[:, k * number : k * (number + 4)].contiguous().view(torch.int32)
-        others = rows[:, -4:].contiguous().view(torch.float32)
-        return others.repeat(1, width).scatter(1, where.long(), largest)
+    def _sizes(self) -> list[int]:
+        return [kind.itemsize * many for shape in self.shapes.values() for kind, many in self._fields(shape)]
 
 
 class Store:
-    """Rows of ``row_bytes`` bytes on disk by 64-bit keys, one set of files per epoch, checked as they are read.
+    """Rows of ``row_bytes`` bytes on disk by 64-bit keys, one set of files per epoch, with checksums.
 
-    ``identity`` says in words what the rows depend on. Raises ``UserError`` for a folder that holds something else, rows of
-    another identity, or damaged files.
+    ``identity`` describes what the rows depend on. Raises ``UserError`` for a folder with other content, rows of another
+    identity, or damaged files.
     """
 
     def __init__(self, folder: Path, *, row_bytes: int, identity: Mapping[str, str]) -> None:
@@ -162,7 +157,7 @@ class Store:
             self._length(keys)
 
     def read(self, epoch: int, keys: Keys) -> tuple[Rows, Mask]:
-        """The rows (N, row_bytes) of ``keys`` (N,), and which of them are there; the others are not filled."""
+        """Return rows (N, row_bytes) for ``keys`` (N,), and which of them were found; the others are not filled."""
         if self._reading != epoch:
             self._open(epoch)
         rows = np.empty((len(keys), self.row_bytes), np.uint8)
@@ -178,15 +173,17 @@ class Store:
         return rows, found
 
     def append(self, epoch: int, keys: Keys, rows: Rows) -> None:
-        """Add rows (N, row_bytes). Raises ``StorageError`` if the disk does not take them, ``UserError`` if another run has
-        made the folder its own meanwhile."""
+        """Add rows (N, row_bytes).
+
+        Raises ``StorageError`` if they cannot be written, ``UserError`` if another run started its own cache in the folder.
+        """
         entries = np.zeros(len(keys), _ENTRY)
         entries["key"], entries["crc"] = keys, [zlib.crc32(row) for row in rows]
-        folder = self._folder_of(epoch)
         try:
             if self._writing != epoch:
                 self._write_label()
-                folder.mkdir(parents=True, exist_ok=True)
+                folder = self._folder_of(epoch)
+                folder.mkdir(exist_ok=True)
                 self._writer = folder / f"{self._digest}-r{rank()}-{os.getpid()}-{secrets.token_hex(4)}"
                 self._writing = epoch
             for suffix, added in ((".rows", rows), (".keys", entries)):
@@ -197,14 +194,14 @@ class Store:
             raise StorageError(f"{what}. Free some space, or choose another mimic.cache.dir.") from error
 
     def size(self) -> int:
-        """Bytes on disk now."""
+        """Return the bytes on disk."""
         return sum(path.stat().st_size for path in self.folder.glob(f"epoch_*/{self._digest}-*"))
 
     def _folder_of(self, epoch: int) -> Path:
         return self.folder / f"epoch_{epoch:06d}"
 
     def _open(self, epoch: int) -> None:
-        """Index the rows of an epoch, in whatever files they are."""
+        """Index the rows of an epoch in all files."""
         self._paths = sorted(self._folder_of(epoch).glob(f"{self._digest}-*.keys"))
         self._files: list[Rows] = []
         tables = [np.zeros(0, _INDEX)]
@@ -223,7 +220,7 @@ class Store:
         self._reading = epoch
 
     def _length(self, path: Path) -> int:
-        """How many keys a file holds, without what a kill cut short. Raises ``UserError`` if rows are missing."""
+        """Count the whole keys in a file. Raises ``UserError`` if rows are missing."""
         rows = path.with_suffix(".rows")
         size = path.stat().st_size // _ENTRY.itemsize
         there = rows.stat().st_size // self.row_bytes if rows.exists() else 0
@@ -253,7 +250,7 @@ class Store:
             raise UserError(f"{path}: damaged ({error}). Delete {self.folder}, or choose another mimic.cache.dir.") from None
         for field, ours in self._label.items():
             if found.get(field) != ours:
-                what = f"{self.folder}: was made of other things: {field} {found.get(field)}, this run has {ours}"
+                what = f"{self.folder}: is the cache of another run: {field} {found.get(field)}, this run has {ours}"
                 raise UserError(f"{what}. {_ANOTHER}, or delete this one.")
 
 
@@ -266,8 +263,8 @@ def _damaged(keys: Path, what: str) -> UserError:
 class CachedTeacher:
     """A teacher that runs only for images that the store does not have.
 
-    Its outputs have always been through the codec, the first time too: a warm run equals the cold one bit for bit. Numbers
-    that are not finite end the run, and are not kept for the next one.
+    Its outputs always pass through the codec: a warm run equals the cold one bit for bit. Numbers that are not finite end
+    the run and are not stored.
     """
 
     def __init__(self, teacher: Teacher, store: Store, codec: Codec, *, updates_per_epoch: int) -> None:
@@ -280,7 +277,7 @@ class CachedTeacher:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         images: ImageKeys | None = batch.get("image_keys")
-        if images is None:  # a batch of noise, which only shows the way
+        if images is None:  # the dry run's batch of noise
             return self._teacher(batch)
         epoch = images.step // self._updates_per_epoch
         rows, found = self._store.read(epoch, images.keys)
@@ -301,10 +298,10 @@ def build_caches(
     updates_per_epoch: int,
     epochs: float,
 ) -> tuple[list[CachedTeacher], list[str]]:
-    """The teachers with their outputs kept on disk as ``mimic.cache`` says, and lines on how large that gets.
+    """Put the cache of ``mimic.cache`` in front of the teachers; returns them with lines on its size for the log.
 
-    The outputs under one seed of the run are of no use under another, and have a folder of their own. Raises ``UserError``
-    for what cannot be cached, and for a cache of another teacher or other images; ``StorageError`` if the disk is too small.
+    Each seed of the run has a folder, since its images are its own. Raises ``UserError`` for outputs that cannot be cached and
+    for a cache of another teacher or other images, ``StorageError`` if the disk is too small.
     """
     section, runtime = mimic_of(experiment).cache, experiment.config.runtime
     assert section is not None
@@ -339,7 +336,7 @@ def build_caches(
 def _uncacheable(
     experiment: Experiment, section: MimicCache, terms: DistillationTerms, teachers: Sequence[Teacher]
 ) -> Iterator[Problem]:
-    """Why a cache cannot keep what the terms need."""
+    """Find outputs that the terms need and a cache cannot keep."""
     by_name = {teacher.name: teacher for teacher in teachers}
     for term in terms.terms:
         if mimic_of(experiment).jobs[term.job].teachers[term.teacher].teacher_bn_mode == "train":
@@ -358,7 +355,7 @@ def _uncacheable(
 
 
 def _image_settings(experiment: Experiment) -> dict[str, str]:
-    """What, beside files and seeds, decides how an image reaches the teacher, as short hashes."""
+    """Hash the settings that decide, beside files and seeds, which numbers reach the teacher."""
     train = experiment.config.dataset.train
     assert train is not None
     kwargs, batch_fn = train.dataset.kwargs, train.dataloader.kwargs.batch_fn
@@ -371,8 +368,8 @@ def _image_settings(experiment: Experiment) -> dict[str, str]:
 
 
 def sampled_images(data: Dataset) -> str:
-    """A short hash of a few images as a worker makes them: it notices other files under the same names, and another release of
-    a library that draws or resizes differently. What runs on the device must have been taken off ``data`` before."""
+    """Hash a few images as workers make them: other files under the same names, and a library that draws or resizes differently,
+    change it. Transforms that run on the device must not be in ``data``."""
     found = sha256()
     for index in range(0, len(data), max(1, len(data) // _SAMPLED)):
         found.update(np.asarray(data[SampleKey(epoch=0, index=index)].image).tobytes())
@@ -380,7 +377,7 @@ def sampled_images(data: Dataset) -> str:
 
 
 def _require_space(folder: Path, needed: float) -> None:
-    """Raise unless the folder may grow by ``needed`` bytes. Creates nothing."""
+    """Raise ``UserError`` or ``StorageError`` unless the folder may grow by ``needed`` bytes. Creates nothing."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = disk_usage(there).free
     if needed and not os.access(there, os.W_OK | os.X_OK):
@@ -391,7 +388,7 @@ def _require_space(folder: Path, needed: float) -> None:
 
 
 def size_text(number: float) -> str:
-    """``2.58 GB``."""
+    """Format a number of bytes, such as ``2.58 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"

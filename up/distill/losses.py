@@ -47,7 +47,7 @@ class MimicLoss(ABC):
     """
 
     name: ClassVar[str]
-    of_logits: ClassVar[bool] = False  # compares scores of classes, which must mean the same on both sides
+    of_logits: ClassVar[bool] = False  # compares scores of the same classes
     needs_labels: ClassVar[bool] = False
 
     loss_weight: NotNegative = 1.0
@@ -57,10 +57,10 @@ class MimicLoss(ABC):
 
     @abstractmethod
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The distance between student and teacher, as a scalar."""
+        """Compute the distance between student and teacher, a scalar."""
 
     def shape_problem(self, student: Shape, teacher: Shape) -> str | None:
-        """Why it cannot compare these shapes, batch first; None if it can."""
+        """Say why the loss cannot compare these shapes, batch first; None if it can."""
         if self.of_logits:
             fits = len(student) == 2 and tuple(student) == tuple(teacher)
             return None if fits else f"{self.name} compares scores of the same classes, (B, C) on both sides"
@@ -80,8 +80,8 @@ class LogitLoss(MimicLoss):
 class KLLoss(LogitLoss):
     """KL divergence from the student's softened probabilities to the teacher's (Hinton et al. 2015, §2).
 
-    ``student``, ``teacher`` (B, C) logits -> T² Σ p (log p - log q) / B. T² keeps the gradient's size whatever T is.
-    ``norm`` divides the logits of each image by their length first, so that only their direction is compared.
+    ``student``, ``teacher`` (B, C) logits -> T² Σ p (log p - log q) / B. T² makes the gradient's size independent of T.
+    ``norm`` divides the logits of each image by their length first: only their direction is compared.
     """
 
     name = "kl_loss"
@@ -96,7 +96,7 @@ class KLLoss(LogitLoss):
 
 
 class KDLoss(KLLoss):
-    """The same as kl_loss (Hinton et al. 2015, §2), under the name that goes with a temperature."""
+    """Another name of kl_loss (Hinton et al. 2015, §2)."""
 
     name = "kd_loss"
 
@@ -135,8 +135,8 @@ class DKD(LogitLoss):
     """Decoupled KD: the target class and the others among themselves, weighted apart (Zhao et al. 2022, arXiv 2203.08679, eq. 7).
 
     ``student``, ``teacher`` (B, C) logits, ``labels`` (B,) -> T² (alpha TCKD + beta NCKD) / B, where TCKD is the KL
-    divergence of (target, all others) and NCKD that of the others renormalised. alpha 1, beta 8, T 4 are the paper's for
-    CIFAR-100; for ImageNet its code takes beta 0.5 and T 1.
+    divergence of (target, all others) and NCKD that of the others renormalized. alpha 1, beta 8, T 4 are the paper's for
+    CIFAR-100; for ImageNet its code has beta 0.5 and T 1.
     """
 
     name = "dkd"
@@ -159,7 +159,7 @@ class DKD(LogitLoss):
 
 
 def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log probabilities (B, 2) of the target against the rest, and (B, C) of the rest among themselves."""
+    """Compute log probabilities (B, 2) of the target and the rest, and (B, C) within the rest."""
     without = logits.masked_fill(target, _NEVER)
     hit = (logits * target).sum(1)
     binary = torch.stack([hit, without.logsumexp(1)], 1).log_softmax(1)
@@ -172,7 +172,7 @@ class DIST(LogitLoss):
 
     ``student``, ``teacher`` (B, C) logits -> T² (beta inter + gamma intra): 1 - correlation of the softened probabilities
     over the classes of an image (inter), and over the images of a batch for a class (intra). The latter depends on the
-    batch: ranks do not see each other's images.
+    batch of the rank.
     """
 
     name = "dist"
@@ -191,7 +191,7 @@ class DIST(LogitLoss):
 
 
 def pearson(one: Tensor, other: Tensor, eps: float = 1e-8) -> Tensor:
-    """The correlation (N,) of the rows of two (N, M)."""
+    """Compute the correlation (N,) of the rows of two (N, M)."""
     return F.cosine_similarity(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True), dim=1, eps=eps)
 
 
@@ -230,7 +230,7 @@ class Cosine(MimicLoss):
 
 @dataclass(kw_only=True, eq=False)
 class AttentionTransfer(MimicLoss):
-    """Where the student looks, whatever it sees there (Zagoruyko and Komodakis 2017, arXiv 1612.03928, eq. 2).
+    """Squared distance of the places of high activation (Zagoruyko and Komodakis 2017, arXiv 1612.03928, eq. 2).
 
     ``student``, ``teacher``: maps (B, C, H, W) of equal H, W, or tokens (B, N, C) of equal N; channels may differ.
     -> Σ (q - q')² / B, where q is Σ over channels of |a|^p at every place, of unit length.
@@ -270,11 +270,11 @@ class GKDLoss(MimicLoss):
     reduction: Literal["mean", "sum"] = "mean"
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """Without a gradient all channels weigh the same."""
+        """Weigh all channels the same, without a gradient."""
         return self._reduced((student - teacher).square())
 
     def guided(self, student: Tensor, teacher: Tensor, gradient: Tensor) -> Tensor:
-        """``loss_weight`` times the distance; ``gradient``, of the student's shape, is that of every image's task loss."""
+        """Compute ``loss_weight`` times the distance from the ``gradient`` (the student's shape) of every image's task loss."""
         return self.loss_weight * self._reduced(channel_weights(gradient) * (student - teacher).square())
 
     def _reduced(self, squares: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ class GKDLoss(MimicLoss):
 
 
 def channel_weights(gradient: Tensor) -> Tensor:
-    """The weight of each channel of each image of (B, C), (B, C, H, W) or (B, N, C), with size 1 in every other dimension."""
+    """Compute a weight per channel and image of (B, C), (B, C, H, W) or (B, N, C), with size 1 in every other dimension."""
     channels = 1 if gradient.ndim in (2, 4) else gradient.ndim - 1
     places = [axis for axis in range(1, gradient.ndim) if axis != channels]
     strength = gradient.abs().mean(places, keepdim=True) if places else gradient.abs()

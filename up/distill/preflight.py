@@ -22,14 +22,14 @@ from up.models.net import Net
 from up.tasks.experiment import Experiment, net_kind
 
 IMAGES = 512
-"""How many images are enough to tell."""
-_BATCH = 64  # images that go in together
+"""Number of validation images of a score."""
+_BATCH = 64  # images
 
 
 def score_teachers(
     experiment: Experiment, teachers: Iterable[Teacher], student: Net, evaluation: Evaluation, data: Dataset, device: torch.device
 ) -> tuple[list[str], list[str]]:
-    """Lines and warnings on every teacher; all ranks take part. Raises ``ConfigError`` for one that only guesses."""
+    """Return lines and warnings on every teacher; all ranks take part. Raises ``ConfigError`` for one that only guesses."""
     lines, warnings = [], []
     for teacher in teachers:
         evaluator = experiment.task.teacher_evaluator(data)
@@ -65,7 +65,7 @@ def score_teachers(
 def collect(
     evaluator: Evaluator, teacher: Teacher, modules: Sequence[nn.Module], evaluation: Evaluation, batches: Iterable[Batch]
 ) -> str:
-    """Update the evaluator with the teacher's outputs, completed by ``modules``; returns why that is not possible, or nothing.
+    """Update the evaluator with the teacher's outputs, completed by ``modules``; returns the reason if it cannot read them.
 
     Raises ``NumericalError`` if the teacher's logits are not finite.
     """
@@ -76,25 +76,25 @@ def collect(
             logits = record.get("logits", ())
             if not all(bool(torch.isfinite(head).all()) for head in ([logits] if isinstance(logits, Tensor) else logits)):
                 files = ", ".join(batch["filename"][:3])
-                raise NumericalError(f"{teacher.name}: gives numbers that are not finite, for one of {files}, …")
+                raise NumericalError(f"{teacher.name}: logits are not finite, for one of {files}, …")
             try:
                 for module in modules:
                     record.update(module(record))
                 evaluator.update(record, on_device)
-            except Exception as error:  # whatever a module or an evaluator makes of outputs that are not the student's
+            except Exception as error:  # any error of modules and evaluators about outputs that are not the student's
                 return (str(error).splitlines() or [type(error).__name__])[0]
     return ""
 
 
 def _last_modules(experiment: Experiment, student: Net, teacher: Teacher) -> list[nn.Module]:
-    """Copies of the student's post-process modules, which a teacher has none of: they make predictions of its outputs."""
+    """Copy the student's post-process modules, which turn the teacher's outputs into predictions."""
     entries = [entry for entry in experiment.config.net if entry.type != "self"]
     names = [entry.name for entry in entries if net_kind(experiment, entry) == "post_process"]
     return [deepcopy(student[name]).eval() for name in names if name not in teacher.net.module_names]
 
 
 def _sample(experiment: Experiment, data: Dataset) -> EvalLoader:
-    """Images from all over the validation data: a list may be sorted by class."""
+    """Load images evenly spread over the validation data, which may be sorted by class."""
     every = max(1, ceil(len(data) / IMAGES))
     batches = EvalBatches(len(data), batch_size=_BATCH, rank=group.rank(), world_size=group.world_size(), every=every)
     return EvalLoader(data, batches, collate=experiment.task.collate)

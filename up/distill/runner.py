@@ -1,4 +1,4 @@
-"""Distillation: a batch becomes the task's loss and the losses of the distillation terms."""
+"""The runner of distillation: a batch becomes the task's loss and the losses of the distillation terms."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from up.types import StateDict
 
 
 class KDRunner(Runner):
-    """Trains a student with one or more frozen teachers; all but the loss is as without them.
+    """Train a student with one or more frozen teachers; only the loss differs from training without them.
 
-    ``net`` is a ``HookedStudent``, perhaps wrapped for many ranks; ``model`` the student alone, so that teachers and adapters are
-    in no evaluation, average or export. ``state_dict`` has the adapters, which train with the student, and digests of the
-    teachers' weights: a run resumes with the same teachers, wherever their files are by then.
+    ``net`` is a ``HookedStudent``, or its distributed wrapper; ``model`` is the student alone: evaluation, average and export
+    have no teachers and adapters. ``state_dict`` has the adapters, which train with the student, and digests of the teachers'
+    weights: a run resumes with the same teachers, even if their files were moved.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class KDRunner(Runner):
 
     @property
     def loss_names(self) -> Sequence[str]:
-        """The scalars of a step that the loss consists of."""
+        """The scalars of a step that add up to the loss."""
         return ["task_loss", *(term.name for term in self.terms.terms)]
 
     def add_parameters_to(self, optimizer: Optimizer) -> None:
@@ -64,12 +64,12 @@ class KDRunner(Runner):
             optimizer.add_param_group({"params": parameters, "lr": lr, "lr_scale": 1.0, "rule": "mimic adapters"})
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
-        """As without teachers; the batch also has the keys of its images, for a cache of teacher outputs."""
+        """Prepare a batch, and add the keys of its images for a cache of teacher outputs."""
         keys = image_keys(batch, step, (self.seed, step, micro, rank()) if self.mix is not None else None)
         return Batch(super().prepare(batch, step, micro), image_keys=keys)
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:
-        """The sum of ``task_loss`` and the loss of every term, each of them shown apart."""
+        """Add ``task_loss`` and the loss of every term; each is a scalar of the output too."""
         teachers = {teacher.name: teacher(batch) for teacher in self.teachers}
         own = super().training_step(batch, step)
         losses = self.terms(own.outputs[ACTIVATIONS], teachers, batch, step, own.loss)
@@ -77,15 +77,15 @@ class KDRunner(Runner):
         shown = {**own.scalars, "task_loss": own.loss, **losses}
         terms = dict(own.terms)
         if self.terms.task_loss and (own.weight is not None or terms):
-            terms.update({name: Mean(loss) for name, loss in losses.items()})  # means over images, whatever the task's loss is of
+            terms.update({name: Mean(loss) for name, loss in losses.items()})  # means over images, unlike the task's loss
         return StepOutput(sum(parts[1:], parts[0]), shown, own.outputs, own.weight if self.terms.task_loss else None, terms)
 
     def state_dict(self) -> StateDict:
-        """The adapters' weights, and digests of the teachers'."""
+        """Return the adapters' weights, and digests of the teachers'."""
         return {"adapters": self.hooked.adapters.state_dict(), "teachers": self._digests()}
 
     def load_state_dict(self, state: Mapping[str, StateDict]) -> None:
-        """Load the adapters. Raises ``UserError`` for teachers with other weights."""
+        """Load the adapters. Raises ``UserError`` if a teacher's weights changed."""
         for name, now in self._digests().items():
             then = state["teachers"].get(name)
             if then != now:

@@ -1,4 +1,4 @@
-"""Where a configuration of a distillation names its teachers and their weights."""
+"""The teachers of a configuration, and the keys that name their weights."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from up.tasks.experiment import Experiment
 
 
 def is_distillation(experiment: Experiment) -> bool:
-    """Whether the runner of the configuration distils."""
+    """Return whether the runner of the configuration distils."""
     return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("terms")
 
 
 def mimic_of(experiment: Experiment) -> MimicSection:
-    """The section ``mimic`` of a distillation."""
+    """Return the section ``mimic`` of a distillation."""
     assert experiment.config.mimic is not None
     return experiment.config.mimic
 
 
 def key_of_job(experiment: Experiment, job: str) -> str:
-    """What the file calls a job: ``mimic.mimic_job1``, or ``mimic`` itself where the job is written directly in it."""
+    """Return the key of a job in the file: ``mimic.mimic_job1``, or ``mimic`` for a job written directly in it."""
     written_apart = experiment.decoded.origins.of(f"mimic.{job}") != DEFAULT
     return f"mimic.{job}" if written_apart else "mimic"
 
 
 def weights_of_teachers(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
-    """The key that names the weights of each teacher in a job, and the file; empty if the run does not distil."""
+    """Return the key that names each teacher's weights, and the file; empty if the run does not distil."""
     mimic = experiment.config.mimic
     found: dict[str, tuple[str, str | None]] = {}
     if mimic is None or not is_distillation(experiment):

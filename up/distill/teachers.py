@@ -1,4 +1,4 @@
-"""Teachers: frozen nets that run beside the student, filled from a file, with feature hooks on their layers."""
+"""Teachers: frozen nets beside the student, loaded from a file, with feature hooks on their layers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ from up.types import Record
 
 PHASES = ("train", "test")
 NetBuilder = Callable[[str, str | None, Mapping[str, object]], Net]
-"""Builds the net of a teacher: its name, the file that it will be filled from, derived arguments."""
+"""Builds the net of a teacher from its name, the file of its weights and derived arguments."""
 
 
 class Teacher:
-    """Returns the activations of ``layers`` of ``net`` for a batch, as constants of the student's graph.
+    """A frozen net in evaluation mode: the activations of its ``layers`` for a batch, as constants of the student's graph.
 
-    ``example`` is any batch that the net can take; it shows the shapes. ``batch_statistics`` lets BatchNorm normalise by
-    the batch, while its stored statistics stay. ``columns`` are the teacher's classes in the order of the student's.
-    The net is frozen, in evaluation mode, and ends after the last layer that is asked for. Raises ``UserError`` for a
-    layer that returns nothing.
+    ``example`` is a batch that shows the shapes. ``batch_statistics`` lets BatchNorm normalize by the batch and keeps its
+    stored statistics. ``columns`` are the teacher's classes in the order of the student's. The net stops after the last
+    of the layers. Raises ``UserError`` for a layer that returns no tensor.
     """
 
     def __init__(
@@ -59,17 +58,19 @@ class Teacher:
         self._hooks = FeatureHooks(net, layers, copied=found.overwritten)
         self._body = net.without(*_after_last(net, layers))
         if batch_statistics:
-            _normalise_by_batch(net)  # last: a net that is put together anew lets frozen norms rest
+            for norm in filter(is_batch_norm, net.modules()):  # last: ``without`` sets frozen norms to evaluation
+                norm.train()
+                norm.momentum = 0.0  # type: ignore[assignment]  # keeps the stored statistics
         self.logits, self.is_reordered = found.logits, columns is not None
         self.images = len(example["image"])
-        """Images of the example, which ``shapes`` are of."""
+        """Number of images of the example, for which ``shapes`` hold."""
         self.shapes = {
             layer: (shape[0], len(columns), *shape[2:]) if columns is not None and layer in found.logits else shape
             for layer, shape in found.shapes.items()
         }
 
     def to(self, device: torch.device, *, channels_last: bool = False, compiled: bool = False) -> Teacher:
-        """Move to where the student is."""
+        """Move to the student's device and memory format; compile the net up to the last layer."""
         self.net.to(device)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -81,13 +82,13 @@ class Teacher:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         with torch.inference_mode(), self._hooks.recording() as seen:
-            unseen = unlabelled(batch)
-            self._body({**unseen, "image": batch["image"].clone()} if self._spoils_image else unseen)
-        # The graph of the student cannot save tensors of inference mode; a copy of the few hooked ones costs nothing.
+            inputs = unlabelled(batch)
+            self._body({**inputs, "image": batch["image"].clone()} if self._spoils_image else inputs)
+        # The student's graph cannot save tensors of inference mode; copying the few hooked ones costs nothing.
         return {layer: self._in_order(tensor) if layer in self._reordered else tensor.clone() for layer, tensor in seen.items()}
 
     def outputs(self, batch: Batch) -> Record:
-        """The record of the whole net, its logits in the student's order of classes."""
+        """Return the record of the whole net, with logits in the student's order of classes."""
         with torch.inference_mode():
             record: Record = self.net(unlabelled(batch))
             if isinstance(record.get("logits"), Tensor):
@@ -95,8 +96,8 @@ class Teacher:
             return record
 
     def digest(self) -> str:
-        """SHA-256 of the weights, or of the graph, and of the order of classes."""
-        if self._digest is None:  # they never change, so that once is enough
+        """Hash the weights, or the graph, and the order of classes by SHA-256."""
+        if self._digest is None:
             found = hashlib.sha256(repr(None if self._columns is None else self._columns.tolist()).encode())
             for module in self.net.modules():
                 found.update(getattr(module, "content_sha256", "").encode())
@@ -111,20 +112,12 @@ class Teacher:
 
 
 def unlabelled(batch: Batch) -> Record:
-    """The batch without labels, whose classes the teacher may not have: it computes no loss."""
+    """Remove the labels, whose classes the teacher may not have: it computes no loss."""
     return {name: value for name, value in batch.items() if name != "gt"}
 
 
-def _normalise_by_batch(net: Net) -> None:
-    """Let every BatchNorm use the statistics of the batch and keep those that it has stored."""
-    for module in net.modules():
-        if is_batch_norm(module):
-            module.train()
-            module.momentum = 0.0  # type: ignore[assignment]
-
-
 def _after_last(net: Net, layers: Sequence[str]) -> list[str]:
-    """The modules of the net that run after the last hooked one."""
+    """List the modules of the net that run after the last hooked one."""
     hooked = {split_layer(layer)[0].partition(".")[0] for layer in layers}
     last = max(index for index, name in enumerate(net.module_names) if name in hooked)
     return list(net.module_names[last + 1 :])
@@ -132,15 +125,15 @@ def _after_last(net: Net, layers: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """How the teacher's classes go with the student's."""
+    """Match between the teacher's classes and the student's."""
 
-    columns: list[int] | None = None  # the teacher's classes in the student's order, if they must be moved
+    columns: list[int] | None = None  # the teacher's classes in the student's order, if it differs
     line: str = ""  # for the log
-    problem: str = ""  # why they cannot be matched
+    problem: str = ""  # reason why they cannot be matched
 
 
 def match_classes(teacher: str, ours: Sequence[str] | None, theirs: Sequence[object] | None) -> ClassMatch:
-    """Match classes by name; without names on both sides their numbers must do."""
+    """Match classes by name, or by number without names on both sides."""
     if ours is None or theirs is None:
         which = "neither names them" if ours is theirs else f"{'the data set' if ours is None else 'its file'} does not name them"
         return ClassMatch(line=f"{teacher}: its classes are matched with the student's by number: {which}")
@@ -151,7 +144,7 @@ def match_classes(teacher: str, ours: Sequence[str] | None, theirs: Sequence[obj
     missing = [name for name in ours if name not in theirs]
     if missing:
         return ClassMatch(
-            problem=f"{teacher}: does not know {count(len(missing), 'class')} of the student's {len(ours)}: {some_of(missing, 5)}. "
+            problem=f"{teacher}: lacks {count(len(missing), 'class')} of the student's {len(ours)}: {some_of(missing, 5)}. "
             f"It was trained on {len(theirs)} ({some_of(theirs, 5)}). Expected a teacher of the same classes."
         )
     left_out = f"; left out: {len(theirs) - len(ours)} of {len(theirs)}" if len(theirs) > len(ours) else ""
@@ -161,13 +154,13 @@ def match_classes(teacher: str, ours: Sequence[str] | None, theirs: Sequence[obj
 
 @dataclass(frozen=True)
 class TeacherNet:
-    """A teacher's net with its weights. ``key`` is the key of the configuration that names them."""
+    """A teacher's net with its weights. ``key`` of the configuration names their file."""
 
     name: str
     key: str
     net: Net
     class_names: Sequence[object] | None = None
-    sizes: Mapping[str, Size] = field(default_factory=dict)  # of the images that it saw in "train" and "test", if its file says so
+    sizes: Mapping[str, Size] = field(default_factory=dict)  # of its images in "train" and "test", if known
     lines: Sequence[str] = ()  # for the log
     takes_other_sizes: bool = True
 
@@ -175,7 +168,7 @@ class TeacherNet:
 def load_teacher(
     experiment: Experiment, name: str, derived: Mapping[str, object], build_net: NetBuilder, *, files: bool
 ) -> TeacherNet:
-    """Build and fill a teacher; without ``files`` its weights are drawn. Raises ``UserError`` for a file that does not fit."""
+    """Build a teacher and load its weights, random without ``files``. Raises ``UserError`` for a file that does not fit."""
     key, file = weights_of_teachers(experiment)[name]
     section = experiment.config.teachers[name]
     is_graph = section[0].type == "onnx"
@@ -191,14 +184,14 @@ def load_teacher(
     if weights is None:
         return TeacherNet(name, key, net)
     with _blamed_on(experiment, key):
-        report = load_weights(net, weights, heads=())  # a head that does not fit would teach noise
+        report = load_weights(net, weights, heads=())  # a new head would give noise
     lines = [f"{name}: {line}" for line in report.lines()]
     return TeacherNet(name, key, net, weights.class_names or None, _image_sizes(experiment, weights), lines)
 
 
 @contextmanager
 def _blamed_on(experiment: Experiment, key: str) -> Iterator[None]:
-    """Name ``key`` for a file that cannot be used: a run may have several files of weights."""
+    """Name ``key`` in errors about its file: a run may have several files of weights."""
     try:
         yield
     except WeightsError as error:
@@ -206,7 +199,7 @@ def _blamed_on(experiment: Experiment, key: str) -> Iterator[None]:
 
 
 def _image_sizes(experiment: Experiment, weights: Weights) -> dict[str, Size]:
-    """The sizes of the images that a checkpoint saw in "train" and "test", by the transforms of the configuration in it."""
+    """Read the image sizes in "train" and "test" from the transforms of the configuration in a checkpoint."""
     found: dict[str, Size] = {}
     for phase in PHASES:
         with suppress(UserError, yaml.YAMLError, KeyError, TypeError, AttributeError):

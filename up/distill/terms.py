@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,11 @@ from up.types import Record
 
 Shape = Sequence[int]
 ACTIVATIONS = "activations"
-"""The key under which a ``HookedStudent`` adds to the record what its hooks have read."""
+"""The key under which a ``HookedStudent`` adds the activations to the record."""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One layer of the student that follows one of a teacher, through an adapter if there is one."""
+class Pair(NamedTuple):
+    """A layer of the student, the layer of a teacher that it follows, and the adapter between them, if any."""
 
     student: str
     teacher: str
@@ -31,7 +30,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class DistillationTerm:
-    """One job with one of its teachers. ``name`` is what logs call its loss, ``place`` the key of the job in the file."""
+    """A job with one of its teachers. ``name`` is that of its loss in logs, ``place`` the key of the job in the file."""
 
     name: str
     job: str
@@ -43,23 +42,23 @@ class DistillationTerm:
     place: str = "mimic"
 
     def factor(self, step: int) -> float:
-        """What the summed distances are multiplied by at ``step`` (0-based)."""
+        """Compute the factor of the summed distances at ``step`` (0-based)."""
         ramp = min(1.0, step / self.warm_up) if self.warm_up > 0 else 1.0
         return self.weight * ramp / len(self.pairs)
 
     def layers(self) -> Iterator[tuple[str, str, str]]:
-        """Every layer: ``student`` or the teacher's name, the layer, and its key in the file."""
+        """List every layer: ``student`` or the teacher's name, the layer, and its key in the file."""
         for index, pair in enumerate(self.pairs):
             yield "student", pair.student, f"{self.place}.student.mimic_name.{index}"
             yield self.teacher, pair.teacher, f"{self.place}.{self.teacher}.mimic_name.{index}"
 
     def key(self, index: int) -> str:
-        """The student's side of a pair among the activations: the adapter's name, or the layer itself."""
+        """Name the student's side of a pair among the activations: the adapter, or the layer itself."""
         pair = self.pairs[index]
         return pair.student if pair.adapter is None else f"{self.job}_{self.teacher}_{index}"
 
     def shape_problems(self, student: Shapes, teacher: Shapes) -> Iterator[Problem]:
-        """The pairs whose shapes cannot be compared, each with both shapes."""
+        """Find the pairs whose shapes cannot be compared."""
         for index, pair in enumerate(self.pairs):
             ours, theirs = student[pair.student], teacher[pair.teacher]
             why, fix = self._misfit(pair.adapter, ours, theirs)
@@ -68,19 +67,22 @@ class DistillationTerm:
                 yield Problem(f"{shapes}; {why}", key=f"{self.place}.{self.teacher}.mimic_name.{index}", fix=fix)
 
     def _misfit(self, adapter: Adapter | None, ours: Shape, theirs: Shape) -> tuple[str | None, str]:
-        """Why two layers cannot be compared, and what to do about it."""
+        """Say why two layers cannot be compared, and how to fix it."""
+        fix = "Name layers that fit"
         if adapter is None:
-            return self.loss.shape_problem(ours, theirs), "" if self.loss.of_logits else _fix(ours, theirs)
+            fitting = [kind for kind in get_args(Adapter) if adapter_problem(kind, ours, theirs) is None]
+            fix += f", or put an adapter between them (student: {{adapter: {fitting[0]}}})" if fitting else ""
+            return self.loss.shape_problem(ours, theirs), "" if self.loss.of_logits else f"{fix}."
         if isinstance(self.loss, GKDLoss):
             what = "gkd_loss weights the channels of the student's own layer, and an adapter changes them"
             return what, "Leave the adapter out."
         adapted = (*ours[:1], *theirs[1:])
-        return adapter_problem(adapter, ours, theirs) or self.loss.shape_problem(adapted, theirs), "Name layers that fit."
+        return adapter_problem(adapter, ours, theirs) or self.loss.shape_problem(adapted, theirs), f"{fix}."
 
     def __call__(
         self, student: Activations, teacher: Activations, labels: Tensor | None, gradients: Activations | None = None
     ) -> Tensor:
-        """The sum of the distances, without ``factor``; ``gradients`` by layer of the student, for a loss that they guide."""
+        """Sum the distances, without ``factor``; ``gradients`` by layer of the student, for a loss that they guide."""
         values = []
         for index, pair in enumerate(self.pairs):
             ours, theirs = _precise(student[self.key(index)]), _precise(teacher[pair.teacher])
@@ -93,10 +95,10 @@ class DistillationTerm:
 
 
 class HookedStudent(nn.Module):
-    """The student with feature hooks and adapters: all that trains, and what many ranks wrap.
+    """The student with feature hooks and adapters: all that trains, and the module that DistributedDataParallel wraps.
 
-    ``adapters`` by name, each with the layer of the student that it reads. The record is the student's, with ``activations``:
-    what the hooks have read and what the adapters made of it.
+    ``adapters`` by name, each with its layer of the student. The record is the student's, with ``activations``: those of the
+    hooks and those of the adapters.
     """
 
     def __init__(self, student: nn.Module, adapters: Mapping[str, tuple[str, nn.Module]], hooks: FeatureHooks) -> None:
@@ -115,7 +117,7 @@ class HookedStudent(nn.Module):
 
 @dataclass(frozen=True)
 class DistillationTerms:
-    """All terms of a run. ``task_loss``: the task's own loss counts too."""
+    """All terms of a run. ``task_loss``: add the task's own loss."""
 
     terms: Sequence[DistillationTerm]
     task_loss: bool = True
@@ -123,7 +125,7 @@ class DistillationTerms:
     def __call__(
         self, student: Activations, teachers: Mapping[str, Activations], batch: Record, step: int, task_loss: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What each term adds to the loss at ``step``, by the name of its loss; float32, under autocast too.
+        """Compute the loss of each term at ``step``, by name; float32, under autocast too.
 
         ``task_loss``: the mean over the batch of the student's own loss, whose gradient guides ``gkd_loss``.
         """
@@ -135,7 +137,7 @@ class DistillationTerms:
             return {term.name: term.factor(step) * term(student, teachers[term.teacher], labels, gradients) for term in self.terms}
 
     def layers(self) -> Iterator[tuple[str, str, str]]:
-        """Those of all terms."""
+        """List the layers of all terms."""
         return (layer for term in self.terms for layer in term.layers())
 
     @property
@@ -145,35 +147,40 @@ class DistillationTerms:
 
     @property
     def student_layers(self) -> list[str]:
-        """Every hooked layer of the student, once."""
+        """The hooked layers of the student."""
         return _unique(pair.student for term in self.terms for pair in term.pairs)
 
     def layers_of(self, teacher: str) -> list[str]:
-        """Every hooked layer of a teacher, once."""
+        """List the hooked layers of a teacher."""
         return _unique(pair.teacher for term in self.terms if term.teacher == teacher for pair in term.pairs)
 
-    def compares_classes(self, teacher: str) -> bool:
-        """Whether a term compares a teacher's scores of classes, and not features alone."""
-        return any(term.loss.of_logits for term in self.terms if term.teacher == teacher)
-
     def require_labels(self, batch: Record) -> Tensor | None:
-        """The labels of a batch; None if no term needs them. Raises ``UserError`` if there is not one label per image."""
-        return labels_of(batch) if any(term.loss.needs_labels for term in self.terms) else None
+        """Return labels (B,) int64, of mixed images the one with the larger weight; None if no term needs labels.
+
+        Raises ``UserError`` if there is not one label per image.
+        """
+        if not any(term.loss.needs_labels for term in self.terms):
+            return None
+        labels = batch.get("dominant", batch.get("gt"))
+        if isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim == 2:
+            return labels.argmax(1)
+        if isinstance(labels, Tensor) and labels.ndim == 1:
+            return labels
+        has = f"labels of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else "none"
+        raise UserError(f"the mimic loss needs one label per image, this data has {has}. Use kd_loss, which needs none.")
 
     def build_adapters(self, student: Shapes, teachers: Mapping[str, Shapes]) -> dict[str, tuple[str, nn.Module]]:
-        """Every adapter by its name, with the layer of the student that it reads."""
-        return {
-            term.key(index): (
-                pair.student,
-                build_adapter(pair.adapter, student[pair.student], teachers[term.teacher][pair.teacher]),
-            )
-            for term in self.terms
-            for index, pair in enumerate(term.pairs)
-            if pair.adapter is not None
-        }
+        """Build every adapter, by its name, with its layer of the student."""
+        adapters: dict[str, tuple[str, nn.Module]] = {}
+        for term in self.terms:
+            for index, pair in enumerate(term.pairs):
+                if pair.adapter is not None:
+                    module = build_adapter(pair.adapter, student[pair.student], teachers[term.teacher][pair.teacher])
+                    adapters[term.key(index)] = (pair.student, module)
+        return adapters
 
     def _gradients(self, student: Activations, task_loss: Tensor | None) -> dict[str, Tensor]:
-        """The gradient of every image's task loss at each of ``guided_layers``; the graph stays for the backward pass."""
+        """Compute the gradient of every image's task loss at ``guided_layers``; keeps the graph for the backward pass."""
         layers = self.guided_layers
         if not layers or task_loss is None or not task_loss.requires_grad:
             return {}
@@ -199,23 +206,8 @@ class DistillationTerms:
                     )
 
 
-def labels_of(batch: Record) -> Tensor:
-    """(B,) int64, one class per image: of a mixed batch the one with the larger weight. Raises ``UserError`` for other labels."""
-    labels = batch.get("dominant", batch.get("gt"))
-    if not isinstance(labels, Tensor):
-        raise UserError("the mimic loss needs labels (gt), which this data does not have. Use kd_loss, which needs none.")
-    if labels.is_floating_point() and labels.ndim == 2:
-        return labels.argmax(1)
-    if labels.ndim != 1:
-        raise UserError(
-            f"the mimic loss needs one label per image, this data has labels of shape {tuple(labels.shape)}. "
-            "Use kd_loss, which needs none."
-        )
-    return labels
-
-
 def adapter_problem(kind: Adapter, student: Shape, teacher: Shape) -> str | None:
-    """Why an adapter of this kind does not fit between these shapes, batch first; None if it does."""
+    """Say why an adapter does not fit between these shapes, batch first; None if it does."""
     if kind == "conv1x1":
         fits = len(student) == len(teacher) == 4 and tuple(student[2:]) == tuple(teacher[2:])
         return None if fits else "conv1x1 goes between maps (B, C, H, W) of equal height and width"
@@ -224,18 +216,11 @@ def adapter_problem(kind: Adapter, student: Shape, teacher: Shape) -> str | None
 
 
 def build_adapter(kind: Adapter, student: Shape, teacher: Shape) -> nn.Module:
-    """The layer from the student's channels to the teacher's (the regressor of Romero et al. 2015, arXiv 1412.6550, §2.2)."""
+    """Build a layer from the student's channels to the teacher's (the regressor of Romero et al. 2015, arXiv 1412.6550, §2.2)."""
     assert adapter_problem(kind, student, teacher) is None
     if kind == "conv1x1":
         return nn.Conv2d(student[1], teacher[1], kernel_size=1, bias=False)
     return nn.Linear(student[-1], teacher[-1])
-
-
-def _fix(student: Shape, teacher: Shape) -> str:
-    """What to do about features that cannot be compared; with the adapter that would help, if one would."""
-    fitting = [kind for kind in get_args(Adapter) if adapter_problem(kind, student, teacher) is None]
-    adapted = f", or put an adapter between them (student: {{adapter: {fitting[0]}}})" if fitting else ""
-    return f"Name layers that fit{adapted}."
 
 
 def _text(shape: Shape) -> str:
@@ -246,5 +231,5 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _unique(layers: Iterator[str]) -> list[str]:
+def _unique(layers: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(layers))

@@ -239,7 +239,7 @@ def test_what_a_kill_cut_short_is_passed_over(filled: Path) -> None:
 def test_another_teacher_or_form_is_refused(filled: Path) -> None:
     with pytest.raises(UserError, match=facts("teacher", "another", "mimic.cache.dir")):
         store(filled, teacher="xyz")
-    with pytest.raises(UserError, match=facts("things", "5", "6")):
+    with pytest.raises(UserError, match=facts("bytes a row", "5", "6")):
         store(filled, row_bytes=6)
 
 
@@ -248,7 +248,7 @@ def test_runs_that_begin_a_cache_at_once_do_not_read_each_other(tmp_path: Path) 
     first, second = store(tmp_path / "cache"), store(tmp_path / "cache", teacher="xyz")
     first.append(0, KEYS, ROWS)
     assert not second.read(0, KEYS)[1].any()
-    with pytest.raises(UserError, match=facts("other", "things", "teacher")):
+    with pytest.raises(UserError, match=facts("another", "teacher", "abc", "xyz")):
         second.append(0, KEYS, ROWS + 1)
     rows, found = store(tmp_path / "cache").read(0, KEYS)
     assert found.all()

@@ -1,4 +1,4 @@
-"""A teacher is a frozen net whose taps are constants, in the student's order of classes."""
+"""A teacher is a frozen net whose activations are constants, in the student's order of classes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_statistics_of_the_batch_or_its_own() -> None:
             assert torch.equal(tensor, before[name]), name
 
 
-def test_modules_after_the_last_tap_do_not_run() -> None:
+def test_modules_after_the_last_hook_do_not_run() -> None:
     teacher = Teacher("teacher", net_of(6), ["backbone.act"], example=batch_of(2))
     ran: list[str] = []
     for name in ("backbone", "head", "post_process"):

@@ -11,7 +11,7 @@ from torch import nn
 from tests.harness.facts import facts
 from tests.harness.nets import batch_of, net_of
 from up.distill.losses import DKD, GKDLoss, KDLoss, L2Loss
-from up.distill.terms import ACTIVATIONS, DistillationTerm, DistillationTerms, HookedStudent, Pair, labels_of
+from up.distill.terms import ACTIVATIONS, DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.errors import UserError
 from up.models.feature_hooks import FeatureHooks
 
@@ -71,10 +71,14 @@ def test_computed_in_float32_under_autocast() -> None:
     ],
 )
 def test_label_of_a_mixed_image_is_the_heavier(batch: dict[str, Any], expected: list[int]) -> None:
-    assert labels_of(batch).tolist() == expected
+    labels = DistillationTerms([term(loss=DKD())]).require_labels(batch)
+    assert labels is not None
+    assert labels.tolist() == expected
 
 
-@pytest.mark.parametrize(("batch", "says"), [({}, "needs labels"), ({"gt": torch.zeros(2, 3).long()}, "needs one label per image")])
+@pytest.mark.parametrize(
+    ("batch", "says"), [({}, "needs one label per image"), ({"gt": torch.zeros(2, 3).long()}, "needs one label per image")]
+)
 def test_labels_that_cannot_serve(batch: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         DistillationTerms([term(loss=DKD())])(seen(a=1.0), {"teacher": seen(b=1.0)}, batch, 0)
