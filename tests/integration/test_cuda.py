@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from tests.harness.ranks import ROOT
+from tests.harness.runs import everything_on, records, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 
@@ -28,26 +29,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def config(config: Config) -> Config:
     config["runtime"] |= {"device": "cuda", "deterministic": True}
     return config
-
-
-def train(path: str, *opts: str) -> int:
-    return main(["train", "--config", path, "--opts", *opts])
-
-
-def records(run: Path, phase: str) -> list[Config]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["phase"] == phase]
-
-
-def everything_on(config: Config) -> None:
-    """Mixing, averaging, accumulation, clipping, dropout and erasing, and workers."""
-    source = config["dataset"]["train"]
-    source["dataloader"]["kwargs"] |= {"batch_fn": {"type": "batch_cutmixup"}, "num_workers": 2, "pin_memory": True}
-    source["dataset"]["kwargs"]["transformer"].append({"type": "torch_randerase"})
-    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
-    config["trainer"] |= {"accumulate": 2, "clip_norm": 1.0, "eval_interval": 2}
-    config["net"][0]["kwargs"]["drop_path_rate"] = 0.2
-    config["net"][1]["kwargs"]["dropout"] = 0.3
 
 
 def test_the_first_losses_are_those_of_the_cpu(config: Config, write: Write, tmp_path: Path) -> None:
@@ -72,8 +53,8 @@ def test_learns_in_every_precision(config: Config, write: Write, tmp_path: Path,
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 @pytest.mark.parametrize("stop_after", [3, 4])
 def test_resumed_is_equal_to_unbroken(config: Config, write: Write, tmp_path: Path, stop_after: int, amp: str) -> None:
-    everything_on(config)
-    config["runtime"]["amp"] = amp
+    everything_on(config, amp)
+    config["dataset"]["train"]["dataloader"]["kwargs"] |= {"num_workers": 2, "pin_memory": True}
     path = write(config)
     other = f"saver.save_dir={tmp_path / 'broken'}"
     assert train(path) == 0

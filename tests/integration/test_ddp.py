@@ -13,6 +13,7 @@ import torch
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
 from tests.harness.recording import steps_of
+from tests.harness.runs import everything_on
 from tests.harness.states import assert_same, checkpoint
 
 Config = dict[str, Any]
@@ -27,17 +28,6 @@ def recording(config: Config, folder: Path) -> str:
     config["runtime"]["plugins"] = ["tests.harness.recording"]
     config["dataset"]["train"]["dataloader"]["kwargs"]["batch_fn"] = {"type": "record", "kwargs": {"folder": str(folder)}}
     return "dataset.train.dataloader.kwargs.batch_fn.kwargs.folder"
-
-
-def everything_on(config: Config) -> None:
-    """Mixing, averaging, accumulation, bf16, dropout, erasing, a log window of several updates: all that could differ."""
-    config["dataset"]["train"]["dataloader"]["kwargs"] |= {"batch_fn": {"type": "batch_mixup"}, "num_workers": 2}
-    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"].append({"type": "torch_randerase"})
-    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
-    config["runtime"]["amp"] = "bf16"
-    config["trainer"] |= {"accumulate": 2, "clip_norm": 1.0, "max_epoch": 3, "log_interval": 4}
-    config["net"][0]["kwargs"]["drop_path_rate"] = 0.2
-    config["net"][1]["kwargs"]["dropout"] = 0.3
 
 
 def assert_close(one: Any, other: Any, tolerance: float) -> None:
@@ -126,9 +116,11 @@ def test_hooks_that_every_rank_has(config: Config, cluster: Make, tmp_path: Path
 def test_stopped_at_every_step_equals_unbroken(config: Config, cluster: Make, tmp_path: Path) -> None:
     """One run saves after each of the 9 steps of 3 epochs. Another is stopped after each, and goes on from there."""
     everything_on(config)
+    config["dataset"]["train"]["dataloader"]["kwargs"]["num_workers"] = 2
+    config["trainer"] |= {"max_epoch": 3, "log_interval": 4}
     config["dataset"]["train"]["dataset"]["kwargs"]["fraction"] = 0.5  # 23 images, 3 steps an epoch
     config["runtime"]["iter_base"] = True
-    config["trainer"] |= {"max_iter": 9, "test_freq": 3, "save_freq": 100, "keep_last": 30}
+    config["trainer"] |= {"max_iter": 9, "save_freq": 100, "keep_last": 30}
     runs = cluster()
     half = "dataset.train.batch_sampler.kwargs.batch_size=2"
     runs.run(half, "trainer.save_freq=1")

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.harness.facts import each_tells, tells
 from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
+from tests.harness.runs import everything_on, records, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import CLASSES, tiny_config
 from up.__main__ import main
@@ -66,26 +67,6 @@ def kd(config: Config, teacher: Path) -> Config:
         },
     }
     return config
-
-
-def train(path: str, *opts: str) -> int:
-    return main(["train", "--config", path, "--opts", *opts])
-
-
-def records(run: Path, phase: str) -> list[Config]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["phase"] == phase]
-
-
-def everything_on(config: Config) -> None:
-    """Mixing, averaging, accumulation, bf16, dropout and erasing: all that could make a resumed run differ."""
-    config["dataset"]["train"]["dataloader"]["kwargs"]["batch_fn"] = {"type": "batch_cutmixup"}
-    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"].append({"type": "torch_randerase"})
-    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
-    config["runtime"]["amp"] = "bf16"
-    config["trainer"] |= {"accumulate": 2, "clip_norm": 1.0, "eval_interval": 2}
-    config["net"][0]["kwargs"]["drop_path_rate"] = 0.2
-    config["net"][1]["kwargs"]["dropout"] = 0.3
 
 
 def test_log_shows_the_task_loss_and_every_mimic_loss(kd: Config, write: Write, tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""Runs in the process of the tests: start one, read its log, and turn on what could make a resumed one differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from up.__main__ import main
+
+Config = dict[str, Any]
+
+
+def train(path: str, *opts: str) -> int:
+    return main(["train", "--config", path, "--opts", *opts])
+
+
+def records(run: Path, phase: str) -> list[Config]:
+    """The lines of metrics.jsonl of the phase ``train`` or ``eval``."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["phase"] == phase]
+
+
+def everything_on(config: Config, amp: str = "bf16") -> None:
+    """Mixing, averaging, accumulation, clipping, 16 bits, dropout and erasing: all that could make a resumed run differ."""
+    config["dataset"]["train"]["dataloader"]["kwargs"]["batch_fn"] = {"type": "batch_cutmixup"}
+    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"].append({"type": "torch_randerase"})
+    config["ema"] = {"enable": True, "ema_type": "linear", "kwargs": {"decay": 0.9, "warmup": 10}}
+    config["runtime"]["amp"] = amp
+    config["trainer"] |= {"accumulate": 2, "clip_norm": 1.0, "eval_interval": 2}
+    config["net"][0]["kwargs"]["drop_path_rate"] = 0.2
+    config["net"][1]["kwargs"]["dropout"] = 0.3
