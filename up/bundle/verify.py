@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -19,13 +19,17 @@ from up.bundle.session import Session, first_line, required
 from up.bundle.testvectors import from_npy
 from up.data.bad_images import BadImage
 from up.errors import Problem
-from up.text import count
+from up.text import Verbatim, count
 from up.types import Json
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _LISTED = 10
 _LONGEST = 200  # characters of a value in a message
 _LARGEST_PIXEL_ERROR = 0.01  # levels
 _VECTOR_PIXELS = 1 << 22
+Axes: TypeAlias = Mapping[str, Sequence[int | str]]
 Comparison: TypeAlias = "tuple[str, Json, Json]"  # a key, the value got, the value expected
 _FORMS = {
     "bundle": "{members}, sha256 and schema right",
@@ -67,19 +71,24 @@ def _graph_problems(package: Package) -> Iterator[str]:
     except Exception as error:  # protobuf's errors and the checker's have no common base
         yield f"{MODEL} does not pass the checks of onnx: {first_line(error)}"
         return
-    imported = {entry.domain: entry.version for entry in model.opset_import}
-    if imported != {"": manifest.model.opset}:
-        yield f"{MODEL} imports opset {imported}, the manifest says {manifest.model.opset} of the standard domain alone"
     inputs: dict[str, list[int | str]] = {each.name: list(each.shape) for each in manifest.inputs}
     outputs = {each.name: each.axes for each in manifest.outputs}
-    for what, values, expected in (("input", model.graph.input, inputs), ("output", model.graph.output, outputs)):
-        found = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-        if list(found) != list(expected) or not all(axes_fit(found[name], axes) for name, axes in expected.items()):
-            yield f"{MODEL} has the {what} {found}, the manifest says {expected}"
+    yield from map(str, graph_problems(model, inputs, outputs, manifest.model.opset))
     said = {entry.key: entry.value for entry in model.metadata_props}
     wrong = [key for key, value in metadata_of(manifest).items() if said.get(key) != value]
     if wrong:
         yield f"{MODEL} contradicts the manifest in its metadata_props: {', '.join(wrong)}"
+
+
+def graph_problems(model: ModelProto, inputs: Axes, outputs: Axes, opset: int) -> Iterator[Problem]:
+    """Compare the opset, the inputs and the outputs of a graph with those that are promised."""
+    imported = {entry.domain: entry.version for entry in model.opset_import}
+    if imported != {"": opset}:
+        yield Problem("opset of the graph", got=Verbatim(imported), expected=f"{opset} of the standard domain alone")
+    for what, values, axes in (("inputs", model.graph.input, inputs), ("outputs", model.graph.output, outputs)):
+        found = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        if list(found) != list(axes) or not all(axes_fit(found[name], wanted) for name, wanted in axes.items()):
+            yield Problem(f"{what} of the graph", got=Verbatim(found), expected=str(axes))
 
 
 def _session_problems(package: Package, session: Session) -> Iterator[str]:

@@ -23,15 +23,16 @@ def main(words: list[str]) -> int:
     if arguments.to == "triton" and arguments.strict_kestrel:
         raise UserError("--strict-kestrel: leaves out members of a package; --to triton writes none. Leave one of them out.")
     experiment = experiment_of(arguments)
-    from up.deploy.kestrel import package_path
-    from up.deploy.write import write_kestrel, write_triton
+    from up.deploy.kestrel import package_path, write_kestrel
+    from up.deploy.triton import repository_files, write_repository
 
     settings = experiment.config.to_kestrel
     folder = arguments.save_to or Path(settings.save_to or experiment.folder)
     path = package_path(folder, settings)
     made = exported(experiment, arguments, folder)
     if arguments.to == "triton":
-        print(f"written: {write_triton(made, folder)}")
+        write_repository(repository_files(made.manifest, made.model), folder / made.manifest.name)
+        print(f"written: {folder / made.manifest.name}")
         print("next:", *listed({"serve": shlex.join(["tritonserver", f"--model-repository={folder}"])}), sep="\n")
         return 0
     for line in write_kestrel(made, settings, path, strict=arguments.strict_kestrel):

@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     for line in verify(package, provider=arguments.provider):
         print(line)
     if meta is not None:
-        from up.deploy.accuracy import accuracy
+        from up.deploy.measure import accuracy
 
         meta_type = meta_type or ("image_folder" if meta.is_dir() else "imagenet")
         lines = accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider)

@@ -1,4 +1,4 @@
-"""What a package says of a network, derived from its configuration; all of it is known before the network is trained."""
+"""The exportable part of a network, derived from its configuration: known before the network is trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from up.tasks.served import preprocessing_of
 
 @dataclass(frozen=True)
 class Exportable:
-    """What is exported of a network: its module, preprocessing, outputs and answer; ``input_size`` is (height, width)."""
+    """Module, preprocessing, outputs and answer of an export; ``input_size`` is (height, width)."""
 
     module: nn.Module
     operations: list[Operation]
@@ -31,9 +31,9 @@ class Exportable:
 
 
 def exportable(experiment: Experiment, net: nn.Module, class_names: list[str] | None, *, labels: bool = True) -> Exportable:
-    """What is exported of ``net``; it may be trained or not, and is in evaluation mode afterwards.
+    """Derive the export of ``net``, trained or not, and leave it in evaluation mode.
 
-    ``labels`` False leaves the labels unchecked, where the data set is not read. Raises ``ConfigError`` with every setting of
+    ``labels`` False leaves the labels unchecked if the data set is not read. Raises ``ConfigError`` with every setting of
     ``to_kestrel`` that contradicts the net and its test transforms, and for transforms and nets that cannot be exported.
     """
     settings = experiment.config.to_kestrel
@@ -50,7 +50,7 @@ def exportable(experiment: Experiment, net: nn.Module, class_names: list[str] | 
 
 
 def export_problems(experiment: Experiment, net: nn.Module, class_names: list[str] | None, *, labels: bool = True) -> list[Problem]:
-    """Whatever ``to_onnx`` and ``to_kestrel`` would refuse after training, with its place. ``net`` keeps its mode."""
+    """Find everything that ``to_onnx`` and ``to_kestrel`` would reject after training. ``net`` keeps its mode."""
     if experiment.config.dataset.test is None or not experiment.task.is_served:
         return []
     problems = list(_folder_problems(experiment))
@@ -63,7 +63,7 @@ def export_problems(experiment: Experiment, net: nn.Module, class_names: list[st
 
 
 def require_exportable(experiment: Experiment, net: nn.Module, class_names: list[str] | None, *, labels: bool = True) -> None:
-    """Raise ``ConfigError`` for what an export would refuse, if the file asks for one by a section ``to_kestrel``."""
+    """Raise ``ConfigError`` with the problems of an export if the file has a section ``to_kestrel``."""
     if is_for_export(experiment):
         experiment.raise_if_any(export_problems(experiment, net, class_names, labels=labels))
 
@@ -74,7 +74,7 @@ def is_for_export(experiment: Experiment) -> bool:
 
 
 def _folder_problems(experiment: Experiment) -> Iterator[Problem]:
-    """A ``save_to`` that nothing can be written to."""
+    """Check that something can be written to ``save_to``."""
     settings = experiment.config.to_kestrel
     if settings.save_to is None:
         return
@@ -83,7 +83,6 @@ def _folder_problems(experiment: Experiment) -> Iterator[Problem]:
     except UserError as error:
         yield Problem(str(error), key="to_kestrel.save_to")
         return
-    reason = unwritable(folder)
-    if reason is not None:
+    if (reason := unwritable(folder)) is not None:
         what = f"{folder}: nothing can be written there: {reason}"
         yield Problem(what, key="to_kestrel.save_to", fix="Name another folder.")

@@ -1,4 +1,4 @@
-"""The gate of an export: the graph gives what the net gives, on real, random and constant images, or nothing is written."""
+"""The gate of an export: unless graph and net agree on real, random and constant images, nothing is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from up.bundle.answers import Answer, Floats
 from up.bundle.parity import Closeness, closeness
-from up.deploy.models import Model
+from up.deploy.models import Forward
 from up.errors import NumericalError
 
 BATCHES = (1, 2, 5)
@@ -21,8 +21,8 @@ _OTHERS = 8  # random images, and constant ones: each batch size once
 _NOTHING = "Nothing was written."
 
 
-def check_graph_outputs(reference: Model, graph: Model, answer: Answer, real: Floats) -> Closeness:
-    """Compare on ``real`` (N, 3, H, W), random and constant images at batches of 1, 2 and 5.
+def check_graph_outputs(reference: Forward, graph: Forward, answer: Answer, real: Floats) -> Closeness:
+    """Compare a graph with its net on ``real`` (N, 3, H, W), random and constant images at batches of 1, 2 and 5.
 
     Raises ``NumericalError`` for an output that is off by more than 1e-4 of the largest, or another best class of a
     real image.
@@ -47,10 +47,10 @@ def check_graph_outputs(reference: Model, graph: Model, answer: Answer, real: Fl
     return worst
 
 
-def check_preprocessing(reference: Model, graph: Model, pairs: Iterable[tuple[Floats, Callable[[], Floats]]]) -> Closeness:
-    """Compare the graph behind the package's own preprocessing with the net behind training's.
+def check_preprocessing(reference: Forward, graph: Forward, pairs: Iterable[tuple[Floats, Callable[[], Floats]]]) -> Closeness:
+    """Compare the graph after the package's preprocessing with the net after training's.
 
-    ``pairs``: for each image what training's preprocessing makes of it, (1, 3, H, W), and a call of the package's.
+    ``pairs``: for each image the input that training prepares, (1, 3, H, W), and a function that prepares the package's.
     Raises ``NumericalError`` above 1e-2 of the largest output.
     """
     worst = Closeness()
@@ -69,7 +69,7 @@ def require_close(found: Closeness, tolerance: float, what: str) -> None:
 
 
 def cut(images: Floats, sizes: Sequence[int]) -> Iterator[Floats]:
-    """The images in batches of ``sizes`` in turn, so that all of them take part; few images are repeated."""
+    """Cut images into batches of ``sizes`` in turn until each was in one; few images are repeated."""
     at = 0
     for number, size in enumerate(itertools.cycle(sizes)):
         if at >= len(images) and number >= len(sizes):

@@ -1,6 +1,6 @@
-"""The members of a Kestrel-style package, from a proved export and the ``to_kestrel`` section.
+"""A Kestrel-style package, from a checked export and the ``to_kestrel`` section.
 
-What Kestrel reads is known from public classifier packages only, and was never tried on the closed SDK.
+The form is known from public classifier packages only, and was never tested with the closed SDK.
 """
 
 from __future__ import annotations
@@ -9,19 +9,28 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
 
 from up.bundle.answers import Answer, ClassesAnswer
 from up.bundle.answers.classes import Head
-from up.bundle.archive import MODEL
+from up.bundle.archive import MODEL, write_archive
 from up.bundle.manifest import Manifest
 from up.bundle.operations import Decode, Operation, pixel_affine
+from up.bundle.package import package_of, sealed
+from up.bundle.testvectors import members_of
+from up.bundle.verify import verify
+from up.deploy.provenance import archive_time
 from up.errors import ConfigError, Problem, UserError
+from up.files import make_folder, write_atomically
 from up.schema.sections import ToKestrelSection
 from up.text import Verbatim, some_of
 from up.types import Json
+
+if TYPE_CHECKING:
+    from up.deploy.exporter import Export
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _PIXEL_TOLERANCE = 0.05  # levels: 0.485 * 255 is written as 123.675 and as 123.68
@@ -39,16 +48,26 @@ class Category(BaseModel):
     labels: list[Annotated[str, BeforeValidator(str)]]
 
 
-def classes_of(answer: Answer) -> ClassesAnswer:
-    """The answer, if Kestrel's members can describe it. Raises ``UserError`` otherwise."""
-    if not isinstance(answer, ClassesAnswer):
-        got = Verbatim(type(answer).__name__)
-        raise UserError("Kestrel's packages", got=got, expected="classes of whole images", fix="Leave out --strict-kestrel.")
-    return answer
+def write_kestrel(made: Export, settings: ToKestrelSection, path: Path, *, strict: bool) -> list[str]:
+    """Write a package atomically once it verifies in memory; return a line per check.
+
+    It has Kestrel's members if the answer is classes, and unless ``strict`` our own with the hashes.
+    """
+    is_kestrel = strict or isinstance(made.manifest.answer, ClassesAnswer)
+    members = kestrel_members(made.manifest, made.model, settings) if is_kestrel else {MODEL: made.model}
+    if not strict:
+        members = sealed({**members, **members_of(made.vectors, made.manifest.testvectors)}, made.manifest)
+    checked = verify(package_of(members, str(path)))
+    make_folder(path.parent)
+    write_atomically(path, lambda file: write_archive(members, file, mtime=archive_time()))
+    return checked
 
 
 def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection) -> dict[str, bytes]:
-    """The four members that Kestrel reads."""
+    """Write the four members that Kestrel reads. Raises ``UserError`` for other answers than classes."""
+    if not isinstance(manifest.answer, ClassesAnswer):
+        got = Verbatim(type(manifest.answer).__name__)
+        raise UserError("Kestrel's packages", got=got, expected="classes of whole images", fix="Leave out --strict-kestrel.")
     major, minor, patch = (int(part) for part in settings.version.split("."))
     mean, std = pixel_affine(manifest.preprocess)
     height, width = manifest.input_size
@@ -81,35 +100,34 @@ def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection
     }
     categories = {
         name: {"calculator": entry.calculator, "feature_start": entry.start, "feature_end": entry.end, "labels": entry.labels}
-        for name, entry in categories_of(settings, classes_of(manifest.answer).heads).items()
+        for name, entry in categories_of(settings, manifest.answer.heads).items()
     }
     return {MODEL: model, "meta.json": _json(meta), "parameters.json": _json(parameters), "category_param.json": _json(categories)}
 
 
 def package_path(folder: Path, settings: ToKestrelSection) -> Path:
-    """``{folder}/{model_name}_{version}.tar``."""
+    """Return ``{folder}/{model_name}_{version}.tar``."""
+    name = f"{settings.model_name}_{settings.version}.tar"
     if folder.suffix == ".tar":
-        name = f"{settings.model_name}_{settings.version}.tar"
         raise UserError(f"{folder}: expected a folder; the package in it is called {name}. Leave out the name.")
-    return folder / f"{settings.model_name}_{settings.version}.tar"
+    return folder / name
 
 
 def problems_of(
     settings: ToKestrelSection, operations: Sequence[Operation], size: tuple[int, int], answer: Answer, *, labels: bool
 ) -> Iterator[Problem]:
-    """All values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and the labels."""
+    """Find all values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and the labels."""
     order = next(op.color for op in operations if isinstance(op, Decode))
-    size_fix = "Leave it out, or change the transforms."
-    produced = f"what the test transforms produce: {size[0]} x {size[1]} (height x width)"
     mean, std = pixel_affine(operations)
     for key, given, derived in (("pixel_means", settings.pixel_means, mean), ("pixel_stds", settings.pixel_stds, std)):
-        if given is not None and not _close(given, derived):
+        if given is not None and (len(given) != 3 or not np.allclose(given, derived, rtol=0, atol=_PIXEL_TOLERANCE)):
             expected = f"that of the test transforms, {[round(value, 3) for value in derived]} (levels, 0 to 255)"
             yield _problem(key, given, expected, "Leave it out: it follows from normalize.")
     if "is_rgb" in settings.model_fields_set and settings.is_rgb != (order == "RGB"):
         yield _problem("is_rgb", settings.is_rgb, f"{order == 'RGB'}: the net is trained on {order} images", "Leave it out.")
     if settings.resize_hw is not None and _pair(settings.resize_hw) != list(size):
-        yield _problem("resize_hw", settings.resize_hw, produced, size_fix)
+        produced = f"what the test transforms produce: {size[0]} x {size[1]} (height x width)"
+        yield _problem("resize_hw", settings.resize_hw, produced, "Leave it out, or change the transforms.")
     if not _NAME.fullmatch(settings.model_name):
         yield _problem("model_name", settings.model_name, "letters, digits, '_', '-' and '.'")
     if labels:
@@ -127,8 +145,7 @@ def _label_problems(settings: ToKestrelSection, answer: Answer) -> Iterator[Prob
     except ConfigError as error:
         yield from error.problems
         return
-    strange = [label for label in settings.support_labels or () if label not in known]
-    if strange:
+    if strange := [label for label in settings.support_labels or () if label not in known]:
         yield _problem("support_labels", Verbatim(some_of(strange, 5)), f"some of the labels {some_of(sorted(known), 8)}")
 
 
@@ -137,7 +154,7 @@ def _problem(key: str, got: object, expected: str, fix: str = "") -> Problem:
 
 
 def categories_of(settings: ToKestrelSection, heads: Sequence[Head]) -> dict[str, Category]:
-    """``class_label`` as written, or the heads of the net. Raises ``ConfigError`` where it does not cover the outputs."""
+    """Return ``class_label`` as written, else the heads of the net. Raises ``ConfigError`` unless it covers the outputs."""
     if settings.class_label is None:
         return {head.name: Category(start=head.start, end=head.end, labels=head.labels) for head in heads}
     found = {name: _category(name, entry) for name, entry in settings.class_label.items()}
@@ -163,20 +180,15 @@ def _category(name: str, entry: object) -> Category:
 
 
 def relabelled(answer: ClassesAnswer, settings: ToKestrelSection) -> ClassesAnswer:
-    """The answer with the labels of ``class_label``, so that both lists of a package say the same."""
+    """Give the answer the labels of ``class_label``, so that both lists of a package are equal."""
     labels = [label for entry in categories_of(settings, answer.heads).values() for label in entry.labels]
     heads = [head.model_copy(update={"labels": labels[head.start : head.end + 1]}) for head in answer.heads]
     return answer.model_copy(update={"heads": heads})
 
 
 def _pair(given: Sequence[int] | str) -> list[int]:
-    """[height, width] of a list, or of a text such as 224x224."""
+    """Return [height, width] of a list, or of a text such as 224x224."""
     return [int(number) for number in re.findall(r"\d+", given)] if isinstance(given, str) else list(given)
-
-
-def _close(given: Sequence[float], derived: Sequence[float]) -> bool:
-    pairs = zip(given, derived, strict=False)
-    return len(given) == len(derived) and all(abs(one - other) <= _PIXEL_TOLERANCE for one, other in pairs)
 
 
 def _description(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""The metric of a model on labelled images, and the time that an image takes."""
+"""The metric of a model or a package on labelled images, and the time that an image takes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from up.build.experiment import find_task
 from up.bundle.answers import Answer
+from up.bundle.package import Package
+from up.bundle.preprocess import Preprocessing
+from up.bundle.session import Session
 from up.data.collate import without_bad
-from up.data.records import Batch
-from up.deploy.models import EvaluatedModel, Model
+from up.data.records import Batch, SampleKey
+from up.deploy.models import EvaluatedModel, Forward
 from up.engine.ema import NoEma
 from up.engine.evaluate import Evaluation, Evaluator
 from up.engine.precision import Precision
 from up.errors import UserError
+from up.text import count
 
+_BATCH = 32
 _ROUNDS = 15
 _NO_LABELS = {"image", "filename", "index", "seed", "bad"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The ``metric`` of the evaluator on ``images`` images that could be read, and all its metrics, in its unit."""
+    """Main metric of the evaluator on ``images`` images that could be read, and all its metrics, in its unit."""
 
     metric: str
     images: int
@@ -34,12 +42,12 @@ class Measured:
 
     @property
     def value(self) -> float:
-        """The metric."""
+        """Value of the main metric."""
         return round(self.metrics[self.metric], 4)
 
 
-def measure(model: Model, answer: Answer, batches: Iterable[Batch], make_evaluator: Callable[[], Evaluator]) -> Measured | None:
-    """Evaluate a model on prepared batches, as a net is; None where the images have no labels."""
+def measure(model: Forward, answer: Answer, batches: Iterable[Batch], make_evaluator: Callable[[], Evaluator]) -> Measured | None:
+    """Evaluate a model on prepared batches as a net is evaluated; None if the images have no labels."""
     images = 0
     rest = iter(batches)
     first = next(rest, None)
@@ -60,8 +68,8 @@ def measure(model: Model, answer: Answer, batches: Iterable[Batch], make_evaluat
     return Measured(evaluator.main_metric, images, metrics)
 
 
-def milliseconds(models: Mapping[str, Model], shape: tuple[int, int, int], batch: int) -> dict[str, float]:
-    """The median time of one image for each of ``models``, measured in turn so that a busy moment hits them all."""
+def milliseconds(models: Mapping[str, Forward], shape: tuple[int, int, int], batch: int) -> dict[str, float]:
+    """Return the median time of one image for each of ``models``, run in turn so that a busy moment hits them all."""
     images = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
     times: dict[str, list[float]] = {name: [] for name in models}
     for round_number in range(_ROUNDS + 1):
@@ -71,3 +79,29 @@ def milliseconds(models: Mapping[str, Model], shape: tuple[int, int, int], batch
             if round_number:  # the first run also allocates
                 times[name].append(time.perf_counter() - begun)
     return {name: 1000 * statistics.median(taken) / batch for name, taken in times.items()}
+
+
+def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type: str, *, provider: str = "cpu") -> list[str]:
+    """Evaluate a package on a list or folder of labelled images; return a line per head.
+
+    Raises ``UserError`` for a list without labels for every head, or with an image that cannot be read.
+    """
+    manifest = package.manifest
+    task = find_task(manifest.task)
+    folder = str(meta_file) if meta_type == "image_folder" else image_dir
+    prepare = Preprocessing(manifest.preprocess, manifest.input_size)
+    transforms = [lambda image: torch.from_numpy(prepare(image))]
+    data = task.listed(meta_file, meta_type, folder, manifest.answer, transforms)
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(data), _BATCH):
+            yield task.collate([data[SampleKey(0, index)] for index in range(start, min(start + _BATCH, len(data)))])
+
+    session = Session(package.model, package.label, provider=provider)
+    found = measure(session, manifest.answer, batches(), partial(task.evaluator, data))
+    if found is None:
+        raise UserError(f"has no labels (meta_type {meta_type})", file=meta_file, expected="images with a label for each head")
+    unit = " %" if task.unit == "percent" else ""
+    kind = found.metric.rpartition("_")[2]  # of several heads each has its own, such as head0_top1 beside avg_top1
+    named = {name: value for name, value in found.metrics.items() if name.endswith(kind)}
+    return [f"{name}: {value:.2f}{unit} on {count(found.images, 'image')} of {meta_file}" for name, value in named.items()]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from up.bundle.answers import Answer, Floats, Outputs, OutputSpec
 from up.types import Record
 
-Model: TypeAlias = Callable[[Floats], Outputs]
-"""Images (N, 3, H, W) to the outputs by name."""
+Forward: TypeAlias = Callable[[Floats], Outputs]
+"""A function from images (N, 3, H, W) to the outputs by name: a ``TorchModel`` or a ``Session``."""
 
 
 class TorchModel:
@@ -23,7 +23,7 @@ class TorchModel:
         self._names = [output.name for output in outputs]
 
     def __call__(self, images: Floats | Tensor | list[Tensor]) -> Outputs:
-        """The outputs; images of several sizes are a list, on the device already, where the module takes one."""
+        """Return the outputs; images of several sizes are a list, on the device already, where the module takes one."""
         with torch.inference_mode():
             found = self.module(images if isinstance(images, list) else torch.as_tensor(images, device=self.device))
         several = [found] if isinstance(found, Tensor) else found
@@ -33,7 +33,7 @@ class TorchModel:
 class EvaluatedModel(nn.Module):
     """A model as a net in evaluation mode: reads ``image``, returns the scores that the task's evaluator reads."""
 
-    def __init__(self, model: Model, answer: Answer) -> None:
+    def __init__(self, model: Forward, answer: Answer) -> None:
         super().__init__()
         self._model, self._answer = model, answer
 

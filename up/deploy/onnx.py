@@ -1,10 +1,10 @@
-"""From a module to an ONNX graph: one file, any number of images, and nothing of the machine it was made on."""
+"""From a module to an ONNX graph: one file, any batch size, and nothing of the machine it was made on."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,27 +12,26 @@ import torch
 from torch import nn
 
 from up.bundle.answers import OutputSpec
-from up.bundle.answers.answer import axes_fit
 from up.bundle.session import first_line, required
+from up.bundle.verify import graph_problems
 from up.errors import UserError
 from up.text import Verbatim
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+    from onnx import ModelProto
 
 OPSET = 18
 INPUT = "data"
 _BATCH = "N"
 _LOUD = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-_EXAMPLE = 2  # with one image some versions of the exporter take the batch for a constant
+_EXAMPLE = 2  # images: with one, some versions of the exporter take the batch for a constant
 _LIMIT = (1 << 31) - (1 << 20)  # bytes that a protobuf may have, less what the metadata need
 
 
 def export_graph(module: nn.Module, size: tuple[int, int], outputs: Sequence[OutputSpec], *, opset: int = OPSET) -> ModelProto:
-    """The ``ModelProto`` of ``module``, (N, 3, height, width) -> ``outputs``, in evaluation mode on the CPU.
+    """Export ``module``, (N, 3, height, width) -> ``outputs``, in evaluation mode on the CPU.
 
-    Raises ``UserError`` where torch cannot export the net, or gives another opset, a fixed batch or weights beside the
-    file.
+    Raises ``UserError`` if torch cannot export the net, or gives another opset, a fixed batch or weights beside the file.
     """
     required("onnx")
     required("onnxscript")
@@ -66,53 +65,25 @@ def export_graph(module: nn.Module, size: tuple[int, int], outputs: Sequence[Out
 
 def check_graph(model: ModelProto, *, size: tuple[int, int], outputs: Sequence[OutputSpec], opset: int) -> None:
     """Raise ``UserError`` for a graph that is not one file of that opset with a symbolic batch."""
-    found = {imported.domain: imported.version for imported in model.opset_import}
-    if found != {"": opset}:
-        raise UserError("opset of the graph", got=Verbatim(found), expected=f"{opset} of the standard domain alone")
-    if any(tensor.external_data or tensor.data_location for tensor in tensors_of(model.graph)):
+    if any(tensor.external_data or tensor.data_location for tensor in model.graph.initializer):
         raise UserError("the weights came out beside the graph, expected them in it")
     if model.ByteSize() > _LIMIT:
         got = Verbatim(f"{model.ByteSize():,} bytes")
         raise UserError("size of the graph", got=got, expected=f"at most {_LIMIT:,}, what one file of ONNX can hold")
-    expected_inputs: dict[str, list[int | str]] = {INPUT: [_BATCH, 3, *size]}
-    expected = {output.name: output.axes for output in outputs}
-    for what, values, wanted in (("takes", model.graph.input, expected_inputs), ("gives", model.graph.output, expected)):
-        shapes = dimensions(values)
-        if list(shapes) != list(wanted) or not all(axes_fit(shapes[name], axes) for name, axes in wanted.items()):
-            raise UserError(f"the graph {what}", got=Verbatim(shapes), expected=f"{wanted} with a free batch")
-
-
-def dimensions(values: Iterable[ValueInfoProto]) -> dict[str, list[int | str]]:
-    """The shapes of a graph's inputs or outputs; symbolic sizes by their name."""
-    return {value.name: [each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim] for value in values}
-
-
-def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
-    """All weights and constants of a graph, those of its branches and loops too."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from tensors_of(inner)
+    promised = graph_problems(model, {INPUT: [_BATCH, 3, *size]}, {output.name: output.axes for output in outputs}, opset)
+    if problems := list(promised):
+        raise UserError.of(problems)
 
 
 def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
-    """Replace what the graph says of itself, ``metadata_props``."""
+    """Replace the ``metadata_props`` of the graph."""
     required("onnx").helper.set_model_props(model, dict(sorted(entries.items())))
 
 
 def serialized(model: ModelProto) -> bytes:
-    """The bytes of the file; equal graphs give equal bytes."""
+    """Encode the graph; equal graphs give equal bytes."""
     encoded: bytes = model.SerializeToString(deterministic=True)
     return encoded
-
-
-def parameters_of(module: nn.Module) -> int:
-    """How many numbers were trained."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def forget_origin(model: ModelProto) -> None:
@@ -125,7 +96,7 @@ def forget_origin(model: ModelProto) -> None:
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Silence warnings, and what these loggers have to say below errors: advice on the insides of other programs."""
+    """Silence warnings, and these loggers below errors: they advise on the insides of other programs."""
     before = [(logging.getLogger(name), logging.getLogger(name).level) for name in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Where an export comes from: only what is the same when it is made again."""
+"""Origin of an export: only values that are the same when it is made again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from up.tasks.experiment import Experiment
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 _GIT_S = 10
 _EPOCH = "SOURCE_DATE_EPOCH"
-_LATEST = 8**11 - 1  # in the year 2242: what a tar has room for
+_LATEST = 8**11 - 1  # in the year 2242: the largest time that a tar can hold
 
 
 def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
-    """Of an export of ``checkpoint`` by the configuration."""
+    """Describe an export of ``checkpoint`` by the configuration."""
     config = effective_yaml(experiment.config)
     return Provenance(
         up=up.__version__,
@@ -42,7 +42,7 @@ def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
 
 
 def archive_time() -> int:
-    """The time of every member of an archive: SOURCE_DATE_EPOCH, else 0. Raises ``UserError`` for what is no time."""
+    """Return the time of the members of an archive: SOURCE_DATE_EPOCH, else 0. Raises ``UserError`` unless that is a time."""
     said = os.environ.get(_EPOCH, "")
     if said and (not said.isdecimal() or int(said) > _LATEST):
         raise UserError(f"{_EPOCH}: got {said!r}, expected seconds since 1970, at most {_LATEST:,}.")
@@ -50,7 +50,7 @@ def archive_time() -> int:
 
 
 def created_at(checkpoint: Path) -> datetime:
-    """SOURCE_DATE_EPOCH, else when the checkpoint was saved: the time of the export would differ every time."""
+    """Return SOURCE_DATE_EPOCH, else the time the checkpoint was saved: the time of the export would differ every time."""
     if os.environ.get(_EPOCH):
         return datetime.fromtimestamp(archive_time(), timezone.utc)
     sidecar = read_sidecar(checkpoint)
@@ -60,7 +60,7 @@ def created_at(checkpoint: Path) -> datetime:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of the repository that tracks ``folder``; None where there is none, or no git."""
+    """Return the commit of the repository that tracks ``folder``; None without a repository or git."""
     try:
         tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         return _git(folder, "rev-parse", "HEAD") if tracked else None
@@ -74,10 +74,10 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def said_by(checkpoint: Path) -> Mapping[str, str]:
-    """The plain values in a checkpoint of ours; its tensors stay on the disk."""
+    """Read the texts in a checkpoint of ours; its tensors stay on the disk."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # of another format, which `read_state` has read by now: it says nothing of itself
+    except Exception:  # of another format, which `read_state` can read: it has no such texts
         return {}
     return {} if not isinstance(state, dict) else {key: value for key, value in state.items() if isinstance(value, str)}
 

@@ -1,4 +1,4 @@
-"""Weights and activations as 8-bit integers, taken only where the accuracy stays and the graph gets faster."""
+"""Weights and activations as 8-bit integers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from up.bundle.answers import Floats
 from up.bundle.session import first_line, required
@@ -30,7 +30,7 @@ _SEVEN_BITS = True
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to quantize a graph."""
+    """A way to quantize a graph."""
 
     method: Literal["static_qdq", "dynamic"]
     calibration: str
@@ -39,7 +39,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a quantized graph may cost, in points of the metric, and how much faster it must be."""
+    """Largest loss of the metric, in points, and smallest speed-up of a quantized graph."""
 
     max_drop: float = 1.0
     min_speedup: float = 1.0
@@ -53,50 +53,41 @@ DYNAMIC = (Candidate("dynamic", "each batch by itself", {}),)
 
 
 def candidates_for(model: ModelProto) -> Sequence[Candidate]:
-    """Dynamic for transformers, whose activations have outliers that no fixed range fits; static for the rest."""
+    """Choose dynamic for transformers, whose activations have outliers that no fixed range fits; static for the rest."""
     return DYNAMIC if has_attention(model) else STATIC
 
 
 def has_attention(model: ModelProto) -> bool:
-    """Whether a softmax stands between two products of activations."""
+    """Whether the output of a softmax goes into a product: that of a closing softmax goes nowhere."""
     inputs = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
     return any(node.op_type == "Softmax" and inputs & set(node.output) for node in model.graph.node)
 
 
 def quantized(model: ModelProto, candidate: Candidate, calibration: Callable[[], Iterator[Floats]]) -> ModelProto:
-    """The graph in 8-bit integers; ``calibration`` gives batches of inputs. Raises ``UserError`` where it cannot be."""
-    onnx, quantization = required("onnx"), required("onnxruntime.quantization")
+    """Convert a graph to 8-bit integers; ``calibration`` gives batches of inputs. Raises ``UserError`` if that fails."""
+    onnx, tool = required("onnx"), required("onnxruntime.quantization")
+    shared = {"per_channel": True, "reduce_range": _SEVEN_BITS, "weight_type": tool.QuantType.QInt8}
     with tempfile.TemporaryDirectory() as folder, quiet(""):
         given, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
         onnx.save(model, given)
         try:
-            # Its symbolic inference of shapes finds nothing more in our graphs, and leaves a file in the working folder
-            # where it fails.
+            # Symbolic inference of shapes finds nothing more in our graphs, and leaves a file in the working folder if it fails.
             required("onnxruntime.quantization.shape_inference").quant_pre_process(given, prepared, skip_symbolic_shape=True)
             if candidate.method == "dynamic":
-                quantization.quantize_dynamic(
-                    prepared,
-                    result,
-                    op_types_to_quantize=_DYNAMIC_OPS,
-                    per_channel=True,
-                    reduce_range=_SEVEN_BITS,
-                    weight_type=quantization.QuantType.QInt8,
-                )
+                tool.quantize_dynamic(prepared, result, op_types_to_quantize=_DYNAMIC_OPS, **shared)
             else:
-                quantization.quantize_static(
+                tool.quantize_static(
                     prepared,
                     result,
-                    _reader(quantization, calibration),
-                    quant_format=quantization.QuantFormat.QDQ,
+                    _CalibrationBatches(calibration()),
+                    quant_format=tool.QuantFormat.QDQ,
                     op_types_to_quantize=_STATIC_OPS,
-                    per_channel=True,
-                    reduce_range=_SEVEN_BITS,
-                    activation_type=quantization.QuantType.QUInt8,
-                    weight_type=quantization.QuantType.QInt8,
-                    calibrate_method=quantization.CalibrationMethod.MinMax,
+                    activation_type=tool.QuantType.QUInt8,
+                    calibrate_method=tool.CalibrationMethod.MinMax,
                     extra_options=dict(candidate.options),
+                    **shared,
                 )
-        except Exception as error:  # the tool fails on graphs that it does not know in many ways
+        except Exception as error:  # the tool fails in many ways on graphs that it does not know
             raise UserError(f"onnxruntime cannot quantize this graph: {first_line(error)}", key="--quantize int8") from error
         made: ModelProto = onnx.load(result)
     used = {node.domain for node in made.graph.node}
@@ -107,22 +98,19 @@ def quantized(model: ModelProto, candidate: Candidate, calibration: Callable[[],
     return made
 
 
-def _reader(quantization: Any, calibration: Callable[[], Iterator[Floats]]) -> Any:
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        """The batches, as onnxruntime asks for them."""
+class _CalibrationBatches:
+    """Batches of inputs as onnxruntime asks for them, a ``CalibrationDataReader`` by its methods."""
 
-        def __init__(self) -> None:
-            self._batches = calibration()
+    def __init__(self, batches: Iterator[Floats]) -> None:
+        self._batches = batches
 
-        def get_next(self) -> dict[str, Floats] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {INPUT: batch}
-
-    return Reader()
+    def get_next(self) -> dict[str, Floats] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT: batch}
 
 
-def verdict(fp32: float, int8: float, speedup: float, limits: Limits) -> str:
-    """Why a quantized graph is refused, with the numbers; an empty text where it is taken."""
+def failure_of(fp32: float, int8: float, speedup: float, limits: Limits) -> str:
+    """Say with numbers which limit a quantized graph exceeds; an empty text if none."""
     drop = fp32 - int8
     if drop > limits.max_drop:
         return f"it loses {drop:.2f} points ({fp32:.2f} to {int8:.2f}), allowed are {limits.max_drop:g} (--max-drop)"

@@ -29,7 +29,7 @@ version_policy: {{ latest {{ num_versions: 1 }} }}
 
 
 def repository_files(manifest: Manifest, model: bytes) -> dict[str, bytes]:
-    """The files below NAME, by their path there; ``up_bundle.json`` tells a client how to prepare images."""
+    """Return the files below NAME by their path; ``up_bundle.json`` tells a client how to prepare images."""
     is_classes = isinstance(manifest.answer, ClassesAnswer)
     label_file = 'label_filename: "labels.txt"' if is_classes else ""
     config = _CONFIG.format(
@@ -48,23 +48,22 @@ def repository_files(manifest: Manifest, model: bytes) -> dict[str, bytes]:
 
 
 def _tensor(name: str, axes: Sequence[int | str], *more: str) -> str:
-    """An entry of the lists of inputs and outputs; a free axis is -1."""
+    """Write an entry of the lists of inputs and outputs; a free axis is -1."""
     dims = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in axes)
     lines = (f"name: {json.dumps(name)}", "data_type: TYPE_FP32", f"dims: [ {dims} ]", *filter(None, more))
     return "\n".join(["  {", *(f"    {line}" for line in lines), "  }"])
 
 
 def write_repository(files: dict[str, bytes], folder: Path) -> None:
-    """Put ``files`` into ``folder`` all at once: what a server may be reading there is replaced by one rename.
+    """Write ``files`` into ``folder`` all at once: a server that reads there sees the old ones or the new ones.
 
-    Raises ``UserError`` for a folder that holds something else, ``StorageError`` where it cannot be written.
+    Raises ``UserError`` for a folder that holds something else, ``StorageError`` if it cannot be written.
     """
     if folder.exists() and not (folder / "config.pbtxt").is_file():
         what = "exists, and is no model of a Triton repository"
         raise UserError(what, file=folder, fix="Name another folder with --save-to.")
     make_folder(folder.parent)
-    fresh = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
-    old = folder.with_name(f"{TEMPORARY}{os.getpid()}-old-{folder.name}")
+    fresh, old = (folder.with_name(f"{TEMPORARY}{os.getpid()}-{name}{folder.name}") for name in ("", "old-"))
     try:
         for name, data in files.items():
             make_folder((fresh / name).parent)
