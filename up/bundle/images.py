@@ -1,4 +1,4 @@
-"""The images that a user's words mean: files, folders at any depth, patterns."""
+"""Images named on the command line: files, folders at any depth, patterns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", 
 
 
 def find_images(words: Iterable[str]) -> list[Path]:
-    """All images, each once, in the order of the words and sorted within a folder or pattern.
+    """Find all images, each once, in the order of the words and sorted within a folder or pattern.
 
-    A file that is named is taken whatever its suffix. Raises ``UserError`` for a word that means nothing.
+    A named file is taken whatever its suffix. Raises ``UserError`` for a word without images.
     """
     found: dict[Path, None] = {}
     for word in words:

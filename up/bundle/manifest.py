@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 
 from up.bundle.answers import AnswerSpec, ClassesAnswer, OutputSpec
 from up.bundle.answers.answer import Activation
-from up.bundle.answers.classes import AtLeast0, Head
+from up.bundle.answers.classes import AtLeast0, HeadSpec
 from up.bundle.archive import MANIFEST, PackageError
-from up.bundle.operations import AtLeast1, Decode, Entry, Operation, Side
+from up.bundle.operations import AtLeast1, DecodeOperation, Entry, Operation, Side
 from up.types import Json
 
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
@@ -211,7 +211,7 @@ class Manifest(_EveryVersion):
         images = max(self.inputs[0].batch.tested, default=1)
         if images * height * width > _MAX_PIXELS:
             raise ValueError(f"inputs of {images} x {height} x {width} pixels, allowed are {_MAX_PIXELS:,}")
-        colors = [op.color for op in self.preprocess if isinstance(op, Decode)]
+        colors = [op.color for op in self.preprocess if isinstance(op, DecodeOperation)]
         if colors != [self.inputs[0].channel_order]:
             raise ValueError(f"decoded to {colors}, but channel_order is {self.inputs[0].channel_order}")
         return self
@@ -272,7 +272,7 @@ class Version1(_EveryVersion):
 
     schema_version: Literal[1] = 1
     outputs: Annotated[list[Output1], Field(min_length=1, max_length=1)]
-    heads: Annotated[list[Head], Field(min_length=1)]
+    heads: Annotated[list[HeadSpec], Field(min_length=1)]
     testvectors: list[TestVector1]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The steps from an image file to the input of a graph, in the words of the manifest."""
+"""The operations of the manifest, from an image file to the input of a graph."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class Entry(BaseModel):
     )
 
 
-class Decode(Entry):
+class DecodeOperation(Entry):
     """File to pixels: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG 2000; of several frames the first."""
 
     op: Literal["decode"] = "decode"
     color: Literal["RGB", "BGR"]
-    """Order of the channels; grey, palette and CMYK images become this too."""
+    """Order of the channels; grey, palette and CMYK images are converted too."""
     depth: Literal["high_byte"] = "high_byte"
     """16 bits a channel become 8 by keeping the high byte."""
     max_pixels: AtLeast1
-    """Larger images are refused."""
+    """Largest number of pixels of an image."""
 
 
-class Exif(Entry):
-    """The orientation in EXIF."""
+class ExifOperation(Entry):
+    """Orientation in EXIF."""
 
     op: Literal["exif"] = "exif"
     orientation: Literal["apply"] = "apply"
-    """The picture is turned as people see it."""
+    """The image is turned upright."""
 
 
-class Alpha(Entry):
+class AlphaOperation(Entry):
     """Transparency."""
 
     op: Literal["alpha"] = "alpha"
@@ -59,20 +59,20 @@ class Alpha(Entry):
     """[red, green, blue] from 0 to 255, whatever the order of the channels; left out for ``drop``."""
 
     @model_validator(mode="after")
-    def _background_fits(self) -> Alpha:
+    def _background_fits(self) -> AlphaOperation:
         if (self.mode == "composite") != (self.background is not None):
             raise ValueError(f"mode is {self.mode}, background {self.background}: expected [red, green, blue] for composite alone")
         return self
 
     @model_serializer(mode="wrap")
     def _as_older_versions_read_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """Without ``background`` where there is none: older versions refuse keys that they do not know."""
+        """Leave out an empty ``background``: older versions reject keys that they do not know."""
         plain: dict[str, Json] = handler(self)
         return {key: value for key, value in plain.items() if value is not None}
 
 
-class Resize(Entry):
-    """Scaling of the 8-bit image, as Pillow does it."""
+class ResizeOperation(Entry):
+    """Resizing of the 8-bit image, as by Pillow."""
 
     op: Literal["resize"] = "resize"
     mode: Literal["short_side", "exact"]
@@ -80,47 +80,46 @@ class Resize(Entry):
     size: Side | Pair
     """Pixels: one number for ``short_side``, [height, width] for ``exact``."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-    """The filter."""
     antialias: bool
-    """Whether the filter widens with the scale when the image shrinks; always but for ``nearest``."""
+    """Whether the filter widens with the scale when the image shrinks; false only for ``nearest``."""
     rounding: Literal["floor"] = "floor"
-    """Of the longer side."""
+    """Rounding of the longer side."""
 
     @model_validator(mode="after")
-    def _size_fits(self) -> Resize:
+    def _size_fits(self) -> ResizeOperation:
         if (self.mode == "short_side") != isinstance(self.size, int):
             raise ValueError(f"size is {self.size}: expected one number for short_side, [height, width] for exact")
         return self
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of a resized image."""
+        """Return (height, width) of a resized image."""
         if not isinstance(self.size, int):
             return self.size[0], self.size[1]
         longer = int(self.size * max(height, width) / min(height, width))
         return (self.size, longer) if height <= width else (longer, self.size)
 
 
-class CenterCrop(Entry):
-    """The middle of the image."""
+class CenterCropOperation(Entry):
+    """Crop of the middle of the image."""
 
     op: Literal["center_crop"] = "center_crop"
     size: Pair
     """[height, width] in pixels."""
     rounding: Literal["half_even"] = "half_even"
-    """Of the corner, (image - crop) / 2."""
+    """Rounding of the corner, (image - crop) / 2."""
     pad: Literal[0] = 0
-    """What surrounds an image that is smaller, the odd pixel at the right and the bottom."""
+    """Level that pads a smaller image, the odd pixel at the right and the bottom."""
 
 
-class ToFloat(Entry):
+class ToFloatOperation(Entry):
     """8-bit levels to float32."""
 
     op: Literal["to_float"] = "to_float"
     divide_by: Annotated[float, Field(gt=0)]
-    """255 for numbers within 0..1."""
+    """255 for values within 0..1."""
 
 
-class Normalize(Entry):
+class NormalizeOperation(Entry):
     """``(x - mean) / std`` for each channel, in the order of ``channel_order``."""
 
     op: Literal["normalize"] = "normalize"
@@ -128,23 +127,33 @@ class Normalize(Entry):
     std: ThreeAbove0
 
 
-class Layout(Entry):
+class LayoutOperation(Entry):
     """Rows, columns, channels to channels, rows, columns."""
 
     op: Literal["layout"] = "layout"
     to: Literal["CHW"] = "CHW"
 
 
-Operation = Annotated[Decode | Exif | Alpha | Resize | CenterCrop | ToFloat | Normalize | Layout, Field(discriminator="op")]
+Operation = Annotated[
+    DecodeOperation
+    | ExifOperation
+    | AlphaOperation
+    | ResizeOperation
+    | CenterCropOperation
+    | ToFloatOperation
+    | NormalizeOperation
+    | LayoutOperation,
+    Field(discriminator="op"),
+]
 
 
 def input_size_of(operations: Sequence[Operation]) -> tuple[int, int] | None:
-    """(height, width) that images of any size are brought to; None where they keep a size of their own."""
+    """Return (height, width) of the result for images of any size; None if it depends on theirs."""
     size: tuple[int, int] | None = None
     for op in operations:
-        if isinstance(op, CenterCrop):
+        if isinstance(op, CenterCropOperation):
             size = op.size[0], op.size[1]
-        elif isinstance(op, Resize) and (size is not None or op.mode == "exact"):
+        elif isinstance(op, ResizeOperation) and (size is not None or op.mode == "exact"):
             size = op.output_size(*(size or (1, 1)))
     return size
 
@@ -160,7 +169,7 @@ class Placement(NamedTuple):
     """(height, width) of the input."""
 
     def on_image(self, box: Sequence[float]) -> tuple[float, float, float, float]:
-        """The box (left, top, right, bottom) of the input in pixels of the image, cut off at its edges."""
+        """Convert a box (left, top, right, bottom) of the input to pixels of the image, clipped at its edges."""
         left, top, right, bottom = (
             min(max((side - self.offset[axis]) / self.scale[axis], 0.0), float(self.size[axis]))
             for side, axis in zip(box, (1, 0, 1, 0), strict=True)
@@ -169,16 +178,16 @@ class Placement(NamedTuple):
 
 
 def placement_of(operations: Sequence[Operation], size: tuple[int, int]) -> Placement:
-    """Where the operations put an image of ``size`` (height, width)."""
+    """Return the placement of an image of ``size`` (height, width) by the operations."""
     now, scale, offset = size, (1.0, 1.0), (0.0, 0.0)
     for op in operations:
-        if isinstance(op, Resize):
+        if isinstance(op, ResizeOperation):
             larger = op.output_size(*now)
             factors = larger[0] / now[0], larger[1] / now[1]
             scale = scale[0] * factors[0], scale[1] * factors[1]
             offset = offset[0] * factors[0], offset[1] * factors[1]
             now = larger
-        elif isinstance(op, CenterCrop):
+        elif isinstance(op, CenterCropOperation):
             crop = op.size[0], op.size[1]
             top, left = center_corner(now, crop)
             offset = offset[0] - top, offset[1] - left
@@ -187,12 +196,12 @@ def placement_of(operations: Sequence[Operation], size: tuple[int, int]) -> Plac
 
 
 def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:
-    """``mean`` and ``std`` (3,) in units of levels: the input is (level - mean) / std."""
+    """Return ``mean`` and ``std`` (3,) in levels: the input is (level - mean) / std."""
     mean, std = [0.0] * 3, [1.0] * 3
     for op in operations:
-        if isinstance(op, ToFloat):
+        if isinstance(op, ToFloatOperation):
             std = [value * op.divide_by for value in std]
-        elif isinstance(op, Normalize):
+        elif isinstance(op, NormalizeOperation):
             mean = [m + s * shift for m, s, shift in zip(mean, std, op.mean, strict=True)]
             std = [s * scale for s, scale in zip(std, op.std, strict=True)]
     return mean, std

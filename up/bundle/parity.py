@@ -1,4 +1,4 @@
-"""The one comparison of outputs: of a graph with its net, of a package with its test vectors."""
+"""Comparison of outputs: of a graph with its net, of a package with its test vectors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from up.bundle.answers import Outputs
 
 @dataclass(frozen=True)
 class Closeness:
-    """The largest difference of outputs from those expected, and the largest absolute value of the latter."""
+    """Largest difference of outputs from those expected, and the largest absolute value of the latter."""
 
     max_abs: float = 0.0
     largest: float = 0.0
 
     def limit(self, tolerance: float) -> float:
-        """What ``max_abs`` may be: relative to the outputs where they are larger than 1."""
+        """Return the limit of ``max_abs``: relative to the outputs if they are larger than 1."""
         return tolerance * max(1.0, self.largest)
 
     def is_within(self, tolerance: float) -> bool:
-        """Whether the difference is allowed; not where one of the outputs is not a number."""
+        """Whether the difference is allowed; never if an output is not a number."""
         return self.max_abs <= self.limit(tolerance)
 
     @property
@@ -34,7 +34,7 @@ class Closeness:
 
 
 def closeness(got: Outputs, expected: Outputs) -> Closeness:
-    """Compare all outputs; ``max_abs`` is not a number where names, shapes or values cannot be compared."""
+    """Compare all outputs; ``max_abs`` is not a number if names, shapes or values cannot be compared."""
     if {name: each.shape for name, each in got.items()} != {name: each.shape for name, each in expected.items()}:
         return Closeness(float("nan"))
     off = [np.abs(got[name] - each).max() for name, each in expected.items()]

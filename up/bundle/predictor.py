@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,47 +17,36 @@ from up.bundle.answers import Answer, Floats, Outputs
 from up.bundle.operations import Placement
 from up.bundle.package import Package, open_package
 from up.bundle.predictions import Prediction
-from up.bundle.prefetch import grouped, prefetched
 from up.bundle.preprocess import ImageSource, Preprocessing
 from up.bundle.session import Session
 from up.data.bad_images import BadImage
 from up.data.decoding import Color, read_rgb
 from up.types import Json
 
+Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
 
-@dataclass
-class Timing:
-    """Where the time of a prediction went, in seconds."""
-
-    images: int = 0
-    loading: float = 0.0  # of all threads together
-    running: float = 0.0
-    waiting: float = 0.0  # for images, while nothing ran
-
-
 class Predictor(ABC, Generic[Loaded]):
-    """``predict(images)`` yields a ``Prediction`` per image, in order; an image that cannot be read has its error instead.
+    """Prediction for images: ``answer`` makes predictions of the outputs of a network.
 
-    ``answer`` makes predictions of the outputs; ``topk`` limits how many it lists (None: what the answer says).
+    ``topk`` limits how many predictions an image gets (None: the number of the answer).
     """
 
     def __init__(self, answer: Answer, background: Color | None, *, topk: int | None = None, batch_size: int = 32) -> None:
         self.answer, self.topk, self.batch_size = answer, topk, batch_size
-        self._background = background  # what transparent images are composited over; None where alpha is ignored
-        self.timing = Timing()
+        self._background = background  # of transparent images; None: the alpha channel is ignored
 
     @abstractmethod
     def load(self, source: ImageSource) -> tuple[Loaded, Placement | None]:
-        """Read and prepare one image, in any thread; where it is in the input, if results are of places. Raises ``BadImage``."""
+        """Read and prepare one image, in any thread; with its placement if results are spatial. Raises ``BadImage``."""
 
     @abstractmethod
     def run(self, images: Sequence[Loaded]) -> Outputs:
-        """The outputs for prepared images."""
+        """Compute the outputs for prepared images."""
 
     def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Prediction]:
-        """Predict for images (paths, encoded bytes, Pillow images, levels (H, W, 3)), decoded in threads meanwhile."""
+        """Yield a prediction per image, in order; one that cannot be read has its ``error``. Threads decode further images."""
         number = 0
         for group, outputs in self.batches(images, threads=threads):
             results = iter(self.answer.decode(outputs, self.topk) if outputs else ())
@@ -69,41 +59,29 @@ class Predictor(ABC, Generic[Loaded]):
                     yield Prediction(name, result if read is None else result.on_image(read))
                 number += 1
 
-    def picture(self, file: str) -> Image.Image:
-        """The image to draw predictions on."""
+    def image(self, file: str) -> Image.Image:
+        """Read the image to draw predictions on."""
         return read_rgb(file, background=self._background)
 
     def batches(
         self, images: Iterable[ImageSource], *, threads: int
     ) -> Iterator[tuple[list[tuple[ImageSource, Placement | str | None]], Outputs]]:
-        """Groups of images, each with its placement or why it cannot be read, and the outputs for those that can."""
+        """Yield groups of images, each with its placement or the reason why it cannot be read, and the outputs for the others."""
         loaded = prefetched(self._load, images, threads=threads, limit=2 * self.batch_size + threads)
-        groups = grouped(loaded, self.batch_size)
-        while True:
-            begun = time.perf_counter()
-            group = next(groups, None)
-            self.timing.waiting += time.perf_counter() - begun
-            if group is None:
-                return
+        while group := list(islice(loaded, self.batch_size)):
             good = [read[0] for _, read in group if not isinstance(read, str)]
-            begun = time.perf_counter()
             outputs = self.run(good) if good else {}
-            self.timing.running += time.perf_counter() - begun
             yield [(source, read if isinstance(read, str) else read[1]) for source, read in group], outputs
-            self.timing.images += len(group)
 
     def _load(self, source: ImageSource) -> tuple[Loaded, Placement | None] | str:
-        begun = time.perf_counter()
         try:
             return self.load(source)
         except BadImage as bad:
             return bad.reason
-        finally:
-            self.timing.loading += time.perf_counter() - begun
 
 
 class BundlePredictor(Predictor[Floats]):
-    """Predicts with a package."""
+    """Prediction with a package."""
 
     def __init__(self, package: Package, session: Session, *, topk: int | None = None, batch_size: int = 32) -> None:
         self.package, self.session = package, session
@@ -132,25 +110,24 @@ class Model:
 
     @property
     def manifest(self) -> dict[str, Json]:
-        """Everything in ``up_bundle.json``."""
-        found: dict[str, Json] = self._predictor.package.manifest.plain()
-        return found
+        """Content of ``up_bundle.json``."""
+        return self._predictor.package.manifest.plain()
 
     @property
     def labels(self) -> list[list[str]]:
-        """The names of the classes, a list for each head."""
+        """Names of the classes, a list for each head."""
         return self._predictor.answer.label_lists()
 
     def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Prediction]:
         """Predict for one or several images: paths, encoded bytes, Pillow images, levels (H, W, 3) in RGB.
 
-        ``prediction.heads[0]`` lists the best classes of the (first) head, ``prediction.result`` what other answers found, a
-        mask or boxes, and ``prediction.error`` why there is nothing.
+        ``prediction.heads[0]`` lists the best classes of the (first) head, ``prediction.result`` holds the mask or the boxes of
+        other answers, and ``prediction.error`` says why an image has no result.
         """
         return list(self._predictor.predict(_several(images), threads=self._threads))
 
     def scores(self, images: ImageSource | Iterable[ImageSource]) -> list[list[Floats]]:
-        """For each image the probabilities (C,) of each head, or of each pixel or box. Raises ``BadImage``."""
+        """Return for each image the probabilities (C,) of each head, or of each pixel or box. Raises ``BadImage``."""
         found: list[list[Floats]] = []
         for group, outputs in self._predictor.batches(_several(images), threads=self._threads):
             for number, (source, read) in enumerate(group, len(found)):
@@ -162,12 +139,29 @@ class Model:
 
 
 def name_of(source: ImageSource, number: int) -> str:
-    """The path of an image, or a number for one without a path."""
+    """Return the path of an image, or a number if it has none."""
     return str(source) if isinstance(source, (str, Path)) else f"image {number}"
 
 
 def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """One image as a list of one; an array (N, H, W, 3) is N of them."""
+    """Wrap a single image in a list; an array (N, H, W, 3) is N images."""
     if isinstance(images, (str, Path, bytes, Image.Image)):
         return [images]
     return [images] if isinstance(images, np.ndarray) and images.ndim < 4 else images
+
+
+def prefetched(load: Callable[[Item], Loaded], items: Iterable[Item], *, threads: int, limit: int) -> Iterator[tuple[Item, Loaded]]:
+    """Load items in threads and yield each with its result, in order; at most ``limit`` results wait in memory."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[Item, Future[Loaded]]] = deque()
+        todo = iter(items)
+        try:
+            for item in islice(todo, limit):
+                waiting.append((item, pool.submit(load, item)))
+            while waiting:
+                item, future = waiting.popleft()
+                waiting.extend((another, pool.submit(load, another)) for another in islice(todo, 1))
+                yield item, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

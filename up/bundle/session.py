@@ -19,7 +19,7 @@ _NOWHERE = "no-package-reads-further-files"
 
 
 def required(name: str) -> Any:
-    """The module ``name`` of the deploy extra. Raises ``UserError`` with the command that installs it."""
+    """Import the module ``name`` of the deploy extra. Raises ``UserError`` with the command that installs it."""
     keep_quiet_about_models()
     try:
         return import_module(name)
@@ -53,9 +53,7 @@ class Session:
             raise PackageError("inputs of the graph", got=len(inputs), expected="one", file=label)
         self._input, self.input_shape = inputs[0].name, list(inputs[0].shape)
         self.output_shapes = {output.name: list(output.shape) for output in self._session.get_outputs()}
-        if (
-            provider != "auto" and self._session.get_providers()[0] != wanted[0]
-        ):  # the runtime continues on the CPU and says nothing
+        if provider != "auto" and self._session.get_providers()[0] != wanted[0]:  # the runtime continues on the CPU silently
             raise UserError(
                 f"{provider} is there, but cannot be started: its libraries or its device are missing",
                 key="--provider",
@@ -64,7 +62,7 @@ class Session:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the graph says of itself."""
+        """``metadata_props`` of the graph."""
         found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         return found
 
@@ -84,5 +82,5 @@ def _provider(name: str, available: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the rest of its story."""
+    """Return the first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -72,7 +72,7 @@ def with_files(
             raise UserError("the model predicts no masks", key="--mask-dir", fix="Leave it out.")
         predictions = with_masks(predictions, arguments.mask_dir)
     if arguments.vis_dir is not None:
-        predictions = drawn(predictions, arguments.vis_dir, predictor.picture)
+        predictions = drawn(predictions, arguments.vis_dir, predictor.image)
     return predictions
 
 

@@ -15,7 +15,7 @@ from up.build.data import build_reader, build_transforms, expect_same_classes
 from up.build.trained import load_net
 from up.bundle.answers import Floats
 from up.bundle.manifest import BatchSpec, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
-from up.bundle.operations import Decode
+from up.bundle.operations import DecodeOperation
 from up.bundle.package import metadata_of
 from up.bundle.parity import closeness
 from up.bundle.preprocess import Preprocessing
@@ -100,7 +100,7 @@ class _Exporter:
         if self.options.precision == "int8":
             graph, quantization = self._quantized(graph, session)
             session = Session(serialized(graph), "the quantized graph")
-        order = next(op.color for op in self.made.operations if isinstance(op, Decode))
+        order = next(op.color for op in self.made.operations if isinstance(op, DecodeOperation))
         manifest = Manifest(
             name=settings.model_name,
             version=settings.version,

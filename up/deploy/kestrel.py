@@ -15,10 +15,10 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
 
 from up.bundle.answers import Answer, ClassesAnswer
-from up.bundle.answers.classes import Head
+from up.bundle.answers.classes import HeadSpec
 from up.bundle.archive import MODEL, write_archive
 from up.bundle.manifest import Manifest
-from up.bundle.operations import Decode, Operation, pixel_affine
+from up.bundle.operations import DecodeOperation, Operation, pixel_affine
 from up.bundle.package import package_of, sealed
 from up.bundle.testvectors import members_of
 from up.bundle.verify import verify
@@ -117,7 +117,7 @@ def problems_of(
     settings: ToKestrelSection, operations: Sequence[Operation], size: tuple[int, int], answer: Answer, *, labels: bool
 ) -> Iterator[Problem]:
     """Find all values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and the labels."""
-    order = next(op.color for op in operations if isinstance(op, Decode))
+    order = next(op.color for op in operations if isinstance(op, DecodeOperation))
     mean, std = pixel_affine(operations)
     for key, given, derived in (("pixel_means", settings.pixel_means, mean), ("pixel_stds", settings.pixel_stds, std)):
         if given is not None and (len(given) != 3 or not np.allclose(given, derived, rtol=0, atol=_PIXEL_TOLERANCE)):
@@ -153,7 +153,7 @@ def _problem(key: str, got: object, expected: str, fix: str = "") -> Problem:
     return Problem(key=f"to_kestrel.{key}", got=Verbatim(got) if isinstance(got, list) else got, expected=expected, fix=fix)
 
 
-def categories_of(settings: ToKestrelSection, heads: Sequence[Head]) -> dict[str, Category]:
+def categories_of(settings: ToKestrelSection, heads: Sequence[HeadSpec]) -> dict[str, Category]:
     """Return ``class_label`` as written, else the heads of the net. Raises ``ConfigError`` unless it covers the outputs."""
     if settings.class_label is None:
         return {head.name: Category(start=head.start, end=head.end, labels=head.labels) for head in heads}

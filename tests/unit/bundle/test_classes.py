@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from up.bundle.answers import ClassesAnswer
-from up.bundle.answers.classes import Classes, Head
+from up.bundle.answers.classes import Classes, HeadSpec
 
 HEADS = [
-    Head(name="a", start=0, end=2, type="multiclass", activation="softmax", labels=["x", "y", "z"], topk=3),
-    Head(name="b", start=3, end=4, type="multilabel", activation="sigmoid", labels=["v", "w"], thresholds=[0.5, 0.5], topk=2),
+    HeadSpec(name="a", start=0, end=2, type="multiclass", activation="softmax", labels=["x", "y", "z"], topk=3),
+    HeadSpec(name="b", start=3, end=4, type="multilabel", activation="sigmoid", labels=["v", "w"], thresholds=[0.5, 0.5], topk=2),
 ]
 
 
@@ -33,7 +33,7 @@ SCORES = np.array([[0.2, 0.9, 0.2, 0.7]], dtype=np.float32)
 
 def decoded(topk: int | None, default: int, *, sets: bool) -> list[tuple[int, str, bool | None]]:
     kind = {"type": "multilabel", "thresholds": [0.5] * 4} if sets else {"type": "multiclass"}
-    head = Head(name="h", start=0, end=3, activation="sigmoid", labels=list("abcd"), topk=default, **kind)
+    head = HeadSpec(name="h", start=0, end=3, activation="sigmoid", labels=list("abcd"), topk=default, **kind)
     (result,) = ClassesAnswer(activated=True, heads=[head]).decode({"scores": SCORES}, topk)
     assert isinstance(result, Classes)
     return [(each.label, each.name, each.present) for each in result.heads[0]]
@@ -52,7 +52,7 @@ def test_all_labels_of_a_set_that_are_present_are_listed() -> None:
 
 def test_the_best_of_each_head_that_has_one() -> None:
     two = [
-        Head(name=str(start), start=start, end=end, type="multiclass", activation="softmax", labels=labels, topk=1)
+        HeadSpec(name=str(start), start=start, end=end, type="multiclass", activation="softmax", labels=labels, topk=1)
         for start, end, labels in ((0, 1, ["a", "b"]), (2, 4, ["c", "d", "e"]))
     ]
     outputs = {"scores": np.array([[1, 2, 9, 3, 4], [2, 1, 0, 0, 1]], dtype=np.float32)}

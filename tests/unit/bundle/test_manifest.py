@@ -27,7 +27,7 @@ def test_the_shipped_schema_is_that_of_the_code() -> None:
     assert set(second["required"]) == both | {"answer"}
     assert first["additionalProperties"] is second["additionalProperties"] is False
     assert schema["discriminator"]["propertyName"] == "schema_version"
-    assert "inclusive" in schema["$defs"]["Head"]["properties"]["end"]["description"]
+    assert "inclusive" in schema["$defs"]["HeadSpec"]["properties"]["end"]["description"]
 
 
 def test_text_and_back() -> None:

@@ -18,8 +18,7 @@ from tests.harness.facts import each_tells, facts, tells
 from up.__main__ import main
 from up.bundle.answers.pixels import UNSEEN
 from up.bundle.archive import KESTREL_MEMBERS
-from up.bundle.predictor import BundlePredictor
-from up.bundle.prefetch import grouped, prefetched
+from up.bundle.predictor import BundlePredictor, prefetched
 from up.data.bad_images import BadImage
 from up.errors import UserError
 
@@ -113,7 +112,6 @@ def test_a_bad_image_among_many_keeps_its_row(tmp_path: Path, batch_size: int) -
     assert [answer.error for answer in answers if answer.error] == ["empty file (0 bytes)"]
     found = [answer.heads[0][0].name for answer in answers if not answer.error]
     assert found == ["red" if number % 2 else "green" for number in range(11) if number != 6]
-    assert predictor.timing.images == 11
 
 
 def test_only_bad_images(model: up.deploy.Model) -> None:
@@ -235,7 +233,6 @@ def test_no_more_is_loaded_than_asked_for() -> None:
     assert next(consumer) == (1, 1)
     assert len(started) <= 7
     assert list(consumer) == [(item, item * item) for item in range(2, 100)]
-    assert [len(group) for group in grouped(range(7), 3)] == [3, 3, 1]
 
 
 def test_an_error_while_loading_is_raised_in_its_place() -> None:

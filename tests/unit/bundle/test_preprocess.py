@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from tests.harness.facts import facts
 from tests.harness.images import MIXED, encoded, picture, turned
-from up.bundle.operations import Operation, Resize, input_size_of, pixel_affine
+from up.bundle.operations import Operation, ResizeOperation, input_size_of, pixel_affine
 from up.bundle.preprocess import Preprocessing
 from up.data.bad_images import BadImage
 from up.data.collate import collate
@@ -133,7 +133,7 @@ def test_an_image_that_would_grow_beyond_the_memory() -> None:
 def test_the_longer_side_is_rounded_as_torchvision_does(height: int, width: int) -> None:
     from torchvision.transforms.v2.functional import resize
 
-    op = Resize(mode="short_side", size=37, interpolation="bilinear", antialias=True)
+    op = ResizeOperation(mode="short_side", size=37, interpolation="bilinear", antialias=True)
     expected = resize(Image.new("RGB", (width, height)), [37]).size[::-1]
     assert op.output_size(height, width) == expected
 

@@ -9,14 +9,14 @@ import pytest
 from tests.harness import packages
 from tests.harness.facts import facts
 from up.bundle.answers import ClassesAnswer
-from up.bundle.answers.classes import Head
+from up.bundle.answers.classes import HeadSpec
 from up.deploy.kestrel import categories_of, kestrel_members, package_path, problems_of, relabelled
 from up.errors import UserError
 from up.schema.sections import ToKestrelSection
 
 TWO = [
-    Head(name="head0", start=0, end=2, type="multiclass", activation="softmax", labels=["a", "b", "c"], topk=3),
-    Head(name="head1", start=3, end=4, type="multiclass", activation="sigmoid", labels=["d", "e"], topk=2),
+    HeadSpec(name="head0", start=0, end=2, type="multiclass", activation="softmax", labels=["a", "b", "c"], topk=3),
+    HeadSpec(name="head1", start=3, end=4, type="multiclass", activation="sigmoid", labels=["d", "e"], topk=2),
 ]
 
 

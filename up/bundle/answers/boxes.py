@@ -31,7 +31,7 @@ class BoxPrediction:
 
 @dataclass(frozen=True)
 class Boxes(Result):
-    """The boxes of an image, best first."""
+    """Boxes of an image, best first."""
 
     boxes: Sequence[BoxPrediction]
 
@@ -52,7 +52,7 @@ class Boxes(Result):
             yield "no box", "", ""
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The image with its boxes, each with its name and score."""
+        """Draw the boxes, each with its name and score."""
         drawn, size = image.copy(), max(10, min(image.size) // 24)
         pen = ImageDraw.Draw(drawn)
         for each in reversed(self.boxes):
@@ -67,19 +67,19 @@ class BoxesAnswer(Answer):
 
     kind: Literal["boxes"] = "boxes"
     boxes: str
-    """The output that holds the corners."""
+    """Name of the output with the corners."""
     scores: str
-    """The output that holds a number for each box and class."""
+    """Name of the output with a number for each box and class."""
     labels: Annotated[list[str], Field(min_length=1)]
     """Names of the classes."""
     activation: Activation = "none"
-    """What makes probabilities of the scores; ``none``: they are."""
+    """Activation that makes probabilities of the scores; ``none``: they are probabilities."""
     nms: Share | None
-    """Of two boxes of a class whose intersection over union is larger, the better one is kept; null: all are."""
+    """Limit of the intersection over union of two boxes of a class; above it only the better one is kept. null: no limit."""
     min_score: Share = 0.05
-    """Boxes with a lower score are left out."""
+    """Lowest score of a box."""
     max_boxes: AtLeast1 = 100
-    """Most boxes of an image."""
+    """Largest number of boxes of an image."""
 
     columns: ClassVar = ("rank", "label", "name", "score", "left", "top", "right", "bottom")
     headings: ClassVar = ("class", "score", "box")
@@ -92,20 +92,20 @@ class BoxesAnswer(Answer):
         return [self.labels]
 
     def probabilities(self, outputs: Outputs) -> list[Floats]:
-        """Corners (N, Q, 4) and probabilities (N, Q, classes)."""
+        """Return corners (N, Q, 4) and probabilities (N, Q, classes)."""
         return [outputs[self.boxes], activate(outputs[self.scores], self.activation, axis=2)]
 
     def decode(self, outputs: Outputs, topk: int | None = None) -> list[Result]:
         return [Boxes(self._best_of(corners, scores)[:topk]) for corners, scores in zip(*self.probabilities(outputs), strict=True)]
 
     def best(self, outputs: Outputs) -> NDArray[np.int64]:
-        """The label of the best box."""
+        """Return the label of the best box."""
         numbers = outputs[self.scores]
         best: NDArray[np.int64] = numbers.reshape(len(numbers), -1).argmax(axis=1, keepdims=True) % len(self.labels)
         return best
 
     def to_scores(self, outputs: Outputs) -> dict[str, Floats | list[Floats]]:
-        """Both outputs, of which an evaluator makes boxes with ``decode``, as of those of the net."""
+        """Return both outputs, which an evaluator decodes as it decodes those of the net."""
         return {name: outputs[name] for name in (self.boxes, self.scores)}
 
     def _best_of(self, corners: Floats, scores: Floats) -> list[BoxPrediction]:
@@ -122,7 +122,7 @@ class BoxesAnswer(Answer):
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes."""
+    """Compute the intersection over union of two boxes."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     both = max(width, 0.0) * max(height, 0.0)

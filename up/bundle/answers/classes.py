@@ -21,28 +21,28 @@ from up.types import Json
 AtLeast0 = Annotated[int, Field(ge=0)]
 
 
-class Head(Entry):
-    """The outputs of one classifier."""
+class HeadSpec(Entry):
+    """Outputs of one classifier."""
 
     name: str
-    """Its name, as in category_param.json."""
+    """Name, as in category_param.json."""
     start: AtLeast0
-    """Its first number in the output."""
+    """Index of its first number in the output."""
     end: AtLeast0
-    """Its last number in the output (inclusive, like feature_end of category_param.json)."""
+    """Index of its last number in the output (inclusive, like feature_end of category_param.json)."""
     type: Literal["multiclass", "multilabel"]
-    """One class an image, or any number of them."""
+    """multiclass: one class per image; multilabel: any number of them."""
     activation: Literal["softmax", "sigmoid"]
-    """What makes probabilities of its logits."""
+    """Activation that makes probabilities of its logits."""
     labels: list[str]
-    """Names of the classes, one a number."""
+    """Names of the classes, one per number."""
     thresholds: list[float] | None = None
-    """multilabel: above which probability each class counts as present."""
+    """multilabel: probability above which each class counts as present."""
     topk: AtLeast1
-    """How many classes to show where nothing else is asked for."""
+    """Default number of classes to show."""
 
     @model_validator(mode="after")
-    def _one_label_a_number(self) -> Head:
+    def _one_label_a_number(self) -> HeadSpec:
         numbers = self.end - self.start + 1
         for what, values in (("labels", self.labels), ("thresholds", self.thresholds)):
             if values is not None and len(values) != numbers:
@@ -52,22 +52,22 @@ class Head(Entry):
 
 @dataclass(frozen=True)
 class ClassPrediction:
-    """One class with its score, a probability."""
+    """A class with its score, a probability."""
 
     label: int
     name: str
     score: float
-    present: bool | None = None  # of a set of labels: whether it belongs to the image; None where one class is predicted
+    present: bool | None = None  # multilabel: whether it is above the threshold; multiclass: None
 
 
 @dataclass(frozen=True)
 class Classes(Result):
-    """The best classes of each head, best first."""
+    """Best classes of each head, best first."""
 
     heads: Sequence[Sequence[ClassPrediction]]
 
     def as_json(self) -> Json:
-        """The predictions of the head, or a list of such for several heads."""
+        """Return the predictions of the head, or a list of them for several heads."""
         heads = [
             [{key: value for key, value in each.__dict__.items() if value is not None} for each in head] for head in self.heads
         ]
@@ -80,7 +80,7 @@ class Classes(Result):
                 yield head, rank, each.label, each.name, f"{each.score:.6f}", present
 
     def table_rows(self) -> Iterator[tuple[str, str, str]]:
-        """One row per head: the best class, or all labels of a set that are present, then the next best."""
+        """Yield a row per head: the best class, or all labels that are present, then the next best."""
         for head in self.heads:
             shown = _shown(head)
             rest = ", ".join(f"{each.name} {each.score:.3f}" for each in head if each not in shown)
@@ -88,7 +88,7 @@ class Classes(Result):
             yield names, "\n".join(f"{each.score:.3f}" for each in shown), rest
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The image with a line below it for each head."""
+        """Add a line below the image for each head."""
         size = max(12, min(image.size) // 16)
         lines = [(line, font_for(line, size)) for line in map(_line, self.heads)]
         width = max(image.width, 120, *(math.ceil(font.getlength(line)) + 6 for line, font in lines))
@@ -101,12 +101,12 @@ class Classes(Result):
 
 
 def _shown(head: Sequence[ClassPrediction]) -> list[ClassPrediction]:
-    """The best class, or the labels of a set that are present."""
+    """Return the best class, or for several labels those that are present."""
     return [each for each in head if each.present] if head[0].present is not None else list(head[:1])
 
 
 def _line(head: Sequence[ClassPrediction]) -> str:
-    """The names shown, by number where no font here has a name's letters."""
+    """Return the names shown, by number if no font here has a name's letters."""
     shown = _shown(head)
     if (line := missing_font(each.name for each in shown)) is not None:
         warnings.warn(line, stacklevel=2)
@@ -119,11 +119,11 @@ class ClassesAnswer(Answer):
 
     kind: Literal["classes"] = "classes"
     output: str = "scores"
-    """The output that holds them."""
+    """Name of the output."""
     activated: bool
-    """Whether the numbers are probabilities; logits otherwise."""
-    heads: Annotated[list[Head], Field(min_length=1)]
-    """The classifiers, in order."""
+    """Whether the numbers are probabilities rather than logits."""
+    heads: Annotated[list[HeadSpec], Field(min_length=1)]
+    """Classifiers, in order."""
 
     columns: ClassVar = ("head", "rank", "label", "name", "score", "present")
     headings: ClassVar = ("class", "score", "next")
@@ -141,7 +141,7 @@ class ClassesAnswer(Answer):
         return [head.labels for head in self.heads]
 
     def probabilities(self, outputs: Outputs) -> list[Floats]:
-        """Probabilities (N, C) of each head."""
+        """Return probabilities (N, C) of each head."""
         numbers = outputs[self.output]
         return [activate(numbers[:, h.start : h.end + 1], "none" if self.activated else h.activation) for h in self.heads]
 
@@ -151,17 +151,17 @@ class ClassesAnswer(Answer):
         return [Classes([_best_of(own[row], head, topk) for own, head in zip(scores, self.heads, strict=True)]) for row in rows]
 
     def best(self, outputs: Outputs) -> NDArray[np.int64]:
-        """The class of each head; nothing for sets of labels, which have no best."""
+        """Return the class of each multiclass head; several labels have no best one."""
         numbers = outputs[self.output]
         single = [head for head in self.heads if head.type == "multiclass"]
         found = [numbers[:, head.start : head.end + 1].argmax(axis=1) for head in single]
         return np.stack(found, axis=1) if found else np.zeros((len(numbers), 0), dtype=np.int64)
 
 
-def _best_of(scores: Floats, head: Head, topk: int | None) -> list[ClassPrediction]:
-    """The ``topk`` best classes of ``scores`` (C,), equal ones in the order of the classes.
+def _best_of(scores: Floats, head: HeadSpec, topk: int | None) -> list[ClassPrediction]:
+    """Return the ``topk`` best classes of ``scores`` (C,), equal ones in the order of the classes.
 
-    With ``topk`` None there are as many as the head says, and all labels of a set that are present.
+    With ``topk`` None: the default number of the head, and all labels that are present.
     """
     present = None if head.thresholds is None else scores > np.array(head.thresholds, dtype=np.float32)
     number = topk or max(head.topk, 0 if present is None else int(present.sum()))

@@ -23,28 +23,30 @@ _OPACITY = 0.5
 
 
 def default_palette(labels: int) -> list[tuple[int, int, int]]:
-    """Colours that differ, black for label 0 (the bits of the label spread over the channels, as in PASCAL VOC)."""
-    bits = [[(label >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)] for label in range(labels) for channel in range(3)]
-    levels = [sum(each) for each in bits]
-    return list(zip(levels[0::3], levels[1::3], levels[2::3], strict=True))
+    """Choose distinct colours, black for label 0, by spreading the bits of a label over the channels as in PASCAL VOC."""
+
+    def level(label: int, channel: int) -> int:
+        return sum((label >> 3 * bit + channel & 1) << 7 - bit for bit in range(3))
+
+    return [(level(label, 0), level(label, 1), level(label, 2)) for label in range(labels)]
 
 
 @dataclass(frozen=True)
 class Mask(Result):
-    """The label of every pixel: ``mask`` (H, W), and ``UNSEEN`` where the graph saw nothing of the image."""
+    """Label of every pixel: ``mask`` (H, W), with ``UNSEEN`` where the graph saw nothing of the image."""
 
     mask: NDArray[np.uint8]
     labels: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
 
     def _found(self) -> list[tuple[int, int, float]]:
-        """Labels with their pixels and their share, most first."""
+        """Count the pixels of each label and their share, most frequent first."""
         counts = np.bincount(self.mask[self.mask != UNSEEN], minlength=len(self.labels))
         seen = max(1, int(counts.sum()))
         return [(int(at), int(counts[at]), int(counts[at]) / seen) for at in np.argsort(-counts, kind="stable") if counts[at]]
 
     def as_json(self) -> Json:
-        """The labels in the mask with their pixels and their share of the seen ones, most first."""
+        """Return the labels in the mask with their pixels and their share of the seen ones, most frequent first."""
         return [{"label": at, "name": self.labels[at], "pixels": number, "share": share} for at, number, share in self._found()]
 
     def csv_rows(self) -> Iterator[Sequence[object]]:
@@ -55,7 +57,7 @@ class Mask(Result):
         yield self.labels[most], f"{share:.3f}", ", ".join(f"{self.labels[at]} {share:.3f}" for at, _, share in rest)
 
     def on_image(self, placement: Placement) -> Mask:
-        """The mask in the size of the whole image: each pixel has the label of the nearest one in the output."""
+        """Resize the mask to the whole image: each pixel gets the label of the nearest one in the output."""
         rows, columns = (_sources(placement, axis, self.mask.shape[axis]) for axis in (0, 1))
         inside = np.ix_((rows >= 0) & (rows < self.mask.shape[0]), (columns >= 0) & (columns < self.mask.shape[1]))
         whole = np.full(placement.size, UNSEEN, dtype=np.uint8)
@@ -63,21 +65,21 @@ class Mask(Result):
         return replace(self, mask=whole)
 
     def as_image(self) -> Image.Image:
-        """The mask as a palette image, whose levels are the labels."""
+        """Convert the mask to a palette image whose levels are the labels."""
         image = Image.fromarray(self.mask, "P")
         unused = [(0, 0, 0)] * (UNSEEN - len(self.palette))
         image.putpalette([level for colour in (*self.palette, *unused, _UNSEEN_COLOUR) for level in colour])
         return image
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The image with the colours of the mask on it."""
+        """Blend the colours of the mask into the image."""
         coloured = Image.blend(image, self.as_image().convert("RGB"), _OPACITY)
         coloured.paste(image, mask=Image.fromarray(self.mask == UNSEEN))
         return coloured
 
 
 def _sources(placement: Placement, axis: int, pixels: int) -> NDArray[np.int64]:
-    """For each row (axis 0) or column of the image that of an output of so many ``pixels``; outside of these where it is unseen."""
+    """Map each row (axis 0) or column of the image to one of an output of ``pixels``; outside of its range if it is unseen."""
     centres = (np.arange(placement.size[axis]) + 0.5) * placement.scale[axis] + placement.offset[axis]
     sources: NDArray[np.int64] = np.floor(centres * (pixels / placement.input_size[axis])).astype(np.int64)
     return sources
@@ -88,11 +90,11 @@ class PixelsAnswer(Answer):
 
     kind: Literal["pixels"] = "pixels"
     output: str
-    """The output that holds them."""
+    """Name of the output."""
     labels: Annotated[list[str], Field(min_length=1, max_length=UNSEEN)]
     """Names of the classes."""
     activation: Activation
-    """What makes probabilities of the numbers; ``none``: they are."""
+    """Activation that makes probabilities of the numbers; ``none``: they are probabilities."""
     palette: list[tuple[Level, Level, Level]] | None = None
     """[red, green, blue] of each class; null: chosen by the program."""
 
@@ -110,7 +112,7 @@ class PixelsAnswer(Answer):
         return [self.labels]
 
     def probabilities(self, outputs: Outputs) -> list[Floats]:
-        """Probabilities (N, classes, H, W)."""
+        """Return probabilities (N, classes, H, W)."""
         return [activate(outputs[self.output], self.activation)]
 
     def decode(self, outputs: Outputs, topk: int | None = None) -> list[Result]:
@@ -119,7 +121,7 @@ class PixelsAnswer(Answer):
         return [Mask(mask, self.labels, palette) for mask in masks]
 
     def best(self, outputs: Outputs) -> NDArray[np.int64]:
-        """The label of each pixel."""
+        """Return the label of each pixel."""
         found = outputs[self.output].argmax(axis=1)
         best: NDArray[np.int64] = found.reshape(len(found), -1)
         return best

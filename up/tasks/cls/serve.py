@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from up.bundle.answers import ClassesAnswer, OutputSpec
-from up.bundle.answers.classes import Head as ServedHead
+from up.bundle.answers.classes import HeadSpec
 from up.errors import ConfigError, Problem
 from up.models.net import Net
 from up.tasks.cls.model.heads import Head, Names, heads_of, labels_of
@@ -60,10 +60,10 @@ def serve(net: nn.Module, class_names: Names | None, activated: bool) -> Served:
     )
 
 
-def _heads(labels: Sequence[list[str]], post_process: ClassificationPostProcess) -> Iterator[ServedHead]:
+def _heads(labels: Sequence[list[str]], post_process: ClassificationPostProcess) -> Iterator[HeadSpec]:
     start, multilabel = 0, post_process.multilabel
     for number, (names, loss) in enumerate(zip(labels, post_process.losses(len(labels)), strict=True)):
-        yield ServedHead(
+        yield HeadSpec(
             name=f"head{number}" if len(labels) > 1 else "classes",
             start=start,
             end=start + len(names) - 1,
