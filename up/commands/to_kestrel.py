@@ -23,7 +23,8 @@ def main(words: list[str]) -> int:
     if arguments.to == "triton" and arguments.strict_kestrel:
         raise UserError("--strict-kestrel: leaves out members of a package; --to triton writes none. Leave one of them out.")
     experiment = experiment_of(arguments)
-    from up.deploy.kestrel import package_path, write_kestrel
+    from up.deploy.exporter import write_kestrel
+    from up.deploy.kestrel import package_path
     from up.deploy.triton import repository_files, write_repository
 
     settings = experiment.config.to_kestrel

@@ -13,22 +13,27 @@ import torch
 
 from up.build.data import build_reader, build_transforms, expect_same_classes
 from up.build.trained import load_net
-from up.bundle.answers import Floats
+from up.bundle.answers import ClassesAnswer, Floats
+from up.bundle.archive import MODEL, write_archive
 from up.bundle.manifest import BatchSpec, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
 from up.bundle.operations import DecodeOperation
-from up.bundle.package import metadata_of
+from up.bundle.package import metadata_of, package_of, sealed
 from up.bundle.parity import closeness
 from up.bundle.preprocess import Preprocessing
 from up.bundle.session import Session, required
-from up.bundle.testvectors import Vector, drawn_images
+from up.bundle.testvectors import Vector, drawn_images, members_of
+from up.bundle.verify import verify
 from up.deploy import gate, quantize
 from up.deploy.exportable import exportable
+from up.deploy.kestrel import kestrel_members
 from up.deploy.measure import Measured, measure, milliseconds
 from up.deploy.models import Forward, TorchModel
 from up.deploy.onnx import INPUT, export_graph, serialized, set_metadata
 from up.deploy.provenance import archive_time, provenance_of
 from up.deploy.samples import CPU, Samples, samples_in, samples_of
 from up.errors import UserError
+from up.files import make_folder, write_atomically
+from up.schema.sections import ToKestrelSection
 from up.tasks.experiment import Experiment
 from up.text import Verbatim, count
 
@@ -69,6 +74,21 @@ def export(experiment: Experiment, checkpoint: Path | None, options: ExportOptio
     """Export, compare and measure; ``tell`` gets a line per finding. Raises before anything is written if a step fails."""
     archive_time()  # may raise: before the work, not after it
     return _Exporter(experiment, checkpoint, options, tell).run()
+
+
+def write_kestrel(made: Export, settings: ToKestrelSection, path: Path, *, strict: bool) -> list[str]:
+    """Write a package atomically once it verifies in memory; return a line per check.
+
+    It has Kestrel's members if the answer is classes, and unless ``strict`` our own with the hashes.
+    """
+    is_kestrel = strict or isinstance(made.manifest.answer, ClassesAnswer)
+    members = kestrel_members(made.manifest, made.model, settings) if is_kestrel else {MODEL: made.model}
+    if not strict:
+        members = sealed({**members, **members_of(made.vectors, made.manifest.testvectors)}, made.manifest)
+    checked = verify(package_of(members, str(path)))
+    make_folder(path.parent)
+    write_atomically(path, lambda file: write_archive(members, file, mtime=archive_time()))
+    return checked
 
 
 class _Exporter:

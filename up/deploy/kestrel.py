@@ -9,28 +9,20 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
 
 from up.bundle.answers import Answer, ClassesAnswer
 from up.bundle.answers.classes import HeadSpec
-from up.bundle.archive import MODEL, write_archive
+from up.bundle.archive import MODEL
 from up.bundle.manifest import Manifest
 from up.bundle.operations import DecodeOperation, Operation, pixel_affine
-from up.bundle.package import package_of, sealed
-from up.bundle.testvectors import members_of
-from up.bundle.verify import verify
-from up.deploy.provenance import archive_time
 from up.errors import ConfigError, Problem, UserError
-from up.files import make_folder, write_atomically
 from up.schema.sections import ToKestrelSection
 from up.text import Verbatim, some_of
 from up.types import Json
-
-if TYPE_CHECKING:
-    from up.deploy.exporter import Export
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _PIXEL_TOLERANCE = 0.05  # levels: 0.485 * 255 is written as 123.675 and as 123.68
@@ -46,21 +38,6 @@ class Category(BaseModel):
     start: StrictInt
     end: StrictInt
     labels: list[Annotated[str, BeforeValidator(str)]]
-
-
-def write_kestrel(made: Export, settings: ToKestrelSection, path: Path, *, strict: bool) -> list[str]:
-    """Write a package atomically once it verifies in memory; return a line per check.
-
-    It has Kestrel's members if the answer is classes, and unless ``strict`` our own with the hashes.
-    """
-    is_kestrel = strict or isinstance(made.manifest.answer, ClassesAnswer)
-    members = kestrel_members(made.manifest, made.model, settings) if is_kestrel else {MODEL: made.model}
-    if not strict:
-        members = sealed({**members, **members_of(made.vectors, made.manifest.testvectors)}, made.manifest)
-    checked = verify(package_of(members, str(path)))
-    make_folder(path.parent)
-    write_atomically(path, lambda file: write_archive(members, file, mtime=archive_time()))
-    return checked
 
 
 def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection) -> dict[str, bytes]:

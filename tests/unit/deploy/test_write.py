@@ -10,8 +10,7 @@ import pytest
 from tests.harness import packages
 from tests.harness.facts import facts
 from up.bundle.package import open_package
-from up.deploy.exporter import Export
-from up.deploy.kestrel import write_kestrel
+from up.deploy.exporter import Export, write_kestrel
 from up.errors import StorageError, UserError
 from up.schema.sections import ToKestrelSection
 
