@@ -1,10 +1,9 @@
-"""Report the classes of the data sets of a run, and what is probably a mistake in them."""
+"""Report of the data sets of a run: the classes, and probable mistakes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from up.data.sampler import permutation
 from up.errors import Problem
 from up.tasks.cls.data.datasets import ClsDataset
 from up.tasks.cls.data.image_dataset import ImageDataset
+from up.tasks.cls.model.heads import Names
 from up.tasks.task import DataReport
 from up.text import count, some_of
 
@@ -24,28 +24,25 @@ _ALPHA = 0x616C7068  # the key that the sample is drawn with
 
 
 def data_report(train: ImageDataset, test: ImageDataset | None) -> DataReport:
-    """Lines with the number of images of each class, and warnings of probable mistakes. Reads at most 200 headers a data set."""
-    lines: list[str] = []
-    warnings: list[Problem] = []
-    for source, dataset in (("train", train), ("test", test)):
-        if dataset is not None:
-            lines += _class_line(source, dataset)
-    warnings += _class_warnings(train)
+    """Count the images of each class and warn of probable mistakes. Reads at most 200 headers a data set."""
+    lines = list(_class_line("train", train))
+    warnings = list(_class_warnings(train))
     if test is not None:
+        lines += _class_line("test", test)
         warnings += _unseen_in_validation(train, test)
     for source, dataset in (("train", train), ("test", test)):
         if isinstance(dataset, ClsDataset):
-            told, warned = _transparency(source, dataset)
-            lines += told
-            warnings += warned
+            composited, dropped = _transparency(source, dataset)
+            lines += composited
+            warnings += dropped
     if isinstance(train, ClsDataset) and isinstance(test, ClsDataset):
         warnings += _other_background(train, test)
     return DataReport(lines, warnings)
 
 
 def _names(dataset: ImageDataset) -> Sequence[str] | None:
-    names: Any = dataset.class_names or getattr(dataset.evaluator, "class_names", None)
-    return names if names and isinstance(names[0], str) else None
+    names: Names | None = dataset.class_names or getattr(dataset.evaluator, "class_names", None)
+    return [str(name) for name in names] if names and isinstance(names[0], str) else None
 
 
 def _name(dataset: ImageDataset, label: int) -> str:
@@ -109,7 +106,7 @@ def _unseen_in_validation(train: ImageDataset, test: ImageDataset) -> Iterator[P
 
 
 def _transparency(source: str, dataset: ClsDataset) -> tuple[list[str], list[Problem]]:
-    """What becomes of the images that have an alpha channel: a line where they are composited, a warning where it is dropped."""
+    """Report images with an alpha channel: a line where they are composited, a warning where it is dropped."""
     if not hasattr(dataset.reader, "background"):
         return [], []
     sampled = np.sort(permutation(len(dataset), _ALPHA)[:_SAMPLED]).tolist()

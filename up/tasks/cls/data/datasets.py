@@ -1,4 +1,4 @@
-"""The data set of the classification task: a key in, a sample out."""
+"""Data set of the classification task: a key in, a sample out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MetaFile: TypeAlias = Annotated[str, PathTo("meta file")]
 
 DATASETS = Registry(
     "dataset",
-    # UP's rank_cls splits a meta too long for one process among the ranks: packed, and dealt by the sampler, it fits.
+    # UP's rank_cls splits a meta file too long for one process among the ranks: packed, it fits into each.
     {"cls": "up.tasks.cls.data.datasets:ClsDataset", "rank_cls": "up.tasks.cls.data.datasets:ClsDataset"},
     contract=DATASET_CONTRACT,
 )
@@ -42,18 +42,18 @@ class ParserInfo(TypedDict, total=False):
 
 
 class ClsDataset(ImageDataset):
-    """Images with labels from meta files, asked for by ``SampleKey``, on which all randomness of a sample hangs.
+    """Images with labels from meta files, by ``SampleKey``, which keys all randomness of a sample.
 
-    - ``meta_file``: what lists the images, in the form ``meta_type``. Several are joined, each with its own entry of
-      ``meta_type``, of ``label_mapping`` (what is added to its labels) and of the reader's ``image_dir``, where these are lists.
-    - ``transformer``: what is done to an image, in this order. ``to_tensor, normalize`` and ``torch_randerase`` at the end of
+    - ``meta_file``: the list of the images, in the form ``meta_type``. Several are joined, each with its own entry of
+      ``meta_type``, of ``label_mapping`` (added to its labels) and of the reader's ``image_dir``, where these are lists.
+    - ``transformer``: the transforms of an image, in this order. ``to_tensor, normalize`` and ``torch_randerase`` at the end of
       the list run for whole batches on the device.
-    - ``evaluator``: what is measured; ``save_score`` keeps the scores of all classes for the reports.
-    - ``fraction``: the share of the images that is used, in every run the same ones.
-    - ``num_classes`` (a list: of each head) and ``class_names`` (a list, or a file with one name a line): found out from
+    - ``evaluator``: computes the metrics; ``save_score`` keeps the scores of all classes for the reports.
+    - ``fraction``: the share of the images that is used, the same ones in every run.
+    - ``num_classes`` (a list: of each head) and ``class_names`` (a list, or a file with one name a line): derived from
       folders and labels when left out. ``multilabel``: a list of labels is a set, not one label a head.
     - ``parser_info``, ``inference_cfg``: of the meta types custom_det and inference_only.
-    - ``on_bad_image``: ``skip`` puts another image in the place of one that cannot be read, as long as no more than ``max_bad``
+    - ``on_bad_image``: ``skip`` replaces an image that cannot be read by another one, as long as no more than ``max_bad``
       are bad: below 1 a share of the images, from 1 on a number.
     - ``allow_outside``: names may lead out of ``image_dir``.
     """
@@ -106,17 +106,17 @@ class ClsDataset(ImageDataset):
 
     @property
     def label_sets(self) -> PackedLabels | None:
-        """The labels image by image, whatever their form; None without labels."""
+        """Labels image by image, in any form; None without labels."""
         return self.table.labels
 
     @property
     def sources(self) -> NDArray[np.uint16]:
-        """(N,): the position in ``meta_file`` of the file that each sample is from."""
+        """Position in ``meta_file`` of the file that each sample is from (N,)."""
         return self.table.source
 
     @property
     def gt_kind(self) -> Literal["single", "heads", "multi_hot", "none"]:
-        """What ``gt`` is: an int, a list of ints (one a head), a float vector (classes,), or absent."""
+        """Form of ``gt``: an int, a list of ints (one a head), a float vector (classes,), or absent."""
         if self.table.labels is None:
             return "none"
         if self.multilabel:
@@ -124,15 +124,15 @@ class ClsDataset(ImageDataset):
         return "single" if self.table.labels.values.ndim == 1 else "heads"
 
     def fingerprint(self) -> str:
-        """sha256 of names and labels: what a resumed run expects to find unchanged."""
+        """Hash names and labels (sha256), which a resumed run expects unchanged."""
         return self.table.fingerprint()
 
     def path_of(self, index: int) -> str:
-        """The file of sample ``index``."""
+        """Return the file of sample ``index``."""
         return self.table.path_of(index)
 
     def read(self, index: int) -> Sample:
-        """Sample ``index`` as it is, not transformed. Raises ``BadImage`` when its image cannot be read."""
+        """Read sample ``index``, not transformed. Raises ``BadImage`` when its image cannot be read."""
         image = self.table.read(index, self.reader)
         if self.table.boxes is not None:
             image = _crop(image, self.table.boxes[index], self.where(index))
@@ -152,7 +152,7 @@ class ClsDataset(ImageDataset):
 
 
 def _crop(image: Image, box: NDArray[np.float32], where: str) -> Image:
-    """The box (x1, y1, x2, y2) of a PIL image or a tensor (3, H, W), as far as it lies inside."""
+    """Crop to the box (x1, y1, x2, y2) of a PIL image or a tensor (3, H, W), as far as it is inside."""
     if np.isnan(box[0]):
         return image
     height, width = size_of(image)
@@ -160,5 +160,5 @@ def _crop(image: Image, box: NDArray[np.float32], where: str) -> Image:
     right, bottom = min(width, int(np.ceil(box[2]))), min(height, int(np.ceil(box[3])))
     if left >= right or top >= bottom:
         shown = ", ".join(f"{edge:g}" for edge in box)
-        raise BadImage(where, f"its box [{shown}] lies outside of the {width} x {height} pixels")
+        raise BadImage(where, f"its box [{shown}] is outside of the {width} x {height} pixels")
     return image[:, top:bottom, left:right] if isinstance(image, torch.Tensor) else image.crop((left, top, right, bottom))

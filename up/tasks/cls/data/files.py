@@ -1,16 +1,17 @@
-"""The files that a data set's arguments name, so that a missing one is reported with its key before anything is read."""
+"""Files that a data set's arguments name, so that a missing one is reported with its key before anything is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+
+from up.types import Kwargs
 
 DATASETS = ("cls", "rank_cls")  # the types whose arguments these are
 NamedPath = tuple[str, str | None]  # key below ``kwargs``, and the path written there, None where nothing is
 
 
-def named_paths(kwargs: Mapping[str, Any]) -> Iterator[NamedPath]:
-    """Meta files, image folders and lists of class names, as written; an unset meta file is reported too."""
+def named_paths(kwargs: Kwargs) -> Iterator[NamedPath]:
+    """List meta files, image folders and files of class names, as written; an unset meta file is reported too."""
     if _block(kwargs, "inference_cfg").get("inference_from", "file") in ("file", "folder"):
         yield from _each("meta_file", kwargs.get("meta_file"))
     image_dir = _block(_block(kwargs, "image_reader"), "kwargs").get("image_dir")
@@ -20,13 +21,13 @@ def named_paths(kwargs: Mapping[str, Any]) -> Iterator[NamedPath]:
         yield "class_names", kwargs["class_names"]
 
 
-def _block(owner: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The block at ``key``; an empty one for anything else, which is reported with the type of the argument."""
+def _block(owner: Kwargs, key: str) -> Kwargs:
+    """Return the block at ``key``; an empty one for anything else, which is reported with the type of the argument."""
     block = owner.get(key)
     return block if isinstance(block, Mapping) else {}
 
 
-def _each(key: str, value: Any) -> Iterator[NamedPath]:
+def _each(key: str, value: object) -> Iterator[NamedPath]:
     if isinstance(value, list):
         yield from ((f"{key}.{index}", path) for index, path in enumerate(value) if isinstance(path, str))
     elif value is None or isinstance(value, str):

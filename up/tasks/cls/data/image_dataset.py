@@ -35,7 +35,7 @@ class ImageDataset(KeyedDataset):
     - ``labels``: one label an image, or None; samplers and class weights use them.
 
     ``read`` returns ``Sample(image=…, gt=…, filename=…)``: ``gt`` is an int, or a float vector (classes,) with ``multilabel``.
-    ``evaluator`` is what is measured; ``save_score`` keeps the scores of all classes for the reports. The rest is the base's.
+    ``evaluator`` computes the metrics; ``save_score`` keeps the scores of all classes for the reports. The rest is the base's.
     """
 
     class_names: list[str] | None = None
@@ -56,7 +56,7 @@ class ImageDataset(KeyedDataset):
 
     @property
     def num_classes(self) -> int | list[int] | None:
-        """The number of classes, or those of each head; None when neither names nor labels tell."""
+        """Number of classes, or those of each head; None when neither names nor labels tell."""
         if self._num_classes is None and self.class_names is not None:
             return len(self.class_names)
         if self._num_classes is None and self.labels is not None and len(self.labels):
@@ -69,18 +69,18 @@ class ImageDataset(KeyedDataset):
 
     @property
     def label_sets(self) -> PackedLabels | None:
-        """The labels image by image, whatever their form; None without labels."""
+        """Labels image by image, in any form; None without labels."""
         return None if self.labels is None else PackedLabels(np.asarray(self.labels, dtype=np.int64))
 
     def class_counts(self) -> list[int] | None:
-        """How many images each class has; None without labels, and for several heads."""
+        """Count the images of each class; None without labels, and for several heads."""
         if self.labels is None or not isinstance(self.num_classes, int):
             return None
         counted: list[int] = np.bincount(np.asarray(self.labels), minlength=self.num_classes).tolist()
         return counted
 
     def fingerprint(self) -> str:
-        """sha256 of the number of images, the labels and the names: what a resumed run expects to find unchanged."""
+        """Hash the number of images, the labels and the names (sha256), which a resumed run expects unchanged."""
         found = sha256(repr((type(self).__qualname__, len(self), self.class_names)).encode())
         if self.labels is not None:
             found.update(np.asarray(self.labels, dtype=np.int64).tobytes())
@@ -112,7 +112,7 @@ def _is_label(value: object) -> TypeGuard[int]:
 
 
 def dataset_problem(dataset: ImageDataset) -> str | None:
-    """What is wrong with a data set as a whole: its length, its labels, its names."""
+    """Describe a mistake in the length, the labels or the names of a data set."""
     names, labels = dataset.class_names, dataset.labels
     size: object = type(dataset).__len__(dataset)  # len() would refuse what is to be reported
     if not isinstance(size, int) or size < 1:

@@ -1,4 +1,4 @@
-"""Which images an inference has to do, and which of them it has done already."""
+"""Images of an inference, without those that earlier results have already."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
@@ -16,15 +17,16 @@ from up.data.listing import MetaError
 from up.data.packed import PackedStrings
 from up.data.roots import ImageRoot
 from up.errors import StorageError, UserError
+from up.files import make_folder, write_text
 from up.tasks.cls.data.metas import Meta, MetaSource, inference_only
 
 
 @with_config(ConfigDict(extra="forbid"))
 class ResumeInference(TypedDict, total=False):
-    """Go on with an inference that was cut off: what stands in its results is left out.
+    """Continue an interrupted inference: leave out the images in its results.
 
     ``resume_dir`` holds ``results.txt*``, one file for each rank; ``rank_set`` (a list of ranks, or their number)
-    limits which of them count, false for all; ``indicator`` is the key that names the image in a result, ``filename`` by default.
+    selects some of them, false all; ``indicator`` is the key that names the image in a result, ``filename`` by default.
     """
 
     resume_dir: str
@@ -34,9 +36,9 @@ class ResumeInference(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="forbid"))
 class InferenceConfig(TypedDict, total=False):
-    """What to predict: the images that meta_file lists (``inference_from: file``) or that lie in it (``folder``).
+    """Images to predict: those that meta_file lists (``inference_from: file``) or that are in it (``folder``).
 
-    Any other ``inference_from`` is a path that takes the place of meta_file: of a list, a folder or an image. The list
+    Any other ``inference_from`` is a path to use instead of meta_file: of a list, a folder or an image. The list
     of the images found in a folder is written to ``folder_images_save_path``.
     """
 
@@ -46,13 +48,13 @@ class InferenceConfig(TypedDict, total=False):
 
 
 def inference_path(meta_file: str | None, config: InferenceConfig) -> str | None:
-    """The list, folder or image to predict."""
+    """Return the path of the list, folder or image to predict."""
     chosen = config.get("inference_from", "file")
     return meta_file if chosen in ("file", "folder") else chosen
 
 
 def inference_meta(source: MetaSource, config: InferenceConfig) -> Meta:
-    """The images to predict, without labels. Raises ``MetaError`` when there are none."""
+    """List the images to predict, without labels. Raises ``MetaError`` when there are none."""
     if not os.path.isdir(source.path):
         if config.get("inference_from") == "folder":
             raise MetaError("no such folder (inference_from: folder).", file=source.path)
@@ -67,16 +69,17 @@ def inference_meta(source: MetaSource, config: InferenceConfig) -> Meta:
     return Meta(PackedStrings(names))
 
 
-def inference_root(path: str, image_dir: str | None, *, allow_outside: bool) -> ImageRoot:
-    """The folder itself when a folder is predicted; otherwise as for every meta file."""
-    if os.path.isdir(path):
-        return ImageRoot(path, meta_file=path, allow_outside=allow_outside)
-    named_directly = path.lower().endswith(SUFFIXES)
-    return ImageRoot(None if named_directly else image_dir, meta_file=path, allow_outside=allow_outside)
+def inference_root(image_dir: str | None, *, meta_file: str, allow_outside: bool) -> ImageRoot:
+    """Return the folder itself when a folder is predicted, otherwise the root of a list, or of an image."""
+    if os.path.isdir(meta_file):
+        image_dir = meta_file
+    elif meta_file.lower().endswith(SUFFIXES):
+        image_dir = None
+    return ImageRoot(image_dir, meta_file=meta_file, allow_outside=allow_outside)
 
 
 def already_done(config: ResumeInference) -> set[str] | None:
-    """The images named in earlier results; None where their folder does not exist yet, as before the first run.
+    """Read the names of images in earlier results; None where their folder does not exist yet, as before the first run.
 
     The last line of a file may be cut off; any other bad line is an error.
     """
@@ -113,12 +116,8 @@ def _named_in(path: str, key: str) -> set[str]:
 
 
 def _write_lines(path: str, lines: Sequence[str]) -> None:
-    """Whole or not at all: every rank writes the same list."""
-    partial = f"{path}.{os.getpid()}"
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"folder_images_save_path: {path}: cannot be written ({error.strerror}).") from None
+        make_folder(Path(path).parent)
+        write_text(Path(path), "".join(f"{line}\n" for line in lines))
+    except StorageError as error:
+        raise StorageError(f"folder_images_save_path: {error}") from None

@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 def custom_cls(source: MetaSource) -> Meta:
-    """JSON ``{"filename": …, "label": …}`` on each line; a list of labels is one a head, or a set if ``multilabel``.
+    """Read JSON ``{"filename": …, "label": …}`` on each line; a list of labels is one a head, or a set if ``multilabel``.
 
     Other keys are ignored and a label in quotes is read as a number, each with one note for the file.
     """
@@ -35,7 +35,7 @@ def custom_cls(source: MetaSource) -> Meta:
 
 
 def custom_det(source: MetaSource) -> Meta:
-    """JSON lines of a detection data set: every instance is a sample, the crop of its box, with label - 1.
+    """Read JSON lines of a detection data set: every instance is a sample, the crop of its box, with label - 1.
 
     ``{"filename": …, "instances": [{"bbox": [x1, y1, x2, y2], "label": from 1 on, "is_ignored": …}]}`` in pixels;
     ignored instances and small boxes are dropped, other keys do not matter.
@@ -77,7 +77,7 @@ class _LabelledLine:
         return name, [label] if self._multilabel and isinstance(label, int) else label
 
     def notes(self) -> Iterator[str]:
-        """What was ignored and what was read as a number, a line each."""
+        """Report ignored keys and converted labels, a line each."""
         if self._ignored:
             keys = some_of([repr(key) for key in self._ignored], 5)
             yield f"{self._path}:{min(self._ignored.values())}: custom_cls reads filename and label; ignored: {keys}."
@@ -86,7 +86,7 @@ class _LabelledLine:
             yield f"{self._path}:{line}: the label {label} is in quotes and was read as a number, here and below."
 
     def _unquoted(self, label: Json, line: int) -> Json:
-        """``"3"`` as 3, alone or in a list; anything else as it is."""
+        """Convert ``"3"`` to 3, alone or in a list; anything else stays unchanged."""
         if isinstance(label, list):
             return [self._unquoted(each, line) for each in label]
         if not (isinstance(label, str) and label.isascii() and label.isdigit() and len(label) <= 10):
@@ -118,7 +118,7 @@ def _filename(record: Record) -> bytes:
 
 
 def _expect_arity(label: Json, expected: int | None) -> int:
-    """How many labels a line has (0: one that is no list); all lines have the same number."""
+    """Count the labels of a line (0: one that is no list). Raises ``LineError`` where other lines have another number."""
     found = len(label) if isinstance(label, list) else 0
     if expected is not None and found != expected:
         wanted = f"a list of {expected}, one for each head" if expected else "one integer, as in the lines before"
@@ -129,7 +129,7 @@ def _expect_arity(label: Json, expected: int | None) -> int:
 
 
 def _instances(record: Record, min_size: float) -> list[tuple[list[float], int]]:
-    """The boxes that count, each with its label."""
+    """List the boxes to use, each with its label."""
     instances = record.get("instances", [])
     if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
         raise LineError("instances: expected a list of objects")

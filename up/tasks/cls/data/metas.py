@@ -1,7 +1,7 @@
-"""Meta files: what names the images of a data set, and their labels.
+"""Meta files: lists of the images of a data set, and of their labels.
 
-Every parser takes a ``MetaSource`` and returns a ``Meta``; all that is wrong with a file is reported at once, as
-``file:line: what``. Blank lines, CRLF and a byte order mark do not matter.
+Every parser takes a ``MetaSource`` and returns a ``Meta``; all problems of a file are reported at once, as
+``file:line: problem``. Blank lines, CRLF and a byte order mark do not matter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class MetaSource:
-    """One meta file and how it is to be read."""
+    """A meta file and the settings to read it with."""
 
     path: str
     root: ImageRoot
@@ -52,7 +52,7 @@ class MetaSource:
 class Meta:
     """The samples of one meta file: names (N), labels (N) unless there are none, lines (N) from 1, boxes (N, 4).
 
-    ``notes`` say, with file and line, what of the file was passed over or read in another way than it is written.
+    ``notes`` report, with file and line, what was ignored or converted.
     """
 
     names: PackedStrings
@@ -65,7 +65,7 @@ class Meta:
 def labelled(
     rows: Rows, source: MetaSource, labels: PackedLabels | None, boxes: NDArray[np.float32] | None = None, notes: Iterable[str] = ()
 ) -> Meta:
-    """All samples of ``rows``; raises ``MetaError`` when anything was wrong, or when there are none."""
+    """Return all samples of ``rows``. Raises ``MetaError`` when anything was wrong, or when there are none."""
     if labels is not None:
         labels = PackedLabels(labels.values + source.label_offset, labels.offsets)
         _check_range(labels, rows, source)
@@ -94,7 +94,7 @@ def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
 
 
 def imagenet(source: MetaSource) -> Meta:
-    """``path label`` on each line, parted at the last blank, so that paths may contain blanks."""
+    """Read ``path label`` on each line, split at the last blank, so that paths may contain blanks."""
     rows, labels = Rows(source.path, source.root), array("q")
     for start, chunk in chunks(source.path):
         names, texts, lines = [], [], []
@@ -117,7 +117,7 @@ def imagenet(source: MetaSource) -> Meta:
 
 
 def inference_only(source: MetaSource) -> Meta:
-    """One path on each line, without a label."""
+    """Read a path on each line, without a label."""
     rows = Rows(source.path, source.root)
     for start, chunk in chunks(source.path):
         named = [(raw.strip(), line) for line, raw in enumerate(chunk, start) if raw and not raw.isspace()]
@@ -126,7 +126,7 @@ def inference_only(source: MetaSource) -> Meta:
 
 
 def _hint(raw: bytes) -> str:
-    """What the author of a line probably meant."""
+    """Guess the mistake in a line."""
     if raw.lstrip()[:1] == b"{":
         return " It looks like JSON: meta_type custom_cls?"
     if b"\r" in raw.strip():
@@ -145,7 +145,7 @@ def _checked_label(name: bytes, text: bytes, line: int, problems: Problems) -> i
 
 
 def image_folder(source: MetaSource) -> Meta:
-    """A folder with one folder for each class: ``cat/1.jpg``. Hidden folders and those without an image are no classes.
+    """Read a folder with one folder for each class: ``cat/1.jpg``. Hidden folders and those without an image are no classes.
 
     ``source.class_names`` gives the labels their order (by default the sorted folder names); a folder that is not among
     them is an error, one that is missing is not. ``source.root`` is the folder itself.
@@ -158,7 +158,7 @@ def image_folder(source: MetaSource) -> Meta:
     unknown = [folder for folder in filled if folder not in known]
     if unknown:
         raise MetaError(
-            f"no class of the training data is called {some_of(map(repr, unknown))}."
+            f"no class of the training data is named {some_of(map(repr, unknown))}."
             f"{did_you_mean(unknown[0], known)} Expected folders named {some_of(known)}.",
             file=source.path,
         )

@@ -1,4 +1,4 @@
-"""A configuration for a folder of photos: what is in the folder, a split where it has none, and the settings that suit it."""
+"""Configuration for a folder of photos: its classes, a split where it has none, and the settings that suit it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -19,17 +18,17 @@ from up.errors import UserError
 from up.text import count, some_of
 
 PRETRAINED = "timm:resnet18.a1_in1k"
-SHARE = 0.2  # of every class, to validate with
-SMALL = 64  # pixels: up to here a small network with a small stem sees more than a ResNet-18 for photos does
+SHARE = 0.2  # of every class, for validation
+SMALL = 64  # pixels: up to this size a small network with a small stem sees more than a ResNet-18 for photos does
 _TRAIN, _VALIDATE = ("train", "training"), ("val", "valid", "validation", "test", "testing")
-_LOOKED_AT = 64  # images whose size is read
+_SAMPLED = 64  # images whose size is read
 _BATCH, _LARGEST = 32, 224
 _STEPS = {True: 1500, False: 3000}  # of a whole training: from pretrained weights, from scratch
 
 
 @dataclass(frozen=True)
 class Photos:
-    """What is in a folder: images of each class by name relative to ``train``; ``validate`` is a folder, or None for a split."""
+    """Images of a folder, of each class by name relative to ``train``; ``validate`` is a folder, or None for a split."""
 
     folder: Path
     train: Path
@@ -42,10 +41,10 @@ class Photos:
         return sum(map(len, self.images.values()))
 
     def split(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """(name, label) of the images to train on and to validate with.
+        """Split into (name, label) of the images for training and for validation.
 
-        A hash of its name decides for an image, so that the split is the same on every machine; a class with a single image
-        is trained on only.
+        A hash of an image's name decides, so that the split is the same on every machine; a class with a single image
+        is only trained on.
         """
         kept: list[tuple[str, int]] = []
         held_out: list[tuple[str, int]] = []
@@ -59,7 +58,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings for some photos; ``because`` says where the image size comes from."""
+    """Settings for a folder of photos; ``because`` gives the reason for the image size."""
 
     img_size: int
     because: str
@@ -70,12 +69,12 @@ class Recipe:
 
     @property
     def is_small(self) -> bool:
-        """Whether the network for small images is taken."""
+        """Whether it is the network for small images."""
         return self.img_size <= SMALL
 
 
 def look_into(folder: Path) -> Photos:
-    """The class folders of ``folder``, or of ``train`` and ``val`` in it. Raises ``UserError`` for fewer than two classes."""
+    """List the images of ``folder``, or of ``train`` and ``val`` in it. Raises ``UserError`` for fewer than two classes."""
     train = next((folder / name for name in _TRAIN if _has_classes(folder / name)), None)
     validate = next((folder / name for name in _VALIDATE if train is not None and _has_classes(folder / name)), None)
     root = train or folder
@@ -92,7 +91,7 @@ def look_into(folder: Path) -> Photos:
 def recipe_for(
     photos: Photos, pretrained: str | None, *, img_size: int | None, epochs: int | None, lr: float | None, batch_size: int | None
 ) -> Recipe:
-    """Settings by the number and the size of the images; what is given is taken."""
+    """Choose the settings that are not given by the number and the size of the images."""
     size, because = (img_size, "as given") if img_size else _size_of(photos)
     weights = None if size <= SMALL else pretrained
     images = photos.total if photos.validate is not None else len(photos.split()[0])
@@ -103,74 +102,92 @@ def recipe_for(
 
 
 def meta_lines(samples: Sequence[tuple[str, int]]) -> str:
-    """The text of a meta file of type custom_cls."""
+    """Write a meta file of type custom_cls as text."""
     return "".join(json.dumps({"filename": name, "label": label}, ensure_ascii=False) + "\n" for name, label in samples)
 
 
+_YAML = """\
+# Written by `up train {folder}`: {classes}, {images}.
+# Change what you like and train again: up train {run}.yaml [-o KEY=VALUE]. All keys: docs/config.md.
+normalize: &normalize {{type: normalize, kwargs: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}}}
+dataset:
+{train}
+{test}
+  batch_sampler: {{kwargs: {{batch_size: {batch_size}}}}}  # per process
+  dataloader: {{kwargs: {{num_workers: {workers}}}}}
+trainer:
+  max_epoch: {epochs}
+  optimizer:
+    type: AdamW
+    kwargs: {{lr: {lr:g}, weight_decay: 0.05}}
+    pconfig: {{nodecay: [ndim_is1]}}
+  lr_scheduler: {{type: CosineAnnealingLR, warmup_epochs: 1, warmup_type: linear, warmup_ratio: 0.1, {unscaled}}}
+saver:
+  save_dir: {save_dir}
+  auto_resume: true{pretrain}
+net:
+  - {{name: backbone, type: {backbone}}}
+  - {{name: head, type: base_cls_head}}
+  - name: post_process
+    type: base_cls_postprocess
+    kwargs: {{cls_loss: {{type: label_smooth_ce, kwargs: {{smooth_ratio: 0.1}}}}}}
+"""
+_SOURCE = """\
+  {name}:
+    dataset:
+      type: cls
+      kwargs:
+{files}
+        on_bad_image: skip  # an image that cannot be read is reported and left out, up to 5 % of them
+        max_bad: {max_bad}
+        transformer:
+{transforms}"""
+_SPLIT = """\
+        meta_file: {meta_file}
+        meta_type: custom_cls
+        class_names: [{class_names}]
+        image_reader: {{type: fs_pillow, kwargs: {{image_dir: {images}}}}}"""
+_FOLDER = """\
+        meta_file: {images}
+        meta_type: image_folder
+        image_reader: {{type: fs_pillow}}"""
+_SMALL_NET = "resnet_custom, kwargs: {block: basic, layers: [1, 1, 1, 1], width: 32, stem: small}"
+
+
 def yaml_of(photos: Photos, recipe: Recipe, run: Path) -> str:
-    """The configuration; its meta files of a split are ``run``/train.jsonl and val.jsonl."""
-    quoted = json.dumps
-    header = [
-        f"# Written by `up train {photos.folder}`: {count(len(photos.images), 'class')}, {count(photos.total, 'image')}.",
-        f"# Change what you like and train again: up train {run}.yaml [-o KEY=VALUE]. All keys: docs/config.md.",
-    ]
-    test_images = photos.validate or photos.train
-    return "\n".join(
-        [
-            *header,
-            "normalize: &normalize {type: normalize, kwargs: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}",
-            "dataset:",
-            *_source(photos, "train", photos.train, run, _train_transforms(recipe)),
-            *_source(photos, "test", test_images, run, _test_transforms(recipe)),
-            f"  batch_sampler: {{kwargs: {{batch_size: {recipe.batch_size}}}}}  # per process",
-            f"  dataloader: {{kwargs: {{num_workers: {0 if recipe.is_small else 4}}}}}",
-            "trainer:",
-            f"  max_epoch: {recipe.epochs}",
-            "  optimizer:",
-            "    type: AdamW",
-            f"    kwargs: {{lr: {recipe.lr:g}, weight_decay: 0.05}}",
-            "    pconfig: {nodecay: [ndim_is1]}",
-            "  lr_scheduler: {type: CosineAnnealingLR, warmup_epochs: 1, warmup_type: linear, warmup_ratio: 0.1, "
-            "warmup_register_type: no_scale_lr}",
-            "saver:",
-            f"  save_dir: {quoted(str(run), ensure_ascii=False)}",
-            "  auto_resume: true",
-            *([f"  pretrain_model: {quoted(recipe.pretrained)}"] if recipe.pretrained else []),
-            "net:",
-            *(
-                ["  - {name: backbone, type: resnet_custom, kwargs: {block: basic, layers: [1, 1, 1, 1], width: 32, stem: small}}"]
-                if recipe.is_small
-                else ["  - {name: backbone, type: resnet18}"]
-            ),
-            "  - {name: head, type: base_cls_head}",
-            "  - name: post_process",
-            "    type: base_cls_postprocess",
-            "    kwargs: {cls_loss: {type: label_smooth_ce, kwargs: {smooth_ratio: 0.1}}}",
-            "",
-        ]
+    """Write the configuration as text; its meta files of a split are ``run``/train.jsonl and val.jsonl."""
+    return _YAML.format(
+        folder=photos.folder,
+        classes=count(len(photos.images), "class"),
+        images=count(photos.total, "image"),
+        run=run,
+        train=_source(photos, "train", photos.train, run / "train.jsonl", _train_transforms(recipe)),
+        test=_source(photos, "test", photos.validate or photos.train, run / "val.jsonl", _test_transforms(recipe)),
+        batch_size=recipe.batch_size,
+        workers=0 if recipe.is_small else 4,
+        epochs=recipe.epochs,
+        lr=recipe.lr,
+        unscaled="warmup_register_type: no_scale_lr",
+        save_dir=_quoted(run),
+        pretrain=f"\n  pretrain_model: {json.dumps(recipe.pretrained)}" if recipe.pretrained else "",
+        backbone=_SMALL_NET if recipe.is_small else "resnet18",
     )
 
 
-def _source(photos: Photos, name: str, images: Path, run: Path, transforms: Sequence[str]) -> Iterator[str]:
-    """The block of ``dataset.train`` or ``dataset.test``."""
-    quoted: Any = json.dumps
-    is_split = photos.validate is None
-    yield from (f"  {name}:", "    dataset:", "      type: cls", "      kwargs:")
-    if is_split:
-        listed = run / ("train.jsonl" if name == "train" else "val.jsonl")
-        yield f"        meta_file: {quoted(str(listed), ensure_ascii=False)}"
-        yield "        meta_type: custom_cls"
-        yield f"        class_names: [{', '.join(quoted(each, ensure_ascii=False) for each in photos.images)}]"
-        reader = f"{{type: fs_pillow, kwargs: {{image_dir: {quoted(str(images), ensure_ascii=False)}}}}}"
-    else:
-        yield f"        meta_file: {quoted(str(images), ensure_ascii=False)}"
-        yield "        meta_type: image_folder"
-        reader = "{type: fs_pillow}"
-    yield f"        image_reader: {reader}"
-    yield "        on_bad_image: skip  # an image that cannot be read is reported and left out, up to 5 % of them"
-    yield f"        max_bad: {max(1, photos.total // 20)}"
-    yield "        transformer:"
-    yield from (f"          - {transform}" for transform in transforms)
+def _source(photos: Photos, name: str, images: Path, meta_file: Path, transforms: Sequence[str]) -> str:
+    """Write the block of ``dataset.train`` or ``dataset.test``."""
+    names = ", ".join(map(_quoted, photos.images))
+    files = _SPLIT if photos.validate is None else _FOLDER
+    return _SOURCE.format(
+        name=name,
+        files=files.format(meta_file=_quoted(meta_file), class_names=names, images=_quoted(images)),
+        max_bad=max(1, photos.total // 20),
+        transforms="\n".join(f"          - {transform}" for transform in transforms),
+    )
+
+
+def _quoted(text: object) -> str:
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def _train_transforms(recipe: Recipe) -> list[str]:
@@ -187,18 +204,16 @@ def _train_transforms(recipe: Recipe) -> list[str]:
 
 def _test_transforms(recipe: Recipe) -> list[str]:
     size = recipe.img_size
-    if recipe.is_small:
-        return [f"{{type: torch_resize, kwargs: {{size: [{size}, {size}]}}}}", "{type: to_tensor}", "*normalize"]
-    return [
+    exact = [f"{{type: torch_resize, kwargs: {{size: [{size}, {size}]}}}}"]
+    crop = [
         f"{{type: torch_resize, kwargs: {{size: {round(size * 8 / 7)}}}}}",
         f"{{type: torch_center_crop, kwargs: {{size: {size}}}}}",
-        "{type: to_tensor}",
-        "*normalize",
     ]
+    return [*(exact if recipe.is_small else crop), "{type: to_tensor}", "*normalize"]
 
 
 def summary(photos: Photos, recipe: Recipe, run: Path, *, downloaded: bool) -> Iterator[str]:
-    """What was found and chosen, a line each; ``downloaded`` says whether the pretrained weights are on this machine."""
+    """Describe the photos and the settings, a line each; ``downloaded``: the pretrained weights are on this machine."""
     counts = some_of((f"{name} {len(images)}" for name, images in photos.images.items()), 8)
     yield f"{photos.train}: {count(len(photos.images), 'class')}, {count(photos.total, 'image')} ({counts})"
     if photos.validate is not None:
@@ -207,7 +222,7 @@ def summary(photos: Photos, recipe: Recipe, run: Path, *, downloaded: bool) -> I
         kept, held_out = photos.split()
         alone = [name for name, images in photos.images.items() if len(images) == 1]
         yield (
-            f"split: {count(len(kept), 'image')} to train on, {len(held_out)} to validate with ({100 * SHARE:.0f} % of each class, "
+            f"split: {count(len(kept), 'image')} for training, {len(held_out)} for validation ({100 * SHARE:.0f} % of each class, "
             f"chosen by a hash of the name): {run / 'train.jsonl'}, {run / 'val.jsonl'}"
         )
         if alone:
@@ -244,10 +259,10 @@ def _hash(name: str) -> bytes:
 
 
 def _size_of(photos: Photos) -> tuple[int, str]:
-    """The size to train at: that of typical images, at most 224, in steps of 32 pixels."""
+    """Choose the size for training: that of typical images, at most 224, in steps of 32 pixels."""
     names = [name for listed in photos.images.values() for name in listed]
     sides = []
-    for name in names[:: max(1, len(names) // _LOOKED_AT)]:
+    for name in names[:: max(1, len(names) // _SAMPLED)]:
         try:
             with Image.open(photos.train / name) as image:
                 sides.append(min(image.size))

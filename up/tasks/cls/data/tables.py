@@ -1,11 +1,10 @@
-"""All samples of a data set in packed arrays: the meta files read, joined and checked against each other."""
+"""Samples of a data set in packed arrays: the meta files read, joined and compared with each other."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,12 @@ from up.tasks.cls.data.inference import (
 )
 from up.tasks.cls.data.metas import METAS, Meta, MetaSource
 from up.text import Verbatim, count
+from up.types import Json
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What a configuration says about the samples of a data set; see ``ClsDataset`` for each field."""
+    """Settings of the samples of a data set; see ``ClsDataset`` for each field."""
 
     meta_file: str | list[str] | None
     meta_type: str | list[str] = "imagenet"
@@ -48,8 +48,8 @@ class TableSpec:
 class SampleTable(Listing):
     """N samples: a list of files with ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
 
-    ``num_classes`` is a list for several heads, and None when nothing tells it. ``notes`` are what a user should know of how the
-    files were read.
+    ``num_classes`` is a list for several heads, and None where neither names nor labels tell. ``notes`` report what was ignored
+    or converted when the files were read.
     """
 
     labels: PackedLabels | None
@@ -59,12 +59,12 @@ class SampleTable(Listing):
     notes: tuple[str, ...] = ()
 
     def take(self, kept: NDArray[np.int64]) -> SampleTable:
-        """The samples at the indices ``kept``."""
+        """Select the samples at the indices ``kept``."""
         labels = None if self.labels is None else self.labels.take(kept)
         return replace(super().take(kept), labels=labels, boxes=None if self.boxes is None else self.boxes[kept])
 
     def fingerprint(self) -> str:
-        """sha256 of the names, labels and boxes in their order; not of the pixels."""
+        """Hash the names, labels and boxes in their order (sha256); not the pixels."""
         digest = hashlib.sha256()
         arrays = [*self.names.arrays, self.boxes]
         if self.labels is not None:
@@ -76,7 +76,7 @@ class SampleTable(Listing):
 
 
 def read_table(spec: TableSpec) -> SampleTable:
-    """Read all meta files. Raises ``UserError`` naming file and line of whatever is wrong."""
+    """Read all meta files. Raises ``UserError`` with file and line of everything that is wrong."""
     kinds, sources = _sources(spec)
     class_names = _class_names(spec.class_names)
     folders = [source.root for source, kind in zip(sources, kinds, strict=True) if kind == "image_folder"]
@@ -95,16 +95,16 @@ def read_table(spec: TableSpec) -> SampleTable:
 
 
 def _without_done(table: SampleTable, config: ResumeInference) -> SampleTable:
-    """``table`` without the images that earlier results name; all of it where there are no results yet."""
+    """Leave out the images that earlier results name; none where there are no results yet."""
     done = already_done(config)
     if done is None:
-        note = f"inference_cfg.test_resume: there is no folder {config.get('resume_dir')} yet, so this inference begins anew."
+        note = f"inference_cfg.test_resume: there is no folder {config.get('resume_dir')} yet: starting with the first image."
         return replace(table, notes=(*table.notes, note))
     return table.take(np.array([at for at, name in enumerate(table.names) if name not in done], dtype=np.int64))
 
 
 def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
-    """The meta type of every meta file, and the file with its root and label offset."""
+    """List the meta type of every meta file, and the file with its root and label offset."""
     meta_file = spec.meta_file
     if spec.meta_type == "inference_only" and not isinstance(meta_file, list):
         meta_file = inference_path(meta_file, spec.inference)
@@ -119,19 +119,16 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     kinds = _one_each("meta_type", spec.meta_type, len(paths))
     image_dirs = _one_each("image_dir", spec.image_dir, len(paths))
     offsets = _one_each("label_mapping", spec.label_mapping or 0, len(paths))
+    folders = [path if kind == "image_folder" else folder for path, kind, folder in zip(paths, kinds, image_dirs, strict=True)]
     sources = []
-    for path, kind, image_dir, offset in zip(paths, kinds, image_dirs, offsets, strict=True):
-        if kind == "image_folder":
-            root = ImageRoot(path, meta_file=path, allow_outside=spec.allow_outside)
-        elif kind == "inference_only":
-            root = inference_root(path, image_dir, allow_outside=spec.allow_outside)
-        else:
-            root = ImageRoot(image_dir, meta_file=path, allow_outside=spec.allow_outside)
+    for path, kind, folder, offset in zip(paths, kinds, folders, offsets, strict=True):
+        root_of = inference_root if kind == "inference_only" else ImageRoot
+        root = root_of(folder, meta_file=path, allow_outside=spec.allow_outside)
         sources.append(MetaSource(path, root, label_offset=offset, multilabel=spec.multilabel, min_size=spec.min_size))
     return kinds, sources
 
 
-def _one_each(name: str, given: Any, number: int) -> list[Any]:
+def _one_each(name: str, given: Json, number: int) -> list[Json]:
     if not isinstance(given, list):
         return [given] * number
     if len(given) != number:
@@ -179,10 +176,12 @@ def _joined(
 ) -> SampleTable:
     sizes = [len(meta.names) for meta in metas]
     labels = _joined_labels(metas, sources)
+    whole = (np.full((size, 4), np.nan, np.float32) for size in sizes)  # of files without boxes
+    boxes = [each if meta.boxes is None else meta.boxes for meta, each in zip(metas, whole, strict=True)]
     return SampleTable(
         names=PackedStrings.join([meta.names for meta in metas]),
         labels=labels,
-        boxes=_joined_boxes(metas),
+        boxes=np.concatenate(boxes) if any(meta.boxes is not None for meta in metas) else None,
         lines=np.concatenate([np.zeros(len(m.names), np.int32) if m.lines is None else m.lines for m in metas]),
         source=np.repeat(np.arange(len(metas), dtype=np.uint16), sizes),
         paths=[source.path for source in sources],
@@ -190,15 +189,6 @@ def _joined(
         num_classes=_num_classes(expected, labels),
         class_names=class_names,
         notes=tuple(note for meta in metas for note in meta.notes),
-    )
-
-
-def _joined_boxes(metas: list[Meta]) -> NDArray[np.float32] | None:
-    if all(meta.boxes is None for meta in metas):
-        return None
-    # NaN stands for the whole image, in files without boxes.
-    return np.concatenate(
-        [np.full((len(meta.names), 4), np.nan, np.float32) if meta.boxes is None else meta.boxes for meta in metas]
     )
 
 

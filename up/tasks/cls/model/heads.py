@@ -293,7 +293,7 @@ def labels_of(class_names: Names | None, num_classes: Sequence[int]) -> list[lis
     if [len(names) for names in lists] != list(num_classes):
         raise UserError(
             got=Verbatim(f"{some_of(map(len, lists))} names"),
-            expected=f"{some_of(num_classes)}: one name for each output of the net, a list for each head",
+            expected=f"names of {some_of(num_classes)} classes: one for each output of the net, a list for each head",
             key="class_names",
         )
     return [[str(name) for name in names] for names in lists]

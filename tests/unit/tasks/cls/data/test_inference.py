@@ -15,7 +15,7 @@ from up.tasks.cls.data.metas import MetaSource
 
 
 def names(path: Path, config: InferenceConfig) -> list[str]:
-    root = inference_root(str(path), None, allow_outside=False)
+    root = inference_root(None, meta_file=str(path), allow_outside=False)
     return list(inference_meta(MetaSource(str(path), root), config).names)
 
 
@@ -48,14 +48,14 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
 
 def test_a_list_that_cannot_be_saved(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(StorageError, match=facts("folder_images_save_path", "a.jpg/list.txt", "written")):
+    with pytest.raises(StorageError, match=facts("folder_images_save_path", "a.jpg", "made")):
         names(tmp_path, {"folder_images_save_path": f"{tmp_path}/a.jpg/list.txt"})
 
 
 def test_roots(tmp_path: Path) -> None:
-    assert inference_root(str(tmp_path), "elsewhere", allow_outside=False).folder == str(tmp_path)
-    assert inference_root(f"{tmp_path}/list.txt", "/elsewhere", allow_outside=False).folder == "/elsewhere"
-    assert isinstance(inference_root(f"{tmp_path}/a.jpg", "/elsewhere", allow_outside=False), ImageRoot)
+    assert inference_root("elsewhere", meta_file=str(tmp_path), allow_outside=False).folder == str(tmp_path)
+    assert inference_root("/elsewhere", meta_file=f"{tmp_path}/list.txt", allow_outside=False).folder == "/elsewhere"
+    assert isinstance(inference_root("/elsewhere", meta_file=f"{tmp_path}/a.jpg", allow_outside=False), ImageRoot)
 
 
 def test_what_is_done_already(tmp_path: Path) -> None:
