@@ -61,6 +61,15 @@ def server() -> Iterator[Server]:
     made.close()
 
 
+@pytest.fixture(scope="session")
+def each_graph_once() -> Iterator[None]:
+    """Let torch export each net once, for the modules that ask for it and those after them."""
+    from tests.harness.served import graphs_exported_once
+
+    with graphs_exported_once():
+        yield
+
+
 @pytest.fixture
 def cluster(
     server: Server, config: dict[str, Any], write: Callable[[dict[str, Any]], str], tmp_path: Path

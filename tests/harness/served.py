@@ -1,11 +1,15 @@
-"""Checkpoints, packages and pictures for the tests of deployment."""
+"""Checkpoints, packages and images for the tests of deployment."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -15,6 +19,10 @@ from tests.harness.images import MIXED
 from up.__main__ import main
 from up.build.experiment import load_experiment
 from up.build.network import build_net
+from up.bundle.answers import OutputSpec
+from up.deploy import exporter
+from up.deploy.models import TorchModel
+from up.deploy.onnx import serialized
 from up.tasks.cls.model.heads import Head
 
 Config = dict[str, Any]
@@ -45,6 +53,26 @@ def drawn_checkpoint(config: Path, path: Path, class_names: Any = None) -> Path:
                     layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=draw))
     torch.save({"model": net.state_dict(), "class_names": class_names}, path)
     return path
+
+
+@contextmanager
+def graphs_exported_once() -> Iterator[None]:
+    """Let torch export a net once: an equal net, of the same weights and outputs, gets a copy of the graph."""
+    graphs: dict[object, bytes] = {}
+    real = exporter.export_graph
+
+    def export(module: nn.Module, size: tuple[int, int], outputs: Sequence[OutputSpec]) -> onnx.ModelProto:
+        noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        found = TorchModel(module, outputs)(noise)
+        weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
+        key = size, repr(outputs), sha256(weights).digest(), *(each.tobytes() for each in found.values())
+        if key not in graphs:
+            graphs[key] = serialized(real(module, size, outputs))
+        return onnx.load_from_string(graphs[key])
+
+    exporter.export_graph = export
+    yield
+    exporter.export_graph = real
 
 
 def mixed_folder(folder: Path) -> Path:

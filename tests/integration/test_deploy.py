@@ -29,6 +29,8 @@ from up.__main__ import main
 from up.bundle.package import open_package
 from up.deploy import exporter
 
+pytestmark = pytest.mark.usefixtures("each_graph_once")
+
 
 @pytest.fixture(scope="module")
 def config_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,7 +47,7 @@ def config_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def package(config_file: Path) -> Path:
+def package(config_file: Path, each_graph_once: None) -> Path:
     return exported(config_file, folder=config_file.parent / "package")
 
 
@@ -150,23 +152,20 @@ def test_a_flipped_byte_anywhere_is_found(package: Path, tmp_path: Path, capsys:
 GREY = "[{type: torch_resize, kwargs: {size: [32, 32]}}, {type: v2.Grayscale, kwargs: {num_output_channels: 3}}, {type: to_tensor}]"
 
 
-def altered(module: torch.nn.Module, size: tuple[int, int], outputs: Any) -> Any:
-    """The exported graph with one weight of the classifier changed."""
-    model = real_export(module, size, outputs)
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.classifier.weight"))
-    values = numpy_helper.to_array(tensor).copy()
-    values[1, 2] += 0.1
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    return model
-
-
-real_export = exporter.export_graph
-
-
 @pytest.mark.parametrize("command", ["to_kestrel", "to_onnx"])
 def test_a_graph_with_one_altered_weight_fails_the_gate(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
+    export = exporter.export_graph
+
+    def altered(module: torch.nn.Module, size: tuple[int, int], outputs: Any) -> Any:
+        model = export(module, size, outputs)
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.classifier.weight"))
+        values = numpy_helper.to_array(tensor).copy()
+        values[1, 2] += 0.1
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return model
+
     monkeypatch.setattr(exporter, "export_graph", altered)
     target = {"to_kestrel": ["--save_to", str(tmp_path / "out")], "to_onnx": ["--save_prefix", str(tmp_path / "out" / "x")]}
     capsys.readouterr()

@@ -19,6 +19,7 @@ from up.__main__ import main
 from up.bundle.package import Package, open_package
 
 Config = dict[str, Any]
+pytestmark = pytest.mark.usefixtures("each_graph_once")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 from up.bundle.answers.answer import Floats, Outputs
 from up.bundle.archive import PackageError
@@ -18,7 +18,7 @@ _AUTO = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _NOWHERE = "no-package-reads-further-files"
 
 
-def required(name: str) -> Any:
+def required(name: str) -> ModuleType:
     """Import the module ``name`` of the deploy extra. Raises ``UserError`` with the command that installs it."""
     keep_quiet_about_models()
     try:

@@ -1,4 +1,4 @@
-"""What ``up to_onnx`` and ``up to_kestrel`` share: their arguments, and the export itself."""
+"""Arguments and export of ``up to_onnx`` and ``up to_kestrel``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
 
 
 def add_export(parser: CommandParser) -> None:
-    """The arguments of an export; those that ``to_kestrel`` of the configuration has too win over it."""
+    """Add the arguments of an export; they override the section ``to_kestrel`` of the configuration."""
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
     parser.add_argument("--model-name", help="name of the model (default: to_kestrel.model_name)")
     parser.add_argument("--version", help="version of the model, major.minor.patch (default: to_kestrel.version)")
@@ -52,9 +52,9 @@ def add_export(parser: CommandParser) -> None:
 
 
 def parsed(parser: CommandParser, words: list[str]) -> argparse.Namespace:
-    """The arguments, with the flags that set values of ``to_kestrel`` turned into overrides; the files that they name are there.
+    """Parse the arguments, turn flags that set values of ``to_kestrel`` into overrides, and check the named files.
 
-    ``--save-to`` is none of them: the package keeps its configuration, and would differ by where it was put.
+    ``--save-to`` is no override: the package contains its configuration, and would depend on its own path.
     """
     arguments = parser.read(words[1:])
     given = {"model_name": arguments.model_name, "version": arguments.version, "add_softmax": arguments.add_softmax}
@@ -69,14 +69,14 @@ def parsed(parser: CommandParser, words: list[str]) -> argparse.Namespace:
 
 
 def experiment_of(arguments: argparse.Namespace) -> Experiment:
-    """The experiment of ``--config``, with the flags' values in its ``to_kestrel``."""
+    """Load the experiment of ``--config`` with the overrides."""
     from up.build.experiment import load_experiment
 
     return load_experiment(arguments.config, arguments.opts)
 
 
 def exported(experiment: Experiment, arguments: argparse.Namespace, folder: Path) -> Export:
-    """The proved export, for a file in ``folder``. Raises before anything is written where something fails."""
+    """Export and check, for a file in ``folder``. Raises before anything is written if a step fails."""
     images = find_images(arguments.images)
     reason = unwritable(folder)
     if reason is not None:

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,13 +49,13 @@ def main(words: list[str]) -> int:
     if arguments.config is not None:
         expect_config(arguments.config, arguments.opts)
     predictor = open_predictor(arguments)
-    tally = Tally()
+    bad: list[Prediction] = []
     begun = time.perf_counter()
-    predictions = tally.of(predictor.predict(images, threads=arguments.threads), strict=arguments.strict)
+    predictions = with_bad_noted(predictor.predict(images, threads=arguments.threads), bad, strict=arguments.strict)
     predictions = with_files(predictions, predictor, arguments)
     publish(with_progress(predictions, len(images), arguments), predictor.answer, arguments)
-    report(tally, time.perf_counter() - begun, arguments)
-    if tally.bad:
+    report(len(images), bad, time.perf_counter() - begun, arguments)
+    if bad:
         return 2
     if arguments.output is not None or arguments.format == "table":
         print(*next_commands(CommandLine.typed(words), next_steps(arguments)), sep="\n", file=sys.stderr)
@@ -66,7 +65,7 @@ def main(words: list[str]) -> int:
 def with_files(
     predictions: Iterator[Prediction], predictor: Predictor[Floats] | CheckpointPredictor, arguments: argparse.Namespace
 ) -> Iterator[Prediction]:
-    """The predictions, whose masks and drawings are written as they go by."""
+    """Write the masks and drawings of predictions, and pass these on."""
     if arguments.mask_dir is not None:
         if not isinstance(predictor.answer, PixelsAnswer):
             raise UserError("the model predicts no masks", key="--mask-dir", fix="Leave it out.")
@@ -76,46 +75,38 @@ def with_files(
     return predictions
 
 
-def report(tally: Tally, seconds: float, arguments: argparse.Namespace) -> None:
+def report(images: int, bad: Sequence[Prediction], seconds: float, arguments: argparse.Namespace) -> None:
     """Print where the results are, and the images that could not be read."""
-    good = tally.images - len(tally.bad)
+    good = images - len(bad)
     if arguments.output is not None:
-        print(f"{count(tally.images, 'prediction')} written to {arguments.output}")
+        print(f"{count(images, 'prediction')} written to {arguments.output}")
     if arguments.mask_dir is not None:
         print(f"{count(good, 'mask')} written to {arguments.mask_dir}", file=sys.stderr)
     if arguments.vis_dir is not None:
         print(f"{count(good, 'image')} drawn into {arguments.vis_dir}", file=sys.stderr)
     if arguments.benchmark:
-        print(f"{count(tally.images, 'image')} in {seconds:.2f} s: {tally.images / seconds:.1f} images/s", file=sys.stderr)
-    for bad in tally.bad:
-        print(f"{bad.file}: {bad.error}", file=sys.stderr)
+        print(f"{count(images, 'image')} in {seconds:.2f} s: {images / seconds:.1f} images/s", file=sys.stderr)
+    for each in bad:
+        print(f"{each.file}: {each.error}", file=sys.stderr)
 
 
 def next_steps(arguments: argparse.Namespace) -> dict[str, Sequence[object]]:
-    """What one does with a network that predicts: the words of each command."""
+    """Return the words of the commands that come after a prediction, by their purpose."""
     if arguments.bundle is not None:
         return {"verify": ("verify", arguments.bundle)}
     steps = with_checkpoint({}, arguments.config, arguments.opts, arguments.ckpt)
     return {purpose: words for purpose, words in steps.items() if purpose != "predict"}
 
 
-@dataclass
-class Tally:
-    """Counts predictions, and keeps those that failed."""
-
-    images: int = 0
-    bad: list[Prediction] = field(default_factory=list)
-
-    def of(self, predictions: Iterable[Prediction], *, strict: bool) -> Iterator[Prediction]:
-        """The predictions, counted; ``strict`` raises the first error of one."""
-        for each in predictions:
-            if each.error is not None:
-                if strict:
-                    fix = "Leave out --strict to report it in its row and continue."
-                    raise UserError(each.error, file=each.file, fix=fix)
-                self.bad.append(each)
-            self.images += 1
-            yield each
+def with_bad_noted(predictions: Iterable[Prediction], bad: list[Prediction], *, strict: bool) -> Iterator[Prediction]:
+    """Append the predictions that failed to ``bad``, and pass all on; ``strict`` raises the first error."""
+    for each in predictions:
+        if each.error is not None:
+            if strict:
+                fix = "Leave out --strict to report it in its row and continue."
+                raise UserError(each.error, file=each.file, fix=fix)
+            bad.append(each)
+        yield each
 
 
 def open_predictor(arguments: argparse.Namespace) -> Predictor[Floats] | CheckpointPredictor:
@@ -137,7 +128,7 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor[Floats] | Checkpo
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """The arguments of ``up predict`` and of its older name, ``up inference``."""
+    """Parse the arguments of ``up predict`` and of its older name, ``up inference``."""
     parser = CommandParser("predict")
     parser.add_argument(
         "images",
@@ -145,11 +136,11 @@ def parse(words: list[str]) -> argparse.Namespace:
         metavar="FILE.yaml | IMAGE",
         help="the configuration, unless --config or --bundle is given; image files, folders (searched recursively), patterns",
     )
-    parser.add_argument("-i", "--img-path", metavar="IMAGE", help="one more IMAGE")
+    parser.add_argument("-i", "--img-path", metavar="IMAGE", help="another IMAGE")
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="a package (.tar) or graph (.onnx) instead of a configuration")
-    parser.add_argument("--provider", help="what runs the graph of --bundle: cpu, cuda, tensorrt (default: cpu)")
+    parser.add_argument("--provider", help="execution provider of onnxruntime for --bundle: cpu, cuda, tensorrt (default: cpu)")
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
-    parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or what the package says)")
+    parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or the number in the package)")
     parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
     parser.add_argument("--threads", type=positive, default=min(8, os.cpu_count() or 1), help="threads that decode images")
     parser.add_argument("--format", choices=("table", "json", "jsonl", "csv"), default="table", help="format of the predictions")
@@ -165,12 +156,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     if arguments.bundle is not None and (arguments.ckpt is not None or arguments.opts):
         raise UserError("--bundle: a package has its own weights and settings; --ckpt and --opts need --config.")
     if arguments.bundle is None and arguments.provider is not None:
-        raise UserError("--provider: chooses what runs the graph of --bundle; with --config set runtime.device.")
+        raise UserError("--provider: runs the graph of --bundle; with --config set runtime.device.")
     return arguments
 
 
 def expect_writable(arguments: argparse.Namespace, images: Sequence[Path]) -> None:
-    """A ``UserError`` where nothing should be written: known now, not once thousands of images are predicted."""
+    """Raise ``UserError`` for outputs that cannot be written: now, not after thousands of images are predicted."""
     output = arguments.output
     reason = None if output is None else _no_file(output) or unwritable(output.parent)
     if reason is not None:
@@ -187,15 +178,15 @@ def expect_writable(arguments: argparse.Namespace, images: Sequence[Path]) -> No
 
 
 def _no_file(path: Path) -> str | None:
-    """Why ``path`` cannot be replaced by a file; None where it can."""
+    """Say why ``path`` cannot be replaced by a file; None if it can."""
     if path.is_dir():
         return "is a folder"
-    # Of a device or a pipe, such as /dev/stdout, only the name would stay.
-    return "is no regular file; without --output the answers are printed" if path.exists() and not path.is_file() else None
+    # A device or a pipe such as /dev/stdout would become a file.
+    return "is no regular file; without --output the predictions are printed" if path.exists() and not path.is_file() else None
 
 
 def with_progress(predictions: Iterable[Prediction], images: int, arguments: argparse.Namespace) -> Iterator[Prediction]:
-    """The predictions, with a bar on a terminal that shows nothing else meanwhile."""
+    """Show a progress bar for predictions on a terminal that shows nothing else."""
     console = Console(stderr=True)
     shows_predictions = arguments.output is None and arguments.format != "table" and sys.stdout.isatty()
     bar = Progress(
@@ -228,7 +219,7 @@ def publish(predictions: Iterable[Prediction], answer: Answer, arguments: argpar
 
 
 def table_for(predictions: Iterable[Prediction], headings: Sequence[str]) -> Table:
-    """The rows of each image's result, or its error."""
+    """Build a table with the rows of each image's result, or its error."""
     table = table_of("image", *headings)
     for each in predictions:
         if each.result is None:

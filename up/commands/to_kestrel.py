@@ -1,4 +1,4 @@
-"""``up to_kestrel``: a checkpoint as a package, proved from pixel to logit."""
+"""``up to_kestrel``: a checkpoint as a package, checked from pixel to logit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from up.errors import UserError
 
 
 def main(words: list[str]) -> int:
-    """Export, prove, verify what would be written, write it; returns the exit code."""
+    """Export, compare with torch, verify the package, write it; returns the exit code."""
     parser = CommandParser("to_kestrel")
     parser.add_argument("--save-to", type=Path, help="output folder (default: to_kestrel.save_to, else the run folder)")
     parser.add_argument("--strict-kestrel", action="store_true", help="write only the members that Kestrel reads")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(words: list[str]) -> int:
-    """Export, prove the graph against torch, write it; returns the exit code."""
+    """Export, compare the graph with torch, write it; returns the exit code."""
     parser = CommandParser("to_onnx")
     parser.add_argument("--save-prefix", type=Path, help="output file without .onnx (default: RUN/NAME_VERSION)")
     parser.add_argument(
@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
 
 
 def expect_size(given: tuple[int, int, int], experiment: Experiment) -> None:
-    """A ``UserError`` unless (C, H, W) is what the test transforms produce: a graph of another size would see other images."""
+    """Raise ``UserError`` unless (C, H, W) is the size that the test transforms produce."""
     from up.build.data import input_size_of
 
     height, width = input_size_of(experiment)

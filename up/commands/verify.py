@@ -1,4 +1,4 @@
-"""``up verify``: does a package keep its promises?"""
+"""``up verify``: check a package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--meta-type", help="format of the meta file (default: image_folder for a folder, else imagenet)")
     parser.add_argument("--image-dir", help="folder that its file names are relative to (default: the meta file's)")
-    parser.add_argument("--provider", default="cpu", help="what runs the graph: cpu, cuda, tensorrt")
+    parser.add_argument("--provider", default="cpu", help="execution provider of onnxruntime: cpu, cuda, tensorrt")
     arguments = parser.read(words[1:])
     expect_package(arguments.package, "")
     meta, meta_type = arguments.meta, arguments.meta_type
@@ -40,9 +40,7 @@ def main(words: list[str]) -> int:
         from up.deploy.measure import accuracy
 
         meta_type = meta_type or ("image_folder" if meta.is_dir() else "imagenet")
-        lines = accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider)
-        for line in lines:
-            print(line)
+        print(*accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider), sep="\n")
     print(f"OK: {arguments.package} is valid")
     print(*next_commands(CommandLine.typed(words), with_package(arguments.package, verified=True)), sep="\n")
     return 0
