@@ -1,16 +1,16 @@
-"""Images that cannot be read: how one is named, and how many of them a run puts up with."""
+"""Images that cannot be read: their names, and the limit of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from up.errors import Problem, UserError
 from up.text import count
+from up.types import Kwargs
 
 
 class Listed(str):
-    """What messages call an image that a meta file lists, ``meta.txt:21: images/x.jpg``, with the parts of it."""
+    """Name of an image that a meta file lists, ``meta.txt:21: images/x.jpg``, with its parts."""
 
     file: str
     line: int
@@ -26,7 +26,7 @@ class Listed(str):
 
 
 class BadImage(UserError):
-    """The file at ``where``, a path or a ``Listed`` name, is no image that can be used, for the ``reason`` given."""
+    """Report that the file at ``where``, a path or a ``Listed`` name, is no image that can be used, and the ``reason``."""
 
     def __init__(self, where: str, reason: str, fix: str = "") -> None:
         if isinstance(where, Listed):
@@ -41,10 +41,10 @@ class UnreadableImages(UserError):
 
 
 class BadImages:
-    """Counts the different bad images met so far and raises ``UserError`` when they are too many.
+    """Counts the different bad images so far and raises ``UserError`` when they are too many.
 
     ``max_bad`` below 1 is a share of the ``total`` images of the data set; from 1 on it is a number of images.
-    ``on_new`` is told of every bad image once.
+    ``on_new`` gets every bad image once.
     """
 
     def __init__(self, *, max_bad: float, total: int, on_new: Callable[[str], object] | None = None) -> None:
@@ -53,11 +53,11 @@ class BadImages:
         self._on_new = on_new
         self._seen: dict[str, None] = {}
 
-    def new_in(self, batches: Iterable[Mapping[str, Any]]) -> list[Problem]:
-        """The bad images of ``batches`` that have not been counted yet."""
+    def new_in(self, batches: Iterable[Kwargs]) -> list[Problem]:
+        """List the bad images of ``batches`` that have not been counted yet."""
         return [bad for batch in batches for bad in batch.get("bad", ()) if bad and str(bad) not in self._seen]
 
-    def add(self, batch: Mapping[str, Any]) -> None:
+    def add(self, batch: Kwargs) -> None:
         """Count the bad images of ``batch``, which its field ``bad`` names."""
         for bad in batch.get("bad", ()):
             if bad and str(bad) not in self._seen:
@@ -71,7 +71,7 @@ class BadImages:
             )
 
     def state_dict(self) -> dict[str, list[str]]:
-        """What a resumed run must know, so that an image is counted and listed once."""
+        """Return the images counted so far, so that a resumed run counts and lists each once."""
         return {"seen": list(self._seen)}
 
     def load_state_dict(self, state: Mapping[str, list[str]]) -> None:

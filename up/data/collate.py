@@ -1,4 +1,4 @@
-"""From samples to a batch, and a batch to its device."""
+"""Samples to a batch, and a batch to its device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from up.data.records import Batch, Image, Sample
 from up.errors import UserError
 
-_ON_HOST = ("seed", "index")  # keys of randomness and of results, which the device has no use for
+_ON_HOST = ("seed", "index")  # keys of randomness and of results, not needed on the device
 
 
 def collate(samples: Sequence[Sample], *, one_size: bool = True) -> Batch:
@@ -52,7 +52,7 @@ def _stacked(values: list[object]) -> object:
 
 
 def _are_rows(values: list[object]) -> bool:
-    """Whether these are lists of integers, of the same length."""
+    """Whether all values are lists of integers, of the same length."""
     lists = [each for each in values if isinstance(each, list) and each and all(isinstance(value, int) for value in each)]
     return len(lists) == len(values) and len({*map(len, lists)}) == 1
 
@@ -64,7 +64,7 @@ def _form(image: Image) -> str:
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False) -> Batch:
-    """``batch`` with every tensor on ``device``, also those in lists and dictionaries; ``seed`` and ``index`` stay on the host.
+    """Move every tensor to ``device``, also those in lists and dictionaries; ``seed`` and ``index`` stay on the host.
 
     ``channels_last``: the memory format of the images, where they are one tensor.
     """
@@ -88,7 +88,7 @@ def _moved(value: object, device: torch.device) -> object:
 
 
 def without_bad(batch: Batch) -> Batch:
-    """The batch without the rows whose image was replaced, so that none is counted twice; maybe of 0 rows."""
+    """Drop the rows whose image was replaced, so that none is counted twice; 0 rows may be left."""
     bad = batch.get("bad", [])
     if not any(bad):
         return batch

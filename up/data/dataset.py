@@ -1,4 +1,4 @@
-"""What the data sets of every task share: transforms, keyed randomness, second samples for mixing, images that cannot be read."""
+"""Base of the data sets of every task: transforms, keyed randomness, second samples for mixing, images that cannot be read."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from up.seed import seed_cpu
 Transforms: TypeAlias = Annotated[Sequence[Transform], PartOf("transform")]
 ImageReader: TypeAlias = Annotated[Reader, PartOf("image_reader")]
 
-_SECOND, _REPLACEMENT = 1, 2  # what is drawn, mixed into the key
+_SECOND, _REPLACEMENT = 1, 2  # purposes of draws, mixed into the key
 _TRIES = 100
 _UNREADABLE = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES)  # of one file; None is Pillow's own
 
 
 class KeyedDataset(ABC):
-    """Samples asked for by ``SampleKey``: the base of the data sets of every task.
+    """Samples by ``SampleKey``: the base of the data sets of every task.
 
     A data set adds ``__len__`` and ``read``. Fields of a sample that are ``tv_tensors.Mask`` or ``tv_tensors.BoundingBoxes`` are
-    moved by the transforms as the image is. All randomness hangs on the key, so that workers, resume and ranks change nothing.
+    moved by the transforms as the image is. All randomness is keyed, so that workers, resume and ranks change nothing.
 
     - ``transformer``: the transforms, in this order.
-    - ``on_bad_image``: ``skip`` puts another image in the place of one that cannot be read, as long as no more than ``max_bad``
+    - ``on_bad_image``: ``skip`` replaces an image that cannot be read by another one, as long as no more than ``max_bad``
       are bad: below 1 a share of the images, from 1 on a number.
     """
 
     files: Listing | None = None
-    """The files of the samples, where a list names them; ``where`` and ``fingerprint`` go by it."""
+    """Files of the samples, where a list names them; ``where`` and ``fingerprint`` use it."""
     notes: Sequence[str] = ()
-    """What a user should know of how the list of images was read."""
+    """Reports of what was ignored or converted when the list of images was read."""
 
     @checked
     def __init__(
@@ -84,26 +84,26 @@ class KeyedDataset(ABC):
 
     @property
     def label_sets(self) -> PackedLabels | None:
-        """The labels image by image, by which samplers weigh them; None where there are none."""
+        """Labels image by image, with which samplers weigh them; None where there are none."""
         return None
 
     def sample_problem(self, sample: Sample) -> str | None:
-        """What is wrong with the targets that ``read`` returned, as the end of a sentence; None for a sample that can be used."""
+        """Describe a mistake in the targets that ``read`` returned, as the end of a sentence; None for a usable sample."""
         return None
 
     def finished(self, sample: Sample) -> Sample:
-        """The sample after its transforms: the place to drop boxes that a crop has left nothing of."""
+        """Finish a sample after its transforms: for example drop boxes that a crop has left nothing of."""
         return sample
 
     def fingerprint(self) -> str:
-        """sha256 of the list of images: what a resumed run expects to find unchanged."""
+        """Hash the list of images (sha256), which a resumed run expects unchanged."""
         found = sha256(repr((type(self).__qualname__, len(self))).encode())
         for values in self.files.arrays() if self.files is not None else ():
             found.update(b"-" if values is None else values.tobytes())
         return found.hexdigest()
 
     def where(self, index: int) -> str:
-        """Where image ``index`` comes from, for messages."""
+        """Name image ``index`` for messages."""
         return self.files.where(index) if self.files is not None else f"image {index} of {type(self).__name__}"
 
     def with_transforms(self, transforms: Sequence[Transform]) -> Self:
@@ -140,7 +140,7 @@ class KeyedDataset(ABC):
 
 
 class _Visit:
-    """One sample on its way through the transforms, with what it needs of others."""
+    """State of one sample in the transforms: the second samples drawn so far, and the bad image that it replaces."""
 
     def __init__(self, dataset: KeyedDataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
@@ -161,7 +161,7 @@ class _Visit:
         return sample
 
     def read(self, index: int) -> Sample:
-        """Sample ``index``, or in place of one that cannot be read another, chosen by the seed."""
+        """Read sample ``index``, or instead of one that cannot be read another, chosen by the seed."""
         dataset = self._dataset
         try:
             return read_sample(dataset, index)
@@ -178,7 +178,7 @@ class _Visit:
         raise UserError(f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either.")
 
     def _second(self, transforms: Sequence[Transform]) -> Sample:
-        """Another sample of the data set, after ``transforms``."""
+        """Draw another sample of the data set, after ``transforms``."""
         self._drawn += 1
         return self.transformed(self.read(mix(self._seed, _SECOND, self._drawn) % len(self._dataset)), transforms)
 
@@ -199,7 +199,7 @@ def read_sample(dataset: KeyedDataset, index: int) -> Sample:
 
 
 def form_problem(sample: object) -> str | None:
-    """What is wrong with the form of what ``read`` returned, as the end of a sentence."""
+    """Describe a mistake in the form of a sample, as the end of a sentence."""
     written = "Sample(image=…, gt=…, filename=…)"
     if not isinstance(sample, dict):
         return (
@@ -216,7 +216,7 @@ def form_problem(sample: object) -> str | None:
 
 
 def _image_fix(image: object) -> str | None:
-    """How to correct an image that cannot be used; None for one that can."""
+    """Suggest a correction of an image that cannot be used; None for one that can."""
     if isinstance(image, Image.Image):
         return None if image.mode == "RGB" else " Add .convert('RGB')."
     if isinstance(image, np.ndarray):

@@ -1,11 +1,11 @@
-"""From a file to RGB: one definition of what an image is, whichever decoder reads it.
+"""Files to RGB: one definition of an image, for all decoders.
 
 * Transparency is dropped unless a background is given: the colour channels as they are stored (``convert("RGB")``, as
   torchvision's loader does), after a palette has been resolved. Over a background they are composited in 8 bits, as Pillow's
   ``alpha_composite`` does; a transparent colour (tRNS) makes the pixels of exactly that colour transparent.
-* 16 bits a channel become 8 by keeping the high byte; 1 bit becomes 0 and 255; floating-point pixels are refused, since
-  nothing says what range they have.
-* The orientation in EXIF is applied: the picture as people see it.
+* 16 bits a channel become 8 by keeping the high byte; 1 bit becomes 0 and 255; floating-point pixels are an error, since
+  their range is not defined.
+* The orientation in EXIF is applied: the image as people see it.
 * Of an animation the first frame is read.
 * A file that ends early, or whose checksum is wrong where its format has one, is a ``BadImage``.
 
@@ -76,7 +76,7 @@ QUIET = _Quiet()
 def read_rgb(
     source: str | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS, background: Color | None = None
 ) -> Image.Image:
-    """The image at a path, or in bytes that ``name`` names in errors, upright and in 8-bit RGB. Raises ``BadImage``.
+    """Read the image at a path, or in bytes that ``name`` names in errors, upright and in 8-bit RGB. Raises ``BadImage``.
 
     Transparent pixels are composited over ``background``; without one the alpha channel is ignored.
     """
@@ -97,12 +97,12 @@ def has_alpha(path: str) -> bool:
 
 
 def name_of(source: str | bytes) -> str:
-    """What errors call an image that got no name."""
+    """Name an image in errors that got no name."""
     return source if isinstance(source, str) else "image"
 
 
 def open_image(source: str | bytes, name: str | None, max_pixels: int) -> tuple[bytes, Image.Image]:
-    """The encoded bytes and Pillow's reading of the header; nothing is decoded yet."""
+    """Read the encoded bytes and, with Pillow, the header; nothing is decoded yet."""
     name = name or name_of(source)
     encoded = _read(source, name, max_pixels) if isinstance(source, str) else source
     if not encoded:
@@ -135,7 +135,7 @@ def _read(path: str, name: str, max_pixels: int) -> bytes:
 
 
 def decode(encoded: bytes, opened: Image.Image, name: str, background: Color | None = None) -> Image.Image:
-    """Upright 8-bit RGB."""
+    """Decode to upright 8-bit RGB. Raises ``BadImage``."""
     kind = opened.format or "image"
     try:
         if kind == "PNG":  # decoding skips the checksums of the pixel data, and a flipped bit would pass unseen
@@ -148,7 +148,7 @@ def decode(encoded: bytes, opened: Image.Image, name: str, background: Color | N
 
 
 def upright_rgb(image: Image.Image, background: Color | None = None) -> Image.Image:
-    """8-bit RGB of an image that Pillow opened, turned as its EXIF says. Raises what Pillow raises while it decodes."""
+    """Decode an image that Pillow opened to 8-bit RGB, turned as its EXIF says. Raises the errors of Pillow's decoder."""
     if background is not None:
         _rescale_transparent_colour(image)  # before the image is loaded: afterwards Pillow has forgotten the bit depth
     image.load()
@@ -191,7 +191,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The orientation in EXIF, 1 (upright) to 8."""
+    """Read the orientation in EXIF, 1 (upright) to 8."""
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # EXIF that cannot be parsed says nothing about the orientation
@@ -217,6 +217,6 @@ def _damaged(kind: str, size: int, error: Exception) -> str:
 
 
 def _pixels_in(error: Image.DecompressionBombError) -> str:
-    """Pillow tells the number of pixels only in words: ``Image size (180000000 pixels) exceeds …``."""
+    """Read the number of pixels from Pillow's message: ``Image size (180000000 pixels) exceeds …``."""
     digits = str(error).partition("(")[2].partition(" ")[0]
     return f"{int(digits):,} pixels" if digits.isdigit() else "a decompression bomb"

@@ -1,4 +1,4 @@
-"""Images in folders: in one folder for each class, or all that lie below one."""
+"""Images in folders: in one folder for each class, or all below one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", "
 
 
 def classes_of(roots: Iterable[ImageRoot]) -> list[str]:
-    """The classes that several folders have together, sorted."""
-    found = set()
-    for root in roots:
-        found |= {folder for folder in folders_in(root.shown) if any(True for _ in _walk(root, folder))}
-    return sorted(found)
+    """List the classes of several folders together, sorted."""
+    return sorted({folder for root in roots for folder in folders_in(root.shown) if any(True for _ in _walk(root, folder))})
 
 
 def empty_classes(root: ImageRoot) -> list[str]:
-    """The folders in ``root`` that hold no image, at any depth, sorted."""
+    """List the folders in ``root`` without an image at any depth, sorted."""
     return [folder for folder in folders_in(root.shown) if not any(True for _ in _walk(root, folder))]
 
 
 def images_under(root: ImageRoot, folder: str = "") -> list[str]:
-    """All images in ``folder`` of ``root``, at any depth, as sorted names relative to ``root``; not the hidden ones.
+    """List all images in ``folder`` of ``root``, at any depth, as sorted names relative to ``root``; not the hidden ones.
 
     Links are followed; ``MetaError`` where one leads to a folder outside, unless ``root`` allows it.
     """
@@ -52,7 +49,7 @@ def _walk(root: ImageRoot, folder: str) -> Iterator[str]:
 
 
 def folders_in(top: str) -> list[str]:
-    """The folders in a folder, sorted; not the hidden ones."""
+    """List the folders in a folder, sorted; not the hidden ones."""
     if not os.path.isdir(top):
         what = "a file" if os.path.exists(top) else "no such folder"
         raise MetaError(f"{what}. Expected a folder of class folders (meta_type image_folder).", file=top)
@@ -60,7 +57,6 @@ def folders_in(top: str) -> list[str]:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder and not hidden."""
     try:
         with os.scandir(folder) as entries:
             listed = [entry for entry in entries if not entry.name.startswith(".")]

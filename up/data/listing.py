@@ -1,4 +1,4 @@
-"""Lists of files: reading them, with all that is wrong reported at once as ``file:line: what``, and the list itself, packed.
+"""Lists of files: reading them, with all problems reported at once as ``file:line: problem``, and the list itself, packed.
 
 Blank lines, CRLF and a byte order mark do not matter.
 """
@@ -28,23 +28,23 @@ from up.types import Record
 
 T = TypeVar("T")
 _LISTED = 10  # problems shown of one file
-_CHUNK = 1 << 15  # lines: few enough to stay small, many enough for the checks of a whole chunk to pay off
+_CHUNK = 1 << 15  # lines: small in memory, and enough that the checks of a whole chunk are cheap
 _FRACTION = 0x66726163  # its own key, not the run's seed: runs that differ in the seed train on the same fraction
 
 
 class MetaError(UserError):
-    """A meta file cannot be used; one line for each problem, with file and line."""
+    """Problems of a meta file, one line for each, with file and line."""
 
 
 class LineError(ValueError):
-    """One line of a meta file cannot be used."""
+    """Problem of one line of a meta file."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """N files: ``names`` (N), where each stands (``lines`` (N,) from 1, 0 for the files of a folder) and in which list.
+    """N files: ``names`` (N), and the line of each in its list (``lines`` (N,) from 1, 0 for the files of a folder).
 
-    ``source`` (N,) is which of ``paths`` and ``roots`` a file comes from.
+    ``source`` (N,) is the index of its list in ``paths`` and ``roots``.
     """
 
     names: PackedStrings
@@ -57,16 +57,16 @@ class Listing:
         return len(self.names)
 
     def where(self, index: int) -> str:
-        """``meta.txt:21: images/x.jpg``, or the path of a file in a folder."""
+        """Name a file for messages: ``meta.txt:21: images/x.jpg``, or the path of a file in a folder."""
         path, line = self.paths[int(self.source[index])], int(self.lines[index])
         return Listed(self.names[index], path, line) if line else os.path.join(path, self.names[index])
 
     def path_of(self, index: int) -> str:
-        """The file."""
+        """Return the path of a file."""
         return self.roots[int(self.source[index])].path_of(self.names[index])
 
     def read(self, index: int, reader: Reader) -> Image:
-        """The image, named in errors by its place in the list.
+        """Read an image, which errors name by its line in the list.
 
         Raises ``BadImage``, and ``MetaError`` where a symbolic link leads out of the folder of the images.
         """
@@ -75,57 +75,41 @@ class Listing:
         return reader(self.path_of(index), self.where(index))
 
     def take(self, kept: NDArray[np.int64]) -> Self:
-        """The files at the indices ``kept``."""
+        """Select the files at the indices ``kept``."""
         return replace(self, names=self.names.take(kept), lines=self.lines[kept], source=self.source[kept])
 
     def fraction(self, share: float) -> Self:
-        """A share of the files, above 0 and up to 1, in every run the same ones."""
+        """Select a share of the files, above 0 and up to 1, the same ones in every run."""
         assert 0 < share <= 1
         return self if share == 1 else self.take(np.sort(permutation(len(self), _FRACTION)[: max(1, round(len(self) * share))]))
 
     def arrays(self) -> list[NDArray[np.generic] | None]:
-        """What tells one list from another, for hashing."""
+        """Return the arrays that identify the list, for hashing."""
         return [*self.names.arrays]
 
 
-class Problems:
-    """What is wrong with one file, collected."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._found: list[tuple[int, str]] = []
-        self._uncounted = 0
-
-    def add(self, line: int, text: str) -> None:
-        """``text`` about ``line``."""
-        if len(self._found) < 1000:
-            self._found.append((line, text))
-        else:
-            self._uncounted += 1
-
-    def raise_if_any(self) -> None:
-        """Raise ``MetaError`` with the first ten problems."""
-        if not self._found:
-            return
-        listed = [Problem(text, file=self._path, line=line) for line, text in sorted(self._found)[:_LISTED]]
-        more = len(self._found) - len(listed) + self._uncounted
-        raise MetaError.of([*listed, Problem(f"and {more:,} more", file=self._path)] if more else listed)
-
-
 class Rows:
-    """The names of a file while it is being read."""
+    """Names and problems of a file while it is being read."""
 
     def __init__(self, path: str, root: ImageRoot) -> None:
         self.path, self.root = path, root
-        self.problems = Problems(path)
+        self._problems: list[tuple[int, str]] = []
+        self._uncounted = 0
         self._names = StringPacker()
         self._lines = array("i")
 
     def extend(self, names: list[bytes], lines: list[int]) -> None:
-        """Take over names that are still to be checked."""
+        """Add names, once they are checked."""
         self._check(names, lines)
         self._names.extend(names)
         self._lines.extend(lines)
+
+    def problem(self, line: int, text: str) -> None:
+        """Add a problem of a line; ``names`` raises them together."""
+        if len(self._problems) < 1000:
+            self._problems.append((line, text))
+        else:
+            self._uncounted += 1
 
     def _check(self, names: list[bytes], lines: list[int]) -> None:
         together = b"\n".join(names)
@@ -142,28 +126,31 @@ class Rows:
             except UnicodeDecodeError:
                 refusal = f"{name[:60]!r} is not UTF-8: save the file as UTF-8"
             if refusal:
-                self.problems.add(line, refusal)
+                self.problem(line, refusal)
 
     @property
     def lines(self) -> NDArray[np.int32]:
-        """The line of each name, from 1."""
+        """Line of each name, from 1."""
         return np.array(self._lines, dtype=np.int32)
 
     def names(self) -> PackedStrings:
-        """All names; raises ``MetaError`` when anything was wrong, or when there are none."""
-        self.problems.raise_if_any()
+        """Return all names. Raises ``MetaError`` with the first ten problems if there are any, or when there are no names."""
+        if self._problems:
+            listed = [Problem(text, file=self.path, line=line) for line, text in sorted(self._problems)[:_LISTED]]
+            more = len(self._problems) - len(listed) + self._uncounted
+            raise MetaError.of([*listed, Problem(f"and {more:,} more", file=self.path)] if more else listed)
         if not len(self._names):
             raise MetaError("it names no image. Expected at least one line.", file=self.path)
         return self._names.packed()
 
     def listing(self) -> Listing:
-        """As a list of its own; raises as ``names``."""
+        """Return the names as a list. Raises ``MetaError`` as ``names``."""
         names = self.names()
         return Listing(names, self.lines, np.zeros(len(names), np.uint16), [self.path], [self.root])
 
 
 def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
-    """The lines of a file in chunks, each with the number of its first line."""
+    """Read the lines of a file in chunks, each with the number of its first line."""
     if os.path.isdir(path):
         raise MetaError("a folder. Expected a meta file; meta_type image_folder reads folders of classes.", file=path)
     try:
@@ -181,15 +168,15 @@ def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def shown(raw: bytes) -> str:
-    """A line for a message."""
+    """Shorten a line for a message."""
     text = raw.strip().decode(errors="replace")
     return repr(text if len(text) <= 60 else text[:57] + "…")
 
 
 def json_rows(rows: Rows, read: Callable[[Record, int], T]) -> Iterator[tuple[list[T], list[int]]]:
-    """What ``read`` makes of the JSON object on each line and the line's number, a chunk at a time, with these numbers.
+    """Apply ``read`` to the JSON object on each line and the line's number, and yield a chunk of results with their lines.
 
-    Lines that are no objects, or of which ``read`` raises ``LineError``, are problems of ``rows``, and left out.
+    Lines that are no objects, or for which ``read`` raises ``LineError``, are problems of ``rows``, and left out.
     """
     for start, chunk in chunks(rows.path):
         found, lines = [], []
@@ -199,7 +186,7 @@ def json_rows(rows: Rows, read: Callable[[Record, int], T]) -> Iterator[tuple[li
             try:
                 found.append(read(_record(raw), line))
             except LineError as wrong:
-                rows.problems.add(line, str(wrong))
+                rows.problem(line, str(wrong))
             else:
                 lines.append(line)
         yield found, lines

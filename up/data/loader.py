@@ -33,14 +33,14 @@ Collate = Callable[[Sequence[Sample]], Batch]
 
 
 class ByKey(Protocol):
-    """Samples asked for by what their randomness hangs on."""
+    """Samples by the keys of their randomness."""
 
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How batches are fetched: by ``num_workers`` processes, in this one if there are none."""
+    """Settings of the processes that fetch batches; without any they are fetched in this one."""
 
     num_workers: int = 0
     pin_memory: bool = False
@@ -48,26 +48,26 @@ class Workers:
 
 
 class LoaderDied(UserError):
-    """A worker process ended, or could not hand over its batch, for want of something the machine should provide."""
+    """Report that a worker process ended, or could not send its batch, because the machine ran out of something."""
 
 
 class WorkerDied(LoaderDied):
-    """A worker process was killed; what was saved stands, and the same command continues from there (EX_TEMPFAIL)."""
+    """Report that a worker process was killed; the same command continues from the last checkpoint (EX_TEMPFAIL)."""
 
     exit_code = 75
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A ``UserError`` on its way out of a worker, as a value: torch would wrap an exception into its traceback."""
+    """A ``UserError`` of a worker, sent as a value: torch would wrap an exception into its traceback."""
 
     error: UserError
 
 
 class TrainLoader:
-    """The updates from ``start_step`` to before ``end_step``, each with this rank's micro-batches.
+    """The steps from ``start_step`` to before ``end_step``, each with this rank's micro-batches.
 
-    Iterating raises the ``UserError`` of a sample that cannot be used when its update comes, and ``LoaderDied``.
+    Iterating raises the ``UserError`` of a sample that cannot be used at its step, and ``LoaderDied``.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TrainLoader:
         return len(self._steps)
 
     def cut(self, step: int) -> Cut:
-        """How much each micro-batch of update ``step`` counts, and how many images the update has on all ranks."""
+        """Weigh each micro-batch of a step, and count the images of the step on all ranks."""
         return self._batches.cut(step)
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
@@ -100,7 +100,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """The batches of an evaluation, this rank's share of them; no image that had to be replaced is in them."""
+    """This rank's share of the batches of an evaluation, without images that had to be replaced."""
 
     def __init__(
         self,
@@ -129,12 +129,12 @@ class EvalLoader:
 
 
 def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers, collate: Collate = collate) -> Iterator[Batch]:
-    """The batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
+    """Fetch the batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
     return _batches(_Fetch(dataset, collate), keys, workers)
 
 
 class _Fetch:
-    """What runs in a worker: keys to a batch, or to the reason why there is none."""
+    """Data set of the workers: keys to a batch, or to the error of one of its samples."""
 
     def __init__(self, dataset: ByKey, collate: Collate) -> None:
         self._dataset = dataset
@@ -155,11 +155,11 @@ class _Fetch:
         try:
             return self._collate([self._dataset[key] for key in keys])
         except UserError as error:
-            return Failed(_that_travels(error))
+            return Failed(_picklable(error))
 
 
-def _that_travels(error: UserError) -> UserError:
-    """The error itself if it survives pickling, otherwise its text."""
+def _picklable(error: UserError) -> UserError:
+    """Return the error itself if it survives pickling, otherwise its text."""
     try:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:  # whatever a constructor does with arguments that it did not expect
@@ -186,7 +186,7 @@ def _batches(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
 def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -> Iterator[Batch | Failed]:
     several = workers.num_workers > 0
     with warnings.catch_warnings():
-        # Files are written for larger machines than the one they are tried on; the loader works all the same.
+        # Configurations are often written for larger machines; the loader works all the same.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")  # torch's threads sleep at this point
         loader: DataLoader[Batch | Failed] = DataLoader(
@@ -194,11 +194,11 @@ def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
             batch_size=None,
             sampler=_Once(keys),
             num_workers=workers.num_workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            collate_fn=_unchanged,  # type: ignore[arg-type]
             pin_memory=workers.pin_memory and torch.accelerator.is_available(),
             worker_init_fn=_start_worker,
             multiprocessing_context=workers.fork_method if several else None,
-            generator=torch.Generator(),  # torch draws a seed for the workers: not from what training draws from
+            generator=torch.Generator(),  # torch draws a seed for the workers: not from the generator of training
         )
         with _undisturbed():
             return iter(loader)
@@ -206,9 +206,9 @@ def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Undo torch's handler of SIGCHLD, which raises the death of a worker out of whatever the process is doing at the time.
+    """Undo torch's handler of SIGCHLD, which raises the death of a worker anywhere in this process.
 
-    The loader notices it as well, within five seconds, when it waits for a batch: there all ranks can agree what to do.
+    The loader detects it as well, within five seconds, when it waits for a batch: there all ranks can agree what to do.
     """
     before = signal.getsignal(signal.SIGCHLD)
     yield
@@ -226,7 +226,7 @@ class _Once:
         return iter(self._keys)
 
 
-def _as_it_is(batch: Batch | Failed) -> Batch | Failed:
+def _unchanged(batch: Batch | Failed) -> Batch | Failed:
     return batch
 
 
@@ -239,8 +239,8 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # A scheduler that signals every process of a job means the ranks, which still need their workers in order to save. The
-    # second signal is theirs: torch ends a worker so that does not end by itself.
+    # A scheduler that signals every process of a job means the ranks, which still need their workers in order to save.
+    # torch sends the second signal, to end a worker that does not end by itself.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
@@ -252,9 +252,9 @@ def _end_with_parent() -> None:
 
 
 def as_loader_died(error: BaseException) -> LoaderDied | None:
-    """``LoaderDied`` with the remedy, when ``error`` is how torch reports the end of a worker; otherwise None.
+    """Convert torch's report of the end of a worker to ``LoaderDied`` with the fix; None for other errors.
 
-    Another loader in the same process, which has left torch's signal handler in place, lets it surface anywhere.
+    With another loader in the same process, whose signal handler of torch is in place, it may be raised anywhere.
     """
     text = str(error)
     if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text or "ancdata" in text:

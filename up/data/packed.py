@@ -1,4 +1,4 @@
-"""A million names and labels as a handful of arrays: small, quick to pickle, and shared by forked workers for good.
+"""A million names and labels as a few arrays: small, quick to pickle, and shared by forked workers.
 
 A list of a million ``str`` objects is copied page by page into every worker, because reading an object writes its
 reference count. Arrays have one count for all of their elements.
@@ -18,7 +18,7 @@ _SMALL = np.iinfo(np.uint32).max
 
 
 class PackedStrings(Sequence[str]):
-    """An immutable sequence of strings: one buffer of UTF-8 and the offsets of its ends."""
+    """An immutable sequence of strings: one buffer of UTF-8 and the offsets of their ends."""
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
         packer = StringPacker()
@@ -27,7 +27,7 @@ class PackedStrings(Sequence[str]):
 
     @classmethod
     def of_arrays(cls, buffer: NDArray[np.uint8], offsets: Offsets) -> PackedStrings:
-        """From ``buffer`` (bytes,) and ``offsets`` (N + 1,): string i is ``buffer[offsets[i]:offsets[i + 1]]``."""
+        """Wrap ``buffer`` (bytes,) and ``offsets`` (N + 1,): string i is ``buffer[offsets[i]:offsets[i + 1]]``."""
         made = cls.__new__(cls)
         made._buffer = buffer
         made._offsets = offsets.astype(np.uint32) if len(buffer) <= _SMALL else offsets
@@ -52,7 +52,7 @@ class PackedStrings(Sequence[str]):
         return (self[index] for index in range(len(self)))
 
     def take(self, indices: NDArray[np.int64]) -> PackedStrings:
-        """The strings at ``indices``, in that order."""
+        """Select the strings at ``indices``, in that order."""
         packer = StringPacker()
         starts, ends, whole = self._offsets[:-1], self._offsets[1:], self._buffer
         packer.extend(whole[starts[index] : ends[index]].tobytes() for index in indices)
@@ -60,7 +60,7 @@ class PackedStrings(Sequence[str]):
 
     @classmethod
     def join(cls, parts: Sequence[PackedStrings]) -> PackedStrings:
-        """All strings of all ``parts``, one after another."""
+        """Concatenate ``parts``."""
         if len(parts) == 1:
             return parts[0]
         ends = [part._offsets[1:].astype(np.int64) for part in parts]
@@ -70,7 +70,7 @@ class PackedStrings(Sequence[str]):
 
     @property
     def arrays(self) -> tuple[NDArray[np.uint8], Offsets]:
-        """The buffer and the offsets themselves, for hashing."""
+        """Buffer and offsets, for hashing."""
         return self._buffer, self._offsets
 
     @property
@@ -80,7 +80,7 @@ class PackedStrings(Sequence[str]):
 
 
 class StringPacker:
-    """Collects UTF-8 strings into a ``PackedStrings`` without keeping an object for each."""
+    """Collector of UTF-8 strings for a ``PackedStrings``, without an object for each."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -90,7 +90,7 @@ class StringPacker:
         return len(self._ends) - 1
 
     def extend(self, strings: Iterable[bytes]) -> None:
-        """Append already encoded strings."""
+        """Append encoded strings."""
         listed = list(strings)
         base = len(self._buffer)
         self._buffer += b"".join(listed)
@@ -98,13 +98,13 @@ class StringPacker:
         self._ends.frombytes((np.cumsum(lengths) + base).tobytes())
 
     def packed(self) -> PackedStrings:
-        """What was collected."""
+        """Return the strings collected so far."""
         buffer = np.frombuffer(bytes(self._buffer), dtype=np.uint8)
         return PackedStrings.of_arrays(buffer, np.array(self._ends, dtype=np.int64))
 
 
 class PackedLabels:
-    """The labels of N samples: one each, the same number each (one a head), or a set of any size each.
+    """Labels of N samples: one each, the same number each (one a head), or a set of any size each.
 
     ``values`` is (N,), (N, heads), or flat with ``offsets`` (N + 1,).
     """
@@ -116,7 +116,7 @@ class PackedLabels:
 
     @classmethod
     def of_sets(cls, sets: Sequence[Sequence[int]]) -> PackedLabels:
-        """A set of labels for every sample."""
+        """Pack a set of labels for every sample."""
         offsets = np.cumsum([0, *(len(labels) for labels in sets)])
         return cls(np.array([label for labels in sets for label in labels], dtype=np.int64), offsets)
 
@@ -124,25 +124,25 @@ class PackedLabels:
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> list[int]:
-        """All labels of sample ``index``."""
+        """Return all labels of sample ``index``."""
         if self.offsets is None:
             return [int(label) for label in np.atleast_1d(self.values[index])]
         return [int(label) for label in self.values[self.offsets[index] : self.offsets[index + 1]]]
 
     @property
     def heads(self) -> int | None:
-        """How many labels every sample has, or None when that varies."""
+        """Number of labels of every sample, or None when that varies."""
         if self.offsets is not None:
             return None
         return 1 if self.values.ndim == 1 else self.values.shape[1]
 
     def owners(self) -> NDArray[np.int64]:
-        """For every element of ``values.ravel()``, the sample it belongs to."""
+        """Return the sample of every element of ``values.ravel()``."""
         each = np.full(len(self), self.heads) if self.offsets is None else np.diff(self.offsets)
         return np.repeat(np.arange(len(self)), each)
 
     def take(self, indices: NDArray[np.int64]) -> PackedLabels:
-        """The labels of the samples at ``indices``, in that order."""
+        """Select the labels of the samples at ``indices``, in that order."""
         if self.offsets is None:
             return PackedLabels(self.values[indices])
         starts, sizes = self.offsets[indices], np.diff(self.offsets)[indices]
@@ -152,7 +152,7 @@ class PackedLabels:
 
     @classmethod
     def join(cls, parts: Sequence[PackedLabels]) -> PackedLabels:
-        """The labels of all ``parts``, which are of one form."""
+        """Concatenate ``parts``, which are of one form."""
         if len(parts) == 1:
             return parts[0]
         values = np.concatenate([part.values for part in parts])

@@ -1,4 +1,4 @@
-"""The image readers by the names that configurations use: Pillow, and libjpeg-turbo by way of torchvision."""
+"""Image readers by the names that configurations use: Pillow, and libjpeg-turbo in torchvision."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Reader(Protocol):
     image_dir: str | list[str] | None
 
     def __call__(self, source: str | bytes, name: str | None = None) -> Image:
-        """A Pillow image in RGB, or a uint8 tensor (3, H, W)."""
+        """Read a Pillow image in RGB, or a uint8 tensor (3, H, W)."""
 
 
 class PillowReader:
     """Decodes with Pillow into an RGB ``PIL.Image``.
 
     - ``image_dir``: the folder that file names are relative to, one for all meta files or one for each.
-    - ``background``: what becomes of transparent pixels. ``drop`` ignores the alpha channel and keeps the stored colours, which
+    - ``background``: of transparent pixels. ``drop`` ignores the alpha channel and keeps the stored colours, which
       are often black or noise where nothing is visible; ``white``, or [red, green, blue] from 0 to 255, composites the image
       over that colour. Packages carry it.
     - ``memcached``: accepted for older files.
@@ -68,7 +68,7 @@ class PillowReader:
         self.color_mode = color_mode
 
     def __call__(self, source: str | bytes, name: str | None = None) -> Image:
-        """An RGB image (channels swapped under ``color_mode: BGR``)."""
+        """Read an RGB image (channels swapped under ``color_mode: BGR``)."""
         image = read_rgb(source, name, max_pixels=self.max_pixels, background=self.background)
         return merge("RGB", image.split()[::-1]) if self.color_mode == "BGR" else image
 
@@ -89,17 +89,17 @@ class TurboReader(PillowReader):
     """
 
     def __call__(self, source: str | bytes, name: str | None = None) -> torch.Tensor:
-        """A uint8 tensor (3, H, W)."""
+        """Read a uint8 tensor (3, H, W)."""
         with QUIET:
             encoded, opened = open_image(source, name, self.max_pixels)
             pixels = _turbo(encoded, opened)
-            if pixels is None:  # Pillow has the last word, so that both readers refuse the same files
+            if pixels is None:  # Pillow decides, so that both readers reject the same files
                 pixels = pil_to_tensor(decode(encoded, opened, name or name_of(source), self.background))
         return pixels.flip(0) if self.color_mode == "BGR" else pixels
 
 
 def _color(background: Background) -> Color | None:
-    """The colour to composite over; None where the alpha channel is ignored."""
+    """Return the colour to composite over; None where the alpha channel is ignored."""
     if background == "drop":
         return None
     color = (255, 255, 255) if background == "white" else background
@@ -117,7 +117,7 @@ def _expect_pixels(max_pixels: int) -> int:
 
 
 def _turbo(encoded: bytes, opened: PILImage) -> torch.Tensor | None:
-    """(3, H, W) uint8, or None for what is to be left to Pillow."""
+    """Decode to (3, H, W) uint8; None for files that Pillow decodes."""
     if opened.format not in ("JPEG", "MPO") or opened.mode not in ("RGB", "L") or orientation(opened) != 1:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What travels from the data set to the loss: samples, batches, and the keys that randomness hangs on."""
+"""Samples, batches, and the keys of their randomness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Image: TypeAlias = PILImage | Tensor  # Pillow, mode RGB, or (3, H, W): uint8, a
 
 
 class Sample(EasyDict):  # type: ignore[misc]
-    """One sample: its image (a Pillow image before transforms), and fields of the task such as ``gt``, ``mask``, ``boxes``."""
+    """A sample: its image (a Pillow image before transforms), and fields of the task such as ``gt``, ``mask``, ``boxes``."""
 
     image: Image
     filename: str
@@ -41,14 +41,14 @@ class Batch(EasyDict):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """One visit of a sample: all of its randomness hangs on (run seed, epoch, index, repeat)."""
+    """A visit of a sample: all of its randomness is keyed by (run seed, epoch, index, repeat)."""
 
     epoch: int
     index: int
     repeat: int = 0
 
     def seed(self, run_seed: int) -> int:
-        """63 bits, so that a batch can carry it as int64."""
+        """Return a seed of 63 bits, which fits into the int64 of a batch."""
         return key(run_seed, self.epoch, self.index, self.repeat) >> 1
 
 
@@ -57,20 +57,20 @@ class Dataset(Protocol):
 
     @property
     def max_bad(self) -> float:
-        """How many samples may be replaced because they cannot be read: below 1 a share, from 1 on a number."""
+        """Limit of samples that cannot be read and are replaced: below 1 a share, from 1 on a number."""
 
     @property
     def label_sets(self) -> PackedLabels | None:
-        """The labels of each sample, None where samplers cannot weigh by labels."""
+        """Labels of each sample, None where samplers cannot weigh by labels."""
 
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """One visit of a sample, its randomness drawn from ``key`` alone."""
+        """Return the visit of a sample, its randomness drawn from ``key`` alone."""
 
     def fingerprint(self) -> str:
-        """A hash of the list of samples; a resumed run must find the same."""
+        """Hash the list of samples; a resumed run must find the same."""
 
 
 DATASET_CONTRACT = Contract(
@@ -98,7 +98,7 @@ T = TypeVar("T")
 
 
 def entry(holder: Sample | Batch, name: str, kind: type[T]) -> T:
-    """A task's own entry of a sample or a batch, typed: ``entry(batch, "mask", Tensor)``. Raises ``UserError`` if it is missing."""
+    """Return a task's own entry, typed: ``entry(batch, "mask", Tensor)``. Raises ``UserError`` if it is missing."""
     found = holder.get(name)
     if not isinstance(found, kind):
         got = f"a {type(found).__name__}" if name in holder else f"only {some_of(holder)}"
@@ -107,5 +107,5 @@ def entry(holder: Sample | Batch, name: str, kind: type[T]) -> T:
 
 
 def image_count(batch: Batch) -> int:
-    """How many samples a batch holds."""
+    """Count the samples of a batch."""
     return len(batch.filename)

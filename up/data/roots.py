@@ -1,4 +1,4 @@
-"""Where the files of a data set may lie."""
+"""Folders that the files of a data set may be in."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import cached_property
 
 
 class ImageRoot:
-    """The folder that file names are relative to, and the fence around it.
+    """Folder that file names are relative to, and the limit of them.
 
     ``image_dir`` None stands for the folder of ``meta_file``, and then absolute names may lead anywhere; otherwise only
-    into ``image_dir``. ``allow_outside`` takes the fence away.
+    into ``image_dir``. ``allow_outside`` removes the limit.
     """
 
     def __init__(self, image_dir: str | None, *, meta_file: str, allow_outside: bool = False) -> None:
@@ -21,11 +21,11 @@ class ImageRoot:
         self._absolute_anywhere = allow_outside or image_dir is None
 
     def path_of(self, name: str) -> str:
-        """The file called ``name``; an absolute name is used as it is."""
+        """Return the path of the file ``name``; an absolute name stays unchanged."""
         return os.path.join(self.folder, name)
 
     def refusal(self, name: str) -> str | None:
-        """Why ``name`` may not be used, judged by the name alone."""
+        """Return the reason why ``name`` may not be used, by the name alone; None if it may."""
         if "\0" in name:
             return f"{name!r} contains NUL, which no file name can"
         if not self._fenced or (name.startswith("/") and self._absolute_anywhere):
@@ -37,7 +37,7 @@ class ImageRoot:
         return f"{name!r} lies outside of {self.shown!r} (set allow_outside: true to use it)"
 
     def link_refusal(self, name: str) -> str | None:
-        """Why the file ``name`` may not be read: a symbolic link on its way leads out of the folder."""
+        """Return the reason why the file ``name`` may not be read, a symbolic link that leads out of the folder; None if it may."""
         if not self._fenced or (name.startswith("/") and self._absolute_anywhere):
             return None
         target = os.path.realpath(self.path_of(name))

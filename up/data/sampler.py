@@ -1,7 +1,7 @@
-"""The order of the data: a pure function of the seed, the epoch and the data, so that a run can start at any step.
+"""Order of the data: a pure function of the seed, the epoch and the data, so that a run can start at any step.
 
-``order(epoch)`` knows nothing of ranks and workers. ``TrainBatches`` cuts it into updates, and each update into what
-one rank takes; ``EvalBatches`` deals every image to exactly one rank.
+``order(epoch)`` does not depend on ranks and workers. ``TrainBatches`` divides it into steps, and each step among the
+ranks; ``EvalBatches`` gives every image to exactly one rank.
 """
 
 from __future__ import annotations
@@ -51,66 +51,95 @@ SAMPLERS = Registry(
     ),
 )
 
-_ORDER, _REPEATS = 1, 2  # what is drawn, mixed into the key
+_ORDER, _REPEATS = 1, 2  # purposes of draws, mixed into the key
 _RARE, _COMMON = 10, 100  # most images of a rare and of a common class (Gupta et al. 2019, LVIS, §3)
 
 
 @dataclass(frozen=True)
 class Visits:
-    """The samples of an epoch in their order: ``index`` (N,) and ``repeat`` (N,), the how-manieth visit it is."""
+    """Samples of an epoch in their order: ``index`` (N,), and ``repeat`` (N,), the visit number of the sample within the epoch."""
 
     index: Indices
     repeat: Indices
 
 
 class Order(Protocol):
-    """The order of every epoch; all epochs are ``len(order)`` long."""
+    """Order of every epoch; all epochs are ``len(order)`` long."""
 
     def __len__(self) -> int: ...
 
     def __call__(self, epoch: int) -> Visits:
-        """The visits of ``epoch``."""
+        """Return the visits of ``epoch``."""
 
 
-class Shuffled:
+class _Sized:
+    """An order whose epochs are as long as the data."""
+
+    _size: int
+
+    def __len__(self) -> int:
+        return self._size
+
+
+class Shuffled(_Sized):
     """All images once in an epoch, in another random order each time (``fix_seed``: always in the same)."""
 
     def __init__(self, *, size: Size, seed: Seed = 0, shuffle: Shuffle = True, fix_seed: bool = False) -> None:
         self._size, self._seed, self._shuffle, self._fixed = size, seed, shuffle, fix_seed
 
-    def __len__(self) -> int:
-        return self._size
-
     def __call__(self, epoch: int) -> Visits:
-        """See ``Order``."""
         once = np.zeros(self._size, dtype=np.int64)
         if not self._shuffle:
             return Visits(np.arange(self._size), once)
         return Visits(permutation(self._size, key(self._seed, 0 if self._fixed else epoch, _ORDER)), once)
 
 
-class InOrder:
+class InOrder(Shuffled):
     """All images once, in the order of the meta file."""
 
     def __init__(self, *, size: Size) -> None:
-        self._all = Shuffled(size=size, shuffle=False)
+        super().__init__(size=size, shuffle=False)
+
+
+class _Weighted:
+    """Each image ⌊w⌋ or ⌈w⌉ times, w on average, shuffled (systematic sampling).
+
+    The weights (N,) are scaled up so little that their sum is a whole number, the length of an epoch. The visits of each of
+    the ``groups`` (N,) are the sum of its weights, rounded down or up.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], seed: int, groups: Indices | None = None) -> None:
+        total = weights.sum()
+        self._weights = np.asarray(weights * (np.ceil(total - 1e-6) / total))
+        self._length = int(round(self._weights.sum()))
+        self._seed, self._groups = seed, groups
 
     def __len__(self) -> int:
-        return len(self._all)
+        return self._length
 
     def __call__(self, epoch: int) -> Visits:
-        """See ``Order``."""
-        return self._all(epoch)
+        length, seed = self._length, self._seed
+        shuffled = permutation(len(self._weights), key(seed, epoch, _REPEATS))
+        if self._groups is not None:
+            shuffled = shuffled[np.argsort(self._groups[shuffled], kind="stable")]
+        start = (key(seed, epoch, _REPEATS, 0) >> 11) * 2.0**-53
+        ends = np.floor(np.cumsum(self._weights[shuffled]) + start).astype(np.int64)
+        ends[-1] = length  # corrects the rounding of the sum
+        times = np.diff(np.minimum(ends, length), prepend=0)
+        index = np.repeat(shuffled, times)
+        repeat = np.arange(length) - np.repeat(np.cumsum(times) - times, times)
+        order = permutation(length, key(seed, epoch, _ORDER))
+        return Visits(index[order], repeat[order])
 
 
-class RepeatFactor:
+class RepeatFactor(_Weighted):
     """Images of rare classes more often: max over its classes of max(1, (t / share)^pn) times (Gupta et al. 2019, LVIS, §5.2).
 
     - ``t``: classes in a smaller share of the images than this are repeated; ``pn``: 0.5 is the paper's square root.
-    - ``ri_mode``: ``random_round`` rounds the factors up in some epochs and down in others, so that an image comes as often
-      as its factor says on average; ``floor``, ``round`` and ``ceil`` round them once; ``c_ceil_r_f_floor`` rounds up where
+    - ``ri_mode``: ``random_round`` rounds the factors up in some epochs and down in others, so that the factor is the mean
+      number of visits; ``floor``, ``round`` and ``ceil`` round them once; ``c_ceil_r_f_floor`` rounds up where
       the rarest class of an image is common (11 to 100 images, as LVIS has it), and down where it is rare or frequent.
-    - ``ri_if_empty``: how often an image without labels comes.
+    - ``ri_if_empty``: number of visits of an image without labels.
 
     All epochs are as long as the sum of the factors.
     """
@@ -137,25 +166,18 @@ class RepeatFactor:
         np.minimum.at(rarest, owners, counts[values])
         is_common = (rarest > _RARE) & (rarest <= _COMMON)
         repeats = np.where(factors > 0, _rounded(factors, ri_mode, is_common), ri_if_empty)
-        self._weights, self._seed = _whole(repeats), seed
-
-    def __len__(self) -> int:
-        return int(round(self._weights.sum()))
-
-    def __call__(self, epoch: int) -> Visits:
-        """See ``Order``."""
-        return _weighted(self._weights, len(self), self._seed, epoch)
+        super().__init__(repeats, seed)
 
 
 def _rounded(factors: NDArray[np.float64], mode: str, is_common: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Factors as ``ri_mode`` of ``RepeatFactor`` says; whole ones stay whole in spite of the last bit."""
+    """Round factors as ``ri_mode`` of ``RepeatFactor`` says; whole ones stay whole in spite of the last bit."""
     down, up = np.floor(factors + 1e-9), np.ceil(factors - 1e-9)
     by_frequency = np.where(is_common, up, down)
     modes = {"floor": down, "ceil": up, "round": np.round(factors), "c_ceil_r_f_floor": by_frequency}
     return modes.get(mode, factors)
 
 
-class ClassBalance:
+class ClassBalance(_Weighted):
     """Every class equally often: an epoch is as long as the data, and its images are spread evenly over the classes.
 
     Images of rare classes come several times, each time augmented anew; some of frequent ones wait for later epochs.
@@ -167,19 +189,11 @@ class ClassBalance:
             raise UserError("sampler class_balance needs one label for each image; got several. Use repeat_factor.")
         values = labels.values.ravel()
         counts = np.bincount(values)
-        self._weights = _whole(size / (np.count_nonzero(counts) * counts[values]))
-        self._size, self._seed = size, seed
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __call__(self, epoch: int) -> Visits:
-        """See ``Order``."""
-        return _weighted(self._weights, self._size, self._seed, epoch)
+        super().__init__(size / (np.count_nonzero(counts) * counts[values]), seed)
 
 
-class ListBalance:
-    """Images of every meta file in shares of their own: an epoch is as long as the data, and ``ratios`` says what each file gets.
+class ListBalance(_Weighted):
+    """A share of the epoch for every meta file: an epoch is as long as the data, and ``ratios`` are the shares.
 
     ``ratios``: one number for each file of ``meta_file``, in that order; left out, all files get the same share. Images of a
     short file come several times, each time augmented anew; some of a long one wait for later epochs.
@@ -202,33 +216,21 @@ class ListBalance:
         shares = np.where(counts > 0, 1.0 if ratios is None else np.asarray(ratios), 0.0)
         if not shares.sum() > 0:
             raise UserError("all are 0 for meta files that have images. Expected one above 0.", key="ratios")
-        self._weights = _whole(size * (shares / shares.sum() / np.maximum(counts, 1))[of_list])
-        self._size, self._seed, self._of_list = size, seed, of_list
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __call__(self, epoch: int) -> Visits:
-        """See ``Order``."""
-        return _weighted(self._weights, self._size, self._seed, epoch, groups=self._of_list)
+        super().__init__(size * (shares / shares.sum() / np.maximum(counts, 1))[of_list], seed, groups=of_list)
 
 
-class RepeatedAugmentation:
+class RepeatedAugmentation(_Sized):
     """Each image ``num_repeats`` times in a row, augmented anew each time (Hoffer et al. 2020; Berman et al. 2019).
 
     An epoch is as long as the data all the same, so it shows one image in ``num_repeats``; ranks take turns, so the
-    copies of an image meet in one update.
+    copies of an image are in the same step.
     """
 
     @checked
     def __init__(self, *, size: Size, seed: Seed = 0, num_repeats: AtLeast1 = 3) -> None:
         self._size, self._seed, self._repeats = size, seed, num_repeats
 
-    def __len__(self) -> int:
-        return self._size
-
     def __call__(self, epoch: int) -> Visits:
-        """See ``Order``."""
         shown = permutation(self._size, key(self._seed, epoch, _ORDER))
         position = np.arange(self._size)
         return Visits(shown[position // self._repeats], position % self._repeats)
@@ -242,58 +244,33 @@ def _expect_labels(labels: PackedLabels | None, size: int, sampler: str) -> Pack
 
 
 def permutation(size: int, seed: int) -> Indices:
-    """``size`` indices shuffled by ``seed``.
+    """Shuffle ``size`` indices with ``seed``.
 
-    Sorts random words: unlike ``Generator.permutation`` these are promised to be the same in every version of numpy.
+    Sorts random words: unlike ``Generator.permutation`` these are the same in every version of numpy.
     """
     return np.argsort(np.random.Philox(key=seed).random_raw(size), kind="stable")
 
 
-def _whole(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights scaled up so little that their sum is a whole number, the length of an epoch."""
-    total = weights.sum()
-    return np.asarray(weights * (np.ceil(total - 1e-6) / total))
-
-
-def _weighted(weights: NDArray[np.float64], length: int, seed: int, epoch: int, groups: Indices | None = None) -> Visits:
-    """Each image ⌊w⌋ or ⌈w⌉ times, w on average, ``length`` visits in all, shuffled (systematic sampling).
-
-    The visits of each of the ``groups`` (N,) are the sum of its weights, rounded down or up.
-    """
-    shuffled = permutation(len(weights), key(seed, epoch, _REPEATS))
-    if groups is not None:
-        shuffled = shuffled[np.argsort(groups[shuffled], kind="stable")]
-    start = (key(seed, epoch, _REPEATS, 0) >> 11) * 2.0**-53
-    ends = np.floor(np.cumsum(weights[shuffled]) + start).astype(np.int64)
-    ends[-1] = length  # what the rounding of the sum might have lost
-    times = np.diff(np.minimum(ends, length), prepend=0)
-    index = np.repeat(shuffled, times)
-    repeat = np.arange(length) - np.repeat(np.cumsum(times) - times, times)
-    order = permutation(length, key(seed, epoch, _ORDER))
-    return Visits(index[order], repeat[order])
-
-
 class Share(NamedTuple):
-    """What a micro-batch counts in its step."""
+    """Weight of a micro-batch in its step."""
 
     images: float  # its images · ranks / images of the step: over all micro-batches and ranks they add up to the number of ranks
     row: float  # the same for each of its rows, which are more than its images where one is read twice or only to keep a rank busy
 
 
 class Cut(NamedTuple):
-    """A step as one rank sees it."""
+    """Part of a rank in a step."""
 
     shares: list[Share]  # of its micro-batches
     images: int  # of all ranks
 
 
 class TrainBatches:
-    """Cuts the epochs of ``order`` into updates and gives ``rank`` its part of each, at any step in constant time.
+    """Divides the epochs of ``order`` into steps and gives ``rank`` its part of each, at any step in constant time.
 
-    An update is ``batch_size * world_size * accumulate`` images. The last one of an epoch is shorter (left out under
-    ``drop_last``). Ranks then take different numbers of images, and ``cut`` says how much each micro-batch counts, so
-    that the mean of the ranks' gradients is the mean over the images. Raises ``UserError`` when there are fewer images
-    than one update takes.
+    A step takes ``batch_size * world_size * accumulate`` images. The last one of an epoch is shorter (left out under
+    ``drop_last``). Ranks then take different numbers of images, and ``cut`` weighs each micro-batch, so that the mean of
+    the ranks' gradients is the mean over the images. Raises ``UserError`` when there are fewer images than one step takes.
     """
 
     def __init__(
@@ -302,7 +279,7 @@ class TrainBatches:
         self.global_batch_size = batch_size * world_size * accumulate
         if len(order) < self.global_batch_size:
             raise UserError(
-                f"{count(len(order), 'image')} for training, fewer than one update takes: {self.global_batch_size:,} "
+                f"{count(len(order), 'image')} for training, fewer than one step takes: {self.global_batch_size:,} "
                 f"(batch_size {batch_size} x {count(world_size, 'rank')} x accumulate {accumulate}). "
                 "Expected at least as many: lower batch_size."
             )
@@ -313,14 +290,14 @@ class TrainBatches:
         self._epochs: dict[int, Visits] = {}
 
     def micro_batches(self, step: int) -> int:
-        """Into how many micro-batches this rank's part of update ``step`` is cut, nearly equal ones."""
+        """Count the micro-batches of this rank's part of a step, nearly equal ones."""
         return max(1, -(-self._own(step) // self._batch_size))
 
     def keys_of(self, step: int) -> list[list[SampleKey]]:
-        """This rank's part of update ``step`` (counted over all epochs) in micro-batches.
+        """Return this rank's part of a step (counted over all epochs) in micro-batches.
 
-        An image that would be alone comes twice, for batch normalisation cannot train on one; a rank that the last
-        images did not reach takes one that counts nothing.
+        A single image is taken twice, for batch normalisation cannot train on one; a rank that gets none of the last
+        images takes one with the weight 0.
         """
         epoch, update = divmod(step, self.updates_per_epoch)
         visits = self._visits(epoch)
@@ -336,7 +313,7 @@ class TrainBatches:
         return [piece * 2 if len(piece) == 1 < self._batch_size else piece for piece in pieces]
 
     def cut(self, step: int) -> Cut:
-        """How much each of this rank's micro-batches counts in update ``step``, and how many images it has on all ranks."""
+        """Weigh each of this rank's micro-batches in a step, and count the images of the step on all ranks."""
         images, own = self._images(step), self._own(step)
         counts = [last - first for first, last in self._pieces(own, step)]
         shares = [count * self._world_size / images for count in counts]
@@ -352,12 +329,12 @@ class TrainBatches:
         return min(self.global_batch_size, len(self._order) - start)
 
     def _own(self, step: int) -> int:
-        """How many images of update ``step`` are this rank's."""
+        """Count the images of a step on this rank."""
         return len(range(self._rank, self._images(step), self._world_size))
 
     def _visits(self, epoch: int) -> Visits:
         if epoch not in self._epochs:
-            # Workers fetch ahead: the end of one epoch and the start of the next are asked for in turns.
+            # Workers prefetch: the end of one epoch and the start of the next are requested in turns.
             self._epochs = {known: self._epochs[known] for known in sorted(self._epochs)[-1:]}
             self._epochs[epoch] = _expect_visits(self._order, self._order(epoch))
         return self._epochs[epoch]
@@ -372,9 +349,9 @@ def _expect_visits(order: Order, visits: object) -> Visits:
 
 
 class EvalBatches:
-    """Every one of ``size`` images exactly once over all ranks; some ranks may have fewer batches than others.
+    """Each of ``size`` images exactly once over all ranks; some ranks may have fewer batches than others.
 
-    ``every`` n-th of them only, for a look at images from all over a list that may be sorted by class.
+    ``every``: only each n-th image, for a sample of a list that may be sorted by class.
     """
 
     def __init__(self, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1, every: int = 1) -> None:

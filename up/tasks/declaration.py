@@ -1,4 +1,4 @@
-"""Load the task of a plug-in and check what it declares, one line for each mistake, with the file and line of its class."""
+"""Load the task of a plug-in and check its declaration, one line for each mistake, with the file and line of its class."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ATTRIBUTES = ("name", "parts")  # that have no default
 
 
 def is_ours(made: object) -> bool:
-    """Whether an object is of a class of this package, not of a plug-in."""
+    """Whether the class of an object is in this package, not in a plug-in."""
     return type(made).__module__.partition(".")[0] == "up"
 
 
 def load_task(point: EntryPoint) -> AnyTask:
-    """The task that an entry point leads to. Raises ``UserError`` for what is not a task, or one that lacks members."""
+    """Load the task of an entry point. Raises ``UserError`` for anything but a task, and for one that lacks members."""
     module = import_plugin(point.module)
     task = getattr(module, point.attr, None)
     if task is None:
@@ -81,7 +81,7 @@ def check_parts(task: AnyTask, tables: Mapping[str, Registry]) -> None:
 
 
 def error_at(code: object, what: str, *, got: object = None, expected: str | None = None, fix: str = "") -> UserError:
-    """A ``UserError`` at the line where ``code``, a class or a function of a plug-in, is defined."""
+    """Make a ``UserError`` at the line where ``code``, a class or a function of a plug-in, is defined."""
     try:
         file, line = inspect.getsourcefile(code) or "", inspect.getsourcelines(code)[1]  # type: ignore[arg-type]
     except (OSError, TypeError):  # made by a program, not in a file
@@ -91,7 +91,7 @@ def error_at(code: object, what: str, *, got: object = None, expected: str | Non
 
 @contextmanager
 def errors_of_plugin(task: AnyTask) -> Iterator[None]:
-    """Any exception that the code of a plug-in's ``task`` raises in the block becomes a ``UserError`` at its line."""
+    """Convert an exception of the code of a plug-in's ``task`` in the block to a ``UserError`` at its line."""
     try:
         yield
     except Ending:
@@ -105,5 +105,5 @@ def errors_of_plugin(task: AnyTask) -> Iterator[None]:
 
 
 def is_plugin_code(file: str) -> bool:
-    """Whether ``file`` is neither of this package nor of an installed library."""
+    """Whether ``file`` is neither in this package nor in an installed library."""
     return not file.startswith((_PACKAGE, "<")) and "site-packages" not in file and "/lib/python" not in file

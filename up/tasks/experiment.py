@@ -20,11 +20,12 @@ from up.schema.decode import Decoded
 from up.schema.sections import Config, NetModule
 from up.tasks.declaration import errors_of_plugin
 from up.tasks.task import AnyTask
+from up.types import Kwargs
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One configuration with the task that it is for; every part in it is known to exist and to take its arguments."""
+    """A configuration with its task; every part in it exists and takes its arguments."""
 
     path: Path
     decoded: Decoded
@@ -33,32 +34,32 @@ class Experiment:
 
     @property
     def config(self) -> Config:
-        """The typed sections."""
+        """Typed sections."""
         return self.decoded.config
 
     @cached_property
     def folder(self) -> Path:
-        """The run folder."""
+        """Run folder."""
         return self.config.saver.folder(self.path)
 
     def raise_if_any(self, problems: Iterable[Problem]) -> None:
-        """Raise a ``ConfigError`` with the places of ``problems``, if there are any."""
+        """Raise a ``ConfigError`` with the file and line of each of ``problems``, if there are any."""
         located = self.decoded.origins.locate(list(problems))
         if located:
             raise ConfigError(located)
 
-    def build(self, part: Part | Mapping[str, Any], table: str, facts: Mapping[str, object] | None = None, path: str = "") -> Any:
-        """The object that the part at ``path`` stands for; ``facts`` fill in what the file leaves out."""
+    def build(self, part: Part | Kwargs, table: str, facts: Mapping[str, object] | None = None, path: str = "") -> Any:
+        """Build the part at ``path``; ``facts`` are the derived arguments."""
         with self.placing(path):
             return build_part(part, table, self.tables, facts, path)
 
     def plugin_errors(self) -> AbstractContextManager[None]:
-        """Exceptions that the code of a plug-in's task raises in the block become errors at its line."""
+        """Convert exceptions of a plug-in's task in the block to errors at its line."""
         return errors_of_plugin(self.task)
 
     @contextmanager
     def placing(self, path: str) -> Iterator[None]:
-        """Errors of the block that name no place get that of the value at ``path``, or of the part that they blame."""
+        """Complete errors of the block that have no file and line by those of the value at ``path``, or of their part."""
         with self.decoded.origins.placing(path):
             try:
                 yield
@@ -68,7 +69,7 @@ class Experiment:
 
 
 def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
-    """Every part at a fixed place: its path, itself, its table. Parts within parts are found by ``check_part``."""
+    """List every part at a fixed path: the path, the part, its table. ``check_part`` finds parts within parts."""
     for place in walk(experiment.config, Config, {}):
         part = place.value
         if isinstance(part, NetModule):
@@ -79,15 +80,15 @@ def placed_parts(experiment: Experiment) -> Iterator[tuple[str, Part, str]]:
 
 
 def place_of(experiment: Experiment, part: type, near: str) -> str | None:
-    """The path of the ``type`` that names the plug-in class ``part``, the one nearest to the path ``near`` if there are several."""
+    """Find the path of the ``type`` that names the plug-in class ``part``, the nearest to ``near`` if there are several."""
     own = {name for registry in experiment.tables.values() for name in registry.plugins if registry.get(name) is part}
     parts = [(path, found.model_dump()) for path, found, _ in placed_parts(experiment)]
     found = [place for path, written in parts for place, name in _types_in(written, path) if name in own]
     return max(found, key=lambda place: len(os.path.commonprefix([place, near])), default=None)
 
 
-def _types_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """The place and the name of every ``type`` in a part as written, itself and the parts in its kwargs."""
+def _types_in(value: object, path: str) -> Iterator[tuple[str, str]]:
+    """List path and name of every ``type`` in a part of the YAML and in its kwargs."""
     if isinstance(value, Mapping) and isinstance(value.get("type"), str):
         yield f"{path}.type", value["type"]
     for key, inner in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ():
@@ -95,7 +96,7 @@ def _types_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def net_kind(experiment: Experiment, module: NetModule) -> str:
-    """The kind of a module of the net; an unknown ``type`` is of the kind that the module's name suggests."""
+    """Find the kind of a module of the net; for an unknown ``type`` the kind that the module's name suggests."""
     kinds = [kind for kind in experiment.task.net_kinds if kind in experiment.tables]
     found = [kind for kind in kinds if module.type in experiment.tables[kind]]
     suggested = [kind for kind in kinds if kind in module.name]

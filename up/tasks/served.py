@@ -1,10 +1,9 @@
-"""What a task serves of a trained net: a module of tensors, and how its outputs become predictions."""
+"""Serving of a trained net: a module of tensors, the conversion of its outputs to predictions, and the preprocessing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import TypeAdapter
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from up.bundle.answers import AnswerSpec, OutputSpec
 from up.bundle.operations import Operation
 from up.data.decoding import MAX_PIXELS
+from up.data.records import Transform
 from up.errors import UserError
 
 _SHAPING = ("resize", "center_crop")
@@ -20,7 +20,7 @@ _OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
 
 @dataclass(frozen=True)
 class Served:
-    """What ``Task.serve`` returns.
+    """Result of ``Task.serve``.
 
     ``module`` maps images (N, 3, H, W) to a tensor (N, …), or to a tuple of such, one for each of ``outputs``; tensors in,
     tensors out, so that it can be exported. ``answer`` makes predictions of them: ``ClassesAnswer``, ``PixelsAnswer`` or
@@ -32,10 +32,10 @@ class Served:
     answer: AnswerSpec
 
 
-def preprocessing_of(reader: object, transforms: Iterable[Callable[..., Any]]) -> list[Operation]:
-    """The steps from a file to the input, of the reader and the transforms that a net is tested with.
+def preprocessing_of(reader: object, transforms: Iterable[Transform]) -> list[Operation]:
+    """List the operations from a file to the input, of the reader and the transforms of evaluation.
 
-    Raises ``UserError`` for a transform that a package cannot repeat, and an order that it does not follow.
+    Raises ``UserError`` for a transform that a package cannot repeat, and for another order than it has.
     """
     background = getattr(reader, "background", None)
     color, max_pixels = getattr(reader, "color_mode", "RGB"), getattr(reader, "max_pixels", MAX_PIXELS)
@@ -44,8 +44,7 @@ def preprocessing_of(reader: object, transforms: Iterable[Callable[..., Any]]) -
     return _OPERATIONS.validate_python([*opened, *_steps_of(transforms), {"op": "layout"}])
 
 
-def _steps_of(transforms: Iterable[Callable[..., Any]]) -> list[dict[str, object]]:
-    """One step for each transform: shape the image while it has 8-bit levels, then make numbers of it, once."""
+def _steps_of(transforms: Iterable[Transform]) -> list[dict[str, object]]:
     steps: list[dict[str, object]] = []
     for transform in transforms:
         step = getattr(transform, "export_op", lambda: None)()
@@ -63,7 +62,7 @@ def _steps_of(transforms: Iterable[Callable[..., Any]]) -> list[dict[str, object
     early = [name for name in names[:at] if name not in _SHAPING]
     if late or early:
         raise UserError(
-            f"{', '.join(late or early)} stands {'after' if late else 'before'} to_tensor: a deployed model shapes images "
-            "while they are 8-bit levels, then makes numbers of them. Expected resize and crop, to_tensor, normalize."
+            f"{', '.join(late or early)} is {'after' if late else 'before'} to_tensor: a deployed model resizes and crops images "
+            "while they are 8-bit levels. Expected resize and crop, to_tensor, normalize."
         )
     return steps

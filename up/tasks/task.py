@@ -1,4 +1,4 @@
-"""What a task supplies, so that the engine, the configuration and the exporter can serve it."""
+"""Contract of a task with the engine, the configuration and the exporter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Data = TypeVar("Data", bound=Dataset)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The sizes (height, width) of the images that a net is given.
+    """Sizes (height, width) of the input images of a net.
 
     Every image has ``size``; with ``multiple`` images may have any height and width that are multiples of it, and ``size`` is an
     example, which `check`, `flops` and distillation use.
@@ -54,7 +54,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a task reports about the data sets of a run before training."""
+    """Report of a task about the data sets of a run before training."""
 
     lines: Sequence[str] = ()
     warnings: Sequence[Problem] = ()  # probable mistakes, with the key to change
@@ -62,17 +62,17 @@ class DataReport:
 
 @dataclass(frozen=True)
 class TeacherScore:
-    """What a task says about a teacher that was evaluated on validation images."""
+    """Result of a teacher on validation images."""
 
     text: str
-    """The result: ``top-1 99.16 % of 512 validation images``."""
+    """Result: ``top-1 99.16 % of 512 validation images``."""
     guessing: str = ""
-    """The result of guessing, if the teacher is no better."""
+    """Result of guessing, if the teacher is no better."""
     warning: str = ""
 
 
 class Pipeline(Protocol):
-    """Images that no meta file lists, as the net takes them."""
+    """Images that no meta file lists, from files to inputs of the net."""
 
     def load(self, source: Path | bytes) -> Sample:
         """Read and transform one image, in any thread; ``size`` is its (height, width) before. Raises ``BadImage``."""
@@ -82,24 +82,24 @@ class Pipeline(Protocol):
 
 
 class Task(ABC, Generic[Data]):
-    """One task: the parts that its YAML may name, and how its data become losses, metrics and predictions.
+    """A task: the parts that its YAML may name, and its data, losses, metrics and predictions.
 
     ``Data`` is the class of its data sets. Abstract methods are required; the others have a default that fits a task whose net
     computes its own loss from images of one size.
     """
 
     name: ClassVar[str]
-    """What ``runtime.task_names`` says."""
+    """Name for ``runtime.task_names``."""
     parts: ClassVar[Mapping[str, Registry | Mapping[str, str]]]
-    """By kind, the parts that the task adds to those of the engine: at least a ``dataset``, and what its net and parts need.
+    """By kind, the parts that the task adds to those of the engine: at least a ``dataset``, and the modules of its net.
 
     Kinds of the engine (``backbone``, ``hook``, ``image_reader``, ``transform``, …) are extended, a name that is taken
     is an error; any other kind is the task's own. Entries are ``{"masks": "my_task:Masks"}``, or a ``Registry`` of them.
     """
     net_kinds: ClassVar[Sequence[str]] = ("backbone", "neck", "head", "post_process")
-    """The kinds that modules of ``net:`` may be of, in the order in which a ``type`` is looked up."""
+    """Kinds of the modules of ``net:``, in the order in which a ``type`` is looked up."""
     fresh_kinds: ClassVar[Sequence[str]] = ("head",)
-    """The kinds of modules that may start afresh where pretrained weights are those of other classes."""
+    """Kinds of modules that may keep their first weights where pretrained ones are for other classes."""
     unit: ClassVar[str] = "value"
     """Unit of the evaluator's metrics, except those whose names end in ``loss``; `up eval` prints it."""
 
@@ -110,58 +110,58 @@ class Task(ABC, Generic[Data]):
 
     @abstractmethod
     def input_spec(self, transforms: Sequence[Transform]) -> InputSpec | None:
-        """The sizes of the images that ``transforms`` produce; None where they tell nothing."""
+        """Return the sizes of the images that ``transforms`` produce; None where they do not tell."""
 
     @abstractmethod
     def example(self, net: nn.Module, size: Size, images: int) -> Batch:
-        """A batch of noise with labels that the net accepts."""
+        """Draw a batch of noise with labels that the net accepts."""
 
     @abstractmethod
     def evaluator(self, data: Data) -> Evaluator:
-        """A fresh evaluator for ``data``."""
+        """Return a fresh evaluator for ``data``."""
 
     # --- derived arguments ---
 
     def derived(self, data: Data) -> DerivedArguments:
-        """What the training data tell modules, losses and batch functions (``num_classes``, …)."""
+        """Derive arguments of modules, losses and batch functions from the training data (``num_classes``, …)."""
         return {}
 
     def derived_for_evaluation(self, data: Data) -> DerivedArguments:
-        """What the training data tell the evaluation data set and its evaluator."""
+        """Derive arguments of the evaluation data set and its evaluator from the training data."""
         return {}
 
     def derived_for_module(self, kind: str, derived: DerivedArguments, before: nn.Module | None, part: Part) -> DerivedArguments:
-        """What a module of the net may leave out: ``derived`` and ``in_plane``, the channels of the last feature before it.
+        """Derive arguments of a module of the net: ``derived`` and ``in_plane``, the channels of the last feature before it.
 
-        ``kind`` is its table, ``before`` the module that it follows, ``part`` the module as written.
+        ``kind`` is its table, ``before`` the module that it follows, ``part`` the module in the YAML.
         """
         planes = getattr(before, "out_planes", None)
         return {**derived, "in_plane": planes[-1]} if planes else derived
 
     def derived_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
-        """What a checkpoint tells the modules of ``net`` in place of the training data, for a net that is evaluated or served."""
+        """Derive arguments of ``net`` from a checkpoint instead of the training data, for evaluation and serving."""
         return {}
 
     def derived_for_teacher(self, weights: Weights | None, net: Sequence[NetModule], derived: DerivedArguments) -> DerivedArguments:
-        """What a teacher's weights, if there are any, and else the training data tell the modules of its ``net``."""
+        """Derive arguments of a teacher's ``net`` from its weights, if there are any, otherwise from the training data."""
         return derived
 
     def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
-        """The derived arguments of ``net`` that checkpoints do not tell: evaluation reads ``dataset.train`` for them."""
+        """Name the derived arguments of ``net`` that checkpoints lack: evaluation reads ``dataset.train`` for them."""
         return ()
 
     def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
-        """Derived arguments for a check of ``net`` that does not read the data."""
+        """Assume derived arguments for a check of ``net`` that does not read the data."""
         return {}
 
     # --- data ---
 
     def class_names(self, data: Data) -> list[str] | None:
-        """The names of the classes of a data set; saved in checkpoints."""
+        """Return the names of the classes of a data set; saved in checkpoints."""
         return None
 
     def data_report(self, train: Data, test: Data | None) -> DataReport:
-        """What `up check` and the log report about the data."""
+        """Report about the data for `up check` and the log."""
         return DataReport()
 
     def read_sample(self, data: Data, index: int) -> object:
@@ -169,11 +169,11 @@ class Task(ABC, Generic[Data]):
         return data[SampleKey(0, index)]
 
     def pipeline(self, reader: Reader, transforms: Sequence[Transform]) -> Pipeline:
-        """How single images become batches; by default the reader and the transforms alone."""
+        """Return the loading of single images; by default the reader and the transforms alone."""
         return ImagePipeline(reader, transforms)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Samples to a batch, in a worker."""
+        """Stack samples to a batch, in a worker."""
         return collate(samples)
 
     def stages(self, data: Data) -> Stages:
@@ -186,9 +186,9 @@ class Task(ABC, Generic[Data]):
     # --- loss and results ---
 
     def loss(self, net: nn.Module, batch: Batch) -> StepOutput:
-        """The loss of a prepared batch: by default what the net's last module put into the record as ``loss``.
+        """Compute the loss of a prepared batch: by default the ``loss`` in the record of the net.
 
-        ``scalars`` in the record are shown and logged; ``weight`` and ``terms`` say what the loss is the mean of, if not of the
+        ``scalars`` in the record are shown and logged; ``weight`` and ``terms`` are for a loss that is not the mean over the
         images (``StepOutput``). Raises ``UserError`` where there is no scalar loss.
         """
         record = net(batch)
@@ -201,7 +201,7 @@ class Task(ABC, Generic[Data]):
         return StepOutput(loss, record.get("scalars", {}), record, record.get("weight"), record.get("terms", {}))
 
     def result_stream(self, data: Data, folder: Path, memory_friendly: bool) -> ResultStream | None:
-        """A callable that writes results batch by batch, where that is asked for."""
+        """Return a callable that writes results batch by batch, where the configuration asks for it."""
         return None
 
     def write_reports(self, evaluator: Evaluator, folder: Path, data: Data, save_result: bool) -> list[Path]:
@@ -210,12 +210,14 @@ class Task(ABC, Generic[Data]):
         return [folder / "metrics.json"]
 
     def teacher_evaluator(self, data: Data) -> Evaluator:
-        """A fresh evaluator for the teachers of a distillation. It gets the record of a teacher's net, completed by the student's
-        post_process. By default the task's own."""
+        """Return a fresh evaluator for the teachers of a distillation, by default the task's own.
+
+        It gets the record of a teacher's net, completed by the student's post_process.
+        """
         return self.evaluator(data)
 
     def teacher_score(self, evaluator: Evaluator) -> TeacherScore | None:
-        """The score of a teacher, whose ``teacher_evaluator`` has seen all images; None if they say nothing about it."""
+        """Return the score of a teacher, whose ``teacher_evaluator`` has collected all images; None if they give none."""
         name = evaluator.main_metric
         return TeacherScore(f"{name} {evaluator.compute()[name]:.4g} of validation images")
 
@@ -227,7 +229,7 @@ class Task(ABC, Generic[Data]):
         return type(self).serve is not Task.serve
 
     def serve(self, net: nn.Module, class_names: list[str] | None, activated: bool) -> Served:
-        """The module, the outputs and the answer that serve ``net``, which is in evaluation mode.
+        """Return the module, the outputs and the answer that serve ``net``, which is in evaluation mode.
 
         ``class_names`` are those of the checkpoint or the data; ``activated``: the outputs are probabilities.
         """
@@ -236,7 +238,7 @@ class Task(ABC, Generic[Data]):
     def listed(
         self, meta_file: Path, meta_type: str, image_dir: str | None, answer: Answer, transforms: Sequence[Transform]
     ) -> Data:
-        """The labelled images of a list or folder, to evaluate a package with this ``answer`` and its ``transforms``."""
+        """Return the labelled images of a list or folder, to evaluate a package with this ``answer`` and its ``transforms``."""
         raise UserError(f"the task {self.name} does not evaluate packages: it does not define `listed`.")
 
 

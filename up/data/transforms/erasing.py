@@ -72,7 +72,7 @@ class RandomErasing(Transform):
         return self.erase_(image.clone(), boxes, torch.default_generator) if boxes else image
 
     def boxes(self, height: int, width: int, generator: Generator) -> list[Box]:
-        """The rectangles to erase in an image of this size, often none, drawn from a CPU generator."""
+        """Draw the rectangles to erase in an image of this size, often none, from a CPU generator."""
         coin, number = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
         if coin >= self.probability:
             return []
@@ -95,7 +95,7 @@ class RandomErasing(Transform):
         channels = image.shape[0]
         for top, left, height, width in boxes:
             shape = (channels, height, width) if self.mode == "pixel" else (channels, 1, 1)
-            # drawn apart and copied: the noise must not depend on the memory format of the batch
+            # drawn into a tensor of its own and copied: the noise must not depend on the memory format of the batch
             fill = torch.zeros(shape, dtype=image.dtype, device=image.device)
             if self.mode != "const":
                 fill.normal_(generator=generator)

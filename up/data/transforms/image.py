@@ -1,4 +1,4 @@
-"""What an image is to a transform, and what every transform of images promises."""
+"""Images and the base classes of their transforms."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ MEAN_COLOUR = (124, 116, 104)  # of ImageNet: 255 * (.485, .456, .406)
 
 
 class Transform(ABC):
-    """An image in, an image of the same kind out; random ones draw from the global generators, seeded by the caller."""
+    """A transform of an image to one of the same kind; random ones draw from the global generators, seeded by the caller."""
 
     @abstractmethod
     def __call__(self, image: Image) -> Image:
-        """The changed image."""
+        """Return the changed image."""
 
     def with_targets(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
-        """The changed image, with its masks and boxes moved alike; to override where pixels move."""
+        """Return the changed image, with its masks and boxes moved alike; to override where pixels move."""
         return self(image), targets
 
     def output_size(self, size: Size | None) -> Size | None:
-        """The (height, width) that comes out when ``size`` goes in; None is unknown."""
+        """Return the (height, width) of the output for an input of ``size``; None is unknown."""
         return size
 
     def export_op(self) -> dict[str, object] | None:
-        """This step in the words of a deployed model's preprocessing, or None when it has no place there."""
+        """Return this step as an operation of a deployed model's preprocessing; None if it cannot be one."""
         return None
 
 
@@ -63,7 +63,7 @@ class Geometric(Transform):
 
     @abstractmethod
     def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
-        """Both, moved by the same draw."""
+        """Move both by the same draw."""
 
     def __call__(self, image: Image) -> Image:
         return self.move(image, {})[0]
@@ -84,15 +84,15 @@ class SampleTransform(ABC):
 
     @abstractmethod
     def __call__(self, sample: Sample, draw_second: Callable[[], Sample]) -> Sample:
-        """The changed sample."""
+        """Return the changed sample."""
 
     @abstractmethod
     def as_batch_fn(self) -> BatchTransform:
-        """The same for whole batches."""
+        """Return the same for whole batches."""
 
 
 def applied(transform: AnyTransform, image: Image, targets: Targets, filename: str) -> tuple[Image, Targets]:
-    """``image`` and ``targets``, transformed. Raises ``UserError`` with the file's name for what torchvision says to the user."""
+    """Transform ``image`` and ``targets``. Raises ``UserError`` with the file's name for errors of torchvision's transforms."""
     changed: object
     try:
         if targets and isinstance(transform, Transform):
@@ -113,14 +113,14 @@ def applied(transform: AnyTransform, image: Image, targets: Targets, filename: s
 
 
 def kind_of(value: object) -> str:
-    """A value for a message: its type, and what matters of it."""
+    """Describe a value for a message: its type, and its dtype and shape or value."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return f"of {type(value).__name__} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return repr(value) if value is None or isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
 def with_pillow(operation: Callable[[PILImage], PILImage], image: Image) -> Image:
-    """Apply an operation that only Pillow has; a uint8 tensor comes back as a uint8 tensor."""
+    """Apply an operation that only Pillow has; a uint8 tensor stays one."""
     if isinstance(image, torch.Tensor):
         expect_levels(image)
         changed: torch.Tensor = F.pil_to_tensor(operation(F.to_pil_image(image)))
@@ -129,7 +129,7 @@ def with_pillow(operation: Callable[[PILImage], PILImage], image: Image) -> Imag
 
 
 def moved(transform: v2.Transform, image: Image, targets: Targets, *, by_pillow: bool = False) -> tuple[Image, Targets]:
-    """One draw of a transform of torchvision for an image, masks and boxes; ``by_pillow``: of the image as Pillow has it."""
+    """Apply one draw of a transform of torchvision to an image, masks and boxes; ``by_pillow``: to the image in Pillow's form."""
     as_pillow = by_pillow and isinstance(image, torch.Tensor)
     if as_pillow:
         expect_levels(image)
@@ -139,7 +139,7 @@ def moved(transform: v2.Transform, image: Image, targets: Targets, *, by_pillow:
 
 
 def with_tensor(operation: Callable[[torch.Tensor], torch.Tensor], image: Image) -> Image:
-    """Apply an operation on (3, H, W); an image of Pillow comes back as one."""
+    """Apply an operation on (3, H, W); an image of Pillow stays one."""
     if isinstance(image, torch.Tensor):
         return operation(image)
     changed: PILImage = F.to_pil_image(operation(F.pil_to_tensor(image)))
@@ -147,22 +147,22 @@ def with_tensor(operation: Callable[[torch.Tensor], torch.Tensor], image: Image)
 
 
 def size_of(image: Image) -> Size:
-    """(height, width)."""
+    """Return (height, width)."""
     if isinstance(image, torch.Tensor):
         return image.shape[-2], image.shape[-1]
     return image.height, image.width
 
 
 def expect_levels(image: Image) -> None:
-    """A ``UserError`` unless the image still consists of uint8 levels."""
+    """Raise ``UserError`` unless the image still consists of uint8 levels."""
     if isinstance(image, torch.Tensor) and image.dtype != torch.uint8:
         raise UserError(
-            f"got an image of {image.dtype}, expected uint8: this transform has to stand before to_tensor in the transformer list"
+            f"got an image of {image.dtype}, expected uint8: put this transform before to_tensor in the transformer list"
         )
 
 
 def height_width(size: int | tuple[int, int]) -> Size:
-    """``224`` is (224, 224); a pair is (height, width)."""
+    """Complete ``224`` to (224, 224); a pair is (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise UserError(got=size, expected="pixels, as in 224 or [224, 224] (height, width)", key="size")
@@ -170,7 +170,7 @@ def height_width(size: int | tuple[int, int]) -> Size:
 
 
 def expect_range(pair: tuple[float, float], name: str) -> tuple[float, float]:
-    """The (low, high) pair, if it is positive and in order."""
+    """Return the (low, high) pair. Raises ``UserError`` unless it is positive and in order."""
     low, high = pair
     if not 0 < low <= high:
         raise UserError(got=list(pair), expected="[low, high] with 0 < low <= high", key=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated
 
 import torch
@@ -13,31 +14,43 @@ from up.data.transforms.image import MEAN_COLOUR, Image, Probability, Transform,
 from up.errors import UserError
 
 
-class Cutout(Transform):
+class _Hiding(Transform):
+    """Hides parts of an image with probability ``p``: in the mean colour; a float image counts as normalised, its mean is 0."""
+
+    p = 1.0
+
+    def __call__(self, image: Image) -> Image:
+        return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
+
+    def _hide(self, image: Tensor) -> Tensor:
+        colour = (0, 0, 0) if image.is_floating_point() else MEAN_COLOUR
+        hidden = self.hidden(image.shape[-2], image.shape[-1])
+        return image if hidden is None else torch.where(hidden, torch.tensor(colour, dtype=image.dtype).view(3, 1, 1), image)
+
+    @abstractmethod
+    def hidden(self, height: int, width: int) -> Tensor | None:
+        """Draw the mask (H, W) of the pixels to hide; None hides nothing."""
+
+
+class Cutout(_Hiding):
     """Hide ``n_holes`` squares of ``length`` pixels, centred anywhere, partly outside too (DeVries & Taylor 2017)."""
 
     @checked
     def __init__(
         self, *, n_holes: Annotated[int, Field(ge=1)] = 1, length: Annotated[int, Field(ge=1)] = 16, p: Probability = 1.0
     ) -> None:
-        self.n_holes = n_holes
-        self.length = length
-        self.p = p
+        self.n_holes, self.length, self.p = n_holes, length, p
 
-    def __call__(self, image: Image) -> Image:
-        return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
-
-    def _hide(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
+    def hidden(self, height: int, width: int) -> Tensor:
         hidden = torch.zeros(height, width, dtype=torch.bool)
         for _ in range(self.n_holes):
             top = int(torch.randint(height, ())) - self.length // 2
             left = int(torch.randint(width, ())) - self.length // 2
             hidden[max(top, 0) : max(top + self.length, 0), max(left, 0) : max(left + self.length, 0)] = True
-        return _with_hidden(image, hidden)
+        return hidden
 
 
-class GridMask(Transform):
+class GridMask(_Hiding):
     """Hide a regular grid of squares (Chen et al. 2020).
 
     A cell is ``d_min`` to ``d_max`` pixels wide; the square hidden in each has the side ``(1 - ratio)`` of that.
@@ -50,24 +63,18 @@ class GridMask(Transform):
                 f"gridmask: got d_min {d_min}, d_max {d_max} and ratio {ratio}, "
                 "expected 2 <= d_min <= d_max (pixels) and a ratio between 0 and 1"
             )
-        self.d_min = d_min
-        self.d_max = d_max
-        self.ratio = ratio
-        self.p = p
+        self.d_min, self.d_max, self.ratio, self.p = d_min, d_max, ratio, p
 
-    def __call__(self, image: Image) -> Image:
-        return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
-
-    def _hide(self, image: Tensor) -> Tensor:
+    def hidden(self, height: int, width: int) -> Tensor:
         cell = int(torch.randint(self.d_min, self.d_max + 1, ()))
         side = max(1, round(cell * (1 - self.ratio)))
         down, right = torch.randint(cell, (2,)).tolist()
-        rows = (torch.arange(image.shape[-2]) + down) % cell < side
-        columns = (torch.arange(image.shape[-1]) + right) % cell < side
-        return _with_hidden(image, rows[:, None] & columns[None, :])
+        rows: Tensor = (torch.arange(height) + down) % cell < side
+        columns: Tensor = (torch.arange(width) + right) % cell < side
+        return rows[:, None] & columns[None, :]
 
 
-class HideAndSeek(Transform):
+class HideAndSeek(_Hiding):
     """Cut the image into squares and hide each with probability ``p_hide`` (Singh & Lee 2017).
 
     Their side, in pixels, is drawn from ``grid_sizes``; 0 leaves the image whole.
@@ -81,17 +88,11 @@ class HideAndSeek(Transform):
         self.p_hide = p_hide
 
     def __call__(self, image: Image) -> Image:
+        return with_tensor(self._hide, image)
+
+    def hidden(self, height: int, width: int) -> Tensor | None:
         side = self.grid_sizes[int(torch.randint(len(self.grid_sizes), ()))]
-        return with_tensor(lambda levels: self._hide(levels, side), image) if side else image
-
-    def _hide(self, image: Tensor, side: int) -> Tensor:
-        height, width = image.shape[-2:]
+        if not side:
+            return None
         cells = torch.rand(-(-height // side), -(-width // side)) < self.p_hide
-        hidden = cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]
-        return _with_hidden(image, hidden)
-
-
-def _with_hidden(image: Tensor, hidden: Tensor) -> Tensor:
-    """The image, in the mean colour where ``hidden`` (H, W); a float image counts as normalised, its mean is 0."""
-    colour = (0, 0, 0) if image.is_floating_point() else MEAN_COLOUR
-    return torch.where(hidden, torch.tensor(colour, dtype=image.dtype).view(3, 1, 1), image)
+        return cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]

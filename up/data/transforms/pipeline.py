@@ -1,4 +1,4 @@
-"""From an image file to what the net gets: the reader and the test transforms, for images that no meta file lists."""
+"""Image files to inputs of the net: the reader and the test transforms, for images that no meta file lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from up.data.transforms.stages import DeviceStage, expect_numbers, split
 
 
 class ImagePipeline:
-    """``load`` runs anywhere, also in threads; ``finish`` brings a batch to the device and normalises it there."""
+    """Loading of images, also in threads, and ``finish``, which moves a batch to the device and normalises it there."""
 
     def __init__(self, reader: Reader, transforms: Sequence[Transform]) -> None:
         self._reader = reader
@@ -25,18 +25,19 @@ class ImagePipeline:
         self._transforms, self.tail = stages.worker, stages.device
 
     def load(self, source: Path | bytes) -> Sample:
-        """One image, of a file or encoded already, as uint8 or float (3, H, W), with its ``size`` before the transforms.
+        """Read an image, of a file or encoded, as uint8 or float (3, H, W), with its ``size`` before the transforms.
 
         Raises ``BadImage``.
         """
+        name = "image" if isinstance(source, bytes) else str(source)
         image = self._reader(source if isinstance(source, bytes) else str(source.absolute()))
         size = size_of(image)
         for transform in self._transforms:
-            image, _ = applied(transform, image, {}, "image" if isinstance(source, bytes) else str(source))
+            image, _ = applied(transform, image, {}, name)
         if isinstance(image, Image.Image):
             image = pil_to_tensor(image)
-        return Sample(image=image, size=size, filename="image" if isinstance(source, bytes) else str(source), index=0, seed=0)
+        return Sample(image=image, size=size, filename=name, index=0, seed=0)
 
     def finish(self, batch: Batch, device: torch.device) -> Batch:
-        """A collated batch as the net takes it."""
+        """Move a collated batch to the device and finish its images."""
         return DeviceStage(self.tail, device, channels_last=False)(batch)

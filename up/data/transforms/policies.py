@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Annotated, TypeAlias
 
 from PIL.Image import Image as PILImage
-from pydantic import Field
 from timm.data import auto_augment as policies
 
+from up.config.argument import AtLeast1, NotNegative
 from up.config.checked import checked
 from up.data.transforms.image import MEAN_COLOUR, Image, Transform, height_width, with_pillow
 from up.types import Kwargs
-
-AtLeastOne: TypeAlias = Annotated[int, Field(ge=1)]
-NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 
 
 class _Policy(Transform):
@@ -31,7 +27,7 @@ class _Policy(Transform):
 
 
 class AutoAugment(_Policy):
-    """One of 25 pairs of operations found for ImageNet by search, drawn for each image (Cubuk et al. 2019, table 9).
+    """A pair of operations for each image, drawn from 25 that a search found for ImageNet (Cubuk et al. 2019, table 9).
 
     ``size`` is the input's, in pixels: operations that shift by pixels shift by at most .45 of it. ``scale`` is unused.
     """
@@ -50,7 +46,7 @@ class RandAugment(_Policy):
     """
 
     @checked
-    def __init__(self, *, n: AtLeastOne, m: NotNegative, magnitude_std: NotNegative = 0.0) -> None:
+    def __init__(self, *, n: AtLeast1, m: NotNegative, magnitude_std: NotNegative = 0.0) -> None:
         _warn_above_10(m, "torch_random_augmentation")
         self._policy = policies.RandAugment(_operations(m, magnitude_std, increasing=False), n)
 
@@ -62,7 +58,7 @@ class IncreasingRandAugment(_Policy):
     """
 
     @checked
-    def __init__(self, *, n: AtLeastOne, m: NotNegative, magnitude_std: NotNegative = 0.0) -> None:
+    def __init__(self, *, n: AtLeast1, m: NotNegative, magnitude_std: NotNegative = 0.0) -> None:
         _warn_above_10(m, "torch_random_augmentationIncre")
         operations = _operations(m, magnitude_std, increasing=True)
         for operation in operations:
@@ -72,7 +68,7 @@ class IncreasingRandAugment(_Policy):
 
 
 class _AtLeastOneBit:
-    """timm keeps 0 bits at magnitude 10: a black image under its label, which teaches nothing."""
+    """Keep at least one bit: timm keeps none at magnitude 10, which leaves a black image."""
 
     def __init__(self, bits: Callable[[float, Kwargs], tuple[int]]) -> None:
         self._bits = bits
@@ -90,4 +86,4 @@ def _operations(magnitude: float, deviation: float, *, increasing: bool) -> list
 
 def _warn_above_10(m: float, name: str) -> None:
     if m > 10:
-        warnings.warn(f"{name}.m: {m} is clipped to 10, the strongest that there is", stacklevel=4)
+        warnings.warn(f"{name}.m: {m} is clipped to 10, the maximum", stacklevel=4)

@@ -1,4 +1,4 @@
-"""Where transforms run: in the workers, on the device for a whole batch, so that workers ship uint8, or as mixing of batches."""
+"""Stages of transforms: in the workers, on the device for a whole batch, so that workers ship uint8, or mixing of batches."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NOISE = int.from_bytes(b"noise", "big")
 
 
 class DeviceTail(nn.Module):
-    """``to_tensor, normalize`` and maybe erasing, of a uint8 batch; a float batch passes untouched.
+    """``to_tensor, normalize`` and maybe erasing, of a uint8 batch; a float batch stays unchanged.
 
-    Erasing is keyed by ``batch.seed`` (B,), which stays on the CPU: rest of the batch and workers do not matter.
+    Erasing is keyed by ``batch.seed`` (B,), which stays on the CPU: the rest of the batch and workers do not matter.
     All devices erase the same rectangles; the noise in them is keyed too, but a kind of device has numbers of its own.
     """
 
@@ -43,7 +43,7 @@ class DeviceTail(nn.Module):
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 
     def forward(self, batch: Batch) -> Batch:
-        """The batch with ``image`` (B, 3, H, W) as normalised float32, in the memory format that it came in.
+        """Normalise ``image`` (B, 3, H, W) to float32, in its memory format.
 
         Images of several sizes are a list, and stay one.
         """
@@ -70,24 +70,23 @@ class DeviceTail(nn.Module):
 
 @dataclass(frozen=True)
 class Stages:
-    """A list of transforms by where they run."""
+    """Transforms by where they run."""
 
     worker: Sequence[AnyTransform] = ()
     device: Callable[[Batch], Batch] | None = None
     batch: BatchTransform | None = None
 
     def mixing(self, batch_fn: BatchTransform | None) -> BatchTransform | None:
-        """What mixes batches, a transform or ``batch_fn``. Raises ``UserError`` for both."""
+        """Return the mixing of batches, a transform or ``batch_fn``. Raises ``UserError`` for both."""
         if batch_fn is not None and self.batch is not None:
             raise UserError("batches would be mixed twice: keep either batch_fn or one of torch_mixup and torch_cutmix_mixup.")
         return batch_fn or self.batch
 
 
 def split(transforms: Sequence[AnyTransform]) -> Stages:
-    """``to_tensor, normalize[, torch_randerase]`` at the end run on the device, mixing without a second sample on batches.
+    """Run ``to_tensor, normalize[, torch_randerase]`` at the end on the device, and mixing without a second sample on batches.
 
-    Raises ``UserError`` when ``normalize`` is evidently in other units than what comes before it, and for mixing that is asked for
-    twice.
+    Raises ``UserError`` when ``normalize`` is evidently in other units than its input, and for two mixing transforms.
     """
     of_batches = [each for each in transforms if isinstance(each, SampleTransform) and not each.takes_second]
     rest = [transform for transform in transforms if transform not in of_batches]
@@ -103,10 +102,10 @@ def split(transforms: Sequence[AnyTransform]) -> Stages:
 
 
 class DeviceStage:
-    """Brings a batch to the device and finishes its images there; seeds and indices stay with the host."""
+    """Moves a batch to the device and finishes its images there; seeds and indices stay on the host."""
 
     def __init__(self, tail: Callable[[Batch], Batch] | None, device: torch.device, *, channels_last: bool) -> None:
-        self.tail = deepcopy(tail)  # on the device, where the data set's own must not be: it travels to workers
+        self.tail = deepcopy(tail)  # on the device, where the data set's own must not be: it is sent to workers
         self.device = device
         self.channels_last = channels_last
 
@@ -116,14 +115,14 @@ class DeviceStage:
 
 
 def expect_numbers(transforms: Sequence[AnyTransform]) -> None:
-    """A ``UserError`` when nothing makes numbers of an image's levels, so that a net would get uint8."""
+    """Raise ``UserError`` when no transform converts the levels of an image to float, so that a net would get uint8."""
     ours = [isinstance(transform, (Transform, SampleTransform, v2.Transform)) for transform in transforms]
     if all(ours) and not any(isinstance(transform, ToTensor) for transform in transforms):
         raise UserError("got transforms that leave images as uint8 levels, expected to_tensor and normalize at the end.")
 
 
 def check_units(transforms: Sequence[AnyTransform]) -> None:
-    """A ``UserError`` when ``normalize`` is in 0..255 after ``to_tensor``, or in 0..1 after ``custom_to_tensor``."""
+    """Raise ``UserError`` when ``normalize`` is in 0..255 after ``to_tensor``, or in 0..1 after ``custom_to_tensor``."""
     top = None
     for transform in transforms:
         if isinstance(transform, ToTensor):

@@ -1,10 +1,10 @@
-"""The transforms by the names that configurations use: geometry, colour, and the way from levels to numbers."""
+"""Transforms by the names that configurations use: geometry, colour, and levels to float."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 from torchvision.transforms import v2
@@ -32,6 +32,7 @@ from up.data.transforms.image import (
 )
 from up.errors import UserError
 from up.registry import Registry
+from up.types import Argument
 
 _NOT_FROM_YAML = (  # they take code, tensors, labels or boxes, or give something other than one image
     "Transform Lambda Compose RandomApply RandomChoice RandomOrder LinearTransformation CutMix MixUp FiveCrop TenCrop "
@@ -45,7 +46,7 @@ def _torchvision_names() -> list[str]:
     return [f"v2.{name}" for name in found if name not in _NOT_FROM_YAML.split()]
 
 
-def _torchvision(name: str) -> Any:
+def _torchvision(name: str) -> type[v2.Transform] | None:
     return getattr(v2, name.removeprefix("v2.")) if name in _torchvision_names() else None
 
 
@@ -204,7 +205,7 @@ class ToTensor(Transform):
     def __call__(self, image: Image) -> torch.Tensor:
         levels: torch.Tensor = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
         if levels.is_floating_point():
-            raise UserError(f"got an image of {levels.dtype}, expected uint8: to_tensor stands twice in the transformers")
+            raise UserError(f"got an image of {levels.dtype}, expected uint8: to_tensor is twice in the transformers")
         return levels.to(torch.float32).div_(255 / self.top)
 
     def export_op(self) -> dict[str, object]:
@@ -221,63 +222,55 @@ class LevelsToTensor(ToTensor):
         self.top = 1.0 if norm_image else 255.0
 
 
-class Normalize(Transform):
+class _ByChannel(Transform):
+    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        if min(std) <= 0:
+            raise UserError(got=list(std), expected="three numbers above 0, such as [.229, .224, .225]", key="std")
+        self.mean, self.std = mean, std
+
+    def _numbers(self, image: Image, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return image, mean and std as tensors. Raises ``UserError`` for an image before ``to_tensor``."""
+        if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+            got = f"a {image.dtype} tensor" if isinstance(image, torch.Tensor) else "a PIL image"
+            raise UserError(f"{name}: got {got}, expected a float tensor: put to_tensor before {name} in the transformers")
+        mean, std = (torch.tensor(each, dtype=image.dtype, device=image.device).view(3, 1, 1) for each in (self.mean, self.std))
+        return image, mean, std
+
+
+class Normalize(_ByChannel):
     """``(x - mean) / std`` by channel; in the units of its input: 0..1 after to_tensor."""
 
     def __init__(
         self,
         *,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
         inplace: Annotated[bool, NoEffect("the numbers are the same; whole batches are normalized in place on the device")] = False,
+        **kwargs: Argument,
     ) -> None:
         del inplace
-        self.mean = mean
-        self.std = _deviations(std, "normalize")
+        super().__init__(**kwargs)
 
     def __call__(self, image: Image) -> torch.Tensor:
-        values = _numbers(image, "normalize")
-        return values.sub(_by_channel(self.mean, values)).div_(_by_channel(self.std, values))
+        values, mean, std = self._numbers(image, "normalize")
+        return values.sub(mean).div_(std)
 
     def export_op(self) -> dict[str, object]:
         return {"op": "normalize", "mean": list(self.mean), "std": list(self.std)}
 
 
-class Denormalize(Transform):
+class Denormalize(_ByChannel):
     """``x * std + mean`` by channel: undoes ``normalize``."""
 
-    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        self.mean = mean
-        self.std = _deviations(std, "normalize_inverse")
-
     def __call__(self, image: Image) -> torch.Tensor:
-        values = _numbers(image, "normalize_inverse")
-        return values.mul(_by_channel(self.std, values)).add_(_by_channel(self.mean, values))
+        values, mean, std = self._numbers(image, "normalize_inverse")
+        return values.mul(std).add_(mean)
 
     def export_op(self) -> dict[str, object]:
         mean = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         return {"op": "normalize", "mean": mean, "std": [1 / s for s in self.std]}
 
 
-def _deviations(std: tuple[float, float, float], name: str) -> tuple[float, float, float]:
-    if min(std) <= 0:
-        raise UserError(got=list(std), expected="three numbers above 0, such as [.229, .224, .225]", key="std")
-    return std
-
-
-def _numbers(image: Image, name: str) -> torch.Tensor:
-    if not isinstance(image, torch.Tensor) or not image.is_floating_point():
-        got = f"a {image.dtype} tensor" if isinstance(image, torch.Tensor) else "a PIL image"
-        raise UserError(f"{name}: got {got}, expected a float tensor: put to_tensor before {name} in the transformers")
-    return image
-
-
-def _by_channel(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
-
-
 def output_size_of(transforms: Iterable[AnyTransform], size: Size | None = None) -> Size | None:
-    """(height, width) of what comes out when ``size`` goes in; None when that depends on the image or is unknown."""
+    """Return the (height, width) of the output for an input of ``size``; None when that depends on the image or is unknown."""
     for transform in transforms:
         size = _output_size(transform, size)
     return size

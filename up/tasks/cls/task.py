@@ -1,4 +1,4 @@
-"""Image classification: what the engine, the configuration and the exporter need to know of it."""
+"""Image classification as a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +67,7 @@ class Classification(Task[ImageDataset]):
         return InputSpec(size) if size is not None else None
 
     def example(self, net: nn.Module, size: Size, images: int) -> Batch:
-        """Noise, with labels drawn from the classes of the net's head."""
+        """Draw noise, with labels from the classes of the net's head."""
         assert isinstance(net, Net)
         head = next((module for module in net.children() if isinstance(module, Head)), None)
         if head is None:
@@ -90,7 +89,7 @@ class Classification(Task[ImageDataset]):
         )
 
     def evaluator(self, data: ImageDataset) -> Evaluator:
-        """The data set's evaluator; top-1 and top-5 where none is configured."""
+        """Return the data set's evaluator; top-1 and top-5 where none is configured."""
         template = data.evaluator if data.evaluator is not None else ImageNetEvaluator(multilabel=data.multilabel)
         fresh: Evaluator = copy.copy(template)
         fresh.reset()
@@ -102,27 +101,27 @@ class Classification(Task[ImageDataset]):
         return fresh
 
     def teacher_evaluator(self, data: ImageDataset) -> Evaluator:
-        """Top-1 of the logits, whatever the data set's evaluator measures: it shows whether a teacher only guesses."""
+        """Return an evaluator of top-1 of the logits: it shows whether a teacher only guesses."""
         return TeacherTop1()
 
     def teacher_score(self, evaluator: Evaluator) -> TeacherScore | None:
-        """Top-1, compared with that of guessing; None where no image had labels that fit the logits."""
+        """Compare top-1 with that of guessing; None where no image had labels that fit the logits."""
         assert isinstance(evaluator, TeacherTop1)
         return evaluator.score()
 
     def derived(self, data: ImageDataset) -> DerivedArguments:
-        """Number of classes and of images in each class, for heads, losses and mixing."""
+        """Derive the number of classes and of images in each class, for heads, losses and mixing."""
         known: dict[str, object] = {"num_classes": data.num_classes, "class_counts": data.class_counts()}
-        if data.class_names is not None:  # names say how many classes there are; labels alone only that there are no fewer
+        if data.class_names is not None:  # names give the number of classes, labels alone a lower bound
             known["num_classes"] = Exact(data.num_classes, "the class names of dataset.train")
         return known
 
     def derived_for_evaluation(self, data: ImageDataset) -> DerivedArguments:
-        """The classes, and how common each is in the training data."""
+        """Derive the classes, and the number of training images of each."""
         return {"class_names": data.class_names, "num_classes": data.num_classes, "class_counts": data.class_counts()}
 
     def derived_for_module(self, kind: str, derived: DerivedArguments, before: nn.Module | None, part: Part) -> DerivedArguments:
-        """For a head the number of classes and of the channels that it reads; for losses what they weigh classes by."""
+        """Derive the number of classes and of channels for a head, the class counts for losses."""
         if kind == "head":
             expect_enough_classes(part.kwargs.get("num_classes"), derived.get("num_classes"))
             return {**derived, **planes_for(before, part)}
@@ -130,9 +129,9 @@ class Classification(Task[ImageDataset]):
         return {name: value for name, value in derived.items() if not (several_heads and name == "num_classes")}
 
     def derived_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
-        """How many classes there are, each as common as the others: the counts only weigh losses.
+        """Derive the number of classes from the class names, otherwise from the classifiers in the checkpoint.
 
-        Without names, the classifiers in the checkpoint tell.
+        All class counts are 1: they only weigh losses.
         """
         names, tensors = (weights.class_names, weights.tensors()) if weights is not None else (None, {})
         if names and isinstance(names[0], str):
@@ -146,7 +145,7 @@ class Classification(Task[ImageDataset]):
         return {**known, "class_counts": [1] * single[-1]} if single else known
 
     def derived_for_teacher(self, weights: Weights | None, net: Sequence[NetModule], derived: DerivedArguments) -> DerivedArguments:
-        """The classes that its file names, else those of the data, as a guess only."""
+        """Derive the classes from the names in its file, otherwise assume those of the data."""
         known = {name: value.value if isinstance(value, Exact) else value for name, value in derived.items()}
         names = weights.class_names if weights is not None else None
         if weights is not None and names:
@@ -157,16 +156,16 @@ class Classification(Task[ImageDataset]):
         return known
 
     def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
-        """``class_counts`` where a loss is weighed by them."""
+        """Name ``class_counts`` where a loss is weighed by them."""
         return ("class_counts",) if "'class_weights': 'balanced'" in str([module.kwargs for module in net]) else ()
 
     def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
-        """Ten classes, if a head leaves their number to the data."""
+        """Assume ten classes, if the YAML of a head leaves their number out."""
         heads = [module for module in net if module.type in HEADS]
         return {"num_classes": 10} if any("num_classes" not in head.kwargs for head in heads) else {}
 
     def class_names(self, data: ImageDataset) -> list[str] | None:
-        """The names of the classes: the data set's, else the evaluator's."""
+        """Return the names of the classes: the data set's, otherwise the evaluator's."""
         return data.class_names or getattr(data.evaluator, "class_names", None)
 
     def data_report(self, train: ImageDataset, test: ImageDataset | None) -> DataReport:
@@ -180,7 +179,7 @@ class Classification(Task[ImageDataset]):
         return read_sample(data, index)
 
     def result_stream(self, data: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
-        """The stream of results that ``saver.memory_friendly`` or a continued inference asks for."""
+        """Return the stream of results that ``saver.memory_friendly`` or a continued inference asks for."""
         if not (memory_friendly or data.goes_on):
             return None
         evaluator = self.evaluator(data)
@@ -189,8 +188,8 @@ class Classification(Task[ImageDataset]):
         return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=data.multilabel)
 
     def write_reports(self, evaluator: Evaluator, folder: Path, data: ImageDataset, save_result: bool) -> list[Path]:
-        """The evaluator's findings as files, with the names of the classes."""
-        if not isinstance(evaluator, ImageNetEvaluator):  # a plug-in's own: what it collected is unknown here
+        """Write the predictions and metrics with the names of the classes."""
+        if not isinstance(evaluator, ImageNetEvaluator):  # a plug-in's, whose state is unknown here
             return super().write_reports(evaluator, folder, data, save_result)
         return write_reports(evaluator, folder, self.class_names(data), save_result=save_result)
 
@@ -200,7 +199,7 @@ class Classification(Task[ImageDataset]):
     def listed(
         self, meta_file: Path, meta_type: str, image_dir: str | None, answer: Answer, transforms: Sequence[Transform]
     ) -> ImageDataset:
-        """Images with a label for each head; sets of labels for one head that predicts such."""
+        """List images with a label for each head; sets of labels for one head that predicts such."""
         assert isinstance(answer, ClassesAnswer)
         multilabel = any(head.type == "multilabel" for head in answer.heads)
         labels = answer.label_lists()
@@ -222,27 +221,27 @@ CLASSIFICATION = Classification()
 
 
 def classifier_widths(name: str, tensors: Mapping[str, torch.Tensor]) -> list[int]:
-    """The outputs of the classifiers of the head ``name``, one or a list of them."""
+    """List the number of outputs of each classifier of the head ``name``."""
     pattern = re.compile(rf"{re.escape(name)}\.classifier\.(\d+\.)?weight")
     return [len(tensor) for key, tensor in tensors.items() if pattern.fullmatch(key)]
 
 
-def expect_enough_classes(given: int | list[int] | None, known: Any) -> None:
-    """Labels alone say how many classes a head needs at least, names exactly (``Exact``, which the builder compares)."""
-    if given is None or known is None or isinstance(known, Exact):
+def expect_enough_classes(given: int | list[int] | None, known: object) -> None:
+    """Raise ``UserError`` for fewer classes than the labels need; with class names (``Exact``) the builder compares."""
+    if given is None or not isinstance(known, int | list):
         return
-    if isinstance(given, list) != isinstance(known, list) or (isinstance(given, list) and len(given) != len(known)):
-        heads = f"labels for {len(known)} heads" if isinstance(known, list) else "one label for each image"
+    widths, needed = ([each] if isinstance(each, int) else each for each in (given, known))
+    if isinstance(given, list) != isinstance(known, list) or len(widths) != len(needed):
+        heads = f"labels for {len(needed)} heads" if isinstance(known, list) else "one label for each image"
         raise UserError(f"got {given}, but dataset.train has {heads}.", key="num_classes")
-    wanted, widths = ([known], [given]) if isinstance(given, int) else (known, given)
-    if any(width < number for width, number in zip(widths, wanted, strict=True)):
+    if any(width < number for width, number in zip(widths, needed, strict=True)):
         raise UserError(f"got {given}, but the labels of dataset.train need at least {known}.", key="num_classes")
 
 
 def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
-    """``in_plane`` of a head, from the features of the module before it."""
+    """Derive ``in_plane`` of a head from the features of the module before it."""
     if before is None:
-        raise UserError(f"{part.type} reads features, and no module stands before it. Expected a backbone before.")
+        raise UserError(f"{part.type} needs `features`, but no module before it in `net` provides them. Add a backbone before it.")
     planes: Sequence[int] | None = getattr(before, "out_planes", None)
     kwargs, is_pyramid = part.kwargs, part.type == "fpn_cls_head"
     if planes is None or kwargs.get("use_pool") is False:  # flattened maps have more than the channels

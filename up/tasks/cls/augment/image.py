@@ -1,4 +1,4 @@
-"""The former place of the base of transforms, which parts of users import."""
+"""Former module of the base of transforms, which parts of users import."""
 
 from up.data.transforms.image import Image, Transform
 

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a whole batch on the device: one weight a batch, the first image with the last, and so on."""
+"""Mixup and CutMix of a whole batch on the device: one weight a batch, each image with the one at its place from the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BATCH_FNS = Registry(
 
 @dataclass(frozen=True)
 class Mix:
-    """``lam`` weighs the image itself; ``box`` (top, bottom, left, right) is what CutMix pastes from the other."""
+    """Draw of a mix: ``lam`` weighs the image itself; CutMix pastes ``box`` (top, bottom, left, right) of the other."""
 
     lam: float
     box: tuple[int, int, int, int] | None = None
@@ -43,7 +43,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class MixPolicy:
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019), weighted by Beta(alpha, alpha); alpha 0 is never."""
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019), weighted by Beta(alpha, alpha); alpha 0 disables it."""
 
     mixup_alpha: float
     cutmix_alpha: float
@@ -54,12 +54,13 @@ class MixPolicy:
         if min(alphas) < 0 or max(alphas) == 0 or not all(map(math.isfinite, alphas)):
             raise UserError(
                 got=Verbatim(f"{self.mixup_alpha:g} for mixup and {self.cutmix_alpha:g} for CutMix"),
-                expected="none below 0 and one above it; to train without mixing, leave it out of the configuration",
+                expected="none below 0 and one above it",
+                fix="To train without mixing, leave it out.",
                 key="alpha",
             )
 
     def draw(self, rng: np.random.Generator, size: Size) -> Mix:
-        """The mix of images of ``size`` (height, width); CutMix's weight is that of the pixels really pasted."""
+        """Draw the mix of images of ``size`` (height, width); CutMix's weight is that of the pixels that are pasted."""
         both = self.mixup_alpha > 0 and self.cutmix_alpha > 0
         cut = rng.random() < self.switch_prob if both else self.cutmix_alpha > 0
         alpha = self.cutmix_alpha if cut else self.mixup_alpha
@@ -73,7 +74,7 @@ class MixPolicy:
 
 
 def cut_box(size: Size, lam: float, centre: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a box around ``centre``, its sides √(1 - lam) of the image's, clipped."""
+    """Compute (top, bottom, left, right) of a box around ``centre``, its sides √(1 - lam) of the image's, clipped."""
     spans = []
     for length, middle in zip(size, centre, strict=True):
         side = int(length * math.sqrt(1 - lam))
@@ -83,7 +84,7 @@ def cut_box(size: Size, lam: float, centre: tuple[int, int]) -> tuple[int, int, 
 
 
 def mix_images(own: Tensor, other: Tensor, mix: Mix) -> Tensor:
-    """A new tensor of (..., H, W) float images."""
+    """Mix (..., H, W) float images into a new tensor."""
     if mix.box is None:
         return torch.lerp(other, own, mix.lam)
     top, bottom, left, right = mix.box
@@ -93,7 +94,7 @@ def mix_images(own: Tensor, other: Tensor, mix: Mix) -> Tensor:
 
 
 def soft_targets(gt: Tensor, num_classes: int) -> Tensor:
-    """Labels (B,) int64 as one-hot float32 (B, num_classes); soft or multi-hot (B, num_classes) as they are."""
+    """Convert labels (B,) int64 to one-hot float32 (B, num_classes); soft or multi-hot ones stay."""
     if gt.is_floating_point():
         if gt.ndim != 2 or gt.shape[1] != num_classes:
             raise UserError(got=num_classes, expected=f"{gt.shape[-1]}, the length of the soft labels", key="num_classes")
@@ -107,14 +108,14 @@ def soft_targets(gt: Tensor, num_classes: int) -> Tensor:
 
 
 def dominant_labels(gt: Tensor, other: Tensor, mixed: Tensor, lam: float) -> Tensor:
-    """(B,) int64: of two labels the one with the larger weight (one's own at a tie); of soft ones the largest entry."""
+    """Return the label (B,) int64 with the larger weight (its own at a tie); of soft labels the largest entry."""
     if gt.is_floating_point():
         return mixed.argmax(1)
     return gt if lam >= 0.5 else other
 
 
 def expect_labels_within(gt: Tensor, num_classes: int) -> None:
-    """A ``UserError`` when an integer label has no class."""
+    """Raise ``UserError`` when an integer label has no class."""
     if gt.is_floating_point() or not gt.numel():
         return
     low, high = int(gt.min()), int(gt.max())
@@ -126,7 +127,7 @@ def expect_labels_within(gt: Tensor, num_classes: int) -> None:
 
 
 def numpy_generator(generator: Generator) -> np.random.Generator:
-    """A generator that has the Beta distribution, keyed by a draw from ``generator`` (of the CPU)."""
+    """Return a generator that has the Beta distribution, keyed by a draw from ``generator`` (of the CPU)."""
     return np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
@@ -134,7 +135,7 @@ Classes: TypeAlias = Annotated[int, Derived("the classes of dataset.train")]
 
 
 class BatchMix:
-    """``mix(batch, generator) -> batch``: ``image`` (B, C, H, W), soft ``gt`` (B, num_classes), ``dominant`` (B,)."""
+    """Mixing of a batch: ``image`` (B, C, H, W), soft ``gt`` (B, num_classes), ``dominant`` (B,)."""
 
     def __init__(self, policy: MixPolicy, num_classes: int) -> None:
         self.policy = policy
@@ -154,7 +155,7 @@ class BatchMix:
         )
 
     def _check_labels(self, gt: Tensor) -> None:
-        """Every batch on the CPU; elsewhere the first only, for looking at a label there holds the host up."""
+        """Check every batch on the CPU; elsewhere only the first, for reading a label there synchronizes."""
         if gt.device.type == "cpu" or not self._checked:
             expect_labels_within(gt, self.num_classes)
             self._checked = True
@@ -175,7 +176,7 @@ class BatchCutmix(BatchMix):
 
 
 class BatchCutmixMixup(BatchMix):
-    """CutMix with probability ``switch_prob``, otherwise mixup, decided anew for each batch."""
+    """CutMix with probability ``switch_prob``, otherwise mixup, drawn for each batch."""
 
     @checked
     def __init__(

@@ -29,7 +29,7 @@ from up.tasks.cls.augment.mixing import (
 
 
 class SampleMix(SampleTransform):
-    """``transform(sample, draw_second) -> sample``: mixed ``image``, soft ``gt`` (num_classes,), int ``dominant``.
+    """Mixing of two samples: ``image``, soft ``gt`` (num_classes,), int ``dominant``.
 
     Without ``takes_second`` whole batches are mixed by ``as_batch_fn()``. A second image of another size is resized to the
     first's (bilinear, antialiased). The weight is drawn before the second sample is.
@@ -108,7 +108,6 @@ class CutmixMixup(SampleMix):
 
 
 def _label(gt: int | list[int] | Tensor, num_classes: int) -> Tensor:
-    """As a batch of one."""
     label = torch.as_tensor(gt)[None]
     if label.ndim == 1:
         expect_labels_within(label, num_classes)
@@ -116,7 +115,7 @@ def _label(gt: int | list[int] | Tensor, num_classes: int) -> Tensor:
 
 
 def _mixed(own: Image, other: Image, mix: Mix) -> Image:
-    """An image of the first's kind."""
+    """Mix two images into one of the first's kind."""
     first, second = (image if isinstance(image, Tensor) else F.pil_to_tensor(image) for image in (own, other))
     if first.dtype != second.dtype:
         raise UserError(

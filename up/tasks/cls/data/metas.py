@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from up.data.folders import folders_in, images_under
-from up.data.listing import MetaError, Problems, Rows, chunks, shown
+from up.data.listing import MetaError, Rows, chunks, shown
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
 from up.registry import Registry
@@ -90,7 +90,7 @@ def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
         got = f"label {values[at] - source.label_offset}"
         mapped = f" (after label_mapping {values[at]})" if source.label_offset else ""
         expected = f"an integer from 0 to {limits[at] - 1}" if limit is not None else "a label from 0 on"
-        rows.problems.add(int(rows.lines[owners[at]]), f"{got}{mapped}. Expected {expected}.{hint}")
+        rows.problem(int(rows.lines[owners[at]]), f"{got}{mapped}. Expected {expected}.{hint}")
 
 
 def imagenet(source: MetaSource) -> Meta:
@@ -105,14 +105,14 @@ def imagenet(source: MetaSource) -> Meta:
                 texts.append(parts[1])
                 lines.append(line)
             elif parts:
-                rows.problems.add(line, f"expected 'path label', got {shown(raw)}.{_hint(raw)}")
+                rows.problem(line, f"expected 'path label', got {shown(raw)}.{_hint(raw)}")
         if b"\r" in b"".join(names):
-            rows.problems.add(start, f"expected 'path label', got {shown(chunk[0])}.{_hint(chunk[0])}")
+            rows.problem(start, f"expected 'path label', got {shown(chunk[0])}.{_hint(chunk[0])}")
         rows.extend(names, lines)
         if b"".join(texts).isdigit() and max(map(len, texts)) <= 9:
             labels.extend(map(int, texts))
         else:
-            labels.extend(map(_checked_label, names, texts, lines, itertools.repeat(rows.problems)))
+            labels.extend(map(_checked_label, names, texts, lines, itertools.repeat(rows)))
     return labelled(rows, source, PackedLabels(np.array(labels, dtype=np.int64)))
 
 
@@ -137,10 +137,10 @@ def _hint(raw: bytes) -> str:
     return ""
 
 
-def _checked_label(name: bytes, text: bytes, line: int, problems: Problems) -> int:
+def _checked_label(name: bytes, text: bytes, line: int, rows: Rows) -> int:
     if text.isdigit() and len(text) <= 9:
         return int(text)
-    problems.add(line, f"label {shown(text)}. Expected an integer from 0 on.{_hint(name)}")
+    rows.problem(line, f"label {shown(text)}. Expected an integer from 0 on.{_hint(name)}")
     return 0
 
 
