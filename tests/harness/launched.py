@@ -6,48 +6,56 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.harness.faulty import children_of
-from tests.harness.ranks import PATIENCE_S, ROOT
+from tests.harness.ranks import PATIENCE_S, ROOT, Server, code_within
 
 UP = (sys.executable, "-m", "up", "train")
+FORKED = ()  # the same from a process that has imported torch already: seconds less where the import does not matter
 TWO = ("--launch", "pytorch", "--ng", "2")
 
 
 class Program:
     """A program in a process group of its own, as a shell starts it; ended with all its descendants after the test."""
 
-    def __init__(self, words: Sequence[str], output: Path, **environment: str) -> None:
-        self.output = output
-        clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
-        with output.open("w") as file:
-            self.process = subprocess.Popen(
-                words,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                process_group=0,
-                env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-            )
+    def __init__(self, pid: int, output: Path, poll: Callable[[], int | None]) -> None:
+        self.pid, self.output, self.poll = pid, output, poll
 
     @property
     def said(self) -> str:
         return self.output.read_text(errors="replace")
 
     def ranks(self) -> list[int]:
-        return children_of(self.process.pid)
+        return children_of(self.pid)
 
     def wait(self) -> int:
-        try:
-            return self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running:\n{self.said}") from None
+        code = code_within(PATIENCE_S, self.poll)
+        assert code is not None, f"still running:\n{self.said}"
+        return code
 
     def end(self) -> None:
-        if self.process.poll() is None:
-            ranks = self.ranks()
-            for pid in [self.process.pid, *ranks]:
+        if self.poll() is None:
+            for pid in [self.pid, *self.ranks()]:
                 os.kill(pid, signal.SIGKILL)
-            self.process.wait()
+            self.wait()
+
+
+def spawned(words: Sequence[str], output: Path, **environment: str) -> Program:
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            words,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            process_group=0,
+            env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        )
+    return Program(process.pid, output, process.poll)
+
+
+def forked(server: Server, words: Sequence[str], output: Path, **environment: str) -> Program:
+    pid = server.ask(words=list(words), environment=environment, output=str(output))
+    return Program(pid, output, lambda: server.ask(poll=pid))  # type: ignore[no-any-return]

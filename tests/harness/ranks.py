@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -62,14 +62,11 @@ class Rank:
         return self.server.ask(poll=self.pid)  # type: ignore[no-any-return]
 
     def wait(self, seconds: float = PATIENCE_S) -> int:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            code = self.poll()
-            if code is not None:
-                return code
-            time.sleep(0.05)
-        os.kill(self.pid, signal.SIGKILL)
-        raise AssertionError(f"still running after {seconds:g} s:\n{self.said}")
+        code = code_within(seconds, self.poll)
+        if code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            raise AssertionError(f"still running after {seconds:g} s:\n{self.said}")
+        return code
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -77,6 +74,14 @@ class Rank:
     @property
     def said(self) -> str:
         return self.output.read_text(errors="replace")
+
+
+def code_within(seconds: float, poll: Callable[[], int | None]) -> int | None:
+    """The exit code that ``poll`` returns at last; None where it does not within so many seconds."""
+    end = time.monotonic() + seconds
+    while (code := poll()) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    return code
 
 
 class Ranks:
@@ -144,6 +149,7 @@ def start(
     port: int | None = None,
     open_files: int | None = None,
     only: int | None = None,
+    cwd: Path = ROOT,
 ) -> Ranks:
     """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``."""
     port = port or free_port()
@@ -158,6 +164,7 @@ def start(
             environment={name: str(value) for name, value in variables.items()},
             output=str(output),
             open_files=open_files,
+            cwd=str(cwd),
         )
         ranks.append(Rank(server, pid, output))
     return Ranks(ranks)
@@ -195,7 +202,8 @@ def _be_a_rank(request: Mapping[str, Any]) -> None:
             os.dup2(output, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(request["environment"])
-        if request["open_files"]:
+        os.chdir(request.get("cwd") or ROOT)
+        if request.get("open_files"):
             resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"], request["open_files"]))
         from up.__main__ import main
 

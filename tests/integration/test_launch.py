@@ -17,7 +17,7 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.faulty import SOON_S, WORKERS, children_of, finishes_equal, is_alive, is_equal, status, step_reached, wait_for
-from tests.harness.launched import TWO, UP
+from tests.harness.launched import FORKED, TWO, UP
 from tests.harness.ranks import PATIENCE_S, ROOT, Cluster, free_port
 from tests.harness.states import checkpoint
 
@@ -32,14 +32,14 @@ def test_a_request_under_our_launcher(  # type: ignore[no-untyped-def]
     start, runs: Cluster, run: Path, unbroken: Path, target: str, number: signal.Signals, workers: int
 ) -> None:
     """Saved on the same step on both ranks; 75; the rerun ends equal. (``make soak`` does it five times each.)"""
-    launched = start(UP, WORKERS.format(workers), after=TWO)
+    launched = start(FORKED, WORKERS.format(workers), after=TWO)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     if target == "group":
-        os.killpg(launched.process.pid, number)
+        os.killpg(launched.pid, number)
         for rank in launched.ranks():  # a scheduler reaches every process of a job, whatever its group
             os.kill(rank, number)
     else:
-        os.kill(launched.process.pid if target == "launcher" else launched.ranks()[1], number)
+        os.kill(launched.pid if target == "launcher" else launched.ranks()[1], number)
     assert launched.wait() == 75, launched.said
     found = status(run)
     assert (found["state"], found["exit_code"], found["reason"]) == ("preempted", 75, f"stopped by {number.name}")
@@ -52,7 +52,7 @@ def test_nohup(start, run: Path, unbroken: Path) -> None:  # type: ignore[no-unt
     """A run that is to outlive its terminal does."""
     launched = start(("nohup", *UP), after=TWO)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
-    os.kill(launched.process.pid, signal.SIGHUP)
+    os.kill(launched.pid, signal.SIGHUP)
     assert launched.wait() == 0, launched.said
     is_equal(run, unbroken)
 
@@ -85,14 +85,14 @@ def test_a_terminal_that_closes(runs: Cluster, run: Path, unbroken: Path) -> Non
 
 def test_a_second_signal_to_our_launcher(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
     """A rank stands still, so that nothing can be saved: all end at once, and what was saved before is whole."""
-    launched = start(UP, WORKERS.format(1), after=TWO, fault="rank=1,step=6,action=hang")
+    launched = start(FORKED, WORKERS.format(1), after=TWO, fault="rank=1,step=6,action=hang")
     wait_for(lambda: step_reached(run, 6), PATIENCE_S)
     ranks = launched.ranks()
     family = [*ranks, *(worker for rank in ranks for worker in children_of(rank))]
-    os.kill(launched.process.pid, signal.SIGTERM)
+    os.kill(launched.pid, signal.SIGTERM)
     time.sleep(1.0)
-    assert launched.process.poll() is None
-    os.kill(launched.process.pid, signal.SIGTERM)
+    assert launched.poll() is None
+    os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 143, launched.said
     wait_for(lambda: not any(is_alive(pid) for pid in family))
     assert "Traceback" not in launched.said
@@ -100,9 +100,9 @@ def test_a_second_signal_to_our_launcher(start, runs: Cluster, run: Path, unbrok
 
 
 def test_ctrl_c_under_our_launcher(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
-    launched = start(UP, after=TWO)
+    launched = start(FORKED, after=TWO)
     wait_for(lambda: step_reached(run, 1), PATIENCE_S)
-    os.killpg(launched.process.pid, signal.SIGINT)
+    os.killpg(launched.pid, signal.SIGINT)
     assert launched.wait() == 130, launched.said
     assert (status(run)["state"], status(run)["exit_code"]) == ("preempted", 130)
     assert "Traceback" not in launched.said
@@ -111,12 +111,12 @@ def test_ctrl_c_under_our_launcher(start, runs: Cluster, run: Path, unbroken: Pa
 
 def test_a_killed_launcher_leaves_no_ranks_behind(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
     """They notice, save on the same step, and end."""
-    launched = start(UP, "dataset.train.dataloader.kwargs.num_workers=1", "trainer.max_iter=2000", after=TWO)
+    launched = start(FORKED, "dataset.train.dataloader.kwargs.num_workers=1", "trainer.max_iter=2000", after=TWO)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     ranks = launched.ranks()
     family = [*ranks, *(worker for rank in ranks for worker in children_of(rank))]
     assert len(family) >= 4
-    os.kill(launched.process.pid, signal.SIGKILL)
+    os.kill(launched.pid, signal.SIGKILL)
     wait_for(lambda: not any(is_alive(pid) for pid in family))
     assert (status(run)["state"], status(run)["reason"]) == ("preempted", "the launcher has died")
     assert checkpoint(run)["step"] == status(run)["step"] >= 2
@@ -124,14 +124,14 @@ def test_a_killed_launcher_leaves_no_ranks_behind(start, runs: Cluster, run: Pat
 
 def test_a_killed_rank_is_restarted_and_ends_equal(start, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
     """``--max-restarts 1``: the second attempt goes on from the checkpoint, although the command did not say auto_resume."""
-    launched = start(UP, "saver.auto_resume=false", after=(*TWO, "--max-restarts", "1"), fault="rank=1,step=6,action=kill")
+    launched = start(FORKED, "saver.auto_resume=false", after=(*TWO, "--max-restarts", "1"), fault="rank=1,step=6,action=kill")
     assert launched.wait() == 0, launched.said
     assert tells(launched.said, "exited", "without", "reporting")
     is_equal(run, unbroken)
 
 
 def test_a_killed_rank_ends_our_launcher(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
-    launched = start(UP, after=TWO, fault="rank=0,step=6,action=kill")
+    launched = start(FORKED, after=TWO, fault="rank=0,step=6,action=kill")
     assert launched.wait() == 75, launched.said
     assert tells(launched.said, "0", "killed", "SIGKILL")
     assert status(run)["state"] == "failed", "written by the rank that is left"
@@ -141,7 +141,7 @@ def test_a_killed_rank_ends_our_launcher(start, runs: Cluster, run: Path, unbrok
 def test_bad_input_under_our_launcher_is_one_line(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """Found by the launcher (a wrong key) or by the ranks (no such part): 2, one line, nothing created."""
     for wrong, what in (("trainer.max_epch=3", "max_epch"), ("trainer.optimizer.type=SGDD", "got 'SGDD', expected an optimizer")):
-        launched = start(UP, wrong, after=TWO)
+        launched = start(FORKED, wrong, after=TWO)
         assert launched.wait() == 2, launched.said
         assert what in launched.said
         assert len(launched.said.splitlines()) == 1, launched.said
@@ -153,7 +153,7 @@ def test_the_launchers_port_in_use(start, run: Path) -> None:  # type: ignore[no
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        launched = start(UP, after=(*TWO, "--port", str(port)))
+        launched = start(FORKED, after=(*TWO, "--port", str(port)))
         assert launched.wait() == 2, launched.said
     assert tells(launched.said, f"localhost:{port}", "port")
     assert "Traceback" not in launched.said
@@ -163,7 +163,7 @@ def test_torchrun(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # t
     """It turns every code of a rank into 1; ``status.json`` keeps the truth."""
     launched = start((*TORCHRUN, "-m", "up", "train"))
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
-    os.kill(launched.process.pid, signal.SIGTERM)
+    os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() != 0
     assert (status(run)["state"], status(run)["exit_code"]) == ("preempted", 75)
     finishes_equal(runs, run, unbroken)
@@ -182,7 +182,7 @@ def test_torchrun_names_the_reason_last(start, run: Path) -> None:  # type: igno
 def test_two_hosts(start, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
     """Two launchers of one rank each, which meet at a port."""
     hosts = ["--launch", "pytorch", "--ng", "1", "--nm", "2", "--rdzv", f"localhost:{free_port()}", "--node-rank"]
-    launched = [start(UP, after=(*hosts, str(number))) for number in range(2)]
+    launched = [start(FORKED, after=(*hosts, str(number))) for number in range(2)]
     assert [each.wait() for each in launched] == [0, 0], "\n".join(each.said for each in launched)
     is_equal(run, unbroken)
 
@@ -190,8 +190,8 @@ def test_two_hosts(start, run: Path, unbroken: Path) -> None:  # type: ignore[no
 def test_a_signal_during_the_import(start, runs: Cluster, run: Path) -> None:  # type: ignore[no-untyped-def]
     """Nothing is lost, and nothing is said: the run saves its first state and ends with 75."""
     launched = start(UP)
-    wait_for(lambda: _listens(launched.process.pid))
-    os.kill(launched.process.pid, signal.SIGTERM)
+    wait_for(lambda: _listens(launched.pid))
+    os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 75, launched.said
     assert (status(run)["state"], status(run)["step"]) == ("preempted", 0)
     assert checkpoint(run)["step"] == 0
@@ -202,8 +202,8 @@ def test_a_signal_during_the_import(start, runs: Cluster, run: Path) -> None:  #
 def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signals, code: int) -> None:  # type: ignore[no-untyped-def]
     """The launcher imports for seconds: a scheduler that takes its place back then is to run the same command again."""
     launched = start(UP, after=TWO)
-    wait_for(lambda: _listens(launched.process.pid))
-    os.kill(launched.process.pid, number)
+    wait_for(lambda: _listens(launched.pid))
+    os.kill(launched.pid, number)
     assert launched.wait() == code, launched.said
     assert "Traceback" not in launched.said
     assert not run.exists()
@@ -212,18 +212,18 @@ def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signal
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number: signal.Signals) -> None:  # type: ignore[no-untyped-def]
     """Some of them do not listen yet and end by it; the others do not wait for those."""
-    launched = start(UP, WORKERS.format(2), after=TWO)
+    launched = start(FORKED, WORKERS.format(2), after=TWO)
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(is_alive, launched.ranks())), PATIENCE_S)
-    os.kill(launched.process.pid, number)
+    os.kill(launched.pid, number)
     assert launched.wait() == (130 if number == signal.SIGINT else 75), launched.said
     assert "Traceback" not in launched.said
 
 
 def test_a_signal_during_the_import_of_the_ranks(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """With loader workers to come: both save their first state on the same step."""
-    launched = start(UP, WORKERS.format(2), after=TWO)
+    launched = start(FORKED, WORKERS.format(2), after=TWO)
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(_listens, launched.ranks())), PATIENCE_S)
-    os.kill(launched.process.pid, signal.SIGTERM)
+    os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 75, launched.said
     assert (status(run)["state"], status(run)["step"], checkpoint(run)["step"]) == ("preempted", 0, 0)
     assert "Traceback" not in launched.said

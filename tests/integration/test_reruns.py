@@ -17,7 +17,7 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.faulty import status, step_reached, wait_for
-from tests.harness.ranks import PATIENCE_S, ROOT
+from tests.harness.ranks import PATIENCE_S, ROOT, Server, start
 from tests.harness.refusals import contents
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
@@ -145,7 +145,14 @@ def test_an_own_checkpoint_comes_before_a_named_one_which_is_said(
     ids=["Ctrl-C", "SIGTERM", "launcher", "torchrun"],
 )
 def test_a_stopped_run_names_the_command_that_resumes_it(
-    config: Config, write: Write, tmp_path: Path, number: signal.Signals, code: int, before: tuple[str, ...], auto_resume: bool
+    config: Config,
+    write: Write,
+    server: Server,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    before: tuple[str, ...],
+    auto_resume: bool,
 ) -> None:
     """Where it stopped, what was saved, and the command as it was typed, which then finishes the run."""
     config["runtime"]["iter_base"] = True
@@ -167,15 +174,8 @@ def test_a_stopped_run_names_the_command_that_resumes_it(
     assert command == [*words, *([] if auto_resume else ["saver.auto_resume=true"])]
     assert said.count("to resume:") == 1, "one rank says it"
     total = step + 2 if (step + 2) % 6 else step + 3  # whole epochs, of 6 steps here, are reported as such
-    again = subprocess.run(
-        [*command, f"trainer.max_iter={total}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
-    assert f"at step {step}" in again.stderr
-    assert f"finished: {total} of {total} steps" in again.stderr
+    rank = ["train", *command[1 + len(before) :], f"trainer.max_iter={total}"]  # the words of the command for each rank
+    again = start(server, tmp_path, rank, world=2 if "2" in before else 1, cwd=tmp_path)
+    assert set(again.wait()) == {0}, again.said
+    assert f"at step {step}" in again[0].said
+    assert f"finished: {total} of {total} steps" in again[0].said

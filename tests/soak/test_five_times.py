@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.faulty import WORKERS, finishes_equal, status, step_reached, wait_for
-from tests.harness.launched import TWO, UP
+from tests.harness.launched import FORKED, TWO
 from tests.harness.ranks import PATIENCE_S, Cluster
 from tests.harness.states import checkpoint
 
@@ -23,13 +23,13 @@ def test_stopped_and_run_again(  # type: ignore[no-untyped-def]
     start, runs: Cluster, run: Path, unbroken: Path, target: str, number: signal.Signals, time: int
 ) -> None:
     step, workers = 1 + time % 3, WORKERS.format(2 * (time % 2))
-    launched = start(UP, workers, after=TWO)
+    launched = start(FORKED, workers, after=TWO)
     wait_for(lambda: step_reached(run, step), PATIENCE_S)
     if target == "group":
-        for pid in [launched.process.pid, *launched.ranks()]:
+        for pid in [launched.pid, *launched.ranks()]:
             os.killpg(os.getpgid(pid), number)
     else:
-        os.kill(launched.process.pid if target == "launcher" else launched.ranks()[time % 2], number)
+        os.kill(launched.pid if target == "launcher" else launched.ranks()[time % 2], number)
     assert launched.wait() == 75, launched.said
     found = status(run)
     assert (found["state"], found["exit_code"]) == ("preempted", 75)

@@ -121,5 +121,5 @@ def hooks_of_rank(experiment: Experiment, watching: list[Hook]) -> Hooks:
         return Hooks([hook for hook in watching if hook.on_every_rank])
     every = experiment.config.trainer.log_interval
     tensorboard = [] if any(hook.type == "train_val_logger" for hook in experiment.config.hooks) else [TensorBoard(freq=every)]
-    standing = [Display(every=every, console=console_of_run()), EpochLines(), MetricsFile(freq=every), *tensorboard]
+    standing = [Display(every=every, console=console_of_run()), EpochLines(), MetricsFile(every=every), *tensorboard]
     return Hooks([*standing, *watching])

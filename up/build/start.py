@@ -37,8 +37,7 @@ from up.tasks.experiment import Experiment
 from up.text import some_of
 from up.tracking.display import console_of_run, show_log_on
 from up.tracking.log import LOGGER, log_to
-from up.tracking.start_log import start_lines as net_and_groups
-from up.tracking.summary import best_of, progress
+from up.tracking.summary import best_of, net_and_groups, progress
 from up.types import StateDict
 
 

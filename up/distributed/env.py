@@ -31,20 +31,19 @@ def launch_id() -> str:
 
 
 def keep_quiet_about_models() -> None:
-    """Tell onnxruntime, before it is imported, to report nothing of what it runs.
+    """Disable the telemetry of onnxruntime, before it is imported.
 
-    Its packages from 1.2x on keep a record in the user's cache folder and send it away. Who wants that sets
-    ``ORT_DISABLE_TELEMETRY=0``.
+    Its packages from 1.2x on record what they run in the user's cache folder and upload it. ``ORT_DISABLE_TELEMETRY=0`` enables
+    that.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def let_idle_threads_sleep() -> None:
-    """Tell OpenMP, before torch is imported, that a thread which waits for the others gives its core away.
+    """Let waiting OpenMP threads sleep instead of spin; call it before torch is imported.
 
-    By default it spins. Where anything else runs on the machine (loader workers, a browser) the one that is waited for is then
-    the one without a core, and an update on the CPU takes several times as long. ``OMP_WAIT_POLICY=ACTIVE`` brings the spinning
-    back.
+    If other programs run on the machine (loader workers, a browser), spinning threads take the core of the thread that they wait
+    for, and a step on the CPU takes several times as long. ``OMP_WAIT_POLICY=ACTIVE`` restores spinning.
     """
     if "GOMP_SPINCOUNT" not in os.environ and "KMP_BLOCKTIME" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

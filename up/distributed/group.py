@@ -1,6 +1,6 @@
-"""This process among the others: its rank, and the few collective operations that training needs.
+"""The process group: rank, world size, and the collective operations that training needs.
 
-Everything here also works in a plain process, where there is one rank and every operation is the identity.
+All functions also work in a plain process, with one rank, where every operation is the identity.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,27 +22,27 @@ T = TypeVar("T")
 
 
 def is_parallel() -> bool:
-    """Whether a process group is up."""
+    """Check whether a process group is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Rank of this process, also before the ranks have joined; 0 in a plain process."""
+    """Return the rank of this process, also before the ranks have joined; 0 in a plain process."""
     return dist.get_rank() if is_parallel() else rank_in_environment()
 
 
 def world_size() -> int:
-    """World size, also before the ranks have joined; 1 in a plain process."""
+    """Return the world size, also before the ranks have joined; 1 in a plain process."""
     return dist.get_world_size() if is_parallel() else world_in_environment()
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and speaks to the user."""
+    """Check whether this process is the main rank, which writes files and reports to the user."""
     return rank() == 0
 
 
 def device_for(name: str) -> torch.device:
-    """The device that ``runtime.device`` means here: ``auto`` is this rank's GPU where there is one."""
+    """Return the device of ``runtime.device`` on this rank: ``auto`` is its GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
@@ -56,14 +56,14 @@ def _require(device: torch.device) -> None:
     kind = torch.accelerator.current_accelerator(check_available=True)
     number = torch.accelerator.device_count() if kind else 0
     if kind is None or kind.type != device.type or (device.index or 0) >= number:
-        found = f"{kind.type} alone, {number} of it" if kind else "no accelerator"
-        raise UserError(f"got {device}, but torch finds {found} here. Expected auto, cpu, or a device that is there.")
+        found = f"only {number} {kind.type}" if kind else "no accelerator"
+        raise UserError(f"got {device}, but torch finds {found} here. Expected auto, cpu, or an available device.")
 
 
 def join(device: torch.device, *, timeout_s: float, backend: str | None = None) -> None:
-    """Join the process group that the launcher's environment describes; a plain process has none to join.
+    """Join the process group of the launcher's environment; does nothing in a plain process.
 
-    Tensors on the host travel through gloo on any device: votes and words wait neither for the GPU nor for its library.
+    Tensors on the host use gloo with any device, so that votes and objects wait neither for the GPU nor for NCCL.
     """
     if is_parallel() or world_in_environment() == 1:
         return
@@ -81,20 +81,20 @@ def join(device: torch.device, *, timeout_s: float, backend: str | None = None) 
         )
     except RuntimeError as error:
         raise PeerLost(
-            f"the ranks have found each other but cannot connect ({str(error).splitlines()[0]}). Is every port open between the "
+            f"the rendezvous succeeded but the ranks cannot connect ({str(error).splitlines()[0]}). Is every port open between the "
             "hosts? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network interface to use."
         ) from error
 
 
-_MET: list[Store] = []  # one to a process, like torch's default group
+_STORES: list[Store] = []  # at most one a process, like torch's default group
 
 
 def rendezvous_store(timeout_s: float = 300.0) -> Store:
-    """The key-value store through which the ranks find each other: that of the launcher, or rank 0's own.
+    """Return the key-value store of the rendezvous: that of the launcher, or rank 0's own.
 
     Raises ``UserError`` where rank 0 cannot listen, ``PeerLost`` where it is not found within ``timeout_s``.
     """
-    if not _MET:
+    if not _STORES:
         limit = timedelta(seconds=timeout_s)
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
@@ -105,18 +105,11 @@ def rendezvous_store(timeout_s: float = 300.0) -> Store:
             if isinstance(error, ValueError):
                 raise UserError(f"MASTER_ADDR and MASTER_PORT are not set: {error}") from error
             raise PeerLost(
-                f"{where}: not all of {world_in_environment()} ranks met there within {timeout_s:g} s. "
+                f"{where}: not all of {world_in_environment()} ranks connected within {timeout_s:g} s. "
                 "Are all hosts started, and is the port open between them?"
             ) from error
-        _MET.append(PrefixStore(f"attempt {attempt()}", found[0]))  # the launcher's store outlives an attempt
-    return _MET[0]
-
-
-def leave() -> None:
-    """Leave the process group, if any."""
-    if is_parallel():
-        dist.destroy_process_group()
-    _MET.clear()
+        _STORES.append(PrefixStore(f"attempt {attempt()}", found[0]))  # the launcher's store outlives an attempt
+    return _STORES[0]
 
 
 def barrier() -> None:
@@ -125,7 +118,7 @@ def barrier() -> None:
 
 
 def maxima_over_ranks(values: list[int]) -> list[int]:
-    """The largest of all ranks' values at each position, in one operation."""
+    """Return the maximum over the ranks at each position, in one operation."""
     if not is_parallel():
         return values
     held = torch.tensor(values, dtype=torch.int64)
@@ -134,14 +127,14 @@ def maxima_over_ranks(values: list[int]) -> list[int]:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of all ranks' tensors, in place."""
+    """Sum over the ranks, in place."""
     if is_parallel():
         dist.all_reduce(tensor)
     return tensor
 
 
 def means_over_ranks(scalars: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each scalar's mean over the ranks, in one operation, which no host waits for where the scalars are on a GPU."""
+    """Return each scalar's mean over the ranks, in one operation, without waiting for the GPU."""
     if not is_parallel() or not scalars:
         return dict(scalars)
     means = sum_over_ranks(torch.stack([scalar.float() for scalar in scalars.values()])) / world_size()
@@ -149,16 +142,16 @@ def means_over_ranks(scalars: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's ``value`` in the order of ranks, on every rank."""
+    """Return every rank's ``value`` in the order of ranks, on every rank."""
     if not is_parallel():
         return [value]
-    gathered: list[Any] = [None] * world_size()
+    gathered = [value] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
 
 
 def from_main(value: T) -> T:
-    """Rank 0's ``value``, on every rank."""
+    """Return rank 0's ``value`` on every rank."""
     if not is_parallel():
         return value
     held = [value]

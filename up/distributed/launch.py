@@ -1,4 +1,4 @@
-"""Ranks of a run: started by our own elastic launcher, or by Slurm or MPI, whose variables say who this process is."""
+"""Launch the ranks of a run: our elastic launcher starts them, or Slurm or MPI, whose variables give rank and world size."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from up.distributed.signals import LAUNCHER_PID, requests
+from up.distributed.signals import LAUNCHER_PID, handled
 from up.errors import PeerLost, UserError
+from up.types import Kwargs
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 Environment = Mapping[str, str]
-SAVING_S = 3600  # how long ranks may take to save after a signal; a scheduler's patience ends earlier, or a second signal's
-STARTING_S = 10  # how long their interpreters may take to start
+SAVING_S = 3600  # limit for ranks to save after a signal; a scheduler or a second signal ends them earlier
+STARTING_S = 10  # limit for the interpreters of ranks to start
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Launch:
     max_restarts: int = 0
 
     def launcher(self, environment: Environment) -> Literal["pytorch", "slurm", "mpi"] | None:
-        """Program that starts the ranks; None if this process is one already, or the only one."""
+        """Return the program that starts the ranks; None if this process is a rank already, or the only one."""
         if "RANK" in environment and "WORLD_SIZE" in environment:
-            return None  # of torchrun, of our own launcher, or by hand
+            return None  # started by torchrun, our own launcher, or by hand
         if self.by is not None:
             return self.by
         if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            return "slurm"  # else each task would train alone, into one folder
+            return "slurm"  # otherwise each task would train alone, in the same folder
         if int(environment.get("OMPI_COMM_WORLD_SIZE", environment.get("PMI_SIZE", "1"))) > 1:
             return "mpi"
         return "pytorch" if (self.processes or 1) > 1 or self.hosts > 1 else None
@@ -56,11 +56,13 @@ class Launch:
 def launched(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None]) -> int | None:
     """Start the ranks and return their exit code; None in a process that is a rank, its environment complete.
 
-    ``words`` follow ``python -m up``. ``code_of_run`` says what the run's own status is once the ranks have ended by a signal.
+    ``words`` follow ``python -m up``. ``code_of_run`` returns the exit code in the run's status after the ranks ended by a signal.
     """
     by = launch.launcher(os.environ)
     if by == "pytorch":
-        return _elastic(launch, words, code_of_run)
+        signals = _Signals()
+        with handled(signals.handle):
+            return _elastic(launch, words, code_of_run, signals)
     if by == "slurm":
         os.environ.update(slurm_environment(os.environ, launch.port))
     elif by == "mpi":
@@ -69,7 +71,7 @@ def launched(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
 
 
 def slurm_environment(environment: Environment, port: int | None = None) -> dict[str, str]:
-    """The variables of a rank from those of a Slurm task; the first host of the step is where the ranks meet."""
+    """Return the variables of a rank from those of a Slurm task; the rendezvous is on the first host of the step."""
     try:
         rank, local = environment["SLURM_PROCID"], environment["SLURM_LOCALID"]
         world = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
@@ -90,7 +92,7 @@ def slurm_environment(environment: Environment, port: int | None = None) -> dict
 
 
 def mpi_environment(environment: Environment, port: int | None = None, endpoint: str | None = None) -> dict[str, str]:
-    """The variables of a rank from those of Open MPI (OMPI_…) or of MPICH and Intel MPI (PMI_…)."""
+    """Return the variables of a rank from those of Open MPI (OMPI_…) or of MPICH and Intel MPI (PMI_…)."""
     names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK"), ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
     rank, world = (_first(environment, several) for several in names)
     if rank is None or world is None:
@@ -112,9 +114,9 @@ def mpi_environment(environment: Environment, port: int | None = None, endpoint:
 
 
 def code_of_failures(codes: Sequence[int]) -> int:
-    """One exit code from those of all failed ranks: what a person must mend first, then what another run may mend.
+    """Return one exit code for all failed ranks: first those that need a correction, then those that a rerun may solve.
 
-    A negative one is the signal that ended a rank. SIGKILL is the kernel's, for memory, or an administrator's.
+    A negative code is the signal that ended a rank. SIGKILL comes from the kernel, for memory, or from an administrator.
     """
     crashed = [code for code in codes if code < 0 and -code not in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)]
     for code in (2, 3, 74, 130, 75):
@@ -123,13 +125,8 @@ def code_of_failures(codes: Sequence[int]) -> int:
     return 1 if 1 in codes or crashed else 75
 
 
-def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None]) -> int:
-    with _listening() as signals:
-        return _started(launch, words, code_of_run, signals)
-
-
-def _started(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None], signals: _Signals) -> int:
-    # Imported here, seconds long: a signal that comes meanwhile waits until it can be raised.
+def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int | None], signals: _Signals) -> int:
+    # Imported here, which takes seconds: a signal that arrives in between waits until it can be raised.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousError
@@ -155,7 +152,7 @@ def _started(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
             raise UserError(f"{config.rdzv_endpoint}: the port is in use. Choose another, or leave --port out.") from error
         raise PeerLost(f"{config.rdzv_endpoint}: nobody answers. Is the host with --node-rank 0 up, and the port open?") from error
     except RendezvousError as error:
-        raise PeerLost(f"{config.rdzv_endpoint}: not all {launch.hosts} hosts came ({error}). Start the others too.") from error
+        raise PeerLost(f"{config.rdzv_endpoint}: not all {launch.hosts} hosts joined ({error}). Start the others too.") from error
     return 0
 
 
@@ -172,7 +169,7 @@ def _launch_config(launch: Launch) -> LaunchConfig:
         raise UserError(f"--nm {launch.hosts}: the hosts need a rendezvous endpoint: --rdzv HOST:PORT, the same on each.")
     alone = launch.hosts == 1
     endpoint = launch.endpoint or f"localhost:{launch.port or 0}"
-    wanted: dict[str, Any] = {
+    wanted: Kwargs = {
         "min_nodes": launch.hosts,
         "max_nodes": launch.hosts,
         "nproc_per_node": processes,
@@ -185,26 +182,26 @@ def _launch_config(launch: Launch) -> LaunchConfig:
         "signals_to_handle": "SIGQUIT",
         "shutdown_timeout": SAVING_S,
     }
-    known = {field.name for field in fields(LaunchConfig)}  # the last two are newer than the oldest torch that we run with
+    known = {field.name for field in fields(LaunchConfig)}  # the last two are newer than the oldest supported torch
     return LaunchConfig(**{name: value for name, value in wanted.items() if name in known})
 
 
 class _Signals:
-    """The first signal goes to the ranks, which save and end; a second one ends all of them, and this process, at once."""
+    """Signals of the launcher: the first goes to the ranks, which save and end; a second ends them and this process at once."""
 
     def __init__(self) -> None:
         self._asked: signal.Signals | None = None
         self._exception: Callable[..., BaseException] | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """The handler of the main thread."""
+        """Handle a signal in the main thread."""
         if self._asked is not None:
             _end_all(number)
         self._asked = signal.Signals(number)
         self._raise()
 
     def raise_as(self, exception: Callable[..., BaseException]) -> None:
-        """From here on a signal, and one that has come already, is raised as torch's launcher expects it."""
+        """Raise signals, also an earlier one, as ``exception``, which torch's launcher expects."""
         self._exception = exception
         self._raise()
 
@@ -214,19 +211,7 @@ class _Signals:
             raise self._exception(f"got {self._asked.name}", sigval=self._asked)
 
 
-@contextmanager
-def _listening() -> Iterator[_Signals]:
-    signals = _Signals()
-    previous = {number: signal.signal(number, signals.handle) for number in requests()}
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _code_before_the_run(number: int) -> int:
-    """The exit code after a signal that came when the ranks had nothing to save yet."""
     if number == signal.SIGINT:
         return 130
     sys.stderr.write(f"stopped by {signal.Signals(number).name}, with nothing to save: run the same command again.\n")
@@ -240,40 +225,39 @@ def _end_all(number: int) -> NoReturn:
 
 
 def _until_ranks_listen() -> None:
-    """A rank whose interpreter is just starting would end by the signal, with a traceback: wait until all of them handle it."""
+    # a rank whose interpreter is just starting would end by the signal, with a traceback
     end = time.monotonic() + STARTING_S
     while time.monotonic() < end and not all(map(_listens, _ranks())):
         time.sleep(0.02)
 
 
 def _ranks() -> list[int]:
-    """The processes that this one has started."""
     return [int(child) for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
 
 
 def _listens(rank: int) -> bool:
-    """Whether a process handles SIGTERM, or is past that."""
+    """Check whether a process handles SIGTERM or has ended."""
     try:
-        told = dict(line.split(":\t", 1) for line in Path(f"/proc/{rank}/status").read_text().splitlines() if ":\t" in line)
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{rank}/status").read_text().splitlines() if ":\t" in line)
     except OSError:
         return True  # it has ended
-    return told["State"].startswith("Z") or bool(int(told["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
+    return status["State"].startswith("Z") or bool(int(status["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _report_killed(codes: Mapping[int, int]) -> None:
-    """Say which ranks ended without being able to say so themselves."""
+    """Report the ranks that ended without a report of their own."""
     for number, code in sorted(codes.items()):
         if code == -signal.SIGKILL:
             sys.stderr.write(
-                f"rank {number} was killed (SIGKILL): for its memory (`dmesg`)? Run the same command again, it goes on from "
-                "the newest checkpoint.\n"
+                f"rank {number} was killed (SIGKILL), perhaps for its memory (`dmesg`). Run the same command again: it resumes "
+                "from the newest checkpoint.\n"
             )
         elif code < 0 and -code not in (signal.SIGTERM, signal.SIGINT):
             sys.stderr.write(f"rank {number} crashed ({signal.Signals(-code).name}).\n")
 
 
 def _silence(prefix: str) -> None:
-    """The ranks have said what is wrong; the launcher's own log of it would be noise."""
+    # the ranks have reported the failure; the launcher would log it again
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith(prefix) and isinstance(logger, logging.Logger):
             logger.setLevel(logging.CRITICAL)
@@ -290,8 +274,8 @@ def _first(environment: Environment, names: Sequence[str]) -> str | None:
 
 
 def _local_rank(environment: Environment, local: str) -> str:
-    """A task that was given a GPU of its own sees it as the first."""
-    visible: Any = environment.get("CUDA_VISIBLE_DEVICES", "")
+    # a task with one visible GPU sees it as the first
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     return "0" if visible and "," not in visible else local
 
 
@@ -308,5 +292,5 @@ def _first_host(nodes: str) -> str:
 
 
 def _port_for(job: str) -> int:
-    """The same port for all ranks of a job, another for the next job; below those that systems hand out by themselves."""
+    # the same for all ranks of a job, another for the next job, and below the ephemeral ports
     return 10_000 + zlib.crc32(job.encode()) % 20_000

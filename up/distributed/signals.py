@@ -1,7 +1,7 @@
-"""Requests to stop, and the end of ranks that would wait without end.
+"""Requests to stop by signals, and the end of ranks that would wait forever.
 
-- The first signal asks: all ranks save on the same step and end. A second one ends the process at once (``listening``).
-- A launcher that is gone asks as a signal does, and ends the rank ``GRACE_S`` later (``watch_parent``).
+- The first signal is a request: all ranks save on the same step and end. A second signal ends the process at once (``listening``).
+- The death of the launcher is a request too, and ends the rank ``GRACE_S`` later (``watch_parent``).
 - A rank that waits for others to join ends ``GRACE_S`` after a request: they may have ended by the same signal (``stoppable``).
 """
 
@@ -12,24 +12,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
-LAUNCHER_PID = "UP_LAUNCHER_PID"  # set by our own launcher, which may die before this process has begun to watch
-GRACE_S = 7.0  # to save and leave, once the launcher is gone
+LAUNCHER_PID = "UP_LAUNCHER_PID"  # set by our own launcher, which may die before this process watches it
+GRACE_S = 7.0  # to save and end after the launcher died
 _PERIOD_S = 0.5
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _ASK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _NO_MORE = 0  # is no signal
-_SAME_REQUEST_S = 0.5  # a scheduler and a launcher may both pass on the one signal that they got
+_SAME_REQUEST_S = 0.5  # a scheduler and a launcher may both forward the same signal
 
 
 class StopRequest:
-    """Set by the first SIGTERM, SIGUSR1, SIGHUP (of a terminal that closes) or Ctrl-C.
-
-    A second one ends the process at once, without a save.
-    """
+    """Request to save and stop, true after the first SIGTERM, SIGUSR1, SIGHUP (a terminal that closes) or Ctrl-C."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -42,17 +40,17 @@ class StopRequest:
 
     @property
     def is_interrupt(self) -> bool:
-        """Whether it was Ctrl-C."""
+        """Whether the signal was Ctrl-C."""
         return self.signal == signal.SIGINT
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:
-        """A signal has come; the handler of the main thread, which runs when that next runs Python."""
+        """Record a signal; the handler of the main thread, which runs when that thread next runs Python."""
         if self.signal is None and not self._is_over:
             self.reason = f"stopped by {signal.Signals(number).name}"
             self.signal = signal.Signals(number)
 
     def count(self, number: int) -> None:
-        """A signal has come, whatever the main thread is waiting for; a second request ends the process."""
+        """Record a signal at once, whatever the main thread waits for; a second request ends the process."""
         now = time.monotonic()
         if self._first is None:
             self._first = (number, now)
@@ -61,26 +59,37 @@ class StopRequest:
         self.note(number)
 
     def ask_because(self, reason: str) -> None:
-        """Ask to stop for another reason than a signal."""
+        """Request a stop for another reason than a signal."""
         if self.signal is None:
             self.signal, self.reason = signal.SIGTERM, reason
 
     def over(self) -> None:
-        """From here on signals change nothing: the last word is being written."""
+        """Ignore signals from here on: the result is being written."""
         self._is_over = True
 
 
 def requests() -> list[signal.Signals]:
-    """The signals that ask to stop; not SIGHUP where ``nohup`` has seen to it that the process outlives its terminal."""
+    """List the signals that request a stop; not SIGHUP if ``nohup`` makes the process ignore it."""
     return [number for number in _ASK if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Handle the signals while the block runs; the previous handlers return afterwards.
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call ``handler`` for requests to stop while the block runs; the previous handlers are restored afterwards."""
+    previous = {number: signal.signal(number, handler) for number in requests()}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
-    Python runs a handler between two instructions of the main thread, which may stand in an operation that waits for
-    another rank. So a thread reads from a pipe which signals have come, and ends the process at the second.
+
+@contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Record requests to stop while the block runs.
+
+    Python runs a handler between two instructions of the main thread, which may be in an operation that waits for
+    another rank. So a thread reads the signals from a pipe, and ends the process at the second.
     """
     request = StopRequest()
     source, sink = os.pipe()
@@ -88,12 +97,10 @@ def listening() -> Iterator[StopRequest]:
     thread = threading.Thread(target=_pass_on, args=(source, request), name="up-signals", daemon=True)
     thread.start()
     previous_sink = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, request.note) for number in requests()}
     try:
-        yield request
+        with handled(request.note):
+            yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
         signal.set_wakeup_fd(previous_sink)
         os.write(sink, bytes([_NO_MORE]))  # loader workers hold the pipe open, so closing it would not be noticed
         thread.join()
@@ -109,11 +116,11 @@ def _pass_on(source: int, request: StopRequest) -> None:
 
 
 def watch_parent(stop: StopRequest, environment: Mapping[str, str]) -> threading.Thread | None:
-    """Watch over the launcher, if a launcher started this process; returns the thread that does.
+    """Start a thread that watches the launcher, if a launcher started this process.
 
-    When its parent is another one than at first, the rank is asked to stop, as by SIGTERM: all ranks save on the same
-    step. If it is still there after ``GRACE_S`` (in an operation that waits for a rank that is gone), it ends at once.
-    A process that a person started by hand may outlive the shell.
+    When the parent process changes, the rank is requested to stop, as by SIGTERM: all ranks save on the same step. If it
+    still runs ``GRACE_S`` later (in an operation that waits for a rank that ended), it ends at once. A process that was started
+    by hand may outlive the shell.
     """
     if not any(name in environment for name in (LAUNCHER_PID, *_LAUNCHERS)):
         return None
@@ -128,17 +135,15 @@ def _watch(parent: int, stop: StopRequest) -> None:
         time.sleep(_PERIOD_S)
     stop.ask_because("the launcher has died")
     time.sleep(GRACE_S)
-    sys.stderr.write(f"the launcher has died, and this rank could not end in order within {GRACE_S:g} s\n")
-    sys.stderr.flush()
-    os._exit(75)
+    _give_up(f"the launcher has died, and this rank could not end in order within {GRACE_S:g} s")
 
 
 @contextmanager
 def stoppable(stop: StopRequest) -> Iterator[None]:
-    """A block that waits until the other ranks have come, before there is anything to save.
+    """Wait in the block for the other ranks to join, when there is nothing to save yet.
 
-    They may have ended on the way, by the same signal that this rank got: it waits ``GRACE_S`` for them after a request to
-    stop, whatever library it waits in, and ends.
+    They may have ended before, by the same signal: after a request to stop the block has ``GRACE_S`` left, whatever library it
+    waits in, then the process ends.
     """
     is_over = threading.Event()
     thread = threading.Thread(target=_wait, args=(stop, is_over), name="up-join", daemon=True)
@@ -153,19 +158,23 @@ def stoppable(stop: StopRequest) -> Iterator[None]:
 def _wait(stop: StopRequest, is_over: threading.Event) -> None:
     while not is_over.wait(_PERIOD_S):
         if stop and not is_over.wait(GRACE_S):
-            sys.stderr.write(f"{stop.reason} before all ranks had come: run the same command again.\n")
-            sys.stderr.flush()
-            os._exit(75)
+            _give_up(f"{stop.reason} before all ranks had joined: run the same command again.")
 
 
-def end_process(code: int) -> None:
-    """End this process with ``code``, whatever state the library of the process group is in.
+def _give_up(message: str) -> NoReturn:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    os._exit(75)
 
-    A launcher that sees one rank end signals the others, and an orderly end waits for threads of peers that are gone.
+
+def end_process(code: int) -> NoReturn:
+    """End this process with ``code`` without waiting for the process group.
+
+    A launcher that sees one rank end signals the others, and a regular exit waits for threads of peers that ended.
     """
     for number in _ASK:
         signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):  # the terminal may be gone
+    with suppress(OSError):  # the terminal may be closed
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

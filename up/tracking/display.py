@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -23,29 +23,29 @@ from up.tracking.meter import WindowHook
 
 
 class UntilItCloses:
-    """``sys.stderr``, which falls silent when its terminal closes: a run ends in order then, and ``train.log`` has every line."""
+    """``sys.stderr`` that ignores a closed terminal: the run then ends in order, and ``train.log`` has every line."""
 
     @property
-    def _stream(self) -> Any:
-        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar puts itself in its place
+    def _stream(self) -> TextIO:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar replaces sys.stderr by itself
 
     def write(self, text: str) -> int:
-        """Write, if somebody may read it."""
+        """Write if the terminal is open."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """The same."""
+        """Flush if the terminal is open."""
         with suppress(OSError):
             self._stream.flush()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
 class TrainingBar(Progress):
-    """A bar, and below it a line of numbers that may be as long as the terminal is wide."""
+    """A progress bar with a line of numbers below it, as wide as the terminal."""
 
     def __init__(self, console: Console, *, total: int, completed: int) -> None:
         self.numbers = Text()
@@ -54,28 +54,28 @@ class TrainingBar(Progress):
         self._training = self.add_task("training", total=total, completed=completed, left="")
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bar, and the numbers below it."""
+        """Yield the bar, and the numbers below it."""
         yield from super().get_renderables()
         yield self.numbers
 
     def advance_to(self, step: int) -> None:
-        """``step`` updates are done."""
+        """Move the bar to ``step``."""
         self.update(self._training, completed=step)
 
-    def tell(self, epoch: int, numbers: str, left: str) -> None:
-        """The numbers of the last updates."""
+    def show(self, epoch: int, numbers: str, left: str) -> None:
+        """Show the numbers of the last steps."""
         self.numbers = Text(numbers)
         self.update(self._training, description=f"epoch {epoch}", left=f"left {left}")
 
 
 def terminal() -> Console:
-    """Console on ``sys.stderr`` that survives a terminal that closes."""
+    """Return a console on ``sys.stderr`` that survives a terminal that closes."""
     return Console(file=cast(TextIO, UntilItCloses()))
 
 
 @cache
 def console_of_run() -> Console:
-    """The terminal that progress bar and log lines share."""
+    """Return the console that progress bar and log lines share."""
     return terminal()
 
 
@@ -87,21 +87,20 @@ class ThroughConsole(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record, as it is."""
+        """Print a record without markup."""
         self.console.print(Text(self.format(record)), soft_wrap=True)
 
 
 class Display(WindowHook):
-    """Loss, learning rate, images per second, share of the time spent waiting for data, time left; every ``every`` updates."""
+    """Shows loss, learning rate, images per second, share of time spent waiting for data, and time left, every ``every`` steps."""
 
     def __init__(self, *, every: int, console: Console | None = None) -> None:
-        self.every = every
+        super().__init__(every=every)
         self.console = console or terminal()
-        super().__init__()
         self._bar: TrainingBar | None = None
 
     def on_start(self, outline: Outline, step: int) -> None:
-        self._outline = outline
+        super().on_start(outline, step)
         self._first_step = step
         self._images, self._wait_s = 0, 0.0
         self._begun = self._since = self._seen = time.perf_counter()
@@ -110,44 +109,35 @@ class Display(WindowHook):
             self._bar.start()
 
     def on_step(self, report: UpdateReport) -> None:
-        self._window.add(report.scalars)
         self._images += report.images
         self._wait_s += report.wait_s
         if self._bar:
             self._bar.advance_to(report.step)
-        if report.step % self.every == 0 or report.step == self._outline.total_steps:
-            self._show(report)
+        super().on_step(report)
         self._seen = time.perf_counter()
 
-    def _show(self, report: UpdateReport) -> None:
-        means = self._window.read()  # waits for the device, so that the clock below is honest
-        now = time.perf_counter()
+    def on_means(self, report: UpdateReport, means: Mapping[str, float]) -> None:
+        now, total = time.perf_counter(), self.outline.total_steps  # reading the means waited for the device
         spent = max(now - self._since, 1e-9)
-        left = duration((self._outline.total_steps - report.step) * (now - self._begun) / max(1, report.step - self._first_step))
-        numbers = "  ".join(
-            [
-                *(f"{name} {value:.4g}" for name, value in means.items()),
-                f"lr {report.lr:.4g}",
-                f"{self._images / spent:,.0f} images/s",
-                f"data wait {100 * self._wait_s / spent:.0f}%",
-            ]
-        )
-        epoch = (report.step - 1) // self._outline.updates_per_epoch + 1
+        left = duration((total - report.step) * (now - self._begun) / max(1, report.step - self._first_step))
+        shown = [*(f"{name} {value:.4g}" for name, value in means.items()), f"lr {report.lr:.4g}"]
+        shown += [f"{self._images / spent:,.0f} images/s", f"data wait {100 * self._wait_s / spent:.0f}%"]
+        numbers = "  ".join(shown)
+        epoch = (report.step - 1) // self.outline.updates_per_epoch + 1
         if self._bar:
-            self._bar.tell(epoch, numbers, left)
-        line = f"step {report.step}/{self._outline.total_steps}  epoch {epoch}  {numbers}  left {left}"
-        _record(line, to_console=self._bar is None)
+            self._bar.show(epoch, numbers, left)
+        _record(f"step {report.step}/{total}  epoch {epoch}  {numbers}  left {left}", to_console=self._bar is None)
         self._since, self._images, self._wait_s = now, 0, 0.0
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._leave_out_time_since_the_update()
+        self._exclude_time_since_the_step()
 
     def on_save(self, step: int, path: Path) -> None:
         _record(f"saved {path} (step {step})", to_console=False)
-        self._leave_out_time_since_the_update()
+        self._exclude_time_since_the_step()
 
-    def _leave_out_time_since_the_update(self) -> None:
-        """Evaluating and saving are no training time: images per second must not sink with them."""
+    def _exclude_time_since_the_step(self) -> None:
+        # evaluating and saving must not lower the images per second
         now = time.perf_counter()
         self._since += now - self._seen
         self._seen = now
@@ -160,7 +150,7 @@ class Display(WindowHook):
 
 def show_log_on(console: Console) -> None:
     """Print the lines of the ``up`` logger: with a progress bar through the same console, plain otherwise."""
-    LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)  # what all ranks know, one says
+    LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)  # only one rank logs what all ranks know
     LOGGER.propagate = False
     for handler in [handler for handler in LOGGER.handlers if not isinstance(handler, logging.FileHandler)]:
         LOGGER.removeHandler(handler)

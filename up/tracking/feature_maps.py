@@ -23,14 +23,14 @@ from up.tracking.figure_hook import FigureHook, file_stems, photo, stretched
 
 
 def layer_outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """The output of each layer for ``image`` (B, 3, H, W) in evaluation, without layers that do not run."""
+    """Return the output of each layer for ``image`` (B, 3, H, W) in evaluation, without layers that do not run."""
     with undisturbed(model), torch.no_grad(), recorded(model, layers, copied=layers) as outputs:  # a later layer may work in place
         model({"image": image})
     return outputs
 
 
 def strongest_channels(maps: Tensor, number: int) -> tuple[list[int], list[float]]:
-    """Channels of maps (C, h, w) with the largest mean magnitude, the strongest first, and that magnitude."""
+    """Return the channels of maps (C, h, w) with the largest mean magnitude, the strongest first, and that magnitude."""
     strength = maps.abs().mean(dim=(1, 2))
     values, channels = strength.topk(min(number, len(strength)))
     return channels.tolist(), values.tolist()
@@ -42,8 +42,8 @@ class FeatureVis(FigureHook):
     ``layer_names`` are paths of modules, such as ``backbone.layer1``. For each of the first ``num_images`` images and
     each layer ``{save_dir}/step{N}/{image}_{layer}.png`` shows the ``num_channels`` channels with the largest mean
     magnitude, each from its smallest to its largest value; ``save_dir`` is ``feature_vis`` in the run's folder when
-    left out. ``interpolation`` is how maps are enlarged; ``nearest`` shows every place as a block. ``gt_dir`` is a folder with
-    the images as they were: the one of the same name is shown instead of what the net gets, which may be cropped. The
+    left out. ``interpolation`` enlarges the maps; ``nearest`` shows every position as a block. ``gt_dir`` is a folder with
+    the original images: the one of the same name is shown instead of the input of the net, which may be cropped. The
     weights are those in training, not their average. ``layer_name`` is another spelling of ``layer_names``.
     Errors: ``UserError`` for a layer that the net does not have, or none.
     """
@@ -77,32 +77,27 @@ class FeatureVis(FigureHook):
         outputs = layer_outputs(self.outline.model, images.image, self.layers)
         for layer in self.layers:
             try:
-                maps = self._maps(outputs.get(layer), images.image, layer)
+                if layer not in outputs:
+                    raise UserError(f"layer {layer!r} returns no tensor when the net runs. Name another layer.")
+                maps = as_maps(outputs[layer], images.image, layer, self.outline.model)
             except UserError as error:  # the other layers can still be drawn
                 self.warn(str(error))
                 continue
             for number, stem in enumerate(file_stems(images.filename)):
-                shown = self._original(images.filename[number])
-                yield (
-                    f"{stem}_{layer}",
-                    self._figure(photo(images.image[number]) if shown is None else shown, maps[number], layer, step),
-                )
+                original = self._original(images.filename[number])
+                shown = photo(images.image[number]) if original is None else original
+                yield f"{stem}_{layer}", self._figure(shown, maps[number], layer, step)
 
     def _original(self, filename: str) -> Pixels | None:
-        """The image of that name in ``gt_dir``, None if there is none."""
+        """Read the image of that name in ``gt_dir``, None if there is none."""
         if self.gt_dir is None:
             return None
         try:
             name = PurePath(filename).name if PurePath(filename).is_absolute() else filename
             return np.asarray(read_rgb(str(Path(self.gt_dir, name))))
         except BadImage as error:
-            self.warn(f"gt_dir: {error}; what the net gets is shown instead")
+            self.warn(f"gt_dir: {error}; the input of the net is shown instead")
             return None
-
-    def _maps(self, output: Tensor | None, image: Tensor, layer: str) -> Tensor:
-        if output is None:
-            raise UserError(f"layer {layer!r} returns no tensor when the net runs. Name another layer.")
-        return as_maps(output, image, layer, self.outline.model)
 
     def _figure(self, image: Pixels, maps: Tensor, layer: str, step: int) -> bytes:
         channels, strengths = strongest_channels(maps, self.num_channels)

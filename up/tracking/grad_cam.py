@@ -1,4 +1,4 @@
-"""Grad-CAM: the places of an image that raise the predicted class (Selvaraju et al. 2017, section 3)."""
+"""Grad-CAM: the positions of an image that raise the predicted class (Selvaraju et al. 2017, section 3)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from up.tracking.figure_hook import FigureHook, file_stems, photo
 
 @dataclass(frozen=True)
 class GradCamMaps:
-    """For B images: ``heat`` (B, h, w), 0 and above, the class that it explains, and the net's score for this class."""
+    """Maps of B images: ``heat`` (B, h, w), 0 and above, the class that it explains, and the net's score for this class."""
 
     heat: Tensor
     classes: list[int]
@@ -33,8 +33,8 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
     """Explain the predicted class of ``image`` (B, 3, H, W) by the maps of a layer.
 
     The heat is ReLU(sum over k of a_k A_k), A_k the maps of the layer and a_k the mean gradient of the class's logit
-    over the places of A_k. Of several heads the first counts; of logits (B, C, H, W) their mean over the places (Vinogradova
-    et al. 2020). Weights, gradients, statistics, modes and random numbers of the model stay as they are.
+    over the positions of A_k. Of several heads the first counts; of logits (B, C, H, W) their mean over the positions
+    (Vinogradova et al. 2020). Weights, gradients, statistics, modes and random numbers of the model are unchanged.
     Raises ``UserError`` if the layer returns no maps, or the logits do not depend on it, or the net returns none.
     """
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
@@ -45,7 +45,7 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
         logit = logits.gather(1, classes[:, None]).sum()  # the gradient of an image does not depend on the other images
         gradient = torch.autograd.grad(logit, output, allow_unused=True)[0] if logit.requires_grad else None
     if gradient is None:
-        raise UserError(f"layer {layer!r} has no part in the logits. Name a layer between the image and the classifier.")
+        raise UserError(f"the logits do not depend on layer {layer!r}. Name a layer between the image and the classifier.")
     maps = as_maps(output.detach(), image, layer, model)
     weights = as_maps(gradient, image, layer, model).mean(dim=(2, 3), keepdim=True)
     shares = scores.detach().gather(1, classes[:, None])[:, 0]
@@ -53,7 +53,7 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
 
 
 def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Mapping[str, object]]:
-    """The output of a layer, as the leaf of a graph that begins there, and the record of the net."""
+    """Run the net; return the output of a layer, as the leaf of a graph that begins there, and the record."""
     with recorded(model, [layer], cut=True) as seen:
         record = model({"image": image})
     if layer not in seen:
@@ -62,7 +62,7 @@ def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Mapp
 
 
 def _per_class(heads: object) -> Tensor:
-    """The numbers (B, C) of the first head."""
+    """Return the logits or scores (B, C) of the first head."""
     first = heads[0] if isinstance(heads, list | tuple) and heads else heads
     if not isinstance(first, Tensor) or first.ndim < 2:
         raise UserError("the net returns no `logits` (B, classes) to explain. Remove the hook.")
@@ -70,7 +70,7 @@ def _per_class(heads: object) -> Tensor:
 
 
 def last_convolution(model: nn.Module, image: Tensor) -> str:
-    """The path of the last convolution to run whose maps of ``image`` (B, 3, H, W) have several places.
+    """Return the path of the last convolution to run whose maps of ``image`` (B, 3, H, W) have several positions.
 
     Raises ``UserError`` if there is none.
     """
@@ -78,7 +78,7 @@ def last_convolution(model: nn.Module, image: Tensor) -> str:
         model({"image": image[:1]})
     found = [layer for layer, output in seen.items() if output.shape[-2] * output.shape[-1] > 1]
     if not found:
-        raise UserError("no convolution returns maps of several places. Set layer_name to the path of a module that does.")
+        raise UserError("no convolution returns maps of several positions. Set layer_name to the path of a module that does.")
     return found[-1]
 
 
@@ -87,11 +87,11 @@ def _convolutions(model: nn.Module) -> list[str]:
 
 
 class GradCam(FigureHook):
-    """Draws, at every evaluation, which places of some images spoke for the predicted class (Grad-CAM).
+    """Draws, at every evaluation, the evidence for the predicted class at each position of some images (Grad-CAM).
 
-    ``layer_name`` is the path of a module that still has several places, the last such for a picture of whole objects:
-    ``backbone.layer4`` of a ResNet, ``backbone.layers.3`` of a Swin, ``backbone.blocks.11.norm1`` of a ViT (behind its
-    last block only the class token counts). When left out it is the last convolution that gives maps, which suits
+    ``layer_name`` is the path of a module whose output has several positions, the last such to see whole objects:
+    ``backbone.layer4`` of a ResNet, ``backbone.layers.3`` of a Swin, ``backbone.blocks.11.norm1`` of a ViT (after its
+    last block only the class token counts). When left out it is the last convolution with such maps, which suits
     convolutional networks only: that of a Swin or a ViT cuts the image into patches. ``class_names`` are those of the
     data when left out. For each of the first ``num_images`` images ``{save_dir}/step{N}/{image}.png`` is written;
     ``save_dir`` is ``grad_cam`` in the run's folder when left out. The weights are those in training, not their average.
@@ -137,7 +137,7 @@ class GradCam(FigureHook):
         maps = grad_cam(self.outline.model, images.image, layer)
         if not maps.heat.any():
             self.warn(
-                f"all maps of layer {layer!r} are empty: nothing in it raises the predicted classes. Behind the last block "
+                f"all maps of layer {layer!r} are empty: nothing in it raises the predicted classes. After the last block "
                 "of a ViT only the class token counts; name a layer before its attention, such as backbone.blocks.11.norm1."
             )
         for number, stem in enumerate(file_stems(images.filename)):
@@ -160,7 +160,7 @@ class GradCam(FigureHook):
         return name if name and is_drawable(name) else f"class {number}"
 
     def _label(self, gt: Tensor | None, number: int) -> str:
-        """The name of an image's label: all labels of a set, the first head's of several; none if labels are per pixel."""
+        """Name the label of an image: all labels of a set, the first of several heads; empty if labels are per pixel."""
         if gt is None or gt.ndim > 2:
             return ""
         if gt.is_floating_point():

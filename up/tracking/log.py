@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from tensorboardX.event_file_writer import EventsWriter
@@ -28,14 +28,14 @@ _FLUSH_S = 30.0
 
 
 class LogFile(logging.FileHandler):
-    """A log that is no reason to end, or for a traceback, where the disk is full: what matters finds that out."""
+    """A log file that never ends a run or shows a traceback: a full disk is reported by the next checkpoint."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Ignore it."""
+        """Ignore the error."""
 
 
 def log_to(folder: Path) -> None:
-    """Send the lines of the ``up`` logger to ``train.log`` as well, with time; on the main rank only."""
+    """Write the lines of the ``up`` logger to ``train.log`` too, with time; on the main rank only."""
     LOGGER.setLevel(logging.INFO)
     for handler in [handler for handler in LOGGER.handlers if isinstance(handler, logging.FileHandler)]:
         LOGGER.removeHandler(handler)
@@ -47,33 +47,27 @@ def log_to(folder: Path) -> None:
 
 
 class MetricsFile(WindowHook):
-    """One JSON object a line: means over each display interval, and every evaluation."""
-
-    def __init__(self, *, freq: int) -> None:
-        self.freq = freq
-        super().__init__()
+    """Writes ``metrics.jsonl``: one JSON object a line, means over each display interval and every evaluation."""
 
     def on_start(self, outline: Outline, step: int) -> None:
-        self._outline = outline
+        super().on_start(outline, step)
         self._path = outline.folder / "metrics.jsonl"
         cut_after(self._path, step)
 
-    def on_step(self, report: UpdateReport) -> None:
-        self._window.add(report.scalars)
-        if report.step % self.freq == 0 or report.step == self._outline.total_steps:
-            self._append(report.step, {"lr": report.lr, **self._window.read()}, "train")
+    def on_means(self, report: UpdateReport, means: Mapping[str, float]) -> None:
+        self._append(report.step, {"lr": report.lr, **means}, "train")
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append(step, metrics, "eval")
 
     def _append(self, step: int, values: Mapping[str, float], phase: str) -> None:
-        record = {"phase": phase, "step": step, "epoch": round(step / self._outline.updates_per_epoch, 4), **values}
+        record = {"phase": phase, "step": step, "epoch": round(step / self.outline.updates_per_epoch, 4), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of updates that a killed run had reported but not saved: they will be made again."""
+    """Drop the lines after ``step``, which a killed run reported but did not save: those steps are repeated."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
@@ -81,10 +75,10 @@ def cut_after(path: Path, step: int) -> None:
 
 
 class EventFile:
-    """A file of scalars for TensorBoard, which hides what earlier files have from ``first_step`` on.
+    """A file of scalars for TensorBoard, which hides the points of earlier files from ``first_step`` on.
 
-    Written by the caller: the thread to which tensorboardX's own writer hands over ends at a full disk, unheard, and then the
-    run waits for it without end.
+    The caller's thread writes: the thread of tensorboardX's own writer ends silently on a full disk, and then the run waits for
+    it forever.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
@@ -94,7 +88,7 @@ class EventFile:
         self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point for each name. Raises ``OSError``."""
+        """Add a point for each name. Raises ``OSError``."""
         for name, value in values.items():
             self._write(step=step, summary=scalar(name, value))
         if time.monotonic() - self._flushed > _FLUSH_S:
@@ -102,15 +96,15 @@ class EventFile:
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Bring the rest to the disk."""
+        """Write the rest and close the file."""
         self._writer.close()
 
-    def _write(self, **what: Any) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), **what))
+    def _write(self, **fields: object) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **fields))
 
 
 class TensorBoard(WindowHook):
-    """Scalars for TensorBoard: ``train/…``, means over ``freq`` steps, and ``eval/…`` at every evaluation.
+    """Write scalars for TensorBoard: ``train/…``, means over ``freq`` steps, and ``eval/…`` at every evaluation.
 
     The means leave out the first ``skip_first_k`` steps of the training, whose losses are far above the later ones. The files
     go to ``logdir``, or to ``tensorboard`` in the run folder.
@@ -123,14 +117,13 @@ class TensorBoard(WindowHook):
         logdir: str | None = None,
         skip_first_k: Annotated[int, Field(ge=0)] = 0,
         summary_writer: Annotated[
-            Literal["tensorboard", "pavi"], NoEffect("scalars go to TensorBoard files, the one format there is")
+            Literal["tensorboard", "pavi"], NoEffect("scalars always go to TensorBoard files")
         ] = "tensorboard",
     ) -> None:
         del summary_writer
-        self.freq = freq
+        super().__init__(every=freq)
         self.logdir = logdir
         self.skip_first_k = skip_first_k
-        super().__init__()
         self._file: EventFile | None = None
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
@@ -139,20 +132,22 @@ class TensorBoard(WindowHook):
             raise UserError(f"got {self.logdir}, where nothing can be written: {reason}", fix="Name another folder.", key="logdir")
 
     def on_start(self, outline: Outline, step: int) -> None:
-        self._total = outline.total_steps
+        super().on_start(outline, step)
         self._file = EventFile(Path(self.logdir) if self.logdir else outline.folder / "tensorboard", first_step=step + 1)
 
     def on_step(self, report: UpdateReport) -> None:
-        if report.step <= self.skip_first_k:
-            return
-        self._window.add(report.scalars)
-        if self._file and (report.step % self.freq == 0 or report.step == self._total):
-            means = {"lr": report.lr, **self._window.read()}
-            self._file.add(report.step, {f"train/{name}": value for name, value in means.items()})
+        if report.step > self.skip_first_k:
+            super().on_step(report)
+
+    def on_means(self, report: UpdateReport, means: Mapping[str, float]) -> None:
+        self._add("train", report.step, {"lr": report.lr, **means})
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._add("eval", step, metrics)
+
+    def _add(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         if self._file:
-            self._file.add(step, {f"eval/{name}": value for name, value in metrics.items()})
+            self._file.add(step, {f"{phase}/{name}": value for name, value in values.items()})
 
     def on_end(self, step: int, reason: str) -> None:
         if self._file:

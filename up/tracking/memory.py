@@ -1,10 +1,10 @@
-"""Hooks about memory: what a run takes of it, and ways to take less."""
+"""Hooks about memory: report its use, and reduce it."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -15,13 +15,13 @@ from up.engine.hooks import Hook, Outline, UpdateReport
 from up.tracking.log import LOGGER
 
 _MB = 1e6
-_WHOLE = "every block of the backbone is recomputed"
+_ALL_BLOCKS = "every block of the backbone is recomputed"
 
 
 class MemoryCheckpoint(Hook):
-    """Gradient checkpointing of the backbone (Chen et al. 2016, arXiv 1604.06174): activations inside its blocks are not kept.
+    """Checkpoint gradients of the backbone (Chen et al. 2016, arXiv 1604.06174): activations inside its blocks are not kept.
 
-    They are computed again in the backward pass, which takes about a third more time and far less memory. Loss and gradients
+    They are recomputed in the backward pass, which takes about a third more time and far less memory. Loss and gradients
     stay the same; running statistics of batch normalisation see every batch twice, as if their momentum were larger. The
     same as ``grad_checkpointing: true`` of the backbone.
     """
@@ -30,9 +30,9 @@ class MemoryCheckpoint(Hook):
         self,
         *,
         enable: bool = True,
-        checkpoint_patterns: Annotated[dict[str, Any] | None, NoEffect(_WHOLE)] = None,
-        dc_cfg: Annotated[dict[str, Any] | None, NoEffect(f"{_WHOLE} at every step, whatever the memory in use")] = None,
-        share_weight_num: Annotated[dict[str, Any] | int | None, NoEffect("only blocks of the backbone are recomputed")] = None,
+        checkpoint_patterns: Annotated[dict[str, object] | None, NoEffect(_ALL_BLOCKS)] = None,
+        dc_cfg: Annotated[dict[str, object] | None, NoEffect(f"{_ALL_BLOCKS} at every step, for any memory in use")] = None,
+        share_weight_num: Annotated[dict[str, object] | int | None, NoEffect("only blocks of the backbone are recomputed")] = None,
     ) -> None:
         del checkpoint_patterns, dc_cfg, share_weight_num
         self.recomputes = enable
@@ -55,16 +55,16 @@ class MemoryEmpty(Hook):
 
 
 class MemoryAnalysis(Hook):
-    """Log how much memory the weights take, and every ``freq`` steps what is in use: of the GPU, or of the whole process."""
+    """Log the memory of the weights, and every ``freq`` steps the memory in use: of the GPU, or of the whole process."""
 
     def __init__(self, *, freq: Annotated[int, Field(ge=1)] = 100) -> None:
         self.freq = freq
 
     def on_start(self, outline: Outline, step: int) -> None:
         self._device = next((parameter.device for parameter in outline.model.parameters()), torch.device("cpu"))
-        parameters = _size(list(outline.model.parameters()))
-        trained = _size([parameter for parameter in outline.model.parameters() if parameter.requires_grad])
-        buffers = _size(list(outline.model.buffers()))
+        parameters = _megabytes(list(outline.model.parameters()))
+        trained = _megabytes([parameter for parameter in outline.model.parameters() if parameter.requires_grad])
+        buffers = _megabytes(list(outline.model.buffers()))
         LOGGER.info("memory: parameters %.1f MB, their gradients %.1f MB, buffers %.1f MB", parameters, trained, buffers)
 
     def on_step(self, report: UpdateReport) -> None:
@@ -83,6 +83,5 @@ class MemoryAnalysis(Hook):
         return f"{now:,.1f} MB in tensors, {peak:,.1f} MB at most since the last line, {reserved:,.1f} MB reserved"
 
 
-def _size(tensors: list[nn.Parameter] | list[torch.Tensor]) -> float:
-    """Megabytes."""
+def _megabytes(tensors: list[nn.Parameter] | list[torch.Tensor]) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / _MB

@@ -33,7 +33,7 @@ def report(step: int, loss: float) -> UpdateReport:
 
 
 def test_means_over_the_interval(tmp_path: Path) -> None:
-    hook = MetricsFile(freq=2)
+    hook = MetricsFile(every=2)
     hook.on_start(outline(tmp_path), 0)
     for step, loss in ((1, 1.0), (2, 3.0), (3, 5.0), (4, 5.0)):
         hook.on_step(report(step, loss))
@@ -47,13 +47,13 @@ def test_means_over_the_interval(tmp_path: Path) -> None:
 
 
 def test_lines_of_lost_updates_are_cut_and_made_again(tmp_path: Path) -> None:
-    hook = MetricsFile(freq=1)
+    hook = MetricsFile(every=1)
     hook.on_start(outline(tmp_path), 0)
     for step in (1, 2, 3):
         hook.on_step(report(step, float(step)))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "train", "st')  # cut off by a kill
-    again = MetricsFile(freq=1)
+    again = MetricsFile(every=1)
     again.on_start(outline(tmp_path), 2)
     again.on_step(report(3, 3.0))
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
