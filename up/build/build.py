@@ -1,4 +1,4 @@
-"""From a checked experiment to the session that the loop trains, in three phases: build alone, agree, commit."""
+"""Build the training session of an experiment in three phases: build alone, join and compare, commit."""
 
 from __future__ import annotations
 
@@ -32,13 +32,10 @@ from up.tasks.experiment import Experiment
 def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -> TrainingSession:
     """Build a training session. Raises ``UserError`` before anything is created or changed where the input is wrong.
 
-    ``command`` is named where it, with other values, is what resumes a run or starts another. Raises ``NothingToDo`` for a run
-    that is finished.
+    Messages suggest ``command`` with other values to resume or start a run. Raises ``NothingToDo`` for a finished run.
     """
-    with (
-        local_phase(),
-        experiment.plugin_errors(),
-    ):  # no collective operation, nothing on disk; a failure is raised by the ranks that wait below, too
+    # no collective operation, nothing on disk; a failure is raised by the ranks that wait below, too
+    with local_phase(), experiment.plugin_errors():
         parts = build_parts(experiment, select_device(experiment))
         check_and_dry_run(experiment, parts)  # first step and first evaluation on two images
     parts, start = join_and_compare(experiment, parts, stop, command)
@@ -46,11 +43,11 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
 
 
 def join_and_compare(experiment: Experiment, parts: RunParts, stop: StopRequest, command: CommandLine) -> tuple[RunParts, Start]:
-    """Phase 2: the process group, the same input on all ranks, and where to start from. Writes nothing."""
+    """Phase 2: join the process group, compare the input of all ranks, and find the start. Writes nothing."""
     dist = experiment.config.runtime.dist
     with stoppable(stop):
         join_group(parts.device, timeout_s=dist.timeout, backend=dist.backend)  # waits until all ranks have built their parts
-    start = find_start(experiment, parts)  # every rank reads the checkpoint, or the weights to start from
+    start = find_start(experiment, parts)  # every rank reads the checkpoint, or the initial weights
     require_unfinished(experiment, start, parts.times, command)
     if parts.distillation is not None:  # the ranks share the images on which teachers are scored
         scored = parts.distillation.preflight(experiment, parts.evaluation, parts.test_data, parts.device)
@@ -59,7 +56,7 @@ def join_and_compare(experiment: Experiment, parts: RunParts, stop: StopRequest,
 
 
 def commit(experiment: Experiment, parts: RunParts, start: Start, stop: StopRequest, command: CommandLine) -> TrainingSession:
-    """Phase 3: wrap the net, build what holds its tensors, restore them; then, from the run folder on, write to the disk."""
+    """Phase 3: wrap the net, build optimizer and EMA, restore them; then create the run folder, the first write to disk."""
     config = experiment.config
     net = synchronized(experiment, parts.net)
     runner = build_runner(
@@ -88,7 +85,7 @@ def commit(experiment: Experiment, parts: RunParts, start: Start, stop: StopRequ
 def session_of(
     experiment: Experiment, parts: RunParts, start: Start, runner: Runner, optimizer: Optimizer, stop: StopRequest
 ) -> TrainingSession:
-    """The session of ``parts``, at its first step."""
+    """Build the session of ``parts``, at its first step."""
     config, times, evaluation = experiment.config, parts.times, parts.evaluation
     ema = build_ema(parts.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
     outline = Outline(

@@ -1,4 +1,4 @@
-"""Check a configuration without training: its files, the start of training, a batch of noise through loss and backward."""
+"""Check a configuration without training: its files, phase 1 of training, a batch of noise through loss and backward."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from up.errors import Problem, UserError
 from up.files import unwritable
 from up.models.net import Net, model_summary
 from up.models.weight_files import is_downloaded, is_of_timm
+from up.schema.dataset import Source
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
 from up.tasks.experiment import Experiment
 from up.text import count, si
 
 IMAGES = 2  # batch normalisation needs more than one
-_UNSEEN = 1000  # updates an epoch and images an update, where there are no data to tell
-_LATE = 10**9  # an update after every warm-up
+_ASSUMED = 1000  # steps an epoch and images a step, where the data are not read
+_LATE = 10**9  # a step after every warm-up
 _CPU = torch.device("cpu")
 _FLOAT32 = Precision(mode=None, device=_CPU)
 
@@ -41,9 +42,9 @@ _FLOAT32 = Precision(mode=None, device=_CPU)
 def check_experiment(
     experiment: Experiment, warn: Callable[[str], object], *, files: bool = True, images: Track | None = None
 ) -> Iterator[str]:
-    """Lines that say what was checked; ``warn`` gets what is probably a mistake.
+    """Check as ``train`` does, and yield a report in lines; ``warn`` is called for probable mistakes.
 
-    ``images``, if given, shows the progress of opening every image. Raises ``UserError`` for what ``train`` would refuse.
+    ``images``, if given, shows the progress of opening every image. Raises the ``UserError`` that ``train`` would raise.
     Creates nothing.
     """
     yield from (f"note: {note}" for note in experiment.decoded.notes)
@@ -70,7 +71,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
     start_absent = list(_to_download("saver.pretrain_model", experiment.config.saver.pretrain_model))
     teachers_absent = [problem for key, file in weights_of_teachers(experiment).values() for problem in _to_download(key, file)]
     parts = build_parts(experiment, _CPU, precision=_FLOAT32, teacher_weights=not teachers_absent)
-    if parts.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it, if training does not
+    if parts.evaluation is None and experiment.config.dataset.test is not None:  # `up eval` uses it even if training does not
         evaluation, test = build_evaluation(experiment, experiment.task.derived_for_evaluation(parts.train_data), _CPU, _FLOAT32)
         parts = replace(parts, evaluation=evaluation, test_data=test)
     check_task(experiment, parts)
@@ -99,7 +100,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
 
 
 def is_for_evaluation(config: Config) -> bool:
-    """Whether a configuration has data to evaluate or predict and none to train on."""
+    """Check whether a configuration has data to evaluate or predict but none to train on."""
     return config.dataset.train is None and config.dataset.test is not None
 
 
@@ -118,7 +119,7 @@ def check_evaluation(experiment: Experiment, warn: Callable[[str], object], imag
 
 
 def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
-    """The checkpoint or the weights that training starts from, and the teachers' scores; not those still to be downloaded."""
+    """Report the checkpoint or the weights that training starts from, and the teachers' scores, except those to be downloaded."""
     start = find_start(experiment, parts, weights=weights)
     done = finished(experiment, start, parts.times)
     if done:
@@ -134,7 +135,7 @@ def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teach
 
 
 def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
-    """Warn if ``runtime.device`` is not on this machine, which may be another one than that which trains."""
+    """Warn if this machine has no ``runtime.device``: another may train."""
     try:
         precision_of(experiment, select_device(experiment))
     except UserError as error:
@@ -143,7 +144,7 @@ def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
 
 
 def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:
-    """A run folder that could not be written to."""
+    """Report a run folder that cannot be written to."""
     reason = unwritable(experiment.folder)
     if reason is not None:
         yield Problem(f"{experiment.folder}: nothing can be written there: {reason}. Name another folder.", key="saver.save_dir")
@@ -159,9 +160,8 @@ def _to_download(key: str, source: str | None) -> Iterator[Problem]:
 def build_the_rest(experiment: Experiment, net: Net, derived: DerivedArguments) -> None:
     """Build, without data, what a run would build besides the net."""
     config = experiment.config
-    sources: tuple[Phase, ...] = ("train", "test")
-    for source in sources:
-        section = getattr(config.dataset, source)
+    sections: dict[Phase, Source | None] = {"train": config.dataset.train, "test": config.dataset.test}
+    for source, section in sections.items():
         if section is not None and "image_reader" in section.dataset.kwargs:
             reader, transforms = build_reader(experiment, source), build_transforms(experiment, source)
             with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
@@ -171,12 +171,12 @@ def build_the_rest(experiment: Experiment, net: Net, derived: DerivedArguments) 
     require_exportable(experiment, net, None, labels=False)
     build_hooks(experiment, net, None)
     if config.trainer.optimizer is not None:
-        schedule_of(experiment, _UNSEEN, timetable(config.trainer, _UNSEEN).total or _UNSEEN, _UNSEEN)
+        schedule_of(experiment, _ASSUMED, timetable(config.trainer, _ASSUMED).total or _ASSUMED, _ASSUMED)
         optimizer_of(experiment, net)
 
 
 def check_backward(experiment: Experiment, net: Net, distillation: Distillation | None) -> Iterator[str]:
-    """One batch of noise through net, teachers, losses and backward."""
+    """Run a batch of noise through net, teachers, losses and backward, and report the loss."""
     total = model_summary(net)[-1]
     yield f"net: {si(total.parameters)} parameters, {si(total.trainable)} of them trainable"
     size = input_size_of(experiment)

@@ -1,4 +1,4 @@
-"""From a checked experiment to its data: data sets, their order and batches, the evaluation on them."""
+"""Build the data of an experiment: data sets, their order and batches, and the evaluation on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from up.distributed import group
 from up.engine.evaluate import Evaluation
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
-from up.errors import Problem, UserError
+from up.errors import UserError
 from up.schema.dataset import Source
 from up.tasks.experiment import Experiment
 from up.tasks.task import InputSpec, Size
@@ -35,16 +35,16 @@ Phase = Literal["train", "test"]
 
 
 def section_of(experiment: Experiment, source: Phase) -> Source:
-    """The section of a source. Raises ``UserError`` when the file has none."""
-    section = getattr(experiment.config.dataset, source)
+    """Return the section of a source. Raises ``ConfigError`` if the file has none."""
+    dataset = experiment.config.dataset
+    section = dataset.train if source == "train" else dataset.test
     if section is None:
-        experiment.raise_if_any([Problem(f"is missing. It says what to {source} on.", key=f"dataset.{source}")])
-    assert isinstance(section, Source)
+        raise experiment.error(f"is missing. Add the data to {source} on.", key=f"dataset.{source}")
     return section
 
 
 def build_dataset(experiment: Experiment, source: Phase, derived: DerivedArguments | None = None) -> Dataset:
-    """The data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
+    """Build the data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
     section = section_of(experiment, source)
     known = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(derived or {})}
     dataset: Dataset = experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
@@ -52,34 +52,34 @@ def build_dataset(experiment: Experiment, source: Phase, derived: DerivedArgumen
 
 
 def notes_on(*datasets: Dataset | None) -> list[str]:
-    """Notes of data sets on how their lists of images were read, each line once."""
+    """List the notes of data sets on how their lists of images were read, each once."""
     return list(dict.fromkeys(note for dataset in datasets for note in getattr(dataset, "notes", ())))
 
 
 def derived_from_train(experiment: Experiment) -> DerivedArguments:
-    """Derived arguments of the training data, such as the number of classes; none if the data are not here."""
+    """Return the derived arguments of the training data, such as the number of classes; empty if the data are not here."""
     if experiment.config.dataset.train is None or any(missing_files(experiment)):
         return {}
     return experiment.task.derived(build_dataset(experiment, "train"))
 
 
 def build_transforms(experiment: Experiment, source: Phase) -> list[Transform]:
-    """The transforms of a source alone, without its images."""
+    """Build the transforms of a source without its data set."""
     place = f"dataset.{source}.dataset.kwargs.transformer"
     listed = section_of(experiment, source).dataset.kwargs.get("transformer") or []
     return [experiment.build(part, "transform", {}, f"{place}.{index}") for index, part in enumerate(listed)]
 
 
 def build_reader(experiment: Experiment, source: Phase) -> Reader:
-    """The image reader of a source, for images that are named in full."""
+    """Build the image reader of a source, for images with complete paths."""
     place = f"dataset.{source}.dataset.kwargs.image_reader"
     dataset = section_of(experiment, source).dataset
     written = dataset.kwargs.get("image_reader")
     if written is None and not signature_of(experiment.tables["dataset"].get(dataset.type)).takes("image_reader"):
         readers = experiment.tables.get("image_reader", ())
-        written = {"type": "fs_pillow"} if "fs_pillow" in readers else None  # a data set of one's own that reads no files
+        written = {"type": "fs_pillow"} if "fs_pillow" in readers else None  # the data set of a plug-in that reads no files
     if written is None:
-        experiment.raise_if_any([Problem("is missing: it reads the images.", key=place)])
+        raise experiment.error("is missing: it reads the images.", key=place)
     part = Part.model_validate(written)
     anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
     reader: Reader = experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
@@ -87,41 +87,40 @@ def build_reader(experiment: Experiment, source: Phase) -> Reader:
 
 
 def input_spec_of(experiment: Experiment) -> InputSpec | None:
-    """Sizes of the images that the test transforms produce, else those of training; None where they tell nothing."""
-    dataset = experiment.config.dataset
-    sources: list[Phase] = ["test", "train"]
-    for source in sources:
-        if getattr(dataset, source) is not None:
-            spec = experiment.task.input_spec(build_transforms(experiment, source))
-            if spec is not None:
-                return spec
-    return None
+    """Return the sizes of images after the test transforms, else after those of training; None where they are unknown."""
+    return spec_after("test", experiment) or spec_after("train", experiment)
+
+
+def spec_after(source: Phase, experiment: Experiment) -> InputSpec | None:
+    """Return the sizes of images after the transforms of a source; None without it."""
+    if getattr(experiment.config.dataset, source) is None:
+        return None
+    return experiment.task.input_spec(build_transforms(experiment, source))
 
 
 def input_size_of(experiment: Experiment) -> Size:
-    """Height and width of the images that the net is given, or an example of them. Raises ``UserError`` where there is none."""
+    """Return height and width of the images, or an example of them. Raises ``ConfigError`` if images keep their own sizes."""
     spec = input_spec_of(experiment)
     if spec is None:
         what = "leaves every image its own size (expected torch_center_crop, or torch_resize with [height, width])"
-        experiment.raise_if_any([Problem(what, key="dataset.test.dataset.kwargs.transformer")])
-        raise AssertionError("refused")
+        raise experiment.error(what, key="dataset.test.dataset.kwargs.transformer")
     return spec.size
 
 
 def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
-    """The order of the training data, cut into updates for this rank."""
+    """Build the order of the training data, split into the steps of this rank."""
     section = section_of(experiment, "train")
     kwargs, loader = section.batch_sampler.kwargs, section.dataloader.kwargs
-    facts = {
+    derived = {
         "size": len(dataset),
         "labels": dataset.label_sets,
         "sources": getattr(dataset, "sources", None),
         "seed": experiment.config.runtime.random_seed,
         "shuffle": loader.shuffle,
     }
-    facts = {name: value for name, value in facts.items() if value is not None}
+    known = {name: value for name, value in derived.items() if value is not None}
     place = "dataset.train.batch_sampler.kwargs"
-    order = experiment.build(kwargs.sampler, "sampler", facts, f"{place}.sampler")
+    order = experiment.build(kwargs.sampler, "sampler", known, f"{place}.sampler")
     with experiment.placing(f"{place}.batch_size"):
         return TrainBatches(
             order,
@@ -134,7 +133,7 @@ def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
 
 
 def build_batch_fn(experiment: Experiment, derived: DerivedArguments) -> Mixing | None:
-    """The batch function of the training data, if there is one."""
+    """Build the batch function of the training data, if there is one."""
     part = section_of(experiment, "train").dataloader.kwargs.batch_fn
     place = "dataset.train.dataloader.kwargs.batch_fn"
     return experiment.build(part, "batch_fn", derived, place) if part else None
@@ -143,7 +142,7 @@ def build_batch_fn(experiment: Experiment, derived: DerivedArguments) -> Mixing 
 def build_device_side(
     experiment: Experiment, dataset: Dataset, derived: DerivedArguments, device: torch.device
 ) -> tuple[BatchStage, Mixing | None]:
-    """Build the device side of training batches: first the stage, then the mixing."""
+    """Build the device side of training batches: the stage, then the mixing."""
     batch_fn = build_batch_fn(experiment, derived)
     with experiment.placing("dataset.train.dataset.kwargs.transformer"):
         stages = experiment.task.stages(dataset)
@@ -151,7 +150,7 @@ def build_device_side(
 
 
 def train_loader(experiment: Experiment, dataset: Dataset, batches: TrainBatches, steps: range) -> TrainLoader:
-    """The micro-batches of ``steps``."""
+    """Build the loader of the micro-batches of ``steps``."""
     return TrainLoader(
         dataset,
         batches,
@@ -163,7 +162,7 @@ def train_loader(experiment: Experiment, dataset: Dataset, batches: TrainBatches
 
 
 def example_batch(experiment: Experiment, net: nn.Module, device: torch.device) -> Batch | None:
-    """Two images of noise on the device; None where the size of the images is not known."""
+    """Make a batch of two images of noise on the device; None where the size of images is unknown."""
     spec = input_spec_of(experiment)
     if spec is None:
         return None
@@ -172,7 +171,7 @@ def example_batch(experiment: Experiment, net: nn.Module, device: torch.device) 
 
 
 def workers_of(source: Source) -> Workers:
-    """Settings of the loader workers of a source."""
+    """Return the settings of the loader workers of a source."""
     kwargs = source.dataloader.kwargs
     return Workers(num_workers=kwargs.num_workers, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method)
 
@@ -180,7 +179,7 @@ def workers_of(source: Source) -> Workers:
 def build_evaluation(
     experiment: Experiment, trained: DerivedArguments, device: torch.device, precision: Precision, results: Path | None = None
 ) -> tuple[Evaluation, Dataset]:
-    """The evaluation on ``dataset.test``, and its data set.
+    """Build the evaluation on ``dataset.test``, and its data set.
 
     ``trained`` are derived arguments of the training data. The task writes results batch by batch into ``results``.
     """
@@ -189,7 +188,7 @@ def build_evaluation(
     batches = EvalBatches(
         len(dataset), batch_size=section.batch_sampler.kwargs.batch_size, rank=group.rank(), world_size=group.world_size()
     )
-    expect_same_classes(experiment, trained, task.derived_for_evaluation(dataset))
+    check_same_classes(experiment, trained, task.derived_for_evaluation(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):
         stage = DeviceStage(task.stages(dataset).device, device, channels_last=experiment.config.runtime.channels_last)
     bad_images = BadImages(
@@ -205,8 +204,8 @@ def build_evaluation(
     return Evaluation(loader, stage, make, precision, on_outputs=stream, padding=padding, bad_images=bad_images), dataset
 
 
-def expect_same_classes(experiment: Experiment, trained: DerivedArguments, tested: DerivedArguments) -> None:
-    """A ``UserError`` when both data sets name their classes and differ: a label would mean two things."""
+def check_same_classes(experiment: Experiment, trained: DerivedArguments, tested: DerivedArguments) -> None:
+    """Raise ``UserError`` when both data sets name their classes and differ."""
     theirs, own = trained.get("class_names"), tested.get("class_names")
     if isinstance(theirs, Sequence) and isinstance(own, Sequence) and theirs and own and list(theirs) != list(own):
         with experiment.placing("dataset.test.dataset.kwargs.class_names"):

@@ -1,4 +1,4 @@
-"""The first update and the first evaluation, on two images, before anything is created."""
+"""Run the first step and the first evaluation on two images, before anything is created."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from up.build.parts import RunParts
 from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, Dataset, SampleKey
+from up.engine.buffers import unchanged_buffers
 from up.engine.evaluate import Evaluation, evaluation_mode
-from up.errors import Problem, UserError
+from up.errors import UserError
 from up.models.net import Net
+from up.registry import Registry
 from up.seed import generator
 from up.tasks.experiment import Experiment, net_kind
 from up.text import some_of
 
-_IMAGES = 2  # batch normalisation needs more than one
-
 
 def first_batch(experiment: Experiment, source: Phase, data: Dataset, on_bad: Callable[[str], object] | None = None) -> Batch:
-    """The first image of a data set and its last, collated as a worker does it.
+    """Collate the first image of a data set and the last: batch normalisation needs more than one.
 
-    ``on_bad`` gets an image that another one stands in for (``on_bad_image: skip``). Raises ``BadImage`` for one that cannot be
-    read otherwise, and ``ConfigError`` where these are already more than ``max_bad``.
+    ``on_bad`` is called with an image that is replaced (``on_bad_image: skip``). Raises ``BadImage`` for an unreadable image
+    otherwise, and ``ConfigError`` where these already exceed ``max_bad``.
     """
-    batch_size = section_of(experiment, source).batch_sampler.kwargs.batch_size
-    indices = [0, len(data) - 1][: min(batch_size, _IMAGES)]
+    indices = [0, len(data) - 1][: section_of(experiment, source).batch_sampler.kwargs.batch_size]
     with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
         batch = experiment.task.collate([data[SampleKey(0, index)] for index in indices])
     with experiment.placing(f"dataset.{source}.dataset.kwargs.max_bad"):
@@ -46,7 +45,11 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
     with placing_modules(experiment, parts.net), traceless(parts.net):
         prepared = parts.stage(train)
         if parts.mix is not None:
-            prepared = _mixed(experiment, parts.mix(prepared, generator(experiment.config.runtime.random_seed)))
+            prepared = parts.mix(prepared, generator(experiment.config.runtime.random_seed))
+            if not isinstance(prepared, dict) or "image" not in prepared:
+                what = f"the batch function returned a {type(prepared).__name__}, expected the batch with `image` and `gt`."
+                raise experiment.error(f"{what} Add `return batch`.", key="dataset.train.dataloader.kwargs.batch_fn.type")
+            prepared = Batch(prepared)
         with parts.precision.autocast():
             experiment.task.loss(parts.net, prepared)
     if parts.evaluation is not None and test is not None:
@@ -54,7 +57,7 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
 
 
 def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:
-    """A batch through the net and an evaluator. Raises ``ConfigError`` for settings that do not fit the net or the labels."""
+    """Run a batch through the net and an evaluator. Raises ``ConfigError`` for settings that do not fit the net or the labels."""
     with placing_modules(experiment, net), traceless(net), evaluation_mode(net), evaluation.precision.autocast():
         prepared = evaluation.stage(batch)
         outputs = net(prepared)
@@ -71,59 +74,41 @@ def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluatio
             raise PartError(type(evaluator), what)
 
 
-def _mixed(experiment: Experiment, batch: object) -> Batch:
-    if isinstance(batch, dict) and "image" in batch:
-        return Batch(batch)
-    what = f"the batch function returned a {type(batch).__name__}, expected the batch with `image` and `gt`. Add `return batch`."
-    experiment.raise_if_any([Problem(what, key="dataset.train.dataloader.kwargs.batch_fn.type")])
-    raise AssertionError("refused")
-
-
 @contextmanager
 def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
-    """Errors of the block get the place of the module of the net that was running; what plug-in modules return is checked."""
+    """Place errors of the block at the module of the net that was running; check the records of plug-in modules."""
     running = ["net"]
-    places = {entry.name: f"net.{index}" for index, entry in enumerate(experiment.config.net) if entry.type != "self"}
-    tables = {entry.name: net_kind(experiment, entry) for entry in experiment.config.net if entry.type != "self"}
-    own = {
-        entry.name
-        for entry in experiment.config.net
-        if entry.name in tables and entry.type in experiment.tables[tables[entry.name]].plugins
-    }
 
-    def begins(name: str) -> Callable[..., None]:
-        return lambda module, inputs: running.__setitem__(0, places[name])
+    def begin(place: str) -> Callable[..., None]:
+        return lambda module, inputs: running.__setitem__(0, place)
 
-    def ends(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, inputs: object, returned: object) -> None:
-            problem = experiment.tables[tables[name]].contract.return_problem(module, returned) if name in own else None
-            experiment.raise_if_any([replace(problem, key=f"{places[name]}.type")] if problem is not None else [])
-            if isinstance(returned, Mapping):  # otherwise the net raises, and this is the module to blame
+    def end(place: str, registry: Registry, *, is_plugin: bool) -> Callable[..., None]:
+        def check(module: nn.Module, inputs: object, returned: object) -> None:
+            problem = registry.contract.return_problem(module, returned) if is_plugin else None
+            experiment.raise_if_any([] if problem is None else [replace(problem, key=f"{place}.type")])
+            if isinstance(returned, Mapping):  # otherwise the net raises, and this module is at fault
                 running[0] = "net"
 
-        return look
+        return check
 
-    names = [name for name in net.module_names if name in places]
-    hooks = [net[name].register_forward_pre_hook(begins(name)) for name in names]
-    hooks += [net[name].register_forward_hook(ends(name)) for name in names]
+    handles = []
+    for index, entry in enumerate(experiment.config.net):
+        if entry.type != "self" and entry.name in net.module_names:
+            place, registry = f"net.{index}", experiment.tables[net_kind(experiment, entry)]
+            handles.append(net[entry.name].register_forward_pre_hook(begin(place)))
+            handles.append(net[entry.name].register_forward_hook(end(place, registry, is_plugin=entry.type in registry.plugins)))
     try:
         yield
     except UserError as error:
         with experiment.placing(running[0]):
             raise error
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
 def traceless(net: nn.Module) -> Iterator[None]:
-    """No gradients, no compiling for the sake of two images, and running statistics as they were."""
-    buffers = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in net.named_buffers():
-                buffer.copy_(buffers[name])
+    """Run the block without gradients, without compiling, and without a change of running statistics."""
+    with unchanged_buffers(net), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to one frozen, checked experiment."""
+"""Load a YAML file with overrides as a frozen, checked experiment."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def find_task(name: str) -> AnyTask:
-    """The task called ``name``, ours or one that an installed package brings as an entry point of ``up.tasks``.
+    """Return the task called ``name``, ours or an entry point ``up.tasks`` of an installed package.
 
-    ``kd_<task>`` is the task itself: what distils is the runner.
+    ``kd_<task>`` is the task itself: the runner distils.
     """
     others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     name = name if name in others else name.removeprefix("kd_")
@@ -79,9 +79,9 @@ def find_task(name: str) -> AnyTask:
 
 
 def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None) -> dict[str, Registry]:
-    """The engine's tables and the task's, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH.
+    """Return the tables of engine and task, extended by the modules of ``runtime.plugins`` and of the variable PLUGINPATH.
 
-    They are looked for in the working folder and in ``folder`` too, that of the configuration.
+    Modules are imported from the working folder and from ``folder``, that of the configuration, too.
     """
     from_environment = [name for name in os.environ.get("PLUGINPATH", "").split(":") if name]
     if modules or from_environment:
@@ -100,23 +100,23 @@ def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None
 
 
 def part_problems(experiment: Experiment) -> Iterator[Problem]:
-    """Problems with types and arguments of parts, anywhere in the configuration."""
+    """List problems with types and arguments of parts, anywhere in the configuration."""
     for path, part, table in placed_parts(experiment):
         yield from check_part(part, table, experiment.tables, path)
 
 
 def part_notes(experiment: Experiment) -> Iterator[Note]:
-    """One note for each argument that is accepted and changes nothing, at the first place that gives it."""
-    told: set[str] = set()
+    """List each accepted argument that has no effect, at its first place."""
+    noted: set[str] = set()
     for path, part, table in placed_parts(experiment):
         for place in walk_part(part, table, experiment.tables, path):
-            if (what := _note_on(place, experiment.tables)) and what[1] not in told:
-                told.add(what[1])
+            if (what := _note_on(place, experiment.tables)) and what[1] not in noted:
+                noted.add(what[1])
                 yield Note(*what, experiment.decoded.origins.of(what[0]))
 
 
 def _note_on(place: Place, tables: Tables) -> tuple[str, str] | None:
-    """Path and text of the note of a class, its ``config_note``, or of an argument that changes nothing."""
+    """Return path and text of the ``config_note`` of a class, or of an argument that has no effect."""
     note = getattr(place.target(tables), "config_note", None)
     if note:
         return f"{place.path}.type", f"{place.type}: {note}"
@@ -128,20 +128,20 @@ def _note_on(place: Place, tables: Tables) -> tuple[str, str] | None:
 
 
 def group_problems(experiment: Experiment) -> Iterator[Problem]:
-    """Settings of parameter groups that the optimizer does not take."""
+    """List settings of parameter groups that the optimizer does not accept."""
     part, table = experiment.config.trainer.optimizer, experiment.tables["optimizer"]
     if part is None:
         return
     try:
         takes = signature_of(table.get(part.type)).parameters
-    except UserError:  # an unknown type, which ``part_problems`` tells of
+    except UserError:  # an unknown type, which ``part_problems`` reports
         return
     for problem in option_problems(part.pconfig, part.special_param_group, part.type, takes):
         yield replace(problem, key=f"trainer.optimizer.{problem.key}")
 
 
 def missing_files(experiment: Experiment) -> Iterator[Problem]:
-    """Files and folders that the configuration names and the disk does not have, each with the key that sets it."""
+    """List missing files and folders of the configuration, each with its key."""
     config = experiment.config
     for name in ("train", "test"):
         source = getattr(config.dataset, name)
@@ -155,7 +155,7 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
 
 
 def distillation_problems(experiment: Experiment) -> Iterator[Problem]:
-    """A runner that mimics needs to be told whom."""
+    """Report a distilling runner without ``mimic``."""
     runner = experiment.config.runtime.runner.type
     if runner in experiment.tables["runner"] and is_distillation(experiment) and experiment.config.mimic is None:
         yield Problem(f"is missing: the runner {runner!r} needs teachers and what to mimic (docs/distill.md)", key="mimic")

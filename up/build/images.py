@@ -1,4 +1,4 @@
-"""Open every image of a run before it trains: what cannot be read is found in minutes and not in the third epoch."""
+"""Open every image of a run before training, so that unreadable ones are found early."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from up.errors import UserError
 from up.tasks.experiment import Experiment
 from up.text import count
 
-Track = Callable[[Iterable[Batch], int], Iterable[Batch]]  # passes things on and shows how many of how many have come by
+Track = Callable[[Iterable[Batch], int], Iterable[Batch]]  # yields batches unchanged and shows the progress
 
 _BATCH = 32  # images that a worker opens at a time
 _LISTED = 20  # unreadable images in the message
@@ -22,9 +22,9 @@ _LISTED = 20  # unreadable images in the message
 def open_images(
     experiment: Experiment, datasets: Iterable[tuple[str, Dataset]], track: Track, warn: Callable[[str], object]
 ) -> Iterator[str]:
-    """Read every image of ``datasets`` (their names in ``dataset:``, and they) in worker processes; a line for each data set.
+    """Read every image of ``datasets``, pairs of the name in ``dataset:`` and the data set, in workers; yields a line for each.
 
-    Raises ``UserError`` that lists what cannot be read where training would stop for it; ``warn`` gets it where it is skipped.
+    Raises ``UserError`` that lists the unreadable images where training would stop; ``warn`` is called where they are skipped.
     """
     refused: list[str] = []
     for name, data in datasets:
@@ -64,7 +64,7 @@ def _processors() -> int:
 
 
 class _Opened:
-    """A data set whose samples are only the reasons why they cannot be read, "" where they can."""
+    """Data set of the reasons why images cannot be read, "" for readable ones."""
 
     def __init__(self, data: Dataset, read: Callable[[Dataset, int], object]) -> None:
         self._data, self._read = data, read

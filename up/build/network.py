@@ -1,15 +1,14 @@
-"""From a checked experiment to its network, filled with the weights that it starts from, on its device."""
+"""Build the network of an experiment, load its initial weights, and move it to its device."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import nn
 
-from up.build.data import build_transforms, input_size_of, input_spec_of
+from up.build.data import input_size_of, input_spec_of, spec_after
 from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
@@ -25,73 +24,69 @@ from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment, net_kind
-from up.tasks.task import Size
 
-EXAMPLES = 2  # images of noise that show shapes
+EXAMPLES = 2  # images of noise to find shapes
 _NET = 3  # the purpose of the seed that a network's first weights are drawn with
 
 
 def build_net(
     experiment: Experiment,
-    data_facts: DerivedArguments,
+    derived: DerivedArguments,
     section: NetSection | None = None,
     place: str = "net",
     weights: str | None = None,
 ) -> Net:
-    """The network of a ``net`` list, its first weights drawn from the run's seed alone.
+    """Build the network of a ``net`` list, its initial weights drawn from the run's seed alone.
 
-    ``section`` is a teacher's list, and ``weights`` names the file that it will be filled from.
+    ``derived`` are arguments derived from the data. ``section`` is a teacher's list, and ``weights`` names the file that the
+    teacher will be loaded from.
     """
-    runtime, task = experiment.config.runtime, experiment.task
+    runtime, entries = experiment.config.runtime, section or experiment.config.net
     variant = variant_needed(experiment.config.saver.pretrain_model if section is None else weights)
     seed_all(key(runtime.random_seed, _NET))
     modules: dict[str, nn.Module] = {}
     spec = input_spec_of(experiment)
     freeze: list[str] = []
     previous = ""
-    for index, entry in enumerate(section or experiment.config.net):
-        freeze += (
-            entry.freeze_patterns
-            if entry.type == "self"
-            else [own_pattern(entry.name, pattern) for pattern in entry.freeze_patterns]
-        )
+    for index, entry in enumerate(entries):
         if entry.type == "self":
+            freeze += entry.freeze_patterns
             continue
-        table = net_kind(experiment, entry)
+        freeze += [_own_pattern(entry.name, pattern) for pattern in entry.freeze_patterns]
+        kind = net_kind(experiment, entry)
         with experiment.placing(f"{place}.{index}"):
-            facts = task.derived_for_module(table, data_facts, modules.get(entry.prev or previous), entry)
-        if table == "backbone" and spec is not None and spec.fixed:
-            facts = {"img_size": list(spec.fixed)}  # for those whose position embeddings depend on it
+            known = experiment.task.derived_for_module(kind, derived, modules.get(entry.prev or previous), entry)
+        if kind == "backbone" and spec is not None and spec.fixed:
+            known = {"img_size": list(spec.fixed)}  # for those whose position embeddings depend on it
         if entry.type in BACKBONES and variant is not None:
-            facts = {**facts, "variant": variant}
-        modules[entry.name] = experiment.build(entry, table, facts, f"{place}.{index}")
-        if table == "backbone" and place == "net":
-            recompute_if_asked(experiment, modules[entry.name])
+            known = {**known, "variant": variant}
+        modules[entry.name] = experiment.build(entry, kind, known, f"{place}.{index}")
+        if kind == "backbone" and place == "net":
+            _recompute_if_asked(experiment, modules[entry.name])
         previous = entry.name
-    earlier = {entry.name: entry.prev for entry in section or experiment.config.net if entry.prev}
     with experiment.placing(place):
-        net = Net(list(modules.items()), prev=earlier, freeze_patterns=freeze)
+        net = Net(list(modules.items()), prev={entry.name: entry.prev for entry in entries if entry.prev}, freeze_patterns=freeze)
     if runtime.special_bn_init:
         values = runtime.special_bn_init
         special_bn_init(net) if values is True else special_bn_init(net, eps=values.eps, momentum=values.momentum)
     return net
 
 
-def recompute_if_asked(experiment: Experiment, backbone: nn.Module) -> None:
-    """Gradient checkpointing where the hook ``memory_checkpoint`` asks for it: older files write it among the hooks."""
+def _recompute_if_asked(experiment: Experiment, backbone: nn.Module) -> None:
+    """Checkpoint gradients if the hook ``memory_checkpoint`` asks for it: older files have it among the hooks."""
     for index, part in enumerate(experiment.config.hooks):
         if part.type == "memory_checkpoint" and part.kwargs.get("enable", True):
             with experiment.placing(f"hooks.{index}"):
                 recompute_activations(backbone)
 
 
-def own_pattern(name: str, pattern: str) -> str:
-    """A freeze pattern of one module as a pattern of the whole net."""
+def _own_pattern(name: str, pattern: str) -> str:
+    """Turn a freeze pattern of a module into a pattern of the whole net."""
     return rf"r:^{re.escape(name)}\..*(?:{pattern[2:]})" if pattern.startswith("r:") else f"{name}.{pattern}"
 
 
 def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] | None) -> list[str]:
-    """Fill the net from ``saver.pretrain_model``, if one is named; returns lines that say what became of every tensor."""
+    """Load ``saver.pretrain_model`` into the net, if it is set; returns lines that report every tensor."""
     saver = experiment.config.saver
     if saver.pretrain_model is None:
         return []
@@ -108,11 +103,8 @@ def distillation_of(
     if config.mimic is None or not is_distillation(experiment):
         return None
     example = experiment.task.example(net, input_size_of(experiment), EXAMPLES)
-    sizes: dict[str, Size] = {}
-    phases: tuple[Literal["train", "test"], ...] = ("train", "test")
-    for phase in phases:
-        spec = experiment.task.input_spec(build_transforms(experiment, phase)) if getattr(config.dataset, phase) else None
-        sizes |= {phase: spec.fixed} if spec is not None and spec.fixed else {}
+    specs = {"train": spec_after("train", experiment), "test": spec_after("test", experiment)}
+    sizes = {phase: spec.fixed for phase, spec in specs.items() if spec is not None and spec.fixed}
 
     def build_teacher(name: str, file: str | None, known: Mapping[str, object]) -> Net:
         return build_net(experiment, known, config.teachers[name], name, file)
@@ -121,7 +113,7 @@ def distillation_of(
 
 
 def select_device(experiment: Experiment) -> torch.device:
-    """The device of ``runtime.device`` for this rank, made the current one. Raises ``UserError`` where there is no such device."""
+    """Return the device of ``runtime.device`` for this rank and make it current. Raises ``UserError`` if it is not available."""
     with experiment.placing("runtime.device"):
         device = group.device_for(experiment.config.runtime.device)
     if device.type == "cuda":
@@ -138,7 +130,7 @@ def to_device(experiment: Experiment, net: Net, device: torch.device) -> Net:
 
 
 def synchronized(experiment: Experiment, net: Net) -> nn.Module:
-    """The net as it is called once the ranks have joined: its batch norms synchronised, and compiled, where asked for."""
+    """Synchronise batch norms and compile the net where the configuration says so; the ranks have joined."""
     sync_batchnorms(net)
     if experiment.config.runtime.compile:
         net.compile()  # in place: names in the state dict stay as they are
@@ -146,7 +138,7 @@ def synchronized(experiment: Experiment, net: Net) -> nn.Module:
 
 
 def precision_of(experiment: Experiment, device: torch.device) -> Precision:
-    """The number format of forward and backward passes."""
+    """Return the number format of forward and backward passes."""
     runtime = experiment.config.runtime
     factor = runtime.fp16.scale_factor if isinstance(runtime.fp16, Fp16) else "dynamic"
     with experiment.placing("runtime.amp"):

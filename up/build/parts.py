@@ -1,8 +1,9 @@
-"""Phase 1 of a run: what one rank builds by itself. No collective operation, nothing on disk; `up check` is this phase."""
+"""Phase 1 of a run: parts that a rank builds alone. No collective operation, nothing on disk; `up check` is this phase."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from up.build.data import build_dataset, build_device_side, build_evaluation, train_batches
 from up.build.experiment import missing_files
 from up.build.network import build_net, distillation_of, precision_of, to_device
-from up.build.training import build_hooks, dry_run_optimizer, schedule_of, timetable
+from up.build.training import build_hooks, optimizer_of, schedule_of, timetable
 from up.data.records import Dataset
 from up.data.sampler import TrainBatches
 from up.deploy.exportable import require_exportable
@@ -37,7 +38,7 @@ from up.tracking.log import MetricsFile, TensorBoard
 
 @dataclass(frozen=True)
 class RunParts:
-    """The parts of a run that a rank builds without the others."""
+    """Parts of a run that a rank builds alone."""
 
     device: torch.device
     precision: Precision
@@ -48,14 +49,14 @@ class RunParts:
     times: Timetable
     schedule: Schedule
     evaluation: Evaluation | None
-    net: Net  # on the device, its first weights drawn
+    net: Net  # on the device, with its initial weights
     stage: BatchStage
     mix: Mixing | None
     hooks: Hooks
     clip: Clip
     distillation: Distillation | None
     fault: Fault
-    fingerprint: RunFingerprint  # what a resume compares with the run that saved a checkpoint, and the ranks with each other
+    fingerprint: RunFingerprint  # compared on resume, and between ranks
 
 
 def build_parts(
@@ -63,7 +64,7 @@ def build_parts(
 ) -> RunParts:
     """Read the data and build the parts, in the order in which one needs another. Raises ``UserError`` for wrong input.
 
-    A check gives a ``precision`` that the CPU has, and leaves out the ``teacher_weights`` that would have to be downloaded.
+    A check passes a ``precision`` of the CPU, and leaves out ``teacher_weights`` that would have to be downloaded.
     """
     config, task = experiment.config, experiment.task
     experiment.raise_if_any([*missing_for_training(config), *missing_files(experiment)])
@@ -86,7 +87,9 @@ def build_parts(
             experiment, train_data, updates_per_epoch=times.updates_per_epoch, updates=times.total
         )
     watching, clip = build_hooks(experiment, net, class_names)
-    dry_run_optimizer(experiment, net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer of phase 3 repeats them: wrapping the net may change its tensors
+        optimizer_of(experiment, net)
     return RunParts(
         device,
         precision,
@@ -116,7 +119,7 @@ def build_parts(
 
 
 def hooks_of_rank(experiment: Experiment, watching: list[Hook]) -> Hooks:
-    """On the main rank what every run shows and writes, and the hooks of the file; elsewhere those that every rank needs."""
+    """Return the hooks of this rank: display, logs and those of the file on the main rank; otherwise those for every rank."""
     if not is_main():
         return Hooks([hook for hook in watching if hook.on_every_rank])
     every = experiment.config.trainer.log_interval

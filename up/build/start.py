@@ -1,4 +1,4 @@
-"""The start of a run: its folder, the checkpoint to resume from, and an earlier run that is set aside."""
+"""Start of a run: the checkpoint to resume from, the run folder, and an earlier run that is set aside."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from up.types import StateDict
 
 @dataclass(frozen=True)
 class Start:
-    """The folder of a run, the checkpoint to resume from, if any, and how the configuration differs from the one saved there."""
+    """Folder of a run, the checkpoint to resume from, if any, and the changes of the configuration since it was saved."""
 
     folder: CheckpointFolder
     checkpoint: Path | None
-    state: StateDict | None  # what the checkpoint holds
+    state: StateDict | None  # content of the checkpoint
     status: Status | None  # of the run that is in the folder
     changes: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    weights: Sequence[str] = ()  # what became of the weights that a fresh run starts from
+    weights: Sequence[str] = ()  # report on the initial weights of a new run
 
     @property
     def own_state(self) -> StateDict | None:
@@ -61,11 +61,11 @@ class Start:
 
 
 def find_start(experiment: Experiment, parts: RunParts, *, weights: bool = True) -> Start:
-    """Own latest (``auto_resume``, and a restart by an elastic launcher) before ``resume_model`` before a fresh start.
+    """Choose the run's own latest checkpoint (``auto_resume``, or a restart by a launcher), else ``resume_model``, else a new run.
 
-    Writes nothing. Rank 0 decides for all. A net that starts afresh is filled from ``saver.pretrain_model``, unless the ``weights``
-    are left out. Raises ``UserError`` on every rank for one that was given another configuration or other data than rank 0, and for
-    a checkpoint that this run cannot resume from.
+    Writes nothing. Rank 0 decides for all. The net of a new run is loaded from ``saver.pretrain_model`` if ``weights``. Raises
+    ``UserError`` on every rank if a rank has another configuration or other data than rank 0, and for a checkpoint that this run
+    cannot resume from.
     """
     saver, fingerprint = experiment.config.saver, parts.fingerprint
     config_sha256 = sha256(fingerprint.config.encode()).hexdigest()
@@ -100,10 +100,10 @@ def require_same_input(fingerprint: RunFingerprint, config: str, data_sha256: st
     """Raise ``UserError`` for another configuration or other data than those of rank 0."""
     different = changes(config, fingerprint.config, {})
     if different:
-        raise UserError(f"this rank was given another configuration than rank 0: {some_of(different, 5)}.")
+        raise UserError(f"this rank has another configuration than rank 0: {some_of(different, 5)}.")
     if fingerprint.data_sha256 != data_sha256:
         raise UserError(
-            f"this rank reads other training data than rank 0 (sha256 {fingerprint.data_sha256[:12]}…, there "
+            f"this rank has other training data than rank 0 (sha256 {fingerprint.data_sha256[:12]}…, on rank 0 "
             f"{data_sha256[:12]}…). Every host must have the same meta files."
         )
 
@@ -116,31 +116,30 @@ def _not_used(named: Path | None, own: Path | None) -> Iterator[str]:
 
 
 def finished(experiment: Experiment, start: Start, times: Timetable) -> str:
-    """Report that the run in the folder has made all its steps, with its result; empty if it has not."""
+    """Report that the run in the folder is finished, with its result; empty if it is not."""
     state, status = start.own_state, start.status
-    if state is None or status is None or status.state != "done" or state["step"] < times.total or not _has_names(start):
+    if state is None or status is None or status.state != "done" or state["step"] < times.total or not _has_aliases(start):
         return ""
     per_epoch, step = times.updates_per_epoch, state["step"]
     done = [progress(step, max(step, times.total), per_epoch), best_of(state["best"], per_epoch)]
     return f"{experiment.folder}: this run is finished ({', '.join(filter(None, done))})."
 
 
-def _has_names(start: Start) -> bool:
-    """Whether the newest checkpoint and the best have their further names, which a resumed run would give them."""
-    latest, best = (read_sidecar(start.folder.folder / name) for name in (LATEST, BEST))
-    is_best_named = best is not None or not (start.state and start.state["best"])
-    return latest is not None and is_best_named
+def _has_aliases(start: Start) -> bool:
+    """Check that the newest checkpoint and the best have their aliases, which a resumed run would renew."""
+    needed = [LATEST, BEST] if start.state and start.state["best"] else [LATEST]
+    return all(read_sidecar(start.folder.folder / name) is not None for name in needed)
 
 
 def require_unfinished(experiment: Experiment, start: Start, times: Timetable, command: CommandLine) -> None:
-    """Raise ``NothingToDo`` on every rank for a run that is finished: how to train longer, how to start anew."""
-    told = finished(experiment, start, times)
-    if not told:
+    """Raise ``NothingToDo`` on every rank for a finished run, with the commands to train longer and to start anew."""
+    report = finished(experiment, start, times)
+    if not report:
         return
     assert start.state is not None
     per_epoch, step = times.updates_per_epoch, start.state["step"]
-    lines = [f"{told} Nothing was changed."]
-    lines += [f"  {line}; nothing is left to train with it" for line in start.changes]
+    lines = [f"{report} Nothing was changed."]
+    lines += [f"  {line}; no step is left to train with it" for line in start.changes]
     lines += [f"  {line}" for line in start.warnings if "saver.resume_model" in line]
     lines.append(f"  to train longer:  {twice_as_long(experiment, step, per_epoch, command)}")
     lines.append(f"  to start anew:    {command.setting({'saver.save_dir': unused_folder(experiment.folder)})}")
@@ -150,22 +149,19 @@ def require_unfinished(experiment: Experiment, start: Start, times: Timetable, c
 
 
 def twice_as_long(experiment: Experiment, step: int, updates_per_epoch: int, command: CommandLine) -> str:
-    """The command for a run of twice as many epochs, its schedule stretched with it, or twice as many steps."""
+    """Return the command to train twice as many epochs, the schedule stretched with them, or twice as many steps."""
     if experiment.config.trainer.max_iter is not None:
         return command.setting({"trainer.max_iter": 2 * step})
     return command.with_flag("--epochs", 2 * (step // updates_per_epoch))
 
 
 def unused_folder(folder: Path) -> Path:
-    """``runs/a-2``, or the first number that is free."""
+    """Return the first folder that does not exist of ``runs/a-2``, ``runs/a-3``, …"""
     return next(path for path in (folder.with_name(f"{folder.name}-{number}") for number in count(2)) if not path.exists())
 
 
 def open_folder(experiment: Experiment, start: Start, config: str, command: CommandLine) -> list[str]:
-    """Make the run folder ready, and what an earlier run left in it safe, unless this one resumes it. Returns warnings.
-
-    For the main rank; the others only read the folder.
-    """
+    """Create the run folder on the main rank, and set an earlier run aside unless this one resumes it. Returns warnings."""
     folder, state, warnings = experiment.folder, start.own_state, list(start.warnings)
     if not group.is_main():
         return []
@@ -186,20 +182,20 @@ def open_folder(experiment: Experiment, start: Start, config: str, command: Comm
 
 
 def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: Optimizer, warnings: Sequence[str]) -> None:
-    """Send the log to the run folder, and log on rank 0 what the run is made of, and what is probably a mistake."""
+    """Log to the run folder from here on; log on rank 0 the parts of the run and probable mistakes."""
     log_to(experiment.folder)
     show_log_on(console_of_run())
     if not group.is_main():
         return
     report = experiment.task.data_report(parts.train_data, parts.test_data)
     of_teachers, doubts = start_lines(experiment, parts.distillation)
-    rates = rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size)
-    tables, checkpoints = net_and_groups(parts.net, optimizer), parts.times.checkpoint_lines()
+    lines = [*start.changes, *report.lines, *of_teachers, *start.weights, *net_and_groups(parts.net, optimizer)]
+    lines.append(rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size))
+    notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(report.warnings), *doubts]
     for warning in warnings:
         LOGGER.warning(warning)
-    for line in [*start.changes, *report.lines, *of_teachers, *start.weights, *tables, rates, *checkpoints]:
+    for line in [*lines, *parts.times.checkpoint_lines()]:
         LOGGER.info(line)
-    notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(report.warnings), *doubts]
     for note in notes:
         LOGGER.warning(str(note))
     if start.checkpoint is not None and start.state is not None:
@@ -207,7 +203,7 @@ def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: 
 
 
 def resuming(aside: Path, command: CommandLine) -> str:
-    """The command that resumes a run that was set aside, where it left a checkpoint."""
+    """Return the command that resumes a run that was set aside, if it has a checkpoint."""
     if not any(aside.glob("ckpt_*.pth")):
         return "; it had no checkpoint to resume from"
     return f"; to resume it: {command.setting({'saver.auto_resume': 'true', 'saver.save_dir': aside})}"

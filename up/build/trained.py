@@ -1,11 +1,10 @@
-"""A trained network out of its checkpoint: for evaluation, prediction and export."""
+"""Load a trained network from its checkpoint, for evaluation, prediction and export."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,9 +25,6 @@ from up.tasks.experiment import Experiment
 from up.text import some_of
 from up.tracking.log import LOGGER
 
-# Weights that are served are those that were trained: a head of another width would be noise.
-NO_NEW_HEADS: tuple[str, ...] = ()
-
 NO_WEIGHTS = (
     "there is no checkpoint and saver.pretrain_model is not set, so these predictions are those of random weights. "
     "Name a checkpoint with --ckpt FILE."
@@ -37,7 +33,7 @@ NO_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in evaluation mode on a device, and what its checkpoint says of it."""
+    """A network in evaluation mode on a device, with the class names and the report of its checkpoint."""
 
     net: Net
     checkpoint: Path
@@ -47,7 +43,7 @@ class Trained:
 
 
 def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
-    """The checkpoint named, else the run's best, else its latest, else ``saver.resume_model`` or ``pretrain_model``."""
+    """Return the named checkpoint, else the run's best, its latest, ``saver.resume_model`` or ``pretrain_model``."""
     if named is not None:
         return named_checkpoint(named)
     saver = experiment.config.saver
@@ -61,41 +57,42 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
 
 
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
-    """As ``load_net``, on the device of the configuration, joined to the other processes and compiled where asked for."""
+    """Load as ``load_net``, on the configured device, joined to the other ranks and compiled if configured."""
     with local_phase():
         device = select_device(experiment)
         trained = load_net(experiment, checkpoint, ema=ema)
-        to_device(experiment, trained.net, device)
-    join(experiment, device)
-    synchronized(experiment, trained.net)
+    join_on(experiment, trained.net, device)
     return replace(trained, device=device)
 
 
-def join(experiment: Experiment, device: torch.device) -> None:
-    """Join the other processes."""
+def join_on(experiment: Experiment, net: Net, device: torch.device) -> None:
+    """Move ``net`` to its device, join the other ranks, and synchronise and compile the net if configured."""
     dist = experiment.config.runtime.dist
+    with local_phase():
+        to_device(experiment, net, device)
     join_group(device, timeout_s=dist.timeout, backend=dist.backend)
+    synchronized(experiment, net)
 
 
 def load_net(
     experiment: Experiment, checkpoint: Path | None, *, ema: bool = True, known: DerivedArguments | None = None
 ) -> Trained:
-    """Build the net of the configuration and fill it; the averaged weights where the checkpoint has them and ``ema``.
+    """Build the net of the configuration, on the CPU and in evaluation mode, and load the checkpoint.
 
-    It is on the CPU, in evaluation mode, as it was built. ``known`` are arguments derived from the data, where they are there.
+    Loads the averaged weights if the checkpoint has them and ``ema``. ``known`` are arguments derived from the data, if available.
     """
     path = find_checkpoint(experiment, checkpoint)
     weights = read_state(path)
     names = list(weights.class_names) if weights.class_names else None
     derived = experiment.task.derived_from_weights(weights, experiment.config.net)
     net = build_net(experiment, {**derived, **(known or {})})
-    report = load_weights(net, weights, prefer_ema=ema, heads=NO_NEW_HEADS)
+    report = load_weights(net, weights, prefer_ema=ema, heads=())  # a new head would predict noise
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))
 
 
 def derived_from_data_only(experiment: Experiment) -> DerivedArguments | None:
-    """Derived arguments that no checkpoint tells, from the training data; None where there are some and the data are not here."""
+    """Return the derived arguments that no checkpoint has, from the training data; None if they exist but the data do not."""
     names = experiment.task.derived_from_data_only(experiment.config.net)
     known = derived_from_train(experiment) if names else {}
     return {name: known[name] for name in names} if known.keys() >= {*names} else None
@@ -104,16 +101,14 @@ def derived_from_data_only(experiment: Experiment) -> DerivedArguments | None:
 def evaluate_checkpoint(
     experiment: Experiment, checkpoint: Path | None, out: Path | None
 ) -> tuple[dict[str, float], list[Path], LoadReport | None]:
-    """Metrics in the unit of the task, the reports written, and how the checkpoint was read; None for random weights."""
+    """Return the metrics in the unit of the task, the report files, and how the checkpoint was loaded; None for random weights."""
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
     with local_phase():
         device = select_device(experiment)
         known = derived_from_data_only(experiment)
         net, derived, report = net_to_evaluate(experiment, checkpoint, known)
-        to_device(experiment, net, device)
         evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device), folder)
-    join(experiment, device)
-    synchronized(experiment, net)
+    join_on(experiment, net, device)
     with on_all_ranks():
         if group.is_main():
             open_run_folder(folder)
@@ -123,7 +118,8 @@ def evaluate_checkpoint(
     if known is None and group.is_main():
         names = some_of(experiment.task.derived_from_data_only(experiment.config.net))
         warnings.warn(
-            f"{names} is derived from dataset.train, which is not here: the validation loss is not that of training", stacklevel=2
+            f"{names} is derived from dataset.train, which is missing: the validation loss differs from that of training",
+            stacklevel=2,
         )
     reports: list[Path] = []
     if group.is_main():
@@ -133,18 +129,18 @@ def evaluate_checkpoint(
 
 def net_to_evaluate(
     experiment: Experiment, checkpoint: Path | None, known: DerivedArguments | None
-) -> tuple[Net, dict[str, Any], LoadReport | None]:
-    """The net in evaluation mode, what its checkpoint says of the classes, and how it was read; None for random weights."""
-    if checkpoint is None and tries_out(experiment):
+) -> tuple[Net, DerivedArguments, LoadReport | None]:
+    """Return the net in evaluation mode, the class names of its checkpoint, and how it was loaded; None for random weights."""
+    if checkpoint is None and is_untrained_inference(experiment):
         return build_net(experiment, experiment.task.derived_from_weights(None, experiment.config.net)).eval(), {}, None
     trained = load_net(experiment, checkpoint, known=known)
     names = trained.class_names
-    derived = {"class_names": names} if names and isinstance(names[0], str) else {}  # those of several heads are the evaluator's
+    derived = {"class_names": names} if names and isinstance(names[0], str) else {}  # the evaluator names those of several heads
     return trained.net, derived, trained.report
 
 
-def tries_out(experiment: Experiment) -> bool:
-    """Whether random weights may serve: there are no others, none are named, and images without labels measure nothing."""
+def is_untrained_inference(experiment: Experiment) -> bool:
+    """Check whether random weights are allowed: there are no others, and images without labels give no metrics."""
     saver, test = experiment.config.saver, experiment.config.dataset.test
     if test is None or test.dataset.kwargs.get("meta_type") != "inference_only" or saver.resume_model or saver.pretrain_model:
         return False

@@ -1,8 +1,6 @@
-"""From a checked experiment to what drives its training: optimizer, schedule, timetable, clipping, hooks."""
+"""Build timetable, schedule, optimizer, runner, clipping and hooks of an experiment."""
 
 from __future__ import annotations
-
-import warnings
 
 import torch
 from torch import nn
@@ -13,7 +11,6 @@ from up.engine.clip import Clip, ClipNorm, NormLog
 from up.engine.hooks import Hook
 from up.engine.step import BatchStage, Mixing, Runner
 from up.engine.timetable import PREDECESSORS, AnyOf, Every, Keeping, Timetable
-from up.errors import Problem
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule
@@ -50,7 +47,7 @@ def _why_deleted(trainer: TrainerSection) -> str:
 
 
 def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, global_batch_size: int) -> Schedule:
-    """The learning rate as a function of the step; constant where no scheduler is named."""
+    """Build the learning rate as a function of the step; constant without a scheduler."""
     trainer = experiment.config.trainer
     part = trainer.lr_scheduler or SchedulePart(type="constant", warmup_register_type="no_scale_lr")
     if experiment.config.schedule_counts_steps:
@@ -71,19 +68,19 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
 
 
 def rate_line(experiment: Experiment, schedule: Schedule, total: int, global_batch_size: int) -> str:
-    """The learning rates of a run in a line: what the scheduler makes of ``lr``."""
+    """Format the first, highest and last learning rate of a run."""
     first, (step, highest), last = schedule.extremes(total)
-    said = f"learning rate: {first:.4g}"
+    text = f"learning rate: {first:.4g}"
     if not first == highest == last:
-        said += f" at first, {highest:.4g} at most (step {step + 1:,}), {last:.4g} at last"
+        text += f" at first, {highest:.4g} at most (step {step + 1:,}), {last:.4g} at last"
     part = experiment.config.trainer.lr_scheduler
     if part is not None and part.warmup_register_type == "base" and global_batch_size > 1:
-        said += f"; lr is per image (warmup_register_type: base), scaled by the global batch size {global_batch_size:,}"
-    return said
+        text += f"; lr is per image (warmup_register_type: base), scaled by the global batch size {global_batch_size:,}"
+    return text
 
 
 def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
-    """The optimizer over the parameters that train, in groups."""
+    """Build the optimizer over the trainable parameters, in groups."""
     part = experiment.config.trainer.optimizer
     assert part is not None, "missing_for_training comes first"
     with experiment.placing("trainer.optimizer"):
@@ -103,7 +100,7 @@ def build_runner(
     device: torch.device,
     compiled: bool = False,
 ) -> Runner:
-    """The runner of ``runtime.runner``: what turns a batch into a loss."""
+    """Build the runner of ``runtime.runner``, which turns a batch into a loss."""
     runtime = experiment.config.runtime
     arguments: dict[str, object] = {
         "net": net,
@@ -119,7 +116,7 @@ def build_runner(
 
 
 def build_hooks(experiment: Experiment, net: Net, class_names: list[str] | None) -> tuple[list[Hook], Clip]:
-    """The hooks of the file, checked against the net, and the policy of clipping, which older files write among them."""
+    """Build the hooks of the file, checked against the net, and the clipping policy, which older files have among them."""
     watching: list[Hook] = []
     policies: list[Clip] = []
     for index, part in enumerate(experiment.config.hooks):
@@ -134,12 +131,5 @@ def build_hooks(experiment: Experiment, net: Net, class_names: list[str] | None)
         policies.append(ClipNorm(max_norm=experiment.config.trainer.clip_norm))
     if len(policies) > 1:
         what = "the gradients would be clipped twice: keep one of trainer.clip_norm and the hook grad_clipper."
-        experiment.raise_if_any([Problem(what, key="hooks")])
+        raise experiment.error(what, key="hooks")
     return watching, policies[0] if policies else Clip()
-
-
-def dry_run_optimizer(experiment: Experiment, net: Net) -> None:
-    """Build the optimizer and drop it: what is trained in the end may be wrapped, and then has other tensors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the one that trains will say it
-        optimizer_of(experiment, net)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from up.build.data import build_reader, build_transforms, expect_same_classes
+from up.build.data import build_reader, build_transforms, check_same_classes
 from up.build.trained import load_net
 from up.bundle.answers import ClassesAnswer, Floats
 from up.bundle.archive import MODEL, write_archive
@@ -100,7 +100,7 @@ class _Exporter:
         names = self.trained.class_names
         self.samples = samples_in(experiment, options.images) if options.images else samples_of(experiment, "test", names)
         if self.samples.dataset is not None:
-            expect_same_classes(experiment, {"class_names": names}, task.derived_for_evaluation(self.samples.dataset))
+            check_same_classes(experiment, {"class_names": names}, task.derived_for_evaluation(self.samples.dataset))
             names = names or task.class_names(self.samples.dataset)
         self.made = exportable(experiment, self.trained.net, names)
         self.pipeline = task.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -73,3 +76,15 @@ class RankBuffers:
         pieces = torch.split(joined, [tensor.numel() for tensor in held])
         for tensor, piece in zip(held, pieces, strict=True):
             tensor.copy_(piece.view_as(tensor))
+
+
+@contextmanager
+def unchanged_buffers(net: nn.Module) -> Iterator[None]:
+    """Restore the buffers of ``net``, such as running statistics, after the block."""
+    before = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in net.named_buffers():
+                buffer.copy_(before[name])

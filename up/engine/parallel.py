@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from up.distributed.group import is_parallel, world_size
+from up.engine.buffers import unchanged_buffers
 from up.text import some_of
 from up.types import Kwargs
 
@@ -74,13 +75,10 @@ def broadcast_weights(net: nn.Module) -> None:
 
 def unused_parameters(net: nn.Module, first_loss: Callable[[], torch.Tensor]) -> list[str]:
     """Name the parameters that train but get no gradient; ``net`` and its buffers are unchanged afterwards."""
-    buffers = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
-    first_loss().backward()  # type: ignore[no-untyped-call]
+    with unchanged_buffers(net):
+        first_loss().backward()  # type: ignore[no-untyped-call]
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
     net.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in net.named_buffers():
-            buffer.copy_(buffers[name])
     return names
 
 

@@ -48,6 +48,10 @@ class Experiment:
         if located:
             raise ConfigError(located)
 
+    def error(self, what: str, *, key: str) -> ConfigError:
+        """Return the error of the value at ``key``, with its file and line."""
+        return ConfigError(self.decoded.origins.locate([Problem(what, key=key)]))
+
     def build(self, part: Part | Kwargs, table: str, facts: Mapping[str, object] | None = None, path: str = "") -> Any:
         """Build the part at ``path``; ``facts`` are the derived arguments."""
         with self.placing(path):
