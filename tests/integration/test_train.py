@@ -171,7 +171,7 @@ def test_data_without_labels_have_no_loss(config: Config, write: Write, tmp_path
     kwargs = config["dataset"]["test"]["dataset"]["kwargs"]
     kwargs |= {"meta_file": str(tmp_path / "names.txt"), "meta_type": "inference_only"}
     assert train(write(config)) == 0
-    assert tells((tmp_path / "run" / "train.log").read_text(), "labels", "nothing", "measure")
+    assert tells((tmp_path / "run" / "train.log").read_text(), "no", "labels", "metrics")
     assert tells((tmp_path / "run" / "metrics.jsonl").read_text(), "phase", "2", "0.3333}")
 
 

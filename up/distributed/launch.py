@@ -82,13 +82,8 @@ def slurm_environment(environment: Environment, port: int | None = None) -> dict
             "srun --ntasks-per-node 8 python -m up train …"
         ) from None
     job = f"{environment.get('SLURM_JOB_ID', '0')}.{environment.get('SLURM_STEP_ID', '0')}"
-    return {
-        "RANK": rank,
-        "WORLD_SIZE": world,
-        "LOCAL_RANK": _local_rank(environment, local),
-        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(nodes),
-        "MASTER_PORT": str(port or environment.get("MASTER_PORT") or _port_for(job)),
-    }
+    address = environment.get("MASTER_ADDR") or _first_host(nodes)
+    return _rank_environment(environment, (rank, world, local), address, port, job)
 
 
 def mpi_environment(environment: Environment, port: int | None = None, endpoint: str | None = None) -> dict[str, str]:
@@ -104,12 +99,23 @@ def mpi_environment(environment: Environment, port: int | None = None, endpoint:
     if not address:
         raise UserError("--launch mpi: on several hosts the ranks need a rendezvous endpoint: --rdzv HOST:PORT of rank 0.")
     job = _first(environment, ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")) or "0"
+    return _rank_environment(environment, (rank, world, local), address, number or port, job)
+
+
+def _rank_environment(
+    environment: Environment, ranks: tuple[str, str, str], address: str, port: int | str | None, job: str
+) -> dict[str, str]:
+    rank, world, local = ranks
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    only_gpu = bool(visible) and "," not in visible  # a task with one visible GPU sees it as the first
+    # the derived port is the same for all ranks of a job, another for the next job, and below the ephemeral ports
+    derived = 10_000 + zlib.crc32(job.encode()) % 20_000
     return {
         "RANK": rank,
         "WORLD_SIZE": world,
-        "LOCAL_RANK": _local_rank(environment, local),
+        "LOCAL_RANK": "0" if only_gpu else local,
         "MASTER_ADDR": address,
-        "MASTER_PORT": str(number or port or environment.get("MASTER_PORT") or _port_for(job)),
+        "MASTER_PORT": str(port or environment.get("MASTER_PORT") or derived),
     }
 
 
@@ -273,12 +279,6 @@ def _first(environment: Environment, names: Sequence[str]) -> str | None:
     return next((environment[name] for name in names if name in environment), None)
 
 
-def _local_rank(environment: Environment, local: str) -> str:
-    # a task with one visible GPU sees it as the first
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    return "0" if visible and "," not in visible else local
-
-
 def _first_host(nodes: str) -> str:
     if not any(sign in nodes for sign in "[],"):
         return nodes
@@ -289,8 +289,3 @@ def _first_host(nodes: str) -> str:
             f"--launch slurm: `scontrol show hostnames {nodes}` failed ({error}). Set MASTER_ADDR to the first host."
         ) from error
     return listed.split()[0]
-
-
-def _port_for(job: str) -> int:
-    # the same for all ranks of a job, another for the next job, and below the ephemeral ports
-    return 10_000 + zlib.crc32(job.encode()) % 20_000

@@ -44,7 +44,7 @@ class Fault:
     action: str | None = None
     step: int = 0
     at: str = "update"
-    folder: Path | None = None
+    folder: Path = Path()
 
     def strike(self, step: int, moment: Moment) -> None:
         """Cause the fault at its step and moment."""
@@ -92,24 +92,14 @@ def _error(fault: Fault) -> None:
 
 def _kill_worker(_: Fault) -> None:
     for worker in multiprocessing.active_children()[:1]:
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGKILL)
+        worker.kill()
 
 
-def _disk_full(_: Fault) -> None:
-    # the kernel refuses (EFBIG) in the middle of a file, as a full disk does (ENOSPC)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
-def _no_folder(fault: Fault) -> None:
-    assert fault.folder is not None
-    shutil.rmtree(fault.folder)
-
-
-_EFFECTS: Mapping[str, Callable[[Fault], None]] = {
+_EFFECTS: Mapping[str, Callable[[Fault], object]] = {
     "hang": _hang,
     "error": _error,
     "kill_worker": _kill_worker,
-    "disk_full": _disk_full,
-    "no_folder": _no_folder,
+    # the kernel refuses (EFBIG) in the middle of a file, as a full disk does (ENOSPC)
+    "disk_full": lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT, resource.getrlimit(resource.RLIMIT_FSIZE)[1])),
+    "no_folder": lambda fault: shutil.rmtree(fault.folder),
 }
