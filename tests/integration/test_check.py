@@ -283,7 +283,7 @@ FAULTS: list[tuple[Callable[[Config], None], str, tuple[str, ...]]] = [  # what 
     (no_backbone, "net.0", ("base_cls_head", "features")),
     (gray_net, "net.0", ("1 channel", "3", "input_channel")),
     (bad_layer, "hooks.1", ("'backbone.layer5'", "'backbone.layer4'")),
-    (few_names, "dataset.test.dataset.kwargs.evaluator.kwargs.class_names", ("2 names", "3 classes")),
+    (few_names, "dataset.test.dataset.kwargs.evaluator.kwargs.class_names", ("2 names", "3")),
     (few_frequencies, "dataset.test.dataset.kwargs.evaluator.kwargs.cls_freq", ("2 numbers", "3 classes")),
     (numbers_first, "dataset.train.dataset.kwargs.transformer", ("normalize", "PIL image", "float tensor")),
     (large_crop, "dataset.train.dataset.kwargs.transformer", ("v2.RandomCrop", "(999, 999)")),
