@@ -146,7 +146,7 @@ VALUES: list[tuple[str, Any, str, str]] = [  # path, value, what the named line 
         "dataset.train.batch_sampler.kwargs.batch_size",
         64,
         "batch_size: 64",
-        "46 images for training, fewer than one update takes: 64",
+        "46 images for training, fewer than one step takes: 64",
     ),
     ("runtime.task_names", "clss", "task_names: clss", "got 'clss', expected a task. Did you mean 'cls'"),
     ("runtime.plugins", ["no.such"], "plugins:", "'no.such' cannot be imported"),

@@ -72,11 +72,11 @@ class KeyedDataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
 
     @abstractmethod
     def read(self, index: int) -> Sample:
-        """Image ``index`` and what is known of it, not transformed: ``Sample(image=…, filename=…, …)``.
+        """Return image ``index`` with its targets, not transformed: ``Sample(image=…, filename=…, …)``.
 
         ``image`` is a Pillow image in RGB or a tensor (3, H, W), uint8 or float. Raises ``OSError`` or ``BadImage`` when the image
         cannot be read.

@@ -92,7 +92,7 @@ def has_alpha(path: str) -> bool:
             return False
         with QUIET, Image.open(path, formats=FORMATS) as opened:
             return opened.has_transparency_data
-    except Exception:  # Pillow's format plugins let out whatever their parsing runs into
+    except Exception:  # Pillow's format plugins raise many kinds of errors
         return False
 
 
@@ -111,7 +111,7 @@ def open_image(source: str | bytes, name: str | None, max_pixels: int) -> tuple[
         opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage(name, f"too large: {_pixels_in(error)}, more than max_pixels {max_pixels:,}") from None
-    except Exception:  # Pillow's format plugins let out whatever their parsing runs into
+    except Exception:  # Pillow's format plugins raise many kinds of errors
         raise BadImage(name, _unreadable(encoded)) from None
     width, height = opened.size
     if width * height > max_pixels:

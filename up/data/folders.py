@@ -38,8 +38,8 @@ def _walk(root: ImageRoot, folder: str) -> Iterator[str]:
         if real in visited:  # a link that leads back up
             continue
         visited.add(real)
-        if os.path.islink(path) and (refusal := root.link_refusal(current)):
-            raise MetaError(f"{refusal}.", file=os.path.join(root.shown, current))
+        if os.path.islink(path) and (problem := root.link_problem(current)):
+            raise MetaError(f"{problem}.", file=os.path.join(root.shown, current))
         for entry in _entries(path):
             name = os.path.join(current, entry.name)
             if entry.is_dir():

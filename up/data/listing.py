@@ -70,8 +70,8 @@ class Listing:
 
         Raises ``BadImage``, and ``MetaError`` where a symbolic link leads out of the folder of the images.
         """
-        if refusal := self.roots[int(self.source[index])].link_refusal(self.names[index]):
-            raise MetaError(f"{refusal}.", file=self.where(index))
+        if problem := self.roots[int(self.source[index])].link_problem(self.names[index]):
+            raise MetaError(f"{problem}.", file=self.where(index))
         return reader(self.path_of(index), self.where(index))
 
     def take(self, kept: NDArray[np.int64]) -> Self:
@@ -112,21 +112,21 @@ class Rows:
             self._uncounted += 1
 
     def _check(self, names: list[bytes], lines: list[int]) -> None:
-        together = b"\n".join(names)
+        joined = b"\n".join(names)
         try:
-            together.decode()
+            joined.decode()
         except UnicodeDecodeError:
             pass
         else:  # the usual file: nothing in it needs a closer look
-            if not (b"\0" in together or b".." in together or together[:1] == b"/" or b"\n/" in together):
+            if not (b"\0" in joined or b".." in joined or joined[:1] == b"/" or b"\n/" in joined):
                 return
         for name, line in zip(names, lines, strict=True):
             try:
-                refusal = self.root.refusal(name.decode())
+                problem = self.root.name_problem(name.decode())
             except UnicodeDecodeError:
-                refusal = f"{name[:60]!r} is not UTF-8: save the file as UTF-8"
-            if refusal:
-                self.problem(line, refusal)
+                problem = f"{name[:60]!r} is not UTF-8: save the file as UTF-8"
+            if problem:
+                self.problem(line, problem)
 
     @property
     def lines(self) -> NDArray[np.int32]:

@@ -162,7 +162,7 @@ def _picklable(error: UserError) -> UserError:
     """Return the error itself if it survives pickling, otherwise its text."""
     try:
         copy = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a constructor does with arguments that it did not expect
+    except Exception:  # a constructor may raise anything for arguments that it does not expect
         return UserError(str(error))
     return error if str(copy) == str(error) else UserError(str(error))
 
@@ -217,7 +217,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 class _Once:
-    """An iterable for ``DataLoader``, which refuses a bare generator."""
+    """An iterable for ``DataLoader``, which does not accept a generator."""
 
     def __init__(self, keys: Iterable[list[SampleKey]]) -> None:
         self._keys = keys

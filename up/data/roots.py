@@ -24,7 +24,7 @@ class ImageRoot:
         """Return the path of the file ``name``; an absolute name stays unchanged."""
         return os.path.join(self.folder, name)
 
-    def refusal(self, name: str) -> str | None:
+    def name_problem(self, name: str) -> str | None:
         """Return the reason why ``name`` may not be used, by the name alone; None if it may."""
         if "\0" in name:
             return f"{name!r} contains NUL, which no file name can"
@@ -36,7 +36,7 @@ class ImageRoot:
             return None
         return f"{name!r} lies outside of {self.shown!r} (set allow_outside: true to use it)"
 
-    def link_refusal(self, name: str) -> str | None:
+    def link_problem(self, name: str) -> str | None:
         """Return the reason why the file ``name`` may not be read, a symbolic link that leads out of the folder; None if it may."""
         if not self._fenced or (name.startswith("/") and self._absolute_anywhere):
             return None

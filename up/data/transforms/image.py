@@ -73,7 +73,7 @@ class Geometric(Transform):
 
 
 class SampleTransform(ABC):
-    """A transform of a whole sample, its targets included, perhaps together with a second one: ``transform(sample, draw_second)``.
+    """A transform of a whole sample with its targets, and maybe of a second one: ``transform(sample, draw_second)``.
 
     ``takes_second``: a data set applies it sample by sample; otherwise it is applied to whole batches. ``transform_second``:
     ``draw_second`` passes the second sample through the preceding transforms.

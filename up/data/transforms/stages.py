@@ -27,7 +27,7 @@ class DeviceTail(nn.Module):
     """``to_tensor, normalize`` and maybe erasing, of a uint8 batch; a float batch stays unchanged.
 
     Erasing is keyed by ``batch.seed`` (B,), which stays on the CPU: the rest of the batch and workers do not matter.
-    All devices erase the same rectangles; the noise in them is keyed too, but a kind of device has numbers of its own.
+    All devices erase the same rectangles; the noise in them is keyed too, but differs between kinds of devices.
     """
 
     scale: Tensor

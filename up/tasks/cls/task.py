@@ -125,7 +125,7 @@ class Classification(Task[ImageDataset]):
         if kind == "head":
             expect_enough_classes(part.kwargs.get("num_classes"), derived.get("num_classes"))
             return {**derived, **planes_for(before, part)}
-        several_heads = isinstance(derived.get("num_classes"), list)  # each loss has a width of its own then
+        several_heads = isinstance(derived.get("num_classes"), list)  # then the losses differ in width
         return {name: value for name, value in derived.items() if not (several_heads and name == "num_classes")}
 
     def derived_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
@@ -180,7 +180,7 @@ class Classification(Task[ImageDataset]):
 
     def result_stream(self, data: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
         """Return the stream of results that ``saver.memory_friendly`` or a continued inference asks for."""
-        if not (memory_friendly or data.goes_on):
+        if not (memory_friendly or data.continues):
             return None
         evaluator = self.evaluator(data)
         assert isinstance(evaluator, ImageNetEvaluator)

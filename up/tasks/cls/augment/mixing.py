@@ -18,6 +18,7 @@ from up.data.transforms.image import Probability, Size
 from up.errors import UserError
 from up.registry import Registry
 from up.text import Verbatim
+from up.types import Argument
 
 BATCH_FNS = Registry(
     "batch_fn",
@@ -137,7 +138,7 @@ Classes: TypeAlias = Annotated[int, Derived("the classes of dataset.train")]
 class BatchMix:
     """Mixing of a batch: ``image`` (B, C, H, W), soft ``gt`` (B, num_classes), ``dominant`` (B,)."""
 
-    def __init__(self, policy: MixPolicy, num_classes: int) -> None:
+    def __init__(self, policy: MixPolicy, *, num_classes: Classes = 1000) -> None:
         self.policy = policy
         self.num_classes = num_classes
         self._checked = False
@@ -164,15 +165,15 @@ class BatchMix:
 class BatchMixup(BatchMix):
     """Blend each image of a batch with another; one weight of Beta(alpha, alpha) a batch (Zhang et al. 2018)."""
 
-    def __init__(self, *, alpha: float = 1.0, num_classes: Classes = 1000) -> None:
-        super().__init__(MixPolicy(alpha, 0.0), num_classes)
+    def __init__(self, *, alpha: float = 1.0, **kwargs: Argument) -> None:
+        super().__init__(MixPolicy(alpha, 0.0), **kwargs)
 
 
 class BatchCutmix(BatchMix):
     """Paste a box of another image of the batch into each; its area is 1 - Beta(alpha, alpha) (Yun et al. 2019)."""
 
-    def __init__(self, *, alpha: float = 1.0, num_classes: Classes = 1000) -> None:
-        super().__init__(MixPolicy(0.0, alpha), num_classes)
+    def __init__(self, *, alpha: float = 1.0, **kwargs: Argument) -> None:
+        super().__init__(MixPolicy(0.0, alpha), **kwargs)
 
 
 class BatchCutmixMixup(BatchMix):
@@ -180,6 +181,6 @@ class BatchCutmixMixup(BatchMix):
 
     @checked
     def __init__(
-        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: Probability = 0.5, num_classes: Classes = 1000
+        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: Probability = 0.5, **kwargs: Argument
     ) -> None:
-        super().__init__(MixPolicy(mixup_alpha, cutmix_alpha, switch_prob), num_classes)
+        super().__init__(MixPolicy(mixup_alpha, cutmix_alpha, switch_prob), **kwargs)

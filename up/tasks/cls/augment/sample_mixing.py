@@ -26,6 +26,9 @@ from up.tasks.cls.augment.mixing import (
     numpy_generator,
     soft_targets,
 )
+from up.types import Argument
+
+Classes: TypeAlias = Annotated[int | None, Derived("the classes of dataset.train")]
 
 
 class SampleMix(SampleTransform):
@@ -35,11 +38,13 @@ class SampleMix(SampleTransform):
     first's (bilinear, antialiased). The weight is drawn before the second sample is.
     """
 
-    def __init__(self, policy: MixPolicy, num_classes: int | None, *, takes_second: bool, transform_second: bool) -> None:
+    def __init__(
+        self, policy: MixPolicy, *, num_classes: Classes = None, extra_input: bool = False, transform: bool = False
+    ) -> None:
         self.policy = policy
         self.num_classes = num_classes
-        self.takes_second = takes_second
-        self.transform_second = transform_second
+        self.takes_second = extra_input
+        self.transform_second = transform
 
     def for_classes(self, known: int | list[int] | None) -> Self:
         """Return the transform for data of ``known`` classes. Raises ``UserError`` where its own number is smaller."""
@@ -66,10 +71,7 @@ class SampleMix(SampleTransform):
     def as_batch_fn(self) -> BatchMix:
         """Return the same mixing for whole batches."""
         assert self.num_classes is not None, "for_classes() gives it the number of classes"
-        return BatchMix(self.policy, self.num_classes)
-
-
-Classes: TypeAlias = Annotated[int | None, Derived("the classes of dataset.train")]
+        return BatchMix(self.policy, num_classes=self.num_classes)
 
 
 class Mixup(SampleMix):
@@ -79,10 +81,8 @@ class Mixup(SampleMix):
     ``transform``: the second passes the preceding transforms before it is mixed.
     """
 
-    def __init__(
-        self, *, alpha: float = 1.0, num_classes: Classes = None, extra_input: bool = False, transform: bool = False
-    ) -> None:
-        super().__init__(MixPolicy(alpha, 0.0), num_classes, takes_second=extra_input, transform_second=transform)
+    def __init__(self, *, alpha: float = 1.0, **kwargs: Argument) -> None:
+        super().__init__(MixPolicy(alpha, 0.0), **kwargs)
 
 
 class CutmixMixup(SampleMix):
@@ -94,17 +94,9 @@ class CutmixMixup(SampleMix):
 
     @checked
     def __init__(
-        self,
-        *,
-        mixup_alpha: float = 1.0,
-        cutmix_alpha: float = 1.0,
-        switch_prob: Probability = 0.5,
-        num_classes: Classes = None,
-        extra_input: bool = False,
-        transform: bool = False,
+        self, *, mixup_alpha: float = 1.0, cutmix_alpha: float = 1.0, switch_prob: Probability = 0.5, **kwargs: Argument
     ) -> None:
-        policy = MixPolicy(mixup_alpha, cutmix_alpha, switch_prob)
-        super().__init__(policy, num_classes, takes_second=extra_input, transform_second=transform)
+        super().__init__(MixPolicy(mixup_alpha, cutmix_alpha, switch_prob), **kwargs)
 
 
 def _label(gt: int | list[int] | Tensor, num_classes: int) -> Tensor:

@@ -98,7 +98,7 @@ class ClsDataset(ImageDataset):
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
         self.labels = None if self.table.labels is None else self.table.labels.values
         self.notes = self.table.notes
-        self.goes_on = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results batch by batch
+        self.continues = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results batch by batch
         self.reader = image_reader
 
     def __len__(self) -> int:

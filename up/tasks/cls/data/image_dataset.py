@@ -40,7 +40,7 @@ class ImageDataset(KeyedDataset):
 
     class_names: list[str] | None = None
     labels: Labels = None
-    goes_on = False  # whether results of an interrupted inference are kept and continued
+    continues = False  # whether results of an interrupted inference are kept and continued
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ def _is_label(value: object) -> TypeGuard[int]:
 def dataset_problem(dataset: ImageDataset) -> str | None:
     """Describe a mistake in the length, the labels or the names of a data set."""
     names, labels = dataset.class_names, dataset.labels
-    size: object = type(dataset).__len__(dataset)  # len() would refuse what is to be reported
+    size: object = type(dataset).__len__(dataset)  # len() would raise an error of its own
     if not isinstance(size, int) or size < 1:
         return f"__len__() returned {kind_of(size)}, expected the number of images, 1 or more. Check what the constructor reads."
     if names is not None and len(set(names)) < len(names):

@@ -32,7 +32,7 @@ EVALUATORS = Registry(
     contract=EVALUATOR_CONTRACT,
 )
 
-_UNREAD = "wrong images are listed by name; the data set's own reader reads what is shown of them"
+_UNREAD = "wrong images are listed by name; the reader of the data set reads them"
 
 
 class ImageNetEvaluator:

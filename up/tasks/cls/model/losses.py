@@ -88,7 +88,7 @@ class ClassificationLoss(nn.Module, ABC):
     def weight(self, target: Tensor) -> Tensor | float | None:
         """Return the weight of a loss that leaves labels out or weighs them: what it is the mean of. None: of the images.
 
-        The loss of several batches is the sum of loss · weight over the sum of the weights, whatever batches they are.
+        The loss of several batches is the sum of loss · weight over the sum of the weights.
         """
         return None
 
