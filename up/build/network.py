@@ -90,7 +90,8 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
     saver = experiment.config.saver
     if saver.pretrain_model is None:
         return []
-    fresh = [module.name for module in experiment.config.net if net_kind(experiment, module) in experiment.task.fresh_kinds]
+    task = experiment.task
+    fresh = {module.name: task.class_layer for module in experiment.config.net if net_kind(experiment, module) in task.fresh_kinds}
     weights = read_state(saver.pretrain_model)
     return list(load_weights(net, weights, skip=saver.skip, heads=fresh, class_names=class_names).lines())
 

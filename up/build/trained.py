@@ -86,7 +86,7 @@ def load_net(
     names = list(weights.class_names) if weights.class_names else None
     derived = experiment.task.derived_from_weights(weights, experiment.config.net)
     net = build_net(experiment, {**derived, **(known or {})})
-    report = load_weights(net, weights, prefer_ema=ema, heads=())  # a new head would predict noise
+    report = load_weights(net, weights, prefer_ema=ema)  # a new head would predict noise
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))
 

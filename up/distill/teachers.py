@@ -184,7 +184,7 @@ def load_teacher(
     if weights is None:
         return TeacherNet(name, key, net)
     with _blamed_on(experiment, key):
-        report = load_weights(net, weights, heads=())  # a new head would give noise
+        report = load_weights(net, weights)  # a new head would give noise
     lines = [f"{name}: {line}" for line in report.lines()]
     return TeacherNet(name, key, net, weights.class_names or None, _image_sizes(experiment, weights), lines)
 

@@ -1,4 +1,4 @@
-"""The table of backbones: every ``type`` that the backbone of ``net:`` may have."""
+"""Table of backbones: every ``type`` of a backbone in ``net:``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _are_planes(value: object) -> bool:
 
 
 def _returns(backbone: Backbone, returned: object) -> str | None:
-    """What is wrong with what a backbone returned: the features, one for each entry of ``out_planes``."""
+    """Check the returned features, one for each entry of ``out_planes``; returns the end of an error message."""
     features = returned.get("features") if isinstance(returned, Mapping) else None
     if not isinstance(features, list | tuple) or not all(isinstance(feature, Tensor) for feature in features):
         has = f"{{'features': a {type(features).__name__}}}" if features is not None else f"a {type(returned).__name__}"

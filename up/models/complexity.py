@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, and the activations that it writes, for one image."""
+"""Cost of a network for one image: parameters, multiply-adds and written activations."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Complexity:
 
 
 def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, depth: int = 1) -> Complexity:
-    """Count what ``net`` (a ``Net``, or any network of one image tensor) does in evaluation with an image (C, H, W).
+    """Count the operations of ``net`` (a ``Net``, or any network of one image tensor) in evaluation with an image (C, H, W).
 
     ``depth``: levels of modules to list, 1 for the children of ``net``; a module's cost includes that of its children.
-    Only shapes are computed, on the meta device; a network that cannot run there runs for real.
+    Only shapes are computed, on the meta device; a network that cannot run there runs on its own.
     """
     part = _until_the_last_weights(net) if isinstance(net, Net) else net
     with undisturbed(part):
@@ -57,7 +57,7 @@ def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224),
 
 
 def _count(net: nn.Module, input_size: tuple[int, int, int], *, meta: bool) -> tuple[dict[str, dict[object, int]], ...]:
-    """Floating point operations and written elements, by module and operator."""
+    """Count floating point operations and written elements, by module and operator."""
     held = dict([*net.named_parameters(), *net.named_buffers()])
     device = torch.device("meta") if meta else next((tensor.device for tensor in held.values()), torch.device("cpu"))
     stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in held.items()} if meta else held
@@ -71,12 +71,12 @@ def _count(net: nn.Module, input_size: tuple[int, int, int], *, meta: bool) -> t
 
 
 def _written(*_: object, out_shape: torch.Size | Sequence[torch.Size], **__: object) -> int:
-    """Elements of an operator's (first) output, in the form that ``FlopCounterMode`` calls a formula."""
+    """Count the elements of an operator's (first) output; a formula for ``FlopCounterMode``."""
     return math.prod(out_shape if isinstance(out_shape, torch.Size) else out_shape[0])
 
 
 def _until_the_last_weights(net: Net) -> Net:
-    """The net without what follows its last module with parameters: losses and post-processing cost nothing."""
+    """Remove the modules after the last one with parameters: losses and post-processing cost nothing."""
     weighty = [name for name in net.module_names if any(True for _ in net[name].parameters())]
     last = net.module_names.index(weighty[-1]) if weighty else -1
     return net.without(*net.module_names[last + 1 :])

@@ -39,8 +39,8 @@ def from_stripes(stripes: Tensor, full_height: int, full_width: int) -> Tensor:
 class StripeAttention(nn.Module):
     """Self-attention within stripes, plus a locally enhanced position encoding (sections 3.2 and 3.3).
 
-    ``vertical`` stripes are as high as the map and ``split_size`` wide, ``horizontal`` ones the other way round; they
-    are never larger than the map. The position encoding is a depthwise 3x3 convolution of the values of a stripe.
+    ``vertical`` stripes are as high as the map and ``split_size`` wide, ``horizontal`` stripes the reverse; they are
+    never larger than the map. The position encoding is a depthwise 3x3 convolution of the values of a stripe.
     """
 
     def __init__(self, *, dim: int, num_heads: int, split_size: int, direction: Direction) -> None:
@@ -51,7 +51,7 @@ class StripeAttention(nn.Module):
         self.get_v = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``q``, ``k``, ``v`` and the result are (B, H, W, C)."""
+        """Attend within stripes: ``q``, ``k``, ``v`` and the result are (B, H, W, C)."""
         height, width = q.shape[1:3]
         stripe = (
             min(self.split_size, height) if self.direction == "horizontal" else height,
@@ -91,7 +91,7 @@ class CSWinBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H, W, dim)."""
+        """Map (B, H, W, dim) to the same shape."""
         q, k, v = (part.chunk(len(self.attns), dim=-1) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
         attended = [attention(q[i], k[i], v[i]) for i, attention in enumerate(self.attns)]
         x = x + self.drop_path(self.proj(torch.cat(attended, dim=-1)))
@@ -100,7 +100,7 @@ class CSWinBlock(nn.Module):
 
 
 class Merge(nn.Module):
-    """Halves the map and doubles the channels with a 3x3 convolution: (B, H, W, dim) -> (B, H/2, W/2, 2 * dim)."""
+    """Halve the map and double the channels with a 3x3 convolution: (B, H, W, dim) -> (B, H/2, W/2, 2 * dim)."""
 
     def __init__(self, *, dim: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Merge(nn.Module):
 
 
 class ToChannelsLast(nn.Module):
-    """(B, C, H, W) -> (B, H, W, C)."""
+    """Permute (B, C, H, W) to (B, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Move the channels to the end."""
@@ -163,7 +163,7 @@ class CSWin(nn.Module):
         self.apply(_init_linear)
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> normalized map (B, H/32, W/32, 8 * embed_dim)."""
+        """Map (B, 3, H, W) to a normalized map (B, H/32, W/32, 8 * embed_dim)."""
         self._check_stripes(image)
         x: Tensor = self.stage1_conv_embed(image)
         for i in range(4):
@@ -175,11 +175,11 @@ class CSWin(nn.Module):
         return normalized
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the inside of every block again in the backward pass instead of keeping it."""
+        """Recompute the activations of every block in the backward pass."""
         self.grad_checkpointing = enable
 
     def _check_stripes(self, image: Tensor) -> None:
-        """Refuse maps that the stripes do not divide."""
+        """Raise ``UserError`` for maps that the stripes do not divide."""
         height, width = image.shape[-2:]
         for side in (height, width):
             if side % 32:
@@ -206,8 +206,8 @@ def cswin(
 ) -> Backbone:
     """CSWin Transformer: image (B, input_channel, H, W) to a normalized map (B, 8 * embed_dim, H/32, W/32).
 
-    ``split_size``: the width of the stripes in each stage (the last attends over its whole map). Any image goes whose
-    maps the stripes divide, so 224 and its multiples. Raises ``UserError`` for others.
+    ``split_size``: the width of the stripes in each stage (the last attends over its whole map). Stripes must divide the
+    maps of an image, as for 224 and its multiples. Raises ``UserError`` for other images.
     """
     if len(split_size) != 4 or min(split_size) < 1:
         raise UserError(got=list(split_size), expected="four widths, one a stage, such as [1, 2, 7, 7]", key="split_size")

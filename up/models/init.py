@@ -1,4 +1,4 @@
-"""``initializer:`` of a backbone or head: how the weights of convolutions and linear layers start."""
+"""``initializer:`` of a backbone or head: first weights of convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INITIALIZERS = Registry(
         "msra": "up.models.init:Msra",
         "xavier": "up.models.init:Xavier",
         "normal": "up.models.init:Normal",
-        "constant": "up.models.init:Constant",
+        "constant": "up.models.init:ConstantWeights",
         "constant_bias": "up.models.init:ConstantBias",
         "focal": "up.models.init:Focal",
     },
@@ -29,7 +29,7 @@ INITIALIZERS = Registry(
 
 
 class _Initializer(ABC):
-    """Fills weights by ``fill``, sets biases to 0, and norms to the identity (weight 1, bias 0).
+    """Fill weights by ``fill``, set biases to 0, and norms to the identity (weight 1, bias 0).
 
     Tensors outside of convolutions, linear layers and norms (position embeddings, layer scales) stay as built.
     """
@@ -51,7 +51,7 @@ class _Initializer(ABC):
 
 
 class Msra(_Initializer):
-    """He normal: std = sqrt(2 / fan_out), as a ReLU needs it (He et al. 2015)."""
+    """He normal: std = sqrt(2 / fan_out), for ReLU (He et al. 2015)."""
 
     def fill(self, weight: Tensor) -> None:
         """Draw from N(0, 2 / fan_out)."""
@@ -66,7 +66,7 @@ class Xavier(_Initializer):
         self.distribution = distribution
 
     def fill(self, weight: Tensor) -> None:
-        """Draw with the variance of the fans."""
+        """Draw with variance gain^2 * 2 / (fan_in + fan_out)."""
         draw = nn.init.xavier_uniform_ if self.distribution == "uniform" else nn.init.xavier_normal_
         draw(weight, gain=self.gain)
 
@@ -82,7 +82,7 @@ class Normal(_Initializer):
         nn.init.normal_(weight, std=self.std)
 
 
-class Constant(_Initializer):
+class ConstantWeights(_Initializer):
     """All weights ``val``."""
 
     def __init__(self, *, val: float = 0.0) -> None:
@@ -94,7 +94,7 @@ class Constant(_Initializer):
 
 
 class ConstantBias:
-    """All biases of convolutions and linear layers ``val``; the weights stay as they are."""
+    """All biases of convolutions and linear layers ``val``; the weights do not change."""
 
     def __init__(self, *, val: float = 0.0) -> None:
         self.val = val
@@ -108,7 +108,7 @@ class ConstantBias:
 
 
 class Focal(Normal):
-    """Weights from N(0, std^2) and a last bias that lets a sigmoid start at ``prior_prob`` (Lin et al. 2017, 4.1)."""
+    """Weights from N(0, std^2) and a last bias for which a sigmoid starts at ``prior_prob`` (Lin et al. 2017, 4.1)."""
 
     @checked
     def __init__(self, *, prior_prob: Annotated[float, Field(gt=0, lt=1)] = 0.01, std: float = 0.01) -> None:
@@ -116,7 +116,7 @@ class Focal(Normal):
         self.prior_prob = prior_prob
 
     def __call__(self, module: nn.Module) -> nn.Module:
-        """Initialize ``module`` in place and return it; its last layer that has a bias is taken for the classifier."""
+        """Initialize ``module`` in place and return it; its last layer with a bias is the classifier."""
         super().__call__(module)
         biases = [layer.bias for layer in _layers(module) if layer.bias is not None]
         if biases:

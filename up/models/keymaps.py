@@ -1,7 +1,7 @@
-"""How the tensors of other people's files are called here: data, no code per network.
+"""Names of tensors in foreign files, as data.
 
 A ``KeyMap`` rewrites the names of one family of files to timm's names, by regular expressions that are applied in turn.
-``places`` then says where a tensor of timm's name may lie in a net: ``fc.weight`` is ``head.classifier.weight``.
+``places`` then lists the places of a tensor of timm's name in a net: ``fc.weight`` is ``head.classifier.weight``.
 "UP" is United Perception, whose checkpoints have these names under ``backbone.``.
 """
 
@@ -17,11 +17,11 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class KeyMap:
-    """The naming of one family of files; ``rules`` lead to timm's names.
+    """Naming of one family of files; ``rules`` translate to timm's names.
 
-    - ``mark``: a pattern that a name in every such file has, so that other files are not tried with these rules.
-    - ``variant``: the variant of our backbone that the weights are of, where there are two.
-    - ``unused``: a pattern of names that our networks have no place for, and ``unused_because``, the reason.
+    - ``mark``: a pattern of a name in every such file; other files are not read by these rules.
+    - ``variant``: the variant of our backbone for the weights, if there are two.
+    - ``unused``: a pattern of names without a place in our networks, and ``unused_because``, the reason.
     """
 
     name: str
@@ -36,22 +36,22 @@ class KeyMap:
         return [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
 
     def fits(self, keys: Iterable[str]) -> bool:
-        """Whether one of a file's ``keys`` has the mark."""
+        """Return whether one of a file's ``keys`` has the mark."""
         return any(re.search(self.mark, key) for key in keys)
 
     def leaves_out(self, key: str) -> bool:
-        """Whether our networks have no place for the tensor."""
+        """Return whether our networks have no place for the tensor."""
         return bool(self.unused) and re.match(self.unused, key) is not None
 
     def to_timm(self, key: str) -> str:
-        """The name that timm gives the tensor."""
+        """Translate a name to timm's."""
         for pattern, replacement in self._compiled:
             key = pattern.sub(replacement, key)
         return key
 
 
 def _blocks(depths: Iterable[int]) -> Iterator[tuple[str, str]]:
-    """torchvision counts the blocks of a mobile network through, timm counts them in every stage."""
+    """Number blocks per stage, as timm, instead of over the whole mobile network, as torchvision."""
     number = 1
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -103,7 +103,7 @@ _UP_MOBILE_V3_FIRST = ("conv_dw", "bn1", "", "se", "conv_pw", "bn2")
 
 
 def _sequential(layers: Iterable[str], start: str = "") -> Rules:
-    """``conv.3.weight`` is the weight of the fourth layer. Squeeze-excite has its two layers in ``fc``, at 0 and 2."""
+    """Name the layers of a Sequential ``conv`` by position; squeeze-excite has its two layers in ``fc``, at 0 and 2."""
     found: list[tuple[str, str]] = []
     for place, layer in enumerate(layers):
         if layer == "se":
@@ -116,7 +116,7 @@ def _sequential(layers: Iterable[str], start: str = "") -> Rules:
 
 def _up_mobilenet_v3(depths: Sequence[int], last: int) -> Rules:
     return (
-        (rf"^features\.{sum(depths) + 3}\.", "conv_head."),  # behind the last block, a convolution and the pooling
+        (rf"^features\.{sum(depths) + 3}\.", "conv_head."),  # after the last block, a convolution and the pooling
         *_MOBILE_STEM,
         *_blocks(depths),
         *_sequential(_UP_MOBILE_V3_FIRST, r"^blocks\.0\.0\."),
@@ -127,7 +127,8 @@ def _up_mobilenet_v3(depths: Sequence[int], last: int) -> Rules:
 
 
 def _efficientnet(depths: Iterable[int]) -> Rules:
-    """The names of lukemelas' EfficientNet-PyTorch, which counts all blocks through; those of the first stage do not expand."""
+    """Translate the names of lukemelas' EfficientNet-PyTorch, which numbers blocks over the whole network; those of the first
+    stage do not expand."""
     numbered = [f"blocks.{stage}.{block}." for stage, depth in enumerate(depths) for block in range(depth)]
     return (
         *((rf"^_blocks\.{number}\.", block) for number, block in enumerate(numbered)),
@@ -162,10 +163,10 @@ _LAYER0: Rules = ((r"^layer0\.0\.", "conv1."), (r"^layer0\.1\.", "bn1."))
 _BLOCK = r"^features\.\d+\.block\."
 
 KEY_MAPS = (
-    # Ours, timm's, and those that are called alike: torchvision's ResNets, facebook's DeiT.
+    # Ours, timm's, and others with the same names: torchvision's ResNets, facebook's DeiT.
     KeyMap("timm"),
-    # UP's ResNets keep the stem in a Sequential called layer0: convolution, norm, ReLU, pooling. The convolution of a
-    # deep stem is a Sequential of its own (0, 3, 6 with norms 1, 4), or its layers lie flat in layer0 (norm 7 last).
+    # UP's ResNets have the stem in a Sequential layer0: convolution, norm, ReLU, pooling. The convolution of a deep stem
+    # is another Sequential (0, 3, 6 with norms 1, 4), or its layers are directly in layer0 (norm 7 last).
     KeyMap("UP, layer0", _LAYER0, mark=r"^layer0\."),
     KeyMap("UP, flat deep layer0", ((r"^layer0\.([01346])\.", r"conv1.\1."), (r"^layer0\.7\.", "bn1.")), mark=r"^layer0\.7\."),
     # ResNet-D lists the stem twice, and its shortcuts are padding, pooling, convolution, norm.
@@ -331,21 +332,21 @@ KEY_MAPS = (
 )
 
 _CLASSIFIER = re.compile(r"^(?:fc|classifier|head\.fc|heads\.head|head|last_linear)\.(weight|bias)$")
-_BARE_CLASSIFIERS = ("fc", "classifier", "head.fc", "head")  # as timm calls it in its own networks
-# What timm has in its networks between pooling and classifier, and our heads have in theirs.
+_BARE_CLASSIFIERS = ("fc", "classifier", "head.fc", "head")  # of timm's networks
+# Layers between pooling and classifier, in timm's networks and in our heads.
 _HEAD_LAYERS = ((re.compile(r"^(?:head\.norm|fc_norm|norm)\."), "norm."), (re.compile(r"^(?:head\.)?pre_logits\."), "pre_logits."))
 
-# Buffers that are computed from the settings, and counters: no file has to bring them, and nobody misses them.
+# Buffers that are computed from the settings, and counters: files may lack them.
 IMMATERIAL = re.compile(
     r"(?:^|\.)(?:num_batches_tracked|n_averaged|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params)$"
 )
 
 
 def places(key: str, *, naming: KeyMap, backbone: str, head: str, is_bare: bool) -> list[str]:
-    """Where in a net the tensor that a file calls ``key`` may lie, the likeliest place first.
+    """List the possible names in a net of the tensor ``key`` of a file, the most likely first.
 
-    ``backbone`` and ``head`` are the names of those modules with a dot, or empty where a bare network is filled.
-    ``is_bare``: the file is of a bare network, so that its names lie in the backbone or the head.
+    ``backbone`` and ``head`` are the names of those modules with a dot, or empty for a bare network.
+    ``is_bare``: the file is of a bare network, and its tensors belong to the backbone or the head.
     """
     if not is_bare and not key.startswith((backbone, head or backbone)):
         return [key]

@@ -10,24 +10,27 @@ from torch import nn
 
 from up.config.contract import PartError
 from up.errors import UserError
-from up.models.freeze import FREEZE_KEY, resting_norms, set_trainable
-from up.models.patterns import any_of
+from up.models.norm import is_batch_norm
+from up.models.patterns import any_of, require_matches
 from up.text import did_you_mean, some_of
 from up.types import Kwargs, Record
 
+FREEZE_KEY = "freeze_patterns"
+
 
 class Net(nn.Module):
-    """Named modules that run in order; each reads the running record and returns what it adds to it.
+    """Named modules that run in order; each reads the running record and returns its additions.
 
     ``Net([("backbone", resnet), ("head", head), ("post_process", post)])({"image": image})``: ``image`` (B, C, H, W)
     gives a record with ``image``, ``features``, ``logits``, and ``loss`` in training or ``scores`` in evaluation.
 
-    - What a module returns replaces what an earlier one put under the same key, as a neck turns features into features.
-    - ``prev`` names, for a module, the earlier module whose output it reads even where a later one has replaced it.
+    - The output of a module replaces earlier values of its keys, as a neck turns features into features.
+    - ``prev`` maps a module to the earlier module whose output it reads even if a later one has replaced it.
     - ``freeze_patterns`` (prefixes, or ``r:`` and a regular expression, over parameter names) take parameters out of
-      training. A BatchNorm whose parameters are all without gradient, for whatever reason, stays in evaluation mode.
+      training. A BatchNorm without a trainable parameter stays in evaluation mode: moving statistics would change
+      what the frozen part computes.
 
-    Raises ``UserError`` for names that cannot be, an unknown or later ``prev``, and a pattern that matches nothing.
+    Raises ``UserError`` for invalid names, an unknown or later ``prev``, and a pattern that matches nothing.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Net(nn.Module):
         return self.get_submodule(name)
 
     def forward(self, batch: Record) -> Record:
-        """Run all modules on a copy of ``batch`` and return the whole record; ``batch`` itself is left as it is."""
+        """Run all modules on a copy of ``batch`` and return the whole record."""
         record = dict(batch)
         added: dict[str, Kwargs] = {}
         for name in self._names:
@@ -67,14 +70,14 @@ class Net(nn.Module):
             returned = self[name]({**record, **added[earlier]} if earlier else record)
             if not isinstance(returned, Mapping):
                 kind, got = type(self[name]).__name__, type(returned).__name__
-                what = f"returned {got}, expected a dict of what it adds to the record, such as {{'features': [x]}}."
+                what = f"returned {got}, expected a dict of additions to the record, such as {{'features': [x]}}."
                 raise PartError(type(self[name]), f"net module {name!r} ({kind}) {what}")
             added[name] = returned
             record.update(returned)
         return record
 
     def without(self, *names: str) -> Net:
-        """A net of the other modules, shared with this one: ``without("post_process")`` ends at the logits."""
+        """Build a net of the other modules, shared with this one: ``without("post_process")`` ends at the logits."""
         for name in names:
             _ = self[name]
         kept = [(name, self[name]) for name in self._names if name not in names]
@@ -84,46 +87,49 @@ class Net(nn.Module):
 
     def freeze(self, patterns: Sequence[str]) -> list[str]:
         """Take the matching parameters out of training and return their names."""
-        frozen = set_trainable(self, patterns, trainable=False)
+        parameters = dict(self.named_parameters())
+        require_matches(patterns, [*parameters, *(name for name, _ in self.named_buffers())], key=FREEZE_KEY)
+        frozen = list(filter(any_of(patterns, key=FREEZE_KEY), parameters))
+        for name in frozen:
+            parameters[name].requires_grad_(False)
         self._frozen += patterns
         self._rest()
         return frozen
 
     def train(self, mode: bool = True) -> Net:
-        """Set the mode of all modules but those that rest."""
+        """Set the mode of all modules; frozen BatchNorms stay in evaluation mode."""
         super().train(mode)
         self._rest()
         return self
 
     def _rest(self) -> None:
-        for norm in resting_norms(self, any_of(self._frozen, key=FREEZE_KEY)):
-            norm.eval()
+        is_frozen = any_of(self._frozen, key=FREEZE_KEY)
+        for name, module in self.named_modules():
+            if is_batch_norm(module):
+                own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+                if not any(own) if own else is_frozen(name):
+                    module.eval()
 
 
 def read(record: Kwargs, name: str, giver: str) -> Any:
-    """``record[name]``, which a ``giver`` puts there. Raises ``UserError`` if no module before it in the net does."""
+    """Read ``record[name]``, the output of a ``giver``. Raises ``UserError`` if no earlier module of the net provides it."""
     if name not in record:
-        raise UserError(f"no module of the net gives {name}, there is only {some_of(record)}. Expected a {giver} before.")
+        raise UserError(f"no earlier module of the net provides {name}, only {some_of(record)} is there. Add a {giver} before.")
     return record[name]
 
 
 @dataclass(frozen=True)
 class ModuleSummary:
-    """One line of the start log: a module of the net and how many of its parameters train."""
+    """Parameters of a module of the net, for the start log."""
 
     name: str
     type: str
     parameters: int
     trainable: int
 
-    @property
-    def frozen(self) -> int:
-        """How many parameters stay as they are."""
-        return self.parameters - self.trainable
-
 
 def model_summary(net: Net) -> list[ModuleSummary]:
-    """A row for each module of the net, in order, then one called ``total`` (a shared tensor counts once there)."""
+    """List a row for each module of the net, in order, then ``total``, which counts shared tensors once."""
     rows = [_summary(name, net[name]) for name in net.module_names]
     return [*rows, _summary("total", net)]
 

@@ -1,4 +1,4 @@
-"""``normalize:`` of a backbone: turns the BatchNorms of a built network into the kind that was asked for."""
+"""``normalize:`` of a backbone: convert the BatchNorms of a built network to another kind."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ NORMS = Registry(
     },
 )
 
-_SYNC = "sync_group_size"  # the mark on a BatchNorm that shall share its statistics: over how many processes, 0 for all
+_SYNC = "sync_group_size"  # attribute of a BatchNorm to synchronize: the number of processes, 0 for all
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a module keeps batch statistics: BatchNorm of any dimension, timm's with activation, SyncBatchNorm."""
+    """Return whether a module has batch statistics: BatchNorm of any dimension, timm's with activation, SyncBatchNorm."""
     return isinstance(module, _BatchNorm)
 
 
 class SoloBatchNorm:
-    """BatchNorm over the images of one process: the network's own, with another momentum or eps where given."""
+    """BatchNorm over the images of one process: the network's own, with another momentum or eps if given."""
 
     def __init__(self, *, momentum: float | None = None, eps: float | None = None) -> None:
         self.momentum = _usual(momentum)
@@ -57,7 +57,7 @@ class SoloBatchNorm:
 class FrozenBatchNorm:
     """BatchNorm as a fixed affine map: statistics, weight and bias stay as they were loaded.
 
-    ``momentum`` is accepted for old files; it has no effect, and a warning says so.
+    ``momentum`` is accepted for old files; it has no effect and gives a warning.
     """
 
     def __init__(self, *, momentum: float | None = None, eps: float | None = None) -> None:
@@ -70,7 +70,7 @@ class FrozenBatchNorm:
         for norm in _batch_norms(module):
             if type(norm) not in _FROZEN:
                 raise UserError(f"freeze_bn: {type(norm).__name__} has no frozen form. Expected 1d and 2d BatchNorms.")
-            # The class alone changes: tensors, hooks and timm's activation stay, and so does the fused kernel.
+            # Only the class changes: tensors, hooks, timm's activation and the fused kernel stay.
             norm.__class__ = _FROZEN[type(norm)]  # type: ignore[assignment]
             norm.eps = norm.eps if self.eps is None else self.eps
             norm.requires_grad_(False).train(norm.training)
@@ -78,14 +78,14 @@ class FrozenBatchNorm:
 
 
 class GroupNorm:
-    """GroupNorm in the place of every 2d BatchNorm, weight and bias kept (Wu and He 2018)."""
+    """GroupNorm instead of every 2d BatchNorm, with its weight and bias (Wu and He 2018)."""
 
     def __init__(self, *, num_groups: int = 32, eps: float = 1e-5) -> None:
         self.num_groups = num_groups
         self.eps = eps
 
     def __call__(self, module: nn.Module) -> nn.Module:
-        """Replace the norms of ``module`` and return it; ``UserError`` where the groups do not divide the channels."""
+        """Replace the norms of ``module`` and return it. Raises ``UserError`` if the groups do not divide the channels."""
         norms = ((name, norm) for name, norm in module.named_modules() if isinstance(norm, nn.BatchNorm2d))
         channels = {name: norm.num_features for name, norm in norms}
         odd = [f"{name} ({count})" for name, count in channels.items() if count % self.num_groups]
@@ -112,7 +112,7 @@ class GroupNorm:
 class SyncBatchNorm:
     """BatchNorm over the images of ``group_size`` processes, of all by default.
 
-    One process, and processes without accelerators, for which torch has no such norm, use their own batch.
+    Processes on the CPU, for which torch has no such norm, use their own batch.
     """
 
     def __init__(self, *, momentum: float | None = None, eps: float | None = None, group_size: int | None = None) -> None:
@@ -120,7 +120,7 @@ class SyncBatchNorm:
         self.group_size = group_size
 
     def __call__(self, module: nn.Module) -> nn.Module:
-        """Mark the BatchNorms; ``sync_batchnorms`` converts them when it is known where the network runs."""
+        """Mark the BatchNorms; ``sync_batchnorms`` converts them once the network is on its device."""
         for norm in _batch_norms(self.solo(module)):
             setattr(norm, _SYNC, self.group_size or 0)
         return module
@@ -129,30 +129,30 @@ class SyncBatchNorm:
 def sync_batchnorms(module: nn.Module) -> nn.Module:
     """Convert the BatchNorms that ``SyncBatchNorm`` marked, once the network is on its device and before DDP wraps it.
 
-    Returns the network. Does nothing in one process. Processes on the CPU get a warning: torch's SyncBatchNorm refuses
-    their input as soon as a process group exists. Raises ``UserError`` for a group size that does not divide the world.
+    Returns the network. Does nothing in one process. Processes on the CPU get a warning: torch's SyncBatchNorm does not
+    take their input in a process group. Raises ``UserError`` for a group size that does not divide the world size.
     """
     marked = [norm for norm in _batch_norms(module) if hasattr(norm, _SYNC)]
     if world_size() == 1 or not marked:
         return module
     if any(tensor.device.type == "cpu" for norm in marked for tensor in norm.buffers(recurse=False)):
-        warnings.warn("sync_bn: on the CPU torch has none; every process normalizes by its own batch", stacklevel=2)
+        warnings.warn("sync_bn: torch has none on the CPU; every process normalizes by its own batch", stacklevel=2)
         return module
     group_of = cache(_process_group)
     return _replace(module, lambda norm: hasattr(norm, _SYNC), lambda norm: _synchronized(norm, group_of))
 
 
 def special_bn_init(module: nn.Module, *, eps: float = 1e-3, momentum: float = 0.03) -> None:
-    """``runtime.special_bn_init``: the eps and momentum that UP gives all BatchNorms of a net."""
+    """Set eps and momentum of all BatchNorms (``runtime.special_bn_init``); the defaults are UP's."""
     SoloBatchNorm(eps=eps, momentum=momentum)(module)
 
 
 @torch.no_grad()
 def average_batchnorm_statistics(module: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
-    """``runtime.async_norm``: give all ranks the mean of their running means and variances, before evaluation.
+    """Average running means and variances over the ranks, before evaluation (``runtime.async_norm``).
 
     ``sum_over_ranks`` (one all-reduce) gets a float32 vector of all statistics and returns the sum over the ranks.
-    Norms that are not training, frozen ones, stay as they are.
+    Frozen norms keep theirs.
     """
     training = (norm for norm in _batch_norms(module) if norm.training)
     statistics = (tensor for norm in training for tensor in (norm.running_mean, norm.running_var))
@@ -167,10 +167,10 @@ def average_batchnorm_statistics(module: nn.Module, sum_over_ranks: Callable[[Te
 
 
 class _StaysInEvaluation(nn.Module):
-    """A norm that uses its stored statistics in training too."""
+    """Mixin of norms that use their stored statistics in training too."""
 
     def train(self, mode: bool = True) -> _StaysInEvaluation:
-        super().train(mode)  # the activation and the dropout that timm keeps inside follow the mode
+        super().train(mode)  # timm's activation and dropout inside follow the mode
         self.training = False
         return self
 
@@ -200,7 +200,7 @@ def _batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
 
 
 def _replace(module: nn.Module, is_wanted: Callable[[_BatchNorm], bool], make: Callable[[Any], nn.Module]) -> nn.Module:
-    """``module`` with every wanted BatchNorm replaced by what ``make`` gives for it."""
+    """Replace every wanted BatchNorm in ``module`` by the result of ``make``."""
     if isinstance(module, _BatchNorm):
         return make(module) if is_wanted(module) else module
     for name, child in module.named_children():
@@ -215,7 +215,7 @@ def _synchronized(norm: _BatchNorm, group_of: Callable[[int], dist.ProcessGroup 
 
 
 def _process_group(size: int) -> dist.ProcessGroup | None:
-    """This rank's group of ``size`` neighbours, None for all ranks; every rank must call it."""
+    """Create this rank's group of ``size`` neighbours, None for all ranks; a collective call."""
     if size in (0, world_size()):
         return None
     if world_size() % size:
@@ -225,11 +225,11 @@ def _process_group(size: int) -> dist.ProcessGroup | None:
 
 
 def _usual(momentum: float | None) -> float | None:
-    """``momentum`` as it is, with a warning where it reads like the other convention."""
+    """Return ``momentum``, with a warning if it seems to follow the other convention."""
     if momentum is not None and momentum > 0.5:
         warnings.warn(
-            f"normalize: momentum {momentum:g} is torch's weight of the newest batch: the running statistics will be "
-            f"nearly those of the last batch alone. For a slow average write {1 - momentum:.2g}; torch's default is 0.1.",
+            f"normalize: momentum {momentum:g} is torch's weight of the newest batch: running statistics will be close to "
+            f"those of the last batch. For a slow average set {1 - momentum:.2g}; torch's default is 0.1.",
             stacklevel=3,
         )
     return momentum

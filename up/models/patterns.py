@@ -1,4 +1,4 @@
-"""Picking tensors by name, as ``freeze_patterns`` and ``saver.skip`` do: by prefix or by regular expression."""
+"""Select tensors by name, for ``freeze_patterns`` and ``saver.skip``: by prefix or by regular expression."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Matcher = Callable[[str], bool]
 
 
 def matcher(pattern: str, *, key: str) -> Matcher:
-    """The test that one pattern stands for.
+    """Compile a pattern to a test of names.
 
     ``backbone.layer1`` means that name and all below it, not ``backbone.layer10``; ``r:bn\\d`` is searched for anywhere
-    in a name. ``key`` is where the user wrote the pattern. Raises ``UserError`` for a broken expression.
+    in a name. ``key`` is the key of the pattern in the YAML. Raises ``UserError`` for an invalid expression.
     """
     if not pattern.startswith("r:"):
         prefix = pattern.rstrip(".")
@@ -23,18 +23,18 @@ def matcher(pattern: str, *, key: str) -> Matcher:
     try:
         expression = re.compile(pattern[2:])
     except re.error as error:
-        raise UserError(f"{pattern!r} is no regular expression ({error}).", key=key) from None
+        raise UserError(f"{pattern!r} is not a regular expression ({error}).", key=key) from None
     return lambda name: expression.search(name) is not None
 
 
 def any_of(patterns: Sequence[str], *, key: str) -> Matcher:
-    """Whether a name fits at least one of the patterns."""
+    """Compile patterns to a test whether a name fits at least one."""
     matchers = [matcher(pattern, key=key) for pattern in patterns]
     return lambda name: any(fits(name) for fits in matchers)
 
 
 def require_matches(patterns: Sequence[str], names: Iterable[str], *, key: str) -> None:
-    """Raise ``UserError`` with near names for the first pattern that fits none of the tensors called ``names``."""
+    """Raise ``UserError`` with near names for the first pattern that fits none of the ``names`` of tensors."""
     known = list(names)
     for pattern in patterns:
         if not any(map(matcher(pattern, key=key), known)):
@@ -47,9 +47,11 @@ def require_matches(patterns: Sequence[str], names: Iterable[str], *, key: str) 
 
 
 def with_parents(names: Iterable[str]) -> list[str]:
-    """The names and every module that they lie in: ``a.b.c`` gives ``a``, ``a.b``, ``a.b.c``."""
-    found: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        found.update(dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1)))
-    return list(found)
+    """List the names and the modules around them: ``a.b.c`` gives ``a``, ``a.b``, ``a.b.c``."""
+    return list(dict.fromkeys(parent for name in names for parent in parents_of(name)))
+
+
+def parents_of(name: str) -> list[str]:
+    """List ``a``, ``a.b`` and ``a.b.c`` for ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

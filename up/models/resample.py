@@ -1,4 +1,4 @@
-"""Tensors that hold a value per position: what they become for another image or window size."""
+"""Interpolate tensors with a value per position to another image or window size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CLASS_TOKENS = (1, 0, 2)  # ViT has a class token, some have none, distilled De
 
 
 def resampled(net: nn.Module, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """``tensor`` interpolated to ``shape``, where ``name`` is a position embedding of ``net``; None where it is none.
+    """Interpolate ``tensor`` to ``shape`` if ``name`` is a position embedding of ``net``; None otherwise.
 
     ``pos_embed`` is (1, tokens, channels), ``relative_position_bias_table`` (offsets, heads).
     """
@@ -28,7 +28,7 @@ def resampled(net: nn.Module, name: str, tensor: Tensor, shape: Sequence[int]) -
 
 
 def _position_embedding(owner: nn.Module, tensor: Tensor, tokens: int) -> Tensor | None:
-    """Bicubic over the patch grid, class tokens kept; None where the old patches were no square."""
+    """Interpolate bicubically over the patch grid and keep class tokens; None if the old grid was not square."""
     grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
     for extra in _CLASS_TOKENS:
         new = grid if grid is not None and math.prod(grid) == tokens - extra else _square(tokens - extra)

@@ -27,9 +27,9 @@ def swin(
 ) -> Backbone:
     """Swin Transformer (Liu et al. 2021, arXiv 2103.14030): image to a normalized map (B, 8 * embed_dim, H/32, W/32).
 
-    ``img_size``: the side of the images, or (height, width), where it is not ``pretrain_img_size``; the attention masks
-    are made for it. Windows are padded where they do not fit, and smaller where the map is. Raises ``UserError`` for
-    images of another size, sizes that 4 does not divide, and stages that do not exist.
+    ``img_size``: the side of the images, or (height, width), if it is not ``pretrain_img_size``; attention masks are
+    built for it. Windows are padded if they do not fit, and smaller if the map is. Raises ``UserError`` for images of
+    another size, sizes that 4 does not divide, and stages that do not exist.
     """
     model = SwinTransformer(
         img_size=_checked_size(pretrain_img_size if img_size is None else img_size, patch=4),

@@ -1,4 +1,4 @@
-"""Reading weights from files that others made: nothing in them is ever executed, and every fault has a name."""
+"""Read weights from foreign files, without ever running code in them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from up.files import sha256_of
 from up.models.adapter import Variant
 from up.text import did_you_mean, some_of
 
-Content = Mapping[Any, Any]  # what a file holds, before anything is known of it
+Content = Mapping[object, object]  # of a file
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
 _EMA_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
 TIMM = "timm:"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _OF_TENSORFLOW = "tf_efficientnet_"  # timm's weights that fit the backbones' variant "up"
 _LAYOUT = "Expected a dict of tensors, alone or under 'model' or 'state_dict'."
-_NOT_WEIGHTS = {  # what people download by mistake, by its first bytes
+_NOT_WEIGHTS = {  # frequent downloads by mistake, by their first bytes
     b"<": "an HTML or XML page",
     b"version https://git-lfs": "a git-lfs pointer (fetch the file itself with git lfs pull)",
     b"\x93NUMPY": "a NumPy array",
@@ -39,30 +39,30 @@ _EVERYDAY = ("numpy", "argparse", "collections", "easydict", "omegaconf", "pathl
 
 
 class WeightsError(UserError):
-    """Weights are missing, damaged, refused, or made for another network."""
+    """Weights are missing, damaged, unsafe, or for another network."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name as a file has them, wrappers' prefixes stripped."""
+    """Tensors of a file by name, without prefixes of wrappers."""
 
     source: str
     model: Mapping[str, Tensor]
-    ema: Mapping[str, Tensor] = field(default_factory=dict)  # the averaged weights; may leave out what is not averaged
+    ema: Mapping[str, Tensor] = field(default_factory=dict)  # averaged weights; may lack tensors that are not averaged
     class_names: tuple[Any, ...] | None = None  # names, or a list of names for every head
-    config: str | None = None  # the effective YAML of the run that made them
-    variant: str | None = None  # which of two networks of one name they are of, where the file says so
+    config: str | None = None  # the effective YAML of the training run
+    variant: str | None = None  # of the backbone, if the file has it
 
     def tensors(self, *, prefer_ema: bool = True) -> dict[str, Tensor]:
-        """The averaged weights where there are any and they are preferred, else the raw ones."""
+        """Return the averaged weights if there are any and they are preferred, else the raw weights."""
         return {**self.model, **self.ema} if prefer_ema else dict(self.model or self.ema)
 
 
 def read_state(source: str | Path) -> Weights:
     """Read the weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or ``timm:resnet50.a1_in1k``.
 
-    A file is our checkpoint, a dict with ``state_dict``, or the bare dict of tensors. Its sidecar ``FILE.json``, where
-    there is one, is checked first. Raises ``WeightsError`` that names the file and what is wrong with it.
+    A file is our checkpoint, a dict with ``state_dict``, or the bare dict of tensors. Its sidecar ``FILE.json``, if any,
+    is checked first. Raises ``WeightsError`` with the file and the reason.
     """
     if str(source).startswith(TIMM):
         return _from_timm(str(source).removeprefix(TIMM))
@@ -70,7 +70,8 @@ def read_state(source: str | Path) -> Weights:
     _require_file(path)
     _require_intact(path)
     content = _content(path)
-    ema = next((_averages(content[key]) for key in _EMA_KEYS if isinstance(content.get(key), Mapping)), {})
+    averages = (content.get(key) for key in _EMA_KEYS)
+    ema = next((_averages(each) for each in averages if isinstance(each, Mapping)), {})
     model = _tensors({key: value for key, value in content.items() if key not in _EMA_KEYS})
     if not model and not ema:
         raise WeightsError(f"holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}", file=path)
@@ -80,31 +81,30 @@ def read_state(source: str | Path) -> Weights:
 
 
 def variant_needed(source: str | None) -> Variant | None:
-    """The variant of a backbone that ``timm:NAME`` fits, where a name has two; None for files, which may be of either."""
+    """Return the variant of a backbone that ``timm:NAME`` fits; None for files, which may be of either."""
     if source is None or not source.startswith(TIMM):
         return None
     return "up" if source.removeprefix(TIMM).startswith(_OF_TENSORFLOW) else "timm"
 
 
 def clean_key(key: str) -> str:
-    """A tensor's name without what DistributedDataParallel and torch.compile put before it."""
+    """Remove the prefixes of DistributedDataParallel and torch.compile from a tensor's name."""
     stripped = re.sub(r"^(?:(?:module|_orig_mod)\.)+", "", key)
     return stripped.replace("._orig_mod.", ".")
 
 
 def _tensors(content: Content) -> dict[str, Tensor]:
-    """The tensors of a mapping, or of the mapping that it holds under a well-known key."""
+    """Return the tensors of a mapping, or of the mapping in it under a well-known key."""
     for key in (*_MODEL_KEYS, *_EMA_KEYS):
-        if isinstance(content.get(key), Mapping):
-            found = _tensors(content[key])
-            if found:
-                return found
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and (found := _tensors(inner)):
+            return found
     held = ((key, value) for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor))
     return {clean_key(key): value for key, value in held}
 
 
 def _averages(content: Content) -> dict[str, Tensor]:
-    """The tensors in the state of an EMA, under whatever key."""
+    """Return the tensors in the state of an EMA, under any key."""
     inner = (_tensors(value) for value in content.values() if isinstance(value, Mapping))
     return _tensors(content) or next((tensors for tensors in inner if tensors), {})
 
@@ -124,28 +124,24 @@ def _content(path: Path) -> Content:
             content: object = load_file(path, device="cpu")
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's advice on TorchScript and pickles; our error says what matters
+                warnings.simplefilter("ignore")  # torch's advice on TorchScript and pickles; our error has the fix
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make the readers fail in any way
+    except Exception as error:  # the readers fail in many ways on damaged files
         raise WeightsError(_reason(path, error), file=path) from error
-    return _mapping(path, content)
-
-
-def _mapping(path: Path, content: object) -> Content:
-    if isinstance(content, Mapping):
-        return content
-    raise WeightsError(f"holds no weights (got {type(content).__name__}). {_LAYOUT}", file=path)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"holds no weights (got {type(content).__name__}). {_LAYOUT}", file=path)
+    return content
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why a file cannot be read: it would run code, it is something else, or it is damaged."""
+    """Find the reason why a file cannot be read: it would run code, is no file of weights, or is damaged."""
     if isinstance(error, PermissionError):
         return "cannot be read (permission denied)."
     text = str(error)
     if "TorchScript" in text:
         return "contains code, refused (a TorchScript archive). Save its state_dict() and name that file."
     code = re.search(r"(?:GLOBAL|class) ([\w.]+\.[\w.]+) (?:whose module|was not)", text)
-    if code and not code[1].startswith("torch._utils."):  # all of those are allowed: this is a name cut short
+    if code and not code[1].startswith("torch._utils."):  # torch allows these, a name here is truncated
         return _refusal(path, code[1])
     kind = kind_of(path)
     if kind in ("package", "archive", "onnx", "yaml", "image"):
@@ -161,18 +157,18 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _refusal(path: Path, name: str) -> str:
-    """The refusal of a file that names ``name``, with the way to convert it where that is an everyday thing to find."""
+    """Describe a file that would import ``name``, with the way to convert it if that is usual in checkpoints."""
     refused = f"contains code, refused ({name} would have to be imported). "
     if name.partition(".")[0] not in _EVERYDAY:
         return refused + "Do not open it otherwise; ask for a file of tensors alone, torch.save(model.state_dict(), ...)."
     load = f"c = torch.load('{path.name}', map_location='cpu', weights_only=False)"
     save = "torch.save({k: c[k] for k in ('model', 'state_dict', 'ema') if k in c} or c, 'weights.pth')"
-    where = "If you trust where it comes from, save its tensors alone, with the program that wrote it installed"
+    where = "If you trust its source, save its tensors alone, with the program that wrote it installed"
     return f'{refused}{where}: python -c "import torch; {load}; {save}"'
 
 
 def _detail(text: str) -> str:
-    """The one line of torch's long messages that says what happened."""
+    """Extract the line with the reason from torch's long messages."""
     own = text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0]
     lines = [line.strip() for line in own.splitlines() if line.strip()]
     return re.split(r"(?<=\w)\.(?: |$)", lines[0])[0] if lines else ""
@@ -187,7 +183,7 @@ def _require_file(path: Path) -> None:
 
 
 def _require_intact(path: Path) -> None:
-    """Compare size and hash with the sidecar; a file without one, or beside another kind of JSON, gets no verdict."""
+    """Compare size and hash with the sidecar; a file without one, or beside another kind of JSON, passes."""
     try:
         said = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
         size, sha256 = int(said["bytes"]), str(said["sha256"])
@@ -199,7 +195,7 @@ def _require_intact(path: Path) -> None:
 
 
 def is_of_timm(source: str) -> bool:
-    """Whether ``source`` names weights that timm would download. Raises ``WeightsError`` for a name that it does not have."""
+    """Return whether ``source`` names weights of timm. Raises ``WeightsError`` for a name that timm does not have."""
     if not source.startswith(TIMM):
         return False
     _require_known(source.removeprefix(TIMM))
@@ -207,7 +203,7 @@ def is_of_timm(source: str) -> bool:
 
 
 def is_downloaded(source: str) -> bool:
-    """Whether the weights ``timm:NAME`` are on this machine already: in the cache of the hub, or in torch's."""
+    """Return whether the weights ``timm:NAME`` are on this machine: in the cache of the hub, or in torch's."""
     found = timm.get_pretrained_cfg(source.removeprefix(TIMM))
     if found is None or found.file or found.state_dict:
         return found is not None
@@ -228,11 +224,11 @@ def _require_known(name: str) -> None:
 
 
 def _from_timm(name: str) -> Weights:
-    """Pretrained weights by timm's name, downloaded on first use into the cache of the hub."""
+    """Load pretrained weights by timm's name, downloaded on first use into the cache of the hub."""
     _require_known(name)
     try:
         network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # each download library has errors of its own
+    except Exception as error:  # each download library has its own errors
         reason = f"{type(error).__name__}: {_detail(str(error))}"
         raise WeightsError(
             f"cannot be downloaded ({reason})", file=f"{TIMM}{name}", fix="Without a network, name the path of a file instead."

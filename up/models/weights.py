@@ -1,4 +1,4 @@
-"""Filling a network with weights: strict, with every tensor that did not fit accounted for."""
+"""Load weights into a network: strict, with a report of every tensor that did not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from up.models.adapter import Backbone, Variant
 from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, places
 from up.models.net import Net
-from up.models.patterns import any_of, require_matches
+from up.models.patterns import any_of, parents_of, require_matches
 from up.models.resample import resampled
 from up.models.weight_files import Weights, WeightsError, clean_key, read_state
 from up.text import count, some_of
@@ -34,7 +34,7 @@ SKIP_KEY = "saver.skip"
 
 @dataclass(frozen=True)
 class Misshaped:
-    """A tensor whose shape in the file is not that in the net."""
+    """A tensor of another shape in the file than in the net."""
 
     name: str
     found: tuple[int, ...]
@@ -46,7 +46,7 @@ class Misshaped:
 
 @dataclass
 class LoadReport:
-    """What became of every tensor of a file and of a net; names are those of the net."""
+    """Result of loading a file into a net, tensor by tensor, by the names of the net."""
 
     source: str
     naming: str
@@ -56,14 +56,14 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)  # in the net only
     unexpected: list[str] = field(default_factory=list)  # in the file only
     misshaped: list[Misshaped] = field(default_factory=list)
-    reinitialised: list[str] = field(default_factory=list)  # tensors of the head that keep their fresh values
-    skipped: list[str] = field(default_factory=list)  # as saver.skip asked
-    renamed: int = 0  # of those loaded, how many the file calls otherwise
+    reinitialised: list[str] = field(default_factory=list)  # tensors of the head that keep their first values
+    skipped: list[str] = field(default_factory=list)  # by saver.skip
+    renamed: int = 0  # loaded tensors of another name in the file
     is_of_up: bool = False  # a whole checkpoint with UP's names
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report for the log, one line for each thing that a user should know."""
+        """Return the report for the log."""
         kind = "averaged (EMA) weights" if self.averaged else "weights"
         told = [f"{self.source}: loaded {count(len(self.loaded), 'tensor')} of its {kind} (names: {self.naming})"]
         for names, what in (
@@ -74,18 +74,17 @@ class LoadReport:
             (self.unexpected, "not in the net, dropped"),
             (self.skipped, f"skipped by {SKIP_KEY}"),
         ):
-            if names:
-                told.append(f"{self.source}: {what}: {some_of(names)}")
+            told += [f"{self.source}: {what}: {some_of(names)}"] if names else []
         return [*told, *self.remarks()]
 
     def remarks(self) -> list[str]:
-        """How a file of UP was read, and all notes: also for who needs every tensor and is content with the rest."""
+        """Return the notes, without the counts of tensors."""
         told = [f"read as a UP checkpoint: {count(self.renamed, 'tensor')} renamed"] if self.is_of_up else []
         return [f"{self.source}: {remark}" for remark in (*told, *self.notes)]
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, DataParallel and torch.compile."""
+    """Return the network inside DistributedDataParallel, DataParallel and torch.compile."""
     while True:
         if isinstance(module, (DistributedDataParallel, DataParallel)):
             module = module.module
@@ -96,14 +95,14 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def variant_of(net: nn.Module) -> Variant | None:
-    """Which of two networks of one name the backbone of ``net``, or ``net`` itself, is; None where there is only one."""
+    """Return the variant of the backbone of ``net``, or of ``net`` itself; None if there is only one."""
     bare = unwrap(net)
     backbone = getattr(bare, "backbone", bare)
     return backbone.variant if isinstance(backbone, Backbone) else None
 
 
 def clean_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the network itself: no name carries ``module.`` or ``_orig_mod.``."""
+    """Return the state dict of the bare network: no name has ``module.`` or ``_orig_mod.``."""
     return {clean_key(key): tensor for key, tensor in unwrap(module).state_dict().items()}
 
 
@@ -113,31 +112,31 @@ def load_weights(
     *,
     prefer_ema: bool = True,
     skip: Sequence[str] = (),
-    heads: Sequence[str] = ("head",),
+    heads: Mapping[str, str] | None = None,
     class_names: Sequence[object] | None = None,
 ) -> LoadReport:
-    """Fill ``net`` with ``weights``, whoever named them, and report every tensor that was not simply copied.
+    """Load ``weights`` into ``net``, under any known naming, and report every tensor that was not simply copied.
 
     ``skip`` are patterns (prefixes, or ``r:`` and a regular expression) of tensors to leave as built. ``heads`` are the
-    modules whose classifier may be of another width and then starts afresh, as it does when ``class_names`` are another
-    number than the file's; pass none where a new head would be a fault (evaluation, teachers, export). Position
-    embeddings are interpolated. Losses without parameters keep their own buffers. Raises ``WeightsError`` for any other
-    mismatch, with the line to add to the configuration, and leaves ``net`` untouched then.
+    modules that may start afresh, each with its layer of one output per class, or ``""``: layers of another width do, and
+    the layer of the classes if ``class_names`` are another number than the file's. By default no module may (evaluation,
+    teachers, export). Position embeddings are interpolated. Losses without parameters keep their own buffers. Raises
+    ``WeightsError`` with a fix for any other mismatch, and leaves ``net`` untouched then.
     """
     bare = unwrap(net)
     tensors = weights.tensors(prefer_ema=prefer_ema)
     target = _Target.of(bare)
     naming, found = _best_naming(weights.source, tensors, target)
     _require_variant(weights, naming, target.variant)
-    filling = _Filling(bare, LoadReport(weights.source, naming.name, averaged=prefer_ema and bool(weights.ema)), skip, heads)
+    filling = _Filling(bare, LoadReport(weights.source, naming.name, averaged=prefer_ema and bool(weights.ema)), skip, heads or {})
     filling.compare_classes(weights.class_names, class_names)
     filling.sort_out({name: tensors[key] for name, key in found.items() if not naming.leaves_out(target.stripped(key))})
     filling.require_no_problem(target.variant)
     filling.note_names(naming, found, list(tensors), target)
     if weights.variant is None and naming is KEY_MAPS[0] and target.variant == "up" and target.is_bare(tensors):
-        told = "its names are timm's: if the file is timm's or torchvision's, set variant: timm in the backbone's kwargs"
-        filling.report.notes.append(told)
-    full_names = {clean_key(key): key for key in bare.state_dict()}  # a module compiled in place has another one
+        note = "its names are timm's: if the file is timm's or torchvision's, set variant: timm in the backbone's kwargs"
+        filling.report.notes.append(note)
+    full_names = {clean_key(key): key for key in bare.state_dict()}  # modules compiled in place have a prefix
     result = bare.load_state_dict({full_names[name]: tensor for name, tensor in filling.chosen.items()}, strict=False)
     assert not result.unexpected_keys, result.unexpected_keys
     return filling.report
@@ -145,10 +144,10 @@ def load_weights(
 
 @dataclass(frozen=True)
 class _Target:
-    """What the search for a naming must know of a net."""
+    """Names and shapes of a net, for the search for a naming."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    backbone: str  # with a dot, or empty for a network without modules of these names
+    backbone: str  # with a dot; empty for a network without a module of this name
     head: str
     variant: Variant | None
 
@@ -160,15 +159,15 @@ class _Target:
         return _Target(shapes, "backbone." if is_net else "", "head." if is_net and "head" in children else "", variant_of(net))
 
     def stripped(self, key: str) -> str:
-        """A file's key without the name of the backbone, as key maps have it."""
+        """Remove the name of the backbone from a file's key, for key maps."""
         return key.removeprefix(self.backbone)
 
     def is_bare(self, keys: Iterable[str]) -> bool:
-        """Whether the file has a network alone, not a net of named modules."""
+        """Return whether the file has a bare network, not a net of named modules."""
         return not self.backbone or not any(key.startswith(self.backbone) for key in keys)
 
     def names(self, keys: Iterable[str], naming: KeyMap) -> list[str]:
-        """The name in the net that each of a file's ``keys`` means; the likeliest where the net has none of them."""
+        """Translate a file's ``keys`` to names in the net; to the most likely name if the net has none of the candidates."""
         keys = list(keys)
         is_bare = self.is_bare(keys)
         named = []
@@ -179,7 +178,7 @@ class _Target:
 
 
 def _best_naming(source: str, tensors: Mapping[str, Tensor], target: _Target) -> tuple[KeyMap, dict[str, str]]:
-    """The naming under which most tensors fit, and with it the file's key for every name in the net."""
+    """Find the naming under which most tensors fit, and with it the file's key for every name in the net."""
 
     def hits(naming: KeyMap) -> int:
         wanted = (target.shapes.get(name) for name in target.names(tensors, naming))
@@ -201,14 +200,14 @@ def _best_naming(source: str, tensors: Mapping[str, Tensor], target: _Target) ->
     for name, (key, tensor) in zip(target.names(tensors, naming), tensors.items(), strict=True):
         if name in found and not naming.leaves_out(target.stripped(found[name])):
             if not naming.leaves_out(target.stripped(key)) and not torch.equal(tensors[found[name]], tensor):
-                raise WeightsError(f"{found[name]} and {key} both mean {name} but differ. Expected one of them.", file=source)
+                raise WeightsError(f"{found[name]} and {key} are both {name} but differ. Expected one of them.", file=source)
             continue
         found[name] = key
     return naming, found
 
 
 def _require_variant(weights: Weights, naming: KeyMap, ours: Variant | None) -> None:
-    """Raise ``WeightsError`` for weights of the other of two networks of one name: some would load and compute other features."""
+    """Raise ``WeightsError`` for weights of the other variant: some would load and compute other features."""
     theirs = weights.variant or naming.variant
     if ours and theirs and ours != theirs:
         raise WeightsError(
@@ -219,33 +218,33 @@ def _require_variant(weights: Weights, naming: KeyMap, ours: Variant | None) -> 
 
 
 class _Filling:
-    """Sorts the tensors of a file by what becomes of them."""
+    """Sort the tensors of a file into those to load and the groups of a report."""
 
-    def __init__(self, net: nn.Module, report: LoadReport, skip: Sequence[str], heads: Sequence[str]) -> None:
+    def __init__(self, net: nn.Module, report: LoadReport, skip: Sequence[str], heads: Mapping[str, str]) -> None:
         self.net = net
         self.report = report
         self.chosen: dict[str, Tensor] = {}
         self._own = {clean_key(key): tensor for key, tensor in net.state_dict().items()}
         self._skip = skip
-        self._heads = tuple(heads)
+        self._heads = heads
         self._other_classes = False
         self._renewed: set[str] = set()
-        # Losses and post-processing keep counters at most; a file of weights says nothing about them.
+        # Losses and post-processing have counters at most, which files of weights lack.
         children = dict(net.named_children()) if isinstance(net, Net) else {}
         self._counting = tuple(f"{name}." for name, child in children.items() if not any(True for _ in child.parameters()))
 
     def compare_classes(self, theirs: Sequence[object] | None, ours: Sequence[object] | None) -> None:
-        """A head for another number of classes starts afresh; other names of as many classes are pointed out."""
+        """Note other class names; another number of classes starts the heads afresh."""
         if theirs is None or ours is None or list(theirs) == list(ours):
             return
-        told = f"its {len(theirs)} classes ({some_of(theirs, 3)}) are not this net's {len(ours)} ({some_of(ours, 3)})"
+        note = f"its {len(theirs)} classes ({some_of(theirs, 3)}) are not this net's {len(ours)} ({some_of(ours, 3)})"
         self._other_classes = _numbers(theirs) != _numbers(ours)
         if not self._other_classes:
-            told += f"; the head was loaded all the same. To start it afresh: saver: {{skip: [{some_of(self._heads)}]}}"
-        self.report.notes.append(told)
+            note += f"; the head was loaded all the same. To start it afresh: saver: {{skip: [{some_of(self._heads)}]}}"
+        self.report.notes.append(note)
 
     def sort_out(self, named: Mapping[str, Tensor]) -> None:
-        """Decide for every tensor of the file and of the net."""
+        """Sort every tensor of the file and of the net."""
         require_matches(self._skip, [*named, *self._own], key=SKIP_KEY)
         skips = any_of(self._skip, key=SKIP_KEY)
         report = self.report
@@ -259,7 +258,7 @@ class _Filling:
         self._renew_heads()
 
     def require_no_problem(self, variant: Variant | None = None) -> None:
-        """Raise ``WeightsError`` for what neither the heads nor the losses explain."""
+        """Raise ``WeightsError`` for mismatches outside new heads and losses."""
         report = self.report
         groups = {
             "missing from the file": {name: name for name in report.missing},
@@ -270,14 +269,14 @@ class _Filling:
         problems = [name for group in groups.values() for name in group]
         if not problems:
             return
-        told = "; ".join(f"{what} ({len(group)}): {some_of(group.values())}" for what, group in groups.items() if group)
+        listed = "; ".join(f"{what} ({len(group)}): {some_of(group.values())}" for what, group in groups.items() if group)
         doubt = "Is it another architecture? " if 2 * len(problems) > len(self.chosen) else ""
         if variant:
             other = "timm" if variant == "up" else "up"
             doubt += f"The backbone was built with variant: {variant}; for weights of {other} set variant: {other} in its kwargs. "
         fix = f"To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
         raise WeightsError(
-            f"{count(len(problems), 'tensor')} cannot be loaded: {told}. "
+            f"{count(len(problems), 'tensor')} cannot be loaded: {listed}. "
             f"{doubt}{fix if self._heads else 'Expected the tensors of this very net.'}",
             file=report.source,
         )
@@ -286,7 +285,7 @@ class _Filling:
         return not (self._is_new(name) or name.startswith(self._counting))
 
     def note_names(self, naming: KeyMap, found: Mapping[str, str], keys: Sequence[str], target: _Target) -> None:
-        """Say how the names of a file, ``keys``, were read; ``found`` has the key of every name in the net."""
+        """Report how the ``keys`` of a file were translated; ``found`` has the key of every name in the net."""
         report = self.report
         report.renamed = sum(found[name] != name for name in report.loaded)
         report.is_of_up = not target.is_bare(keys) and naming is not KEY_MAPS[0]
@@ -308,20 +307,21 @@ class _Filling:
         self.report.loaded.append(name)
 
     def _renew_heads(self) -> None:
-        """Take the layers of the heads that do not fit out of what is loaded, whole layers at a time."""
+        """Remove the layers of heads that do not fit from those to load, as whole layers."""
         report = self.report
-        for head in self._heads:
-            self._renewed |= self._layers_to_renew(f"{head}.")
+        for head, layer in self._heads.items():
+            self._renewed |= self._layers_to_renew(f"{head}.", f"{head}.{layer}." if layer else None)
         report.reinitialised = [name for name in self._own if self._is_new(name) and name not in report.skipped]
         report.loaded = [name for name in report.loaded if not self._is_new(name)]
         report.missing = [name for name in report.missing if not self._is_new(name)]
         self.chosen = {name: tensor for name, tensor in self.chosen.items() if not self._is_new(name)}
 
-    def _layers_to_renew(self, head: str) -> set[str]:
+    def _layers_to_renew(self, head: str, classes: str | None) -> set[str]:
+        """List the layers of a head that start afresh; ``classes`` is the prefix of its layer of one output per class."""
         report = self.report
         own = [name for name in self._own if name.startswith(head)]
-        classifier = [name for name in own if name.startswith(f"{head}classifier.")]
-        foreign = [name for name in report.unexpected if name.startswith(f"{head}classifier.")]
+        classifier = [name for name in own if classes and name.startswith(classes)]
+        foreign = [name for name in report.unexpected if classes and name.startswith(classes)]
         layers = {_layer(item.name) for item in report.misshaped if item.name.startswith(head)}
         if not any(name in self.chosen for name in own):  # a file of a backbone alone, or with a head that fits nowhere
             layers |= {_layer(name) for name in (*own, *foreign)}
@@ -336,13 +336,13 @@ class _Filling:
 
 
 def _numbers(class_names: Sequence[object]) -> list[int]:
-    """How many classes there are, for one head or for each of several."""
+    """Count the classes of a single head, or of each of several."""
     heads = [len(names) for names in class_names if isinstance(names, list | tuple)]
     return heads if len(heads) == len(class_names) else [len(class_names)]
 
 
 def _layer(name: str) -> str:
-    """The module that a tensor belongs to."""
+    """Return the module of a tensor."""
     return name.rpartition(".")[0]
 
 
@@ -351,21 +351,16 @@ def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def _reshaped(tensor: Tensor, own: Tensor) -> Tensor | None:
-    """A linear layer is a 1x1 convolution, a scale (C, 1, 1) is (C,): the same numbers."""
+    """Reshape if only sizes of 1 differ: a linear layer is a 1x1 convolution, a scale (C, 1, 1) is (C,)."""
     return tensor.reshape(own.shape) if _squeezed(tensor.shape) == _squeezed(own.shape) else None
 
 
 def _prefixes(problems: Iterable[str], good: Iterable[str], limit: int = 10) -> list[str]:
-    """The shortest prefixes that take in all ``problems`` and nothing ``good``; more than ``limit`` are taken together."""
-    fine = {parent for name in good if not IMMATERIAL.search(name) for parent in _parents(name)}
-    found = list(dict.fromkeys(next((parent for parent in _parents(name) if parent not in fine), name) for name in problems))
+    """Find the shortest prefixes of all ``problems`` and nothing ``good``; more than ``limit`` are shortened further."""
+    fine = {parent for name in good if not IMMATERIAL.search(name) for parent in parents_of(name)}
+    found = list(dict.fromkeys(next((parent for parent in parents_of(name) if parent not in fine), name) for name in problems))
     for depth in range(max(name.count(".") for name in found) + 1, 1, -1):
-        found = list(dict.fromkeys(_parents(name)[:depth][-1] for name in found))
+        found = list(dict.fromkeys(parents_of(name)[:depth][-1] for name in found))
         if len(found) <= limit:
             break
     return found
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

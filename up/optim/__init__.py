@@ -1,4 +1,4 @@
-"""What moves the weights: optimizers, parameter groups, learning-rate schedules."""
+"""Optimizers, parameter groups and learning-rate schedules."""
 
 from __future__ import annotations
 

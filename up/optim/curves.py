@@ -1,4 +1,4 @@
-"""The curves that a learning rate may follow after its warm-up. Each is (step, run) -> learning rate, and pure."""
+"""Curves of the learning rate after its warm-up, pure functions (step, run) -> learning rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from up.config.argument import Fraction, NotNegative, Positive, Unit
-from up.config.checked import require_in_range
+from up.config.checked import checked, require_in_range
 from up.errors import UserError
 from up.types import StateDict
 
@@ -20,46 +20,46 @@ Epochs: TypeAlias = Annotated[float, Field(ge=0), Unit("epochs")]
 
 @dataclass(frozen=True)
 class Run:
-    """What a curve knows of the run: the target rate, and lengths in updates."""
+    """Target learning rate of a run, and its lengths in steps."""
 
     base: float
-    updates_per_epoch: int
+    steps_per_epoch: int
     total: int | None = None
     warmup: int = 0
 
-    def updates(self, epochs: float) -> int:
-        """``epochs`` in whole updates, at least one."""
-        return max(1, round(epochs * self.updates_per_epoch))
+    def steps(self, epochs: float) -> int:
+        """Convert ``epochs`` to whole steps, at least one."""
+        return max(1, round(epochs * self.steps_per_epoch))
 
-    def length(self, who: str, epochs: float | None = None) -> int:
-        """``epochs`` in updates, or those of the whole run if None."""
+    def length(self, curve: str, epochs: float | None = None) -> int:
+        """Convert ``epochs`` to steps; None is the whole run. Raises ``UserError`` if its length is not known."""
         if epochs is not None:
-            return self.updates(epochs)
+            return self.steps(epochs)
         if self.total is None:
-            raise UserError(f"{who} needs the length of the run: give total_updates")
+            raise UserError(f"{curve} needs the length of the run: give total_updates")
         return self.total
 
 
 class Curve(ABC):
-    """What all curves can do; a curve whose rate depends on more than the step overrides the last three."""
+    """Base of curves; one that depends on more than the step overrides the last three methods."""
 
     def __post_init__(self) -> None:
-        """Hold the settings of a dataclass to their annotated ranges."""
+        """Check the settings of a dataclass against their annotated ranges."""
         require_in_range(type(self).__init__, vars(self))
 
     @abstractmethod
     def __call__(self, step: int, run: Run) -> float:
-        """The learning rate of the update ``step``."""
+        """Compute the learning rate of ``step``."""
 
-    def observe(self, step: int, metric: float) -> None:  # noqa: B027 - most curves have nothing to hear
-        """Hear the ``metric`` of the evaluation after ``step`` updates."""
+    def observe(self, step: int, metric: float) -> None:  # noqa: B027 - most curves do not use it
+        """Take the ``metric`` of the evaluation after ``step`` steps."""
 
     def state_dict(self) -> StateDict:
-        """What the step does not tell."""
+        """Return the state beside the step."""
         return {}
 
-    def load_state_dict(self, state: StateDict) -> None:  # noqa: B027 - nor to remember
-        """Go on from ``state_dict()``."""
+    def load_state_dict(self, state: StateDict) -> None:  # noqa: B027 - most curves have none
+        """Restore ``state_dict()``."""
 
 
 def cosine(step: int, *, base: float, floor: float, start: int, total: int) -> float:
@@ -70,12 +70,12 @@ def cosine(step: int, *, base: float, floor: float, start: int, total: int) -> f
 
 
 def progress(step: int, *, start: int, total: int) -> float:
-    """How much of [``start``, ``total``] lies behind ``step``, from 0 to 1."""
+    """Compute the share of [``start``, ``total``] before ``step``, from 0 to 1."""
     return min(1.0, max(0.0, (step - start) / max(1, total - start)))
 
 
 class Constant(Curve):
-    """The target, always."""
+    """The target at every step."""
 
     def __call__(self, step: int, run: Run) -> float:
         return run.base
@@ -94,7 +94,7 @@ class MultiStepLR(Curve):
             raise UserError(got=self.milestones, expected="rising epochs", key="milestones")
 
     def __call__(self, step: int, run: Run) -> float:
-        return run.base * self.gamma ** sum(step >= run.updates(epoch) for epoch in self.milestones)
+        return run.base * self.gamma ** sum(step >= run.steps(epoch) for epoch in self.milestones)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class StepLR(Curve):
     gamma: NotNegative = 0.1
 
     def __call__(self, step: int, run: Run) -> float:
-        return float(run.base * self.gamma ** (step // run.updates(self.step_size)))
+        return float(run.base * self.gamma ** (step // run.steps(self.step_size)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +134,10 @@ class Linear(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class CosineAnnealingLR(Curve):
-    """Half a cosine, step by step, to ``eta_min`` at ``T_max`` epochs (the whole run); past it the rate rises again.
+    """Half a cosine, step by step, to ``eta_min`` at ``T_max`` epochs (the whole run), after which it rises again.
 
-    ``warmup_iter`` is the step where the curve begins. Left out, that is where warm-up ends; written, it is what is
-    written, with a jump if warm-up ends elsewhere.
+    ``warmup_iter`` is the first step of the curve, by default the end of warm-up; with another value the learning rate
+    jumps there.
     """
 
     T_max: Length | None = None
@@ -159,16 +159,16 @@ class CosineLREpochScheduler(Curve):
     warm_epoch: Annotated[float, Unit("epochs")] = 0
 
     def __call__(self, step: int, run: Run) -> float:
-        epoch = step // run.updates_per_epoch
+        epoch = step // run.steps_per_epoch
         angle = math.pi * (epoch - self.warm_epoch) / self.T_max
         return self.eta_min + (run.base - self.eta_min) * (1 + math.cos(angle)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochBasedCosineAnnealingLR(Curve):
-    """Half a cosine that moves once an epoch, over ``T_max`` epochs, to the part ``eta_min`` of the target.
+    """Half a cosine that moves once an epoch, over ``T_max`` epochs, to ``eta_min`` times the target.
 
-    It begins at epoch ``offset_epoch``; before that the rate is the target.
+    It begins at epoch ``offset_epoch``; before, the learning rate is the target.
     """
 
     T_max: Length
@@ -176,7 +176,7 @@ class EpochBasedCosineAnnealingLR(Curve):
     offset_epoch: Epochs = 0
 
     def __call__(self, step: int, run: Run) -> float:
-        epoch = max(0, step // run.updates_per_epoch - self.offset_epoch)
+        epoch = max(0, step // run.steps_per_epoch - self.offset_epoch)
         return run.base * ((1 + math.cos(math.pi * epoch / self.T_max)) / 2 * (1 - self.eta_min) + self.eta_min)
 
 
@@ -224,3 +224,67 @@ class OneCycleLR(Curve):
 
     def _between(self, start: float, end: float, part: float) -> float:
         return start + (end - start) * ((1 - math.cos(math.pi * part)) / 2 if self.anneal_strategy == "cos" else part)
+
+
+class ReduceLROnPlateau(Curve):
+    """Times ``factor`` when the metric has not improved for more than ``patience`` evaluations.
+
+    The metric is that of the best checkpoint: more is better unless ``mode`` is ``min``. The other settings are those of
+    torch's scheduler of this name; ``cooldown`` counts evaluations too.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        mode: Literal["min", "max"] = "max",
+        factor: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        patience: Annotated[int, Field(ge=0), Unit("evaluations")] = 10,
+        threshold: NotNegative = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: Annotated[int, Field(ge=0), Unit("evaluations")] = 0,
+        min_lr: NotNegative = 0.0,
+        eps: NotNegative = 1e-8,
+    ) -> None:
+        self.sign = 1.0 if mode == "max" else -1.0
+        self.factor = factor
+        self.patience = patience
+        self.threshold = threshold
+        self.relative = threshold_mode == "rel"
+        self.cooldown = cooldown
+        self.min_lr = min_lr
+        self.eps = eps
+        self._history: dict[int, float] = {}
+
+    def __call__(self, step: int, run: Run) -> float:
+        """Compute the learning rate of ``step`` from the evaluations after at most ``step`` steps."""
+        lr, best, bad, resting = run.base, -math.inf, 0, 0
+        for metric in (metric for seen, metric in sorted(self._history.items()) if seen <= step):
+            bad = 0 if self._improves(metric, best) else bad + 1
+            best = self.sign * metric if bad == 0 else best
+            if resting:
+                resting, bad = resting - 1, 0
+            if bad > self.patience:
+                lower = max(lr * self.factor, self.min_lr)
+                lr = lower if lr - lower > self.eps else lr
+                resting, bad = self.cooldown, 0
+        return lr
+
+    def _improves(self, metric: float, best: float) -> bool:
+        """Compare with ``best``, which has the sign for which more is better; a NaN never improves."""
+        if math.isinf(best):
+            return not math.isnan(metric)
+        margin = self.threshold * (self.sign * best if self.relative else 1.0)
+        return self.sign * metric > best + margin
+
+    def observe(self, step: int, metric: float) -> None:
+        """Store the ``metric`` of the evaluation after ``step`` steps."""
+        self._history[step] = float(metric)
+
+    def state_dict(self) -> StateDict:
+        """Return the metrics so far."""
+        return {"history": [[step, metric] for step, metric in sorted(self._history.items())]}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Restore ``state_dict()``."""
+        self._history = {int(step): float(metric) for step, metric in state.get("history", [])}

@@ -1,9 +1,8 @@
-"""Which parameter trains with which learning rate and weight decay: ``pconfig`` and ``special_param_group``.
+"""Parameter groups: learning rates and weight decays by ``pconfig`` and ``special_param_group``.
 
-A parameter's weight decay comes from the first of these that says something: its special group, ``nodecay``, the rule
-of its module's class, the optimizer's own setting. Its learning rate comes from its special group, the rule of its
-class, ``layer_decay`` or ``discriminative``, the optimizer's own. All rates are kept relative to the optimizer's, as
-``lr_scale``, so that one schedule drives every group.
+A parameter has the weight decay of the first of these that sets one: its special group, ``nodecay``, the rule of its module's
+class, the optimizer. Its learning rate is that of its special group, the rule of its class, ``layer_decay`` or
+``discriminative``, the optimizer. All are relative to the optimizer's, as ``lr_scale``: a single schedule sets every group.
 """
 
 from __future__ import annotations
@@ -20,14 +19,15 @@ from torch.optim import Optimizer
 
 from up.config.wording import unknown
 from up.errors import Problem, UserError
-from up.optim.depth import depth_blocks, layer_ids
 from up.schema.trainer import ParamConfig, ParamRule, SpecialGroup
 from up.text import did_you_mean, some_of
 from up.types import Kwargs, Record
 
+TENSORS_PER_LAYER = 12  # timm's choice for a network without group_matcher
+
 
 class GroupRow(NamedTuple):
-    """One line of the table that a run prints at its start."""
+    """A parameter group, for the start log."""
 
     rule: str
     tensors: int
@@ -37,7 +37,7 @@ class GroupRow(NamedTuple):
 
 
 def class_rules(pconfig: ParamConfig) -> dict[str, ParamRule]:
-    """The rules of ``pconfig`` that hold for a class of modules, by name: ``bn_w``, ``linear_b``, …"""
+    """Return the rules of ``pconfig`` for classes of modules, by name: ``bn_w``, ``linear_b``, …"""
     fields = {name: getattr(pconfig, name) for name in ParamConfig.model_fields}
     return {name: rule for name, rule in fields.items() if isinstance(rule, ParamRule)}
 
@@ -45,7 +45,7 @@ def class_rules(pconfig: ParamConfig) -> dict[str, ParamRule]:
 def option_problems(
     pconfig: ParamConfig, special: Sequence[SpecialGroup], optimizer: str, known: Collection[str]
 ) -> Iterator[Problem]:
-    """What the groups set and the ``optimizer``, whose settings are ``known``, does not take; rates below 0."""
+    """Find options of the groups that are not among the ``known`` settings of the ``optimizer``, and negative values."""
     written: dict[str, Kwargs] = {f"pconfig.{name}.kwargs": rule.kwargs for name, rule in class_rules(pconfig).items()}
     for index, group in enumerate(special):
         written[f"special_param_group.{index}"] = group.options
@@ -60,11 +60,11 @@ def option_problems(
 def build_groups(
     model: nn.Module, defaults: Kwargs, *, pconfig: ParamConfig, special: Sequence[SpecialGroup] = (), base_lr: float
 ) -> list[Record]:
-    """Parameter groups for an optimizer, one for each distinct setting, in the order of the model.
+    """Build parameter groups for an optimizer, one for each distinct setting, in the order of the model.
 
-    ``defaults`` are the optimizer's own settings. Frozen parameters are left out and shared ones stand once. Each group
-    carries ``rule`` (what made it), ``lr_scale`` and ``lr`` = ``base_lr`` · ``lr_scale``. Warns about special groups
-    and entries of ``nodecay`` that are part of no name.
+    ``defaults`` are the optimizer's own settings. Frozen parameters are left out; shared ones are in one group. Each group
+    has ``rule`` (its origin), ``lr_scale`` and ``lr`` = ``base_lr`` · ``lr_scale``. Warns of special groups and entries of
+    ``nodecay`` that are part of no name.
     """
     _warn_of_unused(model, "special_param_group", [group.key for group in special])
     _warn_of_unused(model, "pconfig.nodecay", [part for part in pconfig.nodecay if part != "ndim_is1"])
@@ -94,7 +94,7 @@ def build_groups(
 
 
 def group_table(optimizer: Optimizer, model: nn.Module | None = None) -> list[GroupRow]:
-    """What each group holds and how it trains; with ``model``, the last row is what is in no group: the frozen rest."""
+    """List the groups of the optimizer; with ``model``, the last row has the frozen parameters, which are in no group."""
     rows = [
         GroupRow(
             group.get("rule", "default"),
@@ -113,13 +113,13 @@ def group_table(optimizer: Optimizer, model: nn.Module | None = None) -> list[Gr
 
 
 def _label(rules: Mapping[str, Iterable[str]]) -> str:
-    """``bn_w, bn_b`` or, where the rate depends on the depth, ``layer 3: bn_w, bn_b``."""
+    """Format ``bn_w, bn_b``, or ``layer 3: bn_w, bn_b`` if the learning rate depends on the depth."""
     by_depth = [f"{depth}: {', '.join(names)}" if depth else ", ".join(names) for depth, names in rules.items()]
     return "; ".join(by_depth)
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, str | None, Tensor]]:
-    """(name, rule of its module's class, parameter), each parameter once, in the order of ``named_parameters``."""
+    """List (name, rule of its module's class, parameter), each parameter once, in the order of ``named_parameters``."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         kind = _kind(module)
@@ -132,7 +132,7 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, str | None, Tensor]]:
 
 
 def _kind(module: nn.Module) -> str | None:
-    """``bn`` normalises over the batch, ``ln`` over one sample (LayerNorm, GroupNorm, RMSNorm, InstanceNorm)."""
+    """Name the class of a module: ``bn`` normalizes over the batch, ``ln`` over a sample (Layer-, Group-, RMS-, InstanceNorm)."""
     if isinstance(module, _BatchNorm):
         return "bn"
     if isinstance(module, nn.GroupNorm | _InstanceNorm) or hasattr(module, "normalized_shape"):
@@ -148,7 +148,7 @@ def _class_setting(rules: Mapping[str, ParamRule], name: str | None) -> tuple[st
 
 
 def _scales_by_depth(model: nn.Module, pconfig: ParamConfig, base_lr: float) -> dict[str, tuple[str, float]]:
-    """Name -> what to call the depth, and ``lr_scale`` there: ``lr`` · ``value`` ** (n - 1 - k) in layer k of n (BEiT, Bao et al.
+    """Map names to a label of the depth and its ``lr_scale``: ``lr`` · ``value`` ** (n - 1 - k) in layer k of n (BEiT, Bao et al.
     2022, appendix), ``lr`` / ``factor`` ** k in block k from the head (ULMFiT, Howard and Ruder 2018, section 3.2)."""
     if pconfig.discriminative is not None:
         blocks, factor = depth_blocks(model, pconfig.discriminative.blocks), pconfig.discriminative.factor
@@ -176,3 +176,42 @@ def _warn_of_unused(model: nn.Module, key: str, parts: Sequence[str]) -> None:
                 f"{key}: no parameter's name contains {part!r}.{near}{'' if near else f' There are {some_of(names, 5)}.'}",
                 stacklevel=4,
             )
+
+
+def module_depths(model: nn.Module) -> dict[str, int]:
+    """Map parameter names to 0 for the first module with parameters, 1 for the next, and so on to the head.
+
+    The order is that of ``named_parameters``; weight and bias of a module share a depth.
+    """
+    modules: dict[str, int] = {}
+    return {name: modules.setdefault(name.rpartition(".")[0], len(modules)) for name, _ in model.named_parameters()}
+
+
+def depth_blocks(model: nn.Module, blocks: int) -> dict[str, int]:
+    """Map parameter names to blocks, 0 nearest the head: the depths in ``blocks`` equal runs."""
+    depths = module_depths(model)
+    total = max(depths.values()) + 1
+    return {name: (total - 1 - depth) * blocks // total for name, depth in depths.items()}
+
+
+def layer_ids(model: nn.Module) -> dict[str, int]:
+    """Map parameter names to layers, 0 at the stem, as timm counts them.
+
+    The outermost module with timm's ``group_matcher`` defines its layers; parameters outside it (the head) are the last
+    layer. Any other network is cut in the order of its parameters into layers of twelve tensors; its last module is the
+    head.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    matchers = ((name, getattr(module, "group_matcher", None)) for name, module in model.named_modules())
+    trunk, matcher = next(((name, matcher) for name, matcher in matchers if callable(matcher)), ("", None))
+    if matcher is not None:
+        from timm.models import group_parameters  # a network with a matcher has imported timm before
+
+        inside = group_parameters(model.get_submodule(trunk), matcher(coarse=False), reverse=True)
+        ids = {f"{trunk}.{name}" if trunk else name: layer for name, layer in inside.items()}
+    else:
+        head = f"{names[-1].partition('.')[0]}." if names else ""
+        body = [name for name in names if not name.startswith(head)]
+        ids = {name: position // TENSORS_PER_LAYER for position, name in enumerate(body)}
+    last = max(ids.values(), default=-1) + 1
+    return {name: ids.get(name, last) for name in names}

@@ -1,4 +1,4 @@
-"""LAMB: Adam's direction, taken with a step as long as the layer's own weights."""
+"""LAMB: Adam's direction with a step proportional to the norm of the layer's weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class LAMB(Optimizer):
     The gradient is first clipped to a global norm of ``max_grad_norm`` over all groups. The direction is
     u = m̂ / (√v̂ + eps) + weight_decay · p; it is scaled by the trust ratio ‖p‖ / ‖u‖ (1 where either is 0) in groups
     with weight decay, in all of them if ``always_adapt``. ``trust_clip`` caps the ratio at 1 (LAMBC);
-    ``grad_averaging=False`` adds gradients to m undamped. Every operation is one call for all tensors of a group, and
-    none of them waits for the device. Raises ``UserError`` for a setting out of range.
+    ``grad_averaging=False`` adds gradients to m undamped. Every operation is a single call for all tensors of a group,
+    without waiting for the device. Raises ``UserError`` for a setting out of range.
     """
 
     @checked
@@ -62,7 +62,7 @@ class LAMB(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move every parameter that has a gradient; returns what ``closure`` returned."""
+        """Update every parameter with a gradient; returns the result of ``closure``."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -75,7 +75,7 @@ class LAMB(Optimizer):
         return loss
 
     def _clip_divisor(self) -> Tensor | None:
-        """What every gradient is divided by: max(1, global norm / max_grad_norm)."""
+        """Compute the divisor of gradients, max(1, global norm / max_grad_norm)."""
         limit: float | None = self.defaults["max_grad_norm"]
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if limit is None or not grads:
@@ -97,7 +97,7 @@ class LAMB(Optimizer):
             torch._foreach_add_(params, update, alpha=-group["lr"])
 
     def _adam_direction(self, group: Record, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-        """m̂ / (√v̂ + eps), and the moments moved on."""
+        """Update the moments and compute m̂ / (√v̂ + eps)."""
         states = [self._state_of(p) for p in params]
         means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
@@ -112,7 +112,7 @@ class LAMB(Optimizer):
         torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
         denominators = torch._foreach_sqrt(squares)
         if group["bias_correction"]:
-            # each parameter counts its own steps, so that one unfrozen late is corrected as from its own first step
+            # each parameter counts its own steps: one unfrozen late is corrected from its first step
             steps = [state["step"].item() for state in states]
             torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
             torch._foreach_add_(denominators, group["eps"])
@@ -131,7 +131,7 @@ class LAMB(Optimizer):
 
 
 def _trust_ratios(params: list[Tensor], update: list[Tensor], *, capped: bool) -> list[Tensor]:
-    """‖p‖ / ‖u‖ for each tensor, 1 where either norm is 0."""
+    """Compute ‖p‖ / ‖u‖ for each tensor, 1 where either norm is 0."""
     weights, steps = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
     ratios = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
     return list((ratios.clamp(max=1.0) if capped else ratios).unbind())

@@ -1,4 +1,4 @@
-"""Optimizers by name: ours, every one of torch.optim by its class name, every one of timm by timm's name."""
+"""Optimizers by name: ours, those of torch.optim by class name, those of timm by timm's name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from up.registry import Registry
 from up.schema.trainer import ParamConfig, SpecialGroup
 from up.types import Kwargs, Record
 
-# what no training loop of one forward and one backward a step can drive
+# optimizers that need more than one forward and backward pass per step
 _UNUSABLE = {
     "LBFGS": "evaluates the loss several times a step",
     "SparseAdam": "takes sparse gradients only",
@@ -36,12 +36,12 @@ def _of_torch() -> dict[str, type[Optimizer]]:
 
 @cache
 def _find(name: str) -> Callable[..., Optimizer] | None:
-    """The optimizer of torch or timm that ``name`` means; raises ``UserError`` for one that cannot be used here."""
+    """Find an optimizer of torch or timm. Raises ``UserError`` for one that cannot be used here."""
     if name in _UNUSABLE:
         raise UserError(f"the optimizer {name!r} cannot be used: it {_UNUSABLE[name]}. Expected a first-order optimizer.")
     if name in _of_torch():
         return _of_torch()[name]
-    import timm.optim  # two seconds: only for a name that torch does not know
+    import timm.optim  # two seconds: only for a name that torch does not have
 
     if name not in timm.optim.list_optimizers():
         return None
@@ -51,7 +51,7 @@ def _find(name: str) -> Callable[..., Optimizer] | None:
     except (ImportError, AssertionError) as error:
         library = str(info.opt_class).partition(".")[0]
         raise UserError(f"the optimizer {name!r} needs {library} and a CUDA device: {error}") from error
-    # what timm's own factory binds: the entry's settings, and a momentum of 0.9 wherever there is one
+    # as timm's factory: the entry's settings, and a momentum of 0.9 if there is one
     bound = {**({"momentum": 0.9} if info.has_momentum else {}), **(info.defaults or {})}
     return partial(found, **bound) if bound else found
 
@@ -60,7 +60,7 @@ def _names() -> Iterable[str]:
     import timm.optim
 
     ours = {*_of_torch(), "LAMB", "LARS"}
-    shadowed = {name.lower() for name in ours}  # `adamw` works too, but a list that says AdamW need not say it again
+    shadowed = {name.lower() for name in ours}  # `adamw` works too, but lists have AdamW
     return {*_of_torch(), *(name for name in timm.optim.list_optimizers() if name not in shadowed)} - set(_UNUSABLE)
 
 
@@ -82,11 +82,11 @@ def build_optimizer(
     table: Registry = OPTIMIZERS,
     **kwargs: object,
 ) -> Optimizer:
-    """The optimizer ``type`` of ``table`` over the trainable parameters of ``model``, in few groups.
+    """Build the optimizer ``type`` of ``table`` over the trainable parameters of ``model``, in few groups.
 
     ``kwargs`` are the optimizer's own. ``pconfig`` and ``special_param_group`` are those of the YAML (docs/config.md).
-    The rates of the groups stand in ``group["lr_scale"]``, relative to ``lr``; ``up.optim.set_lr`` keeps them so.
-    Raises ``UserError`` for unknown names and for settings that the optimizer refuses.
+    ``group["lr_scale"]`` is the learning rate of a group relative to ``lr``, which ``up.optim.set_lr`` keeps.
+    Raises ``UserError`` for unknown names and for settings that the optimizer does not take.
     """
     make = table.get(type)
     takes = _settings_of(make)
@@ -109,9 +109,9 @@ def build_optimizer(
 
 
 def lr_of(type: str, kwargs: Kwargs, table: Registry = OPTIMIZERS) -> float:
-    """The learning rate that the ``kwargs`` of an optimizer give, or its own default.
+    """Return the learning rate in the ``kwargs`` of an optimizer, or its default.
 
-    Raises ``UserError`` where there is neither: an optimizer that chooses its own rate follows no schedule.
+    Raises ``UserError`` if there is neither: an optimizer that chooses its own learning rate follows no schedule.
     """
     lr = {**_settings_of(table.get(type)), **kwargs}.get("lr")
     if lr is None:
@@ -122,12 +122,12 @@ def lr_of(type: str, kwargs: Kwargs, table: Registry = OPTIMIZERS) -> float:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> float:
-    """Give every group its share of ``lr`` (``lr_scale`` times it) and return ``lr``."""
+    """Set the learning rate of every group to ``lr_scale`` times ``lr`` and return ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     return lr
 
 
 def _settings_of(make: Callable[..., Optimizer]) -> Record:
-    """Name -> default of what an optimizer can be told, the parameters themselves aside."""
+    """Map the names of an optimizer's settings to their defaults."""
     return {name: None if each.required else each.default for name, each in signature_of(make).parameters.items()}

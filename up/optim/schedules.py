@@ -1,8 +1,7 @@
-"""The learning rate as a pure function of the step: warm-up towards the target, then one of the curves below.
+"""The learning rate as a pure function of the step: warm-up towards the target, then a curve.
 
-Steps are optimizer updates, counted from 0. Epochs in ``kwargs`` become updates by ``updates_per_epoch``. A curve takes
-(step, run) and knows nothing of the warm-up but its length; resuming needs the step alone (and, for
-``ReduceLROnPlateau``, the metrics seen so far).
+Steps are counted from 0. ``updates_per_epoch`` converts epochs in ``kwargs`` to steps. A curve takes (step, run) and depends
+on the warm-up only by its length; resuming needs the step alone (and, for ``ReduceLROnPlateau``, the metrics so far).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SCHEDULES = Registry(
         "StepLR": "up.optim.curves:StepLR",
         "polylr": "up.optim.curves:PolyLR",
         "OneCycleLR": "up.optim.curves:OneCycleLR",
-        "ReduceLROnPlateau": "up.optim.plateau:ReduceLROnPlateau",
+        "ReduceLROnPlateau": "up.optim.curves:ReduceLROnPlateau",
         "CosineAnnealingLR": "up.optim.curves:CosineAnnealingLR",
         "CosineLREpochScheduler": "up.optim.curves:CosineLREpochScheduler",
         "EpochBasedCosineAnnealingLR": "up.optim.curves:EpochBasedCosineAnnealingLR",
@@ -42,15 +41,15 @@ RegisterType = Literal["base", "no_scale_lr"]
 
 @dataclass(frozen=True)
 class Warmup:
-    """The first ``updates`` steps, from ``start`` to the target, which the last of them reaches."""
+    """The first ``steps`` steps, from ``start`` to the target, which the last of them reaches."""
 
     type: WarmupType
     start: float
-    updates: int
+    steps: int
 
     def __call__(self, step: int, target: float) -> float:
-        """The learning rate of a ``step`` below ``updates``."""
-        progress = step / max(1, self.updates - 1)
+        """Compute the learning rate of a ``step`` below ``steps``."""
+        progress = step / max(1, self.steps - 1)
         if self.type == "exp":
             return self.start * (target / self.start) ** progress if self.start > 0 else target
         if self.type == "cosine":
@@ -59,7 +58,7 @@ class Warmup:
 
 
 class Schedule:
-    """step -> learning rate of the group with ``lr_scale`` 1."""
+    """Learning rate by step, of the group with ``lr_scale`` 1."""
 
     def __init__(self, curve: Curve, *, warmup: Warmup, run: Run) -> None:
         self._curve = curve
@@ -67,31 +66,31 @@ class Schedule:
         self._run = run
 
     def __call__(self, step: int) -> float:
-        """The learning rate of the update ``step`` (from 0)."""
-        if step < self._warmup.updates:
+        """Compute the learning rate of ``step``."""
+        if step < self._warmup.steps:
             return self._warmup(step, self._run.base)
         return self._curve(step, self._run)
 
     def extremes(self, total: int) -> tuple[float, tuple[int, float], float]:
-        """Of a run of ``total`` updates: the first learning rate, the highest with its update (from 0), and the last.
+        """Return the first learning rate of a run of ``total`` steps, the highest with its step, and the last.
 
-        Of long runs a thousand updates are looked at, and the last one of the warm-up.
+        Long runs are sampled at a thousand steps, and at the last step of the warm-up.
         """
-        looked_at = {*range(0, total, max(1, total // 1000)), min(self._warmup.updates, total) - 1, total - 1}
-        rates = {step: self(step) for step in sorted(step for step in looked_at if step >= 0)}
-        highest = max(rates, key=rates.__getitem__)
-        return rates[0], (highest, rates[highest]), rates[total - 1]
+        sampled = {*range(0, total, max(1, total // 1000)), min(self._warmup.steps, total) - 1, total - 1}
+        lrs = {step: self(step) for step in sorted(step for step in sampled if step >= 0)}
+        highest = max(lrs, key=lrs.__getitem__)
+        return lrs[0], (highest, lrs[highest]), lrs[total - 1]
 
     def observe(self, step: int, metric: float) -> None:
-        """Hear the ``metric`` of the evaluation after ``step`` updates; only ``ReduceLROnPlateau`` listens."""
+        """Pass on the ``metric`` of the evaluation after ``step`` steps; only ``ReduceLROnPlateau`` uses it."""
         self._curve.observe(step, metric)
 
     def state_dict(self) -> StateDict:
-        """What the step does not tell: nothing, but for ``ReduceLROnPlateau``."""
+        """Return the state beside the step; empty except for ``ReduceLROnPlateau``."""
         return self._curve.state_dict()
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from ``state_dict()``."""
+        """Restore ``state_dict()``."""
         self._curve.load_state_dict(state)
 
 
@@ -111,32 +110,26 @@ def build_schedule(
     kwargs: Kwargs | None = None,
     table: Registry = SCHEDULES,
 ) -> Schedule:
-    """The learning rate of every step, from the ``lr_scheduler`` section of a config; ``table`` has the curves.
+    """Build the learning rate of every step from the ``lr_scheduler`` section of a config; ``table`` has the curves.
 
-    ``warmup_register_type: base`` says that ``base_lr`` is meant for one image: the target is ``base_lr`` ·
-    ``global_batch_size``; with ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ``warmup_epochs``
-    · ``updates_per_epoch``) updates and starts from ``warmup_ratio`` · target, or from ``base_lr`` if the ratio is
-    negative. ``total_updates`` is the length of the run, which some curves need. ``kwargs`` are the curve's own.
+    With ``warmup_register_type: base``, ``base_lr`` is per image: the target is ``base_lr`` · ``global_batch_size``; with
+    ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ``warmup_epochs`` · ``updates_per_epoch``) steps
+    and starts from ``warmup_ratio`` · target, or from ``base_lr`` if the ratio is negative. ``total_updates`` is the length
+    of the run in steps, which some curves need. ``kwargs`` are the curve's own.
     Raises ``UserError`` for unknown names and for values out of range.
     """
     target = base_lr * global_batch_size if warmup_register_type == "base" else base_lr
     start = warmup_ratio * target if warmup_ratio >= 0 else base_lr
-    updates = max(warmup_iter, int(warmup_epochs * updates_per_epoch))
-    if warmup_type == "exp" and updates and start == 0 and target > 0:
+    steps = max(warmup_iter, int(warmup_epochs * updates_per_epoch))
+    if warmup_type == "exp" and steps and start == 0 and target > 0:
         raise UserError(
             "exp warm-up cannot start from 0", key="warmup_ratio", fix="Set it above 0, or warmup_type: linear or cosine."
         )
-    run = Run(base=target, updates_per_epoch=updates_per_epoch, total=total_updates, warmup=updates)
-    schedule = Schedule(build_curve(type, kwargs or {}, table), warmup=Warmup(warmup_type, start, updates), run=run)
-    schedule(updates)  # a curve that needs the length of the run says so now
-    return schedule
-
-
-def build_curve(type: str, kwargs: Kwargs, table: Registry = SCHEDULES) -> Curve:
-    """The curve ``type`` with its own ``kwargs``."""
     make = table.get(type)
-    problems = check_kwargs(make, kwargs, {}, owner=type)
+    problems = check_kwargs(make, kwargs or {}, {}, owner=type)
     if problems:
         raise UserError.of(problems)
-    curve: Curve = make(**kwargs)
-    return curve
+    run = Run(base=target, steps_per_epoch=updates_per_epoch, total=total_updates, warmup=steps)
+    schedule = Schedule(make(**kwargs or {}), warmup=Warmup(warmup_type, start, steps), run=run)
+    schedule(steps)  # a curve that needs the length of the run raises now
+    return schedule

@@ -100,6 +100,9 @@ class Task(ABC, Generic[Data]):
     """Kinds of the modules of ``net:``, in the order in which a ``type`` is looked up."""
     fresh_kinds: ClassVar[Sequence[str]] = ("head",)
     """Kinds of modules that may keep their first weights where pretrained ones are for other classes."""
+    class_layer: ClassVar[str] = ""
+    """Layer in such a module with an output per class: for another number of classes it alone keeps its first weights.
+    Empty: the whole module does."""
     unit: ClassVar[str] = "value"
     """Unit of the evaluator's metrics, except those whose names end in ``loss``; `up eval` prints it."""
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from up.errors import UserError
-from up.models.init import INITIALIZERS, Constant, ConstantBias, Focal, Msra, Normal, Xavier
+from up.models.init import INITIALIZERS, ConstantBias, ConstantWeights, Focal, Msra, Normal, Xavier
 
 
 def network() -> nn.Sequential:
@@ -23,7 +23,7 @@ def test_every_documented_name_builds():
         assert INITIALIZERS.get(name)()(module) is module
 
 
-@pytest.mark.parametrize("part", [Msra(), Xavier(), Normal(), Constant()])
+@pytest.mark.parametrize("part", [Msra(), Xavier(), Normal(), ConstantWeights()])
 def test_biases_are_zero_and_norms_the_identity(part):
     made = part(network())
     assert all(made[layer].bias.abs().max() == 0 for layer in range(5))
@@ -46,7 +46,7 @@ def test_xavier_has_the_variance_of_both_fans(distribution):
 
 def test_normal_and_constant():
     assert Normal(std=0.05)(network())[3].weight.std().item() == pytest.approx(0.05, rel=0.03)
-    assert torch.equal(Constant(val=0.5)(network())[0].weight, torch.full((64, 16, 3, 3), 0.5))
+    assert torch.equal(ConstantWeights(val=0.5)(network())[0].weight, torch.full((64, 16, 3, 3), 0.5))
 
 
 def test_constant_bias_leaves_the_weights():

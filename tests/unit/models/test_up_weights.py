@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 import zlib
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from up.models.norm import NORMS
 from up.models.weights import LoadReport, Weights, WeightsError, load_weights, read_state, variant_of
 
 torch.set_num_threads(1)
+load_with_heads = partial(load_weights, heads={"head": "classifier"})
 DATA = Path(__file__).parents[2] / "data" / "up_networks.json.gz"
 NETWORKS: dict[str, dict[str, Any]] = json.loads(gzip.decompress(DATA.read_bytes()))
 # how the file is read, and how many tensors are called otherwise here
@@ -107,7 +109,7 @@ def test_a_checkpoint_of_up_gives_the_features_of_up(name: str, tmp_path: Path) 
     head = {"head.classifier.weight": torch.randn(5, backbone.out_planes[-1]), "head.classifier.bias": torch.randn(5)}
     state = {f"module.backbone.{key}": tensor for key, tensor in state_of(name).items()}
     torch.save({"model": {**state, **{f"module.{key}": tensor for key, tensor in head.items()}}}, tmp_path / "ckpt.pth")
-    report = load_weights(net, read_state(tmp_path / "ckpt.pth"), heads=())
+    report = load_weights(net, read_state(tmp_path / "ckpt.pth"))
     assert (report.naming, report.renamed) == READ_AS[name]
     assert tells(report.lines()[1], "UP", "checkpoint", report.renamed)
     assert strictly_loaded(report)
@@ -216,7 +218,7 @@ def test_both_sizes_of_mobilenetv3_compute_what_the_network_of_ups_names_compute
     assert mode == "small" or shapes == NETWORKS["mobilenetv3"]["tensors"]  # so the network above is UP's
     theirs.load_state_dict({name: drawn(name, shape) for name, shape in shapes.items()})
     ours = build("mobilenetv3", mode=mode)
-    report = load_weights(ours, Weights("up.pth", theirs.state_dict()), heads=())
+    report = load_weights(ours, Weights("up.pth", theirs.state_dict()))
     assert report.naming == f"UP mobilenetv3 {mode}"
     assert strictly_loaded(report)
     image = noise(64)
@@ -258,7 +260,7 @@ def test_an_efficientnet_computes_what_timms_of_tensorflow_computes() -> None:
     old = {f"backbone.{names[key]}": tensor for key, tensor in reference.state_dict().items() if not key.startswith("classifier")}
     assert "backbone._blocks.15._depthwise_conv.weight" in old
     net = Net([("backbone", build("efficientnet_b0"))])
-    report = load_weights(net, Weights("up.pth", old))
+    report = load_with_heads(net, Weights("up.pth", old))
     assert strictly_loaded(report)
     assert report.renamed == len(report.loaded) == len(old)
     image = noise(65)  # odd, where padding as TensorFlow does shows
@@ -286,15 +288,15 @@ def test_weights_of_torchvision_need_the_variant_of_timm(name: str, theirs: Any)
     with torch.device("meta"):
         weights = Weights("tv.pth", theirs().state_dict())
         with pytest.raises(WeightsError, match=facts("variant: timm", "variant: up", "Set variant: timm")):
-            load_weights(Net([("backbone", build(name)), ("head", Head(4))]), weights)
+            load_with_heads(Net([("backbone", build(name)), ("head", Head(4))]), weights)
         backbone = build(name, variant="timm")
-        report = load_weights(Net([("backbone", backbone), ("head", Head(backbone.out_planes[-1], 1000))]), weights)
+        report = load_with_heads(Net([("backbone", backbone), ("head", Head(backbone.out_planes[-1], 1000))]), weights)
     assert strictly_loaded(report)
 
 
 def test_weights_of_up_need_the_variant_of_up() -> None:
     with pytest.raises(WeightsError, match=facts("variant: up", "variant: timm", "Set variant: up")):
-        load_weights(build("mobilenetv2", variant="timm"), Weights("up.pth", state_of("mobilenetv2")))
+        load_with_heads(build("mobilenetv2", variant="timm"), Weights("up.pth", state_of("mobilenetv2")))
 
 
 def test_a_checkpoint_says_of_which_variant_it_is(tmp_path: Path) -> None:
@@ -302,21 +304,21 @@ def test_a_checkpoint_says_of_which_variant_it_is(tmp_path: Path) -> None:
     network = build("efficientnet_b0", variant="timm")
     torch.save({"model": network.state_dict(), "variant": variant_of(network)}, tmp_path / "ckpt.pth")
     with pytest.raises(WeightsError, match=facts("variant: timm", "kwargs")):
-        load_weights(build("efficientnet_b0"), read_state(tmp_path / "ckpt.pth"))
-    assert strictly_loaded(load_weights(network, read_state(tmp_path / "ckpt.pth")))
+        load_with_heads(build("efficientnet_b0"), read_state(tmp_path / "ckpt.pth"))
+    assert strictly_loaded(load_with_heads(network, read_state(tmp_path / "ckpt.pth")))
 
 
 def test_names_of_timm_leave_the_variant_open() -> None:
     state = build("efficientnet_b0", variant="timm").state_dict()
-    report = load_weights(build("efficientnet_b0"), Weights("b0.pth", state))
+    report = load_with_heads(build("efficientnet_b0"), Weights("b0.pth", state))
     assert tells(report.lines()[-1], "variant: timm", "kwargs")
-    assert load_weights(build("efficientnet_b0"), Weights("b0.pth", state, variant="up")).notes == []
+    assert load_with_heads(build("efficientnet_b0"), Weights("b0.pth", state, variant="up")).notes == []
 
 
 def test_a_file_of_the_other_network_is_told_by_its_shapes() -> None:
     state = timm.create_model("mobilenetv3_large_100").state_dict()
     with pytest.raises(WeightsError, match=facts("variant: up", "set variant: timm")):
-        load_weights(build("mobilenetv3"), Weights("v3.pth", state))
+        load_with_heads(build("mobilenetv3"), Weights("v3.pth", state))
 
 
 def test_missing_unexpected_and_misshaped_tensors_of_up_are_told_apart() -> None:
@@ -325,7 +327,7 @@ def test_missing_unexpected_and_misshaped_tensors_of_up_are_told_apart() -> None
     state["backbone.layer0.9.weight"] = torch.zeros(1)
     state["backbone.layer4.1.bn2.bias"] = torch.zeros(3)
     with pytest.raises(WeightsError) as caught:
-        load_weights(Net([("backbone", build("resnet18"))]), Weights("up.pth", state))
+        load_with_heads(Net([("backbone", build("resnet18"))]), Weights("up.pth", state))
     told = str(caught.value)
     assert tells(told, "1", "backbone.conv1.weight", "1", "backbone.layer0.9.weight")
     assert tells(told, "1", "backbone.layer4.1.bn2.bias", "3", "512")

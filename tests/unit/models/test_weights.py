@@ -5,6 +5,7 @@ import pickle
 import re
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from up.models.net import Net
 from up.models.weights import Weights, WeightsError, clean_state_dict, load_weights, read_state, unwrap
 
 torch.set_num_threads(1)
+
+load_with_heads = partial(load_weights, heads={"head": "classifier"})
 
 
 class Head(nn.Module):
@@ -314,7 +317,7 @@ def test_torchvision_weights_make_timm_networks_compute_the_same(family):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 1e-5
-    report = load_weights(ours, Weights("tv", theirs.state_dict()), heads=())
+    report = load_weights(ours, Weights("tv", theirs.state_dict()))
     assert report.naming == naming
     assert (report.missing, report.unexpected, report.misshaped, report.reinitialised, report.resized) == ([], [], [], [], [])
     size = 128 if family == "swin" else 64
@@ -336,7 +339,7 @@ def test_torchvision_weights_fill_a_net_of_backbone_and_head(family):
     head = Head(planes, 1000, norm=family == "convnext")
     net = Net([("backbone", backbone), ("head", head)])
     state = scrambled(theirs().state_dict())
-    report = load_weights(net, Weights("tv", state))
+    report = load_with_heads(net, Weights("tv", state))
     assert report.naming == naming
     assert (report.missing, report.unexpected, report.misshaped, report.reinitialised) == ([], [], [], [])
     classifier = [tensor for tensor in state.values() if tensor.shape == (1000,)][-1]
@@ -354,7 +357,7 @@ def test_original_swin_names_mean_what_timm_takes_them_for():
     }
     original["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16)  # the original stores it
     assert equal(timm_swin.checkpoint_filter_fn(original, network), state)
-    report = load_weights(network, Weights("ms", original), heads=())
+    report = load_weights(network, Weights("ms", original))
     assert report.naming == "microsoft swin"
     assert equal(network.state_dict(), state)
 
@@ -369,7 +372,7 @@ def test_original_convnext_names_mean_what_timm_takes_them_for():
         key = key.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
         original[key.replace("head.fc", "head").replace("head.norm", "norm")] = tensor
     assert equal(timm_convnext.checkpoint_filter_fn(original, network), state)
-    report = load_weights(network, Weights("fb", original), heads=())
+    report = load_weights(network, Weights("fb", original))
     assert report.naming == "facebook convnext"
     assert equal(network.state_dict(), state)
 
@@ -384,7 +387,7 @@ def test_the_older_layer0_names(depth):
         key = re.sub(r"^backbone\.conv1\.", "backbone.layer0." if flat else "backbone.layer0.0.", key)
         old["module." + re.sub(r"^backbone\.bn1\.", "backbone.layer0.7." if flat else "backbone.layer0.1.", key)] = tensor
     assert any(key.startswith("module.backbone.layer0.") for key in old)
-    report = load_weights(net, _through_a_file(old))
+    report = load_with_heads(net, _through_a_file(old))
     assert report.naming == ("UP, flat deep layer0" if flat else "UP, layer0")
     assert equal(net.state_dict(), state)
     assert len(report.loaded) == len(state)
@@ -403,10 +406,10 @@ def test_names_that_mean_the_same_tensor_must_agree():
     state["backbone.layer0.1.weight"] = state["backbone.bn1.weight"].clone()
     old = {key: tensor for key, tensor in state.items() if not key.startswith("backbone.bn1.")}
     old |= {key.replace("bn1", "layer0.1"): tensor for key, tensor in state.items() if key.startswith("backbone.bn1.")}
-    assert load_weights(net, Weights("twice.pth", old)).missing == []
+    assert load_with_heads(net, Weights("twice.pth", old)).missing == []
     old["backbone.layer0.0.weight"] += 1
     with pytest.raises(WeightsError, match=facts("backbone.layer0.0.weight", "backbone.conv1.weight", "differ")):
-        load_weights(net, Weights("twice.pth", old))
+        load_with_heads(net, Weights("twice.pth", old))
 
 
 # ------------------------------------------------------------------------------------------------- what does not fit
@@ -416,7 +419,7 @@ def test_bare_timm_weights_and_a_new_head():
     state = scrambled(timm.create_model("resnet18").state_dict())
     net = net_of(timm.create_model("resnet18", num_classes=0), 7)
     fresh = net.head.classifier.weight.clone()
-    report = load_weights(net, Weights("r18.pth", state))
+    report = load_with_heads(net, Weights("r18.pth", state))
     assert torch.equal(net.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
     assert torch.equal(net.head.classifier.weight, fresh)
     assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
@@ -437,13 +440,13 @@ def test_a_head_that_must_be_the_trained_one():
     net = net_of(small_resnet(), 7)
     state = net_of(small_resnet(), 5).state_dict()
     with pytest.raises(WeightsError, match=facts("2", "head.classifier.weight", "5", "16", "7", "16")):
-        load_weights(net, Weights("teacher.pth", state), heads=())
+        load_weights(net, Weights("teacher.pth", state))
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(5, [5, 3]), ([5, 3], 5), ([5, 3], [5, 3, 2])])
 def test_one_classifier_and_several(theirs, ours):
     net = net_of(small_resnet(), ours)
-    report = load_weights(net, Weights("x.pth", net_of(small_resnet(), theirs).state_dict()))
+    report = load_with_heads(net, Weights("x.pth", net_of(small_resnet(), theirs).state_dict()))
     assert report.reinitialised == [name for name in net.state_dict() if name.startswith("head.")]
     assert len(report.loaded) == len(net.backbone.state_dict())
 
@@ -451,14 +454,14 @@ def test_one_classifier_and_several(theirs, ours):
 def test_a_classifier_without_bias_is_dropped_whole():
     net = net_of(small_resnet(), 5)
     net.head.classifier = nn.Linear(16, 5, bias=False)
-    report = load_weights(net, Weights("x.pth", net_of(small_resnet(), 5).state_dict()))
+    report = load_with_heads(net, Weights("x.pth", net_of(small_resnet(), 5).state_dict()))
     assert report.reinitialised == ["head.classifier.weight"]
 
 
 def test_weights_of_a_backbone_alone():
     net = net_of(small_resnet(), 5)
     state = scrambled(small_resnet().state_dict())
-    report = load_weights(net, Weights("backbone.pth", state))
+    report = load_with_heads(net, Weights("backbone.pth", state))
     assert equal(net.backbone.state_dict(), state)
     assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
 
@@ -467,7 +470,7 @@ def test_another_number_of_class_names_is_another_head():
     net = net_of(small_resnet(), 3)
     state = scrambled(net.state_dict())
     weights = Weights("x.pth", state, class_names=("a", "b"))
-    report = load_weights(net, weights, class_names=["a", "b", "c"])
+    report = load_with_heads(net, weights, class_names=["a", "b", "c"])
     assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
     assert each_tells(report.notes, ("2", "classes", "3"))
     assert not torch.equal(net.head.classifier.weight, state["head.classifier.weight"])
@@ -476,7 +479,7 @@ def test_another_number_of_class_names_is_another_head():
 def test_other_class_names_of_the_same_number_are_pointed_out():
     net = net_of(small_resnet(), 2)
     state = scrambled(net.state_dict())
-    report = load_weights(net, Weights("x.pth", state, class_names=("a", "b")), class_names=["c", "d"])
+    report = load_with_heads(net, Weights("x.pth", state, class_names=("a", "b")), class_names=["c", "d"])
     assert report.reinitialised == []
     assert torch.equal(net.head.classifier.weight, state["head.classifier.weight"])
     assert tells(report.lines()[-1], "afresh", "{skip", "[head]}")
@@ -491,7 +494,7 @@ def test_any_other_mismatch_is_an_error_with_the_line_to_add():
     for key in [key for key in state if key.startswith("backbone.layer4.") and "num_batches" not in key]:
         state[key] = torch.ones(3, 3)
     with pytest.raises(WeightsError, match="^x.pth: ") as caught:
-        load_weights(net, Weights("x.pth", state))
+        load_with_heads(net, Weights("x.pth", state))
     told = str(caught.value)
     wrong = sum(key.startswith("backbone.layer4.") and "num_batches" not in key for key in state) + 2
     assert tells(told, "x.pth", wrong, "1", "backbone.layer3.0.conv1.weight")
@@ -501,7 +504,7 @@ def test_any_other_mismatch_is_an_error_with_the_line_to_add():
     skip = re.search(r"saver: \{skip: \[(.*)\]\}$", told)[1].split(", ")
     assert skip == ["backbone.layer3.0.conv1", "backbone.layer1.0.bn1.extra", "backbone.layer4"]
     assert equal(net.state_dict(), before)  # nothing was loaded
-    report = load_weights(net, Weights("x.pth", state), skip=skip)  # the line works
+    report = load_with_heads(net, Weights("x.pth", state), skip=skip)  # the line works
     assert "backbone.layer3.0.conv1.weight" in report.skipped
     assert torch.equal(net.state_dict()["backbone.layer4.0.conv1.weight"], before["backbone.layer4.0.conv1.weight"])
     assert torch.equal(net.state_dict()["backbone.layer2.0.conv1.weight"], state["backbone.layer2.0.conv1.weight"])
@@ -511,28 +514,28 @@ def test_what_may_be_left_out_is_named_once_or_not_at_all():
     backbone = Net([("backbone", small_resnet())])
     weights = Weights("x.pth", {**backbone.state_dict(), "neck.weight": torch.ones(1), "neck.bias": torch.ones(1)})
     with pytest.raises(WeightsError, match=facts("leave", "{skip", "[neck]}")):
-        load_weights(backbone, weights)
+        load_with_heads(backbone, weights)
     with pytest.raises(WeightsError, match=facts("2", "neck.bias", "tensors")):
-        load_weights(backbone, weights, heads=())
+        load_weights(backbone, weights)
 
 
 def test_a_deeper_network_is_suspected():
     net = net_of(timm.create_model("resnet50", num_classes=0), 5)
     with pytest.raises(WeightsError, match=facts("architecture", "{skip", "[")) as caught:
-        load_weights(net, Weights("r18.pth", timm.create_model("resnet18").state_dict()))
+        load_with_heads(net, Weights("r18.pth", timm.create_model("resnet18").state_dict()))
     assert len(str(caught.value)) < 2500
 
 
 def test_another_architecture_altogether():
     with pytest.raises(WeightsError, match=facts("vit.pth", "cls_token", "backbone.conv1")):
-        load_weights(net_of(small_resnet(), 5), Weights("vit.pth", FAMILIES["vit"][1]().state_dict()))
+        load_with_heads(net_of(small_resnet(), 5), Weights("vit.pth", FAMILIES["vit"][1]().state_dict()))
 
 
 def test_skip_leaves_tensors_as_built():
     net = net_of(small_resnet(), 5)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     state = scrambled(net.state_dict())
-    report = load_weights(net, Weights("x.pth", state), skip=["head", r"r:layer4.*conv1"])
+    report = load_with_heads(net, Weights("x.pth", state), skip=["head", r"r:layer4.*conv1"])
     assert sorted(report.skipped) == ["backbone.layer4.0.conv1.weight", "head.classifier.bias", "head.classifier.weight"]
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name] if name in report.skipped else state[name])
@@ -541,7 +544,7 @@ def test_skip_leaves_tensors_as_built():
 def test_a_skip_that_matches_nothing_is_an_error():
     net = net_of(small_resnet(), 5)
     with pytest.raises(ValueError, match=facts("saver.skip", "'backbone.layr4'", "'backbone.layer4'")):
-        load_weights(net, Weights("x.pth", net.state_dict()), skip=["backbone.layr4"])
+        load_with_heads(net, Weights("x.pth", net.state_dict()), skip=["backbone.layr4"])
 
 
 class Counts(nn.Module):
@@ -552,19 +555,19 @@ class Counts(nn.Module):
 
 def test_counters_of_losses_are_no_weights():
     net = net_of(small_resnet(), 5, post_process=Counts(5))
-    report = load_weights(net, Weights("x.pth", scrambled(net_of(small_resnet(), 5).state_dict())), heads=())
+    report = load_weights(net, Weights("x.pth", scrambled(net_of(small_resnet(), 5).state_dict())))
     assert report.missing == ["post_process.seen"]
     other = net_of(small_resnet(), 5, post_process=Counts(9))
-    report = load_weights(net, Weights("x.pth", scrambled(other.state_dict())), heads=())
+    report = load_weights(net, Weights("x.pth", scrambled(other.state_dict())))
     assert [item.name for item in report.misshaped] == ["post_process.seen"]
     with pytest.raises(WeightsError, match=facts("1", "neck.seen", "[neck]")):
-        load_weights(net, Weights("x.pth", {**net.state_dict(), "neck.seen": torch.zeros(5)}))
+        load_with_heads(net, Weights("x.pth", {**net.state_dict(), "neck.seen": torch.zeros(5)}))
 
 
 def test_files_from_before_batches_were_counted():
     net = net_of(small_resnet(), 5)
     state = {key: tensor for key, tensor in scrambled(net.state_dict()).items() if "num_batches" not in key}
-    report = load_weights(net, Weights("x.pth", state))
+    report = load_with_heads(net, Weights("x.pth", state))
     assert (report.missing, len(report.loaded)) == ([], len(state))
 
 
@@ -580,7 +583,7 @@ def test_position_embeddings_are_resized(size, class_token):
 
     state = scrambled(vit(64).state_dict())
     net = net_of(vit(size), 5)
-    report = load_weights(net, Weights("vit.pth", state))
+    report = load_with_heads(net, Weights("vit.pth", state))
     grid = [side // 8 for side in size]
     expected = resample_abs_pos_embed(state["pos_embed"], grid, num_prefix_tokens=int(class_token))
     torch.testing.assert_close(net.backbone.pos_embed.data, expected)
@@ -599,7 +602,7 @@ def test_window_biases_are_resized():
 
     state = scrambled(swin(4).state_dict())
     net = net_of(swin(8), 5)
-    report = load_weights(net, Weights("swin.pth", state))
+    report = load_with_heads(net, Weights("swin.pth", state))
     name = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
     assert [(item.name, item.found, item.wanted) for item in report.resized] == [(name, (49, 2), (225, 2))]
     table, old = net.state_dict()[name], state[name.removeprefix("backbone.")]
@@ -611,17 +614,17 @@ def test_averaged_weights_are_preferred_and_said_so():
     net = net_of(small_resnet(), 5)
     raw, averages = scrambled(net.state_dict()), scrambled(net.state_dict())
     weights = Weights("x.pth", raw, averages)
-    report = load_weights(net, weights)
+    report = load_with_heads(net, weights)
     assert tells(report.lines()[0], "x.pth", len(raw), "EMA")
     assert equal(net.state_dict(), averages)
-    assert not load_weights(net, weights, prefer_ema=False).averaged
+    assert not load_with_heads(net, weights, prefer_ema=False).averaged
     assert equal(net.state_dict(), raw)
 
 
 def test_half_precision_is_converted():
     net = net_of(small_resnet(), 5)
     state = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in scrambled(net.state_dict()).items()}
-    load_weights(net, Weights("x.pth", state))
+    load_with_heads(net, Weights("x.pth", state))
     assert net.head.classifier.weight.dtype == torch.float32
     assert torch.equal(net.head.classifier.weight, state["head.classifier.weight"].float())
 
@@ -634,5 +637,5 @@ def test_wrappers_leave_no_trace():
     wrapped = nn.DataParallel(torch.compile(net))
     assert unwrap(wrapped) is net
     assert list(clean_state_dict(wrapped)) == names
-    load_weights(wrapped, Weights("x.pth", state))
+    load_with_heads(wrapped, Weights("x.pth", state))
     assert equal(clean_state_dict(wrapped), state)

@@ -6,7 +6,7 @@ import timm
 from timm.optim import auto_group_layers
 from torch import nn
 
-from up.optim.depth import depth_blocks, layer_ids, module_depths
+from up.optim.groups import depth_blocks, layer_ids, module_depths
 
 
 def stack(count: int) -> nn.Sequential:

@@ -15,8 +15,7 @@ from torch.optim import SGD, lr_scheduler
 
 from up.errors import UserError
 from up.optim import build_schedule, set_lr
-from up.optim.curves import PolyLR, StepLR
-from up.optim.plateau import ReduceLROnPlateau
+from up.optim.curves import PolyLR, ReduceLROnPlateau, StepLR
 from up.optim.schedules import SCHEDULES, Schedule
 
 few = settings(max_examples=40, deadline=None, database=None)

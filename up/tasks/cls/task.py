@@ -47,6 +47,7 @@ class Classification(Task[ImageDataset]):
     name = "cls"
     unit = "percent"
     net_kinds = ("backbone", "head", "post_process")
+    class_layer = "classifier"
     parts = {
         "dataset": DATASETS,
         "meta_type": METAS,
