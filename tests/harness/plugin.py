@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ def files_in(page: Path) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"```\w+\n# ([\w.]+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def install(folder: Path, *, train: int = 20, test: int = 6) -> None:
+def install(folder: Path, *, train: int = 20, test: int = 7) -> None:
     """Write the files of the page, the entry point that its pyproject.toml declares, and images with masks."""
     for name, content in files_in(PAGE):
         (folder / name).write_text(content, encoding="utf-8")
@@ -28,18 +28,19 @@ def install(folder: Path, *, train: int = 20, test: int = 6) -> None:
     (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-task\nVersion: 0.1\n")
     (installed / "entry_points.txt").write_text(f"[up.tasks]\n{name} = {target}\n")
     squares(folder / "train", train)
-    squares(folder / "test", test)
+    squares(folder / "test", test, sides=(32, 48, 40))
 
 
-def squares(folder: Path, number: int, side: int = 32) -> None:
-    """Noise with one bright square each; its mask, and a row of pixels without a label that differs from image to image."""
+def squares(folder: Path, number: int, sides: Sequence[int] = (32,)) -> None:
+    """Noise with one bright square each; its mask, and rows of pixels without a label. Their number and the size differ."""
     draw = np.random.default_rng(len(folder.name))
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for index in range(number):
         size = int(draw.integers(6, 20))
-        left, top = draw.integers(0, side - size, 2)
-        pixels, mask = draw.integers(0, 100, (side, side, 3), dtype=np.uint8), np.zeros((side, side), dtype=np.uint8)
+        left, top = draw.integers(0, 32 - size, 2)
+        high, wide = sides[index % len(sides)], sides[(index + 1) % len(sides)]
+        pixels, mask = draw.integers(0, 100, (high, wide, 3), dtype=np.uint8), np.zeros((high, wide), dtype=np.uint8)
         pixels[top : top + size, left : left + size] += 120
         mask[top : top + size, left : left + size] = 1
         mask[: index % 5] = 255

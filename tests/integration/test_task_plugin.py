@@ -9,13 +9,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.harness.facts import each_tells, tells
 from tests.harness.plugin import PAGE, files_in, install
 from tests.harness.refusals import refused
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.bundle.package import open_package
 
 ROOT = PAGE.parents[1]
 QUICK = ("net.0.kwargs.width=4", "trainer.log_interval=1", "trainer.max_epoch=2", "trainer.test_freq=2", "trainer.save_freq=2")
@@ -39,8 +43,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint(folder)["model"]  # type: ignore[no-any-return]
 
 
+def ranks(folder: Path, *words: str) -> None:
+    """Run a command on two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "up", *words]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_plug_in_is_small() -> None:
-    lines = [line for line in dict(files_in(PAGE))["seg_task.py"].splitlines() if line.strip()]
+    lines = [line for _, text in files_in(PAGE) for line in text.splitlines() if line.strip()]
     assert len(lines) <= 250
 
 
@@ -75,26 +87,66 @@ def test_a_run_stopped_inside_an_epoch_ends_bit_equal(seg: Path, monkeypatch: py
 
 
 def test_two_ranks_train_and_measure_as_one(seg: Path) -> None:
-    """With 16 images a step either way, whose labelled pixels differ; the counts of pixels are exact."""
-    plain = ("dataset.train.dataset.kwargs.transformer.0.kwargs.p=0", "net.0.kwargs.normalize={type: gn, kwargs: {num_groups: 2}}")
+    """With 10 images a step either way, whose labelled pixels differ, and 7 to evaluate; the counts of pixels are exact."""
+    plain = ("dataset.train.dataset.kwargs.transformer.1.kwargs.p=0", "net.0.kwargs.normalize={type: gn, kwargs: {num_groups: 2}}")
     up("train", *plain, "dataset.train.batch_sampler.kwargs.batch_size=10", folder="one")
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "up", "train"]
-    words += ["--config", "seg.yaml", "--opts", *QUICK, "saver.save_dir=two", *plain]
-    ended = subprocess.run(
-        [*words, "dataset.train.batch_sampler.kwargs.batch_size=5"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{seg}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stderr
+    named = ["--config", "seg.yaml", "--opts", *QUICK, *plain]
+    ranks(seg, "train", *named, "saver.save_dir=two", "dataset.train.batch_sampler.kwargs.batch_size=5")
     for name, tensor in weights(seg / "one").items():
         torch.testing.assert_close(tensor, weights(seg / "two")[name], rtol=0, atol=1e-5)
-    measured = [
-        [json.loads(line) for line in (seg / folder / "metrics.jsonl").read_text().splitlines()][-1]["miou"]
-        for folder in ("one", "two")
-    ]
-    assert measured[0] == pytest.approx(measured[1], abs=1e-2)
+    evaluated = ["eval", "--ckpt", "one/ckpt_latest.pth"]
+    assert main([*evaluated, "--out", "alone", *named]) == 0
+    ranks(seg, *evaluated, "--out", "both", *named)
+    alone, both = (json.loads((seg / folder / "metrics.json").read_text()) for folder in ("alone", "both"))
+    assert alone == both
+    assert alone["miou"] > 0
+
+
+WITHOUT = "import sys; sys.modules.update(torch=None, seg_task=None); from up.__main__ import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_masks_of_the_checkpoint_and_of_its_package(seg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same masks, in the size of each image; the package needs neither torch nor the plug-in."""
+    up("train", "trainer.optimizer.kwargs.lr=0.02")
+    named = ["--config", "seg.yaml", "--ckpt", "runs/seg/ckpt_latest.pth", "--opts", QUICK[0]]
+    assert main(["to_kestrel", "--save-to", "out", *named]) == 0
+    assert main(["to_onnx", "--save-prefix", "out/seg", *named]) == 0
+    assert main(["to_kestrel", "--to", "triton", "--save-to", "out", *named]) == 0
+    assert "dims: [ 2, 32, 32 ]" in (seg / "out/seg/config.pbtxt").read_text().replace("-1", "32")
+    assert main(["eval", "--out", "out", *named]) == 0
+    miou = json.loads((seg / "out/metrics.json").read_text())["miou"]
+    capsys.readouterr()
+    assert main(["verify", "out/seg_1.0.0.tar", "--meta", "test"]) == 0
+    assert f"miou: {miou:.2f} %" in capsys.readouterr().out
+    metrics = open_package(Path("out/seg_1.0.0.tar")).manifest.metrics
+    assert metrics is not None
+    assert (metrics.metric, metrics.images, metrics.torch) == ("miou", 7, pytest.approx(miou, abs=1e-3))
+    predicted = ["predict", "test/images", "--format", "jsonl"]
+    assert main([*predicted, "--mask-dir", "masks", "--vis-dir", "seen", "--output", "rows.jsonl", *named]) == 0
+    for package in ("seg_1.0.0.tar", "seg.onnx"):
+        words = ["--bundle", f"out/{package}", "--mask-dir", package[-4:], "--output", f"{package}.jsonl"]
+        command = [sys.executable, "-c", WITHOUT, *predicted, *words]
+        ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert (seg / f"{package}.jsonl").read_text().replace(package[-4:], "masks") == (seg / "rows.jsonl").read_text()
+    rows = [json.loads(line) for line in (seg / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 7
+    for row in rows:
+        with (
+            Image.open(row["file"]) as image,
+            Image.open(row["mask"]) as mask,
+            Image.open(f"seen/{Path(row['mask']).name}") as drawn,
+        ):
+            assert image.size == mask.size == drawn.size
+            assert (mask.mode, drawn.mode) == ("P", "RGB")
+            levels = np.asarray(mask)
+        counted = {each["name"]: each["pixels"] for each in row["predictions"]}
+        assert counted == {name: n for label, name in enumerate(("background", "square")) if (n := int((levels == label).sum()))}
+        for folder in (".tar", "onnx"):
+            assert (np.asarray(Image.open(f"{folder}/{Path(row['mask']).name}")) == levels).all()
+    (line,) = refused(["to_kestrel", "--strict-kestrel", "--save-to", "strict", *named], capsys, seg / "test")
+    assert tells(line, "--strict-kestrel", "pixels", "classes")
+    assert not Path("strict").exists()
 
 
 def test_features_of_a_teacher_are_distilled(seg: Path) -> None:
@@ -145,8 +197,8 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "no length": ("def __len__(self)", "def len(self)", ["__len__", YAML]),
     "a base that is not initialised": ("super().__init__(**kwargs)", "del kwargs", ["max_bad", YAML]),
     "unkeyed randomness": (").long()", ").long() + torch.randint(9, (1,), generator=DRAW)", ["read again", CODE]),
-    "a sample without image": ("Sample(image=Image", "Sample(picture=Image", ["image", YAML]),
-    "an image of another form": ('.convert("RGB")', '.convert("L")', ["RGB", YAML]),
+    "a sample without image": ("Sample(image=read", "Sample(picture=read", ["image", YAML]),
+    "an image of another form": ("read_rgb(str(path))", 'read_rgb(str(path)).convert("L")', ["RGB", YAML]),
     "an exception while reading": ("path.parents[1]", "path.parents[9]", ["IndexError", CODE]),
     # batches
     "a batch that is no Batch": (
@@ -173,6 +225,22 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "a merge that keeps one rank": ("np.sum(states, axis=0)", "states[-1]", ["merge", CODE]),
     "a wrong main_metric": ('main_metric = "miou"', 'main_metric = "iou"', ["main_metric", "miou", CODE]),
     "metrics that are no numbers": ('"pixel_accuracy": float(', '"pixel_accuracy": str(', ["pixel_accuracy", CODE]),
+    # predictions and exports
+    "no Served": ("return Served(", "return (", ["Served", CODE]),
+    "a module of a record": (
+        'self.net({"image": image})["scores"]\n        return scores.softmax(1) if self.activated else scores',
+        'self.net({"image": image})\n        return scores',
+        ["module", "tensor", CODE],
+    ),
+    "other axes": ('axes=["N", classes, "H", "W"]', 'axes=["N", classes]', ["axes", "'scores'", CODE]),
+    "an answer of another output": ('PixelsAnswer(output="scores"', 'PixelsAnswer(output="masks"', ["masks", CODE]),
+    "an answer of other labels": ("labels = class_names or", "labels = ['one'] or", ["PixelsAnswer", CODE]),
+    "an answer without its arguments": ('activation="none" if activated else "softmax")', ")", ["activation", CODE]),
+    "an evaluator of other names": (
+        'outputs["scores"].argmax(1)',
+        'outputs["features"][-1].new_zeros(len(batch.mask), 2, *batch.mask.shape[1:]).argmax(1)',
+        ["features", "scores", CODE],
+    ),
     "a state that cannot be sent": ("return self.matrix\n", "return lambda: self.matrix\n", ["state", CODE]),
 }
 
@@ -199,3 +267,17 @@ def test_a_mistake_is_one_line(seg: Path, capsys: pytest.CaptureFixture[str], mi
     assert lines["check"] == lines["train"]
     for word in words:
         assert word in lines["check"][0], lines["check"][0]
+
+
+def test_check_exports_the_net(seg: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that depends on values cannot be exported; without the deploy extra a note says that it was not checked."""
+    code = (seg / CODE).read_text()
+    old = "return scores.softmax(1) if self.activated else scores"
+    assert old in code
+    (seg / CODE).write_text(code.replace(old, "return scores if scores.mean() > 0 else -scores"))
+    command = ["check", "--config", "seg.yaml", "--opts", *QUICK]
+    (line,) = refused(command, capsys, seg / "train")
+    assert tells(line, CODE, "serve", "export")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(command) == 0
+    assert each_tells([each for each in capsys.readouterr().out.splitlines() if "onnx" in each], ("note", "onnxscript", "deploy"))

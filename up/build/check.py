@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from up.build.check_task import check_task
+from up.build.check_task import check_export, check_task
 from up.build.data import Phase, build_batch_fn, build_evaluation, build_reader, build_transforms, input_size_of, notes_on
 from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
 from up.build.experiment import missing_files
@@ -95,6 +95,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
         sources = [("train", parts.train_data), *([("test", parts.test_data)] if parts.test_data is not None else [])]
         yield from open_images(experiment, sources, images, warn)
     dry_run(experiment, parts)
+    yield from (f"note: {note}" for note in check_export(experiment, parts))
     yield from check_start(experiment, parts, weights=not start_absent, teacher_weights=not teachers_absent)
     yield from check_backward(experiment, parts.net, parts.distillation)
 

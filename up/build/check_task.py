@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from numbers import Real
 
 import torch
@@ -14,15 +15,20 @@ from torch import Tensor, nn
 from up.build.data import input_spec_of
 from up.build.dry_run import dry_run, placing_modules, traceless
 from up.build.parts import RunParts
+from up.bundle.answers.answer import axes_fit
+from up.bundle.session import EXTRA
 from up.config.contract import called
 from up.data.records import Batch, Dataset, Sample, SampleKey
+from up.deploy.onnx import export_graph
 from up.engine.evaluate import EVALUATOR_CONTRACT, Evaluation, Evaluator, evaluation_mode
 from up.engine.step import BatchStage, StepOutput
+from up.errors import UserError
 from up.models.net import Net
-from up.tasks.declaration import error_at, is_ours
+from up.tasks.declaration import error_at, is_ours, served_by
 from up.tasks.experiment import Experiment
+from up.tasks.served import Served
 from up.tasks.task import AnyTask, InputSpec
-from up.text import some_of
+from up.text import count, some_of
 
 _IMAGES = 4
 _TOLERANCE = 1e-4
@@ -49,7 +55,10 @@ def check_task(experiment: Experiment, parts: RunParts) -> None:
         if len(samples) > 1:
             check_loss(task, net, parts.stage, samples)
         if parts.test_data is not None and parts.evaluation is not None:
-            check_evaluator(task, net, parts.evaluation, check_data(parts.test_data))
+            tested = check_data(parts.test_data)
+            check_evaluator(task, net, parts.evaluation, tested)
+            if task.is_served:
+                check_served(task, net, parts.class_names, parts.evaluation, tested)
 
 
 def check_data(data: Dataset) -> list[Sample]:
@@ -244,3 +253,62 @@ def _travelled(evaluator: Evaluator) -> object:
     except Exception as error:  # whatever the state holds
         what = f"{called(kind)}.state cannot be sent to other ranks ({error})"
         raise error_at(kind.state, what, fix="Return numbers, arrays and lists.") from error
+
+
+def check_served(task: AnyTask, net: Net, class_names: list[str] | None, evaluation: Evaluation, samples: Sequence[Sample]) -> None:
+    """Raise ``UserError`` unless what ``serve`` returns fits together, and the evaluator reads what its answer makes of images."""
+    code, name = type(task).serve, f"{called(type(task))}.serve"
+    batch = evaluation.stage(task.collate(samples))
+    if not isinstance(batch.image, Tensor):
+        return
+    with evaluation_mode(net):
+        served = served_by(task, net, class_names, False)
+        found = served.module(batch.image)
+    tensors = [found] if isinstance(found, Tensor) else found
+    if not isinstance(tensors, list | tuple) or [type(each) for each in tensors] != [Tensor] * len(served.outputs):
+        got = ", ".join(type(each).__name__ for each in tensors) if isinstance(tensors, list | tuple) else type(found).__name__
+        expected = f"{count(len(served.outputs), 'tensor')}, one for each of `outputs`"
+        raise error_at(code, f"{name}: the module returned {got}", expected=expected)
+    for output, tensor in zip(served.outputs, tensors, strict=True):
+        if len(tensor) != len(batch.image) or not axes_fit(["N", *tensor.shape[1:]], output.axes):
+            what = f"{name}: {output.name!r} of {count(len(batch.image), 'image')} is {tuple(tensor.shape)}"
+            raise error_at(code, what, expected=f"the axes of its OutputSpec, {output.axes}")
+    misfit = served.answer.misfit(served.outputs)
+    if misfit is not None:
+        raise error_at(code, f"{name}: {type(served.answer).__name__} does not read its outputs: {misfit}")
+    _check_scores(evaluation.make_evaluator(), served, tensors, batch)
+
+
+def _check_scores(evaluator: Evaluator, served: Served, tensors: Sequence[Tensor], batch: Batch) -> None:
+    """Raise ``UserError`` unless ``evaluator`` reads what the answer makes of ``tensors``, as when a package is evaluated."""
+    outputs = {output.name: tensor.float().cpu().numpy() for output, tensor in zip(served.outputs, tensors, strict=True)}
+    device = batch.image.device
+    scores = {
+        name: [torch.as_tensor(each, device=device) for each in value]
+        if isinstance(value, list)
+        else torch.as_tensor(value, device=device)
+        for name, value in served.answer.to_scores(outputs).items()
+    }
+    try:
+        evaluator.update(scores, batch)
+    except KeyError as error:
+        what = f"{called(type(evaluator))}.update reads {error} of the outputs, but those of a package are {some_of(scores)}"
+        fix = "Read names that are in the net's record and in answer.to_scores()."
+        raise error_at(type(evaluator).update, what, fix=fix) from error
+
+
+def check_export(experiment: Experiment, parts: RunParts) -> list[str]:
+    """Notes of an export of a plug-in's untrained net. Raises ``UserError`` where torch cannot export what ``serve`` returns."""
+    task, net, spec = experiment.task, parts.net, input_spec_of(experiment)
+    if is_ours(task) or not task.is_served or spec is None:
+        return []
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        return [f"whether to_onnx can export the net was not checked: {missing[0]} is not installed. {EXTRA}"]
+    with evaluation_mode(net):
+        served = served_by(task, net, parts.class_names, False)
+        try:
+            export_graph(served.module, spec.size, served.outputs)
+        except UserError as error:
+            raise error_at(type(task).serve, f"{called(type(task))}.serve: {error}") from error
+    return []

@@ -18,7 +18,7 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--meta",
         type=Path,
-        help="also compute top-1 (mAP for several labels per image) on the images of this meta file, or folder of class folders",
+        help="also compute the metrics of the task (classification: top-1, or mAP) on this meta file or folder of labelled images",
     )
     parser.add_argument("--meta-type", help="format of the meta file (default: image_folder for a folder, else imagenet)")
     parser.add_argument("--image-dir", help="folder that its file names are relative to (default: the meta file's)")

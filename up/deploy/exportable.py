@@ -15,6 +15,7 @@ from up.deploy.kestrel import package_path, problems_of, relabelled
 from up.engine.evaluate import evaluation_mode
 from up.errors import ConfigError, Problem, UserError
 from up.files import unwritable
+from up.tasks.declaration import served_by
 from up.tasks.experiment import Experiment
 from up.tasks.served import preprocessing_of
 
@@ -43,7 +44,7 @@ def exportable(experiment: Experiment, net: nn.Module, class_names: list[str] | 
         if size is None:
             expected = "images of one size: it needs torch_center_crop, or torch_resize with [height, width]"
             raise UserError("leaves every image its own size", expected=expected)
-        served = experiment.task.serve(net, class_names, settings.add_softmax)
+        served = served_by(experiment.task, net, class_names, settings.add_softmax)
     experiment.raise_if_any(problems_of(settings, operations, size, served.answer, labels=labels))
     answer = relabelled(served.answer, settings) if labels and isinstance(served.answer, ClassesAnswer) else served.answer
     return Exportable(served.module, operations, size, list(served.outputs), answer)

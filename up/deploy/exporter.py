@@ -88,7 +88,8 @@ def write_kestrel(made: Export, settings: ToKestrelSection, path: Path, *, stric
     checked = verify(package_of(members, str(path)))
     make_folder(path.parent)
     write_atomically(path, lambda file: write_archive(members, file, mtime=archive_time()))
-    return checked
+    note = f"note: Kestrel cannot read {made.manifest.answer.kind}, so that the package has none of its own members"
+    return checked if is_kestrel else [*checked, note]
 
 
 class _Exporter:

@@ -43,8 +43,8 @@ class Category(BaseModel):
 def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection) -> dict[str, bytes]:
     """Write the four members that Kestrel reads. Raises ``UserError`` for other answers than classes."""
     if not isinstance(manifest.answer, ClassesAnswer):
-        got = Verbatim(type(manifest.answer).__name__)
-        raise UserError("Kestrel's packages", got=got, expected="classes of whole images", fix="Leave out --strict-kestrel.")
+        expected = "classes of whole images, all that Kestrel's own members can describe"
+        raise UserError(key="--strict-kestrel", got=Verbatim(manifest.answer.kind), expected=expected, fix="Leave it out.")
     major, minor, patch = (int(part) for part in settings.version.split("."))
     mean, std = pixel_affine(manifest.preprocess)
     height, width = manifest.input_size

@@ -12,14 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.transforms.v2.functional import to_pil_image
 
 from up.build.experiment import find_task
 from up.bundle.answers import Answer
+from up.bundle.manifest import Manifest
+from up.bundle.operations import CenterCropOperation, ResizeOperation
 from up.bundle.package import Package
 from up.bundle.preprocess import Preprocessing
 from up.bundle.session import Session
 from up.data.collate import without_bad
 from up.data.records import Batch, SampleKey
+from up.data.transforms.image import Geometric, Image, Targets, Transform
+from up.data.transforms.table import CenterCrop, Resize
 from up.deploy.models import EvaluatedModel, Forward
 from up.engine.ema import NoEma
 from up.engine.evaluate import Evaluation, Evaluator
@@ -81,6 +86,30 @@ def milliseconds(models: Mapping[str, Forward], shape: tuple[int, int, int], bat
     return {name: 1000 * statistics.median(taken) / batch for name, taken in times.items()}
 
 
+class PackageTransform(Transform):
+    """The preprocessing of a package as a transform; masks and boxes are resized and cropped as the image is."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._prepare = Preprocessing(manifest.preprocess, manifest.input_size)
+        self._moves: list[Geometric] = []
+        for op in manifest.preprocess:
+            match op:
+                case ResizeOperation(size=size):
+                    exact = size if isinstance(size, int) else (size[0], size[1])
+                    self._moves.append(Resize(size=exact, interpolation=op.interpolation))
+                case CenterCropOperation(size=[height, width]):
+                    self._moves.append(CenterCrop(size=(height, width)))
+
+    def __call__(self, image: Image) -> Image:
+        return torch.from_numpy(self._prepare(to_pil_image(image) if isinstance(image, torch.Tensor) else image))
+
+    def with_targets(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
+        moved = image
+        for each in self._moves:
+            moved, targets = each.move(moved, targets)
+        return self(image), targets
+
+
 def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type: str, *, provider: str = "cpu") -> list[str]:
     """Evaluate a package on a list or folder of labelled images; return a line per head.
 
@@ -89,9 +118,7 @@ def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type
     manifest = package.manifest
     task = find_task(manifest.task)
     folder = str(meta_file) if meta_type == "image_folder" else image_dir
-    prepare = Preprocessing(manifest.preprocess, manifest.input_size)
-    transforms = [lambda image: torch.from_numpy(prepare(image))]
-    data = task.listed(meta_file, meta_type, folder, manifest.answer, transforms)
+    data = task.listed(meta_file, meta_type, folder, manifest.answer, [PackageTransform(manifest)])
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(data), _BATCH):

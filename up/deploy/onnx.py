@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +39,7 @@ def export_graph(module: nn.Module, size: tuple[int, int], outputs: Sequence[Out
     example = torch.zeros(_EXAMPLE, 3, *size)
     batch = torch.export.Dim(_BATCH, min=1)
     try:
-        with quiet(*_LOUD):
+        with quiet(*_LOUD), redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a failure prints the whole graph
             program = torch.onnx.export(
                 module,
                 (example,),

@@ -16,6 +16,7 @@ from up.bundle.preprocess import ImageSource
 from up.data.records import Sample
 from up.deploy.models import TorchModel
 from up.errors import UserError
+from up.tasks.declaration import served_by
 from up.tasks.experiment import Experiment
 from up.tasks.served import preprocessing_of
 
@@ -25,7 +26,7 @@ class CheckpointPredictor(Predictor[Sample]):
 
     def __init__(self, experiment: Experiment, checkpoint: Path | None, *, topk: int | None = None, batch_size: int = 32) -> None:
         self.trained = load_trained(experiment, checkpoint)
-        served = experiment.task.serve(self.trained.net, self.trained.class_names, True)
+        served = served_by(experiment.task, self.trained.net, self.trained.class_names, True)
         if experiment.config.runtime.compile:
             served.module.compile()
         self._model = TorchModel(served.module, served.outputs, self.trained.device)

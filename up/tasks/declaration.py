@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+from torch import nn
+
 import up
 from up.config.contract import Contract, called
 from up.config.plugins import import_plugin, require_entries
 from up.config.signature import signature_of
 from up.errors import Ending, UserError
 from up.registry import Registry
+from up.tasks.served import Served
 from up.tasks.task import AnyTask, Task
 from up.text import did_you_mean, near_names
 
@@ -78,6 +81,15 @@ def check_parts(task: AnyTask, tables: Mapping[str, Registry]) -> None:
     for name in vars(kind).get("net_kinds", ()):
         if name not in tables:
             raise error_at(kind, f"{owner}.net_kinds: {owner}.parts has no {name!r}.{did_you_mean(name, tables)}")
+
+
+def served_by(task: AnyTask, net: nn.Module, class_names: list[str] | None, activated: bool) -> Served:
+    """What ``task.serve`` returns. Raises ``UserError`` where a plug-in returns something else."""
+    served: object = task.serve(net, class_names, activated)
+    if not isinstance(served, Served):
+        what = f"{called(type(task))}.serve returned a {type(served).__name__}"
+        raise error_at(type(task).serve, what, expected="a Served(module, outputs, answer)")
+    return served
 
 
 def error_at(code: object, what: str, *, got: object = None, expected: str | None = None, fix: str = "") -> UserError:

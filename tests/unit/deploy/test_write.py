@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import packages
-from tests.harness.facts import facts
+from tests.harness.facts import facts, tells
 from up.bundle.package import open_package
 from up.deploy.exporter import Export, write_kestrel
 from up.errors import StorageError, UserError
@@ -41,10 +41,11 @@ def test_masks_are_packed_without_what_only_kestrel_reads(tmp_path: Path) -> Non
     made = Export(model, manifest, vectors)
     path = tmp_path / "masks.tar"
     checked = write_kestrel(made, SETTINGS, path, strict=False)
-    assert "2 test vectors" in checked[-1]
+    assert "2 test vectors" in checked[-2]
+    assert tells(checked[-1], "note", "Kestrel", "pixels")
     opened = open_package(path)
     assert opened.manifest == manifest
     assert not any(name.endswith(".json") and name != "up_bundle.json" for name in opened.members)
-    with pytest.raises(UserError, match="PixelsAnswer"):
+    with pytest.raises(UserError, match=facts("--strict-kestrel", "pixels", "classes")):
         write_kestrel(made, SETTINGS, tmp_path / "strict.tar", strict=True)
     assert os.listdir(tmp_path) == ["masks.tar"]
