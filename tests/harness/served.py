@@ -16,13 +16,14 @@ import yaml
 from torch import nn
 
 from tests.harness.images import MIXED
+from tests.harness.tiny import tiny_config
 from up.__main__ import main
 from up.build.experiment import load_experiment
 from up.build.network import build_net
 from up.bundle.answers import OutputSpec
 from up.deploy import exporter
-from up.deploy.models import TorchModel
 from up.deploy.onnx import serialized
+from up.deploy.predictor import TorchModel
 from up.tasks.cls.model.heads import Head
 
 Config = dict[str, Any]
@@ -31,6 +32,18 @@ Config = dict[str, Any]
 def write_config(config: Config, folder: Path, name: str = "config.yaml") -> Path:
     path = folder / name
     path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def trained_config(images: Path, folder: Path) -> Path:
+    """The configuration of a run that is trained until it knows the three colours, with an average of its weights."""
+    config = tiny_config(images, folder / "run")
+    config["ema"] = {"enable": True, "kwargs": {"decay": 0.8, "warmup": 1}}
+    config["trainer"]["max_epoch"] = 3
+    config["trainer"]["lr_scheduler"]["kwargs"]["T_max"] = 3
+    config["to_kestrel"] = {"model_name": "colours", "version": "1.2.3", "type": "COLOUR"}
+    path = write_config(config, folder)
+    assert main(["train", "--config", str(path)]) == 0
     return path
 
 

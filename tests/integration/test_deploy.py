@@ -22,9 +22,9 @@ import up.deploy
 from tests.harness.documented import run_plain
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
-from tests.harness.served import answers, assert_same_answers, exported, mixed_folder, write_config
+from tests.harness.served import answers, assert_same_answers, exported, mixed_folder, trained_config, write_config
 from tests.harness.states import checkpoint
-from tests.harness.tiny import CLASSES, tiny_config
+from tests.harness.tiny import CLASSES
 from up.__main__ import main
 from up.bundle.package import open_package
 from up.deploy import exporter
@@ -34,16 +34,7 @@ pytestmark = pytest.mark.usefixtures("each_graph_once")
 
 @pytest.fixture(scope="module")
 def config_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is trained until it knows the three colours, with an average of its weights."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = tiny_config(images, folder / "run")
-    config["ema"] = {"enable": True, "kwargs": {"decay": 0.8, "warmup": 1}}
-    config["trainer"]["max_epoch"] = 3
-    config["trainer"]["lr_scheduler"]["kwargs"]["T_max"] = 3
-    config["to_kestrel"] = {"model_name": "colours", "version": "1.2.3", "type": "COLOUR"}
-    path = write_config(config, folder)
-    assert main(["train", "--config", str(path)]) == 0
-    return path
+    return trained_config(images, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

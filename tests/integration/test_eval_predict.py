@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from tests.harness.facts import each_tells, tells
 from tests.harness.refusals import contents, refused
-from tests.harness.tiny import CLASSES, tiny_config
+from tests.harness.served import trained_config
+from tests.harness.tiny import CLASSES
 from up.__main__ import main
 
 REPORTS = {"metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "confusion.png"}
@@ -27,16 +27,7 @@ VALIDATION = 13  # images
 
 @pytest.fixture(scope="module")
 def config_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration of a run that is trained until it knows the three colours, with an average of its weights."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = tiny_config(images, folder / "run")
-    config["ema"] = {"enable": True, "kwargs": {"decay": 0.8, "warmup": 1}}
-    config["trainer"]["max_epoch"] = 3
-    config["trainer"]["lr_scheduler"]["kwargs"]["T_max"] = 3
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    assert main(["train", "--config", str(path)]) == 0
-    return path
+    return trained_config(images, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -230,7 +221,7 @@ class TestPredict:
         for flag, path, reason in (
             ("--output", tmp_path / "file" / "x.csv", f"{tmp_path / 'file'} is no folder"),
             ("--output", tmp_path, "is a folder"),
-            ("--output", tmp_path / "pipe", "is no regular file; without --output the answers are printed"),
+            ("--output", tmp_path / "pipe", "is no regular file; without --output the predictions are printed"),
             ("--vis_dir", tmp_path / "file", f"{tmp_path / 'file'} is no folder"),
         ):
             words = ["predict", flag, str(path), str(images / "val 0.png"), "--ckpt", "none.pth"]

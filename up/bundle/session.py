@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -22,9 +24,23 @@ def required(name: str) -> ModuleType:
     """Import the module ``name`` of the deploy extra. Raises ``UserError`` with the command that installs it."""
     keep_quiet_about_models()
     try:
-        return import_module(name)
+        with _ctrl_c_deferred():
+            return import_module(name)
     except ImportError as error:
         raise UserError(f"{name} is not installed, which packages need ({error}). {EXTRA}") from error
+
+
+@contextmanager
+def _ctrl_c_deferred() -> Iterator[None]:
+    """Deliver Ctrl-C after the block: raised while a compiled module initializes, it leaves a half-made one, which may crash."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Session:

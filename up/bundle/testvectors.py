@@ -20,7 +20,7 @@ _SIDES = (97, 61)  # of the drawn images: odd, and of another aspect than any in
 
 @dataclass(frozen=True)
 class Vector:
-    """One image (PNG) with its input (1, 3, H, W) and outputs (1, …)."""
+    """An image (PNG) with its input (1, 3, H, W) and outputs (1, …)."""
 
     name: str
     image: bytes

@@ -82,11 +82,11 @@ def exported(experiment: Experiment, arguments: argparse.Namespace, folder: Path
     if reason is not None:
         raise StorageError(f"{folder}: nothing can be written there: {reason}. Name another folder.")
     from up.deploy.exporter import ExportOptions, export
-    from up.deploy.quantize import Limits
 
     options = ExportOptions(
         precision="int8" if arguments.quantize else "fp32",
-        limits=Limits(arguments.max_drop, arguments.min_speedup),
+        max_drop=arguments.max_drop,
+        min_speedup=arguments.min_speedup,
         calibration_images=arguments.calibration_images,
         metric_images=arguments.metric_images,
         images=images,

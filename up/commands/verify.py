@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--meta-type", help="format of the meta file (default: image_folder for a folder, else imagenet)")
     parser.add_argument("--image-dir", help="folder that its file names are relative to (default: the meta file's)")
-    parser.add_argument("--provider", default="cpu", help="execution provider of onnxruntime: cpu, cuda, tensorrt")
+    parser.add_argument("--provider", default="cpu", help="execution provider of onnxruntime: cpu, cuda, tensorrt, auto")
     arguments = parser.read(words[1:])
     expect_package(arguments.package, "")
     meta, meta_type = arguments.meta, arguments.meta_type

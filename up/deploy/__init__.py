@@ -1,4 +1,4 @@
-"""Export to packages, and prediction with them: ``up.deploy.load("model.tar").predict(["a.jpg"])``, without torch."""
+"""Export of packages, and prediction with them: ``up.deploy.load("model.tar").predict(["a.jpg"])``, without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # importing this package must stay free: the command line does it for --help
+if TYPE_CHECKING:  # importing this package must cost nothing: the command line does it for --help
     from up.bundle.predictor import Model
 
 __all__ = ["Model", "load"]
@@ -25,8 +25,9 @@ def load(
 ) -> Model:
     """Open a package (.tar) or one of our graphs (.onnx) to predict with.
 
-    ``topk`` classes are listed (None: as many as the package says), ``threads`` decode images. Raises ``UserError`` for
-    a package that is damaged, and a ``provider`` (cpu, cuda, tensorrt) that this onnxruntime does not have.
+    ``topk`` limits the classes (None: the number in the package), ``threads`` decode images, ``provider`` is cpu, cuda, tensorrt
+    or auto (CUDA if it can be started, else the CPU). Raises ``UserError`` for a damaged package, and for a provider that this
+    onnxruntime does not have.
     """
     from up.bundle.predictor import BundlePredictor, Model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -27,8 +27,8 @@ from up.deploy import gate, quantize
 from up.deploy.exportable import exportable
 from up.deploy.kestrel import kestrel_members
 from up.deploy.measure import Measured, measure, milliseconds
-from up.deploy.models import Forward, TorchModel
 from up.deploy.onnx import INPUT, export_graph, serialized, set_metadata
+from up.deploy.predictor import Forward, TorchModel
 from up.deploy.provenance import archive_time, provenance_of
 from up.deploy.samples import CPU, Samples, samples_in, samples_of
 from up.errors import UserError
@@ -55,7 +55,8 @@ class ExportOptions:
     """Options of the command line; ``images`` replace ``dataset.test`` where that is not on the machine."""
 
     precision: Literal["fp32", "int8"] = "fp32"
-    limits: quantize.Limits = field(default_factory=quantize.Limits)
+    max_drop: float = 1.0  # int8: largest loss of the metric, in points
+    min_speedup: float = 1.0  # int8: smallest speed-up
     calibration_images: int = 256
     metric_images: int | None = None  # 0 for all
     images: Sequence[Path] = ()
@@ -72,7 +73,9 @@ class Export:
 
 def export(experiment: Experiment, checkpoint: Path | None, options: ExportOptions, tell: Callable[[str], object]) -> Export:
     """Export, compare and measure; ``tell`` gets a line per finding. Raises before anything is written if a step fails."""
-    archive_time()  # may raise: before the work, not after it
+    archive_time()  # this and a missing library raise before the work, not after it
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        required(library)
     return _Exporter(experiment, checkpoint, options, tell).run()
 
 
@@ -210,7 +213,7 @@ class _Exporter:
         if self.samples.dataset is None:
             raise UserError("the loss of accuracy is measured on dataset.test", key=_INT8, fix="Leave --images out.")
         samples, chosen = self._calibration()
-        numbers, limits = self._numbers(None), self.options.limits
+        numbers, options = self._numbers(None), self.options
         before, failures = self._measured(fp32, numbers), []
 
         def calibration() -> Iterator[Floats]:
@@ -229,7 +232,9 @@ class _Exporter:
                 f"{name}: {after.metric} {after.value:.2f} % (fp32 {before.value:.2f} %) on {count(after.images, 'image')}; "
                 f"{times['int8']:.2f} ms an image (fp32 {times['fp32']:.2f}), {speedup:.2f} times as fast"
             )
-            failure = quantize.failure_of(before.value, after.value, speedup, limits)
+            failure = quantize.failure_of(
+                before.value, after.value, speedup, max_drop=options.max_drop, min_speedup=options.min_speedup
+            )
             if not failure:
                 return made, Quantization(
                     method=candidate.method,
@@ -237,7 +242,7 @@ class _Exporter:
                     images=0 if candidate.method == "dynamic" else len(chosen),
                     fp32=before.value,
                     int8=after.value,
-                    max_drop=limits.max_drop,
+                    max_drop=options.max_drop,
                 )
             failures.append(f"{name}: {failure}")
         raise UserError(f"not within the limits. {'; '.join(failures)}. Nothing was written.", key=_INT8)

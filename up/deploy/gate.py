@@ -10,7 +10,7 @@ import torch
 
 from up.bundle.answers import Answer, Floats
 from up.bundle.parity import Closeness, closeness
-from up.deploy.models import Forward
+from up.deploy.predictor import Forward
 from up.errors import NumericalError
 
 BATCHES = (1, 2, 5)

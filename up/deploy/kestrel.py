@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from up.bundle.answers import Answer, ClassesAnswer
 from up.bundle.answers.classes import HeadSpec
@@ -30,13 +30,13 @@ _MAX_BATCH = 8
 
 
 class Category(BaseModel):
-    """One entry of category_param.json: outputs ``start`` to ``end`` (inclusive) and their labels."""
+    """Entry of category_param.json: outputs ``start`` to ``end`` (inclusive) and their labels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     calculator: Annotated[str, BeforeValidator(str)] = "bypass"
-    start: StrictInt
-    end: StrictInt
+    start: Annotated[StrictInt, Field(serialization_alias="feature_start")]
+    end: Annotated[StrictInt, Field(serialization_alias="feature_end")]
     labels: list[Annotated[str, BeforeValidator(str)]]
 
 
@@ -75,10 +75,8 @@ def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection
         "version": version,
         "properties": {"description": _description(manifest)},
     }
-    categories = {
-        name: {"calculator": entry.calculator, "feature_start": entry.start, "feature_end": entry.end, "labels": entry.labels}
-        for name, entry in categories_of(settings, manifest.answer.heads).items()
-    }
+    found = categories_of(settings, manifest.answer.heads)
+    categories = {name: entry.model_dump(by_alias=True) for name, entry in found.items()}
     return {MODEL: model, "meta.json": _json(meta), "parameters.json": _json(parameters), "category_param.json": _json(categories)}
 
 

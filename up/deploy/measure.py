@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from up.build.experiment import find_task
@@ -25,12 +26,13 @@ from up.data.collate import without_bad
 from up.data.records import Batch, SampleKey
 from up.data.transforms.image import Geometric, Image, Targets, Transform
 from up.data.transforms.table import CenterCrop, Resize
-from up.deploy.models import EvaluatedModel, Forward
+from up.deploy.predictor import Forward
 from up.engine.ema import NoEma
 from up.engine.evaluate import Evaluation, Evaluator
 from up.engine.precision import Precision
 from up.errors import UserError
 from up.text import count
+from up.types import Record
 
 _BATCH = 32
 _ROUNDS = 15
@@ -67,7 +69,7 @@ def measure(model: Forward, answer: Answer, batches: Iterable[Batch], make_evalu
                 yield batch
 
     evaluation = Evaluation(counted(), lambda batch: batch, make_evaluator, Precision(mode=None, device=torch.device("cpu")))
-    metrics, evaluator = evaluation(EvaluatedModel(model, answer), NoEma())
+    metrics, evaluator = evaluation(_EvaluatedModel(model, answer), NoEma())
     if evaluator.main_metric not in metrics:
         raise UserError(f"the evaluator gives no {evaluator.main_metric} for {images} images")
     return Measured(evaluator.main_metric, images, metrics)
@@ -132,3 +134,18 @@ def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type
     kind = found.metric.rpartition("_")[2]  # of several heads each has its own, such as head0_top1 beside avg_top1
     named = {name: value for name, value in found.metrics.items() if name.endswith(kind)}
     return [f"{name}: {value:.2f}{unit} on {count(found.images, 'image')} of {meta_file}" for name, value in named.items()]
+
+
+class _EvaluatedModel(nn.Module):
+    """A model as a net in evaluation mode: reads ``image``, returns the scores that the task's evaluator reads."""
+
+    def __init__(self, model: Forward, answer: Answer) -> None:
+        super().__init__()
+        self._model, self._answer = model, answer
+
+    def forward(self, record: Mapping[str, Tensor]) -> Record:
+        found = self._answer.to_scores(self._model(record["image"].numpy()))
+        return {
+            name: [torch.from_numpy(each) for each in value] if isinstance(value, list) else torch.from_numpy(value)
+            for name, value in found.items()
+        }

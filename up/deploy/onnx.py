@@ -34,8 +34,6 @@ def export_graph(module: nn.Module, size: tuple[int, int], outputs: Sequence[Out
 
     Raises ``UserError`` if torch cannot export the net, or gives another opset, a fixed batch or weights beside the file.
     """
-    required("onnx")
-    required("onnxscript")
     example = torch.zeros(_EXAMPLE, 3, *size)
     batch = torch.export.Dim(_BATCH, min=1)
     try:

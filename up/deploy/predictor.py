@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from up.build.data import build_reader, build_transforms
 from up.build.trained import load_trained
-from up.bundle.answers import Outputs
+from up.bundle.answers import Floats, Outputs, OutputSpec
 from up.bundle.operations import Placement, placement_of
 from up.bundle.predictor import Predictor
 from up.bundle.preprocess import ImageSource
 from up.data.records import Sample
-from up.deploy.models import TorchModel
 from up.errors import UserError
 from up.tasks.declaration import served_by
 from up.tasks.experiment import Experiment
 from up.tasks.served import preprocessing_of
+
+Forward: TypeAlias = Callable[[Floats], Outputs]
+"""A function from images (N, 3, H, W) to the outputs by name: a ``TorchModel`` or a ``Session``."""
+
+
+class TorchModel:
+    """A served module as a function of arrays: float32, on the device that it is on."""
+
+    def __init__(self, module: nn.Module, outputs: Sequence[OutputSpec], device: torch.device = torch.device("cpu")) -> None:  # noqa: B008
+        self.module, self.device = module, device
+        self._names = [output.name for output in outputs]
+
+    def __call__(self, images: Floats | Tensor | list[Tensor]) -> Outputs:
+        """Return the outputs; images of several sizes are a list, on the device already, where the module takes one."""
+        with torch.inference_mode():
+            found = self.module(images if isinstance(images, list) else torch.as_tensor(images, device=self.device))
+        several = [found] if isinstance(found, Tensor) else found
+        return {name: each.float().cpu().numpy() for name, each in zip(self._names, several, strict=True)}
 
 
 class CheckpointPredictor(Predictor[Sample]):

@@ -37,14 +37,6 @@ class Candidate:
     options: Kwargs
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Largest loss of the metric, in points, and smallest speed-up of a quantized graph."""
-
-    max_drop: float = 1.0
-    min_speedup: float = 1.0
-
-
 STATIC = (
     Candidate("static_qdq", "min-max", {}),
     Candidate("static_qdq", "mean of the batches' min and max", {"CalibMovingAverage": True}),  # cuts outliers off
@@ -109,11 +101,11 @@ class _CalibrationBatches:
         return None if batch is None else {INPUT: batch}
 
 
-def failure_of(fp32: float, int8: float, speedup: float, limits: Limits) -> str:
+def failure_of(fp32: float, int8: float, speedup: float, *, max_drop: float, min_speedup: float) -> str:
     """Say with numbers which limit a quantized graph exceeds; an empty text if none."""
     drop = fp32 - int8
-    if drop > limits.max_drop:
-        return f"it loses {drop:.2f} points ({fp32:.2f} to {int8:.2f}), allowed are {limits.max_drop:g} (--max-drop)"
-    if speedup < limits.min_speedup:
-        return f"it is {speedup:.2f} times as fast here, expected at least {limits.min_speedup:g} (--min-speedup)"
+    if drop > max_drop:
+        return f"it loses {drop:.2f} points ({fp32:.2f} to {int8:.2f}), allowed are {max_drop:g} (--max-drop)"
+    if speedup < min_speedup:
+        return f"it is {speedup:.2f} times as fast here, expected at least {min_speedup:g} (--min-speedup)"
     return ""

@@ -13,7 +13,7 @@ from up.bundle.answers import ClassesAnswer, Floats, PixelsAnswer
 from up.bundle.parity import Closeness, closeness
 from up.bundle.session import Session
 from up.deploy.gate import check_graph_outputs, check_preprocessing, cut
-from up.deploy.models import TorchModel
+from up.deploy.predictor import TorchModel
 from up.errors import NumericalError
 
 MANIFEST = packages.manifest()

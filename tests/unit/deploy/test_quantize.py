@@ -13,16 +13,16 @@ from tests.harness.facts import facts, tells
 from up.bundle.answers import Floats
 from up.bundle.session import Session
 from up.deploy.onnx import serialized
-from up.deploy.quantize import DYNAMIC, STATIC, Limits, candidates_for, failure_of, has_attention, quantized
+from up.deploy.quantize import DYNAMIC, STATIC, candidates_for, failure_of, has_attention, quantized
 from up.errors import UserError
 
 
 def test_failures_name_the_numbers() -> None:
-    limits = Limits(max_drop=1.0, min_speedup=1.2)
-    assert failure_of(80.0, 79.0, 1.2, limits) == ""
-    assert failure_of(80.0, 81.0, 2.0, limits) == ""
-    assert tells(failure_of(80.0, 78.9, 2.0, limits), "1.10", "80.00", "78.90", "1", "--max-drop")
-    assert tells(failure_of(80.0, 80.0, 1.1, limits), "1.10", "1.2", "--min-speedup")
+    limits = {"max_drop": 1.0, "min_speedup": 1.2}
+    assert failure_of(80.0, 79.0, 1.2, **limits) == ""
+    assert failure_of(80.0, 81.0, 2.0, **limits) == ""
+    assert tells(failure_of(80.0, 78.9, 2.0, **limits), "1.10", "80.00", "78.90", "1", "--max-drop")
+    assert tells(failure_of(80.0, 80.0, 1.1, **limits), "1.10", "1.2", "--min-speedup")
 
 
 def network(*, attention: bool) -> onnx.ModelProto:

@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class BoxPrediction:
-    """One box (left, top, right, bottom) in pixels, with its class and score."""
+    """A box (left, top, right, bottom) in pixels, with its class and score."""
 
     label: int
     name: str
