@@ -67,12 +67,12 @@ def _encoded(members: Mapping[str, bytes], mtime: int) -> Iterator[bytes]:
 
 
 def _length(info: tarfile.TarInfo) -> int:
-    """Bytes of a member with its header and padding."""
+    """Return the length of a member with its header and padding, in bytes."""
     return BLOCK + info.size + -info.size % BLOCK
 
 
 def _closing(written: int) -> int:
-    """Number of zeros that end an archive of ``written`` bytes: two blocks, then up to the end of the record."""
+    """Return the number of zeros that end an archive of ``written`` bytes: two blocks, then up to the end of the record."""
     return 2 * BLOCK + -(written + 2 * BLOCK) % RECORD
 
 

@@ -190,7 +190,7 @@ class _EveryVersion(Entry):
     provenance: Provenance
 
     def shared(self) -> dict[str, Json]:
-        """Values of the shared keys."""
+        """Return the values of the shared keys."""
         return {name: getattr(self, name) for name in _EveryVersion.model_fields}
 
 

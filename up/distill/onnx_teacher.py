@@ -36,7 +36,7 @@ class OnnxTeacher(nn.Module):
         graph = _graph_in(Path(file))
         self.file = file
         self.content_sha256 = sha256(graph).hexdigest()
-        self._session = Session(graph, file, provider="auto", threads=threads)
+        self._session = Session(graph, file, provider="auto" if torch.cuda.is_available() else "cpu", threads=threads)
         taken, given = self._session.input_shape, list(self._session.output_shapes.values())
         if len(taken) != 4 or len(given) != 1 or len(given[0]) != 2:
             expected = "one input (N, 3, H, W) and one output (N, classes)"
