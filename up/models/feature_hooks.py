@@ -26,8 +26,9 @@ _MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens
 class FeatureHooks:
     """Read tensors at ``layers`` of ``net``: paths of modules, or ``path:input`` for the input of a module.
 
-    In a record it is the logits, the last feature or the image, whichever comes first; of several tensors the last; of a
-    module that runs several times that of the last run.
+    ``with FeatureHooks(net, ["backbone.layer4"]) as activations`` hooks the net in the block only; hooks that stay record in
+    the blocks of ``recording``. In a record the tensor is the logits, the last feature or the image, whichever comes first;
+    of several tensors the last; of a module that runs several times that of the last run.
 
     - ``copied``: layers to copy as they are read, because a later layer changes them in place.
     - ``versions`` is filled with the version of each tensor as it is read (not in inference mode, which counts none).
@@ -48,6 +49,15 @@ class FeatureHooks:
         self._cut = cut
         self._seen: dict[str, Tensor] | None = None
         self._handles = [self._register(net, layer) for layer in dict.fromkeys(layers)]
+
+    def __enter__(self) -> dict[str, Tensor]:
+        """Record in the block; the hooks are removed after it."""
+        self._seen = {}
+        return self._seen
+
+    def __exit__(self, *_: object) -> None:
+        self._seen = None
+        self.remove()
 
     def remove(self) -> None:
         """Remove the hooks from the net."""
@@ -108,24 +118,6 @@ def _mapped(value: object, change: Callable[[Tensor], Tensor]) -> object:
     return value
 
 
-@contextmanager
-def recorded(
-    net: nn.Module,
-    layers: Sequence[str],
-    *,
-    copied: Collection[str] = (),
-    versions: dict[str, int] | None = None,
-    cut: bool = False,
-) -> Iterator[dict[str, Tensor]]:
-    """Hook the layers in the block only, see ``FeatureHooks``; returns the activations by layer."""
-    hooks = FeatureHooks(net, layers, copied=copied, versions=versions, cut=cut)
-    try:
-        with hooks.recording() as seen:
-            yield seen
-    finally:
-        hooks.remove()
-
-
 @dataclass(frozen=True)
 class Inspection:
     """Facts about hooked layers of a net from one forward pass."""
@@ -142,7 +134,7 @@ def inspect_layers(net: nn.Module, layers: Sequence[str], batch: Record, *, owne
     Not for inference mode. Raises ``UserError`` for a layer of the ``owner`` that does not run or returns no tensor.
     """
     versions: dict[str, int] = {}
-    with torch.set_grad_enabled(gradients), recorded(net, layers, versions=versions) as seen:
+    with torch.set_grad_enabled(gradients), FeatureHooks(net, layers, versions=versions) as seen:
         logits = net(batch).get("logits")
     for layer in layers:
         if layer not in seen:

@@ -68,10 +68,10 @@ class FrozenBatchNorm:
     def __call__(self, module: nn.Module) -> nn.Module:
         """Freeze every BatchNorm of ``module`` in place and return ``module``; names of tensors stay as they are."""
         for norm in _batch_norms(module):
-            if type(norm) not in _FROZEN:
+            if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                 raise UserError(f"freeze_bn: {type(norm).__name__} has no frozen form. Expected 1d and 2d BatchNorms.")
             # Only the class changes: tensors, hooks, timm's activation and the fused kernel stay.
-            norm.__class__ = _FROZEN[type(norm)]  # type: ignore[assignment]
+            norm.__class__ = _frozen(cast(type, type(norm)))
             norm.eps = norm.eps if self.eps is None else self.eps
             norm.requires_grad_(False).train(norm.training)
         return module
@@ -175,24 +175,10 @@ class _StaysInEvaluation(nn.Module):
         return self
 
 
-class FrozenBatchNorm1d(_StaysInEvaluation, nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` that never updates its statistics."""
-
-
-class FrozenBatchNorm2d(_StaysInEvaluation, nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` that never updates its statistics."""
-
-
-class FrozenBatchNormAct2d(_StaysInEvaluation, BatchNormAct2d):  # type: ignore[misc]
-    """timm's ``BatchNormAct2d`` that never updates its statistics."""
-
-
-_FROZEN: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: FrozenBatchNorm1d,
-    nn.BatchNorm2d: FrozenBatchNorm2d,
-    BatchNormAct2d: FrozenBatchNormAct2d,
-    **{frozen: frozen for frozen in (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNormAct2d)},
-}
+@cache
+def _frozen(kind: type) -> type:
+    """Return the class of a BatchNorm that never updates its statistics."""
+    return kind if issubclass(kind, _StaysInEvaluation) else type(f"Frozen{kind.__name__}", (_StaysInEvaluation, kind), {})
 
 
 def _batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:

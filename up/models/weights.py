@@ -127,7 +127,10 @@ def load_weights(
     tensors = weights.tensors(prefer_ema=prefer_ema)
     target = _Target.of(bare)
     naming, found = _best_naming(weights.source, tensors, target)
-    _require_variant(weights, naming, target.variant)
+    theirs = weights.variant or naming.variant
+    if theirs and target.variant and theirs != target.variant:  # some would load and compute other features
+        what = f"has weights of the backbone's variant: {theirs}, and the net was built with variant: {target.variant}. "
+        raise WeightsError(f"{what}Set variant: {theirs} in the backbone's kwargs.", file=weights.source)
     filling = _Filling(bare, LoadReport(weights.source, naming.name, averaged=prefer_ema and bool(weights.ema)), skip, heads or {})
     filling.compare_classes(weights.class_names, class_names)
     filling.sort_out({name: tensors[key] for name, key in found.items() if not naming.leaves_out(target.stripped(key))})
@@ -206,17 +209,6 @@ def _best_naming(source: str, tensors: Mapping[str, Tensor], target: _Target) ->
     return naming, found
 
 
-def _require_variant(weights: Weights, naming: KeyMap, ours: Variant | None) -> None:
-    """Raise ``WeightsError`` for weights of the other variant: some would load and compute other features."""
-    theirs = weights.variant or naming.variant
-    if ours and theirs and ours != theirs:
-        raise WeightsError(
-            f"has weights of the backbone's variant: {theirs}, and the net was built with variant: {ours}. "
-            f"Set variant: {theirs} in the backbone's kwargs.",
-            file=weights.source,
-        )
-
-
 class _Filling:
     """Sort the tensors of a file into those to load and the groups of a report."""
 
@@ -293,18 +285,17 @@ class _Filling:
             report.notes.append(f"left out, {naming.unused_because}: {some_of(unused)}")
 
     def _fit(self, name: str, tensor: Tensor) -> None:
+        """Choose a tensor; a linear layer is a 1x1 convolution, a scale (C, 1, 1) is (C,)."""
         own = self._own[name]
-        shapes = Misshaped(name, tuple(tensor.shape), tuple(own.shape))
-        if tensor.shape != own.shape:
-            new = _reshaped(tensor, own)
-            if new is None:
-                new = resampled(self.net, name, tensor, own.shape)
-                (self.report.misshaped if new is None else self.report.resized).append(shapes)
-            if new is None:
-                return
-            tensor = new
-        self.chosen[name] = tensor
-        self.report.loaded.append(name)
+        if _squeezed(tensor.shape) == _squeezed(own.shape):
+            fitting: Tensor | None = tensor.reshape(own.shape)
+        else:
+            fitting = resampled(self.net, name, tensor, own.shape)
+            shapes = Misshaped(name, tuple(tensor.shape), tuple(own.shape))
+            (self.report.misshaped if fitting is None else self.report.resized).append(shapes)
+        if fitting is not None:
+            self.chosen[name] = fitting
+            self.report.loaded.append(name)
 
     def _renew_heads(self) -> None:
         """Remove the layers of heads that do not fit from those to load, as whole layers."""
@@ -348,11 +339,6 @@ def _layer(name: str) -> str:
 
 def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
-
-
-def _reshaped(tensor: Tensor, own: Tensor) -> Tensor | None:
-    """Reshape if only sizes of 1 differ: a linear layer is a 1x1 convolution, a scale (C, 1, 1) is (C,)."""
-    return tensor.reshape(own.shape) if _squeezed(tensor.shape) == _squeezed(own.shape) else None
 
 
 def _prefixes(problems: Iterable[str], good: Iterable[str], limit: int = 10) -> list[str]:

@@ -17,14 +17,18 @@ from up.data.records import Batch
 from up.data.transforms.image import Interpolation
 from up.errors import UserError
 from up.figures import Panel, Pixels, panels
-from up.models.feature_hooks import as_maps, recorded, require_layers, undisturbed
+from up.models.feature_hooks import FeatureHooks, as_maps, require_layers, undisturbed
 from up.text import count
 from up.tracking.figure_hook import FigureHook, file_stems, photo, stretched
 
 
 def layer_outputs(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
     """Return the output of each layer for ``image`` (B, 3, H, W) in evaluation, without layers that do not run."""
-    with undisturbed(model), torch.no_grad(), recorded(model, layers, copied=layers) as outputs:  # a later layer may work in place
+    with (
+        undisturbed(model),
+        torch.no_grad(),
+        FeatureHooks(model, layers, copied=layers) as outputs,
+    ):  # a later layer may work in place
         model({"image": image})
     return outputs
 

@@ -15,7 +15,7 @@ from up.data.records import Batch
 from up.engine.hooks import Outline
 from up.errors import UserError
 from up.figures import Panel, is_drawable, missing_font, panels
-from up.models.feature_hooks import as_maps, recorded, require_layers, undisturbed
+from up.models.feature_hooks import FeatureHooks, as_maps, require_layers, undisturbed
 from up.text import Verbatim, count, some_of
 from up.tracking.figure_hook import FigureHook, file_stems, photo
 
@@ -54,7 +54,7 @@ def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
 
 def _run_from(model: nn.Module, image: Tensor, layer: str) -> tuple[Tensor, Mapping[str, object]]:
     """Run the net; return the output of a layer, as the leaf of a graph that begins there, and the record."""
-    with recorded(model, [layer], cut=True) as seen:
+    with FeatureHooks(model, [layer], cut=True) as seen:
         record = model({"image": image})
     if layer not in seen:
         raise UserError(f"layer {layer!r} returns no tensor when the net runs. Name another layer.")
@@ -74,7 +74,7 @@ def last_convolution(model: nn.Module, image: Tensor) -> str:
 
     Raises ``UserError`` if there is none.
     """
-    with undisturbed(model), torch.no_grad(), recorded(model, _convolutions(model)) as seen:
+    with undisturbed(model), torch.no_grad(), FeatureHooks(model, _convolutions(model)) as seen:
         model({"image": image[:1]})
     found = [layer for layer, output in seen.items() if output.shape[-2] * output.shape[-1] > 1]
     if not found:

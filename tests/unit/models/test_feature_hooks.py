@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.harness.facts import facts, tells
 from up.errors import UserError
-from up.models.feature_hooks import FeatureHooks, as_maps, inspect_layers, layer_problem, recorded, require_layers, undisturbed
+from up.models.feature_hooks import FeatureHooks, as_maps, inspect_layers, layer_problem, require_layers, undisturbed
 from up.models.net import Net
 
 
@@ -108,7 +108,7 @@ def test_a_graph_that_is_cut_begins_at_the_last_output(kind: str) -> None:
     first, last = torch.ones(1), torch.full((1,), 2.0, requires_grad=True)
     output = {"tensor": last, "list": [first, last], "tuple": (first, last), "record": {"features": [first, last]}}[kind]
     model = nn.Sequential(Giving(output))
-    with recorded(model, ["0"], cut=True) as seen:
+    with FeatureHooks(model, ["0"], cut=True) as seen:
         got = model[0]()
     leaf = seen["0"]
     assert leaf.is_leaf
@@ -122,7 +122,7 @@ def test_a_graph_that_is_cut_begins_at_the_last_output(kind: str) -> None:
 @pytest.mark.parametrize("output", [torch.ones(1, dtype=torch.int64), None, [], {"loss": torch.ones(1)}])
 def test_hooks_leave_other_outputs_as_they_are(output: Any) -> None:
     model = nn.Sequential(Giving(output))
-    with recorded(model, ["0"], cut=True) as seen:
+    with FeatureHooks(model, ["0"], cut=True) as seen:
         assert model[0]() is output
     assert seen == {}
 
@@ -215,7 +215,7 @@ def test_what_is_overwritten_is_copied_in_time_and_keeps_its_gradient(net: Net) 
     expected = net.backbone.changed(net.backbone.first(BATCH["image"]))
     assert (expected < 0).any()
     layers = ["backbone.changed"]
-    with recorded(net, layers) as spoilt, recorded(net, layers, copied=layers) as seen:
+    with FeatureHooks(net, layers) as spoilt, FeatureHooks(net, layers, copied=layers) as seen:
         net(BATCH)
     assert (spoilt["backbone.changed"] >= 0).all()
     assert torch.equal(seen["backbone.changed"], expected)
