@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -82,8 +83,7 @@ class TrainLoader:
     ) -> None:
         self._batches = batches
         self._steps = range(start_step, end_step)
-        self._fetch = _Fetch(dataset, collate)
-        self._workers = workers or Workers()
+        self._fetched = partial(fetched, dataset, workers=workers or Workers(), collate=collate)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -94,9 +94,9 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
         keys = (keys for step in self._steps for keys in self._batches.keys_of(step))
-        fetched = _batches(self._fetch, keys, self._workers)
+        batches = self._fetched(keys)
         for step in self._steps:
-            yield step, [next(fetched) for _ in range(self._batches.micro_batches(step))]
+            yield step, [next(batches) for _ in range(self._batches.micro_batches(step))]
 
 
 class EvalLoader:
@@ -113,14 +113,13 @@ class EvalLoader:
     ) -> None:
         self._bad_images = bad_images
         self._batches = batches
-        self._fetch = _Fetch(dataset, collate)
-        self._workers = workers or Workers()
+        self._fetched = partial(fetched, dataset, workers=workers or Workers(), collate=collate)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in _batches(self._fetch, self._batches, self._workers):
+        for batch in self._fetched(self._batches):
             if self._bad_images is not None:
                 self._bad_images.add(batch)
             kept = without_bad(batch)
@@ -130,7 +129,19 @@ class EvalLoader:
 
 def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers, collate: Collate = collate) -> Iterator[Batch]:
     """Fetch the batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
-    return _batches(_Fetch(dataset, collate), keys, workers)
+    batches = _started(_Fetch(dataset, collate), keys, workers)
+    try:
+        for batch in batches:
+            if isinstance(batch, Failed):
+                raise batch.error
+            yield batch
+    except (RuntimeError, OSError, EOFError) as error:
+        raise as_loader_died(error) or error from None
+    finally:
+        # torch ends the workers when the iterator is collected, which the traceback of an error would delay.
+        shut_down = getattr(batches, "_shutdown_workers", None)  # without workers there is none
+        if shut_down is not None:
+            shut_down()
 
 
 class _Fetch:
@@ -165,22 +176,6 @@ def _picklable(error: UserError) -> UserError:
     except Exception:  # a constructor may raise anything for arguments that it does not expect
         return UserError(str(error))
     return error if str(copy) == str(error) else UserError(str(error))
-
-
-def _batches(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -> Iterator[Batch]:
-    fetched = _started(fetch, keys, workers)
-    try:
-        for batch in fetched:
-            if isinstance(batch, Failed):
-                raise batch.error
-            yield batch
-    except (RuntimeError, OSError, EOFError) as error:
-        raise as_loader_died(error) or error from None
-    finally:
-        # torch ends the workers when the iterator is collected, which the traceback of an error would put off.
-        shut_down = getattr(fetched, "_shutdown_workers", None)  # without workers there is none
-        if shut_down is not None:
-            shut_down()
 
 
 def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -> Iterator[Batch | Failed]:

@@ -23,6 +23,7 @@ SMALL = 64  # pixels: up to this size a small network with a small stem sees mor
 _TRAIN, _VALIDATE = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 _SAMPLED = 64  # images whose size is read
 _BATCH, _LARGEST = 32, 224
+_LINE = "\n"
 _STEPS = {True: 1500, False: 3000}  # of a whole training: from pretrained weights, from scratch
 
 
@@ -106,84 +107,59 @@ def meta_lines(samples: Sequence[tuple[str, int]]) -> str:
     return "".join(json.dumps({"filename": name, "label": label}, ensure_ascii=False) + "\n" for name, label in samples)
 
 
-_YAML = """\
-# Written by `up train {folder}`: {classes}, {images}.
+def yaml_of(photos: Photos, recipe: Recipe, run: Path) -> str:
+    """Write the configuration as text; its meta files of a split are ``run``/train.jsonl and val.jsonl."""
+    small = "resnet_custom, kwargs: {block: basic, layers: [1, 1, 1, 1], width: 32, stem: small}"
+    warmup = "warmup_epochs: 1, warmup_type: linear, warmup_ratio: 0.1, warmup_register_type: no_scale_lr"
+    pretrained = f"\n  pretrain_model: {_quoted(recipe.pretrained)}" if recipe.pretrained else ""
+    return f"""\
+# Written by `up train {photos.folder}`: {count(len(photos.images), "class")}, {count(photos.total, "image")}.
 # Change what you like and train again: up train {run}.yaml [-o KEY=VALUE]. All keys: docs/config.md.
 normalize: &normalize {{type: normalize, kwargs: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}}}
 dataset:
-{train}
-{test}
-  batch_sampler: {{kwargs: {{batch_size: {batch_size}}}}}  # per process
-  dataloader: {{kwargs: {{num_workers: {workers}}}}}
+{_source(photos, "train", photos.train, run / "train.jsonl", _train_transforms(recipe))}
+{_source(photos, "test", photos.validate or photos.train, run / "val.jsonl", _test_transforms(recipe))}
+  batch_sampler: {{kwargs: {{batch_size: {recipe.batch_size}}}}}  # per process
+  dataloader: {{kwargs: {{num_workers: {0 if recipe.is_small else 4}}}}}
 trainer:
-  max_epoch: {epochs}
+  max_epoch: {recipe.epochs}
   optimizer:
     type: AdamW
-    kwargs: {{lr: {lr:g}, weight_decay: 0.05}}
+    kwargs: {{lr: {recipe.lr:g}, weight_decay: 0.05}}
     pconfig: {{nodecay: [ndim_is1]}}
-  lr_scheduler: {{type: CosineAnnealingLR, warmup_epochs: 1, warmup_type: linear, warmup_ratio: 0.1, {unscaled}}}
+  lr_scheduler: {{type: CosineAnnealingLR, {warmup}}}
 saver:
-  save_dir: {save_dir}
-  auto_resume: true{pretrain}
+  save_dir: {_quoted(run)}
+  auto_resume: true{pretrained}
 net:
-  - {{name: backbone, type: {backbone}}}
+  - {{name: backbone, type: {small if recipe.is_small else "resnet18"}}}
   - {{name: head, type: base_cls_head}}
   - name: post_process
     type: base_cls_postprocess
     kwargs: {{cls_loss: {{type: label_smooth_ce, kwargs: {{smooth_ratio: 0.1}}}}}}
 """
-_SOURCE = """\
-  {name}:
-    dataset:
-      type: cls
-      kwargs:
-{files}
-        on_bad_image: skip  # an image that cannot be read is reported and left out, up to 5 % of them
-        max_bad: {max_bad}
-        transformer:
-{transforms}"""
-_SPLIT = """\
-        meta_file: {meta_file}
-        meta_type: custom_cls
-        class_names: [{class_names}]
-        image_reader: {{type: fs_pillow, kwargs: {{image_dir: {images}}}}}"""
-_FOLDER = """\
-        meta_file: {images}
-        meta_type: image_folder
-        image_reader: {{type: fs_pillow}}"""
-_SMALL_NET = "resnet_custom, kwargs: {block: basic, layers: [1, 1, 1, 1], width: 32, stem: small}"
-
-
-def yaml_of(photos: Photos, recipe: Recipe, run: Path) -> str:
-    """Write the configuration as text; its meta files of a split are ``run``/train.jsonl and val.jsonl."""
-    return _YAML.format(
-        folder=photos.folder,
-        classes=count(len(photos.images), "class"),
-        images=count(photos.total, "image"),
-        run=run,
-        train=_source(photos, "train", photos.train, run / "train.jsonl", _train_transforms(recipe)),
-        test=_source(photos, "test", photos.validate or photos.train, run / "val.jsonl", _test_transforms(recipe)),
-        batch_size=recipe.batch_size,
-        workers=0 if recipe.is_small else 4,
-        epochs=recipe.epochs,
-        lr=recipe.lr,
-        unscaled="warmup_register_type: no_scale_lr",
-        save_dir=_quoted(run),
-        pretrain=f"\n  pretrain_model: {json.dumps(recipe.pretrained)}" if recipe.pretrained else "",
-        backbone=_SMALL_NET if recipe.is_small else "resnet18",
-    )
 
 
 def _source(photos: Photos, name: str, images: Path, meta_file: Path, transforms: Sequence[str]) -> str:
     """Write the block of ``dataset.train`` or ``dataset.test``."""
-    names = ", ".join(map(_quoted, photos.images))
-    files = _SPLIT if photos.validate is None else _FOLDER
-    return _SOURCE.format(
-        name=name,
-        files=files.format(meta_file=_quoted(meta_file), class_names=names, images=_quoted(images)),
-        max_bad=max(1, photos.total // 20),
-        transforms="\n".join(f"          - {transform}" for transform in transforms),
-    )
+    files = [f"meta_file: {_quoted(images)}", "meta_type: image_folder", "image_reader: {type: fs_pillow}"]
+    if photos.validate is None:
+        files = [
+            f"meta_file: {_quoted(meta_file)}",
+            "meta_type: custom_cls",
+            f"class_names: [{', '.join(map(_quoted, photos.images))}]",
+            f"image_reader: {{type: fs_pillow, kwargs: {{image_dir: {_quoted(images)}}}}}",
+        ]
+    return f"""\
+  {name}:
+    dataset:
+      type: cls
+      kwargs:
+        {_LINE.join(files).replace(_LINE, _LINE + 8 * " ")}
+        on_bad_image: skip  # an image that cannot be read is reported and left out, up to 5 % of them
+        max_bad: {max(1, photos.total // 20)}
+        transformer:
+{_LINE.join(f"          - {transform}" for transform in transforms)}"""
 
 
 def _quoted(text: object) -> str:
