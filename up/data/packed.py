@@ -73,11 +73,6 @@ class PackedStrings(Sequence[str]):
         """Buffer and offsets, for hashing."""
         return self._buffer, self._offsets
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return int(self._buffer.nbytes + self._offsets.nbytes)
-
 
 class StringPacker:
     """Collector of UTF-8 strings for a ``PackedStrings``, without an object for each."""
@@ -160,8 +155,3 @@ class PackedLabels:
             return cls(values)
         sizes = np.concatenate([np.diff(part.offsets) for part in parts if part.offsets is not None])
         return cls(values, np.concatenate([[0], np.cumsum(sizes)]))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return int(self.values.nbytes + (0 if self.offsets is None else self.offsets.nbytes))

@@ -127,7 +127,7 @@ def test_speed_and_size(tmp_path: Path) -> None:
     assert lines / (time.process_time() - begun) > 400_000
     assert meta.labels is not None
     assert meta.lines is not None
-    per_line = (meta.names.nbytes + meta.labels.nbytes + meta.lines.nbytes) / lines
+    per_line = (sum(each.nbytes for each in meta.names.arrays) + meta.labels.values.nbytes + meta.lines.nbytes) / lines
     assert per_line < np.mean([len(name) for name in names]) + 17
     assert (meta.names[54_321], meta.labels[54_321], meta.lines[-1]) == (names[54_321], [321], lines)
 
