@@ -20,7 +20,7 @@ from PIL import Image
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from up.__main__ import main
-from up.config.errors import Mark
+from up.config.mark import Mark
 from up.config.nodes import load_nodes, parse_nodes
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode
 from up.errors import ConfigError
@@ -78,9 +78,9 @@ TEXTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     ),
     "an alias bomb": (bomb, "got more than 50,000 values with all aliases written out (an alias bomb?)"),
     "deep nesting": (lambda text: f"a: {'[' * 3000}{']' * 3000}\n{text}", "got more than 100 levels of nesting"),
-    "a cycle": (lambda text: f"a: &a [*a]\n{text}", "the alias *a stands inside of what it names (a cycle)"),
+    "a cycle": (lambda text: f"a: &a [*a]\n{text}", "the alias *a is inside the value of its own anchor (a cycle)"),
     "an unknown alias": (lambda text: text.replace("device: cpu", "device: *nothing"), "no anchor is called &nothing."),
-    "nothing": (lambda text: "", "the file is empty (expected sections such as net, dataset and trainer)"),
+    "nothing": (lambda text: "", "the file is empty: expected sections such as net, dataset and trainer"),
     "a list": (lambda text: "- 1\n", "got a list, expected a block of sections"),
 }
 
@@ -257,13 +257,13 @@ def test_all_problems_at_once_in_the_order_of_the_file(
     ("words", "message"),
     [
         (["trainer.max_epoc=1"], "trainer.max_epoc: trainer takes no such key. Did you mean 'max_epoch'"),
-        (["trainr.max_epoch=1"], "trainr.max_epoch: there is no section or key 'trainr' to set. Did you mean 'trainer'?"),
+        (["trainr.max_epoch=1"], "trainr.max_epoch: got 'trainr', expected a section or key of the file. Did you mean 'trainer'?"),
         (["trainer.max_epoch=many"], "trainer.max_epoch: got 'many', expected a whole number"),
         (["trainer.max_epoch", "0"], "trainer.max_epoch: got 0, expected at least 1"),
         (["net.7.type=x"], "net.7.type: got entry 7, but net has 3 entries (counted from 0)"),
         (["net.bakbone.type=x"], "net.bakbone.type: no entry of net is called 'bakbone'. Did you mean 'backbone'"),
         (["trainer.max_epoch"], "trainer.max_epoch: has no value"),
-        (["trainer.optimizer.kwargs.lr=[1"], "trainer.optimizer.kwargs.lr: got '[1': not valid YAML"),
+        (["trainer.optimizer.kwargs.lr=[1"], "trainer.optimizer.kwargs.lr: '[1': not valid YAML"),
     ],
 )
 def test_wrong_overrides(

@@ -25,9 +25,9 @@ FURTHER = re.compile(
     "resnet/res(34|50)|bag_of_tricks/res50$|strikes/res50|downstream/(car|flower$)|mbv2_2|regnety|convnext_small|swin_(small|base|large)"
 )
 NOTES = {  # why a file is told anything at all
-    "fp16: belongs in runtime": "fp16",
-    "iter_base: belongs in runtime": "iter_base",
-    "lr_scheduler: belongs in trainer": "lr_scheduler",
+    "fp16: was taken as runtime": "fp16",
+    "iter_base: was taken as runtime": "iter_base",
+    "lr_scheduler: was taken as trainer": "lr_scheduler",
     "T_max: counts steps": "T_max",
     "max_iter: is given without max_epoch": "max_iter",
     "memcached of fs_pillow has no effect": "memcached: true",

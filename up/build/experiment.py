@@ -29,7 +29,7 @@ from up.optim.groups import option_problems
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.registry import Registry
-from up.schema.decode import Note, load_config
+from up.schema.decode import load_config
 from up.schema.named_files import missing_at, missing_start_weights
 from up.tasks.declaration import check_parts, error_at, is_ours, load_task
 from up.tasks.experiment import Experiment, placed_parts
@@ -105,26 +105,25 @@ def part_problems(experiment: Experiment) -> Iterator[Problem]:
         yield from check_part(part, table, experiment.tables, path)
 
 
-def part_notes(experiment: Experiment) -> Iterator[Note]:
+def part_notes(experiment: Experiment) -> Iterator[Problem]:
     """List each accepted argument that has no effect, at its first place."""
-    noted: set[str] = set()
+    notes: dict[str, Problem] = {}
     for path, part, table in placed_parts(experiment):
         for place in walk_part(part, table, experiment.tables, path):
-            if (what := _note_on(place, experiment.tables)) and what[1] not in noted:
-                noted.add(what[1])
-                yield Note(*what, experiment.decoded.origins.of(what[0]))
+            for note in _notes_on(place, experiment.tables):
+                notes.setdefault(note.what, note)
+    return iter(experiment.decoded.origins.locate(notes.values()))
 
 
-def _note_on(place: Place, tables: Tables) -> tuple[str, str] | None:
-    """Return path and text of the ``config_note`` of a class, or of an argument that has no effect."""
+def _notes_on(place: Place, tables: Tables) -> Iterator[Problem]:
+    """Yield the ``config_note`` of a class, and a note for an argument that has no effect."""
     note = getattr(place.target(tables), "config_note", None)
     if note:
-        return f"{place.path}.type", f"{place.type}: {note}"
-    parameter, value = place.parameter, place.value
+        yield Problem(f"{place.type}: {note}", key=f"{place.path}.type")
+    parameter = place.parameter
     unused = parameter.marker(NoEffect) if parameter is not None else None
-    if parameter is None or unused is None or value in (None, parameter.default):
-        return None
-    return place.path, f"{parameter.name} of {place.owner} has no effect: {unused.reason}"
+    if parameter is not None and unused is not None and place.value not in (None, parameter.default):
+        yield Problem(f"{parameter.name} of {place.owner} has no effect: {unused.reason}", key=place.path)
 
 
 def group_problems(experiment: Experiment) -> Iterator[Problem]:

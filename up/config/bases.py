@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from up.config.errors import Mark
+from up.config.mark import Mark
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, is_null
-from up.errors import ConfigError, Problem
+from up.errors import ConfigError
+from up.text import Verbatim
 
 BASE = "base"
 
@@ -38,8 +39,8 @@ def _file_name(node: Node) -> str:
 
 
 def _refused(node: Node, got: str) -> ConfigError:
-    what = f"got {got}, expected a YAML file or a list of them, such as [../_base/imagenet.yaml]"
-    return ConfigError([Problem(what, key=BASE, file=node.mark.file, line=node.mark.line)])
+    expected = "a YAML file or a list of them, such as [../_base/imagenet.yaml]"
+    return node.mark.error(got=Verbatim(got), expected=expected, key=BASE)
 
 
 def _items(node: Node) -> tuple[Node, ...]:

@@ -17,7 +17,7 @@ import yaml
 from yaml.reader import Reader
 
 from up.config.bases import BASE, base_files, merged_over
-from up.config.errors import Mark, refuse
+from up.config.mark import Mark
 from up.config.syntax import SyntaxFault, equals_sign, fault_of, fault_of_scalar
 from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
 from up.errors import ConfigError
@@ -81,9 +81,8 @@ def parse_nodes(text: str, name: str) -> MappingNode:
 
 def parse_value(text: str, name: str) -> Node:
     """The nodes of a single YAML value, as it may stand behind ``key=``; nothing is null."""
-    mark = Mark(name, 1, 1)
     built = _Composer(name, Path(), _Files()).compose(text)
-    return built.node if built else ScalarNode(None, mark)
+    return built.node if built else ScalarNode(None, Mark(name, 1, 1))
 
 
 def _as_file(built: _Built) -> MappingNode:
@@ -107,7 +106,7 @@ class _Files:
         key = path.resolve() if not _is_odd(path) else path
         if key in self._chain:
             chain = " -> ".join(str(file.name) for file in [*self._chain, key])
-            raise refuse(mark, f"{said}the file leads back to itself ({chain})")
+            raise mark.error(_joined(said, f"the file leads back to itself ({chain})"))
         if (key, is_config) not in self._done:
             text = _decoded(_read(path, mark, said), str(path))
             self._chain.append(key)
@@ -119,15 +118,14 @@ class _Files:
         """The nodes of one file's text."""
         built = _Composer(name, folder, self).compose(text)
         if built is None or is_null(built.node):
-            raise refuse(Mark(name, 1, 1), "the file is empty (expected sections such as net, dataset and trainer)")
+            raise Mark(name, 1, 1).error("the file is empty", expected="sections such as net, dataset and trainer")
         if isinstance(built.node, MappingNode):
             root = self._over_bases(built.node) if is_config else built.node
             return built._replace(node=_overwritten(root))
         if is_config:
             got = "a list" if isinstance(built.node, SequenceNode) else repr(built.node.value)
-            raise refuse(
-                built.node.mark, got=Verbatim(_short(got)), expected="a block of sections such as net, dataset and trainer"
-            )
+            expected = "a block of sections such as net, dataset and trainer"
+            raise built.node.mark.error(got=Verbatim(_short(got)), expected=expected)
         return built
 
     def _over_bases(self, root: MappingNode) -> MappingNode:
@@ -135,7 +133,7 @@ class _Files:
         below: Node | None = None
         for path, mark in base_files(root):
             path = Path(os.path.normpath(path))
-            base = self.load(path, mark, f"{BASE}: {path}: ").node
+            base = self.load(path, mark, f"{BASE}: {path}").node
             below = base if below is None else merged_over(below, base)
         if below is None:
             return root
@@ -150,22 +148,22 @@ def _is_odd(path: Path) -> bool:
 
 def _read(path: Path, mark: Mark, said: str) -> bytes:
     if _is_odd(path):
-        raise refuse(mark, f"{said}a file name cannot hold NUL")
+        raise mark.error(_joined(said, "a file name cannot hold NUL"))
     try:
-        if path.is_dir():
-            raise refuse(mark, f"{said}got a folder, expected a YAML file")
         if path.exists() and not path.is_file():
-            raise refuse(mark, f"{said}got a device or pipe, expected a YAML file")
+            got = Verbatim("a folder" if path.is_dir() else "a device or pipe")
+            raise mark.error(said, got=got, expected="a YAML file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, names) if names else f" The folder {path.parent} does not exist either."
-        raise refuse(mark, f"{said}no such file.{hint}") from None
+        fix = did_you_mean(path.name, names).strip() if names else f"The folder {path.parent} does not exist either."
+        raise mark.error(_joined(said, "no such file"), fix=fix) from None
     except OSError as error:
-        raise refuse(mark, f"{said}cannot be read ({error.strerror})") from None
+        raise mark.error(_joined(said, f"cannot be read ({error.strerror})")) from None
     if len(content) > MAX_BYTES:
-        raise refuse(mark, f"{said}got more than {MAX_BYTES >> 20} MiB, expected a configuration, which is far smaller")
+        got = Verbatim(f"more than {MAX_BYTES >> 20} MiB")
+        raise mark.error(said, got=got, expected="a configuration, which is far smaller")
     return content
 
 
@@ -174,7 +172,7 @@ def _decoded(content: bytes, name: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         mark = Mark(name, content.count(b"\n", 0, error.start) + 1, 1)
-        raise refuse(mark, f"byte 0x{content[error.start]:02x} is not UTF-8 (save the file as UTF-8)") from None
+        raise mark.error(f"byte 0x{content[error.start]:02x} is not UTF-8", fix="Save the file as UTF-8.") from None
 
 
 def _overwritten(root: MappingNode) -> MappingNode:
@@ -186,7 +184,7 @@ def _overwritten(root: MappingNode) -> MappingNode:
     if is_null(changes):
         return root
     if not isinstance(changes, MappingNode):
-        raise refuse(changes.mark, "overwrite@: expected a block of dotted keys with their new values")
+        raise changes.mark.error("overwrite@", expected="a block of dotted keys with their new values")
     for path, node in changes.entries.items():
         root = set_at(root, str(path), node, changes.key_marks[path])
     return root
@@ -209,14 +207,14 @@ class _Composer:
         self._lines = text.splitlines()
         if odd := Reader.NON_PRINTABLE.search(text):
             line = text.count("\n", 0, odd.start()) + 1
-            raise refuse(Mark(self._name, line, 1), f"the character U+{ord(odd.group()):04X} is not allowed in YAML")
+            raise Mark(self._name, line, 1).error(f"the character U+{ord(odd.group()):04X} is not allowed in YAML")
         loader = _Loader(text)
         try:
             return self._compose(loader)
         except yaml.MarkedYAMLError as error:
             raise self._refused(fault_of(error, text)) from None
         except yaml.YAMLError as error:
-            raise refuse(Mark(self._name, 1, 1), f"not valid YAML: {' '.join(str(error).split())}") from None
+            raise Mark(self._name, 1, 1).error(f"not valid YAML: {' '.join(str(error).split())}") from None
         finally:
             loader.dispose()
 
@@ -228,7 +226,7 @@ class _Composer:
             if kind == "DocumentStartEvent":
                 documents += 1
                 if documents > 1:
-                    raise refuse(self._mark(event), "a second document begins here (expected one; remove the line '---')")
+                    raise self._mark(event).error("a second document begins here", expected="one", fix="Remove the line '---'.")
             elif kind in _Kinds:
                 self._open(event, kind)
             elif kind in ("ScalarEvent", "AliasEvent", "MappingEndEvent", "SequenceEndEvent"):
@@ -251,10 +249,8 @@ class _Composer:
             anchor = opened.anchor
         if anchor is not None:
             if anchor in self._anchors:
-                raise refuse(
-                    self._mark(event),
-                    f"the anchor &{anchor} is set twice (its first value begins in line {self._anchors[anchor].node.mark.line})",
-                )
+                first = self._anchors[anchor].node.mark.line
+                raise self._mark(event).error(f"the anchor &{anchor} is set twice (its first value begins in line {first})")
             self._anchors[anchor] = built
         return built
 
@@ -263,7 +259,7 @@ class _Composer:
         if event.tag not in (None, "!", _YAML + _Kinds[kind]):
             raise self._bad_tag(event.tag, mark)
         if len(self._stack) >= MAX_DEPTH:
-            raise refuse(mark, got=Verbatim(f"more than {MAX_DEPTH} levels of nesting"), expected="about 10")
+            raise mark.error(got=Verbatim(f"more than {MAX_DEPTH} levels of nesting"), expected="about 10")
         if self._stack and self._stack[-1].expects_value():
             mark = self._stack[-1].parts[-1].node.mark  # a block begins below its key, but is looked for at the key
         self._stack.append(_Open(kind == "MappingStartEvent", mark, event.anchor))
@@ -274,23 +270,23 @@ class _Composer:
         parent.size += built.size
         self._count += 1
         if parent.size > MAX_NODES or self._count > MAX_NODES:
-            raise refuse(mark, f"got more than {MAX_NODES:,} values with all aliases written out (an alias bomb?)")
+            raise mark.error(got=Verbatim(f"more than {MAX_NODES:,} values with all aliases written out (an alias bomb?)"))
         if built.depth + len(self._stack) > MAX_DEPTH:
-            raise refuse(mark, f"got more than {MAX_DEPTH} levels of nesting with the alias written out")
+            raise mark.error(got=Verbatim(f"more than {MAX_DEPTH} levels of nesting with the alias written out"))
 
     def _alias(self, event: Any) -> _Built:
         if event.anchor in self._anchors:
             return self._anchors[event.anchor]
         mark = self._mark(event)
         if any(opened.anchor == event.anchor for opened in self._stack):
-            raise refuse(mark, f"the alias *{event.anchor} stands inside of what it names (a cycle)")
-        raise refuse(mark, f"no anchor is called &{event.anchor}.{did_you_mean(event.anchor, self._anchors)}")
+            raise mark.error(f"the alias *{event.anchor} is inside the value of its own anchor (a cycle)")
+        raise mark.error(f"no anchor is called &{event.anchor}.{did_you_mean(event.anchor, self._anchors)}")
 
     def _scalar(self, event: Any, loader: Any) -> _Built:
         mark = self._mark(event)
         if event.tag == "!include":
             path = Path(os.path.normpath(self._folder / event.value))
-            return self._files.load(path, mark, f"!include {path}: ", is_config=False)
+            return self._files.load(path, mark, f"!include {path}", is_config=False)
         if fault := self._swallowed(event):
             raise self._refused(fault)
         tag = event.tag
@@ -322,7 +318,7 @@ class _Composer:
                 made: bool | int | float = getattr(loader, f"construct_yaml_{kind}")(node)
                 return made
         except (ValueError, KeyError, IndexError):
-            raise refuse(mark, got=_short(text), expected=f"a value of the kind {kind}") from None
+            raise mark.error(got=_short(text), expected=f"a value of the kind {kind}") from None
         raise self._bad_tag(tag, mark)
 
     def _closed(self, opened: _Open) -> _Built:
@@ -335,13 +331,13 @@ class _Composer:
         inherited_marks: dict[Key, Mark] = {}
         for (key, *_), (value, *_) in zip(opened.parts[::2], opened.parts[1::2], strict=True):
             if not isinstance(key, ScalarNode):
-                raise refuse(key.mark, "got a block or list as a key, expected a word")
+                raise key.mark.error(got=Verbatim("a block or list as a key"), expected="a word")
             if key.value == "<<":
                 for source in self._merge_sources(value, key.mark):
                     inherited |= source.entries
                     inherited_marks |= source.key_marks
             elif key.value in own:
-                raise refuse(key.mark, f"the key {key.value!r} is given twice (first in line {marks[key.value].line})")
+                raise key.mark.error(f"the key {key.value!r} is given twice (first in line {marks[key.value].line})")
             else:
                 own[key.value], marks[key.value] = value, key.mark
         block = MappingNode({**inherited, **own}, {**inherited_marks, **marks}, opened.mark, opened.anchor)
@@ -352,7 +348,7 @@ class _Composer:
         sources = [source for source in value.items[::-1]] if isinstance(value, SequenceNode) else [value]
         blocks = [source for source in sources if isinstance(source, MappingNode)]
         if len(blocks) < len(sources):
-            raise refuse(mark, "<<: expected a block, or a list of blocks, to merge")
+            raise mark.error("<<", expected="a block, or a list of blocks, to merge")
         return blocks
 
     def _mark(self, event: Any) -> Mark:
@@ -360,16 +356,20 @@ class _Composer:
 
     @staticmethod
     def _bad_tag(tag: str, mark: Mark) -> ConfigError:
-        shown = tag.replace(_YAML, "!!")
-        return refuse(mark, f"the tag {_short(shown)} is not allowed (expected plain values; only !include has a meaning here)")
+        what = f"the tag {_short(tag.replace(_YAML, '!!'))} is not allowed"
+        return mark.error(what, expected="plain values; only !include has a meaning here")
 
     def _refused(self, fault: SyntaxFault) -> ConfigError:
-        return refuse(Mark(self._name, fault.line, fault.column), fault.what)
+        return Mark(self._name, fault.line, fault.column).error(fault.what)
 
 
 def _events(loader: Any) -> Iterator[Any]:
     while loader.check_event():
         yield loader.get_event()
+
+
+def _joined(said: str, what: str) -> str:
+    return f"{said}: {what}" if said else what
 
 
 def _short(text: str, limit: int = 60) -> str:

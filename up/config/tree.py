@@ -7,12 +7,11 @@ and leaves every other place as it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from up.config.errors import Mark
-from up.errors import ConfigError, Problem
+from up.config.mark import Mark
 from up.text import did_you_mean, some_of
 
 Key: TypeAlias = "str | int | float | bool | None"
@@ -59,19 +58,35 @@ class MappingNode:
         """What stands under ``key``."""
         return self.entries.get(key)
 
-    def block(self, key: Key) -> MappingNode:
-        """The block under ``key``; an empty one when there is none."""
-        found = self.entries.get(key)
-        return found if isinstance(found, MappingNode) else empty(self.mark)
+    def block(self, *keys: Key) -> MappingNode:
+        """The block at ``keys``, one below the other; an empty one when there is none."""
+        found: Node = self
+        for key in keys:
+            below = found.entries.get(key) if isinstance(found, MappingNode) else None
+            found = below if isinstance(below, MappingNode) else empty(found.mark)
+        assert isinstance(found, MappingNode)
+        return found
+
+    def takes_block(self, *keys: Key) -> bool:
+        """Whether there is a block at ``keys``, or nothing is written on the way to it."""
+        below = self.entries.get(keys[0]) if keys else self
+        return is_null(below) or (isinstance(below, MappingNode) and (not keys or below.takes_block(*keys[1:])))
+
+    def with_block(self, keys: Sequence[Key], block: MappingNode) -> MappingNode:
+        """A copy with ``block`` at ``keys``, one below the other; blocks that are missing there are made."""
+        if not keys:
+            return block
+        mark = self.key_marks.get(keys[0], block.mark)
+        return self.with_entry(keys[0], self.block(keys[0]).with_block(keys[1:], block), mark)
 
     def with_entry(self, key: Key, node: Node, mark: Mark | None = None) -> MappingNode:
         """A copy in which ``node`` stands under ``key``, which is said to be written at ``mark``."""
         marks = {**self.key_marks, key: mark or self.key_marks.get(key, node.mark)}
         return replace(self, entries={**self.entries, key: node}, key_marks=marks)
 
-    def without(self, key: Key) -> MappingNode:
-        """A copy that lacks ``key``."""
-        return replace(self, entries={name: node for name, node in self.entries.items() if name != key})
+    def without(self, *keys: Key) -> MappingNode:
+        """A copy that lacks ``keys``."""
+        return replace(self, entries={name: node for name, node in self.entries.items() if name not in keys})
 
 
 Node: TypeAlias = "ScalarNode | SequenceNode | MappingNode"
@@ -121,14 +136,10 @@ def set_at(root: MappingNode, path: str, value: Node, mark: Mark, *, append: boo
     """
     words = path.split(".")
     if not all(words):
-        raise _cannot(path, "the path has an empty part (expected keys joined by single dots)", mark)
+        raise mark.error("the path has an empty part", expected="keys joined by single dots", key=path)
     changed = _set(root, words, 0, value, mark, append)
     assert isinstance(changed, MappingNode)
     return changed
-
-
-def _cannot(path: str, what: str, mark: Mark) -> ConfigError:
-    return ConfigError([Problem(what, key=path, file=mark.file, line=mark.line)])
 
 
 def _set(node: Node, words: list[str], at: int, value: Node, mark: Mark, append: bool) -> Node:
@@ -140,16 +151,16 @@ def _set(node: Node, words: list[str], at: int, value: Node, mark: Mark, append:
         if append and index is None and word == str(len(node.items)) and at == len(words) - 1:
             return node.with_item(len(node.items), value)
         if index is None:
-            raise _cannot(path, _no_such_entry(node, word, ".".join(words[:at])), mark)
+            raise mark.error(_no_such_entry(node, word, ".".join(words[:at])), key=path)
         return node.with_item(index, _set(node.items[index], words, at + 1, value, mark, append))
     if is_null(node):
         node = empty(mark)
     if not isinstance(node, MappingNode):
-        raise _cannot(path, f"{'.'.join(words[:at])} is {node.value!r} and has no keys to set", mark)
+        raise mark.error(f"{'.'.join(words[:at])} is {node.value!r} and has no keys to set", key=path)
     key = key_of(node, word)
     child = node.entries.get(key, ScalarNode(None, mark))
     if at + 1 < len(words) and is_null(child) and re.fullmatch(r"-?\d+", words[at + 1]):
-        raise _cannot(path, f"{'.'.join(words[: at + 1])} has no entries to count", mark)
+        raise mark.error(f"{'.'.join(words[: at + 1])} has no entries to count", key=path)
     return node.with_entry(key, _set(child, words, at + 1, value, mark, append), mark)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from up.config.errors import DEFAULT
+from up.config.mark import DEFAULT
 from up.config.signature import signature_of
 from up.errors import Problem
 from up.schema.mimic import MimicSection

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from up.config.errors import DEFAULT, Note
+from up.config.mark import DEFAULT
 from up.config.nodes import load_nodes
 from up.config.section import section_problems
 from up.config.tree import MappingNode, Node, SequenceNode, to_plain
@@ -21,14 +21,12 @@ from up.schema.overrides import apply_overrides
 from up.schema.sections import Config, NetModule
 from up.text import count, did_you_mean
 
-__all__ = ["Decoded", "Note", "Origins", "decode", "load_config", "missing_for_training"]
-
 
 class Decoded(NamedTuple):
     """A configuration, what is worth saying about it, and where its values come from."""
 
     config: Config
-    notes: list[Note]
+    notes: list[Problem]
     origins: Origins
 
 
@@ -133,18 +131,17 @@ def decode(tree: MappingNode) -> Decoded:
         problems += list(_contradictions(config))
     if problems:
         raise ConfigError(_in_file_order(origins.locate(problems)))
-    return Decoded(config, [*notes, *_idle(config, origins)], origins)
+    return Decoded(config, [*notes, *origins.locate(_idle(config, origins))], origins)
 
 
-def _idle(config: Config, origins: Origins) -> Iterator[Note]:
-    """What the file says and nothing reads, because something else is missing for it."""
+def _idle(config: Config, origins: Origins) -> Iterator[Problem]:
+    """Note what the file says and nothing reads, because something else is missing for it."""
     if config.saver.skip and config.saver.pretrain_model is None:
-        yield Note("saver.skip", "has no effect without saver.pretrain_model", origins.of("saver.skip"))
+        yield Problem("has no effect without saver.pretrain_model", key="saver.skip")
     if config.schedule_counts_steps:
-        path = "trainer.lr_scheduler.kwargs.T_max"
-        yield Note(path, "counts steps, not epochs, as max_iter does (runtime.iter_base)", origins.of(path))
+        yield Problem("counts steps, not epochs, as max_iter does (runtime.iter_base)", key="trainer.lr_scheduler.kwargs.T_max")
     if origins.of("ema.kwargs") != DEFAULT and origins.of("ema.enable") == DEFAULT:
-        yield Note("ema.kwargs", "has no effect without ema.enable: true", origins.of("ema.kwargs"))
+        yield Problem("has no effect without ema.enable: true", key="ema.kwargs")
 
 
 def _in_file_order(problems: list[Problem]) -> list[Problem]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple, get_origin
 
 from up.config.bases import BASE
-from up.config.errors import OPTS, Mark
+from up.config.mark import OPTS, Mark
 from up.config.nodes import parse_value
 from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, index_of, is_null, labels_of, set_at
 from up.errors import ConfigError, Problem
@@ -53,11 +53,11 @@ def _read(tokens: Sequence[str], problems: list[Problem]) -> list[_Override]:
         if not equals:
             following = next(words, None)
             if following is None:
-                problems.append(Problem("has no value", expected=f"{path}=VALUE, or {path} VALUE", key=path, file=OPTS))
+                problems.append(_MARK.problem("has no value", expected=f"{path}=VALUE, or {path} VALUE", key=path))
                 break
             text = following
         if not re.fullmatch(r"\+?[^\s+]+", path):
-            problems.append(Problem(got=word, expected="KEY=VALUE with a dotted KEY", file=OPTS))
+            problems.append(_MARK.problem(got=word, expected="KEY=VALUE with a dotted KEY"))
             continue
         found.append(_Override(path.removeprefix("+"), text, path.startswith("+")))
     return found
@@ -66,13 +66,13 @@ def _read(tokens: Sequence[str], problems: list[Problem]) -> list[_Override]:
 def _applied(tree: MappingNode, override: _Override) -> MappingNode:
     top = override.path.partition(".")[0]
     if top == BASE and BASE not in tree.entries:
-        what = "is read before --opts. Write it into the file, or set the values themselves"
-        raise ConfigError([Problem(what, key=override.path, file=OPTS)])
+        fix = "Write it into the file, or set the values themselves."
+        raise _MARK.error("is read before --opts", key=override.path, fix=fix)
     if not (override.adds or is_section(top) or top in tree.entries):
-        near = did_you_mean(top, [*SECTIONS, *map(str, tree.entries)])
-        expected = near or f" Expected one of {', '.join(SECTIONS)}."
-        what = f"there is no section or key {top!r} to set.{expected} (+{override.path}=… adds a key)"
-        raise ConfigError([Problem(what, key=override.path, file=OPTS)])
+        near = did_you_mean(top, [*SECTIONS, *map(str, tree.entries)]).strip()
+        expected = "a section or key of the file" if near else f"one of {', '.join(SECTIONS)}"
+        fix = f"{near} +{override.path}=… adds a key.".strip()
+        raise _MARK.error(got=top, expected=expected, key=override.path, fix=fix)
     if top in _LISTS and is_null(tree.get(top)) and (override.adds or override.path != top):
         tree = tree.with_entry(top, SequenceNode((), _MARK), _MARK)
     value = _value(override)
@@ -102,7 +102,7 @@ def _value(override: _Override) -> Node:
         return remarked(parse_value(override.text, OPTS), _MARK)
     except ConfigError as error:
         what = "; ".join(problem.sentence for problem in error.problems)
-        raise ConfigError([Problem(f"got {override.text!r}: {what}", key=override.path, file=OPTS)]) from None
+        raise _MARK.error(f"{override.text!r}: {what}", key=override.path) from None
 
 
 def remarked(node: Node, mark: Mark) -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from up.config.errors import Mark, refuse
+from up.config.mark import Mark
 from up.errors import ConfigError, Problem, UserError
 
 
@@ -28,4 +28,4 @@ def test_an_error_has_a_line_for_each_problem_and_ends_with_2() -> None:
     assert isinstance(error, UserError)
     assert str(error) == "a: b\nc: d"
     assert error.exit_code == 2
-    assert str(refuse(Mark("x", 1), "bad")) == "x:1: bad"
+    assert str(Mark("x", 1).error("bad")) == "x:1: bad"

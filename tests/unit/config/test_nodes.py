@@ -171,7 +171,7 @@ class TestRefusals:
         assert tells(refusal("a: " + "9" * 5000), "value", "kind")
 
     def test_cyclic_alias(self) -> None:
-        assert tells(refusal("a: &a\n  b: [*a]"), "x.yaml:2", "*a", "stands")
+        assert tells(refusal("a: &a\n  b: [*a]"), "x.yaml:2", "*a", "cycle")
 
     def test_unknown_alias(self) -> None:
         assert tells(refusal("norm: &normalize 1\nb: *normalise"), "x.yaml:2", "anchor", "'normalize'")

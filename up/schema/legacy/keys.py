@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from up.config.errors import Note
+from typing import NamedTuple
+
+from typing_extensions import Unpack
+
+from up.config.mark import Fields, Mark
 from up.config.tree import MappingNode, ScalarNode, SequenceNode, is_null
 from up.errors import Problem
 from up.schema.sections import Config
-from up.text import did_you_mean
+from up.text import Verbatim, did_you_mean
 
 _MOVED = {
+    "iter_base": "runtime.iter_base",
+    "fp16": "runtime.fp16",
+    "lr_scheduler": "trainer.lr_scheduler",
+    "trainer.optimizer.lr_scheduler": "trainer.lr_scheduler",
     "saver.save_latest_freq": "trainer.save_latest_freq",
     "trainer.lr_scheduler.lr_register_type": "trainer.lr_scheduler.warmup_register_type",
     "trainer.lr_scheduler.register_type": "trainer.lr_scheduler.warmup_register_type",
@@ -24,42 +32,54 @@ WITHOUT_EFFECT = {
 PHASES = ("train", "test")
 
 
-def move_keys(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
-    """Keys that have another place or name here; what already stands there counts."""
+class Found(NamedTuple):
+    """Notes of what was moved or left out, and problems, each at its place."""
+
+    notes: list[Problem]
+    problems: list[Problem]
+
+    def note(self, key: str, what: str, mark: Mark) -> None:
+        """Add a note."""
+        self.notes.append(mark.problem(what, key=key))
+
+    def problem(self, mark: Mark, what: str = "", **fields: Unpack[Fields]) -> None:
+        """Add a problem."""
+        self.problems.append(mark.problem(what, **fields))
+
+
+def move_keys(tree: MappingNode, found: Found) -> MappingNode:
+    """Move keys that have another place or name here; what already stands there counts."""
     for old, new in _MOVED.items():
-        *way, key = old.split(".")
-        node = _at(tree, way).get(key)
-        if node is None:
+        (*way, key), (*new_way, new_key) = old.split("."), new.split(".")
+        block = tree.block(*way)
+        node, mark = block.get(key), block.key_marks.get(key)
+        if node is None or mark is None:
             continue
-        mark = _at(tree, way).key_marks[key]
-        *new_way, new_key = new.split(".")
-        tree = _changed(tree, way, _at(tree, way).without(key))
-        if is_null(node):
+        tree = tree.with_block(way, block.without(key))
+        target = tree.block(*new_way)
+        if is_null(node) or not tree.takes_block(*new_way):
             continue
-        target = _at(tree, new_way)
         if is_null(target.get(new_key)):
-            tree = _changed(tree, new_way, target.with_entry(new_key, node, mark))
-            notes.append(Note(old, f"was taken as {new}", str(mark)))
-        else:
-            notes.append(Note(old, f"has no effect here, {new} counts", str(mark)))
+            tree = tree.with_block(new_way, target.with_entry(new_key, node, mark))
+            found.note(old, f"was taken as {new}", mark)
+        elif way or node.anchor is None:  # a top-level key may hold an anchor
+            found.note(old, f"has no effect here, {new} counts", mark)
     return tree
 
 
-def drop_keys_without_effect(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
-    """Keys that nothing reads, with the reason."""
+def drop_keys_without_effect(tree: MappingNode, found: Found) -> MappingNode:
+    """Drop keys that nothing reads, with the reason."""
     for path, why in WITHOUT_EFFECT.items():
         *way, key = path.split(".")
-        block = _at(tree, way)
-        node = block.get(key)
-        if node is None:
-            continue
-        tree = _changed(tree, way, block.without(key))
-        if not is_null(node):
-            notes.append(Note(path, f"has no effect: {why}", str(block.key_marks[key])))
+        block = tree.block(*way)
+        if key in block.entries:
+            tree = tree.with_block(way, block.without(key))
+            if not is_null(block.get(key)):
+                found.note(path, f"has no effect: {why}", block.key_marks[key])
     return tree
 
 
-def data_pool(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
+def data_pool(tree: MappingNode, found: Found) -> MappingNode:
     """``dataset.data_pool: ["train:train", "val:test"]``: which block of ``dataset`` serves which phase."""
     dataset = tree.block("dataset")
     pool = dataset.get("data_pool")
@@ -69,34 +89,34 @@ def data_pool(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> 
     sources: dict[str, str] = {}
     for index, entry in enumerate(entries):
         source, _, phase = str(entry.value if isinstance(entry, ScalarNode) else "").partition(":")
-        if wrong := _wrong_entry(dataset, source, phase, sources):
-            problems.append(Problem(wrong, key=f"dataset.data_pool.{index}", file=entry.mark.file, line=entry.mark.line))
-        else:
+        wrong = _wrong_entry(dataset, source, phase, sources)
+        if wrong is None:
             sources[phase] = source
-    changed = dataset.without("data_pool")
-    for source in {*sources.values()} - {*PHASES}:
-        changed = changed.without(source)
+        else:
+            got = f"{source}:{phase}" if source and phase else Verbatim("an entry without a phase")
+            found.problem(entry.mark, key=f"dataset.data_pool.{index}", got=got, expected=wrong[0], fix=wrong[1])
+    changed = dataset.without("data_pool", *({*sources.values()} - {*PHASES}))
     for phase, source in sources.items():
         mark = dataset.key_marks[source]
         changed = changed.with_entry(phase, dataset.entries[source], mark)
         if source != phase:
-            notes.append(Note(f"dataset.{source}", f"was taken as dataset.{phase}, as data_pool says", str(mark)))
-    return tree.with_entry("dataset", changed)
+            found.note(f"dataset.{source}", f"was taken as dataset.{phase}, as data_pool says", mark)
+    return tree.with_block(("dataset",), changed)
 
 
-def _wrong_entry(dataset: MappingNode, source: str, phase: str, taken: dict[str, str]) -> str | None:
-    said = f"got {f'{source}:{phase}'!r}, " if source and phase else ""
+def _wrong_entry(dataset: MappingNode, source: str, phase: str, taken: dict[str, str]) -> tuple[str, str] | None:
+    """What was expected instead of an entry, and how to correct it."""
     if phase not in PHASES:
-        return f"{said}expected SOURCE:train or SOURCE:test, such as train:train"
+        return "SOURCE:train or SOURCE:test, such as train:train", ""
     if is_null(dataset.get(source)):
         near = did_you_mean(source, [key for key in dataset.entries if isinstance(key, str)])
-        return f"{said}but there is no dataset.{source}.{near}"
+        return "a block of dataset before the colon", near.strip()
     if phase in taken:
-        return f"{said}but {taken[phase]}:{phase} stands there too. Keep one source for each phase"
+        return f"one source for each phase, and there is {taken[phase]}:{phase}", "Remove one of them."
     return None
 
 
-def initializer_methods(tree: MappingNode, notes: list[Note], problems: list[Problem]) -> MappingNode:
+def initializer_methods(tree: MappingNode, found: Found) -> MappingNode:
     """``initializer: {method: msra, …}`` of a net: ``method`` is the type, the other keys are its kwargs."""
     for key, net in tree.entries.items():
         if isinstance(net, SequenceNode) and (key == "net" or Config.gathered_in(key) == "teachers"):
@@ -117,17 +137,3 @@ def _with_typed_initializer(module: MappingNode) -> MappingNode:
     if rest.entries:
         part = part.with_entry("kwargs", rest, written.mark)
     return module.with_entry("kwargs", kwargs.with_entry("initializer", part))
-
-
-def _at(tree: MappingNode, way: list[str]) -> MappingNode:
-    for key in way:
-        tree = tree.block(key)
-    return tree
-
-
-def _changed(tree: MappingNode, way: list[str], block: MappingNode) -> MappingNode:
-    """``tree`` with ``block`` at the keys ``way``; blocks that are missing there are made."""
-    if not way:
-        return block
-    mark = tree.key_marks.get(way[0], block.mark)
-    return tree.with_entry(way[0], _changed(tree.block(way[0]), way[1:], block), mark)

@@ -1,24 +1,43 @@
-"""The older documented form of ``mimic``, brought into the current one node by node, so that marks stay."""
+"""The older documented form of ``mimic``, and teachers that are a file, brought into the current form; marks stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from up.config.tree import MappingNode, ScalarNode, empty, is_null
+from up.config.mark import Mark
+from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, empty, is_null
+from up.config.wording import unknown
+from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob, MimicSection
+from up.schema.sections import Config
+from up.text import shown
 
 _LOSSES = ("kl", "kd", "l2", "ce", "bce")
+MODULE = "logits"
+"""The name of the one module of a teacher that is a file, and so what ``mimic_name`` calls its logits."""
 
 
-def jobs_of(mimic: MappingNode) -> Iterator[tuple[str, MappingNode]]:
-    """Every job: ``mimic`` itself under an empty name, and those that stand in it side by side."""
-    yield "", mimic
-    for key, node in mimic.entries.items():
-        if MimicSection.gathered_in(key) and isinstance(node, MappingNode):
-            yield str(key), node
+def older_mimic(tree: MappingNode, found: Found) -> MappingNode:
+    """Bring every job into the current form: ``mimic`` itself, and those that stand in it side by side.
+
+    ``student_weight`` is what the student starts from: ``saver.pretrain_model``.
+    """
+    mimic = tree.block("mimic")
+    jobs = [key for key, node in mimic.entries.items() if MimicSection.gathered_in(key) and isinstance(node, MappingNode)]
+    for way in ((), *((key,) for key in jobs)):
+        job = mimic.block(*way)
+        path = ".".join(["mimic", *map(str, way)])
+        if not is_null(job.get("mimic_type")) and not is_null(job.get("cfgs")):
+            found.note(f"{path}.mimic_type", "has no effect beside cfgs.loss, which counts", job.key_marks["mimic_type"])
+        job = _to_current_form(job)
+        student = job.block("student")
+        if "student_weight" in student.entries:
+            weight, mark = student.entries["student_weight"], student.key_marks["student_weight"]
+            job = job.with_entry("student", student.without("student_weight"))
+            tree = _take_weight(tree, weight, mark, f"{path}.student.student_weight", found)
+        mimic = mimic.with_block(way, job)
+    return tree.with_entry("mimic", mimic) if isinstance(tree.get("mimic"), MappingNode) else tree
 
 
-def to_current_form(job: MappingNode) -> MappingNode:
+def _to_current_form(job: MappingNode) -> MappingNode:
     """Read ``mimic_type: kl`` as the loss, ``mimic_name`` as the layers of every side that names none itself."""
     kind = job.get("mimic_type")
     if isinstance(kind, ScalarNode) and is_null(job.get("cfgs")):
@@ -26,13 +45,46 @@ def to_current_form(job: MappingNode) -> MappingNode:
         name = ScalarNode(f"{kind.value}_loss", kind.mark) if kind.value in _LOSSES else kind
         job = job.with_entry("cfgs", empty(mark).with_entry("loss", empty(mark).with_entry("type", name, mark), mark), mark)
     layers = job.get("mimic_name")
-    if layers is not None and "student" not in job.entries:
-        job = job.with_entry("student", empty(job.key_marks["mimic_name"]), job.key_marks["mimic_name"])
-    for key, node in job.entries.items() if layers is not None else ():
-        if key != "student" and MimicJob.gathered_in(key) is None:
+    if layers is not None:
+        mark = job.key_marks["mimic_name"]
+        if "student" not in job.entries:
+            job = job.with_entry("student", empty(mark), mark)
+        for key, node in job.entries.items():
+            side = empty(job.key_marks[key]) if is_null(node) else node
+            is_side = key == "student" or MimicJob.gathered_in(key) is not None
+            if is_side and isinstance(side, MappingNode) and is_null(side.get("mimic_name")):
+                job = job.with_entry(key, side.with_entry("mimic_name", layers, mark))
+    return job.without("mimic_type", "mimic_name")
+
+
+def _take_weight(tree: MappingNode, weight: Node, mark: Mark, path: str, found: Found) -> MappingNode:
+    saver = tree.block("saver")
+    existing = saver.get("pretrain_model")
+    if is_null(weight) or not tree.takes_block("saver"):
+        return tree
+    if existing is None or is_null(existing):
+        found.note(path, "was taken as saver.pretrain_model", mark)
+        return tree.with_block(("saver",), saver.with_entry("pretrain_model", weight, mark))
+    written, other = (node.value if isinstance(node, ScalarNode) else "a block" for node in (weight, existing))
+    if written != other:
+        what = f"the student starts from {shown(written)} here, and from saver.pretrain_model {shown(other)} ({existing.mark})"
+        found.problem(mark, what, key=path, fix="Keep one of them.")
+    return tree
+
+
+def onnx_teachers(tree: MappingNode, found: Found) -> MappingNode:
+    """Give ``teacher: {onnx: model.onnx}`` a net of one module."""
+    for key, node in tree.entries.items():
+        if Config.gathered_in(key) != "teachers" or not isinstance(node, MappingNode):
             continue
-        side = empty(job.key_marks[key]) if is_null(node) else node
-        if isinstance(side, MappingNode) and is_null(side.get("mimic_name")):
-            assert layers is not None
-            job = job.with_entry(key, side.with_entry("mimic_name", layers, job.key_marks["mimic_name"]))
-    return job.without("mimic_type").without("mimic_name")
+        for other in node.entries:
+            if other != "onnx":
+                what = unknown(str(key), str(other), ["onnx"])
+                found.problem(node.key_marks[other], what, key=f"{key}.{other}", about_key=True)
+        file = node.get("onnx")
+        if file is not None:
+            mark = node.key_marks["onnx"]
+            kwargs = empty(mark).with_entry("file", file, mark)
+            entries: dict[Key, Node] = {"name": ScalarNode(MODULE, mark), "type": ScalarNode("onnx", mark), "kwargs": kwargs}
+            tree = tree.with_entry(key, SequenceNode((MappingNode(entries, dict.fromkeys(entries, mark), mark),), mark))
+    return tree

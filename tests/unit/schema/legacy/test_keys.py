@@ -87,10 +87,13 @@ class TestDataPool:
     @pytest.mark.parametrize(
         ("pool", "expected"),
         [
-            ("['train']", "dataset.data_pool.0: expected SOURCE:train or SOURCE:test"),
+            ("['train']", "dataset.data_pool.0: got an entry without a phase, expected SOURCE:train or SOURCE:test"),
             ("['train:val']", "dataset.data_pool.0: got 'train:val', expected SOURCE:train"),
-            ("['tran:train']", "dataset.data_pool.0: got 'tran:train', but there is no dataset.tran. Did you mean 'train'?"),
-            ("['train:train', 'test:train']", "dataset.data_pool.1: got 'test:train', but train:train stands there too."),
+            (
+                "['tran:train']",
+                "dataset.data_pool.0: got 'tran:train', expected a block of dataset before the colon. Did you mean 'train'?",
+            ),
+            ("['train:train', 'test:train']", "dataset.data_pool.1: got 'test:train', expected one source for each phase"),
         ],
     )
     def test_an_entry_that_cannot_be_right(self, pool: str, expected: str) -> None:
