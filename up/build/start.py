@@ -31,7 +31,7 @@ from up.engine.folder import (
     set_earlier_run_aside,
 )
 from up.engine.timetable import Timetable
-from up.errors import NothingToDo, UserError
+from up.errors import NothingToDo, Problem, UserError
 from up.files import BEST, LATEST, named_checkpoint, write_text
 from up.tasks.experiment import Experiment
 from up.text import some_of
@@ -39,6 +39,8 @@ from up.tracking.display import console_of_run, show_log_on
 from up.tracking.log import LOGGER, log_to
 from up.tracking.summary import best_of, net_and_groups, progress
 from up.types import StateDict
+
+_RESUME_MODEL = "saver.resume_model"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Start:
     state: StateDict | None  # content of the checkpoint
     status: Status | None  # of the run that is in the folder
     changes: Sequence[str] = ()
-    warnings: Sequence[str] = ()
+    warnings: Sequence[Problem] = ()
     weights: Sequence[str] = ()  # report on the initial weights of a new run
 
     @property
@@ -73,13 +75,13 @@ def find_start(experiment: Experiment, parts: RunParts, *, weights: bool = True)
         experiment.folder, keeping=parts.times.keep, config_sha256=config_sha256, slim_best=saver.best_without_optimizer
     )
     named = named_checkpoint(saver.resume_model) if saver.resume_model else None
-    found, status, warnings = named, None, [str(note) for note in experiment.decoded.notes]
+    found, status, warnings = named, None, list(experiment.decoded.notes)
     with on_all_ranks():
         if group.is_main():
             status = read_status(experiment.folder)
             if saver.auto_resume or is_later_attempt(experiment.folder):
                 own, skipped = folder.newest()
-                found, warnings = own or found, [*skipped, *warnings, *_not_used(named, own)]
+                found, warnings = own or found, [*map(Problem, skipped), *warnings, *_not_used(named, own)]
     config, data_sha256, found, status = group.from_main((fingerprint.config, fingerprint.data_sha256, found, status))
     with on_all_ranks():
         require_same_input(fingerprint, config, data_sha256)
@@ -108,11 +110,12 @@ def require_same_input(fingerprint: RunFingerprint, config: str, data_sha256: st
         )
 
 
-def _not_used(named: Path | None, own: Path | None) -> Iterator[str]:
+def _not_used(named: Path | None, own: Path | None) -> Iterator[Problem]:
     """Report that ``saver.resume_model`` is not used because the run has a checkpoint of its own."""
     sidecars = [None if path is None else read_sidecar(path) for path in (named, own)]
     if named is not None and own is not None and (None in sidecars or sidecars[0] != sidecars[1]):
-        yield f"saver.resume_model {named} is not used: the run resumes from its own {own} (unless saver.auto_resume is false)"
+        what = f"{named} is not used: the run resumes from its own {own} (unless saver.auto_resume is false)"
+        yield Problem(what, key=_RESUME_MODEL)
 
 
 def finished(experiment: Experiment, start: Start, times: Timetable) -> str:
@@ -140,7 +143,7 @@ def require_unfinished(experiment: Experiment, start: Start, times: Timetable, c
     per_epoch, step = times.updates_per_epoch, start.state["step"]
     lines = [f"{report} Nothing was changed."]
     lines += [f"  {line}; no step is left to train with it" for line in start.changes]
-    lines += [f"  {line}" for line in start.warnings if "saver.resume_model" in line]
+    lines += [f"  {warning}" for warning in start.warnings if warning.key == _RESUME_MODEL]
     lines.append(f"  to train longer:  {twice_as_long(experiment, step, per_epoch, command)}")
     lines.append(f"  to start anew:    {command.setting({'saver.save_dir': unused_folder(experiment.folder)})}")
     ending = NothingToDo("\n".join(lines))
@@ -162,7 +165,7 @@ def unused_folder(folder: Path) -> Path:
 
 def open_folder(experiment: Experiment, start: Start, config: str, command: CommandLine) -> list[str]:
     """Create the run folder on the main rank, and set an earlier run aside unless this one resumes it. Returns warnings."""
-    folder, state, warnings = experiment.folder, start.own_state, list(start.warnings)
+    folder, state, warnings = experiment.folder, start.own_state, [str(warning) for warning in start.warnings]
     if not group.is_main():
         return []
     with experiment.placing("saver.save_dir"):

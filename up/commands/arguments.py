@@ -9,17 +9,17 @@ from up.distributed.launch import Launch
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
-    """How many ranks there are and who starts them; ``launch_of`` reads it."""
+    """Add the arguments of a launch; ``launch_of`` reads them."""
     group = parser.add_argument_group(
-        "several processes", "Without these flags: one process, or the ranks that torchrun, srun or mpirun started."
+        "distributed", "Without these flags: one process, or the ranks that torchrun, srun or mpirun started."
     )
     group.add_argument(
         "--launch",
         choices=("pytorch", "slurm", "mpi"),
-        help="who starts the ranks: this command (pytorch), srun or mpirun (default: what the environment says, else pytorch)",
+        help="launcher of the ranks: this command (pytorch), srun or mpirun (default: by the environment, else pytorch)",
     )
     group.add_argument(
-        "--ng", "--num_gpus_per_machine", type=int, metavar="N", help="processes on this host (default with --launch: one a GPU)"
+        "--ng", "--num_gpus_per_machine", type=int, metavar="N", help="processes on this host (default with --launch: one per GPU)"
     )
     group.add_argument("--nm", "--num_machines", type=int, default=1, metavar="M", help="number of hosts; each runs this command")
     group.add_argument("--node-rank", type=int, default=0, metavar="R", help="number of this host, from 0")
@@ -29,36 +29,35 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--backend",
         metavar="NAME",
-        help="library of the collective operations: nccl or gloo (default: by the device); UP's "
-        "`dist` and `linklink` mean the default",
+        help="library of collective operations: nccl or gloo (default: by the device); UP's `dist` and `linklink` mean the default",
     )
 
 
 def launch_of(arguments: argparse.Namespace) -> Launch:
-    """What ``add_launch`` read."""
+    """Return the launch that the arguments describe."""
     return Launch(
         arguments.launch, arguments.ng, arguments.nm, arguments.node_rank, arguments.rdzv, arguments.port, arguments.max_restarts
     )
 
 
 def backend_overrides(arguments: argparse.Namespace) -> list[str]:
-    """``--backend`` as an override; UP's names for its communication library choose nothing here."""
+    """Return ``--backend`` as an override; UP's names for its communication library choose nothing here."""
     known = arguments.backend in (None, "dist", "linklink")
     return [] if known else [f"runtime.dist.backend={arguments.backend}"]
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """Parse a whole number above 0, for argparse."""
     return _at_least(1, text, "a whole number above 0")
 
 
 def natural(text: str) -> int:
-    """A whole number, 0 or more, for argparse."""
+    """Parse a whole number, 0 or more, for argparse."""
     return _at_least(0, text, "a whole number, 0 or more")
 
 
 def finite(text: str) -> float:
-    """A number that is neither infinite nor none, for argparse."""
+    """Parse a finite number, for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -69,7 +68,7 @@ def finite(text: str) -> float:
 
 
 def image_size(text: str) -> tuple[int, int, int]:
-    """``3x224x224`` or ``3,224,224`` as (channels, height, width), for argparse."""
+    """Parse ``3x224x224`` or ``3,224,224`` as (channels, height, width), for argparse."""
     words = text.lower().replace(",", "x").split("x")
     if len(words) != 3 or not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected CxHxW such as 3x224x224 (or 3,224,224)")

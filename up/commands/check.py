@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TypeVar
 
 from up.commands.inputs import expect_config
 from up.commands.parser import CommandParser
 from up.errors import UserError
 from up.text import count
+
+T = TypeVar("T")
 
 
 def main(words: list[str]) -> int:
@@ -19,7 +21,7 @@ def main(words: list[str]) -> int:
     parser.add_config()
     arguments = parser.read(words[1:])
     if arguments.images and arguments.no_files:
-        raise UserError("--images: opens the images that --no-files leaves out. Leave out one of them.")
+        raise UserError("--images opens the images that --no-files leaves out", fix="Remove one of them.")
     expect_config(arguments.config, arguments.opts)
     from up.build.check import check_experiment, is_for_evaluation
     from up.build.experiment import load_experiment
@@ -37,7 +39,7 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def with_progress(batches: Iterable[Any], total: int) -> Iterator[Any]:
+def with_progress(batches: Iterable[T], total: int) -> Iterator[T]:
     """The batches, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress

@@ -53,15 +53,12 @@ def _is_downloaded() -> bool:
 
 
 def _write(files: dict[Path, str], config: Path, folder: Path) -> None:
-    """Write what is not there yet; nothing where something else is there."""
     there = {path: path.read_text(encoding="utf-8") for path in files if path.is_file()}
     for path, text in there.items():
         if text != files[path]:
-            raise UserError(
-                f"{path}: already there, and not what `up train {folder}` would write now: it was edited, or the photos or the "
-                f"flags changed. Train with it: up train {config}; or start anew in another folder: "
-                f"up train {folder} -o saver.save_dir={config.with_suffix('')}-2."
-            )
+            what = f"exists, and differs from what `up train {folder}` would write: it was edited, or photos or flags changed"
+            anew = f"up train {folder} -o saver.save_dir={config.with_suffix('')}-2"
+            raise UserError(what, file=path, fix=f"Train with it: up train {config}; or start anew in another folder: {anew}.")
     for path, text in files.items():
         if path not in there:
             make_folder(path.parent)

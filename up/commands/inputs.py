@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from up.distributed.env import world_in_environment
-from up.errors import UserError
+from up.errors import ConfigError, Problem, UserError
 from up.file_kinds import NAMES, Kind, kind_of
 from up.files import named_checkpoint
-from up.text import did_you_mean
+from up.text import Verbatim, did_you_mean
 
 _PACKAGES = "`up predict --bundle {path}` and `up verify {path}` read it."
 _INSTEAD_OF_CHECKPOINT: dict[Kind, str] = {
@@ -57,7 +57,6 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
     """
     if world_in_environment() > 1:
         return
-    from up.errors import ConfigError, Problem
     from up.schema.decode import load_config
     from up.schema.named_files import missing_at, missing_start_weights
     from up.tasks.cls.data.files import DATASETS, named_paths
@@ -68,8 +67,7 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
     for name, source in (("train", config.dataset.train), ("test", config.dataset.test)):
         if source is not None and source.dataset.type in DATASETS:
             for key, file in named_paths(source.dataset.kwargs):
-                if file is not None:  # it may be misspelt, which is better said
-                    problems += missing_at(f"dataset.{name}.dataset.kwargs.{key}", file)
+                problems += missing_at(f"dataset.{name}.dataset.kwargs.{key}", file) if file is not None else ()
     problems += missing_start_weights(config, config.saver.folder(path))
     if problems:
         raise ConfigError(decoded.origins.locate(problems))
@@ -90,13 +88,14 @@ def expect_package(path: Path | None, flag: str = "--bundle ") -> None:
 
 def _expect(path: Path, flag: str, expected: str, instead: dict[Kind, str], suffixes: tuple[str, ...]) -> None:
     if not path.exists():
-        beside = [entry.name for entry in path.parent.glob("*") if entry.suffix in suffixes] if path.parent.is_dir() else []
-        fix = did_you_mean(path.name, beside) if path.parent.is_dir() else f" The folder {path.parent} does not exist either."
-        raise UserError(f"{flag}{path}: no such file, expected {expected}.{fix}")
+        fix = f"The folder {path.parent} does not exist either."
+        if path.parent.is_dir():
+            fix = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir() if entry.suffix in suffixes]).strip()
+        raise UserError(f"{flag}{path}: no such file", expected=expected, fix=fix)
     _expect_kind(path, flag, expected, instead)
 
 
 def _expect_kind(path: Path, flag: str, expected: str, instead: dict[Kind, str]) -> None:
     kind = kind_of(path)
     if kind in instead:
-        raise UserError(f"{flag}{path}: got {NAMES[kind]}, expected {expected}. {instead[kind].format(path=path)}")
+        raise UserError(f"{flag}{path}", got=Verbatim(NAMES[kind]), expected=expected, fix=instead[kind].format(path=path))

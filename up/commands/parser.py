@@ -47,11 +47,17 @@ UP_FLAGS = {
 """What UP's scripts pass to its commands. A command that defines such a flag gives it its meaning."""
 
 
+_METAVARS = {"Path": "PATH", "int": "N", "positive": "N", "natural": "N", "finite": "NUMBER"}
+
+
 class PlainHelp(argparse.RawDescriptionHelpFormatter):
-    """Shows a default once, and only where there is one to know."""
+    """Help that shows a default once, and the kind of each value."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return _METAVARS.get(getattr(action.type, "__name__", ""), "VALUE")
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
@@ -69,13 +75,14 @@ class CommandParser(argparse.ArgumentParser):
         self._has_config = self._needs_config = False
         self._among = ""
 
-    def add_config(self, *, required: bool = True, among: str = "", what: str = "the configuration") -> None:
+    def add_config(self, *, required: bool = True, among: str = "", what: str = "the YAML file") -> None:
         """``FILE.yaml``, ``--config FILE.yaml`` and overrides. ``among``: the positional list that the file may stand in."""
         self._has_config, self._needs_config, self._among = True, required, among
         if not among:
             self.add_argument("file", nargs="?", metavar="FILE.yaml", help=what)
-        self.add_argument("--config", metavar="FILE.yaml", help="the configuration; `--config` itself may be left out")
-        self.add_argument(
+        group = self.add_argument_group("configuration")
+        group.add_argument("--config", metavar="FILE.yaml", help="the YAML file; `--config` itself may be left out")
+        group.add_argument(
             *OVERRIDES,
             nargs="*",
             action="extend",

@@ -122,10 +122,8 @@ def _img_size(config: Config, pixels: int) -> Iterator[tuple[str, object]]:
         for index, size in sizes.items():
             yield f"dataset.{source}.dataset.kwargs.transformer.{index}.kwargs.size", _scaled(size, pixels / height)
     if not sized:
-        raise UserError(
-            f"--img-size {pixels}: no transform of dataset.train or dataset.test has a size. Add torch_random_resized_crop or "
-            "torch_resize to transformer, or leave --img-size out."
-        )
+        fix = "Add torch_random_resized_crop or torch_resize to transformer, or remove --img-size."
+        raise UserError(f"--img-size {pixels}: no transform of dataset.train or dataset.test has a size", fix=fix)
     for index, module in enumerate(config.net):
         if module.kwargs.get("img_size") in before:
             yield f"net.{index}.kwargs.img_size", pixels

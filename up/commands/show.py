@@ -26,16 +26,15 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "what",
         choices=("config", "components", "schema"),
-        help="config: every value of the YAML file that counts, with its place; components: what `type:` may name; schema: JSON "
-        "Schema for editors",
+        help="config: every value with its file and line; components: parts that `type:` may name; schema: JSON Schema for editors",
     )
     parser.add_argument(
         "tables",
         nargs="*",
         metavar="FILE.yaml | TABLE",
-        help="config: the configuration; components: only these tables (backbone, head, loss, …)",
+        help="config: the YAML file; components: only these tables (backbone, head, loss, …)",
     )
-    parser.add_argument("--task", default="cls", help="components, schema: the task whose parts are listed")
+    parser.add_argument("--task", default="cls", help="components, schema: task whose parts are listed")
     parser.add_config(required=False, among="tables")
     arguments = parser.read(words[1:])
     if arguments.what == "config":
@@ -55,7 +54,7 @@ def main(words: list[str]) -> int:
 def show_config(arguments: argparse.Namespace) -> int:
     """Print the effective configuration with the origin of every value."""
     if arguments.config is None:
-        raise UserError("show config needs a YAML file: up show config FILE.yaml.")
+        raise UserError("show config", expected="a YAML file", fix="up show config FILE.yaml")
     expect_config(arguments.config, arguments.opts)
     from up.build.experiment import load_experiment
     from up.schema.show import effective_yaml
@@ -69,7 +68,8 @@ def chosen(wanted: Sequence[str], tables: dict[str, Registry]) -> list[str]:
     """The tables asked for, or all. Raises ``UserError`` for one that there is not."""
     for name in wanted:
         if name not in tables:
-            raise UserError(f"there is no table {name!r}.{did_you_mean(name, tables)} Tables: {', '.join(sorted(tables))}.")
+            near = did_you_mean(name, tables).strip()
+            raise UserError("show components", got=name, expected=f"a table: {', '.join(sorted(tables))}", fix=near)
     return list(wanted) or sorted(tables)
 
 

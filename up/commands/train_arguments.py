@@ -11,10 +11,10 @@ from up.commands.shortcuts import Shortcuts
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """The arguments of ``up train``."""
+    """Parse the arguments of ``up train``."""
     parser = CommandParser("train")
     parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate only, like `up eval`")
-    parser.add_argument("--phase", choices=("train", "eval"), default="train", help="eval means the same as --evaluate")
+    parser.add_argument("--phase", choices=("train", "eval"), default="train", help="eval: the same as --evaluate")
     parser.add_argument("--display", type=positive, metavar="N", help="steps between log lines (default: trainer.log_interval)")
     parser.add_argument("--allow-dead-parameter", action="store_true", help="allow parameters that get no gradient")
     parser.add_argument(
@@ -22,17 +22,17 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
     group = parser.add_argument_group("values of the configuration")
-    group.add_argument("--epochs", type=positive, metavar="N", help="train for N epochs; the learning-rate schedule is scaled")
+    group.add_argument("--epochs", type=positive, metavar="N", help="train for N epochs, the learning-rate schedule scaled to them")
     group.add_argument("--lr", type=finite, help="learning rate of the optimizer")
     group.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
-    group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size; resize and crop keep their ratio")
+    group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size in pixels; resize and crop keep their ratio")
     add_launch(parser)
-    parser.add_config(what="the configuration; or a folder with one folder of photos per class, for which one is written")
+    parser.add_config(what="YAML file, or a folder with one folder of photos per class, for which a YAML file is written")
     return parser.read(words[1:])
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """``-o`` and the flags that set a value of the configuration."""
+    """Return ``-o`` and the overrides of the flags that set a value of the configuration."""
     overrides = [*arguments.opts, *backend_overrides(arguments)]
     if arguments.display is not None:
         overrides.append(f"trainer.log_interval={arguments.display}")
@@ -46,12 +46,12 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def shortcuts_of(arguments: argparse.Namespace) -> Shortcuts:
-    """What ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size`` say."""
+    """Return the values of ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size``."""
     return Shortcuts(arguments.epochs, arguments.lr, arguments.batch_size, arguments.img_size)
 
 
 def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> list[str]:
-    """The overrides that the short flags stand for in this file; says which."""
+    """Return the overrides that the short flags stand for in this file, and report them."""
     found = shortcuts_of(arguments).overrides(arguments.config, overrides)
     if speaks_for_all():
         for flag, made in found.items():

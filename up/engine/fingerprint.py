@@ -77,27 +77,34 @@ def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, 
     """List how the configuration differs from that of the checkpoint ``state``. Raises ``UserError`` for what must not differ."""
     missing = [name for name in ("config", "data_sha256", "seed", "global_batch_size") if name not in state]
     if missing:
-        raise UserError(f"{path}: has no {some_of(missing)} of its run. Start from its weights with saver.pretrain_model.")
+        fix = "Start from its weights with saver.pretrain_model."
+        raise UserError(f"the checkpoint does not record {some_of(missing)} of its run", file=path, fix=fix)
     found = changes(state["config"], fingerprint.config, tables)
     unsafe = [change for change in found if not change.is_safe]
+    anew = f"start anew with saver.save_dir={path.parent}-2"
     if unsafe:
         raise UserError(
-            f"{path}: was saved with another configuration: {some_of(unsafe, 5)}. A run cannot resume with "
-            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}: undo it, or train with the run's own "
-            f"{path.parent / 'config.yaml'}, or start anew in another folder with "
-            f"saver.save_dir={path.parent}-2 (and saver.pretrain_model={path} to start from its weights)."
+            f"the checkpoint was made with another configuration: {some_of(unsafe, 5)}. A run cannot resume under "
+            f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}",
+            file=path,
+            fix=f"Take it back, train with the run's own {path.parent / 'config.yaml'}, or {anew} "
+            f"(and saver.pretrain_model={path} to start from its weights).",
         )
     if state["data_sha256"] != fingerprint.data_sha256 and not fingerprint.accept_data_change:
         raise UserError(
-            f"{path}: the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
-            f"{fingerprint.data_sha256[:12]}… now). Restore them, resume with --accept-data-change "
-            f"(saver.accept_data_change: true), or start anew with saver.save_dir={path.parent}-2."
+            f"the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
+            f"{fingerprint.data_sha256[:12]}… now)",
+            file=path,
+            fix=f"Restore them, resume with --accept-data-change (saver.accept_data_change: true), or {anew}.",
         )
-    for key, now in (("seed", fingerprint.seed), ("global_batch_size", fingerprint.global_batch_size)):
-        if state[key] != now:
+    for name, now in (("seed", fingerprint.seed), ("global_batch_size", fingerprint.global_batch_size)):
+        if state[name] != now:
             raise UserError(
-                f"{path}: was saved with {key} {state[key]}, this run has {now}; the order of the images would change. "
-                "Restore it (batch_size x ranks x accumulate is the global batch size), or start from the weights alone with "
-                "saver.pretrain_model."
+                f"the checkpoint was made with another {name}, and images would come in another order",
+                got=now,
+                expected=f"{state[name]}",
+                file=path,
+                fix="Restore it (batch_size x ranks x accumulate is the global batch size), or start from the weights alone with "
+                "saver.pretrain_model.",
             )
     return [f"changed since {path}: {change}" for change in found if change.is_reported]
