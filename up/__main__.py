@@ -1,4 +1,4 @@
-"""The command line: a name to the module that does the work, imported when it is asked for."""
+"""The command line: look up a command by name and import its module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from up.commands.catalog import ALIASES, COMMANDS, GROUPS
 
 
 def usage() -> str:
-    """The text of ``python -m up --help``."""
+    """Return the text of ``python -m up --help``."""
     lines = [
         f"up {__version__}: image classifiers from one YAML file",
         "",
@@ -27,7 +27,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code (0 done, 1 our bug, 2 the user's input, 3 numerical, 74 storage, 75 preempted)."""
+    """Run one command and return its exit code (0 done, 1 bug, 2 user input, 3 numerical, 74 storage, 75 preempted)."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

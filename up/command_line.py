@@ -1,4 +1,4 @@
-"""The command as the user typed it, to be printed where it, or one like it, is the next thing to type."""
+"""The command as the user typed it, and commands like it, to be printed as the next step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CommandLine:
 
     @classmethod
     def typed(cls, words: Sequence[str]) -> CommandLine:
-        """The command of this process, which was called with ``words``; for a rank that of its launcher."""
+        """Return the command of this process, which was called with ``words``; for a rank, that of its launcher."""
         lines = [_line_of(os.getppid())] if "TORCHELASTIC_RUN_ID" in os.environ else []
         for line in (*lines, sys.orig_argv):
             if len(line) > len(words) and line[-len(words) :] == list(words):
@@ -35,7 +35,7 @@ class CommandLine:
         return shlex.join([*self.program, *self.words])
 
     def setting(self, values: Mapping[str, object]) -> str:
-        """The same command with values of the configuration overridden."""
+        """Return the same command with overridden values of the configuration."""
         given = {key: f"{key}={value}" for key, value in values.items()}
         words = [given.pop(word.partition("=")[0], word) if "=" in word else word for word in self.words]
         last = next((word for word in reversed(words) if word.startswith("-")), "")
@@ -43,7 +43,7 @@ class CommandLine:
         return shlex.join([*self.program, *words, *opening, *given.values()])
 
     def with_flag(self, flag: str, value: object) -> str:
-        """The same command with the value of a flag, which stands in it or comes after the command's name."""
+        """Return the same command with a flag set, in its place or after the command's name."""
         words = list(self.words)
         if flag in words[:-1]:
             words[words.index(flag) + 1] = str(value)
@@ -53,20 +53,20 @@ class CommandLine:
         return shlex.join([*self.program, *words])
 
     def other(self, *words: object) -> str:
-        """Another command of this program, in one process."""
+        """Return another command of this program, in one process."""
         program = self.program if Path(self.program[0]).name.startswith(("up", "python")) else _PLAIN
         return shlex.join([*program, *map(str, words)])
 
 
 def _line_of(process: int) -> list[str]:
-    """The command line of another process; empty where it cannot be read."""
+    """The command line of another process; empty if it cannot be read."""
     with suppress(OSError):
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
     return []
 
 
 def _readable(program: Sequence[str]) -> tuple[str, ...]:
-    """A program as it was typed: of ``/usr/bin/python /usr/bin/up``, which the system made of a script, ``up`` is left."""
+    """A program as it was typed: ``up`` for ``/usr/bin/python /usr/bin/up``, as the system runs a script."""
     if len(program) > 1 and not program[1].startswith("-"):
         program = program[1:]
     name = Path(program[0]).name

@@ -12,10 +12,10 @@ from up.text import Verbatim, shown
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to correct: ``FILE:LINE: key.path: what: got X, expected Y. Fix.``, where only what is known is shown.
+    """A problem to correct: ``FILE:LINE: key.path: what: got X, expected Y. Fix.``, without the fields that are not set.
 
-    ``got`` is kept as it is shown, so that a problem can be hashed, pickled and written as JSON whatever the value was: text in
-    quotes unless it is ``Verbatim``, ``None`` for no value (pass ``Verbatim("null")`` for a null). ``key`` is the dotted path in
+    ``got`` is stored as shown, so that a problem can be hashed, pickled and written as JSON for any value: text in quotes unless
+    it is ``Verbatim``, ``None`` for no value (pass ``Verbatim("null")`` for a null). ``key`` is the dotted path in
     the configuration; a part names its own argument, and the builder puts the part's path before it. ``about_key`` means that the
     key itself is wrong rather than its value: the two may be on different lines. ``rank`` is the rank that reports the problem.
     """
@@ -42,7 +42,7 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """``FILE:LINE``, ``FILE``, or nothing."""
+        """``FILE:LINE``, ``FILE``, or an empty text."""
         return f"{self.file}:{self.line}" if self.line else self.file
 
     @property
@@ -56,12 +56,12 @@ class Problem:
         return text + self.fix
 
     def placed(self, file: str, line: int | None) -> Problem:
-        """The problem with a source location, unless it has one."""
+        """Return the problem with a source location; one that it has is kept."""
         return self if self.file else replace(self, file=file, line=line)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Problem:
-        """The problem with the ``fields`` that ``dataclasses.asdict`` and JSON made of it."""
+        """Restore a problem from its ``fields`` of ``dataclasses.asdict``, through JSON."""
         got = fields["got"]
         return cls(**{**fields, "got": None if got is None else Verbatim(got)})
 
@@ -74,7 +74,7 @@ class Ending(Exception):
 
     exit_code: ClassVar[int]
     known_to_all = False
-    """Whether every rank raises it in the same words, so that one of them says them to the user."""
+    """Whether every rank raises it in the same words, so that one rank prints them."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Ending(Exception):
 
     @classmethod
     def of(cls: type[EndingT], problems: Iterable[Problem]) -> EndingT:
-        """An ending that reports ``problems``."""
+        """Return an ending that reports ``problems``."""
         return _restored(cls, {"problems": tuple(problems)})
 
     def __str__(self) -> str:
@@ -105,12 +105,12 @@ class Ending(Exception):
 
     @property
     def file(self) -> str:
-        """The file that the first problem is in, or nothing."""
+        """The file of the first problem, or an empty text."""
         return self.problems[0].file
 
     @property
     def line(self) -> int | None:
-        """The line that the first problem is in."""
+        """The line of the first problem."""
         return self.problems[0].line
 
 
@@ -121,7 +121,7 @@ def _restored(kind: type[EndingT], state: Mapping[str, Any]) -> EndingT:
 
 
 class NothingToDo(Ending):
-    """What the command would do is done already; the message says how to do more."""
+    """The command has nothing left to do; the message says how to do more."""
 
     exit_code = 0
 
@@ -154,13 +154,13 @@ class StorageError(Ending, OSError):
 
 
 class PeerLost(Ending, RuntimeError):
-    """Another rank ended or does not answer; the newest checkpoint stands, run the same command again (EX_TEMPFAIL)."""
+    """Another rank ended or does not answer; the newest checkpoint is valid, run the same command again (EX_TEMPFAIL)."""
 
     exit_code = 75
 
 
 class PeerFailed(Ending, RuntimeError):
-    """Another rank met a bug of ours; its own traceback says which."""
+    """Another rank failed with a bug, which its own traceback shows."""
 
     exit_code = 1
 
@@ -171,5 +171,5 @@ _BY_CODE: dict[int, type[Ending]] = {
 
 
 def ending_of(exit_code: int, problems: Iterable[Problem]) -> Ending:
-    """The ending that another rank met, from its exit code and its problems."""
+    """Return the ending of another rank, from its exit code and its problems."""
     return _BY_CODE.get(exit_code, PeerFailed).of(problems)

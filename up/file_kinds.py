@@ -1,4 +1,4 @@
-"""What kind of file a path names, by its first bytes: known before any library that would read it is imported."""
+"""The kind of a file by its first bytes, without importing a library that reads it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES: dict[Kind, str] = {
 
 
 def kind_of(path: Path) -> Kind:
-    """The kind of what is at ``path``, which exists; ``unknown`` where neither content nor suffix tells."""
+    """Return the kind of the existing ``path``; ``unknown`` if neither content nor suffix tells."""
     if path.is_dir():
         return "folder"
     if not path.is_file():
@@ -65,7 +65,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def _tar_kind(path: Path) -> Kind:
-    """Old torch wrote tars of pickles; a package begins with one of its members."""
+    """Tell a package from other tars, such as those of old torch, by its first member."""
     try:
         with tarfile.open(path, "r:") as archive:
             first = archive.next()

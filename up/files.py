@@ -1,4 +1,4 @@
-"""Writing that cannot be half done: a reader sees the old file or the new one, never a part."""
+"""Atomic writes: a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any, BinaryIO
 from up.errors import StorageError
 
 BEST, LATEST = "ckpt_best.pth", "ckpt_latest.pth"
-TEMPORARY = ".tmp-"  # files so named are leftovers of a killed process and may be swept
+TEMPORARY = ".tmp-"  # such files are leftovers of a killed process and may be removed
 
 
 def named_checkpoint(name: str | Path) -> Path:
-    """The file that a user means: ``runs/a/ckpt_e5`` is ``runs/a/ckpt_e5.pth`` where only that is there."""
+    """Complete the name of a checkpoint: ``runs/a/ckpt_e5`` is ``runs/a/ckpt_e5.pth`` if only that exists."""
     path = Path(name)
     completed = path.with_name(f"{path.name}.pth")
     return completed if completed.is_file() and not path.is_file() else path
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, bring it to the disk, then put it in place.
+    """Let ``write`` fill a temporary file beside ``path``, sync it, then rename it to ``path``.
 
-    Raises ``StorageError`` when the disk is full, read-only or gone; ``path`` is then as it was.
+    Raises ``StorageError`` if the disk is full, read-only or gone; ``path`` is then unchanged.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
@@ -36,23 +36,24 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError ("unexpected pos")
-        raise StorageError(f"{path}: cannot be written ({_reason(error)}). Free some space, or choose another folder.") from error
+        fix = "Free some space, or choose another folder."
+        raise StorageError(f"cannot be written ({_reason(error)})", file=path, fix=fix) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none. Raises ``StorageError``."""
+    """Make a folder, if it does not exist. Raises ``StorageError``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({error.strerror or error}). Name another folder.") from error
+        raise StorageError(f"cannot be made ({error.strerror or error})", file=folder, fix="Name another folder.") from error
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why no file can be put into ``folder``, which need not be there yet; None where nothing speaks against it.
+    """Return why no file can be written to ``folder``, which need not exist yet; None if one can.
 
-    For asking before long work whose result would be lost.
+    Checked before long work whose result would be lost.
     """
     there = folder
     while not os.path.lexists(there) and there != there.parent:
@@ -81,7 +82,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's own entries to the disk, so that a rename survives a power cut."""
+    """Sync the entries of a folder, so that a rename survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -90,7 +91,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 

@@ -21,9 +21,9 @@ _NO_CONTRACT = Contract("docs/add_a_part.md")
 class Registry:
     """A table of the parts of one kind: ``{"ce": "up.tasks.cls.model.losses:CrossEntropy"}``.
 
-    ``others`` finds names that no table can list beforehand (every optimizer of torch, every network of timm): it
-    returns None for a name it does not know. ``other_names`` lists them, for near names and for ``show components``.
-    ``contract`` says what members every part has.
+    ``others`` finds names that no table lists (every optimizer of torch, every network of timm): it returns None for an
+    unknown name. ``other_names`` lists them, for near names and for ``show components``. ``contract`` lists the members of
+    every part.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Registry:
         self.kind = kind
         self.contract = contract or _NO_CONTRACT
         self.plugins = dict(plugins or {})
-        """By name: the plug-in module that brought the part."""
+        """The plug-in module of each part of a plug-in, by name."""
         self._table = dict(table)
         self._others = others
         self._other_names = other_names
@@ -51,7 +51,7 @@ class Registry:
         return name in self._table or (isinstance(name, str) and self._others is not None and self._others(name) is not None)
 
     def other_names(self) -> list[str]:
-        """Names beyond the table itself."""
+        """Return the names that ``others`` finds."""
         return sorted(self._other_names()) if self._other_names else []
 
     def get(self, name: str) -> Any:
@@ -66,7 +66,7 @@ class Registry:
         return found
 
     def joined(self, other: Registry, *, plugin: str | None = None) -> Registry:
-        """A copy that also knows the entries of ``other``, from the module ``plugin``. Raises ``UserError`` for a name of both.
+        """Return a copy with the entries of ``other``, from the module ``plugin``. Raises ``UserError`` for a name in both.
 
         The contract is that of ``self``; that of ``other`` where it has one and ``self`` has no entries.
         """
@@ -77,7 +77,7 @@ class Registry:
         return (self if keeps else other).extended(other._table, plugin=plugin)
 
     def extended(self, table: Mapping[str, str], *, plugin: str | None = None) -> Registry:
-        """A copy that also knows ``table``, which the module ``plugin`` brings; its names win."""
+        """Return a copy with the entries of ``table``, from the module ``plugin``; they override others of the same name."""
         plugins = {name: module for name, module in self.plugins.items() if name not in table}
         if plugin is not None:
             plugins |= dict.fromkeys(table, plugin)

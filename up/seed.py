@@ -1,4 +1,4 @@
-"""Keyed randomness: what is drawn depends on what it is for, never on who draws it or how often anything was drawn before."""
+"""Keyed randomness: random numbers depend on their purpose, not on the process or on earlier draws."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def seed_all(value: int) -> None:
 
 
 def generator(*parts: int) -> torch.Generator:
-    """A CPU generator of its own for the purpose that ``parts`` key."""
+    """Return a CPU generator for the purpose that ``parts`` key."""
     made = torch.Generator()
     made.manual_seed(key(*parts))
     return made
 
 
 def be_deterministic(wanted: bool) -> None:
-    """``runtime.deterministic``: let torch refuse algorithms whose result may differ from run to run."""
+    """Let torch use deterministic algorithms only (``runtime.deterministic``)."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
         torch.backends.cudnn.benchmark = False

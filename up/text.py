@@ -1,4 +1,4 @@
-"""Words for people: near names, short lists, numbers with units."""
+"""Text of messages: near names, short lists, numbers with units."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from os.path import commonprefix
 
 
 def near_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """The names in ``known`` that ``name`` was probably meant to be, best first, ignoring case.
+    """Return the names in ``known`` nearest to ``name``, best first, ignoring case.
 
-    Of names that are equally near, those that begin alike come first: mistyped letters are more often late ones.
+    Of equally near names, those with the longest common beginning come first: typing errors are more often late.
     """
     meant, by_lower = name.lower(), {candidate.lower(): candidate for candidate in known}
     near = get_close_matches(meant, list(by_lower), n=len(by_lower) or 1, cutoff=0.6)
@@ -23,25 +23,25 @@ def near_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'a', 'b'?`` (with the leading blank), or nothing when no name is near."""
+    """Return `` Did you mean 'a', 'b'?`` (with the leading blank), or an empty text if no name is near."""
     near = near_names(name, known)
     return f" Did you mean {', '.join(repr(candidate) for candidate in near)}?" if near else ""
 
 
 def some_of(names: Iterable[object], limit: int = 10) -> str:
-    """``a, b, c and 4 more``."""
+    """Join names: ``a, b, c and 4 more``."""
     listed = [str(name) for name in names]
     shown = ", ".join(listed[:limit])
     return f"{shown} and {len(listed) - limit} more" if len(listed) > limit else shown
 
 
 def count(number: float, noun: str) -> str:
-    """``1 image``, ``1,797 images``, ``0 classes``, ``2 entries``."""
+    """Count a noun: ``1 image``, ``1,797 images``, ``0 classes``, ``2 entries``."""
     return f"{number:,} {noun if number == 1 else _plural(noun)}"
 
 
 def with_article(noun: str) -> str:
-    """``an optimizer``, ``a loss``."""
+    """Put an article before a noun: ``an optimizer``, ``a loss``."""
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
 
@@ -52,7 +52,7 @@ def _plural(noun: str) -> str:
 
 
 def si(number: float, digits: int = 2) -> str:
-    """``25557032`` as ``25.56M``."""
+    """Write ``25557032`` as ``25.56M``."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.{digits}f}{unit}"
@@ -60,18 +60,18 @@ def si(number: float, digits: int = 2) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``75`` seconds as ``1:15``, ``3725`` as ``1:02:05``."""
+    """Write ``75`` seconds as ``1:15``, ``3725`` as ``1:02:05``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Verbatim(str):
-    """Text that a message shows as it is; other text is shown in quotes."""
+    """Text that messages show unchanged; other text is shown in quotes."""
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """``value`` as a YAML file has it: YAML's words for scalars, the shape of everything larger."""
+    """Write ``value`` as YAML does; of large values, the shape."""
     if isinstance(value, Verbatim):
         return str(value)
     if isinstance(value, str):

@@ -33,7 +33,7 @@ def test_the_reference_says_types_defaults_and_meanings() -> None:
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     for row in (
         "| `max_epoch` | whole number ≥ 1 or null | null | Epochs to train. |",
-        "| `warmup_type` | `exp`, `linear` or `cosine` | `exp` | The curve from the first learning rate to the target. |",
+        "| `warmup_type` | `exp`, `linear` or `cosine` | `exp` | Curve from the first learning rate to the target. |",
         "| `batch_fn` | [batch_fn](#parts-batch_fn) part or null | null |",
         "| `betas` | [number ≥ 0, < 1, number ≥ 0, < 1] | `[0.9, 0.999]` |",
         "| `width` | whole number ≥ 1 | `64` |",

@@ -159,7 +159,7 @@ MISTAKES: dict[str, Mistake] = {
         edited("base_cls_head}", "base_cls_head, kwargs: {num_classes: 10}}"),
         [CHECK, TRAIN],
         r"photos\.yaml:\d+: net\.1\.kwargs\.num_classes: ",
-        ["got 10, but 3", "leave num_classes out"],
+        ["got 10, expected 3", "Remove num_classes"],
     ),
     "a corrupt image": Mistake(cut_off, [f"{CHECK} --images", TRAIN], "photos/train/dog/5.jpg: ", ["truncated or damaged JPEG"]),
     "a corrupt image, the fix": Mistake(cut_off, [f"{CHECK} --images", TRAIN], "", ["Repair", "on_bad_image: skip"]),
@@ -280,7 +280,7 @@ MISTAKES: dict[str, Mistake] = {
         lambda folder: (folder / "photos.yaml").write_bytes(YAML.encode() + b"# caf\xe9\n"),
         [CHECK, TRAIN],
         r"photos\.yaml:35: ",
-        ["not UTF-8", "save the file as UTF-8"],
+        ["not UTF-8", "Save the file as UTF-8"],
     ),
     "letters of another encoding in a meta file": Mistake(
         listed(text(LINES).encode() + b"cat/caf\xe9.jpg 0\n"),

@@ -68,7 +68,7 @@ def test_every_command_takes_the_flags_of_up(
     words = [flag, *([VALUES[known]] if UP_FLAGS[known].values else [])]
     first = ["config"] if command == "show" else [str(tmp_path / "x.png")] if command == "predict" else []
     *said, last = refused([command, *first, *words, str(tmp_path / "none.yaml")], capsys)
-    assert last.startswith(f"{tmp_path / 'none.yaml'}: no such file.")
+    assert last.startswith(f"{tmp_path / 'none.yaml'}: no such file")
     if known in MEANINGFUL.get(command, ()):
         assert said == []
     else:

@@ -142,7 +142,7 @@ class TestRefusals:
         Path("runs").mkdir()
         Path("runs/photos.yaml").write_text("mine: 1\n")
         (line,) = refused(["train", "photos"], capsys, tmp_path)
-        assert line.startswith("runs/photos.yaml: already there")
+        assert line.startswith("runs/photos.yaml: exists")
         assert "up train runs/photos.yaml" in line
         assert "-o saver.save_dir=runs/photos-2" in line
 

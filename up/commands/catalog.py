@@ -1,4 +1,4 @@
-"""The commands that there are, without importing any of them."""
+"""The commands, without importing any of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """One subcommand: ``module:function``, its group in the help, what it does and an example, both a line."""
+    """A subcommand: ``module:function``, its group in the help, a summary and an example."""
 
     target: str
     group: str
@@ -28,7 +28,7 @@ COMMANDS = {
         "up.commands.predict:main", "evaluate", "print class names and scores for images", "up predict photos.yaml new/*.jpg"
     ),
     "to_onnx": Command(
-        "up.commands.to_onnx:main", "deploy", "export a checkpoint as one ONNX file, compared with torch", "up to_onnx photos.yaml"
+        "up.commands.to_onnx:main", "deploy", "export a checkpoint as an ONNX file, compared with torch", "up to_onnx photos.yaml"
     ),
     "to_kestrel": Command(
         "up.commands.to_kestrel:main", "deploy", "export a checkpoint as a package, or for Triton", "up to_kestrel photos.yaml"
@@ -37,7 +37,7 @@ COMMANDS = {
         "up.commands.verify:main", "deploy", "check a package: hashes, labels, graph, test vectors", "up verify model_1.0.0.tar"
     ),
     "show": Command(
-        "up.commands.show:main", "inspect", "show the effective configuration, all parts, or the schema", "up show components loss"
+        "up.commands.show:main", "inspect", "show the effective configuration, the parts or the schema", "up show components loss"
     ),
     "flops": Command(
         "up.commands.flops:main", "inspect", "count parameters, multiply-adds and activations", "up flops photos.yaml -i 3x224x224"

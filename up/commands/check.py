@@ -16,7 +16,7 @@ T = TypeVar("T")
 def main(words: list[str]) -> int:
     """Check names, types, arguments, files, data and the start of training; returns the exit code."""
     parser = CommandParser("check")
-    parser.add_argument("--no-files", action="store_true", help="check the YAML file alone, without meta files, images and weights")
+    parser.add_argument("--no-files", action="store_true", help="check the YAML file only, without meta files, images and weights")
     parser.add_argument("--images", action="store_true", help="open every image of train and test, and list the unreadable ones")
     parser.add_config()
     arguments = parser.read(words[1:])
@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
 
 
 def with_progress(batches: Iterable[T], total: int) -> Iterator[T]:
-    """The batches, with a progress bar on a terminal."""
+    """Yield the batches, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

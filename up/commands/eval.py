@@ -1,4 +1,4 @@
-"""``up eval``: a checkpoint on the test data, with reports."""
+"""``up eval``: evaluate a checkpoint on the test data, with reports."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
 
 
 def table_of_metrics(metrics: Mapping[str, float], unit: str) -> Table:
-    """A row a metric, all in ``unit`` but for losses."""
+    """Return a table with one row per metric, in ``unit`` except losses."""
     table = table_of("metric", "value", "unit")
     for name, value in metrics.items():
         is_loss = name.endswith("loss")

@@ -1,4 +1,4 @@
-"""``up flops``: what a network costs for one image."""
+"""``up flops``: parameters and operations of a network for one image."""
 
 from __future__ import annotations
 

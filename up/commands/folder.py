@@ -1,4 +1,4 @@
-"""``up train FOLDER``: the configuration for a folder of photos, written next to the run."""
+"""``up train FOLDER``: write the configuration for a folder of photos next to the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def config_for(folder: Path, shortcuts: Shortcuts, overrides: Sequence[str]) -> 
     """Write the configuration, and the meta files of a split, for the photos in ``folder``; returns its path.
 
     Files of an earlier run with the same content stay. Raises ``UserError`` for a folder without classes, for faults of
-    ``overrides`` before anything is written, and where a file with other content is in the way.
+    ``overrides`` before anything is written, and for an existing file with other content.
     """
     photos = look_into(folder)
     chosen = partial(

@@ -1,4 +1,4 @@
-"""Files that the command line names, looked at before torch is imported: there, and of the kind that the flag expects."""
+"""Check files that the command line names, before torch is imported: they exist and are of the expected kind."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _INSTEAD_OF_CONFIG: dict[Kind, str] = {
 
 
 def expect_config(path: Path, overrides: Sequence[str]) -> None:
-    """Raise ``UserError`` for another kind of file at ``path``, ``ConfigError`` for the faults of the configuration there.
+    """Raise ``UserError`` for another kind of file at ``path``, ``ConfigError`` for problems of the configuration there.
 
-    One rank of many does not look here: what only it lacks, it must tell the others (``failures.local_phase``).
+    One rank of many does not check here: it must report to the others what it alone lacks (``failures.local_phase``).
     """
     if world_in_environment() > 1:
         return
@@ -51,9 +51,9 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
 
 
 def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for meta files, image folders and weights that are not there.
+    """Raise ``ConfigError`` for missing meta files, image folders and weights.
 
-    A data set of a plug-in, whose arguments only its class knows, is looked at once that is imported.
+    The files of a plug-in's data set are checked once its class is imported.
     """
     if world_in_environment() > 1:
         return
@@ -74,14 +74,14 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
 
 
 def expect_checkpoint(path: Path | None) -> None:
-    """Raise ``UserError`` unless a checkpoint may be at the path of ``--ckpt``."""
+    """Raise ``UserError`` unless the path of ``--ckpt`` may be a checkpoint."""
     if path is not None and world_in_environment() == 1:
         suffixes = (".pth", ".pt", ".ckpt", ".safetensors")
         _expect(named_checkpoint(path), "--ckpt ", "a checkpoint (.pth)", _INSTEAD_OF_CHECKPOINT, suffixes)
 
 
 def expect_package(path: Path | None, flag: str = "--bundle ") -> None:
-    """Raise ``UserError`` unless a package may be at the path of ``--bundle``."""
+    """Raise ``UserError`` unless the path of ``--bundle`` may be a package."""
     if path is not None:
         _expect(path, flag, "a package (.tar) or graph (.onnx)", _INSTEAD_OF_PACKAGE, (".tar", ".onnx"))
 

@@ -1,4 +1,4 @@
-"""What a command says at its end: what came of it, where that lies, what to type next."""
+"""The last lines of a command: its result, the files written, and the next commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE = "IMAGE"
 def after_training(
     session: TrainingSession, verdict: Vote, experiment: Experiment, command: CommandLine, overrides: Sequence[str]
 ) -> Iterator[str]:
-    """The last lines of a run: best metric, files and next commands; of one that was stopped, the command that resumes it."""
+    """Yield the last lines of a run: best metric, files and next commands; for a stopped run, the command that resumes it."""
     from up.tracking.summary import best_of, progress
 
     outline, folder = session.outline, session.outline.folder
@@ -36,13 +36,13 @@ def after_training(
     yield from listed({name: folder / file for name, file in names.items() if (folder / file).exists()})
     test = {} if experiment.config.dataset.test is None else {"evaluate": ("eval",)}
     config = experiment.path
-    if configuration(config, overrides)[1:] and not experiment.config.runtime.plugins:  # those may be found beside the file
+    if configuration(config, overrides)[1:] and not experiment.config.runtime.plugins:  # plug-ins may be beside the file
         config, overrides = folder / "config.yaml", ()
     yield from next_commands(command, with_checkpoint(test, config, overrides))
 
 
 def next_commands(command: CommandLine, steps: Mapping[str, Sequence[object]]) -> Iterator[str]:
-    """``next:`` and a command a line, by what it is for; ``steps`` are their words after the program."""
+    """Yield ``next:`` and one command per line with its purpose; ``steps`` are the words after the program."""
     yield "next:"
     yield from listed({purpose: command.other(*words) for purpose, words in steps.items()})
 
@@ -50,25 +50,25 @@ def next_commands(command: CommandLine, steps: Mapping[str, Sequence[object]]) -
 def with_checkpoint(
     first: Mapping[str, Sequence[object]], config: Path, overrides: Sequence[str], checkpoint: Path | None = None
 ) -> dict[str, Sequence[object]]:
-    """What one does with a trained checkpoint, ``first`` before the rest."""
+    """Return the next steps with a trained checkpoint, after those of ``first``."""
     named = [] if checkpoint is None else ["--ckpt", checkpoint]
     steps = {**first, "predict": ("predict", IMAGE), "export": ("to_onnx",), "package": ("to_kestrel",)}
     return {purpose: [*words, *configuration(config, overrides, *named)] for purpose, words in steps.items()}
 
 
 def with_package(package: Path, *, verified: bool = False) -> dict[str, Sequence[object]]:
-    """What one does with a package or a graph."""
+    """Return the next steps with a package or a graph."""
     check = {} if verified else {"verify": ("verify", package)}
     return {**check, "predict": ("predict", IMAGE, "--bundle", package)}
 
 
 def configuration(path: Path, overrides: Sequence[str], *flags: object) -> list[object]:
-    """The words that name a configuration to a command that does not train, with flags before the overrides that matter to it."""
+    """Return the words that name a configuration to a command other than train, with flags before its overrides."""
     kept = [word for word in overrides if not (word.startswith("trainer.") and "=" in word)]
     return [path, *flags, *(["-o", *kept] if kept else [])]
 
 
 def listed(entries: Mapping[str, object]) -> Iterator[str]:
-    """``  name:  value``, one a line, the values below each other."""
+    """Yield ``  name:  value`` lines with aligned values."""
     width = max((len(name) for name in entries), default=0) + 1
     return (f"  {f'{name}:':<{width}}  {value}" for name, value in entries.items())

@@ -1,4 +1,4 @@
-"""How a command ends: errors the user can mend are one line and an exit code; only our own bugs show a traceback."""
+"""Run a command: errors that the user can correct become one line and an exit code; only bugs show a traceback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every insta
 
 @contextmanager
 def _naming_missing_libraries() -> Iterator[None]:
-    """Raise ``UserError`` with what to install where a library of setup.py cannot be imported."""
+    """Raise ``UserError`` with the command to install a library of setup.py that cannot be imported."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -36,10 +36,8 @@ def _naming_missing_libraries() -> Iterator[None]:
         if name not in _LIBRARIES:
             raise
         words = f"pip install -e '.[{_LIBRARIES[name]}]'" if _LIBRARIES[name] else "pip install -e ."
-        raise UserError(
-            f"{name} is not installed in the environment of {sys.executable}. Activate the right environment "
-            f"(source .venv/bin/activate), or install it: {words}"
-        ) from error
+        fix = f"Activate the right environment (source .venv/bin/activate), or install it: {words}"
+        raise UserError(f"{name} is not installed in the environment of {sys.executable}", fix=fix) from error
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -49,7 +47,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
         try:
             with _naming_missing_libraries():
                 code = command(arguments)
-            sys.stdout.flush()  # here, where a reader that has gone can still be told from a failure
+            sys.stdout.flush()  # here, where a pipe without a reader is not yet a failure
             return code
         except Ending as error:
             if not (error.known_to_all and rank_in_environment() > 0):
@@ -62,15 +60,15 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            _no_reader()  # what is left would fail again at the end of the process
+            _no_reader()  # the rest would fail again at the end of the process
             print(f"{error.filename or 'standard output'}: no space left on the device.", file=sys.stderr)
             return StorageError.exit_code
         except SystemExit as error:
-            if isinstance(error.__context__, BrokenPipeError):  # as rich ends a program whose table nobody reads on
+            if isinstance(error.__context__, BrokenPipeError):  # from rich, when nobody reads its table
                 return _no_reader()
             raise
         except BaseException as error:
-            # Raised in the middle of an import of compiled code, a KeyboardInterrupt comes out of it as another error.
+            # A KeyboardInterrupt during the import of compiled code surfaces as another error.
             if asked or isinstance(error, KeyboardInterrupt):
                 return CTRL_C
             raise
@@ -79,7 +77,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
 
 
 def _tell_launcher(reason: str) -> None:
-    """Leave the reason where torchrun looks for it: it ends with a traceback of its own, and a root cause, which is then this."""
+    """Write the reason to the file that torchrun reads, whose own report then shows it as the root cause."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         with suppress(OSError), open(path, "w", encoding="utf-8") as file:
@@ -88,19 +86,19 @@ def _tell_launcher(reason: str) -> None:
 
 
 def _no_reader() -> int:
-    """The reader of a pipe, ``| head``, has gone: what is left for it goes nowhere, and quietly."""
+    """Discard the remaining output after the reader of a pipe, such as ``| head``, has ended."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def one_line(message: Warning | str, *_: object, **__: object) -> str:
-    """A warning for the user: what it says, without the line of our code that says it."""
+    """Format a warning for the user, without the line of code that raised it."""
     return f"warning: {message}\n"
 
 
 @contextmanager
 def _noting_ctrl_c() -> Iterator[list[int]]:
-    """What the block yields is not empty once Ctrl-C has come, which raises ``KeyboardInterrupt`` as ever."""
+    """Yield a list that is not empty after Ctrl-C, which still raises ``KeyboardInterrupt``."""
     asked: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The parser of every command: a configuration by place or by flag, overrides anywhere, flags of United Perception, plain help."""
+"""The parser of all commands: a configuration by position or by flag, overrides anywhere, flags of United Perception."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 
 class Ignored(NamedTuple):
-    """A flag of United Perception: how many values it takes, and why a command that does not define it ignores it."""
+    """A flag of United Perception: its number of values, and why commands that do not define it ignore it."""
 
     values: int
     reason: str
@@ -44,7 +44,7 @@ UP_FLAGS = {
     "--display": Ignored(1, "this command logs no training steps"),
     "--allow_dead_parameter": Ignored(0, "this command trains nothing"),
 }
-"""What UP's scripts pass to its commands. A command that defines such a flag gives it its meaning."""
+"""Flags of UP's commands. A command that defines such a flag gives it a meaning."""
 
 
 _METAVARS = {"Path": "PATH", "int": "N", "positive": "N", "natural": "N", "finite": "NUMBER"}
@@ -66,7 +66,7 @@ class PlainHelp(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The arguments of ``up NAME``; flags may be written with ``-`` or ``_`` between their words."""
+    """The arguments of ``up NAME``; flags may have ``-`` or ``_`` between words."""
 
     def __init__(self, name: str) -> None:
         command = COMMANDS[name]
@@ -76,7 +76,7 @@ class CommandParser(argparse.ArgumentParser):
         self._among = ""
 
     def add_config(self, *, required: bool = True, among: str = "", what: str = "the YAML file") -> None:
-        """``FILE.yaml``, ``--config FILE.yaml`` and overrides. ``among``: the positional list that the file may stand in."""
+        """Add ``FILE.yaml``, ``--config FILE.yaml`` and overrides; ``among`` is the positional list that the file may be in."""
         self._has_config, self._needs_config, self._among = True, required, among
         if not among:
             self.add_argument("file", nargs="?", metavar="FILE.yaml", help=what)
@@ -94,7 +94,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """The arguments in ``words``; ``config`` is a path or None. Exits with 2 and one line for what is wrong."""
+        """Parse ``words``; ``config`` is a path or None. Exits with 2 and one line for what is wrong."""
         rest, overrides = self._separated(words)
         arguments = self.parse_intermixed_args(rest)
         if self._has_config:
@@ -103,7 +103,7 @@ class CommandParser(argparse.ArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """One line on stderr, with near names for an unknown flag; exit code 2."""
+        """Print one line on stderr, with near names for an unknown flag; exit code 2."""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             word = unknown.split()[0]
@@ -112,7 +112,7 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{end} See {self.prog} --help.\n")
 
     def _separated(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The words for argparse, and those after ``-o`` and ``--opts``; flags without a meaning here are dropped with a line."""
+        """The words for argparse, and those after ``-o`` and ``--opts``; flags that the command ignores are dropped with a line."""
         own = {_spelling(option): option for option in self._option_string_actions}
         rest: list[str] = []
         overrides: list[str] = []
@@ -141,7 +141,7 @@ class CommandParser(argparse.ArgumentParser):
         return rest, overrides
 
     def _is_meaningless(self, flag: str, own: Container[str]) -> bool:
-        """Whether a flag is one of UP's that this command does not define; says so."""
+        """Whether a flag is one of UP's that this command does not define; if so, report it."""
         known = _UP_SPELLING.get(_spelling(flag))
         if known is None or _spelling(flag) in own:
             return False
@@ -150,12 +150,12 @@ class CommandParser(argparse.ArgumentParser):
         return True
 
     def _expect_known(self, word: str, own: Iterable[str]) -> None:
-        """End with a line about a flag that is none; argparse, which would first miss other arguments, takes abbreviations."""
+        """Report an unknown flag before argparse reports missing arguments; argparse accepts abbreviations."""
         if word.startswith("--") and len(word) > 2 and not any(option.startswith(_spelling(word)) for option in own):
             self.error(f"unrecognized arguments: {word}")
 
     def _config_of(self, arguments: argparse.Namespace) -> Path | None:
-        """The configuration of ``--config``, or the one among the positional words, which is taken out there."""
+        """The configuration of ``--config``, or the one among the positional words, which is removed there."""
         if self._among:
             words: list[str] = getattr(arguments, self._among)
             found = [word for word in words if Path(word).suffix.lower() in YAML_SUFFIXES]
@@ -171,17 +171,17 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def speaks_for_all() -> bool:
-    """Whether this process says what all ranks of a launch know: its launcher, or rank 0 where that is another program."""
+    """Whether this process prints what all ranks of a launch know: its launcher, or rank 0 if that is another program."""
     return rank_in_environment() == 0 and LAUNCHER_PID not in os.environ
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word behind ``-o key=value`` is a file rather than the next key."""
+    """Whether a word after ``-o key=value`` is a file, not the next key."""
     return "/" in word or Path(word).suffix.lower() in YAML_SUFFIXES or Path(word).is_file()
 
 
 def _spelling(flag: str) -> str:
-    """One spelling of a flag that may be written with ``-`` or ``_``."""
+    """Spell a flag with ``-`` for ``_``."""
     return flag.replace("_", "-")
 
 

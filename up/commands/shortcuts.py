@@ -1,4 +1,4 @@
-"""``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size`` of ``up train``: the overrides that they stand for."""
+"""``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size`` of ``up train`` as overrides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STRETCHED = ("T_max", "milestones", "step_size", "warm_epoch", "offset_epoch", 
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What the flags say; None where one was not given. ``batch_size`` is per process, ``img_size`` in pixels."""
+    """The values of the flags, None for one that is not given. ``batch_size`` is per process, ``img_size`` in pixels."""
 
     epochs: int | None = None
     lr: float | None = None
@@ -29,9 +29,9 @@ class Shortcuts:
     img_size: int | None = None
 
     def overrides(self, path: Path, overrides: Sequence[str]) -> dict[str, list[str]]:
-        """By flag, the overrides that it stands for in the configuration at ``path`` with ``overrides`` applied.
+        """Return, by flag, its overrides of the configuration at ``path`` with ``overrides`` applied.
 
-        Raises ``UserError`` where the file has nothing that a flag could set.
+        Raises ``UserError`` if the file has nothing that a flag could set.
         """
         if self == Shortcuts():
             return {}
@@ -51,7 +51,7 @@ def _override(key: str, value: object) -> str:
 
 
 def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[str, object]]:
-    """The new length, and the schedule stretched to it: what it counts in epochs or steps is scaled with the length."""
+    """The new length, and the schedule scaled to it, where it counts epochs or steps."""
     trainer = config.trainer
     yield "trainer.max_epoch", epochs
     if trainer.max_iter is not None:
@@ -61,7 +61,7 @@ def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[st
     if part is None or (trainer.max_iter is None and trainer.max_epoch in (None, epochs)):
         return
     own, kwargs = _stretched(config, part, epochs)
-    if is_null(tree.block("trainer").get("lr_scheduler")):  # written elsewhere, and taken from there as a whole
+    if is_null(tree.block("trainer").get("lr_scheduler")):  # at another place in the file, so it is overridden as a whole
         yield "trainer.lr_scheduler", {**part.model_dump(), **own, "kwargs": {**part.kwargs, **kwargs}}
         return
     yield from ((f"trainer.lr_scheduler.{key}", value) for key, value in own.items())
@@ -69,11 +69,11 @@ def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[st
 
 
 def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """The settings of a schedule that count epochs or steps, for the new length: its own, and those of its kwargs."""
+    """The settings of a schedule that count epochs or steps, scaled to the new length: its own, and those of its kwargs."""
     trainer = config.trainer
     own: dict[str, float] = {}
     kwargs: dict[str, Any] = {}
-    if trainer.max_iter is not None and part.warmup_iter:  # steps of an unknown part of an epoch: the same share of the run
+    if trainer.max_iter is not None and part.warmup_iter:  # steps per epoch are unknown here: keep the share of the run
         own = {"warmup_iter": 0, "warmup_epochs": round(epochs * part.warmup_iter / trainer.max_iter, 3)}
         if part.kwargs.get("warmup_iter") == part.warmup_iter:
             kwargs["warmup_iter"] = None
@@ -99,14 +99,14 @@ def _whole(number: float) -> int:
 
 
 def _batch_size(tree: MappingNode, size: int) -> Iterator[tuple[str, object]]:
-    """Of the training data; where all sources share one, of all."""
+    """The batch size of the training data, or of all sources if they share one."""
     dataset = tree.block("dataset")
     shared = not is_null(dataset.get("batch_sampler")) and is_null(dataset.block("train").get("batch_sampler"))
     yield f"dataset.{'' if shared else 'train.'}batch_sampler.kwargs.batch_size", size
 
 
 def _img_size(config: Config, pixels: int) -> Iterator[tuple[str, object]]:
-    """Every ``size`` of a transform, scaled so that each source ends at ``pixels``: resize and crop keep their ratio."""
+    """Every ``size`` of a transform, scaled so that each source ends at ``pixels`` and resize and crop keep their ratio."""
     sized = False
     before: set[int] = set()
     for source in ("train", "test"):
@@ -132,7 +132,7 @@ def _img_size(config: Config, pixels: int) -> Iterator[tuple[str, object]]:
 
 
 def _size_of(part: Any) -> int | list[int] | None:
-    """The ``size`` of a transform as it is written: pixels, or [height, width]."""
+    """The ``size`` of a transform as written: pixels, or [height, width]."""
     kwargs = part.get("kwargs") if isinstance(part, Mapping) else None
     size = kwargs.get("size") if isinstance(kwargs, Mapping) else None
     pair = isinstance(size, list) and len(size) in (1, 2) and all(isinstance(side, int) for side in size)

@@ -1,4 +1,4 @@
-"""``up show``: the effective configuration with origins, the parts there are, the JSON Schema of the file."""
+"""``up show``: the effective configuration with source locations, the parts, the JSON Schema of the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(words: list[str]) -> int:
-    """Show one of three things; returns the exit code."""
+    """Show the configuration, the parts or the JSON Schema; returns the exit code."""
     parser = CommandParser("show")
     parser.add_argument(
         "what",
@@ -52,7 +52,7 @@ def main(words: list[str]) -> int:
 
 
 def show_config(arguments: argparse.Namespace) -> int:
-    """Print the effective configuration with the origin of every value."""
+    """Print the effective configuration with the source location of every value."""
     if arguments.config is None:
         raise UserError("show config", expected="a YAML file", fix="up show config FILE.yaml")
     expect_config(arguments.config, arguments.opts)
@@ -65,7 +65,7 @@ def show_config(arguments: argparse.Namespace) -> int:
 
 
 def chosen(wanted: Sequence[str], tables: dict[str, Registry]) -> list[str]:
-    """The tables asked for, or all. Raises ``UserError`` for one that there is not."""
+    """Return the named tables, or all. Raises ``UserError`` for an unknown table."""
     for name in wanted:
         if name not in tables:
             near = did_you_mean(name, tables).strip()
@@ -74,7 +74,7 @@ def chosen(wanted: Sequence[str], tables: dict[str, Registry]) -> list[str]:
 
 
 def parts_of(name: str, registry: Registry) -> Iterator[RenderableType]:
-    """The parts of one table with a line for each argument, and the names that other libraries add."""
+    """Yield the parts of one table with a line for each argument, and the names that other libraries add."""
     from up.config.signature import signature_of
     from up.config.words import Words, description
 

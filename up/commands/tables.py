@@ -1,4 +1,4 @@
-"""Tables on the terminal and in pipes: no name is ever cut."""
+"""Tables on terminals and in pipes, without truncation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNBOUNDED = 1 << 20  # columns: a pipe has no edge
 
 
 def table_of(*columns: str, title: str | None = None) -> Table:
-    """A table whose cells are folded where the terminal is too narrow for them."""
+    """Make a table that folds its cells if the terminal is too narrow."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -20,7 +20,7 @@ def table_of(*columns: str, title: str | None = None) -> Table:
 
 
 def print_tables(*parts: RenderableType) -> None:
-    """Print tables and lines of text: folded to the width of a terminal, at full width elsewhere."""
+    """Print tables and text, folded to the width of a terminal, at full width elsewhere."""
     any_name_is_printable()
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
@@ -29,6 +29,6 @@ def print_tables(*parts: RenderableType) -> None:
 
 
 def any_name_is_printable() -> None:
-    """Write what the terminal's encoding lacks as ``\\u732b``: names of files and classes may be in any script."""
+    """Escape characters that the terminal's encoding lacks, as ``\\u732b``: names of files and classes may be in any script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -17,7 +17,7 @@ from up.schema.decode import load_config
 
 
 def main(words: list[str]) -> int:
-    """Train as the configuration says; returns the exit code."""
+    """Train from a configuration or a folder of photos; returns the exit code."""
     arguments = parse(words)
     overrides = overrides_of(arguments)
     if arguments.config.is_dir():
@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
 
 def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:
     """Train in this process, alone or as one rank of many; returns the exit code."""
-    # Imported here, seconds long: a signal that comes meanwhile is a request to stop like any other.
+    # Imported here because it takes seconds: a signal in the meantime is a request to stop like any other.
     from up.build.build import build_run
     from up.build.experiment import load_experiment
     from up.commands.next_steps import after_training

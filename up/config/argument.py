@@ -1,4 +1,4 @@
-"""What an annotation says of an argument beyond its type: the one place for ranges, origin, tables and what a resume compares.
+"""Markers of arguments in annotations: ranges, origin, units, tables of parts, comparison on resume.
 
     width: Annotated[int, Field(ge=1)]
     ratio: Annotated[float, Between(0, 1)]
@@ -29,22 +29,22 @@ M = TypeVar("M", bound="Marker")
 
 @dataclass(frozen=True)
 class Marker:
-    """Base of all markers. ``note`` is what the reference page and ``show components`` say of the argument."""
+    """Base of all markers."""
 
     @property
     def note(self) -> str:
-        """Empty for what the type already tells."""
+        """The marker in the words of the reference page and ``show components``; may be empty."""
         return ""
 
     def json_schema(self) -> Record:
-        """What the marker adds to the JSON Schema of its argument beside the note."""
+        """Return what the marker adds to the JSON Schema of its argument besides the note."""
         return {}
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> Record:
-        """Called by pydantic."""
+        """Extend the schema, for pydantic."""
         schema = {**handler(core_schema), **self.json_schema()}
-        told = f"{self.note[:1].upper()}{self.note[1:]}." if self.note else ""
-        description = " ".join(filter(None, [schema.get("description"), told]))
+        note = f"{self.note[:1].upper()}{self.note[1:]}." if self.note else ""
+        description = " ".join(filter(None, [schema.get("description"), note]))
         return {**schema, **({"description": description} if description else {})}
 
 
@@ -64,60 +64,56 @@ class PartOf(Marker):
         return (self.table, *self.others)
 
     def json_schema(self) -> Record:
-        """The table, if there is one alone."""
+        """Name the table, if there is only one."""
         return {} if self.others else {PART: self.table}
 
 
 @dataclass(frozen=True)
 class PathTo(Marker):
-    """Text that names a file or a folder, which must exist: ``PathTo("meta file")``. An annotation ``Path`` says the same."""
+    """Text that names a file or a folder, which must exist: ``PathTo("meta file")``. An annotation ``Path`` means the same."""
 
     what: str
 
 
 @dataclass(frozen=True)
 class Derived(Marker):
-    """The program derives the value when the YAML leaves the argument out: ``Derived("the classes of dataset.train")``."""
+    """An argument that the program derives if YAML leaves it out: ``Derived("the classes of dataset.train")``."""
 
     source: str
 
     @property
     def note(self) -> str:
-        """Where the value comes from."""
         return f"derived from {self.source}"
 
 
 @dataclass(frozen=True)
 class FromProgram(Marker):
-    """Only the program can give the value (the number of images, the seed): YAML must not, and no page lists the argument."""
+    """An argument that the program alone gives (the number of images, the seed): YAML must not, and no page lists it."""
 
 
 @dataclass(frozen=True)
 class FixedOnResume(Marker):
-    """A run cannot resume after the value changed: the saved state would belong to another model or another order of images."""
+    """A value that a run cannot resume under if it changed: the saved state would belong to another model or order of images."""
 
     @property
     def note(self) -> str:
-        """For the reference page."""
         return "fixed on resume"
 
 
 @dataclass(frozen=True)
 class FreeOnResume(Marker):
-    """The value may change under a resume although it is inside something ``FixedOnResume``. ``reported``: whether the change
-    is worth a line in the log."""
+    """A value that may change on resume although it is inside something ``FixedOnResume``; ``reported`` logs the change."""
 
     reported: bool = True
 
     @property
     def note(self) -> str:
-        """For the reference page."""
         return "may change on resume" if self.reported else ""
 
 
 @dataclass(frozen=True)
 class NoEffect(Marker):
-    """The argument is accepted, because files of other programs have it, and changes nothing, for ``reason``.
+    """An argument of other programs' files that is accepted and changes nothing, for ``reason``.
 
     A value other than the default gives a note with the reason.
     """
@@ -126,11 +122,10 @@ class NoEffect(Marker):
 
     @property
     def note(self) -> str:
-        """The reason."""
         return f"no effect: {self.reason}"
 
     def json_schema(self) -> Record:
-        """Editors strike deprecated keys through."""
+        """Mark the key as deprecated; editors strike it through."""
         return {"deprecated": True}
 
 
@@ -142,12 +137,11 @@ class Unit(Marker):
 
     @property
     def note(self) -> str:
-        """The unit."""
         return self.name
 
 
 def Between(low: float, high: float) -> Any:  # noqa: N802 - a marker, as Field is
-    """A number from ``low`` to ``high``, both included."""
+    """Limit a number to ``low`` to ``high``, both included."""
     return Field(ge=low, le=high)
 
 
@@ -160,7 +154,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 def markers(annotation: object) -> Iterator[object]:
-    """What stands in the ``Annotated[…]`` of an annotation, those of the members of a union included."""
+    """Yield the extras of an ``Annotated[…]``, those of the members of a union included."""
     if get_origin(annotation) is Annotated:
         inner, *extras = get_args(annotation)
         yield from (*extras, *markers(inner))
@@ -170,5 +164,5 @@ def markers(annotation: object) -> Iterator[object]:
 
 
 def marker(annotation: object, kind: type[M]) -> M | None:
-    """The marker of one kind, or None."""
+    """Return the marker of one kind, or None."""
     return next((each for each in markers(annotation) if isinstance(each, kind)), None)

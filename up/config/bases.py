@@ -1,4 +1,4 @@
-"""``base:``: the files that a configuration is written over, and what "over" means.
+"""``base:``: the files under a configuration, and how it is merged over them.
 
 The same rule merges a file over its bases and a source of ``dataset`` over what all sources share.
 """
@@ -17,9 +17,9 @@ BASE = "base"
 
 
 def base_files(root: MappingNode) -> list[tuple[Path, Mark]]:
-    """The files that ``root`` names under ``base``, in their order, each with the place that names it.
+    """Return the files that ``root`` names under ``base``, in order, each with its source location.
 
-    A relative path starts in the folder of the file that says it. Raises ``ConfigError`` for anything but a file name or a
+    A relative path starts in the folder of the file that names it. Raises ``ConfigError`` for anything but a file name or a
     list of them.
     """
     node = root.get(BASE)
@@ -59,7 +59,7 @@ def names_files(node: Node) -> bool:
 
 
 def merged_over(shared: Node, own: Node) -> Node:
-    """``own`` over ``shared``, each value with the place where it was written.
+    """Merge ``own`` over ``shared``; each value keeps its source location.
 
     A block with a ``type`` replaces, one without changes only the keys that it has. Lists replace, but for lists of blocks
     with a ``name``, such as ``net``: an entry merges over the one of its name, others are appended. A null that is written
@@ -79,7 +79,7 @@ def merged_over(shared: Node, own: Node) -> Node:
 
 
 def _have_names(*lists: SequenceNode) -> bool:
-    """Whether these are lists of blocks with names; an entry without one stays, so that what it lacks is reported."""
+    """Whether these are lists of blocks with names; an entry without one is kept, so that its missing name is reported."""
     items = [item for each in lists for item in each.items]
     return all(each.items for each in lists) and all(isinstance(item, MappingNode) for item in items) and any(map(_name, items))
 

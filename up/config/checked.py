@@ -1,4 +1,4 @@
-"""Ranges and choices of annotations, held when a function or a constructor is called in Python too."""
+"""Checks of the ranges and choices of annotations when a function or a constructor is called in Python."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ R = TypeVar("R")
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function or an ``__init__`` so that it raises ``UserError`` for an argument outside its annotated range.
 
-    Only annotations with a range or with choices (``Field``, ``Between``, ``Literal``) are looked at: a part that is built from
-    YAML has been checked as a whole before.
+    Only annotations with a range or with choices (``Field``, ``Between``, ``Literal``) are checked: a part that is built from
+    YAML was checked as a whole before.
     """
     signature = inspect.signature(function)
 
@@ -31,7 +31,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def checks_and_calls(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             given: Mapping[str, object] = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # a mistake of the caller, which the call itself reports
+        except TypeError:  # a programming error, which the call itself reports
             given = {}
         require_in_range(function, given)
         return function(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""YAML text to nodes that know their line: safe tags only, bounded aliases, no duplicate keys, one line for each refusal.
+"""YAML text to nodes that know their line: safe tags only, bounded aliases, no duplicate keys, one line for each error.
 
-The events of PyYAML's parser are put together here rather than by PyYAML's composer, which recurses (a deep file ends
+The events of PyYAML's parser are composed here, not by PyYAML's composer, which recurses (a deep file ends
 in ``RecursionError``) and whose constructor keeps the last of two equal keys.
 """
 
@@ -48,7 +48,7 @@ for _reader_or_writer in (_Loader, PlainDumper):
 
 
 class _Built(NamedTuple):
-    """A finished node, how many values it stands for with all aliases written out, and how deep they go."""
+    """A finished node, the number of its values with all aliases written out, and their depth."""
 
     node: Node
     size: int = 1
@@ -57,7 +57,7 @@ class _Built(NamedTuple):
 
 @dataclass
 class _Open:
-    """A block or list whose end was not read yet; ``parts`` of a block alternate keys and values."""
+    """A block or list whose end is not read yet; ``parts`` of a block alternate keys and values."""
 
     is_block: bool
     mark: Mark
@@ -70,17 +70,17 @@ class _Open:
 
 
 def load_nodes(path: Path) -> MappingNode:
-    """The nodes of the file at ``path``: its includes, bases and ``overwrite@`` applied. Raises ``ConfigError``."""
+    """Load the file at ``path`` with its includes, bases and ``overwrite@`` applied. Raises ``ConfigError``."""
     return _as_file(_Files().load(Path(path), None))
 
 
 def parse_nodes(text: str, name: str) -> MappingNode:
-    """The nodes of ``text``, which errors call ``name``; includes and bases count from the working folder."""
+    """Parse ``text``, which errors call ``name``; includes and bases are relative to the working folder."""
     return _as_file(_Files().parse(text, name, Path()))
 
 
 def parse_value(text: str, name: str) -> Node:
-    """The nodes of a single YAML value, as it may stand behind ``key=``; nothing is null."""
+    """Parse a single YAML value, such as the one in ``key=value``; an empty text is null."""
     built = _Composer(name, Path(), _Files()).compose(text)
     return built.node if built else ScalarNode(None, Mark(name, 1, 1))
 
@@ -91,14 +91,14 @@ def _as_file(built: _Built) -> MappingNode:
 
 
 class _Files:
-    """The files of one configuration: each is read once, none may include itself or be a base of itself."""
+    """The files of one configuration. Each is read once; none may include itself or be a base of itself."""
 
     def __init__(self) -> None:
         self._done: dict[tuple[Path, bool], _Built] = {}
         self._chain: list[Path] = []
 
     def load(self, path: Path, named_at: Mark | None, said: str = "", *, is_config: bool = True) -> _Built:
-        """The file at ``path``; a fault of the file itself is reported at ``named_at``, which ``said`` so.
+        """Load the file at ``path``; a file that cannot be read is reported at ``named_at``, with the words ``said``.
 
         With ``is_config`` it must have sections and may have bases; without, it is any value that ``!include`` puts in place.
         """
@@ -115,7 +115,7 @@ class _Files:
         return self._done[key, is_config]
 
     def parse(self, text: str, name: str, folder: Path, *, is_config: bool = True) -> _Built:
-        """The nodes of one file's text."""
+        """Parse one file's text."""
         built = _Composer(name, folder, self).compose(text)
         if built is None or is_null(built.node):
             raise Mark(name, 1, 1).error("the file is empty", expected="sections such as net, dataset and trainer")
@@ -129,7 +129,7 @@ class _Files:
         return built
 
     def _over_bases(self, root: MappingNode) -> MappingNode:
-        """``root`` merged over the files that it names as its bases, the later over the earlier."""
+        """Merge ``root`` over the files that it names as its bases, the later over the earlier."""
         below: Node | None = None
         for path, mark in base_files(root):
             path = Path(os.path.normpath(path))
@@ -176,7 +176,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 
 def _overwritten(root: MappingNode) -> MappingNode:
-    """``overwrite@: {a.b: value}`` applied: each dotted key replaces what stands there."""
+    """Apply ``overwrite@: {a.b: value}``: each dotted key replaces the value there."""
     changes = root.get("overwrite@")
     if changes is None:
         return root
@@ -191,7 +191,7 @@ def _overwritten(root: MappingNode) -> MappingNode:
 
 
 class _Composer:
-    """Puts the events of one text together, with a stack of its own instead of recursion."""
+    """Composes the events of one text, with a stack instead of recursion."""
 
     def __init__(self, name: str, folder: Path, files: _Files) -> None:
         self._name = name
@@ -203,7 +203,7 @@ class _Composer:
         self._lines: list[str] = []
 
     def compose(self, text: str) -> _Built | None:
-        """The one document of ``text``; None when there is none."""
+        """Compose the only document of ``text``; None if there is none."""
         self._lines = text.splitlines()
         if odd := Reader.NON_PRINTABLE.search(text):
             line = text.count("\n", 0, odd.start()) + 1
@@ -261,7 +261,7 @@ class _Composer:
         if len(self._stack) >= MAX_DEPTH:
             raise mark.error(got=Verbatim(f"more than {MAX_DEPTH} levels of nesting"), expected="about 10")
         if self._stack and self._stack[-1].expects_value():
-            mark = self._stack[-1].parts[-1].node.mark  # a block begins below its key, but is looked for at the key
+            mark = self._stack[-1].parts[-1].node.mark  # a block begins below its key, but users look for it at the key
         self._stack.append(_Open(kind == "MappingStartEvent", mark, event.anchor))
 
     def _add(self, built: _Built, mark: Mark) -> None:
@@ -298,7 +298,7 @@ class _Composer:
         return _Built(ScalarNode(value, mark, event.anchor, is_empty=value is None and not event.value))
 
     def _swallowed(self, event: Any) -> SyntaxFault | None:
-        """A value that holds lines which were meant for keys."""
+        """Find a value with lines that were meant as keys."""
         first, last = event.start_mark.line, event.end_mark.line
         is_plain = event.style not in ("'", '"', "|", ">")
         if last > first and event.style not in ("|", ">"):
@@ -344,7 +344,7 @@ class _Composer:
         return _Built(block, opened.size, depth)
 
     def _merge_sources(self, value: Node, mark: Mark) -> list[MappingNode]:
-        """What ``<<`` brings in, such that a later one overrides: of a list of blocks the first wins (YAML 1.1)."""
+        """The blocks of ``<<``, the last first: of several the first wins (YAML 1.1)."""
         sources = [source for source in value.items[::-1]] if isinstance(value, SequenceNode) else [value]
         blocks = [source for source in sources if isinstance(source, MappingNode)]
         if len(blocks) < len(sources):

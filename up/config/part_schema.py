@@ -10,21 +10,21 @@ from up.types import Json, Record
 
 
 class PlainSchema(GenerateJsonSchema):
-    """JSON Schema in which what YAML cannot write has no schema of its own, such as a default that is a dtype."""
+    """JSON Schema without schemas for what YAML cannot express, such as a default that is a dtype."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 
     def is_instance_schema(self, schema: object) -> Record:
-        """An instance of a Python class."""
+        """Accept any value for an instance of a class."""
         return {}
 
     def callable_schema(self, schema: object) -> Record:
-        """A function."""
+        """Accept any value for a function."""
         return {}
 
 
 def part_schema(target: Target) -> Record:
-    """JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``."""
+    """Return the JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``."""
     signature = signature_of(target)
     schema = signature_model(target).model_json_schema(by_alias=True, schema_generator=PlainSchema)
     definitions = schema.pop("$defs", {})
@@ -43,7 +43,7 @@ def part_schema(target: Target) -> Record:
 
 
 def reference_to(parameter: Parameter) -> Record:
-    """The schema of an argument that is a part, a list of parts, or either."""
+    """Return the schema of an argument that is a part, a list of parts, or either."""
     one = {"$ref": f"#/$defs/part.{parameter.table}"}
     choices: list[Record] = [one] * parameter.single
     if parameter.many:
@@ -54,7 +54,7 @@ def reference_to(parameter: Parameter) -> Record:
 
 
 def nullable(schema: Record) -> Record:
-    """``schema`` that takes null too, which means "not given"."""
+    """Let ``schema`` accept null too, which means "not given"."""
     notes: Record = {key: schema[key] for key in ("default", "description", "deprecated") if key in schema}
     rest = {key: value for key, value in schema.items() if key not in notes}
     null = {"type": "null"}
@@ -63,7 +63,7 @@ def nullable(schema: Record) -> Record:
 
 
 def inlined(schema: Json, definitions: Record) -> Json:
-    """``schema`` with what it refers to written out, and without titles."""
+    """Write out the references in ``schema`` and drop titles."""
     if isinstance(schema, list):
         return [inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):

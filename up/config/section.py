@@ -1,4 +1,4 @@
-"""What every section of a configuration shares: frozen, strict, no unknown keys, and a docstring under each field."""
+"""The base of all sections of a configuration: frozen, strict, no unknown keys, a docstring under each field."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ S = TypeVar("S", bound="Section")
 class Section(BaseModel):
     """Base of all sections.
 
-    ``gathers`` maps a field, which is a dict, to the pattern of the keys that are collected in it: the YAML says
-    ``teacher0: …, teacher1: …`` side by side with the fixed keys, the program reads one dict ``teachers``. Dumping
-    writes the keys side by side again.
+    ``gathers`` maps a field, which is a dict, to the pattern of the keys that it collects: YAML has ``teacher0: …,
+    teacher1: …`` beside the fixed keys, the program one dict ``teachers``. A dump has the keys of YAML again.
     """
 
     model_config = ConfigDict(
@@ -34,7 +33,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_written(cls, data: object) -> object:
-        """Null is unset; keys that belong together are gathered."""
+        """Drop nulls, and gather keys."""
         if not isinstance(data, dict):
             return data
         own = {key: value for key, value in data.items() if cls.gathered_in(key) is None}
@@ -61,38 +60,38 @@ class Section(BaseModel):
 
     @classmethod
     def gathered_in(cls, key: object) -> str | None:
-        """The field that collects ``key``, or None when the key stands for itself."""
+        """Return the field that collects ``key``, or None for a key that is a field itself."""
         if not isinstance(key, str) or key in cls.model_fields:
             return None
         return next((field for field, pattern in cls.gathers.items() if re.fullmatch(pattern, key)), None)
 
     @classmethod
     def example_of(cls, field: str) -> str:
-        """A key that ``field`` collects: ``teacher`` for ``teachers``."""
+        """Return a key that ``field`` collects: ``teacher`` for ``teachers``."""
         return cls.gathers[field].partition("\\")[0]
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """The keys that a file may use here."""
+        """Return the keys that a file may use here."""
         return [cls.example_of(field) if field in cls.gathers else field for field in cls.model_fields]
 
     @classmethod
     def misplaced(cls, key: str) -> str | None:
-        """Where a key belongs that is known but cannot stand here in this file; None for a key that is not known."""
+        """Return where a key belongs that is known but wrong here; None for an unknown key."""
         return None
 
 
 class Part(Section):
-    """A replaceable part: ``type`` names it in the table of its kind, ``kwargs`` are its constructor's arguments."""
+    """A replaceable part: ``type`` names it in a table, ``kwargs`` are the arguments of its constructor."""
 
     type: Name
-    """The name of the part; ``python -m up show components`` lists what there is."""
+    """Name of the part; ``python -m up show components`` lists all."""
     kwargs: Record = {}
     """Arguments of the constructor, checked against its signature."""
 
 
 def sections_in(annotation: object) -> Iterator[type[Section]]:
-    """The sections that an annotation mentions: ``Part`` for ``list[Part] | None``."""
+    """Yield the sections in an annotation: ``Part`` for ``list[Part] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for argument in get_args(annotation):
@@ -100,7 +99,7 @@ def sections_in(annotation: object) -> Iterator[type[Section]]:
 
 
 def read_section(section: type[S], value: object, key: str) -> S:
-    """``value`` as a ``section``, which errors call ``key``. Raises ``UserError`` with all problems."""
+    """Validate ``value`` as a ``section`` at ``key``. Raises ``UserError`` with all problems."""
     if isinstance(value, section):
         return value
     try:
@@ -111,7 +110,7 @@ def read_section(section: type[S], value: object, key: str) -> S:
 
 
 def section_problems(root: type[Section], error: ValidationError, value: object, owner: str) -> Iterator[Problem]:
-    """What pydantic found wrong with the values, or with the keys, of a section that messages call ``owner``."""
+    """Translate what pydantic found wrong with the values or keys of a section that messages call ``owner``."""
     for found in faults(error, value):
         first = found.errors[0]
         model, field = section_at(root, first["loc"])
@@ -121,7 +120,7 @@ def section_problems(root: type[Section], error: ValidationError, value: object,
             yield Problem(model.misplaced(key) or unknown(inside, key, model.known_keys()), key=found.path, about_key=True)
         elif first["type"] == "missing":
             path = found.path
-            if key in model.gathers:  # the file has no such key, it has several that are named alike
+            if key in model.gathers:  # the file has no such key, but several with similar names
                 path = path.removesuffix(key) + model.example_of(key)
             yield Problem(f"is missing{_about(field)}", key=path)
         else:
@@ -135,7 +134,7 @@ def _about(field: FieldInfo | None) -> str:
 
 
 def section_at(root: type[Section], loc: Sequence[str | int]) -> tuple[type[Section], FieldInfo | None]:
-    """The section below ``root`` that a location is in, and the field that it ends at (None for an unknown key)."""
+    """Return the section below ``root`` that contains a location, and the field at its end (None for an unknown key)."""
     model = inner = root
     field: FieldInfo | None = None
     for word in loc:

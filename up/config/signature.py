@@ -1,4 +1,4 @@
-"""What a part takes, read from its constructor: the one source for checking, for the schema and for the reference page."""
+"""The arguments of a part, read from its constructor, for checking, the JSON Schema and the reference page."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ _BARE: dict[object, object] = {  # as torchvision annotates, and what YAML can w
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a part: its annotation with the markers of ``up.config.argument``, and its default."""
+    """An argument of a part: its annotation with the markers of ``up.config.argument``, and its default."""
 
     name: str
     annotation: object
     default: Any
 
     def marker(self, kind: type[M]) -> M | None:
-        """What the annotation says of one kind."""
+        """Return the marker of one kind, or None."""
         return marker(self.annotation, kind)
 
     @property
@@ -102,7 +102,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a part takes; an ``open`` one has ``**kwargs`` and takes any name, an ``internal`` one comes from the program alone."""
+    """The arguments of a part. An ``open`` signature has ``**kwargs`` and takes any name; ``internal`` names are the program's."""
 
     owner: str
     parameters: dict[str, Parameter]
@@ -110,14 +110,14 @@ class Signature:
     internal: frozenset[str] = frozenset()
 
     def takes(self, name: str) -> bool:
-        """Whether there is such a parameter, for YAML or for the program."""
+        """Whether there is such an argument, for YAML or for the program."""
         return name in self.parameters or name in self.internal
 
 
 @lru_cache(maxsize=1024)
 def signature_of(target: Target) -> Signature:
-    """The arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
-    optimizer, which are the tensors it optimizes, nothing that is ``FromProgram``.
+    """Read the arguments of a class or function that YAML can give: no ``self``, no positional-only ones, no ``params`` of an
+    optimizer, which are its tensors, and none that are ``FromProgram``.
 
     ``**kwargs`` stands for the arguments of the base class, or the function of the same module, that it is passed on to. An
     argument without markers has those that a base class gives it.
@@ -152,7 +152,7 @@ def signature_of(target: Target) -> Signature:
 
 
 def _constructors(target: Target) -> list[type]:
-    """The classes of the MRO that have a constructor of their own, written in Python."""
+    """The classes of the MRO with their own constructor in Python."""
     mro = target.__mro__ if isinstance(target, type) else ()
     return [each for each in mro if inspect.isfunction(inspect.unwrap(vars(each).get("__init__", len)))]
 
@@ -191,12 +191,12 @@ def _passed_on(target: Target) -> tuple[Target, set[str]] | None:
 
 
 def _implied(default: object) -> object:
-    """What an argument without annotation takes: numbers when its default has a point, otherwise anything."""
+    """The type of an argument without annotation: number if the default is a float, otherwise anything."""
     return int | float if isinstance(default, float) else Any
 
 
 def name_of(target: Target) -> str:
-    """What messages call a part: the name of its class or function."""
+    """Return the name of a part in messages, that of its class or function."""
     inner = target.func if isinstance(target, partial) else target
     return str(getattr(inner, "__name__", type(inner).__name__))
 
@@ -213,7 +213,7 @@ def _hints(target: Target) -> Record:
 
 
 def _members(annotation: object) -> list[object]:
-    """The alternatives of a union, ``Annotated`` taken off."""
+    """The members of a union, without ``Annotated``."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -233,7 +233,7 @@ class PartModel(BaseModel):
     signature: ClassVar[Signature]
 
     def given(self) -> Record:
-        """What was given, converted to the annotated types."""
+        """Return the given values, converted to the annotated types."""
         named = {field: info.alias for field, info in type(self).model_fields.items()}
         found = {str(named[field]): getattr(self, field) for field in named if field in self.model_fields_set}
         return {**found, **(self.model_extra or {})}
@@ -241,10 +241,10 @@ class PartModel(BaseModel):
 
 @lru_cache(maxsize=1024)
 def signature_model(target: Target) -> type[PartModel]:
-    """The signature of ``target`` as a pydantic model: strict about numbers, text and bools, YAML's lists taken for tuples.
+    """Convert the signature of ``target`` to a pydantic model: strict about numbers, text and bools; lists of YAML become tuples.
 
-    Arguments that are parts take anything here; they are checked against their own table. None is required: the program may
-    supply what the YAML leaves out.
+    Arguments that are parts take anything here; they are checked against their own table. No argument is required:
+    the program may supply what YAML leaves out.
     """
     signature = signature_of(target)
     fields: Record = {}
@@ -262,7 +262,7 @@ class _Open(PartModel):
 
 
 def strict(annotation: object) -> Any:
-    """``annotation`` such that YAML's types are taken at their word: true is no number, 1 is no text, .inf no number."""
+    """Make ``annotation`` strict about the types of YAML: true is no number, 1 is no text, .inf no number."""
     if annotation in (Any, object):
         return Any
     if annotation in _SCALARS:
@@ -290,7 +290,7 @@ def strict(annotation: object) -> Any:
 
 
 def _is_foreign(annotation: object) -> bool:
-    """Whether YAML cannot write it: a tensor, a module, a callable."""
+    """Whether YAML cannot express it: a tensor, a module, a callable."""
     inner = get_origin(annotation) or annotation
     known = inner in _SCALARS or annotation in _BARE or annotation in (Any, object)
     if known or inner in (Annotated, Union, types.UnionType, Literal):

@@ -1,4 +1,4 @@
-"""Text that is no YAML: which line is at fault, which need not be the one where the parser noticed, and how to mend it."""
+"""Text that is no YAML: the line to correct, which need not be the one that the parser reports, and how to correct it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = re.compile(r"\s*(?:- +)*[\w.\"'@-]+\s*:(\s|$)")
 
 
 class SyntaxFault(NamedTuple):
-    """Line and column, both from 1, and what is wrong there."""
+    """A line and column, both from 1, with what is wrong there and how to correct it."""
 
     line: int
     column: int
@@ -26,14 +26,14 @@ class SyntaxFault(NamedTuple):
 
 
 def fault_of(error: yaml.MarkedYAMLError, text: str) -> SyntaxFault:
-    """The line to correct for an ``error`` of the parser, and how."""
+    """Find the line to correct for an ``error`` of the parser."""
     problem, context = error.problem or "", error.context or ""
     at = error.problem_mark or error.context_mark
     assert at is not None
     lines = text.splitlines()
     line = lines[at.line] if at.line < len(lines) else ""
     if "\t" in (line[at.column : at.column + 1], *line[: len(line) - len(line.lstrip())]):
-        return SyntaxFault(at.line + 1, at.column + 1, "a tab stands in the indentation (expected blanks)")
+        return SyntaxFault(at.line + 1, at.column + 1, "got a tab in the indentation, expected blanks")
     found = (
         _open_quote(lines, at.line)
         or _equals_sign(lines, range(max(0, at.line - 2), min(at.line + 1, len(lines))))
@@ -47,9 +47,9 @@ def fault_of(error: yaml.MarkedYAMLError, text: str) -> SyntaxFault:
 
 
 def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> SyntaxFault | None:
-    """What is wrong with one value that spans lines ``first`` to ``last``, counted from 0, though it is YAML; else None.
+    """Check one value that spans lines ``first`` to ``last``, counted from 0, and is YAML; None if it is as intended.
 
-    A quote that the next quote closes swallows the keys between; a line without a colon is taken for more of the value above.
+    A quote that the next quote closes hides the keys between; a line without a colon becomes part of the value above.
     """
     below = range(first + 1, min(last + 1, len(lines)))
     if quoted:
@@ -58,12 +58,12 @@ def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> Sy
 
 
 def equals_sign(lines: list[str], number: int) -> SyntaxFault | None:
-    """What is wrong with line ``number``, counted from 0, that has ``key=value`` where a block of keys begins; else None."""
+    """Check line ``number``, counted from 0, for ``key=value`` where a block of keys begins."""
     return _equals_sign(lines, range(number, number + 1))
 
 
 def _open_quote(lines: list[str], last: int) -> SyntaxFault | None:
-    """The first line up to ``last`` with a quote that is not closed on it. Text in quotes over several lines is as good as none."""
+    """The first line up to ``last`` with a quote that is not closed on it; quoted text over several lines is rare."""
     for number, line in enumerate(lines[: last + 1]):
         if _KEY.match(line) and _is_left_open(line):
             return _quote_at(lines, number)
@@ -115,7 +115,7 @@ def _no_colon(lines: list[str], number: int) -> SyntaxFault:
 
 
 def _misplaced(lines: list[str], number: int) -> SyntaxFault | None:
-    """A line whose indentation is that of no block above it."""
+    """Check for indentation that no block above has."""
     if number >= len(lines) or not (_KEY.match(lines[number]) or lines[number].lstrip().startswith("- ")):
         return None
     indent, is_entry = _indent(lines[number]), lines[number].lstrip().startswith("- ")

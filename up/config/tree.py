@@ -1,7 +1,7 @@
 """A configuration before it has types: frozen nodes that remember where they were written.
 
-Nodes never change, so an alias may share what its anchor names: changing one place builds new nodes along the way to it
-and leaves every other place as it was.
+Nodes never change, so an alias may share the nodes of its anchor: a change at one place builds new nodes on the way to it
+and leaves all other places unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Key: TypeAlias = "str | int | float | bool | None"
 
 @dataclass(frozen=True, slots=True)
 class ScalarNode:
-    """One value: null, true, 3, 1e-3 or text; ``is_empty`` is the null of a key with nothing behind it."""
+    """A value: null, true, 3, 1e-3 or text; ``is_empty`` is the null of a key without a value."""
 
     value: str | int | float | bool | None
     mark: Mark
@@ -36,18 +36,18 @@ class SequenceNode:
     anchor: str | None = None
 
     def with_item(self, index: int, node: Node) -> SequenceNode:
-        """A copy in which ``node`` stands at ``index``; the index after the last one appends."""
+        """Return a copy with ``node`` at ``index``; the index after the last appends."""
         return replace(self, items=(*self.items[:index], node, *self.items[index + 1 :]))
 
     def extended(self, node: Node) -> SequenceNode:
-        """A copy with ``node`` at its end, or with all items of ``node`` where it is a list and no item here is one."""
+        """Return a copy with ``node`` at the end, or with its items if it is a list and no item here is a list."""
         spread = isinstance(node, SequenceNode) and not any(isinstance(item, SequenceNode) for item in self.items)
         return replace(self, items=(*self.items, *(node.items if spread and isinstance(node, SequenceNode) else (node,))))
 
 
 @dataclass(frozen=True, slots=True)
 class MappingNode:
-    """A block of keys; ``key_marks`` says where each key stands."""
+    """A block of keys; ``key_marks`` are the source locations of the keys."""
 
     entries: Mapping[Key, Node]
     key_marks: Mapping[Key, Mark]
@@ -55,11 +55,11 @@ class MappingNode:
     anchor: str | None = None
 
     def get(self, key: Key) -> Node | None:
-        """What stands under ``key``."""
+        """Return the value of ``key``, or None."""
         return self.entries.get(key)
 
     def block(self, *keys: Key) -> MappingNode:
-        """The block at ``keys``, one below the other; an empty one when there is none."""
+        """Return the block at ``keys``, one below the other; an empty block if there is none."""
         found: Node = self
         for key in keys:
             below = found.entries.get(key) if isinstance(found, MappingNode) else None
@@ -73,19 +73,19 @@ class MappingNode:
         return is_null(below) or (isinstance(below, MappingNode) and (not keys or below.takes_block(*keys[1:])))
 
     def with_block(self, keys: Sequence[Key], block: MappingNode) -> MappingNode:
-        """A copy with ``block`` at ``keys``, one below the other; blocks that are missing there are made."""
+        """Return a copy with ``block`` at ``keys``, one below the other; missing blocks are made."""
         if not keys:
             return block
         mark = self.key_marks.get(keys[0], block.mark)
         return self.with_entry(keys[0], self.block(keys[0]).with_block(keys[1:], block), mark)
 
     def with_entry(self, key: Key, node: Node, mark: Mark | None = None) -> MappingNode:
-        """A copy in which ``node`` stands under ``key``, which is said to be written at ``mark``."""
+        """Return a copy with ``node`` under ``key``, whose source location is ``mark``."""
         marks = {**self.key_marks, key: mark or self.key_marks.get(key, node.mark)}
         return replace(self, entries={**self.entries, key: node}, key_marks=marks)
 
     def without(self, *keys: Key) -> MappingNode:
-        """A copy that lacks ``keys``."""
+        """Return a copy without ``keys``."""
         return replace(self, entries={name: node for name, node in self.entries.items() if name not in keys})
 
 
@@ -93,17 +93,17 @@ Node: TypeAlias = "ScalarNode | SequenceNode | MappingNode"
 
 
 def empty(mark: Mark) -> MappingNode:
-    """A block without keys."""
+    """Return a block without keys."""
     return MappingNode({}, {}, mark)
 
 
 def is_null(node: Node | None) -> bool:
-    """Whether nothing was given: no key, or a key without a value."""
+    """Whether nothing is given: no key, or a key without a value."""
     return node is None or (isinstance(node, ScalarNode) and node.value is None)
 
 
 def to_plain(node: Node) -> Any:
-    """The dicts, lists and scalars that the nodes stand for."""
+    """Convert nodes to dicts, lists and scalars."""
     if isinstance(node, MappingNode):
         return {key: to_plain(value) for key, value in node.entries.items()}
     if isinstance(node, SequenceNode):
@@ -112,7 +112,7 @@ def to_plain(node: Node) -> Any:
 
 
 def from_plain(value: Any, mark: Mark) -> Node:
-    """Nodes for ``value``, all of which are said to be written at ``mark``."""
+    """Convert ``value`` to nodes with the source location ``mark``."""
     if isinstance(value, Mapping):
         return MappingNode({key: from_plain(inner, mark) for key, inner in value.items()}, dict.fromkeys(value, mark), mark)
     if isinstance(value, list | tuple):
@@ -121,7 +121,7 @@ def from_plain(value: Any, mark: Mark) -> Node:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """``node`` and all below it."""
+    """Yield ``node`` and all below it."""
     yield node
     children = node.entries.values() if isinstance(node, MappingNode) else node.items if isinstance(node, SequenceNode) else ()
     for child in children:
@@ -129,9 +129,9 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def set_at(root: MappingNode, path: str, value: Node, mark: Mark, *, append: bool = False) -> MappingNode:
-    """A copy of ``root`` with ``value`` at the dotted ``path``; blocks that are missing on the way are made.
+    """Return a copy of ``root`` with ``value`` at the dotted ``path``; missing blocks are made.
 
-    A list is entered by index (``net.0``, ``net.-1``) or by what its entry is called (``net.backbone``). ``append`` adds
+    An entry of a list is named by index (``net.0``, ``net.-1``) or by its name (``net.backbone``). ``append`` adds
     to a list at ``path`` instead of replacing it. Raises ``ConfigError`` naming ``path`` and ``mark``.
     """
     words = path.split(".")
@@ -165,14 +165,14 @@ def _set(node: Node, words: list[str], at: int, value: Node, mark: Mark, append:
 
 
 def key_of(node: MappingNode, word: str) -> Key:
-    """The key that ``word`` writes: itself, unless the block has only a number that is written the same."""
+    """Return the key that ``word`` names: itself, or a number that is written the same."""
     if word in node.entries:
         return word
     return next((key for key in node.entries if str(key) == word), word)
 
 
 def index_of(node: SequenceNode, word: str) -> int | None:
-    """The place that ``word`` means: a number, the ``name`` of an entry, or a ``type`` that one entry alone has."""
+    """Return the index that ``word`` names: a number, the ``name`` of an entry, or a ``type`` that only one entry has."""
     if re.fullmatch(r"-?\d+", word):
         index = int(word) if len(word) < 9 else len(node.items)
         return index % len(node.items) if -len(node.items) <= index < len(node.items) else None
@@ -184,7 +184,7 @@ def index_of(node: SequenceNode, word: str) -> int | None:
 
 
 def labels_of(node: SequenceNode, label: str) -> list[object]:
-    """What each entry of a list has under ``label`` (``name``, ``type``), None where it has nothing there."""
+    """Return the ``label`` (``name``, ``type``) of each entry of a list, None for an entry without."""
     labels = [item.get(label) if isinstance(item, MappingNode) else None for item in node.items]
     return [found.value if isinstance(found, ScalarNode) else None for found in labels]
 

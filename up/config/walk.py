@@ -1,4 +1,4 @@
-"""One walk over a configuration: every value with what its annotation, and those of all blocks around it, say."""
+"""A walk over a configuration: every value with the markers of its annotation and of all blocks around it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Place(NamedTuple):
         return str(self.entries.get("type", ""))
 
     def target(self, tables: Tables) -> Target | None:
-        """The class or function of a part; None for anything else, and for a type that is not known."""
+        """Return the class or function of a part; None for anything else, and for an unknown type."""
         known = [tables[table] for table in self.tables if table in tables and self.type in tables[table]]
         return known[0].get(self.type) if known else None
 
     def below(self, key: object, value: object, annotation: object = None, metadata: tuple[object, ...] = ()) -> Place:
-        """The value at ``key``, which is annotated so."""
+        """Return the place of the value at ``key``, with its annotation."""
         own = (*metadata, *_markers(annotation))
         tables = next((each.tables for each in own if isinstance(each, PartOf)), ())
         section = next(sections_in(annotation), Part if tables else None)
@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A value that holds no further block: whether it is fixed on resume, and whether a change is worth a line in the log."""
+    """A value without blocks in it: whether it is fixed on resume, and whether a change is logged."""
 
     value: object
     fixed: bool
@@ -62,7 +62,7 @@ class Leaf(NamedTuple):
 
 
 def walk(value: object, section: type[Section], tables: Tables, path: str = "", *, defaults: bool = False) -> Iterator[Place]:
-    """Every value in ``value``, a ``section`` or its dump, at any depth: blocks before what they hold, lists counted from 0.
+    """Yield every value in ``value``, a ``section`` or its dump, at any depth: blocks before their values, lists counted from 0.
 
     With ``defaults`` the arguments that a part leaves out are visited too, except those that are ``Derived``.
     """
@@ -70,7 +70,7 @@ def walk(value: object, section: type[Section], tables: Tables, path: str = "", 
 
 
 def walk_part(part: Part, table: str, tables: Tables, path: str = "") -> Iterator[Place]:
-    """Every value in ``part``, whose type is looked up in ``table``, the parts in its arguments included."""
+    """Yield every value in ``part``, whose type is looked up in ``table``, the parts in its arguments included."""
     return _walk(Place(path, part, type(part), (table,)), tables, False)
 
 
@@ -110,7 +110,7 @@ def _arguments(part: Place, tables: Tables, defaults: bool) -> Iterator[Place]:
 
 
 def leaves(root: type[Section], plain: object, tables: Tables) -> dict[str, Leaf]:
-    """By dotted path, the values of ``plain``, a ``root`` as it is dumped.
+    """Return the values of ``plain``, the dump of a ``root``, by dotted path.
 
     Arguments that a part leaves out have the defaults of its signature, so that a repeated default makes no difference. A
     ``Derived`` argument that is left out is not there: its value depends on the data.
@@ -126,7 +126,7 @@ def _leaf(place: Place) -> Leaf:
 
 
 def named_paths(part: Part, table: str, tables: Tables) -> Iterator[tuple[str, str]]:
-    """The files and folders that arguments of ``part`` name, by dotted key, those of the parts in it included."""
+    """Yield the files and folders that arguments of ``part`` name, by dotted key, those of the parts in it included."""
     for key, value, *_, parameter, _ in walk_part(part, table, tables):
         if parameter is not None and parameter.is_path and isinstance(value, str) and value:
             yield key, value

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of the house: what was got, what was expected, how to correct it."""
+"""Errors of pydantic as problems: what was got, what was expected, how to correct it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _PARTS = ("Part", "NetModule", "OptimizerPart", "SchedulePart")
 
 
 class Found(NamedTuple):
-    """What is wrong with one value: its dotted path, and an error for each member of the union that it could be of."""
+    """The errors about one value at a dotted path, one for each member of a union."""
 
     path: str
     errors: list[Any]
 
 
 def faults(error: ValidationError, value: Any) -> Iterator[Found]:
-    """The errors of pydantic about ``value``, by place."""
+    """Group the errors of pydantic about ``value`` by path."""
     by_path: dict[tuple[str, ...], list[Any]] = {}
     for found in error.errors(include_url=False):
         by_path.setdefault(_path(found["loc"], value, found["type"]), []).append(found)
@@ -59,7 +59,7 @@ def faults(error: ValidationError, value: Any) -> Iterator[Found]:
 
 
 def _path(loc: Sequence[str | int], value: Any, kind: str) -> tuple[str, ...]:
-    """Where the file has what pydantic calls ``loc``: names of fields that gather, and of members of unions, fall out."""
+    """The path in the file of what pydantic calls ``loc``, without names of gathering fields and of members of unions."""
     path: list[str] = []
     for at, word in enumerate(loc):
         is_in = word in value if isinstance(value, Mapping) else isinstance(word, int) and isinstance(value, list | tuple)
@@ -72,7 +72,7 @@ def _path(loc: Sequence[str | int], value: Any, kind: str) -> tuple[str, ...]:
 
 
 def expected(error: Mapping[str, Any]) -> str:
-    """What one error of pydantic says was expected, as a noun: ``a whole number``, ``at least 1``, ``one of a, b``."""
+    """Return the expected value of one error of pydantic as a noun: ``a whole number``, ``at least 1``, ``one of a, b``."""
     kind, context = str(error["type"]), error.get("ctx", {})
     if kind == "model_type" and context.get("class_name") in _PARTS:
         return "a block {type, kwargs}"
@@ -105,7 +105,7 @@ def expected(error: Mapping[str, Any]) -> str:
 
 
 def mismatch(errors: Sequence[Mapping[str, Any]], key: str) -> Problem:
-    """The problem behind the errors about one value; a union has one error for each of its members."""
+    """Return the problem behind the errors about one value."""
     value = errors[0]["input"]
     wanted = list(dict.fromkeys(expected(error) for error in errors))
     if len(wanted) > 1 and "a finite number" in wanted:
@@ -145,7 +145,7 @@ def _is_number(text: str) -> bool:
 
 
 def unknown(owner: str, key: str, known: Sequence[str], noun: str = "key") -> str:
-    """``LAMB takes no such argument. Did you mean 'betas'? (It takes lr, betas, eps)``."""
+    """Describe an unknown key: ``LAMB takes no such argument. Did you mean 'betas'? (It takes lr, betas, eps)``."""
     takes = f"It takes {some_of(known, 12)}" if known else f"It takes no {noun}s"
     if noun == "key" and "kwargs" in known and not get_close_matches(key, known, cutoff=0.75):  # no typo: as others write it
         takes += f"; is it an argument? Then write kwargs: {{{key}: ...}}"

@@ -1,4 +1,4 @@
-"""The section ``dataset``: what is read, in which order and in what batches."""
+"""The section ``dataset``: data sets, order and batches."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class BatchSamplerKwargs(Section):
 
     sampler: Annotated[Part, PartOf("sampler"), FixedOnResume()] = Part(type="dist")
     """The order of the samples in training: dist, local, repeat_factor, class_balance, … Evaluation takes every image once, in
-    the order of the meta file, whatever stands here."""
+    the order of the meta file, whatever the sampler."""
     batch_size: AtLeast1 = 1
     """Samples in a batch of one process; the global batch is this times the number of processes."""
     drop_last: Annotated[bool, FixedOnResume()] = False
-    """Drop the last batch of an epoch when it is not full; in training only."""
+    """Drop the last batch of an epoch if it is not full; in training only."""
 
 
 class BatchSampler(Section):
-    """How samples are grouped into batches."""
+    """Order and size of batches."""
 
     type: Literal["base"] = "base"
     """The kind of batch sampler; there is one."""
@@ -33,21 +33,21 @@ class DataLoaderKwargs(Section):
     """Arguments of a loader."""
 
     num_workers: AtLeast0 = 0
-    """Processes that read and transform images; 0 does it in the training process. The result does not depend on it."""
+    """Number of worker processes that read and transform images; 0 uses the training process. Results do not depend on it."""
     pin_memory: bool = False
-    """Copy batches to pinned memory, from which a GPU fetches them without blocking."""
+    """Copy batches to pinned memory, so that transfers to the GPU do not block."""
     drop_last: Annotated[bool | None, FixedOnResume()] = None
-    """Another place for ``batch_sampler.kwargs.drop_last``; unset leaves it to that one."""
+    """Another place for ``batch_sampler.kwargs.drop_last``; unset uses that one."""
     shuffle: Annotated[bool | None, FixedOnResume()] = None
-    """Whether to shuffle the training data; unset leaves it to the sampler."""
+    """Shuffle the training data; unset leaves it to the sampler."""
     fork_method: Literal["fork", "spawn"] = "fork"
-    """How worker processes are started; ``--fork-method`` sets it."""
+    """Start method of worker processes; ``--fork-method`` sets it."""
     batch_fn: Annotated[Part, PartOf("batch_fn")] | None = None
-    """What mixes the images of a batch: batch_mixup, batch_cutmix, batch_cutmixup."""
+    """Mixing of the images of a batch: batch_mixup, batch_cutmix, batch_cutmixup."""
 
 
 class DataLoader(Section):
-    """How batches reach the training process."""
+    """Loading of batches."""
 
     type: Literal["cls_base", "base"] = "cls_base"
     """The kind of loader; both names mean the same."""
@@ -56,7 +56,7 @@ class DataLoader(Section):
 
 
 class Source(Section):
-    """One source of samples: ``dataset.train`` or ``dataset.test``."""
+    """A source of samples: ``dataset.train`` or ``dataset.test``."""
 
     dataset: Annotated[Part, PartOf("dataset")]
     """The data set: type ``cls`` or ``rank_cls``, with meta_file, image_reader, transformer and evaluator as kwargs."""
@@ -68,21 +68,21 @@ class Source(Section):
 
 
 SHARED = tuple(Source.model_fields)
-"""What may stand at ``dataset.*`` for all sources."""
+"""Keys that may be at ``dataset.*`` for all sources."""
 
 
 class DatasetSection(Section):
-    """The sources of samples, after what they share was merged into each.
+    """The sources of samples.
 
     Where blocks have other names, ``data_pool: ["my_train:train", "val:test"]`` says which serves which phase.
     """
 
     train: Source | None = None
-    """What is trained on."""
+    """Training data."""
     test: Annotated[Source | None, FreeOnResume()] = None
-    """What is evaluated on."""
+    """Evaluation data."""
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """Those of the sources, and what a file may write once for all of them."""
+        """Those of the sources, and the keys that they may share."""
         return [*super().known_keys(), *SHARED]

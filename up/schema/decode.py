@@ -1,4 +1,4 @@
-"""Nodes to typed sections, with every problem at once and the origin of every value."""
+"""Nodes to typed sections, with every problem at once and the source location of every value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from up.text import count, did_you_mean
 
 
 class Decoded(NamedTuple):
-    """A configuration, what is worth saying about it, and where its values come from."""
+    """A configuration, notes about it, and the source locations of its values."""
 
     config: Config
     notes: list[Problem]
@@ -31,18 +31,18 @@ class Decoded(NamedTuple):
 
 
 class Origins:
-    """Where each value of a configuration was written."""
+    """Source locations of the values of a configuration."""
 
     def __init__(self, tree: MappingNode) -> None:
         self._tree = tree
 
     def of(self, path: str) -> str:
-        """``file:line`` of the value at the dotted ``path``, ``--opts``, or ``default`` when nobody wrote it."""
+        """Return ``file:line`` of the value at the dotted ``path``, ``--opts``, or ``default`` if it is not written."""
         node, _, missing = self._find(path.split("."))
         return DEFAULT if missing else str(node.mark)
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
-        """The problems with their places; for something missing, that of the block it is missing in."""
+        """Return the problems with their source locations; of a missing value, that of the block around it."""
         return [replace(problem, key=self._as_written(problem.key)).placed(*self._place(problem)) for problem in problems]
 
     def _as_written(self, path: str) -> str:
@@ -54,7 +54,7 @@ class Origins:
 
     @contextmanager
     def placing(self, path: str) -> Iterator[None]:
-        """Give a ``UserError`` of the block what it lacks: the dotted ``path``, and where that was written."""
+        """Add the dotted ``path`` and its source location to a ``UserError`` of the block."""
         try:
             yield
         except ConfigError as error:
@@ -114,12 +114,12 @@ def _is_grouping(word: str, after: list[str], node: Node) -> bool:
 
 
 def load_config(path: Path, opts: Sequence[str] = ()) -> Decoded:
-    """The configuration in the file at ``path`` with the words after ``--opts`` applied. Raises ``ConfigError``."""
+    """Load the configuration in the file at ``path`` and apply the words after ``--opts``. Raises ``ConfigError``."""
     return decode(apply_overrides(load_nodes(path), opts))
 
 
 def decode(tree: MappingNode) -> Decoded:
-    """``tree`` as typed sections. Raises ``ConfigError`` with all problems, in the order of the file."""
+    """Convert ``tree`` to typed sections. Raises ``ConfigError`` with all problems, in the order of the file."""
     tree, notes, problems = to_documented_form(tree)
     origins = Origins(tree)
     try:
@@ -149,7 +149,7 @@ def _in_file_order(problems: list[Problem]) -> list[Problem]:
 
 
 def _contradictions(config: Config) -> Iterator[Problem]:
-    """What is wrong between sections that are each well-formed."""
+    """Find contradictions between well-formed sections."""
     for name, net in {"net": config.net, **config.teachers}.items():
         yield from _names_of(name, net)
     for job_name, job in (config.mimic.jobs if config.mimic else {}).items():
@@ -169,7 +169,7 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             what = f"got {count(len(adapters), 'adapter')}, expected {wanted}, one for each layer (null for none)"
             yield Problem(what, key=f"mimic.{job_name}.student.adapter")
     if config.mimic is not None and not config.mimic.task_loss and not any(map(_weight_of, config.mimic.jobs.values())):
-        yield Problem("got false, and every loss_weight is 0: nothing would be learnt", key="mimic.task_loss")
+        yield Problem("got false, and every loss_weight is 0: nothing would be learned", key="mimic.task_loss")
 
 
 def _weight_of(job: MimicJob) -> Any:
@@ -194,10 +194,10 @@ def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:
 
 
 def missing_for_training(config: Config) -> list[Problem]:
-    """What a configuration needs for training and lacks; evaluation and export do without."""
+    """Find what a configuration lacks for training; evaluation and export need less."""
     trainer = config.trainer
     needs = (
-        ("dataset.train", config.dataset.train is not None, "training needs something to train on"),
+        ("dataset.train", config.dataset.train is not None, "training needs training data"),
         ("trainer.max_epoch", (trainer.max_epoch or trainer.max_iter) is not None, "training needs an end (or trainer.max_iter)"),
         ("trainer.optimizer", trainer.optimizer is not None, "training needs an optimizer"),
     )

@@ -85,7 +85,7 @@ def _as_in_files(section: type[Section], schema: Schema) -> None:
 
 
 def _shared_keys(definitions: Schema) -> None:
-    """What ``dataset`` may hold for all sources; a source that shares is not complete by itself."""
+    """Add the keys of ``dataset`` that all sources share; such a source need not be complete by itself."""
     source = definitions["Source"]
     source.pop("required", None)
     for key in SHARED:
@@ -93,7 +93,7 @@ def _shared_keys(definitions: Schema) -> None:
 
 
 def _looser_forms(definitions: Schema) -> None:
-    """What files may write differently from what the program holds."""
+    """Add the forms of files that the sections do not have."""
     mimic, job = definitions[MimicSection.__name__], definitions[MimicJob.__name__]
     layers = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}], "description": "Paths of modules."}
     older = {"mimic_type": {"type": "string", "description": "Older form of cfgs.loss: kl is kl_loss."}, "mimic_name": layers}

@@ -1,4 +1,4 @@
-"""The section ``mimic``: which layers of the student follow which layers of the teachers, and by which loss."""
+"""The section ``mimic``: the layers of the student, those of the teachers, and the loss between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Adapter = Literal["conv1x1", "linear"]
 
 
 def _as_list(data: Any) -> Any:
-    """A single layer may be written without the brackets."""
+    """Take a single layer without brackets as a list."""
     if isinstance(data, dict) and isinstance(data.get("mimic_name"), str):
         return {**data, "mimic_name": [data["mimic_name"]]}
     return data
@@ -23,11 +23,11 @@ class MimicStudent(Section):
     """The layers of the student."""
 
     mimic_name: list[Name] = Field(min_length=1)
-    """Paths of modules whose outputs are compared with the teacher's, such as ``head.classifier``; ``PATH:input`` is what the
-    module takes."""
+    """Paths of modules whose outputs are compared with the teacher's, such as ``head.classifier``; ``PATH:input`` is the input of
+    the module."""
     adapter: Adapter | list[Adapter | None] | None = None
-    """Layer that brings the student's width to the teacher's and trains with the student. conv1x1 goes between maps, linear
-    between vectors or tokens; a list has one, or null, for each of mimic_name."""
+    """Adapter: a layer, trained with the student, from the student's width to the teacher's. conv1x1 is for maps, linear for
+    vectors or tokens; a list has one, or null, for each of mimic_name."""
 
     _one_name = model_validator(mode="before")(_as_list)
 
@@ -40,21 +40,21 @@ class MimicTeacher(Section):
     teacher_weight: Annotated[Name | None, FreeOnResume()] = None
     """File with the teacher's weights."""
     teacher_bn_mode: Literal["eval", "train", "precise"] | None = None
-    """``train`` lets the teacher's batch normalisation use the statistics of the batch; all else its own."""
+    """``train``: batch normalisation of the teacher uses the statistics of the batch; otherwise its own."""
 
     _one_name = model_validator(mode="before")(_as_list)
 
 
 class MimicCfgs(Section):
-    """Block around the loss, as older files write it."""
+    """Block around the loss."""
 
     loss: Annotated[Part, PartOf("mimic_loss")]
-    """The distance between student and teacher. Of logits: kl_loss, kd_loss, ce_loss, bce_loss, dkd, dist; of features:
+    """Loss between student and teacher. Of logits: kl_loss, kd_loss, ce_loss, bce_loss, dkd, dist; of features:
     l2_loss, cosine, attention_transfer."""
 
 
 class MimicJob(Section):
-    """One pairing of student layers with teacher layers."""
+    """A pair of student layers and teacher layers with a loss."""
 
     gathers: ClassVar[dict[str, str]] = {"teachers": r"teacher\w*"}
 
@@ -73,14 +73,14 @@ class MimicJob(Section):
 
 
 class MimicCache(Section):
-    """Cache of the teachers' outputs on disk: a second run with the same images does not run the teachers."""
+    """Cache of the teachers' outputs on disk, so that a second run with the same images does not run the teachers."""
 
     dir: Name
     """Folder of the cache."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """How numbers are stored."""
+    """Number format of the stored outputs."""
     topk: AtLeast1 | None = None
-    """Store only the k largest logits of each image and the probability of all others together; unset stores all."""
+    """Store only the k largest logits of each image and the sum of the other probabilities; unset stores all."""
 
 
 class MimicSection(Section):
@@ -89,14 +89,14 @@ class MimicSection(Section):
     gathers: ClassVar[dict[str, str]] = {"jobs": r"mimic_job\w*"}
 
     mimic_as_jobs: bool = False
-    """The jobs stand side by side as ``mimic_job0: {…}``, ``mimic_job1: {…}``."""
+    """Several jobs are written side by side: ``mimic_job0: {…}``, ``mimic_job1: {…}``."""
     task_loss: bool = True
     """Add the loss of the task itself."""
     cache: Annotated[MimicCache | None, FreeOnResume()] = None
     """Cache of the teachers' outputs."""
     preflight: Annotated[Literal["error", "warn", "skip"], FreeOnResume()] = "error"
-    """Before the first step every teacher is scored on up to 512 validation images. One no better than chance is an error, or a
-    warning; ``skip`` does not score."""
+    """Evaluation of every teacher on up to 512 validation images before the first step. A teacher no better than chance is an
+    error, or a warning; ``skip`` does not evaluate."""
     jobs: dict[str, MimicJob] = Field(min_length=1)
     """The jobs by name."""
 
@@ -106,7 +106,7 @@ class MimicSection(Section):
 
     @classmethod
     def misplaced(cls, key: str) -> str | None:
-        """Keys of a job beside jobs, or under a ``mimic_as_jobs`` that is true without any."""
+        """Report keys of a job beside jobs, or under a ``mimic_as_jobs`` that is true without any."""
         if key not in MimicJob.model_fields and MimicJob.gathered_in(key) is None:
             return None
         return "belongs in a job here: move it to mimic_job0, or, for a single job, leave mimic_as_jobs and mimic_job* out"
@@ -114,7 +114,7 @@ class MimicSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _single_job(cls, data: Any) -> Any:
-        """A job that is written directly in ``mimic`` is the job ``mimic_job0``."""
+        """Take a job that is written directly in ``mimic`` as ``mimic_job0``."""
         if not isinstance(data, dict) or data.get("mimic_as_jobs") or any(cls.gathered_in(key) for key in data):
             return data
         job = {key: value for key, value in data.items() if key in MimicJob.model_fields or MimicJob.gathered_in(key)}

@@ -1,4 +1,4 @@
-"""Files and folders that a configuration names and the disk does not have. Needs no torch, so a wrong path is answered at once."""
+"""Missing files and folders that a configuration names, found without importing torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from up.schema.sections import Config
 
 
 def missing_at(key: str, path: str | None) -> Iterator[Problem]:
-    """The problem that there is nothing at ``path``, which ``key`` sets."""
-    remedy = f"Set it in the file, or with --opts {key}=PATH."
+    """Yield a problem if nothing is at ``path``, the value of ``key``."""
     if path is None:
-        yield Problem(f"is not set. {remedy}", key=key)
+        yield Problem("is not set", key=key, fix=f"Set it in the file, or with --opts {key}=PATH.")
     elif not Path(path).exists():
-        yield Problem(f"no such file or folder: {path}. Put it there, or name another: --opts {key}=PATH.", key=key)
+        fix = f"Put it there, or name another: --opts {key}=PATH."
+        yield Problem(f"no such file or folder: {path}", key=key, fix=fix)
 
 
 def missing_start_weights(config: Config, folder: Path) -> Iterator[Problem]:
-    """Weights and checkpoints of ``saver``; ``folder`` is the run folder, whose own checkpoint comes before ``resume_model``."""
+    """Yield missing weights and checkpoints of ``saver``; a checkpoint in the run ``folder`` is used before ``resume_model``."""
     resumes = config.saver.auto_resume and (folder / LATEST).exists()
     for key in ("pretrain_model",) if resumes else ("pretrain_model", "resume_model"):
         path = getattr(config.saver, key)

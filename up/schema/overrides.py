@@ -1,4 +1,4 @@
-"""``--opts``: values from the command line, written over those of the file before anything is checked."""
+"""``--opts``: values from the command line that replace those of the file before anything is checked."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class _Override(NamedTuple):
 
 
 def apply_overrides(tree: MappingNode, tokens: Sequence[str]) -> MappingNode:
-    """``tree`` with the words after ``--opts`` applied in order: ``k v``, ``k=v`` or both mixed.
+    """Apply the words after ``--opts`` to ``tree`` in order: ``k v``, ``k=v`` or both mixed.
 
     Paths are dotted, with list indices or names of list entries (``net.backbone.kwargs.frozen_layers``); values are
-    YAML. ``+k=v`` appends to a list (a list: its items), or adds a top-level key of one's own. ``hooks.TYPE-kwargs.x v`` is
+    YAML. ``+k=v`` appends to a list (a list: its items), or adds a top-level key. ``hooks.TYPE-kwargs.x v`` is
     UP's form of ``hooks.TYPE.kwargs.x``: it sets every hook of that type, and adds one where there is none. Raises
     ``ConfigError`` with every problem.
     """
@@ -83,7 +83,7 @@ def _applied(tree: MappingNode, override: _Override) -> MappingNode:
 
 
 def _places(tree: MappingNode, path: str) -> tuple[MappingNode, list[str]]:
-    """The paths that ``path`` means: itself, or of ``TYPE-key`` that of each entry of the type; a missing hook is added."""
+    """The paths of ``path``: itself, or for ``TYPE-key`` that of each entry of the type; a missing hook is added."""
     found = _DASHED.fullmatch(path)
     entries = tree.get(found["list"]) if found else None
     if found is None or not isinstance(entries, SequenceNode) or index_of(entries, path.split(".")[1]) is not None:
@@ -106,7 +106,7 @@ def _value(override: _Override) -> Node:
 
 
 def remarked(node: Node, mark: Mark) -> Node:
-    """A copy of ``node`` that is said to be written at ``mark``, with all below it."""
+    """Return a copy of ``node`` and all below it with the source location ``mark``."""
     if isinstance(node, MappingNode):
         entries = {key: remarked(value, mark) for key, value in node.entries.items()}
         return MappingNode(entries, dict.fromkeys(entries, mark), mark)

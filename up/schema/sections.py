@@ -1,4 +1,4 @@
-"""The whole configuration file as frozen, typed sections. Defaults stand here or in the signatures of parts, only."""
+"""The whole configuration file as frozen, typed sections. Defaults are here or in the signatures of parts only."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def _version(text: str) -> str:
 
 
 class Fp16(Section):
-    """Settings of float16 training, as older files write them."""
+    """Settings of float16 training."""
 
     keep_batchnorm_fp32: bool | None = None
     """Accepted; autocast always keeps batch normalisation in float32."""
     scale_factor: Positive | Literal["dynamic"] = "dynamic"
-    """First factor of the loss scaler; ``dynamic`` takes torch's."""
+    """Initial factor of the loss scaler; ``dynamic`` uses torch's."""
 
 
 class Dist(Section):
-    """How the processes talk to each other."""
+    """Communication between processes."""
 
     timeout: Positive = 600.0
-    """Seconds after which a process that does not answer is given up."""
+    """Timeout of collective operations, in seconds."""
     backend: Literal["nccl", "gloo"] | None = None
-    """Library of the collective operations; unset takes nccl on GPUs and gloo on CPUs."""
+    """Library of collective operations; unset uses nccl on GPUs and gloo on CPUs."""
 
 
 class BnInit(Section):
-    """Batch normalisation as detection recipes set it."""
+    """Settings of batch normalisation, with the values of detection recipes."""
 
     eps: Positive = 1e-3
     """Added to the variance."""
@@ -55,30 +55,30 @@ class BnInit(Section):
 
 
 class RuntimeSection(Section):
-    """What a run is made on and with; nothing here describes the model or the data."""
+    """Task, device, precision, seed and plug-ins of a run."""
 
     task_names: Annotated[Name, FixedOnResume()] = "cls"
     """The task, or ``kd_<task>`` for its distillation."""
     runner: Annotated[Part, PartOf("runner"), FixedOnResume()] = Part(type="base")
-    """What turns a batch into a loss: ``base``, or ``kd`` for distillation."""
+    """Training step, from a batch to a loss: ``base``, or ``kd`` for distillation."""
     random_seed: Annotated[int, Field(ge=0, lt=2**63), FixedOnResume()] = 131
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     rank_init: bool = False
-    """Accepted for older files: randomness hangs on the seed, the sample, the step and the rank, which is safe either way."""
+    """Accepted for older files: random numbers depend on seed, sample, step and rank, which is safe with either value."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    """``auto`` takes a GPU when there is one; or cpu, cuda, cuda:1, mps, xpu."""
+    """``auto`` uses a GPU if there is one; or cpu, cuda, cuda:1, mps, xpu."""
     iter_base: bool = False
-    """Frequencies and starts in ``trainer`` count updates and not epochs."""
+    """Frequencies and starts in ``trainer`` count steps, not epochs."""
     fp16: bool | Fp16 = False
     """Train in float16; any truthy value, or a block of settings."""
     amp: Literal["bf16", "fp16"] | None = None
-    """Autocast to bfloat16 or float16; wins over ``fp16``."""
+    """Autocast to bfloat16 or float16; overrides ``fp16``."""
     async_norm: bool = False
     """Average the statistics of batch normalisation over the processes before evaluation."""
     special_bn_init: Annotated[bool | BnInit, FixedOnResume()] = False
     """Set eps 1e-3 and momentum 0.03 in every batch normalisation, or the values of a block."""
     aligned: bool = False
-    """Accepted for older files; concerns detection."""
+    """Accepted for older files, for detection."""
     model_helper: Part | None = None
     """Accepted for older files; the ``net`` list is always built the same way."""
     compile: bool = False
@@ -88,13 +88,13 @@ class RuntimeSection(Section):
     deterministic: bool = False
     """Use deterministic algorithms only; slower."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Every process holds the whole model (ddp), or a shard of it (fsdp)."""
+    """Each process holds the whole model (ddp), or a shard of it (fsdp)."""
     static_graph: bool = False
     """Tell ddp that every step uses the same parameters."""
     allow_dead_parameter: bool = False
-    """Let ddp search for parameters that got no gradient; without it they are an error."""
+    """Allow parameters that get no gradient, for which ddp then searches; otherwise they are an error."""
     plugins: list[Name] = []
-    """Modules to import that bring tables of their own, such as ``my_lab.parts``."""
+    """Modules with parts of the user's own, such as ``my_lab.parts``."""
     dist: Dist = Dist()
     """Communication between processes."""
 
@@ -110,40 +110,40 @@ class RuntimeSection(Section):
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:
-        """The number format of forward and backward: ``amp``, else what ``fp16`` says."""
+        """The number format of forward and backward: ``amp``, else ``fp16``."""
         return self.amp or ("fp16" if self.fp16 else "fp32")
 
 
 class SaverSection(Section):
-    """What is written where, and what a run starts from: own latest, resume_model, pretrain_model, or from scratch."""
+    """Output folders, and the start of a run: own latest checkpoint, resume_model, pretrain_model, or from scratch."""
 
     type: Literal["base"] = "base"
     """The kind of saver; there is one."""
     save_dir: Name | None = None
-    """The run folder: checkpoints, logs, status. Unset takes runs/ and the name of the configuration file."""
+    """Run folder: checkpoints, logs, status. Unset uses runs/ and the name of the configuration file."""
     results_dir: Name | None = None
-    """Folder of evaluation reports; unset takes ``results`` in the run folder."""
+    """Folder of evaluation reports; unset uses ``results`` in the run folder."""
     auto_resume: Annotated[bool, FreeOnResume(reported=False)] = True
-    """Resume from the newest checkpoint in ``save_dir`` when there is one. With false an earlier run there is set aside in
-    ``earlier/N``, and training starts anew."""
+    """Resume from the newest checkpoint in ``save_dir``, if there is one. With false an earlier run there is moved to
+    ``earlier/N``, and training starts from the beginning."""
     resume_model: Name | None = None
-    """Checkpoint to resume from when ``save_dir`` has none: weights, optimizer, step, everything; with or without ``.pth``."""
+    """Checkpoint to resume from if ``save_dir`` has none, with the whole training state; with or without ``.pth``."""
     pretrain_model: Name | None = None
-    """Weights to start from, the EMA weights where there are any: a checkpoint of up or UP, a file of timm's or torchvision's, or
+    """Weights to start from: a checkpoint of up or UP (its EMA weights, if it has them), a file of timm or torchvision, or
     ``timm:NAME``."""
     skip: list[Name] = []
-    """Names of tensors not to load from ``pretrain_model``: a prefix, or ``r:`` and a regular expression."""
+    """Tensors not to load from ``pretrain_model``: a prefix of the name, or ``r:`` and a regular expression."""
     best_without_optimizer: bool = False
-    """Write ``ckpt_best.pth`` without the state of the optimizer, a third of the size or less: it can be evaluated, exported and
-    fine-tuned from, but no run can resume from it."""
+    """Write ``ckpt_best.pth`` without the optimizer state, at a third of the size or less: it can be evaluated, exported and
+    fine-tuned, but not resumed from."""
     save_result: bool = False
-    """Let ``eval`` also write ``results.txt``, a line for each image."""
+    """Let ``eval`` also write ``results.txt``, one line per image."""
     memory_friendly: bool = False
-    """Let ``eval`` write a line for each image as it comes, so that an inference which is killed can continue from there."""
+    """Let ``eval`` write one line per image batch by batch, so that an interrupted inference can continue."""
     task_type: Name | None = None
-    """Accepted for older files; ``runtime.task_names`` says it."""
+    """Accepted for older files; ``runtime.task_names`` names the task."""
     accept_data_change: Annotated[bool, FreeOnResume(reported=False)] = False
-    """Resume although the data changed since the checkpoint was saved; ``up train --accept-data-change`` sets it."""
+    """Resume even though the training data changed since the checkpoint; ``up train --accept-data-change`` sets it."""
 
     def folder(self, config_file: Path) -> Path:
         """The run folder of the configuration in ``config_file``."""
@@ -156,12 +156,12 @@ class SaverSection(Section):
 
 
 class NetModule(Part):
-    """One module of the net; it gets the running record and returns what it adds to it."""
+    """A module of the net: it reads the running record and returns new entries."""
 
     name: Name
-    """The module's name, which begins the names of its tensors."""
+    """Name of the module, the prefix of the names of its tensors."""
     prev: Name | None = None
-    """The module whose output planes this one takes; unset takes the one before."""
+    """Module whose output planes this one takes; unset takes the module before."""
     freeze_patterns: list[Name] = []
     """Parameters to freeze: a prefix of the name, or ``r:`` and a regular expression; with ``type: self`` of the names in
     the whole net."""
@@ -169,7 +169,7 @@ class NetModule(Part):
     @model_validator(mode="before")
     @classmethod
     def _net_itself(cls, data: Any) -> Any:
-        """``type: self`` is no module: it speaks of the whole net, and its one argument is ``freeze_patterns``."""
+        """Read ``type: self``, which is no module but the whole net, with the argument ``freeze_patterns``."""
         if not isinstance(data, dict) or data.get("type") != "self":
             return data
         kwargs = data.get("kwargs")
@@ -180,7 +180,7 @@ class NetModule(Part):
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The name first, as one writes it."""
+        """The name first, as files have it."""
         plain: dict[str, Any] = handler(self)
         return {"name": plain.pop("name"), **plain}
 
@@ -189,55 +189,55 @@ class EmaKwargs(Section):
     """Arguments of the moving average."""
 
     decay: Fraction = 0.9999
-    """Share of the old average that stays."""
+    """Weight of the old average."""
     inner_T: AtLeast1 = 1
-    """Updates of the optimizer between two of the average."""
+    """Steps between two updates of the average."""
     warmup: AtLeast1 = 1
-    """With ``linear``, decay grows as (1 + t) / (warmup + t) until it reaches ``decay``."""
+    """``linear``: the decay grows as (1 + t) / (warmup + t) up to ``decay``."""
 
 
 class EmaSection(Section):
-    """A moving average of the weights, which evaluation and export use when it is enabled."""
+    """Exponential moving average of the weights; evaluation and export use it if it is enabled."""
 
     enable: Annotated[bool, FixedOnResume()] = False
     """Keep the average."""
     ema_type: Annotated[Literal["linear", "exp"], FixedOnResume()] = "linear"
-    """How decay grows: min(decay, (1 + t) / (warmup + t)), or decay * (1 - exp(-t / 2000))."""
+    """Growth of the decay: min(decay, (1 + t) / (warmup + t)), or decay * (1 - exp(-t / 2000))."""
     kwargs: EmaKwargs = EmaKwargs()
     """Decay and warmup."""
 
 
 class ToKestrelSection(Section):
-    """The package for Kestrel: what its files say about the model."""
+    """Package for Kestrel, and the description of the model in it."""
 
     toks_type: Literal["cls"] = "cls"
     """The kind of package; there is one."""
     plugin: Name = "classifier"
     """The plug-in of Kestrel that runs the model."""
     model_name: Name = "model"
-    """First part of the name of the package."""
+    """Name of the model, the first part of the package's name."""
     version: Annotated[str, AfterValidator(_version)] = "1.0.0"
     """Version of the model: major.minor.patch."""
     pixel_means: list[float] | None = None
-    """Mean of each channel, 0 to 255; unset takes 255 times that of ``normalize``."""
+    """Mean of each channel, 0 to 255; unset uses 255 times that of ``normalize``."""
     pixel_stds: list[float] | None = None
-    """Standard deviation of each channel, 0 to 255; unset takes 255 times that of ``normalize``."""
+    """Standard deviation of each channel, 0 to 255; unset uses 255 times that of ``normalize``."""
     is_rgb: bool = True
     """Channels are red, green, blue."""
     save_all_label: bool = True
     """Report the score of every class."""
     type: str = "UNKNOWN"
-    """What is classified."""
+    """Kind of objects that are classified."""
     add_softmax: bool = False
     """End the graph with softmax (sigmoid for bce) instead of logits."""
     resize_hw: Annotated[list[AtLeast1], Field(min_length=2, max_length=2)] | str | None = None
-    """Height and width of the input; unset takes what the test transforms produce."""
+    """Height and width of the input; unset uses those of the test transforms."""
     class_label: dict[str, Any] | None = None
-    """Heads with their labels: {name: {calculator, start, end, labels}}; unset takes the classes of the data set."""
+    """Heads with their labels: {name: {calculator, start, end, labels}}; unset uses the classes of the data set."""
     support_labels: list[str] | None = None
-    """Labels that the package offers; unset means all."""
+    """Labels that the package reports; unset means all."""
     save_to: Name | None = None
-    """Folder of the package; unset takes ``--save_to`` or the run's folder."""
+    """Folder of the package; unset uses ``--save_to`` or the run folder."""
 
 
 _MORE_THAN_EPOCHS = 10_000
@@ -253,27 +253,27 @@ class Config(Section):
     runtime: RuntimeSection = RuntimeSection()
     """Device, precision, seed, task."""
     dataset: DatasetSection = DatasetSection()
-    """What is trained and evaluated on."""
+    """Training and evaluation data."""
     trainer: TrainerSection = TrainerSection()
-    """How long to train, how often to evaluate and save, the optimizer and the learning rate."""
+    """Length of training, frequency of evaluation and saving, optimizer and learning rate."""
     saver: SaverSection = SaverSection()
-    """What is written where, and what a run starts from."""
+    """Output folders, and the start of a run."""
     hooks: list[Annotated[Part, PartOf("hook")]] = []
-    """What watches the training; hooks never change it."""
+    """Observers of training, which never change it."""
     net: Annotated[Net, FixedOnResume()]
-    """The modules of the model, in order."""
+    """Modules of the model, in order."""
     ema: EmaSection = EmaSection()
-    """Moving average of the weights."""
+    """Exponential moving average of the weights."""
     teachers: Annotated[dict[str, Net], FixedOnResume()] = {}
-    """The nets of the teachers, written as ``teacher``, ``teacher0``, …"""
+    """Nets of the teachers, written as ``teacher``, ``teacher0``, …"""
     mimic: Annotated[MimicSection | None, FixedOnResume()] = None
     """Knowledge distillation."""
     to_kestrel: ToKestrelSection = ToKestrelSection()
-    """The package for Kestrel."""
+    """Package for Kestrel."""
 
     @property
     def schedule_counts_steps(self) -> bool:
-        """Whether ``T_max`` of the schedule is meant in steps: with ``iter_base``, a number that no run has of epochs."""
+        """Whether ``T_max`` of the schedule counts steps: with ``iter_base``, a number that is too large for epochs."""
         schedule = self.trainer.lr_scheduler
         length = schedule.kwargs.get("T_max") if schedule is not None else None
         return self.runtime.iter_base and isinstance(length, int | float) and length >= _MORE_THAN_EPOCHS
@@ -283,5 +283,5 @@ SECTIONS = tuple(name for name in Config.model_fields if name != "teachers")
 
 
 def is_section(name: str) -> bool:
-    """Whether a top-level key of this name means something, ``teacher0`` included."""
+    """Whether there is a top-level key of this name, ``teacher0`` included."""
     return name in SECTIONS or Config.gathered_in(name) is not None

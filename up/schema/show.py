@@ -2,65 +2,60 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import yaml
 
-from up.config.nodes import PlainDumper
+from up.config.nodes import PlainDumper, parse_nodes
+from up.config.tree import MappingNode, Node, SequenceNode
 from up.schema.decode import Origins
 from up.schema.sections import Config
 
-_INDENT = "  "
+
+class _Dumper(PlainDumper):
+    """Lists of values on one line; text with line breaks in double quotes, on one line too."""
+
+    def represent_sequence(self, tag: str, sequence: Iterable[object], flow_style: bool | None = None) -> yaml.SequenceNode:
+        items = list(sequence)
+        is_inline = not any(isinstance(item, dict | list) and item for item in items)
+        return super().represent_sequence(tag, items, flow_style=is_inline)
+
+    def represent_mapping(self, tag: str, mapping: object, flow_style: bool | None = None) -> yaml.MappingNode:
+        return super().represent_mapping(tag, mapping, flow_style=not mapping)  # type: ignore[arg-type]
+
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(_TEXT, text, style='"' if "\n" in text else None))
+_TEXT = "tag:yaml.org,2002:str"
 
 
 def effective_yaml(config: Config, origins: Origins | None = None) -> str:
-    """YAML that loads to an equal ``Config``; with ``origins`` each value is followed by where it comes from:
+    """Return YAML that loads to an equal ``Config``; with ``origins`` each value is followed by its source location:
     ``# file:line``, ``# --opts`` or ``# default``."""
-    lines = list(_lines(config.model_dump(), "", 0))
+    text = yaml.dump(config.model_dump(), Dumper=_Dumper, width=float("inf"), allow_unicode=True, sort_keys=False)
     if origins is None:
-        return "".join(f"{text}\n" for text, _ in lines)
-    width = min(max((len(text) for text, path in lines if path), default=0), 80)
-    return "".join(f"{text:<{width}}  # {origins.of(path)}\n" if path else f"{text}\n" for text, path in lines)
+        return text
+    paths, lines = dict(_ends(parse_nodes(text, ""), "")), text.splitlines()
+    width = min(max(len(line) for number, line in enumerate(lines, 1) if number in paths), 80)
+    return "".join(
+        f"{line:<{width}}  # {origins.of(paths[number])}\n" if number in paths else f"{line}\n"
+        for number, line in enumerate(lines, 1)
+    )
 
 
-def _lines(value: Any, path: str, level: int) -> Iterator[tuple[str, str]]:
-    """Lines with the path of the value that each ends with, or an empty path where a block begins."""
-    indent = _INDENT * level
-    for key, inner in value.items():
-        where = f"{path}.{key}" if path else str(key)
-        if _is_inline(inner):
-            yield f"{indent}{_inline(key)}: {_inline(inner)}", where
-        elif isinstance(inner, dict):
-            yield f"{indent}{_inline(key)}:", ""
-            yield from _lines(inner, where, level + 1)
-        else:
-            yield f"{indent}{_inline(key)}:", ""
-            yield from _items(inner, where, level)
+def _ends(node: Node, path: str) -> Iterator[tuple[int, str]]:
+    """The line and the path of every value that is written on one line."""
+    if _is_inline(node):
+        yield node.mark.line, path
+        return
+    for key, child in node.entries.items() if isinstance(node, MappingNode) else enumerate(_items(node)):
+        yield from _ends(child, f"{path}.{key}" if path else str(key))
 
 
-def _items(items: list[Any], path: str, level: int) -> Iterator[tuple[str, str]]:
-    indent = _INDENT * level
-    for index, item in enumerate(items):
-        where = f"{path}.{index}"
-        if _is_inline(item) or isinstance(item, list):
-            yield f"{indent}- {_inline(item)}", where
-            continue
-        inner = list(_lines(item, where, level + 1))
-        text, first = inner[0]
-        yield f"{indent}- {text.lstrip()}", first
-        yield from inner[1:]
+def _is_inline(node: Node) -> bool:
+    return not (isinstance(node, MappingNode) and node.entries) and not any(
+        isinstance(item, MappingNode) and item.entries or _items(item) for item in _items(node)
+    )
 
 
-def _is_inline(value: Any) -> bool:
-    """Scalars, empty things, and lists of scalars stand on one line."""
-    if isinstance(value, list):
-        return not any(isinstance(item, dict | list) and item for item in value)
-    return not (isinstance(value, dict) and value)
-
-
-def _inline(value: Any) -> str:
-    text = yaml.dump(value, Dumper=PlainDumper, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
-    text = text.removesuffix("\n").removesuffix("\n...")
-    return json.dumps(value) if "\n" in text else text  # JSON is YAML, and keeps to one line
+def _items(node: Node) -> tuple[Node, ...]:
+    return node.items if isinstance(node, SequenceNode) else ()

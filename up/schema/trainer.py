@@ -1,4 +1,4 @@
-"""The section ``trainer``: how long, how often, with which optimizer and which learning rate."""
+"""The section ``trainer``: length, frequencies, optimizer and learning rate."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class ParamRule(Section):
     """Settings for the parameters of one kind of module."""
 
     type: str | None = None
-    """Accepted for older files; the name of the rule already says which parameters are meant."""
+    """Accepted for older files; the name of the rule determines the parameters."""
     kwargs: dict[str, float] = {}
     """Settings of the optimizer for these parameters, such as ``weight_decay: 0.0`` or ``lr``."""
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, data: object) -> object:
-        """``bn_w: {weight_decay: 0}`` says the same as ``bn_w: {kwargs: {weight_decay: 0}}``."""
+        """Read ``bn_w: {weight_decay: 0}`` as ``bn_w: {kwargs: {weight_decay: 0}}``."""
         if isinstance(data, dict) and data and not {"type", "kwargs"} & data.keys():
             return {"kwargs": data}
         return data
@@ -31,24 +31,24 @@ class LayerDecay(Section):
     """Smaller learning rates for layers further from the head (BEiT, Bao et al. 2021, appendix)."""
 
     type: str | None = None
-    """Accepted for older files; the network itself says what its layers are."""
+    """Accepted for older files; the network defines its layers."""
     value: Annotated[float, Field(gt=0, le=1)]
     """Factor from one layer to the one before it."""
     base_lr: Positive | None = None
-    """Learning rate of the last layer; unset takes the optimizer's."""
+    """Learning rate of the last layer; unset uses the optimizer's."""
 
 
 class Discriminative(Section):
     """Smaller learning rates for blocks of layers further from the head (ULMFiT, Howard and Ruder 2018, section 3.2)."""
 
     blocks: AtLeast1 = 3
-    """Into how many equal blocks the layers are cut."""
+    """Number of equal blocks of layers."""
     factor: Annotated[float, Field(ge=1)] = 2.6
-    """How many times slower each block trains than the one above it."""
+    """Ratio of the learning rates of a block and the block before it."""
 
 
 class ParamConfig(Section):
-    """Which parameters get settings of their own, by the class of the module and by bias or weight."""
+    """Settings of parameters by the class of their module, for biases and weights."""
 
     bn_b: ParamRule | None = None
     """Biases of batch normalisation, SyncBatchNorm included."""
@@ -67,8 +67,8 @@ class ParamConfig(Section):
     conv_w: ParamRule | None = None
     """Weights of convolutions."""
     nodecay: list[Name] = []
-    """No weight decay for parameters whose name contains one of these; ``ndim_is1`` means all that have one dimension.
-    ``{value: [...]}`` says the same."""
+    """No weight decay for parameters whose name contains one of these; ``ndim_is1`` means all with one dimension.
+    ``{value: [...]}`` is another form."""
     layer_decay: LayerDecay | None = None
     """Layer-wise learning rates."""
     discriminative: Discriminative | None = None
@@ -77,7 +77,7 @@ class ParamConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _lift_nodecay(cls, data: object) -> object:
-        """A ``nodecay`` inside another rule holds for all parameters, as one beside it does."""
+        """Move a ``nodecay`` inside another rule up: it applies to all parameters."""
         if not isinstance(data, dict):
             return data
         if {"linear", "linear_b"} <= data.keys():
@@ -113,15 +113,15 @@ class SpecialGroup(Section):
     """Settings for the parameters whose name contains ``key``."""
 
     key: Name
-    """A part of the parameter's name; the first group that matches counts."""
+    """Part of the parameter's name; the first group that matches is used."""
     lr: Positive | None = None
-    """Learning rate of the group; unset takes the optimizer's."""
+    """Learning rate of the group; unset uses the optimizer's."""
     weight_decay: NotNegative | None = None
-    """Weight decay of the group; unset takes the optimizer's."""
+    """Weight decay of the group; unset uses the optimizer's."""
 
     @property
     def options(self) -> dict[str, float]:
-        """What is set."""
+        """The options that are set."""
         return {name: value for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)) if value is not None}
 
 
@@ -129,67 +129,67 @@ class OptimizerPart(Part):
     """An optimizer: any of torch.optim, any of timm, LAMB, LARS."""
 
     type: Annotated[Name, FixedOnResume()]
-    """The name of the optimizer; ``python -m up show components optimizer`` lists what there is."""
+    """Name of the optimizer; ``python -m up show components optimizer`` lists all."""
     pconfig: Annotated[ParamConfig, FixedOnResume()] = ParamConfig()
     """Settings by kind of parameter."""
     special_param_group: Annotated[list[SpecialGroup], FixedOnResume()] = []
-    """Settings by name of parameter; they win over ``pconfig``."""
+    """Settings by name of parameter; they override ``pconfig``."""
 
 
 class SchedulePart(Part):
     """The learning rate as a function of the step: a schedule after a warmup."""
 
     warmup_iter: AtLeast0 = 0
-    """Updates of warmup; the longer of this and ``warmup_epochs`` counts."""
+    """Steps of warmup; the longer of this and ``warmup_epochs`` is used."""
     warmup_epochs: NotNegative = 0.0
     """Epochs of warmup."""
     warmup_type: Literal["exp", "linear", "cosine"] = "exp"
-    """The curve from the first learning rate to the target."""
+    """Curve from the first learning rate to the target."""
     warmup_ratio: float = -1.0
-    """First learning rate as a share of the target; negative starts from the optimizer's lr before it is scaled."""
+    """First learning rate as a share of the target; negative starts from the unscaled ``lr`` of the optimizer."""
     warmup_register_type: Literal["base", "no_scale_lr"] = "base"
-    """``base``: lr is per image and times the global batch size is the target; ``no_scale_lr``: lr is the target.
+    """``base``: ``lr`` is per image, scaled by the global batch size; ``no_scale_lr``: ``lr`` is the target.
     ``lr_register_type`` and ``register_type`` are other spellings."""
 
 
 class TrainerSection(Section):
-    """How long to train, what to do how often, and with which optimizer."""
+    """Length of training, frequency of evaluation and saving, optimizer and learning rate."""
 
     max_epoch: AtLeast1 | None = None
     """Epochs to train."""
     max_iter: AtLeast1 | None = None
-    """Updates to train; wins over ``max_epoch``. Alone it implies ``runtime.iter_base``."""
+    """Steps to train; overrides ``max_epoch``. Alone it implies ``runtime.iter_base``."""
     test_freq: AtLeast1 = 1
-    """Epochs between evaluations; updates when ``runtime.iter_base``. The end is always evaluated."""
+    """Epochs between evaluations; steps with ``runtime.iter_base``. The end is always evaluated."""
     test_start: Annotated[int, Field(ge=-1)] = 0
-    """No evaluation before this epoch (or update)."""
+    """No evaluation before this epoch (or step)."""
     eval_interval: AtLeast1 | None = None
-    """Updates between evaluations; wins over ``test_freq``."""
+    """Steps between evaluations; overrides ``test_freq``."""
     save_freq: AtLeast1 = 1
-    """Epochs between checkpoints that are kept; updates when ``runtime.iter_base``. The end is always saved."""
+    """Epochs between checkpoints that are kept; steps with ``runtime.iter_base``. The end is always saved."""
     save_start: Annotated[int, Field(ge=-1)] = 0
-    """No checkpoint that is kept before this epoch (or update)."""
+    """No checkpoint that is kept before this epoch (or step)."""
     only_save_latest: bool = False
     """Keep the newest checkpoint and one predecessor, unless ``keep_last`` is given."""
     save_latest_freq: AtLeast1 | None = None
-    """Epochs (or updates) between savings of ``ckpt_latest.pth``; unset saves it together with the others.
+    """Epochs (or steps) between writes of ``ckpt_latest.pth``; unset writes it with the others.
     ``saver.save_latest_freq`` is another place for it."""
     save_cur_freq: AtLeast1 | None = None
-    """Epochs (or updates) between further checkpoints, beside those of ``save_freq``, from ``save_cur_start`` on; unset with a
+    """Epochs (or steps) between further checkpoints, beside those of ``save_freq``, from ``save_cur_start`` on; unset with a
     ``save_cur_start`` means 1."""
     save_cur_start: Annotated[int, Field(ge=-1)] | None = None
-    """No checkpoint of ``save_cur_freq`` before this epoch (or update)."""
+    """No checkpoint of ``save_cur_freq`` before this epoch (or step)."""
     keep_last: Literal["all"] | Annotated[int, Field(ge=2)] = 2
-    """How many of the newest checkpoints stay, or ``all`` that ``save_freq`` asks for; the best one always stays. Unset means
-    ``all`` where ``save_freq`` is written and ``only_save_latest`` is not true."""
+    """Number of the newest checkpoints to keep, or ``all`` of ``save_freq``; the best one is always kept. Unset means ``all`` if
+    ``save_freq`` is written and ``only_save_latest`` is not true."""
     keep_every: AtLeast1 | None = None
-    """Also save a checkpoint every so many epochs (or updates), and never delete it."""
+    """Epochs (or steps) between further checkpoints that are never deleted."""
     log_interval: AtLeast1 = 20
-    """Updates between log lines; ``--display`` sets it."""
+    """Steps between log lines; ``--display`` sets it."""
     is_eval: bool = True
     """Evaluate during training."""
     accumulate: AtLeast1 = 1
-    """Micro-batches whose gradients are summed up for one update."""
+    """Micro-batches per step, whose gradients are accumulated."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradients; larger ones are scaled down."""
     optimizer: Annotated[OptimizerPart, PartOf("optimizer")] | None = None
@@ -200,6 +200,6 @@ class TrainerSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _keep_what_save_freq_asks_for(cls, data: object) -> object:
-        """Who writes ``save_freq``, as UP's files do, expects its checkpoints to stay; one of every epoch would fill the disk."""
+        """Keep all checkpoints of a written ``save_freq``, as UP's files expect; those of every epoch would fill the disk."""
         asks = isinstance(data, dict) and data.get("save_freq") is not None and not data.get("only_save_latest")
         return {**data, "keep_last": "all"} if asks and isinstance(data, dict) and data.get("keep_last") is None else data

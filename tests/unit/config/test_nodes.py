@@ -126,7 +126,7 @@ class TestRefusals:
 
     def test_tab(self) -> None:
         assert tells(refusal("a:\n\tb: 1"), "x.yaml:2", "stands", "indentation")
-        assert refusal("a:\n  b: 1\n\tc: 2").startswith("x.yaml:3: a tab stands")
+        assert refusal("a:\n  b: 1\n\tc: 2").startswith("x.yaml:3: got a tab")
 
     def test_unclosed_quote(self) -> None:
         assert tells(refusal("a: 1\nb: 'x\nc: 2\n"), "x.yaml:2", "opened", "'x'")

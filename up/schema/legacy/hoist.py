@@ -104,7 +104,7 @@ def _drop_free_form(tree: MappingNode, found: Found) -> MappingNode:
 
 
 def _typo(key: str, node: Node) -> str | None:
-    """Say what is wrong with a top-level key that is no section; None when it may stand."""
+    """Find what is wrong with a top-level key that is no section; None for a key that may hold anchors."""
     if key == BASE:  # what names files is gone by now
         return None
     if node.anchor is None and names_files(node):

@@ -105,7 +105,7 @@ def data_pool(tree: MappingNode, found: Found) -> MappingNode:
 
 
 def _wrong_entry(dataset: MappingNode, source: str, phase: str, taken: dict[str, str]) -> tuple[str, str] | None:
-    """What was expected instead of an entry, and how to correct it."""
+    """The expected entry, and how to correct this one; None for a good one."""
     if phase not in PHASES:
         return "SOURCE:train or SOURCE:test, such as train:train", ""
     if is_null(dataset.get(source)):
