@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from up.text import Verbatim, shown
+from up.types import Kwargs
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Problem:
         return self if self.file else replace(self, file=file, line=line)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Problem:
+    def from_json(cls, fields: Kwargs) -> Problem:
         """Restore a problem from its ``fields`` of ``dataclasses.asdict``, through JSON."""
         got = fields["got"]
         return cls(**{**fields, "got": None if got is None else Verbatim(got)})
@@ -100,7 +101,7 @@ class Ending(Exception):
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _restored, (type(self), self.__dict__)
 
     @property
@@ -114,7 +115,7 @@ class Ending(Exception):
         return self.problems[0].line
 
 
-def _restored(kind: type[EndingT], state: Mapping[str, Any]) -> EndingT:
+def _restored(kind: type[EndingT], state: Kwargs) -> EndingT:
     ending = kind.__new__(kind)
     ending.__dict__.update(state)
     return ending

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from up.config.nodes import load_nodes
 from up.config.tree import MappingNode, is_null
@@ -15,6 +14,7 @@ from up.schema.decode import decode
 from up.schema.overrides import apply_overrides
 from up.schema.sections import Config
 from up.schema.trainer import SchedulePart
+from up.types import Record
 
 _STRETCHED = ("T_max", "milestones", "step_size", "warm_epoch", "offset_epoch", "warmup_iter")  # kwargs in epochs or steps
 
@@ -68,11 +68,11 @@ def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[st
     yield from ((f"trainer.lr_scheduler.kwargs.{key}", value) for key, value in kwargs.items())
 
 
-def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[str, float], dict[str, Any]]:
+def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[str, float], Record]:
     """The settings of a schedule that count epochs or steps, scaled to the new length: its own, and those of its kwargs."""
     trainer = config.trainer
     own: dict[str, float] = {}
-    kwargs: dict[str, Any] = {}
+    kwargs: Record = {}
     if trainer.max_iter is not None and part.warmup_iter:  # steps per epoch are unknown here: keep the share of the run
         own = {"warmup_iter": 0, "warmup_epochs": round(epochs * part.warmup_iter / trainer.max_iter, 3)}
         if part.kwargs.get("warmup_iter") == part.warmup_iter:
@@ -131,7 +131,7 @@ def _img_size(config: Config, pixels: int) -> Iterator[tuple[str, object]]:
         yield "to_kestrel.resize_hw", _scaled(config.to_kestrel.resize_hw, pixels / config.to_kestrel.resize_hw[0])
 
 
-def _size_of(part: Any) -> int | list[int] | None:
+def _size_of(part: object) -> int | list[int] | None:
     """The ``size`` of a transform as written: pixels, or [height, width]."""
     kwargs = part.get("kwargs") if isinstance(part, Mapping) else None
     size = kwargs.get("size") if isinstance(kwargs, Mapping) else None

@@ -14,9 +14,10 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, TypeVar, Union, get_args, get_origin
 
 from pydantic import Field, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 
 from up.types import Record
@@ -140,9 +141,10 @@ class Unit(Marker):
         return self.name
 
 
-def Between(low: float, high: float) -> Any:  # noqa: N802 - a marker, as Field is
+def Between(low: float, high: float) -> FieldInfo:  # noqa: N802 - a marker, as Field is
     """Limit a number to ``low`` to ``high``, both included."""
-    return Field(ge=low, le=high)
+    field: FieldInfo = Field(ge=low, le=high)
+    return field
 
 
 AtLeast0 = Annotated[int, Field(ge=0)]

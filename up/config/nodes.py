@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 from yaml.reader import Reader
@@ -29,7 +28,8 @@ MAX_NODES = 50_000
 
 _YAML = "tag:yaml.org,2002:"
 _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_Kinds = {"MappingStartEvent": "map", "SequenceStartEvent": "seq"}
+_Start: TypeAlias = yaml.MappingStartEvent | yaml.SequenceStartEvent
+_End: TypeAlias = yaml.MappingEndEvent | yaml.SequenceEndEvent
 
 
 class _Loader(_FastLoader):  # type: ignore[misc]  # chosen at run time
@@ -218,35 +218,33 @@ class _Composer:
         finally:
             loader.dispose()
 
-    def _compose(self, loader: Any) -> _Built | None:
+    def _compose(self, loader: _Loader) -> _Built | None:
         root = None
         documents = 0
-        for event in _events(loader):
-            kind = type(event).__name__
-            if kind == "DocumentStartEvent":
+        while loader.check_event():
+            event = loader.get_event()
+            if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
                     raise self._mark(event).error("a second document begins here", expected="one", fix="Remove the line '---'.")
-            elif kind in _Kinds:
-                self._open(event, kind)
-            elif kind in ("ScalarEvent", "AliasEvent", "MappingEndEvent", "SequenceEndEvent"):
-                built = self._finished(event, kind, loader)
+            elif isinstance(event, _Start):
+                self._open(event)
+            elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent | _End):
+                built = self._finished(event, loader)
                 if self._stack:
                     self._add(built, self._mark(event))
                 else:
                     root = built
         return root
 
-    def _finished(self, event: Any, kind: str, loader: Any) -> _Built:
-        if kind == "AliasEvent":
+    def _finished(self, event: yaml.ScalarEvent | yaml.AliasEvent | _End, loader: _Loader) -> _Built:
+        if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
-        if kind == "ScalarEvent":
-            built = self._scalar(event, loader)
-            anchor = event.anchor
+        if isinstance(event, yaml.ScalarEvent):
+            built, anchor = self._scalar(event, loader), event.anchor
         else:
             opened = self._stack.pop()
-            built = self._closed(opened)
-            anchor = opened.anchor
+            built, anchor = self._closed(opened), opened.anchor
         if anchor is not None:
             if anchor in self._anchors:
                 first = self._anchors[anchor].node.mark.line
@@ -254,15 +252,15 @@ class _Composer:
             self._anchors[anchor] = built
         return built
 
-    def _open(self, event: Any, kind: str) -> None:
-        mark = self._mark(event)
-        if event.tag not in (None, "!", _YAML + _Kinds[kind]):
+    def _open(self, event: _Start) -> None:
+        mark, is_block = self._mark(event), isinstance(event, yaml.MappingStartEvent)
+        if event.tag not in (None, "!", f"{_YAML}{'map' if is_block else 'seq'}"):
             raise self._bad_tag(event.tag, mark)
         if len(self._stack) >= MAX_DEPTH:
             raise mark.error(got=Verbatim(f"more than {MAX_DEPTH} levels of nesting"), expected="about 10")
         if self._stack and self._stack[-1].expects_value():
             mark = self._stack[-1].parts[-1].node.mark  # a block begins below its key, but users look for it at the key
-        self._stack.append(_Open(kind == "MappingStartEvent", mark, event.anchor))
+        self._stack.append(_Open(is_block, mark, event.anchor))
 
     def _add(self, built: _Built, mark: Mark) -> None:
         parent = self._stack[-1]
@@ -274,15 +272,15 @@ class _Composer:
         if built.depth + len(self._stack) > MAX_DEPTH:
             raise mark.error(got=Verbatim(f"more than {MAX_DEPTH} levels of nesting with the alias written out"))
 
-    def _alias(self, event: Any) -> _Built:
+    def _alias(self, event: yaml.AliasEvent) -> _Built:
         if event.anchor in self._anchors:
             return self._anchors[event.anchor]
         mark = self._mark(event)
         if any(opened.anchor == event.anchor for opened in self._stack):
             raise mark.error(f"the alias *{event.anchor} is inside the value of its own anchor (a cycle)")
-        raise mark.error(f"no anchor is called &{event.anchor}.{did_you_mean(event.anchor, self._anchors)}")
+        raise mark.error(f"no anchor is called &{event.anchor}.{did_you_mean(str(event.anchor), self._anchors)}")
 
-    def _scalar(self, event: Any, loader: Any) -> _Built:
+    def _scalar(self, event: yaml.ScalarEvent, loader: _Loader) -> _Built:
         mark = self._mark(event)
         if event.tag == "!include":
             path = Path(os.path.normpath(self._folder / event.value))
@@ -297,8 +295,10 @@ class _Composer:
             mark = self._stack[-1].parts[-1].node.mark
         return _Built(ScalarNode(value, mark, event.anchor, is_empty=value is None and not event.value))
 
-    def _swallowed(self, event: Any) -> SyntaxFault | None:
+    def _swallowed(self, event: yaml.ScalarEvent) -> SyntaxFault | None:
         """Find a value with lines that were meant as keys."""
+        assert event.start_mark is not None
+        assert event.end_mark is not None
         first, last = event.start_mark.line, event.end_mark.line
         is_plain = event.style not in ("'", '"', "|", ">")
         if last > first and event.style not in ("|", ">"):
@@ -306,7 +306,7 @@ class _Composer:
         is_first_of_block = self._stack and self._stack[-1].expects_value() and self._stack[-1].parts[-1].node.mark.line <= first
         return equals_sign(self._lines, first) if is_plain and is_first_of_block and "=" in event.value else None
 
-    def _value(self, tag: str, text: str, loader: Any, mark: Mark) -> str | int | float | bool | None:
+    def _value(self, tag: str, text: str, loader: _Loader, mark: Mark) -> str | int | float | bool | None:
         kind = tag.removeprefix(_YAML)
         node = yaml.ScalarNode(tag, text)
         try:
@@ -351,7 +351,8 @@ class _Composer:
             raise mark.error("<<", expected="a block, or a list of blocks, to merge")
         return blocks
 
-    def _mark(self, event: Any) -> Mark:
+    def _mark(self, event: yaml.Event) -> Mark:
+        assert event.start_mark is not None
         return Mark(self._name, event.start_mark.line + 1, event.start_mark.column + 1)
 
     @staticmethod
@@ -361,11 +362,6 @@ class _Composer:
 
     def _refused(self, fault: SyntaxFault) -> ConfigError:
         return Mark(self._name, fault.line, fault.column).error(fault.what)
-
-
-def _events(loader: Any) -> Iterator[Any]:
-    while loader.check_event():
-        yield loader.get_event()
 
 
 def _joined(said: str, what: str) -> str:

@@ -18,7 +18,7 @@ from up.config.words import type_text
 from up.errors import ConfigError, Problem, UserError
 from up.registry import Registry
 from up.text import Verbatim, shown
-from up.types import Kwargs, Record
+from up.types import Json, Kwargs, Record
 
 Tables: TypeAlias = "Mapping[str, Registry]"
 DerivedArguments: TypeAlias = "Mapping[str, object]"  # the derived arguments by name, some of them Exact
@@ -154,7 +154,7 @@ def _check_nested(
         yield from check_part(item, parameter.table, tables, where, derived)
 
 
-def _each(value: Any, path: str) -> Sequence[tuple[Part | Kwargs, str]]:
+def _each(value: Json, path: str) -> Sequence[tuple[Part | Kwargs, str]]:
     """The parts of an argument that may be a list of them, each with its path."""
     return [(item, f"{path}.{at}") for at, item in enumerate(value)] if isinstance(value, list | tuple) else [(value, path)]
 

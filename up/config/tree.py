@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from up.config.mark import Mark
 from up.text import did_you_mean, some_of
+from up.types import Json
 
 Key: TypeAlias = "str | int | float | bool | None"
 
@@ -102,7 +103,7 @@ def is_null(node: Node | None) -> bool:
     return node is None or (isinstance(node, ScalarNode) and node.value is None)
 
 
-def to_plain(node: Node) -> Any:
+def to_plain(node: Node) -> Json:
     """Convert nodes to dicts, lists and scalars."""
     if isinstance(node, MappingNode):
         return {key: to_plain(value) for key, value in node.entries.items()}
@@ -111,7 +112,7 @@ def to_plain(node: Node) -> Any:
     return node.value
 
 
-def from_plain(value: Any, mark: Mark) -> Node:
+def from_plain(value: Json, mark: Mark) -> Node:
     """Convert ``value`` to nodes with the source location ``mark``."""
     if isinstance(value, Mapping):
         return MappingNode({key: from_plain(inner, mark) for key, inner in value.items()}, dict.fromkeys(value, mark), mark)

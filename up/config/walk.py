@@ -19,7 +19,7 @@ class Place(NamedTuple):
     """
 
     path: str
-    value: Any
+    value: object
     section: type[Section] | None = None
     tables: tuple[str, ...] = ()
     markers: tuple[object, ...] = ()
@@ -27,7 +27,7 @@ class Place(NamedTuple):
     owner: str = ""
 
     @property
-    def entries(self) -> Mapping[Any, Any]:
+    def entries(self) -> Mapping[Any, object]:
         """The entries of a block that has some, with the keys of the file; of a list of blocks, by index."""
         if isinstance(self.value, Section):
             return self.value.entries

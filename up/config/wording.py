@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from up.errors import Problem
 from up.text import Verbatim, did_you_mean, shown, some_of
+from up.types import Json
 
 _KINDS = {
     "int_type": "a whole number",
@@ -44,12 +46,12 @@ class Found(NamedTuple):
     """The errors about one value at a dotted path, one for each member of a union."""
 
     path: str
-    errors: list[Any]
+    errors: list[ErrorDetails]
 
 
-def faults(error: ValidationError, value: Any) -> Iterator[Found]:
+def faults(error: ValidationError, value: object) -> Iterator[Found]:
     """Group the errors of pydantic about ``value`` by path."""
-    by_path: dict[tuple[str, ...], list[Any]] = {}
+    by_path: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for found in error.errors(include_url=False):
         by_path.setdefault(_path(found["loc"], value, found["type"]), []).append(found)
     for path, errors in by_path.items():
@@ -58,7 +60,7 @@ def faults(error: ValidationError, value: Any) -> Iterator[Found]:
             yield Found(".".join(path), errors)
 
 
-def _path(loc: Sequence[str | int], value: Any, kind: str) -> tuple[str, ...]:
+def _path(loc: Sequence[str | int], value: Json, kind: str) -> tuple[str, ...]:
     """The path in the file of what pydantic calls ``loc``, without names of gathering fields and of members of unions."""
     path: list[str] = []
     for at, word in enumerate(loc):
@@ -71,7 +73,7 @@ def _path(loc: Sequence[str | int], value: Any, kind: str) -> tuple[str, ...]:
     return tuple(path)
 
 
-def expected(error: Mapping[str, Any]) -> str:
+def expected(error: ErrorDetails) -> str:
     """Return the expected value of one error of pydantic as a noun: ``a whole number``, ``at least 1``, ``one of a, b``."""
     kind, context = str(error["type"]), error.get("ctx", {})
     if kind == "model_type" and context.get("class_name") in _PARTS:
@@ -104,7 +106,7 @@ def expected(error: Mapping[str, Any]) -> str:
     return message[:1].lower() + message[1:]
 
 
-def mismatch(errors: Sequence[Mapping[str, Any]], key: str) -> Problem:
+def mismatch(errors: Sequence[ErrorDetails], key: str) -> Problem:
     """Return the problem behind the errors about one value."""
     value = errors[0]["input"]
     wanted = list(dict.fromkeys(expected(error) for error in errors))
@@ -113,7 +115,7 @@ def mismatch(errors: Sequence[Mapping[str, Any]], key: str) -> Problem:
     return Problem(got=Verbatim(shown(value)), expected=" or ".join(wanted), fix=_fix(value, errors), key=key)
 
 
-def _fix(value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
+def _fix(value: object, errors: Sequence[ErrorDetails]) -> str:
     kinds = {str(error["type"]) for error in errors}
     choices = [
         choice.strip(" '")

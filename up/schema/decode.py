@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from up.config.mark import DEFAULT
+from up.config.mark import DEFAULT, Mark
 from up.config.nodes import load_nodes
 from up.config.section import section_problems
 from up.config.tree import MappingNode, Node, SequenceNode, to_plain
@@ -79,10 +79,10 @@ class Origins:
         node, key_mark, missing = self._find(problem.key.split(".") if problem.key else [])
         return (key_mark if problem.about_key and not missing else node.mark)[:2]
 
-    def _find(self, words: list[str]) -> tuple[Node, Any, bool]:
+    def _find(self, words: list[str]) -> tuple[Node, Mark, bool]:
         """The deepest node on the way, the mark of its key, and whether the path continues from there."""
         node: Node = self._tree
-        key_mark: Any = node.mark
+        key_mark = node.mark
         at = 0
         while at < len(words):
             step = _step(node, words, at)
@@ -95,7 +95,7 @@ class Origins:
         return node, key_mark, False
 
 
-def _step(node: Node, words: list[str], at: int) -> tuple[Node, Any, int] | None:
+def _step(node: Node, words: list[str], at: int) -> tuple[Node, Mark, int] | None:
     if isinstance(node, SequenceNode):
         index = int(words[at]) if words[at].isdigit() else -1
         return (node.items[index], node.items[index].mark, at + 1) if 0 <= index < len(node.items) else None
@@ -168,12 +168,12 @@ def _contradictions(config: Config) -> Iterator[Problem]:
         if isinstance(adapters, list) and len(adapters) != wanted:
             what = f"got {count(len(adapters), 'adapter')}, expected {wanted}, one for each layer (null for none)"
             yield Problem(what, key=f"mimic.{job_name}.student.adapter")
-    if config.mimic is not None and not config.mimic.task_loss and not any(map(_weight_of, config.mimic.jobs.values())):
+    if config.mimic is not None and not config.mimic.task_loss and not any(map(_has_weight, config.mimic.jobs.values())):
         yield Problem("got false, and every loss_weight is 0: nothing would be learned", key="mimic.task_loss")
 
 
-def _weight_of(job: MimicJob) -> Any:
-    return job.loss_weight and job.cfgs.loss.kwargs.get("loss_weight", 1)
+def _has_weight(job: MimicJob) -> bool:
+    return bool(job.loss_weight and job.cfgs.loss.kwargs.get("loss_weight", 1))
 
 
 def _names_of(owner: str, net: Sequence[NetModule]) -> Iterator[Problem]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
 
 from up.config.argument import PART
 from up.config.bases import BASE
@@ -15,8 +14,9 @@ from up.registry import Registry
 from up.schema.dataset import SHARED, DatasetSection
 from up.schema.mimic import MimicJob, MimicSection
 from up.schema.sections import Config
+from up.types import Json
+from up.types import Record as Schema
 
-Schema: TypeAlias = "dict[str, Any]"
 _ANY_PART = "#/$defs/Part"
 
 
@@ -143,7 +143,7 @@ def _part(types: list[Schema], choices: list[Schema]) -> Schema:
     return {"type": "object", "properties": properties, "required": ["type"], "additionalProperties": False, "allOf": choices}
 
 
-def _resolved(schema: Any, tables: Mapping[str, Registry]) -> Any:
+def _resolved(schema: Json, tables: Mapping[str, Registry]) -> Json:
     """Refer to the tables that exist. A part whose table is not known is any part; one with keys of its own keeps its section."""
     if isinstance(schema, list):
         return [_resolved(item, tables) for item in schema]

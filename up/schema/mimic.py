@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from up.config.section import Part, Section
 Adapter = Literal["conv1x1", "linear"]
 
 
-def _as_list(data: Any) -> Any:
+def _as_list(data: object) -> object:
     """Take a single layer without brackets as a list."""
     if isinstance(data, dict) and isinstance(data.get("mimic_name"), str):
         return {**data, "mimic_name": [data["mimic_name"]]}
@@ -113,7 +113,7 @@ class MimicSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _single_job(cls, data: Any) -> Any:
+    def _single_job(cls, data: object) -> object:
         """Take a job that is written directly in ``mimic`` as ``mimic_job0``."""
         if not isinstance(data, dict) or data.get("mimic_as_jobs") or any(cls.gathered_in(key) for key in data):
             return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -13,6 +13,7 @@ from up.config.section import Part, Section
 from up.schema.dataset import DatasetSection
 from up.schema.mimic import MimicSection
 from up.schema.trainer import TrainerSection
+from up.types import Record
 
 
 def _device(name: str) -> str:
@@ -100,12 +101,12 @@ class RuntimeSection(Section):
 
     @field_validator("fp16", mode="before")
     @classmethod
-    def _any_truthy(cls, value: Any) -> Any:
+    def _any_truthy(cls, value: object) -> object:
         return value if isinstance(value, dict | Fp16) and value else bool(value)
 
     @field_validator("task_names", mode="before")
     @classmethod
-    def _only_task(cls, value: Any) -> Any:
+    def _only_task(cls, value: object) -> object:
         return value[0] if isinstance(value, list) and len(value) == 1 else value
 
     @property
@@ -151,7 +152,7 @@ class SaverSection(Section):
 
     @field_validator("resume_model", "pretrain_model", mode="before")
     @classmethod
-    def _empty_is_unset(cls, value: Any) -> Any:
+    def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
 
 
@@ -168,7 +169,7 @@ class NetModule(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _net_itself(cls, data: Any) -> Any:
+    def _net_itself(cls, data: object) -> object:
         """Read ``type: self``, which is no module but the whole net, with the argument ``freeze_patterns``."""
         if not isinstance(data, dict) or data.get("type") != "self":
             return data
@@ -179,9 +180,9 @@ class NetModule(Part):
         return {"name": "self", **data}
 
     @model_serializer(mode="wrap")
-    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> Record:
         """The name first, as files have it."""
-        plain: dict[str, Any] = handler(self)
+        plain: Record = handler(self)
         return {"name": plain.pop("name"), **plain}
 
 
@@ -232,7 +233,7 @@ class ToKestrelSection(Section):
     """End the graph with softmax (sigmoid for bce) instead of logits."""
     resize_hw: Annotated[list[AtLeast1], Field(min_length=2, max_length=2)] | str | None = None
     """Height and width of the input; unset uses those of the test transforms."""
-    class_label: dict[str, Any] | None = None
+    class_label: Record | None = None
     """Heads with their labels: {name: {calculator, start, end, labels}}; unset uses the classes of the data set."""
     support_labels: list[str] | None = None
     """Labels that the package reports; unset means all."""

@@ -125,7 +125,7 @@ class TestRefusals:
     """The rows of the robustness matrix that concern the text itself."""
 
     def test_tab(self) -> None:
-        assert tells(refusal("a:\n\tb: 1"), "x.yaml:2", "stands", "indentation")
+        assert tells(refusal("a:\n\tb: 1"), "x.yaml:2", "tab", "indentation")
         assert refusal("a:\n  b: 1\n\tc: 2").startswith("x.yaml:3: got a tab")
 
     def test_unclosed_quote(self) -> None:

@@ -150,7 +150,7 @@ class TestContradictions:
             "teacher: [{name: backbone, type: x}]\nmimic:\n  cfgs: {loss: {type: l2_loss}}\n  task_loss: false\n"
             "  loss_weight: 0\n  student: {mimic_name: a}\n  teacher: {mimic_name: a}\n"
         )
-        expected = "x.yaml:5: mimic.task_loss: got false, and every loss_weight is 0: nothing would be learnt"
+        expected = "x.yaml:5: mimic.task_loss: got false, and every loss_weight is 0: nothing would be learned"
         assert problems(NET + text) == [expected]
         assert decoded(NET + text.replace("task_loss: false", "task_loss: true")).config.mimic is not None
 

@@ -93,7 +93,7 @@ def test_sections_are_closed_and_take_null_where_there_is_a_default(schema: dict
     assert trainer["additionalProperties"] is False
     assert trainer["properties"]["test_freq"] == {
         "default": 1,
-        "description": "Epochs between evaluations; updates when ``runtime.iter_base``. The end is always evaluated.",
+        "description": "Epochs between evaluations; steps with ``runtime.iter_base``. The end is always evaluated.",
         "anyOf": [{"minimum": 1, "type": "integer"}, {"type": "null"}],
     }
 
