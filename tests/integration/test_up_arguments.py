@@ -80,7 +80,7 @@ def head(kind: str, out_layers: list[int] | None = None, **kwargs: Any) -> Calla
 
 NOTED = {
     "hooks.0.kwargs.summary_writer": (hook("train_val_logger", summary_writer="pavi", skip_first_k=5), "TensorBoard"),
-    "hooks.0.type": (hook("reload", group=2), "order of its own"),
+    "hooks.0.type": (hook("reload", group=2), "own order"),
     "hooks.0.kwargs.checkpoint_patterns": (hook("memory_checkpoint", checkpoint_patterns={"backbone": {}}), "every block"),
     "hooks.0.kwargs.dc_cfg": (hook("memory_checkpoint", dc_cfg={"warmup_iters": 30, "max_memory": 8}), "every block"),
     "hooks.0.kwargs.share_weight_num": (hook("memory_checkpoint", share_weight_num=2), "backbone"),
