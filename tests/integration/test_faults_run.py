@@ -139,18 +139,33 @@ def test_a_second_signal_ends_at_once_and_leaves_a_valid_set(runs: Cluster, run:
     finishes_equal(runs, run, unbroken)
 
 
+NAMED = "to_kestrel.model_name=broken"
+
+
+@pytest.fixture(scope="module")
+def exports(server: Server, unbroken: Path, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """Runs commands on the run that nothing befell."""
+    return Cluster(server, tmp_path_factory.mktemp("exports"), str(unbroken.parent / "config.yaml"))
+
+
+@pytest.fixture(scope="module")
+def whole(exports: Cluster) -> bytes:
+    """The graph of an export that nothing befell."""
+    path = exports.folder / "whole.onnx"
+    exports.run(NAMED, codes=[0], command=("to_onnx", "--save-prefix", str(path)))
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
-def test_a_signal_during_an_export(runs: Cluster, unbroken: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_during_an_export(exports: Cluster, whole: bytes, tmp_path: Path, number: signal.Signals, code: int) -> None:
     """There is nothing to save: it ends at once, and no half-written file has the name of a whole one."""
-    words = [f"saver.save_dir={unbroken}", "to_kestrel.model_name=broken"]
-    started = runs.start(*words, world=1, command=("to_onnx", "--save-prefix", str(tmp_path / "broken.onnx")))
+    started = exports.start(NAMED, world=1, command=("to_onnx", "--save-prefix", str(tmp_path / "broken.onnx")))
     time.sleep(0.5)
     started[0].send(number)
     assert started[0].wait(SOON_S) in (code, 0), started.said
     assert "Traceback" not in started.said
-    runs.run(*words, codes=[0], command=("to_onnx", "--save-prefix", str(tmp_path / "whole.onnx")))
     if (tmp_path / "broken.onnx").exists():
-        assert (tmp_path / "broken.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+        assert (tmp_path / "broken.onnx").read_bytes() == whole
 
 
 # --- losses

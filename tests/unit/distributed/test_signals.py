@@ -9,7 +9,7 @@ import time
 import pytest
 
 from up.distributed.failures import Vote
-from up.distributed.signals import StopRequest, listening
+from up.distributed.signals import StopRequest, handled, listening, requests
 
 
 def wait_until_asked(request: StopRequest) -> None:
@@ -31,6 +31,18 @@ def test_a_signal_becomes_a_vote(number: signal.Signals, vote: Vote, code: int) 
         assert Vote.for_request(request) is vote
         assert (vote.exit_code, request.reason) == (code, f"stopped by {number.name}")
     assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_closes_is_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in requests()
+        with handled(lambda number, frame: None):  # of the launcher too
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in requests()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_same_signal_twice_in_a_moment_is_one_request() -> None:
