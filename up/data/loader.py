@@ -142,6 +142,10 @@ def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers
         shut_down = getattr(batches, "_shutdown_workers", None)  # without workers there is none
         if shut_down is not None:
             shut_down()
+            # torch waits five seconds and sends SIGTERM, which a worker that is stuck in C never handles: Python would wait for
+            # it at the exit of this process without a limit.
+            for worker in getattr(batches, "_workers", ()):
+                worker.kill()
 
 
 class _Fetch:

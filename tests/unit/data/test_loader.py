@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import multiprocessing
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from up.data.bad_images import BadImage, BadImages
-from up.data.loader import EvalLoader, LoaderDied, TrainLoader, Workers, as_loader_died
+from up.data.loader import EvalLoader, LoaderDied, TrainLoader, Workers, as_loader_died, fetched
 from up.data.records import Batch, Sample, SampleKey
 from up.data.sampler import EvalBatches, Shuffled, TrainBatches
 from up.errors import UserError
@@ -153,6 +154,33 @@ def test_a_loader_that_is_given_up_leaves_no_process() -> None:
     loader.close()  # type: ignore[attr-defined]
     gc.collect()
     assert multiprocessing.active_children() == []
+
+
+class Stuck(Noise):
+    """The second sample never returns: it waits in C, with Python's lock, for a mutex that it has itself."""
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        if key.index:
+            time.sleep(0.5)  # until the first sample has left
+            mutex, lock = ctypes.create_string_buffer(128), ctypes.PyDLL(None).pthread_mutex_lock
+            lock(mutex)
+            lock(mutex)
+        return super().__getitem__(key)
+
+
+def test_a_worker_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler of SIGTERM never runs, so it would keep this process from ending."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+    keys = [[SampleKey(0, 0)], [SampleKey(0, 1)]]
+    loader = fetched(Stuck(2), keys, workers=Workers(1))
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    time.sleep(1.5)  # for it to be stuck
+    loader.close()  # type: ignore[attr-defined]
+    worker.join(10)
+    is_left = worker.is_alive()
+    os.kill(worker.pid or 0, signal.SIGKILL) if is_left else None
+    assert not is_left
 
 
 @pytest.mark.parametrize(
