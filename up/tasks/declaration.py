@@ -84,7 +84,7 @@ def check_parts(task: AnyTask, tables: Mapping[str, Registry]) -> None:
 
 
 def served_by(task: AnyTask, net: nn.Module, class_names: list[str] | None, activated: bool) -> Served:
-    """What ``task.serve`` returns. Raises ``UserError`` where a plug-in returns something else."""
+    """Call ``task.serve``. Raises ``UserError`` where a plug-in returns anything but a ``Served``."""
     served: object = task.serve(net, class_names, activated)
     if not isinstance(served, Served):
         what = f"{called(type(task))}.serve returned a {type(served).__name__}"
