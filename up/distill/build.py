@@ -177,7 +177,7 @@ def _unsupported(experiment: Experiment, terms: DistillationTerms) -> Iterator[P
         yield Problem(got="fsdp", expected="ddp", key="runtime.parallel", fix=fix)
     for setting in ("compile", "static_graph") if terms.guided_layers else ():
         if getattr(runtime, setting):
-            expected = "false with gkd_loss, which takes a gradient of its own at every step"
+            expected = "false with gkd_loss, which computes another gradient at every step"
             yield Problem(got=True, expected=expected, key=f"runtime.{setting}", fix="Leave it out.")
 
 
@@ -196,7 +196,7 @@ def _misfits(terms: DistillationTerms, student: Shapes, teachers: Sequence[Teach
         yield from term.shape_problems(student, teacher.shapes)
         for side, layer, place in term.layers() if term.loss.of_logits and teacher.is_reordered else ():
             if side == teacher.name and layer not in teacher.logits:
-                what = f"{layer} gives no logits of the net, and only logits are put into the student's order of classes"
+                what = f"{layer} returns no logits of the net, and only logits are put into the student's order of classes"
                 yield Problem(what, key=place)
 
 

@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         if by_layer is not None and by_stride is not None and by_layer != by_stride:
             meant = [strides[place] for place in by_layer]
             raise UserError(
-                f"{list(out_layers or ())} have the strides {meant}, and out_strides says {list(out_strides or ())}",
+                f"{list(out_layers or ())} have the strides {meant}, out_strides is {list(out_strides or ())}",
                 fix="Give one of the two, or make them agree.",
                 key="out_layers",
             )
@@ -136,7 +136,7 @@ def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | No
     pooling and classifier are part of it. ``variant``: its origin, if two networks share its name; weights of the other
     do not load.
     """
-    # The object gets a subclass of its own class, as torch's fully_shard does it: the name of a wrapper around the
+    # The class of the object becomes a subclass of itself, as torch's fully_shard does it: the name of a wrapper around the
     # network would be in every key of the state dict and every module path in configs and checkpoints.
     model.__class__ = _backbone_class(cast(type, type(model)))
     backbone = cast(Backbone, model)

@@ -80,11 +80,14 @@ _MOBILE_HEAD: Rules = ((r"^last\.0\.", "conv_head."), (r"^last\.1\.", "bn2."), (
 _REGNET_LAYERS = ((r"f\.a", "conv1"), (r"f\.b", "conv2"), (r"f\.c", "conv3"), ("proj", "downsample"))
 
 
-def _mobilenet_v3(depths: Iterable[int], last: int) -> Rules:
+def _mobilenet_v3(depths: Sequence[int], inside: Rules) -> Rules:
+    """Translate MobileNetV3 with ``inside``, the rules within blocks; after the blocks come a convolution and pooling."""
+    last = len(depths)
     return (
+        (rf"^features\.{sum(depths) + 3}\.", "conv_head."),
         *_MOBILE_STEM,
         *_blocks(depths),
-        *_INVERTED_RESIDUAL,
+        *inside,
         (r"^last\.0\.", f"blocks.{last}.0.conv."),
         (r"^last\.1\.", f"blocks.{last}.0.bn1."),
         (r"^classifier\.0\.", "conv_head."),
@@ -114,16 +117,8 @@ def _sequential(layers: Iterable[str], start: str = "") -> Rules:
     return tuple(found)
 
 
-def _up_mobilenet_v3(depths: Sequence[int], last: int) -> Rules:
-    return (
-        (rf"^features\.{sum(depths) + 3}\.", "conv_head."),  # after the last block, a convolution and the pooling
-        *_MOBILE_STEM,
-        *_blocks(depths),
-        *_sequential(_UP_MOBILE_V3_FIRST, r"^blocks\.0\.0\."),
-        *_sequential(_UP_MOBILE_V3, r"^blocks\.\d+\.\d+\."),
-        (r"^last\.0\.", f"blocks.{last}.0.conv."),
-        (r"^last\.1\.", f"blocks.{last}.0.bn1."),
-    )
+_UP_V3_INSIDE = (*_sequential(_UP_MOBILE_V3_FIRST, r"^blocks\.0\.0\."), *_sequential(_UP_MOBILE_V3, r"^blocks\.\d+\.\d+\."))
+_V3_LARGE, _V3_SMALL = (1, 2, 3, 4, 2, 3), (1, 2, 3, 2, 3)
 
 
 def _efficientnet(depths: Iterable[int]) -> Rules:
@@ -184,8 +179,8 @@ KEY_MAPS = (
         mark=r"^features\.1\.conv\.7\.",
         variant="up",
     ),
-    KeyMap("UP mobilenetv3 large", _up_mobilenet_v3((1, 2, 3, 4, 2, 3), last=6), mark=r"\.conv\.\d\.fc\.", variant="up"),
-    KeyMap("UP mobilenetv3 small", _up_mobilenet_v3((1, 2, 3, 2, 3), last=5), mark=r"\.conv\.\d\.fc\.", variant="up"),
+    KeyMap("UP mobilenetv3 large", _mobilenet_v3(_V3_LARGE, _UP_V3_INSIDE), mark=r"\.conv\.\d\.fc\.", variant="up"),
+    KeyMap("UP mobilenetv3 small", _mobilenet_v3(_V3_SMALL, _UP_V3_INSIDE), mark=r"\.conv\.\d\.fc\.", variant="up"),
     *(
         KeyMap(f"UP efficientnet {size}", _efficientnet(depths), mark=r"^_blocks\.", variant="up")
         for size, depths in _DEPTHS_OF_EFFICIENTNETS.items()
@@ -243,8 +238,8 @@ KEY_MAPS = (
         mark=r"^features\.1\.conv\.0\.0\.",
         variant="timm",
     ),
-    KeyMap("torchvision mobilenet_v3_large", _mobilenet_v3((1, 2, 3, 4, 2, 3), last=6), mark=_BLOCK, variant="timm"),
-    KeyMap("torchvision mobilenet_v3_small", _mobilenet_v3((1, 2, 3, 2, 3), last=5), mark=_BLOCK, variant="timm"),
+    KeyMap("torchvision mobilenet_v3_large", _mobilenet_v3(_V3_LARGE, _INVERTED_RESIDUAL), mark=_BLOCK, variant="timm"),
+    KeyMap("torchvision mobilenet_v3_small", _mobilenet_v3(_V3_SMALL, _INVERTED_RESIDUAL), mark=_BLOCK, variant="timm"),
     KeyMap(
         "torchvision efficientnet",
         (

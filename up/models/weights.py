@@ -65,7 +65,7 @@ class LoadReport:
     def lines(self) -> list[str]:
         """Return the report for the log."""
         kind = "averaged (EMA) weights" if self.averaged else "weights"
-        told = [f"{self.source}: loaded {count(len(self.loaded), 'tensor')} of its {kind} (names: {self.naming})"]
+        lines = [f"{self.source}: loaded {count(len(self.loaded), 'tensor')} of its {kind} (names: {self.naming})"]
         for names, what in (
             (self.reinitialised, "new head, started afresh"),
             (self.misshaped, "dropped, of another shape"),
@@ -74,13 +74,13 @@ class LoadReport:
             (self.unexpected, "not in the net, dropped"),
             (self.skipped, f"skipped by {SKIP_KEY}"),
         ):
-            told += [f"{self.source}: {what}: {some_of(names)}"] if names else []
-        return [*told, *self.remarks()]
+            lines += [f"{self.source}: {what}: {some_of(names)}"] if names else []
+        return [*lines, *self.remarks()]
 
     def remarks(self) -> list[str]:
         """Return the notes, without the counts of tensors."""
-        told = [f"read as a UP checkpoint: {count(self.renamed, 'tensor')} renamed"] if self.is_of_up else []
-        return [f"{self.source}: {remark}" for remark in (*told, *self.notes)]
+        remarks = [f"read as a UP checkpoint: {count(self.renamed, 'tensor')} renamed"] if self.is_of_up else []
+        return [f"{self.source}: {remark}" for remark in (*remarks, *self.notes)]
 
 
 def unwrap(module: nn.Module) -> nn.Module:

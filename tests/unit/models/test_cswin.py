@@ -154,7 +154,7 @@ def test_exported_network_takes_any_batch_size():
     class Exported(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = small()
+            self.network = small(depths=(1, 1, 1, 1))
 
         def forward(self, image: Tensor) -> Tensor:
             return feature_of(self.network, image)
@@ -166,7 +166,7 @@ def test_exported_network_takes_any_batch_size():
 
 
 @pytest.mark.parametrize("name", ["CSWin_96_24322_base_384"])
-def test_variants_for_384_pixels_divide_their_maps(name):
+def test_variants_for_384_pixels_divide_their_maps(name: str) -> None:
     with torch.device("meta"), torch.no_grad():
         network = BACKBONES.get(name)().eval()
         assert network.split_size == (1, 2, 12, 12)
