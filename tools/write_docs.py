@@ -36,36 +36,36 @@ HEADER = """\
 
 <!-- Written by tools/write_docs.py; change the docstrings in the code and run `make docs`. -->
 
-The same as this page, for the version that is installed: `python -m up show components`, `show schema` (JSON Schema for
-editors) and `show config --config FILE` (every value that counts, with the file and line that it comes from).
+For the installed version: `python -m up show components`, `show schema` (JSON Schema for editors) and
+`show config --config FILE` (every value with its file and line).
 
 ## The file
 
 - A *part* is written `{type: NAME, kwargs: {...}}`; `kwargs` may be left out. `type` is looked up in a table, `kwargs` are
-  checked against the constructor before anything is built. A key with nothing behind it (`null`) counts as not written.
+  checked against the constructor before anything is built. A key without a value (`null`) counts as not written.
 - Top-level keys that are no section may hold anchors: a block `{type, kwargs}`, a single value, anything with an `&anchor`. One
-  that is spelt nearly as a section is an error.
+  with a name close to that of a section is an error.
 - `dataset.batch_sampler` and `dataset.dataloader` are shared by all sources. A block of the same name under `dataset.train` or
   `dataset.test` that has a `type` replaces the shared one, one without `type` changes only the keys that it names.
 - `--opts a.b.c=VALUE a.b.d VALUE` overrides; values are YAML. An entry of a list is named by its index or by its `name`:
   `net.0.kwargs.width=32`, `net.head.kwargs.dropout=0.1`. `+hooks={type: feature_vis, ...}` appends to a list.
 - `base: [a.yaml, b.yaml]`, or a single name, writes the file over others: a later base over an earlier one, the file over all of
-  them, `--opts` over everything. A path starts in the folder of the file that says it; a base may have bases. What merges:
+  them, `--opts` over everything. A path is relative to the folder of the file that names it; a base may have bases. Merging:
   - A block changes only the keys that it has: `trainer: {optimizer: {kwargs: {lr: 0.2}}}` keeps the momentum of the base.
   - A block that has a `type` replaces the whole block, also where the type is the same.
   - A list replaces, but for lists of blocks with a `name` (`net`, `teacher`): an entry changes the one of its name, in its place,
     and others are appended. `net: [{name: backbone, type: resnet50}]` keeps the head of the base.
-  - `null` unsets what the base has; a key with nothing behind it changes nothing. `overwrite@` replaces what merging would
+  - `null` unsets a value of the base; a key without a value changes nothing. `overwrite@` replaces what merging would
     keep: `overwrite@: {net: [...]}`.
-  - Errors and `show config` name the file and line of each value. `config.yaml` in the run folder is the merged whole.
-- `!include other.yaml` puts another file's content in place. `overwrite@: {a.b.c: VALUE}` replaces values after that.
+  - Errors and `show config` name the file and line of each value. `config.yaml` in the run folder is the merged configuration.
+- `!include other.yaml` inserts the content of another file. `overwrite@: {a.b.c: VALUE}` replaces values after that.
 - `1e-3` is a number. A key that is given twice, an unknown key, a wrong type, `.inf`: all such problems are reported at once, one
   line each with file and line, and nothing is created.
 """
 
 
 def page() -> str:
-    """The whole text of docs/config.md."""
+    """Return the text of docs/config.md."""
     tables = all_tables(find_task(TASK), [])
     lines = [HEADER, "## Sections", ""]
     lines += [" · ".join(f"[{name}](#{anchor_of_field(field)})" for name, field in fields_of(Config)), ""]
@@ -81,7 +81,7 @@ def page() -> str:
 
 
 def sections_below(section: type[Section]) -> list[type[Section]]:
-    """``section`` and all below it, each once, in the order of the file."""
+    """Return ``section`` and all below it, each once, in the order of the file."""
     found: list[type[Section]] = [section]
 
     def visit(current: type[Section]) -> None:
@@ -165,7 +165,7 @@ def table_lines(table: str, registry: Registry) -> Iterator[str]:
 
 
 def by_target(registry: Registry) -> Iterator[Part]:
-    """Several names of one part stand together."""
+    """Yield each part with all its names."""
     names: dict[Callable[..., Any], list[str]] = {}
     for name in registry:
         names.setdefault(registry.get(name), []).append(name)
@@ -173,13 +173,13 @@ def by_target(registry: Registry) -> Iterator[Part]:
 
 
 def family_of(part: Callable[..., Any]) -> object:
-    """Networks are told of together when they share their text but for the first line, and their arguments but for defaults."""
+    """Return the key of a family: networks with the same text after the first line, and the same arguments except defaults."""
     text = docstring(part).partition("\n\n")[2]
     return (text, tuple(signature_of(part).parameters)) if text and hasattr(part, "__wrapped__") else part
 
 
 def block_lines(parts: list[Part]) -> Iterator[str]:
-    """A part, or a family of them, with a table of kwargs."""
+    """Describe a part, or a family of parts, with a table of kwargs."""
     text = description(parts[0][1])
     together = len(parts) > 1
     yield from (f"**{', '.join(names for names, _ in parts)}**", "", prose(text.partition("\n\n")[2] if together else text), "")
@@ -204,26 +204,26 @@ def anchor_of_table(name: str) -> str:
 
 
 def prose(text: str) -> str:
-    """A docstring as Markdown: ``code`` with single backquotes, paragraphs and lists as they are."""
+    """Convert a docstring to Markdown: ``code`` in single backquotes, paragraphs and lists unchanged."""
     plain_and_code = text.replace("``", "`").split("`")
     plain_and_code[::2] = [plain.replace("*", r"\*").replace("<", "&lt;") for plain in plain_and_code[::2]]
     return "`".join(plain_and_code)
 
 
 def cell(text: str) -> str:
-    """A docstring in a cell of a table."""
+    """Convert a docstring to a cell of a table."""
     paragraphs = [" ".join(paragraph.split()) for paragraph in prose(text).replace("\n- ", "\n\n").split("\n\n")]
     return "<br>".join(paragraph.removeprefix("- ") for paragraph in paragraphs if paragraph).replace("|", r"\|")
 
 
 def pages() -> dict[Path, str]:
-    """What each page that is made from the code should say."""
+    """Return the text of each page that is made from the code."""
     tour = DOCS / "tour.md"
     return {DOCS / "config.md": page(), tour: quoted_anew(tour.read_text(encoding="utf-8"))}
 
 
 def quoted_anew(text: str) -> str:
-    """``text`` with the code behind each ``<!-- up/x.py:name -->`` as it is now."""
+    """Replace the quoted code below each ``<!-- up/x.py:name -->`` in ``text`` by the current code."""
 
     def anew(found: re.Match[str]) -> str:
         module = import_module(found["file"].removesuffix(".py").replace("/", "."))

@@ -42,14 +42,14 @@ _KINDS = {
 _PARTS = ("Part", "NetModule", "OptimizerPart", "SchedulePart")
 
 
-class Found(NamedTuple):
+class Mismatch(NamedTuple):
     """The errors about one value at a dotted path, one for each member of a union."""
 
     path: str
     errors: list[ErrorDetails]
 
 
-def faults(error: ValidationError, value: object) -> Iterator[Found]:
+def faults(error: ValidationError, value: object) -> Iterator[Mismatch]:
     """Group the errors of pydantic about ``value`` by path."""
     by_path: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for found in error.errors(include_url=False):
@@ -57,7 +57,7 @@ def faults(error: ValidationError, value: object) -> Iterator[Found]:
     for path, errors in by_path.items():
         deeper = any(other[: len(path)] == path and other != path for other in by_path)
         if not (deeper and isinstance(errors[0]["input"], dict | list)):  # else meant for the member that looked inside
-            yield Found(".".join(path), errors)
+            yield Mismatch(".".join(path), errors)
 
 
 def _path(loc: Sequence[str | int], value: Json, kind: str) -> tuple[str, ...]:
