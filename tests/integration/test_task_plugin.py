@@ -281,3 +281,17 @@ def test_check_exports_the_net(seg: Path, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(command) == 0
     assert each_tells([each for each in capsys.readouterr().out.splitlines() if "onnx" in each], ("note", "onnxscript", "deploy"))
+
+
+def test_a_task_without_serve(seg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It trains; what it cannot do is an error before anything is read, and no command offers it."""
+    (seg / CODE).write_text((seg / CODE).read_text().replace("def serve(", "def _serve("))
+    up("train")
+    capsys.readouterr()
+    up("eval")
+    offered = capsys.readouterr().out
+    assert "metrics.json" in offered
+    assert not any(f" up {command} " in offered for command in ("predict", "to_onnx", "to_kestrel"))
+    for command in (["predict", "test/images"], ["to_onnx"], ["to_kestrel"]):
+        (line,) = refused([*command, "--config", "seg.yaml"], capsys, seg / "test")
+        assert tells(line, "seg", "serve")

@@ -75,15 +75,15 @@ def build_reader(experiment: Experiment, source: Phase) -> Reader:
     place = f"dataset.{source}.dataset.kwargs.image_reader"
     dataset = section_of(experiment, source).dataset
     written = dataset.kwargs.get("image_reader")
-    if written is None and not signature_of(experiment.tables["dataset"].get(dataset.type)).takes("image_reader"):
-        readers = experiment.tables.get("image_reader", ())
-        written = {"type": "fs_pillow"} if "fs_pillow" in readers else None  # the data set of a plug-in that reads no files
+    reader = signature_of(experiment.tables["dataset"].get(dataset.type)).parameters.get("image_reader")
+    if written is None and (reader is None or not reader.required):  # the data set of a plug-in
+        written = {"type": "fs_pillow"} if "fs_pillow" in experiment.tables.get("image_reader", ()) else None
     if written is None:
         raise experiment.error("is missing: it reads the images.", key=place)
     part = Part.model_validate(written)
     anywhere = {name: value for name, value in part.kwargs.items() if name != "image_dir"}
-    reader: Reader = experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
-    return reader
+    built: Reader = experiment.build(Part(type=part.type, kwargs=anywhere), "image_reader", {}, place)
+    return built
 
 
 def input_spec_of(experiment: Experiment) -> InputSpec | None:

@@ -55,7 +55,8 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
         print(read.source, *read.remarks(), sep="\n")
     print_tables(table_of_metrics(metrics, experiment.task.unit))
     print("written:", *written, sep="\n  ")
-    print(*next_commands(command, with_checkpoint({}, config, overrides, checkpoint)), sep="\n")
+    for line in next_commands(command, with_checkpoint({}, config, overrides, checkpoint, served=experiment.task.is_served)):
+        print(line)
     return 0
 
 

@@ -38,21 +38,28 @@ def after_training(
     config = experiment.path
     if configuration(config, overrides)[1:] and not experiment.config.runtime.plugins:  # plug-ins may be beside the file
         config, overrides = folder / "config.yaml", ()
-    yield from next_commands(command, with_checkpoint(test, config, overrides))
+    yield from next_commands(command, with_checkpoint(test, config, overrides, served=experiment.task.is_served))
 
 
 def next_commands(command: CommandLine, steps: Mapping[str, Sequence[object]]) -> Iterator[str]:
     """Yield ``next:`` and one command per line with its purpose; ``steps`` are the words after the program."""
-    yield "next:"
+    if steps:
+        yield "next:"
     yield from listed({purpose: command.other(*words) for purpose, words in steps.items()})
 
 
 def with_checkpoint(
-    first: Mapping[str, Sequence[object]], config: Path, overrides: Sequence[str], checkpoint: Path | None = None
+    first: Mapping[str, Sequence[object]],
+    config: Path,
+    overrides: Sequence[str],
+    checkpoint: Path | None = None,
+    *,
+    served: bool = True,
 ) -> dict[str, Sequence[object]]:
-    """Return the next steps with a trained checkpoint, after those of ``first``."""
+    """Return the next steps with a trained checkpoint, after those of ``first``; predict and export if its task is ``served``."""
     named = [] if checkpoint is None else ["--ckpt", checkpoint]
-    steps = {**first, "predict": ("predict", IMAGE), "export": ("to_onnx",), "package": ("to_kestrel",)}
+    rest = {"predict": ("predict", IMAGE), "export": ("to_onnx",), "package": ("to_kestrel",)} if served else {}
+    steps: dict[str, Sequence[object]] = {**first, **rest}
     return {purpose: [*words, *configuration(config, overrides, *named)] for purpose, words in steps.items()}
 
 

@@ -100,6 +100,7 @@ class _Exporter:
         self, experiment: Experiment, checkpoint: Path | None, options: ExportOptions, tell: Callable[[str], object]
     ) -> None:
         self.experiment, self.options, self.tell = experiment, options, tell
+        experiment.task.check_served()
         task, self.trained = experiment.task, load_net(experiment, checkpoint)
         names = self.trained.class_names
         self.samples = samples_in(experiment, options.images) if options.images else samples_of(experiment, "test", names)

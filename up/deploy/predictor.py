@@ -44,6 +44,7 @@ class CheckpointPredictor(Predictor[Sample]):
     """Predicts with a checkpoint, in float32 however the net was trained, as a package computes it."""
 
     def __init__(self, experiment: Experiment, checkpoint: Path | None, *, topk: int | None = None, batch_size: int = 32) -> None:
+        experiment.task.check_served()
         self.trained = load_trained(experiment, checkpoint)
         served = served_by(experiment.task, self.trained.net, self.trained.class_names, True)
         if experiment.config.runtime.compile:

@@ -236,7 +236,14 @@ class Task(ABC, Generic[Data]):
 
         ``class_names`` are those of the checkpoint or the data; ``activated``: the outputs are probabilities.
         """
-        raise UserError(f"the task {self.name} predicts nothing for single images and has no export: it does not define `serve`.")
+        self.check_served()
+        raise NotImplementedError
+
+    def check_served(self) -> None:
+        """Raise ``UserError`` for a task that cannot predict or export."""
+        if not self.is_served:
+            what = f"the task {self.name} predicts nothing for single images and has no export: it does not define `serve`."
+            raise UserError(what)
 
     def listed(
         self, meta_file: Path, meta_type: str, image_dir: str | None, answer: Answer, transforms: Sequence[Transform]
