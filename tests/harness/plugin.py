@@ -23,12 +23,17 @@ def install(folder: Path, *, train: int = 20, test: int = 7) -> None:
         (folder / name).write_text(content, encoding="utf-8")
     project = (folder / "pyproject.toml").read_text()
     ((name, target),) = re.findall(r'\[project.entry-points."up.tasks"\]\n(\w+) = "(\S+)"', project)
+    declare(folder, name, target)
+    squares(folder / "train", train)
+    squares(folder / "test", test, sides=(32, 48, 40))
+
+
+def declare(folder: Path, name: str, target: str) -> None:
+    """Declare the task ``name`` as a distribution does that is installed in ``folder``."""
     installed = folder / f"{name}_task-0.1.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-task\nVersion: 0.1\n")
     (installed / "entry_points.txt").write_text(f"[up.tasks]\n{name} = {target}\n")
-    squares(folder / "train", train)
-    squares(folder / "test", test, sides=(32, 48, 40))
 
 
 def squares(folder: Path, number: int, sides: Sequence[int] = (32,)) -> None:

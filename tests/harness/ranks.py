@@ -202,6 +202,7 @@ def _be_a_rank(request: Mapping[str, Any]) -> None:
             os.dup2(output, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(request["environment"])
+        sys.path[:0] = filter(None, request["environment"].get("PYTHONPATH", "").split(":"))  # as in a fresh process
         os.chdir(request.get("cwd") or ROOT)
         if request.get("open_files"):
             resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"], request["open_files"]))

@@ -90,7 +90,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
             warn(f"{problem} (up to_onnx and up to_kestrel will refuse this)")
     yield rate_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
     first = first_batch(experiment, "train", parts.train_data, warn)
-    yield f"first training sample: {tuple(first.image.shape[1:])}"
+    yield f"first training sample: {tuple(first.image[0].shape)}"
     if images is not None:
         sources = [("train", parts.train_data), *([("test", parts.test_data)] if parts.test_data is not None else [])]
         yield from open_images(experiment, sources, images, warn)
@@ -113,7 +113,7 @@ def check_evaluation(experiment: Experiment, warn: Callable[[str], object], imag
     yield from (f"note: {note}" for note in notes_on(test))
     yield f"test: {count(len(test), 'image')}"
     first = first_batch(experiment, "test", test, warn)
-    yield f"first image: {tuple(first.image.shape[1:])}"
+    yield f"first image: {tuple(first.image[0].shape)}"
     if images is not None:
         yield from open_images(experiment, [("test", test)], images, warn)
     dry_run_evaluation(experiment, net, first, evaluation)

@@ -15,6 +15,7 @@ from up.config.parts import DerivedArguments
 from up.config.section import Part
 from up.config.signature import signature_of
 from up.data.bad_images import BadImages
+from up.data.collate import to_device
 from up.data.loader import EvalLoader, TrainLoader, Workers
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, SampleKey, Transform
@@ -166,8 +167,7 @@ def example_batch(experiment: Experiment, net: nn.Module, device: torch.device) 
     spec = input_spec_of(experiment)
     if spec is None:
         return None
-    batch = experiment.task.example(net, spec.size, 2)
-    return Batch({name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()})
+    return to_device(experiment.task.example(net, spec.size, 2), device)
 
 
 def workers_of(source: Source) -> Workers:

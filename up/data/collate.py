@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from up.data.records import Batch, Image, Sample
 from up.errors import UserError
+from up.text import Verbatim
 
 _ON_HOST = ("seed", "index")  # keys of randomness and of results, not needed on the device
 
 
-def collate(samples: Sequence[Sample], *, one_size: bool = True) -> Batch:
+def collate(samples: Sequence[Sample], *, one_size: bool = True, lists: Collection[str] = ()) -> Batch:
     """Stack ``samples``, which have the same fields.
 
     Tensors of one shape are stacked in their own dtype: image (B, C, H, W), masks (B, H, W), soft targets (B, classes). Integers
     and bools, and lists of as many integers each (labels of several heads), become tensors (B,) and (B, heads). The rest is a list
-    of B values: names, tensors of several shapes, and always boxes, of which two images have as many only by chance.
+    of B values: names, tensors of several shapes, and always boxes and the fields ``lists``, such as the labels of boxes, of which
+    two images have as many only by chance.
 
     Raises ``UserError`` for fields that some samples lack and, with ``one_size``, for images of different sizes.
     """
@@ -35,7 +38,8 @@ def collate(samples: Sequence[Sample], *, one_size: bool = True) -> Batch:
                 f"{_form(other.image)}. Expected one size: end the transformer in torch_random_resized_crop, or in "
                 "torch_resize and torch_center_crop."
             )
-    return Batch({field: _stacked([sample[field] for sample in samples]) for field in first})
+    columns = {field: [sample[field] for sample in samples] for field in first}
+    return Batch({field: values if field in lists else _stacked(values) for field, values in columns.items()})
 
 
 def _stacked(values: list[object]) -> object:
@@ -61,6 +65,23 @@ def _form(image: Image) -> str:
     assert isinstance(image, Tensor), "a data set gives tensors"
     height, width = image.shape[-2:]
     return f"{width} x {height} ({image.shape[0]} channels, {str(image.dtype).removeprefix('torch.')})"
+
+
+def padded(images: Tensor | Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Pad images (C, H, W) of any sizes to one tensor (B, C, *size): zeros at the right and at the bottom, so that boxes stay.
+
+    Raises ``UserError`` for an image that is larger than ``size`` (height, width).
+    """
+    height, width = size
+    alike = [images] if isinstance(images, Tensor) else images
+    for image in alike:
+        if image.shape[-2] > height or image.shape[-1] > width:
+            got, expected = (f"{wide} x {high}" for high, wide in (image.shape[-2:], size))
+            raise UserError(
+                "an image to pad", got=Verbatim(got), expected=f"at most {expected}", fix="Resize or crop it, or enlarge `size`."
+            )
+    made = [pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in alike]
+    return made[0] if isinstance(images, Tensor) else torch.stack(made)
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False) -> Batch:

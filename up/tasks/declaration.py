@@ -78,8 +78,8 @@ def check_parts(task: AnyTask, tables: Mapping[str, Registry]) -> None:
                 if argument.table is not None and argument.table not in tables:
                     what = f"{owner}.parts has no {argument.table!r}, of which {called(target)} takes a part"
                     raise error_at(kind, what + did_you_mean(argument.table, tables))
-    for name in vars(kind).get("net_kinds", ()):
-        if name not in tables:
+    for name in kind.net_kinds:
+        if name not in tables and name not in Task.net_kinds:
             raise error_at(kind, f"{owner}.net_kinds: {owner}.parts has no {name!r}.{did_you_mean(name, tables)}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from up.bundle.answers import AnswerSpec, OutputSpec
 from up.bundle.operations import Operation
@@ -30,6 +30,19 @@ class Served:
     module: nn.Module
     outputs: Sequence[OutputSpec]
     answer: AnswerSpec
+
+
+class RecordOutputs(nn.Module):
+    """Map images (N, 3, H, W) to the entries ``names`` of the record of ``net``: one tensor, or a tuple of several."""
+
+    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.net, self.names = net.eval(), names
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        record = self.net({"image": image})
+        found = tuple(record[name] for name in self.names)
+        return found if len(found) > 1 else found[0]
 
 
 def preprocessing_of(reader: object, transforms: Iterable[Transform]) -> list[Operation]:

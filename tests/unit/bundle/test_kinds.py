@@ -66,6 +66,14 @@ def box_outputs() -> dict[str, np.ndarray]:
     return {"corners": corners[None], "scores": scores[None]}
 
 
+def test_boxes_beside_the_image_are_left_out() -> None:
+    """An image of 4 x 8 in the middle of an input of 12 x 8: the dog at (20, 20) is beside it, the rest is clipped."""
+    (result,) = BOXES.decode(box_outputs())
+    assert isinstance(result, Boxes)
+    found = result.on_image(Placement((4, 8), scale=(1.0, 1.0), offset=(4.0, 0.0), input_size=(12, 8)))
+    assert [(each.name, each.box) for each in found.boxes] == [("dog", (0, 0, 8, 4)), ("cat", (0, 0, 8, 4))]
+
+
 def test_boxes_after_suppression() -> None:
     (result,) = BOXES.decode(box_outputs())
     assert isinstance(result, Boxes)

@@ -7,7 +7,7 @@ import torch
 from torchvision import tv_tensors
 
 from tests.harness.facts import tells
-from up.data.collate import collate, to_device, without_bad
+from up.data.collate import collate, padded, to_device, without_bad
 from up.data.records import Sample, entry, image_count
 from up.errors import UserError
 
@@ -73,6 +73,26 @@ def test_tensors_keep_their_dtype_and_those_of_several_shapes_stay_a_list() -> N
     assert batch.flag.dtype == torch.bool
     assert batch.boxes == boxes  # also where two images have as many
     assert isinstance(batch.uneven, list)
+
+
+def test_fields_that_always_stay_a_list() -> None:
+    """Labels of two boxes each are a list, as those of one and three are."""
+    samples = [sample(index, labels=torch.tensor([index, 1])) for index in range(2)]
+    assert collate(samples).labels.tolist() == [[0, 1], [1, 1]]
+    assert [each.tolist() for each in collate(samples, lists=["labels"]).labels] == [[0, 1], [1, 1]]
+
+
+def test_images_are_padded_at_the_right_and_at_the_bottom() -> None:
+    small, large = torch.ones(3, 2, 3), torch.full((3, 4, 5), 2.0)
+    both = padded([small, large], (4, 6))
+    assert both.shape == (2, 3, 4, 6)
+    assert torch.equal(both[0, :, :2, :3], small)
+    assert torch.equal(both[1, :, :, :5], large)
+    assert both.sum() == small.sum() + large.sum()
+    assert torch.equal(padded(small[None], (4, 6)), both[:1])
+    with pytest.raises(UserError) as raised:
+        padded([small, large], (4, 4))
+    assert tells(str(raised.value), "5 x 4", "4 x 4", "size")
 
 
 def test_images_of_several_sizes_and_fields_of_some_samples() -> None:

@@ -36,7 +36,10 @@ class Boxes(Result):
     boxes: Sequence[BoxPrediction]
 
     def on_image(self, placement: Placement) -> Boxes:
-        return Boxes([replace(each, box=placement.on_image(each.box)) for each in self.boxes])
+        mapped = [replace(each, box=placement.on_image(each.box)) for each in self.boxes]
+        return Boxes(
+            [each for each in mapped if each.box[0] < each.box[2] and each.box[1] < each.box[3]]
+        )  # some are in the padding
 
     def as_json(self) -> Json:
         return [{**each.__dict__, "box": list(each.box)} for each in self.boxes]
