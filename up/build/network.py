@@ -135,8 +135,8 @@ def to_device(experiment: Experiment, net: Net, device: torch.device) -> Net:
 def keep_narrow_shortcuts_contiguous(net: nn.Module) -> None:
     """Keep weights and images of strided 1x1 convolutions over few channels contiguous, whatever the format of the net.
 
-    oneDNN's gradient of their weights (torch 2.14 on a CPU with AVX-512) writes beyond its buffer where channels-last images have fewer
-    than 16 channels and 64 or more pixels a side: the heap is corrupted, and the run crashes at some later moment.
+    oneDNN's gradient of their weights (torch 2.14, AVX-512) writes beyond its buffer where channels-last images have fewer than 16
+    channels and 64 or more pixels a side: the heap is corrupted, and the run crashes at some later moment.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 16:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from up.build.network import keep_narrow_shortcuts_contiguous
 
 
-@pytest.mark.parametrize(("channels", "kernel", "stride", "kept"), [(15, 1, 2, True), (16, 1, 2, False), (8, 1, 1, False), (8, 3, 2, False)])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "kept"), [(15, 1, 2, True), (16, 1, 2, False), (8, 1, 1, False), (8, 3, 2, False)]
+)
 def test_narrow_shortcuts_read_contiguous_images(channels: int, kernel: int, stride: int, kept: bool) -> None:
     """Fewer than 16 channels, one pixel, a stride: the gradient of these weights writes beyond its buffer in channels-last."""
     seen: list[Tensor] = []
