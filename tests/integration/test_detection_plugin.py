@@ -218,3 +218,45 @@ def test_kestrel_cannot_describe_boxes(det: Detection, capsys: pytest.CaptureFix
     (line,) = refused(["to_kestrel", "--strict-kestrel", "--save-to", "strict", *NAMED], capsys, det.folder / "test")
     assert tells(line, "--strict-kestrel", "boxes", "classes")
     assert not Path("strict").exists()
+
+
+# --- mistakes of a plug-in's author ---------------------------------------------------------------------------------------
+
+CODE = "det_task.py"
+MISTAKES: dict[str, tuple[str, str, list[str]]] = {
+    "images of one size only": ("samples, one_size=False, lists=", "samples, lists=", ["collate", "74 x 81", "one_size=False"]),
+    "images that are stacked": (
+        'return collate(samples, one_size=False, lists=["labels"])',
+        "return Batch(collate(samples, one_size=False), image=torch.stack([each.image for each in samples]))",
+        ["collate", "equal size"],
+    ),
+    "labels that are stacked where they are as many": (', lists=["labels"]', "", ["cat()", "Tensor"]),
+    "an example of stacked boxes": ("boxes=[box] * images", "boxes=torch.stack([box] * images)", ["cat()", "Tensor"]),
+    "more labels than boxes": ("labels=rows[:, 4].long()", "labels=torch.zeros(9).long()", ["`boxes`", "9 `labels`"]),
+    "a loss without its weight": (', "weight": weight}', "}", ["weight", "halves"]),
+    "no boxes, no number": ("max(1, len(each)) for each", "len(each) for each", ["inf", "finite", "without"]),
+    "outputs in another order": (
+        "RecordOutputs(net, list(axes))",
+        'RecordOutputs(net, ["scores", "corners"])',
+        ["'corners'", "axes"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mistake: str
+) -> None:
+    old, new, words = MISTAKES[mistake]
+    install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code = (tmp_path / CODE).read_text()
+    assert old in code
+    (tmp_path / CODE).write_text(code.replace(old, new))
+    for command in ("check", "train"):
+        monkeypatch.delitem(sys.modules, "det_task", raising=False)
+        (line,) = refused([command, "--config", "det.yaml"], capsys, tmp_path / "train", tmp_path / "test")
+        assert tells(line, *words), line
+        assert "det_task" in line
+        assert not Path("runs").exists()

@@ -18,6 +18,7 @@ from up.build.parts import RunParts
 from up.bundle.answers.answer import axes_fit
 from up.bundle.session import EXTRA
 from up.config.contract import called
+from up.data.collate import to_device
 from up.data.records import Batch, Dataset, Sample, SampleKey
 from up.deploy.onnx import export_graph
 from up.engine.evaluate import EVALUATOR_CONTRACT, Evaluation, Evaluator, evaluation_mode
@@ -106,8 +107,13 @@ def _difference(one: object, other: object) -> str | None:
 
 def check_collate(task: AnyTask, samples: Sequence[Sample]) -> Batch:
     """The batch of ``samples``. Raises ``UserError`` for one with entries that are not one for each sample."""
-    batch = task.collate(samples)
     code, name = _own(task, "collate"), f"{called(type(task))}.collate"
+    try:
+        batch = task.collate(samples)
+    except UserError as error:
+        of_several_sizes = len({sample["image"].shape for sample in samples}) > 1
+        fix = "Or return collate(samples, one_size=False), and pad the images in the net." if of_several_sizes else ""
+        raise error_at(code, f"{name}: {error}", fix=fix) from error
     if not isinstance(batch, Batch):
         raise error_at(code, f"{name} returned a {type(batch).__name__}", expected="a Batch", fix="Write Batch(image=…, …).")
     for field in ("image", "filename"):
@@ -143,35 +149,48 @@ def check_example(task: AnyTask, net: Net, spec: InputSpec, batch: Batch) -> Non
         if isinstance(value, Tensor) and isinstance(noise, Tensor) and (value.dtype, value.ndim) != (noise.dtype, noise.ndim):
             expected = f"{value.dtype} of {value.ndim} dimensions, as in the data"
             raise error_at(code, f"{name}: {field!r} is {noise.dtype} of {noise.ndim} dimensions", expected=expected)
+    with _without_statistics(net):  # an error is one of the plug-in's code; several ranks would meet it after they joined
+        task.loss(net, to_device(made, batch["image"][0].device))
 
 
 def check_loss(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sample]) -> None:
     """Raise ``UserError`` unless the loss of a batch is the weighted mean of the losses of its halves."""
-    code, name = _own(task, "loss"), f"{called(type(task))}.loss"
-    outputs, weights = [], []
     halves = samples[: len(samples) // 2], samples[len(samples) // 2 :]
+    fewest = min(samples, key=_number_of_targets)  # twice, so that tensors which differ elsewhere are stacked
     with _without_statistics(net):
-        for part in (samples, *halves):
-            output = task.loss(net, stage(task.collate(part)))
-            if not isinstance(output, StepOutput):
-                raise error_at(code, f"{name} returned a {type(output).__name__}", expected="a StepOutput")
-            if not isinstance(output.loss, Tensor) or output.loss.ndim or not output.loss.is_floating_point():
-                raise error_at(code, f"{name}: the loss is not a scalar tensor", got=output.loss, fix="Write loss.mean().")
-            outputs.append(output)
-            weights.append(float(len(part) if output.weight is None else output.weight))
-    whole, *parts = [float(output.loss) for output in outputs]
-    if min(weights) < 0 or outputs[0].terms or not sum(weights[1:]):
-        if min(weights) < 0:
-            raise error_at(code, f"{name}: the weight is {min(weights):g}", expected="0 or more")
+        (output, _), *parts, _ = [_loss_of(task, net, stage, part) for part in (samples, *halves, [fewest, fewest])]
+    total = sum(weight for _, weight in parts)
+    if output.terms or not total or not task.loss_is_mean:
         return
-    mean = sum(loss * weight for loss, weight in zip(parts, weights[1:], strict=True)) / sum(weights[1:])
-    if not abs(whole - mean) <= _TOLERANCE * max(1.0, abs(whole)) and task.loss_is_mean:
+    whole, mean = float(output.loss), sum(float(part.loss) * weight for part, weight in parts) / total
+    if not abs(whole - mean) <= _TOLERANCE * max(1.0, abs(whole)):
         raise error_at(
-            code,
-            f"{name}: the loss of {len(samples)} images is {whole:.6g}, the weighted mean of its halves {mean:.6g}: two "
-            "ranks would not train as one",
+            _own(task, "loss"),
+            f"{called(type(task))}.loss: the loss of {len(samples)} images is {whole:.6g}, the weighted mean of its halves "
+            f"{mean:.6g}: two ranks would not train as one",
             fix="Take the mean over what StepOutput.weight counts (None: images), or set loss_is_mean = False.",
         )
+
+
+def _loss_of(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sample]) -> tuple[StepOutput, float]:
+    """The loss of a batch and its weight. Raises ``UserError`` for anything but finite numbers."""
+    code, name = _own(task, "loss"), f"{called(type(task))}.loss"
+    output = task.loss(net, stage(task.collate(samples)))
+    if not isinstance(output, StepOutput):
+        raise error_at(code, f"{name} returned a {type(output).__name__}", expected="a StepOutput")
+    if not isinstance(output.loss, Tensor) or output.loss.ndim or not output.loss.is_floating_point():
+        raise error_at(code, f"{name}: the loss is not a scalar tensor", got=output.loss, fix="Write loss.mean().")
+    if not output.loss.isfinite():
+        what = f"{name}: the loss of {count(len(samples), 'image')} is {float(output.loss)}"
+        raise error_at(code, what, expected="a finite number, also for images without a target")
+    weight = float(len(samples) if output.weight is None else output.weight)
+    if weight < 0:
+        raise error_at(code, f"{name}: the weight is {weight:g}", expected="0 or more")
+    return output, weight
+
+
+def _number_of_targets(sample: Sample) -> int:
+    return sum(value.numel() for field, value in sample.items() if field != "image" and isinstance(value, Tensor))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import cached_property, partial
 from hashlib import sha256
@@ -132,7 +132,12 @@ class KeyedDataset(ABC):
         seed = key.seed(self._seed)
         seed_cpu(seed)
         visit = _Visit(self, seed)
-        sample = self.finished(visit.transformed(visit.read(key.index), self.stages.worker))
+        moved = visit.transformed(visit.read(key.index), self.stages.worker)
+        boxes = names_of_boxes(moved)
+        sample = self.finished(moved)
+        what = boxes_problem(sample, boxes)
+        if what is not None:
+            raise PartError(type(self), f"{called(type(self))}.finished of {self.where(key.index)} {what}")
         if isinstance(sample.image, Image.Image):
             sample.image = pil_to_tensor(sample.image)
         sample.index, sample.seed, sample.bad = key.index, seed, visit.bad
@@ -210,9 +215,26 @@ def form_problem(sample: object) -> str | None:
     image, expected = sample["image"], "expected a Pillow image in RGB or a tensor (3, H, W), uint8 or float"
     fix = _image_fix(image)
     if fix is None:
-        return None
+        return boxes_problem(sample, names_of_boxes(sample))
     got = f"an image in mode {image.mode}" if isinstance(image, Image.Image) else f"image {kind_of(image)}"
     return f"returned {got}, {expected}.{fix}"
+
+
+def names_of_boxes(sample: Mapping[str, object]) -> list[str]:
+    """Name the fields that hold boxes; indexed, they are plain tensors."""
+    return [name for name, value in sample.items() if isinstance(value, tv_tensors.BoundingBoxes)]
+
+
+def boxes_problem(sample: Mapping[str, object], names: Iterable[str]) -> str | None:
+    """Describe boxes, the fields ``names``, that are not as many as ``labels`` beside them, as the end of a sentence."""
+    labels = sample.get("labels")
+    if not isinstance(labels, Sequence | torch.Tensor):
+        return None
+    for name in names:
+        boxes = sample.get(name)
+        if isinstance(boxes, torch.Tensor) and boxes.shape[1:] == (4,) and len(boxes) != len(labels):
+            return f"returned {len(boxes)} `{name}` and {len(labels)} `labels`. Drop the label of a box with the box."
+    return None
 
 
 def _image_fix(image: object) -> str | None:

@@ -163,10 +163,28 @@ def test_finished_drops_what_a_crop_has_left_nothing_of() -> None:
     class Finished(Marked):
         def finished(self, sample: Sample) -> Sample:
             width, height = (sample.boxes[:, 2:] - sample.boxes[:, :2]).unbind(1)
-            return Sample(sample, boxes=sample.boxes[(width > 1) & (height > 1)])
+            kept = (width > 1) & (height > 1)
+            return Sample(sample, boxes=sample.boxes[kept], labels=torch.tensor(sample.labels)[kept])
 
     sample = Finished(transformer=[CenterCrop(size=4)])[SampleKey(0, 3)]
-    assert len(sample.boxes) <= 1
+    assert len(sample.boxes) == len(sample.labels) <= 1
+
+
+@pytest.mark.parametrize("labels", [[1, 2], torch.ones(2)])
+def test_labels_are_as_many_as_boxes(labels: object) -> None:
+    """In what `read` returns, and after a crop has left nothing of a box."""
+
+    class TooMany(Marked):
+        def read(self, index: int) -> Sample:
+            return Sample(super().read(index), labels=labels)
+
+    class Forgetful(Marked):
+        def finished(self, sample: Sample) -> Sample:
+            return Sample(sample, boxes=sample.boxes[:0])
+
+    for kind, words in ((TooMany, ("read", 1, 2)), (Forgetful, ("finished", 0, 1))):
+        with pytest.raises(PartError, match=facts("boxes", "labels", kind.__name__, *words)):
+            kind()[SampleKey(0, 3)]
 
 
 class Listed(KeyedDataset):
