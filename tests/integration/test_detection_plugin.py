@@ -24,6 +24,8 @@ from tests.harness.ranks import ROOT, Server, start
 from tests.harness.refusals import refused
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.build.data import example_batch
+from up.build.experiment import load_experiment
 from up.bundle.package import open_package
 from up.data.records import SampleKey
 
@@ -87,6 +89,13 @@ def test_images_and_boxes_are_of_any_size_and_number(det: Detection) -> None:
     assert {len(boxes) for boxes in batch.boxes} == {0, 1, 2, 3}
     assert [*map(len, batch.labels)] == [*map(len, batch.boxes)]
     assert isinstance(DETECTION.collate([data[SampleKey(0, 1)]] * 2).labels, list)  # also of as many boxes each
+
+
+def test_the_example_is_moved_to_the_device(det: Detection) -> None:
+    """Tensors in lists, too; ``meta`` is a device of every machine."""
+    batch = example_batch(load_experiment(Path("det.yaml")), torch.nn.Identity(), torch.device("meta"))
+    assert batch is not None
+    assert {each.device.type for each in (batch.image, *batch.boxes, *batch.labels)} == {"meta"}
 
 
 def test_a_run_stopped_inside_an_epoch_ends_bit_equal(det: Detection, monkeypatch: pytest.MonkeyPatch) -> None:
