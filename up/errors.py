@@ -174,3 +174,11 @@ _BY_CODE: dict[int, type[Ending]] = {
 def ending_of(exit_code: int, problems: Iterable[Problem]) -> Ending:
     """Return the ending of another rank, from its exit code and its problems."""
     return _BY_CODE.get(exit_code, PeerFailed).of(problems)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return the reason in a few words if ``error`` says that the machine or a GPU has no memory left; else None."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return text.split(". ")[0].splitlines()[0] if text else "the machine has no memory left"
+    return None

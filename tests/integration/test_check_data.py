@@ -138,7 +138,7 @@ class TestImages:
 
     def test_not_without_files(self, config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (line,) = refused(["check", "--images", "--no-files", "--config", write(config)], capsys, tmp_path)
-        assert line.startswith("--images: ")
+        assert tells(line, "--images", "--no-files", "Remove")
 
 
 def single(config: Config, data: Path) -> None:

@@ -154,8 +154,7 @@ def test_a_run_folder_of_up_is_not_continued_and_the_log_says_so(up: Path, confi
     opts = ["saver.auto_resume=true", "trainer.max_iter=1"]
     assert main(["train", "--config", config_file, "--opts", *opts]) == 0
     said = (tmp_path / "run" / "train.log").read_text()
-    assert f"{tmp_path / 'run' / 'ckpt_latest.pth'}: is not continued" in said
-    assert "saver.pretrain_model" in said
+    assert tells(said.splitlines(), tmp_path / "run" / "ckpt_latest.pth", "not resumed", "sidecar", "saver.pretrain_model")
     assert (tmp_path / "run" / "earlier" / "1" / "ckpt_latest.pth").is_file()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.harness.facts import tells
-from up.errors import Ending, NumericalError, PeerFailed, PeerLost, Problem, StorageError, UserError, ending_of
+from up.errors import Ending, NumericalError, PeerFailed, PeerLost, Problem, StorageError, UserError, ending_of, out_of_memory
 from up.text import Verbatim
 
 
@@ -64,3 +64,10 @@ def test_an_ending_carries_fields(kind: type[Ending]) -> None:
     assert type(copy) is kind
     assert copy.problems == ending.problems == (Problem("x", got=1, expected="2", key="lr", file="a.yaml", line=4, fix="Do it."),)
     assert str(copy) == str(ending) == "a.yaml:4: lr: x: got 1, expected 2. Do it."
+
+
+def test_lack_of_memory_is_told_from_other_errors() -> None:
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 …")) == "CUDA out of memory"
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes")) is not None
+    assert out_of_memory(MemoryError()) == "the machine has no memory left"
+    assert out_of_memory(RuntimeError("shapes differ")) is None

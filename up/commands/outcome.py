@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from up.distributed.env import rank_in_environment
-from up.errors import Ending, StorageError, UserError
+from up.errors import Ending, StorageError, UserError, out_of_memory
 
 CTRL_C = 130
 _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every installation has
@@ -40,12 +40,24 @@ def _naming_missing_libraries() -> Iterator[None]:
         raise UserError(f"{name} is not installed in the environment of {sys.executable}", fix=fix) from error
 
 
+@contextmanager
+def _naming_lack_of_memory() -> Iterator[None]:
+    """Raise ``UserError`` where the machine or a GPU has no memory left; a training step has an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        raise UserError(f"out of memory ({reason})", fix="Lower batch_size, or take smaller images or a smaller net.") from error
+
+
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command`` on the words after ``up``; returns the exit code."""
     before, warnings.formatwarning = warnings.formatwarning, one_line
     with _noting_ctrl_c() as asked:
         try:
-            with _naming_missing_libraries():
+            with _naming_missing_libraries(), _naming_lack_of_memory():
                 code = command(arguments)
             sys.stdout.flush()  # here, where a pipe without a reader is not yet a failure
             return code

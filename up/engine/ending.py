@@ -6,15 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import torch
-
 from up.data.loader import as_loader_died
 from up.distributed.failures import Failure, as_peer_lost, report_to_peers
 from up.distributed.group import is_main
 from up.engine.checkpoint import read_sidecar
 from up.engine.folder import Status, read_status, write_status
 from up.engine.session import TrainingSession
-from up.errors import Ending, NumericalError, PeerLost, StorageError, UserError
+from up.errors import Ending, NumericalError, PeerLost, StorageError, UserError, out_of_memory
 
 
 @contextmanager
@@ -49,9 +47,7 @@ def explained(session: TrainingSession, error: Exception) -> Exception:
         return failure
     if isinstance(error, Ending):
         return error
-    text = str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-        reason = text.split(". ")[0].splitlines()[0] if text else "the machine has no memory left"
+    if (reason := out_of_memory(error)) is not None:
         return UserError(
             f"out of memory at step {step} ({reason}), with a global batch size of {session.fingerprint.global_batch_size}. Lower "
             "batch_size (trainer.accumulate keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or "

@@ -105,8 +105,8 @@ class ClassificationLoss(nn.Module, ABC):
         """Call ``function`` with checked arguments, without autocast."""
         self._check(logits, target)
         device = logits.device.type
-        known = torch.amp.is_autocast_available(device)  # not on `meta`, where shapes are checked without computing
-        with torch.autocast(device, enabled=False) if known else nullcontext():
+        # `meta`, where shapes are checked without computing, knows no autocast; asking torch would break a compiled graph
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             return function(_precise(logits), target if target.is_floating_point() else target.long())
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
