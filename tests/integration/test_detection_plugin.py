@@ -244,6 +244,11 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     "more labels than boxes": ("labels=rows[:, 4].long()", "labels=torch.zeros(9).long()", ["`boxes`", "9 `labels`"]),
     "a loss without its weight": (', "weight": weight}', "}", ["weight", "halves"]),
     "no boxes, no number": ("max(1, len(each)) for each", "len(each) for each", ["inf", "finite", "without"]),
+    "an output that the net does not have": (
+        "RecordOutputs(net, list(axes))",
+        'RecordOutputs(net, ["corner"])',
+        ["'corner'", "corners", CODE],
+    ),
     "outputs in another order": (
         "RecordOutputs(net, list(axes))",
         'RecordOutputs(net, ["scores", "corners"])',

@@ -282,7 +282,10 @@ def check_served(task: AnyTask, net: Net, class_names: list[str] | None, evaluat
         return
     with evaluation_mode(net):
         served = served_by(task, net, class_names, False)
-        found = served.module(batch.image)
+        try:
+            found = served.module(batch.image)
+        except UserError as error:
+            raise error_at(code, f"{name}: {error}") from error
     tensors = [found] if isinstance(found, Tensor) else found
     if not isinstance(tensors, list | tuple) or [type(each) for each in tensors] != [Tensor] * len(served.outputs):
         got = ", ".join(type(each).__name__ for each in tensors) if isinstance(tensors, list | tuple) else type(found).__name__

@@ -13,6 +13,7 @@ from up.bundle.operations import Operation
 from up.data.decoding import MAX_PIXELS
 from up.data.records import Transform
 from up.errors import UserError
+from up.text import some_of
 
 _SHAPING = ("resize", "center_crop")
 _OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
@@ -33,7 +34,10 @@ class Served:
 
 
 class RecordOutputs(nn.Module):
-    """Map images (N, 3, H, W) to the entries ``names`` of the record of ``net``: one tensor, or a tuple of several."""
+    """Map images (N, 3, H, W) to the entries ``names`` of the record of ``net``: one tensor, or a tuple of several.
+
+    Raises ``UserError`` for a name that the record lacks.
+    """
 
     def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -41,6 +45,9 @@ class RecordOutputs(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         record = self.net({"image": image})
+        for name in self.names:
+            if name not in record:
+                raise UserError("RecordOutputs", got=name, expected=f"an entry of the net's record: {some_of(record)}")
         found = tuple(record[name] for name in self.names)
         return found if len(found) > 1 else found[0]
 
