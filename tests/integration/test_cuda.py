@@ -79,7 +79,7 @@ def test_one_rank_of_nccl_is_equal_to_no_process_group(config: Config, write: Wr
         torch.testing.assert_close(ranks[name], tensor, rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about its own calls
+@pytest.mark.filterwarnings("ignore")  # of torch about its own calls, and its advice on TensorFloat-32
 def test_compiled_is_close_to_eager(config: Config, write: Write, tmp_path: Path) -> None:
     path = write(config)
     assert train(path, "trainer.max_epoch=1") == 0
