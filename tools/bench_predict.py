@@ -113,7 +113,7 @@ def draw_photos(folder: Path) -> list[Path]:
 
 
 def export_resnet18(folder: Path, paths: list[Path]) -> Path:
-    """A package of an untrained network, proved on the drawn photos."""
+    """Export a package of an untrained network, compared with torch on the drawn photos."""
     import torch
 
     from up.__main__ import main as command

@@ -23,7 +23,7 @@ def main() -> None:
     run("2/6  train (stop it with Ctrl-C and run it again: it resumes)", "-m", "up", "train", "--config", CONFIG)
     minutes = (time.perf_counter() - begun) / 60
     run("3/6  evaluate the best checkpoint", "-m", "up", "eval", "--config", CONFIG)
-    run("4/6  export it as a package, proved against torch", "-m", "up", "to_kestrel", "--config", CONFIG)
+    run("4/6  export it as a package, compared with torch", "-m", "up", "to_kestrel", "--config", CONFIG)
     validation = ["--meta", str(DIGITS / "val.txt"), "--image-dir", str(DIGITS / "images")]
     run("5/6  verify the package, and measure it again", "-m", "up", "verify", str(PACKAGE), *validation)
     right, wrong = showcase(RUN / "results" / "predictions.csv")

@@ -87,7 +87,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
         warn(str(problem))
     if not is_for_export(experiment):
         for problem in export_problems(experiment, parts.net, parts.class_names):
-            warn(f"{problem} (up to_onnx and up to_kestrel will refuse this)")
+            warn(f"{problem} (up to_onnx and up to_kestrel cannot export this)")
     yield rate_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
     first = first_batch(experiment, "train", parts.train_data, warn)
     yield f"first training sample: {tuple(first.image[0].shape)}"

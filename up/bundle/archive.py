@@ -142,8 +142,10 @@ def _header_at(file: BinaryIO, at: int, label: str) -> tarfile.TarInfo | None:
     except tarfile.HeaderError:
         if at:
             raise PackageError(f"cut short or damaged at byte {at:,}", file=label) from None
-        kind = next((what for magic, what in _KINDS.items() if block.startswith(magic)), "no tar" if block else "an empty file")
-        raise PackageError("no package", got=Verbatim(kind), expected="a plain, uncompressed tar", file=label) from None
+        kind = next(
+            (what for magic, what in _KINDS.items() if block.startswith(magic)), "another format" if block else "an empty file"
+        )
+        raise PackageError("not a package", got=Verbatim(kind), expected="a plain, uncompressed tar", file=label) from None
 
 
 def _problem_of(info: tarfile.TarInfo, found: Mapping[str, tarfile.TarInfo]) -> str | None:
