@@ -188,9 +188,9 @@ class _Exporter:
         torch_found, onnx_found = (self._measured(model, numbers) for model in (self.reference, session))
         if torch_found is None or onnx_found is None:
             return None
-        metric, images = torch_found.metric, torch_found.images
+        metric, images, shown = torch_found.metric, torch_found.images, self.experiment.task.in_unit
         self.tell(
-            f"{metric}: {torch_found.value:.2f} % by torch, {onnx_found.value:.2f} % by onnxruntime on {images:,} of "
+            f"{metric}: {shown(torch_found.value)} by torch, {shown(onnx_found.value)} by onnxruntime on {images:,} of "
             f"{count(self.samples.count, 'image')} of {self.samples.name}"
         )
         found = {"torch": torch_found.value, "onnx": onnx_found.value}
@@ -214,7 +214,7 @@ class _Exporter:
         if self.samples.dataset is None:
             raise UserError("the loss of accuracy is measured on dataset.test", key=_INT8, fix="Leave --images out.")
         samples, chosen = self._calibration()
-        numbers, options = self._numbers(None), self.options
+        numbers, options, shown = self._numbers(None), self.options, self.experiment.task.in_unit
         before, failures = self._measured(fp32, numbers), []
 
         def calibration() -> Iterator[Floats]:
@@ -230,7 +230,7 @@ class _Exporter:
             speedup = times["fp32"] / times["int8"]
             name = f"int8, {candidate.method}, ranges by {candidate.calibration}"
             self.tell(
-                f"{name}: {after.metric} {after.value:.2f} % (fp32 {before.value:.2f} %) on {count(after.images, 'image')}; "
+                f"{name}: {after.metric} {shown(after.value)} (fp32 {shown(before.value)}) on {count(after.images, 'image')}; "
                 f"{times['int8']:.2f} ms an image (fp32 {times['fp32']:.2f}), {speedup:.2f} times as fast"
             )
             failure = quantize.failure_of(

@@ -130,10 +130,9 @@ def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type
     found = measure(session, manifest.answer, batches(), partial(task.evaluator, data))
     if found is None:
         raise UserError(f"has no labels (meta_type {meta_type})", file=meta_file, expected="images with a label for each head")
-    unit = " %" if task.unit == "percent" else ""
     kind = found.metric.rpartition("_")[2]  # of several heads each has its own, such as head0_top1 beside avg_top1
     named = {name: value for name, value in found.metrics.items() if name.endswith(kind)}
-    return [f"{name}: {value:.2f}{unit} on {count(found.images, 'image')} of {meta_file}" for name, value in named.items()]
+    return [f"{name}: {task.in_unit(value)} on {count(found.images, 'image')} of {meta_file}" for name, value in named.items()]
 
 
 class _EvaluatedModel(nn.Module):

@@ -123,6 +123,10 @@ class Task(ABC, Generic[Data]):
     def evaluator(self, data: Data) -> Evaluator:
         """Return a fresh evaluator for ``data``."""
 
+    def in_unit(self, metric: float) -> str:
+        """Format a metric with two decimals and its unit."""
+        return f"{metric:.2f} %" if self.unit == "percent" else f"{metric:.2f}"
+
     # --- derived arguments ---
 
     def derived(self, data: Data) -> DerivedArguments:
