@@ -152,8 +152,9 @@ def test_long_text_is_shortened(text: str, letters: int, expected: str) -> None:
     assert shortened(text, letters) == expected
 
 
-@pytest.mark.parametrize("number", [1, 2, 5, 41])
-@pytest.mark.parametrize("shape", [(20, 30, 3), (20, 100, 3), (60, 20, 3)])
+@pytest.mark.parametrize(
+    ("number", "shape"), [(1, (20, 30, 3)), (2, (20, 100, 3)), (5, (60, 20, 3)), (5, (20, 100, 3)), (41, (20, 30, 3))]
+)
 def test_panels_have_equal_bytes_and_no_clipped_text(number: int, shape: tuple[int, int, int]) -> None:
     shown = [Panel("image", np.full(shape, 200, np.uint8)), *[Panel("a long caption " * 5, heat=np.eye(3))] * number]
     words = {"title": "a very long title " * 9, "note": "$1 and $2 " * 20, "scale": "value of the channel"}
