@@ -31,12 +31,17 @@ def config(config: Config) -> Config:
     return config
 
 
+def losses_of_two(path: str, folder: Path, *difference: str) -> tuple[list[float], list[float]]:
+    """The losses of an epoch of the run of ``path``, and of the same run with a difference."""
+    assert train(path, "trainer.max_epoch=1") == 0
+    assert train(path, "trainer.max_epoch=1", *difference, f"saver.save_dir={folder / 'other'}") == 0
+    ours, theirs = ([record["loss"] for record in records(run, "train")] for run in (folder / "run", folder / "other"))
+    return ours, theirs
+
+
 def test_the_first_losses_are_those_of_the_cpu(config: Config, write: Write, tmp_path: Path) -> None:
     """The same initial weights and the same images in the same order; convolutions of float32 may use TensorFloat-32 (10 bits)."""
-    path = write(config)
-    assert train(path, "trainer.max_epoch=1") == 0
-    assert train(path, "trainer.max_epoch=1", "runtime.device=cpu", f"saver.save_dir={tmp_path / 'cpu'}") == 0
-    ours, theirs = ([record["loss"] for record in records(run, "train")] for run in (tmp_path / "run", tmp_path / "cpu"))
+    ours, theirs = losses_of_two(write(config), tmp_path, "runtime.device=cpu")
     assert ours == pytest.approx(theirs, rel=5e-3)
 
 
@@ -81,12 +86,9 @@ def test_one_rank_of_nccl_is_equal_to_no_process_group(config: Config, write: Wr
 
 @pytest.mark.filterwarnings("ignore")  # of torch about its own calls, and its advice on TensorFloat-32
 def test_compiled_is_close_to_eager(config: Config, write: Write, tmp_path: Path) -> None:
-    path = write(config)
-    assert train(path, "trainer.max_epoch=1") == 0
-    assert train(path, "trainer.max_epoch=1", "runtime.compile=true", f"saver.save_dir={tmp_path / 'compiled'}") == 0
-    eager, compiled = ([record["loss"] for record in records(run, "train")] for run in (tmp_path / "run", tmp_path / "compiled"))
+    eager, compiled = losses_of_two(write(config), tmp_path, "runtime.compile=true")
     assert compiled == pytest.approx(eager, rel=1e-2)
-    assert not [name for name in checkpoint(tmp_path / "compiled")["model"] if "_orig_mod" in name]
+    assert not [name for name in checkpoint(tmp_path / "other")["model"] if "_orig_mod" in name]
 
 
 def test_a_student_learns_from_a_teacher(config: Config, write: Write, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def check_task(experiment: Experiment, parts: RunParts) -> None:
 
 
 def check_data(data: Dataset) -> list[Sample]:
-    """Up to four samples of ``data``, evenly spread. Raises ``UserError`` where a sample is not a function of its key alone."""
+    """Read up to four samples of ``data``, evenly spread. Raises ``UserError`` if a sample is no function of its key alone."""
     size = len(data)
     keys = [SampleKey(0, index) for index in sorted({number * (size - 1) // (_IMAGES - 1) for number in range(_IMAGES)})]
     samples = [data[key] for key in keys]
@@ -95,7 +95,7 @@ def _check_sample(data: Dataset, sample: object) -> None:
 
 
 def _difference(one: object, other: object) -> str | None:
-    """The first field in which two samples differ, "" for values that do; None where they are equal."""
+    """Return the first field in which two samples differ, "" for values that are no mapping; None if they are equal."""
     if isinstance(one, Tensor):
         return None if isinstance(other, Tensor) and torch.equal(one, other) else ""
     if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
@@ -106,7 +106,7 @@ def _difference(one: object, other: object) -> str | None:
 
 
 def check_collate(task: AnyTask, samples: Sequence[Sample]) -> Batch:
-    """The batch of ``samples``. Raises ``UserError`` for one with entries that are not one for each sample."""
+    """Collate ``samples`` into a batch. Raises ``UserError`` unless each entry has one value per sample."""
     code, name = _own(task, "collate"), f"{called(type(task))}.collate"
     try:
         batch = task.collate(samples)
@@ -128,7 +128,7 @@ def check_collate(task: AnyTask, samples: Sequence[Sample]) -> Batch:
 
 
 def _own(task: AnyTask, member: str) -> object:
-    """The member where the task defines it, else the class."""
+    """Return the member if the task itself defines it, else its class."""
     return vars(type(task)).get(member, type(task))
 
 
@@ -173,7 +173,7 @@ def check_loss(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sam
 
 
 def _loss_of(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sample]) -> tuple[StepOutput, float]:
-    """The loss of a batch and its weight. Raises ``UserError`` for anything but finite numbers."""
+    """Compute the loss of a batch and its weight. Raises ``UserError`` for anything but finite numbers."""
     code, name = _own(task, "loss"), f"{called(type(task))}.loss"
     output = task.loss(net, stage(task.collate(samples)))
     if not isinstance(output, StepOutput):
@@ -265,7 +265,7 @@ def _metrics(evaluator: Evaluator, batches: Sequence[tuple[Mapping[str, object],
 
 
 def _travelled(evaluator: Evaluator) -> object:
-    """The state as another rank gets it."""
+    """Pickle and unpickle a state, as sending it to another rank does."""
     kind = type(evaluator)
     try:
         return pickle.loads(pickle.dumps(copy.deepcopy(evaluator.state())))

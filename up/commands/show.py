@@ -54,7 +54,7 @@ def main(words: list[str]) -> int:
 def show_config(arguments: argparse.Namespace) -> int:
     """Print the effective configuration with the source location of every value."""
     if arguments.config is None:
-        raise UserError("show config", expected="a YAML file", fix="up show config FILE.yaml")
+        raise UserError("show config", expected="a YAML file", fix="Name one: up show config FILE.yaml")
     expect_config(arguments.config, arguments.opts)
     from up.build.experiment import load_experiment
     from up.schema.show import effective_yaml

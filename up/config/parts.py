@@ -206,7 +206,7 @@ def _called(target: Target, arguments: Kwargs, path: str) -> Any:
 
 
 def _arguments(target: Target, kwargs: Kwargs, tables: Tables, derived: DerivedArguments, path: str) -> Record:
-    """Everything to call ``target`` with: converted values, derived values, built parts."""
+    """Return the arguments of ``target``: converted values, derived values, built parts."""
     signature = signature_of(target)
     given = _given(signature, kwargs)
     known = {name: value for name, value in given.items() if name in signature.parameters}

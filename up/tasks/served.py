@@ -47,7 +47,12 @@ class RecordOutputs(nn.Module):
         record = self.net({"image": image})
         for name in self.names:
             if name not in record:
-                raise UserError("RecordOutputs", got=name, expected=f"an entry of the net's record: {some_of(record)}")
+                raise UserError(
+                    "RecordOutputs",
+                    got=name,
+                    expected=f"an entry of the net's record: {some_of(record)}",
+                    fix="Correct Task.serve.",
+                )
         found = tuple(record[name] for name in self.names)
         return found if len(found) > 1 else found[0]
 
