@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,7 +16,7 @@ from up.distill.terms import ACTIVATIONS, DistillationTerms, HookedStudent
 from up.distributed.group import rank
 from up.engine.step import Mean, Runner, StepOutput
 from up.errors import UserError
-from up.types import StateDict
+from up.types import Argument, StateDict
 
 
 class KDRunner(Runner):
@@ -33,7 +33,7 @@ class KDRunner(Runner):
         *,
         terms: Annotated[DistillationTerms, FromProgram()],
         teachers: Annotated[Sequence[Teacher | CachedTeacher], FromProgram()],
-        **kwargs: Any,
+        **kwargs: Argument,
     ) -> None:
         super().__init__(net, **kwargs)
         self.terms = terms

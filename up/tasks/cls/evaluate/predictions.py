@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from up.errors import UserError
-from up.tasks.cls.model.heads import heads_of
+from up.tasks.cls.model.heads import heads_of, label_columns
 from up.text import count
 from up.types import Kwargs, Record
 
@@ -49,14 +49,26 @@ class HeadPredictions:
         first: Array = self.topk_idx[:, 0]
         return first
 
+    @property
+    def labels(self) -> Array:
+        """``gt`` of a head with labels."""
+        assert self.gt is not None, "a head without labels has no metrics"
+        return self.gt
+
+    @property
+    def sets(self) -> Array:
+        """The classes (n, C) bool whose score is above .5, where all scores are kept."""
+        assert self.scores is not None, "sets of labels need all scores"
+        above: Array = self.scores > 0.5
+        return above
+
     def of_classes(self, wanted: Sequence[int]) -> HeadPredictions:
         """Select the images whose label is in ``wanted``; of sets of labels all images, with the columns of these classes alone."""
-        assert self.gt is not None, "a head without labels has none of any class"
-        if self.gt.ndim == 2:
+        if self.labels.ndim == 2:
             assert self.scores is not None
             chosen = list(wanted)
-            return replace(self, classes=len(chosen), gt=self.gt[:, chosen], scores=self.scores[:, chosen])
-        kept = np.isin(self.gt, wanted)
+            return replace(self, classes=len(chosen), gt=self.labels[:, chosen], scores=self.scores[:, chosen])
+        kept = np.isin(self.labels, wanted)
         arrays = {name: getattr(self, name) for name in _COLUMNS}
         return replace(self, **{name: values[kept] for name, values in arrays.items() if values is not None})
 
@@ -139,13 +151,13 @@ class Recorder:
                     key="multilabel",
                 )
             return [gt]
-        columns = gt.unbind(dim=1) if gt.ndim == 2 and not gt.is_floating_point() else [gt]
-        if len(columns) != len(heads) or columns[0].ndim != 1:
+        columns = label_columns(gt, len(heads))
+        if columns[0].ndim != 1:
             raise UserError(
-                f"the labels of a batch have the shape {tuple(gt.shape)}, but the net has {len(heads)} head(s). "
-                "Expected one label a head for every image (or multilabel: true on the evaluator for sets of labels)."
+                f"the labels of a batch have the shape {tuple(gt.shape)}, but the net has 1 head. Expected one label for every "
+                "image, or multilabel: true on the evaluator for sets of labels."
             )
-        return list(columns)
+        return columns
 
 
 def rank_of(scores: Tensor, labels: Tensor) -> Tensor:

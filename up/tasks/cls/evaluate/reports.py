@@ -80,24 +80,24 @@ def _write_head(predictions: Predictions, head: HeadPredictions, names: Sequence
 
 def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> list[Record]:
     """List the images that a head got wrong, the most confident first; with sets of labels the missed and the added ones."""
-    assert head.gt is not None, "a head without labels has no bad cases"
-    if head.gt.ndim == 2:
-        predicted = scoring.predicted_sets(head)
+    labels = head.labels
+    if labels.ndim == 2:
+        sets = head.sets
         return [
             {
                 "filename": predictions.filename[i],
-                "missed": [names[c] for c in np.flatnonzero(head.gt[i] & ~predicted[i]).tolist()],
-                "added": [names[c] for c in np.flatnonzero(predicted[i] & ~head.gt[i]).tolist()],
+                "missed": [names[c] for c in np.flatnonzero(labels[i] & ~sets[i]).tolist()],
+                "added": [names[c] for c in np.flatnonzero(sets[i] & ~labels[i]).tolist()],
             }
-            for i in np.flatnonzero((predicted != head.gt).any(axis=1))
+            for i in np.flatnonzero((sets != labels).any(axis=1))
         ]
-    wrong = np.flatnonzero(head.preds != head.gt)
+    wrong = np.flatnonzero(head.preds != labels)
     most_confident_first = wrong[np.argsort(-head.topk_score[wrong, 0], kind="stable")]
     return [
         {
             "filename": predictions.filename[i],
-            "label": int(head.gt[i]),
-            "label_name": names[int(head.gt[i])],
+            "label": int(labels[i]),
+            "label_name": names[int(labels[i])],
             "prediction": int(head.preds[i]),
             "prediction_name": _name(names, int(head.preds[i])),
             "score": _rounded(head.topk_score[i, 0]),
@@ -109,7 +109,7 @@ def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[
 def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
     """A class without images has no accuracy, recall or average precision: its cells are empty."""
     counts = scoring.counts_of(head)
-    sets = scoring.predicted_sets(head) == head.gt if head.gt is not None and head.gt.ndim == 2 else None
+    sets = head.sets == head.labels if head.labels.ndim == 2 else None
     precisions = None if sets is None else scoring.average_precisions(head)
     header: list[object] = ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1"]
     yield header if sets is None else [*header, "average_precision"]
@@ -138,19 +138,17 @@ def _prediction_rows(predictions: Predictions, head: HeadPredictions, names: Seq
 def _set_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
     """Two by two for each class, because a set of labels has no single class that it was confused with."""
     counts = scoring.counts_of(head)
-    assert head.gt is not None
     yield ["class", "name", "true_positive", "false_positive", "false_negative", "true_negative"]
     for c, name in enumerate(names):
         correct = counts.correct[c]
         added, missed = counts.predicted[c] - correct, counts.images[c] - correct
-        yield [c, name, correct, added, missed, len(head.gt) - correct - added - missed]
+        yield [c, name, correct, added, missed, len(head.labels) - correct - added - missed]
 
 
 def _sparse_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
     """Only the pairs that occur: C x C cells of many classes would be gigabytes."""
-    assert head.gt is not None
     readable = head.preds >= 0
-    pairs = np.stack([head.gt[readable], head.preds[readable]], axis=1)
+    pairs = np.stack([head.labels[readable], head.preds[readable]], axis=1)
     yield ["true", "predicted", "images"]
     for (true, predicted), images in zip(*np.unique(pairs, axis=0, return_counts=True), strict=True):
         yield [names[true], names[predicted], images]
@@ -198,7 +196,7 @@ def _result(head: HeadPredictions, i: int) -> Record:
 def _label_and_prediction(head: HeadPredictions, i: int) -> tuple[int | list[int] | None, int | list[int]]:
     """Two classes, or two lists of classes; the label is None when unknown."""
     if head.gt is not None and head.gt.ndim == 2:
-        return np.flatnonzero(head.gt[i]).tolist(), np.flatnonzero(scoring.predicted_sets(head)[i]).tolist()
+        return np.flatnonzero(head.gt[i]).tolist(), np.flatnonzero(head.sets[i]).tolist()
     return None if head.gt is None else int(head.gt[i]), int(head.preds[i])
 
 

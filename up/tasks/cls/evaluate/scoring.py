@@ -49,23 +49,11 @@ def share(part: Array, whole: Array) -> Floats:
 
 def counts_of(head: HeadPredictions) -> ClassCounts:
     """Count the classes of a head with labels: one an image, or sets of labels (predicted where the score is above .5)."""
-    assert head.gt is not None, "a head without labels has no counts"
-    if head.gt.ndim == 2:
-        predicted = predicted_sets(head)
-        return ClassCounts(head.gt.sum(axis=0), predicted.sum(axis=0), (head.gt & predicted).sum(axis=0))
-    readable = head.preds[head.preds >= 0]
-    return ClassCounts(
-        images=np.bincount(head.gt, minlength=head.classes),
-        predicted=np.bincount(readable, minlength=head.classes),
-        correct=np.bincount(head.gt[head.preds == head.gt], minlength=head.classes),
-    )
-
-
-def predicted_sets(head: HeadPredictions) -> Array:
-    """Return the classes (n, C) bool whose score is above .5."""
-    assert head.scores is not None, "sets of labels need all scores"
-    above: Array = head.scores > 0.5
-    return above
+    labels = head.labels
+    if labels.ndim == 2:
+        return ClassCounts(labels.sum(axis=0), head.sets.sum(axis=0), (labels & head.sets).sum(axis=0))
+    groups = (labels, head.preds[head.preds >= 0], labels[head.preds == labels])
+    return ClassCounts(*(np.bincount(group, minlength=head.classes) for group in groups))
 
 
 def top_k(head: HeadPredictions, k: int) -> float:
@@ -109,8 +97,7 @@ def precision_recall_f1(counts: ClassCounts, average: Average, *, all_classes: b
 def average_precisions(head: HeadPredictions) -> Floats:
     """Compute the area (C,) under the precision-recall steps of each class, NaN for a class without positives."""
     assert head.scores is not None
-    assert head.gt is not None
-    return np.array([average_precision(head.scores[:, c], head.gt[:, c]) for c in range(head.classes)])
+    return np.array([average_precision(head.scores[:, c], head.labels[:, c]) for c in range(head.classes)])
 
 
 def average_precision(scores: Array, positive: Array) -> float:

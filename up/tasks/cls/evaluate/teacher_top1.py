@@ -21,23 +21,6 @@ class Top1(NamedTuple):
     chance: float = 0.0  # the share that guessing predicts correctly
     are_probabilities: bool = True
 
-    @property
-    def percent(self) -> float:
-        """Top-1 in percent."""
-        return 100 * self.correct / max(1, self.images)
-
-    @property
-    def is_chance(self) -> bool:
-        """Whether guessing could reach it: within two standard deviations of its mean. False for so few images that
-        guessing may predict all of them."""
-        most = self.chance + 2 * sqrt(self.chance * (1 - self.chance) / max(1, self.images))
-        return self.percent <= 100 * most < 100
-
-    def plus(self, other: Top1) -> Top1:
-        """Add another one."""
-        both = self.are_probabilities and other.are_probabilities
-        return Top1(self.correct + other.correct, self.images + other.images, max(self.chance, other.chance), both)
-
 
 class TeacherTop1:
     """Evaluator of the logits of a teacher; images whose labels are of other heads are not counted."""
@@ -62,7 +45,7 @@ class TeacherTop1:
         columns = [labels] if len(heads) == 1 else labels.unbind(1)
         correct = sum(_hits(head, column) for head, column in zip(heads, columns, strict=True)) / len(heads)
         chance = sum(1 / head.shape[1] for head in heads) / len(heads)
-        self.total = self.total.plus(Top1(correct, len(labels), chance, all(map(_are_probabilities, heads))))
+        self.merge([self.total, Top1(correct, len(labels), chance, all(map(_are_probabilities, heads)))])
 
     def state(self) -> Top1:
         """Return everything collected on this rank."""
@@ -70,24 +53,26 @@ class TeacherTop1:
 
     def merge(self, states: Sequence[Top1]) -> None:
         """Replace what was collected by the states of all ranks."""
-        self.reset()
-        for state in states:
-            self.total = self.total.plus(Top1(*state))
+        correct, images, chance, are_probabilities = zip(*states, strict=True)
+        self.total = Top1(sum(correct), sum(images), max(chance), all(are_probabilities))
 
     def compute(self) -> dict[str, float]:
         """Compute top-1 in percent."""
-        return {"top1": self.total.percent}
+        return {"top1": 100 * self.total.correct / max(1, self.total.images)}
 
     def score(self) -> TeacherScore | None:
-        """Describe the result; None if no image had labels that fit."""
-        total = self.total
-        if not total.images:
+        """Describe the result; None if no image had labels that fit.
+
+        It only guesses within two standard deviations of chance, unless so few images are there that chance may predict all.
+        """
+        _, images, chance, are_probabilities = self.total
+        if not images:
             return None
-        warning = "its outputs are probabilities; softmax of them is nearly even. Expected logits."
+        percent, most = self.compute()["top1"], 100 * (chance + 2 * sqrt(chance * (1 - chance) / images))
         return TeacherScore(
-            f"top-1 {total.percent:.2f} % of {total.images} validation images",
-            guessing=f"{100 * total.chance:.2f} %" if total.is_chance else "",
-            warning=warning if total.are_probabilities else "",
+            f"top-1 {percent:.2f} % of {images} validation images",
+            guessing=f"{100 * chance:.2f} %" if percent <= most < 100 else "",
+            warning="its outputs are probabilities; softmax of them is nearly even. Expected logits." if are_probabilities else "",
         )
 
 

@@ -285,6 +285,18 @@ def heads_of(values: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [values] if isinstance(values, Tensor) else list(values)
 
 
+def label_columns(gt: Tensor, heads: int) -> list[Tensor]:
+    """List the labels of each head: the columns of (B, heads) int64, or all there is for a single head."""
+    if gt.ndim == 2 and not gt.is_floating_point() and gt.shape[1] == heads:
+        return list(gt.unbind(dim=1))
+    if heads > 1:
+        raise UserError(
+            f"the net has {heads} heads, but the labels of a batch have the shape {tuple(gt.shape)}. "
+            f"Expected (B, {heads}): a list of {heads} labels for every image, and no mixing."
+        )
+    return [gt]
+
+
 def labels_of(class_names: Names | None, num_classes: Sequence[int]) -> list[list[str]]:
     """List the names of each head's classes, or their numbers. Raises ``UserError`` for more or fewer names than classes."""
     if not class_names:

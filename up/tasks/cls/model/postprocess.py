@@ -13,7 +13,7 @@ from up.engine.step import Mean
 from up.errors import UserError
 from up.models.net import read
 from up.registry import Registry
-from up.tasks.cls.model.heads import heads_of
+from up.tasks.cls.model.heads import heads_of, label_columns
 from up.tasks.cls.model.losses import ClassificationLoss, as_soft
 from up.text import count
 from up.types import Record
@@ -119,11 +119,4 @@ def _per_head(gt: Tensor | None, heads: Sequence[Tensor]) -> Sequence[Tensor]:
             "the training data has no labels: the loss needs them. Use a meta_type with labels for "
             "dataset.train; inference_only is for evaluation."
         )
-    if gt.ndim == 2 and not gt.is_floating_point() and gt.shape[1] == len(heads):
-        return gt.unbind(dim=1)
-    if len(heads) > 1:
-        raise UserError(
-            f"the net has {len(heads)} heads, but the labels of a batch have the shape {tuple(gt.shape)}. "
-            f"Expected (B, {len(heads)}): a list of {len(heads)} labels for every image, and no mixing."
-        )
-    return [gt]
+    return label_columns(gt, len(heads))
