@@ -8,9 +8,9 @@ A ``KeyMap`` rewrites the names of one family of files to timm's names, by regul
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import groupby
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -21,6 +21,8 @@ class KeyMap:
 
     - ``mark``: a pattern of a name in every such file; other files are not read by these rules.
     - ``variant``: the variant of our backbone for the weights, if there are two.
+    - ``units``: of networks of inverted residuals, whose files number their layers: a pattern of the stem, of a block, of the
+      last layers. The layers of a unit are ours of the same unit, in order.
     - ``unused``: a pattern of names without a place in our networks, and ``unused_because``, the reason.
     """
 
@@ -28,12 +30,9 @@ class KeyMap:
     rules: Rules = ()
     mark: str = ""
     variant: str | None = None
+    units: str = ""
     unused: str = ""
     unused_because: str = ""
-
-    @cached_property
-    def _compiled(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
 
     def fits(self, keys: Iterable[str]) -> bool:
         """Return whether one of a file's ``keys`` has the mark."""
@@ -43,119 +42,38 @@ class KeyMap:
         """Return whether our networks have no place for the tensor."""
         return bool(self.unused) and re.match(self.unused, key) is not None
 
-    def to_timm(self, key: str) -> str:
-        """Translate a name to timm's."""
-        for pattern, replacement in self._compiled:
-            key = pattern.sub(replacement, key)
-        return key
+    def to_timm(self, keys: Iterable[str], own: Iterable[str]) -> list[str]:
+        """Translate a file's names to timm's; ``own`` are the names of our network, in the order of its layers."""
+        named = list(keys)
+        for pattern, replacement in self.rules:
+            named = [re.sub(pattern, replacement, key) for key in named]
+        if not self.units:
+            return named
+        layers = (layer_of(key) for key in named if re.match(self.units, key))
+        theirs = sorted(layers, key=lambda layer: re.sub(r"\d+", lambda number: number[0].zfill(3), layer))
+        pairs = zip(_grouped(theirs, self.units), _grouped(map(layer_of, own), r"blocks\.\d+\.\d+"), strict=False)
+        ours = dict(pair for unit, own_unit in pairs for pair in zip(unit, own_unit, strict=False))
+        return [f"{ours.get(layer_of(key), layer_of(key))}.{key.rpartition('.')[2]}".lstrip(".") for key in named]
 
 
-def _blocks(depths: Iterable[int]) -> Iterator[tuple[str, str]]:
-    """Number blocks per stage, as timm, instead of over the whole mobile network, as torchvision."""
-    number = 1
-    for stage, depth in enumerate(depths):
-        for block in range(depth):
-            yield rf"^features\.{number}\.(?=conv|block)", f"blocks.{stage}.{block}."
-            number += 1
-    yield rf"^features\.{number}\.", "last."
+def layer_of(key: str) -> str:
+    """Return the module of a tensor."""
+    return key.rpartition(".")[0]
 
 
-# The inside of an inverted residual: first the block without expansion, then all others. Squeeze-excite is optional.
-_INVERTED_RESIDUAL: Rules = (
-    (r"^(blocks\.0\.\d+\.)block\.0\.0\.", r"\1conv_dw."),
-    (r"^(blocks\.0\.\d+\.)block\.0\.1\.", r"\1bn1."),
-    (r"^(blocks\.0\.\d+\.)block\.[12]\.0\.", r"\1conv_pw."),
-    (r"^(blocks\.0\.\d+\.)block\.[12]\.1\.", r"\1bn2."),
-    (r"block\.0\.0\.", "conv_pw."),
-    (r"block\.0\.1\.", "bn1."),
-    (r"block\.1\.0\.", "conv_dw."),
-    (r"block\.1\.1\.", "bn2."),
-    (r"block\.[23]\.0\.", "conv_pwl."),
-    (r"block\.[23]\.1\.", "bn3."),
-    (r"block\.[12]\.fc1\.", "se.conv_reduce."),
-    (r"block\.[12]\.fc2\.", "se.conv_expand."),
-)
-_MOBILE_STEM: Rules = ((r"^features\.0\.0\.", "conv_stem."), (r"^features\.0\.1\.", "bn1."))
-_MOBILE_HEAD: Rules = ((r"^last\.0\.", "conv_head."), (r"^last\.1\.", "bn2."), (r"^classifier\.1\.", "classifier."))
+def _grouped(layers: Iterable[str], unit: str) -> list[list[str]]:
+    """Group neighbouring layers whose names begin with the same unit, or with none."""
+    groups = groupby(dict.fromkeys(layers), lambda layer: found[0] if (found := re.match(unit, layer)) else "")
+    return [list(group) for _, group in groups]
+
+
+_FEATURES = r"features\.\d+(?:\.\d+(?=\.block))?"
+_MOBILE_HEAD: Rules = ((r"^classifier\.[13]\.", "classifier."), (r"^classifier\.0\.", "features.99."))
+_LUKEMELAS = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2")
 _REGNET_LAYERS = ((r"f\.a", "conv1"), (r"f\.b", "conv2"), (r"f\.c", "conv3"), ("proj", "downsample"))
-
-
-def _mobilenet_v3(depths: Sequence[int], inside: Rules) -> Rules:
-    """Translate MobileNetV3 with ``inside``, the rules within blocks; after the blocks come a convolution and pooling."""
-    last = len(depths)
-    return (
-        (rf"^features\.{sum(depths) + 3}\.", "conv_head."),
-        *_MOBILE_STEM,
-        *_blocks(depths),
-        *inside,
-        (r"^last\.0\.", f"blocks.{last}.0.conv."),
-        (r"^last\.1\.", f"blocks.{last}.0.bn1."),
-        (r"^classifier\.0\.", "conv_head."),
-        (r"^classifier\.3\.", "classifier."),
-    )
-
-
 _MERGE_LATER: Rules = tuple((rf"^layers\.{stage}\.downsample\.", f"layers.{stage + 1}.downsample.") for stage in (2, 1, 0))
 _NORMS_OF_STAGES = {"unused": r"norm[0-2]\.", "unused_because": "norms of stages whose features this net does not return"}
-
-# The layers of a block of UP's mobile networks, by their place in its Sequential.
-_UP_EXPANDED = ("conv_pw", "bn1", "", "conv_dw", "bn2")  # activations have no tensors
-_UP_MOBILE_V2 = (*_UP_EXPANDED, "", "conv_pwl", "bn3")
-_UP_MOBILE_V3 = (*_UP_EXPANDED, "se", "", "conv_pwl", "bn3")
-_UP_MOBILE_V3_FIRST = ("conv_dw", "bn1", "", "se", "conv_pw", "bn2")
-
-
-def _sequential(layers: Iterable[str], start: str = "") -> Rules:
-    """Name the layers of a Sequential ``conv`` by position; squeeze-excite has its two layers in ``fc``, at 0 and 2."""
-    found: list[tuple[str, str]] = []
-    for place, layer in enumerate(layers):
-        if layer == "se":
-            inner = ((0, "conv_reduce"), (2, "conv_expand"))
-            found += [(rf"({start})conv\.{place}\.fc\.{half}\.", rf"\1se.{name}.") for half, name in inner]
-        elif layer:
-            found.append((rf"({start})conv\.{place}\.", rf"\1{layer}."))
-    return tuple(found)
-
-
-_UP_V3_INSIDE = (*_sequential(_UP_MOBILE_V3_FIRST, r"^blocks\.0\.0\."), *_sequential(_UP_MOBILE_V3, r"^blocks\.\d+\.\d+\."))
-_V3_LARGE, _V3_SMALL = (1, 2, 3, 4, 2, 3), (1, 2, 3, 2, 3)
-
-
-def _efficientnet(depths: Iterable[int]) -> Rules:
-    """Translate the names of lukemelas' EfficientNet-PyTorch, which numbers blocks over the whole network; those of the first
-    stage do not expand."""
-    numbered = [f"blocks.{stage}.{block}." for stage, depth in enumerate(depths) for block in range(depth)]
-    return (
-        *((rf"^_blocks\.{number}\.", block) for number, block in enumerate(numbered)),
-        (r"^_conv_stem\.", "conv_stem."),
-        (r"^_bn0\.", "bn1."),
-        (r"^_conv_head\.", "conv_head."),
-        (r"^_bn1\.", "bn2."),
-        (r"^_fc\.", "classifier."),
-        (r"\._se_(reduce|expand)\.", r".se.conv_\1."),
-        (r"\._depthwise_conv\.", ".conv_dw."),
-        (r"^(blocks\.0\.\d+\.)_bn1\.", r"\1bn1."),
-        (r"^(blocks\.0\.\d+\.)_project_conv\.", r"\1conv_pw."),
-        (r"^(blocks\.0\.\d+\.)_bn2\.", r"\1bn2."),
-        (r"\._expand_conv\.", ".conv_pw."),
-        (r"\._project_conv\.", ".conv_pwl."),
-        *((rf"\._bn{number}\.", f".bn{number + 1}.") for number in range(3)),
-    )
-
-
-_DEPTHS_OF_EFFICIENTNETS = {
-    "b0": (1, 2, 2, 3, 3, 4, 1),
-    "b1, b2": (2, 3, 3, 4, 4, 5, 2),
-    "b3": (2, 3, 3, 5, 5, 6, 2),
-    "b4": (2, 4, 4, 6, 6, 8, 2),
-    "b5": (3, 5, 5, 7, 7, 9, 3),
-    "b6": (3, 6, 6, 8, 8, 11, 3),
-    "b7": (4, 7, 7, 10, 10, 13, 4),
-}
-_UP_REGNET_LAYERS = (("a", "conv1"), ("b", "conv2"), ("c", "conv3"))
-
 _LAYER0: Rules = ((r"^layer0\.0\.", "conv1."), (r"^layer0\.1\.", "bn1."))
-_BLOCK = r"^features\.\d+\.block\."
 
 KEY_MAPS = (
     # Ours, timm's, and others with the same names: torchvision's ResNets, facebook's DeiT.
@@ -173,25 +91,30 @@ KEY_MAPS = (
         unused=r"(?:conv1|bn1)\.",
         unused_because="another name of the stem in layer0",
     ),
+    KeyMap("UP mobilenetv2", _MOBILE_HEAD, mark=r"^features\.1\.conv\.7\.", variant="up", units=_FEATURES),
+    KeyMap("UP mobilenetv3", _MOBILE_HEAD, mark=r"\.conv\.\d\.fc\.", variant="up", units=_FEATURES),
     KeyMap(
-        "UP mobilenetv2",
-        (*_MOBILE_STEM, *_blocks((1, 2, 3, 4, 3, 3, 1)), *_sequential(_UP_MOBILE_V2, r"^blocks\.\d+\.\d+\."), *_MOBILE_HEAD),
-        mark=r"^features\.1\.conv\.7\.",
+        "UP efficientnet",  # names of lukemelas' EfficientNet-PyTorch, which numbers blocks over the whole network
+        (
+            *((rf"\.{layer}\.", f".block.{place}.") for place, layer in enumerate(_LUKEMELAS)),
+            (r"^_conv_stem\.", "features.0.0."),
+            (r"^_bn0\.", "features.0.1."),
+            (r"^_blocks\.", "features.1."),
+            (r"^_conv_head\.", "features.2.0."),
+            (r"^_bn1\.", "features.2.1."),
+            (r"^_fc\.", "classifier."),
+        ),
+        mark=r"^_blocks\.",
         variant="up",
-    ),
-    KeyMap("UP mobilenetv3 large", _mobilenet_v3(_V3_LARGE, _UP_V3_INSIDE), mark=r"\.conv\.\d\.fc\.", variant="up"),
-    KeyMap("UP mobilenetv3 small", _mobilenet_v3(_V3_SMALL, _UP_V3_INSIDE), mark=r"\.conv\.\d\.fc\.", variant="up"),
-    *(
-        KeyMap(f"UP efficientnet {size}", _efficientnet(depths), mark=r"^_blocks\.", variant="up")
-        for size, depths in _DEPTHS_OF_EFFICIENTNETS.items()
+        units=_FEATURES,
     ),
     KeyMap(
         "UP regnet",
         (
             (r"^(s\d\.b\d+)\.proj\.", r"\1.downsample.conv."),
             (r"^(s\d\.b\d+)\.bn\.", r"\1.downsample.bn."),
-            *((rf"\.f\.{old}\.", f".{new}.conv.") for old, new in _UP_REGNET_LAYERS),
-            *((rf"\.f\.{old}_bn\.", f".{new}.bn.") for old, new in _UP_REGNET_LAYERS),
+            *((rf"\.{old}\.", f".{new}.conv.") for old, new in _REGNET_LAYERS[:3]),
+            *((rf"\.{old}_bn\.", f".{new}.bn.") for old, new in _REGNET_LAYERS[:3]),
             (r"\.f\.se\.f_ex\.0\.", ".se.fc1."),
             (r"\.f\.se\.f_ex\.2\.", ".se.fc2."),
         ),
@@ -218,39 +141,13 @@ KEY_MAPS = (
         mark=r"\.attention\.to_qkv\.",
         variant="up",
     ),
-    KeyMap(
-        "torchvision mobilenet_v2",
-        (
-            *_MOBILE_STEM,
-            *_blocks((1, 2, 3, 4, 3, 3, 1)),
-            (r"^(blocks\.0\.0\.)conv\.0\.0\.", r"\1conv_dw."),
-            (r"^(blocks\.0\.0\.)conv\.0\.1\.", r"\1bn1."),
-            (r"^(blocks\.0\.0\.)conv\.1\.", r"\1conv_pw."),
-            (r"^(blocks\.0\.0\.)conv\.2\.", r"\1bn2."),
-            (r"\.conv\.0\.0\.", ".conv_pw."),
-            (r"\.conv\.0\.1\.", ".bn1."),
-            (r"\.conv\.1\.0\.", ".conv_dw."),
-            (r"\.conv\.1\.1\.", ".bn2."),
-            (r"\.conv\.2\.", ".conv_pwl."),
-            (r"\.conv\.3\.", ".bn3."),
-            *_MOBILE_HEAD,
-        ),
-        mark=r"^features\.1\.conv\.0\.0\.",
-        variant="timm",
-    ),
-    KeyMap("torchvision mobilenet_v3_large", _mobilenet_v3(_V3_LARGE, _INVERTED_RESIDUAL), mark=_BLOCK, variant="timm"),
-    KeyMap("torchvision mobilenet_v3_small", _mobilenet_v3(_V3_SMALL, _INVERTED_RESIDUAL), mark=_BLOCK, variant="timm"),
-    KeyMap(
-        "torchvision efficientnet",
-        (
-            *_MOBILE_STEM,
-            (r"^features\.8\.", "last."),
-            *((rf"^features\.{stage + 1}\.", f"blocks.{stage}.") for stage in range(7)),
-            *_INVERTED_RESIDUAL,
-            *_MOBILE_HEAD,
-        ),
-        mark=r"^features\.1\.0\.block\.",
-        variant="timm",
+    *(
+        KeyMap(f"torchvision {name}", _MOBILE_HEAD, mark=mark, variant="timm", units=_FEATURES)
+        for name, mark in (
+            ("mobilenet_v2", r"^features\.1\.conv\.0\.0\."),
+            ("mobilenet_v3", r"^features\.1\.block\."),
+            ("efficientnet", r"^features\.1\.0\.block\."),
+        )
     ),
     KeyMap(
         "torchvision regnet",
@@ -337,22 +234,20 @@ IMMATERIAL = re.compile(
 )
 
 
-def places(key: str, *, naming: KeyMap, backbone: str, head: str, is_bare: bool) -> list[str]:
-    """List the possible names in a net of the tensor ``key`` of a file, the most likely first.
+def places(key: str, timm_key: str, *, backbone: str, head: str, is_bare: bool) -> list[str]:
+    """List the possible names in a net of the tensor ``key`` of a file, ``timm_key`` by timm's names, the most likely first.
 
     ``backbone`` and ``head`` are the names of those modules with a dot, or empty for a bare network.
     ``is_bare``: the file is of a bare network, and its tensors belong to the backbone or the head.
     """
     if not is_bare and not key.startswith((backbone, head or backbone)):
         return [key]
-    own = not is_bare and key.startswith(backbone)
-    timm_key = naming.to_timm(key.removeprefix(backbone) if own else key)
     found = []
     if classifier := _CLASSIFIER.match(timm_key):
         found += [f"{layer}.{classifier[1]}" for layer in ([f"{head}classifier"] if head else _BARE_CLASSIFIERS)]
     if head and key.startswith(head):
         found.append(timm_key)
-    if own or is_bare:
+    if is_bare or key.startswith(backbone):
         found.append(backbone + timm_key)
     if head:
         found += [head + pattern.sub(layer, timm_key) for pattern, layer in _HEAD_LAYERS if pattern.match(timm_key)]

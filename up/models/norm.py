@@ -139,7 +139,9 @@ def sync_batchnorms(module: nn.Module) -> nn.Module:
         warnings.warn("sync_bn: torch has none on the CPU; every process normalizes by its own batch", stacklevel=2)
         return module
     group_of = cache(_process_group)
-    return _replace(module, lambda norm: hasattr(norm, _SYNC), lambda norm: _synchronized(norm, group_of))
+    return _replace(
+        module, lambda norm: hasattr(norm, _SYNC), lambda norm: convert_sync_batchnorm(norm, group_of(getattr(norm, _SYNC)))
+    )
 
 
 def special_bn_init(module: nn.Module, *, eps: float = 1e-3, momentum: float = 0.03) -> None:
@@ -194,10 +196,6 @@ def _replace(module: nn.Module, is_wanted: Callable[[_BatchNorm], bool], make: C
         if made is not child:
             module.add_module(name, made)
     return module
-
-
-def _synchronized(norm: _BatchNorm, group_of: Callable[[int], dist.ProcessGroup | None]) -> nn.Module:
-    return cast("nn.Module", convert_sync_batchnorm(norm, group_of(getattr(norm, _SYNC))))
 
 
 def _process_group(size: int) -> dist.ProcessGroup | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from up.models.adapter import Backbone, Variant
-from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, places
+from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, layer_of, places
 from up.models.net import Net
 from up.models.patterns import any_of, parents_of, require_matches
 from up.models.resample import resampled
@@ -123,110 +123,82 @@ def load_weights(
     teachers, export). Position embeddings are interpolated. Losses without parameters keep their own buffers. Raises
     ``WeightsError`` with a fix for any other mismatch, and leaves ``net`` untouched then.
     """
-    bare = unwrap(net)
-    tensors = weights.tensors(prefer_ema=prefer_ema)
-    target = _Target.of(bare)
-    naming, found = _best_naming(weights.source, tensors, target)
-    theirs = weights.variant or naming.variant
-    if theirs and target.variant and theirs != target.variant:  # some would load and compute other features
-        what = f"has weights of the backbone's variant: {theirs}, and the net was built with variant: {target.variant}. "
-        raise WeightsError(f"{what}Set variant: {theirs} in the backbone's kwargs.", file=weights.source)
-    filling = _Filling(bare, LoadReport(weights.source, naming.name, averaged=prefer_ema and bool(weights.ema)), skip, heads or {})
-    filling.compare_classes(weights.class_names, class_names)
-    filling.sort_out({name: tensors[key] for name, key in found.items() if not naming.leaves_out(target.stripped(key))})
-    filling.require_no_problem(target.variant)
-    filling.note_names(naming, found, list(tensors), target)
-    if weights.variant is None and naming is KEY_MAPS[0] and target.variant == "up" and target.is_bare(tensors):
-        note = "its names are timm's: if the file is timm's or torchvision's, set variant: timm in the backbone's kwargs"
-        filling.report.notes.append(note)
-    full_names = {clean_key(key): key for key in bare.state_dict()}  # modules compiled in place have a prefix
-    result = bare.load_state_dict({full_names[name]: tensor for name, tensor in filling.chosen.items()}, strict=False)
-    assert not result.unexpected_keys, result.unexpected_keys
-    return filling.report
+    loading = _Loading(unwrap(net), weights, prefer_ema, heads or {})
+    loading.require_variant()
+    loading.compare_classes(class_names)
+    loading.sort_out(skip)
+    loading.require_no_problem()
+    loading.copy()
+    return loading.report
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Names and shapes of a net, for the search for a naming."""
+class _Loading:
+    """Match the tensors of a file with those of a net, and sort them into those to load and the groups of a report."""
 
-    shapes: Mapping[str, tuple[int, ...]]
-    backbone: str  # with a dot; empty for a network without a module of this name
-    head: str
-    variant: Variant | None
-
-    @staticmethod
-    def of(net: nn.Module) -> _Target:
+    def __init__(self, net: nn.Module, weights: Weights, prefer_ema: bool, heads: Mapping[str, str]) -> None:
         children = dict(net.named_children())
-        shapes = {clean_key(key): tuple(tensor.shape) for key, tensor in net.state_dict().items()}
-        is_net = "backbone" in children
-        return _Target(shapes, "backbone." if is_net else "", "head." if is_net and "head" in children else "", variant_of(net))
-
-    def stripped(self, key: str) -> str:
-        """Remove the name of the backbone from a file's key, for key maps."""
-        return key.removeprefix(self.backbone)
-
-    def is_bare(self, keys: Iterable[str]) -> bool:
-        """Return whether the file has a bare network, not a net of named modules."""
-        return not self.backbone or not any(key.startswith(self.backbone) for key in keys)
-
-    def names(self, keys: Iterable[str], naming: KeyMap) -> list[str]:
-        """Translate a file's ``keys`` to names in the net; to the most likely name if the net has none of the candidates."""
-        keys = list(keys)
-        is_bare = self.is_bare(keys)
-        named = []
-        for key in keys:
-            candidates = places(key, naming=naming, backbone=self.backbone, head=self.head, is_bare=is_bare)
-            named.append(next((name for name in candidates if name in self.shapes), candidates[0]))
-        return named
-
-
-def _best_naming(source: str, tensors: Mapping[str, Tensor], target: _Target) -> tuple[KeyMap, dict[str, str]]:
-    """Find the naming under which most tensors fit, and with it the file's key for every name in the net."""
-
-    def hits(naming: KeyMap) -> int:
-        wanted = (target.shapes.get(name) for name in target.names(tensors, naming))
-        pairs = zip(wanted, tensors.values(), strict=True)
-        return sum(shape is not None and _squeezed(shape) == _squeezed(tensor.shape) for shape, tensor in pairs)
-
-    stripped = [target.stripped(key) for key in tensors]
-    namings = [naming for naming in KEY_MAPS if naming.fits(stripped)]
-    scores = [hits(naming) for naming in namings]
-    best = max(scores)
-    if best == 0:
-        raise WeightsError(
-            f"none of its {count(len(tensors), 'tensor')} fits this net: the file has {some_of(tensors, 3)}; "
-            f"the net has {some_of(target.shapes, 3)}. Expected weights of the same architecture.",
-            file=source,
-        )
-    naming = namings[scores.index(best)]
-    found: dict[str, str] = {}
-    for name, (key, tensor) in zip(target.names(tensors, naming), tensors.items(), strict=True):
-        if name in found and not naming.leaves_out(target.stripped(found[name])):
-            if not naming.leaves_out(target.stripped(key)) and not torch.equal(tensors[found[name]], tensor):
-                raise WeightsError(f"{found[name]} and {key} are both {name} but differ. Expected one of them.", file=source)
-            continue
-        found[name] = key
-    return naming, found
-
-
-class _Filling:
-    """Sort the tensors of a file into those to load and the groups of a report."""
-
-    def __init__(self, net: nn.Module, report: LoadReport, skip: Sequence[str], heads: Mapping[str, str]) -> None:
         self.net = net
-        self.report = report
+        self.own = {clean_key(key): tensor for key, tensor in net.state_dict().items()}
+        self.variant = variant_of(net)
+        self.weights = weights
+        self.tensors = weights.tensors(prefer_ema=prefer_ema)
         self.chosen: dict[str, Tensor] = {}
-        self._own = {clean_key(key): tensor for key, tensor in net.state_dict().items()}
-        self._skip = skip
+        self._backbone = "backbone." if "backbone" in children else ""  # empty for a network without named modules
+        self._head = "head." if self._backbone and "head" in children else ""
+        self._is_bare = not any(key.startswith(self._backbone or "\0") for key in self.tensors)  # no net of named modules
         self._heads = heads
         self._other_classes = False
         self._renewed: set[str] = set()
         # Losses and post-processing have counters at most, which files of weights lack.
-        children = dict(net.named_children()) if isinstance(net, Net) else {}
-        self._counting = tuple(f"{name}." for name, child in children.items() if not any(True for _ in child.parameters()))
+        modules = children if isinstance(net, Net) else {}
+        self._counting = tuple(f"{name}." for name, child in modules.items() if not any(True for _ in child.parameters()))
+        self.naming, self._names = self._best_naming()
+        self.report = LoadReport(weights.source, self.naming.name, averaged=prefer_ema and bool(weights.ema))
 
-    def compare_classes(self, theirs: Sequence[object] | None, ours: Sequence[object] | None) -> None:
+    def _best_naming(self) -> tuple[KeyMap, list[str]]:
+        """Find the naming under which most tensors fit, and with it the name in the net of every tensor of the file."""
+        stripped = [self._stripped(key) for key in self.tensors]
+        shapes = [_squeezed(tensor.shape) for tensor in self.tensors.values()]
+        best: tuple[int, KeyMap, list[str]] = (0, KEY_MAPS[0], [])
+        for naming in (naming for naming in KEY_MAPS if naming.fits(stripped)):
+            names = self._named(naming, stripped)
+            pairs = zip(names, shapes, strict=True)
+            hits = sum(name in self.own and _squeezed(self.own[name].shape) == shape for name, shape in pairs)
+            best = max(best, (hits, naming, names), key=lambda each: each[0])  # the first of equally good ones
+        if best[0] == 0:
+            raise WeightsError(
+                f"none of its {count(len(self.tensors), 'tensor')} fits this net: the file has {some_of(self.tensors, 3)}; "
+                f"the net has {some_of(self.own, 3)}. Expected weights of the same architecture.",
+                file=self.weights.source,
+            )
+        return best[1:]
+
+    def _named(self, naming: KeyMap, stripped: Sequence[str]) -> list[str]:
+        """Translate the file's names to names in the net; to the most likely name if the net has none of the candidates."""
+        own = (name.removeprefix(self._backbone) for name in self.own if name.startswith(self._backbone))
+        named = []
+        for key, timm_key in zip(self.tensors, naming.to_timm(stripped, own), strict=True):
+            candidates = places(key, timm_key, backbone=self._backbone, head=self._head, is_bare=self._is_bare)
+            named.append(next((name for name in candidates if name in self.own), candidates[0]))
+        return named
+
+    def _stripped(self, key: str) -> str:
+        """Remove the name of the backbone from a file's key, for key maps."""
+        return key.removeprefix(self._backbone)
+
+    def require_variant(self) -> None:
+        """Raise ``WeightsError`` for weights of the other variant: some would load and compute other features."""
+        theirs = self.weights.variant or self.naming.variant
+        if theirs and self.variant and theirs != self.variant:
+            what = f"has weights of the backbone's variant: {theirs}, and the net was built with variant: {self.variant}. "
+            raise WeightsError(f"{what}Set variant: {theirs} in the backbone's kwargs.", file=self.weights.source)
+        if self.weights.variant is None and self.naming is KEY_MAPS[0] and self.variant == "up" and self._is_bare:
+            note = "its names are timm's: if the file is timm's or torchvision's, set variant: timm in the backbone's kwargs"
+            self.report.notes.append(note)
+
+    def compare_classes(self, ours: Sequence[object] | None) -> None:
         """Note other class names; another number of classes starts the heads afresh."""
+        theirs = self.weights.class_names
         if theirs is None or ours is None or list(theirs) == list(ours):
             return
         note = f"its {len(theirs)} classes ({some_of(theirs, 3)}) are not this net's {len(ours)} ({some_of(ours, 3)})"
@@ -235,21 +207,38 @@ class _Filling:
             note += f"; the head was loaded all the same. To start it afresh: saver: {{skip: [{some_of(self._heads)}]}}"
         self.report.notes.append(note)
 
-    def sort_out(self, named: Mapping[str, Tensor]) -> None:
-        """Sort every tensor of the file and of the net."""
-        require_matches(self._skip, [*named, *self._own], key=SKIP_KEY)
-        skips = any_of(self._skip, key=SKIP_KEY)
-        report = self.report
-        report.skipped = [name for name in {**self._own, **named} if skips(name)]
+    def sort_out(self, skip: Sequence[str]) -> None:
+        """Sort every tensor of the file and of the net; ``skip`` are the patterns of those to leave as built."""
+        report, found = self.report, self._keys_by_name()
+        named = {name: self.tensors[key] for name, key in found.items()}
+        require_matches(skip, [*named, *self.own], key=SKIP_KEY)
+        skips = any_of(skip, key=SKIP_KEY)
+        report.skipped = [name for name in {**self.own, **named} if skips(name)]
         named = {name: tensor for name, tensor in named.items() if not skips(name)}
-        report.missing = [name for name in self._own if name not in named and not skips(name) and not IMMATERIAL.search(name)]
-        report.unexpected = [name for name in named if name not in self._own and not IMMATERIAL.search(name)]
+        report.missing = [name for name in self.own if name not in named and not skips(name) and not IMMATERIAL.search(name)]
+        report.unexpected = [name for name in named if name not in self.own and not IMMATERIAL.search(name)]
         for name, tensor in named.items():
-            if name in self._own:
+            if name in self.own:
                 self._fit(name, tensor)
         self._renew_heads()
+        report.renamed = sum(found[name] != name for name in report.loaded)
+        report.is_of_up = not self._is_bare and self.naming is not KEY_MAPS[0]
 
-    def require_no_problem(self, variant: Variant | None = None) -> None:
+    def _keys_by_name(self) -> dict[str, str]:
+        """Map names in the net to the file's; two of one meaning must have equal values."""
+        found: dict[str, str] = {}
+        unused = [key for key in self.tensors if self.naming.leaves_out(self._stripped(key))]
+        for name, key in zip(self._names, self.tensors, strict=True):
+            if key in unused:
+                continue
+            other = found.setdefault(name, key)
+            if other != key and not torch.equal(self.tensors[other], self.tensors[key]):
+                raise WeightsError(f"{other} and {key} are both {name} but differ. Expected one of them.", file=self.report.source)
+        if unused:
+            self.report.notes.append(f"left out, {self.naming.unused_because}: {some_of(unused)}")
+        return found
+
+    def require_no_problem(self) -> None:
         """Raise ``WeightsError`` for mismatches outside new heads and losses."""
         report = self.report
         groups = {
@@ -263,9 +252,11 @@ class _Filling:
             return
         listed = "; ".join(f"{what} ({len(group)}): {some_of(group.values())}" for what, group in groups.items() if group)
         doubt = "Is it another architecture? " if 2 * len(problems) > len(self.chosen) else ""
-        if variant:
-            other = "timm" if variant == "up" else "up"
-            doubt += f"The backbone was built with variant: {variant}; for weights of {other} set variant: {other} in its kwargs. "
+        if self.variant:
+            other = "timm" if self.variant == "up" else "up"
+            doubt += (
+                f"The backbone was built with variant: {self.variant}; for weights of {other} set variant: {other} in its kwargs. "
+            )
         fix = f"To leave them out: saver: {{skip: [{', '.join(_prefixes(problems, self.chosen))}]}}"
         raise WeightsError(
             f"{count(len(problems), 'tensor')} cannot be loaded: {listed}. "
@@ -273,20 +264,18 @@ class _Filling:
             file=report.source,
         )
 
+    def copy(self) -> None:
+        """Load the chosen tensors."""
+        full_names = {clean_key(key): key for key in self.net.state_dict()}  # modules compiled in place have a prefix
+        result = self.net.load_state_dict({full_names[name]: tensor for name, tensor in self.chosen.items()}, strict=False)
+        assert not result.unexpected_keys, result.unexpected_keys
+
     def _matters(self, name: str) -> bool:
         return not (self._is_new(name) or name.startswith(self._counting))
 
-    def note_names(self, naming: KeyMap, found: Mapping[str, str], keys: Sequence[str], target: _Target) -> None:
-        """Report how the ``keys`` of a file were translated; ``found`` has the key of every name in the net."""
-        report = self.report
-        report.renamed = sum(found[name] != name for name in report.loaded)
-        report.is_of_up = not target.is_bare(keys) and naming is not KEY_MAPS[0]
-        if unused := [key for key in keys if naming.leaves_out(target.stripped(key))]:
-            report.notes.append(f"left out, {naming.unused_because}: {some_of(unused)}")
-
     def _fit(self, name: str, tensor: Tensor) -> None:
         """Choose a tensor; a linear layer is a 1x1 convolution, a scale (C, 1, 1) is (C,)."""
-        own = self._own[name]
+        own = self.own[name]
         if _squeezed(tensor.shape) == _squeezed(own.shape):
             fitting: Tensor | None = tensor.reshape(own.shape)
         else:
@@ -302,7 +291,7 @@ class _Filling:
         report = self.report
         for head, layer in self._heads.items():
             self._renewed |= self._layers_to_renew(f"{head}.", f"{head}.{layer}." if layer else None)
-        report.reinitialised = [name for name in self._own if self._is_new(name) and name not in report.skipped]
+        report.reinitialised = [name for name in self.own if self._is_new(name) and name not in report.skipped]
         report.loaded = [name for name in report.loaded if not self._is_new(name)]
         report.missing = [name for name in report.missing if not self._is_new(name)]
         self.chosen = {name: tensor for name, tensor in self.chosen.items() if not self._is_new(name)}
@@ -310,31 +299,26 @@ class _Filling:
     def _layers_to_renew(self, head: str, classes: str | None) -> set[str]:
         """List the layers of a head that start afresh; ``classes`` is the prefix of its layer of one output per class."""
         report = self.report
-        own = [name for name in self._own if name.startswith(head)]
+        own = [name for name in self.own if name.startswith(head)]
         classifier = [name for name in own if classes and name.startswith(classes)]
         foreign = [name for name in report.unexpected if classes and name.startswith(classes)]
-        layers = {_layer(item.name) for item in report.misshaped if item.name.startswith(head)}
+        layers = {layer_of(item.name) for item in report.misshaped if item.name.startswith(head)}
         if not any(name in self.chosen for name in own):  # a file of a backbone alone, or with a head that fits nowhere
-            layers |= {_layer(name) for name in (*own, *foreign)}
+            layers |= {layer_of(name) for name in (*own, *foreign)}
         if foreign or any(name in report.missing for name in classifier):  # one classifier there, several here
-            layers |= {_layer(name) for name in (*classifier, *foreign)}
+            layers |= {layer_of(name) for name in (*classifier, *foreign)}
         if self._other_classes:
-            layers |= {_layer(name) for name in classifier or own}
+            layers |= {layer_of(name) for name in classifier or own}
         return layers
 
     def _is_new(self, name: str) -> bool:
-        return _layer(name) in self._renewed
+        return layer_of(name) in self._renewed
 
 
 def _numbers(class_names: Sequence[object]) -> list[int]:
     """Count the classes of a single head, or of each of several."""
     heads = [len(names) for names in class_names if isinstance(names, list | tuple)]
     return heads if len(heads) == len(class_names) else [len(class_names)]
-
-
-def _layer(name: str) -> str:
-    """Return the module of a tensor."""
-    return name.rpartition(".")[0]
 
 
 def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:

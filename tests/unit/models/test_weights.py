@@ -275,12 +275,12 @@ FAMILIES = {
     "mobilenet_v3_large": (
         lambda: torchvision.models.mobilenet_v3_large(),
         lambda: timm.create_model("mobilenetv3_large_100"),
-        "torchvision mobilenet_v3_large",
+        "torchvision mobilenet_v3",
     ),
     "mobilenet_v3_small": (
         lambda: torchvision.models.mobilenet_v3_small(),
         lambda: timm.create_model("mobilenetv3_small_100"),
-        "torchvision mobilenet_v3_small",
+        "torchvision mobilenet_v3",
     ),
     "efficientnet": (
         lambda: torchvision.models.efficientnet_b0(),
