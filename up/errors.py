@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict, TypeVar
 
 from up.text import Verbatim, shown
 from up.types import Kwargs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ class Problem:
         return cls(**{**fields, "got": None if got is None else Verbatim(got)})
 
 
+class Fields(TypedDict, total=False):
+    """The fields of a ``Problem`` other than its place."""
+
+    key: str
+    got: object
+    expected: str | None
+    fix: str
+    about_key: bool
+
+
 EndingT = TypeVar("EndingT", bound="Ending")
 
 
@@ -77,21 +90,9 @@ class Ending(Exception):
     known_to_all = False
     """Whether every rank raises it in the same words, so that one rank prints them."""
 
-    def __init__(
-        self,
-        what: str = "",
-        *,
-        got: object = None,
-        expected: str | None = None,
-        key: str = "",
-        file: str | Path = "",
-        line: int | None = None,
-        fix: str = "",
-    ) -> None:
+    def __init__(self, what: str = "", *, file: str | Path = "", line: int | None = None, **fields: Unpack[Fields]) -> None:
         super().__init__(what)
-        self.problems: tuple[Problem, ...] = (
-            Problem(what, got=got, expected=expected, key=key, file=str(file), line=line, fix=fix),
-        )
+        self.problems: tuple[Problem, ...] = (Problem(what, file=str(file), line=line, **fields),)
 
     @classmethod
     def of(cls: type[EndingT], problems: Iterable[Problem]) -> EndingT:

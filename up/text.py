@@ -70,6 +70,11 @@ class Verbatim(str):
     """Text that messages show unchanged; other text is shown in quotes."""
 
 
+def shortened(text: str, limit: int = 60) -> str:
+    """Cut ``text`` to ``limit`` characters, the last an ellipsis."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def shown(value: object, limit: int = 60) -> str:
     """Write ``value`` as YAML does; of large values, the shape."""
     if isinstance(value, Verbatim):
@@ -84,7 +89,7 @@ def shown(value: object, limit: int = 60) -> str:
             text = f"[{', '.join(shown(item) for item in value)}]"
     else:
         text = _scalar(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return shortened(text, limit)
 
 
 def _scalar(value: object) -> str:

@@ -20,9 +20,8 @@ from PIL import Image
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from up.__main__ import main
-from up.config.mark import Mark
 from up.config.nodes import load_nodes, parse_nodes
-from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode
+from up.config.tree import MappingNode, Mark, Node, ScalarNode, SequenceNode
 from up.errors import ConfigError
 from up.schema import sections
 from up.schema.legacy.hoist import to_documented_form

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from up.build.data import input_spec_of
 from up.build.dry_run import dry_run, placing_modules, traceless
@@ -23,7 +25,7 @@ from up.data.records import Batch, Dataset, Sample, SampleKey
 from up.deploy.onnx import export_graph
 from up.engine.evaluate import EVALUATOR_CONTRACT, Evaluation, Evaluator, evaluation_mode
 from up.engine.step import BatchStage, StepOutput
-from up.errors import UserError
+from up.errors import Fields, UserError
 from up.models.net import Net
 from up.tasks.declaration import error_at, is_ours, served_by
 from up.tasks.experiment import Experiment
@@ -34,6 +36,14 @@ from up.text import count, some_of
 _IMAGES = 4
 _TOLERANCE = 1e-4
 _LIBRARIES = ("torch", "timm", "torchvision")
+
+
+def _error(owner: object, member: str, what: str, **fields: Unpack[Fields]) -> UserError:
+    """Make an error of a plug-in's object, at the line of its ``member``, or of its class if it inherits the member from us."""
+    kind = type(owner)
+    code = getattr(kind, member, kind)
+    code = kind if getattr(code, "__module__", "up").partition(".")[0] == "up" else code
+    return error_at(code, f"{called(kind)}{'.' if member[:1].isalpha() else ''}{member}{what}", **fields)
 
 
 def check_and_dry_run(experiment: Experiment, parts: RunParts) -> None:
@@ -73,25 +83,21 @@ def check_data(data: Dataset) -> list[Sample]:
     for key, sample in zip(reversed(keys), reversed(samples), strict=True):
         different = _difference(sample, data[key])
         if different is not None:
-            raise error_at(
-                type(data).__getitem__ if not is_ours(data) and "__getitem__" in vars(type(data)) else type(data),
-                f"{called(type(data))}[{key}] gives another {different!r} when it is read again",
-                fix="Draw all randomness after seeding with key.seed(...), and keep nothing between samples.",
-            )
+            fix = "Draw all randomness after seeding with key.seed(...), and keep nothing between samples."
+            raise _error(data, "__getitem__", f"[{key}] gives another {different!r} when it is read again", fix=fix)
     return samples
 
 
 def _check_sample(data: Dataset, sample: object) -> None:
-    name = called(type(data))
     if not isinstance(sample, dict):
-        raise error_at(type(data), f"{name}[key] is a {type(sample).__name__}", expected="a Sample(image=…, filename=…, …)")
+        raise _error(data, "[key]", f" is a {type(sample).__name__}", expected="a Sample(image=…, filename=…, …)")
     for field in ("image", "filename"):
         if field not in sample:
-            raise error_at(type(data), f"{name}[key] has no {field!r}, only {some_of(sample)}", fix="Add it to the Sample.")
+            raise _error(data, "[key]", f" has no {field!r}, only {some_of(sample)}", fix="Add it to the Sample.")
     image = sample["image"]
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] > 4:
         got = f"{str(image.dtype)} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise error_at(type(data), f"{name}[key].image is {got}", expected="a tensor (3, H, W), uint8 or float")
+        raise _error(data, "[key]", f".image is {got}", expected="a tensor (3, H, W), uint8 or float")
 
 
 def _difference(one: object, other: object) -> str | None:
@@ -107,48 +113,42 @@ def _difference(one: object, other: object) -> str | None:
 
 def check_collate(task: AnyTask, samples: Sequence[Sample]) -> Batch:
     """Collate ``samples`` into a batch. Raises ``UserError`` unless each entry has one value per sample."""
-    code, name = _own(task, "collate"), f"{called(type(task))}.collate"
     try:
         batch = task.collate(samples)
     except UserError as error:
         of_several_sizes = len({sample["image"].shape for sample in samples}) > 1
         fix = "Or return collate(samples, one_size=False), and pad the images in the net." if of_several_sizes else ""
-        raise error_at(code, f"{name}: {error}", fix=fix) from error
+        raise _error(task, "collate", f": {error}", fix=fix) from error
     if not isinstance(batch, Batch):
-        raise error_at(code, f"{name} returned a {type(batch).__name__}", expected="a Batch", fix="Write Batch(image=…, …).")
+        got = f" returned a {type(batch).__name__}"
+        raise _error(task, "collate", got, expected="a Batch", fix="Write Batch(image=…, …).")
     for field in ("image", "filename"):
         if field not in batch:
-            raise error_at(code, f"{name} returned a batch without {field!r}, only {some_of(batch)}")
+            raise _error(task, "collate", f" returned a batch without {field!r}, only {some_of(batch)}")
     for field, value in batch.items():
         if not isinstance(value, Tensor | list) or (isinstance(value, Tensor) and not value.ndim) or len(value) != len(samples):
             got = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             expected = f"a tensor or a list of {len(samples)}, one for each sample"
-            raise error_at(code, f"{name}: {field!r} of a batch is {got}", expected=expected)
+            raise _error(task, "collate", f": {field!r} of a batch is {got}", expected=expected)
     return batch
-
-
-def _own(task: AnyTask, member: str) -> object:
-    """Return the member if the task itself defines it, else its class."""
-    return vars(type(task)).get(member, type(task))
 
 
 def check_example(task: AnyTask, net: Net, spec: InputSpec, batch: Batch) -> None:
     """Raise ``UserError`` for a batch of noise of another form than ``batch``, a prepared one of the data."""
     if not isinstance(spec, InputSpec):
-        raise error_at(type(task).input_spec, f"{called(type(task))}.input_spec returned {spec!r}", expected="an InputSpec or None")
-    code, name = type(task).example, f"{called(type(task))}.example"
+        raise _error(task, "input_spec", f" returned {spec!r}", expected="an InputSpec or None")
     made = task.example(net, spec.size, 2)
     missing = [field for field in batch if field not in made and field not in ("index", "seed", "bad")]
     if missing:
-        raise error_at(code, f"{name} makes a batch without {missing[0]!r}, which batches of the data have")
+        raise _error(task, "example", f" makes a batch without {missing[0]!r}, which batches of the data have")
     if tuple(made["image"].shape[-2:]) != tuple(spec.size) or len(made["image"]) != 2:
         expected = f"(2, 3, {spec.size[0]}, {spec.size[1]})"
-        raise error_at(code, f"{name}: image is {tuple(made['image'].shape)}", expected=expected)
+        raise _error(task, "example", f": image is {tuple(made['image'].shape)}", expected=expected)
     for field, value in batch.items():
         noise = made.get(field)
         if isinstance(value, Tensor) and isinstance(noise, Tensor) and (value.dtype, value.ndim) != (noise.dtype, noise.ndim):
             expected = f"{value.dtype} of {value.ndim} dimensions, as in the data"
-            raise error_at(code, f"{name}: {field!r} is {noise.dtype} of {noise.ndim} dimensions", expected=expected)
+            raise _error(task, "example", f": {field!r} is {noise.dtype} of {noise.ndim} dimensions", expected=expected)
     with _without_statistics(net):  # an error is one of the plug-in's code; several ranks would meet it after they joined
         task.loss(net, to_device(made, batch["image"][0].device))
 
@@ -164,28 +164,24 @@ def check_loss(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sam
         return
     whole, mean = float(output.loss), sum(float(part.loss) * weight for part, weight in parts) / total
     if not abs(whole - mean) <= _TOLERANCE * max(1.0, abs(whole)):
-        raise error_at(
-            _own(task, "loss"),
-            f"{called(type(task))}.loss: the loss of {len(samples)} images is {whole:.6g}, the weighted mean of its halves "
-            f"{mean:.6g}: two ranks would not train as one",
-            fix="Take the mean over what StepOutput.weight counts (None: images), or set loss_is_mean = False.",
-        )
+        what = f": the loss of {len(samples)} images is {whole:.6g}, the weighted mean of its halves {mean:.6g}"
+        fix = "Take the mean over what StepOutput.weight counts (None: images), or set loss_is_mean = False."
+        raise _error(task, "loss", f"{what}: two ranks would not train as one", fix=fix)
 
 
 def _loss_of(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sample]) -> tuple[StepOutput, float]:
     """Compute the loss of a batch and its weight. Raises ``UserError`` for anything but finite numbers."""
-    code, name = _own(task, "loss"), f"{called(type(task))}.loss"
     output = task.loss(net, stage(task.collate(samples)))
     if not isinstance(output, StepOutput):
-        raise error_at(code, f"{name} returned a {type(output).__name__}", expected="a StepOutput")
+        raise _error(task, "loss", f" returned a {type(output).__name__}", expected="a StepOutput")
     if not isinstance(output.loss, Tensor) or output.loss.ndim or not output.loss.is_floating_point():
-        raise error_at(code, f"{name}: the loss is not a scalar tensor", got=output.loss, fix="Write loss.mean().")
+        raise _error(task, "loss", ": the loss is not a scalar tensor", got=output.loss, fix="Write loss.mean().")
     if not output.loss.isfinite():
-        what = f"{name}: the loss of {count(len(samples), 'image')} is {float(output.loss)}"
-        raise error_at(code, what, expected="a finite number, also for images without a target")
+        what = f": the loss of {count(len(samples), 'image')} is {float(output.loss)}"
+        raise _error(task, "loss", what, expected="a finite number, also for images without a target")
     weight = float(len(samples) if output.weight is None else output.weight)
     if weight < 0:
-        raise error_at(code, f"{name}: the weight is {weight:g}", expected="0 or more")
+        raise _error(task, "loss", f": the weight is {weight:g}", expected="0 or more")
     return output, weight
 
 
@@ -211,12 +207,11 @@ def _without_statistics(net: nn.Module) -> Iterator[None]:
 def check_evaluator(task: AnyTask, net: Net, evaluation: Evaluation, samples: Sequence[Sample]) -> None:
     """Raise ``UserError`` unless two ranks with half of the images each measure what one measures that has all."""
     evaluator = evaluation.make_evaluator()
-    kind = type(evaluator)
     problem = EVALUATOR_CONTRACT.object_problem(evaluator)
     if problem is not None:
-        raise error_at(kind, problem.what, got=problem.got, expected=problem.expected, fix=problem.fix)
+        raise error_at(type(evaluator), problem.what, got=problem.got, expected=problem.expected, fix=problem.fix)
     if not isinstance(getattr(evaluator, "main_metric", None), str):
-        raise error_at(kind, f"{called(kind)}.main_metric", expected="the name of the metric that chooses the best checkpoint")
+        raise _error(evaluator, "main_metric", "", expected="the name of the metric that chooses the best checkpoint")
     halves = [part for part in (samples[: len(samples) // 2], samples[len(samples) // 2 :]) if part]
     batches = []
     with evaluation_mode(net):
@@ -225,10 +220,8 @@ def check_evaluator(task: AnyTask, net: Net, evaluation: Evaluation, samples: Se
             batches.append((net(prepared), prepared))
     alone = _metrics(evaluator, batches)
     if evaluator.main_metric not in alone:
-        what = (
-            f"{called(kind)}.main_metric: got {evaluator.main_metric!r}, expected a name that compute() returns: {some_of(alone)}"
-        )
-        raise error_at(kind, what)
+        expected = f"a name that compute() returns: {some_of(alone)}"
+        raise _error(evaluator, "main_metric", "", got=evaluator.main_metric, expected=expected)
     states = []
     for outputs, batch in batches:
         rank = evaluation.make_evaluator()
@@ -237,46 +230,38 @@ def check_evaluator(task: AnyTask, net: Net, evaluation: Evaluation, samples: Se
     merged = evaluation.make_evaluator()
     merged.merge(states)
     for name, value in merged.compute().items():
-        if not abs(value - alone[name]) <= _TOLERANCE * max(1.0, abs(alone[name])) and not (
-            value != value and alone[name] != alone[name]
+        if not math.isclose(value, alone[name], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) and not (
+            math.isnan(value) and math.isnan(alone[name])
         ):
-            raise error_at(
-                kind.merge,
-                f"{called(kind)}: {name} is {alone[name]:.6g} on one rank and {value:.6g} on two that merge their states",
-                fix="Let state() hold sums and counts, and merge() add those of all ranks.",
-            )
+            what = f": {name} is {alone[name]:.6g} on one rank and {value:.6g} on two that merge their states"
+            raise _error(evaluator, "merge", what, fix="Let state() hold sums and counts, and merge() add those of all ranks.")
 
 
 def _metrics(evaluator: Evaluator, batches: Sequence[tuple[Mapping[str, object], Batch]]) -> dict[str, float]:
-    kind = type(evaluator)
     for outputs, batch in batches:
         evaluator.update(outputs, batch)
     evaluator.merge([_travelled(evaluator)])
     metrics = evaluator.compute()
     if not isinstance(metrics, Mapping):
-        raise error_at(
-            kind.compute, f"{called(kind)}.compute returned a {type(metrics).__name__}", expected="a dict of numbers by name"
-        )
+        raise _error(evaluator, "compute", f" returned a {type(metrics).__name__}", expected="a dict of numbers by name")
     for name, value in metrics.items():
         if not isinstance(value, Real):
-            what = f"{called(kind)}.compute: {name!r} is a {type(value).__name__}"
-            raise error_at(kind.compute, what, expected="a number", fix="Write float(...).")
+            got = f": {name!r} is a {type(value).__name__}"
+            raise _error(evaluator, "compute", got, expected="a number", fix="Write float(...).")
     return dict(metrics)
 
 
 def _travelled(evaluator: Evaluator) -> object:
     """Pickle and unpickle a state, as sending it to another rank does."""
-    kind = type(evaluator)
     try:
         return pickle.loads(pickle.dumps(copy.deepcopy(evaluator.state())))
     except Exception as error:  # whatever the state holds
-        what = f"{called(kind)}.state cannot be sent to other ranks ({error})"
-        raise error_at(kind.state, what, fix="Return numbers, arrays and lists.") from error
+        what = f" cannot be sent to other ranks ({error})"
+        raise _error(evaluator, "state", what, fix="Return numbers, arrays and lists.") from error
 
 
 def check_served(task: AnyTask, net: Net, class_names: list[str] | None, evaluation: Evaluation, samples: Sequence[Sample]) -> None:
     """Raise ``UserError`` unless what ``serve`` returns fits together, and the evaluator reads what its answer makes of images."""
-    code, name = type(task).serve, f"{called(type(task))}.serve"
     batch = evaluation.stage(task.collate(samples))
     if not isinstance(batch.image, Tensor):
         return
@@ -285,19 +270,19 @@ def check_served(task: AnyTask, net: Net, class_names: list[str] | None, evaluat
         try:
             found = served.module(batch.image)
         except UserError as error:
-            raise error_at(code, f"{name}: {error}") from error
+            raise _error(task, "serve", f": {error}") from error
     tensors = [found] if isinstance(found, Tensor) else found
     if not isinstance(tensors, list | tuple) or [type(each) for each in tensors] != [Tensor] * len(served.outputs):
         got = ", ".join(type(each).__name__ for each in tensors) if isinstance(tensors, list | tuple) else type(found).__name__
         expected = f"{count(len(served.outputs), 'tensor')}, one for each of `outputs`"
-        raise error_at(code, f"{name}: the module returned {got}", expected=expected)
+        raise _error(task, "serve", f": the module returned {got}", expected=expected)
     for output, tensor in zip(served.outputs, tensors, strict=True):
         if len(tensor) != len(batch.image) or not axes_fit(["N", *tensor.shape[1:]], output.axes):
-            what = f"{name}: {output.name!r} of {count(len(batch.image), 'image')} is {tuple(tensor.shape)}"
-            raise error_at(code, what, expected=f"the axes of its OutputSpec, {output.axes}")
+            what = f": {output.name!r} of {count(len(batch.image), 'image')} is {tuple(tensor.shape)}"
+            raise _error(task, "serve", what, expected=f"the axes of its OutputSpec, {output.axes}")
     misfit = served.answer.misfit(served.outputs)
     if misfit is not None:
-        raise error_at(code, f"{name}: {type(served.answer).__name__} does not read its outputs: {misfit}")
+        raise _error(task, "serve", f": {type(served.answer).__name__} does not read its outputs: {misfit}")
     _check_scores(evaluation.make_evaluator(), served, tensors, batch)
 
 
@@ -314,9 +299,9 @@ def _check_scores(evaluator: Evaluator, served: Served, tensors: Sequence[Tensor
     try:
         evaluator.update(scores, batch)
     except KeyError as error:
-        what = f"{called(type(evaluator))}.update reads {error} of the outputs, but those of a package are {some_of(scores)}"
+        what = f" reads {error} of the outputs, but those of a package are {some_of(scores)}"
         fix = "Read names that are in the net's record and in answer.to_scores()."
-        raise error_at(type(evaluator).update, what, fix=fix) from error
+        raise _error(evaluator, "update", what, fix=fix) from error
 
 
 def check_export(experiment: Experiment, parts: RunParts) -> list[str]:
@@ -332,5 +317,5 @@ def check_export(experiment: Experiment, parts: RunParts) -> list[str]:
         try:
             export_graph(served.module, spec.size, served.outputs)
         except UserError as error:
-            raise error_at(type(task).serve, f"{called(type(task))}.serve: {error}") from error
+            raise _error(task, "serve", f": {error}") from error
     return []

@@ -29,8 +29,7 @@ from up.optim.groups import option_problems
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.registry import Registry
-from up.schema.decode import load_config
-from up.schema.named_files import missing_at, missing_start_weights
+from up.schema.decode import load_config, missing_at, missing_start_weights
 from up.tasks.declaration import check_parts, error_at, is_ours, load_task
 from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, AnyTask

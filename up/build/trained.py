@@ -20,7 +20,7 @@ from up.files import BEST, LATEST, named_checkpoint
 from up.models.net import Net
 from up.models.weight_files import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
-from up.schema.named_files import missing_at
+from up.schema.decode import missing_at
 from up.tasks.experiment import Experiment
 from up.text import some_of
 from up.tracking.log import LOGGER

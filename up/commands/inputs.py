@@ -57,8 +57,7 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
     """
     if world_in_environment() > 1:
         return
-    from up.schema.decode import load_config
-    from up.schema.named_files import missing_at, missing_start_weights
+    from up.schema.decode import load_config, missing_at, missing_start_weights
     from up.tasks.cls.data.files import DATASETS, named_paths
 
     decoded = load_config(path, overrides)

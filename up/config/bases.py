@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from up.config.mark import Mark
-from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, is_null
+from up.config.tree import MappingNode, Mark, Node, ScalarNode, SequenceNode, is_null
 from up.errors import ConfigError
 from up.text import Verbatim
 

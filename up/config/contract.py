@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from up.errors import Problem, UserError
-from up.text import Verbatim, did_you_mean, some_of
+from up.text import Verbatim, did_you_mean, shortened, some_of
 
 _MISSING = object()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -77,7 +77,7 @@ class Contract:
             if value is _MISSING:
                 return self._problem(f"{called(kind)} has no attribute `{each.name}`", f"Set self.{each.name}: {each.expected}")
             if not each.fits(value):
-                got, place = Verbatim(_shown(value)), f"{called(kind)}.{each.name}"
+                got, place = Verbatim(shortened(repr(value))), f"{called(kind)}.{each.name}"
                 return Problem(place, got=got, expected=each.expected, fix=f"Correct it in the class ({self.page}).")
         what = self.check(made) if self.check is not None else None
         return Problem(f"{called(kind)}: {what}") if what else None
@@ -139,8 +139,3 @@ def _takes(function: Callable[..., object], arguments: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

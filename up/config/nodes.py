@@ -16,11 +16,10 @@ import yaml
 from yaml.reader import Reader
 
 from up.config.bases import BASE, base_files, merged_over
-from up.config.mark import Mark
 from up.config.syntax import SyntaxFault, equals_sign, fault_of, fault_of_scalar
-from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, is_null, set_at
+from up.config.tree import Key, MappingNode, Mark, Node, ScalarNode, SequenceNode, is_null, set_at
 from up.errors import ConfigError
-from up.text import Verbatim, did_you_mean
+from up.text import Verbatim, did_you_mean, shortened
 
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 100
@@ -125,7 +124,7 @@ class _Files:
         if is_config:
             got = "a list" if isinstance(built.node, SequenceNode) else repr(built.node.value)
             expected = "a block of sections such as net, dataset and trainer"
-            raise built.node.mark.error(got=Verbatim(_short(got)), expected=expected)
+            raise built.node.mark.error(got=Verbatim(shortened(got)), expected=expected)
         return built
 
     def _over_bases(self, root: MappingNode) -> MappingNode:
@@ -318,7 +317,7 @@ class _Composer:
                 made: bool | int | float = getattr(loader, f"construct_yaml_{kind}")(node)
                 return made
         except (ValueError, KeyError, IndexError):
-            raise mark.error(got=_short(text), expected=f"a value of the kind {kind}") from None
+            raise mark.error(got=shortened(text), expected=f"a value of the kind {kind}") from None
         raise self._bad_tag(tag, mark)
 
     def _closed(self, opened: _Open) -> _Built:
@@ -357,7 +356,7 @@ class _Composer:
 
     @staticmethod
     def _bad_tag(tag: str, mark: Mark) -> ConfigError:
-        what = f"the tag {_short(tag.replace(_YAML, '!!'))} is not allowed"
+        what = f"the tag {shortened(tag.replace(_YAML, '!!'))} is not allowed"
         return mark.error(what, expected="plain values; only !include has a meaning here")
 
     def _refused(self, fault: SyntaxFault) -> ConfigError:
@@ -366,7 +365,3 @@ class _Composer:
 
 def _joined(said: str, what: str) -> str:
     return f"{said}: {what}" if said else what
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import yaml
 
+from up.text import shortened
+
 _HINTS = {
     "mapping values are not allowed in this context": " (quote text that contains ': ', or correct the indentation)",
     "found character that cannot start any token": " (quote text that begins with this character)",
@@ -110,8 +112,9 @@ def _equals_sign(lines: list[str], numbers: range) -> SyntaxFault | None:
 
 def _no_colon(lines: list[str], number: int) -> SyntaxFault:
     text = lines[number].strip()
-    shown = text if len(text) <= 60 else f"{text[:59]}…"
-    return SyntaxFault(number + 1, 1, f"got {shown!r}, expected KEY: VALUE. Add the colon and the value, or remove the line.")
+    return SyntaxFault(
+        number + 1, 1, f"got {shortened(text)!r}, expected KEY: VALUE. Add the colon and the value, or remove the line."
+    )
 
 
 def _misplaced(lines: list[str], number: int) -> SyntaxFault | None:

@@ -9,11 +9,36 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from up.config.mark import Mark
+from typing_extensions import Unpack
+
+from up.errors import ConfigError, Fields, Problem
 from up.text import did_you_mean, some_of
 from up.types import Json
+
+OPTS = "--opts"
+DEFAULT = "default"
+
+
+class Mark(NamedTuple):
+    """The place of a value: a file with line and column (both from 1), or ``--opts``, which has no lines."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+    def problem(self, what: str = "", **fields: Unpack[Fields]) -> Problem:
+        """Return a problem at this place."""
+        return Problem(what, file=self.file, line=self.line, **fields)
+
+    def error(self, what: str = "", **fields: Unpack[Fields]) -> ConfigError:
+        """Return the error of a single problem at this place."""
+        return ConfigError([self.problem(what, **fields)])
+
 
 Key: TypeAlias = "str | int | float | bool | None"
 

@@ -15,29 +15,27 @@ from up.text import Verbatim, did_you_mean, shown, some_of
 from up.types import Json
 
 _KINDS = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_too_short": "text that is not empty",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "set_type": "a list",
-    "sequence_type": "a list",
-    "iterable_type": "a list",
-    "dict_type": "a block of keys",
-    "mapping_type": "a block of keys",
-    "model_type": "a block of keys",
-    "model_attributes_type": "a block of keys",
-    "dataclass_type": "a block of keys",
-    "none_required": "null",
-    "path_type": "a path",
-    "int_parsing": "a whole number",
-    "float_parsing": "a number",
-    "bool_parsing": "true or false",
-    "sequence_str": "a list",
+    kind: noun
+    for noun, kinds in {
+        "a whole number": "int_type int_from_float int_parsing",
+        "a number": "float_type float_parsing",
+        "a finite number": "finite_number",
+        "true or false": "bool_type bool_parsing",
+        "text": "string_type",
+        "text that is not empty": "string_too_short",
+        "a list": "list_type tuple_type set_type sequence_type iterable_type sequence_str",
+        "a block of keys": "dict_type mapping_type model_type model_attributes_type dataclass_type",
+        "null": "none_required",
+        "a path": "path_type",
+    }.items()
+    for kind in kinds.split()
+}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+    "multiple_of": ("a multiple of", "multiple_of"),
 }
 _PARTS = ("Part", "NetModule", "OptimizerPart", "SchedulePart")
 
@@ -83,20 +81,10 @@ def expected(error: ErrorDetails) -> str:
     if kind in ("literal_error", "enum"):
         choices = str(context["expected"]).replace("'", "").replace(" or ", ", ")
         return f"one of {choices}" if "," in choices else choices
-    bounds = {
-        "greater_than_equal": ("at least", "ge"),
-        "greater_than": ("more than", "gt"),
-        "less_than_equal": ("at most", "le"),
-        "less_than": ("less than", "lt"),
-        "multiple_of": ("a multiple of", "multiple_of"),
-    }
-    if kind in bounds:
-        words, key = bounds[kind]
-        return (
-            f"{words} {context[key]:g}"
-            if isinstance(context[key], int | float) and context[key] < 1e9
-            else f"{words} {context[key]}"
-        )
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        bound = context[key]
+        return f"{words} {f'{bound:g}' if isinstance(bound, int | float) and bound < 1e9 else bound}"
     if kind in ("too_short", "too_long"):
         count = context["min_length" if kind == "too_short" else "max_length"]
         return f"a list of at {'least' if kind == 'too_short' else 'most'} {count} {'entry' if count == 1 else 'entries'}"

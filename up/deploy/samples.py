@@ -22,7 +22,7 @@ from up.data.dataset import KeyedDataset
 from up.data.records import Batch, Sample, SampleKey
 from up.data.transforms.stages import DeviceStage
 from up.errors import UserError
-from up.schema.named_files import missing_at
+from up.schema.decode import missing_at
 from up.tasks.experiment import Experiment
 from up.text import Verbatim
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from up.config.mark import DEFAULT
 from up.config.signature import signature_of
+from up.config.tree import DEFAULT
 from up.errors import Problem
 from up.schema.mimic import MimicSection
 from up.tasks.experiment import Experiment

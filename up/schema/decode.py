@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from up.config.mark import DEFAULT, Mark
 from up.config.nodes import load_nodes
 from up.config.section import section_problems
-from up.config.tree import MappingNode, Node, SequenceNode, to_plain
+from up.config.tree import DEFAULT, MappingNode, Mark, Node, SequenceNode, to_plain
 from up.errors import ConfigError, Problem, UserError
+from up.files import LATEST, named_checkpoint
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.mimic import MimicJob
 from up.schema.overrides import apply_overrides
@@ -202,3 +202,21 @@ def missing_for_training(config: Config) -> list[Problem]:
         ("trainer.optimizer", trainer.optimizer is not None, "training needs an optimizer"),
     )
     return [Problem(f"is missing: {why}", key=path) for path, is_there, why in needs if not is_there]
+
+
+def missing_at(key: str, path: str | None) -> Iterator[Problem]:
+    """Yield a problem if nothing is at ``path``, the value of ``key``."""
+    if path is None:
+        yield Problem("is not set", key=key, fix=f"Set it in the file, or with --opts {key}=PATH.")
+    elif not Path(path).exists():
+        fix = f"Put it there, or name another: --opts {key}=PATH."
+        yield Problem(f"no such file or folder: {path}", key=key, fix=fix)
+
+
+def missing_start_weights(config: Config, folder: Path) -> Iterator[Problem]:
+    """Yield missing weights and checkpoints of ``saver``; a checkpoint in the run ``folder`` is used before ``resume_model``."""
+    resumes = config.saver.auto_resume and (folder / LATEST).exists()
+    for key in ("pretrain_model",) if resumes else ("pretrain_model", "resume_model"):
+        path = getattr(config.saver, key)
+        if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is no path
+            yield from missing_at(f"saver.{key}", str(named_checkpoint(path)) if key == "resume_model" else path)

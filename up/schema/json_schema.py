@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
-from up.config.argument import PART
+from pydantic.json_schema import GenerateJsonSchema
+
+from up.config.argument import PART, Derived
 from up.config.bases import BASE
-from up.config.part_schema import PlainSchema, nullable, part_schema
 from up.config.section import Section, sections_in
+from up.config.signature import Parameter, Target, signature_model, signature_of
 from up.config.words import summary
 from up.registry import Registry
 from up.schema.dataset import SHARED, DatasetSection
@@ -18,6 +20,20 @@ from up.types import Json
 from up.types import Record as Schema
 
 _ANY_PART = "#/$defs/Part"
+
+
+class PlainSchema(GenerateJsonSchema):
+    """JSON Schema without schemas for what YAML cannot express, such as a default that is a dtype."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+
+    def is_instance_schema(self, schema: object) -> Schema:
+        """Accept any value for an instance of a class."""
+        return {}
+
+    def callable_schema(self, schema: object) -> Schema:
+        """Accept any value for a function."""
+        return {}
 
 
 def config_schema(tables: Mapping[str, Registry], net_kinds: Sequence[str]) -> Schema:
@@ -155,3 +171,54 @@ def _resolved(schema: Json, tables: Mapping[str, Registry]) -> Json:
     if table and (prefix or made.get("$ref", _ANY_PART) == _ANY_PART):
         made["$ref"] = f"#/$defs/part.{table}" if table in tables else _ANY_PART
     return made
+
+
+def part_schema(target: Target) -> Schema:
+    """Return the JSON Schema of the kwargs of ``target``; an argument that is a part refers to ``#/$defs/part.<table>``."""
+    signature = signature_of(target)
+    schema = signature_model(target).model_json_schema(by_alias=True, schema_generator=PlainSchema)
+    definitions = schema.pop("$defs", {})
+    properties = {name: inlined(value, definitions) for name, value in schema.get("properties", {}).items()}
+    for name, parameter in signature.parameters.items():
+        if parameter.table:
+            properties[name] = reference_to(parameter)
+        elif parameter.required:
+            properties[name].pop("default")
+        elif not parameter.takes_none:
+            properties[name] = nullable(properties[name])
+    needed = (parameter for parameter in signature.parameters.values() if parameter.marker(Derived) is None)
+    required = [parameter.name for parameter in needed if parameter.required]
+    closed = {"additionalProperties": False} if not signature.open else {}
+    return {"type": "object", "properties": properties, **({"required": required} if required else {}), **closed}
+
+
+def reference_to(parameter: Parameter) -> Schema:
+    """Return the schema of an argument that is a part, a list of parts, or either."""
+    one = {"$ref": f"#/$defs/part.{parameter.table}"}
+    choices: list[Schema] = [one] * parameter.single
+    if parameter.many:
+        choices.append({"type": "array", "items": one})
+    if not parameter.required:
+        choices.append({"type": "null"})
+    return choices[0] if len(choices) == 1 else {"anyOf": choices}
+
+
+def nullable(schema: Schema) -> Schema:
+    """Let ``schema`` accept null too, which means "not given"."""
+    notes: Schema = {key: schema[key] for key in ("default", "description", "deprecated") if key in schema}
+    rest = {key: value for key, value in schema.items() if key not in notes}
+    null = {"type": "null"}
+    choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]
+    return {**notes, "anyOf": choices if null in choices else [*choices, null]} if rest else schema
+
+
+def inlined(schema: Json, definitions: Schema) -> Json:
+    """Write out the references in ``schema`` and drop titles."""
+    if isinstance(schema, list):
+        return [inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return {**inlined(definitions[name], definitions), **{key: value for key, value in schema.items() if key != "$ref"}}
+    return {key: inlined(value, definitions) for key, value in schema.items() if key != "title" or not isinstance(value, str)}

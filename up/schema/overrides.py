@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import NamedTuple, get_origin
 
 from up.config.bases import BASE
-from up.config.mark import OPTS, Mark
 from up.config.nodes import parse_value
-from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, index_of, is_null, labels_of, set_at
+from up.config.tree import OPTS, MappingNode, Mark, Node, ScalarNode, SequenceNode, index_of, is_null, labels_of, set_at
 from up.errors import ConfigError, Problem
 from up.schema.sections import SECTIONS, Config, is_section
 from up.text import did_you_mean

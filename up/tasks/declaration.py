@@ -10,12 +10,13 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from torch import nn
+from typing_extensions import Unpack
 
 import up
 from up.config.contract import Contract, called
 from up.config.plugins import import_plugin, require_entries
 from up.config.signature import signature_of
-from up.errors import Ending, UserError
+from up.errors import Ending, Fields, UserError
 from up.registry import Registry
 from up.tasks.served import Served
 from up.tasks.task import AnyTask, Task
@@ -92,13 +93,13 @@ def served_by(task: AnyTask, net: nn.Module, class_names: list[str] | None, acti
     return served
 
 
-def error_at(code: object, what: str, *, got: object = None, expected: str | None = None, fix: str = "") -> UserError:
+def error_at(code: object, what: str, **fields: Unpack[Fields]) -> UserError:
     """Make a ``UserError`` at the line where ``code``, a class or a function of a plug-in, is defined."""
     try:
         file, line = inspect.getsourcefile(code) or "", inspect.getsourcelines(code)[1]  # type: ignore[arg-type]
     except (OSError, TypeError):  # made by a program, not in a file
-        return UserError(what, got=got, expected=expected, fix=fix)
-    return UserError(what, got=got, expected=expected, fix=fix, file=file, line=line)
+        return UserError(what, **fields)
+    return UserError(what, **fields, file=file, line=line)
 
 
 @contextmanager

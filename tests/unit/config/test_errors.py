@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from up.config.mark import Mark
+from up.config.tree import Mark
 from up.errors import ConfigError, Problem, UserError
 
 

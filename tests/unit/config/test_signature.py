@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from up.config.argument import Derived, FixedOnResume, FromProgram, NoEffect, PartOf, Unit
-from up.config.part_schema import part_schema
 from up.config.signature import signature_model, signature_of, strict
 from up.config.words import Words, summary, type_text
+from up.schema.json_schema import part_schema
 
 
 class Loss(nn.Module):

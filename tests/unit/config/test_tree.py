@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.facts import facts
-from up.config.mark import Mark
-from up.config.tree import MappingNode, ScalarNode, from_plain, set_at, to_plain, walk
+from up.config.tree import MappingNode, Mark, ScalarNode, from_plain, set_at, to_plain, walk
 from up.errors import ConfigError
 
 MARK = Mark("x", 1)

@@ -12,9 +12,8 @@ from torch import nn
 
 from tests.harness.facts import tells
 from up.config.argument import Derived, PartOf
-from up.config.part_schema import part_schema
 from up.registry import Registry
-from up.schema.json_schema import config_schema
+from up.schema.json_schema import config_schema, part_schema
 
 
 class Loss:

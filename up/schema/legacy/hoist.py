@@ -9,8 +9,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from up.config.bases import BASE, merged_over, names_files
-from up.config.mark import OPTS, Mark
-from up.config.tree import MappingNode, Node, ScalarNode, SequenceNode, is_null, walk
+from up.config.tree import OPTS, MappingNode, Mark, Node, ScalarNode, SequenceNode, is_null, walk
 from up.config.wording import unknown
 from up.errors import Problem
 from up.schema.dataset import SHARED

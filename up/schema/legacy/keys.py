@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from typing_extensions import Unpack
 
-from up.config.mark import Fields, Mark
-from up.config.tree import MappingNode, ScalarNode, SequenceNode, is_null
-from up.errors import Problem
+from up.config.tree import MappingNode, Mark, ScalarNode, SequenceNode, is_null
+from up.errors import Fields, Problem
 from up.schema.sections import Config
 from up.text import Verbatim, did_you_mean
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from up.config.mark import Mark
-from up.config.tree import Key, MappingNode, Node, ScalarNode, SequenceNode, empty, is_null
+from up.config.tree import Key, MappingNode, Mark, Node, ScalarNode, SequenceNode, empty, is_null
 from up.config.wording import unknown
 from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob, MimicSection
