@@ -140,7 +140,8 @@ def keep_narrow_shortcuts_contiguous(net: nn.Module) -> None:
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 16:
-            module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
+            weight = dict(module.named_parameters(recurse=False))["weight"]  # LoRA's `weight` attribute is a sum
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
             module.register_forward_pre_hook(_contiguous)
 
 

@@ -228,9 +228,10 @@ _BARE_CLASSIFIERS = ("fc", "classifier", "head.fc", "head")  # of timm's network
 # Layers between pooling and classifier, in timm's networks and in our heads.
 _HEAD_LAYERS = ((re.compile(r"^(?:head\.norm|fc_norm|norm)\."), "norm."), (re.compile(r"^(?:head\.)?pre_logits\."), "pre_logits."))
 
-# Buffers that are computed from the settings, and counters: files may lack them.
+# Buffers that are computed from the settings, counters, and LoRA's updates, which are merged: files may lack them.
 IMMATERIAL = re.compile(
-    r"(?:^|\.)(?:num_batches_tracked|n_averaged|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params)$"
+    r"(?:^|\.)(?:num_batches_tracked|n_averaged|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params"
+    r"|lora_A|lora_B|lora_scale)$"
 )
 
 

@@ -21,6 +21,7 @@ from up.errors import UserError
 from up.file_kinds import NAMES, kind_of
 from up.files import sha256_of
 from up.models.adapter import Variant
+from up.models.lora import merged_state
 from up.text import did_you_mean, some_of
 
 Content = Mapping[object, object]  # of a file
@@ -54,8 +55,8 @@ class Weights:
     variant: str | None = None  # of the backbone, if the file has it
 
     def tensors(self, *, prefer_ema: bool = True) -> dict[str, Tensor]:
-        """Return the averaged weights if there are any and they are preferred, else the raw weights."""
-        return {**self.model, **self.ema} if prefer_ema else dict(self.model or self.ema)
+        """Return the averaged weights if there are any and they are preferred, else the raw weights; LoRA's updates are merged."""
+        return merged_state({**self.model, **self.ema} if prefer_ema else self.model or self.ema)
 
 
 def read_state(source: str | Path) -> Weights:
