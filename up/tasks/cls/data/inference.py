@@ -14,11 +14,10 @@ from typing_extensions import TypedDict
 
 from up.data.folders import SUFFIXES, images_under
 from up.data.listing import MetaError
-from up.data.packed import PackedStrings
 from up.data.roots import ImageRoot
 from up.errors import StorageError, UserError
 from up.files import make_folder, write_text
-from up.tasks.cls.data.metas import Meta, MetaSource, inference_only
+from up.tasks.cls.data.metas import MetaSource, SampleTable, inference_only, unlabelled
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -53,20 +52,20 @@ def inference_path(meta_file: str | None, config: InferenceConfig) -> str | None
     return meta_file if chosen in ("file", "folder") else chosen
 
 
-def inference_meta(source: MetaSource, config: InferenceConfig) -> Meta:
+def inference_meta(source: MetaSource, config: InferenceConfig) -> SampleTable:
     """List the images to predict, without labels. Raises ``MetaError`` when there are none."""
     if not os.path.isdir(source.path):
         if config.get("inference_from") == "folder":
             raise MetaError("no such folder (inference_from: folder).", file=source.path)
         if source.path.lower().endswith(SUFFIXES):
-            return Meta(PackedStrings([os.path.abspath(source.path)]))
+            return unlabelled(source, [os.path.abspath(source.path)])
         return inference_only(source)
     names = images_under(source.root)
     if not names:
         raise MetaError(f"no image in this folder. Expected files ending in {', '.join(SUFFIXES)}.", file=source.path)
     if saved := config.get("folder_images_save_path"):
         _write_lines(saved, names)
-    return Meta(PackedStrings(names))
+    return unlabelled(source, names)
 
 
 def inference_root(image_dir: str | None, *, meta_file: str, allow_outside: bool) -> ImageRoot:

@@ -11,7 +11,7 @@ import numpy as np
 
 from up.data.listing import LineError, Rows, json_rows
 from up.data.packed import PackedLabels
-from up.tasks.cls.data.metas import LARGEST, Meta, MetaSource, labelled
+from up.tasks.cls.data.metas import LARGEST, MetaSource, SampleTable, labelled
 from up.text import some_of
 from up.types import Json, Record
 
@@ -19,7 +19,7 @@ _OF_A_LINE = ("filename", "label")  # custom_cls
 _T = TypeVar("_T")
 
 
-def custom_cls(source: MetaSource) -> Meta:
+def custom_cls(source: MetaSource) -> SampleTable:
     """Read JSON ``{"filename": …, "label": …}`` on each line; a list of labels is one a head, or a set if ``multilabel``.
 
     Other keys are ignored and a label in quotes is read as a number, each with one note for the file.
@@ -34,7 +34,7 @@ def custom_cls(source: MetaSource) -> Meta:
     return labelled(rows, source, packed, notes=read.notes())
 
 
-def custom_det(source: MetaSource) -> Meta:
+def custom_det(source: MetaSource) -> SampleTable:
     """Read JSON lines of a detection data set: every instance is a sample, the crop of its box, with label - 1.
 
     ``{"filename": …, "instances": [{"bbox": [x1, y1, x2, y2], "label": from 1 on, "is_ignored": …}]}`` in pixels;

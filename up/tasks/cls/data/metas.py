@@ -1,21 +1,22 @@
 """Meta files: lists of the images of a data set, and of their labels.
 
-Every parser takes a ``MetaSource`` and returns a ``Meta``; all problems of a file are reported at once, as
+Every parser takes a ``MetaSource`` and returns a ``SampleTable``; all problems of a file are reported at once, as
 ``file:line: problem``. Blank lines, CRLF and a byte order mark do not matter.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from up.data.folders import folders_in, images_under
-from up.data.listing import MetaError, Rows, chunks, shown
+from up.data.listing import Listing, MetaError, Rows, chunks, shown
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
 from up.registry import Registry
@@ -49,27 +50,53 @@ class MetaSource:
 
 
 @dataclass(frozen=True)
-class Meta:
-    """The samples of one meta file: names (N), labels (N) unless there are none, lines (N) from 1, boxes (N, 4).
+class SampleTable(Listing):
+    """N samples: a list of files with ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
 
-    ``notes`` report, with file and line, what was ignored or converted.
+    ``num_classes`` is a list for several heads, and None where neither names nor labels tell. ``notes`` report what was ignored
+    or converted when the files were read.
     """
 
-    names: PackedStrings
     labels: PackedLabels | None = None
-    lines: NDArray[np.int32] | None = None
     boxes: NDArray[np.float32] | None = None
     notes: tuple[str, ...] = ()
+    num_classes: int | list[int] | None = None
+    class_names: list[str] | None = None
+
+    def take(self, kept: NDArray[np.int64]) -> SampleTable:
+        """Select the samples at the indices ``kept``."""
+        labels = None if self.labels is None else self.labels.take(kept)
+        return replace(super().take(kept), labels=labels, boxes=None if self.boxes is None else self.boxes[kept])
+
+    def arrays(self) -> list[NDArray[np.generic] | None]:
+        """Return names, labels and boxes in their order, for hashing; not the pixels."""
+        labels = [] if self.labels is None else [self.labels.values, self.labels.offsets]
+        return [*super().arrays(), self.boxes, *labels]
+
+    def fingerprint(self) -> str:
+        """Hash ``arrays`` (sha256)."""
+        digest = hashlib.sha256()
+        for values in self.arrays():
+            digest.update(b"-" if values is None else str(values.shape).encode())
+            digest.update(b"" if values is None else np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+
+def unlabelled(source: MetaSource, names: Iterable[str]) -> SampleTable:
+    """Return the files ``names`` of a folder, which have no line in a list."""
+    packed = PackedStrings(names)
+    lines, index = np.zeros(len(packed), np.int32), np.zeros(len(packed), np.uint16)
+    return SampleTable(packed, lines, index, [source.path], [source.root])
 
 
 def labelled(
     rows: Rows, source: MetaSource, labels: PackedLabels | None, boxes: NDArray[np.float32] | None = None, notes: Iterable[str] = ()
-) -> Meta:
+) -> SampleTable:
     """Return all samples of ``rows``. Raises ``MetaError`` when anything was wrong, or when there are none."""
     if labels is not None:
         labels = PackedLabels(labels.values + source.label_offset, labels.offsets)
         _check_range(labels, rows, source)
-    return Meta(rows.names(), labels, rows.lines, boxes, tuple(notes))
+    return SampleTable(**vars(rows.listing()), labels=labels, boxes=boxes, notes=tuple(notes))
 
 
 def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
@@ -93,7 +120,7 @@ def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
         rows.problem(int(rows.lines[owners[at]]), f"{got}{mapped}. Expected {expected}.{hint}")
 
 
-def imagenet(source: MetaSource) -> Meta:
+def imagenet(source: MetaSource) -> SampleTable:
     """Read ``path label`` on each line, split at the last blank, so that paths may contain blanks."""
     rows, labels = Rows(source.path, source.root), array("q")
     for start, chunk in chunks(source.path):
@@ -116,7 +143,7 @@ def imagenet(source: MetaSource) -> Meta:
     return labelled(rows, source, PackedLabels(np.array(labels, dtype=np.int64)))
 
 
-def inference_only(source: MetaSource) -> Meta:
+def inference_only(source: MetaSource) -> SampleTable:
     """Read a path on each line, without a label."""
     rows = Rows(source.path, source.root)
     for start, chunk in chunks(source.path):
@@ -144,7 +171,7 @@ def _checked_label(name: bytes, text: bytes, line: int, rows: Rows) -> int:
     return 0
 
 
-def image_folder(source: MetaSource) -> Meta:
+def image_folder(source: MetaSource) -> SampleTable:
     """Read a folder with one folder for each class: ``cat/1.jpg``. Hidden folders and those without an image are no classes.
 
     ``source.class_names`` gives the labels their order (by default the sorted folder names); a folder that is not among
@@ -164,5 +191,5 @@ def image_folder(source: MetaSource) -> Meta:
         )
     label_of = {name: label + source.label_offset for label, name in enumerate(known)}
     labels = np.repeat([label_of[folder] for folder in filled], [len(found[folder]) for folder in filled])
-    names = PackedStrings(name for folder in filled for name in found[folder])
-    return Meta(names, PackedLabels(labels.astype(np.int64)))
+    table = unlabelled(source, (name for folder in filled for name in found[folder]))
+    return replace(table, labels=PackedLabels(labels.astype(np.int64)))

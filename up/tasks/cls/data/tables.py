@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from up.data.folders import classes_of
-from up.data.listing import Listing
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
 from up.errors import UserError
@@ -22,7 +19,7 @@ from up.tasks.cls.data.inference import (
     inference_path,
     inference_root,
 )
-from up.tasks.cls.data.metas import METAS, Meta, MetaSource
+from up.tasks.cls.data.metas import METAS, MetaSource, SampleTable
 from up.text import Verbatim, count
 from up.types import Json
 
@@ -44,37 +41,6 @@ class TableSpec:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
-@dataclass(frozen=True)
-class SampleTable(Listing):
-    """N samples: a list of files with ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
-
-    ``num_classes`` is a list for several heads, and None where neither names nor labels tell. ``notes`` report what was ignored
-    or converted when the files were read.
-    """
-
-    labels: PackedLabels | None
-    boxes: NDArray[np.float32] | None
-    num_classes: int | list[int] | None
-    class_names: list[str] | None
-    notes: tuple[str, ...] = ()
-
-    def take(self, kept: NDArray[np.int64]) -> SampleTable:
-        """Select the samples at the indices ``kept``."""
-        labels = None if self.labels is None else self.labels.take(kept)
-        return replace(super().take(kept), labels=labels, boxes=None if self.boxes is None else self.boxes[kept])
-
-    def fingerprint(self) -> str:
-        """Hash the names, labels and boxes in their order (sha256); not the pixels."""
-        digest = hashlib.sha256()
-        arrays = [*self.names.arrays, self.boxes]
-        if self.labels is not None:
-            arrays += [self.labels.values, self.labels.offsets]
-        for values in arrays:
-            digest.update(b"-" if values is None else str(values.shape).encode())
-            digest.update(b"" if values is None else np.ascontiguousarray(values).data)
-        return digest.hexdigest()
-
-
 def read_table(spec: TableSpec) -> SampleTable:
     """Read all meta files. Raises ``UserError`` with file and line of everything that is wrong."""
     kinds, sources = _sources(spec)
@@ -87,8 +53,8 @@ def read_table(spec: TableSpec) -> SampleTable:
         expected = len(class_names)
     _expect_as_many(class_names, expected)
     sources = [replace(source, num_classes=expected, class_names=class_names) for source in sources]
-    metas = [_parser(kind, spec)(source) for source, kind in zip(sources, kinds, strict=True)]
-    table = _joined(metas, sources, expected, class_names).fraction(spec.fraction)
+    table = _joined([_parser(kind, spec)(source) for source, kind in zip(sources, kinds, strict=True)])
+    table = replace(table, num_classes=_num_classes(expected, table.labels), class_names=class_names).fraction(spec.fraction)
     if "test_resume" in spec.inference:
         table = _without_done(table, spec.inference["test_resume"])
     return table
@@ -138,11 +104,11 @@ def _one_each(name: str, given: Json, number: int) -> list[Json]:
     return given
 
 
-def _parser(kind: str, spec: TableSpec) -> Callable[[MetaSource], Meta]:
+def _parser(kind: str, spec: TableSpec) -> Callable[[MetaSource], SampleTable]:
     if kind == "inference_only":
         return lambda source: inference_meta(source, spec.inference)
     try:
-        found: Callable[[MetaSource], Meta] = METAS.get(kind)
+        found: Callable[[MetaSource], SampleTable] = METAS.get(kind)
     except UserError as error:
         raise UserError(f"{error}", key="meta_type") from None
     return found
@@ -171,37 +137,27 @@ def _expect_as_many(class_names: Sequence[str] | None, num_classes: int | list[i
         raise UserError(f"{twice!r} occurs twice. Expected each class once.", key="class_names")
 
 
-def _joined(
-    metas: list[Meta], sources: list[MetaSource], expected: int | list[int] | None, class_names: list[str] | None
-) -> SampleTable:
-    sizes = [len(meta.names) for meta in metas]
-    labels = _joined_labels(metas, sources)
-    whole = (np.full((size, 4), np.nan, np.float32) for size in sizes)  # of files without boxes
-    boxes = [each if meta.boxes is None else meta.boxes for meta, each in zip(metas, whole, strict=True)]
-    return SampleTable(
-        names=PackedStrings.join([meta.names for meta in metas]),
-        labels=labels,
-        boxes=np.concatenate(boxes) if any(meta.boxes is not None for meta in metas) else None,
-        lines=np.concatenate([np.zeros(len(m.names), np.int32) if m.lines is None else m.lines for m in metas]),
-        source=np.repeat(np.arange(len(metas), dtype=np.uint16), sizes),
-        paths=[source.path for source in sources],
-        roots=[source.root for source in sources],
-        num_classes=_num_classes(expected, labels),
-        class_names=class_names,
-        notes=tuple(note for meta in metas for note in meta.notes),
-    )
-
-
-def _joined_labels(metas: list[Meta], sources: list[MetaSource]) -> PackedLabels | None:
-    forms = [None if meta.labels is None else (meta.labels.values.ndim, meta.labels.heads) for meta in metas]
-    for form, source in zip(forms, sources, strict=True):
+def _joined(tables: list[SampleTable]) -> SampleTable:
+    forms = [None if table.labels is None else (table.labels.values.ndim, table.labels.heads) for table in tables]
+    for form, table in zip(forms, tables, strict=True):
         if form != forms[0]:
             raise UserError(
-                f"{source.path}: its images have {_form(form)}, those of {sources[0].path} {_form(forms[0])}. "
+                f"{table.paths[0]}: its images have {_form(form)}, those of {tables[0].paths[0]} {_form(forms[0])}. "
                 "Expected the same in all meta files of a data set."
             )
-    labels = [meta.labels for meta in metas if meta.labels is not None]
-    return PackedLabels.join(labels) if labels else None
+    labels = [table.labels for table in tables if table.labels is not None]
+    whole = (np.full((len(table), 4), np.nan, np.float32) for table in tables)  # of files without boxes
+    boxes = [each if table.boxes is None else table.boxes for table, each in zip(tables, whole, strict=True)]
+    return SampleTable(
+        names=PackedStrings.join([table.names for table in tables]),
+        lines=np.concatenate([table.lines for table in tables]),
+        source=np.repeat(np.arange(len(tables), dtype=np.uint16), [len(table) for table in tables]),
+        paths=[path for table in tables for path in table.paths],
+        roots=[root for table in tables for root in table.roots],
+        labels=PackedLabels.join(labels) if labels else None,
+        boxes=np.concatenate(boxes) if any(table.boxes is not None for table in tables) else None,
+        notes=tuple(note for table in tables for note in table.notes),
+    )
 
 
 def _form(form: tuple[int, int | None] | None) -> str:

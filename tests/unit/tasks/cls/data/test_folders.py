@@ -8,7 +8,7 @@ from tests.harness.facts import facts, tells
 from up.data.folders import classes_of, images_under
 from up.data.listing import MetaError
 from up.data.roots import ImageRoot
-from up.tasks.cls.data.metas import Meta, MetaSource, image_folder
+from up.tasks.cls.data.metas import MetaSource, SampleTable, image_folder
 
 
 def tree(top: Path, *files: str) -> Path:
@@ -18,12 +18,12 @@ def tree(top: Path, *files: str) -> Path:
     return top
 
 
-def read(top: Path, class_names: list[str] | None = None, *, allow_outside: bool = False) -> Meta:
+def read(top: Path, class_names: list[str] | None = None, *, allow_outside: bool = False) -> SampleTable:
     root = ImageRoot(str(top), meta_file=str(top), allow_outside=allow_outside)
     return image_folder(MetaSource(str(top), root, class_names=class_names))
 
 
-def rows(meta: Meta) -> list[tuple[str, int]]:
+def rows(meta: SampleTable) -> list[tuple[str, int]]:
     assert meta.labels is not None
     return list(zip(meta.names, meta.labels.values.tolist(), strict=True))
 

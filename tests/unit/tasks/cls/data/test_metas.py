@@ -12,7 +12,7 @@ from tests.harness.facts import each_tells, facts, tells
 from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 from up.tasks.cls.data.json_lines import custom_cls, custom_det
-from up.tasks.cls.data.metas import METAS, Meta, MetaSource, imagenet, inference_only
+from up.tasks.cls.data.metas import METAS, MetaSource, SampleTable, imagenet, inference_only
 
 
 def source(tmp_path: Path, content: str | bytes | list[Any], *, image_dir: str | None = "images", **options: Any) -> MetaSource:
@@ -24,7 +24,7 @@ def source(tmp_path: Path, content: str | bytes | list[Any], *, image_dir: str |
     return MetaSource(str(path), root, **options)
 
 
-def rows(meta: Meta) -> list[tuple[Any, ...]]:
+def rows(meta: SampleTable) -> list[tuple[Any, ...]]:
     labels = [None] * len(meta.names) if meta.labels is None else [meta.labels[at] for at in range(len(meta.names))]
     assert meta.lines is not None
     return list(zip(meta.names, labels, meta.lines.tolist(), strict=True))

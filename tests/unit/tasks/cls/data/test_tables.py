@@ -9,7 +9,8 @@ import pytest
 
 from tests.harness.facts import facts, tells
 from up.errors import UserError
-from up.tasks.cls.data.tables import SampleTable, TableSpec, read_table
+from up.tasks.cls.data.metas import SampleTable
+from up.tasks.cls.data.tables import TableSpec, read_table
 
 
 def meta(path: Path, *lines: Any) -> str:
