@@ -59,6 +59,7 @@ def write_lists(folder: Path, source: str, samples: list[tuple[str, int]]) -> No
         "sets": lambda name, label: json.dumps({"filename": name, "label": [0, label] if label else [0]}),
         "custom_det": lambda name, label: json.dumps(detection(name, label)),
         "inference_only": lambda name, label: name,
+        "csv": lambda name, label: f"{name},{CLASSES[label]}",
     }
     for kind, line in lines.items():
         (folder / f"{source}.{kind}").write_text("".join(f"{line(*sample)}\n" for sample in samples))
@@ -274,6 +275,7 @@ CASES: dict[str, dict[str, Case]] = {
         "custom_cls": meta("custom_cls"),
         "custom_det": meta("custom_det", parser_info={"min_size": 5}),
         "image_folder": folders,
+        "csv": meta("csv"),
         "inference_only": nothing,  # it has no labels to train on: see test_inference_only
     },
     "image_reader": {name: reader(name) for name in ("fs_pillow", "fs_opencv", "fs_turbo")},

@@ -20,7 +20,8 @@ def main(words: list[str]) -> int:
         type=Path,
         help="also compute the metrics of the task (classification: top-1, or mAP) on this meta file or folder of labelled images",
     )
-    parser.add_argument("--meta-type", help="format of the meta file (default: image_folder for a folder, else imagenet)")
+    default = "default: image_folder for a folder, csv for .csv and .tsv, else imagenet"
+    parser.add_argument("--meta-type", help=f"format of the meta file ({default})")
     parser.add_argument("--image-dir", help="folder that its file names are relative to (default: the meta file's)")
     parser.add_argument("--provider", default="cpu", help="execution provider of onnxruntime: cpu, cuda, tensorrt, auto")
     arguments = parser.read(words[1:])
@@ -39,7 +40,8 @@ def main(words: list[str]) -> int:
     if meta is not None:
         from up.deploy.measure import accuracy
 
-        meta_type = meta_type or ("image_folder" if meta.is_dir() else "imagenet")
+        by_suffix = "csv" if meta.suffix.lower() in (".csv", ".tsv") else "imagenet"
+        meta_type = meta_type or ("image_folder" if meta.is_dir() else by_suffix)
         print(*accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider), sep="\n")
     print(f"OK: {arguments.package} is valid")
     print(*next_commands(CommandLine.typed(words), with_package(arguments.package, verified=True)), sep="\n")

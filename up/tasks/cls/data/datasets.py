@@ -19,6 +19,7 @@ from up.data.transforms.image import size_of
 from up.registry import Registry
 from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader
 from up.tasks.cls.data.inference import InferenceConfig
+from up.tasks.cls.data.metas import Column, Columns
 from up.tasks.cls.data.tables import TableSpec, read_table
 from up.types import Argument, Kwargs
 
@@ -52,6 +53,8 @@ class ClsDataset(ImageDataset):
     - ``fraction``: the share of the images that is used, the same ones in every run.
     - ``num_classes`` (a list: of each head) and ``class_names`` (a list, or a file with one name a line): derived from
       folders and labels when left out. ``multilabel``: a list of labels is a set, not one label a head.
+    - ``path_column``, ``label_column``, ``delimiter``, ``header``: of the meta type csv, found by its first line when left out.
+      A column is a name in the header, or a position from 0; ``header``: whether the first line is one.
     - ``parser_info``, ``inference_cfg``: of the meta types custom_det and inference_only.
     - ``on_bad_image``: ``skip`` replaces an image that cannot be read by another one, as long as no more than ``max_bad``
       are bad: below 1 a share of the images, from 1 on a number.
@@ -69,6 +72,10 @@ class ClsDataset(ImageDataset):
         label_mapping: Annotated[list[int] | None, FixedOnResume()] = None,
         multilabel: bool = False,
         image_type: Annotated[str, NoEffect("transforms take Pillow images and tensors, whichever the reader gives")] = "pil",
+        path_column: Column | None = None,
+        label_column: Annotated[Column | None, FixedOnResume()] = None,
+        delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None,
+        header: bool | None = None,
         parser_info: ParserInfo | None = None,
         inference_cfg: InferenceConfig | None = None,
         num_classes: int | list[int] | None = None,
@@ -93,6 +100,7 @@ class ClsDataset(ImageDataset):
             fraction=fraction,
             allow_outside=allow_outside,
             inference=inference_cfg or {},
+            columns=Columns(path_column, label_column, delimiter, header),
         )
         self.table = self.files = read_table(spec)
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names

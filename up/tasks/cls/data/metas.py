@@ -11,9 +11,11 @@ import itertools
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from up.data.folders import folders_in, images_under
 from up.data.listing import Listing, MetaError, Rows, chunks, shown
@@ -30,10 +32,22 @@ METAS = Registry(
         "custom_det": "up.tasks.cls.data.json_lines:custom_det",
         "inference_only": "up.tasks.cls.data.metas:inference_only",
         "image_folder": "up.tasks.cls.data.metas:image_folder",
+        "csv": "up.tasks.cls.data.csv_table:csv_table",
     },
 )
 
 LARGEST = 2**31 - 1
+Column: TypeAlias = Annotated[int, Field(ge=0)] | str  # its position from 0, or its name in the header
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Settings of the table of a ``csv`` meta file; None is found by its first line."""
+
+    path: Column | None = None
+    label: Column | None = None
+    delimiter: str | None = None
+    header: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,8 @@ class MetaSource:
     label_offset: int = 0
     multilabel: bool = False
     min_size: float = 40.0  # custom_det: boxes of a smaller area than its square are dropped
-    class_names: Sequence[str] | None = None  # image_folder: the order of the classes
+    class_names: Sequence[str] | None = None  # image_folder and csv: the order of the classes
+    columns: Columns = Columns()  # csv
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from up.data.folders import classes_of
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
 from up.errors import UserError
+from up.tasks.cls.data.csv_table import are_numbers, labels_in
 from up.tasks.cls.data.inference import (
     InferenceConfig,
     ResumeInference,
@@ -19,7 +20,7 @@ from up.tasks.cls.data.inference import (
     inference_path,
     inference_root,
 )
-from up.tasks.cls.data.metas import METAS, MetaSource, SampleTable
+from up.tasks.cls.data.metas import METAS, Columns, MetaSource, SampleTable
 from up.text import Verbatim, count
 from up.types import Json
 
@@ -39,15 +40,15 @@ class TableSpec:
     fraction: float = 1.0
     allow_outside: bool = False
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    columns: Columns = Columns()
 
 
 def read_table(spec: TableSpec) -> SampleTable:
     """Read all meta files. Raises ``UserError`` with file and line of everything that is wrong."""
     kinds, sources = _sources(spec)
     class_names = _class_names(spec.class_names)
-    folders = [source.root for source, kind in zip(sources, kinds, strict=True) if kind == "image_folder"]
-    if class_names is None and folders:
-        class_names = classes_of(folders)
+    if class_names is None:
+        class_names = _names_found(kinds, sources)
     expected = spec.num_classes
     if expected is None and class_names is not None:
         expected = len(class_names)
@@ -58,6 +59,13 @@ def read_table(spec: TableSpec) -> SampleTable:
     if "test_resume" in spec.inference:
         table = _without_done(table, spec.inference["test_resume"])
     return table
+
+
+def _names_found(kinds: list[str], sources: list[MetaSource]) -> list[str] | None:
+    """List the classes that folders and tables name, sorted; None where labels are numbers."""
+    folders = classes_of(source.root for source, kind in zip(sources, kinds, strict=True) if kind == "image_folder")
+    written = set().union(*(labels_in(source) for source, kind in zip(sources, kinds, strict=True) if kind == "csv"))
+    return sorted({*folders, *(() if are_numbers(written) else written)}) or None
 
 
 def _without_done(table: SampleTable, config: ResumeInference) -> SampleTable:
@@ -83,6 +91,9 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
         )
     paths = [meta_file] if isinstance(meta_file, str) else meta_file
     kinds = _one_each("meta_type", spec.meta_type, len(paths))
+    if spec.columns != Columns() and "csv" not in kinds:
+        expected = "csv, the type with path_column, label_column, delimiter and header"
+        raise UserError(got=kinds[0], expected=expected, key="meta_type", fix="Set it, or leave these out.")
     image_dirs = _one_each("image_dir", spec.image_dir, len(paths))
     offsets = _one_each("label_mapping", spec.label_mapping or 0, len(paths))
     folders = [path if kind == "image_folder" else folder for path, kind, folder in zip(paths, kinds, image_dirs, strict=True)]
@@ -90,7 +101,8 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     for path, kind, folder, offset in zip(paths, kinds, folders, offsets, strict=True):
         root_of = inference_root if kind == "inference_only" else ImageRoot
         root = root_of(folder, meta_file=path, allow_outside=spec.allow_outside)
-        sources.append(MetaSource(path, root, label_offset=offset, multilabel=spec.multilabel, min_size=spec.min_size))
+        own = MetaSource(path, root, label_offset=offset, multilabel=spec.multilabel, min_size=spec.min_size, columns=spec.columns)
+        sources.append(own)
     return kinds, sources
 
 
