@@ -26,8 +26,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from up.bundle.answers import Floats
 from up.bundle.images import find_images
-from up.bundle.predictor import BundlePredictor
+from up.bundle.package import open_package
+from up.bundle.predictor import Predictor, package_predictor
 from up.bundle.preprocess import Preprocessing
 
 DRAWN = 128
@@ -45,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = find_images(arguments.images) or draw_photos(Path(folder))
         bundle = arguments.bundle or export_resnet18(Path(folder), paths)
-        predictor = BundlePredictor.open(bundle, batch_size=arguments.batch_size)
+        predictor = package_predictor(open_package(bundle), batch_size=arguments.batch_size)
         rounds = [measure(predictor, paths, arguments.threads) for _ in range(arguments.rounds)]
     for name in rounds[0]:
         taken = statistics.median(each[name].clock for each in rounds)
@@ -72,7 +74,7 @@ def share(found: dict[str, Seconds], kind: str) -> float:
     return float((session + loading) / predict)
 
 
-def measure(predictor: BundlePredictor, paths: list[Path], threads: int) -> dict[str, Seconds]:
+def measure(predictor: Predictor[Floats], paths: list[Path], threads: int) -> dict[str, Seconds]:
     """The session on ready tensors, bare loading, and predict, once each, one after the other."""
     prepare = Preprocessing(predictor.package.manifest.preprocess, predictor.package.manifest.input_size)
     ready = np.stack([prepare(path) for path in paths])

@@ -59,14 +59,14 @@ class CommandLine:
 
 
 def _line_of(process: int) -> list[str]:
-    """The command line of another process; empty if it cannot be read."""
+    """Read the command line of another process; empty if it cannot be read."""
     with suppress(OSError):
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
     return []
 
 
 def _readable(program: Sequence[str]) -> tuple[str, ...]:
-    """A program as it was typed: ``up`` for ``/usr/bin/python /usr/bin/up``, as the system runs a script."""
+    """Return a program as it was typed: ``up`` for ``/usr/bin/python /usr/bin/up``, as the system runs a script."""
     if len(program) > 1 and not program[1].startswith("-"):
         program = program[1:]
     name = Path(program[0]).name

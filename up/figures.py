@@ -46,16 +46,16 @@ _STYLE: dict[str, object] = {
 
 
 def missing_matplotlib(owner: str) -> str | None:
-    """The line that says what to install for ``owner`` to draw; None if matplotlib is installed."""
+    """Say what to install for ``owner`` to draw; None if matplotlib is installed."""
     if find_spec("matplotlib") is not None:
         return None
     return f"{owner} needs matplotlib, which is not installed. Install it: pip install -e '.[viz]'"
 
 
 def render(width: float, height: float, draw: Callable[[Figure], object]) -> bytes:
-    """The PNG of a figure of ``width`` x ``height`` inches that ``draw`` fills; equal input gives equal bytes.
+    """Return the PNG of a figure of ``width`` x ``height`` inches that ``draw`` fills; equal input gives equal bytes.
 
-    Each text is set in a font that has its letters. The settings of matplotlib stay as they are, whatever they are.
+    Each text is set in a font that has its letters. The settings of matplotlib are kept.
     """
     import matplotlib
     from matplotlib import style
@@ -78,7 +78,7 @@ def render(width: float, height: float, draw: Callable[[Figure], object]) -> byt
 
 
 def shortened(text: str, letters: float) -> str:
-    """``text``, with ``…`` for what is longer than so many letters of Latin width; those of East Asia count twice."""
+    """Cut ``text`` to ``letters`` letters of Latin width, with ``…`` at the end; those of East Asia count twice."""
     room = letters
     for place, letter in enumerate(text):
         room -= 2 if unicodedata.east_asian_width(letter) in "WF" else 1
@@ -96,7 +96,7 @@ class Panel:
     heat: Floats | None = None
 
     def draw(self, axes: Axes, extent: tuple[float, float, float, float], interpolation: str) -> None:
-        """Draw it over ``extent``: left, right, bottom, top."""
+        """Draw the panel over ``extent``: left, right, bottom, top."""
         image, heat = self.image, self.heat
         how = "nearest" if interpolation == "box" else interpolation  # the same where a map is enlarged
         if image is not None:
@@ -109,7 +109,7 @@ class Panel:
 def panels(
     shown: Sequence[Panel], *, title: str, note: str, scale: str, ends: tuple[str, str], interpolation: str = "bilinear"
 ) -> bytes:
-    """The PNG of panels in a square, the first an image whose size is that of all.
+    """Return the PNG of panels in a square, all of the size of the first, an image.
 
     ``title`` stands above, ``note`` below, and a scale of colours at the right, from ``ends[0]`` to ``ends[1]``.
     """
@@ -143,7 +143,7 @@ def panels(
 
 
 def font_for(text: str, size: int) -> Font:
-    """A font of Pillow of ``size`` pixels with all letters of ``text``; Pillow's own, which has ASCII, if none has."""
+    """Find a font of ``size`` pixels with all letters of ``text``; Pillow's own, which has ASCII, if none has."""
     path = _font_file(text)
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
@@ -154,7 +154,7 @@ def is_drawable(text: str) -> bool:
 
 
 def missing_font(names: Iterable[str]) -> str | None:
-    """The line that says which font is missing for ``names``; None if all can be drawn."""
+    """Say which font is missing for ``names``; None if all can be drawn."""
     name = next((name for name in names if name.isprintable() and not is_drawable(name)), None)
     if name is None:
         return None
@@ -171,7 +171,7 @@ def missing_font(names: Iterable[str]) -> str | None:
 
 @cache
 def _font_files() -> tuple[str, ...]:
-    """All installed fonts, DejaVu Sans of matplotlib first, then upright ones of normal weight."""
+    """List all installed fonts, DejaVu Sans of matplotlib first, then upright ones of normal weight."""
     if find_spec("matplotlib") is None:
         return ()
     import matplotlib
@@ -188,7 +188,7 @@ def _font_files() -> tuple[str, ...]:
 
 @cache
 def _font_file(text: str) -> str | None:
-    """The first font with all letters of ``text``; None if there is none, and for ASCII, which needs no search."""
+    """Find the first font with all letters of ``text``; None if there is none, and for ASCII, which needs no search."""
     if text.isascii():
         return None
     return next((path for path in _font_files() if all(letter.isspace() or _has(path, letter) for letter in text)), None)

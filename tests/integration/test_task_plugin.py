@@ -295,3 +295,31 @@ def test_a_task_without_serve(seg: Path, capsys: pytest.CaptureFixture[str]) -> 
     for command in (["predict", "test/images"], ["to_onnx"], ["to_kestrel"]):
         (line,) = refused([*command, "--config", "seg.yaml"], capsys, seg / "test")
         assert tells(line, "seg", "serve")
+
+
+def test_an_exception_of_the_plug_in_after_training_is_one_line(seg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where evaluation, prediction and export call it; nothing is written."""
+    up("train")
+    code = (seg / CODE).read_text()
+    for old, commands in {
+        "        self.matrix += ": (["eval"],),
+        "        scores = self.net(": (["predict", "test/images"],),
+        "        return Served(": (["to_onnx"], ["to_kestrel"]),
+    }.items():
+        assert old in code
+        (seg / CODE).write_text(code.replace(old, f"        [][3]\n{old}"))
+        line = (seg / CODE).read_text().split("[][3]")[0].count("\n") + 1
+        for command in commands:
+            sys.modules.pop("seg_task", None)
+            (said,) = refused([*command, "--config", "seg.yaml", "--opts", *QUICK], capsys, seg / "test")
+            assert tells(said, f"{CODE}:{line}", "IndexError"), command
+        assert not list(seg.rglob("*.tar"))
+
+
+def test_a_strict_package_of_masks_fails_before_the_export(
+    seg: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up("train")
+    monkeypatch.setattr("up.deploy.exporter.export_graph", None)
+    (line,) = refused(["to_kestrel", "--strict-kestrel", "--config", "seg.yaml", "--opts", *QUICK], capsys, seg / "runs")
+    assert tells(line, "--strict-kestrel", "pixels", "classes")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -15,7 +15,7 @@ from PIL import Image
 
 from up.bundle.answers import Answer, Floats, Outputs
 from up.bundle.operations import Placement
-from up.bundle.package import Package, open_package
+from up.bundle.package import Package
 from up.bundle.predictions import Prediction
 from up.bundle.preprocess import ImageSource, Preprocessing
 from up.bundle.session import Session
@@ -27,23 +27,21 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
 
-class Predictor(ABC, Generic[Loaded]):
-    """Prediction for images: ``answer`` makes predictions of the outputs of a network.
+@dataclass(frozen=True)
+class Predictor(Generic[Loaded]):
+    """Prediction for images.
 
-    ``topk`` limits how many predictions an image gets (None: the number of the answer).
+    ``load`` reads and prepares one image, in any thread, with its placement if results are spatial; it raises ``BadImage``.
+    ``run`` computes the outputs for prepared images, ``answer`` makes predictions of them. ``topk`` limits how many an image
+    gets (None: the number of the answer). ``background`` is that of transparent images; None: the alpha channel is ignored.
     """
 
-    def __init__(self, answer: Answer, background: Color | None, *, topk: int | None = None, batch_size: int = 32) -> None:
-        self.answer, self.topk, self.batch_size = answer, topk, batch_size
-        self._background = background  # of transparent images; None: the alpha channel is ignored
-
-    @abstractmethod
-    def load(self, source: ImageSource) -> tuple[Loaded, Placement | None]:
-        """Read and prepare one image, in any thread; with its placement if results are spatial. Raises ``BadImage``."""
-
-    @abstractmethod
-    def run(self, images: Sequence[Loaded]) -> Outputs:
-        """Compute the outputs for prepared images."""
+    answer: Answer
+    load: Callable[[ImageSource], tuple[Loaded, Placement | None]]
+    run: Callable[[Sequence[Loaded]], Outputs]
+    background: Color | None
+    topk: int | None = None
+    batch_size: int = 32
 
     def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Prediction]:
         """Yield a prediction per image, in order; one that cannot be read has its ``error``. Threads decode further images."""
@@ -61,7 +59,7 @@ class Predictor(ABC, Generic[Loaded]):
 
     def image(self, file: str) -> Image.Image:
         """Read the image to draw predictions on."""
-        return read_rgb(file, background=self._background)
+        return read_rgb(file, background=self.background)
 
     def batches(
         self, images: Iterable[ImageSource], *, threads: int
@@ -80,38 +78,26 @@ class Predictor(ABC, Generic[Loaded]):
             return bad.reason
 
 
-class BundlePredictor(Predictor[Floats]):
-    """Prediction with a package."""
-
-    def __init__(self, package: Package, session: Session, *, topk: int | None = None, batch_size: int = 32) -> None:
-        self.package, self.session = package, session
-        self._prepare = Preprocessing(package.manifest.preprocess, package.manifest.input_size)
-        super().__init__(package.manifest.answer, self._prepare.background, topk=topk, batch_size=batch_size)
-
-    @classmethod
-    def open(cls, path: Path, *, provider: str = "cpu", topk: int | None = None, batch_size: int = 32) -> BundlePredictor:
-        """Open the package at ``path``. Raises ``PackageError`` if it is damaged, ``UserError`` for an unknown provider."""
-        package = open_package(path)
-        return cls(package, Session(package.model, package.label, provider=provider), topk=topk, batch_size=batch_size)
-
-    def load(self, source: ImageSource) -> tuple[Floats, Placement]:
-        return self._prepare.placed(source)
-
-    def run(self, images: Sequence[Floats]) -> Outputs:
-        return self.session(np.stack(images))
+def package_predictor(
+    package: Package, *, provider: str = "cpu", topk: int | None = None, batch_size: int = 32
+) -> Predictor[Floats]:
+    """Start the graph of a package. Raises ``UserError`` for a provider that this onnxruntime does not have."""
+    session = Session(package.model, package.label, provider=provider)
+    prepare = Preprocessing(package.manifest.preprocess, package.manifest.input_size)
+    answer = package.manifest.answer
+    return Predictor(answer, prepare.placed, lambda images: session(np.stack(images)), prepare.background, topk, batch_size)
 
 
 class Model:
     """A package, ready to predict: ``up.deploy.load(path).predict(images)``."""
 
-    def __init__(self, predictor: BundlePredictor, threads: int) -> None:
-        self._predictor = predictor
-        self._threads = threads
+    def __init__(self, package: Package, predictor: Predictor[Floats], threads: int) -> None:
+        self._package, self._predictor, self._threads = package, predictor, threads
 
     @property
     def manifest(self) -> dict[str, Json]:
         """Content of ``up_bundle.json``."""
-        return self._predictor.package.manifest.plain()
+        return self._package.manifest.plain()
 
     @property
     def labels(self) -> list[list[str]]:

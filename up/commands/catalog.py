@@ -28,10 +28,10 @@ COMMANDS = {
         "up.commands.predict:main", "evaluate", "print class names and scores for images", "up predict photos.yaml new/*.jpg"
     ),
     "to_onnx": Command(
-        "up.commands.to_onnx:main", "deploy", "export a checkpoint as an ONNX file, compared with torch", "up to_onnx photos.yaml"
+        "up.commands.export:to_onnx", "deploy", "export a checkpoint as an ONNX file, compared with torch", "up to_onnx photos.yaml"
     ),
     "to_kestrel": Command(
-        "up.commands.to_kestrel:main", "deploy", "export a checkpoint as a package, or for Triton", "up to_kestrel photos.yaml"
+        "up.commands.export:to_kestrel", "deploy", "export a checkpoint as a package, or for Triton", "up to_kestrel photos.yaml"
     ),
     "verify": Command(
         "up.commands.verify:main", "deploy", "check a package: hashes, labels, graph, test vectors", "up verify model_1.0.0.tar"

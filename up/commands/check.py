@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from up.commands.inputs import expect_config
+from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
 from up.errors import UserError
 from up.text import count
@@ -22,11 +22,9 @@ def main(words: list[str]) -> int:
     arguments = parser.read(words[1:])
     if arguments.images and arguments.no_files:
         raise UserError("--images opens the images that --no-files leaves out", fix="Remove one of them.")
-    expect_config(arguments.config, arguments.opts)
+    experiment = load_checked(arguments.config, arguments.opts)
     from up.build.check import check_experiment, is_for_evaluation
-    from up.build.experiment import load_experiment
 
-    experiment = load_experiment(arguments.config, arguments.opts)
     warnings: list[str] = []
     images = with_progress if arguments.images else None
     for line in check_experiment(experiment, warnings.append, files=not arguments.no_files, images=images):

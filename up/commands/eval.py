@@ -45,7 +45,7 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
 
     with local_phase():
         experiment = load_experiment(config, overrides)
-    with reported_to_peers():
+    with reported_to_peers(), experiment.plugin_errors():
         metrics, written, read = evaluate_checkpoint(experiment, checkpoint, out)
     if not is_main():
         return 0

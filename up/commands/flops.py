@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from up.commands.arguments import image_size, positive
-from up.commands.inputs import expect_config
+from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.text import si
@@ -18,13 +18,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--depth", type=positive, default=1, metavar="N", help="levels of modules in the table")
     parser.add_config()
     arguments = parser.read(words[1:])
-    expect_config(arguments.config, arguments.opts)
+    experiment = load_checked(arguments.config, arguments.opts)
     from up.build.data import derived_from_train, input_size_of
-    from up.build.experiment import load_experiment
     from up.build.network import build_net
     from up.models.complexity import complexity
 
-    experiment = load_experiment(arguments.config, arguments.opts)
     size = arguments.input_size or (3, *input_size_of(experiment))
     counted = complexity(build_net(experiment, derived_from_train(experiment)), size, depth=arguments.depth)
     shape = "x".join(map(str, size))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from up.distributed.env import world_in_environment
 from up.errors import ConfigError, Problem, UserError
 from up.file_kinds import NAMES, Kind, kind_of
 from up.files import named_checkpoint
 from up.text import Verbatim, did_you_mean
+
+if TYPE_CHECKING:
+    from up.tasks.experiment import Experiment
 
 _PACKAGES = "`up predict --bundle {path}` and `up verify {path}` read it."
 _INSTEAD_OF_CHECKPOINT: dict[Kind, str] = {
@@ -48,6 +52,14 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
     from up.schema.decode import load_config
 
     load_config(path, overrides)
+
+
+def load_checked(path: Path, overrides: Sequence[str]) -> Experiment:
+    """Load the experiment once its configuration is known to be good, and only then import torch."""
+    expect_config(path, overrides)
+    from up.build.experiment import load_experiment
+
+    return load_experiment(path, overrides)
 
 
 def expect_training_files(path: Path, overrides: Sequence[str]) -> None:

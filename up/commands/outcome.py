@@ -26,30 +26,18 @@ _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every insta
 }
 
 
-@contextmanager
-def _naming_missing_libraries() -> Iterator[None]:
-    """Raise ``UserError`` with the command to install a library of setup.py that cannot be imported."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name not in _LIBRARIES:
-            raise
+def _ending_of(error: BaseException) -> Ending | None:
+    """Return the ending that an exception means, such as a library that is not installed; None for a bug."""
+    if isinstance(error, Ending):
+        return error
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name in _LIBRARIES:
         words = f"pip install -e '.[{_LIBRARIES[name]}]'" if _LIBRARIES[name] else "pip install -e ."
         fix = f"Activate the right environment (source .venv/bin/activate), or install it: {words}"
-        raise UserError(f"{name} is not installed in the environment of {sys.executable}", fix=fix) from error
-
-
-@contextmanager
-def _naming_lack_of_memory() -> Iterator[None]:
-    """Raise ``UserError`` where the machine or a GPU has no memory left; a training step has an error of its own."""
-    try:
-        yield
-    except Exception as error:
-        reason = out_of_memory(error)
-        if reason is None:
-            raise
-        raise UserError(f"out of memory ({reason})", fix="Lower batch_size, or take smaller images or a smaller net.") from error
+        return UserError(f"{name} is not installed in the environment of {sys.executable}", fix=fix)
+    reason = out_of_memory(error)  # a training step has an error of its own
+    fix = "Lower batch_size, or take smaller images or a smaller net."
+    return None if reason is None else UserError(f"out of memory ({reason})", fix=fix)
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -57,35 +45,36 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     before, warnings.formatwarning = warnings.formatwarning, one_line
     with _noting_ctrl_c() as asked:
         try:
-            with _naming_missing_libraries(), _naming_lack_of_memory():
-                code = command(arguments)
+            code = command(arguments)
             sys.stdout.flush()  # here, where a pipe without a reader is not yet a failure
             return code
-        except Ending as error:
-            if not (error.known_to_all and rank_in_environment() > 0):
-                with suppress(OSError):  # the terminal may be gone
-                    print(error, file=sys.stderr)
-            _tell_launcher(str(error))
-            return error.exit_code
-        except BrokenPipeError:
-            return _no_reader()
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            _no_reader()  # the rest would fail again at the end of the process
-            print(f"{error.filename or 'standard output'}: no space left on the device.", file=sys.stderr)
-            return StorageError.exit_code
-        except SystemExit as error:
-            if isinstance(error.__context__, BrokenPipeError):  # from rich, when nobody reads its table
-                return _no_reader()
-            raise
         except BaseException as error:
+            code_of_error = _reported(error)
             # A KeyboardInterrupt during the import of compiled code surfaces as another error.
-            if asked or isinstance(error, KeyboardInterrupt):
+            if code_of_error is None and not isinstance(error, SystemExit) and (asked or isinstance(error, KeyboardInterrupt)):
                 return CTRL_C
-            raise
+            if code_of_error is None:
+                raise
+            return code_of_error
         finally:
             warnings.formatwarning = before
+
+
+def _reported(error: BaseException) -> int | None:
+    """Report an exception that ends a command and return the exit code; None for a bug."""
+    if (ending := _ending_of(error)) is not None:
+        if not (ending.known_to_all and rank_in_environment() > 0):
+            with suppress(OSError):  # the terminal may be gone
+                print(ending, file=sys.stderr)
+        _tell_launcher(str(ending))
+        return ending.exit_code
+    if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):  # rich exits with it
+        return _no_reader()
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _no_reader()  # the rest would fail again at the end of the process
+        print(f"{error.filename or 'standard output'}: no space left on the device.", file=sys.stderr)
+        return StorageError.exit_code
+    return None
 
 
 def _tell_launcher(reason: str) -> None:

@@ -112,7 +112,7 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{end} See {self.prog} --help.\n")
 
     def _separated(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The words for argparse, and those after ``-o`` and ``--opts``; flags that the command ignores are dropped with a line."""
+        """Split off the words after ``-o`` and ``--opts``; flags that the command ignores are dropped with a line."""
         own = {_spelling(option): option for option in self._option_string_actions}
         rest: list[str] = []
         overrides: list[str] = []
@@ -155,7 +155,7 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {word}")
 
     def _config_of(self, arguments: argparse.Namespace) -> Path | None:
-        """The configuration of ``--config``, or the one among the positional words, which is removed there."""
+        """Return the configuration of ``--config``, or the one among the positional words, which is removed there."""
         if self._among:
             words: list[str] = getattr(arguments, self._among)
             found = [word for word in words if Path(word).suffix.lower() in YAML_SUFFIXES]

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from up.bundle.predictions import Prediction, drawn, rendered, with_masks
 from up.bundle.predictor import Predictor
 from up.command_line import CommandLine
 from up.commands.arguments import positive
-from up.commands.inputs import expect_checkpoint, expect_config, expect_package
+from up.commands.inputs import expect_checkpoint, expect_package, load_checked
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import any_name_is_printable, print_tables, table_of
@@ -32,7 +33,7 @@ from up.files import make_folder, unwritable, write_atomically
 from up.text import count
 
 if TYPE_CHECKING:
-    from up.deploy.predictor import CheckpointPredictor
+    from up.data.records import Sample
 
 _IN_MEMORY = 1 << 24  # bytes of predictions; more wait on the disk
 
@@ -46,33 +47,23 @@ def main(words: list[str]) -> int:
     expect_writable(arguments, images)
     expect_package(arguments.bundle)
     expect_checkpoint(arguments.ckpt)
-    if arguments.config is not None:
-        expect_config(arguments.config, arguments.opts)
-    predictor = open_predictor(arguments)
     bad: list[Prediction] = []
-    begun = time.perf_counter()
-    predictions = with_bad_noted(predictor.predict(images, threads=arguments.threads), bad, strict=arguments.strict)
-    predictions = with_files(predictions, predictor, arguments)
-    publish(with_progress(predictions, len(images), arguments), predictor.answer, arguments)
+    with opened(arguments) as predictor:
+        begun = time.perf_counter()
+        predictions = with_bad_noted(predictor.predict(images, threads=arguments.threads), bad, strict=arguments.strict)
+        if arguments.mask_dir is not None:
+            if not isinstance(predictor.answer, PixelsAnswer):
+                raise UserError("the model predicts no masks", key="--mask-dir", fix="Leave it out.")
+            predictions = with_masks(predictions, arguments.mask_dir)
+        if arguments.vis_dir is not None:
+            predictions = drawn(predictions, arguments.vis_dir, predictor.image)
+        publish(with_progress(predictions, len(images), arguments), predictor.answer, arguments)
     report(len(images), bad, time.perf_counter() - begun, arguments)
     if bad:
         return 2
     if arguments.output is not None or arguments.format == "table":
         print(*next_commands(CommandLine.typed(words), next_steps(arguments)), sep="\n", file=sys.stderr)
     return 0
-
-
-def with_files(
-    predictions: Iterator[Prediction], predictor: Predictor[Floats] | CheckpointPredictor, arguments: argparse.Namespace
-) -> Iterator[Prediction]:
-    """Write the masks and drawings of predictions, and pass these on."""
-    if arguments.mask_dir is not None:
-        if not isinstance(predictor.answer, PixelsAnswer):
-            raise UserError("the model predicts no masks", key="--mask-dir", fix="Leave it out.")
-        predictions = with_masks(predictions, arguments.mask_dir)
-    if arguments.vis_dir is not None:
-        predictions = drawn(predictions, arguments.vis_dir, predictor.image)
-    return predictions
 
 
 def report(images: int, bad: Sequence[Prediction], seconds: float, arguments: argparse.Namespace) -> None:
@@ -109,22 +100,27 @@ def with_bad_noted(predictions: Iterable[Prediction], bad: list[Prediction], *, 
         yield each
 
 
-def open_predictor(arguments: argparse.Namespace) -> Predictor[Floats] | CheckpointPredictor:
-    """Open ``--bundle``, which needs no torch, or ``--config`` with ``--ckpt``."""
+@contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[Predictor[Floats] | Predictor[Sample]]:
+    """Open ``--bundle``, which needs no torch, or ``--config`` with ``--ckpt``, whose plug-in may raise errors in the block."""
+    options = {"topk": arguments.topk, "batch_size": arguments.batch_size}
     if arguments.bundle is not None:
-        from up.bundle.predictor import BundlePredictor
+        from up.bundle.package import open_package
+        from up.bundle.predictor import package_predictor
 
-        return BundlePredictor.open(
-            arguments.bundle, provider=arguments.provider or "cpu", topk=arguments.topk, batch_size=arguments.batch_size
-        )
-    from up.build.experiment import load_experiment
-    from up.deploy.predictor import CheckpointPredictor
+        yield package_predictor(open_package(arguments.bundle), provider=arguments.provider or "cpu", **options)
+        return
+    experiment = load_checked(arguments.config, arguments.opts)
+    from up.build.trained import load_trained
+    from up.deploy.predictor import checkpoint_predictor
 
-    experiment = load_experiment(arguments.config, arguments.opts)
-    predictor = CheckpointPredictor(experiment, arguments.ckpt, topk=arguments.topk, batch_size=arguments.batch_size)
-    for remark in predictor.trained.report.remarks():
-        print(remark, file=sys.stderr)
-    return predictor
+    with experiment.plugin_errors():
+        experiment.task.check_served()
+        trained = load_trained(experiment, arguments.ckpt)
+        predictor = checkpoint_predictor(experiment, trained, **options)
+        for remark in trained.report.remarks():
+            print(remark, file=sys.stderr)
+        yield predictor
 
 
 def parse(words: list[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from up.commands.inputs import expect_config
+from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.errors import UserError
@@ -55,11 +55,9 @@ def show_config(arguments: argparse.Namespace) -> int:
     """Print the effective configuration with the source location of every value."""
     if arguments.config is None:
         raise UserError("show config", expected="a YAML file", fix="Name one: up show config FILE.yaml")
-    expect_config(arguments.config, arguments.opts)
-    from up.build.experiment import load_experiment
+    experiment = load_checked(arguments.config, arguments.opts)
     from up.schema.show import effective_yaml
 
-    experiment = load_experiment(arguments.config, arguments.opts)
     print(effective_yaml(experiment.config, experiment.decoded.origins), end="")
     return 0
 

@@ -29,7 +29,9 @@ def load(
     or auto (CUDA if it can be started, else the CPU). Raises ``UserError`` for a damaged package, and for a provider that this
     onnxruntime does not have.
     """
-    from up.bundle.predictor import BundlePredictor, Model
+    from up.bundle.package import open_package
+    from up.bundle.predictor import Model, package_predictor
 
-    predictor = BundlePredictor.open(Path(path), provider=provider, topk=topk, batch_size=batch_size)
-    return Model(predictor, threads or min(8, os.cpu_count() or 1))
+    package = open_package(Path(path))
+    predictor = package_predictor(package, provider=provider, topk=topk, batch_size=batch_size)
+    return Model(package, predictor, threads or min(8, os.cpu_count() or 1))

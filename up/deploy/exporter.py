@@ -25,7 +25,7 @@ from up.bundle.testvectors import Vector, drawn_images, members_of
 from up.bundle.verify import verify
 from up.deploy import gate, quantize
 from up.deploy.exportable import exportable
-from up.deploy.kestrel import kestrel_members
+from up.deploy.kestrel import kestrel_members, require_classes
 from up.deploy.measure import Measured, measure, milliseconds
 from up.deploy.onnx import INPUT, export_graph, serialized, set_metadata
 from up.deploy.predictor import Forward, TorchModel
@@ -60,6 +60,7 @@ class ExportOptions:
     calibration_images: int = 256
     metric_images: int | None = None  # 0 for all
     images: Sequence[Path] = ()
+    for_kestrel_alone: bool = False  # only answers that Kestrel's members can describe
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class _Exporter:
             check_same_classes(experiment, {"class_names": names}, task.derived_for_evaluation(self.samples.dataset))
             names = names or task.class_names(self.samples.dataset)
         self.made = exportable(experiment, self.trained.net, names)
+        if options.for_kestrel_alone:
+            require_classes(self.made.answer)
         self.pipeline = task.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
         self.reference = TorchModel(self.made.module, self.made.outputs)
 

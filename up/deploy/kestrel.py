@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
-from up.bundle.answers import Answer, ClassesAnswer
+from up.bundle.answers import Answer, AnswerSpec, ClassesAnswer
 from up.bundle.answers.classes import HeadSpec
 from up.bundle.archive import MODEL
 from up.bundle.manifest import Manifest
@@ -42,9 +42,7 @@ class Category(BaseModel):
 
 def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection) -> dict[str, bytes]:
     """Write the four members that Kestrel reads. Raises ``UserError`` for other answers than classes."""
-    if not isinstance(manifest.answer, ClassesAnswer):
-        expected = "classes of whole images, all that Kestrel's own members can describe"
-        raise UserError(key="--strict-kestrel", got=Verbatim(manifest.answer.kind), expected=expected, fix="Leave it out.")
+    answer = require_classes(manifest.answer)
     major, minor, patch = (int(part) for part in settings.version.split("."))
     mean, std = pixel_affine(manifest.preprocess)
     height, width = manifest.input_size
@@ -75,9 +73,17 @@ def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection
         "version": version,
         "properties": {"description": _description(manifest)},
     }
-    found = categories_of(settings, manifest.answer.heads)
+    found = categories_of(settings, answer.heads)
     categories = {name: entry.model_dump(by_alias=True) for name, entry in found.items()}
     return {MODEL: model, "meta.json": _json(meta), "parameters.json": _json(parameters), "category_param.json": _json(categories)}
+
+
+def require_classes(answer: AnswerSpec) -> ClassesAnswer:
+    """Return an answer that Kestrel's members can describe. Raises ``UserError`` for others."""
+    if isinstance(answer, ClassesAnswer):
+        return answer
+    expected = "classes of whole images, all that Kestrel's own members can describe"
+    raise UserError(key="--strict-kestrel", got=Verbatim(answer.kind), expected=expected, fix="Leave it out.")
 
 
 def package_path(folder: Path, settings: ToKestrelSection) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from up.build.data import build_reader, build_transforms
-from up.build.trained import load_trained
+from up.build.trained import Trained
 from up.bundle.answers import Floats, Outputs, OutputSpec
 from up.bundle.operations import Placement, placement_of
 from up.bundle.predictor import Predictor
@@ -40,31 +40,29 @@ class TorchModel:
         return {name: each.float().cpu().numpy() for name, each in zip(self._names, several, strict=True)}
 
 
-class CheckpointPredictor(Predictor[Sample]):
-    """Predicts with a checkpoint, in float32 however the net was trained, as a package computes it."""
+def checkpoint_predictor(
+    experiment: Experiment, trained: Trained, *, topk: int | None = None, batch_size: int = 32
+) -> Predictor[Sample]:
+    """Predict with a trained net in float32, however it was trained, as a package computes it."""
+    served = served_by(experiment.task, trained.net, trained.class_names, True)
+    if experiment.config.runtime.compile:
+        served.module.compile()
+    model = TorchModel(served.module, served.outputs, trained.device)
+    reader, transforms = build_reader(experiment, "test"), build_transforms(experiment, "test")
+    pipeline = experiment.task.pipeline(reader, transforms)
+    with experiment.placing("dataset.test.dataset.kwargs.transformer"):
+        operations = preprocessing_of(reader, transforms) if served.answer.is_spatial else None
 
-    def __init__(self, experiment: Experiment, checkpoint: Path | None, *, topk: int | None = None, batch_size: int = 32) -> None:
-        experiment.task.check_served()
-        self.trained = load_trained(experiment, checkpoint)
-        served = served_by(experiment.task, self.trained.net, self.trained.class_names, True)
-        if experiment.config.runtime.compile:
-            served.module.compile()
-        self._model = TorchModel(served.module, served.outputs, self.trained.device)
-        self._collate = experiment.task.collate
-        self._reader, self._transforms = build_reader(experiment, "test"), build_transforms(experiment, "test")
-        self._pipeline = experiment.task.pipeline(self._reader, self._transforms)
-        with experiment.placing("dataset.test.dataset.kwargs.transformer"):
-            self._operations = preprocessing_of(self._reader, self._transforms) if served.answer.is_spatial else None
-        super().__init__(served.answer, getattr(self._reader, "background", None), topk=topk, batch_size=batch_size)
-
-    def load(self, source: ImageSource) -> tuple[Sample, Placement | None]:
+    def load(source: ImageSource) -> tuple[Sample, Placement | None]:
         assert isinstance(source, (Path, bytes)), "the command line gives paths"
-        sample = self._pipeline.load(source)
-        return sample, placement_of(self._operations, sample["size"]) if self._operations is not None else None
+        sample = pipeline.load(source)
+        return sample, None if operations is None else placement_of(operations, sample["size"])
 
-    def run(self, images: Sequence[Sample]) -> Outputs:
-        batch = self._pipeline.finish(self._collate(images), self.trained.device).image
+    def run(images: Sequence[Sample]) -> Outputs:
+        batch = pipeline.finish(experiment.task.collate(images), trained.device).image
         if not isinstance(batch, Tensor):
             what = "the test transforms leave images their own sizes, which do not fit into one batch"
             raise UserError(what, key="--batch-size", fix="Set it to 1, or add torch_resize with [height, width].")
-        return self._model(batch)
+        return model(batch)
+
+    return Predictor(served.answer, load, run, getattr(reader, "background", None), topk, batch_size)

@@ -18,7 +18,8 @@ from tests.harness.facts import each_tells, facts, tells
 from up.__main__ import main
 from up.bundle.answers.pixels import UNSEEN
 from up.bundle.archive import KESTREL_MEMBERS
-from up.bundle.predictor import BundlePredictor, prefetched
+from up.bundle.package import open_package
+from up.bundle.predictor import package_predictor, prefetched
 from up.data.bad_images import BadImage
 from up.errors import UserError
 
@@ -106,7 +107,7 @@ def test_a_bad_image_among_many_keeps_its_row(tmp_path: Path, batch_size: int) -
     for number, name in enumerate(names):
         (RED if number % 2 else GREEN).save(tmp_path / name)
     (tmp_path / names[6]).write_bytes(b"")
-    predictor = BundlePredictor.open(packages.package(tmp_path), batch_size=batch_size)
+    predictor = package_predictor(open_package(packages.package(tmp_path)), batch_size=batch_size)
     answers = list(predictor.predict([tmp_path / name for name in names], threads=3))
     assert [Path(answer.file).name for answer in answers] == names
     assert [answer.error for answer in answers if answer.error] == ["empty file (0 bytes)"]
