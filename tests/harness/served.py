@@ -74,13 +74,13 @@ def graphs_exported_once() -> Iterator[None]:
     graphs: dict[object, bytes] = {}
     real = exporter.export_graph
 
-    def export(module: nn.Module, size: tuple[int, int], outputs: Sequence[OutputSpec]) -> onnx.ModelProto:
-        noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    def export(module: nn.Module, shape: tuple[int, int, int], outputs: Sequence[OutputSpec]) -> onnx.ModelProto:
+        noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         found = TorchModel(module, outputs)(noise)
         weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
-        key = size, repr(outputs), sha256(weights).digest(), *(each.tobytes() for each in found.values())
+        key = shape, repr(outputs), sha256(weights).digest(), *(each.tobytes() for each in found.values())
         if key not in graphs:
-            graphs[key] = serialized(real(module, size, outputs))
+            graphs[key] = serialized(real(module, shape, outputs))
         return onnx.load_from_string(graphs[key])
 
     exporter.export_graph = export

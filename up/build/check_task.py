@@ -315,7 +315,7 @@ def check_export(experiment: Experiment, parts: RunParts) -> list[str]:
     with evaluation_mode(net):
         served = served_by(task, net, parts.class_names, False)
         try:
-            export_graph(served.module, spec.size, served.outputs)
+            export_graph(served.module, (3, *spec.size), served.outputs)
         except UserError as error:
             raise _error(task, "serve", f": {error}") from error
     return []

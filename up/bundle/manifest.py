@@ -16,12 +16,12 @@ from up.bundle.answers import AnswerSpec, ClassesAnswer, OutputSpec
 from up.bundle.answers.answer import Activation
 from up.bundle.answers.classes import AtLeast0, HeadSpec
 from up.bundle.archive import MANIFEST, PackageError
-from up.bundle.operations import AtLeast1, DecodeOperation, Entry, Operation, Side
+from up.bundle.operations import AtLeast1, Channels, DecodeOperation, Entry, NormalizeOperation, Operation, Side
 from up.types import Json
 
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
 
-_MAX_PIXELS = 1 << 27  # of a batch that a package may have tested: less than 2 GiB of numbers
+_MAX_VALUES = 3 << 27  # of a batch that a package may have tested: less than 2 GiB
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -60,8 +60,8 @@ class Input(Entry):
     dtype: Literal["float32"] = "float32"
     layout: Literal["NCHW"] = "NCHW"
     """Images, channels, rows, columns."""
-    shape: tuple[Literal["N"], Literal[3], Side, Side]
-    """``["N", 3, height, width]``."""
+    shape: tuple[Literal["N"], Channels, Side, Side]
+    """``["N", channels, height, width]``."""
     channel_order: Literal["RGB", "BGR"]
     batch: BatchSpec
 
@@ -138,7 +138,7 @@ class TestVector(Entry):
     image: str
     """PNG."""
     input: str
-    """float32 (1, 3, H, W): the image after training's preprocessing."""
+    """float32 (1, C, H, W): the image after training's preprocessing."""
     outputs: dict[str, str]
     """float32 (1, …): each output for this input, by its name."""
     tol: Tolerance
@@ -207,14 +207,23 @@ class Manifest(_EveryVersion):
     def _consistent(self) -> Manifest:
         if (misfit := self.answer.misfit(self.outputs)) is not None:
             raise ValueError(misfit)
-        _, _, height, width = self.inputs[0].shape
+        channels, height, width = self.input_shape
         images = max(self.inputs[0].batch.tested, default=1)
-        if images * height * width > _MAX_PIXELS:
-            raise ValueError(f"inputs of {images} x {height} x {width} pixels, allowed are {_MAX_PIXELS:,}")
+        if images * channels * height * width > _MAX_VALUES:
+            raise ValueError(f"inputs of {images} x {channels} x {height} x {width} values, allowed are {_MAX_VALUES:,}")
+        if wrong := {n for op in self.preprocess if isinstance(op, NormalizeOperation) for n in (len(op.mean), len(op.std))} - {
+            channels
+        }:
+            raise ValueError(f"normalize has {wrong} values, the input has {channels} channels")
         colors = [op.color for op in self.preprocess if isinstance(op, DecodeOperation)]
         if colors != [self.inputs[0].channel_order]:
             raise ValueError(f"decoded to {colors}, but channel_order is {self.inputs[0].channel_order}")
         return self
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.inputs[0].shape[1:]
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -261,7 +270,7 @@ class TestVector1(Entry):
     image: str
     """PNG."""
     input: str
-    """float32 (1, 3, H, W): the image after training's preprocessing."""
+    """float32 (1, C, H, W): the image after training's preprocessing."""
     logits: str
     """float32 (1, numbers): the outputs for this input."""
     tol: Tolerance

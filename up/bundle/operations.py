@@ -14,8 +14,9 @@ from up.types import Json
 AtLeast1 = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels: a package must not ask for any amount of memory
 Pair = Annotated[list[Side], Field(min_length=2, max_length=2)]
-Three = Annotated[list[float], Field(min_length=3, max_length=3)]
-ThreeAbove0 = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+Channels = Annotated[int, Field(ge=1, le=256)]
+OfChannels = Annotated[list[float], Field(min_length=1, max_length=256)]
+OfChannelsAbove0 = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=256)]
 
 # Reading the docstrings of fields takes longer than all the rest of a prediction's start: only the schema has them.
 _FOR_SCHEMA = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "") == "up.bundle.manifest"
@@ -39,6 +40,11 @@ class DecodeOperation(Entry):
     """16 bits a channel become 8 by keeping the high byte."""
     max_pixels: AtLeast1
     """Largest number of pixels of an image."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return 3
 
 
 class ExifOperation(Entry):
@@ -123,8 +129,8 @@ class NormalizeOperation(Entry):
     """``(x - mean) / std`` for each channel, in the order of ``channel_order``."""
 
     op: Literal["normalize"] = "normalize"
-    mean: Three
-    std: ThreeAbove0
+    mean: OfChannels
+    std: OfChannelsAbove0
 
 
 class LayoutOperation(Entry):
@@ -195,9 +201,15 @@ def placement_of(operations: Sequence[Operation], size: tuple[int, int]) -> Plac
     return Placement(size, scale, offset, now)
 
 
+def decode_of(operations: Sequence[Operation]) -> DecodeOperation:
+    """Return the operation that opens a file."""
+    return next(op for op in operations if isinstance(op, DecodeOperation))
+
+
 def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:
-    """Return ``mean`` and ``std`` (3,) in levels: the input is (level - mean) / std."""
-    mean, std = [0.0] * 3, [1.0] * 3
+    """Return ``mean`` and ``std`` (C,) in levels: the input is (level - mean) / std."""
+    channels = decode_of(operations).channels
+    mean, std = [0.0] * channels, [1.0] * channels
     for op in operations:
         if isinstance(op, ToFloatOperation):
             std = [value * op.divide_by for value in std]

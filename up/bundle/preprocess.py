@@ -14,12 +14,12 @@ from up.bundle.answers.answer import Floats
 from up.bundle.operations import (
     AlphaOperation,
     CenterCropOperation,
-    DecodeOperation,
     NormalizeOperation,
     Operation,
     Placement,
     ResizeOperation,
     ToFloatOperation,
+    decode_of,
     placement_of,
 )
 from up.data.bad_images import BadImage
@@ -38,7 +38,7 @@ class Preprocessing:
 
     def __init__(self, operations: Sequence[Operation], size: tuple[int, int]) -> None:
         self.size, self._operations = size, operations
-        self._decode = next(op for op in operations if isinstance(op, DecodeOperation))
+        self._decode = decode_of(operations)
         backgrounds = (op.background for op in operations if isinstance(op, AlphaOperation) and op.background is not None)
         self.background: Color | None = next(((red, green, blue) for red, green, blue in backgrounds), None)
         self._numbers = [op for op in operations if isinstance(op, (ToFloatOperation, NormalizeOperation))]

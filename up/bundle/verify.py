@@ -96,7 +96,7 @@ def _session_problems(package: Package, session: Session) -> Iterator[str]:
     manifest = package.manifest
     for batch in manifest.inputs[0].batch.tested:
         try:
-            outputs = session(np.zeros((batch, 3, *manifest.input_size), dtype=np.float32))
+            outputs = session(np.zeros((batch, *manifest.input_shape), dtype=np.float32))
         except Exception as error:  # the runtime has exceptions of its own
             yield f"{MODEL} does not run with {count(batch, 'image')}: {first_line(error)}"
             continue
@@ -159,7 +159,7 @@ def _vectors(package: Package, session: Session) -> Iterator[tuple[float, float,
     operations = [op.model_copy(update={"max_pixels": _VECTOR_PIXELS}) if op.op == "decode" else op for op in manifest.preprocess]
     prepare = Preprocessing(operations, manifest.input_size)
     for vector in manifest.testvectors:
-        stored = from_npy(package.members[vector.input], (1, 3, *manifest.input_size), f"{package.label}: {vector.input}")
+        stored = from_npy(package.members[vector.input], (1, *manifest.input_shape), f"{package.label}: {vector.input}")
         got = session(stored)
         expected = {
             name: from_npy(package.members[file], got[name].shape, f"{package.label}: {file}")

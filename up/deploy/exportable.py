@@ -10,7 +10,7 @@ from torch import nn
 
 from up.build.data import build_reader, build_transforms
 from up.bundle.answers import AnswerSpec, ClassesAnswer, OutputSpec
-from up.bundle.operations import Operation, input_size_of
+from up.bundle.operations import Operation, decode_of, input_size_of
 from up.deploy.kestrel import package_path, problems_of, relabelled
 from up.engine.evaluate import evaluation_mode
 from up.errors import ConfigError, Problem, UserError
@@ -22,11 +22,11 @@ from up.tasks.served import preprocessing_of
 
 @dataclass(frozen=True)
 class Exportable:
-    """Module, preprocessing, outputs and answer of an export; ``input_size`` is (height, width)."""
+    """Module, preprocessing, outputs and answer of an export; ``input_shape`` is (channels, height, width)."""
 
     module: nn.Module
     operations: list[Operation]
-    input_size: tuple[int, int]
+    input_shape: tuple[int, int, int]
     outputs: list[OutputSpec]
     answer: AnswerSpec
 
@@ -47,7 +47,7 @@ def exportable(experiment: Experiment, net: nn.Module, class_names: list[str] | 
         served = served_by(experiment.task, net, class_names, settings.add_softmax)
     experiment.raise_if_any(problems_of(settings, operations, size, served.answer, labels=labels))
     answer = relabelled(served.answer, settings) if labels and isinstance(served.answer, ClassesAnswer) else served.answer
-    return Exportable(served.module, operations, size, list(served.outputs), answer)
+    return Exportable(served.module, operations, (decode_of(operations).channels, *size), list(served.outputs), answer)
 
 
 def export_problems(experiment: Experiment, net: nn.Module, class_names: list[str] | None, *, labels: bool = True) -> list[Problem]:

@@ -16,7 +16,7 @@ from up.build.trained import load_net
 from up.bundle.answers import ClassesAnswer, Floats
 from up.bundle.archive import MODEL, write_archive
 from up.bundle.manifest import BatchSpec, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
-from up.bundle.operations import DecodeOperation
+from up.bundle.operations import decode_of
 from up.bundle.package import metadata_of, package_of, sealed
 from up.bundle.parity import closeness
 from up.bundle.preprocess import Preprocessing
@@ -115,20 +115,18 @@ class _Exporter:
         self.reference = TorchModel(self.made.module, self.made.outputs)
 
     def run(self) -> Export:
-        height, width = self.made.input_size
         averaged, settings = self.trained.report.averaged, self.experiment.config.to_kestrel
         kind = "averaged (EMA) weights" if averaged else "weights"
-        self.tell(f"{kind} of {self.trained.checkpoint}, input {INPUT} (N, 3, {height}, {width})")
+        self.tell(f"{kind} of {self.trained.checkpoint}, input {INPUT} (N, {', '.join(map(str, self.made.input_shape))})")
         for remark in self.trained.report.remarks():
             self.tell(remark)
-        graph = export_graph(self.made.module, self.made.input_size, self.made.outputs)
+        graph = export_graph(self.made.module, self.made.input_shape, self.made.outputs)
         session = Session(serialized(graph), "the exported graph")
         parity = self._parity(session)
         quantization = None
         if self.options.precision == "int8":
             graph, quantization = self._quantized(graph, session)
             session = Session(serialized(graph), "the quantized graph")
-        order = next(op.color for op in self.made.operations if isinstance(op, DecodeOperation))
         manifest = Manifest(
             name=settings.model_name,
             version=settings.version,
@@ -142,7 +140,12 @@ class _Exporter:
                 weights="ema" if averaged else "raw",
             ),
             inputs=[
-                Input(name=INPUT, shape=("N", 3, height, width), channel_order=order, batch=BatchSpec(tested=list(gate.BATCHES)))
+                Input(
+                    name=INPUT,
+                    shape=("N", *self.made.input_shape),
+                    channel_order=decode_of(self.made.operations).color,
+                    batch=BatchSpec(tested=list(gate.BATCHES)),
+                )
             ],
             outputs=self.made.outputs,
             preprocess=self.made.operations,
@@ -159,7 +162,7 @@ class _Exporter:
         """Compare the graph with the net, and the package's preprocessing with training's. Raises ``NumericalError``."""
         real = self.samples.images(self.samples.spread(gate.REAL_IMAGES))
         found = gate.check_graph_outputs(self.reference, session, self.made.answer, real)
-        packaged = Preprocessing(self.made.operations, self.made.input_size)
+        packaged = Preprocessing(self.made.operations, self.made.input_shape[1:])
         pngs = [self.samples.png(number) for number in self.samples.spread(_FROM_IMAGE)]
         pairs = ((self._prepare(png), partial(packaged, png)) for png in (*pngs, *(png for _, png in drawn_images())))
         from_image = gate.check_preprocessing(self.reference, session, pairs)
@@ -229,7 +232,7 @@ class _Exporter:
             after = self._measured(session, numbers)
             if before is None or after is None:
                 raise UserError("the loss of accuracy is measured on labels, and dataset.test has none", key=_INT8)
-            times = milliseconds({"fp32": fp32, "int8": session}, (3, *self.made.input_size), batch=8)
+            times = milliseconds({"fp32": fp32, "int8": session}, self.made.input_shape, batch=8)
             speedup = times["fp32"] / times["int8"]
             name = f"int8, {candidate.method}, ranges by {candidate.calibration}"
             self.tell(

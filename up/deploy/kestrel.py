@@ -18,7 +18,7 @@ from up.bundle.answers import Answer, AnswerSpec, ClassesAnswer
 from up.bundle.answers.classes import HeadSpec
 from up.bundle.archive import MODEL
 from up.bundle.manifest import Manifest
-from up.bundle.operations import DecodeOperation, Operation, pixel_affine
+from up.bundle.operations import Operation, decode_of, pixel_affine
 from up.errors import ConfigError, Problem, UserError
 from up.schema.sections import ToKestrelSection
 from up.text import Verbatim, some_of
@@ -98,10 +98,10 @@ def problems_of(
     settings: ToKestrelSection, operations: Sequence[Operation], size: tuple[int, int], answer: Answer, *, labels: bool
 ) -> Iterator[Problem]:
     """Find all values of ``to_kestrel`` that contradict the images of training (numbers, channels, size), and the labels."""
-    order = next(op.color for op in operations if isinstance(op, DecodeOperation))
+    order = decode_of(operations).color
     mean, std = pixel_affine(operations)
     for key, given, derived in (("pixel_means", settings.pixel_means, mean), ("pixel_stds", settings.pixel_stds, std)):
-        if given is not None and (len(given) != 3 or not np.allclose(given, derived, rtol=0, atol=_PIXEL_TOLERANCE)):
+        if given is not None and (len(given) != len(derived) or not np.allclose(given, derived, rtol=0, atol=_PIXEL_TOLERANCE)):
             expected = f"that of the test transforms, {[round(value, 3) for value in derived]} (levels, 0 to 255)"
             yield _problem(key, given, expected, "Leave it out: it follows from normalize.")
     if "is_rgb" in settings.model_fields_set and settings.is_rgb != (order == "RGB"):

@@ -29,12 +29,14 @@ _EXAMPLE = 2  # images: with one, some versions of the exporter take the batch f
 _LIMIT = (1 << 31) - (1 << 20)  # bytes that a protobuf may have, less what the metadata need
 
 
-def export_graph(module: nn.Module, size: tuple[int, int], outputs: Sequence[OutputSpec], *, opset: int = OPSET) -> ModelProto:
-    """Export ``module``, (N, 3, height, width) -> ``outputs``, in evaluation mode on the CPU.
+def export_graph(
+    module: nn.Module, shape: tuple[int, int, int], outputs: Sequence[OutputSpec], *, opset: int = OPSET
+) -> ModelProto:
+    """Export ``module``, (N, *shape) -> ``outputs``, in evaluation mode on the CPU.
 
     Raises ``UserError`` if torch cannot export the net, or gives another opset, a fixed batch or weights beside the file.
     """
-    example = torch.zeros(_EXAMPLE, 3, *size)
+    example = torch.zeros(_EXAMPLE, *shape)
     batch = torch.export.Dim(_BATCH, min=1)
     try:
         with quiet(*_LOUD), redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a failure prints the whole graph
@@ -58,18 +60,18 @@ def export_graph(module: nn.Module, size: tuple[int, int], outputs: Sequence[Out
     assert program is not None, "dynamo exports return a program"
     model: ModelProto = program.model_proto
     forget_origin(model)
-    check_graph(model, size=size, outputs=outputs, opset=opset)
+    check_graph(model, shape=shape, outputs=outputs, opset=opset)
     return model
 
 
-def check_graph(model: ModelProto, *, size: tuple[int, int], outputs: Sequence[OutputSpec], opset: int) -> None:
+def check_graph(model: ModelProto, *, shape: tuple[int, int, int], outputs: Sequence[OutputSpec], opset: int) -> None:
     """Raise ``UserError`` for a graph that is not one file of that opset with a symbolic batch."""
     if any(tensor.external_data or tensor.data_location for tensor in model.graph.initializer):
         raise UserError("the weights came out beside the graph, expected them in it")
     if model.ByteSize() > _LIMIT:
         got = Verbatim(f"{model.ByteSize():,} bytes")
         raise UserError("size of the graph", got=got, expected=f"at most {_LIMIT:,}, what one file of ONNX can hold")
-    promised = graph_problems(model, {INPUT: [_BATCH, 3, *size]}, {output.name: output.axes for output in outputs}, opset)
+    promised = graph_problems(model, {INPUT: [_BATCH, *shape]}, {output.name: output.axes for output in outputs}, opset)
     if problems := list(promised):
         raise UserError.of(problems)
 

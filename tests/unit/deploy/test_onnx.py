@@ -17,7 +17,7 @@ from up.errors import UserError
 
 pytestmark = pytest.mark.integration  # an export takes seconds
 
-SIZE = (8, 6)
+SHAPE = (3, 8, 6)
 SCORES = [OutputSpec(name="scores", axes=["N", 5])]
 
 
@@ -43,7 +43,7 @@ def net() -> Small:
 
 @pytest.fixture(scope="module")
 def graph(net: Small) -> Any:
-    return export_graph(net, SIZE, SCORES)
+    return export_graph(net, SHAPE, SCORES)
 
 
 def test_one_file_of_opset_18_for_any_number_of_images(graph: Any, net: Small) -> None:
@@ -51,7 +51,7 @@ def test_one_file_of_opset_18_for_any_number_of_images(graph: Any, net: Small) -
     assert not list(graph_problems(graph, {"data": ["N", 3, 8, 6]}, {"scores": ["N", 5]}, 18))
     session = Session(serialized(graph), "x")
     for batch in (1, 2, 5, 33):
-        images = torch.randn(batch, 3, *SIZE)
+        images = torch.randn(batch, *SHAPE)
         assert torch.allclose(torch.from_numpy(session(images.numpy())["scores"]), net(images), atol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_nothing_of_this_machine_is_in_it(graph: Any) -> None:
 
 
 def test_exported_again_it_is_the_same(graph: Any, net: Small) -> None:
-    assert serialized(export_graph(net, SIZE, SCORES)) == serialized(graph)
+    assert serialized(export_graph(net, SHAPE, SCORES)) == serialized(graph)
 
 
 def test_metadata_are_replaced(graph: Any) -> None:
@@ -82,7 +82,7 @@ class Branching(nn.Module):
 
 def test_what_torch_cannot_export() -> None:
     with pytest.raises(UserError, match=rf"torch {torch.__version__.split('+')[0]}.*export"):
-        export_graph(Branching(), SIZE, [OutputSpec(name="scores", axes=["N", 3])])
+        export_graph(Branching(), SHAPE, [OutputSpec(name="scores", axes=["N", 3])])
 
 
 class OneByOne(nn.Module):
@@ -94,7 +94,7 @@ class OneByOne(nn.Module):
 
 def test_a_batch_that_is_not_free() -> None:
     with pytest.raises(UserError, match=facts("{'data'", "[2", "3", "8", "6]}")):
-        export_graph(OneByOne(), SIZE, [OutputSpec(name="scores", axes=["N", 3])])
+        export_graph(OneByOne(), SHAPE, [OutputSpec(name="scores", axes=["N", 3])])
 
 
 def changed(**changes: Any) -> onnx.ModelProto:
@@ -123,9 +123,9 @@ def changed(**changes: Any) -> onnx.ModelProto:
     ],
 )
 def test_graphs_that_are_not_as_promised(changes: dict[str, Any], message: str) -> None:
-    check_graph(changed(), size=(8, 8), outputs=packages.manifest().outputs, opset=18)
+    check_graph(changed(), shape=(3, 8, 8), outputs=packages.manifest().outputs, opset=18)
     with pytest.raises(UserError) as raised:
-        check_graph(changed(**changes), size=(8, 8), outputs=packages.manifest().outputs, opset=18)
+        check_graph(changed(**changes), shape=(3, 8, 8), outputs=packages.manifest().outputs, opset=18)
     assert message in str(raised.value)
 
 
@@ -137,8 +137,8 @@ class TwoOutputs(nn.Module):
 
 
 def test_several_outputs_of_any_shape() -> None:
-    outputs = [OutputSpec(name="mask", axes=["N", 2, *SIZE]), OutputSpec(name="means", axes=["N", 3])]
-    made = Session(serialized(export_graph(TwoOutputs(), SIZE, outputs)), "x")(torch.ones(5, 3, *SIZE).numpy())
+    outputs = [OutputSpec(name="mask", axes=["N", 2, *SHAPE[1:]]), OutputSpec(name="means", axes=["N", 3])]
+    made = Session(serialized(export_graph(TwoOutputs(), SHAPE, outputs)), "x")(torch.ones(5, *SHAPE).numpy())
     assert {name: each.shape for name, each in made.items()} == {"mask": (5, 2, 8, 6), "means": (5, 3)}
     with pytest.raises(UserError, match="outputs of the graph"):
-        export_graph(TwoOutputs(), SIZE, [outputs[0], OutputSpec(name="means", axes=["N", 4])])
+        export_graph(TwoOutputs(), SHAPE, [outputs[0], OutputSpec(name="means", axes=["N", 4])])
