@@ -211,13 +211,12 @@ class Manifest(_EveryVersion):
         images = max(self.inputs[0].batch.tested, default=1)
         if images * channels * height * width > _MAX_VALUES:
             raise ValueError(f"inputs of {images} x {channels} x {height} x {width} values, allowed are {_MAX_VALUES:,}")
-        if wrong := {n for op in self.preprocess if isinstance(op, NormalizeOperation) for n in (len(op.mean), len(op.std))} - {
-            channels
-        }:
-            raise ValueError(f"normalize has {wrong} values, the input has {channels} channels")
-        colors = [op.color for op in self.preprocess if isinstance(op, DecodeOperation)]
-        if colors != [self.inputs[0].channel_order]:
-            raise ValueError(f"decoded to {colors}, but channel_order is {self.inputs[0].channel_order}")
+        decoded = [(op.color, op.channels) for op in self.preprocess if isinstance(op, DecodeOperation)]
+        if decoded != [(self.inputs[0].channel_order, channels)]:
+            raise ValueError(f"decoded to {decoded}, but the input has {channels} channels, {self.inputs[0].channel_order}")
+        for op in self.preprocess:
+            if isinstance(op, NormalizeOperation) and {len(op.mean), len(op.std)} != {channels}:
+                raise ValueError(f"normalize has {len(op.mean)} means and {len(op.std)} stds for {channels} channels")
         return self
 
     @property
