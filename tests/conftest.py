@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker(tier_of(item))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of every later garbage collection, here and in the processes forked from this one."""
+    gc.collect()
+    gc.freeze()
 
 
 def tier_of(item: pytest.Function) -> str:

@@ -30,6 +30,7 @@ BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "swin": ({"type": "swin_tiny", "kwargs": SWIN}, CNN),
     "convnext_atto": ({"type": "timm", "kwargs": {"model_name": "convnext_atto", "pooled": False}}, CONVNEXT),
 }
+pytestmark = pytest.mark.usefixtures("each_graph_once")
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
 

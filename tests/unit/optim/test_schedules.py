@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, lr_scheduler
 
@@ -17,8 +15,6 @@ from up.errors import UserError
 from up.optim import build_schedule, set_lr
 from up.optim.curves import PolyLR, ReduceLROnPlateau, StepLR
 from up.optim.schedules import SCHEDULES, Schedule
-
-few = settings(max_examples=40, deadline=None, database=None)
 
 
 def res18() -> Schedule:
@@ -272,59 +268,84 @@ def test_float_epochs_are_rounded_to_updates() -> None:
     assert [schedule(11), schedule(12), schedule(24)] == pytest.approx([1.0, 0.97, 0.97**2])
 
 
-@few
-@given(
-    name=st.sampled_from(sorted(SCHEDULES)),
-    epochs=st.integers(1, 20),
-    per_epoch=st.integers(1, 40),
-    lr=st.floats(1e-6, 10),
-    warmup=st.integers(0, 100),
-    kind=st.sampled_from(["linear", "exp", "cosine"]),
-    data=st.data(),
-)
-def test_every_rate_is_finite_and_not_negative(
-    name: str, epochs: int, per_epoch: int, lr: float, warmup: int, kind: str, data: st.DataObject
-) -> None:
-    kwargs = {
-        "MultiStepLR": {"milestones": [1, 3]},
-        "StepLR": {"step_size": 2},
-        "EpochBasedCosineAnnealingLR": {"T_max": epochs},
-        "CosineLREpochScheduler": {"T_max": epochs},
-    }.get(name, {})
-    schedule = build_schedule(
-        name,
-        base_lr=lr,
-        updates_per_epoch=per_epoch,
-        total_updates=epochs * per_epoch,
-        warmup_iter=warmup,
-        warmup_type=kind,
-        warmup_ratio=0.1,
-        kwargs=kwargs,
-    )
-    step = data.draw(st.integers(0, 2 * epochs * per_epoch))
-    assert math.isfinite(schedule(step))
-    assert 0 <= schedule(step) <= lr * (1 + 1e-9)
-    assert schedule(step) == schedule(step)
+@pytest.fixture(scope="module")
+def hypothesis() -> Any:
+    """The library, imported only by the process that runs these two tests: it takes seconds."""
+    import hypothesis
+
+    return hypothesis
 
 
-@few
-@given(
-    warmup=st.integers(2, 50), rest=st.integers(2, 400), lr=st.floats(1e-6, 10), kind=st.sampled_from(["linear", "exp", "cosine"])
-)
-def test_cosine_has_no_jump_where_warmup_ends(warmup: int, rest: int, lr: float, kind: str) -> None:
-    schedule = build_schedule(
-        "CosineAnnealingLR",
-        base_lr=lr,
-        updates_per_epoch=1,
-        total_updates=warmup + rest,
-        warmup_iter=warmup,
-        warmup_type=kind,
-        warmup_ratio=0.1,
-        kwargs={"T_max": warmup + rest},
+def few(hypothesis: Any, **drawn: Any) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """Decorate a property so that it is checked for a few values."""
+    given = hypothesis.given(**drawn)
+    return lambda check: hypothesis.settings(max_examples=40, deadline=None, database=None)(given(check))
+
+
+def test_every_rate_is_finite_and_not_negative(hypothesis: Any) -> None:
+    st = hypothesis.strategies
+
+    @few(
+        hypothesis,
+        name=st.sampled_from(sorted(SCHEDULES)),
+        epochs=st.integers(1, 20),
+        per_epoch=st.integers(1, 40),
+        lr=st.floats(1e-6, 10),
+        warmup=st.integers(0, 100),
+        kind=st.sampled_from(["linear", "exp", "cosine"]),
+        data=st.data(),
     )
-    assert schedule(warmup - 1) == pytest.approx(lr, rel=1e-9)
-    assert schedule(warmup) == pytest.approx(lr, rel=1e-9)
-    assert schedule(warmup + rest) == pytest.approx(0, abs=1e-12)
+    def check(name: str, epochs: int, per_epoch: int, lr: float, warmup: int, kind: str, data: Any) -> None:
+        kwargs = {
+            "MultiStepLR": {"milestones": [1, 3]},
+            "StepLR": {"step_size": 2},
+            "EpochBasedCosineAnnealingLR": {"T_max": epochs},
+            "CosineLREpochScheduler": {"T_max": epochs},
+        }.get(name, {})
+        schedule = build_schedule(
+            name,
+            base_lr=lr,
+            updates_per_epoch=per_epoch,
+            total_updates=epochs * per_epoch,
+            warmup_iter=warmup,
+            warmup_type=kind,
+            warmup_ratio=0.1,
+            kwargs=kwargs,
+        )
+        step = data.draw(st.integers(0, 2 * epochs * per_epoch))
+        assert math.isfinite(schedule(step))
+        assert 0 <= schedule(step) <= lr * (1 + 1e-9)
+        assert schedule(step) == schedule(step)
+
+    check()
+
+
+def test_cosine_has_no_jump_where_warmup_ends(hypothesis: Any) -> None:
+    st = hypothesis.strategies
+
+    @few(
+        hypothesis,
+        warmup=st.integers(2, 50),
+        rest=st.integers(2, 400),
+        lr=st.floats(1e-6, 10),
+        kind=st.sampled_from(["linear", "exp", "cosine"]),
+    )
+    def check(warmup: int, rest: int, lr: float, kind: str) -> None:
+        schedule = build_schedule(
+            "CosineAnnealingLR",
+            base_lr=lr,
+            updates_per_epoch=1,
+            total_updates=warmup + rest,
+            warmup_iter=warmup,
+            warmup_type=kind,
+            warmup_ratio=0.1,
+            kwargs={"T_max": warmup + rest},
+        )
+        assert schedule(warmup - 1) == pytest.approx(lr, rel=1e-9)
+        assert schedule(warmup) == pytest.approx(lr, rel=1e-9)
+        assert schedule(warmup + rest) == pytest.approx(0, abs=1e-12)
+
+    check()
 
 
 def test_cosine_shorter_than_its_warmup_ends_at_the_floor() -> None:

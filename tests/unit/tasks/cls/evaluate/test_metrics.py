@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as oracle
 from torch import Tensor
 
 from tests.harness.facts import facts
@@ -16,6 +15,14 @@ from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator, LongTai
 from up.tasks.cls.model.losses import CrossEntropy
 
 N, C = 60, 7
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    """sklearn.metrics, imported only by the process that runs these tests: it takes seconds."""
+    from sklearn import metrics
+
+    return metrics
 
 
 def draw(seed: int = 0, n: int = N, classes: int = C) -> tuple[Tensor, Tensor]:
@@ -38,7 +45,7 @@ def judged(evaluator: ImageNetEvaluator, scores: Any, gt: Tensor) -> dict[str, f
     return evaluator.compute()
 
 
-def test_top_k_and_class_accuracy_agree_with_sklearn() -> None:
+def test_top_k_and_class_accuracy_agree_with_sklearn(oracle: Any) -> None:
     scores, gt = draw()
     got = judged(EVALUATORS.get("imagenet")(topk=[1, 3, 5]), scores, gt)
     expected = {f"top{k}": 100 * oracle.top_k_accuracy_score(gt, scores, k=k, labels=range(C)) for k in (1, 3, 5)}
@@ -48,7 +55,7 @@ def test_top_k_and_class_accuracy_agree_with_sklearn() -> None:
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
-def test_precision_recall_f1_agree_with_sklearn(average: Any) -> None:
+def test_precision_recall_f1_agree_with_sklearn(oracle: Any, average: Any) -> None:
     scores, gt = draw(1)
     got = judged(ImageNetEvaluator(use_prec_rec_f1=True, prec_rec_f1_avg=average), scores, gt)
     expected = oracle.precision_recall_fscore_support(gt, scores.argmax(1), average=average, zero_division=0)
@@ -56,7 +63,7 @@ def test_precision_recall_f1_agree_with_sklearn(average: Any) -> None:
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
-def test_sets_of_labels_agree_with_sklearn(average: Any) -> None:
+def test_sets_of_labels_agree_with_sklearn(oracle: Any, average: Any) -> None:
     generator = torch.Generator().manual_seed(5)
     gt = (torch.rand(N, 4, generator=generator) < 0.3).float()
     # Rounded, so that scores tie.
@@ -304,7 +311,7 @@ def test_figures_can_be_written_as_json() -> None:
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
-def test_only_images_of_some_classes_are_measured(average: Any) -> None:
+def test_only_images_of_some_classes_are_measured(oracle: Any, average: Any) -> None:
     scores, gt = draw(3)
     wanted = [1, 4]
     evaluator = ImageNetEvaluator(eval_class_idxs=[4, 1, 1], use_prec_rec_f1=True, prec_rec_f1_avg=average)
