@@ -29,6 +29,7 @@ from up.models.weight_files import is_downloaded, is_of_timm
 from up.schema.dataset import Source
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
+from up.schema.show import strategy_lines
 from up.tasks.experiment import Experiment
 from up.text import count, si
 
@@ -48,6 +49,7 @@ def check_experiment(
     Creates nothing.
     """
     yield from (f"note: {note}" for note in experiment.decoded.notes)
+    yield from strategy_lines(experiment.config, experiment.decoded.origins)
     check_device(experiment, warn)
     if files and is_for_evaluation(experiment.config):
         experiment.raise_if_any(missing_files(experiment))

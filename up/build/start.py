@@ -33,6 +33,7 @@ from up.engine.folder import (
 from up.engine.timetable import Timetable
 from up.errors import NothingToDo, Problem, UserError
 from up.files import BEST, LATEST, named_checkpoint, write_text
+from up.schema.show import strategy_lines
 from up.tasks.experiment import Experiment
 from up.text import some_of
 from up.tracking.display import console_of_run, show_log_on
@@ -192,7 +193,8 @@ def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: 
         return
     report = experiment.task.data_report(parts.train_data, parts.test_data)
     of_teachers, doubts = start_lines(experiment, parts.distillation)
-    lines = [*start.changes, *report.lines, *of_teachers, *start.weights, *net_and_groups(parts.net, optimizer)]
+    lines = strategy_lines(experiment.config, experiment.decoded.origins)
+    lines += [*start.changes, *report.lines, *of_teachers, *start.weights, *net_and_groups(parts.net, optimizer)]
     lines.append(rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size))
     notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(report.warnings), *doubts]
     for warning in warnings:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from up.config.argument import AtLeast0, AtLeast1, NotNegative
+from up.config.argument import AtLeast0, AtLeast1, Fraction, NotNegative
 from up.config.checked import checked
 from up.config.parts import check_kwargs
 from up.errors import UserError
@@ -104,6 +104,7 @@ def build_schedule(
     global_batch_size: AtLeast1 = 1,
     warmup_iter: AtLeast0 = 0,
     warmup_epochs: NotNegative = 0,
+    warmup_share: Fraction = 0,
     warmup_type: WarmupType = "exp",
     warmup_ratio: float = -1,
     warmup_register_type: RegisterType = "base",
@@ -113,14 +114,16 @@ def build_schedule(
     """Build the learning rate of every step from the ``lr_scheduler`` section of a config; ``table`` has the curves.
 
     With ``warmup_register_type: base``, ``base_lr`` is per image: the target is ``base_lr`` · ``global_batch_size``; with
-    ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ``warmup_epochs`` · ``updates_per_epoch``) steps
-    and starts from ``warmup_ratio`` · target, or from ``base_lr`` if the ratio is negative. ``total_updates`` is the length
-    of the run in steps, which some curves need. ``kwargs`` are the curve's own.
+    ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ``warmup_epochs`` · ``updates_per_epoch``,
+    ``warmup_share`` · ``total_updates``) steps and starts from ``warmup_ratio`` · target, or from ``base_lr`` if the ratio is
+    negative. ``total_updates`` is the length of the run in steps, which some curves need. ``kwargs`` are the curve's own.
     Raises ``UserError`` for unknown names and for values out of range.
     """
     target = base_lr * global_batch_size if warmup_register_type == "base" else base_lr
     start = warmup_ratio * target if warmup_ratio >= 0 else base_lr
-    steps = max(warmup_iter, int(warmup_epochs * updates_per_epoch))
+    if warmup_share and total_updates is None:
+        raise UserError("needs the length of the run: give total_updates", key="warmup_share")
+    steps = max(warmup_iter, int(warmup_epochs * updates_per_epoch), round(warmup_share * (total_updates or 0)))
     if warmup_type == "exp" and steps and start == 0 and target > 0:
         raise UserError(
             "exp warm-up cannot start from 0", key="warmup_ratio", fix="Set it above 0, or warmup_type: linear or cosine."

@@ -16,9 +16,11 @@ from up.config.tree import DEFAULT, MappingNode, Mark, Node, SequenceNode, to_pl
 from up.errors import ConfigError, Problem, UserError
 from up.files import LATEST, named_checkpoint
 from up.schema.legacy.hoist import to_documented_form
+from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob
 from up.schema.overrides import apply_overrides
 from up.schema.sections import Config, NetModule
+from up.schema.strategies import over_strategy
 from up.text import count, did_you_mean
 
 
@@ -121,6 +123,7 @@ def load_config(path: Path, opts: Sequence[str] = ()) -> Decoded:
 def decode(tree: MappingNode) -> Decoded:
     """Convert ``tree`` to typed sections. Raises ``ConfigError`` with all problems, in the order of the file."""
     tree, notes, problems = to_documented_form(tree)
+    tree = over_strategy(tree, Found(notes, problems))
     origins = Origins(tree)
     try:
         plain = to_plain(tree)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field
 from up.config.argument import AtLeast1, FixedOnResume, Fraction, FreeOnResume, Name, PartOf, Positive
 from up.config.section import Part, Section
 from up.schema.dataset import DatasetSection
+from up.schema.finetune import FinetuneSection
 from up.schema.mimic import MimicSection
 from up.schema.trainer import TrainerSection
 from up.types import Record
@@ -269,6 +270,8 @@ class Config(Section):
     """Nets of the teachers, written as ``teacher``, ``teacher0``, …"""
     mimic: Annotated[MimicSection | None, FixedOnResume()] = None
     """Knowledge distillation."""
+    finetune: FinetuneSection | None = None
+    """Fine-tuning of pretrained weights."""
     to_kestrel: ToKestrelSection = ToKestrelSection()
     """Package for Kestrel."""
 

@@ -10,6 +10,9 @@ from up.config.nodes import PlainDumper, parse_nodes
 from up.config.tree import MappingNode, Node, SequenceNode
 from up.schema.decode import Origins
 from up.schema.sections import Config
+from up.schema.strategies import PLACE
+from up.text import shown
+from up.types import Json
 
 
 class _Dumper(PlainDumper):
@@ -59,3 +62,20 @@ def _is_inline(node: Node) -> bool:
 
 def _items(node: Node) -> tuple[Node, ...]:
     return node.items if isinstance(node, SequenceNode) else ()
+
+
+def strategy_lines(config: Config, origins: Origins) -> list[str]:
+    """List the values that ``finetune.strategy`` supplies, as check and the start log show them; empty without a strategy."""
+    if config.finetune is None or config.finetune.strategy is None:
+        return []
+    plain = config.model_dump()
+    nodes = parse_nodes(effective_yaml(config), "")
+    supplied = [path for _, path in _ends(nodes, "") if origins.of(path) == str(PLACE)]
+    values = [f"{path}: {value if isinstance(value := _value_at(plain, path), str) else shown(value)}" for path in supplied]
+    return [f"finetune.strategy {config.finetune.strategy}: {', '.join(values)}"]
+
+
+def _value_at(plain: Json, path: str) -> Json:
+    for word in path.split("."):
+        plain = plain[int(word)] if isinstance(plain, list) else plain[word]
+    return plain

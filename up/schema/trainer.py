@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, Name, NotNegative, PartOf, Positive
+from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, Fraction, Name, NotNegative, PartOf, Positive
 from up.config.section import Part, Section
 
 
@@ -140,9 +140,11 @@ class SchedulePart(Part):
     """The learning rate as a function of the step: a schedule after a warmup."""
 
     warmup_iter: AtLeast0 = 0
-    """Steps of warmup; the longer of this and ``warmup_epochs`` is used."""
+    """Steps of warmup; the longest of this, ``warmup_epochs`` and ``warmup_share`` is used."""
     warmup_epochs: NotNegative = 0.0
     """Epochs of warmup."""
+    warmup_share: Fraction = 0.0
+    """Share of the run that is warmup; the longest of the three is used."""
     warmup_type: Literal["exp", "linear", "cosine"] = "exp"
     """Curve from the first learning rate to the target."""
     warmup_ratio: float = -1.0
