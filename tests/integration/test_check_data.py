@@ -256,16 +256,17 @@ class TestWeightsToDownload:
         self, config: Config, write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("it was built, or even fetched"))
-        monkeypatch.setattr("up.models.weight_files.try_to_load_from_cache", lambda *_: None)
+        monkeypatch.setattr("up.models.pretrained.try_to_load_from_cache", lambda *_: None)
         config["saver"]["pretrain_model"] = "timm:resnet18.a1_in1k"
         path = write(config)
-        (warning,), _ = checked(path, capsys)
+        (warning, doubt), _ = checked(path, capsys)
         assert re.match(rf"warning: {re.escape(path)}:\d+: saver\.pretrain_model: timm:resnet18\.a1_in1k is not on this", warning)
+        assert tells(doubt, "timm:resnet18.a1_in1k", "input size", "[3, 224, 224]", "[3, 32, 32]", "mean", "0.485", "0.4")
 
     def test_are_tried_where_they_are_here(
         self, config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("up.models.weight_files.try_to_load_from_cache", lambda *_: str(tmp_path / "model.safetensors"))
+        monkeypatch.setattr("up.models.pretrained.try_to_load_from_cache", lambda *_: str(tmp_path / "model.safetensors"))
         other = torch.nn.Linear(2, 3)
         monkeypatch.setattr("timm.create_model", lambda *_, **__: other)
         config["saver"]["pretrain_model"] = "timm:resnet18.a1_in1k"

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from up.build.check_task import check_and_dry_run
-from up.build.data import example_batch, train_loader
+from up.build.data import example_batch, preprocessing_of_images, train_loader
 from up.build.network import select_device, synchronized
 from up.build.parts import RunParts, build_parts
 from up.build.start import Start, find_start, log_start, open_folder, require_unfinished
@@ -98,6 +98,7 @@ def session_of(
         sample_batch=evaluation.first_batch if evaluation else None,
         is_evaluated=lambda step: evaluation is not None and times.evaluate.is_due(step),
     )
+    preprocessing = preprocessing_of_images(experiment)
     counted = BadImages(max_bad=parts.train_data.max_bad, total=len(parts.train_data))
     return TrainingSession(
         outline=outline,
@@ -117,6 +118,7 @@ def session_of(
         hooks=parts.hooks,
         stop=stop,
         fault=parts.fault,
+        preprocessing=preprocessing.as_record() if preprocessing is not None else None,
     )
 
 

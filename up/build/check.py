@@ -12,7 +12,7 @@ from up.build.data import Phase, build_batch_fn, build_evaluation, build_reader,
 from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
 from up.build.experiment import missing_files
 from up.build.images import Track, open_images
-from up.build.network import build_net, distillation_of, precision_of, select_device
+from up.build.network import build_net, distillation_of, precision_of, preprocessing_doubts, select_device
 from up.build.parts import RunParts, build_parts
 from up.build.start import find_start, finished
 from up.build.trained import NO_WEIGHTS, derived_from_data_only, net_to_evaluate
@@ -25,7 +25,7 @@ from up.engine.precision import Precision
 from up.errors import Problem, UserError
 from up.files import unwritable
 from up.models.net import Net, model_summary
-from up.models.weight_files import is_downloaded, is_of_timm
+from up.models.pretrained import is_downloaded, is_of_timm
 from up.schema.dataset import Source
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
@@ -85,7 +85,8 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
         yield f"test: {count(len(parts.test_data), 'image')}"
     report = experiment.task.data_report(parts.train_data, parts.test_data)
     yield from report.lines
-    for problem in experiment.decoded.origins.locate([*report.warnings, *start_absent, *teachers_absent]):
+    doubts = [*report.warnings, *start_absent, *teachers_absent, *preprocessing_doubts(experiment)]
+    for problem in experiment.decoded.origins.locate(doubts):
         warn(str(problem))
     if not is_for_export(experiment):
         for problem in export_problems(experiment, parts.net, parts.class_names):

@@ -26,6 +26,7 @@ from up.engine.evaluate import Evaluation
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
 from up.errors import UserError
+from up.models.preprocessing import ImagePreprocessing, of_operations
 from up.schema.dataset import Source
 from up.tasks.experiment import Experiment
 from up.tasks.task import InputSpec, Size
@@ -97,6 +98,15 @@ def spec_after(source: Phase, experiment: Experiment) -> InputSpec | None:
     if getattr(experiment.config.dataset, source) is None:
         return None
     return experiment.task.input_spec(build_transforms(experiment, source))
+
+
+def preprocessing_of_images(experiment: Experiment) -> ImagePreprocessing | None:
+    """Return the preprocessing that the test transforms amount to; None without test data, and for other transforms."""
+    if experiment.config.dataset.test is None:
+        return None
+    steps = [getattr(transform, "export_op", lambda: None)() for transform in build_transforms(experiment, "test")]
+    operations = [step for step in steps if step is not None]
+    return of_operations(operations) if len(operations) == len(steps) else None
 
 
 def input_size_of(experiment: Experiment) -> Size:

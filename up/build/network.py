@@ -8,22 +8,24 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from up.build.data import input_size_of, input_spec_of, spec_after
+from up.build.data import input_size_of, input_spec_of, preprocessing_of_images, spec_after
 from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
 from up.distributed import group
 from up.engine.precision import Precision
+from up.errors import Problem
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
-from up.models.weight_files import variant_needed
+from up.models.pretrained import preprocessing_of, variant_needed
 from up.models.weights import load_weights, read_state
 from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment, net_kind
+from up.text import some_of
 
 EXAMPLES = 2  # images of noise to find shapes
 _NET = 3  # the purpose of the seed that a network's first weights are drawn with
@@ -94,6 +96,17 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
     fresh = {module.name: task.class_layer for module in experiment.config.net if net_kind(experiment, module) in task.fresh_kinds}
     weights = read_state(saver.pretrain_model)
     return list(load_weights(net, weights, skip=saver.skip, heads=fresh, class_names=class_names).lines())
+
+
+def preprocessing_doubts(experiment: Experiment) -> list[Problem]:
+    """Warn of test transforms that are not those of ``saver.pretrain_model``, as far as both are known."""
+    source, ours = experiment.config.saver.pretrain_model, preprocessing_of_images(experiment)
+    theirs = preprocessing_of(source) if source is not None and ours is not None else None
+    if theirs is None or ours is None:
+        return []
+    listed = [f"{name} {expected} (dataset.test: {found})" for name, expected, found in theirs.differences(ours)]
+    fix = "Set the same in the transforms of train and test, unless another preprocessing is meant."
+    return [Problem(f"{source} was trained with {some_of(listed)}. {fix}", key="saver.pretrain_model")] if listed else []
 
 
 def distillation_of(

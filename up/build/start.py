@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 from up.build.data import notes_on
-from up.build.network import load_start_weights
+from up.build.network import load_start_weights, preprocessing_doubts
 from up.build.parts import RunParts
 from up.build.training import rate_line
 from up.command_line import CommandLine
@@ -196,7 +196,8 @@ def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: 
     lines = strategy_lines(experiment.config, experiment.decoded.origins)
     lines += [*start.changes, *report.lines, *of_teachers, *start.weights, *net_and_groups(parts.net, optimizer)]
     lines.append(rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size))
-    notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(report.warnings), *doubts]
+    probable_mistakes = [*report.warnings, *(preprocessing_doubts(experiment) if start.checkpoint is None else ())]
+    notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(probable_mistakes), *doubts]
     for warning in warnings:
         LOGGER.warning(warning)
     for line in [*lines, *parts.times.checkpoint_lines()]:

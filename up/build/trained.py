@@ -18,7 +18,7 @@ from up.engine.folder import open_run_folder
 from up.errors import UserError
 from up.files import BEST, LATEST, named_checkpoint
 from up.models.net import Net
-from up.models.weight_files import is_of_timm
+from up.models.pretrained import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
 from up.schema.decode import missing_at
 from up.tasks.experiment import Experiment

@@ -47,7 +47,7 @@ def config_for(folder: Path, shortcuts: Shortcuts, overrides: Sequence[str]) -> 
 
 
 def _is_downloaded() -> bool:
-    from up.models.weight_files import is_downloaded
+    from up.models.pretrained import is_downloaded
 
     return is_downloaded(PRETRAINED)
 

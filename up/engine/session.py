@@ -89,6 +89,7 @@ class TrainingSession:
     hooks: Hooks
     stop: StopRequest
     fault: Fault = field(default_factory=Fault)
+    preprocessing: Record | None = None  # of evaluated images, for checkpoints; None where it is not known
     meter: StepMeter = field(default_factory=StepMeter)
     progress: Progress = field(default_factory=Progress)
 
@@ -272,5 +273,6 @@ class TrainingSession:
             "global_batch_size": fingerprint.global_batch_size,
             "class_names": fingerprint.class_names,
             "variant": variant_of(self.model),
+            "preprocessing": self.preprocessing,
             **{name: part.state_dict() for name, part in self.stateful.items()},
         }

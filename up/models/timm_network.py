@@ -10,6 +10,8 @@ from torch import nn
 
 from up.errors import UserError
 from up.models.adapter import Backbone, Initializer, Normalize, as_backbone, with_stages
+from up.models.pretrained import how_to_fetch, with_weights
+from up.models.weight_files import first_line
 from up.text import did_you_mean
 from up.types import Kwargs
 
@@ -56,8 +58,9 @@ def _check_name(model_name: str) -> None:
 
 
 def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:
+    build = with_weights if pretrained else timm.create_model
     try:
-        return cast(nn.Module, timm.create_model(model_name, pretrained=pretrained, num_classes=0, **kwargs))
+        return cast("nn.Module", build(model_name, num_classes=0, **kwargs))
     except TypeError as error:
         raise UserError(f"timm's {model_name} cannot be built with kwargs {kwargs}: {error}") from error
     except Exception as error:
@@ -65,11 +68,7 @@ def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:
         if not pretrained:
             raise UserError(f"timm's {model_name} cannot be built: {error or type(error).__name__}") from error
         raise UserError(
-            f"the weights of timm's {model_name} could not be had ({type(error).__name__}: {_first_line(error)})",
-            fix="Without network access set pretrained: false, or name a file on this machine in saver.pretrain_model.",
+            f"the weights of timm's {model_name} could not be had ({type(error).__name__}: {first_line(error)})",
+            fix=f"Set pretrained: false. {how_to_fetch(model_name)}",
             key="pretrained",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

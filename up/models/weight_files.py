@@ -11,25 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor
 
 from up.errors import UserError
 from up.file_kinds import NAMES, kind_of
 from up.files import sha256_of
-from up.models.adapter import Variant
 from up.models.lora import merged_state
+from up.models.preprocessing import ImagePreprocessing, of_file
 from up.text import did_you_mean, some_of
 
 Content = Mapping[object, object]  # of a file
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "net", "weights")
 _EMA_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
-TIMM = "timm:"
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_OF_TENSORFLOW = "tf_efficientnet_"  # timm's weights that fit the backbones' variant "up"
 _LAYOUT = "Expected a dict of tensors, alone or under 'model' or 'state_dict'."
 _NOT_WEIGHTS = {  # frequent downloads by mistake, by their first bytes
     b"<": "an HTML or XML page",
@@ -53,21 +48,19 @@ class Weights:
     class_names: tuple[Any, ...] | None = None  # names, or a list of names for every head
     config: str | None = None  # the effective YAML of the training run
     variant: str | None = None  # of the backbone, if the file has it
+    preprocessing: ImagePreprocessing | None = None  # of the images that they were trained with, if it is known
 
     def tensors(self, *, prefer_ema: bool = True) -> dict[str, Tensor]:
         """Return the averaged weights if there are any and they are preferred, else the raw weights; LoRA's updates are merged."""
         return merged_state({**self.model, **self.ema} if prefer_ema else self.model or self.ema)
 
 
-def read_state(source: str | Path) -> Weights:
-    """Read the weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or ``timm:resnet50.a1_in1k``.
+def read_file(path: Path) -> Weights:
+    """Read the weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file.
 
     A file is our checkpoint, a dict with ``state_dict``, or the bare dict of tensors. Its sidecar ``FILE.json``, if any,
     is checked first. Raises ``WeightsError`` with the file and the reason.
     """
-    if str(source).startswith(TIMM):
-        return _from_timm(str(source).removeprefix(TIMM))
-    path = Path(source)
     _require_file(path)
     _require_intact(path)
     content = _content(path)
@@ -76,16 +69,9 @@ def read_state(source: str | Path) -> Weights:
     model = _tensors({key: value for key, value in content.items() if key not in _EMA_KEYS})
     if not model and not ema:
         raise WeightsError(f"holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}", file=path)
-    config = content.get("config")
-    variant = content.get("variant")
-    return Weights(str(path), model, ema, _class_names(content), _text(config), _text(variant))
-
-
-def variant_needed(source: str | None) -> Variant | None:
-    """Return the variant of a backbone that ``timm:NAME`` fits; None for files, which may be of either."""
-    if source is None or not source.startswith(TIMM):
-        return None
-    return "up" if source.removeprefix(TIMM).startswith(_OF_TENSORFLOW) else "timm"
+    config, variant = _text(content.get("config")), _text(content.get("variant"))
+    preprocessing = ImagePreprocessing.of(content.get("preprocessing")) or of_file(path)
+    return Weights(str(path), model, ema, _class_names(content), config, variant, preprocessing)
 
 
 def clean_key(key: str) -> str:
@@ -153,8 +139,8 @@ def _reason(path: Path, error: Exception) -> str:
         if start.startswith(signature):
             return f"holds no weights: it is {what}."
     if isinstance(error, pickle.UnpicklingError) and start.startswith(b"\x80"):
-        return f"damaged, or a pickle that torch.save did not write, refused ({_detail(text)})."
-    return f"damaged ({path.stat().st_size:,} bytes: {_detail(text) or type(error).__name__})."
+        return f"damaged, or a pickle that torch.save did not write, refused ({first_line(text)})."
+    return f"damaged ({path.stat().st_size:,} bytes: {first_line(text) or type(error).__name__})."
 
 
 def _refusal(path: Path, name: str) -> str:
@@ -168,9 +154,9 @@ def _refusal(path: Path, name: str) -> str:
     return f'{refused}{where}: python -c "import torch; {load}; {save}"'
 
 
-def _detail(text: str) -> str:
-    """Extract the line with the reason from torch's long messages."""
-    own = text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0]
+def first_line(error: Exception | str) -> str:
+    """Extract the line with the reason from the long messages of torch and of download libraries."""
+    own = str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0]
     lines = [line.strip() for line in own.splitlines() if line.strip()]
     return re.split(r"(?<=\w)\.(?: |$)", lines[0])[0] if lines else ""
 
@@ -193,46 +179,3 @@ def _require_intact(path: Path) -> None:
     found = path.stat().st_size
     if found != size or sha256_of(path) != sha256:
         raise WeightsError(f"damaged (bytes {found:,} of {size:,}, sha256 mismatch). Copy it again or name another.", file=path)
-
-
-def is_of_timm(source: str) -> bool:
-    """Return whether ``source`` names weights of timm. Raises ``WeightsError`` for a name that timm does not have."""
-    if not source.startswith(TIMM):
-        return False
-    _require_known(source.removeprefix(TIMM))
-    return True
-
-
-def is_downloaded(source: str) -> bool:
-    """Return whether the weights ``timm:NAME`` are on this machine: in the cache of the hub, or in torch's."""
-    found = timm.get_pretrained_cfg(source.removeprefix(TIMM))
-    if found is None or found.file or found.state_dict:
-        return found is not None
-    if found.hf_hub_id:
-        names = [found.hf_hub_filename] if found.hf_hub_filename else _HUB_FILES
-        return any(isinstance(try_to_load_from_cache(found.hf_hub_id, name), str) for name in names)
-    return bool(found.url) and (Path(torch.hub.get_dir()) / "checkpoints" / str(found.url).rpartition("/")[2]).is_file()
-
-
-def _require_known(name: str) -> None:
-    network_name = name.partition(".")[0]
-    if not timm.is_model(network_name):
-        raise WeightsError(f"timm has no such network.{did_you_mean(network_name, timm.list_models())}", file=f"{TIMM}{name}")
-    tags = timm.list_pretrained(f"{network_name}.*") + timm.list_pretrained(network_name)
-    if not timm.is_model_pretrained(name) or (name != network_name and name not in tags):
-        expected = some_of(tags) if tags else "another network, it has none for this one"
-        raise WeightsError("timm has no such weights", expected=expected, file=f"{TIMM}{name}")
-
-
-def _from_timm(name: str) -> Weights:
-    """Load pretrained weights by timm's name, downloaded on first use into the cache of the hub."""
-    _require_known(name)
-    try:
-        network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # each download library has its own errors
-        reason = f"{type(error).__name__}: {_detail(str(error))}"
-        raise WeightsError(
-            f"cannot be downloaded ({reason})", file=f"{TIMM}{name}", fix="Without a network, name the path of a file instead."
-        ) from error
-    source = f"{TIMM}{name}"
-    return Weights(source, network.state_dict(), variant=variant_needed(source))

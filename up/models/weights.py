@@ -13,8 +13,9 @@ from up.models.adapter import Backbone, Variant
 from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, layer_of, places
 from up.models.net import Net
 from up.models.patterns import any_of, parents_of, require_matches
+from up.models.pretrained import read_state
 from up.models.resample import resampled
-from up.models.weight_files import Weights, WeightsError, clean_key, read_state
+from up.models.weight_files import Weights, WeightsError, clean_key
 from up.text import count, some_of
 
 __all__ = [

@@ -1,0 +1,75 @@
+"""ImagePreprocessing that weights bring, from the checkpoint of one run to the start of another."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.harness.facts import tells
+from tests.harness.tiny import tiny_config
+from up.__main__ import main
+from up.models.preprocessing import ImagePreprocessing
+from up.models.pretrained import preprocessing_of
+
+Config = dict[str, Any]
+RESIZE = [{"type": "torch_resize", "kwargs": {"size": 40}}, {"type": "torch_center_crop", "kwargs": {"size": 32}}]
+
+
+@pytest.fixture(scope="module")
+def first(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """The configuration of a finished run, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("first")
+    config = tiny_config(images, folder / "run")
+    config["trainer"]["max_epoch"] = 1
+    test = config["dataset"]["test"]["dataset"]["kwargs"]
+    test["transformer"] = [*RESIZE, *test["transformer"][1:]]
+    (folder / "first.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--config", str(folder / "first.yaml")]) == 0
+    return config, folder / "run" / "ckpt_best.pth"
+
+
+@pytest.fixture
+def second(first: tuple[Config, Path], tmp_path: Path) -> Callable[[list[float]], str]:
+    """Write a configuration that starts from that checkpoint and normalizes with another mean."""
+
+    def write(mean: list[float]) -> str:
+        config = copy.deepcopy(first[0])
+        config["saver"] = {"save_dir": str(tmp_path / "run"), "pretrain_model": str(first[1])}
+        for source in config["dataset"].values():
+            source["dataset"]["kwargs"]["transformer"][-1]["kwargs"]["mean"] = mean
+        (tmp_path / "second.yaml").write_text(yaml.safe_dump(config))
+        return str(tmp_path / "second.yaml")
+
+    return write
+
+
+def test_a_checkpoint_carries_the_test_transforms(first: tuple[Config, Path]) -> None:
+    expected = ImagePreprocessing((3, 32, 32), (0.4,) * 3, (0.3,) * 3, "bilinear", 0.8)
+    assert preprocessing_of(first[1]) == expected
+    assert torch.load(first[1], weights_only=True)["preprocessing"] == expected.as_record()
+
+
+def test_other_transforms_are_a_warning_of_check_and_train(
+    second: Callable[[list[float]], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = second([0.5, 0.4, 0.4])
+    assert main(["check", "--config", path]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    (warning,) = warnings
+    assert re.match(rf"warning: {re.escape(path)}:\d+: saver\.pretrain_model: ", warning)
+    assert tells(warning, "ckpt_best.pth", "mean", "[0.4, 0.4, 0.4]", "[0.5, 0.4, 0.4]")
+    assert "std" not in warning
+    assert main(["train", "--config", path]) == 0
+    assert warning.removeprefix("warning: ") in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_the_same_transforms_are_none(second: Callable[[list[float]], str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", second([0.4, 0.4, 0.4])]) == 0
+    assert "warning" not in capsys.readouterr().out
