@@ -181,10 +181,12 @@ def of_backbone(argument: str, name: str, **arguments: Any) -> Case:
     return put
 
 
-def reader(name: str) -> Case:
+def reader(name: str, **arguments: Any) -> Case:
     def put(config: Config, _: Path) -> None:
         for source in ("train", "test"):
-            kwargs(config, source)["image_reader"]["type"] = name
+            part = kwargs(config, source)["image_reader"]
+            part["type"] = name
+            part["kwargs"] |= arguments
 
     return put
 
@@ -278,7 +280,10 @@ CASES: dict[str, dict[str, Case]] = {
         "csv": meta("csv"),
         "inference_only": nothing,  # it has no labels to train on: see test_inference_only
     },
-    "image_reader": {name: reader(name) for name in ("fs_pillow", "fs_opencv", "fs_turbo")},
+    "image_reader": {
+        **{name: reader(name) for name in ("fs_pillow", "fs_opencv", "fs_turbo")},
+        "fs_multichannel": reader("fs_multichannel", channels=3),
+    },
     "transform": {
         "torch_random_resized_crop": nothing,
         "torch_resize": as_they_are,

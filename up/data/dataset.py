@@ -52,6 +52,8 @@ class KeyedDataset(ABC):
 
     files: Listing | None = None
     """Files of the samples, where a list names them; ``where`` and ``fingerprint`` use it."""
+    float_images = False
+    """Whether ``read`` returns float images of 0 to 1, which are normalised in the workers."""
     notes: Sequence[str] = ()
     """Reports of what was ignored or converted when the list of images was read."""
 
@@ -122,7 +124,7 @@ class KeyedDataset(ABC):
         """The transforms by where they run. Raises ``UserError`` for those that do not fit together."""
         if not self.train and any(isinstance(transform, SampleTransform) for transform in self.transforms):
             raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
-        return split(self.completed(self.transforms))
+        return split(self.completed(self.transforms), of_floats=self.float_images)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Read a sample and apply the transforms of ``stages.worker``: image uint8 or float (3, H, W), filename, index, seed, bad.
@@ -245,6 +247,6 @@ def _image_fix(image: object) -> str | None:
         return " Write Image.fromarray(array) for uint8 (H, W, 3)."
     if not isinstance(image, torch.Tensor):
         return ""
-    if image.ndim != 3 or image.shape[0] > 4:
+    if image.ndim != 3 or image.shape[0] > 4 >= image.shape[2]:
         return " Add .permute(2, 0, 1)." if image.ndim == 3 else " Return one image, channels first."
     return None if image.dtype == torch.uint8 or image.is_floating_point() else " Add .to(torch.uint8)."

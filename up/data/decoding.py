@@ -3,8 +3,8 @@
 * Transparency is dropped unless a background is given: the colour channels as they are stored (``convert("RGB")``, as
   torchvision's loader does), after a palette has been resolved. Over a background they are composited in 8 bits, as Pillow's
   ``alpha_composite`` does; a transparent colour (tRNS) makes the pixels of exactly that colour transparent.
-* 16 bits a channel become 8 by keeping the high byte; 1 bit becomes 0 and 255; floating-point pixels are an error, since
-  their range is not defined.
+* 16 bits a channel become 8 by keeping the high byte; 1 bit becomes 0 and 255; floating-point pixels and integers of 32 bits
+  are an error, since their range is not defined.
 * The orientation in EXIF is applied: the image as people see it.
 * Of an animation the first frame is read.
 * A file that ends early, or whose checksum is wrong where its format has one, is a ``BadImage``.
@@ -19,6 +19,8 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -31,6 +33,7 @@ Color: TypeAlias = "tuple[int, int, int]"  # red, green, blue, 0 to 255
 
 # A list, because Pillow would also try EPS, which runs ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB as RGB
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WEBP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 _UPRIGHT = {
@@ -104,9 +107,7 @@ def name_of(source: str | bytes) -> str:
 def open_image(source: str | bytes, name: str | None, max_pixels: int) -> tuple[bytes, Image.Image]:
     """Read the encoded bytes and, with Pillow, the header; nothing is decoded yet."""
     name = name or name_of(source)
-    encoded = _read(source, name, max_pixels) if isinstance(source, str) else source
-    if not encoded:
-        raise BadImage(name, "empty file (0 bytes)")
+    encoded = encoded_in(source, name, max_pixels)
     try:
         opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -117,6 +118,14 @@ def open_image(source: str | bytes, name: str | None, max_pixels: int) -> tuple[
     if width * height > max_pixels:
         raise BadImage(name, f"too large: {width:,} x {height:,} = {width * height:,} pixels, more than max_pixels {max_pixels:,}")
     return encoded, opened
+
+
+def encoded_in(source: str | bytes, name: str, max_pixels: int) -> bytes:
+    """Read the bytes of an image file. Raises ``BadImage`` for a missing, empty or much too large one."""
+    encoded = _read(source, name, max_pixels) if isinstance(source, str) else source
+    if not encoded:
+        raise BadImage(name, "empty file (0 bytes)")
+    return encoded
 
 
 def _read(path: str, name: str, max_pixels: int) -> bytes:
@@ -136,11 +145,18 @@ def _read(path: str, name: str, max_pixels: int) -> bytes:
 
 def decode(encoded: bytes, opened: Image.Image, name: str, background: Color | None = None) -> Image.Image:
     """Decode to upright 8-bit RGB. Raises ``BadImage``."""
+    with decoding(encoded, opened, name):
+        return upright_rgb(opened, background)
+
+
+@contextmanager
+def decoding(encoded: bytes, opened: Image.Image, name: str) -> Iterator[None]:
+    """Convert the errors of Pillow in the block, which decodes ``opened``, to ``BadImage``; check the sums of a PNG."""
     kind = opened.format or "image"
     try:
         if kind == "PNG":  # decoding skips the checksums of the pixel data, and a flipped bit would pass unseen
             Image.open(io.BytesIO(encoded), formats=("PNG",)).verify()
-        return upright_rgb(opened, background)
+        yield
     except MemoryError:
         raise
     except Exception as error:
@@ -151,10 +167,25 @@ def upright_rgb(image: Image.Image, background: Color | None = None) -> Image.Im
     """Decode an image that Pillow opened to 8-bit RGB, turned as its EXIF says. Raises the errors of Pillow's decoder."""
     if background is not None:
         _rescale_transparent_colour(image)  # before the image is loaded: afterwards Pillow has forgotten the bit depth
+    if image.mode == "I" and "32" in raw_mode(image):
+        raise ValueError("32-bit integers have no defined range; save it with 8 or 16 bits a channel")
     image.load()
     turn = _UPRIGHT.get(orientation(image))
     rgb = _to_rgb(image) if background is None or not image.has_transparency_data else _composited(image, background)
     return rgb.transpose(turn) if turn is not None else rgb
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says; its mode stays."""
+    turn = _UPRIGHT.get(orientation(image))
+    return image.transpose(turn) if turn is not None else image
+
+
+def raw_mode(image: Image.Image) -> str:
+    """Return the form of the pixels in the file, such as ``RGB;16B``; empty once the image is decoded."""
+    tile = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _rescale_transparent_colour(image: Image.Image) -> None:
@@ -162,8 +193,7 @@ def _rescale_transparent_colour(image: Image.Image) -> None:
 
     Pillow keeps the file's 2, 4 or 16 bits and would compare them with 8-bit pixels.
     """
-    colour, tile = image.info.get("transparency"), getattr(image, "tile", None)
-    mode = tile[0][3] if tile else ""
+    colour, mode = image.info.get("transparency"), raw_mode(image)
     if mode in ("L;2", "L;4") and isinstance(colour, int):
         image.info["transparency"] = colour * (85 if mode == "L;2" else 17)
     elif mode == "RGB;16B" and isinstance(colour, tuple):

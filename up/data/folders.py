@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
-
 
 def classes_of(roots: Iterable[ImageRoot]) -> list[str]:
     """List the classes of several folders together, sorted."""
@@ -44,7 +42,7 @@ def _walk(root: ImageRoot, folder: str) -> Iterator[str]:
             name = os.path.join(current, entry.name)
             if entry.is_dir():
                 pending.append(name)
-            elif entry.name.lower().endswith(SUFFIXES):
+            elif entry.name.lower().endswith(root.suffixes):
                 yield name
 
 

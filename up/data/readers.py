@@ -11,7 +11,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from up.config.argument import NoEffect, PathTo
-from up.data.decoding import MAX_PIXELS, QUIET, Color, decode, name_of, open_image, orientation, read_rgb
+from up.data.decoding import MAX_PIXELS, QUIET, SUFFIXES, Color, decode, name_of, open_image, orientation, read_rgb
 from up.data.records import Image
 from up.errors import UserError
 from up.registry import Registry
@@ -23,6 +23,7 @@ READERS = Registry(
         "fs_pillow": "up.data.readers:PillowReader",
         "fs_opencv": "up.data.readers:OpenCVReader",
         "fs_turbo": "up.data.readers:TurboReader",
+        "fs_multichannel": "up.data.multichannel:MultiChannelReader",
     },
 )
 
@@ -38,38 +39,46 @@ class Reader(Protocol):
     image_dir: str | list[str] | None
 
     def __call__(self, source: str | bytes, name: str | None = None) -> Image:
-        """Read a Pillow image in RGB, or a uint8 tensor (3, H, W)."""
+        """Read a Pillow image in RGB, or a tensor (C, H, W): uint8, or float of 0 to 1."""
 
 
 class PillowReader:
-    """Decodes with Pillow into an RGB ``PIL.Image``.
+    """Decodes with Pillow into an RGB ``PIL.Image``, or into a uint8 tensor (1, H, W) with ``color_mode: GRAY``.
 
     - ``image_dir``: the folder that file names are relative to, one for all meta files or one for each.
     - ``background``: of transparent pixels. ``drop`` ignores the alpha channel and keeps the stored colours, which
       are often black or noise where nothing is visible; ``white``, or [red, green, blue] from 0 to 255, composites the image
       over that colour. Packages carry it.
+    - ``color_mode``: order of the channels; ``GRAY`` for one, the luma of ITU-R 601-2 (a grey image keeps its levels). The
+      network then needs ``input_channel: 1`` (``in_chans`` of timm), ``normalize`` one mean and one std.
     - ``memcached``: accepted for older files.
     - ``max_pixels``: larger images are bad images.
     """
+
+    float_images = False
+    suffixes = SUFFIXES
 
     def __init__(
         self,
         *,
         image_dir: ImageFolder | list[ImageFolder] | None = None,
-        color_mode: Literal["RGB", "BGR"] = "RGB",
+        color_mode: Literal["RGB", "BGR", "GRAY"] = "RGB",
         memcached: Annotated[bool, NoEffect(_PAGE_CACHE)] = False,
         max_pixels: int = MAX_PIXELS,
         background: Background = "drop",
     ) -> None:
         del memcached
         self.image_dir = image_dir
-        self.max_pixels = _expect_pixels(max_pixels)
+        self.max_pixels = expect_pixels(max_pixels)
         self.background = _color(background)
         self.color_mode = color_mode
+        self.channels = 1 if color_mode == "GRAY" else 3
 
     def __call__(self, source: str | bytes, name: str | None = None) -> Image:
-        """Read an RGB image (channels swapped under ``color_mode: BGR``)."""
+        """Read an RGB image (channels swapped under ``color_mode: BGR``), or a uint8 tensor (1, H, W)."""
         image = read_rgb(source, name, max_pixels=self.max_pixels, background=self.background)
+        if self.color_mode == "GRAY":
+            return torch.as_tensor(pil_to_tensor(image.convert("L")))
         return merge("RGB", image.split()[::-1]) if self.color_mode == "BGR" else image
 
 
@@ -85,11 +94,13 @@ class OpenCVReader(PillowReader):
 class TurboReader(PillowReader):
     """Decodes JPEG with libjpeg-turbo into a uint8 tensor (3, H, W), and everything else with Pillow.
 
-    - ``image_dir``, ``background``, ``memcached``, ``max_pixels``: as for ``fs_pillow``.
+    - ``image_dir``, ``background``, ``color_mode``, ``memcached``, ``max_pixels``: as for ``fs_pillow``.
     """
 
-    def __call__(self, source: str | bytes, name: str | None = None) -> torch.Tensor:
-        """Read a uint8 tensor (3, H, W)."""
+    def __call__(self, source: str | bytes, name: str | None = None) -> Image:
+        """Read a uint8 tensor (3, H, W), or (1, H, W) in grey."""
+        if self.color_mode == "GRAY":
+            return super().__call__(source, name)
         with QUIET:
             encoded, opened = open_image(source, name, self.max_pixels)
             pixels = _turbo(encoded, opened)
@@ -108,7 +119,8 @@ def _color(background: Background) -> Color | None:
     return color
 
 
-def _expect_pixels(max_pixels: int) -> int:
+def expect_pixels(max_pixels: int) -> int:
+    """Return ``max_pixels``. Raises ``UserError`` for more than Pillow opens."""
     if not 0 < max_pixels <= 2 * MAX_PIXELS:
         raise UserError(
             got=Verbatim(f"{max_pixels:,}"), expected=f"1 to {2 * MAX_PIXELS:,}, the most Pillow opens", key="max_pixels"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from functools import cached_property
 
+from up.data.decoding import SUFFIXES
+
 
 class ImageRoot:
     """Folder that file names are relative to, and the limit of them.
 
     ``image_dir`` None stands for the folder of ``meta_file``, and then absolute names may lead anywhere; otherwise only
-    into ``image_dir``. ``allow_outside`` removes the limit.
+    into ``image_dir``. ``allow_outside`` removes the limit. Files in the folder that end in ``suffixes`` are images.
     """
 
-    def __init__(self, image_dir: str | None, *, meta_file: str, allow_outside: bool = False) -> None:
+    def __init__(
+        self, image_dir: str | None, *, meta_file: str, allow_outside: bool = False, suffixes: tuple[str, ...] = SUFFIXES
+    ) -> None:
+        self.suffixes = suffixes
         self.shown = image_dir if image_dir is not None else os.path.dirname(meta_file) or "."
         self.folder = os.path.abspath(self.shown)
         self._inside = os.path.join(self.folder, "")

@@ -24,6 +24,8 @@ Count = Annotated[int, Field(ge=1)]
 Variant: TypeAlias = Literal["up", "timm"]
 Common: TypeAlias = Any  # arguments of ``with_stages`` or ``finished``, whose signatures have their types
 
+_REARRANGING = ("SpaceToDepth", "LearnableDct2d")  # modules of timm after which channels are no longer those of an image
+
 
 class Backbone(nn.Module):
     """Mixin that ``as_backbone`` adds to the class of a timm network.
@@ -236,7 +238,11 @@ def _only_size(model: nn.Module) -> tuple[int, int] | None:
 def _channels(model: nn.Module) -> int | None:
     """Read the channels of the first convolution, if its input can only be an image."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return first.in_channels if first is not None and first.in_channels <= 4 else None
+    if first is None or first.in_channels <= 4:
+        return first.in_channels if first is not None else None
+    layers = [module for module in list(model.modules())[1:] if next(module.parameters(recurse=False), None) is not None]
+    rearranges = any(type(module).__name__ in _REARRANGING for module in model.modules())
+    return first.in_channels if layers[0] is first and not rearranges else None
 
 
 def _positions(key: str, wanted: Sequence[int] | None, known: list[int]) -> list[int] | None:

@@ -13,7 +13,7 @@ from up.bundle.operations import Operation
 from up.data.decoding import MAX_PIXELS
 from up.data.records import Transform
 from up.errors import UserError
-from up.text import some_of
+from up.text import Verbatim, count, some_of
 
 _SHAPING = ("resize", "center_crop")
 _OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
@@ -62,6 +62,14 @@ def preprocessing_of(reader: object, transforms: Iterable[Transform]) -> list[Op
 
     Raises ``UserError`` for a transform that a package cannot repeat, and for another order than it has.
     """
+    channels = getattr(reader, "channels", 3)
+    if channels != 3 or getattr(reader, "float_images", False):
+        kind = "floats" if getattr(reader, "float_images", False) else "8 bits"
+        raise UserError(
+            "the image reader of a deployed model",
+            got=Verbatim(f"{count(channels, 'channel')} of {kind}"),
+            expected="RGB or BGR of 8 bits",
+        )
     background = getattr(reader, "background", None)
     color, max_pixels = getattr(reader, "color_mode", "RGB"), getattr(reader, "max_pixels", MAX_PIXELS)
     alpha = {} if background is None else {"mode": "composite", "background": list(background)}

@@ -102,14 +102,21 @@ def applied(transform: AnyTransform, image: Image, targets: Targets, filename: s
         else:
             changed = transform(image)
     except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError) or not isinstance(transform, v2.Transform):
+        if isinstance(error, UserError) or not (isinstance(transform, v2.Transform) or _is_unusual(image)):
             raise
-        raise UserError(f"v2.{type(transform).__name__}: {error} (at {filename})") from error
+        name = f"v2.{type(transform).__name__}" if isinstance(transform, v2.Transform) else type(transform).__name__
+        unusual = f"an image {kind_of(image)}: " if _is_unusual(image) else ""
+        raise UserError(f"{name}: {unusual}{error} (at {filename})") from error
     if isinstance(changed, PILImage | torch.Tensor):
         return changed, targets
     fix = "Add `return image`." if changed is None else "Convert the result."
     what = f"returned {kind_of(changed)}, expected the changed image: a Pillow image or a tensor (3, H, W). {fix}"
     raise PartError(type(transform), f"{called(type(transform))} {what}")
+
+
+def _is_unusual(image: Image) -> bool:
+    """Whether an image has not three channels of 8 bits, for which some transforms alone are made."""
+    return isinstance(image, torch.Tensor) and (image.shape[0] != 3 or image.dtype != torch.uint8)
 
 
 def kind_of(value: object) -> str:
@@ -157,7 +164,8 @@ def expect_levels(image: Image) -> None:
     """Raise ``UserError`` unless the image still consists of uint8 levels."""
     if isinstance(image, torch.Tensor) and image.dtype != torch.uint8:
         raise UserError(
-            f"got an image of {image.dtype}, expected uint8: put this transform before to_tensor in the transformer list"
+            f"got an image of {image.dtype}, expected uint8: put this transform before to_tensor in the transformer list, or leave "
+            "it out for images of more than 8 bits"
         )
 
 

@@ -13,6 +13,8 @@ from up.config.checked import checked
 from up.data.transforms.image import MEAN_COLOUR, Image, Probability, Transform, with_tensor
 from up.errors import UserError
 
+_MEAN_GREY = 117  # of MEAN_COLOUR
+
 
 class _Hiding(Transform):
     """Hides parts of an image with probability ``p``: in the mean colour; a float image counts as normalised, its mean is 0."""
@@ -23,9 +25,11 @@ class _Hiding(Transform):
         return with_tensor(self._hide, image) if torch.rand(()).item() < self.p else image
 
     def _hide(self, image: Tensor) -> Tensor:
-        colour = (0, 0, 0) if image.is_floating_point() else MEAN_COLOUR
+        channels = image.shape[0]
+        colour = MEAN_COLOUR if channels == len(MEAN_COLOUR) else (_MEAN_GREY,) * channels
+        levels = torch.tensor(colour, dtype=image.dtype).view(-1, 1, 1)
         hidden = self.hidden(image.shape[-2], image.shape[-1])
-        return image if hidden is None else torch.where(hidden, torch.tensor(colour, dtype=image.dtype).view(3, 1, 1), image)
+        return image if hidden is None else torch.where(hidden, levels * 0 if image.is_floating_point() else levels, image)
 
     @abstractmethod
     def hidden(self, height: int, width: int) -> Tensor | None:

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from up.data.readers import Reader
 from up.data.records import Batch, Sample, Transform
 from up.data.transforms.image import applied, size_of
-from up.data.transforms.stages import DeviceStage, expect_numbers, split
+from up.data.transforms.stages import DeviceStage, expect_channels, expect_numbers, split
 
 
 class ImagePipeline:
@@ -21,7 +21,8 @@ class ImagePipeline:
     def __init__(self, reader: Reader, transforms: Sequence[Transform]) -> None:
         self._reader = reader
         expect_numbers(transforms)
-        stages = split(transforms)
+        expect_channels(transforms, getattr(reader, "channels", None))
+        stages = split(transforms, of_floats=getattr(reader, "float_images", False))
         self._transforms, self.tail = stages.worker, stages.device
 
     def load(self, source: Path | bytes) -> Sample:

@@ -15,7 +15,7 @@ from up.data.records import Batch, BatchTransform
 from up.data.records import Transform as AnyTransform
 from up.data.transforms.erasing import RandomErasing
 from up.data.transforms.image import SampleTransform, Transform
-from up.data.transforms.table import Normalize, ToTensor
+from up.data.transforms.table import ByChannel, Normalize, ToTensor
 from up.errors import UserError
 from up.seed import key
 
@@ -38,12 +38,12 @@ class DeviceTail(nn.Module):
         self.mean = tuple(value / to_tensor.top for value in normalize.mean)  # always in units of 0..1
         self.std = tuple(value / to_tensor.top for value in normalize.std)
         self.erasing = erasing
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (self.mean, self.std))
         self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 
     def forward(self, batch: Batch) -> Batch:
-        """Normalise ``image`` (B, 3, H, W) to float32, in its memory format.
+        """Normalise ``image`` (B, C, H, W) to float32, in its memory format.
 
         Images of several sizes are a list, and stay one.
         """
@@ -83,9 +83,10 @@ class Stages:
         return batch_fn or self.batch
 
 
-def split(transforms: Sequence[AnyTransform]) -> Stages:
+def split(transforms: Sequence[AnyTransform], *, of_floats: bool = False) -> Stages:
     """Run ``to_tensor, normalize[, torch_randerase]`` at the end on the device, and mixing without a second sample on batches.
 
+    ``of_floats``: images are floats before ``to_tensor`` already; then only mixing is not run in the worker.
     Raises ``UserError`` when ``normalize`` is evidently in other units than its input, and for two mixing transforms.
     """
     of_batches = [each for each in transforms if isinstance(each, SampleTransform) and not each.takes_second]
@@ -96,7 +97,7 @@ def split(transforms: Sequence[AnyTransform]) -> Stages:
         mixing = Stages((), batch=transform.as_batch_fn()).mixing(mixing)
     erasing = rest[-1] if rest and isinstance(rest[-1], RandomErasing) else None
     before = rest if erasing is None else rest[:-1]
-    if len(before) >= 2 and isinstance(before[-2], ToTensor) and isinstance(before[-1], Normalize):
+    if not of_floats and len(before) >= 2 and isinstance(before[-2], ToTensor) and isinstance(before[-1], Normalize):
         return Stages(before[:-2], DeviceTail(to_tensor=before[-2], normalize=before[-1], erasing=erasing), mixing)
     return Stages(rest, None, mixing)
 
@@ -121,8 +122,20 @@ def expect_numbers(transforms: Sequence[AnyTransform]) -> None:
         raise UserError("got transforms that leave images as uint8 levels, expected to_tensor and normalize at the end.")
 
 
+def expect_channels(transforms: Sequence[AnyTransform], channels: int | None) -> None:
+    """Raise ``UserError`` when ``normalize`` has means for another number of channels than images have; None is unknown."""
+    for at, transform in enumerate(transforms):
+        if isinstance(transform, v2.Grayscale | v2.RGB):
+            channels = getattr(transform, "num_output_channels", 3)
+        elif isinstance(transform, ByChannel) and channels not in (None, len(transform.mean)):
+            expected = f"{channels}, one for each channel that the image reader returns"
+            raise UserError(got=len(transform.mean), expected=expected, key=f"transformer.{at}.kwargs.mean")
+
+
 def check_units(transforms: Sequence[AnyTransform]) -> None:
-    """Raise ``UserError`` when ``normalize`` is in 0..255 after ``to_tensor``, or in 0..1 after ``custom_to_tensor``."""
+    """Raise ``UserError`` for a second ``to_tensor``, and for ``normalize`` in 0..255 after one to 0..1, or the other way round."""
+    if sum(isinstance(transform, ToTensor) for transform in transforms) > 1:
+        raise UserError("to_tensor is twice in the transformers. Remove one.")
     top = None
     for transform in transforms:
         if isinstance(transform, ToTensor):

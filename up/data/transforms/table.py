@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -32,6 +33,7 @@ from up.data.transforms.image import (
 )
 from up.errors import UserError
 from up.registry import Registry
+from up.text import count
 from up.types import Argument
 
 _NOT_FROM_YAML = (  # they take code, tensors, labels or boxes, or give something other than one image
@@ -198,14 +200,14 @@ class ColorJitter(Transform):
 
 
 class ToTensor(Transform):
-    """Levels 0..255 to float32 0..1, (3, H, W)."""
+    """Levels 0..255 to float32 0..1, (C, H, W); a float image of 0..1, as of ``fs_multichannel``, stays unchanged."""
 
     top = 1.0  # the value that level 255 becomes
 
     def __call__(self, image: Image) -> torch.Tensor:
         levels: torch.Tensor = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
         if levels.is_floating_point():
-            raise UserError(f"got an image of {levels.dtype}, expected uint8: to_tensor is twice in the transformers")
+            return levels * self.top
         return levels.to(torch.float32).div_(255 / self.top)
 
     def export_op(self) -> dict[str, object]:
@@ -213,7 +215,7 @@ class ToTensor(Transform):
 
 
 class LevelsToTensor(ToTensor):
-    """Levels 0..255 to float32, (3, H, W): not scaled, or to 0..1 with ``norm_image``.
+    """Levels 0..255 to float32, (C, H, W): not scaled, or to 0..1 with ``norm_image``.
 
     A ``normalize`` after it is in the same units.
     """
@@ -222,22 +224,29 @@ class LevelsToTensor(ToTensor):
         self.top = 1.0 if norm_image else 255.0
 
 
-class _ByChannel(Transform):
-    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+class ByChannel(Transform):
+    """A transform with a ``mean`` and a ``std`` for each channel."""
+
+    def __init__(self, *, mean: Annotated[tuple[float, ...], MinLen(1)], std: Annotated[tuple[float, ...], MinLen(1)]) -> None:
         if min(std) <= 0:
-            raise UserError(got=list(std), expected="three numbers above 0, such as [.229, .224, .225]", key="std")
+            raise UserError(got=list(std), expected="numbers above 0, such as [.229, .224, .225]", key="std")
+        if len(mean) != len(std):
+            raise UserError(got=list(std), expected=f"{count(len(mean), 'number')}, as many as `mean` has", key="std")
         self.mean, self.std = mean, std
 
     def _numbers(self, image: Image, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return image, mean and std as tensors. Raises ``UserError`` for an image before ``to_tensor``."""
+        """Return image, mean and std as tensors. Raises ``UserError`` for an image before ``to_tensor`` or of other channels."""
         if not isinstance(image, torch.Tensor) or not image.is_floating_point():
             got = f"a {image.dtype} tensor" if isinstance(image, torch.Tensor) else "a PIL image"
             raise UserError(f"{name}: got {got}, expected a float tensor: put to_tensor before {name} in the transformers")
-        mean, std = (torch.tensor(each, dtype=image.dtype, device=image.device).view(3, 1, 1) for each in (self.mean, self.std))
+        if len(self.mean) != image.shape[0]:
+            expected = f"{image.shape[0]}, one for each channel of the image"
+            raise UserError(f"{name}: mean and std", got=len(self.mean), expected=expected)
+        mean, std = (torch.tensor(each, dtype=image.dtype, device=image.device).view(-1, 1, 1) for each in (self.mean, self.std))
         return image, mean, std
 
 
-class Normalize(_ByChannel):
+class Normalize(ByChannel):
     """``(x - mean) / std`` by channel; in the units of its input: 0..1 after to_tensor."""
 
     def __init__(
@@ -257,7 +266,7 @@ class Normalize(_ByChannel):
         return {"op": "normalize", "mean": list(self.mean), "std": list(self.std)}
 
 
-class Denormalize(_ByChannel):
+class Denormalize(ByChannel):
     """``x * std + mean`` by channel: undoes ``normalize``."""
 
     def __call__(self, image: Image) -> torch.Tensor:

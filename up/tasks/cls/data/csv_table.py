@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from up.data.folders import SUFFIXES
 from up.data.listing import MetaError, Rows, chunks
 from up.data.packed import PackedLabels
 from up.tasks.cls.data.metas import Column, MetaSource, SampleTable, labelled
@@ -102,7 +101,7 @@ class _Table:
         cells = next((cells for _, cells in self._split(self._lines())), [])
         self._width = len(cells)
         is_named = isinstance(wanted.path, str) or isinstance(wanted.label, str)
-        names_an_image = any(cell.lower().endswith(SUFFIXES) for cell in cells)
+        names_an_image = any(cell.lower().endswith(source.root.suffixes) for cell in cells)
         self._has_header = not names_an_image if wanted.header is None else wanted.header
         if is_named and not self._has_header:
             raise self._error(f"got no header, but {some_of(map(repr, cells), 4)}", "Give the columns as numbers, from 0.")

@@ -13,9 +13,11 @@ from typing_extensions import TypedDict
 from up.config.argument import FixedOnResume, NoEffect, PathTo
 from up.config.checked import checked
 from up.data.bad_images import BadImage
+from up.data.decoding import SUFFIXES
 from up.data.packed import PackedLabels
 from up.data.records import Image, Sample
 from up.data.transforms.image import size_of
+from up.data.transforms.stages import expect_channels
 from up.registry import Registry
 from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader
 from up.tasks.cls.data.inference import InferenceConfig
@@ -101,13 +103,15 @@ class ClsDataset(ImageDataset):
             allow_outside=allow_outside,
             inference=inference_cfg or {},
             columns=Columns(path_column, label_column, delimiter, header),
+            suffixes=getattr(image_reader, "suffixes", SUFFIXES),
         )
         self.table = self.files = read_table(spec)
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
         self.labels = None if self.table.labels is None else self.table.labels.values
         self.notes = self.table.notes
         self.continues = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results batch by batch
-        self.reader = image_reader
+        self.reader, self.float_images = image_reader, getattr(image_reader, "float_images", False)
+        expect_channels(self.transforms, getattr(image_reader, "channels", None))
 
     def __len__(self) -> int:
         return len(self.table)

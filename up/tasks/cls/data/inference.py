@@ -12,7 +12,8 @@ from pathlib import Path
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from up.data.folders import SUFFIXES, images_under
+from up.data.decoding import SUFFIXES
+from up.data.folders import images_under
 from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 from up.errors import StorageError, UserError
@@ -57,24 +58,26 @@ def inference_meta(source: MetaSource, config: InferenceConfig) -> SampleTable:
     if not os.path.isdir(source.path):
         if config.get("inference_from") == "folder":
             raise MetaError("no such folder (inference_from: folder).", file=source.path)
-        if source.path.lower().endswith(SUFFIXES):
+        if source.path.lower().endswith(source.root.suffixes):
             return unlabelled(source, [os.path.abspath(source.path)])
         return inference_only(source)
     names = images_under(source.root)
     if not names:
-        raise MetaError(f"no image in this folder. Expected files ending in {', '.join(SUFFIXES)}.", file=source.path)
+        raise MetaError(f"no image in this folder. Expected files ending in {', '.join(source.root.suffixes)}.", file=source.path)
     if saved := config.get("folder_images_save_path"):
         _write_lines(saved, names)
     return unlabelled(source, names)
 
 
-def inference_root(image_dir: str | None, *, meta_file: str, allow_outside: bool) -> ImageRoot:
+def inference_root(
+    image_dir: str | None, *, meta_file: str, allow_outside: bool, suffixes: tuple[str, ...] = SUFFIXES
+) -> ImageRoot:
     """Return the folder itself when a folder is predicted, otherwise the root of a list, or of an image."""
     if os.path.isdir(meta_file):
         image_dir = meta_file
-    elif meta_file.lower().endswith(SUFFIXES):
+    elif meta_file.lower().endswith(suffixes):
         image_dir = None
-    return ImageRoot(image_dir, meta_file=meta_file, allow_outside=allow_outside)
+    return ImageRoot(image_dir, meta_file=meta_file, allow_outside=allow_outside, suffixes=suffixes)
 
 
 def already_done(config: ResumeInference) -> set[str] | None:

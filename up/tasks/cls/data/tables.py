@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from up.data.decoding import SUFFIXES
 from up.data.folders import classes_of
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
@@ -41,6 +42,7 @@ class TableSpec:
     allow_outside: bool = False
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     columns: Columns = Columns()
+    suffixes: tuple[str, ...] = SUFFIXES
 
 
 def read_table(spec: TableSpec) -> SampleTable:
@@ -100,7 +102,7 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     sources = []
     for path, kind, folder, offset in zip(paths, kinds, folders, offsets, strict=True):
         root_of = inference_root if kind == "inference_only" else ImageRoot
-        root = root_of(folder, meta_file=path, allow_outside=spec.allow_outside)
+        root = root_of(folder, meta_file=path, allow_outside=spec.allow_outside, suffixes=spec.suffixes)
         own = MetaSource(path, root, label_offset=offset, multilabel=spec.multilabel, min_size=spec.min_size, columns=spec.columns)
         sources.append(own)
     return kinds, sources
