@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from tests.harness.facts import tells
+from tests.harness.photos import make_photos
 from tests.harness.refusals import refused
 from up.__main__ import main
-from up.tasks.cls.data.photos import PRETRAINED, look_into, recipe_for, yaml_of
 
 Make = Callable[..., Path]
 
@@ -24,15 +21,9 @@ Make = Callable[..., Path]
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Images of some colours in class folders, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    draw = np.random.default_rng(0)
 
     def made(counts: Mapping[str, int], folder: str = "photos", side: int = 32) -> Path:
-        for label, (name, number) in enumerate(counts.items()):
-            (tmp_path / folder / name).mkdir(parents=True)
-            for index in range(number):
-                pixels = draw.integers(0, 120, (side, side + 8, 3), dtype=np.uint8)
-                pixels[..., label % 3] += 100
-                Image.fromarray(pixels).save(tmp_path / folder / name / f"{index}.png")
+        make_photos(tmp_path / folder, counts, side, seed=len(folder))
         return Path(folder.split("/")[0])
 
     return made
@@ -77,47 +68,6 @@ def test_train_and_val_inside(make: Make, capsys: pytest.CaptureFixture[str]) ->
     assert not Path("runs").exists()
 
 
-class TestSplit:
-    def test_does_not_depend_on_other_images_names(self, make: Make) -> None:
-        """Four more photos of a class move no image from training to validation but as many as the share asks for."""
-        before = look_into(make({"a": 40, "b": 5})).split()
-        for index in range(100, 104):
-            Image.new("RGB", (32, 32)).save(f"photos/a/{index}.png")
-        after = look_into(Path("photos")).split()
-        assert len({*before[1]} & {*after[1]}) >= 7
-        assert [name for name, label in before[1] if label == 1] == [name for name, label in after[1] if label == 1]
-
-    def test_every_class_is_on_both_sides(self, make: Make) -> None:
-        train, val = look_into(make({"a": 2, "b": 3, "c": 30})).split()
-        assert [[label for _, label in part].count(each) for part in (train, val) for each in range(3)] == [1, 2, 24, 1, 1, 6]
-
-
-class TestRecipe:
-    def recipe(self, folder: Path, pretrained: str | None = None, **given: Any) -> Any:
-        flags = {"img_size": None, "epochs": None, "lr": None, "batch_size": None, **given}
-        return recipe_for(look_into(folder), pretrained, **flags)
-
-    @pytest.mark.parametrize(("side", "size"), [(20, 32), (70, 64), (100, 96), (200, 224), (500, 224)])
-    def test_the_size_is_that_of_the_images(self, make: Make, side: int, size: int) -> None:
-        assert self.recipe(make({"a": 3, "b": 3}, side=side)).img_size == size
-
-    def test_few_images_make_small_batches(self, make: Make) -> None:
-        assert self.recipe(make({"a": 4, "b": 4})).batch_size == 2
-        assert self.recipe(make({"a": 100, "b": 100}, "more")).batch_size == 32
-
-    def test_pretrained_weights_train_shorter_and_slower(self, make: Make) -> None:
-        folder = make({"a": 200, "b": 200}, side=100)
-        scratch, tuned = self.recipe(folder), self.recipe(folder, PRETRAINED)
-        assert (tuned.lr, scratch.lr) == (3e-4, 1e-3)
-        assert tuned.epochs <= scratch.epochs
-        text = yaml_of(look_into(folder), tuned, Path("runs/x"))
-        assert yaml.safe_load(text)["saver"]["pretrain_model"] == PRETRAINED
-
-    def test_what_is_given_is_taken(self, make: Make) -> None:
-        found = self.recipe(make({"a": 9, "b": 9}), img_size=96, epochs=3, lr=0.5, batch_size=7)
-        assert (found.img_size, found.epochs, found.lr, found.batch_size) == (96, 3, 0.5, 7)
-
-
 class TestRefusals:
     @pytest.mark.parametrize(
         ("counts", "facts"),
@@ -144,7 +94,7 @@ class TestRefusals:
         (line,) = refused(["train", "photos"], capsys, tmp_path)
         assert line.startswith("runs/photos.yaml: exists")
         assert "up train runs/photos.yaml" in line
-        assert "-o saver.save_dir=runs/photos-2" in line
+        assert "--out runs/photos-2" in line
 
     def test_no_image_opens(self, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         make({"a": 0, "b": 0})

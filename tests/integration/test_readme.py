@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.harness.facts import tells
 from up.__main__ import main
+from up.commands.finetune import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,3 +81,9 @@ def test_every_command_and_flag_of_the_readme_is_there(capsys: pytest.CaptureFix
         said = capsys.readouterr().out
         for flag in re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", " ".join(words)):
             assert flag in said, (words[0], flag)
+
+
+def test_the_commands_of_fine_tuning_are_understood() -> None:
+    for words in commands_of("Fine-tuning in one line"):
+        assert words[0] == "finetune"
+        assert parse(words).train == Path("photos/")

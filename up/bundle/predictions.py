@@ -36,6 +36,16 @@ class Prediction:
         """Best classes of each head; empty for other answers than classes."""
         return self.result.heads if isinstance(self.result, Classes) else ()
 
+    @property
+    def name(self) -> str:
+        """Name of the best class of the first head. Raises ``IndexError`` for other answers than classes."""
+        return self.heads[0][0].name
+
+    @property
+    def score(self) -> float:
+        """Probability of the best class of the first head. Raises ``IndexError`` for other answers than classes."""
+        return self.heads[0][0].score
+
     def as_json(self) -> dict[str, Json]:
         """Return plain values: ``file`` with ``predictions`` or ``error``."""
         if self.result is None:

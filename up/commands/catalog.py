@@ -18,6 +18,12 @@ COMMANDS = {
     "train": Command(
         "up.commands.train:main", "train", "train from a YAML file or a folder of photos; resume a stopped run", "up train photos/"
     ),
+    "finetune": Command(
+        "up.commands.finetune:main",
+        "train",
+        "fine-tune a network on images; all settings are chosen, explained and written",
+        "up finetune --train photos/ --model resnet50",
+    ),
     "check": Command(
         "up.commands.check:main", "data", "check a YAML file and its data in seconds, without training", "up check photos.yaml"
     ),

@@ -82,6 +82,10 @@ class CommandParser(argparse.ArgumentParser):
             self.add_argument("file", nargs="?", metavar="FILE.yaml", help=what)
         group = self.add_argument_group("configuration")
         group.add_argument("--config", metavar="FILE.yaml", help="the YAML file; `--config` itself may be left out")
+        self.add_overrides(group)
+
+    def add_overrides(self, group: argparse._ArgumentGroup) -> None:
+        """Add overrides of the configuration to ``group``."""
         group.add_argument(
             *OVERRIDES,
             nargs="*",
@@ -97,8 +101,9 @@ class CommandParser(argparse.ArgumentParser):
         """Parse ``words``; ``config`` is a path or None. Exits with 2 and one line for what is wrong."""
         rest, overrides = self._separated(words)
         arguments = self.parse_intermixed_args(rest)
-        if self._has_config:
+        if OVERRIDES[0] in self._option_string_actions:
             arguments.opts = [*overrides, *arguments.opts]
+        if self._has_config:
             arguments.config = self._config_of(arguments)
         return arguments
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from up.command_line import CommandLine
 from up.commands.arguments import launch_of
 from up.commands.inputs import expect_config, expect_training_files
-from up.commands.train_arguments import overrides_of, parse, shortcut_overrides, shortcuts_of
-from up.distributed.launch import launched
+from up.commands.parser import speaks_for_all
+from up.commands.train_arguments import overrides_of, parse, shortcut_overrides, wishes_of
+from up.distributed.launch import Launch, launched
 from up.distributed.signals import StopRequest, listening, watch_parent
 from up.engine.folder import code_of_status
+from up.errors import UserError
 from up.schema.decode import load_config
+
+if TYPE_CHECKING:
+    from up.finetune.choose import Wishes
 
 
 def main(words: list[str]) -> int:
@@ -21,30 +29,46 @@ def main(words: list[str]) -> int:
     arguments = parse(words)
     overrides = overrides_of(arguments)
     if arguments.config.is_dir():
-        from up.commands.folder import config_for
+        return train_on(wishes_of(arguments), overrides, launch_of(arguments), words)
+    expect_config(arguments.config, overrides)
+    overrides += shortcut_overrides(arguments, overrides)
+    if arguments.evaluate or arguments.phase != "train":
+        from up.commands.eval import evaluate
 
-        arguments.config = config_for(arguments.config, shortcuts_of(arguments), overrides)
-        expect_config(arguments.config, overrides)
-    else:
-        expect_config(arguments.config, overrides)
-        overrides += shortcut_overrides(arguments, overrides)
-    is_training = not arguments.evaluate and arguments.phase == "train"
-    if is_training:
-        expect_training_files(arguments.config, overrides)
-    launch = launch_of(arguments)
+        code = launched(launch_of(arguments), words, lambda: None)
+        return evaluate(arguments.config, overrides, None, None, CommandLine.typed(words)) if code is None else code
+    return launch_and_train(arguments.config, overrides, launch_of(arguments), words, CommandLine.typed(words))
+
+
+def train_on(wishes: Wishes, overrides: list[str], launch: Launch, words: list[str]) -> int:
+    """Write the configuration and train with it; returns the exit code. Reruns resume, finished runs have nothing to do."""
+    from up.finetune.prepare import prepared
+
+    typed = CommandLine.typed(words)
+    with prepared(wishes, overrides) as made:
+        if speaks_for_all():
+            print(*made.choices.lines(), sep="\n", file=sys.stderr)
+            print(f"configuration: {made.config}. To repeat or change this training: up train {made.config}", file=sys.stderr)
+        expect_config(made.config, overrides)
+        command = replace(typed, words=("train", str(made.config), *(["-o", *overrides] if overrides else [])))
+        code = launch_and_train(made.config, overrides, launch, words, command)
+        if code == UserError.exit_code:
+            made.withdraw()
+        return code
+
+
+def launch_and_train(config: Path, overrides: list[str], launch: Launch, words: list[str], command: CommandLine) -> int:
+    """Train in this process, or in ranks that run ``words``; messages suggest ``command`` with other values."""
+    expect_training_files(config, overrides)
     if launch.launcher(os.environ) is not None:
-        folder = load_config(arguments.config, overrides).config.saver.folder(arguments.config)
+        folder = load_config(config, overrides).config.saver.folder(config)
         begun = time.time()
         code = launched(launch, words, lambda: code_of_status(folder, since=begun))
         if code is not None:
             return code
-    if not is_training:
-        from up.commands.eval import evaluate
-
-        return evaluate(arguments.config, overrides, None, None, CommandLine.typed(words))
     with listening() as stop:
         watch_parent(stop, os.environ)
-        return train_rank(arguments.config, overrides, stop, CommandLine.typed(words))
+        return train_rank(config, overrides, stop, command)
 
 
 def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:

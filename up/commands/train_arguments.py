@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from up.commands.arguments import add_launch, backend_overrides, finite, positive
 from up.commands.parser import CommandParser, speaks_for_all
 from up.commands.shortcuts import Shortcuts
+from up.errors import UserError
+
+if TYPE_CHECKING:
+    from up.finetune.choose import Wishes
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -45,14 +50,22 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     return overrides
 
 
-def shortcuts_of(arguments: argparse.Namespace) -> Shortcuts:
-    """Return the values of ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size``."""
-    return Shortcuts(arguments.epochs, arguments.lr, arguments.batch_size, arguments.img_size)
+def wishes_of(arguments: argparse.Namespace) -> Wishes:
+    """Return the wishes for a folder of photos: it, ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size``."""
+    from up.finetune.choose import Wishes
+
+    if arguments.evaluate or arguments.phase != "train":
+        raise UserError(f"{arguments.config}: got a folder to evaluate on", fix="Name the YAML file of its run: up eval FILE.yaml.")
+    return Wishes(
+        arguments.config, epochs=arguments.epochs, lr=arguments.lr, batch_size=arguments.batch_size, img_size=arguments.img_size
+    )
 
 
 def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> list[str]:
     """Return the overrides that the short flags stand for in this file, and report them."""
-    found = shortcuts_of(arguments).overrides(arguments.config, overrides)
+    found = Shortcuts(arguments.epochs, arguments.lr, arguments.batch_size, arguments.img_size).overrides(
+        arguments.config, overrides
+    )
     if speaks_for_all():
         for flag, made in found.items():
             print(f"{flag} sets {', '.join(made)}", file=sys.stderr)

@@ -1,0 +1,141 @@
+"""Choices of a fine-tuning: which network, size, length and rates for which images, weights and machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.harness.photos import make_photos
+from up.errors import UserError
+from up.finetune import networks
+from up.finetune.choose import Choices, Machine, Wishes, choose
+from up.finetune.images import look_into
+from up.finetune.networks import network_for
+from up.finetune.recipe import meta_files, yaml_of
+
+CPU = Machine("cpu", 4)
+Chosen = Callable[..., Choices]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> Chosen:
+    """Choices for new images of a size, in class folders."""
+
+    def made(counts: dict[str, int], side: int = 32, machine: Machine = CPU, **wishes: Any) -> Choices:
+        folder = make_photos(tmp_path / f"photos{side}{len(list(tmp_path.iterdir()))}", counts, side)
+        return choose(Wishes(folder, **wishes), look_into(folder), machine)
+
+    return made
+
+
+@pytest.fixture
+def _downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "is_downloaded", lambda name: True)
+
+
+@pytest.mark.parametrize(("side", "size"), [(20, 32), (70, 64), (100, 96), (200, 224), (500, 224)])
+def test_the_size_is_that_of_the_images(side: int, size: int, chosen: Chosen) -> None:
+    assert chosen({"a": 3, "b": 3}, side).img_size == size
+
+
+@pytest.mark.parametrize(("side", "size"), [(70, 96), (150, 160), (300, 224)])
+@pytest.mark.usefixtures("_downloaded")
+def test_weights_bound_the_size(side: int, size: int, chosen: Chosen) -> None:
+    """Not below half of what the weights were trained with, not above; a network of a fixed size keeps it."""
+    assert chosen({"a": 3, "b": 3}, side, model="timm:resnet50.tv_in1k").img_size == size
+    assert chosen({"a": 3, "b": 3}, side, model="timm:vit_tiny_patch16_224.augreg_in21k").img_size == 224
+
+
+@pytest.mark.usefixtures("_downloaded")
+def test_preprocessing_is_that_of_the_weights(chosen: Chosen) -> None:
+    made = chosen({"a": 3, "b": 3}, 200, model="timm:vit_tiny_patch16_224.augreg_in21k")
+    config = yaml.safe_load(yaml_of(made))
+    assert config["normalize"]["kwargs"] == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    resize = config["dataset"]["test"]["dataset"]["kwargs"]["transformer"][0]["kwargs"]
+    assert resize == {"size": 249, "interpolation": "bicubic"}  # 224 / 0.9
+    assert config["saver"]["pretrain_model"] == "timm:vit_tiny_patch16_224.augreg_in21k"
+    assert config["net"][0] == {"name": "backbone", "type": "vit_tiny_patch16_224"}
+    assert config["net"][1] == {"name": "head", "type": "vit_head"}
+
+
+def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
+    few, many = chosen({"a": 4, "b": 4}), chosen({"a": 120, "b": 120})
+    assert (few.batch_size, many.batch_size) == (2, 32)
+    assert few.epochs == 60
+
+
+@pytest.mark.usefixtures("_downloaded")
+def test_the_machine_chooses_the_network(chosen: Chosen) -> None:
+    families = [chosen({"a": 3, "b": 3}, 100, machine=Machine(device, 2)).network.family for device in ("cpu", "cuda")]
+    assert families == ["resnet18", "resnet50"]
+
+
+def test_a_machine_with_a_network_downloads_the_weights(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "is_online", lambda: True)
+    assert chosen({"a": 3, "b": 3}, 100).network.weights == "timm:resnet18.a1_in1k"
+
+
+def test_pretrained_weights_train_shorter(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = chosen({"a": 200, "b": 200}, 70)
+    monkeypatch.setattr(networks, "is_downloaded", lambda name: True)
+    assert chosen({"a": 200, "b": 200}, 100).epochs <= scratch.epochs
+    assert scratch.network.weights is None
+
+
+def test_what_is_given_is_taken(chosen: Chosen) -> None:
+    found = chosen({"a": 9, "b": 9}, img_size=96, epochs=3, lr=0.5, batch_size=7)
+    assert (found.img_size, found.epochs, found.rates.lr, found.batch_size) == (96, 3, 0.5, 7)
+    assert sum("as given" in line for line in found.lines()) == 3
+
+
+class TestSplit:
+    def test_every_class_is_on_both_sides(self, chosen: Chosen) -> None:
+        files = meta_files(chosen({"a": 2, "b": 3, "c": 30}))
+        labels = {
+            path.name: [json.loads(line)["label"] for line in text.splitlines()]
+            for path, text in files.items()
+            if path.suffix == ".jsonl"
+        }
+        assert [[labels[name].count(each) for each in range(3)] for name in ("train.jsonl", "val.jsonl")] == [[1, 2, 24], [1, 1, 6]]
+        record = json.loads(next(text for path, text in files.items() if path.name == "split.json"))
+        assert (record["train"]["images"], record["validation"]["images"]) == (27, 8)
+
+    def test_is_the_same_for_the_same_images(self, chosen: Chosen) -> None:
+        first, second = (meta_files(chosen({"a": 9, "b": 9}, out=Path("runs/x"))) for _ in range(2))
+        assert first == second
+
+
+class TestNetwork:
+    def test_a_file_by_its_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "resnet18-f37072fd.pth"
+        torch.save({"conv1.weight": torch.zeros(1)}, path)
+        found = network_for(str(path), None, device="cpu", is_small=False)
+        assert (found.family, found.weights) == ("resnet18", str(path))
+
+    def test_a_file_without_a_name_needs_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "best.pth"
+        torch.save({"conv1.weight": torch.zeros(1)}, path)
+        with pytest.raises(UserError, match="--weights"):
+            network_for(str(path), None, device="cpu", is_small=False)
+        assert network_for("resnet50", str(path), device="cpu", is_small=False).weights == str(path)
+
+    def test_of_timm_alone(self) -> None:
+        found = network_for("timm:test_resnet.r160_in1k", None, device="cpu", is_small=False)
+        assert found.modules[0]["kwargs"] == {"model_name": "test_resnet"}
+        assert found.preprocessing.input_size == (3, 160, 160)
+        assert network_for("resnet50", None, device="cpu", is_small=False).weights == "timm:resnet50.a1_in1k"
+
+    def test_unknown(self) -> None:
+        with pytest.raises(UserError, match="resnet50"):
+            network_for("resnet5", None, device="cpu", is_small=False)

@@ -1,0 +1,181 @@
+"""Choices for a training from the images, the weights and the machine, each with its reason."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from up.finetune.images import SHARE, Images
+from up.finetune.networks import Network, network_for
+from up.finetune.teachers import TeacherChoice, teacher_for
+from up.text import count, some_of
+
+SMALL = 64  # pixels: up to this size a small network with a small stem sees more than a ResNet-18 for photos does
+_LARGEST = 224
+_STEPS = {True: 1500, False: 3000}  # of a whole training: from pretrained weights, from scratch
+_EPOCHS = (10, 60)  # fewest and most
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Arguments of the user, None for one that is not given. ``out`` is the run folder, ``img_size`` in pixels."""
+
+    train: Path
+    val: Path | None = None
+    model: str | None = None
+    weights: str | None = None
+    strategy: str | None = None
+    teacher: str | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    img_size: int | None = None
+    out: Path | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run folder: ``out``, or ``runs/NAME`` for the folder or list NAME."""
+        if self.out is not None:
+            return self.out
+        path = self.train.resolve()
+        inner = path.name in ("train", "training") or path.is_file()
+        return Path("runs") / ((path.parent.name if inner else path.name) or "photos")
+
+
+class Machine(NamedTuple):
+    """Device that trains, and number of processor cores."""
+
+    device: str
+    cores: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Return this machine."""
+        return cls("cuda" if torch.cuda.is_available() else "cpu", len(os.sched_getaffinity(0)))
+
+
+class Rates(NamedTuple):
+    """AdamW for a family of networks: learning rate, weight decay, and the factor from a layer to the one before it."""
+
+    lr: float
+    weight_decay: float
+    layer_decay: float | None
+
+
+_SCRATCH = Rates(1e-3, 0.05, None)
+_CONVOLUTIONAL = Rates(1e-3, 0.05, None)  # networks with BatchNorm
+_TRANSFORMERS = Rates(1e-4, 0.05, 0.75)  # and others with LayerNorm
+_LAYER_NORMS = ("vit", "deit", "swin", "CSWin", "cswin", "convnext", "beit", "eva", "maxvit", "coat", "cait", "xcit", "mvit")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Settings of a training: given by the user, or chosen with a reason."""
+
+    images: Images
+    network: Network
+    run: Path
+    img_size: int
+    epochs: int
+    batch_size: int
+    workers: int
+    rates: Rates
+    lr_is_given: bool
+    strategy: str | None
+    teacher: TeacherChoice | None
+    reasons: dict[str, str]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the images are too small for a network for photos."""
+        return self.network.family == "scratch"
+
+    def lines(self) -> Iterator[str]:
+        """Describe the images and the choices with their reasons, a line each."""
+        images, split = self.images, self.images.split
+        counts = some_of((f"{name} {number}" for name, number in images.counts.items()), 8)
+        yield f"{images.train.path}: {count(len(images.classes), 'class')}, {count(len(images.train.names), 'image')} ({counts})"
+        if split is None and images.validation is not None:
+            yield f"validation: {count(len(images.validation.names), 'image')} of {images.validation.path}"
+        elif split is not None:
+            kept = f"{count(len(split.train), 'image')} for training, {len(split.validation)} for validation"
+            files = f"{self.run / 'train.jsonl'}, val.jsonl, split.json"
+            yield f"split: {kept} ({100 * SHARE:.0f} % of each class, near duplicates on one side): {files}"
+            yield from (f"warning: {line}" for line in split.warnings(images.classes))
+        yield from (f"{name}: {value} ({self.reasons[name]})" for name, value in self._values().items())
+
+    def _values(self) -> dict[str, str]:
+        optimizer = f"AdamW with lr {self.rates.lr:g}, cosine" if self.strategy is None else f"strategy {self.strategy}"
+        values = {
+            "network": self.network.title,
+            "image size": f"{self.img_size} pixels",
+            "batch size": f"{self.batch_size} per process",
+            "training": f"{count(self.epochs, 'epoch')}, {optimizer}",
+        }
+        return values if self.teacher is None else {**values, "teacher": self.teacher.title}
+
+
+def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
+    """Choose all settings that are not given. Raises ``UserError`` for a network, weights or a teacher that cannot be used."""
+    typical = images.survey.side
+    small = wishes.img_size or _rounded(typical)
+    network = network_for(wishes.model, wishes.weights, device=machine.device, is_small=small <= SMALL)
+    size, why_size = _size(wishes, network, typical)
+    batch = wishes.batch_size or min(_BATCH, max(2, 1 << int(math.log2(max(2, images.trained // 4)))))
+    steps = math.ceil(images.trained / batch)
+    is_tuned = network.weights is not None
+    epochs = wishes.epochs or min(_EPOCHS[1], max(_EPOCHS[0], round(_STEPS[is_tuned] / steps)))
+    rates = _rates(network, is_tuned=is_tuned)
+    start = "pretrained weights" if is_tuned else "random weights"
+    reasons = {
+        "network": network.because,
+        "image size": why_size,
+        "batch size": "as given" if wishes.batch_size else f"for {count(images.trained, 'training image')}",
+        "training": "as given" if wishes.epochs else f"about {_STEPS[is_tuned]:,} steps from {start}, {steps} an epoch",
+        "teacher": "as given",
+    }
+    return Choices(
+        images,
+        network,
+        wishes.run,
+        size,
+        epochs,
+        batch,
+        0 if network.family == "scratch" else min(4, max(1, machine.cores - 1)),
+        rates._replace(lr=wishes.lr) if wishes.lr else rates,
+        wishes.lr is not None,
+        wishes.strategy,
+        None if wishes.teacher is None else teacher_for(wishes.teacher),
+        reasons,
+    )
+
+
+def _rates(network: Network, *, is_tuned: bool) -> Rates:
+    if not is_tuned:
+        return _SCRATCH
+    return _TRANSFORMERS if network.family.startswith(_LAYER_NORMS) else _CONVOLUTIONAL
+
+
+def _size(wishes: Wishes, network: Network, typical: float) -> tuple[int, str]:
+    """Choose the image size: that of the weights, or of the images where they are smaller."""
+    if wishes.img_size:
+        return wishes.img_size, "as given"
+    of_images = f"the shorter side of the images is {typical:g}, typically"
+    trained = network.preprocessing.input_size[-1]
+    if network.weights is None:
+        return min(_rounded(typical), trained), of_images
+    if network.takes_one_size or typical >= trained - 32:
+        return trained, "the size that the weights were trained with"
+    size = min(trained, max(_rounded(typical), trained // 2 // 32 * 32 or 32))
+    return size, f"{of_images}; the weights were trained with {trained}"
+
+
+def _rounded(typical: float) -> int:
+    return _LARGEST if typical >= _LARGEST - 32 else max(32, 32 * round(typical / 32))

@@ -1,0 +1,259 @@
+"""Images of a user: a folder of class folders, a folder with ``train`` and ``val``, or a list; and what their headers tell."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from up.data.decoding import FORMATS, QUIET
+from up.data.folders import classes_of, images_under
+from up.data.listing import MetaError
+from up.data.roots import ImageRoot
+from up.data.split import Split, split_of
+from up.errors import Problem, UserError
+from up.file_kinds import NAMES, kind_of
+from up.tasks.cls.data.metas import METAS, SampleTable
+from up.tasks.cls.data.tables import TableSpec, read_table
+from up.text import Verbatim, count, did_you_mean, some_of
+
+SHARE = 0.2  # of every class, for validation
+UNREADABLE = 0.05  # share of the images that may be
+_TRAIN, _VALIDATE = ("train", "training"), ("val", "valid", "validation", "test", "testing")
+_SURVEYED = 2000  # images whose header is read
+_LISTED = 10
+_KINDS = {".json": "custom_cls", ".jsonl": "custom_cls", ".txt": "imagenet", ".lst": "imagenet", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Labelled images: a folder of class folders (``meta_type`` image_folder) or a list, whose names are relative to ``root``."""
+
+    path: Path
+    meta_type: str
+    root: Path
+    names: Sequence[str]
+    labels: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Training images, those for validation if they are given, and the classes; ``is_named``: classes have more than numbers."""
+
+    given: Path
+    train: ImageList
+    validation: ImageList | None
+    classes: Sequence[str]
+    is_named: bool
+
+    @cached_property
+    def split(self) -> Split | None:
+        """The split of the training images; None if images for validation are given."""
+        if self.validation is not None:
+            return None
+        return split_of(self.train.names, self.train.labels, SHARE, root=self.train.root)
+
+    @property
+    def trained(self) -> int:
+        """Number of images that are trained on."""
+        return len(self.train.names) if self.split is None else len(self.split.train)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of training images of each class, before a split."""
+        numbers = [0] * len(self.classes)
+        for label in self.train.labels:
+            numbers[label] += 1
+        return dict(zip(self.classes, numbers, strict=True))
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Sizes and modes of the training images. Raises ``UserError`` if too many cannot be opened."""
+        return _survey(self.train)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Headers of some images: the median of the shorter sides in pixels, the Pillow modes, and the files that have none."""
+
+    side: float
+    modes: frozenset[str]
+    unreadable: Sequence[str]
+
+
+def look_into(train: Path, validation: Path | None = None) -> Images:
+    """Find the images at ``train`` and ``validation``. Raises ``UserError`` for fewer than two classes and missing files."""
+    _expect_there(train, "--train")
+    images = _of_list(train) if train.is_file() else _of_folder(train)
+    if validation is not None:
+        _expect_there(validation, "--val")
+        if validation.resolve() in (train.resolve(), images.train.path.resolve()):
+            what = f"--val {validation}: holds the images that are trained on, which would measure nothing"
+            raise UserError(what, fix="Name other images, or leave --val out for a split.")
+        images = Images(train, images.train, _validation(validation, images), images.classes, images.is_named)
+    _expect_enough(images)
+    return images
+
+
+def _expect_enough(images: Images) -> None:
+    """Raise ``UserError`` for unreadable images, fewer than two classes, and a split without images for validation."""
+    numbers = some_of((f"{name} {number}" for name, number in images.counts.items()), 8)
+    if len({*images.train.labels}) < 2:
+        raise UserError(f"{images.given}: got one class ({numbers}), expected at least two", fix="Add images of another class.")
+    assert images.survey  # raises
+    if images.split is not None and not images.split.validation:
+        what = f"{images.given}: no class has two different images ({numbers}), so none can be held back for validation"
+        raise UserError(what, expected="at least two a class", fix="Add images, or name images for validation with --val.")
+
+
+def _expect_there(path: Path, flag: str) -> None:
+    if not path.exists():
+        near = did_you_mean(path.name, (entry.name for entry in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise UserError(f"{flag} {path}: no such file or folder.{near}", expected="a folder of class folders, or a list of images")
+
+
+def _of_folder(folder: Path) -> Images:
+    train = next((folder / name for name in _TRAIN if _classes(folder / name)), None)
+    held_out = next((folder / name for name in _VALIDATE if train is not None and _classes(folder / name)), None)
+    classes = _classes(train or folder)
+    if len(classes) < 2:
+        raise UserError(_too_few(folder, train or folder, classes), fix=_instead(folder, train or folder, classes))
+    images = Images(folder, _listed(train or folder, classes), None, classes, True)
+    return images if held_out is None else Images(folder, images.train, _validation(held_out, images), classes, True)
+
+
+def _too_few(folder: Path, root: Path, classes: Sequence[str]) -> str:
+    found = f"one class folder ({classes[0]})" if classes else "no class folder with images"
+    loose = [entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    if loose and not classes:
+        found = f"no class folder, but {count(len(loose), 'file')} beside each other ({some_of(sorted(loose), 3)})"
+    return f"{folder}: got a folder, expected a YAML file or a folder of at least two class folders; it has {found}"
+
+
+def _instead(folder: Path, root: Path, classes: Sequence[str]) -> str:
+    inner = root / classes[0] if classes else None
+    below = _classes(inner) if inner is not None else []
+    if inner is not None and len(below) >= 2:
+        return f"Did you mean {inner}, which has {len(below)} class folders?"
+    return f"Put the images into {root}/CLASS/, one folder per class."
+
+
+def _validation(path: Path, images: Images) -> ImageList:
+    """List the images for validation. Raises ``UserError`` for classes that are not trained on."""
+    if path.is_file():
+        listed = _read_list(path, len(images.classes), images.classes if images.is_named else None)[0]
+    else:
+        if not images.is_named:
+            raise UserError(
+                f"--val {path}: got a folder of classes, but {images.given} has numbers", fix="Name a list with the same numbers."
+            )
+        found = _classes(path)
+        other = [name for name in found if name not in images.classes]
+        if other or not found:
+            near = did_you_mean(other[0], images.classes) if other else ""
+            got = (
+                f"has classes that are not trained on: {some_of(other, 5)}.{near}" if other else "has no class folder with images."
+            )
+            raise UserError(f"--val {path}: {got}", expected=f"folders named {some_of(images.classes, 8)}")
+        listed = _listed(path, images.classes)
+    return listed
+
+
+def _listed(folder: Path, classes: Sequence[str]) -> ImageList:
+    """List the images in the class folders of ``folder``."""
+    found = {name: images_under(_root(folder), name) if (folder / name).is_dir() else [] for name in classes}
+    names = [name for images in found.values() for name in images]
+    labels = [label for label, images in enumerate(found.values()) for _ in images]
+    return ImageList(folder, "image_folder", folder, names, labels)
+
+
+def _of_list(path: Path) -> Images:
+    names = _names_beside(path)
+    listed, table = _read_list(path, None if names is None else len(names), names)
+    if not isinstance(table.num_classes, int):
+        raise UserError("has no single label for each image", file=path, fix="Write a YAML file for several heads: docs/config.md.")
+    classes = table.class_names or [str(label) for label in range(table.num_classes)]
+    return Images(path, listed, None, classes, table.class_names is not None)
+
+
+def _read_list(path: Path, classes: int | None, names: Sequence[str] | None) -> tuple[ImageList, SampleTable]:
+    kind = _kind_of_list(path)
+    named = None if names is None else [*names]
+    table = read_table(TableSpec(str(path), kind, num_classes=classes, class_names=named))
+    missing = [index for index in range(len(table)) if not Path(table.path_of(index)).is_file()]
+    if missing:
+        problems = [
+            Problem(f"{table.names[index]}: no such image in {table.roots[0].shown}", file=str(path), line=int(table.lines[index]))
+            for index in missing[:_LISTED]
+        ]
+        if len(missing) > _LISTED:
+            problems.append(Problem(f"and {len(missing) - _LISTED:,} more", file=str(path)))
+        raise MetaError.of([*problems[:-1], _with_fix(problems[-1])])
+    if table.labels is None or table.labels.values.ndim > 1:
+        raise UserError("got no single label for each image", expected="one", file=path, fix="Write a YAML file: docs/config.md.")
+    labels = table.labels.values.tolist()
+    return ImageList(path, kind, Path(table.roots[0].shown), [*table.names], labels), table
+
+
+def _with_fix(problem: Problem) -> Problem:
+    return Problem(problem.what, file=problem.file, line=problem.line, fix="Names are relative to the folder of the list.")
+
+
+def _kind_of_list(path: Path) -> str:
+    kind = kind_of(path)
+    if path.suffix.lower() in _KINDS and _KINDS[path.suffix.lower()] in METAS:
+        starts_with_brace = path.suffix.lower() in (".txt", ".lst") and path.read_bytes()[:64].lstrip().startswith(b"{")
+        return "custom_cls" if starts_with_brace else _KINDS[path.suffix.lower()]
+    what = Verbatim(NAMES[kind]) if kind in NAMES else Verbatim(f"a file {path.suffix or 'without a suffix'}")
+    fix = f"`up train {path}` trains from a YAML file." if kind == "yaml" else "Name a folder with one folder of images per class."
+    endings = some_of(suffix for suffix, meta in _KINDS.items() if meta in METAS)
+    raise UserError(f"--train {path}", got=what, expected=f"a folder of class folders, or a list of images ({endings})", fix=fix)
+
+
+def _names_beside(path: Path) -> list[str] | None:
+    """Read ``classes.txt`` beside a list, one name a line."""
+    beside = path.with_name("classes.txt")
+    if path.suffix.lower() == ".csv" or not beside.is_file():
+        return None
+    return [line.strip() for line in beside.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _survey(listed: ImageList) -> Survey:
+    sides, modes, unreadable = [], set(), []
+    names = listed.names[:: max(1, len(listed.names) // _SURVEYED)]
+    for name, header in _headers(listed.root, names):
+        if header is None:
+            unreadable.append(name)
+        else:
+            sides.append(min(header[0]))
+            modes.add(header[1])
+    first = listed.root / unreadable[0] if unreadable else None
+    if not sides:
+        raise UserError(f"{listed.path}: none of {len(names)} images can be opened, the first is {first}.")
+    if len(unreadable) > max(1, UNREADABLE * len(names)):
+        what = f"{listed.path}: {len(unreadable)} of {count(len(names), 'image')} cannot be opened ({some_of(unreadable, 3)})"
+        raise UserError(what, expected=f"at most {100 * UNREADABLE:.0f} %", fix="Remove them, or copy them again.")
+    return Survey(statistics.median(sides), frozenset(modes), unreadable)
+
+
+def _headers(root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[tuple[int, int], str] | None]]:
+    """Yield size and mode of each image, None for one that cannot be opened."""
+    with QUIET:
+        for name in names:
+            try:
+                with Image.open(root / name, formats=FORMATS) as image:
+                    yield name, (image.size, image.mode)
+            except (OSError, ValueError, Image.DecompressionBombError):
+                yield name, None
+
+
+def _classes(folder: Path) -> list[str]:
+    return classes_of([_root(folder)]) if folder.is_dir() else []
+
+
+def _root(folder: Path) -> ImageRoot:
+    return ImageRoot(str(folder), meta_file=str(folder))
