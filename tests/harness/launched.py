@@ -42,20 +42,23 @@ class Program:
             self.wait()
 
 
-def spawned(words: Sequence[str], output: Path, **environment: str) -> Program:
+def spawned(words: Sequence[str], output: Path, cwd: Path = ROOT, **environment: str) -> Program:
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
     with output.open("w") as file:
         process = subprocess.Popen(
             words,
             stdout=file,
             stderr=subprocess.STDOUT,
-            cwd=ROOT,
+            cwd=cwd,
             process_group=0,
             env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         )
     return Program(process.pid, output, process.poll)
 
 
-def forked(server: Server, words: Sequence[str], output: Path, **environment: str) -> Program:
-    pid = server.ask(words=list(words), environment=environment, output=str(output))
+def forked(
+    server: Server, words: Sequence[str], output: Path, cwd: Path = ROOT, typed: Sequence[str] | None = None, **environment: str
+) -> Program:
+    """The same from the process that has imported everything; ``typed`` is the command line that it sees."""
+    pid = server.ask(words=list(words), environment=environment, output=str(output), cwd=str(cwd), typed=typed)
     return Program(pid, output, lambda: server.ask(poll=pid))  # type: ignore[no-any-return]

@@ -151,8 +151,13 @@ def start(
     open_files: int | None = None,
     only: int | None = None,
     cwd: Path = ROOT,
+    entry: str = "up.__main__:main",
+    typed: Sequence[str] | None = None,
 ) -> Ranks:
-    """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``."""
+    """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``.
+
+    ``entry`` is the function that gets the words and returns the exit code; ``typed`` is the command line that it sees.
+    """
     port = port or free_port()
     ranks = []
     for rank in range(world) if only is None else [only]:
@@ -166,6 +171,8 @@ def start(
             output=str(output),
             open_files=open_files,
             cwd=str(cwd),
+            entry=entry,
+            typed=typed,
         )
         ranks.append(Rank(server, pid, output))
     return Ranks(ranks)
@@ -210,9 +217,9 @@ def _be_a_rank(request: Mapping[str, Any]) -> None:
         os.chdir(request.get("cwd") or ROOT)
         if request.get("open_files"):
             resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"], request["open_files"]))
-        from up.__main__ import main
-
-        code = main(request["words"])
+        sys.orig_argv = request.get("typed") or sys.orig_argv
+        module, _, function = request.get("entry", "up.__main__:main").partition(":")
+        code = getattr(import_module(module), function)(request["words"])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
