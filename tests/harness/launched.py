@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.harness.faulty import children_of
 from tests.harness.ranks import PATIENCE_S, ROOT, Server, code_within
 
 UP = (sys.executable, "-m", "up", "train")
 FORKED = ()  # the same from a process that has imported torch already: seconds less where the import does not matter
+FRESH_RANKS = ("fresh ranks",)  # so, but our launcher starts its ranks as it does elsewhere: python -m up
 TWO = ("--launch", "pytorch", "--ng", "2")
 
 
@@ -56,9 +58,7 @@ def spawned(words: Sequence[str], output: Path, cwd: Path = ROOT, **environment:
     return Program(process.pid, output, process.poll)
 
 
-def forked(
-    server: Server, words: Sequence[str], output: Path, cwd: Path = ROOT, typed: Sequence[str] | None = None, **environment: str
-) -> Program:
-    """The same from the process that has imported everything; ``typed`` is the command line that it sees."""
-    pid = server.ask(words=list(words), environment=environment, output=str(output), cwd=str(cwd), typed=typed)
+def forked(server: Server, words: Sequence[str], output: Path, environment: Mapping[str, str], **options: Any) -> Program:
+    """The same from the process that has imported everything."""
+    pid = server.ask(words=list(words), environment=dict(environment), output=str(output), **options)
     return Program(pid, output, lambda: server.ask(poll=pid))  # type: ignore[no-any-return]

@@ -164,12 +164,13 @@ def test_a_stopped_run_names_the_command_that_resumes_it(
     if "torch.distributed.run" in before:
         started = spawned(words, tmp_path / "said.txt", cwd=tmp_path)
     else:
-        started = forked(server, words[3:], tmp_path / "said.txt", cwd=tmp_path, typed=words)
+        started = forked(server, words[3:], tmp_path / "said.txt", {}, cwd=str(tmp_path), typed=words)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     os.kill(started.pid, number)
     assert started.wait() == code, started.said
-    said = started.said
-    step = status(run)["step"]
+    said, ended = started.said, status(run)
+    step = ended["step"]
+    assert (ended["state"], ended["exit_code"]) == ("preempted", 130 if number == signal.SIGINT else 75)  # torchrun makes it 1
     assert tells(said, number.name, step, "400", f"{run / 'ckpt_latest.pth'}")
     printed_line = next(line for line in said.splitlines() if "to resume:" in line)
     command = shlex.split(printed_line.partition("to resume:")[2])
