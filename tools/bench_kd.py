@@ -150,7 +150,7 @@ class Bench:
         """A cache that has the batch, read by another than who filled it."""
         codec = Codec({LAYER: (CLASSES,)})
         made = [
-            CachedTeacher(teacher, Store(folder, row_bytes=codec.row_bytes, identity={}), codec, updates_per_epoch=1)
+            CachedTeacher(teacher, Store(folder, row_bytes=codec.row_bytes, identity={}), codec, steps_per_epoch=1)
             for _ in range(2)
         ]
         made[0](Batch(self.batch, image_keys=image_keys(self.batch, 0, None)))

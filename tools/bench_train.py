@@ -1,7 +1,7 @@
 """How fast does ``up train`` train, next to a loop by hand over timm's loader?
 
     OMP_WAIT_POLICY=PASSIVE python tools/bench_train.py [--net resnet18] [--size 224] [--batch-size 32] [--workers 2]
-                                                        [--updates 30] [--rounds 3] [--reader fs_pillow|fs_turbo] [--threads N]
+                                                        [--steps 30] [--rounds 3] [--reader fs_pillow|fs_turbo] [--threads N]
 
 Both train the same net of timm with SGD on the same drawn JPEG files, cropped, mirrored and normalised alike, and take turns in
 one process. Ours does all that a run does: it votes, checks that everything is finite, logs. The ratio is the median of the
@@ -32,11 +32,11 @@ from up.build.build import build_run
 from up.build.experiment import load_experiment
 from up.command_line import CommandLine
 from up.distributed.signals import StopRequest
-from up.engine.hooks import Hook, UpdateReport
+from up.engine.hooks import Hook, StepReport
 from up.engine.loop import train
 
 CLASSES, DRAWN = 4, 256
-WARM_UP = 5  # updates that are not timed: workers start, allocators learn
+WARM_UP = 5  # steps that are not timed: workers start, allocators learn
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="pixels, height and width")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reader", choices=("fs_pillow", "fs_turbo"), default="fs_pillow")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -72,7 +72,7 @@ class Clock(Hook):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         self.times.append(time.perf_counter())
 
 
@@ -117,7 +117,7 @@ def config_of(arguments: argparse.Namespace, folder: Path, number: int) -> dict[
             }
         },
         "trainer": {
-            "max_iter": arguments.updates + WARM_UP,
+            "max_iter": arguments.steps + WARM_UP,
             "is_eval": False,
             "save_freq": 10_000,
             "optimizer": {"type": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9}},
@@ -151,14 +151,14 @@ def rate_by_hand(arguments: argparse.Namespace, images: Path) -> float:
     net = timm.create_model(arguments.net, num_classes=CLASSES).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     times: list[float] = []
-    while len(times) < arguments.updates + WARM_UP:
+    while len(times) < arguments.steps + WARM_UP:
         for image, label in loader:
             loss = F.cross_entropy(net(image.contiguous(memory_format=torch.channels_last)), label)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             times.append(time.perf_counter())
-    return rate(times[: arguments.updates + WARM_UP], arguments.batch_size)
+    return rate(times[: arguments.steps + WARM_UP], arguments.batch_size)
 
 
 def draw_photos(folder: Path) -> None:

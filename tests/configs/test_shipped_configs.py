@@ -234,7 +234,7 @@ def test_the_schedule_lasts_as_long_as_the_training(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "updates_per_epoch", "images", "expected"),
+    ("name", "steps_per_epoch", "images", "expected"),
     [
         ("res18", 1252, 1024, {0: 0.1, 1: 0.100120048, 2498: 0.399879952, 2499: 0.4, 37560: 0.04, 75120: 0.004, 112680: 0.0004}),
         ("res50_bag_of_tricks", 626, 2048, {0: 0.2, 3129: 0.8, 3130: 0.8, 62600: 0.416106376, 125200: 0.0}),
@@ -256,18 +256,16 @@ def test_the_schedule_lasts_as_long_as_the_training(name: str) -> None:
         ("kd_res152_res18", 1252, 1024, {0: 0.1, 6259: 0.4, 225360: 0.0}),
     ],
 )
-def test_learning_rates_are_the_published_ones(
-    name: str, updates_per_epoch: int, images: int, expected: Mapping[int, float]
-) -> None:
+def test_learning_rates_are_the_published_ones(name: str, steps_per_epoch: int, images: int, expected: Mapping[int, float]) -> None:
     trainer = config_of(name).trainer
     assert trainer.optimizer is not None
     assert trainer.lr_scheduler is not None
     assert trainer.max_epoch is not None
     schedule = build_schedule(
         base_lr=trainer.optimizer.kwargs["lr"],
-        updates_per_epoch=updates_per_epoch,
+        steps_per_epoch=steps_per_epoch,
         global_batch_size=images,
-        total_updates=trainer.max_epoch * updates_per_epoch,
+        total_updates=trainer.max_epoch * steps_per_epoch,
         **trainer.lr_scheduler.model_dump(),
     )
     assert {step: schedule(step) for step in expected} == pytest.approx(dict(expected), rel=1e-6, abs=1e-12)

@@ -21,8 +21,7 @@ from up.engine.clip import ClipNorm
 from up.engine.loop import train
 from up.engine.meter import StepMeter
 from up.engine.precision import Precision
-from up.engine.step import Mean, Runner, StepOutput
-from up.engine.updates import Update
+from up.engine.step import Mean, Runner, StepData, StepOutput
 
 KINDS = ("images", "pixels", "boxes", "terms")
 IMAGES, STEPS, CLASSES = 29, 10, 3
@@ -64,10 +63,10 @@ def trained(kind: str, *, batch_size: int, accumulate: int = 1, rank: int = 0, w
     scalars: list[dict[str, float]] = []
     meter = StepMeter()
 
-    def updates(*, from_step: int) -> Iterator[Update]:
+    def steps(*, from_step: int) -> Iterator[StepData]:
         for step in range(from_step, STEPS):
             rows = [[sample(key.index) for key in keys] for keys in batches.keys_of(step)]
-            yield Update([collated(micro) for micro in rows], 0.0, cut=batches.cut(step))
+            yield StepData([collated(micro) for micro in rows], 0.0, cut=batches.cut(step))
 
     session = SimpleNamespace(
         runner=runner,
@@ -80,8 +79,8 @@ def trained(kind: str, *, batch_size: int, accumulate: int = 1, rank: int = 0, w
         ema=SimpleNamespace(update=lambda *_: None),
         evaluate_every=SimpleNamespace(is_due=lambda step: False),
         resume=lambda: 0,
-        updates=updates,
-        vote=lambda update: Vote.GO,
+        steps=steps,
+        vote=lambda data: Vote.GO,
         prepare=lambda batch, step, micro: batch,
         watch=lambda *_: scalars.append({name: float(value) for name, value in meter.take().items()}),
         owes_checkpoint=lambda step: False,

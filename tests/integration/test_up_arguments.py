@@ -213,7 +213,7 @@ def test_list_balance_deals_meta_files_by_ratio(
     experiment = load_experiment(Path(write(config)))
     data = build_dataset(experiment, "train")
     batches = train_batches(experiment, data)
-    indices = [key.index for step in range(batches.updates_per_epoch) for keys in batches.keys_of(step) for key in keys]
+    indices = [key.index for step in range(batches.steps_per_epoch) for keys in batches.keys_of(step) for key in keys]
     assert len(indices) == 48
     assert sum(data.sources[index] for index in indices) == 24
     sampler("list_balance", ratios=[1])(config)

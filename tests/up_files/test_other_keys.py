@@ -159,5 +159,5 @@ def test_when_checkpoints_are_due(tmp_path: Path) -> None:
     changes = {**{f"trainer.{key}": value for key, value in often.items()}, "saver.save_latest_freq": 7}
     path = tmp_path / "x.yaml"
     path.write_text(text_of(replace(SMALL, change=changes)))
-    save = timetable(load_experiment(path).config.trainer, updates_per_epoch=5).save
+    save = timetable(load_experiment(path).config.trainer, steps_per_epoch=5).save
     assert [step / 5 for step in range(1, 101) if save.is_due(step)] == [7, 10, 12, 14, 15, 18, 20]

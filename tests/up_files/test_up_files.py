@@ -63,7 +63,7 @@ def test_a_file_of_up_passes(
 
 def test_a_schedule_of_a_run_in_steps_lasts_as_long_as_the_run(tmp_path: Path) -> None:
     experiment = load_experiment(file_of("mobilenet/mbv3_large", tmp_path))
-    schedule = schedule_of(experiment, updates_per_epoch=1252, total=437500, global_batch_size=1024)
+    schedule = schedule_of(experiment, steps_per_epoch=1252, total=437500, global_batch_size=1024)
     assert [schedule(step) for step in (0, 6249, 437500 // 2, 437500)] == pytest.approx([0.04, 0.4, 0.2, 0], rel=0.03, abs=1e-6)
 
 

@@ -20,10 +20,9 @@ from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.distributed.group import is_parallel
 from up.distributed.signals import StopRequest, stoppable
 from up.engine.bad_images import BadImageLog
-from up.engine.buffers import RankBuffers
 from up.engine.ema import build_ema
 from up.engine.hooks import Outline
-from up.engine.parallel import on_many_ranks
+from up.engine.parallel import RankBuffers, on_many_ranks
 from up.engine.session import Checkpointing, TrainingSession
 from up.engine.step import Runner
 from up.tasks.experiment import Experiment
@@ -92,7 +91,7 @@ def session_of(
         experiment.folder,
         parts.net,
         times.total,
-        times.updates_per_epoch,
+        times.steps_per_epoch,
         parts.batches.global_batch_size,
         parts.class_names,
         sample_batch=evaluation.first_batch if evaluation else None,

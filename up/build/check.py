@@ -79,7 +79,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
     check_task(experiment, parts)
     times = parts.times
     yield from (f"note: {note}" for note in notes_on(parts.train_data, parts.test_data))
-    length = f"{count(times.updates_per_epoch, 'step')} an epoch, {times.total:,} in all"
+    length = f"{count(times.steps_per_epoch, 'step')} an epoch, {times.total:,} in all"
     yield f"train: {count(len(parts.train_data), 'image')}, {length}"
     if parts.test_data is not None:
         yield f"test: {count(len(parts.test_data), 'image')}"

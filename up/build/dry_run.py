@@ -14,8 +14,8 @@ from up.build.parts import RunParts
 from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, Dataset, SampleKey
-from up.engine.buffers import unchanged_buffers
 from up.engine.evaluate import Evaluation, evaluation_mode
+from up.engine.parallel import unchanged_buffers
 from up.errors import UserError
 from up.models.net import Net
 from up.registry import Registry

@@ -73,8 +73,8 @@ def build_parts(
     train_data = build_dataset(experiment, "train")
     class_names, derived = task.class_names(train_data), task.derived(train_data)
     batches = train_batches(experiment, train_data)
-    times = timetable(config.trainer, batches.updates_per_epoch, iter_base=config.runtime.iter_base)
-    schedule = schedule_of(experiment, times.updates_per_epoch, times.total, batches.global_batch_size)
+    times = timetable(config.trainer, batches.steps_per_epoch, iter_base=config.runtime.iter_base)
+    schedule = schedule_of(experiment, times.steps_per_epoch, times.total, batches.global_batch_size)
     evaluation = test_data = None
     if config.trainer.is_eval and config.dataset.test is not None:
         evaluation, test_data = build_evaluation(experiment, task.derived_for_evaluation(train_data), device, precision)
@@ -83,9 +83,7 @@ def build_parts(
     distillation = distillation_of(experiment, net, derived, class_names, files=teacher_weights)
     stage, mix = build_device_side(experiment, train_data, derived, device)
     if distillation is not None and teacher_weights:
-        distillation = distillation.with_cache(
-            experiment, train_data, updates_per_epoch=times.updates_per_epoch, updates=times.total
-        )
+        distillation = distillation.with_cache(experiment, train_data, steps_per_epoch=times.steps_per_epoch, steps=times.total)
     watching, clip = build_hooks(experiment, net, class_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the optimizer of phase 3 repeats them: wrapping the net may change its tensors

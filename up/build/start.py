@@ -124,7 +124,7 @@ def finished(experiment: Experiment, start: Start, times: Timetable) -> str:
     state, status = start.own_state, start.status
     if state is None or status is None or status.state != "done" or state["step"] < times.total or not _has_aliases(start):
         return ""
-    per_epoch, step = times.updates_per_epoch, state["step"]
+    per_epoch, step = times.steps_per_epoch, state["step"]
     done = [progress(step, max(step, times.total), per_epoch), best_of(state["best"], per_epoch)]
     return f"{experiment.folder}: this run is finished ({', '.join(filter(None, done))})."
 
@@ -141,7 +141,7 @@ def require_unfinished(experiment: Experiment, start: Start, times: Timetable, c
     if not report:
         return
     assert start.state is not None
-    per_epoch, step = times.updates_per_epoch, start.state["step"]
+    per_epoch, step = times.steps_per_epoch, start.state["step"]
     lines = [f"{report} Nothing was changed."]
     lines += [f"  {line}; no step is left to train with it" for line in start.changes]
     lines += [f"  {warning}" for warning in start.warnings if warning.key == _RESUME_MODEL]
@@ -152,11 +152,11 @@ def require_unfinished(experiment: Experiment, start: Start, times: Timetable, c
     raise ending
 
 
-def twice_as_long(experiment: Experiment, step: int, updates_per_epoch: int, command: CommandLine) -> str:
+def twice_as_long(experiment: Experiment, step: int, steps_per_epoch: int, command: CommandLine) -> str:
     """Return the command to train twice as many epochs, the schedule stretched with them, or twice as many steps."""
     if experiment.config.trainer.max_iter is not None:
         return command.setting({"trainer.max_iter": 2 * step})
-    return command.with_flag("--epochs", 2 * (step // updates_per_epoch))
+    return command.with_flag("--epochs", 2 * (step // steps_per_epoch))
 
 
 def unused_folder(folder: Path) -> Path:

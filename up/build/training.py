@@ -18,14 +18,14 @@ from up.schema.trainer import SchedulePart, TrainerSection
 from up.tasks.experiment import Experiment
 
 
-def timetable(trainer: TrainerSection, updates_per_epoch: int, *, iter_base: bool = False) -> Timetable:
+def timetable(trainer: TrainerSection, steps_per_epoch: int, *, iter_base: bool = False) -> Timetable:
     """Build the timetable of ``trainer``: epochs, or steps where ``runtime.iter_base`` says so.
 
     Checkpoints of ``save_freq`` and ``save_cur_freq`` stay if all are to be kept. ``save_latest_freq`` and ``keep_every`` are
     due too where they are given.
     """
-    total = trainer.max_iter or (trainer.max_epoch or 0) * updates_per_epoch
-    unit = 1 if iter_base else updates_per_epoch
+    total = trainer.max_iter or (trainer.max_epoch or 0) * steps_per_epoch
+    unit = 1 if iter_base else steps_per_epoch
     evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
     start = max(0, trainer.save_start) * unit
     asked = [Every(trainer.save_freq * unit, start, total)]
@@ -35,7 +35,7 @@ def timetable(trainer: TrainerSection, updates_per_epoch: int, *, iter_base: boo
     for_good = [Every(trainer.keep_every * unit, 0, total)] if trainer.keep_every else []
     last, kept = (PREDECESSORS + 1, asked) if trainer.keep_last == "all" else (trainer.keep_last, [])
     keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer))
-    return Timetable(updates_per_epoch, total, evaluate, AnyOf([*asked, *between, *for_good]), keeping, in_epochs=not iter_base)
+    return Timetable(steps_per_epoch, total, evaluate, AnyOf([*asked, *between, *for_good]), keeping, in_epochs=not iter_base)
 
 
 def _why_deleted(trainer: TrainerSection) -> str:
@@ -46,12 +46,12 @@ def _why_deleted(trainer: TrainerSection) -> str:
     return f"trainer.{rule}{'' if written or trainer.only_save_latest else ', the default'}; trainer.keep_last: all keeps them"
 
 
-def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, global_batch_size: int) -> Schedule:
+def schedule_of(experiment: Experiment, steps_per_epoch: int, total: int, global_batch_size: int) -> Schedule:
     """Build the learning rate as a function of the step; constant without a scheduler."""
     trainer = experiment.config.trainer
     part = trainer.lr_scheduler or SchedulePart(type="constant", warmup_register_type="no_scale_lr")
     if experiment.config.schedule_counts_steps:
-        epochs = part.kwargs["T_max"] / updates_per_epoch
+        epochs = part.kwargs["T_max"] / steps_per_epoch
         part = part.model_copy(update={"kwargs": {**part.kwargs, "T_max": epochs}})
     optimizer, table = trainer.optimizer, experiment.tables["optimizer"]
     with experiment.placing("trainer.optimizer"):
@@ -59,7 +59,7 @@ def schedule_of(experiment: Experiment, updates_per_epoch: int, total: int, glob
     with experiment.placing("trainer.lr_scheduler"):
         return build_schedule(
             base_lr=base_lr,
-            updates_per_epoch=updates_per_epoch,
+            updates_per_epoch=steps_per_epoch,
             total_updates=total,
             global_batch_size=global_batch_size,
             table=experiment.tables["lr_scheduler"],

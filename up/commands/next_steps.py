@@ -24,8 +24,8 @@ def after_training(
     from up.tracking.summary import best_of, progress
 
     outline, folder = session.outline, session.outline.folder
-    done = progress(session.progress.step, outline.total_steps, outline.updates_per_epoch)
-    best = best_of(session.progress.best, outline.updates_per_epoch)
+    done = progress(session.progress.step, outline.total_steps, outline.steps_per_epoch)
+    best = best_of(session.progress.best, outline.steps_per_epoch)
     if verdict.exit_code != 0:
         stays_off = {} if experiment.config.saver.auto_resume else {"saver.auto_resume": "true"}
         yield f"{session.progress.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"

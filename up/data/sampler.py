@@ -284,7 +284,7 @@ class TrainBatches:
                 "Expected at least as many: lower batch_size."
             )
         whole, rest = divmod(len(order), self.global_batch_size)
-        self.updates_per_epoch = whole + (1 if rest and not drop_last else 0)
+        self.steps_per_epoch = whole + (1 if rest and not drop_last else 0)
         self._order, self._batch_size = order, batch_size
         self._rank, self._world_size = rank, world_size
         self._epochs: dict[int, Visits] = {}
@@ -299,7 +299,7 @@ class TrainBatches:
         A single image is taken twice, for batch normalisation cannot train on one; a rank that gets none of the last
         images takes one with the weight 0.
         """
-        epoch, update = divmod(step, self.updates_per_epoch)
+        epoch, update = divmod(step, self.steps_per_epoch)
         visits = self._visits(epoch)
         start, images = update * self.global_batch_size, self._images(step)
         positions = start + np.arange(self._rank, images, self._world_size)
@@ -325,7 +325,7 @@ class TrainBatches:
         return [(images * piece // pieces, images * (piece + 1) // pieces) for piece in range(pieces)]
 
     def _images(self, step: int) -> int:
-        start = step % self.updates_per_epoch * self.global_batch_size
+        start = step % self.steps_per_epoch * self.global_batch_size
         return min(self.global_batch_size, len(self._order) - start)
 
     def _own(self, step: int) -> int:

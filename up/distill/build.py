@@ -52,14 +52,12 @@ class Distillation:
     warnings: Sequence[str] = ()
     unscored: frozenset[str] = frozenset()  # teachers of other classes, of which only features are used
 
-    def with_cache(self, experiment: Experiment, data: Dataset, *, updates_per_epoch: int, updates: int) -> Distillation:
+    def with_cache(self, experiment: Experiment, data: Dataset, *, steps_per_epoch: int, steps: int) -> Distillation:
         """Put a cache in front of the teachers, if ``mimic.cache`` asks for one."""
         if mimic_of(experiment).cache is None:
             return self
-        epochs = updates / updates_per_epoch
-        sources, lines = build_caches(
-            experiment, self.terms, self.teachers, data, updates_per_epoch=updates_per_epoch, epochs=epochs
-        )
+        epochs = steps / steps_per_epoch
+        sources, lines = build_caches(experiment, self.terms, self.teachers, data, steps_per_epoch=steps_per_epoch, epochs=epochs)
         return replace(self, sources=sources, lines=[*self.lines, *lines])
 
     def preflight(

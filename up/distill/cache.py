@@ -267,19 +267,19 @@ class CachedTeacher:
     the run and are not stored.
     """
 
-    def __init__(self, teacher: Teacher, store: Store, codec: Codec, *, updates_per_epoch: int) -> None:
+    def __init__(self, teacher: Teacher, store: Store, codec: Codec, *, steps_per_epoch: int) -> None:
         self.name = teacher.name
         self.digest = teacher.digest
         self._teacher = teacher
         self._store = store
         self._codec = codec
-        self._updates_per_epoch = updates_per_epoch
+        self._steps_per_epoch = steps_per_epoch
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         images: ImageKeys | None = batch.get("image_keys")
         if images is None:  # the dry run's batch of noise
             return self._teacher(batch)
-        epoch = images.step // self._updates_per_epoch
+        epoch = images.step // self._steps_per_epoch
         rows, found = self._store.read(epoch, images.keys)
         if not found.all():
             outputs = self._teacher(batch)
@@ -295,7 +295,7 @@ def build_caches(
     teachers: Sequence[Teacher],
     data: Dataset,
     *,
-    updates_per_epoch: int,
+    steps_per_epoch: int,
     epochs: float,
 ) -> tuple[list[CachedTeacher], list[str]]:
     """Put the cache of ``mimic.cache`` in front of the teachers; returns them with lines on its size for the log.
@@ -327,7 +327,7 @@ def build_caches(
             f"{teacher.name}: cache in {folder}: {size_text(row * len(data))} an epoch ({len(data):,} rows of {row:,} bytes), "
             f"{size_text(total)} for {epochs:.3g} epochs; {there:,} bytes are there"
         )
-        cached.append(CachedTeacher(teacher, store, codec, updates_per_epoch=updates_per_epoch))
+        cached.append(CachedTeacher(teacher, store, codec, steps_per_epoch=steps_per_epoch))
     with experiment.placing("mimic.cache.dir"):
         _require_space(Path(section.dir), growth)
     return cached, lines

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from up.distributed.group import is_main
 from up.engine.checkpoint import CheckpointFolder
-from up.engine.hooks import Hook, Outline, UpdateReport
+from up.engine.hooks import Hook, Outline, StepReport
 from up.errors import UserError
 from up.files import BEST, write_json
 from up.text import did_you_mean, some_of
@@ -48,7 +48,7 @@ class AutoSaveMetric(Hook):
             steps = {alias_of(name): int(self._best[name]["step"]) for name in self.names if name in self._best}
             self._checkpoints().renew_aliases(steps)
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         self._unsaved = []
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from up.config.argument import Positive
 from up.config.checked import checked
-from up.engine.hooks import Hook, UpdateReport
+from up.engine.hooks import Hook, StepReport
 from up.engine.shards import full, local
 from up.errors import UserError
 from up.tracking.log import LOGGER
@@ -118,7 +118,7 @@ class NormLog(Hook):
     def __init__(self, policy: Clip) -> None:
         self.policy = policy
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         freq = self.policy.display_freq
         if freq and report.step % freq == 0:
             limit = self.policy.limit()

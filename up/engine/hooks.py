@@ -41,7 +41,7 @@ class Outline:
     folder: Path
     model: nn.Module
     total_steps: int
-    updates_per_epoch: int
+    steps_per_epoch: int
     global_batch_size: int
     class_names: Sequence[str] | None = None
     sample_batch: Callable[[], Batch] | None = None
@@ -53,14 +53,14 @@ class Outline:
 
     def epoch_at(self, step: int) -> str:
         """Format ``epoch 3/12``; where the run is no whole number of epochs, ``step 40/100 (epoch 1.67)``."""
-        epoch = step / self.updates_per_epoch
-        if self.total_steps % self.updates_per_epoch:
+        epoch = step / self.steps_per_epoch
+        if self.total_steps % self.steps_per_epoch:
             return f"step {step:,}/{self.total_steps:,} (epoch {epoch:.3g})"
-        return f"epoch {epoch:.5g}/{self.total_steps // self.updates_per_epoch}"
+        return f"epoch {epoch:.5g}/{self.total_steps // self.steps_per_epoch}"
 
 
 @dataclass(frozen=True)
-class UpdateReport:
+class StepReport:
     """Report of a finished step. ``scalars`` are tensors: reading one waits for the device, so read them rarely."""
 
     step: int  # steps done, this one included
@@ -91,7 +91,7 @@ class Hook:
     def on_start(self, outline: Outline, step: int) -> None:
         """Called when training starts or resumes after ``step`` steps."""
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         """Called after every step."""
 
     def on_best(self, step: int, metric: str, value: float) -> None:

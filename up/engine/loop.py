@@ -11,23 +11,23 @@ def train(session: TrainingSession) -> Vote:
     """Train to the last step; resumes exactly where the newest checkpoint stands. Returns why it ended."""
     step = session.resume()
     verdict = Vote.GO
-    for update in session.updates(from_step=step):
-        verdict = session.vote(update)  # all ranks agree before any forward
+    for data in session.steps(from_step=step):
+        verdict = session.vote(data)  # all ranks agree before any forward
         if verdict is not Vote.GO:
             break
         lr = set_lr(session.optimizer, session.schedule(step))
-        for micro, batch in enumerate(update.batches):
+        for micro, batch in enumerate(data.batches):
             batch = session.prepare(batch, step, micro)
-            with session.runner.gradient_sync(last=micro == update.last):
+            with session.runner.gradient_sync(last=micro == data.last):
                 with session.precision.autocast():
                     output = session.runner.training_step(batch, step)
-                loss = session.meter.weigh(output, update.shares[micro])  # times its images, or what it is the mean of
+                loss = session.meter.weigh(output, data.cut.shares[micro])  # times its images, or what it is the mean of
                 session.precision.backward(loss)
         mean = session.meter.scale()  # where it is not the mean over images: world size / sum of the weights
-        outcome = session.precision.step(session.optimizer, session.clip, session.blame, mean)  # unscale, clip, step, zero
+        norm = session.precision.step(session.optimizer, session.clip, session.blame, mean)  # unscale, clip, step, zero
         step += 1
         session.ema.update(session.model, step)
-        session.watch(step, update, lr, outcome)
+        session.watch(step, data, lr, norm)
         if session.evaluate_every.is_due(step):
             session.evaluate(step)
         if session.owes_checkpoint(step):

@@ -21,14 +21,6 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LARGEST_SCALE = 2.0**64  # a loss without gradients would double its scale without end
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """Result of an optimizer step."""
-
-    grad_norm: Tensor  # global norm before clipping, a scalar on the device: reading it waits for the device
-    skipped: bool  # the scaled gradients overflowed; nothing moved, the loss scale was halved
-
-
 @dataclass
 class LossScale:
     """The factor that keeps small fp16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
@@ -109,10 +101,10 @@ class Precision:
         loss = loss * (1 + 0 * loss.detach())  # times 1, exactly, as long as the loss is finite
         (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(
-        self, optimizer: Optimizer, clip: Clip, blame: Callable[[], str] = lambda: "", scale: Tensor | None = None
-    ) -> StepReport:
+    def step(self, optimizer: Optimizer, clip: Clip, blame: Callable[[], str] = lambda: "", scale: Tensor | None = None) -> Tensor:
         """Move the weights by the gradients accumulated since the last step, times ``scale``, and drop the gradients.
+
+        Returns their global norm before clipping, a scalar on the device; not finite where the step was skipped.
 
         The ranks have summed their gradients, so a value that is not finite on one of them is so on all, and no vote is needed:
         fetching the global norm is the only wait for the device in a step. Unless it is finite nothing moves, and ``clip`` keeps
@@ -127,14 +119,14 @@ class Precision:
         if not is_finite(norm):
             optimizer.zero_grad(set_to_none=True)
             if self.loss_scale and self.loss_scale.shrink():
-                return StepReport(norm, skipped=True)
+                return norm
             raise self._failure(norm, blame())
         clip.clip_(grads, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.loss_scale:
             self.loss_scale.grow()
-        return StepReport(norm, skipped=False)
+        return norm
 
     def _failure(self, norm: Tensor, why: str) -> NumericalError:
         scale = ""

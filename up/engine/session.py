@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from up.data.loader import TrainLoader
@@ -16,7 +16,6 @@ from up.distributed.failures import Vote, agree_on, on_all_ranks, raise_on_all_r
 from up.distributed.group import barrier, from_main, gather_objects, is_main, rank
 from up.distributed.signals import StopRequest
 from up.engine.bad_images import BadImageLog
-from up.engine.buffers import RankBuffers
 from up.engine.checkpoint import FORMAT_VERSION, CheckpointFolder, Stateful, load_parts
 from up.engine.clip import Clip
 from up.engine.ema import Ema, NoEma
@@ -24,13 +23,13 @@ from up.engine.evaluate import BrokenOff, Evaluation
 from up.engine.faults import Fault
 from up.engine.fingerprint import RunFingerprint
 from up.engine.folder import State, Status, write_status
-from up.engine.hooks import Hooks, Outline, UpdateReport
+from up.engine.hooks import Hooks, Outline, StepReport
 from up.engine.meter import StepMeter
-from up.engine.precision import Precision, StepReport, is_finite, not_finite
+from up.engine.parallel import RankBuffers
+from up.engine.precision import Precision, is_finite, not_finite
 from up.engine.shards import WholeState, is_shared
-from up.engine.step import Runner
+from up.engine.step import Runner, StepData, data_of_steps
 from up.engine.timetable import AnyOf, Every
-from up.engine.updates import Update, as_updates
 from up.errors import NumericalError
 from up.files import LATEST
 from up.models.weights import variant_of
@@ -58,7 +57,7 @@ class Progress:
     improved: bool = False  # the last evaluation was the best so far, and is not saved yet
     owes_evaluation: bool = False  # a signal interrupted the evaluation of this step
     saved_step: int | None = None  # of the newest checkpoint in the run folder that this run wrote or resumed from
-    update: Update | None = None  # data of the current step
+    data: StepData | None = None  # of the current step
     stopped_by: str = ""  # reason of an early end
 
     @property
@@ -101,7 +100,7 @@ class TrainingSession:
     @property
     def epoch(self) -> int:
         """Whole epochs done."""
-        return self.progress.step // self.outline.updates_per_epoch
+        return self.progress.step // self.outline.steps_per_epoch
 
     @property
     def stateful(self) -> Mapping[str, Stateful]:
@@ -144,22 +143,21 @@ class TrainingSession:
                 self.save(step)
         return step
 
-    def updates(self, *, from_step: int) -> Iterator[Update]:
+    def steps(self, *, from_step: int) -> Iterator[StepData]:
         """Yield the micro-batches of each step, or the failure to read them."""
-        loader = self.loader_from(from_step)
-        return as_updates(loader, loader.cut)
+        return data_of_steps(self.loader_from(from_step))
 
-    def vote(self, update: Update) -> Vote:
+    def vote(self, data: StepData) -> Vote:
         """Agree with all ranks what to do in this step. Raises on every rank the failure of any rank to read its data."""
-        self.progress.update = update
+        self.progress.data = data
         self.fault.strike(self.progress.step, "update")
-        news = self.bad_images.counted.new_in(update.batches)
+        news = self.bad_images.counted.new_in(data.batches)
         wanted = Vote.for_request(self.stop)
-        verdict, is_news = agree_on(Vote.ERROR if update.failure and wanted is Vote.GO else wanted, bool(news))
+        verdict, is_news = agree_on(Vote.ERROR if data.failure and wanted is Vote.GO else wanted, bool(news))
         if is_news:
             self.bad_images.note(self.progress.step, news)
         if verdict is Vote.ERROR:
-            raise_on_all_ranks(update.failure)
+            raise_on_all_ranks(data.failure)
         return verdict
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
@@ -168,8 +166,8 @@ class TrainingSession:
 
     def blame(self) -> str:
         """Name every rank whose loss is not finite, with its images."""
-        loss, update = self.meter.held("loss"), self.progress.update
-        names = [name for batch in update.batches for name in batch["filename"]] if update else []
+        loss, data = self.meter.held("loss"), self.progress.data
+        names = [name for batch in data.batches for name in batch["filename"]] if data else []
         mine = ""
         if loss is not None and not is_finite(loss):
             parts = self.meter.parts_not_finite()
@@ -177,11 +175,11 @@ class TrainingSession:
         found = [text for text in gather_objects(mine) if text]
         return "; ".join(found) or f"all losses are finite, rank 0 trains on {some_of(from_main(names))}"
 
-    def watch(self, step: int, update: Update, lr: float, outcome: StepReport) -> None:
+    def watch(self, step: int, data: StepData, lr: float, grad_norm: Tensor) -> None:
         """Report a finished step to the hooks."""
         self.progress.step = step
-        scalars = {**self.meter.take(), "grad_norm": outcome.grad_norm}
-        report = UpdateReport(step, lr, scalars, update.images_of_all_ranks, update.wait_s)
+        scalars = {**self.meter.take(), "grad_norm": grad_norm}
+        report = StepReport(step, lr, scalars, data.cut.images, data.wait_s)
         self.hooks.each(lambda hook: hook.on_step(report))
 
     def evaluate(self, step: int) -> None:
@@ -225,7 +223,7 @@ class TrainingSession:
         state, progress, folder = self._state(step), self.progress, self.checkpointing.folder
         with on_all_ranks():
             if is_main():
-                whole_epoch = step % self.outline.updates_per_epoch == 0
+                whole_epoch = step % self.outline.steps_per_epoch == 0
                 path = folder.save(state, step=step, epoch=self.epoch, whole_epoch=whole_epoch, metric=progress.metrics)
                 if progress.improved:
                     folder.mark_best(path)

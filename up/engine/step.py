@@ -1,8 +1,9 @@
-"""Turn a batch into a loss: the only part of training that a task or a distillation replaces."""
+"""The data of a step, and the runner that turns a batch into a loss: what a task or a distillation replaces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from up.config.argument import FromProgram
+from up.data.loader import TrainLoader
 from up.data.records import Batch
+from up.data.sampler import Cut
 from up.distributed.group import rank
 from up.registry import Registry
 from up.seed import generator, key, seed_all
@@ -25,6 +28,32 @@ RUNNERS = Registry("runner", {"base": "up.engine.step:Runner"})
 
 RunnerT = TypeVar("RunnerT", bound="Runner")
 _MIXING, _DROPOUT = 1, 2  # purposes that keep two draws of the same step apart
+
+
+@dataclass(frozen=True)
+class StepData:
+    """This rank's part of the data of a step: its micro-batches, or the failure to read them."""
+
+    batches: Sequence[Batch]
+    wait_s: float  # seconds that the loop waited for it
+    cut: Cut = Cut([], 0)  # share of each micro-batch, so that however images are cut the mean over ranks is that over images
+    failure: Exception | None = None
+
+    @property
+    def last(self) -> int:
+        """Index of the last micro-batch."""
+        return len(self.batches) - 1
+
+
+def data_of_steps(loader: TrainLoader) -> Iterator[StepData]:
+    """Yield the data of each step of a loader; a failure to read is yielded as the last one, for all ranks to vote on."""
+    fetched, begun = iter(loader), time.perf_counter()
+    try:
+        for step, batches in fetched:
+            yield StepData(batches, time.perf_counter() - begun, loader.cut(step))
+            begun = time.perf_counter()
+    except Exception as error:
+        yield StepData([], time.perf_counter() - begun, failure=error)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Keeping:
 class Timetable:
     """Length of a run in steps, and when it evaluates and saves."""
 
-    updates_per_epoch: int
+    steps_per_epoch: int
     total: int
     evaluate: Every
     save: AnyOf
@@ -70,8 +70,8 @@ class Timetable:
 
     def checkpoint_lines(self) -> Iterator[str]:
         """Report, for the start of the log, the checkpoints of the run and those that will be deleted."""
-        whole_epochs = self.in_epochs and self.total % self.updates_per_epoch == 0
-        unit = (self.updates_per_epoch, "epoch") if whole_epochs else (1, "step")
+        whole_epochs = self.in_epochs and self.total % self.steps_per_epoch == 0
+        unit = (self.steps_per_epoch, "epoch") if whole_epochs else (1, "step")
         due, last = list(self.save.steps(self.total)), self.keep.last
         gone = list(self.keep.outdated(due))
         saved = f"checkpoints: after {_ranges(due, *unit)}"

@@ -16,10 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from up.distributed.group import is_main
-from up.engine.hooks import Outline, UpdateReport
+from up.engine.hooks import Outline, StepReport
 from up.text import duration
-from up.tracking.log import LOGGER
-from up.tracking.meter import WindowHook
+from up.tracking.log import LOGGER, WindowHook
 
 
 class UntilItCloses:
@@ -108,7 +107,7 @@ class Display(WindowHook):
             self._bar = TrainingBar(self.console, total=outline.total_steps, completed=step)
             self._bar.start()
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         self._images += report.images
         self._wait_s += report.wait_s
         if self._bar:
@@ -116,14 +115,14 @@ class Display(WindowHook):
         super().on_step(report)
         self._seen = time.perf_counter()
 
-    def on_means(self, report: UpdateReport, means: Mapping[str, float]) -> None:
+    def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
         now, total = time.perf_counter(), self.outline.total_steps  # reading the means waited for the device
         spent = max(now - self._since, 1e-9)
         left = duration((total - report.step) * (now - self._begun) / max(1, report.step - self._first_step))
         shown = [*(f"{name} {value:.4g}" for name, value in means.items()), f"lr {report.lr:.4g}"]
         shown += [f"{self._images / spent:,.0f} images/s", f"data wait {100 * self._wait_s / spent:.0f}%"]
         numbers = "  ".join(shown)
-        epoch = (report.step - 1) // self.outline.updates_per_epoch + 1
+        epoch = (report.step - 1) // self.outline.steps_per_epoch + 1
         if self._bar:
             self._bar.show(epoch, numbers, left)
         _record(f"step {report.step}/{total}  epoch {epoch}  {numbers}  left {left}", to_console=self._bar is None)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from up.engine.hooks import Hook, Outline, UpdateReport
+from up.engine.hooks import Hook, Outline, StepReport
 from up.text import duration
-from up.tracking.log import LOGGER
-from up.tracking.meter import WindowMeter
+from up.tracking.log import LOGGER, WindowMeter
 from up.types import StateDict
 
 _SHOWN = 8  # metrics in a line; metrics.jsonl has all of them
@@ -30,10 +29,10 @@ class EpochLines(Hook):
         self._outline = outline
         self._since = time.perf_counter()
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         self._losses.add({name: report.scalars[name] for name in ("loss",) if name in report.scalars})
         self._lr = report.lr
-        is_end = report.step % self._outline.updates_per_epoch == 0 or report.step == self._outline.total_steps
+        is_end = report.step % self._outline.steps_per_epoch == 0 or report.step == self._outline.total_steps
         if is_end and not self._outline.is_evaluated(report.step):
             self._log(report.step, [])
 

@@ -1,4 +1,4 @@
-"""Records of a run: train.log, metrics.jsonl, TensorBoard."""
+"""Records of a run: train.log, metrics.jsonl, TensorBoard; and running means of the scalars of steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic import Field
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
-from torch import nn
+from torch import Tensor, nn
 
 from up.config.argument import NoEffect
 from up.distributed.group import is_main
-from up.engine.hooks import Outline, UpdateReport
+from up.engine.hooks import Hook, Outline, StepReport
 from up.errors import UserError
 from up.files import unwritable, write_text
-from up.tracking.meter import WindowHook
+from up.types import StateDict
 
 LOGGER = logging.getLogger("up")
 _FLUSH_S = 30.0
@@ -46,6 +46,61 @@ def log_to(folder: Path) -> None:
         LOGGER.addHandler(file)
 
 
+class WindowMeter:
+    """Means over the steps since the last reading."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Add a step; adds on the device, without waiting for it."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Return the means as numbers, which waits for the device, and start anew."""
+        means = {name: float(total) / self._steps for name, total in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        return means
+
+    def state_dict(self) -> StateDict:
+        """Return the state that a resumed run needs to report the same means."""
+        return {"sums": dict(self._sums), "updates": self._steps}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue from ``state_dict()``."""
+        self._sums, self._steps = dict(state["sums"]), state["updates"]
+
+
+class WindowHook(Hook):
+    """Base of hooks that report means every ``every`` steps and at the last, across a resume too."""
+
+    def __init__(self, *, every: int) -> None:
+        self.every = every
+        self.window = WindowMeter()
+
+    def on_start(self, outline: Outline, step: int) -> None:
+        self.outline = outline
+
+    def on_step(self, report: StepReport) -> None:
+        self.window.add(report.scalars)
+        if report.step % self.every == 0 or report.step == self.outline.total_steps:
+            self.on_means(report, self.window.read())
+
+    def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
+        """Called with the means over the steps since the last call."""
+
+    def state_dict(self) -> StateDict:
+        """Return the sums since the last report."""
+        return self.window.state_dict()
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue from ``state_dict()``."""
+        self.window.load_state_dict(state)
+
+
 class MetricsFile(WindowHook):
     """Writes ``metrics.jsonl``: one JSON object a line, means over each display interval and every evaluation."""
 
@@ -54,14 +109,14 @@ class MetricsFile(WindowHook):
         self._path = outline.folder / "metrics.jsonl"
         cut_after(self._path, step)
 
-    def on_means(self, report: UpdateReport, means: Mapping[str, float]) -> None:
+    def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
         self._append(report.step, {"lr": report.lr, **means}, "train")
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append(step, metrics, "eval")
 
     def _append(self, step: int, values: Mapping[str, float], phase: str) -> None:
-        record = {"phase": phase, "step": step, "epoch": round(step / self.outline.updates_per_epoch, 4), **values}
+        record = {"phase": phase, "step": step, "epoch": round(step / self.outline.steps_per_epoch, 4), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -135,11 +190,11 @@ class TensorBoard(WindowHook):
         super().on_start(outline, step)
         self._file = EventFile(Path(self.logdir) if self.logdir else outline.folder / "tensorboard", first_step=step + 1)
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         if report.step > self.skip_first_k:
             super().on_step(report)
 
-    def on_means(self, report: UpdateReport, means: Mapping[str, float]) -> None:
+    def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
         self._add("train", report.step, {"lr": report.lr, **means})
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

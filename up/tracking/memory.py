@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from up.config.argument import NoEffect
-from up.engine.hooks import Hook, Outline, UpdateReport
+from up.engine.hooks import Hook, Outline, StepReport
 from up.tracking.log import LOGGER
 
 _MB = 1e6
@@ -49,7 +49,7 @@ class MemoryEmpty(Hook):
     def __init__(self, *, freq: Annotated[int, Field(ge=1)] = 1) -> None:
         self.freq = freq
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         if report.step % self.freq == 0 and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -67,7 +67,7 @@ class MemoryAnalysis(Hook):
         buffers = _megabytes(list(outline.model.buffers()))
         LOGGER.info("memory: parameters %.1f MB, their gradients %.1f MB, buffers %.1f MB", parameters, trained, buffers)
 
-    def on_step(self, report: UpdateReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         if report.step % self.freq == 0:
             LOGGER.info("memory after step %d: %s", report.step, self._in_use())
 

@@ -23,20 +23,20 @@ def net_and_groups(net: Net, optimizer: Optimizer) -> Iterator[str]:
     yield from _aligned(("parameter group", "tensors", "parameters", "lr", "weight decay"), groups, texts=1)
 
 
-def progress(step: int, total: int, updates_per_epoch: int) -> str:
+def progress(step: int, total: int, steps_per_epoch: int) -> str:
     """Format ``9 of 12 epochs``, ``2.5 of 12 epochs (step 15 of 72)``, or ``40 of 100 steps`` for a run of no whole epochs."""
-    if total % updates_per_epoch:
+    if total % steps_per_epoch:
         return f"{step:,} of {count(total, 'step')}"
-    epochs = f"{step / updates_per_epoch:.4g} of {count(total // updates_per_epoch, 'epoch')}"
-    return epochs if step % updates_per_epoch == 0 else f"{epochs} (step {step:,} of {total:,})"
+    epochs = f"{step / steps_per_epoch:.4g} of {count(total // steps_per_epoch, 'epoch')}"
+    return epochs if step % steps_per_epoch == 0 else f"{epochs} (step {step:,} of {total:,})"
 
 
-def best_of(best: StateDict, updates_per_epoch: int) -> str:
+def best_of(best: StateDict, steps_per_epoch: int) -> str:
     """Format ``best top1 97.20 at epoch 9`` from the ``best`` of a checkpoint; empty without an evaluation."""
     if "metric" not in best:
         return ""
     step = best["step"]
-    at = f"epoch {step // updates_per_epoch}" if step % updates_per_epoch == 0 else f"step {step:,}"
+    at = f"epoch {step // steps_per_epoch}" if step % steps_per_epoch == 0 else f"step {step:,}"
     return f"best {best.get('name', 'metric')} {best['metric']:.2f} at {at}"
 
 

@@ -35,7 +35,7 @@ def test_the_local_phase_builds_everything_and_writes_nothing(record: Record, wr
     dry_run(experiment, parts)
     assert (len(parts.train_data), parts.test_data and len(parts.test_data)) == (18, 6)
     assert parts.class_names == ["red", "green", "blue"]
-    assert (parts.times.updates_per_epoch, parts.times.total) == (3, 6)  # 18 images, 8 in a step
+    assert (parts.times.steps_per_epoch, parts.times.total) == (3, 6)  # 18 images, 8 in a step
     assert parts.batches.global_batch_size == parts.fingerprint.global_batch_size == 8
     assert parts.net.module_names == ("backbone", "head", "post_process")
     assert [parts.schedule(step) for step in (0, 2)] == pytest.approx([0.01, 0.05], abs=1e-2)

@@ -179,7 +179,7 @@ def indices(batches: TrainBatches, step: int) -> list[list[int]]:
 def test_whole_updates_deal_the_order_out() -> None:
     order = Shuffled(size=24, seed=5)
     ranks = batches_of_all_ranks(order, 2, batch_size=2, accumulate=3)
-    assert [(each.global_batch_size, each.updates_per_epoch) for each in ranks] == [(12, 2), (12, 2)]
+    assert [(each.global_batch_size, each.steps_per_epoch) for each in ranks] == [(12, 2), (12, 2)]
     for step in range(4):
         epoch, update = divmod(step, 2)
         expected = order(epoch).index[update * 12 : update * 12 + 12].tolist()
@@ -210,7 +210,7 @@ def test_the_images_of_an_update_do_not_depend_on_ranks(world_size: int, accumul
     ranks = batches_of_all_ranks(
         Shuffled(size=61, seed=5), world_size, batch_size=8 // world_size // accumulate, accumulate=accumulate
     )
-    for step in range(2 * alone.updates_per_epoch):
+    for step in range(2 * alone.steps_per_epoch):
         together = {key for each in ranks for keys in each.keys_of(step) for key in keys}
         assert together == set(alone.keys_of(step)[0])
 
@@ -222,8 +222,8 @@ def test_the_images_of_an_update_do_not_depend_on_ranks(world_size: int, accumul
 def test_every_image_of_a_short_update_counts_the_same(size: int, world_size: int, batch_size: int, accumulate: int) -> None:
     ranks = batches_of_all_ranks(Shuffled(size=size, seed=5), world_size, batch_size=batch_size, accumulate=accumulate)
     whole, rest = divmod(size, batch_size * world_size * accumulate)
-    assert ranks[0].updates_per_epoch == whole + (rest > 0)
-    for step in range(ranks[0].updates_per_epoch):
+    assert ranks[0].steps_per_epoch == whole + (rest > 0)
+    for step in range(ranks[0].steps_per_epoch):
         images = min(size - step * ranks[0].global_batch_size, ranks[0].global_batch_size)
         counted: dict[SampleKey, float] = {}
         for each in ranks:
@@ -243,7 +243,7 @@ def test_every_image_of_a_short_update_counts_the_same(size: int, world_size: in
 
 def test_drop_last_leaves_the_rest_out() -> None:
     batches = TrainBatches(Shuffled(size=23, seed=5), batch_size=4, drop_last=True)
-    assert batches.updates_per_epoch == 5
+    assert batches.steps_per_epoch == 5
     assert [len(keys) for keys in batches.keys_of(4)] == [4]
     assert batches.keys_of(5)[0][0].epoch == 1
 
@@ -252,7 +252,7 @@ def test_too_few_images_for_one_update() -> None:
     with pytest.raises(UserError) as raised:
         TrainBatches(Shuffled(size=23), batch_size=3, accumulate=2, rank=1, world_size=4)
     assert tells(str(raised.value), "23", "24", "batch_size", "3", "4", "2", "batch_size")
-    assert TrainBatches(Shuffled(size=24), batch_size=3, accumulate=2, world_size=4).updates_per_epoch == 1
+    assert TrainBatches(Shuffled(size=24), batch_size=3, accumulate=2, world_size=4).steps_per_epoch == 1
 
 
 def test_only_two_epochs_are_kept() -> None:

@@ -100,10 +100,10 @@ def counting() -> Counting:
     return Counting("teacher", net_of(6, seed=1), ["head.classifier"], example=batch_of(2))
 
 
-def cached(teacher: Teacher, folder: Path, updates_per_epoch: int = 10) -> CachedTeacher:
+def cached(teacher: Teacher, folder: Path, steps_per_epoch: int = 10) -> CachedTeacher:
     codec = Codec({"head.classifier": (5,)})
     store = Store(folder, row_bytes=codec.row_bytes, identity={"teacher": teacher.digest()})
-    return CachedTeacher(teacher, store, codec, updates_per_epoch=updates_per_epoch)
+    return CachedTeacher(teacher, store, codec, steps_per_epoch=steps_per_epoch)
 
 
 def visiting(batch: Batch, step: int) -> Batch:
@@ -153,11 +153,11 @@ def test_another_batch_size_finds_the_same_images(tmp_path: Path) -> None:
     """Unmixed images are known one by one: 2 updates of 3 an epoch, then 3 of 2."""
     whole = batch_of(6)
     pieces = lambda size: [Batch({n: v[at : at + size] for n, v in whole.items()}) for at in range(0, 6, size)]  # noqa: E731
-    cold = cached(counting(), tmp_path / "cache", updates_per_epoch=2)
+    cold = cached(counting(), tmp_path / "cache", steps_per_epoch=2)
     for step, batch in enumerate(pieces(3)):
         cold(visiting(batch, step))
     teacher = counting()
-    warm = cached(teacher, tmp_path / "cache", updates_per_epoch=3)
+    warm = cached(teacher, tmp_path / "cache", steps_per_epoch=3)
     for step, batch in enumerate(pieces(2)):
         warm(visiting(batch, step))
     assert teacher.asked == 0

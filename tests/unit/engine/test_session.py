@@ -18,18 +18,17 @@ from up.data.records import Batch
 from up.distributed.failures import Vote
 from up.distributed.signals import StopRequest
 from up.engine.bad_images import BadImageLog
-from up.engine.buffers import RankBuffers
 from up.engine.checkpoint import CheckpointFolder, load_checkpoint
 from up.engine.clip import Clip
 from up.engine.ema import NoEma
 from up.engine.evaluate import BrokenOff, Evaluated, Evaluation
 from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks, Outline
+from up.engine.parallel import RankBuffers
 from up.engine.precision import Precision
 from up.engine.session import Checkpointing, TrainingSession
-from up.engine.step import Runner, StepOutput
+from up.engine.step import Runner, StepData, StepOutput
 from up.engine.timetable import AnyOf, Every
-from up.engine.updates import Update
 from up.errors import NumericalError, Problem, UserError
 from up.optim.schedules import Schedule
 
@@ -203,21 +202,21 @@ def test_a_state_with_a_part_left_out_is_refused(tmp_path: Path, part: str) -> N
 def test_bad_images_are_listed_and_limited(tmp_path: Path) -> None:
     session = session_in(tmp_path)
     bad = [Problem("is empty", file="train.txt", line=number) for number in (1, 2)]
-    session.vote(Update([Batch(bad=[bad[0], None])], 0.0))
-    session.vote(Update([Batch(bad=[bad[0]])], 0.0))
+    session.vote(StepData([Batch(bad=[bad[0], None])], 0.0))
+    session.vote(StepData([Batch(bad=[bad[0]])], 0.0))
     listed = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
     assert [(line["file"], line["line"], line["step"]) for line in listed] == [("train.txt", 1, 0)]
     with pytest.raises(UserError, match="max_bad"):
-        session.vote(Update([Batch(bad=[bad[1]])], 0.0))
+        session.vote(StepData([Batch(bad=[bad[1]])], 0.0))
 
 
 def test_a_failure_to_read_and_a_signal_are_votes(tmp_path: Path) -> None:
     session = session_in(tmp_path)
-    assert session.vote(Update([], 0.0)) is Vote.GO
+    assert session.vote(StepData([], 0.0)) is Vote.GO
     with pytest.raises(UserError, match="no image"):
-        session.vote(Update([], 0.0, failure=UserError("no image")))
+        session.vote(StepData([], 0.0, failure=UserError("no image")))
     session.stop.note(2)
-    assert session.vote(Update([], 0.0)) is Vote.INTERRUPT
+    assert session.vote(StepData([], 0.0)) is Vote.INTERRUPT
 
 
 def test_the_end_is_reported(tmp_path: Path) -> None:

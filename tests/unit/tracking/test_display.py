@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from tests.harness.facts import each_tells, tells
-from up.engine.hooks import Outline, UpdateReport
+from up.engine.hooks import Outline, StepReport
 from up.tracking.display import Display, show_log_on, terminal
 from up.tracking.log import LOGGER
 
@@ -21,10 +21,10 @@ def watch(console: Console, clock: list[float], monkeypatch: pytest.MonkeyPatch)
     """Four updates of one second, 0.25 s of it waiting; between the second and the third an evaluation of a minute."""
     monkeypatch.setattr("up.tracking.display.time.perf_counter", lambda: clock[0])
     hook = Display(every=2, console=console)
-    hook.on_start(Outline(Path("run"), nn.Identity(), total_steps=4, updates_per_epoch=2, global_batch_size=8), 0)
+    hook.on_start(Outline(Path("run"), nn.Identity(), total_steps=4, steps_per_epoch=2, global_batch_size=8), 0)
     for step in (1, 2, 3, 4):
         clock[0] += 1.0
-        hook.on_step(UpdateReport(step, 0.1, {"loss": torch.tensor(float(step))}, images=8, wait_s=0.25))
+        hook.on_step(StepReport(step, 0.1, {"loss": torch.tensor(float(step))}, images=8, wait_s=0.25))
         if step == 3:
             clock[0] += 60.0
             hook.on_evaluation(3, {"top1": 12.345})

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.harness.facts import each_tells, tells
-from up.engine.hooks import Outline, UpdateReport
+from up.engine.hooks import Outline, StepReport
 from up.tracking.epoch_lines import EpochLines
 from up.tracking.log import LOGGER
 
@@ -26,7 +26,7 @@ def started(
 def train(hook: EpochLines, *steps: int) -> None:
     for step in steps:
         scalars = {"loss": torch.tensor(float(step)), "grad_norm": torch.tensor(9.0)}
-        hook.on_step(UpdateReport(step, 0.5 / step, scalars, images=8, wait_s=0.0))
+        hook.on_step(StepReport(step, 0.5 / step, scalars, images=8, wait_s=0.0))
 
 
 @pytest.fixture(autouse=True)

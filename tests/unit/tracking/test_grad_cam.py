@@ -241,7 +241,7 @@ def test_maps_with_channels_last_of_a_swin() -> None:
 def outline(folder: Path, net: nn.Module, **facts: Any) -> Outline:
     batch = Batch(image=toy_images(), gt=torch.tensor([0, 1]), filename=["cats/1.jpg", "dogs/1.jpg"], index=torch.arange(2))
     given = {"class_names": ["cat", "dog"], "sample_batch": lambda: batch, **facts}
-    return Outline(folder, net, total_steps=9, updates_per_epoch=3, global_batch_size=2, **given)
+    return Outline(folder, net, total_steps=9, steps_per_epoch=3, global_batch_size=2, **given)
 
 
 def size_of(path: Path) -> tuple[int, int]:

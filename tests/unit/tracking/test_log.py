@@ -17,19 +17,18 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import nn
 
 from up.data.sampler import Share
-from up.engine.hooks import Outline, UpdateReport
+from up.engine.hooks import Outline, StepReport
 from up.engine.meter import StepMeter
 from up.engine.step import StepOutput
-from up.tracking.log import LogFile, MetricsFile, TensorBoard
-from up.tracking.meter import WindowMeter
+from up.tracking.log import LogFile, MetricsFile, TensorBoard, WindowMeter
 
 
 def outline(folder: Path) -> Outline:
-    return Outline(folder, nn.Identity(), total_steps=10, updates_per_epoch=5, global_batch_size=4)
+    return Outline(folder, nn.Identity(), total_steps=10, steps_per_epoch=5, global_batch_size=4)
 
 
-def report(step: int, loss: float) -> UpdateReport:
-    return UpdateReport(step, lr=0.1, scalars={"loss": torch.tensor(loss)}, images=4, wait_s=0.0)
+def report(step: int, loss: float) -> StepReport:
+    return StepReport(step, lr=0.1, scalars={"loss": torch.tensor(loss)}, images=4, wait_s=0.0)
 
 
 def test_means_over_the_interval(tmp_path: Path) -> None:
@@ -65,7 +64,7 @@ def test_scalars_for_tensorboard(tmp_path: Path) -> None:
     hook = TensorBoard(freq=2)
     hook.on_start(Outline(tmp_path, nn.Identity(), 4, 2, 8), 0)
     for step in (1, 2):
-        hook.on_step(UpdateReport(step, 0.5, {"loss": torch.tensor(float(step))}, 8, 0.0))
+        hook.on_step(StepReport(step, 0.5, {"loss": torch.tensor(float(step))}, 8, 0.0))
     hook.on_evaluation(2, {"top1": 25.0})
     hook.on_end(2, "preempted")
     hook.on_start(Outline(tmp_path, nn.Identity(), 4, 2, 8), 2)
@@ -95,7 +94,7 @@ def test_a_full_disk_is_told_by_tensorboard_and_does_not_block(tmp_path: Path) -
         hook.on_start(Outline(tmp_path, nn.Identity(), 10_000, 2, 8), 0)
         try:
             for step in range(1, 10_000):
-                hook.on_step(UpdateReport(step, 0.5, {"loss": torch.tensor(1.0)}, 8, 0.0))
+                hook.on_step(StepReport(step, 0.5, {"loss": torch.tensor(1.0)}, 8, 0.0))
         except OSError:
             os._exit(74)
         finally:
@@ -131,7 +130,7 @@ def test_tensorboard_leaves_out_the_first_steps(tmp_path: Path) -> None:
     hook = TensorBoard(freq=2, skip_first_k=3)
     hook.on_start(Outline(tmp_path, nn.Identity(), 6, 2, 8), 0)
     for step in range(1, 7):
-        hook.on_step(UpdateReport(step, 0.1, {"loss": torch.tensor(100.0 if step <= 3 else step)}, 8, 0.0))
+        hook.on_step(StepReport(step, 0.1, {"loss": torch.tensor(100.0 if step <= 3 else step)}, 8, 0.0))
     hook.on_end(6, "done")
     (file,) = (tmp_path / "tensorboard").iterdir()
     values = [(event.step, value.tag, value.simple_value) for event in events_of(file) for value in event.summary.value]
