@@ -177,9 +177,12 @@ def ending_of(exit_code: int, problems: Iterable[Problem]) -> Ending:
     return _BY_CODE.get(exit_code, PeerFailed).of(problems)
 
 
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
 def out_of_memory(error: BaseException) -> str | None:
     """Return the reason in a few words if ``error`` says that the machine or a GPU has no memory left; else None."""
     text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in _NO_MEMORY):
         return text.split(". ")[0].splitlines()[0] if text else "the machine has no memory left"
     return None

@@ -19,6 +19,7 @@ from up.data.sampler import Shuffled, TrainBatches
 from up.distributed.failures import Vote
 from up.engine.clip import ClipNorm
 from up.engine.loop import train
+from up.engine.memory import Memory, MicroBatch
 from up.engine.meter import StepMeter
 from up.engine.precision import Precision
 from up.engine.step import Mean, Runner, StepData, StepOutput
@@ -70,6 +71,10 @@ def trained(kind: str, *, batch_size: int, accumulate: int = 1, rank: int = 0, w
 
     session = SimpleNamespace(
         runner=runner,
+        memory=Memory(net),
+        parts=lambda data, step: (
+            MicroBatch(batch, data.cut.shares[micro], micro == data.last) for micro, batch in enumerate(data.batches)
+        ),
         meter=meter,
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
         schedule=lambda step: 0.1,
@@ -81,7 +86,6 @@ def trained(kind: str, *, batch_size: int, accumulate: int = 1, rank: int = 0, w
         resume=lambda: 0,
         steps=steps,
         vote=lambda data: Vote.GO,
-        prepare=lambda batch, step, micro: batch,
         watch=lambda *_: scalars.append({name: float(value) for name, value in meter.take().items()}),
         owes_checkpoint=lambda step: False,
         finish=lambda step, verdict: verdict,
@@ -107,4 +111,4 @@ def as_rank(words: Sequence[str]) -> int:
 
 def collated(samples: list[dict[str, Any]]) -> Batch:
     stacked: dict[str, Tensor] = {name: torch.stack([sample[name] for sample in samples]) for name in ("image", "mask")}
-    return Batch(stacked, boxes=[sample["boxes"] for sample in samples])
+    return Batch(stacked, boxes=[sample["boxes"] for sample in samples], filename=["x"] * len(samples))

@@ -18,6 +18,9 @@ from tests.harness.ranks import ROOT
 from tests.harness.runs import everything_on, records, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.build.experiment import load_experiment
+from up.build.fit import fitted
+from up.build.trial import estimate
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -142,3 +145,56 @@ def test_out_of_memory_ends_with_advice(config: Config, write: Write, capsys: py
     assert "Traceback" not in said
     assert "memory" in said
     assert "batch_size" in said
+
+
+def test_a_step_that_does_not_fit_is_split_and_learns_the_same(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real lack of memory: the process may use two thirds of what the whole batch took."""
+    config["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
+    config["dataset"]["train"]["batch_sampler"]["kwargs"] |= {"batch_size": 32, "drop_last": True}
+    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"][0]["kwargs"]["size"] = 512
+    path = write(config)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    assert train(path, f"saver.save_dir={tmp_path / 'whole'}") == 0
+    total, peak = torch.cuda.mem_get_info()[1], torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.67 * peak / total)
+    try:
+        capsys.readouterr()
+        assert train(path) == 0
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory" in capsys.readouterr().err
+    assert checkpoint(tmp_path / "run")["memory"]["images"] < 32
+    whole, split = ([record["loss"] for record in records(tmp_path / name, "train")] for name in ("whole", "run"))
+    assert split == pytest.approx(whole, rel=2e-2)
+
+
+def test_auto_finds_the_largest_batch_and_bf16(
+    config: Config, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = "auto"
+    config["runtime"]["amp"] = "auto"
+    monkeypatch.setattr("up.build.fit.STEPS", 1)
+    experiment = load_experiment(Path(write(config)), ["dataset.train.dataset.kwargs.transformer.0.kwargs.size=512"])
+    chosen = {choice.key: choice for choice in fitted(experiment, torch.device("cuda"))[1]}
+    assert chosen["runtime.amp"].value == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
+    batch = "dataset.train.batch_sampler.kwargs.batch_size"
+    assert chosen[batch].value == 32  # of 46 images
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.2e9 / torch.cuda.mem_get_info()[1])
+    try:
+        smaller = {choice.key: choice for choice in fitted(experiment, torch.device("cuda"))[1]}[batch]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert isinstance(smaller.value, int)
+    assert 2 <= smaller.value < 32
+    assert "do not fit" in smaller.reason
+
+
+def test_the_estimate_has_the_memory_of_the_gpu(config: Config, write: Write) -> None:
+    found = estimate(load_experiment(Path(write(config)), []), steps=5)
+    assert found.peak_bytes is not None
+    assert found.peak_bytes > 0

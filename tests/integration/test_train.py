@@ -53,7 +53,7 @@ def test_log_has_the_learning_rates_of_the_schedule(config: Config, write: Write
     schedule = build_schedule(
         "CosineAnnealingLR",
         base_lr=0.05,
-        steps_per_epoch=UPDATES,
+        updates_per_epoch=UPDATES,
         warmup_iter=2,
         warmup_type="linear",
         warmup_ratio=0.2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from up.build.check_task import check_and_dry_run
 from up.build.data import example_batch, preprocessing_of_images, train_loader
+from up.build.fit import fit_machine
 from up.build.network import select_device, synchronized
 from up.build.parts import RunParts, build_parts
 from up.build.start import Start, find_start, log_start, open_folder, require_unfinished
@@ -22,6 +23,7 @@ from up.distributed.signals import StopRequest, stoppable
 from up.engine.bad_images import BadImageLog
 from up.engine.ema import build_ema
 from up.engine.hooks import Outline
+from up.engine.memory import Memory
 from up.engine.parallel import RankBuffers, on_many_ranks
 from up.engine.session import Checkpointing, TrainingSession
 from up.engine.step import Runner
@@ -35,10 +37,13 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
     """
     # no collective operation, nothing on disk; a failure is raised by the ranks that wait below, too
     with local_phase(), experiment.plugin_errors():
-        parts = build_parts(experiment, select_device(experiment))
+        device = select_device(experiment)
+    experiment, choices = fit_machine(experiment, device, stop)  # only where something is `auto`
+    with local_phase(), experiment.plugin_errors():
+        parts = build_parts(experiment, device)
         check_and_dry_run(experiment, parts)  # first step and first evaluation on two images
     parts, start = join_and_compare(experiment, parts, stop, command)
-    return commit(experiment, parts, start, stop, command)
+    return commit(experiment, parts, start, stop, command, [*map(str, choices)])
 
 
 def join_and_compare(experiment: Experiment, parts: RunParts, stop: StopRequest, command: CommandLine) -> tuple[RunParts, Start]:
@@ -47,14 +52,16 @@ def join_and_compare(experiment: Experiment, parts: RunParts, stop: StopRequest,
     with stoppable(stop):
         join_group(parts.device, timeout_s=dist.timeout, backend=dist.backend)  # waits until all ranks have built their parts
     start = find_start(experiment, parts)  # every rank reads the checkpoint, or the initial weights
-    require_unfinished(experiment, start, parts.times, command)
+    require_unfinished(experiment, start, parts, command)
     if parts.distillation is not None:  # the ranks share the images on which teachers are scored
         scored = parts.distillation.preflight(experiment, parts.evaluation, parts.test_data, parts.device)
         parts = replace(parts, distillation=scored)
     return parts, start
 
 
-def commit(experiment: Experiment, parts: RunParts, start: Start, stop: StopRequest, command: CommandLine) -> TrainingSession:
+def commit(
+    experiment: Experiment, parts: RunParts, start: Start, stop: StopRequest, command: CommandLine, chosen: Sequence[str] = ()
+) -> TrainingSession:
     """Phase 3: wrap the net, build optimizer and EMA, restore them; then create the run folder, the first write to disk."""
     config = experiment.config
     net = synchronized(experiment, parts.net)
@@ -77,7 +84,7 @@ def commit(experiment: Experiment, parts: RunParts, start: Start, stop: StopRequ
         if start.checkpoint is not None and start.state is not None:
             session.restore(start.checkpoint, start.state, is_own=start.own_state is not None)
         warnings = open_folder(experiment, start, parts.fingerprint.config, command)
-    log_start(experiment, parts, start, optimizer, [*warnings, *remarks])
+    log_start(experiment, parts, start, optimizer, [*warnings, *remarks], chosen)
     return session
 
 
@@ -109,6 +116,7 @@ def session_of(
         clip=parts.clip,
         ema=ema,
         buffers=RankBuffers(parts.net, ema, average=config.runtime.async_norm),
+        memory=Memory(runner.net, policy=config.trainer.out_of_memory, strike=parts.fault.exhaust),
         loader_from=lambda step: train_loader(experiment, parts.train_data, parts.batches, range(step, times.total)),
         evaluation=evaluation,
         evaluate_every=times.evaluate,
@@ -116,6 +124,7 @@ def session_of(
         bad_images=BadImageLog(counted, experiment.folder),
         hooks=parts.hooks,
         stop=stop,
+        stopping=parts.stopping,
         fault=parts.fault,
         preprocessing=preprocessing.as_record() if preprocessing is not None else None,
     )

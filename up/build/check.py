@@ -11,6 +11,7 @@ from up.build.check_task import check_export, check_task
 from up.build.data import Phase, build_batch_fn, build_evaluation, build_reader, build_transforms, input_size_of, notes_on
 from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
 from up.build.experiment import missing_files
+from up.build.fit import fitted
 from up.build.images import Track, open_images
 from up.build.network import build_net, distillation_of, precision_of, preprocessing_doubts, select_device
 from up.build.parts import RunParts, build_parts
@@ -50,7 +51,7 @@ def check_experiment(
     """
     yield from (f"note: {note}" for note in experiment.decoded.notes)
     yield from strategy_lines(experiment.config, experiment.decoded.origins)
-    check_device(experiment, warn)
+    device = check_device(experiment, warn)
     if files and is_for_evaluation(experiment.config):
         experiment.raise_if_any(missing_files(experiment))
         yield from check_evaluation(experiment, warn, images)
@@ -60,6 +61,8 @@ def check_experiment(
             [*missing_for_training(experiment.config), *missing_files(experiment), *unwritable_folders(experiment)]
         )
         with experiment.plugin_errors():
+            experiment, choices = fitted(experiment, device)
+            yield from map(str, choices)
             yield from check_training(experiment, warn, images)
         return
     derived = experiment.task.assumed(experiment.config.net)
@@ -125,7 +128,7 @@ def check_evaluation(experiment: Experiment, warn: Callable[[str], object], imag
 def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teacher_weights: bool) -> Iterator[str]:
     """Report the checkpoint or the weights that training starts from, and the teachers' scores, except those to be downloaded."""
     start = find_start(experiment, parts, weights=weights)
-    done = finished(experiment, start, parts.times)
+    done = finished(experiment, start, parts)
     if done:
         yield f"note: {done} `up train` would change nothing"
     elif start.checkpoint is not None:
@@ -138,13 +141,16 @@ def check_start(experiment: Experiment, parts: RunParts, *, weights: bool, teach
         yield from distillation.lines
 
 
-def check_device(experiment: Experiment, warn: Callable[[str], object]) -> None:
-    """Warn if this machine has no ``runtime.device``: another may train."""
+def check_device(experiment: Experiment, warn: Callable[[str], object]) -> torch.device:
+    """Return the device that trains here; warn if this machine has no ``runtime.device``: another may train."""
     try:
-        precision_of(experiment, select_device(experiment))
+        device = select_device(experiment)
+        precision_of(experiment, device)
     except UserError as error:
         warn(str(error))
         precision_of(experiment, _CPU)
+        return _CPU
+    return device
 
 
 def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:

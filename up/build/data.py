@@ -135,7 +135,7 @@ def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
     with experiment.placing(f"{place}.batch_size"):
         return TrainBatches(
             order,
-            batch_size=kwargs.batch_size,
+            batch_size=kwargs.size,
             accumulate=experiment.config.trainer.accumulate,
             rank=group.rank(),
             world_size=group.world_size(),
@@ -183,7 +183,8 @@ def example_batch(experiment: Experiment, net: nn.Module, device: torch.device) 
 def workers_of(source: Source) -> Workers:
     """Return the settings of the loader workers of a source."""
     kwargs = source.dataloader.kwargs
-    return Workers(num_workers=kwargs.num_workers, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method)
+    number = 0 if kwargs.num_workers == "auto" else kwargs.num_workers
+    return Workers(num_workers=number, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method)
 
 
 def build_evaluation(
@@ -196,7 +197,7 @@ def build_evaluation(
     task, section = experiment.task, section_of(experiment, "test")
     dataset = build_dataset(experiment, "test", trained)
     batches = EvalBatches(
-        len(dataset), batch_size=section.batch_sampler.kwargs.batch_size, rank=group.rank(), world_size=group.world_size()
+        len(dataset), batch_size=section.batch_sampler.kwargs.size, rank=group.rank(), world_size=group.world_size()
     )
     check_same_classes(experiment, trained, task.derived_for_evaluation(dataset))
     with experiment.placing("dataset.test.dataset.kwargs.transformer"):

@@ -30,7 +30,7 @@ def first_batch(experiment: Experiment, source: Phase, data: Dataset, on_bad: Ca
     ``on_bad`` is called with an image that is replaced (``on_bad_image: skip``). Raises ``BadImage`` for an unreadable image
     otherwise, and ``ConfigError`` where these already exceed ``max_bad``.
     """
-    indices = [0, len(data) - 1][: section_of(experiment, source).batch_sampler.kwargs.batch_size]
+    indices = [0, len(data) - 1][: section_of(experiment, source).batch_sampler.kwargs.size]
     with experiment.placing(f"dataset.{source}.dataset.kwargs.transformer"):
         batch = experiment.task.collate([data[SampleKey(0, index)] for index in indices])
     with experiment.placing(f"dataset.{source}.dataset.kwargs.max_bad"):
@@ -53,11 +53,17 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
         with parts.precision.autocast():
             experiment.task.loss(parts.net, prepared)
     if parts.evaluation is not None and test is not None:
-        dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
+        metrics = dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
+        averaged = [f"ema_{name}" for name in metrics] if experiment.config.ema.enable else []
+        with experiment.placing("trainer.early_stopping"):
+            parts.stopping.require(dict.fromkeys([*metrics, *averaged]))
 
 
-def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> None:
-    """Run a batch through the net and an evaluator. Raises ``ConfigError`` for settings that do not fit the net or the labels."""
+def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> list[str]:
+    """Run a batch through the net and an evaluator, and list its metrics.
+
+    Raises ``ConfigError`` for settings that do not fit the net or the labels.
+    """
     with placing_modules(experiment, net), traceless(net), evaluation_mode(net), evaluation.precision.autocast():
         prepared = evaluation.stage(batch)
         outputs = net(prepared)
@@ -72,6 +78,7 @@ def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluatio
         if type(evaluator).__module__.partition(".")[0] != "up" and evaluator.main_metric not in metrics:
             what = f"{name}.main_metric: got {evaluator.main_metric!r}, expected a name that compute() returns: {some_of(metrics)}."
             raise PartError(type(evaluator), what)
+    return list(metrics)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
 from up.distributed import group
-from up.engine.precision import Precision
+from up.engine.precision import Precision, fast_mode
 from up.errors import Problem
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
@@ -174,5 +174,6 @@ def precision_of(experiment: Experiment, device: torch.device) -> Precision:
     """Return the number format of forward and backward passes."""
     runtime = experiment.config.runtime
     factor = runtime.fp16.scale_factor if isinstance(runtime.fp16, Fp16) else "dynamic"
+    mode = None if runtime.precision == "fp32" else runtime.precision
     with experiment.placing("runtime.amp"):
-        return Precision(mode=None if runtime.precision == "fp32" else runtime.precision, device=device, scale_factor=factor)
+        return Precision(mode=fast_mode(device)[0] if runtime.amp == "auto" else mode, device=device, scale_factor=factor)

@@ -11,7 +11,7 @@ import torch
 from up.build.data import build_dataset, build_device_side, build_evaluation, train_batches
 from up.build.experiment import missing_files
 from up.build.network import build_net, distillation_of, precision_of, to_device
-from up.build.training import build_hooks, optimizer_of, schedule_of, timetable
+from up.build.training import build_hooks, early_stopping_of, optimizer_of, schedule_of, timetable
 from up.data.records import Dataset
 from up.data.sampler import TrainBatches
 from up.deploy.exportable import require_exportable
@@ -24,6 +24,7 @@ from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks
 from up.engine.precision import Precision
 from up.engine.step import BatchStage, Mixing
+from up.engine.stopping import EarlyStopping
 from up.engine.timetable import Timetable
 from up.models.net import Net
 from up.optim.schedules import Schedule
@@ -48,6 +49,7 @@ class RunParts:
     batches: TrainBatches
     times: Timetable
     schedule: Schedule
+    stopping: EarlyStopping
     evaluation: Evaluation | None
     net: Net  # on the device, with its initial weights
     stage: BatchStage
@@ -97,6 +99,7 @@ def build_parts(
         batches,
         times,
         schedule,
+        early_stopping_of(experiment, is_evaluated=evaluation is not None),
         evaluation,
         net=to_device(experiment, net, device),
         stage=stage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -30,7 +31,6 @@ from up.engine.folder import (
     set_aside,
     set_earlier_run_aside,
 )
-from up.engine.timetable import Timetable
 from up.errors import NothingToDo, Problem, UserError
 from up.files import BEST, LATEST, named_checkpoint, write_text
 from up.schema.show import strategy_lines
@@ -119,14 +119,24 @@ def _not_used(named: Path | None, own: Path | None) -> Iterator[Problem]:
         yield Problem(what, key=_RESUME_MODEL)
 
 
-def finished(experiment: Experiment, start: Start, times: Timetable) -> str:
-    """Report that the run in the folder is finished, with its result; empty if it is not."""
-    state, status = start.own_state, start.status
-    if state is None or status is None or status.state != "done" or state["step"] < times.total or not _has_aliases(start):
+def finished(experiment: Experiment, start: Start, parts: RunParts) -> str:
+    """Report that the run in the folder is finished, at its last step or early, with its result; empty if it is not."""
+    state, status, times = start.own_state, start.status, parts.times
+    if state is None or status is None or status.state != "done" or not _has_aliases(start):
+        return ""
+    early = _stopped_early(state, parts)
+    if state["step"] < times.total and not early:
         return ""
     per_epoch, step = times.steps_per_epoch, state["step"]
-    done = [progress(step, max(step, times.total), per_epoch), best_of(state["best"], per_epoch)]
+    done = [progress(step, max(step, times.total), per_epoch), early, best_of(state["best"], per_epoch)]
     return f"{experiment.folder}: this run is finished ({', '.join(filter(None, done))})."
+
+
+def _stopped_early(state: StateDict, parts: RunParts) -> str:
+    """Return the reason why the run of ``state`` stopped early, under the present rule; empty if it did not."""
+    stopping = copy(parts.stopping)
+    stopping.load_state_dict(state.get("early_stopping", {}))
+    return stopping.reason if state["step"] < parts.times.total else ""
 
 
 def _has_aliases(start: Start) -> bool:
@@ -135,17 +145,20 @@ def _has_aliases(start: Start) -> bool:
     return all(read_sidecar(start.folder.folder / name) is not None for name in needed)
 
 
-def require_unfinished(experiment: Experiment, start: Start, times: Timetable, command: CommandLine) -> None:
+def require_unfinished(experiment: Experiment, start: Start, parts: RunParts, command: CommandLine) -> None:
     """Raise ``NothingToDo`` on every rank for a finished run, with the commands to train longer and to start anew."""
-    report = finished(experiment, start, times)
+    report = finished(experiment, start, parts)
     if not report:
         return
     assert start.state is not None
-    per_epoch, step = times.steps_per_epoch, start.state["step"]
+    per_epoch, step = parts.times.steps_per_epoch, start.state["step"]
     lines = [f"{report} Nothing was changed."]
     lines += [f"  {line}; no step is left to train with it" for line in start.changes]
     lines += [f"  {warning}" for warning in start.warnings if warning.key == _RESUME_MODEL]
-    lines.append(f"  to train longer:  {twice_as_long(experiment, step, per_epoch, command)}")
+    longer = twice_as_long(experiment, step, per_epoch, command)
+    if _stopped_early(start.state, parts) and parts.stopping.patience is not None:
+        longer = command.setting({"trainer.early_stopping.patience": 2 * parts.stopping.patience})
+    lines.append(f"  to train longer:  {longer}")
     lines.append(f"  to start anew:    {command.setting({'saver.save_dir': unused_folder(experiment.folder)})}")
     ending = NothingToDo("\n".join(lines))
     ending.known_to_all = True
@@ -185,8 +198,10 @@ def open_folder(experiment: Experiment, start: Start, config: str, command: Comm
     return warnings
 
 
-def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: Optimizer, warnings: Sequence[str]) -> None:
-    """Log to the run folder from here on; log on rank 0 the parts of the run and probable mistakes."""
+def log_start(
+    experiment: Experiment, parts: RunParts, start: Start, optimizer: Optimizer, warnings: Sequence[str], chosen: Sequence[str] = ()
+) -> None:
+    """Log to the run folder from here on; log on rank 0 the ``chosen`` values, the parts of the run and probable mistakes."""
     log_to(experiment.folder)
     show_log_on(console_of_run())
     if not group.is_main():
@@ -200,7 +215,7 @@ def log_start(experiment: Experiment, parts: RunParts, start: Start, optimizer: 
     notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(probable_mistakes), *doubts]
     for warning in warnings:
         LOGGER.warning(warning)
-    for line in [*lines, *parts.times.checkpoint_lines()]:
+    for line in [*chosen, *lines, *parts.times.checkpoint_lines()]:
         LOGGER.info(line)
     for note in notes:
         LOGGER.warning(str(note))

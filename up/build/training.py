@@ -10,6 +10,7 @@ from up.distill.build import Distillation
 from up.engine.clip import Clip, ClipNorm, NormLog
 from up.engine.hooks import Hook
 from up.engine.step import BatchStage, Mixing, Runner
+from up.engine.stopping import EarlyStopping
 from up.engine.timetable import PREDECESSORS, AnyOf, Every, Keeping, Timetable
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
@@ -28,14 +29,15 @@ def timetable(trainer: TrainerSection, steps_per_epoch: int, *, iter_base: bool 
     unit = 1 if iter_base else steps_per_epoch
     evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
     start = max(0, trainer.save_start) * unit
-    asked = [Every(trainer.save_freq * unit, start, total)]
+    asked = [Every(trainer.save_interval or trainer.save_freq * unit, start, total)]
     if trainer.save_cur_freq is not None or trainer.save_cur_start is not None:
         asked.append(Every((trainer.save_cur_freq or 1) * unit, max(0, trainer.save_cur_start or 0) * unit, total))
     between = [Every(trainer.save_latest_freq * unit, start, total)] if trainer.save_latest_freq else []
     for_good = [Every(trainer.keep_every * unit, 0, total)] if trainer.keep_every else []
     last, kept = (PREDECESSORS + 1, asked) if trainer.keep_last == "all" else (trainer.keep_last, [])
-    keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer))
-    return Timetable(steps_per_epoch, total, evaluate, AnyOf([*asked, *between, *for_good]), keeping, in_epochs=not iter_base)
+    keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer), best=trainer.keep_best or 0)
+    in_epochs = not iter_base and trainer.save_interval is None
+    return Timetable(steps_per_epoch, total, evaluate, AnyOf([*asked, *between, *for_good]), keeping, in_epochs=in_epochs)
 
 
 def _why_deleted(trainer: TrainerSection) -> str:
@@ -44,6 +46,17 @@ def _why_deleted(trainer: TrainerSection) -> str:
     written = "keep_last" in trainer.model_fields_set
     rule = "only_save_latest: true" if trainer.only_save_latest and not written else f"keep_last: {trainer.keep_last}"
     return f"trainer.{rule}{'' if written or trainer.only_save_latest else ', the default'}; trainer.keep_last: all keeps them"
+
+
+def early_stopping_of(experiment: Experiment, *, is_evaluated: bool) -> EarlyStopping:
+    """Build the rule of ``trainer.early_stopping``. Raises ``ConfigError`` for a rule on evaluations in a run without them."""
+    trainer = experiment.config.trainer
+    needing = [key for key in ("early_stopping", "keep_best") if getattr(trainer, key) is not None]
+    if needing and not is_evaluated:
+        what = "needs evaluations, and this run has none. Add dataset.test and leave trainer.is_eval true, or remove it."
+        raise experiment.error(what, key=f"trainer.{needing[0]}")
+    section = trainer.early_stopping
+    return EarlyStopping() if section is None else EarlyStopping(**section.model_dump())
 
 
 def schedule_of(experiment: Experiment, steps_per_epoch: int, total: int, global_batch_size: int) -> Schedule:

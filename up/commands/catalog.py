@@ -45,6 +45,9 @@ COMMANDS = {
     "show": Command(
         "up.commands.show:main", "inspect", "show the effective configuration, the parts or the schema", "up show components loss"
     ),
+    "lr-find": Command(
+        "up.commands.lr_find:main", "inspect", "find a learning rate by a range test on the real data", "up lr-find photos.yaml"
+    ),
     "flops": Command(
         "up.commands.flops:main", "inspect", "count parameters, multiply-adds and activations", "up flops photos.yaml -i 3x224x224"
     ),

@@ -18,10 +18,12 @@ def main(words: list[str]) -> int:
     parser = CommandParser("check")
     parser.add_argument("--no-files", action="store_true", help="check the YAML file only, without meta files, images and weights")
     parser.add_argument("--images", action="store_true", help="open every image of train and test, and list the unreadable ones")
+    parser.add_argument("--estimate", action="store_true", help="measure 20 steps, and estimate time and memory of the whole run")
     parser.add_config()
     arguments = parser.read(words[1:])
-    if arguments.images and arguments.no_files:
-        raise UserError("--images opens the images that --no-files leaves out", fix="Remove one of them.")
+    for flag, needs in (("images", "opens the images"), ("estimate", "trains on the images")):
+        if getattr(arguments, flag) and arguments.no_files:
+            raise UserError(f"--{flag} {needs} that --no-files leaves out", fix="Remove one of them.")
     experiment = load_checked(arguments.config, arguments.opts)
     from up.build.check import check_experiment, is_for_evaluation
 
@@ -29,6 +31,11 @@ def main(words: list[str]) -> int:
     images = with_progress if arguments.images else None
     for line in check_experiment(experiment, warnings.append, files=not arguments.no_files, images=images):
         print(line)
+    if arguments.estimate:
+        from up.build.trial import estimate
+
+        for line in estimate(experiment).lines():
+            print(line)
     for warning in warnings:
         print(f"warning: {warning}")
     told = f", {count(len(warnings), 'warning')}" if warnings else ""

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
-from up.data.records import Batch, Image, Sample
+from up.data.records import Batch, Image, Sample, image_count
 from up.errors import UserError
 from up.text import Verbatim
 
@@ -106,6 +106,19 @@ def _moved(value: object, device: torch.device) -> object:
         made = tuple(_moved(each, device) for each in value)
         return value._make(made) if hasattr(value, "_make") else made  # a named tuple stays one
     return value
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Return some rows of a batch, as views. Raises ``UserError`` for a field that has no row for each image."""
+    images, fields = image_count(batch), {}
+    for field, value in batch.items():
+        if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim):
+            if len(value) != images:
+                what = f"a batch of {images} images has {len(value)} rows of {field!r}, so it cannot be cut into smaller ones"
+                raise UserError(what, fix="Lower batch_size (trainer.accumulate keeps the global batch size).")
+            value = value[rows]
+        fields[field] = value
+    return Batch(fields)
 
 
 def without_bad(batch: Batch) -> Batch:

@@ -20,6 +20,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def ranks_of_host() -> int:
+    """Number of processes of the run on this host, as torchrun tells; all of them with other launchers."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_in_environment()))
+
+
 def attempt() -> int:
     """Number of restarts of this run by an elastic launcher, 0 at first."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -22,7 +22,8 @@ from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atom
 from up.types import StateDict
 
 FORMAT_VERSION = 1
-ONLY_TO_RESUME = ("optimizer", "buffers", "precision", "clip", "schedule", "hooks", "runner", "bad_images")
+ADDED_LATER = ("early_stopping", "memory")  # checkpoints of earlier versions lack these parts, and start them anew
+ONLY_TO_RESUME = ("optimizer", "buffers", "precision", "clip", "schedule", "hooks", "runner", "bad_images", *ADDED_LATER)
 _FOREIGN = "To start from the weights of another program, name them in saver.pretrain_model."
 
 
@@ -54,6 +55,7 @@ class Sidecar:
     torch: str
     saved: str
     resumable: bool = True
+    score: float | None = None  # main metric of these weights, where they were evaluated
     format_version: int = FORMAT_VERSION
 
 
@@ -107,6 +109,8 @@ def require_resumable(path: Path, state: StateDict) -> None:
 def load_parts(path: Path, state: StateDict, parts: Mapping[str, Stateful]) -> None:
     """Restore every part. Raises ``CheckpointError`` for a state that is missing or of another network."""
     for name, part in parts.items():
+        if name not in state and name in ADDED_LATER:
+            continue
         if name not in state:
             raise CheckpointError(f"has no state of {name}. Start from its weights with saver.pretrain_model.", file=path)
         try:
@@ -164,13 +168,20 @@ class CheckpointFolder:
         for leftover in self.folder.glob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
 
-    def save(self, state: StateDict, *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float]) -> Path:
-        """Write a checkpoint and make it the latest. Raises ``StorageError``; earlier checkpoints stay valid."""
+    def save(
+        self, state: StateDict, *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float], score: float | None = None
+    ) -> Path:
+        """Write a checkpoint and make it the latest. Raises ``StorageError``; earlier checkpoints stay valid.
+
+        ``score`` is the main metric of these weights, by which ``ranked`` and ``keeping`` choose; None if they were not evaluated.
+        """
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with storing(self.folder):
             self._require_space(state)
-            sidecar = Sidecar(path.name, 0, "", step, epoch, dict(metric), self.config_sha256, torch.__version__, saved)
+            sidecar = Sidecar(
+                path.name, 0, "", step, epoch, dict(metric), self.config_sha256, torch.__version__, saved, score=score
+            )
             self._commit(path, state, sidecar)
             self._name(path, LATEST)
             self._prune()
@@ -205,6 +216,12 @@ class CheckpointFolder:
                 return path, skipped
             skipped.append(f"{path}: damaged ({problem}); falling back to an earlier one")
         return None, skipped
+
+    def ranked(self) -> list[tuple[Path, float]]:
+        """List the evaluated checkpoints with their main metric, the best first; of equal ones the earlier."""
+        scored = [(path, sidecar.score, sidecar.step) for path, sidecar in self._committed() if not is_alias(path)]
+        found = sorted((-score, step, path) for path, score, step in scored if score is not None)
+        return [(path, -negative) for negative, _, path in found]
 
     def later_than(self, step: int) -> list[Path]:
         """List the checkpoints of later steps, with their sidecars, which a run that resumes from ``step`` has not made."""
@@ -248,7 +265,8 @@ class CheckpointFolder:
         if self.keeping is None:
             return
         own = {sidecar.step: path for path, sidecar in self._committed() if not is_alias(path)}
-        for step in self.keeping.outdated(list(own)):
+        scores = {sidecar.step: sidecar.score for _, sidecar in self._committed() if sidecar.score is not None}
+        for step in self.keeping.outdated(list(own), scores):
             sidecar_of(own[step]).unlink(missing_ok=True)
             own[step].unlink(missing_ok=True)
         sync_folder(self.folder)

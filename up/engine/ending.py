@@ -77,5 +77,6 @@ def _write(session: TrainingSession, failure: Exception) -> None:
         if status is None or status.state != "running":
             return
     exit_code, problems = Failure.of(failure)
-    status = Status("failed", exit_code, session.progress.step, session.epoch, _checkpoint(session))
+    at_once = session.memory.images
+    status = Status("failed", exit_code, session.progress.step, session.epoch, _checkpoint(session), images_at_once=at_once)
     write_status(session.outline.folder, status.because(problems))

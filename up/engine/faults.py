@@ -5,6 +5,7 @@ in the step: ``update`` (before the ranks vote, the default), ``evaluation``, ``
 
 - ``term``, ``int``, ``usr1``: the rank gets the signal. ``kill``: it gets SIGKILL. ``hang``: it hangs until it is killed.
 - ``nan``: the images of the step become NaN. ``error``: the rank fails with a bug.
+- ``oom``: from the step on, forward passes of more than ``images=N`` images run out of memory, as on a GPU.
 - ``kill_worker``: its first loader worker gets SIGKILL.
 - ``disk_full``: no file of the rank can grow beyond 64 KiB from here on. ``no_folder``: the run folder disappears.
 
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
+
 from up.data.records import Batch
 from up.distributed.env import attempt
 from up.distributed.group import rank
@@ -34,7 +37,7 @@ VARIABLE = "UP_FAULT"
 FULL_AT = 64 * 1024  # bytes
 Moment = Literal["update", "evaluation", "save"]
 _SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1, "kill": signal.SIGKILL}
-ACTIONS = (*_SIGNALS, "hang", "nan", "error", "kill_worker", "disk_full", "no_folder")
+ACTIONS = (*_SIGNALS, "hang", "nan", "oom", "error", "kill_worker", "disk_full", "no_folder")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Fault:
     step: int = 0
     at: str = "update"
     folder: Path = Path()
+    images: int = 0
 
     def strike(self, step: int, moment: Moment) -> None:
         """Cause the fault at its step and moment."""
@@ -52,8 +56,13 @@ class Fault:
             return
         if self.action in _SIGNALS:
             os.kill(os.getpid(), _SIGNALS[self.action])
-        elif self.action != "nan":
+        elif self.action not in ("nan", "oom"):
             _EFFECTS[self.action](self)
+
+    def exhaust(self, step: int, images: int) -> None:
+        """Run out of memory in a forward pass of ``images`` images, for the fault ``oom``."""
+        if self.action == "oom" and step >= self.step and images > self.images:
+            raise torch.OutOfMemoryError(f"no memory for {images} images, as {VARIABLE} asks for from step {self.step} on")
 
     def spoil(self, batch: Batch, step: int) -> Batch:
         """Return the batch of ``step``, its images NaN for the fault ``nan``."""
@@ -68,17 +77,17 @@ def fault_from(environment: Mapping[str, str], folder: Path) -> Fault:
     if not text:
         return Fault()
     given = {name: value for name, _, value in (part.partition("=") for part in text.split(","))}
-    unknown = [name for name in given if name not in ("rank", "step", "action", "at")]
+    unknown = [name for name in given if name not in ("rank", "step", "action", "at", "images")]
     action, at = given.get("action", ""), given.get("at", "update")
-    numbers = [given.get("rank", "0"), given.get("step", "0")]
+    numbers = [given.get(name, "0") for name in ("rank", "step", "images")]
     if unknown or action not in ACTIONS or at not in get_args(Moment) or not all(number.isdigit() for number in numbers):
         raise UserError(
-            f"{VARIABLE}={text!r}: expected rank=R,step=N,action=A,at=M with A one of {', '.join(ACTIONS)} and M one of "
+            f"{VARIABLE}={text!r}: expected rank=R,step=N,action=A,at=M,images=I with A one of {', '.join(ACTIONS)} and M one of "
             f"{', '.join(get_args(Moment))}.{did_you_mean(action, ACTIONS)}"
         )
     if int(given.get("rank", "0")) != rank() or attempt() > 0:
         return Fault()
-    return Fault(action, int(given.get("step", "0")), at, folder)
+    return Fault(action, int(given.get("step", "0")), at, folder, int(given.get("images", "0")))
 
 
 def _hang(_: Fault) -> None:

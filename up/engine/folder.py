@@ -40,6 +40,7 @@ class Status:
     reason: str = ""
     file: str | None = None
     line: int | None = None
+    images_at_once: int | None = None  # most images of a micro-batch, where memory ran out with more
 
     def because(self, problems: Sequence[Problem]) -> Status:
         """Return the same status with ``problems`` as its reason, and the place of the first."""

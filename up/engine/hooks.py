@@ -94,6 +94,9 @@ class Hook:
     def on_step(self, report: StepReport) -> None:
         """Called after every step."""
 
+    def on_out_of_memory(self, step: int, images: int) -> None:
+        """Called when memory ran out in the step after ``step`` steps: from here on micro-batches have at most ``images``."""
+
     def on_best(self, step: int, metric: str, value: float) -> None:
         """Called when the evaluation at ``step`` is the best so far, by ``metric``; ``on_evaluation`` follows."""
 

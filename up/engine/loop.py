@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from up.distributed.failures import Vote
 from up.engine.session import TrainingSession
+from up.engine.step import StepData
 from up.optim import set_lr
 
 
@@ -16,13 +17,8 @@ def train(session: TrainingSession) -> Vote:
         if verdict is not Vote.GO:
             break
         lr = set_lr(session.optimizer, session.schedule(step))
-        for micro, batch in enumerate(data.batches):
-            batch = session.prepare(batch, step, micro)
-            with session.runner.gradient_sync(last=micro == data.last):
-                with session.precision.autocast():
-                    output = session.runner.training_step(batch, step)
-                loss = session.meter.weigh(output, data.cut.shares[micro])  # times its images, or what it is the mean of
-                session.precision.backward(loss)
+        while not accumulate(session, data, step):
+            session.split(data, step)  # out of memory: the same step again, in smaller micro-batches
         mean = session.meter.scale()  # where it is not the mean over images: world size / sum of the weights
         norm = session.precision.step(session.optimizer, session.clip, session.blame, mean)  # unscale, clip, step, zero
         step += 1
@@ -33,3 +29,17 @@ def train(session: TrainingSession) -> Vote:
         if session.owes_checkpoint(step):
             session.save(step)
     return session.finish(step, verdict)
+
+
+def accumulate(session: TrainingSession, data: StepData, step: int) -> bool:
+    """Add the gradients of all micro-batches of a step; returns False where one did not fit into memory, on any rank."""
+    for part in session.parts(data, step):  # mixed, then cut where memory ran out before
+        with session.memory.guard(), session.runner.gradient_sync(last=part.is_last):
+            with session.precision.autocast():
+                output = session.runner.training_step(part.batch, step)
+            session.memory.agree(part)  # all ranks, before they exchange gradients
+            loss = session.meter.weigh(output, part.share)  # times its images, or what it is the mean of
+            session.precision.backward(loss)
+        if session.memory.ran_out:
+            return False
+    return True

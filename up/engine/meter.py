@@ -58,9 +58,13 @@ class StepMeter:
     def take(self) -> dict[str, Tensor]:
         """Return the step's scalars over all ranks, a collective operation, and reset."""
         means = means_over_ranks(self._sums)
-        self._sums, self._divisors = {}, None
+        self.reset()
         weights = {name: means.pop(_WEIGHT + name) for name in list(means) if _WEIGHT + name in means}
         return {name: mean / weights[name].clamp(min=1e-30) if name in weights else mean for name, mean in means.items()}
+
+    def reset(self) -> None:
+        """Forget the micro-batches so far."""
+        self._sums, self._divisors = {}, None
 
     def _sum_of_terms(self, output: StepOutput, share: Share) -> Tensor:
         """Return the loss, each term divided by its own weights, which the ranks sum before the backward pass.

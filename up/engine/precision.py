@@ -63,6 +63,20 @@ def not_finite(model: nn.Module) -> str | None:
     return next((name for name, is_good in zip(held, finite, strict=True) if not is_good), None)
 
 
+def fast_mode(device: torch.device) -> tuple[Mode | None, str]:
+    """Choose the number format that ``device`` computes fast, None for float32, and give the reason."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", f"{name} computes it in its tensor cores, and it needs no loss scale"
+        if torch.cuda.get_device_capability(device) >= (7, 0):
+            return "fp16", f"{name} has tensor cores for it, but not for bf16"
+        return None, f"{name} has no tensor cores"
+    if device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        return "bf16", "this CPU multiplies matrices of bf16 (AMX)"
+    return None, f"{'this CPU' if device.type == 'cpu' else device.type} has no instructions that make 16 bits faster"
+
+
 class Precision:
     """Number format of a run: float32 (``mode`` None), or autocast to bf16 or to fp16 with a scaled loss.
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from up.data.collate import rows_of
 from up.data.loader import TrainLoader
-from up.data.records import Batch
+from up.data.records import Batch, image_count
+from up.data.sampler import Share
 from up.distributed.failures import Vote, agree_on, on_all_ranks, raise_on_all_ranks
 from up.distributed.group import barrier, from_main, gather_objects, is_main, rank
 from up.distributed.signals import StopRequest
@@ -24,17 +26,20 @@ from up.engine.faults import Fault
 from up.engine.fingerprint import RunFingerprint
 from up.engine.folder import State, Status, write_status
 from up.engine.hooks import Hooks, Outline, StepReport
+from up.engine.memory import Memory, MicroBatch
 from up.engine.meter import StepMeter
 from up.engine.parallel import RankBuffers
 from up.engine.precision import Precision, is_finite, not_finite
 from up.engine.shards import WholeState, is_shared
 from up.engine.step import Runner, StepData, data_of_steps
+from up.engine.stopping import EarlyStopping
 from up.engine.timetable import AnyOf, Every
 from up.errors import NumericalError
 from up.files import LATEST
 from up.models.weights import variant_of
 from up.optim.schedules import Schedule
-from up.text import some_of
+from up.text import count, some_of
+from up.tracking.log import LOGGER
 from up.types import Record, StateDict
 
 
@@ -55,6 +60,8 @@ class Progress:
     best: dict[str, object] = field(default_factory=dict)  # value (as ``metric``), step and name of the best evaluation
     metrics: dict[str, float] = field(default_factory=dict)
     improved: bool = False  # the last evaluation was the best so far, and is not saved yet
+    score: tuple[int, float] | None = None  # step and main metric of the last evaluation
+    scores: dict[int, float] = field(default_factory=dict)  # the same of the evaluations whose checkpoints are kept as the best
     owes_evaluation: bool = False  # a signal interrupted the evaluation of this step
     saved_step: int | None = None  # of the newest checkpoint in the run folder that this run wrote or resumed from
     data: StepData | None = None  # of the current step
@@ -80,6 +87,7 @@ class TrainingSession:
     clip: Clip
     ema: Ema | NoEma
     buffers: RankBuffers
+    memory: Memory
     loader_from: Callable[[int], TrainLoader]  # argument: the first step
     evaluation: Evaluation | None
     evaluate_every: Every
@@ -87,6 +95,7 @@ class TrainingSession:
     bad_images: BadImageLog
     hooks: Hooks
     stop: StopRequest
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
     fault: Fault = field(default_factory=Fault)
     preprocessing: Record | None = None  # of evaluated images, for checkpoints; None where it is not known
     meter: StepMeter = field(default_factory=StepMeter)
@@ -117,6 +126,8 @@ class TrainingSession:
             "bad_images": self.bad_images.counted,
             "hooks": self.hooks,
             "runner": self.runner,
+            "early_stopping": self.stopping,
+            "memory": self.memory,
         }
 
     def restore(self, path: Path, state: StateDict, *, is_own: bool) -> None:
@@ -127,7 +138,7 @@ class TrainingSession:
         load_parts(path, state, self.stateful)
         progress = self.progress
         progress.step, progress.best, progress.metrics = state["step"], dict(state["best"]), dict(state["metrics"])
-        progress.owes_evaluation = state["owes_evaluation"]
+        progress.owes_evaluation, progress.scores = state["owes_evaluation"], dict(state.get("scores", {}))
         progress.saved_step = progress.step if is_own else None
 
     def resume(self) -> int:
@@ -144,8 +155,11 @@ class TrainingSession:
         return step
 
     def steps(self, *, from_step: int) -> Iterator[StepData]:
-        """Yield the micro-batches of each step, or the failure to read them."""
-        return data_of_steps(self.loader_from(from_step))
+        """Yield the micro-batches of each step up to the last or to early stopping, or the failure to read them."""
+        for data in () if self.stopping.is_over else data_of_steps(self.loader_from(from_step)):
+            yield data
+            if self.stopping.is_over:
+                return
 
     def vote(self, data: StepData) -> Vote:
         """Agree with all ranks what to do in this step. Raises on every rank the failure of any rank to read its data."""
@@ -163,6 +177,38 @@ class TrainingSession:
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
         """Prepare a micro-batch for the model."""
         return self.fault.spoil(self.runner.prepare(batch, step, micro), step)
+
+    def parts(self, data: StepData, step: int) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of a step, prepared, and cut into smaller ones where memory does not hold them whole."""
+        self.memory.begin(step)
+        for micro, batch in enumerate(data.batches):
+            whole, share = self.prepare(batch, step, micro), data.cut.shares[micro]
+            cut, is_last = self.memory.cut(image_count(whole)), micro == data.last
+            if len(cut) == 1:
+                yield MicroBatch(whole, share, is_last)
+                continue
+            for number, rows in enumerate(cut):
+                if number:
+                    self.runner.reseed(step, micro, number)
+                images = share.row * (rows.stop - rows.start)
+                yield MicroBatch(rows_of(whole, rows), Share(images, share.row), is_last and number == len(cut) - 1)
+
+    def split(self, data: StepData, step: int) -> None:
+        """Drop the gradients of an attempt that ran out of memory, and allow half as many images at once from here on."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.meter.reset()
+        before = self.memory.halve(max(map(image_count, data.batches)))
+        if is_main():
+            LOGGER.warning(
+                "out of memory at step %d with %d images in a micro-batch: the step is repeated and the run continues with %s; %s. "
+                "To choose it yourself, lower batch_size and raise trainer.accumulate.",
+                step,
+                before,
+                count(self.memory.images or 0, "image"),
+                self.memory.differences(before),
+            )
+        self.report("running")
+        self.hooks.each(lambda hook: hook.on_out_of_memory(step, self.memory.images or 0))
 
     def blame(self) -> str:
         """Name every rank whose loss is not finite, with its images."""
@@ -201,14 +247,20 @@ class TrainingSession:
         if name in metrics and not math.isfinite(metric):
             raise NumericalError(f"the evaluation gave {name} {metric}, expected a finite number; its weights are not saved")
         self.schedule.observe(step, metric)
+        self.stopping.observe(step, from_main(metrics), name)
+        if math.isfinite(metric):
+            keeping, scores = self.checkpointing.folder.keeping, {**progress.scores, step: metric}
+            progress.scores, progress.score = {at: scores[at] for at in (keeping.top(scores) if keeping else ())}, (step, metric)
         if metric > progress.best_metric:
             progress.best, progress.improved = {"metric": metric, "step": step, "name": name}, True
             self.hooks.each(lambda hook: hook.on_best(step, name, metric))
         self.hooks.each(lambda hook: hook.on_evaluation(step, metrics))
 
     def owes_checkpoint(self, step: int) -> bool:
-        """Check whether to save after ``step`` steps: by the timetable, or because the last evaluation was the best so far."""
-        return self.checkpointing.due.is_due(step) or self.progress.improved or self.hooks.wants_checkpoint
+        """Check whether to save after ``step`` steps: by the timetable, for its evaluation, or because it is the last."""
+        progress = self.progress
+        is_good = progress.improved or step in progress.scores
+        return self.checkpointing.due.is_due(step) or is_good or self.stopping.is_over or self.hooks.wants_checkpoint
 
     def save(self, step: int) -> None:
         """Commit a checkpoint, and mark it if it is the best. Raises ``StorageError`` on every rank on failure.
@@ -224,7 +276,8 @@ class TrainingSession:
         with on_all_ranks():
             if is_main():
                 whole_epoch = step % self.outline.steps_per_epoch == 0
-                path = folder.save(state, step=step, epoch=self.epoch, whole_epoch=whole_epoch, metric=progress.metrics)
+                metrics, score = progress.metrics, progress.score[1] if progress.score and progress.score[0] == step else None
+                path = folder.save(state, step=step, epoch=self.epoch, whole_epoch=whole_epoch, metric=metrics, score=score)
                 if progress.improved:
                     folder.mark_best(path)
                 self.hooks.each(lambda hook: hook.on_save(step, path))
@@ -241,7 +294,8 @@ class TrainingSession:
             self.save(step)
         state: State = "done" if verdict is Vote.GO else "preempted"
         reasons = [reason for reason in gather_objects(self.stop.reason) if reason] if state == "preempted" else []
-        progress.stopped_by = next(iter(reasons), "")
+        early = self.stopping.reason if step < self.outline.total_steps else ""
+        progress.stopped_by = next(iter(reasons), early)
         self.report(state, exit_code=verdict.exit_code, reason=progress.stopped_by)
         self.hooks.each(lambda hook: hook.on_end(step, state))
         self.stop.over()  # a launcher that sees the first rank end signals the others
@@ -254,7 +308,10 @@ class TrainingSession:
             progress, latest = self.progress, self.checkpointing.folder.folder / LATEST
             found = self.checkpointing.resumed_from if progress.saved_step is None else latest
             checkpoint = None if found is None else str(found)
-            write_status(self.outline.folder, Status(state, exit_code, progress.step, self.epoch, checkpoint, reason))
+            write_status(
+                self.outline.folder,
+                Status(state, exit_code, progress.step, self.epoch, checkpoint, reason, images_at_once=self.memory.images),
+            )
 
     def _state(self, step: int) -> Record:
         fingerprint, progress = self.fingerprint, self.progress
@@ -264,6 +321,7 @@ class TrainingSession:
             "epoch": self.epoch,
             "best": progress.best,
             "metrics": progress.metrics,
+            "scores": progress.scores,
             "owes_evaluation": progress.owes_evaluation,
             "config": fingerprint.config,
             "data_sha256": fingerprint.data_sha256,

@@ -139,6 +139,10 @@ class Runner:
         seed_all(key(self.seed, step, micro, rank(), _DROPOUT))
         return batch
 
+    def reseed(self, step: int, micro: int, part: int) -> None:
+        """Seed dropout for a further part of a micro-batch that memory does not hold whole."""
+        seed_all(key(self.seed, step, micro, rank(), _DROPOUT, part))
+
     def training_step(self, batch: Batch, step: int) -> StepOutput:
         """Compute the loss of a prepared batch at ``step``."""
         return self.loss_of(self.net, batch)

@@ -5,7 +5,7 @@ Steps are counted from 1 here: a run is at step 3 when three steps are done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from up.text import some_of
@@ -44,16 +44,25 @@ class AnyOf:
 
 @dataclass(frozen=True)
 class Keeping:
-    """Rule for old checkpoints: the newest ``last`` stay, and those of the steps of ``for_good``; the best is a file of its own."""
+    """Rule for old checkpoints: the newest ``last``, the ``best`` by the main metric and those of the steps of ``for_good`` stay.
+
+    The very best is an alias of its own in any case.
+    """
 
     last: int
     for_good: AnyOf
     why: str = ""
     """The setting that deletes the others, and the setting that keeps them."""
+    best: int = 0
 
-    def outdated(self, steps: Sequence[int]) -> Iterator[int]:
-        """Of the ``steps`` that have a checkpoint, rising, list those whose checkpoint is deleted."""
-        return (step for step in steps[: -self.last] if not self.for_good.is_due(step))
+    def outdated(self, steps: Sequence[int], scores: Mapping[int, float] | None = None) -> Iterator[int]:
+        """Of the ``steps`` that have a checkpoint, rising, list those whose checkpoint is deleted; ``scores`` are main metrics."""
+        top = self.top(scores or {})
+        return (step for step in steps[: -self.last] if not self.for_good.is_due(step) and step not in top)
+
+    def top(self, scores: Mapping[int, float]) -> list[int]:
+        """List the steps of the ``best`` highest scores, the highest first, the earlier of two equal ones first."""
+        return sorted(scores, key=lambda step: (-scores[step], step))[: self.best]
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,15 @@ class Timetable:
         due, last = list(self.save.steps(self.total)), self.keep.last
         gone = list(self.keep.outdated(due))
         saved = f"checkpoints: after {_ranges(due, *unit)}"
+        best = "the best as ckpt_best.pth"
+        if self.keep.best:
+            best = f"the {self.keep.best} best by the main metric (trainer.keep_best), {best}"
         if not gone:
-            yield f"{saved}; all are kept, and the best as ckpt_best.pth"
+            yield f"{saved}; all are kept, and {best}"
             return
         older = [step for step in due[:-last] if step not in set(gone)]
         kept = f"the newest {last}{f' and {_ranges(older, *unit)}' if older else ''}"
-        yield f"{saved}; kept are {kept}, and the best as ckpt_best.pth"
+        yield f"{saved}; kept are {kept}, and {best}"
         yield f"  deleted once there are {last} newer ones: {_ranges(gone, *unit)} ({self.keep.why})"
 
 

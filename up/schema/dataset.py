@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, FreeOnResume, PartOf
 from up.config.section import Part, Section
 
+AUTO_SIZE = 32
+"""Images of a batch where ``auto`` is not chosen by a measurement: in commands that do not train."""
+
 
 class BatchSamplerKwargs(Section):
     """Arguments of a batch sampler."""
@@ -14,10 +17,16 @@ class BatchSamplerKwargs(Section):
     sampler: Annotated[Part, PartOf("sampler"), FixedOnResume()] = Part(type="dist")
     """The order of the samples in training: dist, local, repeat_factor, class_balance, … Evaluation takes every image once, in
     the order of the meta file, whatever the sampler."""
-    batch_size: AtLeast1 = 1
-    """Samples in a batch of one process; the global batch is this times the number of processes."""
+    batch_size: AtLeast1 | Literal["auto"] = 1
+    """Samples in a batch of one process; the global batch is this times the number of processes. ``auto`` is the largest power of
+    two that fits into memory and leaves an epoch 8 steps; the run's ``config.yaml`` has the number."""
     drop_last: Annotated[bool, FixedOnResume()] = False
     """Drop the last batch of an epoch if it is not full; in training only."""
+
+    @property
+    def size(self) -> int:
+        """``batch_size`` as a number."""
+        return AUTO_SIZE if self.batch_size == "auto" else self.batch_size
 
 
 class BatchSampler(Section):
@@ -32,8 +41,9 @@ class BatchSampler(Section):
 class DataLoaderKwargs(Section):
     """Arguments of a loader."""
 
-    num_workers: AtLeast0 = 0
-    """Number of worker processes that read and transform images; 0 uses the training process. Results do not depend on it."""
+    num_workers: AtLeast0 | Literal["auto"] = 0
+    """Number of worker processes that read and transform images; 0 uses the training process, ``auto`` chooses by the processors of
+    the host. Results do not depend on it."""
     pin_memory: bool = False
     """Copy batches to pinned memory, so that transfers to the GPU do not block."""
     drop_last: Annotated[bool | None, FixedOnResume()] = None

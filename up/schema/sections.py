@@ -73,8 +73,9 @@ class RuntimeSection(Section):
     """Frequencies and starts in ``trainer`` count steps, not epochs."""
     fp16: bool | Fp16 = False
     """Train in float16; any truthy value, or a block of settings."""
-    amp: Literal["bf16", "fp16"] | None = None
-    """Autocast to bfloat16 or float16; overrides ``fp16``."""
+    amp: Literal["bf16", "fp16", "auto"] | None = None
+    """Autocast to bfloat16 or float16; overrides ``fp16``. ``auto`` is bf16 where the device has it, else fp16 on a GPU with tensor
+    cores, else float32."""
     async_norm: bool = False
     """Average the statistics of batch normalisation over the processes before evaluation."""
     special_bn_init: Annotated[bool | BnInit, FixedOnResume()] = False
@@ -112,8 +113,10 @@ class RuntimeSection(Section):
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:
-        """The number format of forward and backward: ``amp``, else ``fp16``."""
-        return self.amp or ("fp16" if self.fp16 else "fp32")
+        """The number format of forward and backward: ``amp``, else ``fp16``; float32 for ``auto``, before it is chosen."""
+        if self.amp is not None:
+            return "fp32" if self.amp == "auto" else self.amp
+        return "fp16" if self.fp16 else "fp32"
 
 
 class SaverSection(Section):

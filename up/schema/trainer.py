@@ -154,6 +154,18 @@ class SchedulePart(Part):
     ``lr_register_type`` and ``register_type`` are other spellings."""
 
 
+class EarlyStoppingSection(Section):
+    """End training when the evaluations no longer improve; the run is done, exit code 0."""
+
+    patience: AtLeast1
+    """Number of evaluations in a row without an improvement after which training stops. A longer patience continues the run."""
+    min_delta: NotNegative = 0.0
+    """Smallest improvement that counts; percentage points for accuracies."""
+    metric: Name | None = None
+    """Name of the metric, such as ``top1``, ``ema_top1`` or ``loss`` (smaller is better for names that end in loss); unset is the
+    one that chooses the best checkpoint."""
+
+
 class TrainerSection(Section):
     """Length of training, frequency of evaluation and saving, optimizer and learning rate."""
 
@@ -169,6 +181,8 @@ class TrainerSection(Section):
     """Steps between evaluations; overrides ``test_freq``."""
     save_freq: AtLeast1 = 1
     """Epochs between checkpoints that are kept; steps with ``runtime.iter_base``. The end is always saved."""
+    save_interval: AtLeast1 | None = None
+    """Steps between checkpoints; overrides ``save_freq``. ``keep_last`` deletes the older ones."""
     save_start: Annotated[int, Field(ge=-1)] = 0
     """No checkpoint that is kept before this epoch (or step)."""
     only_save_latest: bool = False
@@ -186,12 +200,20 @@ class TrainerSection(Section):
     ``save_freq`` is written and ``only_save_latest`` is not true."""
     keep_every: AtLeast1 | None = None
     """Epochs (or steps) between further checkpoints that are never deleted."""
+    keep_best: AtLeast1 | None = None
+    """Number of checkpoints to keep that have the best main metric, such as those of a soup; each is saved when it is evaluated.
+    ``saver.keep_best`` is another place for it."""
+    early_stopping: EarlyStoppingSection | None = None
+    """Stop when the evaluations no longer improve."""
     log_interval: AtLeast1 = 20
     """Steps between log lines; ``--display`` sets it."""
     is_eval: bool = True
     """Evaluate during training."""
     accumulate: AtLeast1 = 1
     """Micro-batches per step, whose gradients are accumulated."""
+    out_of_memory: Literal["split", "stop"] = "split"
+    """Where memory runs out: ``split`` repeats the step in smaller micro-batches, and keeps them for the rest of the run; the
+    gradients are the same but for batch normalisation and dropout. ``stop`` ends the run with exit code 2."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradients; larger ones are scaled down."""
     optimizer: Annotated[OptimizerPart, PartOf("optimizer")] | None = None

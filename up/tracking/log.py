@@ -115,6 +115,9 @@ class MetricsFile(WindowHook):
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append(step, metrics, "eval")
 
+    def on_out_of_memory(self, step: int, images: int) -> None:
+        self._append(step, {"images_at_once": images}, "memory")
+
     def _append(self, step: int, values: Mapping[str, float], phase: str) -> None:
         record = {"phase": phase, "step": step, "epoch": round(step / self.outline.steps_per_epoch, 4), **values}
         with self._path.open("a", encoding="utf-8") as file:

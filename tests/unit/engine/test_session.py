@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from torch import nn
 
 from up.data.bad_images import BadImages
 from up.data.records import Batch
+from up.data.sampler import Cut, Share
 from up.distributed.failures import Vote
 from up.distributed.signals import StopRequest
 from up.engine.bad_images import BadImageLog
@@ -24,11 +25,13 @@ from up.engine.ema import NoEma
 from up.engine.evaluate import BrokenOff, Evaluated, Evaluation
 from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks, Outline
+from up.engine.memory import Memory
 from up.engine.parallel import RankBuffers
 from up.engine.precision import Precision
 from up.engine.session import Checkpointing, TrainingSession
 from up.engine.step import Runner, StepData, StepOutput
-from up.engine.timetable import AnyOf, Every
+from up.engine.stopping import EarlyStopping
+from up.engine.timetable import AnyOf, Every, Keeping
 from up.errors import NumericalError, Problem, UserError
 from up.optim.schedules import Schedule
 
@@ -99,6 +102,7 @@ def session_in(folder: Path, evaluation: Evaluation | None = None, **changes: An
         clip=Clip(),
         ema=ema,
         buffers=RankBuffers(net, ema, average=False),
+        memory=Memory(net),
         loader_from=lambda step: pytest.fail("no data"),
         evaluation=evaluation,
         evaluate_every=Every(PER_EPOCH, 0, TOTAL),
@@ -225,3 +229,74 @@ def test_the_end_is_reported(tmp_path: Path) -> None:
     assert session.finish(TOTAL, Vote.GO) is Vote.GO
     assert (status(tmp_path)["state"], status(tmp_path)["exit_code"], status(tmp_path)["epoch"]) == ("done", 0, 2)
     assert events(session) == [("done", TOTAL)]
+
+
+def test_the_best_evaluations_keep_their_checkpoints(tmp_path: Path) -> None:
+    """Two newest, and the two best of all that were evaluated; a checkpoint between two evaluations has no score."""
+    folder = CheckpointFolder(tmp_path, keeping=Keeping(2, AnyOf([]), best=2), config_sha256="")
+    checkpointing = Checkpointing(folder, AnyOf([]))
+    session = session_in(tmp_path, evaluation_of(50.0, 70.0, 60.0, 70.0, 10.0, 20.0), checkpointing=checkpointing)
+    owed = []
+    for step in range(1, 7):
+        session.progress.step = step
+        session.evaluate(step)
+        owed.append(session.owes_checkpoint(step))
+        session.save(step)
+    assert owed == [True, True, True, True, False, False]
+    assert [(path.name, score) for path, score in folder.ranked()[:3]] == [
+        ("ckpt_s2.pth", 70.0),
+        ("ckpt_s4.pth", 70.0),
+        ("ckpt_e2.pth", 20.0),
+    ]
+    assert sorted(path.name for path in tmp_path.glob("ckpt_[es]*.pth")) == [
+        "ckpt_e2.pth",
+        "ckpt_s2.pth",
+        "ckpt_s4.pth",
+        "ckpt_s5.pth",
+    ]
+    session.progress.step = 7
+    session.save(7)
+    assert "ckpt_s7.pth" not in [path.name for path, _ in folder.ranked()]
+    resumed = session_in(tmp_path, evaluation_of(65.0, 71.0), checkpointing=checkpointing)
+    resumed.restore(tmp_path / "ckpt_latest.pth", load_checkpoint(tmp_path / "ckpt_latest.pth"), is_own=True)
+    for step, is_owed in ((8, False), (9, True)):
+        resumed.evaluate(step)
+        assert resumed.owes_checkpoint(step) is is_owed
+
+
+def test_early_stopping_ends_the_steps_saves_and_is_done(tmp_path: Path) -> None:
+    rule = EarlyStopping(patience=2)
+    session = session_in(tmp_path, evaluation_of(50.0, 40.0, 45.0), stopping=rule, loader_from=lambda step: Loader())
+    taken = []
+    for step, _ in enumerate(session.steps(from_step=0), 1):
+        taken.append(step)
+        session.progress.step = step
+        session.evaluate(step)
+        if session.owes_checkpoint(step):
+            session.save(step)
+    assert taken == [1, 2, 3]
+    assert session.finish(3, Vote.GO) is Vote.GO
+    assert (status(tmp_path)["state"], status(tmp_path)["exit_code"], status(tmp_path)["step"]) == ("done", 0, 3)
+    assert "early stopping" in status(tmp_path)["reason"]
+    state = load_checkpoint(tmp_path / "ckpt_latest.pth")
+    assert (state["step"], state["early_stopping"]["waited"]) == (3, 2)
+    again = session_in(tmp_path, stopping=EarlyStopping(patience=2), loader_from=lambda step: pytest.fail("no more data"))
+    again.restore(tmp_path / "ckpt_latest.pth", state, is_own=True)
+    assert list(again.steps(from_step=3)) == []
+
+
+def test_a_checkpoint_of_before_early_stopping_still_restores(tmp_path: Path) -> None:
+    session_in(tmp_path).save(0)
+    state = load_checkpoint(tmp_path / "ckpt_latest.pth")
+    del state["early_stopping"], state["scores"]
+    session_in(tmp_path, stopping=EarlyStopping(patience=2)).restore(tmp_path / "ckpt_latest.pth", state, is_own=True)
+
+
+class Loader:
+    """Steps without end, of one image each."""
+
+    def cut(self, step: int) -> Cut:
+        return Cut([Share(1.0, 1.0)], 1)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        return ((step, [Batch(filename=["x"])]) for step in range(100))

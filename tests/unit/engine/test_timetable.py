@@ -44,6 +44,9 @@ def test_due_by_one_of_several() -> None:
         ({"save_freq": 2, "keep_last": 2, "keep_every": 3}, [2, 3, 4, 6, 7], [3, 6, 7], "the newest 2 and epoch 3, and"),
         ({"save_freq": 3, "save_latest_freq": 1}, ALL, [3, 6, 7], "epochs 1-2, 4-5 (only trainer.save_latest_freq"),
         ({"save_freq": 4, "save_cur_freq": 1, "save_cur_start": 6}, [4, 6, 7], [4, 6, 7], "; all are kept"),
+        ({"save_freq": 4, "save_interval": 10}, [2, 4, 6, 7], [2, 4, 6, 7], "after steps 10, 20, 30, 35;"),
+        ({"save_interval": 10}, [2, 4, 6, 7], [6, 7], "2 newer ones: steps 10, 20 (trainer.keep_last: 2, the default"),
+        ({"keep_best": 3}, ALL, [6, 7], "the 3 best by the main metric (trainer.keep_best), the best as ckpt_best.pth"),
         ({"save_freq": 2, "save_start": 4, "only_save_latest": False}, [4, 6, 7], [4, 6, 7], "checkpoints: after epochs 4, 6-7;"),
     ],
 )

@@ -59,7 +59,7 @@ class TestProblems:
             ("ema: {kwargs: {decay: 1.5}}", "ema.kwargs.decay: got 1.5, expected at most 1"),
             ("runtime: {compile: 'true'}", "runtime.compile: got 'true', expected true or false. Remove the quotes."),
             ("runtime: {compile: 1}", "runtime.compile: got 1, expected true or false"),
-            ("runtime: {amp: bf61}", "runtime.amp: got 'bf61', expected one of bf16, fp16. Did you mean 'bf16'?"),
+            ("runtime: {amp: bf61}", "runtime.amp: got 'bf61', expected one of bf16, fp16, auto. Did you mean 'bf16'?"),
             ("runtime: {device: gpu}", "runtime.device: got 'gpu', expected auto, cpu, cuda, cuda:1, mps or xpu"),
             ("runtime: {task_names: [a, b]}", "runtime.task_names: got ['a', 'b'], expected text"),
             ("runtime: {plugins: my.parts}", "runtime.plugins: got 'my.parts', expected a list. Write [my.parts]."),

@@ -17,6 +17,7 @@ _MOVED = {
     "lr_scheduler": "trainer.lr_scheduler",
     "trainer.optimizer.lr_scheduler": "trainer.lr_scheduler",
     "saver.save_latest_freq": "trainer.save_latest_freq",
+    "saver.keep_best": "trainer.keep_best",
     "trainer.lr_scheduler.lr_register_type": "trainer.lr_scheduler.warmup_register_type",
     "trainer.lr_scheduler.register_type": "trainer.lr_scheduler.warmup_register_type",
 }

@@ -1,0 +1,149 @@
+"""A run that fits its machine: values that are ``auto``, the range test, the estimate. None of them leaves a trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.harness.facts import tells
+from tests.harness.ranks import Cluster
+from tests.harness.runs import records, train
+from tests.harness.states import assert_same, checkpoint
+from up.__main__ import main
+from up.build import fit
+from up.build.experiment import load_experiment
+from up.build.trial import estimate
+from up.engine.precision import fast_mode
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def auto(config: Config) -> Config:
+    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = "auto"
+    config["dataset"]["test"]["batch_sampler"]["kwargs"]["batch_size"] = "auto"
+    config["dataset"]["train"]["dataloader"]["kwargs"]["num_workers"] = "auto"
+    config["runtime"]["amp"] = "auto"
+    return config
+
+
+def test_auto_is_chosen_reported_recorded_and_kept_on_resume(
+    auto: Config, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = write(auto), tmp_path / "run"
+    images = 48
+    expected = 1 << ((images // fit.STEPS).bit_length() - 1)
+    assert main(["check", "--config", path]) == 0
+    checked = capsys.readouterr().out
+    assert not run.exists()
+    assert train(path, "trainer.max_iter=2") == 0
+    said = capsys.readouterr().err
+    for text in (checked, said):
+        assert tells(text.splitlines(), "dataset.train.batch_sampler.kwargs.batch_size", "auto", expected, "8 steps")
+        assert tells(text.splitlines(), "dataset.test.batch_sampler.kwargs.batch_size", "auto", expected)
+        assert tells(text.splitlines(), "dataset.train.dataloader.kwargs.num_workers", "auto", "processor")
+        assert tells(text.splitlines(), "runtime.amp", "auto", fast_mode(CPU)[1])
+    recorded = yaml.safe_load((run / "config.yaml").read_text())
+    assert recorded["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] == expected
+    assert recorded["runtime"]["amp"] == fast_mode(CPU)[0]
+    monkeypatch.setattr(fit, "STEPS", 24)  # another choice for a new run
+    assert train(path, "trainer.max_iter=4", "saver.auto_resume=true") == 0
+    assert tells(capsys.readouterr().err, "batch_size", expected, "config.yaml")
+    # and the recorded configuration is the same run
+    monkeypatch.undo()
+    assert train(str(run / "config.yaml"), "trainer.max_iter=4", f"saver.save_dir={tmp_path / 'again'}") == 0
+    assert_same(checkpoint(run)["model"], checkpoint(tmp_path / "again")["model"], "model")
+
+
+@pytest.mark.parametrize(("free", "size"), [(1 << 40, 4), (1 << 20, 2)])
+def test_the_batch_on_a_cpu_is_limited_by_memory(
+    auto: Config, write: Write, monkeypatch: pytest.MonkeyPatch, free: int, size: int
+) -> None:
+    monkeypatch.setattr(fit, "free_memory", lambda: free)
+    _, choices = fit.fitted(load_experiment(Path(write(auto)), []), CPU)
+    chosen = {choice.key: choice for choice in choices}["dataset.train.batch_sampler.kwargs.batch_size"]
+    assert chosen.value == size
+    assert ("memory" in chosen.reason) == (size == 2)
+
+
+def test_values_that_are_written_stay(config: Config, write: Write) -> None:
+    experiment = load_experiment(Path(write(config)), [])
+    assert fit.fitted(experiment, CPU) == (experiment, [])
+
+
+def test_other_words_than_auto_are_errors(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = "automatic"
+    assert main(["check", "--config", write(config)]) == 2
+    assert tells(capsys.readouterr().err, "config.yaml:", "batch_size", "automatic", "auto")
+
+
+def test_the_range_test_is_deterministic_and_leaves_no_trace(
+    config: Config, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(config)
+    before = sorted(file.name for file in tmp_path.iterdir())
+    words = ["lr-find", "--config", path, "--steps", "40"]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr().out
+    assert main(words) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*before, "lr_find", "one"])
+    one, other = (json.loads((tmp_path / folder / "lr_find.json").read_text()) for folder in ("one", "lr_find/config"))
+    assert one == other
+    assert one["lr"][0] == 1e-7
+    assert set(one["suggestions"]) == {"valley", "steepest"}
+    assert tells(said, "trainer.optimizer.kwargs.lr=", "valley", "steepest")
+    assert (tmp_path / "one" / "lr_find.png").read_bytes() == (tmp_path / "lr_find" / "config" / "lr_find.png").read_bytes()
+    # the run is what it would have been
+    assert train(path) == 0
+    monkeypatch.setattr("up.build.trial.MEASURED", 4)
+    assert estimate(load_experiment(Path(path), []), steps=4).total_s > 0
+    torch.manual_seed(5)
+    assert train(path, f"saver.save_dir={tmp_path / 'later'}") == 0
+    for part in ("model", "optimizer", "metrics"):
+        assert_same(checkpoint(tmp_path / "run")[part], checkpoint(tmp_path / "later")[part], part)
+    assert records(tmp_path / "run", "train")[0]["loss"] == records(tmp_path / "later", "train")[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lr-find", "--min", "1", "--max", "0.1"], ("--min", "--max")),
+        (["lr-find", "--out", "/proc/x"], ("--out", "/proc")),
+        (["check", "--estimate", "--no-files"], ("--estimate", "--no-files")),
+    ],
+)
+def test_mistakes_are_one_line(
+    config: Config, write: Write, capsys: pytest.CaptureFixture[str], words: list[str], said: tuple[str, ...]
+) -> None:
+    assert main([*words, "--config", write(config)]) == 2
+    assert tells(capsys.readouterr().err, *said)
+
+
+def test_the_estimate_has_the_steps_and_evaluations_of_the_run(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = estimate(load_experiment(Path(write(config)), []), steps=5)
+    assert (found.steps, found.evaluations) == (12, 2)
+    assert found.total_s == pytest.approx(12 * found.step_s + 2 * found.evaluation_s)
+    assert 0 <= found.wait_s < found.step_s
+    assert main(["check", "--estimate", "--config", write(config)]) == 0
+    assert tells(capsys.readouterr().out.splitlines(), "estimate", "12 steps", "2 evaluations")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_choose_the_same(auto: Config, cluster: Callable[[], Cluster], tmp_path: Path) -> None:
+    """The cluster's own ``batch_size`` comes first on its command line, ``auto`` after it."""
+    runs = cluster()
+    runs.run("dataset.train.batch_sampler.kwargs.batch_size=auto", "trainer.max_iter=2")
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert recorded["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] == 2  # 46 images, 2 ranks, 8 steps
+    assert checkpoint(tmp_path / "run")["global_batch_size"] == 4

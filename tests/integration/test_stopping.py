@@ -1,0 +1,111 @@
+"""Early stopping, the checkpoints that stay, and resuming from any of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.facts import tells
+from tests.harness.ranks import Cluster
+from tests.harness.runs import everything_on, records, train
+from tests.harness.states import assert_same, checkpoint
+from up.__main__ import main
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+
+
+def status(run: Path) -> dict[str, Any]:
+    return json.loads((run / "status.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_stops_at_its_step_is_finished_and_a_longer_patience_continues(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ``min_delta`` 1000 only the first evaluation improves: the run ends two evaluations later."""
+    config["trainer"] |= {"max_epoch": 6, "early_stopping": {"patience": 2, "min_delta": 1000.0}}
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 0
+    whole = [record["step"] for record in records(run, "eval")]
+    assert len(whole) == 3
+    assert (status(run)["state"], status(run)["exit_code"], status(run)["step"]) == ("done", 0, whole[-1])
+    assert "early stopping" in status(run)["reason"]
+    assert checkpoint(run)["step"] == whole[-1]
+    capsys.readouterr()
+    assert train(path, "saver.auto_resume=true") == 0
+    assert tells(capsys.readouterr().err, "finished", "early stopping", "trainer.early_stopping.patience=4")
+    assert [record["step"] for record in records(run, "eval")] == whole
+    assert train(path, "saver.auto_resume=true", "trainer.early_stopping.patience=4") == 0
+    assert len(records(run, "eval")) == 5
+    # interrupted within its patience, and resumed, it stops at the same step with the same weights
+    broken = f"saver.save_dir={tmp_path / 'broken'}"
+    assert train(path, broken, f"trainer.max_iter={whole[1]}", "trainer.early_stopping.patience=4") == 0
+    assert train(path, broken, "saver.auto_resume=true", "trainer.early_stopping.patience=4") == 0
+    assert_same(checkpoint(tmp_path / "broken")["model"], checkpoint(run)["model"], "model")
+    assert checkpoint(tmp_path / "broken")["step"] == checkpoint(run)["step"]
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"early_stopping": {"patience": 1, "metric": "topp1"}}, ("trainer.early_stopping.metric", "'topp1'", "top1")),
+        ({"early_stopping": {"patience": 0}}, ("trainer.early_stopping.patience", "0", "at least 1")),
+        ({"early_stopping": {}}, ("trainer.early_stopping", "patience")),
+        ({"early_stopping": {"patience": 1}, "is_eval": False}, ("trainer.early_stopping", "evaluations")),
+        ({"keep_best": 2, "is_eval": False}, ("trainer.keep_best", "evaluations")),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_rules_that_cannot_hold_are_errors(
+    config: Config,
+    write: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    written: Config,
+    words: tuple[str, ...],
+    command: str,
+) -> None:
+    config["trainer"] |= written
+    assert main([command, "--config", write(config)]) == 2
+    assert tells(capsys.readouterr().err, "config.yaml:", *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("suffix", ["", ".pth"])
+def test_resumed_from_any_epoch_equals_unbroken(config: Config, write: Write, tmp_path: Path, suffix: str) -> None:
+    everything_on(config)
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 0
+    for epoch in (1, 2) if suffix else (1,):
+        resumed = tmp_path / f"from-{epoch}"
+        assert train(path, f"saver.save_dir={resumed}", f"saver.resume_model={run / f'ckpt_e{epoch}'}{suffix}") == 0
+        for part in ("model", "optimizer", "ema", "metrics"):
+            assert_same(checkpoint(run)[part], checkpoint(resumed)[part], part)
+
+
+def test_saved_by_steps_and_the_best_are_kept(config: Config, write: Write, tmp_path: Path) -> None:
+    config["trainer"] |= {"max_epoch": 3, "save_interval": 2, "eval_interval": 1}
+    config["saver"]["keep_best"] = 2
+    assert train(write(config)) == 0
+    run = tmp_path / "run"
+    scores = {record["step"]: record["top1"] for record in records(run, "eval")}
+    best = sorted(scores, key=lambda step: (-scores[step], step))[:2]
+    kept = {checkpoint(run, path.name)["step"] for path in run.glob("ckpt_[es]*.pth")}
+    assert {*best, max(scores)} <= kept
+    assert len(kept) <= 4  # two best and two newest
+    assert all(step % 2 == 0 or step in best or step == max(scores) for step in kept - {max(kept)})
+
+
+def test_ranks_stop_at_the_same_step(config: Config, cluster: Callable[[], Cluster], tmp_path: Path) -> None:
+    config["trainer"] |= {"max_epoch": 6, "early_stopping": {"patience": 1, "min_delta": 1000.0}}
+    runs = cluster()
+    runs.run()
+    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["step"]) == ("done", 12)
+    again = runs.run("saver.auto_resume=true")
+    assert tells(again.said, "finished", "early stopping")
+    assert [record["step"] for record in records(tmp_path / "run", "eval")] == [6, 12]
