@@ -16,6 +16,7 @@ from up.build.trained import load_net
 from up.bundle.package import open_package
 from up.bundle.session import Session
 
+
 def _timm(name: str, **kwargs: Any) -> dict[str, Any]:
     return {"type": "timm", "kwargs": {"model_name": name, **kwargs}}
 

@@ -48,6 +48,8 @@ def test_the_readme_activates_the_environment_before_its_first_command() -> None
 def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     on_folder, by_hand = commands_of("Your own photos")[:4], commands_of("Your own photos")[4:]
     assert [words[0] for words in on_folder] == ["train", "eval", "predict", "to_onnx"]
+    assert "--epochs" in on_folder[0]
+    assert "--epochs" in by_hand[-1]
     for words in on_folder:
         assert main(words) == 0, words
     said = capsys.readouterr().out
@@ -62,7 +64,8 @@ def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFi
     small = ["-o", "dataset.batch_sampler.kwargs.batch_size=5", "saver.pretrain_model=null", "saver.save_dir=runs/by_hand"]
     assert [words[0] for words in by_hand] == ["check", "train"]
     for words in by_hand:
-        assert main([*words, *small, *(["trainer.max_iter=1"] if words[0] == "train" else [])]) == 0, words
+        briefly = ["1" if before == "--epochs" else word for before, word in zip(["", *words], words, strict=False)]
+        assert main([*briefly, *small]) == 0, words
     assert tells(capsys.readouterr().out, "2", "6")
     assert (photos / "runs" / "by_hand" / "ckpt_best.pth").exists()
 
