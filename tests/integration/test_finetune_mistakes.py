@@ -144,6 +144,7 @@ MISTAKES = {
         {"model": "test_resnet.pth", "weights": "w.pth"}, ["test_resnet.pth", "w.pth"], weights("test_resnet", "test_resnet.pth")
     ),
     "no weights in the file": Mistake({"model": "resnet18.pth"}, ["resnet18.pth", "HTML"], file("resnet18.pth", b"<html>")),
+    "an unknown strategy": Mistake({"strategy": "lpft"}, ["--strategy lpft", "lp_ft"]),
     "epochs 0": Mistake({"epochs": 0}, ["--epochs", "0"]),
     "a batch of 0": Mistake({"batch_size": 0}, ["--batch-size", "0"]),
     "out is a file": Mistake({"out": "notes.txt"}, ["--out notes.txt", "file"], file("notes.txt")),

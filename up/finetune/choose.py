@@ -21,6 +21,7 @@ _LARGEST = 224
 _STEPS = {True: 1500, False: 3000}  # of a whole training: from pretrained weights, from scratch
 _EPOCHS = (10, 60)  # fewest and most
 _BATCH = 32
+_FEW_STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Machine(NamedTuple):
     @classmethod
     def here(cls) -> Machine:
         """Return this machine."""
-        return cls("cuda" if torch.cuda.is_available() else "cpu", len(os.sched_getaffinity(0)))
+        return cls("cuda" if torch.cuda.is_available() else "cpu", os.cpu_count() or 1)
 
 
 class Rates(NamedTuple):
@@ -128,7 +129,7 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
     small = wishes.img_size or _rounded(typical)
     network = network_for(wishes.model, wishes.weights, device=machine.device, is_small=small <= SMALL)
     size, why_size = _size(wishes, network, typical)
-    batch = wishes.batch_size or min(_BATCH, max(2, 1 << int(math.log2(max(2, images.trained // 4)))))
+    batch = wishes.batch_size or _batch(images.trained, wishes.epochs or _EPOCHS[1])
     steps = math.ceil(images.trained / batch)
     is_tuned = network.weights is not None
     epochs = wishes.epochs or min(_EPOCHS[1], max(_EPOCHS[0], round(_STEPS[is_tuned] / steps)))
@@ -155,6 +156,12 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
         None if wishes.teacher is None else teacher_for(wishes.teacher),
         reasons,
     )
+
+
+def _batch(images: int, epochs: int) -> int:
+    """Choose the batch size: half of the usual one where that would make few steps, and at most a quarter of the images."""
+    usual = _BATCH if images * epochs >= _BATCH * _FEW_STEPS else _BATCH // 2
+    return min(usual, max(2, 1 << int(math.log2(max(2, images // 4)))))
 
 
 def _rates(network: Network, *, is_tuned: bool) -> Rates:

@@ -15,7 +15,8 @@ from up.finetune.images import look_into
 from up.finetune.recipe import meta_files, yaml_of
 from up.schema.decode import decode
 from up.schema.overrides import apply_overrides
-from up.text import some_of
+from up.schema.strategies import STRATEGIES
+from up.text import did_you_mean, some_of
 
 _RUN_FILES = ("config.yaml", "status.json", "metrics.jsonl")
 
@@ -83,7 +84,8 @@ def _expect_positive(wishes: Wishes) -> None:
 
 
 def _expect_strategy(name: str | None) -> None:
-    """Raise ``UserError`` for a strategy that the section ``finetune`` does not have."""
+    if name is not None and name not in STRATEGIES:
+        raise UserError(f"--strategy {name}: no such strategy.{did_you_mean(name, STRATEGIES)}", expected=some_of(STRATEGIES))
 
 
 def _expect_free(run: Path, config: Path) -> None:

@@ -61,9 +61,11 @@ def preprocessing_of(source: str | Path) -> ImagePreprocessing | None:
     file is known by its name.
     """
     name = str(source)
-    if name.startswith(TIMM) or timm.is_model(name.partition(".")[0]):
-        return of_timm(name.removeprefix(TIMM))
-    return read_file(Path(source)).preprocessing if Path(source).is_file() else None
+    if not name.startswith(TIMM) and Path(source).is_file():
+        return read_file(Path(source)).preprocessing
+    bare = name.removeprefix(TIMM)
+    known = bare == bare.partition(".")[0] or timm.is_model_pretrained(bare)  # "resnet50.pth" is no weights of timm
+    return of_timm(bare) if known else None
 
 
 def read_state(source: str | Path) -> Weights:

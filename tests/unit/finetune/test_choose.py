@@ -70,9 +70,10 @@ def test_preprocessing_is_that_of_the_weights(chosen: Chosen) -> None:
 
 
 def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
-    few, many = chosen({"a": 4, "b": 4}), chosen({"a": 120, "b": 120})
+    few, many = chosen({"a": 4, "b": 4}), chosen({"a": 150, "b": 150})
     assert (few.batch_size, many.batch_size) == (2, 32)
     assert few.epochs == 60
+    assert chosen({"a": 150, "b": 150}, epochs=20).batch_size == 16  # 240 images: 150 steps of 32
 
 
 @pytest.mark.usefixtures("_downloaded")
