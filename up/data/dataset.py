@@ -53,7 +53,7 @@ class KeyedDataset(ABC):
     files: Listing | None = None
     """Files of the samples, where a list names them; ``where`` and ``fingerprint`` use it."""
     float_images = False
-    """Whether ``read`` returns float images of 0 to 1, which are normalised in the workers."""
+    """Whether ``read`` returns float images of 0 to 1 instead of 8-bit levels."""
     notes: Sequence[str] = ()
     """Reports of what was ignored or converted when the list of images was read."""
 

@@ -120,7 +120,7 @@ class Backbone(nn.Module):
         if self.image_channels not in (None, image.shape[1]):
             raise UserError(
                 f"the backbone was built for images of {count(self.image_channels or 0, 'channel')} and got {image.shape[1]}. "
-                f"Set its input_channel to {image.shape[1]}, or leave it out for RGB images."
+                f"Set its input_channel (of type timm: in_chans) to {image.shape[1]}, or leave it out for RGB images."
             )
         if self._image_size is not None and tuple(image.shape[-2:]) != self._image_size:
             built = "x".join(map(str, self._image_size))

@@ -20,6 +20,7 @@ from up.data.bad_images import BadImage
 from up.data.decoding import read_rgb
 from up.data.multichannel import MultiChannelReader
 from up.data.readers import PillowReader, TurboReader
+from up.data.records import Batch
 from up.data.transforms.image import applied
 from up.data.transforms.occlusion import Cutout
 from up.data.transforms.policies import AutoAugment
@@ -142,17 +143,24 @@ class TestManyChannels:
 
 
 class TestTransforms:
-    def test_floats_are_normalised_in_the_worker(self) -> None:
+    @pytest.mark.parametrize("to_tensor", [ToTensor(), LevelsToTensor()])
+    def test_floats_are_normalised_alone_and_in_a_batch(self, to_tensor: ToTensor) -> None:
         image = MultiChannelReader(channels=5)(npy(CUBE))
-        mean, std = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.4, 0.3, 0.2, 0.1)
-        listed = [RandomHorizontalFlip(p=1.0), ToTensor(), Normalize(mean=mean, std=std)]
-        stages = split(listed, of_floats=True)
-        assert (stages.worker, stages.device) == (listed, None)
+        mean, std = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.5, 0.4, 0.3, 0.2, 0.1])
+        normalize = Normalize(mean=tuple(mean * to_tensor.top), std=tuple(std * to_tensor.top))
+        listed: list[Any] = [RandomHorizontalFlip(p=1.0), to_tensor, normalize]
         found: Any = image
         for transform in listed:
             found, _ = applied(transform, found, {}, "x")
-        expected = (np.moveaxis(CUBE[:, ::-1], -1, 0) / 255 - np.reshape(mean, (5, 1, 1))) / np.reshape(std, (5, 1, 1))
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+        expected = (np.moveaxis(CUBE[:, ::-1], -1, 0) / 255 - mean[:, None, None]) / std[:, None, None]
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+        stages = split(listed, of_floats=True)
+        assert stages.worker == listed[:1]
+        assert stages.device is not None
+        flipped = image.flip(2)[None]
+        batch = stages.device(Batch(image=flipped, seed=torch.arange(1), filename=["x"]))
+        np.testing.assert_allclose(batch.image[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(flipped[0], image.flip(2))
 
     def test_levels_to_tensor_scales_floats(self) -> None:
         image = torch.rand(2, 3, 3)

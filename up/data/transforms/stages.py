@@ -24,7 +24,8 @@ _NOISE = int.from_bytes(b"noise", "big")
 
 
 class DeviceTail(nn.Module):
-    """``to_tensor, normalize`` and maybe erasing, of a uint8 batch; a float batch stays unchanged.
+    """``to_tensor, normalize`` and maybe erasing, of a uint8 batch; a float batch stays unchanged. With ``of_floats`` it is of a
+    float batch of 0 to 1.
 
     Erasing is keyed by ``batch.seed`` (B,), which stays on the CPU: the rest of the batch and workers do not matter.
     All devices erase the same rectangles; the noise in them is keyed too, but differs between kinds of devices.
@@ -33,13 +34,16 @@ class DeviceTail(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, *, to_tensor: ToTensor, normalize: Normalize, erasing: RandomErasing | None = None) -> None:
+    def __init__(
+        self, *, to_tensor: ToTensor, normalize: Normalize, erasing: RandomErasing | None = None, of_floats: bool = False
+    ) -> None:
         super().__init__()
         self.mean = tuple(value / to_tensor.top for value in normalize.mean)  # always in units of 0..1
         self.std = tuple(value / to_tensor.top for value in normalize.std)
-        self.erasing = erasing
+        self.erasing, self.of_floats = erasing, of_floats
+        levels = 1 if of_floats else 255
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
+        self.register_buffer("scale", (1 / (levels * std)).float(), persistent=False)
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 
     def forward(self, batch: Batch) -> Batch:
@@ -50,11 +54,11 @@ class DeviceTail(nn.Module):
         if isinstance(batch.image, list):  # of several sizes
             alone = [Batch(image=image[None], seed=batch.seed[row : row + 1]) for row, image in enumerate(batch.image)]
             return Batch(batch, image=[self(each).image[0] for each in alone])
-        if batch.image.is_floating_point():
+        if batch.image.is_floating_point() != self.of_floats:
             return batch
         if self.scale.device != batch.image.device:
             self.to(batch.image.device)  # once: a copy every step would hold the host up
-        image = batch.image.to(torch.float32).mul_(self.scale).add_(self.shift)
+        image = batch.image.to(torch.float32, copy=self.of_floats).mul_(self.scale).add_(self.shift)
         if self.erasing is not None:
             self._erase_(image, batch.seed, self.erasing)
         return Batch(batch, image=image)
@@ -86,7 +90,7 @@ class Stages:
 def split(transforms: Sequence[AnyTransform], *, of_floats: bool = False) -> Stages:
     """Run ``to_tensor, normalize[, torch_randerase]`` at the end on the device, and mixing without a second sample on batches.
 
-    ``of_floats``: images are floats before ``to_tensor`` already; then only mixing is not run in the worker.
+    ``of_floats``: images are floats of 0 to 1 before ``to_tensor`` already.
     Raises ``UserError`` when ``normalize`` is evidently in other units than its input, and for two mixing transforms.
     """
     of_batches = [each for each in transforms if isinstance(each, SampleTransform) and not each.takes_second]
@@ -97,8 +101,10 @@ def split(transforms: Sequence[AnyTransform], *, of_floats: bool = False) -> Sta
         mixing = Stages((), batch=transform.as_batch_fn()).mixing(mixing)
     erasing = rest[-1] if rest and isinstance(rest[-1], RandomErasing) else None
     before = rest if erasing is None else rest[:-1]
-    if not of_floats and len(before) >= 2 and isinstance(before[-2], ToTensor) and isinstance(before[-1], Normalize):
-        return Stages(before[:-2], DeviceTail(to_tensor=before[-2], normalize=before[-1], erasing=erasing), mixing)
+    if len(before) >= 2 and isinstance(before[-2], ToTensor) and isinstance(before[-1], Normalize):
+        return Stages(
+            before[:-2], DeviceTail(to_tensor=before[-2], normalize=before[-1], erasing=erasing, of_floats=of_floats), mixing
+        )
     return Stages(rest, None, mixing)
 
 
