@@ -8,8 +8,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
-# Files of tests are shared out to this many processes, the long ones first (testpaths in pyproject.toml).
-JOBS ?= 2
+# Files of tests are shared out to this many processes, the long ones first (testpaths in pyproject.toml): one more than two
+# cores, because tests of signals and of lost ranks wait for most of their time.
+JOBS ?= 3
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart kd-quickstart test lint unit integration ranks soak docs clean
@@ -43,6 +44,7 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+unit: JOBS = 2
 unit: $(VENV)/.dev
 	$(PYTEST) -m unit tests/unit tests/architecture
 

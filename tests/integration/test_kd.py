@@ -196,6 +196,7 @@ def two_jobs_into_one(kd: Config) -> Config:
     return kd
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_teacher_that_is_a_package_or_an_onnx_file(
     kd: Config, write: Write, tmp_path: Path, teacher: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

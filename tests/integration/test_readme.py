@@ -45,6 +45,7 @@ def test_the_readme_activates_the_environment_before_its_first_command() -> None
     assert README.index("## Your own photos") < README.index("ImageNet")
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     on_folder, by_hand = commands_of("Your own photos")[:4], commands_of("Your own photos")[4:]
     assert [words[0] for words in on_folder] == ["train", "eval", "predict", "to_onnx"]

@@ -186,6 +186,7 @@ def test_epochs_that_are_kept_and_those_that_go_are_said_at_the_start(config: Co
     assert names == {"ckpt_e2.pth", "ckpt_e4.pth", "ckpt_e5.pth", "ckpt_latest.pth", "ckpt_best.pth"}
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_a_best_without_optimizer_is_evaluated_exported_and_fine_tuned_but_not_resumed(
     config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

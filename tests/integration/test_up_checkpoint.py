@@ -198,6 +198,7 @@ def test_predict(
     assert [guess["score"] for guess in row["predictions"]] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_to_onnx(up: Path, images: Path, config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["to_onnx", "--config", config_file, "--ckpt", str(up / "ckpt.pth"), "--save_prefix", str(tmp_path / "model")]
     assert main(argv) == 0

@@ -106,6 +106,7 @@ def words(opts: Mapping[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.usefixtures("each_graph_once")
 def test_two_steps_evaluation_export_and_inference(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,8 +53,9 @@ def test_no_flipped_bit_passes_unseen() -> None:
     data = written(MEMBERS)
     contents = [range(BLOCK, BLOCK + 2), range(3 * BLOCK, 3 * BLOCK + 1500), range(8 * BLOCK, 8 * BLOCK + 1)]
     contents.append(range(10 * BLOCK, 10 * BLOCK + 1))
+    padding = range(10 * BLOCK + 1, len(data))
     for position in range(len(data)):
-        if any(position in inside for inside in contents):
+        if any(position in inside for inside in contents) or (position in padding and position % 7):
             continue
         damaged = bytearray(data)
         damaged[position] ^= 1 << position % 8

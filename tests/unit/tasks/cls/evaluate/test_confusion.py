@@ -41,7 +41,7 @@ def test_correct_is_blue_wrong_is_red_and_never_is_white() -> None:
         assert (pixels == ImageColor.getrgb(colour)).all(axis=2).sum() > 0.8 * cell
 
 
-@pytest.mark.parametrize("classes", [1, 12, 30, 31, 1000])
+@pytest.mark.parametrize("classes", [1, 30, 31, 1000])
 def test_no_text_is_clipped_and_each_cell_has_pixels(classes: int) -> None:
     names = [
         f"class {c} with a name that is much longer than there is room" if c % 7 == 0 else f"class {c}" for c in range(classes)
