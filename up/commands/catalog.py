@@ -47,6 +47,8 @@ COMMANDS = {
     ),
     "lr-find": Command(
         "up.commands.lr_find:main", "inspect", "find a learning rate by a range test on the real data", "up lr-find photos.yaml"
+    "models": Command(
+        "up.commands.models:main", "inspect", "list timm's networks and their published weights", "up models convnext --pretrained"
     ),
     "flops": Command(
         "up.commands.flops:main", "inspect", "count parameters, multiply-adds and activations", "up flops photos.yaml -i 3x224x224"
