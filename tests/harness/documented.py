@@ -23,7 +23,7 @@ def block(begins: str) -> str:
 
 def runner() -> str:
     """The plain runner."""
-    return block("import json, sys, tarfile\n")
+    return block("import json, sys, tarfile")
 
 
 def run_plain(package: Path, images: Sequence[Path]) -> list[tuple[str, str, str, float]]:

@@ -6,16 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.harness.faulty import children_of
 from tests.harness.ranks import PATIENCE_S, ROOT, Server, code_within
 
 UP = (sys.executable, "-m", "up", "train")
 FORKED = ()  # the same from a process that has imported torch already: seconds less where the import does not matter
-FRESH_RANKS = ("fresh ranks",)  # so, but our launcher starts its ranks as it does elsewhere: python -m up
 TWO = ("--launch", "pytorch", "--ng", "2")
 
 
@@ -44,21 +42,20 @@ class Program:
             self.wait()
 
 
-def spawned(words: Sequence[str], output: Path, cwd: Path = ROOT, **environment: str) -> Program:
+def spawned(words: Sequence[str], output: Path, **environment: str) -> Program:
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
     with output.open("w") as file:
         process = subprocess.Popen(
             words,
             stdout=file,
             stderr=subprocess.STDOUT,
-            cwd=cwd,
+            cwd=ROOT,
             process_group=0,
             env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         )
     return Program(process.pid, output, process.poll)
 
 
-def forked(server: Server, words: Sequence[str], output: Path, environment: Mapping[str, str], **options: Any) -> Program:
-    """The same from the process that has imported everything."""
-    pid = server.ask(words=list(words), environment=dict(environment), output=str(output), **options)
+def forked(server: Server, words: Sequence[str], output: Path, **environment: str) -> Program:
+    pid = server.ask(words=list(words), environment=environment, output=str(output))
     return Program(pid, output, lambda: server.ask(poll=pid))  # type: ignore[no-any-return]

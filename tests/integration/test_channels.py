@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from PIL import Image
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from up.__main__ import main
+from up.bundle.package import open_package
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -122,12 +125,41 @@ def test_colour_transforms_of_many_channels(
     assert tells(line, "ColorJitter", "channel")
 
 
-def test_a_package_takes_colours(
-    config: Config, write: Write, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_package_of_them(
+    config: Config, write: Write, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    prepare(config, "grey", tmp_path / "data")
+    """The package predicts as the checkpoint does, of files of other sizes, without torch, and verifies itself."""
+    prepare(config, kind, tmp_path / "data")
+    channels = KINDS[kind][0]
     config["trainer"]["max_epoch"] = 1
+    resize = {"type": "torch_resize", "kwargs": {"size": 36, "interpolation": "bicubic"}}
+    crop = {"type": "torch_center_crop", "kwargs": {"size": SIDE}}
+    config["dataset"]["test"]["dataset"]["kwargs"]["transformer"][:1] = [resize, crop]
     path = write(config)
     assert main(["train", "--config", path]) == 0
-    (line,) = refused(["to_kestrel", "--config", path, "--ckpt", str(run / "ckpt_latest.pth")], capsys, tmp_path)
-    assert tells(line, "image reader", "1 channel", "RGB")
+    ckpt = str(run / "ckpt_latest.pth")
+    assert main(["to_kestrel", "--config", path, "--ckpt", ckpt, "--save-to", str(tmp_path / "out")]) == 0
+    assert tells(capsys.readouterr().out, "note", "Kestrel")
+    (package,) = (tmp_path / "out").glob("*.tar")
+    assert main(["verify", str(package), "--meta", str(tmp_path / "data" / "test")]) == 0
+    opened = open_package(package)
+    assert opened.manifest.inputs[0].shape == ("N", channels, SIDE, SIDE)
+    assert (opened.manifest.inputs[0].channel_order == "GRAY") == (kind in ("grey", "turbo"))
+    assert not {"meta.json", "parameters.json"} & opened.members.keys()
+    draw = np.random.default_rng(1)
+    shaped = [draw.integers(0, 65536, (height, width, channels)).astype(np.uint16) for height, width in ((50, 70), (33, 41))]
+    files = [str(save(kind, tmp_path / f"{at}", pixels)) for at, pixels in enumerate(shaped)]
+    without = "import sys; sys.modules['torch'] = None; from up.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    words = ["predict", *files, "--format", "json", "--topk", "3"]
+    capsys.readouterr()
+    assert main([*words, "--config", path, "--ckpt", ckpt]) == 0
+    of_checkpoint = json.loads(capsys.readouterr().out)
+    bundle = [*words, "--bundle", str(package), "--vis-dir", str(tmp_path / "drawn")]
+    said = subprocess.run([sys.executable, "-c", without, *bundle], capture_output=True, text=True, check=True)
+    for ours, theirs in zip(json.loads(said.stdout), of_checkpoint, strict=True):
+        scores = [{each["label"]: each["score"] for each in one["predictions"]} for one in (ours, theirs)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5 if KINDS[kind][1]["type"] == "fs_multichannel" else 5e-3)
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+    (line,) = refused(["to_kestrel", "--strict-kestrel", "--config", path, "--ckpt", ckpt], capsys, tmp_path / "out")
+    assert tells(line, "--strict-kestrel", "RGB")

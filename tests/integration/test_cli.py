@@ -168,7 +168,7 @@ def test_a_full_disk_behind_the_output_is_told(says: str) -> None:
 @pytest.mark.parametrize(
     ("library", "words", "extra"),
     [
-        ("torch", ["flops", "configs/cls/quickstart.yaml"], "pip install -e ."),
+        ("timm", ["flops", "configs/cls/quickstart.yaml"], "pip install -e ."),
         ("yaml", ["show", "config", "configs/cls/quickstart.yaml"], "pip install -e ."),
     ],
 )

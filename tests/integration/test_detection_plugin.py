@@ -29,7 +29,6 @@ from up.build.experiment import load_experiment
 from up.bundle.package import open_package
 from up.data.records import SampleKey
 
-pytestmark = pytest.mark.usefixtures("each_graph_once")
 BRIEF = ("trainer.max_epoch=4", "trainer.test_freq=4", "trainer.save_freq=4")
 
 

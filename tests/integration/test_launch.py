@@ -17,7 +17,7 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.faulty import SOON_S, WORKERS, children_of, finishes_equal, is_alive, is_equal, status, step_reached, wait_for
-from tests.harness.launched import FORKED, FRESH_RANKS, TWO, UP
+from tests.harness.launched import FORKED, TWO, UP
 from tests.harness.ranks import PATIENCE_S, ROOT, Cluster, free_port
 from tests.harness.states import checkpoint
 
@@ -32,7 +32,7 @@ def test_a_request_under_our_launcher(  # type: ignore[no-untyped-def]
     start, runs: Cluster, run: Path, unbroken: Path, target: str, number: signal.Signals, workers: int
 ) -> None:
     """Saved on the same step on both ranks; 75; the rerun ends equal. (``make soak`` does it five times each.)"""
-    launched = start(FRESH_RANKS if target == "rank" else FORKED, WORKERS.format(workers), after=TWO)
+    launched = start(FORKED, WORKERS.format(workers), after=TWO)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     if target == "group":
         os.killpg(launched.pid, number)
@@ -159,6 +159,16 @@ def test_the_launchers_port_in_use(start, run: Path) -> None:  # type: ignore[no
     assert "Traceback" not in launched.said
 
 
+def test_torchrun(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
+    """It turns every code of a rank into 1; ``status.json`` keeps the truth."""
+    launched = start((*TORCHRUN, "-m", "up", "train"))
+    wait_for(lambda: step_reached(run, 2), PATIENCE_S)
+    os.kill(launched.pid, signal.SIGTERM)
+    assert launched.wait() != 0
+    assert (status(run)["state"], status(run)["exit_code"]) == ("preempted", 75)
+    finishes_equal(runs, run, unbroken)
+
+
 def test_torchrun_names_the_reason_last(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """Its own traceback cannot be kept from the screen; the root cause below it is the line about the mistake."""
     launched = start((*TORCHRUN, "-m", "up", "train"), "trainer.max_epch=3")
@@ -202,7 +212,7 @@ def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signal
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number: signal.Signals) -> None:  # type: ignore[no-untyped-def]
     """Some of them do not listen yet and end by it; the others do not wait for those."""
-    launched = start(FRESH_RANKS, WORKERS.format(2), after=TWO)
+    launched = start(FORKED, WORKERS.format(2), after=TWO)
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(is_alive, launched.ranks())), PATIENCE_S)
     os.kill(launched.pid, number)
     assert launched.wait() == (130 if number == signal.SIGINT else 75), launched.said
@@ -211,7 +221,7 @@ def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number
 
 def test_a_signal_during_the_import_of_the_ranks(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """With loader workers to come: both save their first state on the same step."""
-    launched = start(FRESH_RANKS, WORKERS.format(2), after=TWO)
+    launched = start(FORKED, WORKERS.format(2), after=TWO)
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(_listens, launched.ranks())), PATIENCE_S)
     os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 75, launched.said

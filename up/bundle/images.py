@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
 
+from up.data.decoding import SUFFIXES
 from up.errors import UserError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
 
 
 def find_images(words: Iterable[str]) -> list[Path]:

@@ -16,7 +16,7 @@ from up.bundle.answers import AnswerSpec, ClassesAnswer, OutputSpec
 from up.bundle.answers.answer import Activation
 from up.bundle.answers.classes import AtLeast0, HeadSpec
 from up.bundle.archive import MANIFEST, PackageError
-from up.bundle.operations import AtLeast1, Channels, DecodeOperation, Entry, NormalizeOperation, Operation, Side
+from up.bundle.operations import AtLeast1, ChannelOrder, Channels, DecodeOperation, Entry, NormalizeOperation, Operation, Side
 from up.types import Json
 
 SCHEMA_FILE = Path(__file__).with_name("bundle.schema.json")
@@ -62,7 +62,7 @@ class Input(Entry):
     """Images, channels, rows, columns."""
     shape: tuple[Literal["N"], Channels, Side, Side]
     """``["N", channels, height, width]``."""
-    channel_order: Literal["RGB", "BGR"]
+    channel_order: ChannelOrder
     batch: BatchSpec
 
 
@@ -136,7 +136,7 @@ class TestVector(Entry):
     __test__ = False  # no test of pytest's
 
     image: str
-    """PNG."""
+    """PNG, or .npy (C, H, W) for channels as stored."""
     input: str
     """float32 (1, C, H, W): the image after training's preprocessing."""
     outputs: dict[str, str]
@@ -228,6 +228,11 @@ class Manifest(_EveryVersion):
     def input_size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.inputs[0].shape[2:]
+
+    @property
+    def is_for_kestrel(self) -> bool:
+        """Whether Kestrel's own members can describe the model: classes of whole colour images."""
+        return isinstance(self.answer, ClassesAnswer) and self.inputs[0].channel_order in ("RGB", "BGR")
 
     def in_graph(self) -> Manifest:
         """Return the copy that the graph carries, which can hold neither its own hash nor its test vectors."""

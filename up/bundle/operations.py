@@ -30,21 +30,50 @@ class Entry(BaseModel):
     )
 
 
-class DecodeOperation(Entry):
-    """File to pixels: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG 2000; of several frames the first."""
+ChannelOrder = Literal["RGB", "BGR", "GRAY", "stored"]
+
+
+class _Sparse(Entry):
+    @model_serializer(mode="wrap")
+    def _as_older_versions_read_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Leave out empty keys: older versions reject those that they do not know."""
+        plain: dict[str, Json] = handler(self)
+        return {key: value for key, value in plain.items() if value is not None}
+
+
+class DecodeOperation(_Sparse):
+    """File to pixels: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, JPEG 2000; of several frames the first.
+
+    With ``color: stored`` also arrays (.npy) and TIFF with a page for each channel.
+    """
 
     op: Literal["decode"] = "decode"
-    color: Literal["RGB", "BGR"]
-    """Order of the channels; grey, palette and CMYK images are converted too."""
-    depth: Literal["high_byte"] = "high_byte"
-    """16 bits a channel become 8 by keeping the high byte."""
+    color: ChannelOrder
+    """Order of the channels; grey, palette and CMYK images are converted too. GRAY: one channel, the luma of ITU-R 601-2;
+    stored: the channels of the file."""
+    depth: Literal["high_byte", "full"] = "high_byte"
+    """high_byte: 16 bits a channel become 8 by keeping the high byte. full, for ``stored``: integers become floats, divided by
+    ``max_level``; floats stay unchanged."""
     max_pixels: AtLeast1
     """Largest number of pixels of an image."""
+    stored_channels: Channels | None = None
+    """Number of channels for ``stored``; left out for others."""
+    max_level: Annotated[float, Field(gt=0)] | None = None
+    """Level that becomes 1 for ``full``; left out for the largest of the file's type, 255 or 65535."""
+
+    @model_validator(mode="after")
+    def _color_fits(self) -> DecodeOperation:
+        if (self.color == "stored") != (self.stored_channels is not None) or (self.color == "stored") != (self.depth == "full"):
+            expected = "stored_channels and depth full for color stored alone"
+            raise ValueError(
+                f"color is {self.color}, stored_channels {self.stored_channels}, depth {self.depth}: expected {expected}"
+            )
+        return self
 
     @property
     def channels(self) -> int:
         """Number of channels."""
-        return 3
+        return self.stored_channels or (1 if self.color == "GRAY" else 3)
 
 
 class ExifOperation(Entry):
@@ -55,7 +84,7 @@ class ExifOperation(Entry):
     """The image is turned upright."""
 
 
-class AlphaOperation(Entry):
+class AlphaOperation(_Sparse):
     """Transparency."""
 
     op: Literal["alpha"] = "alpha"
@@ -70,15 +99,9 @@ class AlphaOperation(Entry):
             raise ValueError(f"mode is {self.mode}, background {self.background}: expected [red, green, blue] for composite alone")
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_older_versions_read_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """Leave out an empty ``background``: older versions reject keys that they do not know."""
-        plain: dict[str, Json] = handler(self)
-        return {key: value for key, value in plain.items() if value is not None}
-
 
 class ResizeOperation(Entry):
-    """Resizing of the 8-bit image, as by Pillow."""
+    """Resizing as by Pillow: of 8-bit levels, or of floats, channel by channel."""
 
     op: Literal["resize"] = "resize"
     mode: Literal["short_side", "exact"]
@@ -118,11 +141,11 @@ class CenterCropOperation(Entry):
 
 
 class ToFloatOperation(Entry):
-    """8-bit levels to float32."""
+    """8-bit levels, or floats of ``depth: full``, to float32."""
 
     op: Literal["to_float"] = "to_float"
     divide_by: Annotated[float, Field(gt=0)]
-    """255 for values within 0..1."""
+    """255 for values within 0..1; 1 where they are already."""
 
 
 class NormalizeOperation(Entry):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from up.bundle.answers import ClassesAnswer
 from up.bundle.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
 from up.bundle.manifest import Manifest, parse_manifest
 from up.bundle.operations import pixel_affine
@@ -55,7 +54,7 @@ def package_of(members: Mapping[str, bytes], label: str) -> Package:
         return Package(label, manifest_in(members[MODEL], label), members[MODEL], members, "strict")
     _check_sums(members, label)
     manifest = parse_manifest(members[MANIFEST], label)
-    _require(members, KESTREL_MEMBERS if isinstance(manifest.answer, ClassesAnswer) else (MODEL,), label)
+    _require(members, KESTREL_MEMBERS if manifest.is_for_kestrel else (MODEL,), label)
     if manifest.model.sha256 != hashlib.sha256(members[MODEL]).hexdigest() or manifest.model.bytes != len(members[MODEL]):
         raise PackageError(f"{MODEL} is not the one that {MANIFEST} was written for", file=label)
     named = {name for vector in manifest.testvectors for name in vector.members}

@@ -20,7 +20,6 @@ from up.bundle.predictions import Prediction
 from up.bundle.preprocess import ImageSource, Preprocessing
 from up.bundle.session import Session
 from up.data.bad_images import BadImage
-from up.data.decoding import Color, read_rgb
 from up.types import Json
 
 Item = TypeVar("Item")
@@ -33,13 +32,13 @@ class Predictor(Generic[Loaded]):
 
     ``load`` reads and prepares one image, in any thread, with its placement if results are spatial; it raises ``BadImage``.
     ``run`` computes the outputs for prepared images, ``answer`` makes predictions of them. ``topk`` limits how many an image
-    gets (None: the number of the answer). ``background`` is that of transparent images; None: the alpha channel is ignored.
+    gets (None: the number of the answer). ``image`` opens an image to draw predictions on.
     """
 
     answer: Answer
     load: Callable[[ImageSource], tuple[Loaded, Placement | None]]
     run: Callable[[Sequence[Loaded]], Outputs]
-    background: Color | None
+    image: Callable[[str], Image.Image]
     topk: int | None = None
     batch_size: int = 32
 
@@ -56,10 +55,6 @@ class Predictor(Generic[Loaded]):
                     result = next(results)
                     yield Prediction(name, result if read is None else result.on_image(read))
                 number += 1
-
-    def image(self, file: str) -> Image.Image:
-        """Read the image to draw predictions on."""
-        return read_rgb(file, background=self.background)
 
     def batches(
         self, images: Iterable[ImageSource], *, threads: int
@@ -85,7 +80,7 @@ def package_predictor(
     session = Session(package.model, package.label, provider=provider)
     prepare = Preprocessing(package.manifest.preprocess, package.manifest.input_size)
     answer = package.manifest.answer
-    return Predictor(answer, prepare.placed, lambda images: session(np.stack(images)), prepare.background, topk, batch_size)
+    return Predictor(answer, prepare.placed, lambda images: session(np.stack(images)), prepare.image, topk, batch_size)
 
 
 class Model:
@@ -105,7 +100,8 @@ class Model:
         return self._predictor.answer.label_lists()
 
     def predict(self, images: ImageSource | Iterable[ImageSource]) -> list[Prediction]:
-        """Predict for one or several images: paths, encoded bytes, Pillow images, levels (H, W, 3) in RGB.
+        """Predict for one or several images: paths, encoded bytes, Pillow images, levels (H, W, 3) in RGB, or
+        (C, H, W) for channels as stored.
 
         ``prediction.heads[0]`` lists the best classes of the (first) head, ``prediction.result`` holds the mask or the boxes of
         other answers, and ``prediction.error`` says why an image has no result.

@@ -13,14 +13,16 @@ from PIL import Image
 from up.bundle.answers import Floats, Outputs
 from up.bundle.archive import PackageError
 from up.bundle.manifest import TestVector, Tolerance
+from up.bundle.operations import DecodeOperation
 
 FOLDER = "testvectors"
+NUMPY = b"\x93NUMPY"
 _SIDES = (97, 61)  # of the drawn images: odd, and of another aspect than any input
 
 
 @dataclass(frozen=True)
 class Vector:
-    """An image (PNG) with its input (1, 3, H, W) and outputs (1, …)."""
+    """An image (PNG, or .npy) with its input (1, C, H, W) and outputs (1, …)."""
 
     name: str
     image: bytes
@@ -32,7 +34,8 @@ class Vector:
         path = f"{FOLDER}/{self.name}"
         ends = ["logits"] if len(self.outputs) == 1 else [f"output{number}" for number in range(len(self.outputs))]
         files = {name: f"{path}_{end}.npy" for name, end in zip(self.outputs, ends, strict=True)}
-        return TestVector(image=f"{path}.png", input=f"{path}_input.npy", outputs=files, tol=tolerance)
+        suffix = "npy" if self.image.startswith(NUMPY) else "png"
+        return TestVector(image=f"{path}.{suffix}", input=f"{path}_input.npy", outputs=files, tol=tolerance)
 
 
 def members_of(vectors: Sequence[Vector], entries: Sequence[TestVector]) -> dict[str, bytes]:
@@ -44,7 +47,7 @@ def members_of(vectors: Sequence[Vector], entries: Sequence[TestVector]) -> dict
     return members
 
 
-def npy(values: Floats) -> bytes:
+def npy(values: NDArray[np.floating]) -> bytes:
     """Encode an array as a ``.npy`` file."""
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(values, dtype="<f4"), allow_pickle=False)
@@ -62,10 +65,12 @@ def from_npy(data: bytes, shape: tuple[int, ...], label: str) -> Floats:
     return values
 
 
-def drawn_images() -> list[tuple[str, bytes]]:
-    """Draw two images that a data set may lack: a transparent one, and one turned by EXIF."""
+def drawn_images(decode: DecodeOperation | None = None) -> list[tuple[str, bytes]]:
+    """Draw two images that a data set may lack: a transparent one, and one turned by EXIF; for channels as stored, a gradient."""
     width, height = _SIDES
     rows, columns = np.mgrid[0:height, 0:width]
+    if decode is not None and decode.color == "stored":
+        return [("drawn_gradient", npy(np.stack([(rows + at * columns) % 97 / 96 for at in range(decode.channels)])))]
     levels = np.stack([columns * 255 // width, rows * 255 // height, columns * rows % 256, 255 - rows * 3], axis=-1)
     transparent = Image.fromarray(levels.astype(np.uint8), "RGBA")
     exif = Image.Exif()

@@ -47,6 +47,7 @@ COMMANDS = {
     ),
     "lr-find": Command(
         "up.commands.lr_find:main", "inspect", "find a learning rate by a range test on the real data", "up lr-find photos.yaml"
+    ),
     "models": Command(
         "up.commands.models:main", "inspect", "list timm's networks and their published weights", "up models convnext --pretrained"
     ),

@@ -42,6 +42,14 @@ class Reader(Protocol):
         """Read a Pillow image in RGB, or a tensor (C, H, W): uint8, or float of 0 to 1."""
 
 
+@runtime_checkable
+class NeedsReader(Protocol):
+    """A transform of images of a reader of its own, such as the preprocessing of a package."""
+
+    def reader(self, image_dir: str | None) -> Reader:
+        """Return the reader whose images it takes."""
+
+
 class PillowReader:
     """Decodes with Pillow into an RGB ``PIL.Image``, or into a uint8 tensor (1, H, W) with ``color_mode: GRAY``.
 

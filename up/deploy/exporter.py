@@ -13,7 +13,7 @@ import torch
 
 from up.build.data import build_reader, build_transforms, check_same_classes
 from up.build.trained import load_net
-from up.bundle.answers import ClassesAnswer, Floats
+from up.bundle.answers import Floats
 from up.bundle.archive import MODEL, write_archive
 from up.bundle.manifest import BatchSpec, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
 from up.bundle.operations import decode_of
@@ -25,7 +25,7 @@ from up.bundle.testvectors import Vector, drawn_images, members_of
 from up.bundle.verify import verify
 from up.deploy import gate, quantize
 from up.deploy.exportable import exportable
-from up.deploy.kestrel import kestrel_members, require_classes
+from up.deploy.kestrel import kestrel_members, require_kestrel
 from up.deploy.measure import Measured, measure, milliseconds
 from up.deploy.onnx import INPUT, export_graph, serialized, set_metadata
 from up.deploy.predictor import Forward, TorchModel
@@ -85,14 +85,15 @@ def write_kestrel(made: Export, settings: ToKestrelSection, path: Path, *, stric
 
     It has Kestrel's members if the answer is classes, and unless ``strict`` our own with the hashes.
     """
-    is_kestrel = strict or isinstance(made.manifest.answer, ClassesAnswer)
+    is_kestrel = strict or made.manifest.is_for_kestrel
     members = kestrel_members(made.manifest, made.model, settings) if is_kestrel else {MODEL: made.model}
     if not strict:
         members = sealed({**members, **members_of(made.vectors, made.manifest.testvectors)}, made.manifest)
     checked = verify(package_of(members, str(path)))
     make_folder(path.parent)
     write_atomically(path, lambda file: write_archive(members, file, mtime=archive_time()))
-    note = f"note: Kestrel cannot read {made.manifest.answer.kind}, so that the package has none of its own members"
+    what = f"{made.manifest.answer.kind} of {made.manifest.inputs[0].channel_order} images"
+    note = f"note: Kestrel cannot read {what}, so that the package has none of its own members"
     return checked if is_kestrel else [*checked, note]
 
 
@@ -109,8 +110,9 @@ class _Exporter:
             check_same_classes(experiment, {"class_names": names}, task.derived_for_evaluation(self.samples.dataset))
             names = names or task.class_names(self.samples.dataset)
         self.made = exportable(experiment, self.trained.net, names)
+        self.decode = decode_of(self.made.operations)
         if options.for_kestrel_alone:
-            require_classes(self.made.answer)
+            require_kestrel(self.made.answer, self.decode)
         self.pipeline = task.pipeline(build_reader(experiment, "test"), build_transforms(experiment, "test"))
         self.reference = TorchModel(self.made.module, self.made.outputs)
 
@@ -143,7 +145,7 @@ class _Exporter:
                 Input(
                     name=INPUT,
                     shape=("N", *self.made.input_shape),
-                    channel_order=decode_of(self.made.operations).color,
+                    channel_order=self.decode.color,
                     batch=BatchSpec(tested=list(gate.BATCHES)),
                 )
             ],
@@ -163,8 +165,11 @@ class _Exporter:
         real = self.samples.images(self.samples.spread(gate.REAL_IMAGES))
         found = gate.check_graph_outputs(self.reference, session, self.made.answer, real)
         packaged = Preprocessing(self.made.operations, self.made.input_shape[1:])
-        pngs = [self.samples.png(number) for number in self.samples.spread(_FROM_IMAGE)]
-        pairs = ((self._prepare(png), partial(packaged, png)) for png in (*pngs, *(png for _, png in drawn_images())))
+        images = [self.samples.encoded(number) for number in self.samples.spread(_FROM_IMAGE)]
+        pairs = (
+            (self._prepare(image), partial(packaged, image))
+            for image in (*images, *(image for _, image in drawn_images(self.decode)))
+        )
         from_image = gate.check_preprocessing(self.reference, session, pairs)
         limit = found.limit(gate.TOLERANCE)
         self.tell(
@@ -274,9 +279,9 @@ class _Exporter:
         model = serialized(graph)
         final, tolerance = Session(model, "the finished graph"), _TOLERANCES[manifest.model.precision]
         reference: Forward = session if manifest.model.precision == "int8" else self.reference
-        real = [(f"real_{index}", self.samples.png(number)) for index, number in enumerate(self.samples.spread(_VECTORS))]
+        real = [(f"real_{index}", self.samples.encoded(number)) for index, number in enumerate(self.samples.spread(_VECTORS))]
         vectors = []
-        for name, image in (*real, *drawn_images()):
+        for name, image in (*real, *drawn_images(self.decode)):
             prepared = self._prepare(image)
             vectors.append(Vector(name, image, prepared, reference(prepared)))
             off = closeness(final(prepared), vectors[-1].outputs)

@@ -18,7 +18,7 @@ from up.bundle.answers import Answer, AnswerSpec, ClassesAnswer
 from up.bundle.answers.classes import HeadSpec
 from up.bundle.archive import MODEL
 from up.bundle.manifest import Manifest
-from up.bundle.operations import Operation, decode_of, pixel_affine
+from up.bundle.operations import DecodeOperation, Operation, decode_of, pixel_affine
 from up.errors import ConfigError, Problem, UserError
 from up.schema.sections import ToKestrelSection
 from up.text import Verbatim, some_of
@@ -41,8 +41,8 @@ class Category(BaseModel):
 
 
 def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection) -> dict[str, bytes]:
-    """Write the four members that Kestrel reads. Raises ``UserError`` for other answers than classes."""
-    answer = require_classes(manifest.answer)
+    """Write the four members that Kestrel reads. Raises ``UserError`` as ``require_kestrel`` does."""
+    answer = require_kestrel(manifest.answer, decode_of(manifest.preprocess))
     major, minor, patch = (int(part) for part in settings.version.split("."))
     mean, std = pixel_affine(manifest.preprocess)
     height, width = manifest.input_size
@@ -78,12 +78,15 @@ def kestrel_members(manifest: Manifest, model: bytes, settings: ToKestrelSection
     return {MODEL: model, "meta.json": _json(meta), "parameters.json": _json(parameters), "category_param.json": _json(categories)}
 
 
-def require_classes(answer: AnswerSpec) -> ClassesAnswer:
-    """Return an answer that Kestrel's members can describe. Raises ``UserError`` for others."""
-    if isinstance(answer, ClassesAnswer):
+def require_kestrel(answer: AnswerSpec, decode: DecodeOperation) -> ClassesAnswer:
+    """Return an answer that Kestrel's members can describe. Raises ``UserError`` for others, and for other images than colour."""
+    if isinstance(answer, ClassesAnswer) and decode.color in ("RGB", "BGR"):
         return answer
-    expected = "classes of whole images, all that Kestrel's own members can describe"
-    raise UserError(key="--strict-kestrel", got=Verbatim(answer.kind), expected=expected, fix="Leave it out.")
+    got, expected = (
+        f"{answer.kind} of {decode.color} images",
+        "classes of whole RGB images, all that Kestrel's members can describe",
+    )
+    raise UserError(key="--strict-kestrel", got=Verbatim(got), expected=expected, fix="Leave it out.")
 
 
 def package_path(folder: Path, settings: ToKestrelSection) -> Path:

@@ -18,11 +18,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 from up.build.experiment import find_task
 from up.bundle.answers import Answer
 from up.bundle.manifest import Manifest
-from up.bundle.operations import CenterCropOperation, ResizeOperation
+from up.bundle.operations import CenterCropOperation, ResizeOperation, decode_of
 from up.bundle.package import Package
 from up.bundle.preprocess import Preprocessing
 from up.bundle.session import Session
 from up.data.collate import without_bad
+from up.data.multichannel import MultiChannelReader
+from up.data.readers import PillowReader, Reader
 from up.data.records import Batch, SampleKey
 from up.data.transforms.image import Geometric, Image, Targets, Transform
 from up.data.transforms.table import CenterCrop, Resize
@@ -92,7 +94,7 @@ class PackageTransform(Transform):
     """The preprocessing of a package as a transform; masks and boxes are resized and cropped as the image is."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._prepare = Preprocessing(manifest.preprocess, manifest.input_size)
+        self._prepare, self._decode = Preprocessing(manifest.preprocess, manifest.input_size), decode_of(manifest.preprocess)
         self._moves: list[Geometric] = []
         for op in manifest.preprocess:
             match op:
@@ -103,7 +105,16 @@ class PackageTransform(Transform):
                     self._moves.append(CenterCrop(size=(height, width)))
 
     def __call__(self, image: Image) -> Image:
-        return torch.from_numpy(self._prepare(to_pil_image(image) if isinstance(image, torch.Tensor) else image))
+        if isinstance(image, torch.Tensor):
+            return torch.from_numpy(self._prepare(image.numpy() if image.is_floating_point() else to_pil_image(image)))
+        return torch.from_numpy(self._prepare(image))
+
+    def reader(self, image_dir: str | None) -> Reader:
+        """Return a reader of the files that the package takes."""
+        decode = self._decode
+        if decode.color != "stored":
+            return PillowReader(image_dir=image_dir)
+        return MultiChannelReader(channels=decode.channels, image_dir=image_dir, max_level=decode.max_level)
 
     def with_targets(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
         moved = image

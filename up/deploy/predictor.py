@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
 
 from up.build.data import build_reader, build_transforms
 from up.build.trained import Trained
@@ -15,6 +17,7 @@ from up.bundle.answers import Floats, Outputs, OutputSpec
 from up.bundle.operations import Placement, placement_of
 from up.bundle.predictor import Predictor
 from up.bundle.preprocess import ImageSource
+from up.data.decoding import read_rgb
 from up.data.records import Sample
 from up.errors import UserError
 from up.tasks.declaration import served_by
@@ -65,4 +68,12 @@ def checkpoint_predictor(
             raise UserError(what, key="--batch-size", fix="Set it to 1, or add torch_resize with [height, width].")
         return model(batch)
 
-    return Predictor(served.answer, load, run, getattr(reader, "background", None), topk, batch_size)
+    def image(file: str) -> Image.Image:
+        read = reader(file)
+        if not isinstance(read, Tensor) or len(read) == 3:
+            return read_rgb(file, background=getattr(reader, "background", None))
+        shown = read[:3] if len(read) > 3 else read[:1]
+        grey_or_rgb: Image.Image = to_pil_image(shown.clamp(0, 1) if shown.is_floating_point() else shown)
+        return grey_or_rgb.convert("RGB")
+
+    return Predictor(served.answer, load, run, image, topk, batch_size)

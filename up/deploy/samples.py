@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from up.build.data import build_dataset, build_reader, build_transforms, section_of
 from up.bundle.answers import Floats
-from up.bundle.testvectors import encoded_png
+from up.bundle.testvectors import encoded_png, npy
 from up.config.walk import named_paths
 from up.data.bad_images import BadImage
 from up.data.dataset import KeyedDataset
@@ -60,8 +60,8 @@ class Samples:
         """Load images as one array (B, 3, H, W) float32."""
         return torch.cat([batch.image for batch in self.batches(numbers)]).numpy()
 
-    def png(self, number: int) -> bytes:
-        """Encode the image, or the next one that can be read, as a PNG in RGB of at most 512 pixels a side."""
+    def encoded(self, number: int) -> bytes:
+        """Encode the image, or the next one that can be read, of at most 512 pixels a side: PNG, or .npy for floats."""
         for step in range(_TRIES):
             try:
                 read = self.read((number + step) % self.count)
@@ -70,6 +70,8 @@ class Samples:
                 unread = bad
         else:
             raise unread
+        if isinstance(read, Tensor) and read.is_floating_point():
+            return npy(read[:, :_SIDE, :_SIDE].numpy())
         image = read.copy() if isinstance(read, Image.Image) else to_pil_image(read)
         if self.bgr:
             image = Image.merge("RGB", image.split()[::-1])

@@ -13,7 +13,7 @@ from up.bundle.operations import Operation
 from up.data.decoding import MAX_PIXELS
 from up.data.records import Transform
 from up.errors import UserError
-from up.text import Verbatim, count, some_of
+from up.text import some_of
 
 _SHAPING = ("resize", "center_crop")
 _OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(list[Operation])
@@ -62,19 +62,21 @@ def preprocessing_of(reader: object, transforms: Iterable[Transform]) -> list[Op
 
     Raises ``UserError`` for a transform that a package cannot repeat, and for another order than it has.
     """
-    channels = getattr(reader, "channels", 3)
-    if channels != 3 or getattr(reader, "float_images", False):
-        kind = "floats" if getattr(reader, "float_images", False) else "8 bits"
-        raise UserError(
-            "the image reader of a deployed model",
-            got=Verbatim(f"{count(channels, 'channel')} of {kind}"),
-            expected="RGB or BGR of 8 bits",
-        )
-    background = getattr(reader, "background", None)
-    color, max_pixels = getattr(reader, "color_mode", "RGB"), getattr(reader, "max_pixels", MAX_PIXELS)
+    background, stored = getattr(reader, "background", None), getattr(reader, "float_images", False)
+    color = "stored" if stored else getattr(reader, "color_mode", "RGB")
+    decode = {"op": "decode", "color": color, "max_pixels": getattr(reader, "max_pixels", MAX_PIXELS)}
+    if stored:
+        decode |= {
+            "depth": "full",
+            "stored_channels": getattr(reader, "channels", 3),
+            "max_level": getattr(reader, "max_level", None),
+        }
     alpha = {} if background is None else {"mode": "composite", "background": list(background)}
-    opened = [{"op": "decode", "color": color, "max_pixels": max_pixels}, {"op": "exif"}, {"op": "alpha", **alpha}]
-    return _OPERATIONS.validate_python([*opened, *_steps_of(transforms), {"op": "layout"}])
+    steps = _steps_of(transforms)
+    for step in steps:
+        if stored and step["op"] == "to_float":
+            step["divide_by"] = float(str(step["divide_by"])) / 255  # floats of 0 to 1 are scaled from 1, not from 255
+    return _OPERATIONS.validate_python([decode, {"op": "exif"}, {"op": "alpha", **alpha}, *steps, {"op": "layout"}])
 
 
 def _steps_of(transforms: Iterable[Transform]) -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from up.bundle.answers import Answer, ClassesAnswer
 from up.config.parts import DerivedArguments, Exact
 from up.config.section import Part
 from up.data.dataset import read_sample
-from up.data.readers import PillowReader
+from up.data.readers import NeedsReader, PillowReader
 from up.data.records import Batch, Sample, Transform
 from up.data.transforms.stages import Stages, expect_numbers
 from up.data.transforms.table import output_size_of
@@ -204,12 +204,13 @@ class Classification(Task[ImageDataset]):
         assert isinstance(answer, ClassesAnswer)
         multilabel = any(head.type == "multilabel" for head in answer.heads)
         labels = answer.label_lists()
+        first: object = transforms[0]
         if multilabel and len(labels) > 1:
             raise UserError(f"--meta: the package has {len(labels)} heads that predict sets of labels; no list has such labels.")
         return ClsDataset(
             meta_file=str(meta_file),
             meta_type=meta_type,
-            image_reader=PillowReader(image_dir=image_dir),
+            image_reader=first.reader(image_dir) if isinstance(first, NeedsReader) else PillowReader(image_dir=image_dir),
             transformer=transforms,
             class_names=labels[0] if len(labels) == 1 else None,
             num_classes=len(labels[0]) if len(labels) == 1 else [len(own) for own in labels],
