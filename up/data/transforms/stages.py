@@ -40,11 +40,11 @@ class DeviceTail(nn.Module):
         super().__init__()
         self.mean = tuple(value / to_tensor.top for value in normalize.mean)  # always in units of 0..1
         self.std = tuple(value / to_tensor.top for value in normalize.std)
-        self.erasing, self.of_floats = erasing, of_floats
-        levels = 1 if of_floats else 255
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        self.register_buffer("scale", (1 / (levels * std)).float(), persistent=False)
-        self.register_buffer("shift", (-mean / std).float(), persistent=False)
+        self.erasing, self.of_floats, self.top = erasing, of_floats, to_tensor.top
+        numbers = (normalize.mean, normalize.std) if of_floats else (self.mean, self.std)
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in numbers)
+        self.register_buffer("scale", (std if of_floats else 1 / (255 * std)).float(), persistent=False)
+        self.register_buffer("shift", (mean if of_floats else -mean / std).float(), persistent=False)
 
     def forward(self, batch: Batch) -> Batch:
         """Normalise ``image`` (B, C, H, W) to float32, in its memory format.
@@ -58,7 +58,10 @@ class DeviceTail(nn.Module):
             return batch
         if self.scale.device != batch.image.device:
             self.to(batch.image.device)  # once: a copy every step would hold the host up
-        image = batch.image.to(torch.float32, copy=self.of_floats).mul_(self.scale).add_(self.shift)
+        if self.of_floats:  # one by one, as packages do: floats have no 256 levels that both ways agree on
+            image = (batch.image * self.top).sub_(self.shift).div_(self.scale)
+        else:
+            image = batch.image.to(torch.float32).mul_(self.scale).add_(self.shift)
         if self.erasing is not None:
             self._erase_(image, batch.seed, self.erasing)
         return Batch(batch, image=image)
