@@ -5,9 +5,9 @@
     python tools/prepare_data.py flowers102 FOLDER      # of 102flowers.tgz, imagelabels.mat and setid.mat; needs scipy
     python tools/prepare_data.py folder PHOTOS [--share 0.2] [--seed 0]
 
-makes OUT/images, OUT/classes.txt, and lists of lines "path label": OUT/train.txt and OUT/test.txt (flowers102: also
-OUT/val.txt; folder: OUT/train.txt, OUT/val.txt and OUT/split.json, the images stay where they are). Nothing is downloaded. The
-archive is read whole and its images are counted before anything is written. Running it again changes nothing.
+makes OUT/images, OUT/classes.txt, and lists of lines "path label" with paths in OUT: OUT/train.txt and OUT/test.txt (flowers102:
+also OUT/val.txt; folder: OUT/train.txt, OUT/val.txt and OUT/split.json with paths in PHOTOS, where the images stay). Nothing is
+downloaded. The archive is read whole and its images are counted before anything is written. Running it again changes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from up.errors import Ending, UserError  # noqa: E402
 from up.files import make_folder, write_bytes, write_text  # noqa: E402
 from up.text import count, did_you_mean, some_of  # noqa: E402
 
-Sample = tuple[str, int]  # name in OUT/images, label
+Sample = tuple[str, int]  # name in OUT, label
 Counts = Mapping[str, int]  # images of each list
 
 CIFAR: dict[str, tuple[str, str, Counts]] = {  # file and folder of the archive, images of each list
@@ -65,16 +65,19 @@ def main(words: Sequence[str] | None = None) -> int:
     out = arguments.out or Path("data") / (arguments.source.name if arguments.name == "folder" else arguments.name)
     try:
         if arguments.name == "folder":
-            written, images = folder(arguments.source, out, share=arguments.share, seed=arguments.seed), arguments.source
+            written, reader = (
+                folder(arguments.source, out, share=arguments.share, seed=arguments.seed),
+                f"image_dir: {arguments.source}",
+            )
         else:
             prepare: Callable[[Path, Path], Counts] = flowers102 if arguments.name == "flowers102" else _CIFAR[arguments.name]
-            written, images = prepare(arguments.source, out), out / "images"
+            written, reader = prepare(arguments.source, out), ""
     except Ending as error:
         print(error, file=sys.stderr)
         return error.exit_code
     print(f"{out}: {', '.join(f'{name}.txt {number:,}' for name, number in written.items())} images")
     print(f"meta_file: {out}/train.txt")
-    print(f"image_reader: {{type: fs_pillow, kwargs: {{image_dir: {images}}}}}")
+    print(f"image_reader: {{type: fs_pillow, kwargs: {{{reader}}}}}")
     print(f"class_names: {out}/classes.txt")
     return 0
 
@@ -114,7 +117,7 @@ def _cifar(
         if pixels[part].dtype != np.uint8 or pixels[part].shape != (len(labels[part]), 3072):
             raise UserError(f"{part}: pixels {pixels[part].dtype} {pixels[part].shape}", expected="uint8 (N, 3072)", file=archive)
         _expect_counts(archive, part, labels[part], number, len(classes))
-    lists = {part: [(f"{part}/{at:05d}.png", label) for at, label in enumerate(labels[part])] for part in counts}
+    lists = {part: [(f"images/{part}/{at:05d}.png", label) for at, label in enumerate(labels[part])] for part in counts}
 
     def encode(part: str, at: int) -> bytes:
         png = io.BytesIO()
@@ -124,8 +127,8 @@ def _cifar(
     for part, samples in lists.items():
         make_folder(out / "images" / part)
         for at, (image, _) in enumerate(samples):
-            if not (out / "images" / image).exists():
-                (out / "images" / image).write_bytes(encode(part, at))
+            if not (out / image).exists():
+                (out / image).write_bytes(encode(part, at))
     return _write_lists(out, lists, classes)
 
 
@@ -164,8 +167,8 @@ def flowers102(source: Path, out: Path, counts: Counts = FLOWERS_COUNTS) -> Coun
         if len(within) != number or len(numbers[part]) != number:
             raise UserError(f"{part}: {count(len(within), 'image')}", expected=f"{number:,}", file=sets_file)
     classes = _flower_names(max(all_labels))
-    lists = {part: [(f"image_{each:05d}.jpg", all_labels[each - 1] - 1) for each in numbers[part]] for part in counts}
-    wanted = [f"jpg/{image}" for samples in lists.values() for image, _ in samples]
+    lists = {part: [(f"images/image_{each:05d}.jpg", all_labels[each - 1] - 1) for each in numbers[part]] for part in counts}
+    wanted = [f"jpg/{Path(image).name}" for samples in lists.values() for image, _ in samples]
     _members(archive, wanted, lambda member, data: _expect_jpeg(archive, member, data))
     make_folder(out / "images")
     _members(archive, wanted, lambda member, data: _write_new(out / "images" / member.rpartition("/")[2], data))

@@ -17,6 +17,7 @@ from tests.harness.documented import tool
 from tests.harness.facts import tells
 from tests.harness.images import encoded, picture
 from up.errors import UserError
+from up.tasks.cls.data.tables import TableSpec, read_table
 
 tools = tool("prepare_data")
 CLASSES = {"cifar10": ["plane", "car"], "cifar100": ["apple", "bear", "cup"]}
@@ -75,10 +76,12 @@ def test_cifar(tmp_path: Path, name: str) -> None:
     for part, number in COUNTS[name].items():
         listed = lines(out / f"{part}.txt")
         assert [int(label) for _, label in listed] == list(range(len(CLASSES[name]))) * (number // len(CLASSES[name]))
-        assert all((out / "images" / image).is_file() for image, _ in listed)
-    with Image.open(out / "images" / lines(out / "train.txt")[1][0]) as opened:
+        assert all((out / image).is_file() for image, _ in listed)
+    with Image.open(out / lines(out / "train.txt")[1][0]) as opened:
         first = pixels(2, 1) if name == "cifar10" else pixels(6, 6)
         assert np.array_equal(np.asarray(opened), first[1].reshape(3, 32, 32).transpose(1, 2, 0))
+    table = read_table(TableSpec(str(out / "train.txt"), class_names=str(out / "classes.txt")))
+    assert (table.num_classes, Path(table.path_of(0)).is_file()) == (len(CLASSES[name]), True)
     before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
     tools._CIFAR[name](tmp_path / tools.CIFAR[name][0], out, COUNTS[name])
     assert {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")} == before
@@ -152,7 +155,7 @@ def flowers(tmp_path: Path) -> Path:
 def test_flowers(flowers: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert tools.flowers102(flowers, out, FLOWERS) == FLOWERS
-    assert lines(out / "val.txt") == [["image_00004.jpg", "0"], ["image_00006.jpg", "2"], ["image_00005.jpg", "1"]]
+    assert lines(out / "val.txt") == [[f"images/image_{at:05d}.jpg", label] for at, label in ((4, "0"), (6, "2"), (5, "1"))]
     assert len((out / "classes.txt").read_text().splitlines()) == 3
     assert (out / "images" / "image_00004.jpg").read_bytes() == encoded(picture(24, 16), "JPEG")
     assert len(tools._flower_names(102)) == len({*tools._flower_names(102)}) == 102

@@ -26,7 +26,7 @@ UNREADABLE = 0.05  # share of the images that may be
 _TRAIN, _VALIDATE = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 _SURVEYED = 2000  # images whose header is read
 _LISTED = 10
-_KINDS = {".json": "custom_cls", ".jsonl": "custom_cls", ".txt": "imagenet", ".lst": "imagenet", ".csv": "csv"}
+_KINDS = {".json": "custom_cls", ".jsonl": "custom_cls", ".txt": "imagenet", ".lst": "imagenet", ".csv": "csv", ".tsv": "csv"}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _kind_of_list(path: Path) -> str:
 def _names_beside(path: Path) -> list[str] | None:
     """Read ``classes.txt`` beside a list, one name a line."""
     beside = path.with_name("classes.txt")
-    if path.suffix.lower() == ".csv" or not beside.is_file():
+    if _KINDS.get(path.suffix.lower()) == "csv" or not beside.is_file():
         return None
     return [line.strip() for line in beside.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
