@@ -296,6 +296,7 @@ def test_the_status_of_a_run_that_was_killed(runs: Cluster, run: Path) -> None:
         "reason": "",
         "file": None,
         "line": None,
+        "images_at_once": None,
     }
 
 

@@ -19,7 +19,6 @@ from up.__main__ import main
 from up.build import fit
 from up.build.experiment import load_experiment
 from up.build.trial import estimate
-from up.engine.precision import fast_mode
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -38,8 +37,9 @@ def auto(config: Config) -> Config:
 def test_auto_is_chosen_reported_recorded_and_kept_on_resume(
     auto: Config, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(fit, "fast_mode", lambda device: (None, "this CPU has no instructions for it"))
     path, run = write(auto), tmp_path / "run"
-    images = 48
+    images = 46
     expected = 1 << ((images // fit.STEPS).bit_length() - 1)
     assert main(["check", "--config", path]) == 0
     checked = capsys.readouterr().out
@@ -50,15 +50,14 @@ def test_auto_is_chosen_reported_recorded_and_kept_on_resume(
         assert tells(text.splitlines(), "dataset.train.batch_sampler.kwargs.batch_size", "auto", expected, "8 steps")
         assert tells(text.splitlines(), "dataset.test.batch_sampler.kwargs.batch_size", "auto", expected)
         assert tells(text.splitlines(), "dataset.train.dataloader.kwargs.num_workers", "auto", "processor")
-        assert tells(text.splitlines(), "runtime.amp", "auto", fast_mode(CPU)[1])
+        assert tells(text.splitlines(), "runtime.amp", "auto", "float32")
     recorded = yaml.safe_load((run / "config.yaml").read_text())
     assert recorded["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] == expected
-    assert recorded["runtime"]["amp"] == fast_mode(CPU)[0]
+    assert recorded["runtime"].get("amp") is None
     monkeypatch.setattr(fit, "STEPS", 24)  # another choice for a new run
     assert train(path, "trainer.max_iter=4", "saver.auto_resume=true") == 0
     assert tells(capsys.readouterr().err, "batch_size", expected, "config.yaml")
     # and the recorded configuration is the same run
-    monkeypatch.undo()
     assert train(str(run / "config.yaml"), "trainer.max_iter=4", f"saver.save_dir={tmp_path / 'again'}") == 0
     assert_same(checkpoint(run)["model"], checkpoint(tmp_path / "again")["model"], "model")
 
@@ -72,6 +71,23 @@ def test_the_batch_on_a_cpu_is_limited_by_memory(
     chosen = {choice.key: choice for choice in choices}["dataset.train.batch_sampler.kwargs.batch_size"]
     assert chosen.value == size
     assert ("memory" in chosen.reason) == (size == 2)
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [([1.0, 0.5], "bf16"), ([1.0, 0.9], None)])
+def test_bf16_on_a_cpu_must_be_measured_to_be_faster(
+    auto: Config, write: Write, monkeypatch: pytest.MonkeyPatch, seconds: list[float], chosen: str | None
+) -> None:
+    left = iter(seconds)
+
+    def measured(step: Callable[[int], object]) -> float:
+        step(2)
+        return next(left)
+
+    monkeypatch.setattr(fit, "fast_mode", lambda device: ("bf16", "this CPU multiplies matrices of bf16"))
+    monkeypatch.setattr(fit, "_seconds", measured)
+    value, reason = fit.amp_for(load_experiment(Path(write(auto)), []), CPU)
+    assert value == chosen
+    assert f"{seconds[0] / seconds[1]:.2f} times" in reason
 
 
 def test_values_that_are_written_stay(config: Config, write: Write) -> None:

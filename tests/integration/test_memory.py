@@ -84,6 +84,12 @@ def test_a_resumed_run_remembers_the_split(config: Config, write: Write, tmp_pat
     assert train(path, broken, "saver.auto_resume=true") == 0
     assert checkpoint(tmp_path / "broken")["memory"] == {"images": 4}
     assert_same(checkpoint(tmp_path / "broken")["model"], checkpoint(tmp_path / "run")["model"], "model")
+    assert json.loads((tmp_path / "broken" / "status.json").read_text())["images_at_once"] == 4
+    # the negative control: `stop` takes whole batches again
+    forgetful = f"saver.save_dir={tmp_path / 'forgetful'}"
+    resumed = f"saver.resume_model={tmp_path / 'run' / 'ckpt_e1.pth'}"
+    assert train(path, forgetful, resumed, "trainer.out_of_memory=stop") == 0
+    assert checkpoint(tmp_path / "forgetful")["memory"] == {}
 
 
 @pytest.mark.parametrize(

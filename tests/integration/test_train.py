@@ -38,6 +38,7 @@ def test_learns_and_leaves_a_run_folder(config: Config, write: Write, tmp_path: 
         "reason": "",
         "file": None,
         "line": None,
+        "images_at_once": None,
     }
     expected = {"train.log", "config.yaml", "tensorboard", "ckpt_best.pth", "ckpt_best.pth.json"}
     assert {path.name for path in run.iterdir()} >= expected

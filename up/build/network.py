@@ -175,5 +175,7 @@ def precision_of(experiment: Experiment, device: torch.device) -> Precision:
     runtime = experiment.config.runtime
     factor = runtime.fp16.scale_factor if isinstance(runtime.fp16, Fp16) else "dynamic"
     mode = None if runtime.precision == "fp32" else runtime.precision
+    if runtime.amp == "auto" and device.type != "cpu":  # training on a CPU measures, and records its choice
+        mode = fast_mode(device)[0]
     with experiment.placing("runtime.amp"):
-        return Precision(mode=fast_mode(device)[0] if runtime.amp == "auto" else mode, device=device, scale_factor=factor)
+        return Precision(mode=mode, device=device, scale_factor=factor)

@@ -290,7 +290,7 @@ class TrainingSession:
         progress = self.progress
         if progress.owes_evaluation:
             verdict, _ = agree_on(Vote.for_request(self.stop), False)
-        if verdict is not Vote.GO and progress.saved_step != step:
+        if (verdict is not Vote.GO or self.stopping.is_over) and progress.saved_step != step:
             self.save(step)
         state: State = "done" if verdict is Vote.GO else "preempted"
         reasons = [reason for reason in gather_objects(self.stop.reason) if reason] if state == "preempted" else []

@@ -74,8 +74,8 @@ class RuntimeSection(Section):
     fp16: bool | Fp16 = False
     """Train in float16; any truthy value, or a block of settings."""
     amp: Literal["bf16", "fp16", "auto"] | None = None
-    """Autocast to bfloat16 or float16; overrides ``fp16``. ``auto`` is bf16 where the device has it, else fp16 on a GPU with tensor
-    cores, else float32."""
+    """Autocast to bfloat16 or float16; overrides ``fp16``. ``auto`` is what a GPU has tensor cores for, bf16 before fp16; on a CPU
+    bf16 if a step is measured to be faster, else float32."""
     async_norm: bool = False
     """Average the statistics of batch normalisation over the processes before evaluation."""
     special_bn_init: Annotated[bool | BnInit, FixedOnResume()] = False
