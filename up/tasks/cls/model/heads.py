@@ -117,6 +117,11 @@ class Head(nn.Module, ABC):
         one = isinstance(num_classes, int)
         self.classifier: nn.Module = classifiers[0] if one else nn.ModuleList(classifiers)
 
+    @property
+    def classifiers(self) -> list[nn.Module]:
+        """The classifier of each head."""
+        return list(self.classifier) if isinstance(self.classifier, nn.ModuleList) else [self.classifier]
+
     @abstractmethod
     def vector(self, features: Sequence[Tensor]) -> Tensor:
         """Make one vector (B, D) an image of the features of the backbone."""

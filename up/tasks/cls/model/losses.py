@@ -29,6 +29,13 @@ LOSSES = Registry(
         "label_smooth_ce": "up.tasks.cls.model.losses:LabelSmoothing",
         "softmax_eql": "up.tasks.cls.model.losses:SoftmaxEQL",
         "softmax_eqlv2": "up.tasks.cls.model.losses:SoftmaxEQLV2",
+        "focal": "up.tasks.cls.model.imbalance:Focal",
+        "sigmoid_focal": "up.tasks.cls.model.imbalance:SigmoidFocal",
+        "asl": "up.tasks.cls.model.imbalance:Asymmetric",
+        "jsd": "up.tasks.cls.model.imbalance:JensenShannon",
+        "cosface": "up.tasks.cls.model.imbalance:CosFace",
+        "am_softmax": "up.tasks.cls.model.imbalance:CosFace",
+        "arcface": "up.tasks.cls.model.imbalance:ArcFace",
     },
     contract=Contract("docs/add_a_part.md", base=lambda: (ClassificationLoss,)),
 )

@@ -30,9 +30,9 @@ class ClassificationPostProcess(nn.Module):
 
     Reads ``logits`` (B, C), or a list of such, one a head; in training also ``gt``, (B,) int64, (B, heads) int64 or
     (B, C) float, and ``dominant`` (B,) where a batch was mixed. ``cls_loss`` is one loss for all heads or a list, one
-    a head. Training returns ``loss``, summed over the heads, and ``scalars`` in percent: ``accuracy_top1``, or
-    ``dominant_top1`` against the label of the larger weight, or ``exact_match`` (the whole set is correct) with
-    ``multilabel``; several heads have ``head0_`` before each name. Evaluation returns ``scores``, probabilities like
+    a head. Training returns, of images with labels, ``loss``, summed over the heads, and ``scalars`` in percent:
+    ``accuracy_top1``, or ``dominant_top1`` against the label of the larger weight, or ``exact_match`` (the whole set is
+    correct) with ``multilabel``; several heads have ``head0_`` before each name. Evaluation returns ``scores``, probabilities like
     ``logits``, and ``preds`` (B,), or (B, C) bool with ``multilabel``: every score above .5; of images with labels also
     ``losses``, for each head the shares (B,) of the images in the loss and their weights (B,). Nothing here
     waits for the device. Raises ``UserError`` for labels or losses that do not fit the heads.
@@ -62,14 +62,14 @@ class ClassificationPostProcess(nn.Module):
         logits = read(record, "logits", "head")
         heads, gt = heads_of(logits), record.get("gt")
         if self.training:
-            return self._train(heads, _per_head(gt, heads), record.get("dominant"))
+            return {} if gt is None else self._train(heads, label_columns(gt, len(heads)), record.get("dominant"))
         losses = self.losses(len(heads))
         scores = [loss.scores(head) for loss, head in zip(losses, heads, strict=True)]
         preds = [each > 0.5 if self.multilabel else each.argmax(dim=1) for each in scores]
         one = isinstance(logits, Tensor)
         found: Record = {"scores": scores[0] if one else scores, "preds": preds[0] if one else preds}
         if gt is not None:
-            each_head = zip(losses, heads, _per_head(gt, heads), strict=True)
+            each_head = zip(losses, heads, label_columns(gt, len(heads)), strict=True)
             found["losses"] = [loss.of_each(head, target) for loss, head, target in each_head]
         return found
 
@@ -110,13 +110,3 @@ class ClassificationPostProcess(nn.Module):
             return "dominant_top1", (logits.argmax(dim=1) == dominant).float().mean()
         labels = target if target.ndim == 1 else target.argmax(dim=1)
         return "accuracy_top1", (logits.argmax(dim=1) == labels).float().mean()
-
-
-def _per_head(gt: Tensor | None, heads: Sequence[Tensor]) -> Sequence[Tensor]:
-    """List the labels of each head: the columns of (B, heads) int64, or all there is for a single head."""
-    if gt is None:
-        raise UserError(
-            "the training data has no labels: the loss needs them. Use a meta_type with labels for "
-            "dataset.train; inference_only is for evaluation."
-        )
-    return label_columns(gt, len(heads))

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.harness.facts import facts
+from up.config.signature import signature_of
 from up.errors import UserError
 from up.tasks.cls.model.losses import LOSSES, BinaryCrossEntropy, ClassificationLoss, CrossEntropy, LabelSmoothing, SoftmaxEQL
+from up.types import Record
 
 # The inputs of the printed reference values.
 X = torch.tensor([[2.0, 0.0, -1.0, 0.5], [0.1, 0.2, 0.3, -2.0]])
@@ -45,10 +47,20 @@ def test_cross_entropy_of_hard_and_soft_targets(name: str) -> None:
     assert loss(X, SOFT).item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
+def derived(name: str) -> Record:
+    """What the program derives for a loss: the batch has one image in two views, the logits are cosines."""
+    known = {"num_classes": 4, "views": 2, "scale": 1.0}
+    return {key: value for key, value in known.items() if key in signature_of(LOSSES.get(name)).parameters}
+
+
 def test_every_loss_of_the_table_takes_hard_and_soft_targets_and_a_weight() -> None:
-    assert list(LOSSES) == ["bce", "ce", "label_smooth_ce", "softmax_eql", "softmax_eqlv2", "stce"]
+    margins = ["am_softmax", "arcface", "cosface"]
+    smooth = ["jsd", "label_smooth_ce"]
+    assert sorted(LOSSES) == sorted(
+        [*margins, *smooth, "asl", "bce", "ce", "focal", "sigmoid_focal", "softmax_eql", "softmax_eqlv2", "stce"]
+    )
     for name in LOSSES:
-        supplied = {"num_classes": 4} if name not in {"ce", "stce", "bce"} else {}
+        supplied = derived(name)
         one, three = (LOSSES.get(name)(loss_weight=weight, **supplied) for weight in (1.0, 3.0))
         for target in (HARD, SOFT):
             assert three(X, target).item() == pytest.approx(3 * one(X, target).item(), rel=1e-6)
@@ -138,8 +150,7 @@ def test_bias_moves_what_is_exported_and_nothing_else_does() -> None:
 
 def test_a_loss_waits_for_no_device_and_shapes_can_be_checked_without_computing() -> None:
     for name in LOSSES:
-        supplied = {"num_classes": 4} if name not in {"ce", "stce", "bce"} else {}
-        loss = LOSSES.get(name)(**supplied).to("meta")
+        loss = LOSSES.get(name)(**derived(name)).to("meta")
         for target in (HARD, SOFT):
             value = loss(X.to("meta").requires_grad_(), target.to("meta"))
             assert (value.device.type, value.shape) == ("meta", ())

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.harness.facts import facts
+from up.data.records import Batch
 from up.errors import UserError
 from up.tasks.cls.model.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, LabelSmoothing, SoftmaxEQL
 from up.tasks.cls.model.postprocess import POST_PROCESSES, ClassificationPostProcess
+from up.tasks.cls.task import CLASSIFICATION
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.1, 0.2, 0.3], [0.0, 3.0, 1.0], [5.0, 0.0, 0.0]])
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -145,9 +147,12 @@ def test_labels_of_the_wrong_arity_are_named(gt: Tensor) -> None:
         post.train()({"logits": [LOGITS, OTHER], "gt": gt})
 
 
-def test_training_without_labels_says_so() -> None:
-    with pytest.raises(UserError, match="has no labels"):
-        ClassificationPostProcess(cls_loss=CrossEntropy()).train()({"logits": LOGITS})
+def test_images_without_labels_have_no_loss() -> None:
+    """A student of a teacher trains on them; the task's own loss says what is missing."""
+    post = ClassificationPostProcess(cls_loss=CrossEntropy()).train()
+    assert post({"logits": LOGITS}) == {}
+    with pytest.raises(UserError, match=facts("no labels", "teacher", "task_loss")):
+        CLASSIFICATION.loss(post, Batch(logits=LOGITS))
 
 
 def test_the_state_of_a_loss_has_a_stable_name() -> None:
