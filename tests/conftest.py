@@ -13,7 +13,7 @@ import torch
 
 from up.tracking.log import LogFile
 
-pytest_plugins = ["tests.harness.fixtures"]
+pytest_plugins = ["tests.harness.fixtures", "tests.harness.distilling"]
 TIERS = ("unit", "integration", "ranks", "slow")
 OF_UNITS = ("unit", "architecture")  # folders
 OF_RANKS = {"server", "start"}  # fixtures that start several processes of one run

@@ -267,6 +267,33 @@ def mimic(name: str, layer: str = "head.classifier", **arguments: Any) -> Case:
     return put
 
 
+def unlabelled(config: Config, folder: Path) -> None:
+    """Images at any depth, whose labels the teacher gives."""
+    mimic("kd_loss")(config, folder)
+    config["mimic"]["task_loss"] = False
+    kwargs(config, "train").update(meta_type="unlabelled", meta_file=str(folder / "train"))
+    del kwargs(config, "train")["image_reader"]["kwargs"]
+
+
+def views(config: Config, _: Path) -> None:
+    """Before ``to_tensor, normalize``."""
+    part = {"type": "views", "kwargs": {"number": 2, "transformer": [{"type": "v2.AugMix"}]}}
+    kwargs(config, "train")["transformer"].insert(-2, part)
+
+
+def compared(config: Config, folder: Path) -> None:
+    views(config, folder)
+    loss("jsd", class_weights="balanced")(config, folder)
+
+
+def of_cosines(name: str) -> Case:
+    def put(config: Config, folder: Path) -> None:
+        classifier("norm_linear", temperature=30)(config, folder)
+        loss(name, margin=0.2)(config, folder)
+
+    return put
+
+
 def nothing(config: Config, _: Path) -> None:
     """In every configuration here."""
 
@@ -279,6 +306,7 @@ CASES: dict[str, dict[str, Case]] = {
         "image_folder": folders,
         "csv": meta("csv"),
         "inference_only": nothing,  # it has no labels to train on: see test_inference_only
+        "unlabelled": unlabelled,
     },
     "image_reader": {
         **{name: reader(name) for name in ("fs_pillow", "fs_opencv", "fs_turbo")},
@@ -296,6 +324,7 @@ CASES: dict[str, dict[str, Case]] = {
         "torch_randerase": last_transform("torch_randerase", probability=1.0),
         "torch_mixup": transform("torch_mixup", extra_input=True),
         "torch_cutmix_mixup": transform("torch_cutmix_mixup", extra_input=True, transform=True),
+        "views": views,
         "to_tensor": nothing,
         "custom_to_tensor": levels,
         "normalize": nothing,
@@ -320,6 +349,11 @@ CASES: dict[str, dict[str, Case]] = {
         "label_smooth_ce": loss("label_smooth_ce", smooth_ratio=0.1),
         "softmax_eql": loss("softmax_eql", indicator="pos_and_neg"),
         "softmax_eqlv2": loss("softmax_eqlv2"),
+        "focal": loss("focal", class_weights="balanced"),
+        "sigmoid_focal": loss("sigmoid_focal", alpha=0.5),
+        "asl": loss("asl", class_weights="balanced"),
+        "jsd": compared,
+        **{name: of_cosines(name) for name in ("cosface", "am_softmax", "arcface")},
     },
     "norm": {
         "solo_bn": of_backbone("normalize", "solo_bn", momentum=0.2),

@@ -14,6 +14,7 @@ from up.build.parts import RunParts
 from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, Dataset, SampleKey
+from up.distill.section import has_labels
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.engine.parallel import unchanged_buffers
 from up.errors import UserError
@@ -51,7 +52,10 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
                 raise experiment.error(f"{what} Add `return batch`.", key="dataset.train.dataloader.kwargs.batch_fn.type")
             prepared = Batch(prepared)
         with parts.precision.autocast():
-            experiment.task.loss(parts.net, prepared)
+            if has_labels(experiment):
+                experiment.task.loss(parts.net, prepared)
+            else:
+                parts.net(prepared)
     if parts.evaluation is not None and test is not None:
         metrics = dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
         averaged = [f"ema_{name}" for name in metrics] if experiment.config.ema.enable else []

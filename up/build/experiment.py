@@ -18,7 +18,7 @@ from up.data.records import DATASET_CONTRACT
 from up.data.sampler import SAMPLERS
 from up.data.transforms.table import TRANSFORMS
 from up.distill.losses import MIMIC_LOSSES
-from up.distill.section import is_distillation, weights_of_teachers
+from up.distill.section import GRAPHS, is_distillation, weights_of_teachers
 from up.engine.hooks import HOOKS
 from up.engine.step import RUNNERS
 from up.errors import Problem, UserError
@@ -36,7 +36,7 @@ from up.tasks.task import TASKS, AnyTask
 
 ENTRY_POINTS = "up.tasks"
 ENGINE_TABLES: Mapping[str, Registry] = {
-    "backbone": BACKBONES.extended({"onnx": "up.distill.onnx_teacher:OnnxTeacher"}),
+    "backbone": BACKBONES.extended(dict.fromkeys(GRAPHS, "up.distill.onnx_teacher:OnnxTeacher")),
     "norm": NORMS,
     "initializer": INITIALIZERS,
     "optimizer": OPTIMIZERS,

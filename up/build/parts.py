@@ -16,6 +16,8 @@ from up.data.records import Dataset
 from up.data.sampler import TrainBatches
 from up.deploy.exportable import require_exportable
 from up.distill.build import Distillation
+from up.distill.section import label_problems
+from up.distill.teachers import classes_of_teacher
 from up.distributed.group import is_main
 from up.engine.clip import Clip
 from up.engine.evaluate import Evaluation
@@ -69,10 +71,10 @@ def build_parts(
     A check passes a ``precision`` of the CPU, and leaves out ``teacher_weights`` that would have to be downloaded.
     """
     config, task = experiment.config, experiment.task
-    experiment.raise_if_any([*missing_for_training(config), *missing_files(experiment)])
+    experiment.raise_if_any([*missing_for_training(config), *missing_files(experiment), *label_problems(experiment)])
     be_deterministic(config.runtime.deterministic)
     precision = precision or precision_of(experiment, device)
-    train_data = build_dataset(experiment, "train")
+    train_data = build_dataset(experiment, "train", classes_of_teacher(experiment))
     class_names, derived = task.class_names(train_data), task.derived(train_data)
     batches = train_batches(experiment, train_data)
     times = timetable(config.trainer, batches.steps_per_epoch, iter_base=config.runtime.iter_base)

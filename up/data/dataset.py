@@ -123,7 +123,9 @@ class KeyedDataset(ABC):
     def stages(self) -> Stages:
         """The transforms by where they run. Raises ``UserError`` for those that do not fit together."""
         if not self.train and any(isinstance(transform, SampleTransform) for transform in self.transforms):
-            raise UserError("torch_mixup and torch_cutmix_mixup are for training: images are evaluated one by one. Leave it out.")
+            raise UserError(
+                "torch_mixup, torch_cutmix_mixup and views are for training: images are evaluated one by one. Leave it out."
+            )
         return split(self.completed(self.transforms), of_floats=self.float_images)
 
     def __getitem__(self, key: SampleKey) -> Sample:

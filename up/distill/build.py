@@ -11,7 +11,7 @@ from torch import nn
 from up.data.records import Batch, Dataset
 from up.distill.cache import CachedTeacher, build_caches
 from up.distill.preflight import score_teachers
-from up.distill.section import is_distillation, key_of_job, mimic_of, weights_of_teachers
+from up.distill.section import has_labels, is_distillation, key_of_job, mimic_of, weights_of_teachers
 from up.distill.teachers import PHASES, ClassMatch, NetBuilder, Teacher, TeacherNet, load_teacher, match_classes
 from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.engine.evaluate import Evaluation, evaluation_mode
@@ -51,6 +51,7 @@ class Distillation:
     lines: Sequence[str] = ()  # for the log
     warnings: Sequence[str] = ()
     unscored: frozenset[str] = frozenset()  # teachers of other classes, of which only features are used
+    labelled: bool = True  # whether the training images have labels, and so a task loss
 
     def with_cache(self, experiment: Experiment, data: Dataset, *, steps_per_epoch: int, steps: int) -> Distillation:
         """Put a cache in front of the teachers, if ``mimic.cache`` asks for one."""
@@ -78,7 +79,7 @@ class Distillation:
             teacher.to(device, channels_last=channels_last, compiled=compiled)
         hooks = FeatureHooks(student, self.terms.student_layers, copied=self.overwritten)
         hooked = HookedStudent(student, self.adapters, hooks).to(device)
-        return {"net": hooked, "terms": self.terms, "teachers": self.sources}
+        return {"net": hooked, "terms": self.terms, "teachers": self.sources, "labelled": self.labelled}
 
 
 def start_lines(experiment: Experiment, distillation: Distillation | None) -> tuple[list[str], list[str]]:
@@ -137,6 +138,7 @@ def build_distillation(
             *(f"{why} Only its features are used; it is not scored" for why in unscored.values()),
         ],
         unscored=frozenset(unscored),
+        labelled=has_labels(experiment),
     )
 
 

@@ -49,6 +49,7 @@ class MimicLoss(ABC):
     name: ClassVar[str]
     of_logits: ClassVar[bool] = False  # compares scores of the same classes
     needs_labels: ClassVar[bool] = False
+    needs_task_loss: ClassVar[bool] = False  # its gradient guides the distance
 
     loss_weight: NotNegative = 1.0
 
@@ -266,6 +267,7 @@ class GKDLoss(MimicLoss):
     """
 
     name = "gkd_loss"
+    needs_task_loss = True
 
     reduction: Literal["mean", "sum"] = "mean"
 

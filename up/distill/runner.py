@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from up.config.argument import FromProgram
 from up.data.records import Batch
 from up.distill.cache import CachedTeacher, image_keys
-from up.distill.teachers import Teacher
+from up.distill.teachers import Teacher, unlabelled
 from up.distill.terms import ACTIVATIONS, DistillationTerms, HookedStudent
 from up.distributed.group import rank
 from up.engine.step import Mean, Runner, StepOutput
@@ -33,11 +34,13 @@ class KDRunner(Runner):
         *,
         terms: Annotated[DistillationTerms, FromProgram()],
         teachers: Annotated[Sequence[Teacher | CachedTeacher], FromProgram()],
+        labelled: Annotated[bool, FromProgram()] = True,
         **kwargs: Argument,
     ) -> None:
         super().__init__(net, **kwargs)
         self.terms = terms
         self.teachers = teachers
+        self.labelled = labelled
 
     @property
     def hooked(self) -> HookedStudent:
@@ -54,7 +57,7 @@ class KDRunner(Runner):
     @property
     def loss_names(self) -> Sequence[str]:
         """The scalars of a step that add up to the loss."""
-        return ["task_loss", *(term.name for term in self.terms.terms)]
+        return [*(["task_loss"] if self.labelled else []), *(term.name for term in self.terms.terms)]
 
     def add_parameters_to(self, optimizer: Optimizer) -> None:
         """Train the adapters with the optimizer's own settings: no rule of ``pconfig`` applies to them."""
@@ -69,8 +72,12 @@ class KDRunner(Runner):
         return Batch(super().prepare(batch, step, micro), image_keys=keys)
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:
-        """Add ``task_loss`` and the loss of every term; each is a scalar of the output too."""
+        """Add ``task_loss``, if there are labels, and the loss of every term; each is a scalar of the output too."""
         teachers = {teacher.name: teacher(batch) for teacher in self.teachers}
+        if not self.labelled:
+            record = self.net(unlabelled(batch))
+            losses = self.terms(record[ACTIVATIONS], teachers, batch, step)
+            return StepOutput(torch.stack(list(losses.values())).sum(), losses, record)
         own = super().training_step(batch, step)
         losses = self.terms(own.outputs[ACTIVATIONS], teachers, batch, step, own.loss)
         parts = [*([own.loss] if self.terms.task_loss else []), *losses.values()]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 import yaml
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
 from up.data.records import Batch
 from up.distill.onnx_teacher import OnnxTeacher
-from up.distill.section import weights_of_teachers
+from up.distill.section import GRAPHS, has_labels, weights_of_teachers
 from up.errors import Problem, UserError
 from up.models.feature_hooks import FeatureHooks, inspect_layers, split_layer
 from up.models.net import Net
 from up.models.norm import is_batch_norm
+from up.models.weight_files import TIMM, classes_of_timm, is_of_timm
 from up.models.weights import Weights, WeightsError, load_weights, read_state
 from up.tasks.experiment import Experiment
 from up.tasks.task import Size
@@ -139,6 +142,8 @@ def match_classes(teacher: str, ours: Sequence[str] | None, theirs: Sequence[obj
         return ClassMatch(line=f"{teacher}: its classes are matched with the student's by number: {which}")
     if list(ours) == list(theirs):
         return ClassMatch()
+    if are_ids(theirs) and len(ours) == len(theirs) and not set(ours) & set(theirs):
+        return ClassMatch(line=f"{teacher}: its classes are matched with the student's by number: it names them by WordNet ids")
     if not all(isinstance(name, str) for name in (*ours, *theirs)):
         return ClassMatch(problem=f"{teacher}: its heads are not those of the student. Expected the same heads and classes.")
     missing = [name for name in ours if name not in theirs]
@@ -150,6 +155,11 @@ def match_classes(teacher: str, ours: Sequence[str] | None, theirs: Sequence[obj
     left_out = f"; left out: {len(theirs) - len(ours)} of {len(theirs)}" if len(theirs) > len(ours) else ""
     line = f"{teacher}: its scores are put into the student's order of classes, by their names{left_out}"
     return ClassMatch([list(theirs).index(name) for name in ours], line)
+
+
+def are_ids(names: Sequence[object]) -> bool:
+    """Return whether classes are named by ids of WordNet, such as n01440764."""
+    return all(isinstance(name, str) and re.fullmatch(r"n\d{8}", name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -165,13 +175,49 @@ class TeacherNet:
     takes_other_sizes: bool = True
 
 
+def classes_of_teacher(experiment: Experiment) -> dict[str, object]:
+    """Derive the classes of training images without labels from their teacher; empty for images with labels, or named classes.
+
+    Raises ``UserError`` for a teacher that cannot be read.
+    """
+    train = experiment.config.dataset.train
+    if has_labels(experiment) or train is None or train.dataset.kwargs.keys() & {"class_names", "num_classes"}:
+        return {}
+    for name, (key, file) in weights_of_teachers(experiment).items():
+        section = experiment.config.teachers[name]
+        with _blamed_on(experiment, key), experiment.placing(key):
+            if section[0].type in GRAPHS:
+                names = OnnxTeacher(file=str(file)).class_names
+                known: Mapping[str, object] = {}
+            elif file is None or is_of_timm(file):
+                names, known = imagenet_ids(file or ""), {}
+            else:
+                weights = read_state(file)
+                names, known = weights.class_names, experiment.task.derived_from_weights(weights, section)
+        if names and isinstance(names[0], str):
+            return {"class_names": list(names), "num_classes": len(names)}
+        if names:
+            return {"num_classes": [len(head) for head in names if isinstance(head, Sequence)]}
+        if "num_classes" in known:
+            return {"num_classes": known["num_classes"]}
+    return {}
+
+
+def imagenet_ids(source: str) -> list[str] | None:
+    """Return the WordNet ids of the classes of weights ``timm:NAME`` that know ImageNet's; None for others."""
+    if not source.startswith(TIMM):
+        return None
+    subset = infer_imagenet_subset({"num_classes": classes_of_timm(source)})
+    return None if subset is None else list(ImageNetInfo(subset).label_names())
+
+
 def load_teacher(
     experiment: Experiment, name: str, derived: Mapping[str, object], build_net: NetBuilder, *, files: bool
 ) -> TeacherNet:
     """Build a teacher and load its weights, random without ``files``. Raises ``UserError`` for a file that does not fit."""
     key, file = weights_of_teachers(experiment)[name]
     section = experiment.config.teachers[name]
-    is_graph = section[0].type == "onnx"
+    is_graph = section[0].type in GRAPHS
     with _blamed_on(experiment, key):
         weights = read_state(file) if files and file is not None and not is_graph else None
     with experiment.placing(name):
@@ -186,7 +232,8 @@ def load_teacher(
     with _blamed_on(experiment, key):
         report = load_weights(net, weights)  # a new head would give noise
     lines = [f"{name}: {line}" for line in report.lines()]
-    return TeacherNet(name, key, net, weights.class_names or None, _image_sizes(experiment, weights), lines)
+    names = weights.class_names or imagenet_ids(weights.source)
+    return TeacherNet(name, key, net, names or None, _image_sizes(experiment, weights), lines)
 
 
 @contextmanager

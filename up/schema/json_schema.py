@@ -124,7 +124,8 @@ def _looser_forms(definitions: Schema) -> None:
     for pattern, net in definitions["Config"]["patternProperties"].items():
         file = {"type": "string", "description": "An ONNX file, or a deploy package: a teacher of logits."}
         from_file = {"type": "object", "properties": {"onnx": file}, "required": ["onnx"], "additionalProperties": False}
-        definitions["Config"]["patternProperties"][pattern] = {"anyOf": [net, from_file]}
+        name = {"type": "string", "description": "A run folder, a checkpoint of up, a package, an ONNX graph or timm:NAME."}
+        definitions["Config"]["patternProperties"][pattern] = {"anyOf": [net, from_file, name]}
     rules, rule = definitions["ParamConfig"]["properties"], definitions["ParamRule"]
     rules["linear"] = rules["linear_b"]
     rules["nodecay"]["anyOf"].append({"type": "object", "required": ["value"]})

@@ -31,6 +31,7 @@ from up.tasks.served import Served
 from up.text import some_of
 
 Size = tuple[int, int]  # height, width
+LABELS_OR_TEACHER = "Give them labels, or train with a teacher, mimic.task_loss: False and meta_type: unlabelled (docs/distill.md)."
 ResultStream = Callable[[Mapping[str, object], Mapping[str, object]], None]
 Data = TypeVar("Data", bound=Dataset)
 
@@ -162,6 +163,10 @@ class Task(ABC, Generic[Data]):
         return {}
 
     # --- data ---
+
+    def is_labelled(self, dataset: Part) -> bool:
+        """Return whether the data set of the YAML has labels; images without them train students of a teacher."""
+        return True
 
     def class_names(self, data: Data) -> list[str] | None:
         """Return the names of the classes of a data set; saved in checkpoints."""

@@ -16,6 +16,7 @@ from up.schema.dataset import SHARED
 from up.schema.legacy.keys import Found, data_pool, drop_keys_without_effect, initializer_methods, move_keys
 from up.schema.legacy.mimic import older_mimic, onnx_teachers
 from up.schema.sections import SECTIONS, is_section
+from up.schema.teacher_files import named_teachers
 
 _OF_NODECAY = ("value", "type")
 _BELONGS = {
@@ -141,5 +142,6 @@ _STEPS: tuple[Callable[[MappingNode, Found], MappingNode], ...] = (
     _merge_shared,
     older_mimic,
     onnx_teachers,
+    named_teachers,
     _drop_free_form,
 )

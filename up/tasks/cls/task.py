@@ -19,25 +19,27 @@ from up.data.records import Batch, Sample, Transform
 from up.data.transforms.stages import Stages, expect_numbers
 from up.data.transforms.table import output_size_of
 from up.engine.evaluate import Evaluator
+from up.engine.step import StepOutput
 from up.errors import UserError
 from up.models.adapter import Backbone
 from up.models.net import Net
-from up.models.weight_files import Weights
+from up.models.weight_files import TIMM, Weights, classes_of_timm
 from up.schema.sections import NetModule
 from up.tasks.cls.augment.mixing import BATCH_FNS
+from up.tasks.cls.augment.views import Views, expect_last, spread
 from up.tasks.cls.data.data_report import data_report
 from up.tasks.cls.data.datasets import DATASETS, ClsDataset
 from up.tasks.cls.data.image_dataset import ImageDataset
-from up.tasks.cls.data.metas import METAS
+from up.tasks.cls.data.metas import METAS, UNLABELLED
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.reports import ResultStream, write_reports
 from up.tasks.cls.evaluate.teacher_top1 import TeacherTop1
-from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head
+from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head, NormLinear
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
 from up.tasks.cls.serve import serve
 from up.tasks.served import Served
-from up.tasks.task import DataReport, InputSpec, Size, Task, TeacherScore
+from up.tasks.task import LABELS_OR_TEACHER, DataReport, InputSpec, Size, Task, TeacherScore
 from up.text import count, some_of
 
 
@@ -54,6 +56,7 @@ class Classification(Task[ImageDataset]):
         "transform": {
             "torch_mixup": "up.tasks.cls.augment.sample_mixing:Mixup",
             "torch_cutmix_mixup": "up.tasks.cls.augment.sample_mixing:CutmixMixup",
+            "views": "up.tasks.cls.augment.views:Views",
         },
         "batch_fn": BATCH_FNS,
         "head": HEADS,
@@ -113,6 +116,8 @@ class Classification(Task[ImageDataset]):
     def derived(self, data: ImageDataset) -> DerivedArguments:
         """Derive the number of classes and of images in each class, for heads, losses and mixing."""
         known: dict[str, object] = {"num_classes": data.num_classes, "class_counts": data.class_counts()}
+        if views := next((each for each in data.transforms if isinstance(each, Views)), None):
+            known["views"] = Exact(views.number, "the transform views of dataset.train")
         if data.class_names is not None:  # names give the number of classes, labels alone a lower bound
             known["num_classes"] = Exact(data.num_classes, "the class names of dataset.train")
         return known
@@ -127,13 +132,19 @@ class Classification(Task[ImageDataset]):
             expect_enough_classes(part.kwargs.get("num_classes"), derived.get("num_classes"))
             return {**derived, **planes_for(before, part)}
         several_heads = isinstance(derived.get("num_classes"), list)  # then the losses differ in width
-        return {name: value for name, value in derived.items() if not (several_heads and name == "num_classes")}
+        known = {name: value for name, value in derived.items() if not (several_heads and name == "num_classes")}
+        layers = list(before.classifiers) if isinstance(before, Head) else []
+        scales = {layer.temperature for layer in layers if isinstance(layer, NormLinear)}
+        return {**known, "scale": Exact(scales.pop(), "norm_linear of the head")} if len(scales) == 1 else known
 
     def derived_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
         """Derive the number of classes from the class names, otherwise from the classifiers in the checkpoint.
 
-        All class counts are 1: they only weigh losses.
+        All class counts are 1, and images have two views: these only matter to losses in training.
         """
+        return {**self._classes_from_weights(weights, net), "views": 2}
+
+    def _classes_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
         names, tensors = (weights.class_names, weights.tensors()) if weights is not None else (None, {})
         if names and isinstance(names[0], str):
             return {"num_classes": len(names), "class_counts": [1] * len(names)}
@@ -154,6 +165,8 @@ class Classification(Task[ImageDataset]):
             known["num_classes"] = Exact(classes, f"the class names in {weights.source}")
         elif any("num_classes" in module.kwargs for module in net):
             known.pop("num_classes", None)
+        elif weights is not None and weights.source.startswith(TIMM):
+            known["num_classes"] = classes_of_timm(weights.source)
         return known
 
     def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
@@ -163,7 +176,12 @@ class Classification(Task[ImageDataset]):
     def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
         """Assume ten classes, if the YAML of a head leaves their number out."""
         heads = [module for module in net if module.type in HEADS]
-        return {"num_classes": 10} if any("num_classes" not in head.kwargs for head in heads) else {}
+        return {"views": 2, **({"num_classes": 10} if any("num_classes" not in head.kwargs for head in heads) else {})}
+
+    def is_labelled(self, dataset: Part) -> bool:
+        """Return whether the meta type has labels."""
+        kinds = dataset.kwargs.get("meta_type")
+        return not any(kind in UNLABELLED for kind in (kinds if isinstance(kinds, list) else [kinds]))
 
     def class_names(self, data: ImageDataset) -> list[str] | None:
         """Return the names of the classes: the data set's, otherwise the evaluator's."""
@@ -174,10 +192,21 @@ class Classification(Task[ImageDataset]):
 
     def stages(self, data: ImageDataset) -> Stages:
         expect_numbers(data.transforms)
+        expect_last(data.transforms)
         return data.stages
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Stack samples to a batch, a row for each view of an image."""
+        return super().collate(spread(samples))
 
     def read_sample(self, data: ImageDataset, index: int) -> Sample:
         return read_sample(data, index)
+
+    def loss(self, net: nn.Module, batch: Batch) -> StepOutput:
+        """Compute the loss of a prepared batch. Raises ``UserError`` for images without labels."""
+        if "gt" not in batch:
+            raise UserError("the images for training have no labels: the loss needs them", fix=LABELS_OR_TEACHER)
+        return super().loss(net, batch)
 
     def result_stream(self, data: ImageDataset, folder: Path, memory_friendly: bool) -> ResultStream | None:
         """Return the stream of results that ``saver.memory_friendly`` or a continued inference asks for."""

@@ -136,7 +136,7 @@ Classes: TypeAlias = Annotated[int, Derived("the classes of dataset.train")]
 
 
 class BatchMix:
-    """Mixing of a batch: ``image`` (B, C, H, W), soft ``gt`` (B, num_classes), ``dominant`` (B,)."""
+    """Mixing of a batch: ``image`` (B, C, H, W), and of labelled images soft ``gt`` (B, num_classes) and ``dominant`` (B,)."""
 
     def __init__(self, policy: MixPolicy, *, num_classes: Classes = 1000) -> None:
         self.policy = policy
@@ -144,16 +144,18 @@ class BatchMix:
         self._checked = False
 
     def __call__(self, batch: Batch, generator: Generator) -> Batch:
-        image, gt = batch.image, batch.gt
+        image, gt = batch.image, batch.get("gt")
         if not image.is_floating_point():
             raise UserError(f"batch_fn: got images of {image.dtype}, expected float: end the transforms with to_tensor, normalize")
-        self._check_labels(gt)
+        if gt is not None:
+            self._check_labels(gt)
         mix = self.policy.draw(numpy_generator(generator), (image.shape[-2], image.shape[-1]))
+        blended = mix_images(image, image.flip(0), mix)
+        if gt is None:
+            return Batch(batch, image=blended)
         target = soft_targets(gt, self.num_classes)
         mixed = torch.lerp(target.flip(0), target, mix.lam)
-        return Batch(
-            batch, image=mix_images(image, image.flip(0), mix), gt=mixed, dominant=dominant_labels(gt, gt.flip(0), mixed, mix.lam)
-        )
+        return Batch(batch, image=blended, gt=mixed, dominant=dominant_labels(gt, gt.flip(0), mixed, mix.lam))
 
     def _check_labels(self, gt: Tensor) -> None:
         """Check every batch on the CPU; elsewhere only the first, for reading a label there synchronizes."""

@@ -53,6 +53,8 @@ def _name(dataset: ImageDataset, label: int) -> str:
 def _class_line(source: str, dataset: ImageDataset) -> Iterator[str]:
     counts = dataset.class_counts()
     if counts is None:
+        if isinstance(dataset, ClsDataset) and dataset.gt_kind == "none":
+            yield f"{source}: images without labels"
         return
     commonest_first = sorted(range(len(counts)), key=lambda label: -counts[label])
     shown = [f"{_name(dataset, label)} {counts[label]:,}" for label in commonest_first]

@@ -31,11 +31,14 @@ METAS = Registry(
         "custom_cls": "up.tasks.cls.data.json_lines:custom_cls",
         "custom_det": "up.tasks.cls.data.json_lines:custom_det",
         "inference_only": "up.tasks.cls.data.metas:inference_only",
+        "unlabelled": "up.tasks.cls.data.metas:inference_only",
         "image_folder": "up.tasks.cls.data.metas:image_folder",
         "csv": "up.tasks.cls.data.csv_table:csv_table",
     },
 )
 
+UNLABELLED = ("inference_only", "unlabelled")
+"""Meta types without labels: a list of images, a folder with images at any depth, or an image."""
 LARGEST = 2**31 - 1
 Column: TypeAlias = Annotated[int, Field(ge=0)] | str  # its position from 0, or its name in the header
 

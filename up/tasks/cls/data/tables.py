@@ -21,7 +21,7 @@ from up.tasks.cls.data.inference import (
     inference_path,
     inference_root,
 )
-from up.tasks.cls.data.metas import METAS, Columns, MetaSource, SampleTable
+from up.tasks.cls.data.metas import METAS, UNLABELLED, Columns, MetaSource, SampleTable
 from up.text import Verbatim, count
 from up.types import Json
 
@@ -82,7 +82,7 @@ def _without_done(table: SampleTable, config: ResumeInference) -> SampleTable:
 def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     """List the meta type of every meta file, and the file with its root and label offset."""
     meta_file = spec.meta_file
-    if spec.meta_type == "inference_only" and not isinstance(meta_file, list):
+    if spec.meta_type in UNLABELLED and not isinstance(meta_file, list):
         meta_file = inference_path(meta_file, spec.inference)
     if not meta_file:
         raise UserError(
@@ -101,7 +101,7 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     folders = [path if kind == "image_folder" else folder for path, kind, folder in zip(paths, kinds, image_dirs, strict=True)]
     sources = []
     for path, kind, folder, offset in zip(paths, kinds, folders, offsets, strict=True):
-        root_of = inference_root if kind == "inference_only" else ImageRoot
+        root_of = inference_root if kind in UNLABELLED else ImageRoot
         root = root_of(folder, meta_file=path, allow_outside=spec.allow_outside, suffixes=spec.suffixes)
         own = MetaSource(path, root, label_offset=offset, multilabel=spec.multilabel, min_size=spec.min_size, columns=spec.columns)
         sources.append(own)
@@ -119,7 +119,7 @@ def _one_each(name: str, given: Json, number: int) -> list[Json]:
 
 
 def _parser(kind: str, spec: TableSpec) -> Callable[[MetaSource], SampleTable]:
-    if kind == "inference_only":
+    if kind in UNLABELLED:
         return lambda source: inference_meta(source, spec.inference)
     try:
         found: Callable[[MetaSource], SampleTable] = METAS.get(kind)

@@ -271,6 +271,6 @@ def test_inference_only_lines(tmp_path: Path) -> None:
 
 
 def test_table() -> None:
-    assert set(METAS) == {"imagenet", "custom_cls", "custom_det", "inference_only", "image_folder", "csv"}
+    assert set(METAS) == {"imagenet", "custom_cls", "custom_det", "inference_only", "image_folder", "unlabelled", "csv"}
     assert METAS.get("custom_cls") is custom_cls
     assert callable(METAS.get("image_folder"))
