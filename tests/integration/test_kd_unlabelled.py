@@ -60,7 +60,7 @@ def test_a_student_learns_from_images_without_labels(unlabelled: Config, write: 
     assert main(["predict", "--config", path, str(images / "val 0.png")]) == 0
 
 
-@pytest.mark.parametrize("form", ["list", "folder", "named classes"])
+@pytest.mark.parametrize("form", ["list", "table", "folder", "named classes"])
 def test_labels_do_not_matter_to_a_student_of_the_teacher_alone(
     unlabelled: Config, write: Write, tmp_path: Path, images: Path, form: str
 ) -> None:
@@ -72,6 +72,9 @@ def test_labels_do_not_matter_to_a_student_of_the_teacher_alone(
     (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names))
     kwargs |= {"meta_file": str(tmp_path / "list.txt"), "meta_type": ["inference_only"]}
     kwargs["image_reader"] = {"type": "fs_pillow", "kwargs": {"image_dir": str(images)}}
+    if form == "table":
+        (tmp_path / "list.csv").write_text("image\n" + (tmp_path / "list.txt").read_text())
+        kwargs |= {"meta_file": str(tmp_path / "list.csv"), "meta_type": "csv"}
     if form == "folder":  # in sorted order, which is another
         kwargs |= {"meta_file": str(tmp_path / "photos"), "meta_type": "unlabelled"}
     if form == "named classes":

@@ -17,7 +17,7 @@ from tests.harness.runs import records, train
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
 from up.distill.fragment import distillation_of
-from up.models import weight_files
+from up.models import pretrained
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -88,8 +88,7 @@ def of_timm(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """A network of timm whose pretrained weights are random ones, without a download."""
     torch.manual_seed(0)
     network = timm.create_model("resnet10t", num_classes=1000)
-    found = weight_files.Weights("timm:resnet10t.c3_in1k", network.state_dict(), variant="timm")
-    monkeypatch.setattr(weight_files, "_from_timm", lambda name: found)
+    monkeypatch.setattr(pretrained, "with_weights", lambda name: network)
     monkeypatch.setattr("up.build.check.is_downloaded", lambda source: True)
     return network
 

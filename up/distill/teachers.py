@@ -20,8 +20,9 @@ from up.errors import Problem, UserError
 from up.models.feature_hooks import FeatureHooks, inspect_layers, split_layer
 from up.models.net import Net
 from up.models.norm import is_batch_norm
-from up.models.weight_files import TIMM, classes_of_timm, is_of_timm
-from up.models.weights import Weights, WeightsError, load_weights, read_state
+from up.models.pretrained import TIMM, classes_of_timm, is_of_timm, read_state
+from up.models.weight_files import Weights, WeightsError
+from up.models.weights import load_weights
 from up.tasks.experiment import Experiment
 from up.tasks.task import Size
 from up.text import count, some_of
@@ -181,7 +182,7 @@ def classes_of_teacher(experiment: Experiment) -> dict[str, object]:
     Raises ``UserError`` for a teacher that cannot be read.
     """
     train = experiment.config.dataset.train
-    if has_labels(experiment) or train is None or train.dataset.kwargs.keys() & {"class_names", "num_classes"}:
+    if has_labels(experiment) or train is None or any(map(train.dataset.kwargs.get, ("class_names", "num_classes"))):
         return {}
     for name, (key, file) in weights_of_teachers(experiment).items():
         section = experiment.config.teachers[name]

@@ -105,6 +105,12 @@ def is_of_timm(source: str) -> bool:
     return True
 
 
+def classes_of_timm(source: str) -> int | None:
+    """Return the number of classes of the weights ``timm:NAME``; None if timm does not know."""
+    found = timm.get_pretrained_cfg(source.removeprefix(TIMM))
+    return None if found is None else int(found.num_classes)
+
+
 def is_downloaded(source: str) -> bool:
     """Return whether the weights ``timm:NAME`` are on this machine: in the cache of the hub, or in torch's."""
     name = source.removeprefix(TIMM)

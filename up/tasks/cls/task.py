@@ -23,14 +23,16 @@ from up.engine.step import StepOutput
 from up.errors import UserError
 from up.models.adapter import Backbone
 from up.models.net import Net
-from up.models.weight_files import TIMM, Weights, classes_of_timm
+from up.models.pretrained import TIMM, classes_of_timm
+from up.models.weight_files import Weights
 from up.schema.sections import NetModule
 from up.tasks.cls.augment.mixing import BATCH_FNS
 from up.tasks.cls.augment.views import Views, expect_last, spread
 from up.tasks.cls.data.data_report import data_report
 from up.tasks.cls.data.datasets import DATASETS, ClsDataset
 from up.tasks.cls.data.image_dataset import ImageDataset
-from up.tasks.cls.data.metas import METAS, UNLABELLED
+from up.tasks.cls.data.metas import METAS, Columns
+from up.tasks.cls.data.tables import TableSpec, are_labelled
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.reports import ResultStream, write_reports
 from up.tasks.cls.evaluate.teacher_top1 import TeacherTop1
@@ -179,9 +181,12 @@ class Classification(Task[ImageDataset]):
         return {"views": 2, **({"num_classes": 10} if any("num_classes" not in head.kwargs for head in heads) else {})}
 
     def is_labelled(self, dataset: Part) -> bool:
-        """Return whether the meta type has labels."""
-        kinds = dataset.kwargs.get("meta_type")
-        return not any(kind in UNLABELLED for kind in (kinds if isinstance(kinds, list) else [kinds]))
+        """Return whether the meta type has labels, or the table a column of them."""
+        kwargs = dataset.kwargs
+        columns = (kwargs.get(name) for name in ("path_column", "label_column", "delimiter", "header"))
+        inference = kwargs.get("inference_cfg") or {}
+        kind = kwargs.get("meta_type") or "imagenet"
+        return are_labelled(TableSpec(kwargs.get("meta_file"), kind, inference=inference, columns=Columns(*columns)))
 
     def class_names(self, data: ImageDataset) -> list[str] | None:
         """Return the names of the classes: the data set's, otherwise the evaluator's."""

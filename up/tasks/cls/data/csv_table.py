@@ -39,6 +39,11 @@ def csv_table(source: MetaSource) -> SampleTable:
     return labelled(rows, source, None if table.label is None else _labels(found, rows, source))
 
 
+def has_labels(source: MetaSource) -> bool:
+    """Return whether a table has a column of labels."""
+    return _Table(source).label is not None
+
+
 def labels_in(source: MetaSource) -> set[str]:
     """Return the labels of a table as they are written; mistakes in its lines are reported when the images are listed."""
     cells = {row.label for row in _Table(source).rows(Rows(source.path, source.root))}

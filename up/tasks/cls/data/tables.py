@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from up.data.folders import classes_of
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
 from up.errors import UserError
-from up.tasks.cls.data.csv_table import are_numbers, labels_in
+from up.tasks.cls.data.csv_table import are_numbers, has_labels, labels_in
 from up.tasks.cls.data.inference import (
     InferenceConfig,
     ResumeInference,
@@ -43,6 +44,15 @@ class TableSpec:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     columns: Columns = Columns()
     suffixes: tuple[str, ...] = SUFFIXES
+
+
+def are_labelled(spec: TableSpec) -> bool:
+    """Return whether all meta files have labels; true for those that cannot be read, whose problem is reported elsewhere."""
+    with suppress(UserError, OSError):
+        kinds, sources = _sources(spec)
+        pairs = zip(kinds, sources, strict=True)
+        return not any(kind in UNLABELLED or (kind == "csv" and not has_labels(source)) for kind, source in pairs)
+    return True
 
 
 def read_table(spec: TableSpec) -> SampleTable:
