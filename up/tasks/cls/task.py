@@ -184,9 +184,8 @@ class Classification(Task[ImageDataset]):
         """Return whether the meta type has labels, or the table a column of them."""
         kwargs = dataset.kwargs
         columns = (kwargs.get(name) for name in ("path_column", "label_column", "delimiter", "header"))
-        inference = kwargs.get("inference_cfg") or {}
         kind = kwargs.get("meta_type") or "imagenet"
-        return are_labelled(TableSpec(kwargs.get("meta_file"), kind, inference=inference, columns=Columns(*columns)))
+        return are_labelled(TableSpec(kwargs.get("meta_file"), kind, columns=Columns(*columns)))
 
     def class_names(self, data: ImageDataset) -> list[str] | None:
         """Return the names of the classes: the data set's, otherwise the evaluator's."""

@@ -48,10 +48,11 @@ class TableSpec:
 
 def are_labelled(spec: TableSpec) -> bool:
     """Return whether all meta files have labels; true for those that cannot be read, whose problem is reported elsewhere."""
+    kinds = [spec.meta_type] if isinstance(spec.meta_type, str) else spec.meta_type
+    if any(kind in UNLABELLED for kind in kinds):
+        return False
     with suppress(UserError, OSError):
-        kinds, sources = _sources(spec)
-        pairs = zip(kinds, sources, strict=True)
-        return not any(kind in UNLABELLED or (kind == "csv" and not has_labels(source)) for kind, source in pairs)
+        return all(kind != "csv" or has_labels(source) for kind, source in zip(*_sources(spec), strict=True))
     return True
 
 
