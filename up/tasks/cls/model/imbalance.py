@@ -17,7 +17,7 @@ from up.tasks.cls.model.losses import Activation, ClassificationLoss, CrossEntro
 from up.types import Argument
 
 
-class Focal(CrossEntropy):
+class SoftmaxFocal(CrossEntropy):
     """Cross-entropy with less weight on well-classified images: -Σ y (1 - p)^gamma log p (Lin et al. 2017, eq. 4).
 
     ``logits`` (B, C), ``target`` (B,) int64 or (B, C) float that sums to 1 -> scalar; p is their softmax. ``gamma`` 0 is ``ce``.

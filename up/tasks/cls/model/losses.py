@@ -29,7 +29,7 @@ LOSSES = Registry(
         "label_smooth_ce": "up.tasks.cls.model.losses:LabelSmoothing",
         "softmax_eql": "up.tasks.cls.model.losses:SoftmaxEQL",
         "softmax_eqlv2": "up.tasks.cls.model.losses:SoftmaxEQLV2",
-        "focal": "up.tasks.cls.model.imbalance:Focal",
+        "focal": "up.tasks.cls.model.imbalance:SoftmaxFocal",
         "sigmoid_focal": "up.tasks.cls.model.imbalance:SigmoidFocal",
         "asl": "up.tasks.cls.model.imbalance:Asymmetric",
         "jsd": "up.tasks.cls.model.imbalance:JensenShannon",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from up.errors import UserError
-from up.tasks.cls.model.imbalance import ArcFace, Asymmetric, CosFace, Focal, JensenShannon, SigmoidFocal
+from up.tasks.cls.model.imbalance import ArcFace, Asymmetric, CosFace, JensenShannon, SigmoidFocal, SoftmaxFocal
 from up.tasks.cls.model.losses import LOSSES, BinaryCrossEntropy, ClassificationLoss, CrossEntropy
 
 X = torch.tensor([[2.0, 0.0, -1.0, 0.5], [0.1, 0.2, 0.3, -2.0]])
@@ -27,10 +27,10 @@ SCALE = 30.0
 def test_focal_has_the_printed_values() -> None:
     of_label = X.softmax(1)[range(2), HARD]
     each = -((1 - of_label) ** 2) * of_label.log()
-    assert Focal()(X, HARD).item() == pytest.approx(0.230906, abs=1e-6)
-    assert Focal()(X, HARD).item() == pytest.approx(each.mean().item(), rel=1e-6)
-    assert Focal(gamma=0)(X, HARD).item() == pytest.approx(F.cross_entropy(X, HARD).item(), rel=1e-6)
-    weighted = Focal(class_weights=WEIGHTS)(X, HARD).item()
+    assert SoftmaxFocal()(X, HARD).item() == pytest.approx(0.230906, abs=1e-6)
+    assert SoftmaxFocal()(X, HARD).item() == pytest.approx(each.mean().item(), rel=1e-6)
+    assert SoftmaxFocal(gamma=0)(X, HARD).item() == pytest.approx(F.cross_entropy(X, HARD).item(), rel=1e-6)
+    weighted = SoftmaxFocal(class_weights=WEIGHTS)(X, HARD).item()
     assert weighted == pytest.approx(0.331973, abs=1e-6)
     assert weighted == pytest.approx((each @ torch.tensor([1.0, 3.0])).item() / 4, rel=1e-6)
 
@@ -88,8 +88,8 @@ def test_margins_have_the_printed_values(loss: ClassificationLoss, printed: floa
 
 
 def losses() -> list[ClassificationLoss]:
-    own = [Focal(), SigmoidFocal(), Asymmetric(), JensenShannon(views=3).eval(), CosFace(scale=4.0), ArcFace(scale=4.0)]
-    return [*own, Focal(class_weights=WEIGHTS), CosFace(scale=4.0, class_weights=WEIGHTS), Asymmetric(class_weights=WEIGHTS)]
+    own = [SoftmaxFocal(), SigmoidFocal(), Asymmetric(), JensenShannon(views=3).eval(), CosFace(scale=4.0), ArcFace(scale=4.0)]
+    return [*own, SoftmaxFocal(class_weights=WEIGHTS), CosFace(scale=4.0, class_weights=WEIGHTS), Asymmetric(class_weights=WEIGHTS)]
 
 
 @pytest.mark.parametrize("loss", losses(), ids=lambda loss: type(loss).__name__)
@@ -118,7 +118,14 @@ def test_gradient_of_every_loss_is_that_of_finite_differences() -> None:
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 4, generator=draw, dtype=torch.float64)
     labels = torch.randint(0, 4, (2,), generator=draw).repeat_interleave(3)
-    for loss in [Focal(gamma=1.5), SigmoidFocal(), Asymmetric(), JensenShannon(views=3), CosFace(scale=8.0), ArcFace(scale=8.0)]:
+    for loss in [
+        SoftmaxFocal(gamma=1.5),
+        SigmoidFocal(),
+        Asymmetric(),
+        JensenShannon(views=3),
+        CosFace(scale=8.0),
+        ArcFace(scale=8.0),
+    ]:
         assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, labels), logits.clone().requires_grad_())
 
 
