@@ -21,6 +21,7 @@ def test_it_is_stored_without_outputs() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("each_graph_once")
 def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_photos(Path("photos"), {"cat": 10, "dog": 10})

@@ -40,6 +40,7 @@ def test_the_docstring() -> None:
     assert doctest.testmod(up.api, optionflags=doctest.ELLIPSIS).failed == 0
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(number) for number in HANDLED]
     run = finetune("photos/train", model="test_resnet", weights="weights.pth", epochs=2, out="runs/cell")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import yaml
 
 from tests.harness.facts import tells
 from tests.harness.photos import make_photos
+from tests.harness.ranks import Server, start
 from up.__main__ import main
 from up.engine.checkpoint import load_checkpoint
 
@@ -58,11 +56,10 @@ def test_the_yaml_repeats_the_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("photos")
-def test_killed_and_rerun_it_ends_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_and_rerun_it_ends_equal(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["finetune", "--train", "photos", "--epochs", "3", "--out", "runs/killed"]
-    environment = {**os.environ, "UP_FAULT": "step=12,action=kill", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-m", "up", *words], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    killed = start(server, tmp_path, words, world=1, environment={"UP_FAULT": "step=12,action=kill"}, cwd=tmp_path)
+    assert killed.wait() == [-signal.SIGKILL], killed.said
     assert main(words) == 0
     assert "resumed from" in capsys.readouterr().err
     assert main([*words[:-1], "runs/whole"]) == 0

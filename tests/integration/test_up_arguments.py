@@ -320,6 +320,7 @@ def test_auto_save_metric_keeps_the_best_checkpoint_of_each_metric(
         assert checkpoint(broken, f"ckpt_best_{name}.pth")["step"] == record["step"]
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_all_of_it_at_once_trains_evaluates_exports_and_predicts(
     config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
