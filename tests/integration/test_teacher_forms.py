@@ -106,7 +106,9 @@ def test_a_network_of_timm_is_matched_by_wordnet_ids(
 ) -> None:
     of_wordnet(student, ["n01443537", "n01440764", "n01484850"])  # the second, the first and the third
     named = losses({**student, "teacher": "timm:resnet10t.c3_in1k"}, write, tmp_path / "run")
-    assert tells((tmp_path / "run" / "train.log").read_text(), "teacher", "order of classes", "997", "1000")
+    said = (tmp_path / "run" / "train.log").read_text()
+    assert tells(said, "teacher", "order of classes", "997", "1000")
+    assert tells(said, "teacher", "mean", "0.485", "0.4", "std", "0.229", "0.3")  # other images than it knows
     network = [{"name": "backbone", "type": "timm", "kwargs": {"model_name": "resnet10t.c3_in1k", "pretrained": True}}]
     network += [{"name": "head", "type": "base_cls_head"}]
     assert losses({**student, "teacher": network}, write, tmp_path / "run") == named

@@ -123,7 +123,8 @@ def distillation_of(
     def build_teacher(name: str, file: str | None, known: Mapping[str, object]) -> Net:
         return build_net(experiment, known, config.teachers[name], name, file)
 
-    return build_distillation(experiment, Student(net, class_names, derived, example, sizes), build_teacher, files=files)
+    student = Student(net, class_names, derived, example, sizes, preprocessing_of_images(experiment))
+    return build_distillation(experiment, student, build_teacher, files=files)
 
 
 def select_device(experiment: Experiment) -> torch.device:

@@ -18,6 +18,7 @@ from up.engine.evaluate import Evaluation, evaluation_mode
 from up.errors import Problem, UserError
 from up.models.feature_hooks import FeatureHooks, Inspection, Shapes, inspect_layers, layer_problem
 from up.models.net import Net
+from up.models.preprocessing import ImagePreprocessing
 from up.schema.mimic import MimicSection
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment
@@ -36,6 +37,7 @@ class Student:
     derived: Mapping[str, object]  # derived arguments of the training data
     example: Batch  # two images of noise
     sizes: Mapping[str, Size]  # of the images, by phase, where all have one size
+    preprocessing: ImagePreprocessing | None = None  # of the images of ``dataset.test``, if it is known
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def build_distillation(
         lines=[line for net in nets for line in (*net.lines, matches[net.name].line) if line],
         warnings=[
             *sizes,
+            *(line for net in nets for line in _other_values(student.preprocessing, net)),
             *_precise_modes(experiment, section),
             *(f"{why} Only its features are used; it is not scored" for why in unscored.values()),
         ],
@@ -206,6 +209,16 @@ def _precise_modes(experiment: Experiment, section: MimicSection) -> Iterator[st
             if side.teacher_bn_mode == "precise":
                 place = f"{key_of_job(experiment, name)}.{teacher}.teacher_bn_mode"
                 yield f"{place}: precise means eval here: batch normalization uses the stored statistics"
+
+
+def _other_values(ours: ImagePreprocessing | None, teacher: TeacherNet) -> Iterator[str]:
+    """Warn of a teacher that was trained on images of another mean or standard deviation."""
+    if ours is None or teacher.preprocessing is None:
+        return
+    differing = [each for each in teacher.preprocessing.differences(ours) if each[0] in ("mean", "std")]
+    if differing:
+        listed = some_of(f"{name} {theirs} (dataset.test: {own})" for name, theirs, own in differing)
+        yield f"{teacher.name}: was trained with {listed}. Normalize the student's images alike: the teacher sees the same ones"
 
 
 def _other_sizes(experiment: Experiment, ours: Mapping[str, Size], teacher: TeacherNet) -> Iterator[str]:

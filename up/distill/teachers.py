@@ -20,6 +20,7 @@ from up.errors import Problem, UserError
 from up.models.feature_hooks import FeatureHooks, inspect_layers, split_layer
 from up.models.net import Net
 from up.models.norm import is_batch_norm
+from up.models.preprocessing import ImagePreprocessing
 from up.models.pretrained import TIMM, classes_of_timm, is_of_timm, read_state
 from up.models.weight_files import Weights, WeightsError
 from up.models.weights import load_weights
@@ -173,6 +174,7 @@ class TeacherNet:
     class_names: Sequence[object] | None = None
     sizes: Mapping[str, Size] = field(default_factory=dict)  # of its images in "train" and "test", if known
     lines: Sequence[str] = ()  # for the log
+    preprocessing: ImagePreprocessing | None = None
     takes_other_sizes: bool = True
 
 
@@ -234,7 +236,7 @@ def load_teacher(
         report = load_weights(net, weights)  # a new head would give noise
     lines = [f"{name}: {line}" for line in report.lines()]
     names = weights.class_names or imagenet_ids(weights.source)
-    return TeacherNet(name, key, net, names or None, _image_sizes(experiment, weights), lines)
+    return TeacherNet(name, key, net, names or None, _image_sizes(experiment, weights), lines, weights.preprocessing)
 
 
 @contextmanager
