@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,14 @@ def layer(module: str) -> int:
     return next(level for package, level in LAYERS if within(module, package))
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+
+
 def imported(path: Path) -> Iterator[tuple[str, int]]:
     """The modules of this package that a file imports anywhere in it, with the line."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names if within(alias.name, "up"))
         elif isinstance(node, ast.ImportFrom) and node.module and within(node.module, "up"):
@@ -132,7 +138,7 @@ def test_file_and_function_sizes(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= MAX_FILE_LINES
     assert path.stem not in NAMED_FOR_NOTHING
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes_of(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             size = (node.end_lineno or 0) - node.lineno + 1
             assert size <= MAX_FUNCTION_LINES, f"{node.name} at line {node.lineno} has {size} lines"
@@ -143,7 +149,7 @@ def test_only_the_command_line_prints() -> None:
         f"{name}:{node.lineno}"
         for name, path in MODULES.items()
         if layer(name) < 5
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes_of(path)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert not wrong, "print belongs to commands; log or return instead: " + ", ".join(wrong)
