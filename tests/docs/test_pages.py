@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
-from functools import reduce
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache, reduce
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +17,12 @@ import yaml
 from tests.harness.documented import tool
 from tests.harness.facts import tells
 from tests.harness.tiny import tiny_config
-from up.__main__ import ALIASES, COMMANDS
-from up.build.experiment import load_experiment
+from up.__main__ import ALIASES, COMMANDS, main
+from up.build.experiment import all_tables, find_task, load_experiment
 from up.commands.parser import UP_FLAGS
 from up.config.nodes import load_nodes
 from up.config.tree import to_plain
+from up.schema.json_schema import config_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
@@ -113,3 +118,76 @@ def test_flags_and_keys_without_effect_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     load_experiment(path)
+
+
+# --- the tables of fine-tuning: every command, flag, key and function that a row names is there ---------------------------
+
+
+def rows_of(heading: str) -> list[tuple[str, str]]:
+    """The rows of the tables below a heading: what another program calls it, what it is here."""
+    text = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert section, heading
+    cells = (re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in section[1].splitlines() if line.startswith("|"))
+    listed = [(left.strip(), right.strip()) for left, right in cells]
+    return [row for row in listed if row[1] not in ("up", "---")]
+
+
+ROWS = [row for heading in ("From PaddleClas and PaddleHub", "From fastai", "From Ultralytics") for row in rows_of(heading)]
+
+
+@cache
+def flags_of(command: str) -> set[str]:
+    text = io.StringIO()
+    with redirect_stdout(text), pytest.raises(SystemExit):
+        main([command, "--help"])
+    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text.getvalue()))
+
+
+@cache
+def schema() -> Any:
+    return config_schema(all_tables(find_task("cls"), []), find_task("cls").net_kinds)
+
+
+def has_key(path: str) -> bool:
+    """Whether a file may have this dotted key; ``kwargs`` of parts end the search."""
+    node = schema()
+    for word in path.split("."):
+        node = next((each for each in alternatives(node) if word in each.get("properties", ())), None)
+        if node is None:
+            return False
+        node = node["properties"][word]
+        if word == "kwargs":
+            return True
+    return True
+
+
+def alternatives(node: Any) -> Iterator[Any]:
+    """A schema and those that it refers to."""
+    yield node
+    if "$ref" in node:
+        yield from alternatives(schema()["$defs"][node["$ref"].rpartition("/")[2]])
+    for each in (*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("allOf", ())):
+        yield from alternatives(each)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].replace("`", "")[:40])
+def test_a_row_names_what_is_there(row: tuple[str, str]) -> None:
+    named = re.findall(r"`([^`]+)`", row[1])
+    commands = [match[1] for code in named if (match := re.match(r"up ([a-z_-]+)", code)) if match[1] != "api"]
+    for command in commands:
+        assert command in {*COMMANDS, *ALIASES}, command
+    for code in named:
+        match = re.match(r"up ([a-z_-]+) ", code)
+        own = [match[1]] if match else [*commands, "finetune"]
+        for flag in re.findall(r"(?<!\S)(--?[a-zA-Z][\w-]*)", code):
+            assert any(flag in flags_of(command) for command in own), (flag, own)
+        key = re.match(r"[a-z_]+(?:\.[a-z_]+)+(?=[:={ ]|$)", code)
+        if key and not key[0].startswith(("up.", "run.")):
+            assert has_key(key[0]), key[0]
+        for call in re.findall(r"\bup\.api\.(\w+)", code):
+            assert hasattr(import_module("up.api"), call), call
+        for call in re.findall(r"\brun\.(\w+)", code):
+            assert hasattr(import_module("up.api").TrainedRun, call), call
+        for key in re.findall(r"-o ([a-z_.]+)=", code):
+            assert has_key(key), key
