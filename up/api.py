@@ -227,13 +227,17 @@ class TrainedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the best checkpoint on the validation images, in the unit of the task: ``run.metrics["top1"]``."""
+        """Metrics of the best checkpoint on the validation images, in the unit of the task: ``run.metrics["top1"]``.
+
+        They are those of the moving average, if there is one.
+        """
         from up.engine.checkpoint import read_sidecar
 
         sidecar = read_sidecar(self.checkpoint)
         evaluated = [line for line in self.history if line["phase"] == "eval"]
         found = next((line for line in evaluated if sidecar is not None and line["step"] == sidecar.step), evaluated[-1])
-        return {name: value for name, value in found.items() if name not in ("phase", "step", "epoch")}
+        metrics = {name: value for name, value in found.items() if name not in ("phase", "step", "epoch")}
+        return {**metrics, **{name.removeprefix("ema_"): value for name, value in metrics.items() if name.startswith("ema_")}}
 
     @overload
     def predict(self, images: PathLike, *, topk: int | None = None) -> Prediction: ...

@@ -100,6 +100,16 @@ def test_from_weights_of_another_head(tmp_path: Path, capsys: pytest.CaptureFixt
     assert any("mimic" in key for key in json.loads(Path("kd/metrics.jsonl").read_text().splitlines()[0]))
 
 
+@pytest.mark.usefixtures("photos")
+def test_a_vit_at_another_size_says_what_it_resizes(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(timm.create_model("test_vit", num_classes=10).state_dict(), "w.pth")
+    words = ["finetune", "--train", "photos", "--model", "test_vit", "--weights", "w.pth", "--epochs", "1", "--out", "runs/vit"]
+    assert main([*words, "--img-size", "96"]) == 0
+    assert tells(capsys.readouterr().err, "w.pth", "resized", "pos_embed")
+    assert main(["train", "runs/vit.yaml", "-o", "saver.save_dir=runs/again"]) == 0
+    assert_equal("runs/vit", "runs/again")
+
+
 def jsonl(folder: Path, classes: list[str], name: str = "list.jsonl") -> Path:
     rows = [{"filename": f"{each}/{at}.png", "label": label} for label, each in enumerate(classes) for at in range(6)]
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))

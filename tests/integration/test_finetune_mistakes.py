@@ -20,6 +20,7 @@ from tests.harness.photos import make_photos
 from tests.harness.refusals import contents, refused
 from up.api import finetune
 from up.errors import UserError
+from up.models import pretrained
 
 Arguments = Mapping[str, object]
 
@@ -183,6 +184,20 @@ def test_from_python(mistake: Mistake, tmp_path: Path) -> None:
         finetune(**{"train": "photos", **mistake.arguments}, progress=False)  # type: ignore[arg-type]
     assert tells(str(raised.value), *mistake.facts), str(raised.value)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("model", ["resnet18", "timm:resnet18.a1_in1k"])
+def test_weights_that_cannot_be_downloaded(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "with_weights", offline)
+    make_photos(Path("photos"), {"cat": 8, "dog": 8})
+    (line,) = refused(["finetune", "--train", "photos", "--model", model], capsys, tmp_path)[-1:]
+    assert tells(line, "timm:resnet18.a1_in1k", "no network", "huggingface.co/timm/resnet18.a1_in1k", "put it")
 
 
 def test_there_are_thirty() -> None:

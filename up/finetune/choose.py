@@ -21,7 +21,7 @@ _LARGEST = 224
 _STEPS = {True: 1500, False: 3000}  # of a whole training: from pretrained weights, from scratch
 _EPOCHS = (10, 60)  # fewest and most
 _BATCH = 32
-_FEW_STEPS = 400
+_FEW_STEPS, _MANY_STEPS = 400, 1000
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ _LAYER_NORMS = ("vit", "deit", "swin", "CSWin", "cswin", "convnext", "beit", "ev
 
 @dataclass(frozen=True)
 class Choices:
-    """Settings of a training: given by the user, or chosen with a reason."""
+    """Settings of a training: given by the user, or chosen with a reason. ``ema`` is the decay of the moving average."""
 
     images: Images
     network: Network
@@ -88,6 +88,7 @@ class Choices:
     batch_size: int
     workers: int
     rates: Rates
+    ema: float | None
     lr_is_given: bool
     strategy: str | None
     teacher: TeacherChoice | None
@@ -113,7 +114,8 @@ class Choices:
         yield from (f"{name}: {value} ({self.reasons[name]})" for name, value in self._values().items())
 
     def _values(self) -> dict[str, str]:
-        optimizer = f"AdamW with lr {self.rates.lr:g}, cosine" if self.strategy is None else f"strategy {self.strategy}"
+        average = "" if self.ema is None else f", moving average {self.ema:g}"
+        optimizer = f"AdamW with lr {self.rates.lr:g}, cosine{average}" if self.strategy is None else f"strategy {self.strategy}"
         values = {
             "network": self.network.title,
             "image size": f"{self.img_size} pixels",
@@ -139,7 +141,7 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
         "network": network.because,
         "image size": why_size,
         "batch size": "as given" if wishes.batch_size else f"for {count(images.trained, 'training image')}",
-        "training": "as given" if wishes.epochs else f"about {_STEPS[is_tuned]:,} steps from {start}, {steps} an epoch",
+        "training": "as given" if wishes.epochs else f"{count(steps * epochs, 'step')} of {batch} images from {start}",
         "teacher": "as given",
     }
     return Choices(
@@ -151,11 +153,17 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
         batch,
         0 if network.family == "scratch" else min(4, max(1, machine.cores - 1)),
         rates._replace(lr=wishes.lr) if wishes.lr else rates,
+        _ema(steps * epochs) if is_tuned and wishes.strategy is None else None,
         wishes.lr is not None,
         wishes.strategy,
         None if wishes.teacher is None else teacher_for(wishes.teacher),
         reasons,
     )
+
+
+def _ema(steps: int) -> float | None:
+    """Choose the decay of the moving average; None for a training so short that the average lags behind."""
+    return None if steps < _FEW_STEPS // 2 else 0.98 if steps < _MANY_STEPS else 0.99
 
 
 def _batch(images: int, epochs: int) -> int:

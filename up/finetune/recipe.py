@@ -9,6 +9,7 @@ from pathlib import Path
 from up.finetune.choose import Choices
 from up.finetune.images import ImageList
 from up.text import count
+from up.types import Record
 
 _LINE = "\n"
 
@@ -31,7 +32,7 @@ dataset:
 {_trainer(choices)}
 saver:
   save_dir: {_flow(str(choices.run))}
-  auto_resume: true{_start(choices)}
+  auto_resume: true{_start(choices)}{_ema(choices)}
 {_LINE.join(_net(choices))}
 """
 
@@ -134,11 +135,15 @@ def _start(choices: Choices) -> str:
     return "" if weights is None else f"\n  pretrain_model: {_flow(weights)}"
 
 
+def _ema(choices: Choices) -> str:
+    return "" if choices.ema is None else f"\nema: {{enable: true, kwargs: {{decay: {choices.ema:g}, warmup: 10}}}}"
+
+
 def _net(choices: Choices) -> Iterator[str]:
     """Write ``net:``, and the sections of a distillation."""
     teacher = choices.teacher
     yield "net:"
-    yield from (f"  - {_flow(module)}" for module in choices.network.modules)
+    yield from (f"  - {_flow(_sized(choices, module))}" for module in choices.network.modules)
     loss = {"type": "label_smooth_ce", "kwargs": {"smooth_ratio": 0.1}}
     yield f"  - {_flow({'name': 'post_process', 'type': 'base_cls_postprocess', 'kwargs': {'cls_loss': loss}})}"
     if teacher is None:
@@ -154,6 +159,14 @@ def _net(choices: Choices) -> Iterator[str]:
     yield "  cfgs: {loss: {type: kd_loss, kwargs: {T: 4.0}}}  # Hinton et al. 2015"
     yield "  student: {mimic_name: [head.classifier]}"
     yield f"  teacher: {_flow({'mimic_name': [teacher.layer], **weights})}"
+
+
+def _sized(choices: Choices, module: Record) -> Record:
+    """Give a network of timm that takes one size the image size; backbones derive it."""
+    network = choices.network
+    if module["type"] != "timm" or not network.takes_one_size or choices.img_size == network.preprocessing.input_size[-1]:
+        return module
+    return {**module, "kwargs": {**module["kwargs"], "img_size": choices.img_size}}
 
 
 def _flow(value: object) -> str:

@@ -94,6 +94,14 @@ def test_pretrained_weights_train_shorter(chosen: Chosen, monkeypatch: pytest.Mo
     assert scratch.network.weights is None
 
 
+@pytest.mark.usefixtures("_downloaded")
+def test_longer_trainings_have_a_moving_average(chosen: Chosen) -> None:
+    decays = [chosen({"a": 40, "b": 40}, 100, epochs=epochs).ema for epochs in (5, 60, 400)]
+    assert decays == [None, 0.98, 0.99]  # 64 images: 4 steps of 16 an epoch
+    made = yaml.safe_load(yaml_of(chosen({"a": 40, "b": 40}, 100, epochs=60)))
+    assert made["ema"] == {"enable": True, "kwargs": {"decay": 0.98, "warmup": 10}}
+
+
 def test_what_is_given_is_taken(chosen: Chosen) -> None:
     found = chosen({"a": 9, "b": 9}, img_size=96, epochs=3, lr=0.5, batch_size=7)
     assert (found.img_size, found.epochs, found.rates.lr, found.batch_size) == (96, 3, 0.5, 7)
