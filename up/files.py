@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from up.errors import StorageError
 
-BEST, LATEST = "ckpt_best.pth", "ckpt_latest.pth"
+BEST, LATEST, START = "ckpt_best.pth", "ckpt_latest.pth", "ckpt_start.pth"
+AVERAGES = "averaging.json"  # metrics of the averages of a run's checkpoints, and the file of the best
 TEMPORARY = ".tmp-"  # such files are leftovers of a killed process and may be removed
 
 

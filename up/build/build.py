@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from up.build.check_task import check_and_dry_run
 from up.build.data import example_batch, preprocessing_of_images, train_loader
+from up.build.finetune import attach_l2sp, keep_start
 from up.build.fit import fit_machine
 from up.build.network import select_device, synchronized
 from up.build.parts import RunParts, build_parts
@@ -71,19 +72,22 @@ def commit(
     wrapped, remarks = on_many_ranks(  # sends the weights of rank 0 to all
         runner.net,
         parallel=config.runtime.parallel,
-        static_graph=config.runtime.static_graph,
+        static_graph=config.runtime.static_graph and not parts.freezing.changes,
         accumulate=config.trainer.accumulate,
-        find_unused=config.runtime.allow_dead_parameter,
+        find_unused=config.runtime.allow_dead_parameter or parts.freezing.changes,
         first_loss=example_loss(experiment, runner, parts.device),
     )
     runner = runner.over(wrapped)
     optimizer = optimizer_of(experiment, parts.net)
     runner.add_parameters_to(optimizer)
+    attach_l2sp(experiment, parts.net, optimizer, start.checkpoint)
     session = session_of(experiment, parts, start, runner, optimizer, stop)
     with on_all_ranks():
         if start.checkpoint is not None and start.state is not None:
+            parts.freezing.apply(max(0, start.state["step"] - 1))  # the buffers of a checkpoint are those that trained
             session.restore(start.checkpoint, start.state, is_own=start.own_state is not None)
         warnings = open_folder(experiment, start, parts.fingerprint.config, command)
+        keep_start(experiment, start.checkpoint, parts.net, parts.class_names)
     log_start(experiment, parts, start, optimizer, [*warnings, *remarks], chosen)
     return session
 
@@ -108,6 +112,7 @@ def session_of(
     counted = BadImages(max_bad=parts.train_data.max_bad, total=len(parts.train_data))
     return TrainingSession(
         outline=outline,
+        freezing=parts.freezing,
         fingerprint=parts.fingerprint,
         runner=runner,
         optimizer=optimizer,

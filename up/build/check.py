@@ -11,6 +11,7 @@ from up.build.check_task import check_export, check_task
 from up.build.data import Phase, build_batch_fn, build_evaluation, build_reader, build_transforms, input_size_of, notes_on
 from up.build.dry_run import dry_run, dry_run_evaluation, first_batch, placing_modules
 from up.build.experiment import missing_files
+from up.build.finetune import prepare_net
 from up.build.fit import fitted
 from up.build.images import Track, open_images
 from up.build.network import build_net, distillation_of, precision_of, preprocessing_doubts, select_device
@@ -67,6 +68,7 @@ def check_experiment(
         return
     derived = experiment.task.assumed(experiment.config.net)
     net = build_net(experiment, derived).train()
+    prepare_net(experiment, net)
     build_the_rest(experiment, net, derived)
     yield from check_backward(experiment, net, distillation_of(experiment, net, derived, None, files=False))
 
@@ -94,6 +96,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
     if not is_for_export(experiment):
         for problem in export_problems(experiment, parts.net, parts.class_names):
             warn(f"{problem} (up to_onnx and up to_kestrel cannot export this)")
+    yield from parts.freezing.lines()
     yield rate_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
     first = first_batch(experiment, "train", parts.train_data, warn)
     yield f"first training sample: {tuple(first.image[0].shape)}"

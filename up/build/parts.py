@@ -10,6 +10,7 @@ import torch
 
 from up.build.data import build_dataset, build_device_side, build_evaluation, train_batches
 from up.build.experiment import missing_files
+from up.build.finetune import freezing_of, prepare_net
 from up.build.network import build_net, distillation_of, precision_of, to_device
 from up.build.training import build_hooks, early_stopping_of, optimizer_of, schedule_of, timetable
 from up.data.records import Dataset
@@ -29,6 +30,7 @@ from up.engine.step import BatchStage, Mixing
 from up.engine.stopping import EarlyStopping
 from up.engine.timetable import Timetable
 from up.models.net import Net
+from up.optim.freezing import Freezing
 from up.optim.schedules import Schedule
 from up.schema.decode import missing_for_training
 from up.schema.show import effective_yaml
@@ -54,6 +56,7 @@ class RunParts:
     stopping: EarlyStopping
     evaluation: Evaluation | None
     net: Net  # on the device, with its initial weights
+    freezing: Freezing
     stage: BatchStage
     mix: Mixing | None
     hooks: Hooks
@@ -77,12 +80,13 @@ def build_parts(
     train_data = build_dataset(experiment, "train", classes_of_teacher(experiment))
     class_names, derived = task.class_names(train_data), task.derived(train_data)
     batches = train_batches(experiment, train_data)
-    times = timetable(config.trainer, batches.steps_per_epoch, iter_base=config.runtime.iter_base)
+    times = timetable(config.trainer, batches.steps_per_epoch, iter_base=config.runtime.iter_base, finetune=config.finetune)
     schedule = schedule_of(experiment, times.steps_per_epoch, times.total, batches.global_batch_size)
     evaluation = test_data = None
     if config.trainer.is_eval and config.dataset.test is not None:
         evaluation, test_data = build_evaluation(experiment, task.derived_for_evaluation(train_data), device, precision)
     net = build_net(experiment, derived)
+    freezing = freezing_of(experiment, net, prepare_net(experiment, net), times.steps_per_epoch)
     require_exportable(experiment, net, class_names or (task.class_names(test_data) if test_data is not None else None))
     distillation = distillation_of(experiment, net, derived, class_names, files=teacher_weights)
     stage, mix = build_device_side(experiment, train_data, derived, device)
@@ -104,6 +108,7 @@ def build_parts(
         early_stopping_of(experiment, is_evaluated=evaluation is not None),
         evaluation,
         net=to_device(experiment, net, device),
+        freezing=freezing,
         stage=stage,
         mix=mix,
         hooks=hooks_of_rank(experiment, watching),

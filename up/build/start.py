@@ -12,6 +12,7 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 from up.build.data import notes_on
+from up.build.finetune import owes_averages
 from up.build.network import load_start_weights, preprocessing_doubts
 from up.build.parts import RunParts
 from up.build.training import rate_line
@@ -32,7 +33,7 @@ from up.engine.folder import (
     set_earlier_run_aside,
 )
 from up.errors import NothingToDo, Problem, UserError
-from up.files import BEST, LATEST, named_checkpoint, write_text
+from up.files import AVERAGES, BEST, LATEST, named_checkpoint, write_text
 from up.schema.show import strategy_lines
 from up.tasks.experiment import Experiment
 from up.text import some_of
@@ -129,6 +130,8 @@ def finished(experiment: Experiment, start: Start, parts: RunParts) -> str:
         return ""
     per_epoch, step = times.steps_per_epoch, state["step"]
     done = [progress(step, max(step, times.total), per_epoch), early, best_of(state["best"], per_epoch)]
+    if owes_averages(experiment, step):
+        return ""
     return f"{experiment.folder}: this run is finished ({', '.join(filter(None, done))})."
 
 
@@ -194,6 +197,7 @@ def open_folder(experiment: Experiment, start: Start, config: str, command: Comm
         aside = set_aside(folder, start.folder.later_than(state["step"]))
         warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
     write_text(folder / "config.yaml", config)
+    (folder / AVERAGES).unlink(missing_ok=True)  # they are made anew at the end
     mark_launch(folder)
     return warnings
 
@@ -210,6 +214,7 @@ def log_start(
     of_teachers, doubts = start_lines(experiment, parts.distillation)
     lines = strategy_lines(experiment.config, experiment.decoded.origins)
     lines += [*start.changes, *report.lines, *of_teachers, *start.weights, *net_and_groups(parts.net, optimizer)]
+    lines += parts.freezing.lines()
     lines.append(rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size))
     probable_mistakes = [*report.warnings, *(preprocessing_doubts(experiment) if start.checkpoint is None else ())]
     notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(probable_mistakes), *doubts]

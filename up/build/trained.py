@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.engine.ema import NoEma
 from up.engine.folder import open_run_folder
 from up.errors import UserError
-from up.files import BEST, LATEST, named_checkpoint
+from up.files import AVERAGES, BEST, LATEST, named_checkpoint
 from up.models.net import Net
 from up.models.pretrained import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
@@ -47,13 +48,27 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
     if named is not None:
         return named_checkpoint(named)
     saver = experiment.config.saver
-    for path in (experiment.folder / BEST, experiment.folder / LATEST, saver.resume_model, saver.pretrain_model):
+    for path in (
+        *best_average(experiment.folder),
+        experiment.folder / BEST,
+        experiment.folder / LATEST,
+        saver.resume_model,
+        saver.pretrain_model,
+    ):
         if path is not None and named_checkpoint(path).is_file():
             return named_checkpoint(path)
     for key, file in (("saver.resume_model", saver.resume_model), ("saver.pretrain_model", saver.pretrain_model)):
         if file is not None and not is_of_timm(file):
             experiment.raise_if_any(missing_at(key, file))
     raise UserError(f"{experiment.folder}: holds no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
+
+
+def best_average(folder: Path) -> list[Path]:
+    """Return the file of the best weights by ``averaging.json``, if the run has one."""
+    try:
+        return [folder / json.loads((folder / AVERAGES).read_text(encoding="utf-8"))["best"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:

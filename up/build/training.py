@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from up.build.finetune import section_of
 from up.distill.build import Distillation
 from up.engine.clip import Clip, ClipNorm, NormLog
 from up.engine.hooks import Hook
@@ -14,16 +15,19 @@ from up.engine.stopping import EarlyStopping
 from up.engine.timetable import PREDECESSORS, AnyOf, Every, Keeping, Timetable
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
-from up.optim.schedules import Schedule
+from up.optim.schedules import Schedule, Staged
+from up.schema.finetune import FinetuneSection
 from up.schema.trainer import SchedulePart, TrainerSection
 from up.tasks.experiment import Experiment
 
 
-def timetable(trainer: TrainerSection, steps_per_epoch: int, *, iter_base: bool = False) -> Timetable:
+def timetable(
+    trainer: TrainerSection, steps_per_epoch: int, *, iter_base: bool = False, finetune: FinetuneSection | None = None
+) -> Timetable:
     """Build the timetable of ``trainer``: epochs, or steps where ``runtime.iter_base`` says so.
 
     Checkpoints of ``save_freq`` and ``save_cur_freq`` stay if all are to be kept. ``save_latest_freq`` and ``keep_every`` are
-    due too where they are given.
+    due too where they are given, and so are those that ``finetune`` averages.
     """
     total = trainer.max_iter or (trainer.max_epoch or 0) * steps_per_epoch
     unit = 1 if iter_base else steps_per_epoch
@@ -35,7 +39,14 @@ def timetable(trainer: TrainerSection, steps_per_epoch: int, *, iter_base: bool 
     between = [Every(trainer.save_latest_freq * unit, start, total)] if trainer.save_latest_freq else []
     for_good = [Every(trainer.keep_every * unit, 0, total)] if trainer.keep_every else []
     last, kept = (PREDECESSORS + 1, asked) if trainer.keep_last == "all" else (trainer.keep_last, [])
-    keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer), best=trainer.keep_best or 0)
+    best = trainer.keep_best or 0
+    if finetune is not None and finetune.swa is not None:
+        for_good.append(Every(steps_per_epoch, total - (finetune.swa.epochs - 1) * steps_per_epoch, total))
+    if finetune is not None and finetune.average is not None:
+        last = max(last, finetune.average.last)
+    if finetune is not None and finetune.soup is not None:
+        best = max(best, finetune.soup.top)
+    keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer), best=best)
     in_epochs = not iter_base and trainer.save_interval is None
     return Timetable(steps_per_epoch, total, evaluate, AnyOf([*asked, *between, *for_good]), keeping, in_epochs=in_epochs)
 
@@ -69,15 +80,29 @@ def schedule_of(experiment: Experiment, steps_per_epoch: int, total: int, global
     optimizer, table = trainer.optimizer, experiment.tables["optimizer"]
     with experiment.placing("trainer.optimizer"):
         base_lr = lr_of(optimizer.type, optimizer.kwargs, table) if optimizer else 0.0
+    probe, swa = section_of(experiment).probe, section_of(experiment).swa
+    if probe is not None and probe.epochs * steps_per_epoch >= total:
+        what = f"got {probe.epochs} epochs, expected fewer than the run has, {total / steps_per_epoch:g}. Train longer."
+        raise experiment.error(what, key="finetune.probe.epochs")
+    first, last = (each.epochs * steps_per_epoch if each else 0 for each in (probe, swa))
     with experiment.placing("trainer.lr_scheduler"):
-        return build_schedule(
+        main = build_schedule(
             base_lr=base_lr,
             updates_per_epoch=steps_per_epoch,
-            total_updates=total,
+            total_updates=max(1, total - first),
             global_batch_size=global_batch_size,
             table=experiment.tables["lr_scheduler"],
             **part.model_dump(),
         )
+    if probe is None and (swa is None or swa.lr is None):
+        return main
+    return Staged(
+        main,
+        first=first,
+        first_lr=probe.lr or main.target if probe else 0.0,
+        last_from=total - last if swa and swa.lr else None,
+        last_lr=swa.lr or 0.0 if swa else 0.0,
+    )
 
 
 def rate_line(experiment: Experiment, schedule: Schedule, total: int, global_batch_size: int) -> str:

@@ -223,6 +223,10 @@ class CheckpointFolder:
         found = sorted((-score, step, path) for path, score, step in scored if score is not None)
         return [(path, -negative) for negative, _, path in found]
 
+    def steps(self) -> list[tuple[Path, int]]:
+        """List the checkpoints with a training state and their steps, rising."""
+        return [(path, sidecar.step) for path, sidecar in self._committed() if sidecar.resumable and not is_alias(path)]
+
     def later_than(self, step: int) -> list[Path]:
         """List the checkpoints of later steps, with their sidecars, which a run that resumes from ``step`` has not made."""
         later = [path for path, sidecar in self._committed() if sidecar.step > step]

@@ -18,14 +18,24 @@ from typing import Literal
 
 from up.distributed.env import attempt, launch_id, rank_in_environment
 from up.errors import Problem, UserError
-from up.files import write_json, write_text
+from up.files import AVERAGES, write_json, write_text
 
 State = Literal["running", "done", "preempted", "failed"]
 EARLIER = "earlier"
 LAUNCH = ".launch"
 LOCK = ".lock"
 CLAIM_S = 10.0
-_OF_A_RUN = ("ckpt_*", "train.log", "metrics.jsonl", "status.json", "config.yaml", "bad_images.jsonl", "tensorboard", "results")
+_OF_A_RUN = (
+    "ckpt_*",
+    "train.log",
+    "metrics.jsonl",
+    "status.json",
+    "config.yaml",
+    "bad_images.jsonl",
+    "tensorboard",
+    "results",
+    AVERAGES,
+)
 
 
 @dataclass(frozen=True)

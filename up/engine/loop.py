@@ -16,6 +16,7 @@ def train(session: TrainingSession) -> Vote:
         verdict = session.vote(data)  # all ranks agree before any forward
         if verdict is not Vote.GO:
             break
+        session.freeze(step)
         lr = set_lr(session.optimizer, session.schedule(step))
         while not accumulate(session, data, step):
             session.split(data, step)  # out of memory: the same step again, in smaller micro-batches

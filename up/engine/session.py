@@ -37,6 +37,7 @@ from up.engine.timetable import AnyOf, Every
 from up.errors import NumericalError
 from up.files import LATEST
 from up.models.weights import variant_of
+from up.optim.freezing import Freezing
 from up.optim.schedules import Schedule
 from up.text import count, some_of
 from up.tracking.log import LOGGER
@@ -96,6 +97,7 @@ class TrainingSession:
     hooks: Hooks
     stop: StopRequest
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    freezing: Freezing | None = None
     fault: Fault = field(default_factory=Fault)
     preprocessing: Record | None = None  # of evaluated images, for checkpoints; None where it is not known
     meter: StepMeter = field(default_factory=StepMeter)
@@ -173,6 +175,11 @@ class TrainingSession:
         if verdict is Vote.ERROR:
             raise_on_all_ranks(data.failure)
         return verdict
+
+    def freeze(self, step: int) -> None:
+        """Freeze the parameters that do not train at ``step``."""
+        if self.freezing is not None:
+            self.freezing.apply(step)
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
         """Prepare a micro-batch for the model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Net(nn.Module):
         self._names: tuple[str, ...] = ()
         self._prev = {name: earlier for name, earlier in (prev or {}).items() if earlier}
         self._frozen: list[str] = []
+        self._held: frozenset[str] = frozenset()
         for name, module in modules:
             _require_name(name, self)
             self.add_module(name, module)
@@ -96,6 +97,17 @@ class Net(nn.Module):
         self._rest()
         return frozen
 
+    def hold(self, names: Collection[str]) -> None:
+        """Take these parameters out of training, and those of an earlier call that are not among them back in.
+
+        Modules whose parameters are all frozen stay in evaluation mode: nothing in them drops out, and their statistics stand.
+        """
+        parameters = dict(self.named_parameters())
+        for name in {*self._held, *names}:
+            parameters[name].requires_grad_(name not in names)
+        self._held = frozenset(names)
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Net:
         """Set the mode of all modules; frozen BatchNorms stay in evaluation mode."""
         super().train(mode)
@@ -103,6 +115,11 @@ class Net(nn.Module):
         return self
 
     def _rest(self) -> None:
+        if self._held:
+            for module in self.modules():
+                own = [parameter.requires_grad for parameter in module.parameters()]
+                if own and not any(own):
+                    module.eval()
         is_frozen = any_of(self._frozen, key=FREEZE_KEY)
         for name, module in self.named_modules():
             if is_batch_norm(module):

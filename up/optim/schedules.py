@@ -65,6 +65,11 @@ class Schedule:
         self._warmup = warmup
         self._run = run
 
+    @property
+    def target(self) -> float:
+        """The learning rate that the warm-up leads to."""
+        return self._run.base
+
     def __call__(self, step: int) -> float:
         """Compute the learning rate of ``step``."""
         if step < self._warmup.steps:
@@ -92,6 +97,32 @@ class Schedule:
     def load_state_dict(self, state: StateDict) -> None:
         """Restore ``state_dict()``."""
         self._curve.load_state_dict(state)
+
+
+class Staged(Schedule):
+    """A schedule with constant learning rates before and after it: a linear probe's first steps, and those of SWA.
+
+    ``main`` begins after ``first`` steps at ``first_lr``; from step ``last_from`` on the learning rate is ``last_lr``.
+    """
+
+    def __init__(
+        self, main: Schedule, *, first: int = 0, first_lr: float = 0.0, last_from: int | None = None, last_lr: float = 0.0
+    ) -> None:
+        super().__init__(main._curve, warmup=main._warmup, run=main._run)
+        self._first, self._first_lr, self._last_from, self._last_lr = first, first_lr, last_from, last_lr
+
+    def __call__(self, step: int) -> float:
+        """Compute the learning rate of ``step``."""
+        if step < self._first:
+            return self._first_lr
+        if self._last_from is not None and step >= self._last_from:
+            return self._last_lr
+        return super().__call__(step - self._first)
+
+    def observe(self, step: int, metric: float) -> None:
+        """Pass on the ``metric`` of the evaluation after ``step`` steps, except those before the main schedule."""
+        if step >= self._first:
+            super().observe(step - self._first, metric)
 
 
 @checked

@@ -20,7 +20,7 @@ from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob
 from up.schema.overrides import apply_overrides
 from up.schema.sections import Config, NetModule
-from up.schema.strategies import over_strategy
+from up.schema.strategies import PLACE, contradictions, over_strategy
 from up.text import count, did_you_mean
 
 
@@ -79,7 +79,8 @@ class Origins:
 
     def _place(self, problem: Problem) -> tuple[str, int]:
         node, key_mark, missing = self._find(problem.key.split(".") if problem.key else [])
-        return (key_mark if problem.about_key and not missing else node.mark)[:2]
+        mark = key_mark if problem.about_key and not missing else node.mark
+        return (self._tree.block("finetune").key_marks["strategy"] if mark == PLACE else mark)[:2]
 
     def _find(self, words: list[str]) -> tuple[Node, Mark, bool]:
         """The deepest node on the way, the mark of its key, and whether the path continues from there."""
@@ -131,7 +132,7 @@ def decode(tree: MappingNode) -> Decoded:
     except ValidationError as error:
         problems += section_problems(Config, error, plain, "a configuration")
     else:
-        problems += list(_contradictions(config))
+        problems += [*_contradictions(config), *contradictions(config)]
     if problems:
         raise ConfigError(_in_file_order(origins.locate(problems)))
     return Decoded(config, [*notes, *origins.locate(_idle(config, origins))], origins)

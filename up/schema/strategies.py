@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, get_args
 
@@ -12,8 +12,10 @@ from up.config.argument import AtLeast1, Fraction, NotNegative, Positive
 from up.config.parts import check_kwargs
 from up.config.signature import signature_model
 from up.config.tree import MappingNode, Mark, Node, ScalarNode, from_plain, is_null, to_plain
-from up.schema.finetune import AtLeast2, StrategyName
+from up.errors import Problem
+from up.schema.finetune import AtLeast2, FinetuneSection, StrategyName
 from up.schema.legacy.keys import Found
+from up.schema.sections import Config
 from up.text import shown
 from up.types import Kwargs, Record
 
@@ -83,7 +85,7 @@ def ulmfit(
 
 
 def linear_probe(*, lr: Positive = 1e-3, weight_decay: NotNegative = 0.0) -> Record:
-    """AdamW on the head alone, cosine; the backbone is frozen, its features computed once where images do not change."""
+    """AdamW on the head alone, cosine; everything before it is frozen and in evaluation mode."""
     return {
         "trainer": {"optimizer": _optimizer("AdamW", lr, weight_decay), "lr_scheduler": _schedule("CosineAnnealingLR")},
         "finetune": {"freeze": "backbone"},
@@ -221,3 +223,37 @@ def _over(below: Node, own: Node | None, path: str, strategy: str, found: Found)
             key, _over(node, own.get(key), f"{path}.{key}".lstrip("."), strategy, found), own.key_marks.get(key, PLACE)
         )
     return merged
+
+
+_EXCLUDE = (("unfreeze", "probe"), ("lora", "unfreeze"), ("lora", "probe"), ("lora", "l2sp"))
+_NEED_DDP = ("unfreeze", "probe", "l2sp", "lora", "soup", "wise_ft", "average", "swa")
+
+
+def contradictions(config: Config) -> Iterator[Problem]:
+    """Find what the parts of ``finetune`` lack, and those that exclude each other."""
+    section = config.finetune
+    has = [name for name in FinetuneSection.model_fields if getattr(section, name, None) not in (None, [], {})]
+    yield from _lacks(config, has)
+    for one, other in _EXCLUDE:
+        if one in has and other in has:
+            yield Problem(f"cannot be combined with finetune.{other}", key=f"finetune.{one}", fix="Keep one of them.")
+    for name in _NEED_DDP if config.runtime.parallel == "fsdp" else ():
+        if name in has:
+            yield Problem("does not work with shards (runtime.parallel: fsdp)", key=f"finetune.{name}", fix="Set parallel: ddp.")
+
+
+def _lacks(config: Config, has: Sequence[str]) -> Iterator[Problem]:
+    trainer, is_measured = config.trainer, config.dataset.test is not None and config.trainer.is_eval
+    for name in ("l2sp", "wise_ft"):
+        if name in has and config.saver.pretrain_model is None:
+            what = "needs the weights that training starts from"
+            yield Problem(what, key=f"finetune.{name}", fix="Name them in saver.pretrain_model.")
+    for name in ("soup", "wise_ft"):
+        if name in has and not is_measured:
+            lacks = "dataset.test is missing" if config.dataset.test is None else "trainer.is_eval is false"
+            yield Problem(f"is chosen on validation images, and {lacks}", key=f"finetune.{name}", fix="Evaluate, or remove it.")
+    for name in ("probe", "swa"):
+        epochs = getattr(config.finetune, name).epochs if name in has else 0
+        if trainer.max_iter is None and trainer.max_epoch is not None and epochs >= trainer.max_epoch:
+            expected = f"fewer than trainer.max_epoch, {trainer.max_epoch}"
+            yield Problem(got=epochs, expected=expected, key=f"finetune.{name}.epochs", fix="Train longer, or lower it.")

@@ -16,7 +16,7 @@ from up.schema.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[3]
 NET = "net: [{name: backbone, type: resnet18}, {name: head, type: base_cls_head}]\n"
-DATA = "dataset: {train: {dataset: {type: cls}}, test: {dataset: {type: cls}}}\n"
+DATA = "dataset: {train: {dataset: {type: cls}}, test: {dataset: {type: cls}}}\nsaver: {pretrain_model: w.pth}\n"
 
 
 def decoded(text: str) -> Decoded:
@@ -113,7 +113,7 @@ def test_written_values_win_with_a_note() -> None:
     assert {"trainer.optimizer.kwargs.lr", "ema.enable"} == {*notes}  # an equal value is no contradiction
     assert "0.0003" in notes["trainer.optimizer.kwargs.lr"]
     assert "0.0001" in notes["trainer.optimizer.kwargs.lr"]
-    assert "a.yaml:4" in notes["trainer.optimizer.kwargs.lr"]
+    assert "a.yaml:5" in notes["trainer.optimizer.kwargs.lr"]
 
 
 def test_a_part_of_another_type_keeps_its_kwargs() -> None:
@@ -164,5 +164,26 @@ def test_mistakes(section: str, key: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         decoded(f"{DATA}finetune: {section}\n")
     (problem,) = caught.value.problems
-    assert (problem.key, problem.file, problem.line) == (key, "a.yaml", 3)
+    assert (problem.key, problem.file, problem.line) == (key, "a.yaml", 4)
+    assert words in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("finetune: {l2sp: {}}", "finetune.l2sp", "pretrain_model"),
+        ("finetune: {strategy: l2sp}", "finetune.l2sp", "pretrain_model"),
+        ("finetune: {wise_ft: {}}", "finetune.wise_ft", "pretrain_model"),
+        ("trainer: {is_eval: false}\nfinetune: {soup: {}}", "finetune.soup", "is_eval"),
+        ("finetune: {lora: {}, unfreeze: {}}", "finetune.lora", "unfreeze"),
+        ("finetune: {unfreeze: {}, probe: {epochs: 1}}", "finetune.unfreeze", "probe"),
+        ("trainer: {max_epoch: 3}\nfinetune: {probe: {epochs: 3}}", "finetune.probe.epochs", "fewer than"),
+        ("runtime: {parallel: fsdp}\nfinetune: {average: {last: 2}}", "finetune.average", "ddp"),
+    ],
+)
+def test_parts_that_lack_something_or_exclude_each_other(text: str, key: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decoded(f"{DATA.partition('saver')[0]}{text}\n")
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.file) == (key, "a.yaml")
     assert words in str(problem)

@@ -1,0 +1,208 @@
+"""Fine-tuning through the command line: what trains when, exact resumes, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.harness.ranks import Cluster
+from tests.harness.refusals import refused
+from tests.harness.runs import train
+from tests.harness.states import assert_same, checkpoint
+from up.__main__ import main
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+
+
+@pytest.fixture
+def pretrained(config: Config, write: Write, tmp_path: Path) -> Path:
+    """A checkpoint to start from."""
+    config["saver"]["save_dir"] = str(tmp_path / "pretraining")
+    assert train(write(config), "trainer.max_epoch=1", "trainer.is_eval=false") == 0
+    config["saver"] |= {"save_dir": str(tmp_path / "run"), "pretrain_model": str(tmp_path / "pretraining" / "ckpt_latest.pth")}
+    return tmp_path / "pretraining" / "ckpt_latest.pth"
+
+
+def moved(config: Config, start: Path, run: Path) -> set[str]:
+    """The parameters and statistics that differ from the start, by their names up to the layer."""
+    before, after = torch.load(start, weights_only=True)["model"], checkpoint(run)["model"]
+    return {name for name in after if not torch.equal(before[name], after[name]) and not name.startswith("head.")}
+
+
+PARTS = {
+    "unfreeze": {"unfreeze": {"blocks": 3}},
+    "l2sp": {"l2sp": {"weight": 0.05}},
+    "probe": {"probe": {"epochs": 1, "lr": 0.01}},
+    "freeze": {"freeze": ["backbone.layer1", "backbone.conv1", "backbone.bn1"]},
+    "swa": {"swa": {"epochs": 2, "lr": 0.01}},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_stopped_and_resumed_equals_unbroken(config: Config, write: Write, tmp_path: Path, pretrained: Path, part: str) -> None:
+    """A resume in the middle of an epoch, after the weights to start from are gone, ends bit-equal."""
+    config["finetune"] = PARTS[part]
+    config["trainer"] |= {"max_epoch": 3, "save_freq": 100, "keep_every": 1, "eval_interval": 4}
+    config["trainer"]["optimizer"] = {"type": "AdamW", "kwargs": {"lr": 0.01}}
+    path = write(config)
+    assert train(path) == 0
+    whole = checkpoint(tmp_path / "run")
+    for saved in ("ckpt_e1.pth", "ckpt_e2.pth"):
+        folder = tmp_path / saved.partition(".")[0]
+        folder.mkdir()
+        for file in (saved, f"{saved}.json", "ckpt_start.pth"):
+            if (tmp_path / "run" / file).exists():
+                (folder / file).write_bytes((tmp_path / "run" / file).read_bytes())
+        assert train(path, f"saver.save_dir={folder}") == 0
+        resumed = checkpoint(folder)
+        for name in ("model", "optimizer"):
+            assert_same(whole[name], resumed[name])
+
+
+def test_a_probe_moves_the_head_alone(config: Config, write: Write, tmp_path: Path, pretrained: Path) -> None:
+    """Neither weights nor statistics of the backbone move in the probe; all do afterwards."""
+    config["finetune"] = {"probe": {"epochs": 1}}
+    config["trainer"] |= {"max_epoch": 2, "keep_last": "all"}
+    assert train(write(config)) == 0
+    run = tmp_path / "run"
+    before, probed = (torch.load(path, weights_only=True)["model"] for path in (pretrained, run / "ckpt_e1.pth"))
+    same = {name for name in probed if torch.equal(before[name], probed[name])}
+    assert {name for name in probed if name.startswith("backbone.")} <= same
+    assert not any(name.startswith("head.") for name in same)
+    assert len(moved(config, pretrained, run)) > 20
+
+
+@pytest.mark.parametrize("freeze", ["backbone", ["backbone"]])
+def test_frozen_backbone(config: Config, write: Write, tmp_path: Path, pretrained: Path, freeze: object) -> None:
+    config["finetune"] = {"freeze": freeze}
+    assert train(write(config)) == 0
+    assert moved(config, pretrained, tmp_path / "run") == set()
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "frozen" in log
+
+
+@pytest.mark.parametrize("part", ["unfreeze", "l2sp", "probe"])
+def test_two_ranks_train_as_one(config: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path, part: str) -> None:
+    """Parameters that get no gradient do not stop ddp, and the penalty is the same on all ranks."""
+    config["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 2}}
+    start = tmp_path / "pretraining"
+    assert train(write(config), "trainer.max_epoch=1", "trainer.is_eval=false", f"saver.save_dir={start}") == 0
+    config["saver"]["pretrain_model"] = str(start / "ckpt_latest.pth")
+    config["finetune"] = PARTS[part]
+    config["trainer"] |= {"max_epoch": 3, "is_eval": False}
+    runs = cluster()
+    for world in (1, 2):
+        batch = f"dataset.train.batch_sampler.kwargs.batch_size={8 // world}"
+        runs.run(batch, f"saver.save_dir={tmp_path / str(world)}", codes=[0] * world)
+    one, two = (checkpoint(tmp_path / str(world))["model"] for world in (1, 2))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+MISTAKES: list[tuple[Config, tuple[str, ...]]] = [
+    ({"strategy": "ulmfitt"}, ("finetune.strategy", "ulmfit")),
+    ({"strategy": "lora"}, ("finetune.lora", "linear")),
+    ({"lora": {"targets": ["nowhere"]}}, ("finetune.lora.targets", "nowhere")),
+    ({"freeze": ["backbone.layerX"]}, ("finetune.freeze", "layerX", "layer1")),
+    ({"wise_ft": {"alpha": 0.5}}, ("finetune.wise_ft", "pretrain_model")),
+    ({"l2sp": {}}, ("finetune.l2sp", "pretrain_model")),
+    ({"probe": {"epochs": 2}}, ("finetune.probe.epochs", "2")),
+]
+
+
+@pytest.mark.parametrize(("section", "facts"), MISTAKES, ids=lambda value: str(value)[:30])
+def test_mistakes_in_check_and_train(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], section: Config, facts: tuple[str, ...]
+) -> None:
+    config["finetune"] = section
+    path = write(config)
+    for command in (["check", "--config", path], ["train", "--config", path]):
+        (line,) = refused(command, capsys, tmp_path)
+        assert all(fact in line for fact in facts), line
+        assert "config.yaml:" in line
+
+
+def test_what_a_strategy_sets_is_listed(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    config["finetune"] = {"strategy": "ulmfit"}
+    config["trainer"] = {"max_epoch": 3}
+    assert main(["check", "--config", write(config)]) == 0
+    said = capsys.readouterr().out
+    assert "trainer.optimizer.pconfig.discriminative.factor: 2.6" in said
+    assert "from epoch 3:" in said
+
+
+AVERAGED = {"soup": {"top": 3}, "wise_ft": {"alpha": "auto"}, "average": {"last": 2}, "swa": {"epochs": 2}}
+
+
+def averaged(run: Path) -> Config:
+    found: Config = json.loads((run / "averaging.json").read_text())
+    return found
+
+
+def metric_of(config: str, file: Path, out: Path) -> float:
+    """Top-1 of a file of weights, by `up eval`."""
+    assert main(["eval", "--config", config, "--ckpt", str(file), "--out", str(out)]) == 0
+    found: float = json.loads((out / "metrics.json").read_text())["top1"]
+    return found
+
+
+def test_averages_of_a_run(config: Config, write: Write, tmp_path: Path, pretrained: Path) -> None:
+    """All four, measured; the best of them is what the run folder stands for; a killed run finishes them with the same command."""
+    config["finetune"] = AVERAGED
+    config["trainer"] |= {"max_epoch": 4, "keep_last": "all"}
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 0
+    record = averaged(run)
+    files = {f"ckpt_{name}.pth" for name in ("soup", "wise", "average", "swa")}
+    assert set(record["averages"]) == files
+    metrics = record["metrics"]
+    assert set(metrics) == {*files, "ckpt_best.pth"}
+    assert metrics["ckpt_soup.pth"] >= max(record["averages"]["ckpt_soup.pth"]["tried"].values()) >= metrics["ckpt_best.pth"]
+    assert metrics[record["best"]] == max(metrics.values())
+    curve = record["averages"]["ckpt_wise.pth"]["curve"]
+    assert len(curve) == 11
+    assert curve["1.0"] == metrics["ckpt_best.pth"]
+    assert metrics["ckpt_wise.pth"] == max(curve.values())
+    assert record["averages"]["ckpt_swa.pth"]["members"] == ["ckpt_e3.pth", "ckpt_e4.pth"]
+    for file in files:
+        assert metric_of(path, run / file, tmp_path / file) == pytest.approx(metrics[file])
+    weights = {file: torch.load(run / file, weights_only=True) for file in files}
+    one, other = (torch.load(run / f"ckpt_e{epoch}.pth", weights_only=True)["model"] for epoch in (3, 4))
+    name = "backbone.layer1.0.conv1.weight"
+    torch.testing.assert_close(weights["ckpt_average.pth"]["model"][name], (one[name] + other[name]) / 2)
+    assert train(path) == 0  # finished: nothing is made again
+    for gone in ("averaging.json", "ckpt_soup.pth"):
+        (run / gone).unlink()
+    assert train(path) == 0
+    assert averaged(run) == record
+    for file, before in weights.items():
+        assert_same(torch.load(run / file, weights_only=True), before)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_ends_of_wise_ft_are_bit_equal(config: Config, write: Write, tmp_path: Path, pretrained: Path, alpha: float) -> None:
+    config["finetune"] = {"wise_ft": {"alpha": alpha}}
+    assert train(write(config)) == 0
+    run = tmp_path / "run"
+    made = torch.load(run / "ckpt_wise.pth", weights_only=True)["model"]
+    end = torch.load(run / ("ckpt_best.pth" if alpha else "ckpt_start.pth"), weights_only=True)["model"]
+    assert_same(made, end)
+
+
+def test_averages_added_afterwards(config: Config, write: Write, tmp_path: Path) -> None:
+    """A soup in the file of a finished run is made by the same command; nothing is trained again."""
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 0
+    before = (run / "metrics.jsonl").read_text()
+    config["finetune"] = {"soup": {"top": 2}}
+    write(config)
+    assert train(path) == 0
+    assert averaged(run)["averages"].keys() == {"ckpt_soup.pth"}
+    assert (run / "metrics.jsonl").read_text() == before

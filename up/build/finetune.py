@@ -1,0 +1,138 @@
+"""Build what the section ``finetune`` asks for in training: frozen parameters, adapters, the penalty towards the start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from up.distributed.group import is_main
+from up.errors import UserError
+from up.files import AVERAGES, START, write_atomically
+from up.models.lora import add_lora
+from up.models.net import Net
+from up.models.patterns import any_of, require_matches
+from up.models.weights import variant_of
+from up.optim.freezing import Freezing
+from up.optim.l2sp import L2SP
+from up.schema.finetune import FinetuneSection
+from up.seed import key, seed_all
+from up.tasks.experiment import Experiment, net_kind
+from up.types import Record
+
+_ADAPTERS = 4  # the purpose of the seed that adapters are drawn with
+_NOTHING = FinetuneSection()
+
+
+def section_of(experiment: Experiment) -> FinetuneSection:
+    """Return the section ``finetune``, empty where the file has none."""
+    return experiment.config.finetune or _NOTHING
+
+
+def head_of(experiment: Experiment, net: Net) -> frozenset[str]:
+    """Return the names of the parameters of the modules that start afresh for other classes."""
+    kinds = experiment.task.fresh_kinds
+    heads = tuple(
+        f"{entry.name}." for entry in experiment.config.net if entry.type != "self" and net_kind(experiment, entry) in kinds
+    )
+    return frozenset(name for name, _ in net.named_parameters() if name.startswith(heads))
+
+
+def prepare_net(experiment: Experiment, net: Net) -> frozenset[str]:
+    """Freeze and extend the net as ``finetune.freeze`` and ``finetune.lora`` say; returns the parameters that never train.
+
+    Raises ``UserError`` for a pattern that matches nothing, and for adapters of a net without linear layers.
+    """
+    section, head = section_of(experiment), head_of(experiment, net)
+    if section.lora is not None:
+        seed_all(key(experiment.config.runtime.random_seed, _ADAPTERS))
+        for entry in experiment.config.net:
+            if entry.type != "self" and net_kind(experiment, entry) == "backbone":
+                try:
+                    add_lora(net[entry.name], rank=section.lora.rank, alpha=section.lora.alpha, targets=section.lora.targets or ())
+                except UserError as error:
+                    experiment.raise_if_any(error.problems)
+    frozen = _frozen_by(section.freeze, net, head, experiment)
+    if frozen:
+        net.hold(frozen)
+    return frozen
+
+
+def _frozen_by(written: str | list[str], net: Net, head: Collection[str], experiment: Experiment) -> frozenset[str]:
+    names = [name for name, _ in net.named_parameters()]
+    if isinstance(written, str):
+        return frozenset(names) - frozenset(head)
+    with experiment.placing("finetune.freeze"):
+        require_matches(written, names, key="freeze")
+        return frozenset(filter(any_of(written, key="freeze"), names)) if written else frozenset()
+
+
+def freezing_of(experiment: Experiment, net: Net, always: frozenset[str], steps_per_epoch: int) -> Freezing:
+    """Build the rule of which parameters train at which step."""
+    section = section_of(experiment)
+    probe, unfreeze = section.probe, section.unfreeze
+    return Freezing(
+        net,
+        net.hold,
+        steps_per_epoch,
+        always,
+        head_of(experiment, net),
+        probe_epochs=probe.epochs if probe else 0,
+        blocks=unfreeze.blocks if unfreeze else 0,
+    )
+
+
+def keep_start(experiment: Experiment, checkpoint: Path | None, net: Net, class_names: list[str] | None) -> None:
+    """Keep the starting weights as ``ckpt_start.pth`` on the main rank if they are needed later.
+
+    A run that resumes a checkpoint of another folder takes over the file there.
+    """
+    section = section_of(experiment)
+    if not is_main() or not (section.l2sp or section.wise_ft) or (checkpoint is not None and (experiment.folder / START).is_file()):
+        return
+    weights = net.state_dict() if checkpoint is None else read_start(checkpoint, experiment.folder)
+    state = {"model": weights, "class_names": class_names, "variant": variant_of(net)}
+    write_atomically(experiment.folder / START, lambda file: torch.save(state, file))
+
+
+def read_start(checkpoint: Path | None, folder: Path) -> dict[str, Tensor]:
+    """Read the starting weights of the run of ``checkpoint``, else those in ``folder``. Raises ``UserError`` if they are gone."""
+    found = next(
+        (each / START for each in (folder, *([checkpoint.parent] if checkpoint else [])) if (each / START).is_file()), None
+    )
+    if found is None:
+        what = f"{folder / START} is missing: it has the weights that the run started from"
+        raise UserError(what, fix="Put it back, or start anew with another saver.save_dir.", key="finetune")
+    state: dict[str, Tensor] = torch.load(found, map_location="cpu", weights_only=True)["model"]
+    return state
+
+
+def attach_l2sp(experiment: Experiment, net: Net, optimizer: Optimizer, checkpoint: Path | None) -> None:
+    """Add the penalty of ``finetune.l2sp`` to ``optimizer``; a resumed run reads the starting weights from its folder."""
+    section = section_of(experiment)
+    if section.l2sp is None:
+        return
+    head = head_of(experiment, net)
+    parameters = {name: p for name, p in net.named_parameters() if p.requires_grad and name not in head}
+    start = dict(net.named_parameters()) if checkpoint is None else read_start(checkpoint, experiment.folder)
+    L2SP(parameters, start, section.l2sp.weight).attach(optimizer)
+
+
+def settings_of(experiment: Experiment) -> Record:
+    """Return the settings of the averages, as ``averaging.json`` records them."""
+    section = section_of(experiment).model_dump()
+    return {name: section[name] for name in ("soup", "wise_ft", "average", "swa") if section[name] is not None}
+
+
+def owes_averages(experiment: Experiment, step: int) -> bool:
+    """Check whether the averages of a run that is finished after ``step`` steps are still to be made."""
+    settings = settings_of(experiment)
+    try:
+        record = json.loads((experiment.folder / AVERAGES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    return bool(settings) and (record.get("settings") != settings or record.get("step") != step)
