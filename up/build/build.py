@@ -10,11 +10,10 @@ from torch.optim import Optimizer
 
 from up.build.check_task import check_and_dry_run
 from up.build.data import example_batch, preprocessing_of_images, train_loader
-from up.build.finetune import attach_l2sp, keep_start
 from up.build.fit import fit_machine
 from up.build.network import select_device, synchronized
 from up.build.parts import RunParts, build_parts
-from up.build.start import Start, find_start, log_start, open_folder, require_unfinished
+from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start, open_folder, require_unfinished
 from up.build.training import build_runner, optimizer_of
 from up.command_line import CommandLine
 from up.data.bad_images import BadImages

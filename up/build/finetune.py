@@ -8,17 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from up.distributed.group import is_main
 from up.errors import UserError
-from up.files import AVERAGES, START, write_atomically
+from up.files import AVERAGES, START
 from up.models.lora import add_lora
 from up.models.net import Net
 from up.models.patterns import any_of, require_matches
-from up.models.weights import variant_of
 from up.optim.freezing import Freezing
-from up.optim.l2sp import L2SP
 from up.schema.finetune import FinetuneSection
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment, net_kind
@@ -86,19 +82,6 @@ def freezing_of(experiment: Experiment, net: Net, always: frozenset[str], steps_
     )
 
 
-def keep_start(experiment: Experiment, checkpoint: Path | None, net: Net, class_names: list[str] | None) -> None:
-    """Keep the starting weights as ``ckpt_start.pth`` on the main rank if they are needed later.
-
-    A run that resumes a checkpoint of another folder takes over the file there.
-    """
-    section = section_of(experiment)
-    if not is_main() or not (section.l2sp or section.wise_ft) or (checkpoint is not None and (experiment.folder / START).is_file()):
-        return
-    weights = net.state_dict() if checkpoint is None else read_start(checkpoint, experiment.folder)
-    state = {"model": weights, "class_names": class_names, "variant": variant_of(net)}
-    write_atomically(experiment.folder / START, lambda file: torch.save(state, file))
-
-
 def read_start(checkpoint: Path | None, folder: Path) -> dict[str, Tensor]:
     """Read the starting weights of the run of ``checkpoint``, else those in ``folder``. Raises ``UserError`` if they are gone."""
     found = next(
@@ -109,17 +92,6 @@ def read_start(checkpoint: Path | None, folder: Path) -> dict[str, Tensor]:
         raise UserError(what, fix="Put it back, or start anew with another saver.save_dir.", key="finetune")
     state: dict[str, Tensor] = torch.load(found, map_location="cpu", weights_only=True)["model"]
     return state
-
-
-def attach_l2sp(experiment: Experiment, net: Net, optimizer: Optimizer, checkpoint: Path | None) -> None:
-    """Add the penalty of ``finetune.l2sp`` to ``optimizer``; a resumed run reads the starting weights from its folder."""
-    section = section_of(experiment)
-    if section.l2sp is None:
-        return
-    head = head_of(experiment, net)
-    parameters = {name: p for name, p in net.named_parameters() if p.requires_grad and name not in head}
-    start = dict(net.named_parameters()) if checkpoint is None else read_start(checkpoint, experiment.folder)
-    L2SP(parameters, start, section.l2sp.weight).attach(optimizer)
 
 
 def settings_of(experiment: Experiment) -> Record:

@@ -9,10 +9,11 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
+import torch
 from torch.optim import Optimizer
 
 from up.build.data import notes_on
-from up.build.finetune import owes_averages
+from up.build.finetune import head_of, owes_averages, read_start, section_of
 from up.build.network import load_start_weights, preprocessing_doubts
 from up.build.parts import RunParts
 from up.build.training import rate_line
@@ -33,7 +34,10 @@ from up.engine.folder import (
     set_earlier_run_aside,
 )
 from up.errors import NothingToDo, Problem, UserError
-from up.files import AVERAGES, BEST, LATEST, named_checkpoint, write_text
+from up.files import AVERAGES, BEST, LATEST, START, named_checkpoint, write_atomically, write_text
+from up.models.net import Net
+from up.models.weights import variant_of
+from up.optim.l2sp import L2SP
 from up.schema.show import strategy_lines
 from up.tasks.experiment import Experiment
 from up.text import some_of
@@ -200,6 +204,34 @@ def open_folder(experiment: Experiment, start: Start, config: str, command: Comm
     (folder / AVERAGES).unlink(missing_ok=True)  # they are made anew at the end
     mark_launch(folder)
     return warnings
+
+
+def attach_l2sp(experiment: Experiment, net: Net, optimizer: Optimizer, checkpoint: Path | None) -> None:
+    """Add the penalty of ``finetune.l2sp`` to ``optimizer``; a resumed run reads the starting weights from its folder."""
+    section = section_of(experiment)
+    if section.l2sp is None:
+        return
+    head = head_of(experiment, net)
+    parameters = {name: p for name, p in net.named_parameters() if p.requires_grad and name not in head}
+    start = dict(net.named_parameters()) if checkpoint is None else read_start(checkpoint, experiment.folder)
+    L2SP(parameters, start, section.l2sp.weight).attach(optimizer)
+
+
+def keep_start(experiment: Experiment, checkpoint: Path | None, net: Net, class_names: list[str] | None) -> None:
+    """Keep the starting weights as ``ckpt_start.pth`` on the main rank if they are needed later.
+
+    A run that resumes a checkpoint of another folder takes over the file there.
+    """
+    section = section_of(experiment)
+    if (
+        not group.is_main()
+        or not (section.l2sp or section.wise_ft)
+        or (checkpoint is not None and (experiment.folder / START).is_file())
+    ):
+        return
+    weights = net.state_dict() if checkpoint is None else read_start(checkpoint, experiment.folder)
+    state = {"model": weights, "class_names": class_names, "variant": variant_of(net)}
+    write_atomically(experiment.folder / START, lambda file: torch.save(state, file))
 
 
 def log_start(

@@ -213,6 +213,10 @@ def _over(below: Node, own: Node | None, path: str, strategy: str, found: Found)
             found.note(path, what, own.mark)
         return own
     kind, other = own.get("type"), below.get("type")
+    if path == "trainer.lr_scheduler" and not is_null(kind):  # one whole: the meaning of lr and the warm-up belong to it
+        if any(to_plain(own.get(key) or below) != to_plain(node) for key, node in below.entries.items()):
+            found.note(path, f"is used instead of the schedule of finetune.strategy: {strategy}", own.mark)
+        return own
     if kind is not None and other is not None and to_plain(kind) != to_plain(other):
         _over(other, kind, f"{path}.type", strategy, found)
         groups = below.get("pconfig")

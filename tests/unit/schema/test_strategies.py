@@ -125,7 +125,7 @@ def test_a_part_of_another_type_keeps_its_kwargs() -> None:
     assert optimizer.kwargs == {"lr": 0.1}
     assert optimizer.pconfig.discriminative is not None  # groups do not depend on the optimizer
     assert (schedule.kwargs, schedule.warmup_register_type) == ({}, "base")
-    assert {note.key for note in found.notes} == {"trainer.optimizer.type", "trainer.lr_scheduler.type"}
+    assert {note.key for note in found.notes} == {"trainer.optimizer.type", "trainer.lr_scheduler"}
 
 
 @pytest.mark.parametrize(
