@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -237,6 +238,14 @@ def test_composited_images_are_told_of(
     assert (warnings, line in lines) == ([], True)
     assert main(["train", "--config", path, "--opts", "trainer.max_iter=1"]) == 0
     assert line in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_bits_that_are_dropped_are_reported(config: Config, write: Write, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in listed(config, "train", data, LABELS)[:4]:
+        Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16)).save(path)
+    warnings, lines = checked(write(config), capsys)
+    (line,) = (line for line in lines if "bits" in line)
+    assert (warnings, tells(line, "train", "4 of 15", "8 bits", "fs_multichannel")) == ([], True)
 
 
 @pytest.mark.parametrize("background", ["black", [0, 0], [0, 0, 256]])

@@ -21,7 +21,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -88,15 +88,22 @@ def read_rgb(
         return decode(encoded, opened, name or name_of(source), background)
 
 
-def has_alpha(path: str) -> bool:
-    """Whether an image file has an alpha channel or a transparent colour. Reads the header only; False for an unreadable file."""
+class Header(NamedTuple):
+    """Facts of an image file, by its header."""
+
+    has_alpha: bool = False  # or a transparent colour
+    is_deep: bool = False  # more than 8 bits a channel
+
+
+def header_of(path: str) -> Header:
+    """Read the header of an image file; ``Header()`` for an unreadable one."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
+            return Header()
         with QUIET, Image.open(path, formats=FORMATS) as opened:
-            return opened.has_transparency_data
+            return Header(opened.has_transparency_data, opened.mode.startswith("I") or "16" in raw_mode(opened))
     except Exception:  # Pillow's format plugins raise many kinds of errors
-        return False
+        return Header()
 
 
 def name_of(source: str | bytes) -> str:

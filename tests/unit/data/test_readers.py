@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from tests.harness.facts import facts, tells
+from tests.harness.images import MIXED
 from up.config.parts import build_part
 from up.data.bad_images import BadImage
-from up.data.decoding import has_alpha
+from up.data.decoding import Header, header_of
 from up.data.readers import MAX_PIXELS, READERS, OpenCVReader, PillowReader, TurboReader
 from up.errors import UserError
 
@@ -208,9 +209,11 @@ def test_headers_say_who_has_alpha(tmp_path: Path) -> None:
     found = {}
     for name, (data, *_) in {**GOLDEN, "tiff": (encoded(transparent, "TIFF"),)}.items():
         (tmp_path / name).write_bytes(data)
-        found[name] = has_alpha(str(tmp_path / name))
+        found[name] = header_of(str(tmp_path / name)).has_alpha
     assert found == dict.fromkeys(found, True)
-    assert [has_alpha(str(path)) for path in (opaque, tmp_path, tmp_path / "missing.png")] == [False] * 3
+    assert [header_of(str(path)) for path in (opaque, tmp_path, tmp_path / "missing.png")] == [Header()] * 3
+    (tmp_path / "deep").write_bytes(MIXED["deep"]())
+    assert header_of(str(tmp_path / "deep")) == Header(is_deep=True)
 
 
 def test_the_same_image_gives_a_net_other_numbers_raw_and_flattened() -> None:

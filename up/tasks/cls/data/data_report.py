@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from up.data.decoding import has_alpha
+from up.data.decoding import header_of
 from up.data.folders import empty_classes
 from up.data.sampler import permutation
 from up.errors import Problem
@@ -19,8 +19,8 @@ from up.text import count, some_of
 
 _FEW = 5  # images of a class, below which it is hardly learned
 _SHOWN = 8  # classes in a line
-_SAMPLED = 200  # headers read to look for transparency: a second at most, also from a network disk
-_ALPHA = 0x616C7068  # the key that the sample is drawn with
+_SAMPLED = 200  # headers read: a second at most, also from a network disk
+_HEADERS = 0x616C7068  # the key that the sample is drawn with
 
 
 def data_report(train: ImageDataset, test: ImageDataset | None) -> DataReport:
@@ -32,8 +32,8 @@ def data_report(train: ImageDataset, test: ImageDataset | None) -> DataReport:
         warnings += _unseen_in_validation(train, test)
     for source, dataset in (("train", train), ("test", test)):
         if isinstance(dataset, ClsDataset):
-            composited, dropped = _transparency(source, dataset)
-            lines += composited
+            found, dropped = _of_headers(source, dataset)
+            lines += found
             warnings += dropped
     if isinstance(train, ClsDataset) and isinstance(test, ClsDataset):
         warnings += _other_background(train, test)
@@ -107,24 +107,32 @@ def _unseen_in_validation(train: ImageDataset, test: ImageDataset) -> Iterator[P
         yield Problem(f"{what}: the accuracy of these is not measured.", key="dataset.test.dataset.kwargs.meta_file")
 
 
-def _transparency(source: str, dataset: ClsDataset) -> tuple[list[str], list[Problem]]:
-    """Report images with an alpha channel: a line where they are composited, a warning where it is dropped."""
+def _of_headers(source: str, dataset: ClsDataset) -> tuple[list[str], list[Problem]]:
+    """Report what the reader drops of some images: lines for what is meant, a warning for an alpha channel."""
     if not hasattr(dataset.reader, "background"):
         return [], []
-    sampled = np.sort(permutation(len(dataset), _ALPHA)[:_SAMPLED]).tolist()
-    transparent = sum(has_alpha(dataset.path_of(index)) for index in sampled)
-    if not transparent:
-        return [], []
-    have = "has" if transparent == 1 else "have"
-    found = f"{transparent} of {count(len(sampled), 'sampled image')} {have} an alpha channel"
-    background = dataset.reader.background
-    if background is not None:
-        return [f"{source}: {found}, composited over the background {list(background)}"], []
-    what = (
-        f"{found}, which is dropped: transparent pixels keep the colour that the file stores for them. "
-        "To composite over white, set background: white in its kwargs."
-    )
-    return [], [Problem(what, key=f"dataset.{source}.dataset.kwargs.image_reader")]
+    sampled = np.sort(permutation(len(dataset), _HEADERS)[:_SAMPLED]).tolist()
+    headers = [header_of(dataset.path_of(index)) for index in sampled]
+    transparent, deep = (sum(column) for column in zip(*headers, strict=True))
+    lines, warnings = [], []
+    if deep:
+        found = _share(deep, len(sampled), "more than 8 bits a channel")
+        lines.append(f"{source}: {found}; the low ones are dropped. To keep them: image_reader fs_multichannel")
+    if transparent:
+        found, background = _share(transparent, len(sampled), "an alpha channel"), dataset.reader.background
+        what = (
+            f"{found}, which is dropped: transparent pixels keep the colour that the file stores for them. "
+            "To composite over white, set background: white in its kwargs."
+        )
+        if background is not None:
+            lines.append(f"{source}: {found}, composited over the background {list(background)}")
+        else:
+            warnings.append(Problem(what, key=f"dataset.{source}.dataset.kwargs.image_reader"))
+    return lines, warnings
+
+
+def _share(number: int, sampled: int, what: str) -> str:
+    return f"{number} of {count(sampled, 'sampled image')} {'has' if number == 1 else 'have'} {what}"
 
 
 def _other_background(train: ClsDataset, test: ClsDataset) -> Iterator[Problem]:
