@@ -14,9 +14,13 @@ from PIL import Image
 from tests.harness.documented import run_plain
 from tests.harness.facts import tells
 from tests.harness.served import answers, assert_same_answers, drawn_checkpoint, exported, heads, mixed_folder, write_config
-from tests.harness.tiny import CLASSES, tiny_config
+from tests.harness.tiny import CLASSES, SIDE, tiny_config
 from up.__main__ import main
+from up.build.experiment import load_experiment
+from up.build.network import build_net
 from up.bundle.package import Package, open_package
+from up.bundle.session import Session
+from up.models.lora import add_lora
 
 Config = dict[str, Any]
 pytestmark = pytest.mark.usefixtures("each_graph_once")
@@ -78,6 +82,26 @@ def test_transparency_over_a_background(config: Config, tmp_path: Path, capsys: 
     differ = [kind for kind, score in dropped.items() if abs(score - laid_over[kind]) > 1e-3]
     assert "rgba.png" in differ
     assert set(differ) <= {"rgba.png", "palette.png"}
+
+
+def test_low_rank_updates_are_merged(config: Config, tmp_path: Path) -> None:
+    """The graph has the parameters of the plain net, and the outputs of the net with its updates."""
+    path, ckpt = write_config(config, tmp_path), tmp_path / "lora.pth"
+    net = build_net(load_experiment(path), {"num_classes": len(CLASSES), "class_counts": [1] * len(CLASSES)})
+    plain = sum(parameter.numel() for parameter in net.parameters())
+    assert add_lora(net["backbone"], rank=2, targets=["r:conv"])
+    draw = torch.Generator().manual_seed(3)
+    for name, parameter in net.named_parameters():
+        if name.endswith("lora_B"):
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
+    torch.save({"model": net.state_dict(), "class_names": list(CLASSES)}, ckpt)
+    package = open_package(exported(path, folder=tmp_path / "out", ckpt=ckpt))
+    assert package.manifest.model.params == plain
+    images = torch.randn(4, 3, SIDE, SIDE, generator=draw)
+    with torch.inference_mode():
+        expected = net.eval()({"image": images})["logits"].numpy()
+    (found,) = Session(package.model, "x")(images.numpy()).values()
+    assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
 
 
 def test_several_heads(config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
