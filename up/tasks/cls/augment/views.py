@@ -91,7 +91,8 @@ def spread(samples: Sequence[Sample]) -> Sequence[Sample]:
         rest = {name: value for name, value in sample.items() if name != "views"}
         for number, view in enumerate(sample.views):
             seed = sample.seed if number == 0 else key(sample.seed, _VIEW, number) >> 1
-            spread.append(Sample(rest, image=view, seed=seed))
+            bad = sample.get("bad") if number == 0 else None  # an image that was replaced is counted once
+            spread.append(Sample(rest, image=view, seed=seed, bad=bad))
     return spread
 
 

@@ -145,6 +145,9 @@ class JensenShannon(LabelSmoothing):
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if not self.training:
             return super()._loss(logits, target)
+        if len(logits) % self.views:
+            what = f"jsd got {len(logits)} rows, no {self.views} views of each image: the micro-batch was cut to fit into memory"
+            raise UserError(what, fix="Lower batch_size.")
         clean = super()._loss(logits[:: self.views], target[:: self.views])
         log_probs = logits.log_softmax(1).view(-1, self.views, logits.shape[1])
         mixture = log_probs.exp().mean(1, keepdim=True).clamp(1e-7, 1).log()

@@ -148,6 +148,11 @@ def test_wrong_settings_are_named(name: str, kwargs: dict[str, Any], found: list
     assert all(part in str(raised.value) for part in found)
 
 
+def test_part_of_the_views_of_an_image_is_an_error() -> None:
+    with pytest.raises(UserError, match="4 rows.* 3 views"):
+        JensenShannon(views=3)(views_of(X)[:4], HARD.repeat_interleave(3)[:4])
+
+
 def test_balanced_weights_are_the_same_for_every_loss() -> None:
     for name in ("focal", "sigmoid_focal", "asl", "jsd", "cosface", "arcface"):
         given: Any = {"jsd": {"views": 2}, "cosface": {"scale": 1.0}, "arcface": {"scale": 1.0}}.get(name, {})
