@@ -73,3 +73,22 @@ def test_other_transforms_are_a_warning_of_check_and_train(
 def test_the_same_transforms_are_none(second: Callable[[list[float]], str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--config", second([0.4, 0.4, 0.4])]) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+def test_grey_images_adapt_the_first_convolution(
+    first: tuple[Config, Path], second: Callable[[list[float]], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number of channels is that of the reader: nothing of the net is written."""
+    path = Path(second([0.4, 0.4, 0.4]))
+    config = yaml.safe_load(path.read_text())
+    for source in config["dataset"].values():
+        source["dataset"]["kwargs"]["image_reader"]["kwargs"]["color_mode"] = "GRAY"
+        source["dataset"]["kwargs"]["transformer"][-1]["kwargs"] |= {"mean": [0.4], "std": [0.3]}
+    path.write_text(yaml.safe_dump(config))
+    assert main(["train", "--config", str(path)]) == 0
+    (line,) = [line for line in (tmp_path / "run" / "train.log").read_text().splitlines() if "channels" in line]
+    assert tells(line, "backbone.conv1.weight", "(8, 3, 3, 3)", "(8, 1, 3, 3)")
+    found = preprocessing_of(tmp_path / "run" / "ckpt_best.pth")
+    assert found is not None
+    assert (found.input_size, found.mean) == ((1, 32, 32), (0.4,))
+    assert main(["eval", "--config", str(path)]) == 0

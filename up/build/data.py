@@ -34,6 +34,7 @@ from up.text import some_of
 from up.tracking.log import LOGGER
 
 Phase = Literal["train", "test"]
+PHASES: tuple[Phase, ...] = ("train", "test")
 
 
 def section_of(experiment: Experiment, source: Phase) -> Source:
@@ -100,13 +101,22 @@ def spec_after(source: Phase, experiment: Experiment) -> InputSpec | None:
     return experiment.task.input_spec(build_transforms(experiment, source))
 
 
+def channels_of(experiment: Experiment) -> int:
+    """Return the channels of the images that the readers give; 3 where a reader does not tell."""
+    for source in PHASES:
+        section = getattr(experiment.config.dataset, source)
+        if section is not None and "image_reader" in section.dataset.kwargs:
+            return int(getattr(build_reader(experiment, source), "channels", 3))
+    return 3
+
+
 def preprocessing_of_images(experiment: Experiment) -> ImagePreprocessing | None:
     """Return the preprocessing that the test transforms amount to; None without test data, and for other transforms."""
     if experiment.config.dataset.test is None:
         return None
     steps = [getattr(transform, "export_op", lambda: None)() for transform in build_transforms(experiment, "test")]
     operations = [step for step in steps if step is not None]
-    return of_operations(operations) if len(operations) == len(steps) else None
+    return of_operations(operations, channels_of(experiment)) if len(operations) == len(steps) else None
 
 
 def input_size_of(experiment: Experiment) -> Size:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from up.build.data import input_size_of, input_spec_of, preprocessing_of_images, spec_after
+from up.build.data import channels_of, input_size_of, input_spec_of, preprocessing_of_images, spec_after
 from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
@@ -47,7 +47,7 @@ def build_net(
     variant = variant_needed(experiment.config.saver.pretrain_model if section is None else weights)
     seed_all(key(runtime.random_seed, _NET))
     modules: dict[str, nn.Module] = {}
-    spec = input_spec_of(experiment)
+    spec, channels = input_spec_of(experiment), channels_of(experiment)
     freeze: list[str] = []
     previous = ""
     for index, entry in enumerate(entries):
@@ -60,6 +60,8 @@ def build_net(
             known = experiment.task.derived_for_module(kind, derived, modules.get(entry.prev or previous), entry)
         if kind == "backbone" and spec is not None and spec.fixed:
             known = {"img_size": list(spec.fixed)}  # for those whose position embeddings depend on it
+        if kind == "backbone" and channels != 3:
+            known = {**known, "input_channel": channels, "in_chans": channels}  # in our networks and in timm's
         if entry.type in BACKBONES and variant is not None:
             known = {**known, "variant": variant}
         modules[entry.name] = experiment.build(entry, kind, known, f"{place}.{index}")

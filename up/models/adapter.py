@@ -131,12 +131,12 @@ class Backbone(nn.Module):
             )
 
 
-def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | None = None) -> Backbone:
+def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | None = None, channels: int = 3) -> Backbone:
     """Make ``model``, a timm network without classifier, a backbone that returns its final feature.
 
     ``pooled``: the final feature is the input of timm's classifier, (B, C, 1, 1); layers that some networks have between
     pooling and classifier are part of it. ``variant``: its origin, if two networks share its name; weights of the other
-    do not load.
+    do not load. ``channels`` are those of its images.
     """
     # The class of the object becomes a subclass of itself, as torch's fully_shard does it: the name of a wrapper around the
     # network would be in every key of the state dict and every module path in configs and checkpoints.
@@ -145,7 +145,7 @@ def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | No
     backbone._pooled = pooled
     backbone.variant = variant
     backbone._image_size = _only_size(model)
-    backbone.image_channels = _channels(model)
+    backbone.image_channels = _channels(model, channels)
     planes = cast(int, getattr(model, "head_hidden_size", model.num_features) if pooled else model.num_features)
     backbone.out_planes = [planes]
     backbone.out_strides = [int(info["reduction"]) for info in backbone.feature_info[-1:]]
@@ -235,14 +235,10 @@ def _only_size(model: nn.Module) -> tuple[int, int] | None:
     return int(size[0]), int(size[1])
 
 
-def _channels(model: nn.Module) -> int | None:
+def _channels(model: nn.Module, wanted: int) -> int | None:
     """Read the channels of the first convolution, if its input can only be an image."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or first.in_channels <= 4:
-        return first.in_channels if first is not None else None
-    layers = [module for module in list(model.modules())[1:] if next(module.parameters(recurse=False), None) is not None]
-    rearranges = any(type(module).__name__ in _REARRANGING for module in model.modules())
-    return first.in_channels if layers[0] is first and not rearranges else None
+    return first.in_channels if first is not None and first.in_channels in (1, 2, 3, 4, wanted) else None
 
 
 def _positions(key: str, wanted: Sequence[int] | None, known: list[int]) -> list[int] | None:

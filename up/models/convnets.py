@@ -18,7 +18,7 @@ def regnet(*, model_name: str, drop_path_rate: Rate = 0.0, input_channel: Count 
     Raises ``UserError`` for stages that do not exist.
     """
     model = timm.create_model(model_name, num_classes=0, in_chans=input_channel, drop_path_rate=drop_path_rate)
-    return with_stages(as_backbone(model), **common)
+    return with_stages(as_backbone(model, channels=input_channel), **common)
 
 
 def convnext(
@@ -44,7 +44,7 @@ def convnext(
         drop_path_rate=drop_path_rate,
     )
     model.head.norm = nn.Identity()
-    return with_stages(as_backbone(model), **common)
+    return with_stages(as_backbone(model, channels=input_channel), **common)
 
 
 regnetx_200m = published(regnet, "RegNetX-200MF, 2.7 M parameters.", {"model_name": "regnetx_002"})

@@ -219,7 +219,7 @@ def cswin(
         drop_path_rate=drop_path_rate,
         input_channel=input_channel,
     )
-    return finished(as_backbone(model), **common)
+    return finished(as_backbone(model, channels=input_channel), **common)
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -8,9 +8,11 @@ A ``KeyMap`` rewrites the names of one family of files to timm's names, by regul
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
+
+from torch import Tensor
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -23,6 +25,7 @@ class KeyMap:
     - ``variant``: the variant of our backbone for the weights, if there are two.
     - ``units``: of networks of inverted residuals, whose files number their layers: a pattern of the stem, of a block, of the
       last layers. The layers of a unit are ours of the same unit, in order.
+    - ``eps``: a pattern of a name in the files whose networks have another eps in their BatchNorms than timm's, and that eps.
     - ``unused``: a pattern of names without a place in our networks, and ``unused_because``, the reason.
     """
 
@@ -31,6 +34,7 @@ class KeyMap:
     mark: str = ""
     variant: str | None = None
     units: str = ""
+    eps: tuple[str, float] | None = None
     unused: str = ""
     unused_because: str = ""
 
@@ -41,6 +45,10 @@ class KeyMap:
     def leaves_out(self, key: str) -> bool:
         """Return whether our networks have no place for the tensor."""
         return bool(self.unused) and re.match(self.unused, key) is not None
+
+    def eps_of(self, keys: Iterable[str]) -> float | None:
+        """Return the eps of the BatchNorms of a file's network, if it is known."""
+        return self.eps[1] if self.eps is not None and any(re.search(self.eps[0], key) for key in keys) else None
 
     def to_timm(self, keys: Iterable[str], own: Iterable[str]) -> list[str]:
         """Translate a file's names to timm's; ``own`` are the names of our network, in the order of its layers."""
@@ -72,7 +80,7 @@ _MOBILE_HEAD: Rules = ((r"^classifier\.[13]\.", "classifier."), (r"^classifier\.
 _LUKEMELAS = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2")
 _REGNET_LAYERS = ((r"f\.a", "conv1"), (r"f\.b", "conv2"), (r"f\.c", "conv3"), ("proj", "downsample"))
 _MERGE_LATER: Rules = tuple((rf"^layers\.{stage}\.downsample\.", f"layers.{stage + 1}.downsample.") for stage in (2, 1, 0))
-_NORMS_OF_STAGES = {"unused": r"norm[0-2]\.", "unused_because": "norms of stages whose features this net does not return"}
+_NORMS_OF_STAGES = KeyMap("", unused=r"norm[0-2]\.", unused_because="norms of stages whose features this net does not return")
 _LAYER0: Rules = ((r"^layer0\.0\.", "conv1."), (r"^layer0\.1\.", "bn1."))
 
 KEY_MAPS = (
@@ -106,6 +114,7 @@ KEY_MAPS = (
         ),
         mark=r"^_blocks\.",
         variant="up",
+        eps=("", 1e-3),
         units=_FEATURES,
     ),
     KeyMap(
@@ -120,12 +129,12 @@ KEY_MAPS = (
         ),
         mark=r"\.f\.a_bn\.",
     ),
-    KeyMap("UP swin", (*_MERGE_LATER, (r"^norm3\.", "norm.")), mark=r"^norm3\.", **_NORMS_OF_STAGES),
-    KeyMap(
-        "UP CSWin",
-        ((r"^stage1_conv\.", "stage1_conv_embed.0."), (r"^stage1_norm\.", "stage1_conv_embed.2."), (r"^norm3\.", "norm.")),
+    replace(_NORMS_OF_STAGES, name="UP swin", rules=(*_MERGE_LATER, (r"^norm3\.", "norm.")), mark=r"^norm3\."),
+    replace(
+        _NORMS_OF_STAGES,
+        name="UP CSWin",
+        rules=((r"^stage1_conv\.", "stage1_conv_embed.0."), (r"^stage1_norm\.", "stage1_conv_embed.2."), (r"^norm3\.", "norm.")),
         mark=r"^stage1_norm\.",
-        **_NORMS_OF_STAGES,
     ),
     KeyMap(
         "UP vit",
@@ -142,11 +151,11 @@ KEY_MAPS = (
         variant="up",
     ),
     *(
-        KeyMap(f"torchvision {name}", _MOBILE_HEAD, mark=mark, variant="timm", units=_FEATURES)
-        for name, mark in (
-            ("mobilenet_v2", r"^features\.1\.conv\.0\.0\."),
-            ("mobilenet_v3", r"^features\.1\.block\."),
-            ("efficientnet", r"^features\.1\.0\.block\."),
+        KeyMap(f"torchvision {name}", _MOBILE_HEAD, mark=mark, variant="timm", units=_FEATURES, eps=eps)
+        for name, mark, eps in (
+            ("mobilenet_v2", r"^features\.1\.conv\.0\.0\.", None),
+            ("mobilenet_v3", r"^features\.1\.block\.", ("", 1e-3)),
+            ("efficientnet", r"^features\.1\.0\.block\.", (r"^features\.(?:3\.4|6\.14)\.block\.", 1e-3)),  # b5 to b7, v2
         )
     ),
     KeyMap(
@@ -160,6 +169,13 @@ KEY_MAPS = (
             (r"\.f\.se\.", ".se."),
         ),
         mark=r"^trunk_output\.",
+    ),
+    # Of the published files; torchvision renames on loading.
+    KeyMap("torchvision densenet", ((r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2."),), mark=r"denselayer\d+\.norm\.1\."),
+    KeyMap(
+        "torchvision vgg",
+        tuple((rf"^classifier\.{place}\.", name) for place, name in ((0, "pre_logits.fc1."), (3, "pre_logits.fc2."), (6, "fc."))),
+        mark=r"^classifier\.6\.",
     ),
     KeyMap(
         "torchvision convnext",
@@ -233,6 +249,20 @@ IMMATERIAL = re.compile(
     r"(?:^|\.)(?:num_batches_tracked|n_averaged|relative_position_index|relative_coords_table|attn_mask|total_ops|total_params"
     r"|lora_A|lora_B|lora_scale)$"
 )
+
+
+def split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split the biases of torchvision's Swin v2 into those of queries and values: the keys' are zero there, and timm has none."""
+    split: dict[str, Tensor] = {}
+    is_swin_v2 = any(".attn.cpb_mlp." in key for key in tensors)
+    for key, tensor in tensors.items():
+        if is_swin_v2 and key.endswith(".attn.qkv.bias"):
+            queries, _, values = tensor.chunk(3)
+            prefix = key.removesuffix("qkv.bias")
+            split |= {f"{prefix}q_bias": queries, f"{prefix}v_bias": values}
+        else:
+            split[key] = tensor
+    return split
 
 
 def places(key: str, timm_key: str, *, backbone: str, head: str, is_bare: bool) -> list[str]:

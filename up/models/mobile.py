@@ -98,7 +98,7 @@ def mobilenetv2(
         act_layer=nn.ReLU6,
         drop_path_rate=drop_path_rate,
     )
-    return _with_stages(as_backbone(model, variant=variant), **common)
+    return _with_stages(as_backbone(model, channels=input_channel, variant=variant), **common)
 
 
 @checked
@@ -139,7 +139,7 @@ def mobilenetv3(
     )
     if variant == "up":
         _squeeze_first(model)
-    return _with_stages(as_backbone(model, pooled=True, variant=variant), **common)
+    return _with_stages(as_backbone(model, channels=input_channel, pooled=True, variant=variant), **common)
 
 
 def efficientnet(
@@ -153,7 +153,7 @@ def efficientnet(
     """
     name = f"tf_{model_name}" if variant == "up" else model_name
     model = timm.create_model(name, num_classes=0, in_chans=input_channel, drop_path_rate=drop_path_rate)
-    return with_stages(as_backbone(model, variant=variant), **common)
+    return with_stages(as_backbone(model, channels=input_channel, variant=variant), **common)
 
 
 def _with_stages(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ class ImagePreprocessing:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def differences(self, other: ImagePreprocessing) -> list[tuple[str, str, str]]:
-        """List what differs: a name, the value here and the one of ``other``."""
+        """List what differs: a name, the value here and the one of ``other``; sizes alone for another number of channels."""
+        same_channels = len(self.mean) == len(other.mean)
         found = []
-        for field in fields(self):
-            values = [getattr(each, field.name) for each in (self, other)]
-            mine, theirs = (_rounded(value) for value in values)
-            if field.name != "crop_mode" and mine != theirs:
-                found.append((_NAMES[field.name], _shown(mine), _shown(theirs)))
+        for field, name in _NAMES.items():
+            mine, theirs = (_rounded(getattr(each, field)) for each in (self, other))
+            if mine != theirs and (same_channels or field not in ("mean", "std")):
+                found.append((name, _shown(mine), _shown(theirs)))
         return found
 
 

@@ -1,4 +1,4 @@
-"""Interpolate tensors with a value per position to another image or window size."""
+"""Adapt tensors of a file: interpolate values per position to another size, fit the first convolution to other images."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def resampled(net: nn.Module, name: str, tensor: Tensor, shape: Sequence[int]) -
     if own_name == "relative_position_bias_table" and tensor.ndim == 2:
         return _relative_bias(net.get_submodule(owner_name), tensor, shape)
     return None
+
+
+def with_channels(weight: Tensor, channels: int) -> Tensor:
+    """Adapt the weight (O, C, h, w) of a first convolution to images of ``channels``.
+
+    For one channel the weights are added: a grey image gives what it gave as RGB. For others they are repeated in turn and
+    scaled by C / ``channels``, so that outputs keep their size (as timm's ``adapt_input_conv``).
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    own = weight.shape[1]
+    return weight.repeat(1, -(-channels // own), 1, 1)[:, :channels] * (own / channels)
 
 
 def _position_embedding(owner: nn.Module, tensor: Tensor, tokens: int) -> Tensor | None:

@@ -63,7 +63,7 @@ def resnet_custom(
         _replace_stem(model, input_channel, width, small=stem == "small")
     if style == "caffe":
         _stride_first(model)
-    backbone = as_backbone(model)
+    backbone = as_backbone(model, channels=input_channel)
     backbone.freeze(_paths(frozen_layers))
     return with_stages(backbone, **common)
 

@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Initializer, Normalize, as_backbone, with_stages
+from up.models.adapter import Backbone, Count, Initializer, Normalize, as_backbone, with_stages
 from up.models.pretrained import how_to_fetch, with_weights
 from up.models.weight_files import first_line
 from up.text import did_you_mean
@@ -22,6 +22,7 @@ def timm_network(
     pretrained: bool = False,
     pooled: bool = True,
     out_strides: Sequence[int] | None = None,
+    in_chans: Count = 3,
     normalize: Normalize | None = None,
     initializer: Initializer | None = None,
     grad_checkpointing: bool = False,
@@ -33,6 +34,7 @@ def timm_network(
       network exactly. ``false`` gives its map (B, C, H', W') or tokens (B, N, C), for ``vit_head`` and the like;
       parameters that timm has between them and the classifier are then not trained.
     - ``out_strides``: features of other stages too, for networks that have them.
+    - ``in_chans``: channels of the images. Default: those that the image reader gives.
     - ``pretrained``: timm's weights, downloaded at the first use.
 
     Raises ``UserError`` for an unknown name, kwargs that the network does not take, and weights that cannot be had.
@@ -40,9 +42,9 @@ def timm_network(
     _check_name(model_name)
     if "num_classes" in kwargs:
         raise UserError("the classifier is the head's, give it num_classes in its own kwargs.", key="num_classes")
-    model = _create(model_name, pretrained, kwargs)
+    model = _create(model_name, pretrained, {**kwargs, "in_chans": in_chans})
     return with_stages(
-        as_backbone(model, pooled=pooled),
+        as_backbone(model, pooled=pooled, channels=in_chans),
         out_strides=out_strides,
         normalize=normalize,
         initializer=initializer,

@@ -41,7 +41,7 @@ def swin(
         window_size=window_size,
         drop_path_rate=drop_path_rate,
     )
-    return with_stages(as_backbone(model), **common)
+    return with_stages(as_backbone(model, channels=input_channel), **common)
 
 
 def vit(
@@ -84,7 +84,7 @@ def vit(
         act_layer=partial(nn.GELU, approximate="tanh" if variant == "up" else "none"),
         norm_layer=partial(nn.LayerNorm, eps=1e-5 if variant == "up" else 1e-6),
     )
-    return finished(as_backbone(model, variant=variant), **common)
+    return finished(as_backbone(model, channels=input_channel, variant=variant), **common)
 
 
 def _checked_size(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:

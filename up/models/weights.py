@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from up.models.adapter import Backbone, Variant
-from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, layer_of, places
+from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, layer_of, places, split_biases
 from up.models.net import Net
+from up.models.norm import is_batch_norm
 from up.models.patterns import any_of, parents_of, require_matches
 from up.models.pretrained import read_state
-from up.models.resample import resampled
+from up.models.resample import resampled, with_channels
 from up.models.weight_files import Weights, WeightsError, clean_key
 from up.text import count, some_of
 
@@ -54,6 +55,7 @@ class LoadReport:
     averaged: bool
     loaded: list[str] = field(default_factory=list)
     resized: list[Misshaped] = field(default_factory=list)  # loaded too, after interpolation
+    rechanneled: list[Misshaped] = field(default_factory=list)  # loaded too, for images of another number of channels
     missing: list[str] = field(default_factory=list)  # in the net only
     unexpected: list[str] = field(default_factory=list)  # in the file only
     misshaped: list[Misshaped] = field(default_factory=list)
@@ -71,6 +73,7 @@ class LoadReport:
             (self.reinitialised, "new head, started afresh"),
             (self.misshaped, "dropped, of another shape"),
             (self.resized, "resized"),
+            (self.rechanneled, "adapted to the channels of the images (added up for one, else repeated and scaled)"),
             (self.missing, "not in the file, left as built"),
             (self.unexpected, "not in the net, dropped"),
             (self.skipped, f"skipped by {SKIP_KEY}"),
@@ -121,10 +124,11 @@ def load_weights(
     ``skip`` are patterns (prefixes, or ``r:`` and a regular expression) of tensors to leave as built. ``heads`` are the
     modules that may start afresh, each with its layer of one output per class, or ``""``: layers of another width do, and
     the layer of the classes if ``class_names`` are another number than the file's. By default no module may (evaluation,
-    teachers, export). Position embeddings are interpolated. Losses without parameters keep their own buffers. Raises
+    teachers, export), and the first convolution is for images of as many channels; else it is adapted. Position embeddings are
+    interpolated. Losses without parameters keep their own buffers. Raises
     ``WeightsError`` with a fix for any other mismatch, and leaves ``net`` untouched then.
     """
-    loading = _Loading(unwrap(net), weights, prefer_ema, heads or {})
+    loading = _Loading(unwrap(net), weights, prefer_ema, heads)
     loading.require_variant()
     loading.compare_classes(class_names)
     loading.sort_out(skip)
@@ -136,18 +140,21 @@ def load_weights(
 class _Loading:
     """Match the tensors of a file with those of a net, and sort them into those to load and the groups of a report."""
 
-    def __init__(self, net: nn.Module, weights: Weights, prefer_ema: bool, heads: Mapping[str, str]) -> None:
+    def __init__(self, net: nn.Module, weights: Weights, prefer_ema: bool, heads: Mapping[str, str] | None) -> None:
         children = dict(net.named_children())
         self.net = net
         self.own = {clean_key(key): tensor for key, tensor in net.state_dict().items()}
         self.variant = variant_of(net)
         self.weights = weights
-        self.tensors = weights.tensors(prefer_ema=prefer_ema)
+        self.tensors = split_biases(weights.tensors(prefer_ema=prefer_ema))
         self.chosen: dict[str, Tensor] = {}
         self._backbone = "backbone." if "backbone" in children else ""  # empty for a network without named modules
         self._head = "head." if self._backbone and "head" in children else ""
         self._is_bare = not any(key.startswith(self._backbone or "\0") for key in self.tensors)  # no net of named modules
-        self._heads = heads
+        self._heads = heads or {}
+        self._adapts = heads is not None  # to other images, where training starts
+        convolutions = (f"{name}.weight" for name, module in unwrap(net).named_modules() if isinstance(module, nn.Conv2d))
+        self._stem = clean_key(next(convolutions, ""))
         self._other_classes = False
         self._renewed: set[str] = set()
         # Losses and post-processing have counters at most, which files of weights lack.
@@ -222,8 +229,17 @@ class _Loading:
             if name in self.own:
                 self._fit(name, tensor)
         self._renew_heads()
+        self._compare_eps()
         report.renamed = sum(found[name] != name for name in report.loaded)
         report.is_of_up = not self._is_bare and self.naming is not KEY_MAPS[0]
+
+    def _compare_eps(self) -> None:
+        """Note another eps of BatchNorms: no tensor has it, and outputs differ by about 1e-4."""
+        theirs = self.naming.eps_of(map(self._stripped, self.tensors))
+        ours = {module.eps for module in self.net.modules() if is_batch_norm(module)}
+        if theirs is not None and ours and theirs not in ours:
+            note = f"its BatchNorms have eps {theirs:g}, this net's {some_of(f'{eps:g}' for eps in ours)}. For the same outputs set"
+            self.report.notes.append(f"{note} normalize: {{type: solo_bn, kwargs: {{eps: {theirs:g}}}}} in the backbone's kwargs")
 
     def _keys_by_name(self) -> dict[str, str]:
         """Map names in the net to the file's; two of one meaning must have equal values."""
@@ -275,14 +291,19 @@ class _Loading:
         return not (self._is_new(name) or name.startswith(self._counting))
 
     def _fit(self, name: str, tensor: Tensor) -> None:
-        """Choose a tensor; a linear layer is a 1x1 convolution, a scale (C, 1, 1) is (C,)."""
+        """Choose a tensor; a linear layer is a convolution over its whole input, a scale (C, 1, 1) is (C,)."""
         own = self.own[name]
-        if _squeezed(tensor.shape) == _squeezed(own.shape):
+        is_flat = tensor.ndim == 2 and own.ndim == 4 and tensor.shape[1] == own[0].numel()  # VGG's classifier in timm
+        if _squeezed(tensor.shape) == _squeezed(own.shape) or (is_flat and len(tensor) == len(own)):
             fitting: Tensor | None = tensor.reshape(own.shape)
         else:
-            fitting = resampled(self.net, name, tensor, own.shape)
             shapes = Misshaped(name, tuple(tensor.shape), tuple(own.shape))
-            (self.report.misshaped if fitting is None else self.report.resized).append(shapes)
+            if self._adapts and name == self._stem and (len(tensor), *tensor.shape[2:]) == (len(own), *own.shape[2:]):
+                fitting, group = with_channels(tensor, own.shape[1]), self.report.rechanneled
+            else:
+                fitting = resampled(self.net, name, tensor, own.shape)
+                group = self.report.misshaped if fitting is None else self.report.resized
+            group.append(shapes)
         if fitting is not None:
             self.chosen[name] = fitting
             self.report.loaded.append(name)

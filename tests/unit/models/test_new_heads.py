@@ -1,0 +1,90 @@
+"""The first loss of a new head on pretrained features: near ln C, for every family of backbones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from up.models.adapter import Backbone
+from up.models.backbones import BACKBONES
+from up.models.convnets import convnext
+from up.models.cswin import cswin
+from up.models.net import Net
+from up.models.weights import Weights, load_weights
+from up.tasks.cls.model.heads import HEADS
+
+CLASSES = 10
+SIDE = 32
+
+
+def of(name: str, **kwargs: Any) -> Callable[[], Backbone]:
+    return partial(BACKBONES.get(name), **kwargs)
+
+
+FAMILIES: dict[str, tuple[Callable[[], Backbone], str]] = {
+    "resnet": (of("resnet_custom", block="basic", layers=(1, 1, 1, 1)), "base_cls_head"),
+    "resnet, bottlenecks": (of("resnet_custom", block="bottleneck", layers=(1, 1, 1, 1)), "base_cls_head"),
+    "resnet_D": (of("resnet_custom_D", block="basic", layers=(1, 1, 1, 1)), "base_cls_head"),
+    "mobilenetv2": (of("mobilenetv2", width_mult=0.5), "base_cls_head"),
+    "mobilenetv3": (of("mobilenetv3", width_mult=0.5), "base_cls_head"),
+    "efficientnet": (of("efficientnet_b0"), "base_cls_head"),
+    "regnetx": (of("regnetx_200m"), "base_cls_head"),
+    "regnety": (of("regnety_200m"), "base_cls_head"),
+    "convnext": (partial(convnext, depths=(1, 1, 2, 1), dims=(16, 32, 64, 128), layer_scale_init_value=0.1), "convnext_head"),
+    "swin": (of("swin_tiny", img_size=SIDE, embed_dim=24, depths=(1, 1, 1, 1), window_size=4), "base_cls_head"),
+    "vit": (of("vit_tiny_patch16_224", img_size=SIDE), "vit_head"),
+    "deit": (of("deit_tiny_patch16_224", img_size=SIDE, variant="timm"), "vit_head"),
+    "cswin": (partial(cswin, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4), split_size=(1, 2, 2, 2)), "base_cls_head"),
+    "timm, efficientnet": (of("timm", model_name="efficientnet_lite0"), "base_cls_head"),
+    "timm, vit": (of("timm", model_name="test_vit", img_size=SIDE), "base_cls_head"),
+}
+
+
+def photos(images: int) -> Tensor:
+    """Noise with the statistics of normalized photos: power falls with the square of the frequency, channels are alike."""
+    draw = torch.Generator().manual_seed(1)
+    frequency = torch.fft.fftfreq(SIDE).square()
+    scale = (frequency[:, None] + frequency[None, :]).sqrt().clamp(min=1 / SIDE).reciprocal()
+    grey, colour = (torch.randn(images, channels, SIDE, SIDE, generator=draw) for channels in (1, 3))
+    mixed = torch.fft.ifft2(torch.fft.fft2(grey + 0.3 * colour) * scale).real
+    return mixed / mixed.std()
+
+
+def noise(images: int) -> Tensor:
+    return torch.randn(images, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def as_trained(backbone: Backbone) -> Backbone:
+    """Running statistics of photos, and norms that are not the identity."""
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all images
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm) and module.weight is not None:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    backbone.train()({"image": photos(8)})
+    return backbone.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("images", [noise, photos])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_loss_is_near_that_of_guessing(family: str, images: Callable[[int], Tensor]) -> None:
+    torch.manual_seed(0)
+    make, head = FAMILIES[family]
+    pretrained = as_trained(make())
+    planes = pretrained.out_planes[-1]
+    theirs = Net([("backbone", pretrained), ("head", HEADS.get(head)(num_classes=1000, in_plane=planes))])
+    backbone = make()
+    net = Net([("backbone", backbone), ("head", HEADS.get(head)(num_classes=CLASSES, in_plane=planes))])
+    report = load_weights(net, Weights("pretrained.pth", theirs.state_dict()), heads={"head": "classifier"})
+    assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
+    logits = net.train()({"image": images(20)})["logits"]  # as in the first step
+    loss = nn.functional.cross_entropy(logits, torch.arange(20) % CLASSES)
+    assert abs(float(loss) - math.log(CLASSES)) < 0.6, float(logits.std())
