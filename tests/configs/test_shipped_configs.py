@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
+from tests.harness.nets import meta_device
 from up.build.experiment import load_experiment
 from up.build.network import build_net
 from up.config.nodes import load_nodes
@@ -220,7 +221,7 @@ def test_check_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_header_says_how_large_the_network_is(name: str) -> None:
     stated = re.search(r"^# Cost: +([\d.]+) ([Mk]) parameters", file_of(name).read_text(encoding="utf-8"), re.MULTILINE)
     assert stated
-    with torch.device("meta"):
+    with meta_device():
         net = build_net(load_experiment(file_of(name)), {})
     millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     assert float(stated.group(1)) * {"M": 1, "k": 1e-3}[stated.group(2)] == pytest.approx(millions, abs=0.06)
@@ -263,7 +264,7 @@ def test_learning_rates_are_the_published_ones(name: str, steps_per_epoch: int, 
     assert trainer.max_epoch is not None
     schedule = build_schedule(
         base_lr=trainer.optimizer.kwargs["lr"],
-        steps_per_epoch=steps_per_epoch,
+        updates_per_epoch=steps_per_epoch,
         global_batch_size=images,
         total_updates=trainer.max_epoch * steps_per_epoch,
         **trainer.lr_scheduler.model_dump(),

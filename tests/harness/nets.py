@@ -1,17 +1,38 @@
-"""Small nets as students and teachers."""
+"""Small nets as students and teachers, and networks of any size without their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from up.data.records import Batch
 from up.engine.step import StepOutput
 from up.models.net import Net
+
+
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Build networks without memory: shapes alone, and no values to draw, which takes most of the time."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    DRAWS = {getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "erfinv", "clamp", "mul", "add", "fill", "zero")}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        tensor = args[0] if args else given.get("tensor")
+        draws = func in self.DRAWS or getattr(func, "__module__", "") == "torch.nn.init"
+        return tensor if draws and isinstance(tensor, Tensor) and tensor.is_meta else func(*args, **given)
 
 
 class Backbone(nn.Module):

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tests.harness.facts import facts
+from tests.harness.nets import meta_device
 from up.config.signature import signature_of
 from up.errors import UserError
 from up.models.adapter import Backbone, Rate, as_backbone
@@ -124,7 +125,7 @@ SHAPED = re.compile(
 
 @functools.cache
 def on_meta(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Backbone:
-    with torch.device("meta"):
+    with meta_device():
         network: Backbone = BACKBONES.get(name)(**{key: list(v) if isinstance(v, tuple) else v for key, v in kwargs})
     return network
 
@@ -220,7 +221,7 @@ def test_signature_of_a_variant_is_what_its_family_leaves_open() -> None:
     ],
 )
 def test_names_and_shapes_of_tensors_are_timms(name: str, kwargs: dict[str, Any], timm_name: str) -> None:
-    with torch.device("meta"):
+    with meta_device():
         reference = timm.create_model(timm_name, num_classes=0).state_dict()
     expected = {key: value.shape for key, value in reference.items() if not key.startswith("head.norm.")}
     assert {key: value.shape for key, value in meta(name, kwargs).state_dict().items()} == expected
@@ -352,7 +353,7 @@ def test_stages_can_be_chosen(name: str, kwargs: Any, planes: list[int], strides
     network = meta(name, kwargs)
     assert network.out_planes == planes
     assert network.out_strides == strides
-    with torch.device("meta"):
+    with meta_device():
         features = features_of(network.eval(), torch.empty(2, 3, 64, 64))
     assert [tuple(f.shape) for f in features] == [(2, c, 64 // s, 64 // s) for c, s in zip(planes, strides, strict=True)]
 
@@ -361,7 +362,7 @@ def test_stages_can_be_chosen(name: str, kwargs: Any, planes: list[int], strides
 def test_mobilenetv3_adds_the_map_of_stride_16_before_its_pooled_feature(given: bool, planes: list[int]) -> None:
     network = meta("mobilenetv3", {"c4_output": given})
     assert network.out_planes == planes
-    with torch.device("meta"):
+    with meta_device():
         features = features_of(network.eval(), torch.empty(2, 3, 64, 64))
     assert [tuple(feature.shape) for feature in features] == [(2, 112, 4, 4), (2, 1280, 1, 1)][-len(planes) :]
 

@@ -1,9 +1,9 @@
 import pytest
 import timm
-import torch
 from torch import nn
 from torchvision import models
 
+from tests.harness.nets import meta_device
 from up.models.complexity import complexity
 from up.models.net import Net
 
@@ -19,7 +19,7 @@ from up.models.net import Net
     ],
 )
 def test_published_numbers(name, published, mega_activations):
-    with torch.device("meta"):
+    with meta_device():
         network = timm.create_model(name)
     total = complexity(network).total
     assert total.macs / 1e9 == pytest.approx(published.meta["_ops"], abs=0.001)

@@ -9,6 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from tests.harness.facts import facts
+from tests.harness.nets import meta_device
 from up.errors import UserError
 from up.models.backbones import BACKBONES
 from up.models.cswin import CSWinBlock, StripeAttention, cswin, from_stripes, to_stripes
@@ -97,7 +98,7 @@ def test_feature_is_a_normalized_map(height, width):
     ],
 )
 def test_stripes_must_divide_the_maps(size, split_size, problem):
-    with torch.device("meta"):
+    with meta_device():
         network = small(split_size=split_size)
         image = torch.empty(1, 3, size, size)
         if problem is None:
@@ -167,7 +168,7 @@ def test_exported_network_takes_any_batch_size():
 
 @pytest.mark.parametrize("name", ["CSWin_96_24322_base_384"])
 def test_variants_for_384_pixels_divide_their_maps(name: str) -> None:
-    with torch.device("meta"), torch.no_grad():
+    with meta_device(), torch.no_grad():
         network = BACKBONES.get(name)().eval()
         assert network.split_size == (1, 2, 12, 12)
         assert feature_of(network, torch.empty(1, 3, 384, 384)).shape[2:] == (12, 12)
