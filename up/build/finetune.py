@@ -58,12 +58,12 @@ def prepare_net(experiment: Experiment, net: Net) -> frozenset[str]:
     return frozen
 
 
-def _frozen_by(written: str | list[str], net: Net, head: Collection[str], experiment: Experiment) -> frozenset[str]:
+def _frozen_by(written: str | list[str] | None, net: Net, head: Collection[str], experiment: Experiment) -> frozenset[str]:
     names = [name for name, _ in net.named_parameters()]
     if isinstance(written, str):
         return frozenset(names) - frozenset(head)
     with experiment.placing("finetune.freeze"):
-        require_matches(written, names, key="freeze")
+        require_matches(written or (), names, key="freeze")
         return frozenset(filter(any_of(written, key="freeze"), names)) if written else frozenset()
 
 

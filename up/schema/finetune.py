@@ -86,9 +86,9 @@ class FinetuneSection(Section):
 
     strategy: Annotated[StrategyName | None, FixedOnResume()] = None
     """Settings that are merged under this file, which always wins: optimizer, schedule and the parts below (docs/finetune.md)."""
-    kwargs: Annotated[Record, FixedOnResume()] = {}
+    kwargs: Annotated[Record | None, FixedOnResume()] = None
     """Arguments of the strategy, such as ``lr``."""
-    freeze: Annotated[Literal["backbone"] | list[Name], FixedOnResume()] = []
+    freeze: Annotated[Literal["backbone"] | list[Name] | None, FixedOnResume()] = None
     """Parameters that never train: ``backbone`` for all modules before the head, or patterns as in ``freeze_patterns``. Modules
     without any other parameter stay in evaluation mode."""
     unfreeze: Annotated[UnfreezeSection | None, FixedOnResume()] = None
