@@ -136,18 +136,17 @@ def _channels_first(image: Image.Image) -> NDArray[np.generic]:
 def _as_numbers(pixels: NDArray[np.generic], operations: Sequence[ToFloatOperation | NormalizeOperation]) -> Floats:
     """Convert levels or floats (C, H, W) to the input in float32.
 
-    Training does a closing to_float and normalize on the device as one multiplication and one addition, and anything
+    Training does a closing to_float and normalize of levels on the device as one multiplication and one addition, and anything
     else one by one; the same is done here, so that every bit is equal.
     """
     values: Floats = pixels.astype(np.float32)
+    fused = []
     match operations:
-        case [*operations, ToFloatOperation() as to_float, NormalizeOperation() as normalize]:
-            largest = 255 if pixels.dtype == np.uint8 else 1
-            top = largest / to_float.divide_by  # the largest level afterwards
+        case [*_, ToFloatOperation() as to_float, NormalizeOperation() as normalize] if pixels.dtype == np.uint8:
+            operations = operations[:-2]
+            top = 255 / to_float.divide_by  # level 255 afterwards
             mean, std = np.array(normalize.mean) / top, np.array(normalize.std) / top
-            fused = [(np.multiply, 1 / (largest * std)), (np.add, -mean / std)]
-        case _:
-            fused = []
+            fused = [(np.multiply, 1 / (255 * std)), (np.add, -mean / std)]
     for op in operations:
         if isinstance(op, ToFloatOperation):
             values /= np.float32(op.divide_by)
