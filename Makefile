@@ -2,6 +2,7 @@
 #   make quickstart    real images, a trained and evaluated model, about two minutes on two cores
 #   make test          lint, types, every test
 #   make kd-quickstart a teacher, a small student, and the student with the teacher's help
+#   make finetune-quickstart  fine-tuning with 10 images a class, in five ways
 # Paths are relative throughout, so a checkout whose path holds a space works.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 JOBS ?= 3
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart kd-quickstart test lint unit integration ranks soak docs clean
+.PHONY: quickstart kd-quickstart finetune-quickstart test lint unit integration ranks soak docs clean
 .DEFAULT_GOAL := quickstart
 
 $(PY):
@@ -35,6 +36,9 @@ quickstart: $(VENV)/.demo
 
 kd-quickstart: $(VENV)/.demo
 	@$(PY) tools/kd_quickstart.py
+
+finetune-quickstart: $(VENV)/.demo
+	@$(PY) tools/finetune_quickstart.py
 
 test: $(VENV)/.dev lint
 	$(PYTEST) -m "not slow"

@@ -73,6 +73,7 @@ SHIPPED = {
     "downstream/res50_pet",
     "downstream/res50_car_strikes",
     "downstream/res50_flower_strikes",
+    "finetune_quickstart",
     "kd_quickstart",
     "kd_res152_res18",
     "kd_res152_res18_plain",
@@ -147,7 +148,7 @@ def test_header(name: str) -> None:
 def test_a_newcomer_from_up_finds_every_recipe() -> None:
     page = (ROOT.parents[1] / "docs" / "migrating.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"`(\w+)\.yaml`", page.split("### Which recipe is which")[1].split("###")[0]))
-    assert listed == {name for name in SHIPPED if "/" not in name} - {"quickstart", "kd_quickstart"}
+    assert listed == {name for name in SHIPPED if "/" not in name} - {"quickstart", "kd_quickstart", "finetune_quickstart"}
 
 
 def test_bases_say_what_they_are_for_and_are_used() -> None:
