@@ -40,8 +40,7 @@ def build_run(experiment: Experiment, stop: StopRequest, command: CommandLine) -
         device = select_device(experiment)
     experiment, choices = fit_machine(experiment, device, stop)  # only where something is `auto`
     with local_phase(), experiment.plugin_errors():
-        parts = build_parts(experiment, device)
-        check_and_dry_run(experiment, parts)  # first step and first evaluation on two images
+        parts = check_and_dry_run(experiment, build_parts(experiment, device))  # first step and first evaluation on two images
     parts, start = join_and_compare(experiment, parts, stop, command)
     return commit(experiment, parts, start, stop, command, [*map(str, choices)])
 
@@ -120,7 +119,9 @@ def session_of(
         clip=parts.clip,
         ema=ema,
         buffers=RankBuffers(parts.net, ema, average=config.runtime.async_norm),
-        memory=Memory(runner.net, policy=config.trainer.out_of_memory, strike=parts.fault.exhaust),
+        memory=Memory(
+            runner.net, policy=config.trainer.out_of_memory, ranks_meet=parts.loss_has_terms, strike=parts.fault.exhaust
+        ),
         loader_from=lambda step: train_loader(experiment, parts.train_data, parts.batches, range(step, times.total)),
         evaluation=evaluation,
         evaluate_every=times.evaluate,

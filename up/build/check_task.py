@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from numbers import Real
 
@@ -46,10 +47,14 @@ def _error(owner: object, member: str, what: str, **fields: Unpack[Fields]) -> U
     return error_at(code, f"{called(kind)}{'.' if member[:1].isalpha() else ''}{member}{what}", **fields)
 
 
-def check_and_dry_run(experiment: Experiment, parts: RunParts) -> None:
-    """Check a plug-in's task, then run the first step and the first evaluation on two images. Raises ``UserError``."""
+def check_and_dry_run(experiment: Experiment, parts: RunParts) -> RunParts:
+    """Check a plug-in's task, then run the first step and the first evaluation on two images. Raises ``UserError``.
+
+    Returns ``parts`` with what the first step showed.
+    """
     check_task(experiment, parts)
-    dry_run(experiment, parts)
+    output = dry_run(experiment, parts)
+    return replace(parts, loss_has_terms=output is not None and bool(output.terms))
 
 
 def check_task(experiment: Experiment, parts: RunParts) -> None:
@@ -95,9 +100,9 @@ def _check_sample(data: Dataset, sample: object) -> None:
         if field not in sample:
             raise _error(data, "[key]", f" has no {field!r}, only {some_of(sample)}", fix="Add it to the Sample.")
     image = sample["image"]
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] > 4:
+    if not isinstance(image, Tensor) or image.ndim != 3:
         got = f"{str(image.dtype)} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise _error(data, "[key]", f".image is {got}", expected="a tensor (3, H, W), uint8 or float")
+        raise _error(data, "[key]", f".image is {got}", expected="a tensor (channels, H, W), uint8 or float")
 
 
 def _difference(one: object, other: object) -> str | None:

@@ -17,6 +17,7 @@ from up.data.records import Batch, Dataset, SampleKey
 from up.distill.section import has_labels
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.engine.parallel import unchanged_buffers
+from up.engine.step import StepOutput
 from up.errors import UserError
 from up.models.net import Net
 from up.registry import Registry
@@ -39,8 +40,12 @@ def first_batch(experiment: Experiment, source: Phase, data: Dataset, on_bad: Ca
     return batch
 
 
-def dry_run(experiment: Experiment, parts: RunParts) -> None:
-    """Run the first step and the first evaluation on two images. Raises ``ConfigError``; nothing is created or changed."""
+def dry_run(experiment: Experiment, parts: RunParts) -> StepOutput | None:
+    """Run the first step and the first evaluation on two images; return the output of the step, None without labels.
+
+    Raises ``ConfigError``; nothing is created or changed.
+    """
+    output = None
     train = first_batch(experiment, "train", parts.train_data)
     test = first_batch(experiment, "test", parts.test_data) if parts.evaluation and parts.test_data is not None else None
     with placing_modules(experiment, parts.net), traceless(parts.net):
@@ -53,7 +58,7 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
             prepared = Batch(prepared)
         with parts.precision.autocast():
             if has_labels(experiment):
-                experiment.task.loss(parts.net, prepared)
+                output = experiment.task.loss(parts.net, prepared)
             else:
                 parts.net(prepared)
     if parts.evaluation is not None and test is not None:
@@ -61,6 +66,7 @@ def dry_run(experiment: Experiment, parts: RunParts) -> None:
         averaged = [f"ema_{name}" for name in metrics] if experiment.config.ema.enable else []
         with experiment.placing("trainer.early_stopping"):
             parts.stopping.require(dict.fromkeys([*metrics, *averaged]))
+    return output
 
 
 def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> list[str]:

@@ -64,6 +64,7 @@ class RunParts:
     distillation: Distillation | None
     fault: Fault
     fingerprint: RunFingerprint  # compared on resume, and between ranks
+    loss_has_terms: bool = False  # with weights of their own, which the ranks exchange in every micro-batch; set by the dry run
 
 
 def build_parts(

@@ -44,15 +44,21 @@ class _AnotherRankRanOut(Exception):
 class Memory:
     """The most ``images`` of a micro-batch that fit into memory, None as long as all do; the same on all ranks.
 
-    ``policy`` ``stop`` raises instead. ``strike``, a fault of a test, gets the step and the images of a forward pass.
+    ``policy`` ``stop`` raises instead. ``ranks_meet``: the loss exchanges numbers between the ranks in every micro-batch.
+    ``strike``, a fault of a test, gets the step and the images of a forward pass.
     """
 
     def __init__(
-        self, net: nn.Module, *, policy: OnOutOfMemory = "split", strike: Callable[[int, int], object] = lambda step, images: None
+        self,
+        net: nn.Module,
+        *,
+        policy: OnOutOfMemory = "split",
+        ranks_meet: bool = False,
+        strike: Callable[[int, int], object] = lambda step, images: None,
     ) -> None:
         self.images: int | None = None
         self._net, self._strike = net, strike
-        self._splits = policy == "split" and not (is_parallel() and _waits_in_forward(net))
+        self._splits = policy == "split" and not (is_parallel() and (ranks_meet or _waits_in_forward(net)))
         self._least = 2 if any(is_batch_norm(module) for module in net.modules()) else 1  # it cannot train on one image
         self._error: Exception | None = None
         self._step = 0

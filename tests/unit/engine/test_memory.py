@@ -69,6 +69,12 @@ def test_other_errors_and_stop_pass_through(error: Exception) -> None:
         raise MemoryError
 
 
+def test_a_rank_that_others_wait_for_repeats_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("up.engine.memory.is_parallel", lambda: True)
+    with pytest.raises(MemoryError), Memory(nn.Linear(1, 1), ranks_meet=True).guard():
+        raise MemoryError
+
+
 def test_what_differs_is_said() -> None:
     memory = Memory(nn.Linear(1, 1))
     memory.images = 4
