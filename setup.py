@@ -30,6 +30,7 @@ setup(
         "pydantic>=2.10",
         "pillow>=10.3",
         "numpy>=1.26",
+        "safetensors>=0.4",
         "easydict>=1.13",
         "tensorboardX>=2.6.2",
         "rich>=13.7",
