@@ -87,6 +87,29 @@ def test_frozen_backbone(config: Config, write: Write, tmp_path: Path, pretraine
     assert "frozen" in log
 
 
+def test_adapters_from_training_to_a_package(config: Config, write: Write, tmp_path: Path) -> None:
+    """Adapters and head train, the rest stands; a resumed run ends equal; the package is merged and verified."""
+    vit = {"model_name": "vit_tiny_patch16_224", "depth": 2, "img_size": 32, "pooled": False}
+    config["net"][:2] = [{"name": "backbone", "type": "timm", "kwargs": vit}, {"name": "head", "type": "vit_head", "kwargs": {}}]
+    config["finetune"] = {"lora": {"rank": 4}}
+    config["trainer"] |= {"max_epoch": 2, "keep_last": "all"}
+    config["trainer"]["optimizer"] = {"type": "AdamW", "kwargs": {"lr": 0.01}}
+    path, run, resumed = write(config), tmp_path / "run", tmp_path / "resumed"
+    assert train(path) == 0
+    early, late = (torch.load(run / f"ckpt_e{epoch}.pth", weights_only=True)["model"] for epoch in (1, 2))
+    changed = {name for name in late if not torch.equal(early[name], late[name])}
+    assert {name.rpartition(".")[2] for name in changed if name.startswith("backbone.")} == {"lora_A", "lora_B"}
+    assert len([name for name in changed if name.endswith("lora_B")]) == 8  # four linear layers in each of two blocks
+    assert any(name.startswith("head.") for name in changed)
+    assert train(path, f"saver.save_dir={resumed}", f"saver.resume_model={run / 'ckpt_e1.pth'}") == 0
+    for name in ("model", "optimizer"):
+        assert_same(checkpoint(run)[name], checkpoint(resumed)[name])
+    words = ["to_kestrel", "--config", path, "--ckpt", str(run / "ckpt_latest.pth"), "--save-to", str(tmp_path / "out")]
+    assert main(words) == 0
+    (package,) = (tmp_path / "out").glob("*.tar")
+    assert main(["verify", str(package)]) == 0
+
+
 @pytest.mark.parametrize("part", ["unfreeze", "l2sp", "probe"])
 def test_two_ranks_train_as_one(config: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path, part: str) -> None:
     """Parameters that get no gradient do not stop ddp, and the penalty is the same on all ranks."""
