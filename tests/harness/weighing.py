@@ -84,6 +84,7 @@ def trained(kind: str, *, batch_size: int, accumulate: int = 1, rank: int = 0, w
         resume=lambda: 0,
         steps=steps,
         vote=lambda data: Vote.GO,
+        freeze=lambda step: None,
         watch=lambda *_: scalars.append({name: float(value) for name, value in meter.take().items()}),
         owes_checkpoint=lambda step: False,
         finish=lambda step, verdict: verdict,

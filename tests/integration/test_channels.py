@@ -102,7 +102,7 @@ def test_means_of_three_channels_for_grey_images(
 
 def test_a_network_for_three_channels(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(config, "deep", tmp_path / "data")
-    del config["net"][0]["kwargs"]["input_channel"]
+    config["net"][0]["kwargs"]["input_channel"] = 3
     (line,) = refused(["check", "--config", write(config)], capsys, tmp_path)
     assert tells(line, "3 channels", "1", "input_channel")
 

@@ -119,9 +119,7 @@ def session_of(
         clip=parts.clip,
         ema=ema,
         buffers=RankBuffers(parts.net, ema, average=config.runtime.async_norm),
-        memory=Memory(
-            runner.net, policy=config.trainer.out_of_memory, ranks_meet=parts.loss_has_terms, strike=parts.fault.exhaust
-        ),
+        memory=Memory(runner.net, policy=config.trainer.out_of_memory, ranks_meet=parts.loss_has_terms, strike=parts.fault.exhaust),
         loader_from=lambda step: train_loader(experiment, parts.train_data, parts.batches, range(step, times.total)),
         evaluation=evaluation,
         evaluate_every=times.evaluate,

@@ -17,6 +17,7 @@ from up.engine.precision import Precision, fast_mode
 from up.errors import Problem
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
+from up.models.init import start_small
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
 from up.models.pretrained import preprocessing_of, variant_needed
@@ -95,9 +96,13 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
     if saver.pretrain_model is None:
         return []
     task = experiment.task
-    fresh = {module.name: task.class_layer for module in experiment.config.net if net_kind(experiment, module) in task.fresh_kinds}
-    weights = read_state(saver.pretrain_model)
-    return list(load_weights(net, weights, skip=saver.skip, heads=fresh, class_names=class_names).lines())
+    heads = [module for module in experiment.config.net if net_kind(experiment, module) in task.fresh_kinds]
+    fresh = {module.name: task.class_layer for module in heads}
+    report = load_weights(net, read_state(saver.pretrain_model), skip=saver.skip, heads=fresh, class_names=class_names)
+    if task.class_layer:
+        own = tuple(f"{head.name}.{task.class_layer}." for head in heads if head.kwargs.get("initializer") is None)
+        start_small(net, {name for name in report.reinitialised if name.startswith(own)})
+    return list(report.lines())
 
 
 def preprocessing_doubts(experiment: Experiment) -> list[Problem]:

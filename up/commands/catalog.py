@@ -22,7 +22,7 @@ COMMANDS = {
         "up.commands.finetune:main",
         "train",
         "fine-tune a network on images; all settings are chosen, explained and written",
-        "up finetune --train photos/ --model resnet50",
+        "up finetune --train photos/",
     ),
     "check": Command(
         "up.commands.check:main", "data", "check a YAML file and its data in seconds, without training", "up check photos.yaml"

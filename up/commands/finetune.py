@@ -10,8 +10,7 @@ from up.commands.parser import CommandParser
 from up.commands.train import train_on
 
 _EXAMPLES = """\
-examples:
-  up finetune --train photos/                                   one folder of images per class; everything is chosen
+more examples:
   up finetune --train photos/train --val photos/val --out runs/cars
   up finetune --train train.jsonl --val val.jsonl               lists: custom_cls (.jsonl), path label (.txt), .csv
   up finetune --train photos/ --model resnet50 --epochs 10      timm's weights of a backbone, downloaded at the first use
@@ -45,7 +44,7 @@ def main(words: list[str]) -> int:
 def parse(words: list[str]) -> argparse.Namespace:
     """Parse the arguments of ``up finetune``."""
     parser = CommandParser("finetune")
-    parser.epilog = _EXAMPLES
+    parser.epilog = f"{parser.epilog}\n\n{_EXAMPLES}"
     data = parser.add_argument_group("data")
     data.add_argument(
         "--train",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,6 +15,23 @@ from torch.nn.modules.conv import _ConvNd
 
 from up.config.checked import checked
 from up.registry import Registry
+
+_SMALL = 0.01  # standard deviation of a new classifier's weights
+
+
+@torch.no_grad()
+def start_small(net: nn.Module, tensors: Collection[str]) -> None:
+    """Scale the weights of linear layers among ``tensors`` (names in ``net``) down to a standard deviation of 0.01, biases to 0.
+
+    The features of pretrained networks are of any size. A classifier that starts afresh on them with torch's usual weights can
+    have large logits, whose gradients damage the features; with these, the first loss is near ln C for C classes.
+    """
+    for path, layer in net.named_modules():
+        if isinstance(layer, nn.Linear) and f"{path}.weight" in tensors:
+            layer.weight.mul_(min(1.0, _SMALL / max(float(layer.weight.std()), _SMALL)))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
 
 INITIALIZERS = Registry(
     "initializer",
