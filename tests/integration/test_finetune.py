@@ -143,5 +143,5 @@ def test_help_is_grouped_with_examples(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["finetune", "--help"])
     said = capsys.readouterr().out
-    for group in ("data:", "network:", "training:", "output:", "distributed:", "examples:"):
+    for group in ("data:", "network:", "training:", "output:", "distributed:", "more examples:"):
         assert f"\n{group}\n" in said
