@@ -113,7 +113,7 @@ def _expect_enough(images: Images) -> None:
 def _expect_there(path: Path, flag: str) -> None:
     if not path.exists():
         near = did_you_mean(path.name, (entry.name for entry in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise UserError(f"{flag} {path}: no such file or folder.{near}", expected="a folder of class folders, or a list of images")
+        raise UserError(f"{flag} {path}: no such file or folder.{near} Expected a folder of class folders, or a list of images.")
 
 
 def _of_folder(folder: Path) -> Images:
