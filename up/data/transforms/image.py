@@ -86,9 +86,9 @@ class SampleTransform(ABC):
     def __call__(self, sample: Sample, draw_second: Callable[[], Sample]) -> Sample:
         """Return the changed sample."""
 
-    @abstractmethod
-    def as_batch_fn(self) -> BatchTransform:
-        """Return the same for whole batches."""
+    def as_batch_fn(self) -> BatchTransform | None:
+        """Return the same for whole batches; None for a transform that works on samples only, whose ``takes_second`` is true."""
+        return None
 
 
 def applied(transform: AnyTransform, image: Image, targets: Targets, filename: str) -> tuple[Image, Targets]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from up.config.argument import PartOf
-from up.data.records import BatchTransform, Sample
+from up.data.records import Sample
 from up.data.transforms.erasing import RandomErasing
 from up.data.transforms.image import Image, SampleTransform, Size, applied
 from up.data.transforms.table import Normalize, ToTensor
@@ -62,10 +62,6 @@ class Views(SampleTransform):
     def output_size(self, size: Size | None) -> Size | None:
         """Return the (height, width) of the views, that of the image."""
         return size
-
-    def as_batch_fn(self) -> BatchTransform:
-        """Raise an error: views are made sample by sample."""
-        raise NotImplementedError
 
 
 def expect_last(transforms: Sequence[object]) -> None:
