@@ -35,7 +35,7 @@ def to_onnx(words: list[str]) -> int:
     settings = experiment.config.to_kestrel
     prefix = arguments.save_prefix or experiment.folder / f"{settings.model_name}_{settings.version}"
     if prefix.is_dir():
-        raise UserError(f"--save_prefix: {prefix}: is a folder, expected a file's name without .onnx, such as {prefix / 'x'}.")
+        raise UserError(f"--save_prefix {prefix}: is a folder, expected a file's name without .onnx, such as {prefix / 'x'}.")
     path = prefix if prefix.suffix == ".onnx" else prefix.with_name(f"{prefix.name}.onnx")
     made = exported(experiment, arguments, path.parent)
     make_folder(path.parent)

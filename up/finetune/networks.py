@@ -67,7 +67,7 @@ def network_for(model: str | None, weights: str | None, *, device: str, is_small
         return _of_run(Path(model))
     if model.lower().endswith(WEIGHT_SUFFIXES) or Path(model).is_file():
         if weights is not None:
-            raise UserError(f"--model {model}: is a file of weights, and --weights {weights} another", fix="Leave one of them out.")
+            raise UserError(f"--model {model} and --weights {weights} are both files of weights", fix="Leave one of them out.")
         return _of_file(Path(model))
     if model.startswith(TIMM):
         is_of_timm(model)  # raises for an unknown name
