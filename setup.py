@@ -9,7 +9,8 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
-VIZ = ["matplotlib>=3.8"]
+VIZ = ["matplotlib>=3.8", "jinja2>=3.1"]
+SEARCH = ["optuna>=5.0"]
 DEMO = ["scikit-learn>=1.4", *VIZ]
 
 setup(
@@ -39,9 +40,11 @@ setup(
         "deploy": DEPLOY,
         "demo": DEMO,
         "viz": VIZ,
+        "search": SEARCH,
         "dev": [
             *DEPLOY,
             *DEMO,
+            *SEARCH,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

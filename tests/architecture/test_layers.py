@@ -21,6 +21,7 @@ LAYERS = (
     ("up.__main__", 5),
     ("up.api", 5),
     ("up.finetune", 5),
+    ("up.search", 5),
     ("up.build", 4),
     ("up.deploy", 4),
     ("up.bundle", 2),

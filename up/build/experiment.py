@@ -30,6 +30,7 @@ from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.registry import Registry
 from up.schema.decode import load_config, missing_at, missing_start_weights
+from up.schema.search import ALGORITHMS, SPACES
 from up.tasks.declaration import check_parts, error_at, is_ours, load_task
 from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, AnyTask
@@ -49,6 +50,8 @@ ENGINE_TABLES: Mapping[str, Registry] = {
     "transform": TRANSFORMS,
     "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}),
     "mimic_loss": MIMIC_LOSSES,
+    "algorithm": ALGORITHMS,
+    "space": SPACES,
 }
 
 

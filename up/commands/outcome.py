@@ -22,7 +22,8 @@ _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every insta
     **dict.fromkeys(["torch", "torchvision", "timm", "yaml", "pydantic", "PIL", "numpy", "easydict", "tensorboardX", "rich"], ""),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
     "sklearn": "demo",
-    "matplotlib": "viz",
+    **dict.fromkeys(("matplotlib", "jinja2"), "viz"),
+    "optuna": "search",
 }
 
 

@@ -1,0 +1,376 @@
+"""The space of a search: dotted paths of the configuration with their values, conditions and forbidden combinations.
+
+    space:
+      trainer.optimizer.type: [SGD, AdamW]                       one of a list
+      trainer.optimizer.kwargs.lr: {log: [1e-4, 1.0]}            a number, uniform in its logarithm
+      net.0.kwargs.width: {range: [16, 64], int: true, step: 8}  16, 24, … 64
+      trainer.optimizer.kwargs.momentum: {range: [0.8, 0.99], when: {trainer.optimizer.type: SGD}}
+      trainer.optimizer.kwargs.amsgrad: {values: [true, false], when: {trainer.optimizer.type: [Adam, AdamW]}}
+    forbid: [{trainer.optimizer.type: AdamW, net.0.kwargs.width: 64}]
+
+Values of the searched keys may be anything that YAML writes, blocks and lists included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from up.errors import Problem, UserError
+from up.text import did_you_mean
+from up.types import Json
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial as OptunaTrial
+
+Value: TypeAlias = Json
+Point: TypeAlias = Mapping[str, Value]
+"""Values of the active keys of a space, by dotted path."""
+
+MAX_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A key of a space: one of ``values``, or a number from ``low`` to ``high``, both included.
+
+    ``step`` is the distance between two numbers (None: any number), ``log`` makes draws uniform in the logarithm. The key is active
+    if each key of ``when`` is active and has one of the values there.
+    """
+
+    path: str
+    values: tuple[Value, ...] | None = None
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    integer: bool = False
+    step: float | None = None
+    when: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int | None:
+        """Number of values; None if it is a continuous range."""
+        if self.values is not None:
+            return len(self.values)
+        step = self.step or (1 if self.integer else None)
+        return None if step is None else int((self.high - self.low) / step + 1e-9) + 1
+
+    def at(self, share: float) -> Value:
+        """Return the value at ``share``, 0 to 1, of the dimension: ``share`` drawn uniformly draws a value."""
+        if self.values is not None:
+            return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+        count = self.count
+        if count is not None and not self.log:
+            return self._number(self.low + min(int(share * count), count - 1) * (self.step or 1))
+        half = 0.5 if self.integer else 0.0  # the ends of an integer range get as much room as the others
+        low, high = self.low - half, self.high + half
+        drawn = math.exp(math.log(low) + share * (math.log(high) - math.log(low))) if self.log else low + share * (high - low)
+        return self._number(min(max(drawn, self.low), self.high))
+
+    def share_of(self, value: Value) -> float:
+        """Return the place of ``value``, 0 to 1, the middle of its part of the dimension: the inverse of ``at``."""
+        if self.values is not None:
+            return (self.values.index(value) + 0.5) / len(self.values)
+        count, number = self.count, float(value)
+        if count is not None and not self.log:
+            return (round((number - self.low) / (self.step or 1)) + 0.5) / count
+        half = 0.5 if self.integer else 0.0
+        low, high = self.low - half, self.high + half
+        if self.log:
+            return (math.log(number) - math.log(low)) / (math.log(high) - math.log(low))
+        return (number - low) / (high - low)
+
+    def holds(self, value: Value) -> bool:
+        """Check whether ``value`` is in the dimension."""
+        if self.values is not None:
+            return value in self.values
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        if self.integer and value != int(value):
+            return False
+        return self.step is None or abs((value - self.low) / self.step - round((value - self.low) / self.step)) < 1e-6
+
+    def all_values(self) -> list[Value]:
+        """List the values. Raises ``UserError`` for a continuous range."""
+        if self.values is not None:
+            return list(self.values)
+        count = self.count
+        if count is None:
+            raise UserError("is a continuous range", expected="a list, or a range with a step", key=self.path)
+        return [self._number(self.low + at * (self.step or 1)) for at in range(count)]
+
+    def distribution(self) -> BaseDistribution:
+        """Return the distribution of Optuna; values that are no scalars are JSON texts there (``Space.from_optuna``)."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.values is not None:
+            return CategoricalDistribution([_scalar(value) for value in self.values])
+        if self.integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def _number(self, number: float) -> int | float:
+        return round(number) if self.integer else float(f"{number:.12g}")
+
+
+@dataclass(frozen=True)
+class Space:
+    """All keys of a search, those that others depend on first."""
+
+    dimensions: tuple[Dimension, ...]
+    forbid: tuple[Mapping[str, tuple[Value, ...]], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Dotted paths of all keys."""
+        return tuple(each.path for each in self.dimensions)
+
+    @cached_property
+    def _by_path(self) -> dict[str, Dimension]:
+        return {each.path: each for each in self.dimensions}
+
+    def __getitem__(self, path: str) -> Dimension:
+        return self._by_path[path]
+
+    def __len__(self) -> int:
+        return len(self.dimensions)
+
+    def is_active(self, dimension: Dimension, values: Point) -> bool:
+        """Check whether the conditions of a key hold; ``values`` has the active keys before it."""
+        return all(path in values and values[path] in allowed for path, allowed in dimension.when.items())
+
+    def active(self, values: Point) -> Point:
+        """Return ``values`` without the keys whose conditions do not hold."""
+        kept: dict[str, Value] = {}
+        for dimension in self.dimensions:
+            if dimension.path in values and self.is_active(dimension, kept):
+                kept[dimension.path] = values[dimension.path]
+        return kept
+
+    def is_forbidden(self, point: Point) -> bool:
+        """Check whether ``point`` has one of the forbidden combinations."""
+        return any(all(path in point and point[path] in values for path, values in each.items()) for each in self.forbid)
+
+    def is_valid(self, point: Point) -> bool:
+        """Check whether ``point`` has a value for each active key and no other, and no forbidden combination."""
+        expected = [each for each in self.dimensions if self.is_active(each, point)]
+        has_keys = {each.path for each in expected} == set(point)
+        return has_keys and all(each.holds(point[each.path]) for each in expected) and not self.is_forbidden(point)
+
+    def sample(self, rng: np.random.Generator) -> Point:
+        """Draw a point uniformly among the valid ones. Raises ``UserError`` if ``forbid`` excludes (almost) all."""
+        for _ in range(MAX_DRAWS):
+            point = self.decode([float(share) for share in rng.random(len(self.dimensions))])
+            if not self.is_forbidden(point):
+                return point
+        raise UserError(f"excludes all of {MAX_DRAWS} random points of the space", key="forbid", fix="Remove combinations.")
+
+    def resample(self, point: Point, path: str, rng: np.random.Generator) -> Point:
+        """Return ``point`` with another draw of the key at ``path``; keys that become active are drawn too. It may be forbidden."""
+        values = {**point, path: self[path].at(float(rng.random()))}
+        kept: dict[str, Value] = {}
+        for each in self.dimensions:
+            if self.is_active(each, kept):
+                share = float(rng.random())
+                kept[each.path] = values[each.path] if each.path in values else each.at(share)
+        return kept
+
+    def encode(self, point: Point) -> list[float | None]:
+        """Return the place of each key, 0 to 1, in the order of ``names``; None for a key that is not active."""
+        return [each.share_of(point[each.path]) if each.path in point else None for each in self.dimensions]
+
+    def decode(self, shares: Sequence[float]) -> Point:
+        """Return the point at ``shares``, 0 to 1, one for each of ``names``; keys that are not active are left out."""
+        point: dict[str, Value] = {}
+        for dimension, share in zip(self.dimensions, shares, strict=True):
+            if self.is_active(dimension, point):
+                point[dimension.path] = dimension.at(share)
+        return point
+
+    def grid(self) -> Iterator[Point]:
+        """Yield all valid points in the order of the values, the last key fastest. Raises ``UserError`` for a continuous range."""
+        seen: set[str] = set()
+        for values in itertools.product(*(each.all_values() for each in self.dimensions)):
+            point = self.active(dict(zip(self.names, values, strict=True)))
+            text = key_of(point)
+            if text not in seen and not self.is_forbidden(point):
+                seen.add(text)
+                yield point
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the distributions of Optuna for all keys, the inactive ones too."""
+        return {each.path: each.distribution() for each in self.dimensions}
+
+    def ask(self, trial: OptunaTrial) -> Point:
+        """Let a trial of Optuna suggest the active keys, each after those that it depends on."""
+        point: dict[str, Value] = {}
+        for each in self.dimensions:
+            if self.is_active(each, point):
+                point[each.path] = self._asked(each, trial)
+        return point
+
+    def _asked(self, dimension: Dimension, trial: OptunaTrial) -> Value:
+        name = dimension.path
+        if dimension.values is not None:
+            chosen = trial.suggest_categorical(name, [_scalar(value) for value in dimension.values])
+            return next(value for value in dimension.values if _is_same(_scalar(value), chosen))
+        if dimension.integer:
+            return trial.suggest_int(
+                name, int(dimension.low), int(dimension.high), step=int(dimension.step or 1), log=dimension.log
+            )
+        return trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
+
+    def to_optuna(self, point: Point) -> dict[str, Value]:
+        """Return the parameters of Optuna for ``point``."""
+        return {name: _scalar(value) if self[name].values is not None else value for name, value in point.items()}
+
+    def from_optuna(self, parameters: Mapping[str, Value]) -> Point:
+        """Return the point of Optuna's ``parameters``, without those that are not active."""
+        values = dict(parameters)
+        for name in values.keys() & set(self.names):
+            choices = self[name].values
+            if choices is not None:
+                values[name] = next(each for each in choices if _is_same(_scalar(each), values[name]))
+        return self.active(values)
+
+
+def key_of(point: Point) -> str:
+    """Return a text that is equal for equal points."""
+    return json.dumps(point, sort_keys=True)
+
+
+def _scalar(value: Value) -> Value:
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value, sort_keys=True)
+
+
+def _is_same(left: Value, right: Value) -> bool:
+    """Compare two scalars; ``True`` is not 1, as it is to Python."""
+    return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
+
+
+def read_space(space: Mapping[str, Json], forbid: Sequence[Mapping[str, Json]] = (), key: str = "space") -> Space:
+    """Read the YAML form (see the file's docstring). Raises ``UserError`` with all problems, whose keys begin with ``key``."""
+    problems: list[Problem] = []
+    read = [_dimension(path, spec, f"{key}.{path}", problems) for path, spec in space.items()]
+    found = {each.path: each for each in read if each is not None}
+    for each in found.values():
+        problems += _unknown(each.when, space, f"{key}.{each.path}.when")
+    beside = f"{key.rpartition('.')[0]}.forbid".lstrip(".")
+    for number, combination in enumerate(forbid):
+        problems += _unknown(combination, space, f"{beside}.{number}")
+    ordered = _ordered(found, key, problems)
+    for number, combination in enumerate(forbid):
+        for path, value in combination.items():
+            if path in found:
+                problems += _not_held(found[path], _listed(value), f"{beside}.{number}.{path}")
+    for each in found.values():
+        for path, values in each.when.items():
+            if path in found:
+                problems += _not_held(found[path], values, f"{key}.{each.path}.when.{path}")
+    if problems:
+        raise UserError.of(problems)
+    return Space(tuple(ordered), tuple({path: _listed(value) for path, value in each.items()} for each in forbid))
+
+
+def _dimension(path: str, spec: Json, key: str, problems: list[Problem]) -> Dimension | None:
+    """Read the values of one key; what is wrong with them is added to ``problems``."""
+    if isinstance(spec, list):
+        spec = {"values": spec}
+    kinds = [name for name in ("values", "range", "log") if isinstance(spec, Mapping) and name in spec]
+    if not isinstance(spec, Mapping) or len(kinds) != 1:
+        expected = "a list of values, {range: [low, high]} or {log: [low, high]}"
+        problems.append(Problem(got=spec, expected=expected, key=key))
+        return None
+    kind = kinds[0]
+    known = {"values": ("values", "when"), "range": ("range", "int", "step", "when"), "log": ("log", "int", "when")}[kind]
+    for name in spec:
+        if name not in known:
+            fix = did_you_mean(str(name), known).strip() or f"Expected {', '.join(known)}."
+            problems.append(Problem(f"unknown key {name!r}", key=f"{key}.{name}", about_key=True, fix=fix))
+    when = spec.get("when") or {}
+    if not isinstance(when, Mapping):
+        problems.append(Problem(got=when, expected="a block {KEY: VALUE}", key=f"{key}.when"))
+        when = {}
+    conditions = {name: _listed(value) for name, value in when.items()}
+    if kind == "values":
+        return _choices(path, spec["values"], conditions, key, problems)
+    return _interval(path, kind, spec, conditions, key, problems)
+
+
+def _choices(path: str, values: Json, when: Mapping[str, tuple[Value, ...]], key: str, problems: list[Problem]) -> Dimension | None:
+    if not isinstance(values, list) or not values:
+        problems.append(Problem(got=values, expected="a list with at least one value", key=key))
+        return None
+    texts = [json.dumps(value, sort_keys=True) for value in values]
+    for text in {text for text in texts if texts.count(text) > 1}:
+        problems.append(Problem(f"has the value {text} twice", key=key, fix="Remove one of them."))
+    return Dimension(path, tuple(values), when=when)
+
+
+def _interval(
+    path: str, kind: str, spec: Mapping[str, Json], when: Mapping[str, tuple[Value, ...]], key: str, problems: list[Problem]
+) -> Dimension | None:
+    ends, step, integer = spec[kind], spec.get("step"), spec.get("int", False)
+    is_pair = isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))
+    if not is_pair or ends[0] >= ends[1]:
+        problems.append(Problem(got=ends, expected="two numbers, the smaller first", key=f"{key}.{kind}"))
+        return None
+    if kind == "log" and ends[0] <= 0:
+        problems.append(Problem(got=ends, expected="numbers above 0", key=f"{key}.log"))
+        return None
+    if not isinstance(integer, bool):
+        problems.append(Problem(got=integer, expected="true or false", key=f"{key}.int"))
+        return None
+    if integer and any(end != int(end) for end in (*ends, step or 0)):
+        problems.append(Problem(got=ends, expected="integers, because of int: true", key=f"{key}.{kind}"))
+        return None
+    if step is not None and (not _is_number(step) or not 0 < step <= ends[1] - ends[0]):
+        problems.append(Problem(got=step, expected=f"a number above 0, at most {ends[1] - ends[0]:g}", key=f"{key}.step"))
+        return None
+    low, high = float(ends[0]), float(ends[1])
+    if step is not None:
+        high = float(f"{low + int((high - low) / step + 1e-9) * step:.12g}")  # the last number that steps reach
+    return Dimension(path, None, low, high, kind == "log", integer, step, when)
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _listed(value: Json) -> tuple[Value, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _unknown(paths: Mapping[str, object], space: Mapping[str, Json], key: str) -> Iterator[Problem]:
+    for path in paths:
+        if path not in space:
+            fix = did_you_mean(path, space).strip()
+            yield Problem(f"{path!r} is no key of the space", key=f"{key}.{path}", about_key=True, fix=fix)
+
+
+def _not_held(dimension: Dimension, values: Sequence[Value], key: str) -> Iterator[Problem]:
+    for value in values:
+        if not dimension.holds(value):
+            yield Problem(got=value, expected=f"a value of {dimension.path} in the space", key=key)
+
+
+def _ordered(found: Mapping[str, Dimension], key: str, problems: list[Problem]) -> list[Dimension]:
+    """Sort the keys so that each comes after those of its ``when``."""
+    ordered: dict[str, Dimension] = {}
+    left = dict(found)
+    while left:
+        ready = [path for path, each in left.items() if not (each.when.keys() & left.keys())]
+        if not ready:
+            circle = next(iter(left))
+            problems.append(Problem("depends on itself through `when`", key=f"{key}.{circle}.when", fix="Remove a condition."))
+            return list(ordered.values())
+        ordered |= {path: left.pop(path) for path in ready[:1]}
+    return list(ordered.values())
