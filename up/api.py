@@ -138,11 +138,11 @@ def _trained(config: PathLike, overrides: Sequence[str], *, progress: bool) -> T
 
 def load(run: PathLike) -> TrainedRun:
     """Open a run folder, such as ``runs/cars``. Raises ``UserError`` if it holds no trained network."""
-    from up.files import BEST, LATEST
+    from up.files import BEST, best_of_run
 
     folder = Path(run)
     missing = [name for name in ("config.yaml",) if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in (BEST, LATEST)):
+    if best_of_run(folder) is None:
         missing.append(BEST)
     if missing:
         raise UserError(f"{folder}: holds no {missing[0]}", expected="the folder of a run", fix="Name it as saver.save_dir does.")

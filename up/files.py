@@ -23,6 +23,15 @@ def named_checkpoint(name: str | Path) -> Path:
     return completed if completed.is_file() and not path.is_file() else path
 
 
+def best_of_run(folder: Path) -> Path | None:
+    """Return the best weights of a run: of ``averaging.json``, else the best checkpoint, else the latest; None without any."""
+    try:
+        best = folder / json.loads((folder / AVERAGES).read_text(encoding="utf-8"))["best"]
+    except (OSError, ValueError, KeyError, TypeError):
+        best = folder / BEST
+    return next((path for path in (best, folder / BEST, folder / LATEST) if path.is_file()), None)
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it, then rename it to ``path``.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tests.harness.runs import records, train
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
 from up.distill.fragment import distillation_of
+from up.finetune.networks import network_for
 from up.models import pretrained
 
 Config = dict[str, Any]
@@ -63,6 +66,19 @@ def test_every_form_is_the_same_teacher(
     assert main(["to_kestrel", *export, "--save_to", str(tmp_path)]) == 0
     for file in (tmp_path / "teacher.onnx", *tmp_path.glob("*.tar")):
         assert losses({**student, "teacher": str(file)}, write, tmp_path / "run") == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_best_weights_of_a_run_teach(student: Config, teacher: Path, write: Write, tmp_path: Path) -> None:
+    """The teacher is the file that `eval`, `predict` and the exporters take: a soup that won, not the best checkpoint."""
+    run = tmp_path / "big"
+    shutil.copytree(teacher.parent, run)
+    shutil.copy(teacher, run / "ckpt_soup.pth")
+    (run / "averaging.json").write_text(json.dumps({"best": "ckpt_soup.pth"}))
+    losses({**student, "teacher": str(run)}, write, tmp_path / "run")
+    assert tells((tmp_path / "run" / "train.log").read_text(), "teacher", str(run / "ckpt_soup.pth"), "loaded")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(teacher.parent), str(run)))
+    assert main(["eval", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]) == 0
+    assert network_for(str(run), None, device="cpu", is_small=True).weights == str(run / "ckpt_soup.pth")
 
 
 def test_a_student_of_unlabelled_images_in_two_commands(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.facts import facts
 from up.errors import StorageError
-from up.files import make_folder, sha256_of, unwritable, write_atomically, write_json
+from up.files import best_of_run, make_folder, sha256_of, unwritable, write_atomically, write_json
 
 
 def test_replaces_whole_files(tmp_path: Path) -> None:
@@ -60,3 +60,23 @@ def test_what_could_not_be_written_is_known_beforehand(tmp_path: Path) -> None:
     make_folder(tmp_path / "new" / "deep")
     make_folder(tmp_path / "new" / "deep")
     assert (tmp_path / "new" / "deep").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("files", "averaging", "best"),
+    [
+        (["latest", "best", "soup"], '{"best": "ckpt_soup.pth"}', "soup"),
+        (["latest", "best"], '{"best": "ckpt_soup.pth"}', "best"),  # the average is gone
+        (["latest", "best"], '{"best": null}', "best"),
+        (["latest", "best"], "{", "best"),
+        (["latest", "best", "soup"], None, "best"),
+        (["latest"], None, "latest"),
+        ([], None, None),
+    ],
+)
+def test_the_best_weights_of_a_run(tmp_path: Path, files: list[str], averaging: str | None, best: str | None) -> None:
+    for name in files:
+        (tmp_path / f"ckpt_{name}.pth").touch()
+    if averaging is not None:
+        (tmp_path / "averaging.json").write_text(averaging)
+    assert best_of_run(tmp_path) == (best and tmp_path / f"ckpt_{best}.pth")

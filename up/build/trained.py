@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.engine.ema import NoEma
 from up.engine.folder import open_run_folder
 from up.errors import UserError
-from up.files import AVERAGES, BEST, LATEST, named_checkpoint
+from up.files import BEST, LATEST, best_of_run, named_checkpoint
 from up.models.net import Net
 from up.models.pretrained import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
@@ -44,31 +43,17 @@ class Trained:
 
 
 def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
-    """Return the named checkpoint, else the run's best, its latest, ``saver.resume_model`` or ``pretrain_model``."""
+    """Return the named checkpoint, else the run's best, else ``saver.resume_model`` or ``pretrain_model``."""
     if named is not None:
         return named_checkpoint(named)
     saver = experiment.config.saver
-    for path in (
-        *best_average(experiment.folder),
-        experiment.folder / BEST,
-        experiment.folder / LATEST,
-        saver.resume_model,
-        saver.pretrain_model,
-    ):
+    for path in (best_of_run(experiment.folder), saver.resume_model, saver.pretrain_model):
         if path is not None and named_checkpoint(path).is_file():
             return named_checkpoint(path)
     for key, file in (("saver.resume_model", saver.resume_model), ("saver.pretrain_model", saver.pretrain_model)):
         if file is not None and not is_of_timm(file):
             experiment.raise_if_any(missing_at(key, file))
     raise UserError(f"{experiment.folder}: holds no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
-
-
-def best_average(folder: Path) -> list[Path]:
-    """Return the file of the best weights by ``averaging.json``, if the run has one."""
-    try:
-        return [folder / json.loads((folder / AVERAGES).read_text(encoding="utf-8"))["best"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
@@ -159,4 +144,4 @@ def is_untrained_inference(experiment: Experiment) -> bool:
     saver, test = experiment.config.saver, experiment.config.dataset.test
     if test is None or test.dataset.kwargs.get("meta_type") != "inference_only" or saver.resume_model or saver.pretrain_model:
         return False
-    return not any((experiment.folder / name).is_file() for name in (BEST, LATEST))
+    return best_of_run(experiment.folder) is None

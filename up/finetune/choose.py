@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 import torch
 
+from up.distill.fragment import distillation_of
+from up.errors import UserError
+from up.files import named_checkpoint
 from up.finetune.images import SHARE, Images
 from up.finetune.networks import Network, network_for
-from up.finetune.teachers import TeacherChoice, teacher_for
+from up.models.pretrained import TIMM, is_of_timm
 from up.text import count, some_of
+from up.types import Record
 
 SMALL = 64  # pixels: up to this size a small network with a small stem sees more than a ResNet-18 for photos does
 _LARGEST = 224
@@ -78,7 +82,10 @@ _LAYER_NORMS = ("vit", "deit", "swin", "convnext", "beit", "eva", "coat", "cait"
 
 @dataclass(frozen=True)
 class Choices:
-    """Settings of a training: given by the user, or chosen with a reason. ``ema`` is the decay of the moving average."""
+    """Settings of a training: given by the user, or chosen with a reason.
+
+    ``ema`` is the decay of the moving average, ``distillation`` the sections that let the network learn from a teacher.
+    """
 
     images: Images
     network: Network
@@ -91,7 +98,7 @@ class Choices:
     ema: float | None
     lr_is_given: bool
     strategy: str | None
-    teacher: TeacherChoice | None
+    distillation: Record
     reasons: dict[str, str]
 
     @property
@@ -122,7 +129,7 @@ class Choices:
             "batch size": f"{self.batch_size} per process",
             "training": f"{count(self.epochs, 'epoch')}, {optimizer}",
         }
-        return values if self.teacher is None else {**values, "teacher": self.teacher.title}
+        return {**values, "teacher": self.distillation["teacher"]} if self.distillation else values
 
 
 def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
@@ -156,9 +163,22 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
         _ema(steps * epochs) if is_tuned and wishes.strategy is None else None,
         wishes.lr is not None,
         wishes.strategy,
-        None if wishes.teacher is None else teacher_for(wishes.teacher),
+        {} if wishes.teacher is None else _distillation(wishes.teacher, len(images.classes)),
         reasons,
     )
+
+
+def _distillation(teacher: str, classes: int) -> Record:
+    """Return the sections of a distillation. Raises ``UserError`` for ``timm:NAME``, which has other classes."""
+    if teacher.startswith(TIMM):
+        is_of_timm(teacher)  # raises for an unknown name
+        what = f"--teacher {teacher}: knows the classes of its own data, not those of these images"
+        fix = f"Fine-tune it first: up finetune --model {teacher} --out runs/teacher …, then --teacher runs/teacher."
+        raise UserError(what, fix=fix)
+    if not named_checkpoint(teacher).exists():
+        expected = "a run folder, a checkpoint, a package (.tar) or a graph (.onnx)"
+        raise UserError(f"--teacher {teacher}: does not exist", expected=expected)
+    return distillation_of(teacher, classes=classes)
 
 
 def _ema(steps: int) -> float | None:

@@ -14,10 +14,11 @@ import timm
 import yaml
 
 from up.errors import UserError
-from up.files import BEST, LATEST
+from up.files import BEST, best_of_run
 from up.models.backbones import BACKBONES
 from up.models.preprocessing import ImagePreprocessing, of_timm
 from up.models.pretrained import TIMM, is_downloaded, is_of_timm, preprocessing_of, read_state
+from up.schema.teacher_files import predicting
 from up.text import did_you_mean
 from up.types import Kwargs, Record
 
@@ -142,7 +143,7 @@ def _of_file(path: Path) -> Network:
 
 
 def _of_run(folder: Path) -> Network:
-    weights = next((folder / name for name in (BEST, LATEST) if (folder / name).is_file()), None)
+    weights = best_of_run(folder)
     if weights is None:
         raise UserError(f"--model {folder}: holds no {BEST}", expected="a run folder, a file of weights, or the name of a network")
     return _of_file(weights)
@@ -150,16 +151,11 @@ def _of_run(folder: Path) -> Network:
 
 def _of_config(config: Record, source: str) -> Network:
     """Take the modules of a run up to the head, whose derived arguments are derived anew."""
-    modules = [_plain(module) for module in config["net"] if module["name"] != "post_process"]
+    modules = predicting(config["net"])
     modules[-1].get("kwargs", {}).pop("num_classes", None)
     family = str(modules[0].get("kwargs", {}).get("model_name", modules[0]["type"]))
     title = f"{family} with the weights {source}"
     return Network(title, family, modules, source, _preprocessing(family, source), "as given", _takes_one_size(family))
-
-
-def _plain(module: Record) -> Record:
-    kept = {key: value for key, value in module.items() if key in ("name", "type", "prev", "kwargs") and value}
-    return {**kept, "kwargs": dict(kept["kwargs"])} if "kwargs" in kept else kept
 
 
 def _preprocessing(name: str, weights: str | None) -> ImagePreprocessing:

@@ -141,24 +141,11 @@ def _ema(choices: Choices) -> str:
 
 def _net(choices: Choices) -> Iterator[str]:
     """Write ``net:``, and the sections of a distillation."""
-    teacher = choices.teacher
     yield "net:"
     yield from (f"  - {_flow(_sized(choices, module))}" for module in choices.network.modules)
     loss = {"type": "label_smooth_ce", "kwargs": {"smooth_ratio": 0.1}}
     yield f"  - {_flow({'name': 'post_process', 'type': 'base_cls_postprocess', 'kwargs': {'cls_loss': loss}})}"
-    if teacher is None:
-        return
-    yield "runtime: {task_names: kd_cls, runner: {type: kd}}"
-    if isinstance(teacher.section, Mapping):
-        yield f"teacher: {_flow(dict(teacher.section))}"
-    else:
-        yield "teacher:"
-        yield from (f"  - {_flow(module)}" for module in teacher.section)
-    weights = {} if teacher.weights is None else {"teacher_weight": teacher.weights}
-    yield "mimic:"
-    yield "  cfgs: {loss: {type: kd_loss, kwargs: {T: 4.0}}}  # Hinton et al. 2015"
-    yield "  student: {mimic_name: [head.classifier]}"
-    yield f"  teacher: {_flow({'mimic_name': [teacher.layer], **weights})}"
+    yield from (f"{name}: {_flow(value)}" for name, value in choices.distillation.items())
 
 
 def _sized(choices: Choices, module: Record) -> Record:

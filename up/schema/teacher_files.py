@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from up.config.nodes import load_nodes, parse_nodes
 from up.config.tree import Key, MappingNode, Mark, Node, ScalarNode, SequenceNode, empty, from_plain, is_null, to_plain
 from up.errors import UserError
 from up.file_kinds import NAMES, kind_of
-from up.files import BEST, LATEST, named_checkpoint
+from up.files import BEST, best_of_run, named_checkpoint
 from up.schema.legacy.keys import Found
 from up.schema.legacy.mimic import MODULE
 from up.schema.mimic import MimicJob, MimicSection
@@ -72,7 +72,7 @@ def source_of(name: str) -> _Source:
     if kind == "folder":
         if not (path / _CONFIG).is_file():
             raise UserError(f"{name}: holds no {_CONFIG}", expected="the folder of a run", fix="Name a checkpoint or a package.")
-        weights = next((path / file for file in (BEST, LATEST) if (path / file).is_file()), path / BEST)
+        weights = best_of_run(path) or path / BEST
     return _Source(_net_of(weights), str(weights))
 
 
@@ -84,10 +84,17 @@ def _net_of(checkpoint: Path) -> list[Json]:
     else:
         text = _config_in(checkpoint)
         if text is None:
-            fix = "Write its net as a list under `teacher`, and name the file in teacher_weight (docs/distill.md)."
+            fix = (
+                "Name its run folder or a package of it; or write its net as a list under `teacher`, and name the file in "
+                "teacher_weight (docs/distill.md)."
+            )
             raise UserError(f"{checkpoint}: weights alone, which do not tell their net", fix=fix)
         tree = parse_nodes(text, str(checkpoint))
-    net = to_plain(tree.get("net") or SequenceNode((), tree.mark))
+    return predicting(to_plain(tree.get("net") or SequenceNode((), tree.mark)))
+
+
+def predicting(net: Sequence[Kwargs]) -> list[Json]:
+    """Return the modules of ``net`` that predict, without the keys that only training needs."""
     return [_plain_module(module) for module in net if not _is_of_training(module)]
 
 
@@ -109,7 +116,9 @@ def _is_of_training(module: Kwargs) -> bool:
 
 def _plain_module(module: Kwargs) -> Json:
     kwargs = {name: value for name, value in (module.get("kwargs") or {}).items() if name not in ("pretrained", "frozen_layers")}
-    return {**{name: module[name] for name in ("name", "type", "prev") if module.get(name)}, "kwargs": kwargs}
+    return {
+        name: value for name, value in {**module, "kwargs": kwargs}.items() if name in ("name", "type", "prev", "kwargs") and value
+    }
 
 
 def _pretrained(net: SequenceNode) -> str | None:
