@@ -24,6 +24,13 @@ def _timm(name: str, **kwargs: Any) -> dict[str, Any]:
 VIT = {"name": "head", "type": "vit_head", "kwargs": {"num_classes": 7}}
 SWIN = {"embed_dim": 24, "depths": [2, 1], "num_heads": [1, 2]}  # with and without shifted windows
 CNN = {"name": "head", "type": "base_cls_head", "kwargs": {"num_classes": 7}}
+GENOME = {
+    "block": "basic",
+    "layers": [1, 2, 1, 1],
+    "base_channel": 8,
+    "doublechannel": [0, 1, 0, 1, 0],
+    "downsample": [1, 0, 1, 0, 0],
+}
 CONVNEXT = {"name": "head", "type": "convnext_head", "kwargs": {"num_classes": 7}}
 # The plain ResNet is exported by all other tests of packages.
 # Few blocks of each kind: the exporter takes as long as the graph has nodes.
@@ -31,6 +38,7 @@ BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mobilenetv3": ({"type": "mobilenetv3", "kwargs": {"mode": "small"}}, CNN),
     "regnet": (_timm("regnety_002", depth=5, wm=2.0), CNN),
     "resnet_D": ({"type": "resnet_custom_D", "kwargs": {"block": "basic", "layers": [1, 1, 1, 1], "width": 8}}, CNN),
+    "resnet_genome": ({"type": "resnet_custom", "kwargs": GENOME}, CNN),
     "efficientnet": (_timm("test_efficientnet"), CNN),
     "vit": (_timm("vit_tiny_patch16_224", depth=2, img_size=32, act_layer="gelu_tanh", pooled=False), VIT),
     "swin": ({"type": "swin_tiny", "kwargs": SWIN}, CNN),

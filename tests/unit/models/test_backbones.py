@@ -46,6 +46,8 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("resnet152_D", {"variant": "timm"}, 60.212),
     ("resnet_custom_D", {"block": "bottleneck", "layers": [3, 4, 6, 3]}, 25.557),
     ("resnet_custom", {"block": "bottleneck", "layers": [3, 4, 6, 3]}, 25.557),
+    ("resnet_custom", {"depth": 18}, 11.690),
+    ("resnet_custom", {"depth": 101}, 44.549),
     ("mobilenetv2", {"width_mult": 0.5, "variant": "timm"}, 1.97),
     ("mobilenetv2", {}, 3.50),
     ("mobilenetv2", {"width_mult": 2.0}, 11.26),
