@@ -109,3 +109,20 @@ def test_ranks_stop_at_the_same_step(config: Config, cluster: Callable[[], Clust
     again = runs.run("saver.auto_resume=true")
     assert tells(again.said, "finished", "early stopping")
     assert [record["step"] for record in records(tmp_path / "run", "eval")] == [6, 12]
+
+
+def test_an_epoch_to_stop_at_is_evaluated_saved_and_continued_bit_equal(config: Config, write: Write, tmp_path: Path) -> None:
+    everything_on(config)
+    config["trainer"] |= {"max_epoch": 3, "eval_interval": None, "test_freq": 3}
+    path, run, stopped = write(config), tmp_path / "run", tmp_path / "stopped"
+    assert train(path) == 0
+    assert train(path, f"saver.save_dir={stopped}", "trainer.stop_epoch=1") == 75
+    assert (status(stopped)["state"], status(stopped)["epoch"]) == ("preempted", 1)
+    assert "trainer.stop_epoch" in status(stopped)["reason"]
+    assert [record["epoch"] for record in records(stopped, "eval")] == [1.0]
+    assert checkpoint(stopped)["step"] == status(stopped)["step"]
+    assert train(path, f"saver.save_dir={stopped}", "saver.auto_resume=true", "trainer.stop_epoch=2") == 75
+    assert train(path, f"saver.save_dir={stopped}", "saver.auto_resume=true") == 0
+    assert [record["epoch"] for record in records(stopped, "eval")] == [1.0, 2.0, 3.0]
+    assert_same(checkpoint(stopped)["model"], checkpoint(run)["model"], "model")
+    assert_same(checkpoint(stopped)["optimizer"], checkpoint(run)["optimizer"], "optimizer")

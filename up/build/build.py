@@ -128,6 +128,7 @@ def session_of(
         hooks=parts.hooks,
         stop=stop,
         stopping=parts.stopping,
+        stop_step=times.stop,
         fault=parts.fault,
         preprocessing=preprocessing.as_record() if preprocessing is not None else None,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from up.config.section import Part
 from up.config.signature import signature_of
 from up.data.bad_images import BadImages
 from up.data.collate import to_device
+from up.data.dataset import KeyedDataset
 from up.data.loader import EvalLoader, TrainLoader, Workers
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, SampleKey, Transform
@@ -51,7 +54,24 @@ def build_dataset(experiment: Experiment, source: Phase, derived: DerivedArgumen
     section = section_of(experiment, source)
     known = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(derived or {})}
     dataset: Dataset = experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
-    return dataset
+    if section.subset is None:
+        return dataset
+    with experiment.placing(f"dataset.{source}.subset"):
+        return subset_in(dataset, Path(section.subset))
+
+
+def subset_in(dataset: Dataset, path: Path) -> Dataset:
+    """Return the samples whose indices a JSON file lists. Raises ``UserError`` for another file, and for indices beyond the end."""
+    if not isinstance(dataset, KeyedDataset):
+        raise UserError(f"{type(dataset).__name__} has no subsets", fix="Derive it from up.data.dataset.KeyedDataset.")
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        kept = np.array(listed, dtype=np.int64)
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read ({error})", expected="a JSON list of indices") from error
+    if kept.ndim != 1 or not len(kept) or kept.min() < 0 or kept.max() >= len(dataset) or len(np.unique(kept)) < len(kept):
+        raise UserError(f"{path}", expected=f"different indices from 0 to {len(dataset) - 1}, at least one")
+    return dataset.subset(kept)
 
 
 def notes_on(*datasets: Dataset | None) -> list[str]:

@@ -149,6 +149,8 @@ def missing_files(experiment: Experiment) -> Iterator[Problem]:
         if source is not None:
             for key, path in named_paths(source.dataset, "dataset", experiment.tables):
                 yield from missing_at(f"dataset.{name}.dataset.{key}", path)
+            if source.subset is not None:
+                yield from missing_at(f"dataset.{name}.subset", source.subset)
     yield from missing_start_weights(config, experiment.folder)
     for key, file in weights_of_teachers(experiment).values():
         if file is None or not file.startswith("timm:"):

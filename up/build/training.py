@@ -31,7 +31,9 @@ def timetable(
     """
     total = trainer.max_iter or (trainer.max_epoch or 0) * steps_per_epoch
     unit = 1 if iter_base else steps_per_epoch
-    evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total)
+    stop = trainer.stop_epoch * steps_per_epoch if trainer.stop_epoch else None
+    stop = stop if stop is not None and stop < total else None
+    evaluate = Every(trainer.eval_interval or trainer.test_freq * unit, max(0, trainer.test_start) * unit, total, stop)
     start = max(0, trainer.save_start) * unit
     asked = [Every(trainer.save_interval or trainer.save_freq * unit, start, total)]
     if trainer.save_cur_freq is not None or trainer.save_cur_start is not None:
@@ -48,7 +50,8 @@ def timetable(
         best = max(best, finetune.soup.top)
     keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer), best=best)
     in_epochs = not iter_base and trainer.save_interval is None
-    return Timetable(steps_per_epoch, total, evaluate, AnyOf([*asked, *between, *for_good]), keeping, in_epochs=in_epochs)
+    save = AnyOf([*asked, *between, *for_good])
+    return Timetable(steps_per_epoch, total, evaluate, save, keeping, stop, in_epochs=in_epochs)
 
 
 def _why_deleted(trainer: TrainerSection) -> str:

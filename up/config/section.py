@@ -54,6 +54,8 @@ class Section(BaseModel):
         return self._spread(dict(self))
 
     def _spread(self, plain: Record) -> Record:
+        fields = type(self).model_fields
+        plain = {fields[name].alias or name: value for name, value in plain.items()}
         for field in self.gathers:
             plain |= plain.pop(field, {})
         return plain
@@ -73,7 +75,8 @@ class Section(BaseModel):
     @classmethod
     def known_keys(cls) -> list[str]:
         """Return the keys that a file may use here."""
-        return [cls.example_of(field) if field in cls.gathers else field for field in cls.model_fields]
+        gathered = {field: cls.example_of(field) for field in cls.gathers}
+        return [gathered.get(name) or field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod
     def misplaced(cls, key: str) -> str | None:

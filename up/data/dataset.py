@@ -6,12 +6,13 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from hashlib import sha256
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -115,6 +116,10 @@ class KeyedDataset(ABC):
         changed.transforms = list(transforms)
         return changed
 
+    def subset(self, kept: NDArray[np.int64]) -> Self:
+        """Return the samples at the indices ``kept``, numbered from 0, as a data set of the same kind."""
+        return subset_of(self, kept)
+
     def completed(self, transforms: Sequence[Transform]) -> Sequence[Transform]:
         """Fill in what the data tell the transforms, such as the number of classes; nothing here."""
         return transforms
@@ -190,6 +195,64 @@ class _Visit:
         """Draw another sample of the data set, after ``transforms``."""
         self._drawn += 1
         return self.transformed(self.read(mix(self._seed, _SECOND, self._drawn) % len(self._dataset)), transforms)
+
+
+class _Subset(KeyedDataset):
+    """A mix-in over the class of a data set, which goes on reading its own samples."""
+
+    whole: KeyedDataset
+    kept: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def read(self, index: int) -> Sample:
+        return self.whole.read(int(self.kept[index]))
+
+    @property
+    def label_sets(self) -> PackedLabels | None:
+        labels = self.whole.label_sets
+        return None if labels is None else labels.take(self.kept)
+
+    @property
+    def sources(self) -> NDArray[np.uint16]:
+        """Position of each sample's list; an attribute that only some data sets have."""
+        every: NDArray[np.uint16] = self.whole.sources  # type: ignore[attr-defined]
+        return every[self.kept]
+
+    def fingerprint(self) -> str:
+        return sha256(self.whole.fingerprint().encode() + self.kept.tobytes()).hexdigest()
+
+    def where(self, index: int) -> str:
+        return self.whole.where(int(self.kept[index]))
+
+    def __reduce__(self) -> tuple[object, ...]:  # its class is made here, so that pickle cannot find it
+        return _remade, (type(self.whole), self.__dict__)
+
+
+@cache
+def _subset_class(kind: type) -> type:
+    return type(kind.__name__, (_Subset, kind), {"__qualname__": kind.__qualname__, "__module__": kind.__module__})
+
+
+def _remade(kind: type, state: Mapping[str, object]) -> object:
+    made: object = object.__new__(_subset_class(kind))
+    made.__dict__.update(state)
+    return made
+
+
+D = TypeVar("D", bound=KeyedDataset)
+
+
+def subset_of(dataset: D, kept: NDArray[np.int64]) -> D:
+    """Return the samples of ``dataset`` at the indices ``kept``; ``labels`` are selected, other attributes stay as they are."""
+    state = {name: value for name, value in vars(dataset).items() if name not in ("stages", "files")}
+    labels = state.get("labels")
+    if labels is not None:
+        state["labels"] = np.asarray(labels)[kept]
+    made = _remade(type(dataset), {**state, "whole": dataset, "kept": kept})
+    assert isinstance(made, type(dataset))
+    return made
 
 
 def read_sample(dataset: KeyedDataset, index: int) -> Sample:

@@ -97,6 +97,7 @@ class TrainingSession:
     hooks: Hooks
     stop: StopRequest
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    stop_step: int | None = None  # an early stop that the configuration asks for
     freezing: Freezing | None = None
     fault: Fault = field(default_factory=Fault)
     preprocessing: Record | None = None  # of evaluated images, for checkpoints; None where it is not known
@@ -167,6 +168,8 @@ class TrainingSession:
         """Agree with all ranks what to do in this step. Raises on every rank the failure of any rank to read its data."""
         self.progress.data = data
         self.fault.strike(self.progress.step, "update")
+        if self.stop_step is not None and self.progress.step >= self.stop_step:
+            self.stop.ask_because("stopped by trainer.stop_epoch")
         news = self.bad_images.counted.new_in(data.batches)
         wanted = Vote.for_request(self.stop)
         verdict, is_news = agree_on(Vote.ERROR if data.failure and wanted is Vote.GO else wanted, bool(news))

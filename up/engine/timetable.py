@@ -20,10 +20,11 @@ class Every:
     period: int  # steps; 0 = only at the end
     start: int
     total: int
+    stop: int | None = None  # the step of an early stop, which is due too
 
     def is_due(self, step: int) -> bool:
         """Check whether ``step`` is due."""
-        return step == self.total or (self.period > 0 and step >= self.start and step % self.period == 0)
+        return step in (self.total, self.stop) or (self.period > 0 and step >= self.start and step % self.period == 0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Timetable:
     evaluate: Every
     save: AnyOf
     keep: Keeping
+    stop: int | None = None
+    """The step after which to stop early, as a signal does (``trainer.stop_epoch``)."""
     in_epochs: bool = True
     """Whether the log counts epochs: not where the configuration counts steps."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, FreeOnResume, PartOf
+from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, FreeOnResume, Name, PartOf
 from up.config.section import Part, Section
 
 AUTO_SIZE = 32
@@ -70,6 +70,9 @@ class Source(Section):
 
     dataset: Annotated[Part, PartOf("dataset")]
     """The data set: type ``cls`` or ``rank_cls``, with meta_file, image_reader, transformer and evaluator as kwargs."""
+    subset: Name | None = None
+    """JSON file with the indices of the images to use, in the order of the data set; unset uses all. ``up search`` writes such
+    files for its holdout."""
     batch_sampler: BatchSampler = BatchSampler()
     """Order and size of the batches. A block at ``dataset.batch_sampler`` is shared by all sources; one here that has a
     ``type`` replaces it, one without ``type`` changes only the keys it names."""
@@ -77,7 +80,7 @@ class Source(Section):
     """Workers and batch function; shared and replaced like ``batch_sampler``."""
 
 
-SHARED = tuple(Source.model_fields)
+SHARED = tuple(name for name in Source.model_fields if name != "subset")
 """Keys that may be at ``dataset.*`` for all sources."""
 
 

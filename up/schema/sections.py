@@ -13,6 +13,7 @@ from up.config.section import Part, Section
 from up.schema.dataset import DatasetSection
 from up.schema.finetune import FinetuneSection
 from up.schema.mimic import MimicSection
+from up.schema.search import SearchSection
 from up.schema.trainer import TrainerSection
 from up.types import Record
 
@@ -277,6 +278,8 @@ class Config(Section):
     """Fine-tuning of pretrained weights."""
     to_kestrel: ToKestrelSection = ToKestrelSection()
     """Package for Kestrel."""
+    search: Annotated[SearchSection | None, FreeOnResume(reported=False)] = None
+    """Search of networks, hyper-parameters and augmentation."""
 
     @property
     def schedule_counts_steps(self) -> bool:

@@ -173,6 +173,9 @@ class TrainerSection(Section):
     """Epochs to train."""
     max_iter: AtLeast1 | None = None
     """Steps to train; overrides ``max_epoch``. Alone it implies ``runtime.iter_base``."""
+    stop_epoch: AtLeast1 | None = None
+    """Stop after this epoch as a signal does, evaluated and saved: exit code 75, and the same command with a larger value
+    continues. The schedule stays that of ``max_epoch``."""
     test_freq: AtLeast1 = 1
     """Epochs between evaluations; steps with ``runtime.iter_base``. The end is always evaluated."""
     test_start: Annotated[int, Field(ge=-1)] = 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import Self, TypedDict
 
 from up.config.argument import FixedOnResume, NoEffect, PathTo
 from up.config.checked import checked
@@ -138,6 +139,13 @@ class ClsDataset(ImageDataset):
     def fingerprint(self) -> str:
         """Hash names and labels (sha256), which a resumed run expects unchanged."""
         return self.table.fingerprint()
+
+    def subset(self, kept: NDArray[np.int64]) -> Self:
+        chosen = copy(self)
+        chosen.__dict__.pop("stages", None)
+        chosen.table = chosen.files = self.table.take(kept)
+        chosen.labels = None if chosen.table.labels is None else chosen.table.labels.values
+        return chosen
 
     def path_of(self, index: int) -> str:
         """Return the file of sample ``index``."""
