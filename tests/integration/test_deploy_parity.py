@@ -32,6 +32,10 @@ GENOME = {
     "downsample": [1, 0, 1, 0, 0],
 }
 CONVNEXT = {"name": "head", "type": "convnext_head", "kwargs": {"num_classes": 7}}
+CELLS = {
+    "normal": [["sep_conv_3x3", 0], ["max_pool_3x3", 1]],
+    "reduce": [["dil_conv_5x5", 0], ["skip_connect", 1]],  # and a skip connection that halves the map
+}
 # The plain ResNet is exported by all other tests of packages.
 # Few blocks of each kind: the exporter takes as long as the graph has nodes.
 BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -39,6 +43,7 @@ BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "regnet": (_timm("regnety_002", depth=5, wm=2.0), CNN),
     "resnet_D": ({"type": "resnet_custom_D", "kwargs": {"block": "basic", "layers": [1, 1, 1, 1], "width": 8}}, CNN),
     "resnet_genome": ({"type": "resnet_custom", "kwargs": GENOME}, CNN),
+    "cells": ({"type": "cell_network", "kwargs": {"genotype": CELLS, "layers": 3, "init_channels": 8, "drop_path_rate": 0.1}}, CNN),
     "efficientnet": (_timm("test_efficientnet"), CNN),
     "vit": (_timm("vit_tiny_patch16_224", depth=2, img_size=32, act_layer="gelu_tanh", pooled=False), VIT),
     "swin": ({"type": "swin_tiny", "kwargs": SWIN}, CNN),

@@ -27,6 +27,7 @@ _KINDS = {
         "a block of keys": "dict_type mapping_type model_type model_attributes_type dataclass_type",
         "null": "none_required",
         "a path": "path_type",
+        "no such key": "unexpected_keyword_argument",
     }.items()
     for kind in kinds.split()
 }

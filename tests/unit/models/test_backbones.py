@@ -48,6 +48,8 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("resnet_custom", {"block": "bottleneck", "layers": [3, 4, 6, 3]}, 25.557),
     ("resnet_custom", {"depth": 18}, 11.690),
     ("resnet_custom", {"depth": 101}, 44.549),
+    ("cell_network", {"genotype": "darts_v2", "layers": 14, "init_channels": 48, "stem": "imagenet"}, 4.719),
+    ("cell_supernet", {}, 2.185),  # 1.931 with the 10 classes of the paper
     ("mobilenetv2", {"width_mult": 0.5, "variant": "timm"}, 1.97),
     ("mobilenetv2", {}, 3.50),
     ("mobilenetv2", {"width_mult": 2.0}, 11.26),
