@@ -52,7 +52,10 @@ def section_of(experiment: Experiment, source: Phase) -> Source:
 def build_dataset(experiment: Experiment, source: Phase, derived: DerivedArguments | None = None) -> Dataset:
     """Build the data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
     section = section_of(experiment, source)
-    known = {"seed": experiment.config.runtime.random_seed, "train": source == "train", **(derived or {})}
+    config = experiment.config
+    known = {"seed": config.runtime.random_seed, "train": source == "train", **(derived or {})}
+    if config.trainer.max_epoch is not None and config.trainer.max_iter is None:
+        known["total_epochs"] = config.trainer.max_epoch
     dataset: Dataset = experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
     if section.subset is None:
         return dataset

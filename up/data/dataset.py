@@ -26,7 +26,7 @@ from up.data.listing import Listing
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
 from up.data.records import Sample, SampleKey, Transform
-from up.data.transforms.image import SampleTransform, applied, kind_of
+from up.data.transforms.image import SampleTransform, Scheduled, applied, kind_of
 from up.data.transforms.stages import Stages, split
 from up.errors import Ending, Problem, UserError
 from up.seed import key as mix
@@ -141,7 +141,8 @@ class KeyedDataset(ABC):
         seed = key.seed(self._seed)
         seed_cpu(seed)
         visit = _Visit(self, seed)
-        moved = visit.transformed(visit.read(key.index), self.stages.worker)
+        transforms = [each.at(key.epoch) if isinstance(each, Scheduled) else each for each in self.stages.worker]
+        moved = visit.transformed(visit.read(key.index), transforms)
         boxes = names_of_boxes(moved)
         sample = self.finished(moved)
         what = boxes_problem(sample, boxes)

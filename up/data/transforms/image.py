@@ -72,6 +72,14 @@ class Geometric(Transform):
         return self.move(image, targets)
 
 
+class Scheduled(Transform):
+    """A transform that changes over the training: a data set applies ``at(epoch)`` in its place."""
+
+    @abstractmethod
+    def at(self, epoch: int) -> Transform:
+        """Return the transform of ``epoch``."""
+
+
 class SampleTransform(ABC):
     """A transform of a whole sample with its targets, and maybe of a second one: ``transform(sample, draw_second)``.
 

@@ -59,6 +59,7 @@ class Classification(Task[ImageDataset]):
             "torch_mixup": "up.tasks.cls.augment.sample_mixing:Mixup",
             "torch_cutmix_mixup": "up.tasks.cls.augment.sample_mixing:CutmixMixup",
             "views": "up.tasks.cls.augment.views:Views",
+            "pba_schedule": "up.tasks.cls.augment.pba:PbaSchedule",
         },
         "batch_fn": BATCH_FNS,
         "head": HEADS,

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from up.config.argument import PartOf
 from up.data.records import Sample
 from up.data.transforms.erasing import RandomErasing
-from up.data.transforms.image import Image, SampleTransform, Size, applied
+from up.data.transforms.image import Image, SampleTransform, Scheduled, Size, applied
 from up.data.transforms.table import Normalize, ToTensor
 from up.errors import UserError
 from up.seed import key
@@ -39,7 +39,7 @@ class Views(SampleTransform):
     ) -> None:
         self.transformer = list(transformer)
         self.number = number
-        own = [each for each in self.transformer if isinstance(each, SampleTransform)]
+        own = [each for each in self.transformer if isinstance(each, SampleTransform | Scheduled)]
         if own:
             raise UserError(
                 f"{type(own[0]).__name__.lower()} changes whole samples, expected transforms of images", key="transformer"
