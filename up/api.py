@@ -116,9 +116,7 @@ def train(config: PathLike, overrides: Sequence[str] = (), *, progress: bool = T
 
 
 def _trained(config: PathLike, overrides: Sequence[str], *, progress: bool) -> TrainedRun:
-    from up.build.averaging import average_weights
     from up.build.build import build_run
-    from up.distributed.failures import Vote
     from up.distributed.signals import StopRequest
     from up.engine.ending import recorded
     from up.engine.loop import train as train_loop
@@ -131,8 +129,7 @@ def _trained(config: PathLike, overrides: Sequence[str], *, progress: bool) -> T
         except NothingToDo:
             return TrainedRun(experiment.folder)
         with recorded(session):
-            if train_loop(session) is Vote.GO:
-                average_weights(experiment, session)
+            train_loop(session)
     return TrainedRun(experiment.folder)
 
 

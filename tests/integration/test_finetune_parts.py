@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.harness.refusals import refused
 from tests.harness.runs import train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.files import best_of_run
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -206,6 +209,48 @@ def test_averages_of_a_run(config: Config, write: Write, tmp_path: Path, pretrai
     assert averaged(run) == record
     for file, before in weights.items():
         assert_same(torch.load(run / file, weights_only=True), before)
+
+
+def files_of(run: Path) -> Config:
+    """What averaging leaves: its record, and the weights in each file."""
+    files = ("ckpt_soup.pth", "ckpt_wise.pth", "ckpt_average.pth", "ckpt_swa.pth")
+    return {"record": averaged(run), **{file: torch.load(run / file, weights_only=True) for file in files}}
+
+
+INTERRUPTIONS = [
+    (1, "rank=0,action=kill", [-signal.SIGKILL]),
+    (1, "rank=0,action=term", [75]),
+    (1, "rank=0,action=int", [130]),
+    (2, "rank=0,action=kill", [-signal.SIGKILL, 75]),
+    (2, "rank=1,action=kill", [75, -signal.SIGKILL]),
+    (2, "rank=1,action=term", [75, 75]),
+]
+
+
+def test_averages_on_two_ranks_and_after_interruptions(
+    config: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path, pretrained: Path
+) -> None:
+    """From the same checkpoints, the same averages: on two ranks, and after the end of a rank between two of them."""
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    config["finetune"] = AVERAGED
+    assert train(write(config)) == 0
+    expected, runs = files_of(tmp_path / "run"), cluster()
+    for made in {"averaging.json", *expected} - {"record"}:
+        (tmp_path / "run" / made).unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "two")
+    runs.run(f"saver.save_dir={tmp_path / 'two'}", codes=[0, 0])
+    assert_same(files_of(tmp_path / "two"), expected)
+    for number, (world, fault, codes) in enumerate(INTERRUPTIONS):
+        run = tmp_path / str(number)
+        shutil.copytree(tmp_path / "run", run)
+        runs.run(f"saver.save_dir={run}", codes=codes, fault=f"step=18,at=averaging,{fault}")
+        assert not (run / "averaging.json").exists()  # the best checkpoint stands for the run
+        assert best_of_run(run) == run / "ckpt_best.pth"
+        assert all(torch.load(path, weights_only=True) for path in run.glob("ckpt_*.pth"))
+        assert json.loads((run / "status.json").read_text())["state"] != "done"
+        runs.run(f"saver.save_dir={run}", codes=[0] * world)
+        assert_same(files_of(run), expected)
+        assert not list(run.glob(".tmp-*"))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])

@@ -19,7 +19,7 @@ from up.build.finetune import owes_averages, read_start, section_of, settings_of
 from up.data.collate import without_bad
 from up.data.loader import fetched
 from up.data.records import Batch, Dataset, SampleKey, image_count
-from up.distributed.failures import on_all_ranks
+from up.distributed.failures import Vote, on_all_ranks
 from up.distributed.group import from_main, is_main
 from up.engine.averaging import between, greedy_soup, mean_of, recompute_statistics
 from up.engine.checkpoint import ONLY_TO_RESUME, CheckpointFolder
@@ -29,6 +29,7 @@ from up.files import AVERAGES, BEST, write_atomically, write_json
 from up.seed import generator
 from up.tasks.experiment import Experiment
 from up.text import count
+from up.tracking.log import LOGGER
 from up.types import Record
 
 Weights = Mapping[str, Tensor]
@@ -37,15 +38,15 @@ _IMAGES, _BATCHES = 256, 200  # largest batch and number of batches for BatchNor
 _ORDER = 5  # the purpose of the seed that chooses these images
 
 
-def average_weights(experiment: Experiment, session: TrainingSession) -> list[str]:
-    """Make the averages that ``finetune`` asks for, measure and write them; returns lines that report them.
+def average_weights(experiment: Experiment, session: TrainingSession) -> None:
+    """Make the averages that ``finetune`` asks for, measure, write and report them.
 
     Each is a file of weights beside the checkpoints. ``averaging.json`` has the metrics of all, and the file of the best, which
-    ``eval``, ``predict`` and the exporters use. A collective operation.
+    ``eval``, ``predict`` and the exporters use. A collective operation. Raises ``BrokenOff`` if a signal comes.
     """
     step = session.progress.step
     if not from_main(owes_averages(experiment, step)):
-        return []
+        return
     made = _Averages(experiment, session)
     section = section_of(experiment)
     if section.soup is not None:
@@ -57,7 +58,7 @@ def average_weights(experiment: Experiment, session: TrainingSession) -> list[st
         made.mean("swa", [path for path, at in made.checkpoints if at >= first])
     if section.average is not None:
         made.mean("average", [path for path, _ in made.checkpoints[-section.average.last :]])
-    return made.finish(step)
+    made.finish(step)
 
 
 @dataclass
@@ -68,7 +69,6 @@ class _Averages:
     session: TrainingSession
     metrics: dict[str, float] = field(default_factory=dict)
     record: Record = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         folder: CheckpointFolder = self.session.checkpointing.folder
@@ -168,8 +168,9 @@ class _Averages:
 
     def metric(self) -> float:
         """Evaluate the weights of the network; NaN counts as worst."""
-        assert self.session.evaluation is not None
-        metrics, evaluator = self.session.evaluation(self.session.model, NoEma())
+        session = self.session
+        assert session.evaluation is not None
+        metrics, evaluator = session.evaluation(session.model, NoEma(), lambda: Vote.for_request(session.stop))
         value = metrics[evaluator.main_metric]
         return value if math.isfinite(value) else -math.inf
 
@@ -183,23 +184,29 @@ class _Averages:
                 state = {part: value for part, value in whole.items() if part not in (*ONLY_TO_RESUME, "ema", "best")}
                 state |= {"model": self.weights(), "metrics": {} if metric is None else {"main": metric}}
                 write_atomically(self.experiment.folder / file, lambda opened: torch.save(state, opened))
+        self.session.fault.strike(self.session.progress.step, "averaging")
         if metric is not None:
             self.metrics[file] = metric
         self.record[file] = {**details, **({} if metric is None else {"metric": metric})}
         shown = "" if metric is None else f": {metric:.4g}, the best checkpoint alone {self.metrics[BEST]:.4g}"
         members = details.get("members")
         of = count(len(members), "checkpoint") if isinstance(members, list) else f"alpha {details.get('alpha'):g}"
-        self.lines.append(f"{file} ({of}){shown}")
+        _log(f"{file} ({of}){shown}")
 
-    def finish(self, step: int) -> list[str]:
-        """Write ``averaging.json``, which names the file of the best weights, and return the lines of the report."""
+    def finish(self, step: int) -> None:
+        """Write ``averaging.json``, which names the file of the best weights, and report."""
         chosen = max(self.metrics, key=lambda file: (self.metrics[file], file != BEST)) if self.metrics else BEST
         settings = settings_of(self.experiment)
         with on_all_ranks():
             if is_main():
                 record = {"settings": settings, "step": step, "best": chosen, "metrics": self.metrics, "averages": self.record}
                 write_json(self.experiment.folder / AVERAGES, record)
-        return [*self.lines, f"eval, predict and export use {chosen} (averaging.json)"]
+        _log(f"eval, predict and export use {chosen} (averaging.json)")
+
+
+def _log(line: str) -> None:
+    if is_main():
+        LOGGER.info(line)
 
 
 def raw(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch.optim import Optimizer
 
+from up.build.averaging import average_weights
 from up.build.check_task import check_and_dry_run
 from up.build.data import example_batch, preprocessing_of_images, train_loader
 from up.build.fit import fit_machine
@@ -16,7 +17,6 @@ from up.build.parts import RunParts, build_parts
 from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start, open_folder, require_unfinished
 from up.build.training import build_runner, optimizer_of
 from up.command_line import CommandLine
-from up.data.bad_images import BadImages
 from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.distributed.group import is_parallel
 from up.distributed.signals import StopRequest, stoppable
@@ -107,7 +107,6 @@ def session_of(
         is_evaluated=lambda step: evaluation is not None and times.evaluate.is_due(step),
     )
     preprocessing = preprocessing_of_images(experiment)
-    counted = BadImages(max_bad=parts.train_data.max_bad, total=len(parts.train_data))
     return TrainingSession(
         outline=outline,
         freezing=parts.freezing,
@@ -124,13 +123,14 @@ def session_of(
         evaluation=evaluation,
         evaluate_every=times.evaluate,
         checkpointing=Checkpointing(start.folder, times.save, start.checkpoint),
-        bad_images=BadImageLog(counted, experiment.folder),
+        bad_images=BadImageLog.of(parts.train_data, experiment.folder),
         hooks=parts.hooks,
         stop=stop,
         stopping=parts.stopping,
         stop_step=times.stop,
         fault=parts.fault,
         preprocessing=preprocessing.as_record() if preprocessing is not None else None,
+        average=lambda session: average_weights(experiment, session),
     )
 
 

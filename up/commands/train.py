@@ -74,11 +74,10 @@ def launch_and_train(config: Path, overrides: list[str], launch: Launch, words: 
 def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:
     """Train in this process, alone or as one rank of many; returns the exit code."""
     # Imported here because it takes seconds: a signal in the meantime is a request to stop like any other.
-    from up.build.averaging import average_weights
     from up.build.build import build_run
     from up.build.experiment import load_experiment
     from up.commands.next_steps import after_training
-    from up.distributed.failures import Vote, local_phase, reported_to_peers
+    from up.distributed.failures import local_phase, reported_to_peers
     from up.distributed.group import is_main
     from up.engine.ending import recorded
     from up.engine.folder import begin_launch, final_status_of_earlier_attempt
@@ -95,9 +94,6 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
         session = build_run(experiment, stop, command)
     with recorded(session):
         verdict = train(session)
-        averaged = average_weights(experiment, session) if verdict is Vote.GO else []
-    for line in averaged if is_main() else ():
-        LOGGER.info(line)
     for line in after_training(session, verdict, experiment, command, overrides) if is_main() else ():
         LOGGER.info(line)
     return verdict.exit_code

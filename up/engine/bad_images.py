@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from up.data.bad_images import BadImages
+from up.data.records import Dataset
 from up.distributed.failures import on_all_ranks
 from up.distributed.group import gather_objects, is_main
 from up.errors import Problem
@@ -22,6 +23,11 @@ class BadImageLog:
 
     counted: BadImages
     folder: Path
+
+    @classmethod
+    def of(cls, data: Dataset, folder: Path) -> BadImageLog:
+        """Build the log of the training images ``data``, none counted yet."""
+        return cls(BadImages(max_bad=data.max_bad, total=len(data)), folder)
 
     def note(self, step: int, news: Sequence[Problem]) -> None:
         """Count and list the ``news`` of all ranks, a collective operation. Raises ``UserError`` on each if there are too many."""

@@ -1,7 +1,8 @@
 """Faults for tests: make a run fail at the rank and step of the variable ``UP_FAULT``.
 
 ``UP_FAULT="rank=1,step=7,action=kill"``. ``rank`` is 0 if left out; ``step`` counts the steps done; ``at`` is the moment
-in the step: ``update`` (before the ranks vote, the default), ``evaluation``, ``save``. Actions:
+in the step: ``update`` (before the ranks vote, the default), ``evaluation``, ``save``, ``averaging`` (after an average of
+checkpoints was written). Actions:
 
 - ``term``, ``int``, ``usr1``: the rank gets the signal. ``kill``: it gets SIGKILL. ``hang``: it hangs until it is killed.
 - ``nan``: the images of the step become NaN. ``error``: the rank fails with a bug.
@@ -35,7 +36,7 @@ from up.text import did_you_mean
 
 VARIABLE = "UP_FAULT"
 FULL_AT = 64 * 1024  # bytes
-Moment = Literal["update", "evaluation", "save"]
+Moment = Literal["update", "evaluation", "save", "averaging"]
 _SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1, "kill": signal.SIGKILL}
 ACTIONS = (*_SIGNALS, "hang", "nan", "oom", "error", "kill_worker", "disk_full", "no_folder")
 

@@ -102,6 +102,7 @@ class TrainingSession:
     fault: Fault = field(default_factory=Fault)
     preprocessing: Record | None = None  # of evaluated images, for checkpoints; None where it is not known
     meter: StepMeter = field(default_factory=StepMeter)
+    average: Callable[[TrainingSession], None] = lambda session: None  # the weights of the checkpoints, after the last step
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -296,12 +297,17 @@ class TrainingSession:
         progress.improved, progress.saved_step = False, step
 
     def finish(self, step: int, verdict: Vote) -> Vote:
-        """Save if the loop has not, report the end, and return why the run ended."""
+        """Save if the loop has not, average the weights if asked for, report the end, and return why the run ended."""
         progress = self.progress
         if progress.owes_evaluation:
             verdict, _ = agree_on(Vote.for_request(self.stop), False)
         if (verdict is not Vote.GO or self.stopping.is_over) and progress.saved_step != step:
             self.save(step)
+        if verdict is Vote.GO:
+            try:
+                self.average(self)
+            except BrokenOff:
+                verdict, _ = agree_on(Vote.for_request(self.stop), False)
         state: State = "done" if verdict is Vote.GO else "preempted"
         reasons = [reason for reason in gather_objects(self.stop.reason) if reason] if state == "preempted" else []
         early = self.stopping.reason if step < self.outline.total_steps else ""
