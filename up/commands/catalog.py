@@ -24,6 +24,12 @@ COMMANDS = {
         "fine-tune a network on images; all settings are chosen, explained and written",
         "up finetune --train photos/",
     ),
+    "search": Command(
+        "up.commands.search:main",
+        "train",
+        "search networks, hyper-parameters and augmentation, then train the best",
+        "up search pipe.yaml",
+    ),
     "check": Command(
         "up.commands.check:main", "data", "check a YAML file and its data in seconds, without training", "up check photos.yaml"
     ),

@@ -38,7 +38,7 @@ class Shortcuts:
         tree = apply_overrides(load_nodes(path), overrides)
         config = decode(tree).config
         flags = {
-            "--epochs": None if self.epochs is None else _epochs(config, tree, self.epochs),
+            "--epochs": None if self.epochs is None else of_epochs(config, tree, self.epochs),
             "--lr": None if self.lr is None else [("trainer.optimizer.kwargs.lr", self.lr)],
             "--batch-size": None if self.batch_size is None else _batch_size(tree, self.batch_size),
             "--img-size": None if self.img_size is None else _img_size(config, self.img_size),
@@ -50,8 +50,8 @@ def _override(key: str, value: object) -> str:
     return f"{key}={json.dumps(value)}"
 
 
-def _epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[str, object]]:
-    """The new length, and the schedule scaled to it, where it counts epochs or steps."""
+def of_epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[str, object]]:
+    """Yield by dotted path the new length, and the schedule scaled to it, where it counts epochs or steps."""
     trainer = config.trainer
     yield "trainer.max_epoch", epochs
     if trainer.max_iter is not None:

@@ -25,9 +25,9 @@ import numpy as np
 from up.search.space import Point, Space
 from up.types import Json
 
-State: TypeAlias = Literal["running", "paused", "complete", "pruned", "failed"]
+State: TypeAlias = Literal["running", "paused", "complete", "pruned", "failed", "rejected"]
 Direction: TypeAlias = Literal["maximize", "minimize"]
-ENDED: Final = ("complete", "pruned", "failed")
+ENDED: Final = ("complete", "pruned", "failed", "rejected")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trial:
     ``values`` are the objectives by epoch (the number of epochs done), in the order of the stage's ``objectives``, including those
     that do not change while training (``macs``). ``budget`` is the epoch at which the trial pauses or ends. ``parent`` is the
     trial whose weights it started from. ``note`` is what the algorithm gave with its ``Work``. A paused trial waits for a ``Work``
-    that continues it.
+    that continues it. A rejected trial was never trained: its network is outside the constraints.
     """
 
     number: int
@@ -51,6 +51,8 @@ class Trial:
     """Measured before training: ``params``, ``macs``, ``latency_ms``, ``package_bytes``, those that the stage needs."""
     seconds: float = 0.0
     """Wall-clock time of training, all attempts together."""
+    reason: str = ""
+    """Why a trial failed or was rejected, with the path of its log."""
 
     @property
     def epoch(self) -> int:

@@ -1,0 +1,36 @@
+"""The holdout: stratified, keyed, disjoint, and the same again."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from up.data.packed import PackedLabels
+from up.search.holdout import stratified
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_each_class_gives_its_share(share: float) -> None:
+    labels = np.repeat(np.arange(4), [100, 40, 20, 7])
+    train, held = stratified(PackedLabels(labels), len(labels), share, seed=3)
+    assert sorted([*train, *held]) == list(range(len(labels)))
+    assert len(held) == round(len(labels) * share)
+    counted = Counter(labels[held].tolist())
+    assert all(abs(counted[label] - share * number) < 1 for label, number in enumerate([100, 40, 20, 7]))
+    assert (train, held) == stratified(PackedLabels(labels), len(labels), share, seed=3)
+    assert held != stratified(PackedLabels(labels), len(labels), share, seed=4)[1]
+
+
+def test_a_class_of_one_image_is_trained() -> None:
+    train, held = stratified(PackedLabels(np.array([0, 1, 1, 1, 1, 1])), 6, 0.5, seed=0)
+    assert 0 in train
+    assert len(held) == 3
+
+
+def test_sets_of_labels_are_classes_and_images_without_labels_are_one() -> None:
+    sets = PackedLabels.of_sets([[0], [0, 1]] * 10)
+    _, held = stratified(sets, 20, 0.2, seed=0)
+    assert Counter(at % 2 for at in held) == {0: 2, 1: 2}
+    assert len(stratified(None, 20, 0.2, seed=0)[1]) == 4

@@ -1,0 +1,141 @@
+"""``up search``: stages of trials from one YAML file, and its subcommands ``worker``, ``status`` and ``check``."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from up.commands.arguments import positive
+from up.commands.inputs import expect_config
+from up.commands.parser import CommandParser
+from up.distributed.signals import handled
+from up.errors import UserError
+
+if TYPE_CHECKING:
+    from up.search.locks import Presence
+    from up.search.stages import Search
+    from up.search.worker import Worker
+
+_MORE = """\
+subcommands:
+  up search worker pipe.yaml     trials for a search that runs elsewhere: on as many hosts as share its run folder
+  up search status pipe.yaml     stages, trials and the best so far
+  up search check pipe.yaml      every space, constraint and stage, without training
+
+An interrupted search continues with the same command. docs/search.md explains the section `search` and each algorithm."""
+_STOPPED = 75
+SUBCOMMANDS = ("worker", "status", "check")
+
+
+def main(words: list[str]) -> int:
+    """Run the stages of a search, or a subcommand; returns the exit code."""
+    rest = words[1:]
+    subcommand = rest.pop(0) if rest and rest[0] in SUBCOMMANDS else ""
+    parser = CommandParser("search")
+    parser.epilog = f"{parser.epilog}\n\n{_MORE}"
+    parser.add_argument("--workers", type=positive, metavar="N", help="trials at once on this host (default: search.workers)")
+    parser.add_config()
+    arguments = parser.read(rest)
+    expect_config(arguments.config, arguments.opts)
+    actions = {"": run, "worker": work, "status": status, "check": check}
+    return actions[subcommand](arguments.config, tuple(arguments.opts), arguments.workers)
+
+
+def run(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
+    """Run all stages; returns the exit code: 75 if a signal stopped them, to be continued by the same command."""
+    from up.search.check import expect_good
+    from up.search.pipeline import run_search
+    from up.search.report import REPORT
+
+    search = _loaded(config, overrides)
+    expect_good(search)
+    with _stoppable() as made:
+        done = run_search(search, _tell, lambda presence: made(search, presence, workers))
+    if not done:
+        print(f"stopped; the same command continues. Storage: {search.run}")
+        return _STOPPED
+    print(f"report: {search.run / REPORT}")
+    return 0
+
+
+def work(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
+    """Train trials for a search that another process drives; returns the exit code."""
+    from up.search.locks import Presence
+    from up.search.pipeline import work_along
+
+    search = _loaded(config, overrides)
+    if not search.run.is_dir():
+        raise UserError(f"{search.run} has no search", fix=f"Start it first: up search --config {config}")
+    presence = Presence(search.run)
+    try:
+        with _stoppable() as made:
+            return 0 if work_along(search, made(search, presence, workers), _tell) else _STOPPED
+    finally:
+        presence.release()
+
+
+def status(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
+    """Print the stages with their trials; returns the exit code."""
+    from up.search.status import status_lines
+
+    print(*status_lines(_loaded(config, overrides)), sep="\n")
+    return 0
+
+
+def check(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
+    """Check everything without training; returns the exit code."""
+    from up.search.check import expect_good, plan_lines
+
+    search = _loaded(config, overrides)
+    expect_good(search)
+    print(*plan_lines(search), sep="\n")
+    print(f"OK: {config} is valid")
+    return 0
+
+
+def _loaded(config: Path, overrides: tuple[str, ...]) -> Search:
+    from up.search.stages import load_search
+
+    return load_search(config, overrides)
+
+
+def _tell(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[Search, Presence, int | None], Worker]]:
+    """Yield a maker of the worker, which the signals in the block stop in order; a second one ends the process."""
+    from up.search.worker import Worker, slots_of
+
+    made: list[Worker] = []
+
+    def make(search: Search, presence: Presence, workers: int | None) -> Worker:
+        slots = slots_of(workers or search.section.workers, search.section.gpus_per_trial, _gpus())
+        made.append(Worker(slots, presence, _tell))
+        return made[-1]
+
+    def stop(number: int, _frame: object) -> None:
+        if not made or made[-1].stopping:
+            raise SystemExit(128 + number)
+        _tell(f"{signal.Signals(number).name}: the trials save and end; once more ends them at once")
+        made[-1].stop()
+
+    with handled(stop):
+        yield make
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs that this process may use, by name or number."""
+    import os
+
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [word for word in visible.split(",") if word.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]

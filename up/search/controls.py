@@ -1,0 +1,68 @@
+"""Control rows: what the same budget gives without the search.
+
+For every stage the file's own values; for networks and hyper-parameters random points; for augmentation TrivialAugmentWide
+(Müller and Hutter 2021). A search that does not beat them says so in its report (Li and Talwalkar 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from up.schema.search import ConstraintsSection, StageSection
+from up.search.algorithm import History, Suggestion, Trial, Work
+from up.search.settings import values_of
+from up.search.space import Space
+from up.search.stages import Stage
+from up.types import Json
+
+OWN, RANDOM, TRIVIAL = "own values", "random", "TrivialAugmentWide"
+_TRANSFORMS = "dataset.train.dataset.kwargs.transformer"
+_SHARE = 5  # control trials are a fifth of the stage's
+_MOST_DRAWS = 50
+
+
+class Controls:
+    """Trains each control the number of times in ``wanted``."""
+
+    def __init__(self, space: Space, wanted: Mapping[str, int]) -> None:
+        self._space, self._wanted = space, wanted
+
+    def suggest(self, history: History) -> Suggestion:
+        """Return the first control that has not been trained often enough."""
+        for control, times in self._wanted.items():
+            tried = [each for each in history.trials if each.note.get("control") == control]
+            counted = [each for each in tried if each.state not in ("failed", "rejected")]
+            if len(counted if control == RANDOM else tried) < times and len(tried) < times + _MOST_DRAWS:
+                point = self._space.sample(history.rng()) if control == RANDOM else {}
+                return Work(point, note={"control": control})
+        return None
+
+    def observe(self, trial: Trial) -> None:
+        """Take no note: the history has the trial."""
+
+    def settings(self, trial: Trial, history: History, config: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Return the values of a control: none for the file's own."""
+        if trial.note.get("control") == TRIVIAL:
+            return {_TRANSFORMS: with_trivial_augment(config)}
+        return values_of(self._space, trial.point) if trial.note.get("control") == RANDOM else {}
+
+
+def with_trivial_augment(config: Mapping[str, Json]) -> list[Json]:
+    """Return the transforms of training with TrivialAugmentWide before ``to_tensor``."""
+    listed = list(config["dataset"]["train"]["dataset"]["kwargs"].get("transformer") or [])
+    at = next((index for index, part in enumerate(listed) if part.get("type") == "to_tensor"), len(listed))
+    return [*listed[:at], {"type": "v2.TrivialAugmentWide"}, *listed[at:]]
+
+
+def control_stage(stage: Stage) -> Stage | None:
+    """Return the stage that trains the controls of ``stage``; None where it has none."""
+    section = stage.section
+    if not isinstance(section, StageSection) or section.control == 0:
+        return None
+    is_augmentation = stage.name == "augment" or section.algorithm == "pba"
+    times = max(1, stage.limit // _SHARE) if section.control < 0 else section.control
+    others = {TRIVIAL: 1} if is_augmentation else {} if section.algorithm == "random" or not len(stage.space) else {RANDOM: times}
+    algorithm = Controls(stage.space, {OWN: 1, **others})
+    limits = ConstraintsSection() if is_augmentation else stage.constraints
+    return replace(stage, name=f"{stage.name}/control", algorithm=algorithm, limit=0, enqueue=(), constraints=limits)

@@ -1,0 +1,70 @@
+"""The holdout: a stratified share of ``dataset.train`` on which trials are evaluated. The test split is never opened here."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from up.build.data import build_dataset
+from up.data.packed import PackedLabels
+from up.errors import UserError
+from up.files import make_folder, write_json
+from up.seed import key
+from up.tasks.experiment import Experiment
+
+FOLDER, TRAIN, HOLDOUT = "holdout", "train.json", "holdout.json"
+_PURPOSE = 0x686F6C64  # of the draw
+
+
+def stratified(labels: PackedLabels | None, images: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split ``images`` into (train, holdout), about ``share`` of each set of labels in the holdout.
+
+    The total is rounded once, not for each class: the classes with the largest remainders get one image more. A class of
+    one image is trained.
+    """
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index in range(images):
+        groups[tuple(labels[index]) if labels is not None else ()].append(index)
+    quotas = {name: min(len(group) * share, len(group) - 1) for name, group in groups.items()}
+    taken = {name: int(quota) for name, quota in quotas.items()}
+    missing = min(round(images * share), sum(len(group) - 1 for group in groups.values())) - sum(taken.values())
+    by_remainder = sorted(quotas, key=lambda name: (taken[name] - quotas[name], name))
+    for name in [each for each in by_remainder if taken[each] < len(groups[each]) - 1][: max(0, missing)]:
+        taken[name] += 1
+    held: set[int] = set()
+    for number, (name, group) in enumerate(sorted(groups.items())):
+        order: NDArray[np.int64] = np.random.default_rng(key(seed, _PURPOSE, number)).permutation(len(group))
+        held |= {group[at] for at in order[: taken[name]]}
+    return [index for index in range(images) if index not in held], sorted(held)
+
+
+def carve(experiment: Experiment, share: float, run: Path) -> tuple[Path, Path]:
+    """Write the indices of both parts into ``run`` and return the files; those of an earlier start stay.
+
+    Raises ``UserError`` for data that cannot be split, or that changed since the search began.
+    """
+    folder = run / FOLDER
+    files = folder / TRAIN, folder / HOLDOUT
+    dataset = build_dataset(experiment, "train")
+    record = {"fingerprint": dataset.fingerprint(), "share": share, "seed": experiment.config.runtime.random_seed}
+    about = folder / "split.json"
+    if about.exists():
+        if json.loads(about.read_text(encoding="utf-8")) != record:
+            fix = f"Restore it, or remove {run} to search anew."
+            raise UserError(
+                "the training data, search.holdout or the seed changed since the search began", key="search.holdout", fix=fix
+            )
+        return files
+    train, held = stratified(dataset.label_sets, len(dataset), share, experiment.config.runtime.random_seed)
+    if not held or not train:
+        what = f"{share:g} of {len(dataset)} images leaves {len(train)} to train and {len(held)} to evaluate"
+        raise UserError(what, key="search.holdout", fix="Set a larger share, or add images.")
+    make_folder(folder)
+    for path, indices in zip(files, (train, held), strict=True):
+        write_json(path, indices)
+    write_json(about, record)
+    return files

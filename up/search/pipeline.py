@@ -1,0 +1,192 @@
+"""All stages of a search in order: trials, fragments, the final trainings, the report. The same call continues an interrupted
+one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from up.build.experiment import load_experiment
+from up.config.nodes import PlainDumper, load_nodes
+from up.config.tree import to_plain
+from up.errors import UserError
+from up.files import make_folder, write_json, write_text
+from up.schema.search import FULL_TRAIN
+from up.search.controls import control_stage
+from up.search.final import final_stage, write_candidates
+from up.search.fragments import write_fragments
+from up.search.holdout import carve
+from up.search.locks import Held, Presence, holder_of
+from up.search.report import write_report
+from up.search.stages import Search, Stage, open_stage
+from up.search.worker import Worker, open_study
+from up.types import Json
+
+STATE, PIPELINE, DRIVER = "pipeline_state.json", "pipeline.yaml", "driver.lock"
+_POLL_S = 1.0
+
+
+class State:
+    """``pipeline_state.json``: the stages that are done, and the current one."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / STATE
+
+    def read(self) -> dict[str, Json]:
+        """Return the content; empty before the first start."""
+        try:
+            found: dict[str, Json] = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        return found
+
+    def write(self, **changed: Json) -> None:
+        """Change entries."""
+        write_json(self._path, {**self.read(), **changed})
+
+    def stage(self, name: str, **changed: Json) -> None:
+        """Change entries of a stage."""
+        stages = self.read().get("stages", {})
+        self.write(stages={**stages, name: {**stages.get(name, {}), **changed}})
+
+    def is_done(self, name: str) -> bool:
+        """Check whether a stage is finished."""
+        return bool(self.read().get("stages", {}).get(name, {}).get("state") == "done")
+
+
+def run_search(search: Search, tell: Callable[[str], object], make_worker: Callable[[Presence], Worker]) -> bool:
+    """Run all stages that are not done; returns False if it was stopped. Raises ``UserError`` if another driver runs."""
+    make_folder(search.run)
+    try:
+        driver = Held(search.run / DRIVER)
+    except BlockingIOError as error:
+        what = f"{search.run} is searched by {holder_of(search.run / DRIVER)}"
+        raise UserError(what, fix="Add workers with `up search worker`, or wait for it.") from error
+    presence = Presence(search.run)
+    try:
+        state = State(search.run)
+        expect_same(search)
+        if state.read().get("state") != "done":
+            state.write(state="running", workers=search.section.workers)
+        worker = make_worker(presence)
+        done = all([_run_stage(search, name, state, worker, tell) for name in search.names if not worker.stopping])
+        if done and not worker.stopping:
+            state.write(state="done")
+            write_report(search)
+        else:
+            state.write(state="stopped")
+        return done and not worker.stopping
+    except BaseException:
+        State(search.run).write(state="failed")
+        raise
+    finally:
+        presence.release()
+        driver.release()
+
+
+def expect_same(search: Search) -> None:
+    """Write the configuration at the first start. Raises ``UserError`` if stages that are done were changed since."""
+    plain = to_plain(search.tree)
+    path = search.run / PIPELINE
+    if path.exists():
+        changed = _changes(to_plain(load_nodes(path)), plain, State(search.run))
+        if changed:
+            fix = f"Restore it, or start anew with another saver.save_dir than {search.run}."
+            raise UserError(f"{changed} changed since the search began, and trials of it are stored", key="search", fix=fix)
+    write_text(path, yaml.dump(plain, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _changes(before: Json, now: Json, state: State) -> str:
+    """Name the first part that may not change: the training itself, the holdout, and stages that have begun."""
+    for key in sorted((before.keys() | now.keys()) - {"search"}):
+        if before.get(key) != now.get(key):
+            return str(key)
+    old, new = before.get("search", {}), now.get("search", {})
+    if old.get("holdout") != new.get("holdout"):
+        return "search.holdout"
+    begun = state.read().get("stages", {})
+    stages = [dict(pair for entry in each.get("stages", []) for pair in entry.items()) for each in (old, new)]
+    for name in begun:
+        first, second = ({k: v for k, v in (each.get(name) or {}).items() if k != "trials"} for each in stages)
+        if first != second:
+            return f"the stage {name}"
+    return ""
+
+
+def _run_stage(search: Search, name: str, state: State, worker: Worker, tell: Callable[[str], object]) -> bool:
+    """Run a stage with its control rows; returns False if it was stopped."""
+    if state.is_done(name):
+        tell(f"{name}: done before")
+        return True
+    began = time.time()
+    state.stage(name, state="running")
+    stage = stage_of(search, name)
+    controls = control_stage(stage)
+    for each in (stage, controls):
+        if each is not None and not worker.run(each):
+            return False
+    finish(stage, tell)
+    before = state.read()["stages"][name].get("seconds", 0.0)
+    state.stage(name, state="done", seconds=before + time.time() - began)
+    return True
+
+
+def stage_of(search: Search, name: str) -> Stage:
+    """Open a stage, with the holdout for stages of trials."""
+    if name == FULL_TRAIN:
+        return final_stage(search)
+    share = search.section.holdout
+    holdout = carve(load_experiment(search.path, search.overrides), share, search.run) if share else None
+    return open_stage(search, name, holdout)
+
+
+def finish(stage: Stage, tell: Callable[[str], object]) -> None:
+    """Write what a finished stage leaves: fragments and tables; paused trials end here, and checkpoints are removed."""
+    study = open_study(stage)
+    with study.lock():
+        for trial in study.trials():
+            if trial.state == "paused":
+                study.end(trial.number, "pruned", seconds=0.0)
+    trials = study.trials()
+    if stage.name == FULL_TRAIN:
+        write_candidates(stage, trials, tell)
+        return
+    best = write_fragments(stage, trials)
+    keep = stage.search.section.keep_trials
+    for trial in trials:
+        if keep == "none" or (keep == "best" and trial.number not in best):
+            for file in stage.trial_folder(trial).glob("ckpt_*"):
+                file.unlink()
+    controls = stage.folder / "control" / "trials"
+    for file in controls.glob("*/ckpt_*") if keep != "all" else ():
+        file.unlink()
+
+
+def work_along(search: Search, worker: Worker, tell: Callable[[str], object]) -> bool:
+    """Work on whatever stage the driver has begun, until the search ends; returns False after a signal.
+
+    Raises ``UserError`` if no search has been started in the run folder.
+    """
+    state = State(search.run)
+    idle = False
+    while not worker.stopping:
+        found = state.read()
+        if not found:
+            fix = f"Start it first: up search --config {search.path}"
+            raise UserError(f"{search.run} has no search", fix=fix)
+        running = [name for name, each in found.get("stages", {}).items() if each.get("state") == "running"]
+        if found.get("state") in ("done", "failed") or holder_of(search.run / DRIVER) is None and idle:
+            return True
+        idle = holder_of(search.run / DRIVER) is None
+        for name in running:
+            stage = stage_of(search, name)
+            controls = control_stage(stage)
+            for each in (stage, controls):
+                if each is not None and not worker.run(each):
+                    return False
+        time.sleep(_POLL_S)
+    return False

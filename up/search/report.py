@@ -1,0 +1,226 @@
+"""The report of a search: stages, control rows, importance of parameters, cost, and the commands that repeat the winner."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from up.files import write_text
+from up.schema.search import FULL_TRAIN
+from up.search.algorithm import Direction, History, Trial
+from up.search.controls import OWN, control_stage
+from up.search.final import CHOSEN, CONTROL, rows_of
+from up.search.fragments import front_of
+from up.search.settings import text_of
+from up.search.stages import Search, Stage
+from up.search.worker import history_of, open_study
+from up.text import count, duration
+from up.types import Json
+
+REPORT, PAGE = "report.md", "report.html"
+MIN_FOR_IMPORTANCE = 8  # complete trials
+_NO_TEST = "There is no holdout: the trials were evaluated on dataset.test, and the winner was chosen on the reported data."
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What the report says about a stage of trials."""
+
+    stage: Stage
+    history: History
+    controls: Sequence[Trial]
+    importance: Mapping[str, float] = field(default_factory=dict)
+    lineage: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def front(self) -> list[Trial]:
+        """The best trials, the best first."""
+        return front_of(self.history)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all trials, controls included."""
+        return sum(each.seconds for each in (*self.history.trials, *self.controls))
+
+    @property
+    def states(self) -> str:
+        """Number of trials by state."""
+        counted = Counter(each.state for each in self.history.trials)
+        return ", ".join(f"{number} {state}" for state, number in counted.most_common())
+
+    def control_rows(self) -> list[tuple[str, int, float | None]]:
+        """Return each control: its name, its complete trials, and the best value of the first objective."""
+        rows = []
+        for name in dict.fromkeys(str(each.note["control"]) for each in self.controls):
+            trained = [each for each in self.controls if each.note["control"] == name and each.state == "complete"]
+            values = [each.final[0] for each in trained if each.final]
+            rows.append((name, len(values), self._best(values)))
+        return rows
+
+    def verdict(self) -> str:
+        """Say whether the search beats its controls."""
+        best = self.history.best
+        if best is None:
+            return "No trial was completed."
+        beaten = [name for name, _, value in self.control_rows() if value is not None and not self._beats(best, value)]
+        if beaten:
+            return f"The search does not beat its control: {', '.join(beaten)}."
+        trained = any(value is not None for _, _, value in self.control_rows())
+        return "The search beats its controls." if trained else "No control was completed, so that nothing shows a gain."
+
+    def _beats(self, best: Trial, value: float) -> bool:
+        found = (best.final or (0.0,))[0]
+        return found > value if self.history.directions[0] == "maximize" else found < value
+
+    def _best(self, values: Sequence[float]) -> float | None:
+        better = max if self.history.directions[0] == "maximize" else min
+        return better(values, default=None)
+
+
+def report_of(stage: Stage) -> StageReport:
+    """Read what is stored of a stage."""
+    study = open_study(stage)
+    history = history_of(stage, study)
+    controls = control_stage(stage)
+    trained = open_study(controls).trials() if controls is not None else []
+    lineage = stage.folder / "lineage.csv"
+    rows: list[dict[str, str]] = []
+    if lineage.exists():
+        with lineage.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    return StageReport(stage, history, trained, importance_of(history), rows)
+
+
+def importance_of(history: History) -> dict[str, float]:
+    """Return the importance of each key for the first objective (PED-ANOVA, Watanabe et al. 2023); empty for few trials."""
+    complete = [each for each in history.complete if each.final]
+    shared = [path for path in history.space.names if all(path in each.point for each in complete)]
+    if len(complete) < MIN_FOR_IMPORTANCE or not shared or len({each.final for each in complete}) < 2:
+        return {}
+    import warnings
+
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction=history.directions[0])
+    for trial in complete:
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=history.space.to_optuna({path: trial.point[path] for path in shared}),
+                distributions={path: history.space[path].distribution() for path in shared},
+                value=(trial.final or (0.0,))[0],
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return {name: float(value) for name, value in found.items()}
+
+
+def write_report(search: Search) -> None:
+    """Write report.md, and report.html where the extra ``viz`` is installed."""
+    from up.search.pipeline import stage_of
+
+    stages = [stage_of(search, name) for name in search.names]
+    reports = [report_of(stage) for stage in stages if stage.name != FULL_TRAIN]
+    final = next((stage for stage in stages if stage.name == FULL_TRAIN), None)
+    rows = rows_of(final, open_study(final).trials()) if final is not None else []
+    write_text(search.run / REPORT, "\n".join(markdown(search, reports, rows)) + "\n")
+    if all(find_spec(name) for name in ("jinja2", "matplotlib")):
+        from up.search.page import page
+
+        write_text(search.run / PAGE, page(search, reports, rows, list(commands(search, rows))))
+
+
+def markdown(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapping[str, Json]]) -> Iterator[str]:
+    """Yield the lines of report.md."""
+    yield f"# Search of {search.path.name}"
+    total = sum(each.seconds for each in reports) + sum(row["seconds"] for row in rows)
+    yield f"\nTime of all trainings: {duration(total)}. {honesty(search, bool(rows))}"
+    for report in reports:
+        yield from _stage_lines(report)
+    if rows:
+        yield from _final_lines(search, rows)
+    yield "\n## Commands\n"
+    yield from (f"    {command}" for command in commands(search, rows))
+
+
+def honesty(search: Search, has_final: bool) -> str:
+    """Say on which data the trials and the winner were chosen."""
+    if not search.section.holdout:
+        return _NO_TEST
+    chosen = " The winner among the candidates was chosen on dataset.test, the data that it is reported on." if has_final else ""
+    return f"Trials were evaluated on {search.section.holdout:.0%} of dataset.train, which they did not train on.{chosen}"
+
+
+def _stage_lines(report: StageReport) -> Iterator[str]:
+    stage, best = report.stage, report.history.best
+    name = next(iter(stage.objectives))
+    yield f"\n## {stage.name}: {getattr(stage.section, 'algorithm', '')}\n"
+    yield f"{count(len(report.history.trials), 'trial')} ({report.states}), {duration(report.seconds)}."
+    if best is not None:
+        yield f"Best: trial {best.number}, {values_text(stage, best)}: {text_of(best.point) or 'the file itself'}."
+    yield f"\n| row | trials | {name} |\n|---|---|---|"
+    complete = len(report.history.complete)
+    result = best.final[0] if best is not None and best.final else None
+    yield f"| **{getattr(stage.section, 'algorithm', 'search')}** | {complete} | {_shown(result)} |"
+    for control, trials, value in report.control_rows():
+        yield f"| control: {control} | {trials} | {_shown(value)} |"
+    yield f"\n{report.verdict()}"
+    if len(stage.objectives) > 1:
+        yield f"\nPareto front, {count(len(report.front), 'trial')}:\n\n| trial | {' | '.join(stage.objectives)} |"
+        yield f"|---|{'---|' * len(stage.objectives)}"
+        for trial in report.front:
+            yield f"| {trial.number} | {' | '.join(_shown(value) for value in trial.final or ())} |"
+    if report.importance:
+        shares = ", ".join(f"{path} {share:.2f}" for path, share in report.importance.items())
+        yield f"\nImportance for {name} (PED-ANOVA): {shares}"
+    if report.lineage:
+        yield f"\nLineage of the winner: {count(len(report.lineage), 'step')}, see {stage.name}/lineage.csv."
+
+
+def _final_lines(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator[str]:
+    section = search.section.stages[-1].full_train
+    assert section is not None
+    yield f"\n## {FULL_TRAIN}\n\n| candidate | seeds | {section.select} on dataset.test | time |\n|---|---|---|---|"
+    for row in rows:
+        name = f"control: {OWN}" if row["candidate"] == CONTROL else row["candidate"]
+        yield f"| {name} | {row['seeds']} | {_shown(row['mean'])} | {duration(row['seconds'])} |"
+    own = next((row for row in rows if row["candidate"] == CONTROL), None)
+    winner = next((row for row in rows if row["candidate"] != CONTROL), None)
+    if own is not None and winner is not None and own["mean"] is not None:
+        beats = rows.index(winner) < rows.index(own)
+        yield f"\nThe winner {'beats' if beats else 'does not beat'} the file itself ({OWN})."
+
+
+def commands(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator[str]:
+    """Yield the commands that repeat the search and its winner, and export it."""
+    words = ["python", "-m", "up", "search", "--config", str(search.path)]
+    yield shlex.join([*words, *(["--opts", *search.overrides] if search.overrides else [])])
+    if rows:
+        best = search.run / FULL_TRAIN / CHOSEN
+        again = ["--config", str(best / "config.yaml")]
+        yield shlex.join(["python", "-m", "up", "train", *again, "--opts", "saver.save_dir=runs/repeated"])
+        yield shlex.join(["python", "-m", "up", "to_onnx", *again])
+
+
+def values_text(stage: Stage, trial: Trial) -> str:
+    """Format the objectives of a trial."""
+    return ", ".join(f"{name} {_shown(value)}" for name, value in zip(stage.objectives, trial.final or (), strict=False))
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}"
+
+
+def best_so_far(values: Sequence[float], way: Direction) -> list[float]:
+    """Return the best of the first values, for each number of them."""
+    better = max if way == "maximize" else min
+    return [better(values[: at + 1]) for at in range(len(values))]

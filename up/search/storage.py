@@ -1,0 +1,87 @@
+"""Storages of Optuna: a journal file on a local disk, a database, or the gRPC proxy in front of one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from up.errors import UserError
+from up.files import make_folder
+from up.search.locks import expect_local_disk, locked
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+JOURNAL = "study.journal"
+_DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "grpc": "grpcio"}
+
+
+class _KernelLock:
+    """Lock of a journal that ends with its process; Optuna's own stays for 30 seconds after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_suffix(".lock")
+        self._handle: int | None = None
+
+    def acquire(self) -> bool:
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def open_storage(storage: str, folder: Path) -> BaseStorage:
+    """Open the storage of a stage whose folder is ``folder``. Raises ``UserError`` where it cannot be used."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if storage == "auto" or storage.endswith(".journal"):
+        path = folder / JOURNAL if storage == "auto" else Path(storage)
+        make_folder(path.parent)
+        expect_local_disk(path.parent)
+        drop_torn_line(path)
+        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=_KernelLock(path))
+        return optuna.storages.JournalStorage(backend)
+    try:
+        if storage.startswith("grpc://"):
+            host, _, port = storage.removeprefix("grpc://").partition(":")
+            return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+        options = {"pool_pre_ping": True}
+        return optuna.storages.RDBStorage(storage, engine_kwargs=options, skip_compatibility_check=False)
+    except ImportError as error:
+        name = _DRIVERS[storage.partition(":")[0].partition("+")[0]]
+        fix = f"Install it: pip install {name}"
+        raise UserError(f"the driver of {storage.partition('://')[0]} is not installed", key="search.storage", fix=fix) from error
+    except Exception as error:  # whatever a driver raises where there is no server
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fix = "Start the server, or correct the URL."
+        raise UserError(f"cannot be opened ({first})", key="search.storage", fix=fix) from error
+
+
+def drop_torn_line(path: Path) -> None:
+    """Remove the part of a line that a killed process left at the end of a journal."""
+    if not path.exists():
+        return
+    with locked(path.with_suffix(".lock")), path.open("r+b") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def study_id(storage: BaseStorage, name: str, directions: Sequence[str]) -> int:
+    """Return the id of the study called ``name``, which is created if it does not exist."""
+    from optuna.exceptions import DuplicatedStudyError
+    from optuna.study import StudyDirection
+
+    ways = [StudyDirection.MAXIMIZE if way == "maximize" else StudyDirection.MINIMIZE for way in directions]
+    try:
+        return int(storage.create_new_study(ways, study_name=name))
+    except DuplicatedStudyError:
+        return int(storage.get_study_id_from_name(name))

@@ -1,0 +1,295 @@
+"""A worker: takes decisions of a stage, trains each as a child process, and reports to the study."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from up.build.experiment import load_experiment
+from up.config.tree import to_plain
+from up.errors import StorageError, UserError
+from up.files import LATEST
+from up.search.algorithm import History, State, Trial, Wait, Work
+from up.search.child import Child, Verdict
+from up.search.constraints import Costs
+from up.search.locks import Presence, is_present
+from up.search.settings import node_at, text_of, with_holdout, with_settings, write_config
+from up.search.stages import Stage
+from up.search.study import Study
+from up.text import count, duration
+from up.types import Json
+
+CONFIG = "config.yaml"
+START = "ckpt_start_of_search.pth"  # the checkpoint of the trial that another one inherits from
+MAX_REDRAWS = 50
+MAX_FAILURES = 3  # trials that fail before one trains: the search itself is wrong
+_PERIOD_S = 0.1
+
+
+@dataclass
+class Slot:
+    """A place for one trial at a time, with its GPUs."""
+
+    gpus: Sequence[str] = ()
+    trial: Trial | None = None
+    child: Child | None = None
+    pruned: bool = False
+
+
+class Worker:
+    """Runs trials of one stage after another, up to ``slots`` at once; ``tell`` gets a line per event."""
+
+    def __init__(self, slots: Sequence[Slot], presence: Presence, tell: Callable[[str], object]) -> None:
+        self.slots, self.presence, self.tell = slots, presence, tell
+        self.stopping = False
+
+    def stop(self, _number: int = 0, _frame: object = None) -> None:
+        """Let all trials save and end, then return from ``run``; they continue when the search does."""
+        self.stopping = True
+
+    def run(self, stage: Stage) -> bool:
+        """Run trials until the stage has no more work for anybody; returns False after ``stop``.
+
+        Raises ``UserError`` if the search cannot go on: nothing meets a constraint, or nothing can be trained.
+        """
+        study = open_study(stage)
+        costs = Costs(stage, self.tell)
+        try:
+            while True:
+                for slot in self.slots:
+                    if slot.child is not None:
+                        self._follow(stage, study, slot)
+                if self.stopping:
+                    return False
+                over = self._fill(stage, study, costs)
+                if over and not any(each.state == "running" for each in study.trials()):
+                    return True
+                time.sleep(_PERIOD_S)
+        finally:
+            self._end_all(stage, study)
+
+    def _fill(self, stage: Stage, study: Study, costs: Costs) -> bool:
+        """Start trials in free slots; returns True if there is nothing more to start, now or later."""
+        for slot in self.slots:
+            if slot.child is not None:
+                continue
+            with study.lock():
+                trial, over = self._next(stage, study)
+            if trial is None:
+                return over
+            self._start(stage, study, costs, slot, trial)
+        return False
+
+    def _next(self, stage: Stage, study: Study) -> tuple[Trial | None, bool]:
+        """Take a decision, under the lock: the trial to train, or None and whether the stage is over."""
+        owner = self.presence.name
+        for number in study.sweep(lambda name: name == owner or is_present(stage.search.run, name)):
+            self.tell(f"{stage.name}: trial {number} was interrupted and goes on from its checkpoint")
+        for number in study.interrupted():
+            if study.resume(number, owner=owner):
+                return study.trials()[number], False
+        history = history_of(stage, study)
+        _expect_progress(stage, study, history)
+        work = decide(stage, history)
+        if work is None or isinstance(work, Wait):
+            return None, work is None
+        budget = min(work.epochs or stage.max_epoch, stage.max_epoch)
+        if work.continues is not None:
+            taken = study.resume(work.continues, owner=owner, budget=budget, note=work.note)
+            return (study.trials()[work.continues] if taken else None), False
+        number = study.begin(work, budget=budget, owner=owner)
+        trial = study.trials()[number]
+        if work.inherits is not None:
+            self._inherit(stage, study, trial, work.inherits)
+        return trial, False
+
+    def _inherit(self, stage: Stage, study: Study, trial: Trial, parent: int) -> None:
+        """Copy the parent's checkpoint while nobody trains it."""
+        source, folder = stage.trial_folder(study.trials()[parent]), stage.trial_folder(trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile((source / LATEST).resolve(), folder / START)
+
+    def _start(self, stage: Stage, study: Study, costs: Costs, slot: Slot, trial: Trial) -> None:
+        """Write the configuration, measure the network, and start the training."""
+        began = time.time()
+        folder = stage.trial_folder(trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._write(stage, study, trial, folder)
+            if stage.costs and not trial.costs:
+                measured, broken = costs.of(folder / CONFIG)
+                study.set_costs(trial.number, measured)
+                if broken:
+                    study.end(trial.number, "rejected", seconds=0.0, reason=broken)
+                    shutil.rmtree(folder)
+                    return
+        except UserError as error:
+            reason = " ".join(str(error).split())
+            study.end(trial.number, "failed", seconds=time.time() - began, reason=f"{reason}; see {folder / CONFIG}")
+            self.tell(f"{stage.name}: trial {trial.number} failed: {reason}")
+            return
+        slot.trial, slot.pruned = trial, False
+        paths = [str(stage.search.path.parent.resolve())]
+        slot.child = Child(folder / CONFIG, folder, gpus=slot.gpus, paths=paths)
+        if not trial.values:
+            what = text_of(trial.point) or trial.note.get("candidate") or trial.note.get("control") or "the file itself"
+            self.tell(f"{stage.name}: trial {trial.number} trains: {what}")
+
+    def _write(self, stage: Stage, study: Study, trial: Trial, folder: Path) -> None:
+        history = history_of(stage, study)
+        write_trial(stage, trial, history, folder, inherits=trial.parent is not None)
+        if stage.costs and not trial.costs:
+            load_experiment(folder / CONFIG)
+
+    def _follow(self, stage: Stage, study: Study, slot: Slot) -> None:
+        """Report new evaluations, prune, and file a training that has ended."""
+        trial, child = slot.trial, slot.child
+        assert trial is not None
+        assert child is not None
+        ended = child.has_ended()  # before the metrics are read, so that none is missed
+        new = {epoch: metrics for epoch, metrics in child.evaluations().items() if epoch not in trial.values}
+        verdict = child.verdict() if ended else None
+        try:
+            costs = study.trials()[trial.number].costs
+            reported = {epoch: stage.objective_values(metrics, costs) for epoch, metrics in sorted(new.items())}
+        except UserError as error:
+            child.kill()
+            reported, verdict = {}, Verdict("failed", str(error))
+        if reported:
+            with study.lock():
+                for epoch, values in reported.items():
+                    study.report(trial.number, epoch, values)
+            slot.trial = trial = study.trials()[trial.number]
+            if verdict is None and trial.epoch < trial.budget and not slot.pruned:
+                slot.pruned = stage.should_stop(trial, history_of(stage, study))
+                if slot.pruned:
+                    child.stop()
+        if verdict is not None:
+            self._file(stage, study, slot, verdict, child.seconds)
+
+    def _file(self, stage: Stage, study: Study, slot: Slot, verdict: Verdict, seconds: float) -> None:
+        trial = slot.trial
+        assert trial is not None
+        slot.trial = slot.child = None
+        if verdict.exit_code == StorageError.exit_code:
+            raise StorageError(verdict.reason)
+        with study.lock():
+            if verdict.outcome == "killed" or (verdict.outcome == "stopped" and not slot.pruned and trial.epoch < trial.budget):
+                study.interrupt(trial.number, seconds=seconds, reason=verdict.reason)
+                return
+            if verdict.outcome == "done" and trial.epoch < trial.budget and not trial.values:
+                verdict = Verdict("failed", "the training reported no evaluation of a whole epoch")
+            state: State = "failed" if verdict.outcome == "failed" else "complete"
+            if verdict.outcome == "stopped":
+                state = "pruned" if slot.pruned else "paused"
+            study.end(trial.number, state, seconds=seconds, reason=verdict.reason if state == "failed" else "")
+        ended = study.trials()[trial.number]
+        stage.algorithm.observe(ended)
+        self.tell(f"{stage.name}: {line_of(stage, ended)}")
+
+    def _end_all(self, stage: Stage, study: Study) -> None:
+        """Stop the trials that still run, and put them back for the next start."""
+        running = [slot for slot in self.slots if slot.child is not None]
+        for slot in running:
+            assert slot.child is not None
+            slot.child.stop()
+        for slot in running:
+            while slot.child is not None:
+                self._follow(stage, study, slot)
+                time.sleep(_PERIOD_S)
+
+
+def open_study(stage: Stage) -> Study:
+    """Open the study of a stage."""
+    section = stage.search.section
+    return Study(stage.study_name, stage.folder, section.storage, stage.space, list(stage.objectives.values()))
+
+
+def history_of(stage: Stage, study: Study) -> History:
+    """Return what the algorithm sees of the study."""
+    return study.history(seed=stage.search.seed, max_epoch=stage.max_epoch, limit=stage.limit)
+
+
+def decide(stage: Stage, history: History) -> Work | Wait | None:
+    """Return the next piece of work: enqueued points first, then what the algorithm suggests, up to ``trials`` of the stage."""
+    counted = [each for each in history.trials if each.state not in ("failed", "rejected")]
+    is_full = bool(stage.limit) and len(counted) >= stage.limit
+    tried = {each.note.get("enqueued") for each in history.trials}
+    waiting = [at for at in range(len(stage.enqueue)) if at not in tried]
+    if waiting and not is_full:
+        return Work(completed(stage, stage.enqueue[waiting[0]]), note={"enqueued": waiting[0]})
+    suggested = stage.algorithm.suggest(history)
+    if suggested is None or isinstance(suggested, Wait):
+        return suggested
+    work = suggested if isinstance(suggested, Work) else Work(suggested)
+    if work.continues is None and is_full:
+        return None
+    return work
+
+
+def completed(stage: Stage, point: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Return an enqueued point with the values of the file for the keys that it leaves out, where the space has them."""
+    values = dict(point)
+    for each in stage.space.dimensions:
+        node = node_at(stage.tree, each.path)
+        if each.path not in values and node is not None and each.holds(to_plain(node)):
+            values[each.path] = to_plain(node)
+    return stage.space.active(values)
+
+
+def _expect_progress(stage: Stage, study: Study, history: History) -> None:
+    """Raise ``UserError`` when no point meets the constraints, or when nothing but failures comes."""
+    rejected = study.rejected()
+    if sum(rejected.values()) >= MAX_REDRAWS:
+        name, times = rejected.most_common(1)[0]
+        limit = stage.constraints.limits[name]
+        fix = "Raise the limit, or search smaller networks."
+        what = f"no network of the space meets it: {times} of the last {sum(rejected.values())} points were rejected"
+        key = f"{stage.search.place(stage.name)}.constraints.{name}" if getattr(stage.section, "constraints", None) else ""
+        raise UserError(what, got=f"{limit:g}", key=key or f"search.constraints.{name}", fix=fix)
+    failed = [each for each in history.trials if each.state == "failed"]
+    good = [each for each in history.trials if each.values]
+    if len(failed) >= max(MAX_FAILURES, 2 * len(good)) and not any(each.state == "running" for each in history.trials):
+        raise UserError(
+            f"{count(len(failed), 'trial')} failed, the last one: {failed[-1].reason}", key=stage.search.place(stage.name)
+        )
+
+
+def write_trial(stage: Stage, trial: Trial, history: History, folder: Path, *, inherits: bool = False) -> None:
+    """Write the configuration of a trial into its folder."""
+    tree = with_settings(stage.tree_of(trial), stage.settings(trial, history))
+    if stage.holdout is not None:
+        tree = with_holdout(tree, *stage.holdout)
+    values: dict[str, Json] = {
+        "saver.save_dir": str(folder),
+        "saver.results_dir": None,
+        "saver.auto_resume": True,
+        "trainer.only_save_latest": True,
+        "trainer.keep_last": 2,
+    }
+    if trial.budget < stage.max_epoch:
+        values["trainer.stop_epoch"] = trial.budget
+    if inherits:
+        values["saver.resume_model"] = str(folder / START)
+    write_config(folder / CONFIG, tree, values)
+
+
+def line_of(stage: Stage, trial: Trial) -> str:
+    """Report a trial that ended or paused, on one line."""
+    took = duration(trial.seconds)
+    if trial.state == "failed":
+        return f"trial {trial.number} failed after {took}: {trial.reason}"
+    values = ", ".join(f"{name} {value:.4g}" for name, value in zip(stage.objectives, trial.final or (), strict=False))
+    return f"trial {trial.number} {trial.state} at epoch {trial.epoch} ({took}): {values}"
+
+
+def slots_of(workers: int, gpus_per_trial: int, gpus: Sequence[str]) -> list[Slot]:
+    """Return the places for trials of this host, each with its GPUs; without GPUs, on the CPU."""
+    if not gpus or not gpus_per_trial:
+        return [Slot() for _ in range(workers)]
+    each = min(gpus_per_trial, len(gpus))
+    places = len(gpus) // each
+    return [Slot(gpus[(at % places) * each : (at % places + 1) * each]) for at in range(workers)]
