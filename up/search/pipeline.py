@@ -76,7 +76,7 @@ def run_search(search: Search, tell: Callable[[str], object], make_worker: Calla
         done = all([_run_stage(search, name, state, worker, tell) for name in search.names if not worker.stopping])
         if done and not worker.stopping:
             state.write(state="done")
-            write_report(search)
+            write_report(search, [stage_of(search, name) for name in search.names])
         else:
             state.write(state="stopped")
         return done and not worker.stopping

@@ -122,11 +122,8 @@ def importance_of(history: History) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def write_report(search: Search) -> None:
+def write_report(search: Search, stages: Sequence[Stage]) -> None:
     """Write report.md, and report.html where the extra ``viz`` is installed."""
-    from up.search.pipeline import stage_of
-
-    stages = [stage_of(search, name) for name in search.names]
     reports = [report_of(stage) for stage in stages if stage.name != FULL_TRAIN]
     final = next((stage for stage in stages if stage.name == FULL_TRAIN), None)
     rows = rows_of(final, open_study(final).trials()) if final is not None else []

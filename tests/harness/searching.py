@@ -1,0 +1,124 @@
+"""Searches whose trainings take no time: a child that reports what a function of its configuration says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.harness.tiny import tiny_config
+from up.engine.folder import Status, write_status
+from up.search import worker
+from up.search.child import Verdict, evaluations_in
+from up.search.locks import Presence
+from up.search.pipeline import run_search
+from up.search.stages import Search, load_search
+from up.search.worker import Slot, Worker
+
+Config = dict[str, Any]
+Objective = Callable[[Config, int], float]  # of the configuration and the epoch
+LR = "trainer.optimizer.kwargs.lr"
+MOMENTUM = "trainer.optimizer.kwargs.momentum"
+
+
+def by_lr(config: Config, epoch: int) -> float:
+    """Best at a learning rate of 0.1, better with each epoch."""
+    return 100.0 - abs(config["trainer"]["optimizer"]["kwargs"]["lr"] - 0.1) * 50 - 10.0 / epoch
+
+
+class InstantChild:
+    """A training that is over when it is looked at; ``objective`` may raise to fail, or return NaN to be killed."""
+
+    objective: Objective = staticmethod(by_lr)
+    started: list[Config] = []
+
+    def __init__(self, config: Path, folder: Path, *, gpus: Sequence[str] = (), paths: Sequence[str] = ()) -> None:
+        self.folder, self.config = folder, yaml.safe_load(config.read_text())
+        self.seconds, self._verdict, self._stopped = 1.0, Verdict("done", exit_code=0), False
+        self.started.append(self.config)
+        self._epochs = iter(range(1, self.last + 1))
+        done = evaluations_in(folder)
+        for _ in done:
+            next(self._epochs, None)
+
+    @property
+    def last(self) -> int:
+        trainer = self.config["trainer"]
+        return min(trainer["max_epoch"], trainer.get("stop_epoch", trainer["max_epoch"]))
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def kill(self) -> None:
+        self._stopped = True
+
+    def evaluations(self) -> dict[int, dict[str, float]]:
+        return evaluations_in(self.folder)
+
+    def has_ended(self) -> bool:
+        """Train one epoch more."""
+        epoch = None if self._stopped else next(self._epochs, None)
+        if epoch is None:
+            is_whole = not self._stopped and self.last == self.config["trainer"]["max_epoch"]
+            self._verdict = Verdict("done", exit_code=0) if is_whole else Verdict("stopped", exit_code=75)
+            write_status(self.folder, Status("done" if is_whole else "preempted", 0 if is_whole else 75, epoch=self.last))
+            return True
+        try:
+            value = type(self).objective(self.config, epoch)
+        except ArithmeticError as error:
+            self._verdict = Verdict("failed", f"{error}; see {self.folder / 'console.log'}", 3)
+            return True
+        if value != value:
+            self._verdict = Verdict("killed", "ended by SIGKILL", -9)
+            return True
+        (self.folder / "ckpt_latest.pth").write_text(f"epoch {epoch}")
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"phase": "eval", "step": epoch, "epoch": epoch, "top1": value}) + "\n")
+        return False
+
+    def verdict(self) -> Verdict:
+        return self._verdict
+
+
+def search_config(images: Path, run: Path, *stages: Config, **search: Any) -> Config:
+    """A search of the tiny configuration; ``search`` are further keys of the section."""
+    return {**tiny_config(images, run), "search": {"stages": list(stages), **search}}
+
+
+def hpo(**keys: Any) -> Config:
+    """A stage that searches the learning rate."""
+    return {"hpo": {"algorithm": "random", "trials": 4, "control": 0, "space": {LR: {"log": [1e-3, 1.0]}}, **keys}}
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> type[InstantChild]:
+    """Trainings take no time in the test."""
+
+    class Child(InstantChild):
+        started: list[Config] = []
+
+    monkeypatch.setattr(worker, "Child", Child)
+    monkeypatch.setattr(worker, "_PERIOD_S", 0.0)
+    return Child
+
+
+def searched(config: Config, path: Path, *, slots: int = 1, stop_after: int | None = None) -> tuple[Search, list[str]]:
+    """Run a search in this process; ``stop_after`` lines it is asked to stop. Returns it with what it told."""
+    path.write_text(yaml.safe_dump(config))
+    search, told, made = load_search(path), [], []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if stop_after is not None and len(told) >= stop_after:
+            made[-1].stop()
+
+    def make(presence: Presence) -> Worker:
+        made.append(Worker([Slot() for _ in range(slots)], presence, tell))
+        return made[-1]
+
+    run_search(search, tell, make)
+    return search, told

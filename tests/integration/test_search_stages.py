@@ -1,0 +1,287 @@
+"""Stages of a search with trainings that take no time: decisions, failures, interruptions, fragments, controls."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.harness.searching import LR, MOMENTUM, Config, InstantChild, by_lr, hpo, instant, search_config, searched
+from up.errors import UserError
+from up.schema.search import ALGORITHMS
+from up.search.algorithm import WAIT, History, Suggestion, Trial, Work
+from up.search.stages import open_stage
+from up.search.worker import open_study
+
+__all__ = ["instant"]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_search_ends_with_fragments_tables_and_a_report(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    stages = [hpo(), {"full_train": {"hparams": "hpo.best", "set": {"trainer.max_epoch": 3}}}]
+    searched(search_config(images, tmp_path / "run", *stages), tmp_path / "s.yaml")
+    run = tmp_path / "run"
+    trials = rows(run / "hpo" / "trials.csv")
+    assert [(row["number"], row["state"]) for row in trials] == [(str(at), "complete") for at in range(4)]
+    best = max(trials, key=lambda row: float(row["top1"]))
+    assert yaml.safe_load((run / "hpo" / "best.yaml").read_text()) == {LR: float(best[LR])}
+    assert len(list((run / "hpo" / "pareto").glob("*.yaml"))) == 4
+    assert [config["trainer"]["max_epoch"] for config in instant.started] == [2] * 4 + [3] * 2
+    assert {config["dataset"]["train"].get("subset") for config in instant.started[:4]} == {str(run / "holdout" / "train.json")}
+    final = instant.started[4]
+    assert "subset" not in final["dataset"]["train"]
+    assert final["trainer"]["optimizer"]["kwargs"]["lr"] == float(best[LR])
+    assert [row["candidate"] for row in rows(run / "full_train" / "candidates.csv")] == ["candidate", "own_values"]
+    assert (run / "full_train" / "best" / "config.yaml").is_file()
+    assert "hpo" in (run / "report.md").read_text()
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_the_same_command_does_nothing_more(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    config = search_config(images, tmp_path / "run", hpo())
+    searched(config, tmp_path / "s.yaml")
+    searched(config, tmp_path / "s.yaml")
+    assert len(instant.started) == 4
+
+
+def test_two_searches_of_one_seed_are_equal(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    tables = []
+    for name in "ab":
+        searched(search_config(images, tmp_path / name, hpo(algorithm="tpe", startup=2, trials=6)), tmp_path / f"{name}.yaml")
+        tables.append((tmp_path / name / "hpo" / "trials.csv").read_text())
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+def test_a_stopped_search_continues_to_the_same_end(
+    stop_after: int, images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    whole = search_config(images, tmp_path / "whole", hpo())
+    searched(whole, tmp_path / "whole.yaml")
+    cut = search_config(images, tmp_path / "cut", hpo())
+    searched(cut, tmp_path / "cut.yaml", stop_after=stop_after)
+    searched(cut, tmp_path / "cut.yaml")
+    ours, theirs = (rows(tmp_path / name / "hpo" / "trials.csv") for name in ("cut", "whole"))
+    assert [(row["number"], row[LR], row["top1"], row["state"]) for row in ours] == [
+        (row["number"], row[LR], row["top1"], row["state"]) for row in theirs
+    ]
+
+
+def test_a_failure_costs_one_trial_and_names_its_log(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    def fails_once(config: Config, epoch: int) -> float:
+        if len(instant.started) == 2:
+            raise ArithmeticError("CUDA out of memory")
+        return by_lr(config, epoch)
+
+    instant.objective = staticmethod(fails_once)
+    searched(search_config(images, tmp_path / "run", hpo()), tmp_path / "s.yaml")
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert [row["state"] for row in trials] == ["complete", "failed", "complete", "complete", "complete"]
+    assert "out of memory" in trials[1]["reason"]
+    assert str(tmp_path / "run" / "hpo" / "trials" / "0001") in trials[1]["reason"]
+
+
+def test_a_search_whose_trials_all_fail_ends_with_the_reason(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    def fails(config: Config, epoch: int) -> float:
+        raise ArithmeticError("NaN loss")
+
+    instant.objective = staticmethod(fails)
+    with pytest.raises(UserError) as caught:
+        searched(search_config(images, tmp_path / "run", hpo()), tmp_path / "s.yaml")
+    assert "NaN loss" in str(caught.value)
+    assert len(instant.started) == 3
+
+
+def test_a_killed_training_goes_on(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    def killed_once(config: Config, epoch: int) -> float:
+        return math.nan if len(instant.started) == 2 and epoch == 2 else by_lr(config, epoch)
+
+    instant.objective = staticmethod(killed_once)
+    searched(search_config(images, tmp_path / "run", hpo()), tmp_path / "s.yaml")
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert [row["state"] for row in trials] == ["complete"] * 4
+    assert len(instant.started) == 5
+    assert instant.started[1] == instant.started[2]
+
+
+def test_enqueued_points_come_first_completed_by_the_file(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    space = {LR: {"log": [1e-3, 1.0]}, MOMENTUM: {"range": [0.5, 0.95]}}
+    searched(search_config(images, tmp_path / "run", hpo(space=space, enqueue=[{LR: 0.25}], trials=2)), tmp_path / "s.yaml")
+    first = rows(tmp_path / "run" / "hpo" / "trials.csv")[0]
+    assert (float(first[LR]), float(first[MOMENTUM])) == (0.25, 0.9)
+
+
+def test_control_rows_are_trained_and_a_search_that_loses_says_so(
+    images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    """The file's own learning rate is the optimum, so that no search beats it."""
+    instant.objective = staticmethod(lambda config, epoch: 100.0 - abs(config["trainer"]["optimizer"]["kwargs"]["lr"] - 0.05))
+    searched(search_config(images, tmp_path / "run", hpo(algorithm="tpe", control=2)), tmp_path / "s.yaml")
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| control: own values | 1 | 100 |" in report
+    assert "| control: random | 2 |" in report
+    assert "does not beat its control: own values" in report
+    assert len(instant.started) == 7
+
+
+def test_augmentation_is_compared_with_trivial_augment(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    stage = {"augment": {**hpo()["hpo"], "control": -1, "trials": 1}}
+    searched(search_config(images, tmp_path / "run", stage), tmp_path / "s.yaml")
+    lists = [
+        [part["type"] for part in config["dataset"]["train"]["dataset"]["kwargs"]["transformer"]] for config in instant.started
+    ]
+    assert [types.index("v2.TrivialAugmentWide") + 1 == types.index("to_tensor") for types in lists if len(types) == 5] == [True]
+    assert len(lists) == 3
+
+
+def test_networks_outside_a_constraint_are_never_trained(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    stage = hpo(space={"net.0.kwargs.width": [4, 8, 16, 32]}, objectives={"top1": "max", "macs": "min"}, trials=5)
+    config = search_config(images, tmp_path / "run", stage, constraints={"params": "90k"})
+    searched(config, tmp_path / "s.yaml")
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert {row["net.0.kwargs.width"] for row in trials if row["state"] == "rejected"} <= {"16", "32"}
+    assert {row["net.0.kwargs.width"] for row in trials if row["state"] == "complete"} <= {"4", "8"}
+    assert any(row["state"] == "rejected" and row["reason"].startswith("params") for row in trials)
+    assert all(float(row["params"]) <= 90_000 for row in trials if row["state"] == "complete")
+    assert len(instant.started) == 5
+    front = rows(tmp_path / "run" / "hpo" / "pareto.csv")
+    assert {row["number"] for row in front} <= {row["number"] for row in trials if row["state"] == "complete"}
+
+
+def test_a_limit_that_nothing_meets_is_named(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    stage = hpo(space={"net.0.kwargs.width": [4, 8]})
+    config = search_config(images, tmp_path / "run", stage, constraints={"params": 10, "macs": "900M"})
+    with pytest.raises(UserError) as caught:
+        searched(config, tmp_path / "s.yaml")
+    assert caught.value.problems[0].key == "search.constraints.params"
+    assert "50" in str(caught.value)
+    assert instant.started == []
+
+
+class Rungs:
+    """Two trials of one epoch, then the better one goes on; a third inherits from it."""
+
+    def suggest(self, history: History) -> Suggestion:
+        first = [each for each in history.trials if each.number < 2]
+        if history.number < 2:
+            return Work({LR: (0.1, 0.9)[history.number]}, epochs=1)
+        if any(each.state == "running" for each in history.trials):
+            return WAIT
+        paused = [each for each in first if each.state == "paused"]
+        if len(paused) == 2:
+            return Work(continues=min(paused, key=lambda each: history.losses(each)).number)
+        return Work({LR: 0.2}, epochs=2, inherits=0, note={"rung": 2}) if history.number == 2 else None
+
+    def observe(self, trial: Trial) -> None:
+        pass
+
+
+@pytest.fixture
+def rungs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS._table, "rungs", f"{__name__}:Rungs")
+
+
+def test_trials_pause_continue_and_inherit(images: Path, tmp_path: Path, instant: type[InstantChild], rungs: None) -> None:
+    config = search_config(images, tmp_path / "run", hpo(algorithm="rungs", trials=3, space={LR: {"range": [0.0, 1.0]}}))
+    search, _ = searched(config, tmp_path / "s.yaml")
+    stops = [config["trainer"].get("stop_epoch") for config in instant.started]
+    assert stops == [1, 1, None, None]
+    study = open_study(open_stage(search, "hpo", None)).trials()
+    assert [each.state for each in study] == ["complete", "pruned", "complete"]
+    assert [sorted(each.values) for each in study] == [[1, 2], [1], [1, 2]]
+    assert (study[2].parent, study[2].note) == (0, {"rung": 2})
+    start = Path(instant.started[3]["saver"]["resume_model"])
+    assert start.parent == tmp_path / "run" / "hpo" / "trials" / "0002"
+    assert start.read_text() == "epoch 2"
+
+
+class Stops:
+    """Random points, of which all below 95 are pruned after an epoch."""
+
+    def suggest(self, history: History) -> Suggestion:
+        return history.space.sample(history.rng())
+
+    def observe(self, trial: Trial) -> None:
+        pass
+
+    def should_stop(self, trial: Trial, history: History) -> bool:
+        return trial.final is not None and trial.final[0] < 80
+
+    def settings(self, trial: Trial, history: History, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert "search" not in config
+        return {**trial.point, "trainer.clip_norm": 5.0}
+
+    def fragments(self, history: History, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"schedule.yaml": {"trainer.clip_norm": 5.0}, "lineage.csv": [{"trial": 0, "epoch": 2}]}
+
+
+def test_algorithms_prune_settle_and_write_fragments(
+    images: Path, tmp_path: Path, instant: type[InstantChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALGORITHMS._table, "stops", f"{__name__}:Stops")
+    searched(search_config(images, tmp_path / "run", hpo(algorithm="stops", trials=8)), tmp_path / "s.yaml")
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert {row["state"] for row in trials} == {"complete", "pruned"}
+    assert all((row["state"] == "pruned") == (row["epoch"] == "1") for row in trials)
+    assert all(config["trainer"]["clip_norm"] == 5.0 for config in instant.started)
+    assert yaml.safe_load((tmp_path / "run" / "hpo" / "schedule.yaml").read_text()) == {"trainer.clip_norm": 5.0}
+    assert rows(tmp_path / "run" / "hpo" / "lineage.csv") == [{"trial": "0", "epoch": "2"}]
+
+
+def test_a_hand_written_file_replaces_a_stage(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{MOMENTUM}: 0.7\n")
+    stage = hpo(**{"from": "mine.yaml"}, trials=1)
+    searched(
+        search_config(images, tmp_path / "run", stage, {"full_train": {"hparams": ["mine.yaml", "hpo.best"]}}), tmp_path / "s.yaml"
+    )
+    kept = [config["trainer"]["optimizer"]["kwargs"]["momentum"] for config in instant.started]
+    assert kept == [0.7, 0.7, 0.9]  # the trial, the candidate, the control
+
+
+@pytest.mark.parametrize(("keep", "left"), [("all", 4), ("none", 0)])
+def test_checkpoints_are_kept_as_asked(keep: str, left: int, images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    searched(search_config(images, tmp_path / "run", hpo(), keep_trials=keep), tmp_path / "s.yaml")
+    assert len(list((tmp_path / "run" / "hpo" / "trials").glob("*/ckpt_latest.pth"))) == left
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda config: config["trainer"].update(max_epoch=9), "trainer"),
+        (lambda config: config["search"].update(holdout=0.3), "holdout"),
+        (lambda config: config["search"]["stages"][0]["hpo"]["space"].update({MOMENTUM: [0.5]}), "hpo"),
+    ],
+)
+def test_a_changed_file_does_not_continue_another_search(
+    change: Any, word: str, images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    config = search_config(images, tmp_path / "run", hpo())
+    searched(config, tmp_path / "s.yaml", stop_after=2)
+    change(config)
+    with pytest.raises(UserError) as caught:
+        searched(config, tmp_path / "s.yaml")
+    assert word in str(caught.value)
+
+
+def test_more_trials_continue_a_stage_that_is_not_done(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    config = search_config(images, tmp_path / "run", hpo())
+    searched(config, tmp_path / "s.yaml", stop_after=2)
+    config["search"]["stages"][0]["hpo"]["trials"] = 6
+    searched(config, tmp_path / "s.yaml")
+    assert len(rows(tmp_path / "run" / "hpo" / "trials.csv")) == 6
+
+
+def test_two_slots_share_a_study(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    searched(search_config(images, tmp_path / "run", hpo(trials=9)), tmp_path / "s.yaml", slots=2)
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert [row["state"] for row in trials] == ["complete"] * 9
+    assert len({row[LR] for row in trials}) == 9
