@@ -48,8 +48,8 @@ def main(words: list[str]) -> int:
 def run(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
     """Run all stages; returns the exit code: 75 if a signal stopped them, to be continued by the same command."""
     from up.search.check import expect_good
+    from up.search.page import REPORT
     from up.search.pipeline import run_search
-    from up.search.report import REPORT
 
     search = _loaded(config, overrides)
     expect_good(search)

@@ -1,14 +1,19 @@
-"""report.html: one file with its figures, for a browser."""
+"""The files of a report: report.md, and report.html with its figures, one file for a browser."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from up.search.report import StageReport, best_so_far, honesty, values_text
+from up.files import write_text
+from up.schema.search import FULL_TRAIN
+from up.search.final import rows_of
+from up.search.report import StageReport, best_so_far, commands, honesty, markdown, report_of, values_text
 from up.search.settings import text_of
-from up.search.stages import Search
+from up.search.stages import Search, Stage
+from up.search.worker import open_study
 from up.text import duration
 from up.types import Json
 
@@ -44,7 +49,18 @@ endfor %}</table>{% endif %} {% endfor %}
 <h2>Commands</h2><pre>{% for command in commands %}{{ command }}
 {% endfor %}</pre></body></html>
 """
+REPORT, PAGE = "report.md", "report.html"
 _MOST_LINES = 200  # of the parallel coordinates
+
+
+def write_report(search: Search, stages: Sequence[Stage]) -> None:
+    """Write report.md, and report.html where the extra ``viz`` is installed."""
+    reports = [report_of(stage) for stage in stages if stage.name != FULL_TRAIN]
+    final = next((stage for stage in stages if stage.name == FULL_TRAIN), None)
+    rows = rows_of(final, open_study(final).trials()) if final is not None else []
+    write_text(search.run / REPORT, "\n".join(markdown(search, reports, rows)) + "\n")
+    if all(find_spec(name) for name in ("jinja2", "matplotlib")):
+        write_text(search.run / PAGE, page(search, reports, rows, list(commands(search, rows))))
 
 
 def page(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapping[str, Json]], commands: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from up.search.final import final_stage, write_candidates
 from up.search.fragments import write_fragments
 from up.search.holdout import carve
 from up.search.locks import Held, Presence, holder_of
-from up.search.report import write_report
+from up.search.page import write_report
 from up.search.stages import Search, Stage, open_stage
 from up.search.worker import Worker, open_study
 from up.types import Json

@@ -7,13 +7,11 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
-from up.files import write_text
 from up.schema.search import FULL_TRAIN
 from up.search.algorithm import Direction, History, Trial
 from up.search.controls import OWN, control_stage
-from up.search.final import CHOSEN, CONTROL, rows_of
+from up.search.final import CHOSEN, CONTROL
 from up.search.fragments import front_of
 from up.search.settings import text_of
 from up.search.stages import Search, Stage
@@ -21,7 +19,6 @@ from up.search.worker import history_of, open_study
 from up.text import count, duration
 from up.types import Json
 
-REPORT, PAGE = "report.md", "report.html"
 MIN_FOR_IMPORTANCE = 8  # complete trials
 _NO_TEST = "There is no holdout: the trials were evaluated on dataset.test, and the winner was chosen on the reported data."
 
@@ -120,18 +117,6 @@ def importance_of(history: History) -> dict[str, float]:
         warnings.simplefilter("ignore")
         found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     return {name: float(value) for name, value in found.items()}
-
-
-def write_report(search: Search, stages: Sequence[Stage]) -> None:
-    """Write report.md, and report.html where the extra ``viz`` is installed."""
-    reports = [report_of(stage) for stage in stages if stage.name != FULL_TRAIN]
-    final = next((stage for stage in stages if stage.name == FULL_TRAIN), None)
-    rows = rows_of(final, open_study(final).trials()) if final is not None else []
-    write_text(search.run / REPORT, "\n".join(markdown(search, reports, rows)) + "\n")
-    if all(find_spec(name) for name in ("jinja2", "matplotlib")):
-        from up.search.page import page
-
-        write_text(search.run / PAGE, page(search, reports, rows, list(commands(search, rows))))
 
 
 def markdown(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapping[str, Json]]) -> Iterator[str]:
