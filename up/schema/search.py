@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from up.config.argument import AtLeast1, Between, Name, Positive
 from up.config.contract import Contract, Method
@@ -175,14 +175,15 @@ class SearchSection(Section):
     stages: Annotated[list[StageEntry], Field(min_length=1)]
     """The stages, in order."""
 
-    @model_validator(mode="after")
-    def _each_name_once(self) -> SearchSection:
-        names = [each.name for each in self.stages]
+    @field_validator("stages")
+    @classmethod
+    def _each_name_once(cls, stages: list[StageEntry]) -> list[StageEntry]:
+        names = [each.name for each in stages]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"stages with different names; {twice} comes twice")
         if FULL_TRAIN in names[:-1]:
             raise ValueError("full_train as the last of the stages")
-        return self
+        return stages
 
 
 ALGORITHM_CONTRACT = Contract(

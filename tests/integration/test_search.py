@@ -1,0 +1,126 @@
+"""``up search`` with real trainings: the layout, the test split, resuming after a kill, a second worker."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.harness.searching import LR, hpo, search_config
+
+HOOK = """\
+import os, sys
+def _note(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("val.txt"):
+        with open(os.environ["OPENED"], "a") as file:
+            file.write(" ".join(sys.orig_argv) + "\\n")
+sys.addaudithook(_note)
+"""
+
+
+def command(config: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "up", "search", *words, "--config", str(config)]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def alive(text: str) -> list[int]:
+    """Processes whose command line has ``text``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if text in line:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Each process of a search notes that it opens the list of the test images."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    paths = os.pathsep.join([str(tmp_path / "hook"), str(Path(__file__).parents[2])])
+    return {**os.environ, "PYTHONPATH": paths, "OPENED": str(tmp_path / "opened"), "OMP_NUM_THREADS": "1"}
+
+
+def write(config: dict[str, Any], path: Path) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
+    images: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The driver is killed in its first trial; the trials never open the test split, and full_train does."""
+    run = tmp_path / "run"
+    config = search_config(images, run, hpo(trials=2), {"full_train": {"hparams": "hpo.best", "control": False}})
+    config["trainer"]["max_epoch"] = 3
+    path = write(config, tmp_path / "s.yaml")
+    driver = subprocess.Popen(command(path), env=environment, stdout=subprocess.DEVNULL)
+    first = run / "hpo" / "trials" / "0000"
+    end = time.monotonic() + 120
+    while not (first / "ckpt_latest.pth").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    end = time.monotonic() + 60
+    while alive(str(first)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert alive(str(run)) == []
+    done = subprocess.run(command(path), env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    trials = rows(run / "hpo" / "trials.csv")
+    assert [(row["number"], row["state"], row["epoch"]) for row in trials] == [("0", "complete", "3"), ("1", "complete", "3")]
+    assert "resumed from" in (first / "train.log").read_text()
+    best = max(trials, key=lambda row: float(row["top1"]))
+    assert yaml.safe_load((run / "hpo" / "best.yaml").read_text()) == {LR: float(best[LR])}
+    for name in ("pipeline.yaml", "pipeline_state.json", "report.md", "report.html", "hpo/pareto.csv", "hpo/study.journal"):
+        assert (run / name).is_file(), name
+    for name in ("config.yaml", "status.json", "metrics.jsonl", "train.log", "ckpt_latest.pth"):
+        assert (first / name).is_file(), name
+    winner = run / "full_train" / "best"
+    assert json.loads((winner / "status.json").read_text())["state"] == "done"
+    evaluations = [line for line in (winner / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
+    assert len(evaluations) == 1
+    opened = Path(environment["OPENED"]).read_text().splitlines()
+    assert opened
+    assert all("full_train" in line for line in opened)
+
+
+def test_a_stop_is_in_order_and_a_second_worker_helps(images: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    run = tmp_path / "run"
+    path = write(search_config(images, run, hpo(trials=3)), tmp_path / "s.yaml")
+    driver = subprocess.Popen(command(path), env=environment, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    while "trains" not in driver.stdout.readline():
+        assert driver.poll() is None
+    driver.send_signal(signal.SIGTERM)
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 75
+    assert str(run) in said
+    assert alive(str(run)) == []
+    driver = subprocess.Popen(command(path), env=environment, stdout=subprocess.PIPE, text=True)
+    worker = subprocess.run(command(path, "worker"), env=environment, capture_output=True, text=True, timeout=250, check=False)
+    said, _ = driver.communicate(timeout=250)
+    assert (driver.returncode, worker.returncode) == (0, 0), (said, worker.stderr)
+    trials = rows(run / "hpo" / "trials.csv")
+    assert [row["state"] for row in trials] == ["complete"] * 3
+    assert len({row[LR] for row in trials}) == 3
+    status = subprocess.run(command(path, "status"), env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "3 complete" in status.stdout
