@@ -3,6 +3,7 @@
 #   make test          lint, types, every test
 #   make kd-quickstart a teacher, a small student, and the student with the teacher's help
 #   make finetune-quickstart  fine-tuning with 10 images a class, in five ways
+#   make search-quickstart    a network, its hyper-parameters and its augmentation, searched in ten minutes
 # Paths are relative throughout, so a checkout whose path holds a space works.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 JOBS ?= 3
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart kd-quickstart finetune-quickstart test lint unit integration ranks soak docs clean
+.PHONY: quickstart kd-quickstart finetune-quickstart search-quickstart test lint unit integration ranks soak docs clean
 .DEFAULT_GOAL := quickstart
 
 $(PY):
@@ -29,6 +30,11 @@ $(VENV)/.demo: setup.py constraints.txt | $(PY)
 $(VENV)/.dev: setup.py constraints.txt | $(PY)
 	@echo "installing up with its dev extras into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo $(VENV)/.search
+
+$(VENV)/.search: setup.py constraints.txt | $(PY)
+	@echo "installing up with its demo, deploy, search and viz extras into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[demo,deploy,search,viz]'
 	@touch $@ $(VENV)/.demo
 
 quickstart: $(VENV)/.demo
@@ -39,6 +45,9 @@ kd-quickstart: $(VENV)/.demo
 
 finetune-quickstart: $(VENV)/.demo
 	@$(PY) tools/finetune_quickstart.py
+
+search-quickstart: $(VENV)/.search
+	@$(PY) tools/search_quickstart.py
 
 test: $(VENV)/.dev lint
 	$(PYTEST) -m "not slow"

@@ -150,6 +150,7 @@ class Algorithm(Protocol):
     ``fragments(history, config) -> Mapping[str, Json]``: further files of the finished stage by name, such as ``schedule.yaml``
     (values by dotted path) or ``lineage.csv`` (a list of rows).
     ``space() -> Mapping[str, Json]``: the space in its YAML form, for an algorithm that brings its own.
+    ``max_epoch: int``: the length of its trials, where the stage gives none. ``one_objective: bool``: whether it takes only one.
     """
 
     def suggest(self, history: History) -> Suggestion:

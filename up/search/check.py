@@ -75,11 +75,12 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
         yield Problem("is missing: it names the keys to search", key=f"{place}.space")
     if section.trials is None and section.algorithm in ("random", "tpe", "gp", "evolution", "cma_es"):
         yield Problem(f"is missing: {section.algorithm} has no end of its own", key=f"{place}.trials")
-    if getattr(algorithm, "should_stop", None) is not None and len(section.objectives) > 1:
+    prunes = getattr(algorithm, "one_objective", getattr(algorithm, "should_stop", None) is not None)
+    if prunes and len(section.objectives) > 1:
         what = f"{section.algorithm} prunes by one objective, and there are {len(section.objectives)}"
         yield Problem(what, key=f"{place}.objectives", fix="Name one.")
     yield from _constraint_problems(section, place)
-    if set_problems:
+    if set_problems or getattr(algorithm, "settings", None) is not None:  # its own settings are no keys of the space
         return
     tree = with_settings(tree, section.set, section.max_epoch)
     yield from _value_problems(search, tree, space, f"{place}.space", block)

@@ -62,7 +62,8 @@ def control_stage(stage: Stage) -> Stage | None:
         return None
     is_augmentation = stage.name == "augment" or section.algorithm == "pba"
     times = max(1, stage.limit // _SHARE) if section.control < 0 else section.control
-    others = {TRIVIAL: 1} if is_augmentation else {} if section.algorithm == "random" or not len(stage.space) else {RANDOM: times}
+    has_points = section.algorithm != "random" and len(stage.space) and getattr(stage.algorithm, "settings", None) is None
+    others = {TRIVIAL: 1} if is_augmentation else {RANDOM: times} if has_points else {}
     algorithm = Controls(stage.space, {OWN: 1, **others})
     limits = ConstraintsSection() if is_augmentation else stage.constraints
     return replace(stage, name=f"{stage.name}/control", algorithm=algorithm, limit=0, enqueue=(), constraints=limits)

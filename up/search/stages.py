@@ -160,7 +160,7 @@ def open_stage(search: Search, name: str, holdout: tuple[Path, Path] | None) -> 
         tree = without_search(search.tree)
         for fragment in fragments:
             tree = with_fragment(tree, fragment)
-        tree = with_settings(tree, section.set, section.max_epoch)
+        tree = with_settings(tree, section.set, section.max_epoch or getattr(algorithm, "max_epoch", None))
     return Stage(
         name,
         search,

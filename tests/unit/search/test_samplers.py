@@ -6,7 +6,7 @@ import pytest
 
 from up.registry import Registry
 from up.schema.search import ALGORITHMS
-from up.search.algorithm import History, Trial
+from up.search.algorithm import History, State, Trial
 from up.search.space import read_space
 
 SPACE = read_space({"kind": ["a", "b"], "x": {"range": [0.0, 1.0]}, "y": {"log": [1e-3, 1.0], "when": {"kind": "a"}}})
@@ -36,3 +36,9 @@ def test_tpe_moves_towards_the_best() -> None:
     tpe = ALGORITHMS.get("tpe")()
     found = [tpe.suggest(history(40, seed))["x"] for seed in range(8)]
     assert sum(found) / len(found) > 0.7
+
+
+@pytest.mark.parametrize("state", ["rejected", "paused", "pruned"])
+def test_every_state_of_a_trial_is_understood(state: State) -> None:
+    trials = [*history(12).trials, Trial(12, {"kind": "b", "x": 0.5}, state)]
+    assert SPACE.is_valid(ALGORITHMS.get("tpe")().suggest(History(trials, SPACE)))

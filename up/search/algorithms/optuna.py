@@ -62,6 +62,7 @@ def study_of(history: History, sampler: BaseSampler) -> Study:
         "complete": TrialState.COMPLETE,
         "pruned": TrialState.PRUNED,
         "failed": TrialState.FAIL,
+        "rejected": TrialState.FAIL,
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=list(history.directions), sampler=sampler)
