@@ -1,105 +1,109 @@
-"""Pareto fronts: non-dominated sorting, the selection of NSGA-III, and pNSGA-III of CARS. All objectives are minimized."""
+"""Non-dominated sorting of several objectives, and the selection of a population by NSGA-III and by CARS' pNSGA-III."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations, count, zip_longest
+from math import comb
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Values = Sequence[Sequence[float]]  # a row for each candidate, a column for each objective
-_OFF_AXIS = 1e-6  # weight of the other objectives where the extreme point of an axis is looked for (Deb and Jain 2014, eq. 4)
+Floats: TypeAlias = NDArray[np.float64]
 
 
-def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether ``one`` is nowhere worse than ``other`` and somewhere better."""
-    pairs = list(zip(one, other, strict=True))
-    return all(mine <= theirs for mine, theirs in pairs) and any(mine < theirs for mine, theirs in pairs)
+def fronts(minimized: Floats) -> list[list[int]]:
+    """Sort (N, M) objectives, all minimized, into fronts: no point of a front dominates another of the same front.
 
-
-def fronts(values: Values) -> list[list[int]]:
-    """Sort candidates into fronts (Deb et al. 2002, NSGA-II, section III.A): the first is dominated by none, and so on.
-
-    Returns indices into ``values``, ascending in each front. Equal candidates are in one front.
+    A point dominates another if it is worse in no objective and better in one (Deb et al. 2002, NSGA-II, §III.A). Equal points
+    share a front. NaN is worse than any number.
     """
-    table = np.asarray(values, dtype=np.float64)
-    if not len(table):
-        return []
-    is_no_worse = (table[:, None] <= table[None]).all(axis=2)
-    dominated_by = is_no_worse & ~is_no_worse.T
-    left = np.ones(len(table), dtype=bool)
-    found: list[list[int]] = []
-    while left.any():
-        front = left & ~(dominated_by & left[:, None]).any(axis=0)
-        found.append(np.flatnonzero(front).tolist())
-        left &= ~front
-    return found
+    values = np.where(np.isnan(minimized), np.inf, minimized)
+    no_worse = np.all(values[:, None] <= values[None], axis=-1)
+    dominates = np.asarray(no_worse & np.any(values[:, None] < values[None], axis=-1))
+    dominated_by = dominates.sum(0)
+    rest, sorted_fronts = set(range(len(values))), []
+    while rest:
+        front = sorted(at for at in rest if dominated_by[at] == 0)
+        sorted_fronts.append(front)
+        dominated_by = dominated_by - dominates[front].sum(0)
+        rest -= set(front)
+    return sorted_fronts
 
 
-def nsga3(values: Values, keep: int) -> list[int]:
-    """Select ``keep`` candidates of two objectives by NSGA-III (Deb and Jain 2014), without its random choices.
+def reference_points(objectives: int, divisions: int) -> Floats:
+    """Return the points of the unit simplex whose coordinates are multiples of 1 / ``divisions`` (Das and Dennis 1998).
 
-    Whole fronts are kept as long as they fit; of the next one those that fill the emptiest directions.
+    (C, objectives) for C = binomial(divisions + objectives - 1, objectives - 1).
     """
-    kept: list[int] = []
-    for front in fronts(values):
-        if len(kept) + len(front) > keep:
-            return sorted([*kept, *_niches(np.asarray(values, dtype=np.float64), kept, front, keep - len(kept))])
-        kept += front
-    return sorted(kept)
+    bars = combinations(range(divisions + objectives - 1), objectives - 1)
+    edges = np.array([(-1, *bar, divisions + objectives - 1) for bar in bars])
+    return (np.diff(edges, axis=1) - 1) / divisions
 
 
-def p_nsga3(accuracy: Sequence[float], size: Sequence[float], keep: int) -> list[int]:
-    """Select ``keep`` candidates by pNSGA-III (Yang et al. 2020, CARS, section 3.4), so that large ones are not lost to small ones.
+def nsga3(minimized: Floats, keep: int, levels: Sequence[Sequence[int]] | None = None) -> list[int]:
+    """Keep ``keep`` of (N, M) objectives, all minimized: whole fronts, and of the last one the points of the emptiest niches.
 
-    One selection sorts by (accuracy, size), another by (accuracy, 1 / size); as many of each are merged as are needed. Returns
-    indices, ascending.
+    Deb and Jain 2014, NSGA-III, algorithms 1 to 4; where they draw, the point nearest to its reference line is taken, so that the
+    result is a function of the points alone. ``levels`` replaces the fronts.
     """
-    small = [(-top, each) for top, each in zip(accuracy, size, strict=True)]
-    large = [(-top, 1 / each) for top, each in zip(accuracy, size, strict=True)]
-    keep = min(keep, len(small))
-    for number in range(-(-keep // 2), keep + 1):
-        of_small = nsga3(small, number)
-        others = [index for index in nsga3(large, number) if index not in of_small]
-        if len(of_small) + len(others) >= keep:
-            break
-    return sorted([*of_small, *others[: keep - len(of_small)]]) if keep else []
-
-
-def _niches(values: NDArray[np.float64], kept: Sequence[int], front: Sequence[int], wanted: int) -> list[int]:
-    """Choose ``wanted`` of a front, each from the direction with the fewest members so far and nearest to it."""
-    members = [*kept, *front]
-    directions = _directions(len(kept) + wanted)
-    scaled = _normalized(values[members])
-    along = scaled @ directions.T
-    distance = np.linalg.norm(scaled[:, None] - along[..., None] * directions, axis=2)  # (members, directions)
-    nearest = distance.argmin(axis=1)
-    counts = np.bincount(nearest[: len(kept)], minlength=len(directions))
-    left, chosen = list(range(len(kept), len(members))), []
-    for _ in range(wanted):
-        at = min(left, key=lambda member: (counts[nearest[member]], nearest[member], distance[member, nearest[member]], member))
-        counts[nearest[at]] += 1
-        left.remove(at)
-        chosen.append(members[at])
+    chosen: list[int] = []
+    for level in levels if levels is not None else fronts(minimized):
+        room = keep - len(chosen)
+        chosen += level if len(level) <= room else _niched(minimized, chosen, level, room)
     return chosen
 
 
-def _directions(number: int) -> NDArray[np.float64]:
-    """Spread unit vectors over the line from (0, 1) to (1, 0) (Das and Dennis 1998)."""
-    share = np.linspace(0, 1, max(2, number))
-    points = np.stack([share, 1 - share], axis=1)
-    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True))
+def pnsga3(accuracy: Sequence[float], size: Sequence[float], keep: int) -> list[int]:
+    """Keep ``keep`` individuals by accuracy and size without losing the large ones (Yang et al. 2020, CARS, §3.4).
+
+    The i-th level is the union of the i-th front of (accuracy up, size down) and the i-th of (accuracy up, 1 / size down), so
+    that small networks, which learn faster, do not push the large ones out. Within the last level NSGA-III's niches of all three
+    numbers decide.
+    """
+    worse, sizes = -np.asarray(accuracy, dtype=np.float64), np.asarray(size, dtype=np.float64)
+    small, large = np.stack([worse, sizes], 1), np.stack([worse, 1 / sizes], 1)
+    levels: list[list[int]] = []
+    placed: set[int] = set()
+    for both in zip_longest(fronts(small), fronts(large), fillvalue=()):
+        level = sorted(set().union(*both) - placed)
+        placed.update(level)
+        levels.append(level)
+    return nsga3(np.stack([worse, sizes, 1 / sizes], 1), keep, levels)
 
 
-def _normalized(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shift the best value of each objective to 0, and scale by the intercepts of the line through the extreme points."""
-    shifted = values - values.min(axis=0)
-    spans = np.where(shifted.max(axis=0) > 0, shifted.max(axis=0), 1.0)
-    weights = np.where(np.eye(shifted.shape[1], dtype=bool), 1.0, _OFF_AXIS)
-    extreme = [int((shifted / spans / weight).max(axis=1).argmin()) for weight in weights]
-    try:
-        intercepts = 1 / np.linalg.solve(shifted[extreme], np.ones(len(extreme)))
-    except (np.linalg.LinAlgError, ZeroDivisionError):
-        intercepts = spans
-    usable = np.isfinite(intercepts).all() and (intercepts > 1e-12).all()
-    return np.asarray(shifted / (intercepts if usable else spans))
+def _normalized(values: Floats) -> Floats:
+    """Scale objectives (N, M) to the hyperplane through the extreme points (NSGA-III, algorithm 2)."""
+    shifted = values - values.min(0)
+    objectives = values.shape[1]
+    weights = np.where(np.eye(objectives) == 1, 1.0, 1e6)
+    extremes = shifted[(shifted[None] * weights[:, None]).max(-1).argmin(1)]
+    intercepts = shifted.max(0)
+    if np.linalg.matrix_rank(extremes) == objectives:
+        plane = np.linalg.solve(extremes, np.ones(objectives))
+        if (plane > 0).all():
+            intercepts = 1 / plane
+    return np.asarray(shifted / np.where(intercepts > 0, intercepts, 1.0))
+
+
+def _niched(minimized: Floats, chosen: Sequence[int], level: Sequence[int], room: int) -> list[int]:
+    """Choose ``room`` points of the last level, each from the niche with the fewest points (NSGA-III, algorithm 4)."""
+    if room <= 0:
+        return []
+    considered = [*chosen, *level]
+    values = _normalized(minimized[considered])
+    objectives = values.shape[1]
+    divisions = next(each for each in count(1) if comb(each + objectives - 1, objectives - 1) >= len(chosen) + room)
+    rays = reference_points(objectives, divisions)  # about as many as points are kept
+    rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)
+    distance = np.linalg.norm(values[:, None] - (values @ rays.T)[..., None] * rays[None], axis=-1)
+    niche, far = distance.argmin(1), distance.min(1)
+    members = np.bincount(niche[: len(chosen)], minlength=len(rays))
+    left, taken = list(range(len(chosen), len(considered))), list[int]()
+    while len(taken) < room:
+        emptiest = min(left, key=lambda at: (members[niche[at]], far[at], at))
+        left.remove(emptiest)
+        members[niche[emptiest]] += 1
+        taken.append(considered[emptiest])
+    return taken

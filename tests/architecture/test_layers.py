@@ -27,6 +27,7 @@ LAYERS = (
     ("up.bundle", 2),
     ("up.tasks", 3),
     ("up.distill", 3),
+    ("up.supernet", 3),
     ("up.engine", 2),
     ("up.tracking", 2),
     ("up.models", 1),

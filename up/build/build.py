@@ -18,11 +18,11 @@ from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start
 from up.build.training import build_runner, optimizer_of
 from up.command_line import CommandLine
 from up.distributed.failures import join_group, local_phase, on_all_ranks
-from up.distributed.group import is_parallel
+from up.distributed.group import is_main, is_parallel
 from up.distributed.signals import StopRequest, stoppable
 from up.engine.bad_images import BadImageLog
 from up.engine.ema import build_ema
-from up.engine.hooks import Outline
+from up.engine.hooks import Hooks, Outline
 from up.engine.memory import Memory
 from up.engine.parallel import RankBuffers, on_many_ranks
 from up.engine.session import Checkpointing, TrainingSession
@@ -64,15 +64,16 @@ def commit(
     """Phase 3: wrap the net, build optimizer and EMA, restore them; then create the run folder, the first write to disk."""
     config = experiment.config
     net = synchronized(experiment, parts.net)
+    addition = parts.distillation or parts.search
     runner = build_runner(
-        experiment, net, parts.distillation, stage=parts.stage, mix=parts.mix, device=parts.device, compiled=config.runtime.compile
+        experiment, net, addition, stage=parts.stage, mix=parts.mix, device=parts.device, compiled=config.runtime.compile
     )
     wrapped, remarks = on_many_ranks(  # sends the weights of rank 0 to all
         runner.net,
         parallel=config.runtime.parallel,
-        static_graph=config.runtime.static_graph and not parts.freezing.changes,
+        static_graph=config.runtime.static_graph and not parts.freezing.changes and runner.trains_all_weights,
         accumulate=config.trainer.accumulate,
-        find_unused=config.runtime.allow_dead_parameter or parts.freezing.changes,
+        find_unused=config.runtime.allow_dead_parameter or parts.freezing.changes or not runner.trains_all_weights,
         first_loss=example_loss(experiment, runner, parts.device),
     )
     runner = runner.over(wrapped)
@@ -124,7 +125,7 @@ def session_of(
         evaluate_every=times.evaluate,
         checkpointing=Checkpointing(start.folder, times.save, start.checkpoint),
         bad_images=BadImageLog.of(parts.train_data, experiment.folder),
-        hooks=parts.hooks,
+        hooks=Hooks([*parts.hooks.hooks, *(runner.hooks if is_main() else ())]),
         stop=stop,
         stopping=parts.stopping,
         stop_step=times.stop,
@@ -136,5 +137,5 @@ def session_of(
 
 def example_loss(experiment: Experiment, runner: Runner, device: torch.device) -> Callable[[], torch.Tensor] | None:
     """Return a function that computes the loss of two images of noise as a step does; None if the image size is unknown."""
-    batch = example_batch(experiment, runner.model, device) if is_parallel() else None
+    batch = example_batch(experiment, runner.model, device) if is_parallel() and runner.trains_all_weights else None
     return None if batch is None else lambda: runner.training_step(batch, step=0).loss

@@ -22,7 +22,7 @@ from up.data.dataset import KeyedDataset
 from up.data.loader import EvalLoader, TrainLoader, Workers
 from up.data.readers import Reader
 from up.data.records import Batch, Dataset, SampleKey, Transform
-from up.data.sampler import EvalBatches, TrainBatches
+from up.data.sampler import EvalBatches, Indices, Order, Shuffled, TrainBatches
 from up.data.transforms.stages import DeviceStage
 from up.distributed import group
 from up.engine.evaluate import Evaluation
@@ -31,6 +31,9 @@ from up.engine.step import BatchStage, Mixing
 from up.errors import UserError
 from up.models.preprocessing import ImagePreprocessing, of_operations
 from up.schema.dataset import Source
+from up.seed import key
+from up.supernet.halves import Batching, Halves, PairedBatches, Reordered, halves_of
+from up.supernet.section import is_architecture_search, share_held_out
 from up.tasks.experiment import Experiment
 from up.tasks.task import InputSpec, Size
 from up.text import some_of
@@ -38,6 +41,7 @@ from up.tracking.log import LOGGER
 
 Phase = Literal["train", "test"]
 PHASES: tuple[Phase, ...] = ("train", "test")
+_HELD_OUT = 12  # purpose of a seed
 
 
 def section_of(experiment: Experiment, source: Phase) -> Source:
@@ -152,28 +156,52 @@ def input_size_of(experiment: Experiment) -> Size:
 
 
 def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
-    """Build the order of the training data, split into the steps of this rank."""
+    """Build the order of the training data, split into the steps of this rank; a search has held-out images in each step."""
     section = section_of(experiment, "train")
     kwargs, loader = section.batch_sampler.kwargs, section.dataloader.kwargs
+    settings: Batching = {
+        "batch_size": kwargs.size,
+        "accumulate": experiment.config.trainer.accumulate,
+        "rank": group.rank(),
+        "world_size": group.world_size(),
+        "drop_last": kwargs.drop_last if loader.drop_last is None else loader.drop_last,
+    }
+    halves = halves_in(experiment, dataset)
+    order = _order(experiment, dataset, None if halves is None else halves.weights)
+    with experiment.placing("dataset.train.batch_sampler.kwargs.batch_size"):
+        if halves is None:
+            return TrainBatches(order, **settings)
+        shuffled = Shuffled(size=len(halves.held_out), seed=key(experiment.config.runtime.random_seed, _HELD_OUT))
+        return PairedBatches(
+            Reordered(order, halves.weights, len(order)), Reordered(shuffled, halves.held_out, len(order)), **settings
+        )
+
+
+def _order(experiment: Experiment, dataset: Dataset, kept: Indices | None) -> Order:
+    """Build the sampler of the file over all images, or over those ``kept``."""
+    section = section_of(experiment, "train")
+    labels, sources = dataset.label_sets, getattr(dataset, "sources", None)
     derived = {
-        "size": len(dataset),
-        "labels": dataset.label_sets,
-        "sources": getattr(dataset, "sources", None),
+        "size": len(dataset) if kept is None else len(kept),
+        "labels": labels if kept is None or labels is None else labels.take(kept),
+        "sources": sources if kept is None or sources is None else sources[kept],
         "seed": experiment.config.runtime.random_seed,
-        "shuffle": loader.shuffle,
+        "shuffle": section.dataloader.kwargs.shuffle,
     }
     known = {name: value for name, value in derived.items() if value is not None}
-    place = "dataset.train.batch_sampler.kwargs"
-    order = experiment.build(kwargs.sampler, "sampler", known, f"{place}.sampler")
-    with experiment.placing(f"{place}.batch_size"):
-        return TrainBatches(
-            order,
-            batch_size=kwargs.size,
-            accumulate=experiment.config.trainer.accumulate,
-            rank=group.rank(),
-            world_size=group.world_size(),
-            drop_last=kwargs.drop_last if loader.drop_last is None else loader.drop_last,
-        )
+    order: Order = experiment.build(
+        section.batch_sampler.kwargs.sampler, "sampler", known, "dataset.train.batch_sampler.kwargs.sampler"
+    )
+    return order
+
+
+def halves_in(experiment: Experiment, dataset: Dataset) -> Halves | None:
+    """Split the training data of a search for an architecture; None for other runs."""
+    if not is_architecture_search(experiment):
+        return None
+    with experiment.placing("runtime.runner.kwargs"):
+        share, seed = share_held_out(experiment), experiment.config.runtime.random_seed
+        return halves_of(dataset.label_sets, len(dataset), share, seed)
 
 
 def build_batch_fn(experiment: Experiment, derived: DerivedArguments) -> Mixing | None:

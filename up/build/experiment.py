@@ -31,6 +31,7 @@ from up.optim.schedules import SCHEDULES
 from up.registry import Registry
 from up.schema.decode import load_config, missing_at, missing_start_weights
 from up.schema.search import ALGORITHMS, SPACES
+from up.supernet.section import supernet_problems
 from up.tasks.declaration import check_parts, error_at, is_ours, load_task
 from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, AnyTask
@@ -48,7 +49,9 @@ ENGINE_TABLES: Mapping[str, Registry] = {
     "batch_fn": Registry("batch_fn", {}),
     "image_reader": READERS,
     "transform": TRANSFORMS,
-    "runner": RUNNERS.extended({"kd": "up.distill.runner:KDRunner"}),
+    "runner": RUNNERS.extended(
+        {"kd": "up.distill.runner:KDRunner", "darts": "up.supernet.runner:DartsRunner", "cars": "up.supernet.cars:CarsRunner"}
+    ),
     "mimic_loss": MIMIC_LOSSES,
     "algorithm": ALGORITHMS,
     "space": SPACES,
@@ -64,7 +67,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     with decoded.origins.placing("runtime.plugins"):
         tables = all_tables(task, runtime.plugins, path.parent)
     experiment = Experiment(path, decoded, task, tables)
-    experiment.raise_if_any([*part_problems(experiment), *group_problems(experiment), *distillation_problems(experiment)])
+    of_runner = [*distillation_problems(experiment), *supernet_problems(experiment)]
+    experiment.raise_if_any([*part_problems(experiment), *group_problems(experiment), *of_runner])
     return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment)]))
 
 

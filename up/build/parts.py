@@ -12,6 +12,7 @@ from up.build.data import build_dataset, build_device_side, build_evaluation, tr
 from up.build.experiment import missing_files
 from up.build.finetune import freezing_of, prepare_net
 from up.build.network import build_net, distillation_of, precision_of, to_device
+from up.build.supernet import architecture_search_of
 from up.build.training import build_hooks, early_stopping_of, optimizer_of, schedule_of, timetable
 from up.data.records import Dataset
 from up.data.sampler import TrainBatches
@@ -35,6 +36,7 @@ from up.optim.schedules import Schedule
 from up.schema.decode import missing_for_training
 from up.schema.show import effective_yaml
 from up.seed import be_deterministic
+from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
 from up.tracking.display import Display, console_of_run
 from up.tracking.epoch_lines import EpochLines
@@ -64,6 +66,7 @@ class RunParts:
     distillation: Distillation | None
     fault: Fault
     fingerprint: RunFingerprint  # compared on resume, and between ranks
+    search: ArchitectureSearch | None = None
     loss_has_terms: bool = False  # with weights of their own, which the ranks exchange in every micro-batch; set by the dry run
 
 
@@ -124,6 +127,7 @@ def build_parts(
             class_names,
             config.saver.accept_data_change,
         ),
+        search=architecture_search_of(experiment, train_data, batches, times.total, precision, device),
     )
 
 

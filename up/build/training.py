@@ -18,6 +18,7 @@ from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule, Staged
 from up.schema.finetune import FinetuneSection
 from up.schema.trainer import SchedulePart, TrainerSection
+from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
 
 
@@ -134,14 +135,14 @@ def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
 def build_runner(
     experiment: Experiment,
     net: nn.Module,
-    distillation: Distillation | None,
+    addition: Distillation | ArchitectureSearch | None,
     *,
     stage: BatchStage,
     mix: Mixing | None,
     device: torch.device,
     compiled: bool = False,
 ) -> Runner:
-    """Build the runner of ``runtime.runner``, which turns a batch into a loss."""
+    """Build the runner of ``runtime.runner``, which turns a batch into a loss; ``addition`` is what it has beside the net."""
     runtime = experiment.config.runtime
     arguments: dict[str, object] = {
         "net": net,
@@ -150,8 +151,8 @@ def build_runner(
         "mix": mix,
         "seed": runtime.random_seed,
     }
-    if distillation is not None:
-        arguments |= distillation.runner_arguments(net, device, channels_last=runtime.channels_last, compiled=compiled)
+    if addition is not None:
+        arguments |= addition.runner_arguments(net, device, channels_last=runtime.channels_last, compiled=compiled)
     runner: Runner = experiment.build(runtime.runner, "runner", arguments, "runtime.runner")
     return runner
 

@@ -45,7 +45,7 @@ def trial_session(experiment: Experiment, *, steps: int) -> tuple[RunParts, Trai
     runner = build_runner(
         experiment,
         net,
-        parts.distillation,
+        parts.distillation or parts.search,
         stage=parts.stage,
         mix=parts.mix,
         device=parts.device,

@@ -18,11 +18,13 @@ def train(session: TrainingSession) -> Vote:
             break
         session.freeze(step)
         lr = set_lr(session.optimizer, session.schedule(step))
+        session.runner.before_step(data, step)  # a search moves the architecture
         while not accumulate(session, data, step):
             session.split(data, step)  # out of memory: the same step again, in smaller micro-batches
         mean = session.meter.scale()  # where it is not the mean over images: world size / sum of the weights
         norm = session.precision.step(session.optimizer, session.clip, session.blame, mean)  # unscale, clip, step, zero
         step += 1
+        session.runner.after_step(step)  # a search lets its population evolve
         session.ema.update(session.model, step)
         session.watch(step, data, lr, norm)
         if session.evaluate_every.is_due(step):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.data.sampler import Cut
 from up.distributed.group import rank
+from up.engine.hooks import Hook
 from up.registry import Registry
 from up.seed import generator, key, seed_all
 from up.types import Kwargs, StateDict
@@ -103,7 +104,10 @@ class Runner:
 
     ``net`` is called (wrapped for many ranks if there are), ``model`` is the bare network whose weights are saved.
     ``stage`` moves a batch to the device and finishes its images there; ``mix`` blends training batches.
+    ``trains_all_weights`` is False if a step may leave out weights, for which ddp then searches.
     """
+
+    trains_all_weights: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -142,6 +146,17 @@ class Runner:
     def reseed(self, step: int, micro: int, part: int) -> None:
         """Seed dropout for a further part of a micro-batch that memory does not hold whole."""
         seed_all(key(self.seed, step, micro, rank(), _DROPOUT, part))
+
+    @property
+    def hooks(self) -> Sequence[Hook]:
+        """Hooks of the runner's own, on the main rank; none here."""
+        return ()
+
+    def before_step(self, data: StepData, step: int) -> None:
+        """Change what the runner trains beside the weights, such as an architecture; does nothing here."""
+
+    def after_step(self, step: int) -> None:
+        """Do the same after ``step`` steps, before an evaluation; does nothing here."""
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:
         """Compute the loss of a prepared batch at ``step``."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Strict
+from pydantic import ConfigDict, Strict, TypeAdapter
 
 from up.errors import UserError
 from up.types import Record
@@ -35,6 +35,11 @@ class Genotype:
     reduce: tuple[Edge, ...]
     normal_concat: tuple[int, ...] | None = None
     reduce_concat: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_record(cls, record: Record) -> Genotype:
+        """Read ``as_record()``. Raises ``ValidationError``."""
+        return TypeAdapter(cls).validate_python(record)
 
     def cell(self, *, is_reduction: bool) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
         """Return the edges of a kind of cell and the nodes of its output."""

@@ -76,7 +76,7 @@ class CellSupernet(CellNetwork):
             return SupernetCell(shape, nodes, candidates)
 
         super().__init__(make, layers=layers, channels=channels, stem=stem, image_channels=image_channels)
-        self.candidates, self.nodes = tuple(candidates), nodes
+        self.candidates, self.nodes, self.layers, self.init_channels = tuple(candidates), nodes, layers, channels
         self.path: Genotype | None = None
         self.leader: Genotype | None = None
         for name in ("alphas_normal", "alphas_reduce"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from up.search.pareto import fronts, losses, nsga3, pareto_front, pnsga3, reference_points
+from up.pareto import fronts, nsga3, pnsga3, reference_points
+from up.search.pareto import losses, pareto_front
 
 pytestmark = pytest.mark.unit
 

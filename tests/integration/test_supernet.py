@@ -1,0 +1,157 @@
+"""Searches over cells, through the command line: train the supernet, then the network that it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.harness.facts import tells
+from tests.harness.ranks import Cluster, Server, start
+from tests.harness.runs import records, train
+from tests.harness.states import assert_same, checkpoint
+from up.__main__ import main
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+Make = Callable[[], Cluster]
+RUNNERS: dict[str, Config] = {
+    "darts": {"arch_lr": 0.05},
+    "cars": {"population": 4, "warmup": 1, "ga_interval": 1, "outputs": "uniform", "number": 2},
+}
+SUPERNET = {"candidates": ["none", "skip_connect", "max_pool_3x3", "sep_conv_3x3"], "nodes": 2, "layers": 3, "init_channels": 4}
+
+
+def search(config: Config, runner: str) -> Config:
+    """Turn a run into a search: 23 of its 46 images train the weights, in 3 steps an epoch."""
+    config["runtime"]["runner"] = {"type": runner, "kwargs": dict(RUNNERS[runner])}
+    config["net"][0] = {"name": "backbone", "type": "cell_supernet", "kwargs": dict(SUPERNET)}
+    config["trainer"] |= {"max_epoch": 3, "log_interval": 1}
+    return config
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_resumed_is_equal_to_unbroken(config: Config, write: Write, server: Server, tmp_path: Path, runner: str) -> None:
+    """Killed in the middle of the second epoch, with gradients of two micro-batches."""
+    search(config, runner)
+    config["trainer"] |= {"save_interval": 1, "accumulate": 2}
+    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 4
+    path = write(config)
+    words = ["train", "--config", path, "--opts", f"saver.save_dir={tmp_path / 'broken'}"]
+    killed = start(server, tmp_path, words, world=1, environment={"UP_FAULT": "step=4,action=kill"})
+    assert train(path) == 0
+    assert killed.wait() == [-9], killed.said
+    assert checkpoint(tmp_path / "broken")["step"] == 4
+    assert train(path, f"saver.save_dir={tmp_path / 'broken'}") == 0
+    whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
+    assert whole["step"] == 9
+    for part in ("model", "optimizer", "runner", "metrics"):
+        assert_same(whole[part], resumed[part], part)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "broken")
+
+
+def files_of(run: Path) -> dict[str, str]:
+    """The networks that a search has written."""
+    found = {str(file.relative_to(run)): file.read_text() for file in (run.glob("**/*.yaml")) if file.name != "config.yaml"}
+    assert "genotype.yaml" in found
+    return found
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_two_ranks_are_one(config: Config, cluster: Make, tmp_path: Path, runner: str) -> None:
+    """Nothing but the statistics of BatchNorm depends on the ranks, so there are none here; 23 images make a short last step."""
+    search(config, runner)
+    config["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 2}}
+    config["trainer"]["max_epoch"] = 2
+    runs = cluster()
+    for world in (1, 2):
+        runs.run(f"saver.save_dir={tmp_path / f'run{world}'}", codes=[0] * world)
+    one, two = (checkpoint(tmp_path / f"run{world}") for world in (1, 2))
+    assert one["step"] == 6
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    assert files_of(tmp_path / "run1") == files_of(tmp_path / "run2")
+
+
+def test_the_network_that_darts_finds_is_like_any_other(config: Config, write: Write, tmp_path: Path) -> None:
+    """It trains, resumes, distils and exports, from the written file as a base."""
+    search(config, "darts")
+    config["runtime"]["runner"]["kwargs"] |= {"layers": 4, "init_channels": 8}
+    config["trainer"]["max_epoch"] = 1
+    assert train(write(config)) == 0
+    logged = records(tmp_path / "run", "train")
+    assert all(record["architecture_loss"] > 0 for record in logged)
+    found = yaml.safe_load((tmp_path / "run" / "genotype.yaml").read_text())
+    kwargs = found["net"][0]["kwargs"]
+    assert (found["net"][0]["type"], kwargs["layers"], kwargs["init_channels"]) == ("cell_network", 4, 8)
+    assert all(edge[0] != "none" for edge in kwargs["genotype"]["normal"] + kwargs["genotype"]["reduce"])
+    assert [module["name"] for module in found["net"]] == ["backbone", "head", "post_process"]
+
+    base = {**config, "base": [str(tmp_path / "run" / "genotype.yaml")], "saver": {"save_dir": str(tmp_path / "derived")}}
+    base["runtime"] = {**config["runtime"], "runner": {"type": "base"}}
+    del base["net"]
+    path = write(base)
+    assert train(path, "trainer.max_iter=3") == 0
+    assert train(path, "trainer.max_iter=5", "saver.auto_resume=true") == 0
+    state = checkpoint(tmp_path / "derived")
+    assert state["step"] == 5
+    assert state["model"]["backbone.stem.0.0.weight"].shape == (24, 3, 3, 3)
+
+    assert main(["to_onnx", "--config", path, "--save_to", str(tmp_path / "out")]) == 0
+    manifests = list((tmp_path / "out").rglob("*.tar"))
+    assert manifests or list((tmp_path / "out").rglob("*.onnx"))
+
+    student = {**base, "teacher": found["net"], "saver": {"save_dir": str(tmp_path / "student")}}
+    student["runtime"] = {**base["runtime"], "task_names": "kd_cls", "runner": {"type": "kd"}}
+    student["mimic"] = {
+        "teacher": {"mimic_name": ["head.classifier"], "teacher_weight": str(tmp_path / "derived" / "ckpt_latest.pth")},
+        "student": {"mimic_name": ["head.classifier"]},
+        "cfgs": {"loss": {"type": "kd_loss"}},
+    }
+    assert train(write(student), "trainer.max_iter=1") == 0
+    assert checkpoint(tmp_path / "student")["step"] == 1
+
+
+def test_files_of_cars(config: Config, write: Write, tmp_path: Path) -> None:
+    search(config, "cars")
+    config["trainer"] |= {"max_epoch": 2, "is_eval": False}
+    assert train(write(config)) == 0
+    run = tmp_path / "run"
+    rows = [line.split(",") for line in (run / "networks.csv").read_text().splitlines()]
+    assert rows[0] == ["file", "accuracy", "size"]
+    assert rows[1][0] == "genotype.yaml"
+    assert 1 <= len(rows[2:]) <= 2
+    assert {row[0] for row in rows[1:]} == set(files_of(run))
+    sizes = [float(row[2]) for row in rows[2:]]
+    assert sizes == sorted(sizes)
+    assert float(rows[1][1]) == max(float(row[1]) for row in rows[1:])
+    population = checkpoint(run)["runner"]["population"]
+    assert len(population) == 4
+    assert all(0 <= row["accuracy"] <= 100 for row in population)
+
+
+MISTAKES: dict[str, tuple[list[str], str, list[str]]] = {
+    "no supernet": (["net.0.type=resnet18", "net.0.kwargs={}"], "runtime.runner.type", ["cell_supernet"]),
+    "ema": (["ema.enable=true"], "ema.enable", ["darts"]),
+    "fsdp": (["runtime.parallel=fsdp"], "runtime.parallel", ["darts"]),
+    "compile": (["runtime.compile=true"], "runtime.compile", ["darts"]),
+    "fp16": (["runtime.amp=fp16"], "runtime.amp", ["bf16"]),
+    "share": (["runtime.runner.kwargs.holdout=1.0"], "runtime.runner.kwargs.holdout", ["1"]),
+    "no images": (["runtime.runner.kwargs.holdout=0.01"], "runtime.runner.kwargs.holdout", ["46", "0.5"]),
+    "few layers": (["net.0.kwargs.layers=2"], "net.0.kwargs.layers", ["3"]),
+    "program's": (["runtime.runner.kwargs.search=1"], "runtime.runner.kwargs.search", []),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    opts, key, words = MISTAKES[name]
+    assert train(write(search(config, "darts")), *opts) == 2
+    said = capsys.readouterr().err
+    assert tells(said, key, *words)
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
