@@ -56,8 +56,8 @@ def test_resumed_is_equal_to_unbroken(config: Config, write: Write, server: Serv
 
 def files_of(run: Path) -> dict[str, str]:
     """The networks that a search has written."""
-    found = {str(file.relative_to(run)): file.read_text() for file in (run.glob("**/*.yaml")) if file.name != "config.yaml"}
-    assert "genotype.yaml" in found
+    found = {str(file.relative_to(run / "fragments")): file.read_text() for file in run.glob("fragments/**/*.yaml")}
+    assert "best.yaml" in found
     return found
 
 
@@ -85,13 +85,13 @@ def test_the_network_that_darts_finds_is_like_any_other(config: Config, write: W
     assert train(write(config)) == 0
     logged = records(tmp_path / "run", "train")
     assert all(record["architecture_loss"] > 0 for record in logged)
-    found = yaml.safe_load((tmp_path / "run" / "genotype.yaml").read_text())
+    found = yaml.safe_load((tmp_path / "run" / "fragments" / "best.yaml").read_text())
     kwargs = found["net"][0]["kwargs"]
     assert (found["net"][0]["type"], kwargs["layers"], kwargs["init_channels"]) == ("cell_network", 4, 8)
     assert all(edge[0] != "none" for edge in kwargs["genotype"]["normal"] + kwargs["genotype"]["reduce"])
     assert [module["name"] for module in found["net"]] == ["backbone", "head", "post_process"]
 
-    base = {**config, "base": [str(tmp_path / "run" / "genotype.yaml")], "saver": {"save_dir": str(tmp_path / "derived")}}
+    base = {**config, "base": [str(tmp_path / "run" / "fragments" / "best.yaml")], "saver": {"save_dir": str(tmp_path / "derived")}}
     base["runtime"] = {**config["runtime"], "runner": {"type": "base"}}
     del base["net"]
     path = write(base)
@@ -121,9 +121,9 @@ def test_files_of_cars(config: Config, write: Write, tmp_path: Path) -> None:
     config["trainer"] |= {"max_epoch": 2, "is_eval": False}
     assert train(write(config)) == 0
     run = tmp_path / "run"
-    rows = [line.split(",") for line in (run / "networks.csv").read_text().splitlines()]
+    rows = [line.split(",") for line in (run / "fragments" / "networks.csv").read_text().splitlines()]
     assert rows[0] == ["file", "accuracy", "size"]
-    assert rows[1][0] == "genotype.yaml"
+    assert rows[1][0] == "best.yaml"
     assert 1 <= len(rows[2:]) <= 2
     assert {row[0] for row in rows[1:]} == set(files_of(run))
     sizes = [float(row[2]) for row in rows[2:]]

@@ -195,7 +195,12 @@ ALGORITHM_CONTRACT = Contract(
 )
 ALGORITHMS = Registry(
     "algorithm",
-    {"random": "up.search.algorithms.optuna:RandomSearch", "tpe": "up.search.algorithms.optuna:Tpe"},
+    {
+        "random": "up.search.algorithms.optuna:RandomSearch",
+        "tpe": "up.search.algorithms.optuna:Tpe",
+        "darts": "up.search.algorithms.supernet:Darts",
+        "cars": "up.search.algorithms.supernet:Cars",
+    },
     contract=ALGORITHM_CONTRACT,
 )
 SPACES = Registry("space", {}, contract=Contract("docs/search.md"))

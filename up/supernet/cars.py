@@ -40,8 +40,8 @@ class CarsRunner(SupernetRunner):
     - ``holdout``: share of ``dataset.train`` that individuals are measured on; the rest trains the weights.
     - ``warmup``: epochs whose batches train paths drawn at random from the whole space, before the population does.
     - ``population``: individuals; ``ga_interval``: epochs from one generation to the next.
-    - ``outputs``: networks that are written to the folder ``pareto`` of the run: those of the Pareto front, or ``uniform``, the
-      most accurate one in each of ``number`` equal ranges of size. ``genotype.yaml`` is the most accurate of all.
+    - ``outputs``: networks that are written to ``fragments/pareto`` in the run folder: those of the Pareto front, or ``uniform``,
+      the most accurate one in each of ``number`` equal ranges of size. ``fragments/best.yaml`` is the most accurate of all.
     - ``layers``, ``init_channels``: of the networks that are written; unset takes those of the supernet.
     """
 
@@ -130,7 +130,7 @@ class CarsRunner(SupernetRunner):
         values = np.array([(-(each.accuracy or 0.0), each.size) for each in measured])
         chosen = fronts(values)[0] if self._outputs == "pareto" else uniform(values, self._number)
         best = max(measured, key=lambda each: (each.accuracy, -each.size))
-        files = [("genotype", best), *((f"pareto/{at:02}", measured[index]) for at, index in enumerate(chosen))]
+        files = [("best", best), *((f"pareto/{at:02}", measured[index]) for at, index in enumerate(chosen))]
         return [FoundNetwork(name, each.genotype, {"accuracy": each.accuracy or 0.0, "size": each.size}) for name, each in files]
 
     def state_dict(self) -> StateDict:

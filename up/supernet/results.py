@@ -16,6 +16,7 @@ from up.models.genotype import Genotype
 from up.supernet.section import SUPERNET
 from up.types import Record
 
+FOLDER = "fragments"  # of a run folder; `up search` takes it over as the result of a stage
 _TABLE = "networks.csv"
 _OF_THE_SUPERNET = ("candidates", "nodes")  # arguments that a derived network does not take
 
@@ -30,20 +31,20 @@ class FoundNetwork:
 
 
 class GenotypeFiles(Hook):
-    """Write the networks found so far with each checkpoint: ``genotype.yaml``, and with others a table of all."""
+    """Write the networks found so far with each checkpoint, and a table where more is known than their genotypes."""
 
     def __init__(self, net: Sequence[Record], sizes: Mapping[str, int], found: Callable[[], Sequence[FoundNetwork]]) -> None:
         self._net, self._sizes, self._found = net, sizes, found
         self._folder = Path()
 
     def on_start(self, outline: Outline, step: int) -> None:
-        self._folder = outline.folder
+        self._folder = outline.folder / FOLDER
 
     def on_save(self, step: int, path: Path) -> None:
         found = self._found()
         for network in found:
             file = self._folder / f"{network.name}.yaml"
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, fragment(self._net, self._sizes, network))
         if any(network.facts for network in found):
             write_text(self._folder / _TABLE, _table(found))

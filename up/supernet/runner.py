@@ -83,7 +83,7 @@ class DartsRunner(SupernetRunner):
     - ``holdout``: share of ``dataset.train`` that the architecture is chosen on; the rest trains the weights.
     - ``warmup``: epochs before the architecture moves.
     - ``arch_lr``, ``arch_betas``, ``arch_weight_decay``: Adam's, of the architecture parameters.
-    - ``layers``, ``init_channels``: of the network that ``genotype.yaml`` in the run folder has; unset takes those of the supernet.
+    - ``layers``, ``init_channels``: of the network in ``fragments/best.yaml`` of the run folder; unset takes those of the supernet.
 
     ``trainer`` has the optimizer of the weights: the paper has SGD, 0.025 to 0.001 by cosine, momentum 0.9, weight decay 3e-4, and
     gradients clipped at 5.
@@ -152,7 +152,7 @@ class DartsRunner(SupernetRunner):
 
     def found(self) -> Sequence[FoundNetwork]:
         """Return the network of the strongest operations."""
-        return [FoundNetwork("genotype", self.supernet.genotype())]
+        return [FoundNetwork("best", self.supernet.genotype())]
 
     def state_dict(self) -> StateDict:
         """Return the state of the architecture's optimizer; its parameters are buffers of the net."""

@@ -1,0 +1,58 @@
+"""The stage of a search that trains a supernet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from up.errors import ConfigError
+from up.search.algorithm import History, Trial, Work
+from up.search.algorithms.supernet import Cars, Darts
+from up.search.space import read_space
+
+CONFIG = {
+    "runtime": {"random_seed": 7},
+    "net": [{"name": "backbone", "type": "resnet18", "kwargs": {"width": 8}}, {"name": "head", "type": "base_cls_head"}],
+    "ema": {"enable": True},
+    "saver": {"save_dir": "runs/x"},
+}
+
+
+def history(*states: Any) -> History:
+    trials = [Trial(number, {}, state, note={"seed": number}) for number, state in enumerate(states)]
+    return History(trials, read_space({}, [], "space"), seed=7)
+
+
+@pytest.mark.parametrize(("states", "more"), [((), True), (("running",), False), (("complete",), False), (("failed",), True)])
+def test_one_training_is_the_stage(states: tuple[str, ...], more: bool) -> None:
+    suggestion = Darts().suggest(history(*states))
+    assert suggestion == (Work(note={"seed": len(states)}) if more else None)
+    assert Darts().suggest(history("failed", "failed", "failed")) is None
+
+
+@pytest.mark.parametrize(("algorithm", "runner"), [(Darts, {"arch_lr": 0.1}), (Cars, {"population": 4})])
+def test_a_training_has_the_supernet_in_the_place_of_the_backbone(algorithm: type[Darts], runner: dict[str, Any]) -> None:
+    made = algorithm(supernet={"layers": 3}, runner=runner, seeds=2)
+    seen = history("complete", "running")
+    values = made.settings(seen.trials[1], seen, CONFIG)
+    assert values["runtime.runner"] == {"type": algorithm.__name__.lower(), "kwargs": runner}
+    assert (values["net.0.type"], values["net.0.kwargs"]) == ("cell_supernet", {"layers": 3})
+    assert values["runtime.random_seed"] == 8
+    assert values["ema.enable"] is False
+    assert "saver.pretrain_model" not in values
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "key"),
+    [
+        ({"supernet": {"layer": 3}}, "supernet.layer"),
+        ({"supernet": {"candidates": ["sep"]}}, "supernet.candidates.0"),
+        ({"runner": {"arch_lr": -1}}, "runner.arch_lr"),
+        ({"runner": {"population": 3}}, "runner.population"),
+    ],
+)
+def test_wrong_arguments_name_their_key(kwargs: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Darts(**kwargs)
+    assert [problem.key for problem in caught.value.problems] == [key]
