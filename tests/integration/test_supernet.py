@@ -13,8 +13,11 @@ import yaml
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster, Server, start
 from tests.harness.runs import records, train
+from tests.harness.searching import InstantChild, search_config, searched
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.search import worker
+from up.search.child import Verdict
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -101,9 +104,9 @@ def test_the_network_that_darts_finds_is_like_any_other(config: Config, write: W
     assert state["step"] == 5
     assert state["model"]["backbone.stem.0.0.weight"].shape == (24, 3, 3, 3)
 
-    assert main(["to_onnx", "--config", path, "--save_to", str(tmp_path / "out")]) == 0
-    manifests = list((tmp_path / "out").rglob("*.tar"))
-    assert manifests or list((tmp_path / "out").rglob("*.onnx"))
+    (tmp_path / "out").mkdir()
+    assert main(["to_onnx", "--config", path, "--save_prefix", str(tmp_path / "out" / "found")]) == 0
+    assert (tmp_path / "out" / "found.onnx").is_file()
 
     student = {**base, "teacher": found["net"], "saver": {"save_dir": str(tmp_path / "student")}}
     student["runtime"] = {**base["runtime"], "task_names": "kd_cls", "runner": {"type": "kd"}}
@@ -132,6 +135,36 @@ def test_files_of_cars(config: Config, write: Write, tmp_path: Path) -> None:
     population = checkpoint(run)["runner"]["population"]
     assert len(population) == 4
     assert all(0 <= row["accuracy"] <= 100 for row in population)
+
+
+class InThisProcess(InstantChild):
+    """A training as it is, without a process of its own."""
+
+    def has_ended(self) -> bool:
+        if not self._stopped:
+            code = main(["train", "--config", str(self.folder / "config.yaml")])
+            self._verdict, self._stopped = Verdict("done" if code == 0 else "failed", exit_code=code), True
+        return True
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_stage_of_a_search_finds_the_network_that_full_train_trains(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    monkeypatch.setattr(worker, "Child", InThisProcess)
+    kwargs = {**RUNNERS[runner], **({"warmup": 0} if runner == "cars" else {})}
+    stage = {"algorithm": runner, "max_epoch": 1, "control": 0, "supernet": SUPERNET, "runner": kwargs}
+    last = {"full_train": {"candidates": "nas.pareto" if runner == "cars" else "nas.best", "top": 1, "control": False}}
+    config = search_config(images, tmp_path / "run", {"nas": stage}, last)
+    config["trainer"]["max_epoch"] = 1
+    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 4
+    searched(config, tmp_path / "s.yaml")
+    run = tmp_path / "run"
+    found = yaml.safe_load((run / "nas" / "best.yaml").read_text())["net"][0]
+    trained = yaml.safe_load((run / "full_train" / "best" / "config.yaml").read_text())["net"][0]
+    assert found["type"] == trained["type"] == "cell_network"
+    fragments = run / "nas" / ("pareto" if runner == "cars" else ".")
+    assert trained["kwargs"] in [yaml.safe_load(file.read_text())["net"][0]["kwargs"] for file in fragments.glob("*.yaml")]
 
 
 MISTAKES: dict[str, tuple[list[str], str, list[str]]] = {

@@ -63,7 +63,7 @@ class RuntimeSection(Section):
     task_names: Annotated[Name, FixedOnResume()] = "cls"
     """The task, or ``kd_<task>`` for its distillation."""
     runner: Annotated[Part, PartOf("runner"), FixedOnResume()] = Part(type="base")
-    """Training step, from a batch to a loss: ``base``, or ``kd`` for distillation."""
+    """Training step, from a batch to a loss: ``base``, ``kd`` for distillation, ``darts`` or ``cars`` for a search of networks."""
     random_seed: Annotated[int, Field(ge=0, lt=2**63), FixedOnResume()] = 131
     """Seed of all random numbers."""
     rank_init: bool = False

@@ -40,6 +40,7 @@ class CarsRunner(SupernetRunner):
     - ``holdout``: share of ``dataset.train`` that individuals are measured on; the rest trains the weights.
     - ``warmup``: epochs whose batches train paths drawn at random from the whole space, before the population does.
     - ``population``: individuals; ``ga_interval``: epochs from one generation to the next.
+    - ``max_size``: most parameters of a path; larger individuals are never drawn.
     - ``outputs``: networks that are written to ``fragments/pareto`` in the run folder: those of the Pareto front, or ``uniform``,
       the most accurate one in each of ``number`` equal ranges of size. ``fragments/best.yaml`` is the most accurate of all.
     - ``layers``, ``init_channels``: of the networks that are written; unset takes those of the supernet.
@@ -52,6 +53,7 @@ class CarsRunner(SupernetRunner):
         population: Annotated[int, Field(ge=2)] = 128,
         warmup: AtLeast0 = 50,
         ga_interval: AtLeast1 = 10,
+        max_size: AtLeast1 | None = None,
         outputs: Literal["pareto", "uniform"] = "pareto",
         number: AtLeast1 = 8,
         **kwargs: Argument,
@@ -59,9 +61,12 @@ class CarsRunner(SupernetRunner):
         super().__init__(net, **kwargs)
         self._warmup, self._interval, self._outputs, self._number = warmup, ga_interval, outputs, number
         operations = [name for name in self.supernet.candidates if name != "none"]
-        self.space = CellSpace(self.supernet.nodes, operations)
-        first = generator_of(self.seed, _FIRST)
-        drawn = list(dict.fromkeys(self.space.sample(first) for _ in range(population)))
+
+        def is_allowed(genotype: Genotype) -> bool:
+            return max_size is None or self.supernet.parameters_of(genotype) <= max_size
+
+        self.space = CellSpace(self.supernet.nodes, operations, is_allowed)
+        drawn = self.space.first(population, generator_of(self.seed, _FIRST))
         self.population = [self._individual(genotype) for genotype in drawn]
         self._keep = population
         self.supernet.leader = drawn[0]

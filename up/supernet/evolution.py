@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from up.errors import UserError
 from up.models.genotype import INPUTS, Edge, Genotype, Operation
 from up.seed import key
 
@@ -20,10 +21,11 @@ def generator_of(*parts: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class CellSpace:
-    """All genotypes of cells with ``nodes`` nodes and these operations; a node has two different inputs."""
+    """All genotypes of cells with ``nodes`` nodes and these operations that are ``allowed``; a node has two different inputs."""
 
     nodes: int
     operations: Sequence[Operation]
+    allowed: Callable[[Genotype], bool] = lambda genotype: True
 
     def sample(self, rng: np.random.Generator) -> Genotype:
         """Draw a genotype, every one with the same probability."""
@@ -49,11 +51,25 @@ class CellSpace:
             for _ in range(_TRIES):
                 parents = [population[at] for at in rng.integers(len(population), size={"mutate": 1, "cross": 2}.get(way, 0))]
                 child: Genotype = getattr(self, way)(*parents, rng)
-                if child not in known:
+                if child not in known and self.allowed(child):
                     known.add(child)
                     children.append(child)
                     break
         return children
+
+    def first(self, number: int, rng: np.random.Generator) -> list[Genotype]:
+        """Draw up to ``number`` different genotypes. Raises ``UserError`` if none of many draws is allowed."""
+        found: dict[Genotype, None] = {}
+        for _ in range(_TRIES * number):
+            genotype = self.sample(rng)
+            if self.allowed(genotype):
+                found[genotype] = None
+            if len(found) == number:
+                break
+        if not found:
+            what = f"no network of {_TRIES * number} drawn is within the limit"
+            raise UserError(what, key="max_size", fix="Raise it, or make the supernet smaller.")
+        return [*found]
 
     def _node(self, node: int, rng: np.random.Generator) -> tuple[Edge, Edge]:
         first, second = sorted(rng.choice(node + INPUTS, size=2, replace=False).tolist())

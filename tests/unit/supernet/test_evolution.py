@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from up.errors import UserError
 from up.models.genotype import Genotype
 from up.supernet.cars import uniform
 from up.supernet.evolution import CellSpace, generator_of
@@ -48,7 +49,7 @@ def test_a_crossover_takes_each_node_from_a_parent() -> None:
         for at, node in enumerate(nodes_of(SPACE.cross(one, other, rng))):
             assert node in (nodes_of(one)[at], nodes_of(other)[at])
             picked.add((at, node == nodes_of(one)[at]))
-    assert len(picked) == 12
+    assert len(picked) == 6 + sum(mine != theirs for mine, theirs in zip(nodes_of(one), nodes_of(other), strict=True))
 
 
 def test_a_quarter_mutates_a_quarter_is_crossed_and_half_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +69,19 @@ def test_offspring_of_a_space_that_is_used_up() -> None:
     space = CellSpace(1, ["skip_connect"])  # one genotype
     rng = generator_of(4)
     assert space.offspring([space.sample(rng)], 4, rng) == []
+
+
+def test_what_is_not_allowed_is_never_drawn() -> None:
+    def has_no_pooling(genotype: Genotype) -> bool:
+        return all(edge[0] != "max_pool_3x3" for edge in (*genotype.normal, *genotype.reduce))
+
+    space = CellSpace(1, SPACE.operations, has_no_pooling)
+    first = space.first(6, generator_of(5))
+    assert len(set(first)) == 6
+    assert all(has_no_pooling(each) for each in (*first, *space.offspring(first, 8, generator_of(6))))
+    with pytest.raises(UserError) as caught:
+        CellSpace(1, SPACE.operations, lambda genotype: False).first(2, generator_of(7))
+    assert caught.value.problems[0].key == "max_size"
 
 
 def test_same_key_same_offspring() -> None:
