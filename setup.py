@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_
 
 DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
 VIZ = ["matplotlib>=3.8", "jinja2>=3.1"]
-SEARCH = ["optuna>=5.0"]
+SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.11"]  # scipy: of Optuna's gp and of cmaes, which do not name it
 DEMO = ["scikit-learn>=1.4", *VIZ]
 
 setup(

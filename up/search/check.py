@@ -18,6 +18,7 @@ from up.tasks.experiment import Experiment
 from up.text import count, did_you_mean
 from up.types import Json
 
+_ENDLESS = ("random", "tpe", "gp", "evolution", "cma_es", "asha", "bohb", "boss", "backbone_nas")
 _LATER = ("best", "pareto", "schedule")
 
 
@@ -73,7 +74,7 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
     brings_space = own is not None or getattr(algorithm, "settings", None) is not None
     if not len(space) and not brings_space:
         yield Problem("is missing: it names the keys to search", key=f"{place}.space")
-    if section.trials is None and section.algorithm in ("random", "tpe", "gp", "evolution", "cma_es"):
+    if section.trials is None and section.algorithm in _ENDLESS:
         yield Problem(f"is missing: {section.algorithm} has no end of its own", key=f"{place}.trials")
     prunes = getattr(algorithm, "one_objective", getattr(algorithm, "should_stop", None) is not None)
     if prunes and len(section.objectives) > 1:
