@@ -16,8 +16,13 @@ from tests.harness.runs import records, train
 from tests.harness.searching import InstantChild, search_config, searched
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.errors import UserError
+from up.schema.search import amount
 from up.search import worker
 from up.search.child import Verdict
+from up.search.constraints import Costs, broken
+from up.search.found import take_over
+from up.search.stages import load_search, open_stage
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -153,7 +158,8 @@ def test_a_stage_of_a_search_finds_the_network_that_full_train_trains(
 ) -> None:
     monkeypatch.setattr(worker, "Child", InThisProcess)
     kwargs = {**RUNNERS[runner], **({"warmup": 0} if runner == "cars" else {})}
-    stage = {"algorithm": runner, "max_epoch": 1, "control": 0, "supernet": SUPERNET, "runner": kwargs}
+    limits = {"params": "8k"}  # fewer than the supernet has, which is no candidate
+    stage = {"algorithm": runner, "max_epoch": 1, "control": 0, "supernet": SUPERNET, "runner": kwargs, "constraints": limits}
     last = {"full_train": {"candidates": "nas.pareto" if runner == "cars" else "nas.best", "top": 1, "control": False}}
     config = search_config(images, tmp_path / "run", {"nas": stage}, last)
     config["trainer"]["max_epoch"] = 1
@@ -165,6 +171,38 @@ def test_a_stage_of_a_search_finds_the_network_that_full_train_trains(
     assert found["type"] == trained["type"] == "cell_network"
     fragments = run / "nas" / ("pareto" if runner == "cars" else ".")
     assert trained["kwargs"] in [yaml.safe_load(file.read_text())["net"][0]["kwargs"] for file in fragments.glob("*.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"), [("5k", "best.yaml", 2), ("4500", "pareto/01.yaml", 2), ("4k", "pareto/00.yaml", 1)]
+)
+def test_found_networks_that_break_a_limit_are_left_out(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, best: str, left: int
+) -> None:
+    sizes = {"best.yaml": 4600.0, "pareto/00.yaml": 3900.0, "pareto/01.yaml": 4400.0}
+    found = tmp_path / "fragments"
+    (found / "pareto").mkdir(parents=True)
+    for name, size in sizes.items():
+        (found / name).write_text(yaml.safe_dump({"to_kestrel": {"model_name": f"net{size:.0f}"}}))
+    (found / "networks.csv").write_text("file,accuracy,size\nbest.yaml,90,1\npareto/00.yaml,80,1\npareto/01.yaml,85,1\n")
+
+    def cost(self: Costs, config: Path) -> tuple[dict[str, float], str]:
+        params = float(yaml.safe_load(config.read_text())["to_kestrel"]["model_name"].removeprefix("net"))
+        return {}, broken({"params": params}, {"params": amount(limit)})
+
+    monkeypatch.setattr(Costs, "of", cost)
+    path = tmp_path / "s.yaml"
+    stages = {"nas": {"algorithm": "cars", "constraints": {"params": limit}}}
+    path.write_text(yaml.safe_dump(search_config(images, tmp_path / "run", stages)))
+    stage = open_stage(load_search(path), "nas", None)
+    take_over(stage, found)
+    assert (stage.folder / "best.yaml").read_text() == (found / best).read_text()
+    assert len(list((stage.folder / "pareto").glob("*.yaml"))) == left
+    monkeypatch.setattr(Costs, "of", lambda self, config: ({}, "params: 4000 > 100"))
+    with pytest.raises(UserError) as caught:
+        take_over(stage, found)
+    assert caught.value.problems[0].key == "search.stages.0.nas.constraints"
+    assert "params: 4000 > 100" in str(caught.value)
 
 
 MISTAKES: dict[str, tuple[list[str], str, list[str]]] = {

@@ -150,6 +150,8 @@ class Algorithm(Protocol):
     ``fragments(history, config) -> Mapping[str, Json]``: further files of the finished stage by name, such as ``schedule.yaml``
     (values by dotted path) or ``lineage.csv`` (a list of rows).
     ``space() -> Mapping[str, Json]``: the space in its YAML form, for an algorithm that brings its own.
+    ``finds_networks: bool``: a training finds networks by itself and writes them to ``fragments/`` in its folder, as ``best.yaml``
+    and ``pareto/*.yaml``. Limits are those of these networks, not of the one that is trained.
     ``max_epoch: int``: the length of its trials, where the stage gives none. ``one_objective: bool``: whether it takes only one.
     """
 

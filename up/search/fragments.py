@@ -14,19 +14,20 @@ from up.config.nodes import PlainDumper
 from up.errors import UserError
 from up.files import write_text
 from up.search.algorithm import History, Trial
+from up.search.found import BEST, PARETO, take_over
 from up.search.settings import plain_of, write_fragment
 from up.search.stages import Stage
 from up.types import Json
 
-BEST, PARETO, WRITTEN = "best.yaml", "pareto", "fragments"
+WRITTEN = "fragments"  # of a training that finds networks
 _TOP = 10  # trials in pareto/ where there is one objective
 
 
 def write_fragments(stage: Stage, trials: Sequence[Trial]) -> set[int]:
     """Write best.yaml, pareto/, the tables and the algorithm's own fragments; returns the numbers of the trials in them.
 
-    A training that found networks by itself leaves its fragments in ``fragments/`` of its folder; those of the best trial are the
-    stage's. Raises ``UserError`` if no trial is complete.
+    A training that found networks by itself leaves its fragments in ``fragments/`` of its folder; those of the best trial that are
+    within the limits are the stage's. Raises ``UserError`` if no trial is complete.
     """
     space, ways = stage.space, list(stage.objectives.values())
     history = History(trials, space, ways, stage.search.seed, stage.max_epoch, stage.limit)
@@ -44,10 +45,8 @@ def write_fragments(stage: Stage, trials: Sequence[Trial]) -> set[int]:
     own = getattr(stage.algorithm, "fragments", None)
     for name, content in own(history, plain_of(stage.tree)).items() if own is not None else ():
         _write(stage.folder / name, content)
-    found = stage.trial_folder(best) / WRITTEN
-    if found.is_dir():
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(found, stage.folder, dirs_exist_ok=True)
+    if stage.finds_networks:
+        take_over(stage, stage.trial_folder(best) / WRITTEN)
     return {best.number, *(trial.number for trial in front)}
 
 

@@ -136,6 +136,16 @@ class Stage:
         """Costs that are measured before training: those with a limit, and those that are objectives."""
         return [name for name in COSTS if name in self.constraints.limits or name in self.objectives]
 
+    @property
+    def costs_of_trials(self) -> list[str]:
+        """``costs`` if a trial trains the network that they are of; none if its training finds networks by itself."""
+        return [] if self.finds_networks else self.costs
+
+    @property
+    def finds_networks(self) -> bool:
+        """Whether a training of the stage finds networks by itself, as that of a supernet does."""
+        return bool(getattr(self.algorithm, "finds_networks", False))
+
     def objective_values(self, metrics: Mapping[str, float], costs: Mapping[str, float]) -> tuple[float, ...]:
         """Return the objectives of an evaluation: of averaged weights, if there are any. Raises ``UserError`` for an unknown
         metric."""

@@ -119,7 +119,7 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._write(stage, study, trial, folder)
-            if stage.costs and not trial.costs:
+            if stage.costs_of_trials and not trial.costs:
                 measured, broken = costs.of(folder / CONFIG)
                 study.set_costs(trial.number, measured)
                 if broken:
@@ -141,7 +141,7 @@ class Worker:
     def _write(self, stage: Stage, study: Study, trial: Trial, folder: Path) -> None:
         history = history_of(stage, study)
         write_trial(stage, trial, history, folder, inherits=trial.parent is not None)
-        if stage.costs and not trial.costs:
+        if stage.costs_of_trials and not trial.costs:
             load_experiment(folder / CONFIG)
 
     def _follow(self, stage: Stage, study: Study, slot: Slot) -> None:

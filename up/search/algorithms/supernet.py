@@ -33,6 +33,7 @@ class Darts:
     Raises ``ConfigError`` for arguments that the supernet or the runner does not take.
     """
 
+    finds_networks: ClassVar[bool] = True
     type: ClassVar[str] = "darts"
     kind: ClassVar[Target] = DartsRunner
 
