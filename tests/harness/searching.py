@@ -76,9 +76,20 @@ class InstantChild:
             self._verdict = Verdict("killed", "ended by SIGKILL", -9)
             return True
         (self.folder / "ckpt_latest.pth").write_text(f"epoch {epoch}")
+        if self.config["runtime"].get("runner", {}).get("type") in ("darts", "cars"):
+            self._find_networks()
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"phase": "eval", "step": epoch, "epoch": epoch, "top1": value}) + "\n")
         return False
+
+    def _find_networks(self) -> None:
+        """Write networks as the training of a supernet does."""
+        for name, width in (("best", 8), ("pareto/00", 4), ("pareto/01", 8)):
+            small = {"block": "basic", "layers": [1, 1, 1, 1], "width": width}
+            net = [{"name": "backbone", "type": "resnet_custom", "kwargs": small}, *self.config["net"][1:]]
+            file = self.folder / "fragments" / f"{name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(yaml.safe_dump({"net": net}))
 
     def verdict(self) -> Verdict:
         return self._verdict

@@ -33,7 +33,7 @@ from up.models.preprocessing import ImagePreprocessing, of_operations
 from up.schema.dataset import Source
 from up.seed import key
 from up.supernet.halves import Batching, Halves, PairedBatches, Reordered, halves_of
-from up.supernet.section import is_architecture_search, share_held_out
+from up.supernet.section import is_architecture_search, reads_pairs, share_held_out
 from up.tasks.experiment import Experiment
 from up.tasks.task import InputSpec, Size
 from up.text import some_of
@@ -171,10 +171,11 @@ def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
     with experiment.placing("dataset.train.batch_sampler.kwargs.batch_size"):
         if halves is None:
             return TrainBatches(order, **settings)
+        own = Reordered(order, halves.weights, len(order))
+        if not reads_pairs(experiment):
+            return TrainBatches(own, **settings)
         shuffled = Shuffled(size=len(halves.held_out), seed=key(experiment.config.runtime.random_seed, _HELD_OUT))
-        return PairedBatches(
-            Reordered(order, halves.weights, len(order)), Reordered(shuffled, halves.held_out, len(order)), **settings
-        )
+        return PairedBatches(own, Reordered(shuffled, halves.held_out, len(order)), **settings)
 
 
 def _order(experiment: Experiment, dataset: Dataset, kept: Indices | None) -> Order:

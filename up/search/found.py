@@ -22,6 +22,8 @@ def take_over(stage: Stage, found: Path) -> None:
 
     If the best network does, the most accurate one within the limits is the best. Raises ``UserError`` if there is none.
     """
+    if not (found / BEST).is_file():
+        raise UserError(f"{found}: the training found no network", key=stage.search.place(stage.name), fix="Train more epochs.")
     files = [found / BEST, *sorted((found / PARETO).glob("*.yaml"))]
     reasons = {file: _broken(stage, file) for file in files}
     kept = [file for file in files if not reasons[file]]

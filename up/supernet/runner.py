@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -46,6 +46,8 @@ class SupernetRunner(Runner):
     """Train the weights of a supernet on one part of the images, and choose its architecture on the other, the held-out part."""
 
     trains_all_weights = False
+    reads_pairs: ClassVar[bool] = False
+    """Whether a batch has as many held-out images after those that train the weights."""
 
     def __init__(
         self,
@@ -72,10 +74,6 @@ class SupernetRunner(Runner):
         """Return the networks found so far, the best first."""
         raise NotImplementedError
 
-    def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
-        """Prepare the images that train the weights."""
-        return super().prepare(rows_of(batch, slice(image_count(batch) // 2)), step, micro)
-
 
 class DartsRunner(SupernetRunner):
     """DARTS of first order: before each step of the weights, the architecture parameters step on as many held-out images.
@@ -88,6 +86,8 @@ class DartsRunner(SupernetRunner):
     ``trainer`` has the optimizer of the weights: the paper has SGD, 0.025 to 0.001 by cosine, momentum 0.9, weight decay 3e-4, and
     gradients clipped at 5.
     """
+
+    reads_pairs = True
 
     def __init__(
         self,
@@ -103,6 +103,10 @@ class DartsRunner(SupernetRunner):
         self._first_epoch = warmup
         self.optimizer = torch.optim.Adam(self.supernet.architecture, lr=arch_lr, betas=arch_betas, weight_decay=arch_weight_decay)
         self._loss: Tensor | None = None
+
+    def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
+        """Prepare the images that train the weights."""
+        return super().prepare(rows_of(batch, slice(image_count(batch) // 2)), step, micro)
 
     def before_step(self, data: StepData, step: int) -> None:
         """Move the architecture by the gradient of the loss of the held-out images of all ranks; the weights stand still."""

@@ -17,6 +17,11 @@ def is_architecture_search(experiment: Experiment) -> bool:
     return signature_of(experiment.tables["runner"].get(experiment.config.runtime.runner.type)).takes("holdout")
 
 
+def reads_pairs(experiment: Experiment) -> bool:
+    """Return whether every batch of the runner has held-out images, too."""
+    return bool(getattr(experiment.tables["runner"].get(experiment.config.runtime.runner.type), "reads_pairs", False))
+
+
 def share_held_out(experiment: Experiment) -> float:
     """Return the share of ``dataset.train`` that the runner decides about architectures on."""
     runner = experiment.config.runtime.runner
