@@ -29,11 +29,12 @@ from torch import nn
 from up.build.experiment import all_tables, find_task
 from up.config.parts import build_part
 from up.data.records import Batch
-from up.distill.cache import CachedTeacher, Codec, Store, image_keys
+from up.distill.cache import CachedTeacher, Codec, image_keys
 from up.distill.losses import KDLoss
 from up.distill.runner import KDRunner
 from up.distill.teachers import Teacher
 from up.distill.terms import DistillationTerm, DistillationTerms, HookedStudent, Pair
+from up.engine.rows import Store
 from up.engine.step import Runner
 from up.models.feature_hooks import FeatureHooks
 from up.models.net import Net
@@ -150,7 +151,9 @@ class Bench:
         """A cache that has the batch, read by another than who filled it."""
         codec = Codec({LAYER: (CLASSES,)})
         made = [
-            CachedTeacher(teacher, Store(folder, row_bytes=codec.row_bytes, identity={}), codec, steps_per_epoch=1)
+            CachedTeacher(
+                teacher, Store(folder, row_bytes=codec.row_bytes, identity={}, setting="mimic.cache.dir"), codec, steps_per_epoch=1
+            )
             for _ in range(2)
         ]
         made[0](Batch(self.batch, image_keys=image_keys(self.batch, 0, None)))

@@ -1,11 +1,26 @@
 """Python interface, for notebooks and scripts: the same functions as the commands.
 
     >>> from up.api import finetune
-    >>> run = finetune(train="photos/train", model="test_resnet", weights="weights.pth", epochs=2, progress=False)
-    >>> sorted(run.metrics)[:2]
-    ['loss', 'mean_class_accuracy']
+    >>> run = finetune(train="photos/train", model="resnet50", weights="r50.pth", strategy="ulmfit", epochs=10)
+    photos/train: 2 classes, 24 images (cat 12, dog 12)
+    ...
+    >>> 0 <= run.metrics["top1"] <= 100
+    True
     >>> run.predict("img.jpg").name in ("cat", "dog")
     True
+    >>> print(run.export("model.tar"))
+    model.tar
+    >>> figure = run.plot()
+    >>> print(run.report())
+    top1 ...
+    written: runs/photos/results/metrics.json
+    ...
+
+Without a strategy, the settings come from the network and the number of images:
+
+    >>> other = finetune(train="photos/train", out="runs/other", epochs=2, progress=False)
+    >>> print(other.checkpoint)
+    runs/other/ckpt_best.pth
 
 Nothing here ends the process or installs a signal handler. Mistakes raise ``UserError`` in one line, with nothing created. An
 interrupted kernel loses the current epoch at most: the same call resumes from the newest checkpoint and ends with the weights

@@ -59,6 +59,15 @@ def si(number: float, digits: int = 2) -> str:
     return f"{number:g}"
 
 
+def size_text(number: float) -> str:
+    """Format a number of bytes, such as ``2.58 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
+
+
 def duration(seconds: float) -> str:
     """Write ``75`` seconds as ``1:15``, ``3725`` as ``1:02:05``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -16,6 +16,8 @@ from up.api import build_dataset, build_model, evaluate, finetune, load, train
 from up.data.records import SampleKey
 from up.engine.checkpoint import load_checkpoint
 from up.errors import UserError
+from up.models.adapter import published
+from up.models.resnets import resnet_custom
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -36,7 +38,13 @@ def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
-def test_the_docstring() -> None:
+def test_the_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, with a narrow network under the name that it has."""
+    narrow = {"block": "bottleneck", "layers": (1, 1, 1, 1), "width": 8}
+    resnet50 = published(resnet_custom, "A ResNet of one narrow bottleneck a stage.", narrow)
+    monkeypatch.setattr("up.models.resnets.resnet50", resnet50)
+    torch.manual_seed(0)
+    torch.save(resnet50().state_dict(), "r50.pth")
     assert doctest.testmod(up.api, optionflags=doctest.ELLIPSIS).failed == 0
 
 

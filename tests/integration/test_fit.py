@@ -148,11 +148,22 @@ def test_the_estimate_has_the_steps_and_evaluations_of_the_run(
     config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = estimate(load_experiment(Path(write(config)), []), steps=5)
-    assert (found.steps, found.evaluations) == (12, 2)
-    assert found.total_s == pytest.approx(12 * found.step_s + 2 * found.evaluation_s)
-    assert 0 <= found.wait_s < found.step_s
+    (phase,) = found.phases
+    assert (phase.steps, found.evaluations) == (12, 2)
+    assert found.total_s == pytest.approx(12 * phase.step_s + 2 * found.evaluation_s)
+    assert 0 <= phase.wait_s < phase.step_s
+    assert found.peak_bytes > 1e6
     assert main(["check", "--estimate", "--config", write(config)]) == 0
-    assert tells(capsys.readouterr().out.splitlines(), "estimate", "12 steps", "2 evaluations")
+    assert tells(capsys.readouterr().out.splitlines(), "estimate", "memory", "20 measured", "12 steps", "2 evaluations")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_estimate_of_cached_features(config: Config, write: Write, tmp_path: Path) -> None:
+    config["finetune"] = {"probe": {"epochs": 1}, "features": "fixed_view"}
+    found = estimate(load_experiment(Path(write(config)), []), steps=5)
+    assert [phase.steps for phase in found.phases] == [6, 6]
+    assert found.phases[0].step_s < found.phases[1].step_s
+    assert found.features_s > 0
     assert not (tmp_path / "run").exists()
 
 

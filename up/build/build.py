@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from up.build.averaging import average_weights
 from up.build.check_task import check_and_dry_run
-from up.build.data import example_batch, preprocessing_of_images, train_loader
+from up.build.data import example_batch, preprocessing_of_images
+from up.build.features import steps_from
 from up.build.fit import fit_machine
 from up.build.network import select_device, synchronized
 from up.build.parts import RunParts, build_parts
@@ -20,7 +21,6 @@ from up.command_line import CommandLine
 from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.distributed.group import is_main, is_parallel
 from up.distributed.signals import StopRequest, stoppable
-from up.engine.bad_images import BadImageLog
 from up.engine.ema import build_ema
 from up.engine.hooks import Hooks, Outline
 from up.engine.memory import Memory
@@ -120,11 +120,13 @@ def session_of(
         ema=ema,
         buffers=RankBuffers(parts.net, ema, average=config.runtime.async_norm),
         memory=Memory(runner.net, policy=config.trainer.out_of_memory, ranks_meet=parts.loss_has_terms, strike=parts.fault.exhaust),
-        loader_from=lambda step: train_loader(experiment, parts.train_data, parts.batches, range(step, times.total)),
+        loader_from=steps_from(
+            experiment, parts.features.cache, parts.train_data, parts.batches, times.total, stop, parts.bad_images
+        ),
         evaluation=evaluation,
         evaluate_every=times.evaluate,
         checkpointing=Checkpointing(start.folder, times.save, start.checkpoint),
-        bad_images=BadImageLog.of(parts.train_data, experiment.folder),
+        bad_images=parts.bad_images,
         hooks=Hooks([*parts.hooks.hooks, *(runner.hooks if is_main() else ())]),
         stop=stop,
         stopping=parts.stopping,

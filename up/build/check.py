@@ -97,6 +97,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
         for problem in export_problems(experiment, parts.net, parts.class_names):
             warn(f"{problem} (up to_onnx and up to_kestrel cannot export this)")
     yield from parts.freezing.lines()
+    yield from parts.features.lines
     yield rate_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
     first = first_batch(experiment, "train", parts.train_data, warn)
     yield f"first training sample: {tuple(first.image[0].shape)}"

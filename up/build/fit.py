@@ -25,7 +25,6 @@ from up.build.training import build_runner, optimizer_of
 from up.config.section import Section
 from up.data.collate import to_device as batch_to_device
 from up.data.records import Dataset
-from up.distill.cache import size_text
 from up.distributed import group
 from up.distributed.env import ranks_of_host
 from up.distributed.failures import join_group, local_phase
@@ -40,7 +39,7 @@ from up.schema.decode import missing_for_training
 from up.schema.sections import Config
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment
-from up.text import count
+from up.text import count, size_text
 
 BATCH, WORKERS, AMP = "batch_sampler.kwargs.batch_size", "dataloader.kwargs.num_workers", "runtime.amp"
 MOST_ON_CPU, MOST_ON_GPU = 32, 512  # images of a batch

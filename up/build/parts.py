@@ -10,6 +10,7 @@ import torch
 
 from up.build.data import build_dataset, build_device_side, build_evaluation, train_batches
 from up.build.experiment import missing_files
+from up.build.features import Features, features_of
 from up.build.finetune import freezing_of, prepare_net
 from up.build.network import build_net, distillation_of, precision_of, to_device
 from up.build.supernet import architecture_search_of
@@ -21,9 +22,11 @@ from up.distill.build import Distillation
 from up.distill.section import label_problems
 from up.distill.teachers import classes_of_teacher
 from up.distributed.group import is_main
+from up.engine.bad_images import BadImageLog
 from up.engine.clip import Clip
 from up.engine.evaluate import Evaluation
 from up.engine.faults import Fault, fault_from
+from up.engine.features import FeatureRemoval
 from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks
 from up.engine.precision import Precision
@@ -66,6 +69,8 @@ class RunParts:
     distillation: Distillation | None
     fault: Fault
     fingerprint: RunFingerprint  # compared on resume, and between ranks
+    features: Features  # of frozen modules, for the steps that train on them
+    bad_images: BadImageLog
     search: ArchitectureSearch | None = None
     loss_has_terms: bool = False  # with weights of their own, which the ranks exchange in every micro-batch; set by the dry run
 
@@ -96,6 +101,8 @@ def build_parts(
     stage, mix = build_device_side(experiment, train_data, derived, device)
     if distillation is not None and teacher_weights:
         distillation = distillation.with_cache(experiment, train_data, steps_per_epoch=times.steps_per_epoch, steps=times.total)
+    net = to_device(experiment, net, device)
+    features = features_of(experiment, train_data, net, freezing, times, mix=mix, precision=precision)
     watching, clip = build_hooks(experiment, net, class_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the optimizer of phase 3 repeats them: wrapping the net may change its tensors
@@ -111,7 +118,7 @@ def build_parts(
         schedule,
         early_stopping_of(experiment, is_evaluated=evaluation is not None),
         evaluation,
-        net=to_device(experiment, net, device),
+        net=net,
         freezing=freezing,
         stage=stage,
         mix=mix,
@@ -119,14 +126,9 @@ def build_parts(
         clip=clip,
         distillation=distillation,
         fault=fault_from(os.environ, experiment.folder),
-        fingerprint=RunFingerprint(
-            effective_yaml(config),
-            train_data.fingerprint(),
-            config.runtime.random_seed,
-            batches.global_batch_size,
-            class_names,
-            config.saver.accept_data_change,
-        ),
+        fingerprint=fingerprint_of(experiment, train_data, batches, class_names),
+        features=features,
+        bad_images=BadImageLog.of(train_data, experiment.folder),
         search=architecture_search_of(experiment, train_data, batches, times.total, precision, device),
     )
 
@@ -138,4 +140,18 @@ def hooks_of_rank(experiment: Experiment, watching: list[Hook]) -> Hooks:
     every = experiment.config.trainer.log_interval
     tensorboard = [] if any(hook.type == "train_val_logger" for hook in experiment.config.hooks) else [TensorBoard(freq=every)]
     standing = [Display(every=every, console=console_of_run()), EpochLines(), MetricsFile(every=every), *tensorboard]
-    return Hooks([*standing, *watching])
+    removal = [] if experiment.config.finetune is None else [FeatureRemoval(experiment.folder)]
+    return Hooks([*standing, *watching, *removal])
+
+
+def fingerprint_of(experiment: Experiment, data: Dataset, batches: TrainBatches, class_names: list[str] | None) -> RunFingerprint:
+    """Return what a resumed run, and every rank, must have in common."""
+    config = experiment.config
+    return RunFingerprint(
+        effective_yaml(config),
+        data.fingerprint(),
+        config.runtime.random_seed,
+        batches.global_batch_size,
+        class_names,
+        config.saver.accept_data_change,
+    )

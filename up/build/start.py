@@ -246,7 +246,7 @@ def log_start(
     of_teachers, doubts = start_lines(experiment, parts.distillation)
     lines = strategy_lines(experiment.config, experiment.decoded.origins)
     lines += [*start.changes, *report.lines, *of_teachers, *start.weights, *net_and_groups(parts.net, optimizer)]
-    lines += parts.freezing.lines()
+    lines += [*parts.freezing.lines(), *parts.features.lines]
     lines.append(rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size))
     probable_mistakes = [*report.warnings, *(preprocessing_doubts(experiment) if start.checkpoint is None else ())]
     notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(probable_mistakes), *doubts]

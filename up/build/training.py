@@ -114,7 +114,8 @@ def rate_line(experiment: Experiment, schedule: Schedule, total: int, global_bat
     first, (step, highest), last = schedule.extremes(total)
     text = f"learning rate: {first:.4g}"
     if not first == highest == last:
-        text += f" at first, {highest:.4g} at most (step {step + 1:,}), {last:.4g} at last"
+        most = "" if highest == first else f" {highest:.4g} at most (step {step + 1:,}),"
+        text += f" at first,{most} {last:.4g} at last"
     part = experiment.config.trainer.lr_scheduler
     if part is not None and part.warmup_register_type == "base" and global_batch_size > 1:
         text += f"; lr is per image (warmup_register_type: base), scaled by the global batch size {global_batch_size:,}"

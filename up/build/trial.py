@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
 from up.build.build import session_of
-from up.build.data import train_loader
-from up.build.fit import fitted
+from up.build.data import build_dataset, train_batches, train_loader
+from up.build.fit import auto_keys, fitted
 from up.build.network import load_start_weights, select_device, synchronized
 from up.build.parts import RunParts, build_parts
 from up.build.start import Start
-from up.build.training import build_runner, optimizer_of
-from up.data.loader import EvalLoader
-from up.distill.cache import size_text
+from up.build.training import build_runner, optimizer_of, timetable
+from up.data.bad_images import BadImages
+from up.data.loader import EvalLoader, TrainLoader
+from up.data.sampler import TrainBatches
+from up.distill.teachers import classes_of_teacher
+from up.distributed.env import world_in_environment
+from up.distributed.failures import Vote
 from up.distributed.signals import StopRequest
+from up.engine.bad_images import BadImageLog
 from up.engine.checkpoint import CheckpointFolder
+from up.engine.features import CHUNK, FeatureCache
 from up.engine.hooks import Hooks
 from up.engine.loop import accumulate
 from up.engine.memory import Memory
 from up.engine.session import TrainingSession
+from up.errors import UserError, out_of_memory
+from up.files import LATEST
 from up.optim import set_lr
 from up.tasks.experiment import Experiment
-from up.text import duration
+from up.text import count, duration, size_text, some_of
 
 MEASURED = 20  # steps
 _WARM_UP = 3  # of them, which start workers and choose algorithms
+_SHARE, _FEWEST = 0.02, 5  # of the steps of a run that its estimate may measure, and from which it is worth it
 
 
 def trial_session(experiment: Experiment, *, steps: int) -> tuple[RunParts, TrainingSession]:
@@ -62,38 +77,112 @@ def trial_session(experiment: Experiment, *, steps: int) -> tuple[RunParts, Trai
     )
 
 
+class StepTime(NamedTuple):
+    """Seconds of a step, the part of them that it waits for data, and the number of such steps in the run."""
+
+    steps: int
+    step_s: float
+    wait_s: float
+    title: str = ""
+
+    def __str__(self) -> str:
+        share = self.wait_s / self.step_s if self.step_s else 0.0
+        return f"{self.steps:,} steps{self.title} of {_short(self.step_s)}, {share:.0%} of it waiting for data"
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step and of an evaluation, and bytes of memory at the peak, measured on a few steps."""
+    """Seconds of the parts of a run, and bytes of memory at the peak, measured on a few steps."""
 
-    step_s: float
-    wait_s: float  # of it, for data
+    phases: Sequence[StepTime]  # one after the other
+    measured: int  # steps
+    features_s: float  # of the pass that computes cached features
     evaluation_s: float
-    steps: int
     evaluations: int
-    peak_bytes: int | None  # of the GPU; None on a CPU
+    peak_bytes: int
+    is_gpu: bool
 
     @property
     def total_s(self) -> float:
         """Seconds of the whole run."""
-        return self.steps * self.step_s + self.evaluations * self.evaluation_s
+        return sum(each.steps * each.step_s for each in self.phases) + self.features_s + self.evaluations * self.evaluation_s
 
-    def lines(self) -> list[str]:
-        """Format the estimate for `up check` and the log."""
-        share = self.wait_s / self.step_s if self.step_s else 0.0
-        training = f"{self.steps:,} steps of {1000 * self.step_s:,.0f} ms, {share:.0%} of it waiting for data"
-        evaluating = f"; {self.evaluations:,} evaluations of {duration(self.evaluation_s)}" if self.evaluations else ""
-        memory = [] if self.peak_bytes is None else [f"estimate of GPU memory: {size_text(self.peak_bytes)} at the peak"]
-        return [f"estimate of time: {duration(self.total_s)} ({training}{evaluating})", *memory]
+    def __str__(self) -> str:
+        parts = [f"features {duration(self.features_s)}"] if self.features_s else []
+        parts += map(str, self.phases)
+        parts += [f"{self.evaluations:,} evaluations of {_short(self.evaluation_s)}"] if self.evaluations else []
+        memory = f"{size_text(self.peak_bytes)} of {'GPU memory' if self.is_gpu else 'memory'} at the peak"
+        return f"estimate: {duration(self.total_s)}, {memory}, from {count(self.measured, 'measured step')} ({'; '.join(parts)})"
+
+
+def _short(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds < 10 else duration(seconds)
 
 
 def estimate(experiment: Experiment, *, steps: int = MEASURED) -> Estimate:
-    """Measure ``steps`` steps of training and one batch of the evaluation, and extrapolate to the whole run. Leaves no trace."""
+    """Measure ``steps`` steps of training and a few batches of the evaluation, and extrapolate to the whole run.
+
+    Leaves no trace: the net is built and loaded anew, and thrown away.
+    """
     parts, session = trial_session(experiment, steps=steps)
-    is_gpu = parts.device.type == "cuda"
+    is_gpu, total, features = parts.device.type == "cuda", parts.times.total, parts.features
     if is_gpu:
         torch.cuda.reset_peak_memory_stats(parts.device)
+    phases, features_s, first = [], 0.0, 0
+    if features.cache is not None:
+        first = features.cache.until
+        features_s, loader = _features(features.cache, parts.batches, steps)
+        of_features = replace(session, loader_from=lambda step: loader)
+        phases.append(StepTime(first, *_seconds_of_a_step(of_features, at=0), " on features"))
+    if first < total:
+        phases.append(StepTime(total - first, *_seconds_of_a_step(session, at=total - 1)))
+    evaluations = sum(parts.times.evaluate.is_due(step) for step in range(1, total + 1)) if parts.evaluation else 0
+    return Estimate(
+        phases,
+        measured=steps,
+        features_s=features_s,
+        evaluation_s=_evaluation_seconds(parts, session) if evaluations else 0.0,
+        evaluations=evaluations,
+        peak_bytes=torch.cuda.max_memory_allocated(parts.device) if is_gpu else getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+        is_gpu=is_gpu,
+    )
+
+
+def estimate_line(experiment: Experiment) -> str:
+    """Estimate time and memory of a run that is about to start, in a line, or why not; empty if it resumes or cannot be built.
+
+    Measures at most 2 % of its steps, 20 at most, and nothing of a run so short that these would be too few.
+    """
+    if (experiment.folder / LATEST).exists():
+        return ""
+    open_keys = auto_keys(experiment.config)
+    if open_keys or world_in_environment() > 1:
+        why = f"{some_of(open_keys)}: auto is chosen first" if open_keys else "several processes train"
+        return f"estimate: none, since {why}; the log shows the time that is left"
+    try:
+        trainer = experiment.config.trainer
+        batches = train_batches(experiment, build_dataset(experiment, "train", classes_of_teacher(experiment)))
+        total = timetable(trainer, batches.steps_per_epoch, iter_base=experiment.config.runtime.iter_base).total
+        steps = min(MEASURED, int(_SHARE * total))
+        if steps < _FEWEST:
+            return f"estimate: none, since the run has only {count(total, 'step')}; the log shows the time that is left"
+        return str(estimate(experiment, steps=steps))
+    except UserError:  # the run itself reports it
+        return ""
+    except Exception as error:
+        if out_of_memory(error) is None:
+            raise
+        return "estimate: none, since memory runs out with whole batches"
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _seconds_of_a_step(session: TrainingSession, *, at: int) -> tuple[float, float]:
+    """Measure a step and its wait for data, over the steps of the session's loader, with what trains ``at`` a step."""
     times: list[tuple[float, float]] = []
+    session.freeze(at)
     for step, data in enumerate(session.steps(from_step=0)):
         if data.failure is not None:
             raise data.failure
@@ -105,16 +194,19 @@ def estimate(experiment: Experiment, *, steps: int = MEASURED) -> Estimate:
         session.precision.step(session.optimizer, session.clip, session.blame, scale)  # waits for the device
         times.append((perf_counter() - begun + data.wait_s, data.wait_s))
     counted = times[min(_WARM_UP, len(times) - 1) :]
-    total = parts.times.total
-    evaluations = sum(parts.times.evaluate.is_due(step) for step in range(1, total + 1)) if parts.evaluation else 0
-    return Estimate(
-        step_s=sum(time for time, _ in counted) / len(counted),
-        wait_s=sum(wait for _, wait in counted) / len(counted),
-        evaluation_s=_evaluation_seconds(parts, session) if evaluations else 0.0,
-        steps=total,
-        evaluations=evaluations,
-        peak_bytes=torch.cuda.max_memory_allocated(parts.device) if is_gpu else None,
-    )
+    return sum(time for time, _ in counted) / len(counted), sum(wait for _, wait in counted) / len(counted)
+
+
+def _features(cache: FeatureCache, batches: TrainBatches, steps: int) -> tuple[float, TrainLoader]:
+    """Measure the pass over two chunks of images; return its seconds for all images, and steps on the features of these."""
+    first = cache.views._replace(images=min(2 * CHUNK, cache.views.images))
+    with TemporaryDirectory() as folder:
+        few = replace(cache, run=Path(folder), views=first)
+        begun = perf_counter()
+        log = BadImageLog(BadImages(max_bad=first.images, total=first.images), Path(folder))
+        few.fill(lambda: Vote.GO, log, say=lambda line: None)
+        seconds = (perf_counter() - begun) * cache.views.images / first.images
+    return seconds, TrainLoader(few, batches, end_step=steps, collate=few.batch)  # the files are open
 
 
 def _evaluation_seconds(parts: RunParts, session: TrainingSession) -> float:

@@ -34,8 +34,7 @@ def main(words: list[str]) -> int:
     if arguments.estimate:
         from up.build.trial import estimate
 
-        for line in estimate(experiment).lines():
-            print(line)
+        print(estimate(experiment))
     for warning in warnings:
         print(f"warning: {warning}")
     told = f", {count(len(warnings), 'warning')}" if warnings else ""

@@ -51,14 +51,19 @@ def train_on(wishes: Wishes, overrides: list[str], launch: Launch, words: list[s
             print(f"configuration: {made.config}. To repeat or change this training: up train {made.config}", file=sys.stderr)
         expect_config(made.config, overrides)
         command = replace(typed, words=("train", str(made.config), *(["-o", *overrides] if overrides else [])))
-        code = launch_and_train(made.config, overrides, launch, words, command)
+        code = launch_and_train(made.config, overrides, launch, words, command, estimates=True)
         if code == UserError.exit_code:
             made.withdraw()
         return code
 
 
-def launch_and_train(config: Path, overrides: list[str], launch: Launch, words: list[str], command: CommandLine) -> int:
-    """Train in this process, or in ranks that run ``words``; messages suggest ``command`` with other values."""
+def launch_and_train(
+    config: Path, overrides: list[str], launch: Launch, words: list[str], command: CommandLine, *, estimates: bool = False
+) -> int:
+    """Train in this process, or in ranks that run ``words``; messages suggest ``command`` with other values.
+
+    ``estimates``: print an estimate of time and memory before a new run.
+    """
     expect_training_files(config, overrides)
     if launch.launcher(os.environ) is not None:
         folder = load_config(config, overrides).config.saver.folder(config)
@@ -68,14 +73,15 @@ def launch_and_train(config: Path, overrides: list[str], launch: Launch, words: 
             return code
     with listening() as stop:
         watch_parent(stop, os.environ)
-        return train_rank(config, overrides, stop, command)
+        return train_rank(config, overrides, stop, command, estimates=estimates)
 
 
-def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine) -> int:
+def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: CommandLine, *, estimates: bool = False) -> int:
     """Train in this process, alone or as one rank of many; returns the exit code."""
     # Imported here because it takes seconds: a signal in the meantime is a request to stop like any other.
     from up.build.build import build_run
     from up.build.experiment import load_experiment
+    from up.build.trial import estimate_line
     from up.commands.next_steps import after_training
     from up.distributed.failures import local_phase, reported_to_peers
     from up.distributed.group import is_main
@@ -90,6 +96,8 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
     earlier = final_status_of_earlier_attempt(experiment.folder)
     if earlier is not None:
         return earlier.exit_code or 0
+    if estimates and speaks_for_all() and (line := estimate_line(experiment)):
+        print(line, file=sys.stderr)
     with reported_to_peers():
         session = build_run(experiment, stop, command)
     with recorded(session):

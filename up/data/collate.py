@@ -90,7 +90,7 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False
     ``channels_last``: the memory format of the images, where they are one tensor.
     """
     moved = Batch({name: value if name in _ON_HOST else _moved(value, device) for name, value in batch.items()})
-    if channels_last and isinstance(moved.image, Tensor):
+    if channels_last and isinstance(moved.get("image"), Tensor):
         moved.image = moved.image.contiguous(memory_format=torch.channels_last)
     return moved
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from up.models.net import Net
 from up.models.norm import is_batch_norm
 from up.models.preprocessing import ImagePreprocessing
 from up.models.pretrained import TIMM, classes_of_timm, is_of_timm, read_state
-from up.models.weight_files import Weights, WeightsError
+from up.models.weight_files import Weights, WeightsError, digest_of
 from up.models.weights import load_weights
 from up.tasks.experiment import Experiment
 from up.tasks.task import Size
@@ -103,13 +102,9 @@ class Teacher:
     def digest(self) -> str:
         """Hash the weights, or the graph, and the order of classes by SHA-256."""
         if self._digest is None:
-            found = hashlib.sha256(repr(None if self._columns is None else self._columns.tolist()).encode())
-            for module in self.net.modules():
-                found.update(getattr(module, "content_sha256", "").encode())
-            for name, tensor in self.net.state_dict().items():
-                found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            self._digest = found.hexdigest()
+            columns = repr(None if self._columns is None else self._columns.tolist())
+            graphs = "".join(getattr(module, "content_sha256", "") for module in self.net.modules())
+            self._digest = digest_of(self.net.state_dict(), (columns + graphs).encode())
         return self._digest
 
     def _in_order(self, logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from up.engine.precision import Precision
 from up.engine.shards import is_shared
 from up.engine.step import BatchStage
 from up.types import Kwargs
+
+T = TypeVar("T")
 
 
 class Evaluator(Protocol):
@@ -102,25 +104,11 @@ class Evaluation:
         return Evaluated(metrics, evaluators[prefixes[-1]])
 
     def _pass(self, model: nn.Module, ema: Ema | NoEma, evaluators: dict[str, Evaluator], proposal: Callable[[], Vote]) -> None:
-        fetched = iter(self.batches)
-        failure: Exception | None = None
-        while True:
-            batch = None
-            try:
-                batch = next(fetched, None) if failure is None else None
-            except Exception as error:
-                failure = error
-            verdict, any_is_left = agree_on(Vote.ERROR if failure else proposal(), batch is not None)
-            if verdict is Vote.ERROR:
-                raise_on_all_ranks(failure)
-            if verdict is not Vote.GO:
-                raise BrokenOff
-            if not any_is_left:
-                return
-            try:
-                self._forward(model, ema, evaluators, batch)
-            except Exception as error:
-                failure = error
+        verdict, failure = take_turns(self.batches, lambda batch: self._forward(model, ema, evaluators, batch), proposal)
+        if verdict is Vote.ERROR:
+            raise_on_all_ranks(failure)
+        if verdict is not Vote.GO:
+            raise BrokenOff
 
     def _forward(self, model: nn.Module, ema: Ema | NoEma, evaluators: dict[str, Evaluator], batch: Batch | None) -> None:
         """Pass a batch through the model with each set of weights; ``padding`` where there is none, so that others can gather."""
@@ -158,3 +146,27 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def take_turns(
+    batches: Iterable[T], forward: Callable[[T | None], object], proposal: Callable[[], Vote]
+) -> tuple[Vote, Exception | None]:
+    """Call ``forward`` with each batch, in rounds: before each the ranks vote; one that has no batch left takes part with None.
+
+    Returns the verdict that ended it, GO after the last batch of all ranks, and the failure of this rank.
+    """
+    fetched = iter(batches)
+    failure: Exception | None = None
+    while True:
+        batch = None
+        try:
+            batch = next(fetched, None) if failure is None else None
+        except Exception as error:
+            failure = error
+        verdict, any_is_left = agree_on(Vote.ERROR if failure else proposal(), batch is not None)
+        if verdict is not Vote.GO or not any_is_left:
+            return verdict, failure
+        try:
+            forward(batch)
+        except Exception as error:
+            failure = error

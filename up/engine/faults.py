@@ -66,9 +66,10 @@ class Fault:
             raise torch.OutOfMemoryError(f"no memory for {images} images, as {VARIABLE} asks for from step {self.step} on")
 
     def spoil(self, batch: Batch, step: int) -> Batch:
-        """Return the batch of ``step``, its images NaN for the fault ``nan``."""
+        """Return the batch of ``step``, its images or features NaN for the fault ``nan``."""
         if self.action == "nan" and step == self.step:
-            batch.image = batch.image * float("nan")
+            field = "image" if "image" in batch else "features"
+            batch[field] = batch[field] * float("nan")
         return batch
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from up.data.collate import rows_of
-from up.data.loader import TrainLoader
 from up.data.records import Batch, image_count
 from up.data.sampler import Share
 from up.distributed.failures import Vote, agree_on, on_all_ranks, raise_on_all_ranks
@@ -31,7 +30,7 @@ from up.engine.meter import StepMeter
 from up.engine.parallel import RankBuffers
 from up.engine.precision import Precision, is_finite, not_finite
 from up.engine.shards import WholeState, is_shared
-from up.engine.step import Runner, StepData, data_of_steps
+from up.engine.step import Runner, StepData, StepLoader, data_of_steps
 from up.engine.stopping import EarlyStopping
 from up.engine.timetable import AnyOf, Every
 from up.errors import NumericalError
@@ -89,7 +88,7 @@ class TrainingSession:
     ema: Ema | NoEma
     buffers: RankBuffers
     memory: Memory
-    loader_from: Callable[[int], TrainLoader]  # argument: the first step
+    loader_from: Callable[[int], StepLoader]  # argument: the first step
     evaluation: Evaluation | None
     evaluate_every: Every
     checkpointing: Checkpointing

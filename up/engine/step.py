@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from up.config.argument import FromProgram
-from up.data.loader import TrainLoader
 from up.data.records import Batch
 from up.data.sampler import Cut
 from up.distributed.group import rank
@@ -46,7 +45,16 @@ class StepData:
         return len(self.batches) - 1
 
 
-def data_of_steps(loader: TrainLoader) -> Iterator[StepData]:
+class StepLoader(Protocol):
+    """The data of steps: the step and this rank's micro-batches, and their weights."""
+
+    def cut(self, step: int) -> Cut:
+        """Weigh each micro-batch of a step, and count the images of the step on all ranks."""
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]: ...
+
+
+def data_of_steps(loader: StepLoader) -> Iterator[StepData]:
     """Yield the data of each step of a loader; a failure to read is yielded as the last one, for all ranks to vote on."""
     fetched, begun = iter(loader), time.perf_counter()
     try:

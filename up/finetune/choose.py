@@ -17,6 +17,7 @@ from up.files import named_checkpoint
 from up.finetune.images import SHARE, Images
 from up.finetune.networks import Network, network_for
 from up.models.pretrained import TIMM, is_of_timm
+from up.schema.strategies import STRATEGIES
 from up.text import count, some_of
 from up.types import Record
 
@@ -141,14 +142,17 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
     batch = wishes.batch_size or _batch(images.trained, wishes.epochs or _EPOCHS[1])
     steps = math.ceil(images.trained / batch)
     is_tuned = network.weights is not None
-    epochs = wishes.epochs or min(_EPOCHS[1], max(_EPOCHS[0], round(_STEPS[is_tuned] / steps)))
+    of_strategy = STRATEGIES[wishes.strategy]()["trainer"].get("max_epoch") if wishes.strategy is not None else None
+    epochs = wishes.epochs or of_strategy or min(_EPOCHS[1], max(_EPOCHS[0], round(_STEPS[is_tuned] / steps)))
     rates = _rates(network, is_tuned=is_tuned)
     start = "pretrained weights" if is_tuned else "random weights"
     reasons = {
         "network": network.because,
         "image size": why_size,
         "batch size": "as given" if wishes.batch_size else f"for {count(images.trained, 'training image')}",
-        "training": "as given" if wishes.epochs else f"{count(steps * epochs, 'step')} of {batch} images from {start}",
+        "training": "as given"
+        if wishes.epochs or of_strategy
+        else f"{count(steps * epochs, 'step')} of {batch} images from {start}",
         "teacher": "as given",
     }
     return Choices(

@@ -86,10 +86,14 @@ def _normalize(choices: Choices) -> dict[str, object]:
 def _train_transforms(choices: Choices) -> list[str]:
     least = 0.7 if choices.is_small else 0.35
     crop = {"size": choices.img_size, "scale": [least, 1.0], **_interpolation(choices)}
+    flip = "{type: torch_random_horizontal_flip}  # remove it where left and right differ, as in text and digits"
+    if choices.strategy == "linear_probe" and not choices.distillation:  # each image and its mirror image pass the network once
+        *resized, to_tensor, normalize = _test_transforms(choices)
+        return [*resized, flip, to_tensor, normalize]
     jitter = {"type": "torch_color_jitter", "kwargs": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}}
     return [
         _flow({"type": "torch_random_resized_crop", "kwargs": crop}),
-        "{type: torch_random_horizontal_flip}  # remove it where left and right differ, as in text and digits",
+        flip,
         *([] if choices.is_small else [_flow(jitter)]),
         "{type: to_tensor}",
         "*normalize",
@@ -116,7 +120,8 @@ def _interpolation(choices: Choices) -> dict[str, str]:
 def _trainer(choices: Choices) -> str:
     if choices.strategy is not None:
         lr = f"\n  optimizer: {{kwargs: {{lr: {choices.rates.lr:g}}}}}" if choices.lr_is_given else ""
-        return f"finetune: {{strategy: {_flow(choices.strategy)}}}\ntrainer:\n  max_epoch: {choices.epochs}{lr}"
+        fixed = ", kwargs: {features: fixed_view}" if choices.strategy == "lp_ft" and not choices.distillation else ""
+        return f"finetune: {{strategy: {_flow(choices.strategy)}{fixed}}}\ntrainer:\n  max_epoch: {choices.epochs}{lr}"
     rates = choices.rates
     depth = "" if rates.layer_decay is None else f", layer_decay: {{value: {rates.layer_decay:g}}}"
     warmup = "warmup_epochs: 1, warmup_type: linear, warmup_ratio: 0.1, warmup_register_type: no_scale_lr"

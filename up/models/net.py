@@ -16,6 +16,8 @@ from up.text import did_you_mean, some_of
 from up.types import Kwargs, Record
 
 FREEZE_KEY = "freeze_patterns"
+COMPUTED = "computed"
+"""Entry of a batch whose ``features`` (B, D) were computed before: the number of modules, from the first, that are left out."""
 
 
 class Net(nn.Module):
@@ -65,8 +67,11 @@ class Net(nn.Module):
     def forward(self, batch: Record) -> Record:
         """Run all modules on a copy of ``batch`` and return the whole record."""
         record = dict(batch)
-        added: dict[str, Kwargs] = {}
-        for name in self._names:
+        computed = record.pop(COMPUTED, 0)
+        if computed:
+            record["features"] = [record["features"]]
+        added: dict[str, Kwargs] = {name: {"features": record["features"]} for name in self._names[:computed]}
+        for name in self._names[computed:]:
             earlier = self._prev.get(name)
             returned = self[name]({**record, **added[earlier]} if earlier else record)
             if not isinstance(returned, Mapping):

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,18 @@ def _require_intact(path: Path) -> None:
     """Compare size and hash with the sidecar; a file without one, or beside another kind of JSON, passes."""
     try:
         said = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-        size, sha256 = int(said["bytes"]), str(said["sha256"])
+        size, expected = int(said["bytes"]), str(said["sha256"])
     except (OSError, ValueError, TypeError, KeyError):
         return
     found = path.stat().st_size
-    if found != size or sha256_of(path) != sha256:
+    if found != size or sha256_of(path) != expected:
         raise WeightsError(f"damaged (bytes {found:,} of {size:,}, sha256 mismatch). Copy it again or name another.", file=path)
+
+
+def digest_of(state: Mapping[str, Tensor], before: bytes = b"") -> str:
+    """Hash the tensors of a state dict by SHA-256, after the bytes ``before``."""
+    found = sha256(before)
+    for name, tensor in state.items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -80,6 +80,8 @@ class SwaSection(Section):
 
 StrategyName = Literal["default", "adam", "adamw", "l2sp", "ulmfit", "linear_probe", "lp_ft", "lora", "step150"]
 
+FeatureMode = Literal["every_step", "auto", "fixed_view"]
+
 
 class FinetuneSection(Section):
     """Fine-tuning of ``saver.pretrain_model``: a strategy, the parts that it consists of, and averages after training."""
@@ -99,6 +101,10 @@ class FinetuneSection(Section):
     """Low-rank adapters."""
     probe: Annotated[ProbeSection | None, FixedOnResume()] = None
     """Linear probe first."""
+    features: Annotated[FeatureMode, FixedOnResume()] = "every_step"
+    """Output of frozen modules before the head: ``every_step`` computes it in each step. ``auto`` computes it once for each image
+    and its mirror image, where no other training transform is random. ``fixed_view`` does so with the transforms of
+    ``dataset.test``, and mirrors where ``dataset.train`` does (docs/finetune.md)."""
     soup: Annotated[SoupSection | None, FreeOnResume()] = None
     """Greedy soup after training, as ``ckpt_soup.pth``."""
     wise_ft: Annotated[WiseFtSection | None, FreeOnResume()] = None

@@ -10,7 +10,7 @@ from up.config.nodes import PlainDumper, parse_nodes
 from up.config.tree import MappingNode, Node, SequenceNode
 from up.schema.decode import Origins
 from up.schema.sections import Config
-from up.schema.strategies import PLACE
+from up.schema.strategies import PLACE, STRATEGIES
 from up.text import shown
 from up.types import Json
 
@@ -71,8 +71,13 @@ def strategy_lines(config: Config, origins: Origins) -> list[str]:
     plain = config.model_dump()
     nodes = parse_nodes(effective_yaml(config), "")
     supplied = [path for _, path in _ends(nodes, "") if origins.of(path) == str(PLACE)]
-    values = [f"{path}: {value if isinstance(value := _value_at(plain, path), str) else shown(value)}" for path in supplied]
-    return [f"finetune.strategy {config.finetune.strategy}: {', '.join(values)}"]
+    summary = (STRATEGIES[config.finetune.strategy].__doc__ or "").splitlines()[0].rstrip(".")
+    values = [f"{path}: {_brief(_value_at(plain, path))}" for path in supplied]
+    return [f"strategy {config.finetune.strategy}: {summary}", f"finetune.strategy sets {', '.join(values)}"]
+
+
+def _brief(value: Json) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 
 def _value_at(plain: Json, path: str) -> Json:

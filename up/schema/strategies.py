@@ -13,7 +13,7 @@ from up.config.parts import check_kwargs
 from up.config.signature import signature_model
 from up.config.tree import MappingNode, Mark, Node, ScalarNode, from_plain, is_null, to_plain
 from up.errors import Problem
-from up.schema.finetune import AtLeast2, FinetuneSection, StrategyName
+from up.schema.finetune import AtLeast2, FeatureMode, FinetuneSection, StrategyName
 from up.schema.legacy.keys import Found
 from up.schema.sections import Config
 from up.text import shown
@@ -84,11 +84,11 @@ def ulmfit(
     }
 
 
-def linear_probe(*, lr: Positive = 1e-3, weight_decay: NotNegative = 0.0) -> Record:
+def linear_probe(*, lr: Positive = 1e-3, weight_decay: NotNegative = 0.0, features: FeatureMode = "auto") -> Record:
     """AdamW on the head alone, cosine; everything before it is frozen and in evaluation mode."""
     return {
         "trainer": {"optimizer": _optimizer("AdamW", lr, weight_decay), "lr_scheduler": _schedule("CosineAnnealingLR")},
-        "finetune": {"freeze": "backbone"},
+        "finetune": {"freeze": "backbone", "features": features},
     }
 
 
@@ -99,6 +99,7 @@ def lp_ft(
     probe_epochs: AtLeast1 = 3,
     probe_lr: Positive = 1e-3,
     warmup: Fraction = 0.1,
+    features: FeatureMode = "auto",
 ) -> Record:
     """Linear probe, then full fine-tuning from it: AdamW, cosine after a warm-up (Kumar et al. 2022)."""
     return {
@@ -107,7 +108,7 @@ def lp_ft(
             "lr_scheduler": _schedule("CosineAnnealingLR", warmup),
             "clip_norm": 1.0,
         },
-        "finetune": {"probe": {"epochs": probe_epochs, "lr": probe_lr}},
+        "finetune": {"probe": {"epochs": probe_epochs, "lr": probe_lr}, "features": features},
     }
 
 

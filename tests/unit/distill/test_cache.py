@@ -14,9 +14,11 @@ from torch import Tensor
 from tests.harness.facts import facts
 from tests.harness.nets import batch_of, net_of
 from up.data.records import Batch
-from up.distill.cache import CachedTeacher, Codec, Store, image_keys, size_text
+from up.distill.cache import CachedTeacher, Codec, image_keys
 from up.distill.teachers import Teacher
+from up.engine.rows import Store
 from up.errors import StorageError, UserError
+from up.text import size_text
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -102,7 +104,7 @@ def counting() -> Counting:
 
 def cached(teacher: Teacher, folder: Path, steps_per_epoch: int = 10) -> CachedTeacher:
     codec = Codec({"head.classifier": (5,)})
-    store = Store(folder, row_bytes=codec.row_bytes, identity={"teacher": teacher.digest()})
+    store = Store(folder, row_bytes=codec.row_bytes, identity={"teacher": teacher.digest()}, setting="mimic.cache.dir")
     return CachedTeacher(teacher, store, codec, steps_per_epoch=steps_per_epoch)
 
 
@@ -169,7 +171,7 @@ IDENTITY = {"teacher": "abc", "data": "def"}
 
 
 def store(folder: Path, row_bytes: int = 5, **identity: str) -> Store:
-    return Store(folder, row_bytes=row_bytes, identity={**IDENTITY, **identity})
+    return Store(folder, row_bytes=row_bytes, identity={**IDENTITY, **identity}, setting="mimic.cache.dir")
 
 
 @pytest.fixture

@@ -108,6 +108,23 @@ def test_what_is_given_is_taken(chosen: Chosen) -> None:
     assert sum("as given" in line for line in found.lines()) == 3
 
 
+@pytest.mark.usefixtures("_downloaded")
+@pytest.mark.parametrize(
+    ("strategy", "features", "random"), [("linear_probe", None, 0), ("lp_ft", "fixed_view", 2), ("adamw", None, 2)]
+)
+def test_a_probe_trains_on_fixed_views(chosen: Chosen, strategy: str, features: str | None, random: int) -> None:
+    """The whole of a linear probe, and the first phase of LP-FT."""
+    config = yaml.safe_load(yaml_of(chosen({"a": 9, "b": 9}, 100, strategy=strategy)))
+    assert config["finetune"].get("kwargs", {}).get("features") == features
+    train, test = (
+        [each["type"] for each in config["dataset"][name]["dataset"]["kwargs"]["transformer"]] for name in ("train", "test")
+    )
+    assert "torch_random_horizontal_flip" in train
+    assert len([each for each in train if each in ("torch_random_resized_crop", "torch_color_jitter")]) == random
+    if not random:
+        assert [each for each in train if each != "torch_random_horizontal_flip"] == test
+
+
 class TestSplit:
     def test_every_class_is_on_both_sides(self, chosen: Chosen) -> None:
         files = meta_files(chosen({"a": 2, "b": 3, "c": 30}))

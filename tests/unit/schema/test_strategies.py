@@ -95,7 +95,8 @@ def test_source_location_of_the_strategy() -> None:
     assert found.origins.of("trainer.max_epoch").startswith("a.yaml:")
     assert "blocks: 3  " in effective_yaml(found.config, found.origins)
     lines = strategy_lines(found.config, found.origins)
-    assert "trainer.optimizer.type: Adam" in lines[0]
+    assert "discriminative" in lines[0]  # the strategy in a sentence
+    assert "trainer.optimizer.type: Adam" in lines[1]
     assert any("finetune.unfreeze.blocks: 3" in line for line in lines)
     assert not strategy_lines(decoded("").config, decoded("").origins)
 

@@ -112,7 +112,10 @@ def split(transforms: Sequence[AnyTransform], *, of_floats: bool = False) -> Sta
 
 
 class DeviceStage:
-    """Moves a batch to the device and finishes its images there; seeds and indices stay on the host."""
+    """Moves a batch to the device and finishes its images there; seeds and indices stay on the host.
+
+    A batch of features, which has no images, is moved only.
+    """
 
     def __init__(self, tail: Callable[[Batch], Batch] | None, device: torch.device, *, channels_last: bool) -> None:
         self.tail = deepcopy(tail)  # on the device, where the data set's own must not be: it is sent to workers
@@ -121,7 +124,7 @@ class DeviceStage:
 
     def __call__(self, batch: Batch) -> Batch:
         moved = to_device(batch, self.device, channels_last=self.channels_last)
-        return self.tail(moved) if self.tail is not None else moved
+        return self.tail(moved) if self.tail is not None and "image" in moved else moved
 
 
 def expect_numbers(transforms: Sequence[AnyTransform]) -> None:

@@ -126,6 +126,13 @@ class Head(nn.Module, ABC):
     def vector(self, features: Sequence[Tensor]) -> Tensor:
         """Make one vector (B, D) an image of the features of the backbone."""
 
+    def condensed(self, features: Sequence[Tensor]) -> Tensor | None:
+        """Reduce the features to a vector (B, D) that ``forward`` takes in their place, as a list of one; None where it needs more.
+
+        No parameter takes part. A frozen backbone's features are kept in this form (``finetune.features``).
+        """
+        return None
+
     def forward(self, record: Record) -> dict[str, Tensor | list[Tensor]]:
         """``record["features"]``, a list -> ``logits`` (B, C), or a list of such when there are several heads."""
         hidden = self.dropout(self.pre_logits(self.vector(read(record, "features", "backbone"))))
@@ -158,6 +165,10 @@ class ResNetHead(Head):
     def vector(self, features: Sequence[Tensor]) -> Tensor:
         feature = pick(features, self.input_feature_idx)
         return _checked(self.flat(feature), self.in_features, feature)
+
+    def condensed(self, features: Sequence[Tensor]) -> Tensor | None:
+        """Pool the feature; None where it is flattened, which keeps all of its numbers, or is not the first or the last."""
+        return self.flat(pick(features, self.input_feature_idx)) if self.use_pool and self.input_feature_idx in (0, -1) else None
 
     def flat(self, feature: Tensor) -> Tensor:
         """Pool or flatten a feature to (B, D)."""
