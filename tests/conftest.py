@@ -9,14 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
-from up.tracking.log import LogFile
-
-pytest_plugins = ["tests.harness.fixtures", "tests.harness.distilling"]
+FIXTURES = ("tests.harness.fixtures", "tests.harness.distilling")
 TIERS = ("unit", "integration", "ranks", "slow")
 OF_UNITS = ("unit", "architecture")  # folders
 OF_RANKS = {"server", "start"}  # fixtures that start several processes of one run
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the fixtures, and torch with them, where tests run: the process that shares them out needs neither."""
+    if config.getoption("dist", "no") == "no":
+        for name in FIXTURES:
+            config.pluginmanager.import_plugin(name)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,6 +45,8 @@ def tier_of(item: pytest.Function) -> str:
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
+    import torch
+
     torch.set_num_threads(1)  # for nets this tiny a second thread only waits
     os.environ["OMP_NUM_THREADS"] = "1"  # the same for the processes that tests start
     os.environ.pop("PLUGINPATH", None)
@@ -55,6 +61,8 @@ def _a_fresh_log() -> Iterator[None]:
 
 
 def _untouched(logger: logging.Logger) -> None:
+    from up.tracking.log import LogFile
+
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         if isinstance(handler, LogFile):  # a run's; others are of pytest, which attaches its own

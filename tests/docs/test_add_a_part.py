@@ -52,6 +52,7 @@ def test_the_page_has_four_examples_and_a_file_that_uses_them() -> None:
     assert {*yaml.safe_load(FILES["own_parts.yaml"])["runtime"]["plugins"]} == {*MODULES} - {"my_parts"}
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_the_commands_of_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^python -m up (.*own_parts.yaml)$", TEXT, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["check", "train", "eval", "to_onnx"]

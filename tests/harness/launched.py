@@ -6,14 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.harness.faulty import children_of
 from tests.harness.ranks import PATIENCE_S, ROOT, Server, code_within
 
 UP = (sys.executable, "-m", "up", "train")
 FORKED = ()  # the same from a process that has imported torch already: seconds less where the import does not matter
+FRESH_RANKS = ("fresh ranks",)  # so, but our launcher starts its ranks as it does elsewhere: python -m up
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "up", "train")
+FORKED_TORCHRUN = ("torchrun forked", *TORCHRUN[3:])  # so are its ranks
 TWO = ("--launch", "pytorch", "--ng", "2")
 
 
@@ -42,20 +46,21 @@ class Program:
             self.wait()
 
 
-def spawned(words: Sequence[str], output: Path, **environment: str) -> Program:
+def spawned(words: Sequence[str], output: Path, cwd: Path = ROOT, **environment: str) -> Program:
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "UP_FAULT")}
     with output.open("w") as file:
         process = subprocess.Popen(
             words,
             stdout=file,
             stderr=subprocess.STDOUT,
-            cwd=ROOT,
+            cwd=cwd,
             process_group=0,
             env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         )
     return Program(process.pid, output, process.poll)
 
 
-def forked(server: Server, words: Sequence[str], output: Path, **environment: str) -> Program:
-    pid = server.ask(words=list(words), environment=environment, output=str(output))
+def forked(server: Server, words: Sequence[str], output: Path, environment: Mapping[str, str], **options: Any) -> Program:
+    """The same from the process that has imported everything."""
+    pid = server.ask(words=list(words), environment=dict(environment), output=str(output), **options)
     return Program(pid, output, lambda: server.ask(poll=pid))  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +22,20 @@ def meta_device() -> Iterator[None]:
     """Build networks without memory: shapes alone, and no values to draw, which takes most of the time."""
     with torch.device("meta"), _Undrawn():
         yield
+
+
+def built_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``check --no-files`` build the net on the meta device, and pass nothing through it."""
+    from up.build import check
+
+    build = check.build_net
+
+    def on_meta(*args: Any) -> Net:
+        with meta_device():
+            return build(*args)
+
+    monkeypatch.setattr(check, "build_net", on_meta)
+    monkeypatch.setattr(check, "check_backward", lambda *_: iter(()))
 
 
 class _Undrawn(TorchFunctionMode):

@@ -14,11 +14,12 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240.0  # several times what a crowded machine needs
@@ -151,8 +152,13 @@ def start(
     open_files: int | None = None,
     only: int | None = None,
     cwd: Path = ROOT,
+    entry: str = "up.__main__:main",
+    typed: Sequence[str] | None = None,
 ) -> Ranks:
-    """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``."""
+    """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``.
+
+    ``entry`` is the function that gets the words and returns the exit code; ``typed`` is the command line that it sees.
+    """
     port = port or free_port()
     ranks = []
     for rank in range(world) if only is None else [only]:
@@ -166,6 +172,8 @@ def start(
             output=str(output),
             open_files=open_files,
             cwd=str(cwd),
+            entry=entry,
+            typed=typed,
         )
         ranks.append(Rank(server, pid, output))
     return Ranks(ranks)
@@ -198,31 +206,89 @@ def _serve() -> None:
 
 
 def _be_a_rank(request: Mapping[str, Any]) -> None:
-    code = 1
-    try:
+    if terminal := request.get("terminal"):
+        os.setsid()
+        files = [os.open(terminal, os.O_RDWR)] * 3  # which makes it the terminal of this session
+    else:
         os.setpgid(0, 0)
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for number in (1, 2):
-            os.dup2(output, number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ.update(request["environment"])
-        sys.path[:0] = filter(None, request["environment"].get("PYTHONPATH", "").split(":"))  # as in a fresh process
-        os.chdir(request.get("cwd") or ROOT)
-        if request.get("open_files"):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"], request["open_files"]))
-        from up.__main__ import main
+        files = [os.open(os.devnull, os.O_RDONLY), output, output]
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    for number in request.get("ignored", ()):
+        signal.signal(number, signal.SIG_IGN)
+    sys.path[:0] = filter(None, request["environment"].get("PYTHONPATH", "").split(":"))  # as in a fresh process
+    os.chdir(request.get("cwd") or ROOT)
+    if request.get("open_files"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"], request["open_files"]))
+    sys.orig_argv = request.get("typed") or sys.orig_argv
+    if not request.get("fresh_ranks"):
+        _fork_ranks_of_our_launcher()
+    _run(request.get("entry") or "up.__main__:main", request["words"], request["environment"])
 
-        code = main(request["words"])
+
+def _run(entry: str, words: list[str], environment: Mapping[str, str]) -> NoReturn:
+    """End this process with what ``entry`` returns for the words."""
+    from up.distributed.signals import end_process
+
+    code = 1
+    try:
+        os.environ.update(environment)
+        module, _, function = entry.partition(":")
+        code = getattr(import_module(module), function)(words) or 0  # None of torchrun
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
-        from up.distributed.signals import end_process
-
         end_process(code)
+
+
+def _fork_ranks_of_our_launcher() -> None:
+    """Let the launcher of this process fork its ranks too, where it would start ``python -m up`` anew."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    SubprocessHandler._popen = lambda handler, args, env: Forked(args, env)  # type: ignore[assignment, return-value]
+
+
+class Forked:
+    """As much of ``subprocess.Popen`` as the launcher uses."""
+
+    def __init__(self, args: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in signal.valid_signals():  # as in a fresh process, where only what is ignored is inherited
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            os.environ.clear()
+            if environment.get("DEAF") == environment["RANK"]:
+                time.sleep(PATIENCE_S)  # as a process that has not come to its handlers of signals yet
+            words = list(args)[list(args).index("up") + 1 :]
+            _run("up.__main__:main", words, environment)
+
+    def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if timeout is None:
+            code = self._wait(0)
+        elif (code := code_within(timeout, self.poll)) is None:
+            raise subprocess.TimeoutExpired("up", timeout)
+        assert code is not None
+        return code
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            done, status = os.waitpid(self.pid, options)
+            if done:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tests.harness.refusals import refused
 from up.__main__ import main
 from up.bundle.package import open_package
 
+pytestmark = pytest.mark.usefixtures("each_graph_once")
 Config = dict[str, Any]
 Write = Callable[[Config], str]
 SIDE, TRAIN, TEST = 32, 16, 8

@@ -155,6 +155,7 @@ def test_a_file_that_asks_for_no_export_is_only_warned(
     assert main(["train", "--config", path, "--opts", "trainer.max_iter=1"]) == 0
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_what_is_right_is_trained_and_exported(
     config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -168,7 +169,7 @@ def test_a_full_disk_behind_the_output_is_told(says: str) -> None:
 @pytest.mark.parametrize(
     ("library", "words", "extra"),
     [
-        ("timm", ["flops", "configs/cls/quickstart.yaml"], "pip install -e ."),
+        ("torch", ["flops", "configs/cls/quickstart.yaml"], "pip install -e ."),
         ("yaml", ["show", "config", "configs/cls/quickstart.yaml"], "pip install -e ."),
     ],
 )
@@ -179,3 +180,12 @@ def test_a_missing_library_is_one_line(library: str, words: list[str], extra: st
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{library} is not installed")
     assert extra in line
+
+
+def test_a_library_that_is_missing_beside_torch_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert run_command(lambda _: bool(importlib.import_module("timm")), []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert tells(line, "timm", "installed", "pip install -e .")

@@ -21,6 +21,8 @@ from onnx import numpy_helper
 import up.deploy
 from tests.harness.documented import run_plain
 from tests.harness.facts import tells
+from tests.harness.faulty import wait_for
+from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
 from tests.harness.served import answers, assert_same_answers, exported, mixed_folder, trained_config, write_config
 from tests.harness.states import checkpoint
@@ -301,13 +303,13 @@ def test_proved_on_other_images_where_the_test_data_are_elsewhere(config_file: P
     assert (manifest.metrics, manifest.parity.images) == (None, 13)
 
 
-def test_killed_while_exporting_it_leaves_nothing(config_file: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "up", "to_kestrel", "--save-to", str(tmp_path / "out"), "--config", str(config_file)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert "weights of" in process.stdout.readline()  # the net is loaded, the export begins
+def test_killed_while_exporting_it_leaves_nothing(
+    server: Server, config_file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    words = ["to_kestrel", "--save-to", str(tmp_path / "out"), "--config", str(config_file)]
+    exporting = start(server, tmp_path_factory.mktemp("said"), words, world=1)
+    wait_for(lambda: "weights of" in exporting.said)  # the net is loaded, the export begins
     time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode in (-signal.SIGTERM, 143)
+    exporting[0].send(signal.SIGTERM)
+    assert exporting[0].wait() in (-signal.SIGTERM, 143)
     assert list(tmp_path.rglob("*")) == []

@@ -29,7 +29,8 @@ from up.build.experiment import load_experiment
 from up.bundle.package import open_package
 from up.data.records import SampleKey
 
-BRIEF = ("trainer.max_epoch=4", "trainer.test_freq=4", "trainer.save_freq=4")
+pytestmark = pytest.mark.usefixtures("each_graph_once")
+BRIEF = ("trainer.max_epoch=2", "trainer.test_freq=2", "trainer.save_freq=2")
 
 
 @dataclass
@@ -101,13 +102,13 @@ def test_the_example_is_moved_to_the_device(det: Detection) -> None:
 def test_a_run_stopped_inside_an_epoch_ends_bit_equal(det: Detection, monkeypatch: pytest.MonkeyPatch) -> None:
     averaged = (*BRIEF, "ema.enable=True", "ema.kwargs.decay=0.9", "runtime.amp=bf16")
     train("unbroken", *averaged)
-    monkeypatch.setenv("UP_FAULT", "step=5,action=term")
+    monkeypatch.setenv("UP_FAULT", "step=4,action=term")
     train("broken", *averaged, code=75)
     monkeypatch.delenv("UP_FAULT")
-    assert checkpoint(det.folder / "broken")["step"] == 5  # of 3 steps an epoch
+    assert checkpoint(det.folder / "broken")["step"] == 4  # of 3 steps an epoch
     train("broken", *averaged)
     one, other = checkpoint(det.folder / "unbroken"), checkpoint(det.folder / "broken")
-    assert one["step"] == 12
+    assert one["step"] == 6
     for name in ("model", "ema", "optimizer", "step"):
         assert_same(one[name], other[name], name)
 
@@ -127,7 +128,7 @@ def test_ranks_and_micro_batches_train_and_measure_as_one(det: Detection, server
     ranks(server, det.folder, "train", "--config", "det.yaml", "--opts", *halved, "saver.save_dir=two")
     alone = checkpoint(det.folder / "one")["model"]
     for run in ("accumulated", "two"):
-        assert checkpoint(det.folder / run)["step"] == 12
+        assert checkpoint(det.folder / run)["step"] == 6
         for name, tensor in checkpoint(det.folder / run)["model"].items():
             torch.testing.assert_close(tensor, alone[name], rtol=0, atol=1e-5)
     evaluated = ["eval", "--config", "det.yaml", "--ckpt", "trained/ckpt_latest.pth", "--out"]

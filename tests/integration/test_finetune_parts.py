@@ -90,6 +90,7 @@ def test_frozen_backbone(config: Config, write: Write, tmp_path: Path, pretraine
     assert "frozen" in log
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_adapters_from_training_to_a_package(config: Config, write: Write, tmp_path: Path) -> None:
     """Adapters and head train, the rest stands; a resumed run ends equal; the package is merged and verified."""
     vit = {"model_name": "vit_tiny_patch16_224", "depth": 2, "img_size": 32, "pooled": False}

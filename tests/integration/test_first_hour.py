@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.harness.facts import tells
+from tests.harness.ranks import Server, start
 from up.__main__ import main
 from up.engine.folder import LOCK
 
@@ -451,15 +452,13 @@ def test_two_runs_in_a_folder(
 
 
 def test_a_kill_and_the_same_command_again(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Server, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "folder"
     shutil.copytree(photos, folder)
-    environment = {**os.environ, "UP_FAULT": "step=4,action=kill", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    words = [sys.executable, "-m", "up", *TRAIN.split()]
-    killed = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert "Traceback" not in killed.stderr
+    killed = start(server, tmp_path, TRAIN.split(), world=1, environment={"UP_FAULT": "step=4,action=kill"}, cwd=folder)
+    assert killed.wait() == [-signal.SIGKILL]
+    assert "Traceback" not in killed.said
     monkeypatch.chdir(folder)
     code, said = run(TRAIN, capsys)
     assert code == 0

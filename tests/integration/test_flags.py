@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -253,24 +252,37 @@ MISSING: tuple[list[str], ...] = (
 )
 
 
-def said_without_torch(words: list[str]) -> list[str]:
-    """What a command says on stderr that ends with 2 and imports no torch."""
-    program = f"import sys\nfrom up.__main__ import main\ncode = main({words!r})\nprint(code, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env={**os.environ})
-    assert done.stdout == "2 False\n", done.stderr
-    return done.stderr.splitlines()
+COMMANDS_IN_TURN = """
+import contextlib, io, json, sys
+from up.__main__ import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(words)
+    print(json.dumps([code, "torch" in sys.modules, said.getvalue().splitlines()]))
+"""
 
 
-@pytest.mark.parametrize("words", MISSING, ids=" ".join)
-def test_a_missing_file_is_found_without_torch(words: list[str]) -> None:
-    assert len(said_without_torch(words)) == 1
+def said_without_torch(*commands: list[str]) -> list[list[str]]:
+    """The lines on stderr of each command, run in turn by one process; each must end with 2 and import no torch."""
+    words = [sys.executable, "-c", COMMANDS_IN_TURN, json.dumps(commands)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(ended) == len(commands), done.stderr
+    for command, (code, has_torch, lines) in zip(commands, ended, strict=True):
+        assert (code, has_torch) == (2, False), (command, lines)
+    return [lines for *_, lines in ended]
+
+
+def test_a_missing_file_is_found_without_torch() -> None:
+    for command, lines in zip(MISSING, said_without_torch(*MISSING), strict=True):
+        assert len(lines) == 1, (command, lines)
 
 
 def test_missing_files_of_the_configuration_are_found_without_torch(config: Config, write: Write, tmp_path: Path) -> None:
     config["dataset"]["train"]["dataset"]["kwargs"]["meta_file"] = str(tmp_path / "none.txt")
     config["dataset"]["test"]["dataset"]["kwargs"]["image_reader"]["kwargs"]["image_dir"] = str(tmp_path / "none")
     config["saver"] |= {"pretrain_model": "none.pth", "resume_model": str(tmp_path / "none_either")}
-    said = said_without_torch(["train", write(config)])
+    (said,) = said_without_torch(["train", write(config)])
     assert [line.split(": ")[1] for line in said] == [
         "dataset.train.dataset.kwargs.meta_file",
         "dataset.test.dataset.kwargs.image_reader.kwargs.image_dir",

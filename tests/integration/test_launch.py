@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import signal
 import socket
-import subprocess
-import sys
-import termios
 import time
 from pathlib import Path
 
@@ -17,11 +13,9 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.faulty import SOON_S, WORKERS, children_of, finishes_equal, is_alive, is_equal, status, step_reached, wait_for
-from tests.harness.launched import FORKED, TWO, UP
-from tests.harness.ranks import PATIENCE_S, ROOT, Cluster, free_port
+from tests.harness.launched import FORKED, FORKED_TORCHRUN, FRESH_RANKS, TWO, UP
+from tests.harness.ranks import PATIENCE_S, Cluster, free_port
 from tests.harness.states import checkpoint
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +26,7 @@ def test_a_request_under_our_launcher(  # type: ignore[no-untyped-def]
     start, runs: Cluster, run: Path, unbroken: Path, target: str, number: signal.Signals, workers: int
 ) -> None:
     """Saved on the same step on both ranks; 75; the rerun ends equal. (``make soak`` does it five times each.)"""
-    launched = start(FORKED, WORKERS.format(workers), after=TWO)
+    launched = start(FRESH_RANKS if target == "rank" else FORKED, WORKERS.format(workers), after=TWO)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     if target == "group":
         os.killpg(launched.pid, number)
@@ -50,35 +44,25 @@ def test_a_request_under_our_launcher(  # type: ignore[no-untyped-def]
 
 def test_nohup(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """A run that is to outlive its terminal does; the launcher asks for the same list of signals as a rank."""
-    launched = start(("nohup", *UP))
+    launched = start(FORKED, ignored=[signal.SIGHUP])
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     os.kill(launched.pid, signal.SIGHUP)
     assert launched.wait() == 0, launched.said
     assert (status(run)["state"], status(run)["step"]) == ("done", 8)
 
 
-def test_a_terminal_that_closes(runs: Cluster, run: Path, unbroken: Path) -> None:
+def test_a_terminal_that_closes(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """SIGHUP is a request like any other, and nothing can be shown any more: the run saves and ends all the same."""
     ours, theirs = pty.openpty()
-    words = [*UP, "--config", runs.path, "--opts", "trainer.max_iter=2000"]
-    process = subprocess.Popen(
-        words,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=ROOT,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm"},
-    )
-    os.close(theirs)
+    launched = start(FORKED, "trainer.max_iter=2000", terminal=os.ttyname(theirs), environment={"TERM": "xterm"})
     said = b""
     try:
         while not step_reached(run, 2):
             said += os.read(ours, 1 << 16)
     finally:
+        os.close(theirs)
         os.close(ours)
-    assert process.wait(PATIENCE_S) == 75, said.decode(errors="replace")
+    assert launched.wait() == 75, said.decode(errors="replace")
     assert (status(run)["state"], status(run)["reason"]) == ("preempted", "stopped by SIGHUP")
     assert checkpoint(run)["step"] == status(run)["step"] >= 2
 
@@ -161,7 +145,7 @@ def test_the_launchers_port_in_use(start, run: Path) -> None:  # type: ignore[no
 
 def test_torchrun(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # type: ignore[no-untyped-def]
     """It turns every code of a rank into 1; ``status.json`` keeps the truth."""
-    launched = start((*TORCHRUN, "-m", "up", "train"))
+    launched = start(FORKED_TORCHRUN)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
     os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() != 0
@@ -171,7 +155,7 @@ def test_torchrun(start, runs: Cluster, run: Path, unbroken: Path) -> None:  # t
 
 def test_torchrun_names_the_reason_last(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """Its own traceback cannot be kept from the screen; the root cause below it is the line about the mistake."""
-    launched = start((*TORCHRUN, "-m", "up", "train"), "trainer.max_epch=3")
+    launched = start(FORKED_TORCHRUN, "trainer.max_epch=3")
     assert launched.wait() == 1
     root_cause = launched.said.split("Root Cause")[1]
     assert "exitcode  : 2" in root_cause
@@ -211,9 +195,9 @@ def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signal
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number: signal.Signals) -> None:  # type: ignore[no-untyped-def]
-    """Some of them do not listen yet and end by it; the others do not wait for those."""
-    launched = start(FORKED, WORKERS.format(2), after=TWO)
-    wait_for(lambda: len(launched.ranks()) == 2 and all(map(is_alive, launched.ranks())), PATIENCE_S)
+    """Rank 1 does not listen yet and ends by it; the other does not wait for it."""
+    launched = start(FORKED, WORKERS.format(2), after=TWO, environment={"DEAF": "1"})
+    wait_for(lambda: [*map(_listens, launched.ranks())] == [True, False], PATIENCE_S)
     os.kill(launched.pid, number)
     assert launched.wait() == (130 if number == signal.SIGINT else 75), launched.said
     assert "Traceback" not in launched.said
@@ -221,7 +205,7 @@ def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number
 
 def test_a_signal_during_the_import_of_the_ranks(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """With loader workers to come: both save their first state on the same step."""
-    launched = start(FORKED, WORKERS.format(2), after=TWO)
+    launched = start(FRESH_RANKS, WORKERS.format(2), after=TWO)
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(_listens, launched.ranks())), PATIENCE_S)
     os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 75, launched.said

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
 from tests.harness.tiny import tiny_config
 from up.build.experiment import load_experiment
 from up.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 PLUGIN = '''
 from up.tasks.cls.model.losses import CrossEntropy
 
@@ -26,26 +23,6 @@ class MyLoss(CrossEntropy):
 
 TABLES = {"loss": {"my_loss": "%s:MyLoss"}}
 '''
-SCRIPT = "import sys\nfrom up.__main__ import main\nsys.exit(main())\n"
-
-
-@pytest.fixture
-def check(tmp_path: Path, images: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """Run ``up check`` as the script ``up`` (whose folder is on the import path, not the working one) from ``work``."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "up").write_text(SCRIPT)
-    (tmp_path / "work").mkdir()
-
-    def run(config: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(tmp_path / "bin" / "up"), "check", "--no-files", config],
-            cwd=tmp_path / "work",
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    return run
 
 
 def written(folder: Path, images: Path, plugins: list[str] | None = None) -> str:
@@ -90,11 +67,13 @@ def test_pluginpath(place: str, name: str, plugin_path: str, tmp_path: Path, ima
 
 
 @pytest.mark.parametrize("place", ["work", "configs"])
-def test_beside_the_configuration_or_in_the_working_folder(check, tmp_path: Path, images: Path, place: str) -> None:  # type: ignore[no-untyped-def]
+def test_beside_the_configuration_or_in_the_working_folder(server: Server, tmp_path: Path, images: Path, place: str) -> None:
+    """As the script ``up`` finds it, whose own folder is on the import path instead of the working one."""
+    (tmp_path / "work").mkdir()
     config = written(tmp_path / "configs", images, ["my_parts"])
     (tmp_path / place / "my_parts.py").write_text(PLUGIN % "my_parts")
-    done = check(config)
-    assert done.returncode == 0, done.stderr
+    done = start(server, tmp_path, ["check", "--no-files", config], world=1, cwd=tmp_path / "work")
+    assert done.wait() == [0], done.said
 
 
 @pytest.mark.usefixtures("importing")

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,14 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.faulty import status, step_reached, wait_for
-from tests.harness.ranks import PATIENCE_S, ROOT, Server, start
+from tests.harness.launched import forked, spawned
+from tests.harness.ranks import PATIENCE_S, Server, start
 from tests.harness.refusals import contents
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def said_by(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
@@ -162,12 +161,16 @@ def test_a_stopped_run_names_the_command_that_resumes_it(
     spaced = path.with_name("my photos.yaml")
     path.rename(spaced)
     words = [sys.executable, *before, spaced.name, "-o", "runtime.dist.timeout=60"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True)
+    if "torch.distributed.run" in before:
+        started = spawned(words, tmp_path / "said.txt", cwd=tmp_path)
+    else:
+        started = forked(server, words[3:], tmp_path / "said.txt", {}, cwd=str(tmp_path), typed=words)
     wait_for(lambda: step_reached(run, 2), PATIENCE_S)
-    os.kill(process.pid, number)
-    _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == code, said
-    step = status(run)["step"]
+    os.kill(started.pid, number)
+    assert started.wait() == code, started.said
+    said, ended = started.said, status(run)
+    step = ended["step"]
+    assert (ended["state"], ended["exit_code"]) == ("preempted", 130 if number == signal.SIGINT else 75)  # torchrun makes it 1
     assert tells(said, number.name, step, "400", f"{run / 'ckpt_latest.pth'}")
     printed_line = next(line for line in said.splitlines() if "to resume:" in line)
     command = shlex.split(printed_line.partition("to resume:")[2])

@@ -17,11 +17,13 @@ from PIL import Image
 
 from tests.harness.facts import each_tells, tells
 from tests.harness.plugin import PAGE, files_in, install
+from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.bundle.package import open_package
 
+pytestmark = pytest.mark.usefixtures("each_graph_once")
 ROOT = PAGE.parents[1]
 QUICK = ("net.0.kwargs.width=4", "trainer.log_interval=1", "trainer.max_epoch=2", "trainer.test_freq=2", "trainer.save_freq=2")
 
@@ -44,12 +46,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint(folder)["model"]  # type: ignore[no-any-return]
 
 
-def ranks(folder: Path, *words: str) -> None:
-    """Run a command on two ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "up", *words]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert ended.returncode == 0, ended.stderr
+def on_two_ranks(server: Server, folder: Path, *words: str) -> None:
+    ranks = start(server, folder, words, environment={"PYTHONPATH": str(folder)}, cwd=folder)
+    assert ranks.wait() == [0, 0], ranks.said
 
 
 def test_the_plug_in_is_small() -> None:
@@ -87,17 +86,17 @@ def test_a_run_stopped_inside_an_epoch_ends_bit_equal(seg: Path, monkeypatch: py
         assert_same(one[name], other[name], name)
 
 
-def test_two_ranks_train_and_measure_as_one(seg: Path) -> None:
+def test_two_ranks_train_and_measure_as_one(server: Server, seg: Path) -> None:
     """With 10 images a step either way, whose labelled pixels differ, and 7 to evaluate; the counts of pixels are exact."""
     plain = ("dataset.train.dataset.kwargs.transformer.1.kwargs.p=0", "net.0.kwargs.normalize={type: gn, kwargs: {num_groups: 2}}")
     up("train", *plain, "dataset.train.batch_sampler.kwargs.batch_size=10", folder="one")
     named = ["--config", "seg.yaml", "--opts", *QUICK, *plain]
-    ranks(seg, "train", *named, "saver.save_dir=two", "dataset.train.batch_sampler.kwargs.batch_size=5")
+    on_two_ranks(server, seg, "train", *named, "saver.save_dir=two", "dataset.train.batch_sampler.kwargs.batch_size=5")
     for name, tensor in weights(seg / "one").items():
         torch.testing.assert_close(tensor, weights(seg / "two")[name], rtol=0, atol=1e-5)
     evaluated = ["eval", "--ckpt", "one/ckpt_latest.pth"]
     assert main([*evaluated, "--out", "alone", *named]) == 0
-    ranks(seg, *evaluated, "--out", "both", *named)
+    on_two_ranks(server, seg, *evaluated, "--out", "both", *named)
     alone, both = (json.loads((seg / folder / "metrics.json").read_text()) for folder in ("alone", "both"))
     assert alone == both
     assert alone["miou"] > 0

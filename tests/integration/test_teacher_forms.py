@@ -47,6 +47,7 @@ def expected(student: Config, kd: Config, teacher: Path, write: Write, tmp_path:
     return losses({**student, "mimic": {**student["mimic"], "teacher": side}}, write, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_every_form_is_the_same_teacher(
     student: Config, expected: list[float], teacher: Path, write: Write, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from up.bundle.verify import graph_problems
 from up.deploy.onnx import check_graph, export_graph, serialized, set_metadata
 from up.errors import UserError
 
-pytestmark = pytest.mark.integration  # an export takes seconds
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("each_graph_once")]  # an export takes seconds
 
 SHAPE = (3, 8, 6)
 SCORES = [OutputSpec(name="scores", axes=["N", 5])]
@@ -42,7 +42,7 @@ def net() -> Small:
 
 
 @pytest.fixture(scope="module")
-def graph(net: Small) -> Any:
+def graph(net: Small, each_graph_once: None) -> Any:
     return export_graph(net, SHAPE, SCORES)
 
 

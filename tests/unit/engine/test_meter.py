@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,36 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.harness.ranks import Server, start
 from tests.harness.weighing import KINDS, trained
 from up.data.sampler import Share
 from up.engine.meter import StepMeter
 from up.engine.precision import Precision
 from up.engine.step import Mean, StepOutput
 
-RANK = """
-import sys
-import torch, torch.distributed as dist
-from tests.harness.weighing import KINDS, trained
-rank, store, target = int(sys.argv[1]), *sys.argv[2:]
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-found = {}
-for kind in KINDS:
-    accumulate = 1 if kind == "terms" else 2
-    found[kind] = trained(kind, batch_size=4 // accumulate, accumulate=accumulate, rank=rank, world_size=2)
-if rank == 0:
-    torch.save(found, target)
-dist.destroy_process_group()
-"""
-
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def on_two_ranks(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What two ranks train of each kind."""
     folder = tmp_path_factory.mktemp("ranks")
     target = folder / "found.pth"
-    words = [sys.executable, "-W", "ignore", "-c", RANK]
-    ranks = [subprocess.Popen([*words, str(rank), str(folder / "store"), str(target)]) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    ranks = start(server, folder, [str(target)], entry="tests.harness.weighing:as_rank")
+    assert ranks.wait() == [0, 0], ranks.said
     return torch.load(target)
 
 
