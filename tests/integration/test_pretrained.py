@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 
@@ -92,3 +93,25 @@ def test_grey_images_adapt_the_first_convolution(
     assert found is not None
     assert (found.input_size, found.mean) == ((1, 32, 32), (0.4,))
     assert main(["eval", "--config", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "resized"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 1}, "pos_embed"),
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 24, "num_heads": 2}, "relative_position_bias_table"),
+    ],
+)
+def test_networks_of_timm_are_built_for_the_size_of_the_transforms(
+    config: Config, write: Callable[[Config], str], tmp_path: Path, name: str, kwargs: Config, resized: str
+) -> None:
+    """From weights for images of 224 pixels; nothing about the size is written, and evaluation builds the same network."""
+    torch.save(timm.create_model(name, num_classes=10, **kwargs).state_dict(), tmp_path / "w.pth")
+    config["net"][0] = {"name": "backbone", "type": "timm", "kwargs": {"model_name": name, **kwargs}}
+    config["saver"]["pretrain_model"] = str(tmp_path / "w.pth")
+    config["trainer"] |= {"max_epoch": 1}
+    path = write(config)
+    assert main(["check", "--config", path]) == 0
+    assert main(["train", "--config", path]) == 0
+    assert tells((tmp_path / "run" / "train.log").read_text(), "resized", resized)
+    assert main(["eval", "--config", path]) == 0

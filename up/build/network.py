@@ -60,7 +60,8 @@ def build_net(
         with experiment.placing(f"{place}.{index}"):
             known = experiment.task.derived_for_module(kind, derived, modules.get(entry.prev or previous), entry)
         if kind == "backbone" and spec is not None and spec.fixed:
-            known = {"img_size": list(spec.fixed)}  # for those whose position embeddings depend on it
+            # for those whose position embeddings depend on it, the second in networks of timm
+            known = {"img_size": list(spec.fixed), "image_size": spec.fixed}
         if kind == "backbone" and channels != 3:
             known = {**known, "input_channel": channels, "in_chans": channels}  # in our networks and in timm's
         if entry.type in BACKBONES and variant is not None:

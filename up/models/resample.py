@@ -10,19 +10,20 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
 _CLASS_TOKENS = (1, 0, 2)  # ViT has a class token, some have none, distilled DeiT has one more
+_CLASS_OFFSETS = (0, 3)  # BEiT: from the class token to tokens, from tokens to it, and from it to itself
 
 
 def resampled(net: nn.Module, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
     """Interpolate ``tensor`` to ``shape`` if ``name`` is a position embedding of ``net``; None otherwise.
 
-    ``pos_embed`` is (1, tokens, channels), ``relative_position_bias_table`` (offsets, heads).
+    ``pos_embed`` is (1, tokens, channels); ``relative_position_bias_table`` (offsets, heads), or (heads, height, width) in MaxViT.
     """
     owner_name, _, own_name = name.rpartition(".")
-    if tensor.ndim != len(shape) or tensor.shape[-1] != shape[-1]:
+    if tensor.ndim != len(shape):
         return None
-    if own_name in ("pos_embed", "absolute_pos_embed") and tensor.ndim == 3:
+    if own_name in ("pos_embed", "absolute_pos_embed") and tensor.ndim == 3 and tensor.shape[-1] == shape[-1]:
         return _position_embedding(net.get_submodule(owner_name), tensor, shape[1])
-    if own_name == "relative_position_bias_table" and tensor.ndim == 2:
+    if own_name == "relative_position_bias_table":
         return _relative_bias(net.get_submodule(owner_name), tensor, shape)
     return None
 
@@ -53,7 +54,12 @@ def _position_embedding(owner: nn.Module, tensor: Tensor, tokens: int) -> Tensor
 
 def _relative_bias(owner: nn.Module, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
     window = getattr(owner, "window_size", None)
-    if window is None or (2 * window[0] - 1) * (2 * window[1] - 1) != shape[0]:
+    sides = None if window is None else tuple(2 * side - 1 for side in window)
+    if sides is None or tensor.shape[-1 if tensor.ndim == 2 else 0] != shape[-1 if tensor.ndim == 2 else 0]:  # the heads
+        return None
+    extra = shape[0] - math.prod(sides)
+    is_flat = tensor.ndim == 2 and extra in _CLASS_OFFSETS and _square(len(tensor) - extra) is not None
+    if not is_flat and tuple(shape[1:]) != sides:
         return None
     return cast("Tensor", resize_rel_pos_bias_table_simple(tensor, new_window_size=window, new_bias_shape=tuple(shape)))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import Annotated, cast
 
 import timm
+import torch
 from torch import nn
 
+from up.config.argument import FromProgram
 from up.errors import UserError
 from up.models.adapter import Backbone, Count, Initializer, Normalize, as_backbone, with_stages
 from up.models.pretrained import how_to_fetch, with_weights
@@ -23,6 +26,7 @@ def timm_network(
     pooled: bool = True,
     out_strides: Sequence[int] | None = None,
     in_chans: Count = 3,
+    image_size: Annotated[tuple[int, int] | None, FromProgram()] = None,
     normalize: Normalize | None = None,
     initializer: Initializer | None = None,
     grad_checkpointing: bool = False,
@@ -36,13 +40,14 @@ def timm_network(
     - ``out_strides``: features of other stages too, for networks that have them.
     - ``in_chans``: channels of the images. Default: those that the image reader gives.
     - ``pretrained``: timm's weights, downloaded at the first use.
+    - ``img_size``, of networks for images of one size: derived from the transforms; position embeddings are interpolated.
 
     Raises ``UserError`` for an unknown name, kwargs that the network does not take, and weights that cannot be had.
     """
     _check_name(model_name)
     if "num_classes" in kwargs:
         raise UserError("the classifier is the head's, give it num_classes in its own kwargs.", key="num_classes")
-    model = _create(model_name, pretrained, {**kwargs, "in_chans": in_chans})
+    model = _create(model_name, pretrained, _sized(model_name, {**kwargs, "in_chans": in_chans}, image_size, pretrained))
     return with_stages(
         as_backbone(model, pooled=pooled, channels=in_chans),
         out_strides=out_strides,
@@ -57,6 +62,38 @@ def _check_name(model_name: str) -> None:
     if ":" not in model_name and not timm.is_model(model_name):
         near = did_you_mean(model_name, timm.list_models())
         raise UserError(f"timm has no network {model_name!r}.{near} timm.list_models() lists them all.", key="model_name")
+
+
+def _sized(model_name: str, kwargs: Kwargs, size: tuple[int, int] | None, pretrained: bool) -> Kwargs:
+    """Add ``img_size`` to the ``kwargs`` of a network that does not take images of ``size`` without it."""
+    if size is None or ":" in model_name or "img_size" in kwargs:
+        return kwargs
+    known = timm.get_pretrained_cfg(model_name)
+    if known is None or not known.fixed_input_size or known.input_size[1:] == size or _takes(model_name, kwargs, size):
+        return kwargs
+    own, wanted = (" x ".join(map(str, sides)) for sides in (known.input_size[1:], size))
+    sized = {**kwargs, "img_size": size}
+    if not _takes(model_name, sized, size):
+        raise UserError(
+            f"timm's {model_name} cannot take images of {wanted} pixels",
+            expected=own,
+            fix="Crop or resize to it in the transforms.",
+        )
+    if pretrained:
+        warnings.warn(f"{model_name}: position embeddings for images of {own} are interpolated to {wanted}", stacklevel=2)
+    return sized
+
+
+def _takes(model_name: str, kwargs: Kwargs, size: tuple[int, int]) -> bool:
+    """Check on the meta device, which costs no memory and about a second, that the network computes images of ``size``."""
+    try:
+        with torch.random.fork_rng(devices=()), torch.device("meta"):
+            timm.create_model(model_name, num_classes=0, **kwargs).eval()(torch.empty(2, kwargs["in_chans"], *size))
+    except TypeError:  # another argument: the network itself will say which
+        return True
+    except Exception:  # each network fails in its own way
+        return False
+    return True
 
 
 def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:

@@ -269,6 +269,9 @@ class _Loading:
             return
         listed = "; ".join(f"{what} ({len(group)}): {some_of(group.values())}" for what, group in groups.items() if group)
         doubt = "Is it another architecture? " if 2 * len(problems) > len(self.chosen) else ""
+        if self.weights.preprocessing is not None and not report.missing and not report.unexpected:  # shapes alone
+            size = " x ".join(map(str, self.weights.preprocessing.input_size[1:]))
+            doubt += f"They are of a network for images of {size}: let the transforms produce that size. "
         if self.variant:
             other = "timm" if self.variant == "up" else "up"
             doubt += (

@@ -528,3 +528,30 @@ def test_any_timm_network_can_be_adapted_by_hand() -> None:
     network = as_backbone(timm.create_model("resnet10t", num_classes=0))
     assert network.out_planes == [512]
     assert features_of(network, torch.randn(2, 3, 32, 32))[0].shape == (2, 512, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_coatnet", "mixer_s32_224"])
+def test_a_timm_network_for_one_size_is_built_for_that_of_the_images(name: str) -> None:
+    torch.manual_seed(0)
+    derived = timm_network(model_name=name, image_size=(64, 96))
+    torch.manual_seed(0)
+    written = timm_network(model_name=name, img_size=[64, 96])
+    for made, expected in zip(derived.state_dict().values(), written.state_dict().values(), strict=True):
+        assert torch.equal(made, expected)
+    assert derived({"image": torch.randn(2, 3, 64, 96)})["features"][0].shape[2:] == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t", "xcit_nano_12_p8_224"])
+def test_a_timm_network_for_any_size_stays_as_it_is(name: str) -> None:
+    torch.manual_seed(0)
+    derived = timm_network(model_name=name, image_size=(64, 64)).state_dict()
+    torch.manual_seed(0)
+    plain = timm_network(model_name=name).state_dict()
+    assert all(torch.equal(derived[key], value) for key, value in plain.items())
+
+
+def test_a_timm_network_for_its_own_size_alone() -> None:
+    with pytest.raises(UserError, match=facts("efficientformer_l1", "64 x 64", "224 x 224", "transforms")):
+        timm_network(model_name="efficientformer_l1", image_size=(64, 64))
+    with pytest.raises(UserError, match=facts("nowhere")):  # not taken for a matter of the size
+        timm_network(model_name="vit_tiny_patch16_224", image_size=(64, 64), nowhere=1)

@@ -27,6 +27,7 @@ from up.models.convnets import convnext
 from up.models.cswin import cswin
 from up.models.net import Net
 from up.models.norm import SoloBatchNorm
+from up.models.preprocessing import ImagePreprocessing
 from up.models.resample import with_channels
 from up.models.weights import Weights, WeightsError, clean_state_dict, load_weights, read_state, unwrap
 from up.tasks.cls.model.heads import HEADS
@@ -713,6 +714,43 @@ def test_window_biases_are_resized():
     table, old = net.state_dict()[name], state[name.removeprefix("backbone.")]
     torch.testing.assert_close(table.view(15, 15, 2)[7, 7], old.view(7, 7, 2)[3, 3])  # the centre stays
     assert old.min() - 0.5 < table.min() < table.max() < old.max() + 0.5
+
+
+TABLES = {
+    "beit_base_patch16_224": {"depth": 1, "embed_dim": 24, "num_heads": 2},
+    "maxvit_tiny_tf_224": {"depths": (1, 1, 1, 1), "embed_dim": (32,) * 4},
+    "test_maxvit": {},
+    "test_coatnet": {},
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("sizes", [(64, 96), (96, 64)])
+def test_tables_of_relative_positions_are_resized(name, sizes):
+    """As timm's own function does it: a constant table stays, a ramp stays one, and BEiT's class token keeps its values."""
+    before, after = (timm.create_model(name, num_classes=0, img_size=size, **TABLES[name]) for size in sizes)
+    key = [key for key in before.state_dict() if key.endswith("relative_position_bias_table")][-1]
+    state = scrambled(before.state_dict())
+    table, shape = state[key], after.state_dict()[key].shape
+    table[:] = 2.0
+    if name.startswith("beit"):
+        table[-3:] = torch.tensor([3.0, 4.0, 5.0])[:, None]
+    report = load_with_heads(net_of(after, 5), Weights("x.pth", state))
+    assert ("backbone." + key, tuple(table.shape), tuple(shape)) in [
+        (item.name, item.found, item.wanted) for item in report.resized
+    ]
+    made = after.state_dict()[key]
+    if name.startswith("beit"):
+        assert torch.equal(made[-3:], table[-3:])
+        made = made[:-3]
+    torch.testing.assert_close(made, torch.full_like(made, 2.0))
+
+
+def test_tensors_of_another_image_size_that_cannot_be_resized():
+    small, large = (timm.create_model("mixer_s32_224", num_classes=0, img_size=size) for size in (64, 96))
+    trained = ImagePreprocessing((3, 64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.9)
+    with pytest.raises(WeightsError, match=facts("mlp_tokens", "64 x 64", "transforms")):
+        load_with_heads(net_of(large, 5), Weights("x.pth", small.state_dict(), preprocessing=trained))
 
 
 CHANNELED = {  # a small network of every constructor, for 32 pixels
