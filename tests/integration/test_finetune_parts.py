@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
 from tests.harness.refusals import refused
 from tests.harness.runs import train
@@ -262,6 +263,26 @@ def test_the_ends_of_wise_ft_are_bit_equal(config: Config, write: Write, tmp_pat
     made = torch.load(run / "ckpt_wise.pth", weights_only=True)["model"]
     end = torch.load(run / ("ckpt_best.pth" if alpha else "ckpt_start.pth"), weights_only=True)["model"]
     assert_same(dict(made), dict(end))
+
+
+@pytest.mark.parametrize("probe", [None, {"epochs": 1, "lr": 0.01}])
+def test_the_start_of_wise_ft(config: Config, write: Write, tmp_path: Path, pretrained: Path, probe: Config | None) -> None:
+    """The end of the linear probe, which predicts, and is kept for it; else the start, and the log warns of a fresh head."""
+    torch.save({"model": without_head(pretrained)}, tmp_path / "backbone.pth")
+    config["saver"]["pretrain_model"] = str(tmp_path / "backbone.pth")
+    config["finetune"] = {"wise_ft": {"alpha": 0.0}, **({"probe": probe} if probe else {})}
+    config["trainer"] |= {"max_epoch": 4, "save_freq": 100}
+    assert train(write(config)) == 0
+    run, start = tmp_path / "run", "ckpt_e1.pth" if probe else "ckpt_start.pth"
+    assert averaged(run)["averages"]["ckpt_wise.pth"]["start"] == start
+    made, expected = (torch.load(run / file, weights_only=True)["model"] for file in ("ckpt_wise.pth", start))
+    assert_same(dict(made), dict(expected))
+    assert tells((run / "train.log").read_text(), "wise_ft", "probe", "lp_ft") != bool(probe)
+
+
+def without_head(path: Path) -> Config:
+    state = torch.load(path, weights_only=True)["model"]
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
 
 def test_averages_added_afterwards(config: Config, write: Write, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from up.engine.averaging import between, greedy_soup, mean_of, recompute_statist
 from up.engine.checkpoint import ONLY_TO_RESUME, CheckpointFolder
 from up.engine.ema import NoEma
 from up.engine.session import TrainingSession
-from up.files import AVERAGES, BEST, write_atomically, write_json
+from up.files import AVERAGES, BEST, START, write_atomically, write_json
 from up.seed import generator
 from up.tasks.experiment import Experiment
 from up.text import count
@@ -102,13 +102,19 @@ class _Averages:
         )
 
     def wise_ft(self, alpha: float | str) -> None:
-        """Measure the weights between start and end, and write those of ``alpha``, or of the best for ``auto``."""
-        start, end = read_start(self.best, self.experiment.folder), served(self.best)
+        """Measure the weights between start and end, and write those of ``alpha``, or of the best for ``auto``.
+
+        After a linear probe the line starts at its end: a head that is still random would spoil the points near the start.
+        """
+        probe = section_of(self.experiment).probe
+        probed = probe.epochs * self.session.outline.steps_per_epoch if probe else None
+        found = next((path for path, at in self.checkpoints if at == probed), None)
+        start, end = served(found) if found else read_start(self.best, self.experiment.folder), served(self.best)
         alphas = sorted({*_ALPHAS, *([alpha] if isinstance(alpha, float) else [])})
         curve = {each: self.measure_line(start, end, each) for each in alphas}
         chosen = alpha if isinstance(alpha, float) else max(curve, key=lambda each: (curve[each], each))
         self.measure_line(start, end, chosen)
-        self._write("wise", [self.weights()], curve[chosen], alpha=chosen, curve=curve)
+        self._write("wise", [self.weights()], curve[chosen], alpha=chosen, curve=curve, start=found.name if found else START)
 
     def mean(self, name: str, paths: Sequence[Path]) -> None:
         """Make the mean of the raw weights in ``paths``."""

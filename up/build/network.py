@@ -28,6 +28,10 @@ from up.seed import key, seed_all
 from up.tasks.experiment import Experiment, net_kind
 from up.text import some_of
 
+WISE_FT_FROM_RANDOM = (
+    "finetune.wise_ft: the head starts afresh, so that weights near the start (small alpha) predict poorly; a linear probe gives a "
+    "start that predicts: finetune: {probe: {epochs: 3, lr: 1e-3}}, or strategy: lp_ft"
+)
 EXAMPLES = 2  # images of noise to find shapes
 _NET = 3  # the purpose of the seed that a network's first weights are drawn with
 
@@ -103,7 +107,9 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
     if task.class_layer:
         own = tuple(f"{head.name}.{task.class_layer}." for head in heads if head.kwargs.get("initializer") is None)
         start_small(net, {name for name in report.reinitialised if name.startswith(own)})
-    return list(report.lines())
+    finetune = experiment.config.finetune
+    is_random = finetune is not None and finetune.wise_ft is not None and finetune.probe is None and report.reinitialised
+    return [*report.lines(), *([WISE_FT_FROM_RANDOM] if is_random else [])]
 
 
 def preprocessing_doubts(experiment: Experiment) -> list[Problem]:

@@ -45,6 +45,8 @@ def timetable(
     best = trainer.keep_best or 0
     if finetune is not None and finetune.swa is not None:
         for_good.append(Every(steps_per_epoch, total - (finetune.swa.epochs - 1) * steps_per_epoch, total))
+    if finetune is not None and finetune.wise_ft is not None and finetune.probe is not None:
+        for_good.append(Every(0, 0, finetune.probe.epochs * steps_per_epoch))  # where the line of WiSE-FT starts
     if finetune is not None and finetune.average is not None:
         last = max(last, finetune.average.last)
     if finetune is not None and finetune.soup is not None:

@@ -40,7 +40,8 @@ class AnyOf:
     def steps(self, total: int) -> Iterator[int]:
         """List all steps up to ``total`` that are due, rising."""
         periods = {total, *(step for every in self.schedules if every.period for step in range(every.period, total, every.period))}
-        return (step for step in sorted(periods) if self.is_due(step))
+        ends = {every.total for every in self.schedules if every.total < total}
+        return (step for step in sorted(periods | ends) if self.is_due(step))
 
 
 @dataclass(frozen=True)

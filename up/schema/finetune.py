@@ -56,7 +56,11 @@ class SoupSection(Section):
 
 
 class WiseFtSection(Section):
-    """Weights between the start and the end of training (WiSE-FT, Wortsman et al. 2021), measured on ``dataset.test``."""
+    """Weights between the start and the end of training (WiSE-FT, Wortsman et al. 2021), measured on ``dataset.test``.
+
+    The start is the end of ``finetune.probe`` if there is one, as the paper starts from a classifier that predicts (zero-shot);
+    else the weights that training started from.
+    """
 
     alpha: Fraction | Literal["auto"] = "auto"
     """Share of the end: start · (1 − alpha) + end · alpha; ``auto`` takes the best of 0, 0.1, … 1."""
