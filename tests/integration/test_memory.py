@@ -115,6 +115,14 @@ def test_where_nothing_helps_the_run_ends_with_one_line(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("reason", ["runtime.allow_dead_parameter=true", "runtime.parallel=fsdp", "runtime.static_graph=true"])
+def test_ranks_that_cannot_split_say_why_and_what_to_do(config: Config, cluster: Callable[[], Cluster], reason: str) -> None:
+    runs = cluster()
+    said = runs.run(reason, codes=[2, 2], fault="rank=1,step=1,action=oom,images=2").said
+    assert tells(said, "out of memory", "step 1", reason.partition("=")[0], "Lower batch_size", "trainer.accumulate")
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_all_ranks_split_when_one_runs_out(config: Config, cluster: Callable[[], Cluster], tmp_path: Path, victim: int) -> None:
     """The gradients are those of a run with enough memory, the same on both ranks; each rank has micro-batches of 4 and then 2."""

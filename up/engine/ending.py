@@ -48,9 +48,11 @@ def explained(session: TrainingSession, error: Exception) -> Exception:
     if isinstance(error, Ending):
         return error
     if (reason := out_of_memory(error)) is not None:
+        why, size = session.memory.why_whole, session.fingerprint.global_batch_size
+        whole = f" Several ranks cannot repeat a step in smaller micro-batches with {why}." if why else ""
         return UserError(
-            f"out of memory at step {step} ({reason}), with a global batch size of {session.fingerprint.global_batch_size}. Lower "
-            "batch_size (trainer.accumulate keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or "
+            f"out of memory at step {step} ({reason}), with a global batch size of {size}.{whole} Lower batch_size "
+            "(trainer.accumulate keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or "
             "grad_checkpointing: true."
         )
     if cause := as_loader_died(error) or as_peer_lost(error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -12,13 +12,18 @@ from torch import nn
 
 from up.config.contract import Contract, Method
 from up.data.bad_images import BadImages
-from up.data.records import Batch
+from up.data.collate import rows_of
+from up.data.records import Batch, image_count
 from up.distributed.failures import Vote, agree_on, on_all_ranks, raise_on_all_ranks
 from up.distributed.group import gather_objects
 from up.engine.ema import Ema, NoEma
+from up.engine.memory import free_memory
 from up.engine.precision import Precision
 from up.engine.shards import is_shared
 from up.engine.step import BatchStage
+from up.errors import UserError, out_of_memory
+from up.text import count
+from up.tracking.log import LOGGER
 from up.types import Kwargs
 
 T = TypeVar("T")
@@ -72,6 +77,33 @@ class Evaluated(NamedTuple):
     """The evaluator of the weights that would be exported: the averaged ones where there are any."""
 
 
+@dataclass
+class Fitting:
+    """The most images of an evaluation's forward pass that fit into the memory of this rank, None as long as all do."""
+
+    images: int | None = None
+
+    def cut(self, batch: Batch) -> list[Batch]:
+        """Cut a batch into parts that fit."""
+        if self.images is None:
+            return [batch]
+        return [rows_of(batch, slice(at, at + self.images)) for at in range(0, image_count(batch), self.images)]
+
+    def halve(self, images: int, reason: str, *, shared: bool) -> None:
+        """Allow half of ``images``. Raises ``UserError`` for one image, and where the ranks gather weights in a forward pass."""
+        if images < 2 or shared:
+            what = f"out of memory in the evaluation ({reason}) with {count(images, 'image')} at a time"
+            smaller = "make the images smaller, or set runtime.amp: bf16"
+            raise UserError(what, fix=f"Lower batch_size of dataset.test, {smaller}." if images > 1 else f"{smaller.capitalize()}.")
+        self.images = images // 2
+        LOGGER.warning(
+            "out of memory in the evaluation with %d images at a time: it continues with %d; the metrics are the same",
+            images,
+            self.images,
+        )
+        free_memory()
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The evaluation of a run: its batches, and a factory of evaluators, one for each set of weights."""
@@ -84,6 +116,7 @@ class Evaluation:
     padding: Callable[[], Batch] | None = None
     """With fsdp, where ranks gather weights in each forward pass: makes the batch, not counted, of a rank without images left."""
     bad_images: BadImages | None = None  # those left out, of all ranks
+    fits: Fitting = field(default_factory=Fitting)
 
     def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> Evaluated:
         """Evaluate ``model``, and its average in the same pass over the images.
@@ -118,12 +151,31 @@ class Evaluation:
         on_device = self.stage(shown)
         for prefix, evaluator in evaluators.items():
             weights: AbstractContextManager[object] = ema.applied_to(model) if prefix else nullcontext()
-            with weights, self.precision.autocast():
-                outputs = model(on_device)
-            if batch is not None:
-                evaluator.update(outputs, on_device)
-        if batch is not None and self.on_outputs is not None:
-            self.on_outputs(outputs, on_device)
+            is_served = evaluator is [*evaluators.values()][-1]
+            with weights:
+                for part, outputs in self._in_parts(model, on_device):
+                    if batch is not None:
+                        evaluator.update(outputs, part)
+                    if batch is not None and is_served and self.on_outputs is not None:
+                        self.on_outputs(outputs, part)
+
+    def _in_parts(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Batch, Kwargs]]:
+        """Pass a batch through the model, in halves from where memory runs out on: each image is computed by itself."""
+        waiting = self.fits.cut(batch)
+        while waiting:
+            try:
+                with self.precision.autocast():
+                    outputs = model(waiting[0])
+            except Exception as error:
+                reason = out_of_memory(error)
+                if reason is None:
+                    raise
+            else:
+                yield waiting.pop(0), outputs
+                continue
+            # after the block, where the frames of the error no longer hold tensors
+            self.fits.halve(image_count(waiting[0]), reason, shared=is_shared(model))
+            waiting = [smaller for part in waiting for smaller in self.fits.cut(part)]
 
     def _count_bad_images(self) -> None:
         """Count the bad images of all ranks. Raises ``UserError`` on every rank if they exceed ``max_bad``."""

@@ -45,6 +45,7 @@ class Memory:
     """The most ``images`` of a micro-batch that fit into memory, None as long as all do; the same on all ranks.
 
     ``policy`` ``stop`` raises instead. ``ranks_meet``: the loss exchanges numbers between the ranks in every micro-batch.
+    ``why_whole`` says why ranks do not split steps although ``policy`` does; else it is empty.
     ``strike``, a fault of a test, gets the step and the images of a forward pass.
     """
 
@@ -58,7 +59,9 @@ class Memory:
     ) -> None:
         self.images: int | None = None
         self._net, self._strike = net, strike
-        self._splits = policy == "split" and not (is_parallel() and (ranks_meet or _waits_in_forward(net)))
+        meeting = "a loss of several terms" if ranks_meet else _waits_in_forward(net)
+        self.why_whole = meeting if policy == "split" and is_parallel() else ""
+        self._splits = policy == "split" and not self.why_whole
         self._least = 2 if any(is_batch_norm(module) for module in net.modules()) else 1  # it cannot train on one image
         self._error: Exception | None = None
         self._step = 0
@@ -119,9 +122,7 @@ class Memory:
                 what = f"out of memory ({reason}) with {count(largest, 'image')} in a micro-batch, which cannot be smaller"
                 raise UserError(what, fix="Make the images smaller, or set runtime.amp: bf16 or grad_checkpointing: true.")
         self.images = max(self._least, -(-largest // 2))
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         return largest
 
     def differences(self, before: int) -> str:
@@ -146,10 +147,24 @@ class Memory:
         self.images = state.get("images") if self._splits else None
 
 
-def _waits_in_forward(net: nn.Module) -> bool:
-    """Check whether a rank that repeats a step would leave the others waiting, or its wrapper in the middle of a step."""
-    searches = isinstance(net, DistributedDataParallel) and (net.find_unused_parameters or net.static_graph)
-    return isinstance(net, FSDPModule) or searches or any(isinstance(module, nn.SyncBatchNorm) for module in net.modules())
+def free_memory() -> None:
+    """Free what no tensor uses, after memory ran out."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _waits_in_forward(net: nn.Module) -> str:
+    """Say why a rank that repeats a step would leave the others waiting, or its wrapper in the middle of a step; else empty."""
+    is_ddp = isinstance(net, DistributedDataParallel)
+    reasons = {
+        "runtime.parallel: fsdp": isinstance(net, FSDPModule),
+        "parameters that get no gradient (runtime.allow_dead_parameter, finetune.probe or unfreeze)": is_ddp
+        and net.find_unused_parameters,
+        "runtime.static_graph": is_ddp and net.static_graph,
+        "synchronized BatchNorms": any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _draws(module: nn.Module) -> bool:

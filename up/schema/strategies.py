@@ -244,7 +244,8 @@ def contradictions(config: Config) -> Iterator[Problem]:
             yield Problem(f"cannot be combined with finetune.{other}", key=f"finetune.{one}", fix="Keep one of them.")
     for name in _NEED_DDP if config.runtime.parallel == "fsdp" else ():
         if name in has:
-            yield Problem("does not work with shards (runtime.parallel: fsdp)", key=f"finetune.{name}", fix="Set parallel: ddp.")
+            fix = f"Set runtime.parallel: ddp, or remove finetune.{name}."
+            yield Problem("does not work with shards (runtime.parallel: fsdp)", key=f"finetune.{name}", fix=fix)
 
 
 def _lacks(config: Config, has: Sequence[str]) -> Iterator[Problem]:

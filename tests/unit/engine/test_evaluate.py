@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.harness.facts import facts, tells
 from up.data.records import Batch
 from up.distributed.failures import Vote
 from up.engine import evaluate
-from up.engine.ema import NoEma
+from up.engine.ema import Ema, NoEma
 from up.engine.evaluate import BrokenOff, Evaluation
 from up.engine.precision import Precision
 from up.errors import UserError
@@ -76,6 +77,46 @@ def test_every_batch_once() -> None:
     net = Counting()
     assert evaluation(batches(3))(net, NoEma()).metrics == {"total": 6.0}
     assert net.forwards == 3
+
+
+class Small(Counting):
+    """Has memory for some images at a time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.sizes = most, list[int]()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.sizes.append(len(batch.image))
+        if len(batch.image) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return super().forward(batch)
+
+
+def images(*sizes: int) -> list[Batch]:
+    values = torch.arange(float(sum(sizes))).split(list(sizes))
+    return [Batch(image=part, filename=["x"] * len(part)) for part in values]
+
+
+def test_a_batch_that_does_not_fit_is_halved(caplog: pytest.LogCaptureFixture) -> None:
+    """Each image counts once, with every set of weights; the limit is remembered, and said once for each halving."""
+    net, seen = Small(2), list[int]()
+    ema = Ema(net, decay=0.9)
+    fitted = evaluation(iter(images(7, 7, 1)), on_outputs=lambda outputs, batch: seen.append(len(batch.image)))
+    assert fitted(net, ema).metrics == {"total": sum(range(15)), "ema_total": sum(range(15))}
+    assert net.sizes[:4] == [7, 3, 1, 1]
+    assert max(net.sizes[2:]) == 1
+    assert sum(seen) == 15
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert tells(caplog.text, "evaluation", "7 images", "3")
+
+
+@pytest.mark.parametrize(("most", "shared", "fix"), [(0, False, "runtime.amp"), (2, True, "batch_size of dataset.test")])
+def test_an_image_that_does_not_fit_ends_it(monkeypatch: pytest.MonkeyPatch, most: int, shared: bool, fix: str) -> None:
+    """So does a batch where the ranks gather weights in each forward pass."""
+    monkeypatch.setattr(evaluate, "is_shared", lambda net: shared)
+    with pytest.raises(UserError, match=facts("evaluation", "CUDA out of memory", fix)):
+        evaluation(iter(images(4)))(Small(most), NoEma())
 
 
 def test_another_ranks_request_breaks_it_off_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:

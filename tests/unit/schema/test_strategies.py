@@ -179,7 +179,7 @@ def test_mistakes(section: str, key: str, words: str) -> None:
         ("finetune: {lora: {}, unfreeze: {}}", "finetune.lora", "unfreeze"),
         ("finetune: {unfreeze: {}, probe: {epochs: 1}}", "finetune.unfreeze", "probe"),
         ("trainer: {max_epoch: 3}\nfinetune: {probe: {epochs: 3}}", "finetune.probe.epochs", "fewer than"),
-        ("runtime: {parallel: fsdp}\nfinetune: {average: {last: 2}}", "finetune.average", "ddp"),
+        ("runtime: {parallel: fsdp}\nfinetune: {average: {last: 2}}", "finetune.average", "runtime.parallel: ddp"),
     ],
 )
 def test_parts_that_lack_something_or_exclude_each_other(text: str, key: str, words: str) -> None:
