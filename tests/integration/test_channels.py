@@ -126,6 +126,25 @@ def test_colour_transforms_of_many_channels(
     assert tells(line, "ColorJitter", "channel")
 
 
+@pytest.mark.parametrize("kind", ["deep", "pages", "numpy"])
+def test_views_of_them(config: Config, write: Write, run: Path, tmp_path: Path, kind: str) -> None:
+    """Flips and blur work on floats of any number of channels, and AugMix on those of one."""
+    prepare(config, kind, tmp_path / "data")
+    config["net"][-1]["kwargs"]["cls_loss"] = {"type": "jsd"}
+    config["trainer"]["max_epoch"] = 1
+    blur = {"type": "v2.GaussianBlur", "kwargs": {"kernel_size": 3}}
+    flip = {"type": "torch_random_horizontal_flip", "kwargs": {"p": 1.0}}
+    augmentations = [{"type": "v2.AugMix"}] if kind == "deep" else [flip, blur]
+    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"][-2:-2] = [
+        {"type": "views", "kwargs": {"transformer": augmentations, "number": 3}}
+    ]
+    path = write(config)
+    assert main(["check", "--config", path]) == 0
+    assert main(["train", "--config", path]) == 0
+    weights = torch.load(run / "ckpt_latest.pth", weights_only=True)["model"]
+    assert all(torch.isfinite(tensor.float()).all() for tensor in weights.values())
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_package_of_them(
     config: Config, write: Write, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
@@ -150,14 +169,19 @@ def test_a_package_of_them(
     assert not {"meta.json", "parameters.json"} & opened.members.keys()
     draw = np.random.default_rng(1)
     shaped = [draw.integers(0, 65536, (height, width, channels)).astype(np.uint16) for height, width in ((50, 70), (33, 41))]
-    files = [str(save(kind, tmp_path / f"{at}", pixels)) for at, pixels in enumerate(shaped)]
+    (tmp_path / "new").mkdir()
+    for at, pixels in enumerate(shaped):
+        save(kind, tmp_path / "new" / f"{at}", pixels)
+    if kind in ("grey", "turbo"):
+        np.save(tmp_path / "new" / "other.npy", shaped[0])  # no image for this reader
     without = "import sys; sys.modules['torch'] = None; from up.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    words = ["predict", *files, "--format", "json", "--topk", "3"]
+    words = ["predict", str(tmp_path / "new"), "--format", "json", "--topk", "3"]
     capsys.readouterr()
     assert main([*words, "--config", path, "--ckpt", ckpt]) == 0
     of_checkpoint = json.loads(capsys.readouterr().out)
     bundle = [*words, "--bundle", str(package), "--vis-dir", str(tmp_path / "drawn")]
     said = subprocess.run([sys.executable, "-c", without, *bundle], capture_output=True, text=True, check=True)
+    assert len(of_checkpoint) == len(shaped)
     for ours, theirs in zip(json.loads(said.stdout), of_checkpoint, strict=True):
         scores = [{each["label"]: each["score"] for each in one["predictions"]} for one in (ours, theirs)]
         assert scores[0] == pytest.approx(scores[1], abs=1e-5 if KINDS[kind][1]["type"] == "fs_multichannel" else 5e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from up.bundle.predictions import Prediction
 from up.bundle.preprocess import ImageSource, Preprocessing
 from up.bundle.session import Session
 from up.data.bad_images import BadImage
+from up.data.decoding import SUFFIXES, WITH_ARRAYS
 from up.types import Json
 
 Item = TypeVar("Item")
@@ -32,7 +33,8 @@ class Predictor(Generic[Loaded]):
 
     ``load`` reads and prepares one image, in any thread, with its placement if results are spatial; it raises ``BadImage``.
     ``run`` computes the outputs for prepared images, ``answer`` makes predictions of them. ``topk`` limits how many an image
-    gets (None: the number of the answer). ``image`` opens an image to draw predictions on.
+    gets (None: the number of the answer). ``image`` opens an image to draw predictions on. ``suffixes`` are those of the images
+    in a folder.
     """
 
     answer: Answer
@@ -41,6 +43,7 @@ class Predictor(Generic[Loaded]):
     image: Callable[[str], Image.Image]
     topk: int | None = None
     batch_size: int = 32
+    suffixes: Collection[str] = SUFFIXES
 
     def predict(self, images: Iterable[ImageSource], *, threads: int = 2) -> Iterator[Prediction]:
         """Yield a prediction per image, in order; one that cannot be read has its ``error``. Threads decode further images."""
@@ -80,7 +83,8 @@ def package_predictor(
     session = Session(package.model, package.label, provider=provider)
     prepare = Preprocessing(package.manifest.preprocess, package.manifest.input_size)
     answer = package.manifest.answer
-    return Predictor(answer, prepare.placed, lambda images: session(np.stack(images)), prepare.image, topk, batch_size)
+    suffixes = WITH_ARRAYS if package.manifest.inputs[0].channel_order == "stored" else SUFFIXES
+    return Predictor(answer, prepare.placed, lambda images: session(np.stack(images)), prepare.image, topk, batch_size, suffixes)
 
 
 class Model:

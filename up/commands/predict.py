@@ -41,7 +41,8 @@ _IN_MEMORY = 1 << 24  # bytes of predictions; more wait on the disk
 def main(words: list[str]) -> int:
     """Predict and print or write; returns 0, or 2 when an image could not be read."""
     arguments = parse(words)
-    images = find_images([*arguments.images, *([arguments.img_path] if arguments.img_path else [])])
+    named = [*arguments.images, *([arguments.img_path] if arguments.img_path else [])]
+    images = find_images(named)  # a mistake is reported before the network is built
     if not images:
         raise UserError("predict needs images: name files, folders or patterns.")
     expect_writable(arguments, images)
@@ -49,6 +50,7 @@ def main(words: list[str]) -> int:
     expect_checkpoint(arguments.ckpt)
     bad: list[Prediction] = []
     with opened(arguments) as predictor:
+        images = find_images(named, predictor.suffixes)
         begun = time.perf_counter()
         predictions = with_bad_noted(predictor.predict(images, threads=arguments.threads), bad, strict=arguments.strict)
         if arguments.mask_dir is not None:

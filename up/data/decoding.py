@@ -34,6 +34,7 @@ Color: TypeAlias = "tuple[int, int, int]"  # red, green, blue, 0 to 255
 # A list, because Pillow would also try EPS, which runs ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+WITH_ARRAYS = (*SUFFIXES, ".npy")  # of readers of any number of channels
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB as RGB
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WEBP", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 _UPRIGHT = {

@@ -10,7 +10,7 @@ from pydantic import Field
 from up.config.argument import AtLeast1
 from up.config.checked import checked
 from up.data.channels import read_channels
-from up.data.decoding import MAX_PIXELS, SUFFIXES
+from up.data.decoding import MAX_PIXELS, WITH_ARRAYS
 from up.data.readers import ImageFolder, expect_pixels
 
 
@@ -28,7 +28,7 @@ class MultiChannelReader:
     """
 
     float_images = True
-    suffixes = (*SUFFIXES, ".npy")
+    suffixes = WITH_ARRAYS
 
     @checked
     def __init__(

@@ -17,7 +17,7 @@ from up.bundle.answers import Floats, Outputs, OutputSpec
 from up.bundle.operations import Placement, placement_of
 from up.bundle.predictor import Predictor
 from up.bundle.preprocess import ImageSource
-from up.data.decoding import read_rgb
+from up.data.decoding import SUFFIXES, read_rgb
 from up.data.records import Sample
 from up.errors import UserError
 from up.tasks.declaration import served_by
@@ -76,4 +76,4 @@ def checkpoint_predictor(
         grey_or_rgb: Image.Image = to_pil_image(shown.clamp(0, 1) if shown.is_floating_point() else shown)
         return grey_or_rgb.convert("RGB")
 
-    return Predictor(served.answer, load, run, image, topk, batch_size)
+    return Predictor(served.answer, load, run, image, topk, batch_size, getattr(reader, "suffixes", SUFFIXES))

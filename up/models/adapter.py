@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from up.config.argument import PartOf
+from up.config.argument import Derived, PartOf
 from up.config.signature import signature_of
 from up.errors import UserError
 from up.text import count, some_of
@@ -20,6 +20,7 @@ Normalize = Annotated[Callable[[nn.Module], nn.Module], PartOf("norm")]
 Initializer = Annotated[Callable[[nn.Module], object], PartOf("initializer")]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # probability of dropping a value or a layer
 Count = Annotated[int, Field(ge=1)]
+Channels = Annotated[int, Field(ge=1), Derived("the channels that the image reader gives")]
 # Two networks share a name: United Perception's, and timm's, which is the paper's.
 Variant: TypeAlias = Literal["up", "timm"]
 Common: TypeAlias = Any  # arguments of ``with_stages`` or ``finished``, whose signatures have their types

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from up.models.adapter import Backbone, Common, Count, Rate, as_backbone, with_stages
+from up.models.adapter import Backbone, Channels, Common, Count, Rate, as_backbone, with_stages
 from up.models.genotype import INPUTS, PUBLISHED, Candidate, Genotype, PublishedName
 from up.types import Record
 
@@ -222,7 +222,7 @@ def cell_network(
     init_channels: Count = 36,
     stem: Stem = "small",
     drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """A network of the cells that DARTS searches: image (B, input_channel, H, W) to a map (B, planes, H/4, W/4).

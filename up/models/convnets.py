@@ -8,10 +8,10 @@ import timm
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
-from up.models.adapter import Backbone, Common, Count, Rate, as_backbone, published, with_stages
+from up.models.adapter import Backbone, Channels, Common, Rate, as_backbone, published, with_stages
 
 
-def regnet(*, model_name: str, drop_path_rate: Rate = 0.0, input_channel: Count = 3, **common: Common) -> Backbone:
+def regnet(*, model_name: str, drop_path_rate: Rate = 0.0, input_channel: Channels = 3, **common: Common) -> Backbone:
     """RegNet (Radosavovic et al. 2020, arXiv 2003.13678): image to a map (B, planes, H/32, W/32).
 
     X are plain residual bottlenecks with grouped convolutions, Y have squeeze-excite too.
@@ -27,7 +27,7 @@ def convnext(
     dims: Sequence[int],
     layer_scale_init_value: float | None = 1e-6,
     drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """ConvNeXt (Liu et al. 2022, arXiv 2201.03545): image to a map (B, dims[3], H/32, W/32).

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Common, Count, Rate, as_backbone, finished, published
+from up.models.adapter import Backbone, Channels, Common, Count, Rate, as_backbone, finished, published
 
 Direction = Literal["vertical", "horizontal", "whole"]
 
@@ -201,7 +201,7 @@ def cswin(
     num_heads: Sequence[int],
     split_size: Sequence[int] = (1, 2, 7, 7),
     drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """CSWin Transformer: image (B, input_channel, H, W) to a normalized map (B, 8 * embed_dim, H/32, W/32).

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from up.config.argument import Positive
 from up.config.checked import checked
 from up.errors import UserError
-from up.models.adapter import Backbone, Common, Count, Rate, Variant, as_backbone, published, with_stages
+from up.models.adapter import Backbone, Channels, Common, Count, Rate, Variant, as_backbone, published, with_stages
 
 # timm's notation, one string a stage: ds/ir/cn block, r repeats, k kernel, s stride, e expansion, c channels,
 # se squeeze-excite, nre ReLU instead of the network's activation.
@@ -78,7 +78,7 @@ def mobilenetv2(
     width_mult: Positive = 1.0,
     round_nearest: Count = 8,
     drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381): image to a map (B, 1280, H/32, W/32).
@@ -109,7 +109,7 @@ def mobilenetv3(
     width_mult: Positive = 1.0,
     dropout: Rate = 0.0,
     drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """MobileNetV3 (Howard et al. 2019, arXiv 1905.02244): image to a feature (B, 1280, 1, 1).
@@ -143,7 +143,7 @@ def mobilenetv3(
 
 
 def efficientnet(
-    *, model_name: str, variant: Variant = "up", drop_path_rate: Rate = 0.0, input_channel: Count = 3, **common: Common
+    *, model_name: str, variant: Variant = "up", drop_path_rate: Rate = 0.0, input_channel: Channels = 3, **common: Common
 ) -> Backbone:
     """EfficientNet (Tan and Le 2019, arXiv 1905.11946): image to a map (B, 1280 .. 2560, H/32, W/32).
 

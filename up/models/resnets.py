@@ -10,7 +10,7 @@ from torch import nn
 
 from up.config.argument import Between, FromProgram
 from up.errors import UserError
-from up.models.adapter import Backbone, Common, Count, Rate, Variant, as_backbone, published, with_stages
+from up.models.adapter import Backbone, Channels, Common, Count, Rate, Variant, as_backbone, published, with_stages
 
 _STEM = ("conv1", "bn1")
 _BY_DEPTH: dict[int, tuple[Literal["basic", "bottleneck"], Sequence[int]]] = {
@@ -73,7 +73,7 @@ def resnet(
     avg_down: bool | Literal["padded"] = False,
     style: Literal["pytorch", "caffe"] = "pytorch",
     drop_path_rate: Rate = 0.0,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     frozen_layers: Sequence[int] = (),
     plan: Annotated[Sequence[tuple[int, int]] | None, FromProgram()] = None,
     **common: Common,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Common, Count, as_backbone, with_stages
+from up.models.adapter import Backbone, Channels, Common, Count, as_backbone, with_stages
 from up.models.cells import CellInputs, CellNetwork, CellShape, Layers, Stem, operation
 from up.models.genotype import CANDIDATES, Candidate, Edge, Genotype, edges_of, strongest
 
@@ -134,7 +134,7 @@ def cell_supernet(
     layers: Layers = 8,
     init_channels: Count = 16,
     stem: Stem = "small",
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """The supernet of the networks of type ``cell_network``: image (B, input_channel, H, W) to a map (B, planes, H/4, W/4).

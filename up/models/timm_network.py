@@ -12,7 +12,7 @@ from torch import nn
 
 from up.config.argument import FromProgram
 from up.errors import UserError
-from up.models.adapter import Backbone, Count, Initializer, Normalize, as_backbone, with_stages
+from up.models.adapter import Backbone, Channels, Initializer, Normalize, as_backbone, with_stages
 from up.models.pretrained import how_to_fetch, with_weights
 from up.models.weight_files import first_line
 from up.text import did_you_mean
@@ -25,7 +25,7 @@ def timm_network(
     pretrained: bool = False,
     pooled: bool = True,
     out_strides: Sequence[int] | None = None,
-    in_chans: Count = 3,
+    in_chans: Channels = 3,
     image_size: Annotated[tuple[int, int] | None, FromProgram()] = None,
     normalize: Normalize | None = None,
     initializer: Initializer | None = None,

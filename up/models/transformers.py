@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from up.errors import UserError
-from up.models.adapter import Backbone, Common, Count, Rate, Variant, as_backbone, finished, published, with_stages
+from up.models.adapter import Backbone, Channels, Common, Count, Rate, Variant, as_backbone, finished, published, with_stages
 
 
 def swin(
@@ -22,7 +22,7 @@ def swin(
     pretrain_img_size: Count,
     img_size: int | Sequence[int] | None = None,
     drop_path_rate: Rate = 0.1,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """Swin Transformer (Liu et al. 2021, arXiv 2103.14030): image to a normalized map (B, 8 * embed_dim, H/32, W/32).
@@ -56,7 +56,7 @@ def vit(
     dropout: Rate = 0.0,
     attention_dropout: Rate = 0.0,
     qkv_bias: bool = True,
-    input_channel: Count = 3,
+    input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
     """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929): image to tokens (B, 1 + N, embed_dim).

@@ -37,6 +37,7 @@ from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.reports import ResultStream, write_reports
 from up.tasks.cls.evaluate.teacher_top1 import TeacherTop1
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head, NormLinear
+from up.tasks.cls.model.imbalance import JensenShannon
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
 from up.tasks.cls.serve import serve
@@ -74,7 +75,7 @@ class Classification(Task[ImageDataset]):
         return InputSpec(size) if size is not None else None
 
     def example(self, net: nn.Module, size: Size, images: int) -> Batch:
-        """Draw noise, with labels from the classes of the net's head."""
+        """Draw noise, with labels from the classes of the net's head; rows for whole images where a loss compares views."""
         assert isinstance(net, Net)
         head = next((module for module in net.children() if isinstance(module, Head)), None)
         if head is None:
@@ -83,6 +84,7 @@ class Classification(Task[ImageDataset]):
                 f"no module of the net is a Head (it has {has}), so the number of classes is unknown. Use base_cls_head, or derive "
                 "your head from up.tasks.cls.model.heads.Head."
             )
+        images += -images % next((module.views for module in net.modules() if isinstance(module, JensenShannon)), 1)
         draw = torch.Generator().manual_seed(0)
         channels = next((module.image_channels for module in net.children() if isinstance(module, Backbone)), None) or 3
         labels = [torch.randint(0, classes, (images,), generator=draw) for classes in head.num_classes]
