@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from up.commands.arguments import add_launch, backend_overrides, finite, launch_of, positive
 from up.commands.parser import CommandParser
 from up.commands.train import train_on
+from up.schema.finetune import StrategyName
 
 _EXAMPLES = """\
 more examples:
@@ -67,7 +69,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--strategy", metavar="NAME", help="strategy of fine-tuning, see docs/finetune.md (default: by the network)"
+        "--strategy",
+        metavar="NAME",
+        help=f"strategy of docs/finetune.md: {', '.join(get_args(StrategyName))} (default: by the network)",
     )
     training.add_argument("--epochs", type=positive, metavar="N", help="epochs (default: by the number of images)")
     training.add_argument("--lr", type=finite, help="learning rate (default: by the network)")
