@@ -18,7 +18,7 @@ from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.build import fit
 from up.build.experiment import load_experiment
-from up.build.trial import estimate
+from up.build.trial import estimate, estimate_line
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -164,6 +164,14 @@ def test_the_estimate_of_cached_features(config: Config, write: Write, tmp_path:
     assert [phase.steps for phase in found.phases] == [6, 6]
     assert found.phases[0].step_s < found.phases[1].step_s
     assert found.features_s > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_short_run_has_no_estimate(config: Config, write: Write, tmp_path: Path) -> None:
+    assert tells([estimate_line(load_experiment(Path(write(config)), []))], "estimate", "none", "12 steps")
+    config["trainer"]["max_epoch"] = 100
+    config["finetune"] = {"probe": {"epochs": 1}, "features": "fixed_view"}
+    assert tells([estimate_line(load_experiment(Path(write(config)), []))], "estimate", "none", "46 images")
     assert not (tmp_path / "run").exists()
 
 

@@ -16,6 +16,7 @@ import torch
 
 from up.build.build import session_of
 from up.build.data import build_dataset, train_batches, train_loader
+from up.build.finetune import section_of
 from up.build.fit import auto_keys, fitted
 from up.build.network import load_start_weights, select_device, synchronized
 from up.build.parts import RunParts, build_parts
@@ -44,6 +45,7 @@ from up.text import count, duration, size_text, some_of
 MEASURED = 20  # steps
 _WARM_UP = 3  # of them, which start workers and choose algorithms
 _SHARE, _FEWEST = 0.02, 5  # of the steps of a run that its estimate may measure, and from which it is worth it
+_FEWEST_IMAGES = 1000  # for cached features: of two views of these, the two chunks that are measured are 3 %
 
 
 def trial_session(experiment: Experiment, *, steps: int) -> tuple[RunParts, TrainingSession]:
@@ -161,11 +163,15 @@ def estimate_line(experiment: Experiment) -> str:
         return f"estimate: none, since {why}; the log shows the time that is left"
     try:
         trainer = experiment.config.trainer
-        batches = train_batches(experiment, build_dataset(experiment, "train", classes_of_teacher(experiment)))
+        data = build_dataset(experiment, "train", classes_of_teacher(experiment))
+        batches = train_batches(experiment, data)
         total = timetable(trainer, batches.steps_per_epoch, iter_base=experiment.config.runtime.iter_base).total
         steps = min(MEASURED, int(_SHARE * total))
-        if steps < _FEWEST:
-            return f"estimate: none, since the run has only {count(total, 'step')}; the log shows the time that is left"
+        few = count(total, "step") if steps < _FEWEST else ""
+        if section_of(experiment).features != "every_step" and len(data) < _FEWEST_IMAGES:
+            few = f"{count(len(data), 'image')} to compute features of"
+        if few:
+            return f"estimate: none, since the run has only {few}; the log shows the time that is left"
         return str(estimate(experiment, steps=steps))
     except UserError:  # the run itself reports it
         return ""
