@@ -20,7 +20,7 @@ from up.distributed.launch import launched
 def main(words: list[str]) -> int:
     """Evaluate and write metrics.json, per_class.csv, confusion.csv and .png, predictions.csv; returns the exit code."""
     parser = CommandParser("eval")
-    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument("--out", type=Path, help="folder for the reports (default: saver.results_dir, else the run's results)")
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
     add_launch(parser)

@@ -74,7 +74,7 @@ def read(parser: CommandParser, words: list[str]) -> tuple[argparse.Namespace, E
 
     ``--save-to`` is no override: the package contains its configuration, and would depend on its own path.
     """
-    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument("--model-name", help="name of the model (default: to_kestrel.model_name)")
     parser.add_argument("--version", help="version of the model, major.minor.patch (default: to_kestrel.version)")
     parser.add_argument(

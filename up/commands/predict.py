@@ -137,7 +137,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("-i", "--img-path", metavar="IMAGE", help="another IMAGE")
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="a package (.tar) or graph (.onnx) instead of a configuration")
     parser.add_argument("--provider", help="execution provider of --bundle: cpu, cuda, tensorrt, auto (default: cpu)")
-    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the run's ckpt_best.pth, else ckpt_latest.pth)")
+    parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or the number in the package)")
     parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
     parser.add_argument("--threads", type=positive, default=min(8, os.cpu_count() or 1), help="threads that decode images")
