@@ -114,6 +114,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> type[InstantChild]:
 
     monkeypatch.setattr(worker, "Child", Child)
     monkeypatch.setattr(worker, "_PERIOD_S", 0.0)
+    monkeypatch.setattr(worker, "_IDLE_S", 0.0)
     return Child
 
 

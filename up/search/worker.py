@@ -27,6 +27,7 @@ START = "ckpt_start_of_search.pth"  # the checkpoint of the trial that another o
 MAX_REDRAWS = 50
 MAX_FAILURES = 3  # trials that fail before one trains: the search itself is wrong
 _PERIOD_S = 0.1
+_IDLE_S = 1.0
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Worker:
     def __init__(self, slots: Sequence[Slot], presence: Presence, tell: Callable[[str], object]) -> None:
         self.slots, self.presence, self.tell = slots, presence, tell
         self.stopping = False
+        self._observed: set[int] = set()  # trials of the stage that its algorithm has been told of
+        self._quiet_until = 0.0  # nothing could be started: no new decision before this time, or before a trial ends
 
     def stop(self, _number: int = 0, _frame: object = None) -> None:
         """Let all trials save and end, then return from ``run``; they continue when the search does."""
@@ -57,6 +60,7 @@ class Worker:
         """
         study = open_study(stage)
         costs = Costs(stage, self.tell)
+        self._observed, self._quiet_until = set(), 0.0
         try:
             while True:
                 for slot in self.slots:
@@ -64,7 +68,7 @@ class Worker:
                         self._follow(stage, study, slot)
                 if self.stopping:
                     return False
-                over = self._fill(stage, study, costs)
+                over = time.monotonic() >= self._quiet_until and self._fill(stage, study, costs)
                 if over and not any(each.state == "running" for each in study.trials()):
                     return True
                 time.sleep(_PERIOD_S)
@@ -79,6 +83,7 @@ class Worker:
             with study.lock():
                 trial, over = self._next(stage, study)
             if trial is None:
+                self._quiet_until = time.monotonic() + _IDLE_S
                 return over
             self._start(stage, study, costs, slot, trial)
         return False
@@ -93,6 +98,9 @@ class Worker:
                 return study.trials()[number], False
         history = history_of(stage, study)
         _expect_progress(stage, study, history)
+        for ended in (each for each in history.trials if each.has_ended and each.number not in self._observed):
+            stage.algorithm.observe(ended)
+            self._observed.add(ended.number)
         work = decide(stage, history)
         if work is None or isinstance(work, Wait):
             return None, work is None
@@ -153,7 +161,7 @@ class Worker:
         new = {epoch: metrics for epoch, metrics in child.evaluations().items() if epoch not in trial.values}
         verdict = child.verdict() if ended else None
         try:
-            costs = study.trials()[trial.number].costs
+            costs = study.trials()[trial.number].costs if new else {}
             reported = {epoch: stage.objective_values(metrics, costs) for epoch, metrics in sorted(new.items())}
         except UserError as error:
             child.kill()
@@ -174,6 +182,7 @@ class Worker:
         trial = slot.trial
         assert trial is not None
         slot.trial = slot.child = None
+        self._quiet_until = 0.0
         if verdict.exit_code == StorageError.exit_code:
             raise StorageError(verdict.reason)
         with study.lock():
@@ -186,9 +195,7 @@ class Worker:
             if verdict.outcome == "stopped":
                 state = "pruned" if slot.pruned else "paused"
             study.end(trial.number, state, seconds=seconds, reason=verdict.reason if state == "failed" else "")
-        ended = study.trials()[trial.number]
-        stage.algorithm.observe(ended)
-        self.tell(f"{stage.name}: {line_of(stage, ended)}")
+        self.tell(f"{stage.name}: {line_of(stage, study.trials()[trial.number])}")
 
     def _end_all(self, stage: Stage, study: Study) -> None:
         """Stop the trials that still run, and put them back for the next start."""
