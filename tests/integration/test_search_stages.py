@@ -192,7 +192,8 @@ def rungs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trials_pause_continue_and_inherit(images: Path, tmp_path: Path, instant: type[InstantChild], rungs: None) -> None:
-    config = search_config(images, tmp_path / "run", hpo(algorithm="rungs", trials=3, space={LR: {"range": [0.0, 1.0]}}))
+    stage = hpo(algorithm="rungs", trials=3, space={LR: {"range": [0.0, 1.0]}})
+    config = search_config(images, tmp_path / "run", stage, keep_trials="all")
     search, _ = searched(config, tmp_path / "s.yaml")
     stops = [config["trainer"].get("stop_epoch") for config in instant.started]
     assert stops == [1, 1, None, None]
@@ -201,7 +202,7 @@ def test_trials_pause_continue_and_inherit(images: Path, tmp_path: Path, instant
     assert [sorted(each.values) for each in study] == [[1, 2], [1], [1, 2]]
     assert (study[2].parent, study[2].note) == (0, {"rung": 2})
     start = Path(instant.started[3]["saver"]["resume_model"])
-    assert start.parent == tmp_path / "run" / "hpo" / "trials" / "0002"
+    assert start == tmp_path / "run" / "hpo" / "starts" / "0002.pth"
     assert start.read_text() == "epoch 2"
 
 

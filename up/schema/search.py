@@ -135,7 +135,7 @@ class FullTrainSection(Section):
 
 
 class StageEntry(Section):
-    """One entry of ``stages``: a name and its block."""
+    """Entry of ``stages``: a name and its block."""
 
     gathers: ClassVar[dict[str, str]] = {"trials": r"[A-Za-z]\w*"}
 

@@ -1,4 +1,4 @@
-"""What an algorithm of ``up search`` sees and returns. Every algorithm, built in or a plug-in's, has this interface.
+"""The interface of the algorithms of ``up search``: what they see and return, whether built in or of a plug-in.
 
 A class of its own needs two methods, and is named in a module's ``TABLES`` under ``algorithm`` (docs/search.md):
 

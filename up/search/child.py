@@ -27,7 +27,7 @@ Outcome = Literal["done", "stopped", "killed", "failed"]
 
 
 class Verdict(NamedTuple):
-    """How a training ended: ``done``, ``stopped`` in order (resumable), ``killed`` from outside, or ``failed``, with the reason."""
+    """End of a training: ``done``, ``stopped`` in order (resumable), ``killed`` from outside, or ``failed``, with the reason."""
 
     outcome: Outcome
     reason: str = ""

@@ -1,4 +1,4 @@
-"""What a stage of trials leaves: fragments of the best trials, and tables of all of them."""
+"""Results of a stage of trials: fragments of the best trials, and tables of all of them."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from up.search.holdout import carve
 from up.search.locks import Held, Presence, holder_of
 from up.search.page import write_report
 from up.search.stages import Search, Stage, open_stage
-from up.search.worker import Worker, open_study
+from up.search.worker import STARTS, Worker, open_study
 from up.types import Json
 
 STATE, PIPELINE, DRIVER = "pipeline_state.json", "pipeline.yaml", "driver.lock"
@@ -161,6 +162,8 @@ def finish(stage: Stage, tell: Callable[[str], object]) -> None:
         if keep == "none" or (keep == "best" and trial.number not in best):
             for file in stage.trial_folder(trial).glob("ckpt_*"):
                 file.unlink()
+    if keep != "all":
+        shutil.rmtree(stage.folder / STARTS, ignore_errors=True)
     controls = stage.folder / "control" / "trials"
     for file in controls.glob("*/ckpt_*") if keep != "all" else ():
         file.unlink()

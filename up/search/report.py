@@ -25,7 +25,7 @@ _NO_TEST = "There is no holdout: the trials were evaluated on dataset.test, and 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What the report says about a stage of trials."""
+    """Content of the report about a stage of trials."""
 
     stage: Stage
     history: History

@@ -23,7 +23,7 @@ from up.text import count, duration
 from up.types import Json
 
 CONFIG = "config.yaml"
-START = "ckpt_start_of_search.pth"  # the checkpoint of the trial that another one inherits from
+STARTS = "starts"  # checkpoints that trials inherit, in the stage's folder
 MAX_REDRAWS = 50
 MAX_FAILURES = 3  # trials that fail before one trains: the search itself is wrong
 _PERIOD_S = 0.1
@@ -108,17 +108,11 @@ class Worker:
         if work.continues is not None:
             taken = study.resume(work.continues, owner=owner, budget=budget, note=work.note)
             return (study.trials()[work.continues] if taken else None), False
-        number = study.begin(work, budget=budget, owner=owner)
-        trial = study.trials()[number]
-        if work.inherits is not None:
-            self._inherit(stage, study, trial, work.inherits)
-        return trial, False
-
-    def _inherit(self, stage: Stage, study: Study, trial: Trial, parent: int) -> None:
-        """Copy the parent's checkpoint while nobody trains it."""
-        source, folder = stage.trial_folder(study.trials()[parent]), stage.trial_folder(trial)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile((source / LATEST).resolve(), folder / START)
+        if work.inherits is not None:  # before the trial is stored: a killed worker must not leave one without its start
+            parent = stage.trial_folder(history.trials[work.inherits])
+            start_of(stage, history.number).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(parent / LATEST, start_of(stage, history.number))
+        return study.trials()[study.begin(work, budget=budget, owner=owner)], False
 
     def _start(self, stage: Stage, study: Study, costs: Costs, slot: Slot, trial: Trial) -> None:
         """Write the configuration, measure the network, and start the training."""
@@ -280,8 +274,13 @@ def write_trial(stage: Stage, trial: Trial, history: History, folder: Path, *, i
     if trial.budget < stage.max_epoch:
         values["trainer.stop_epoch"] = trial.budget
     if inherits:
-        values["saver.resume_model"] = str(folder / START)
+        values["saver.resume_model"] = str(start_of(stage, trial.number))
     write_config(folder / CONFIG, tree, values)
+
+
+def start_of(stage: Stage, number: int) -> Path:
+    """Return the checkpoint that a trial starts from, where it inherits one."""
+    return stage.folder / STARTS / f"{number:04}.pth"
 
 
 def line_of(stage: Stage, trial: Trial) -> str:
