@@ -112,7 +112,8 @@ class Worker:
             parent = stage.trial_folder(history.trials[work.inherits])
             start_of(stage, history.number).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(parent / LATEST, start_of(stage, history.number))
-        return study.trials()[study.begin(work, budget=budget, owner=owner)], False
+        number = study.begin(work, budget=budget, owner=owner)
+        return study.trials()[number], False
 
     def _start(self, stage: Stage, study: Study, costs: Costs, slot: Slot, trial: Trial) -> None:
         """Write the configuration, measure the network, and start the training."""
