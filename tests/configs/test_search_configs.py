@@ -35,10 +35,10 @@ def test_it_is_checked_without_data(path: Path, monkeypatch: pytest.MonkeyPatch)
     expect_good(load_search(path))
 
 
-@every_search
-def test_its_stages_run_in_small(path: Path, images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+@pytest.mark.parametrize("name", ["augment", "cloud", "finetune_hpo", "quickstart"])  # device trains a supernet: test_supernet.py
+def test_its_stages_run_in_small(name: str, images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
     """The stages of the file over the tiny configuration: paths that only the file's own network has are left out."""
-    section: dict[str, Any] = to_plain(load_nodes(path))["search"]
+    section: dict[str, Any] = to_plain(load_nodes(ROOT / f"{name}.yaml"))["search"]
     section |= {"workers": 1, **({"constraints": {"params": "90k"}} if "constraints" in section else {})}
     for entry in section["stages"]:
         for name, stage in entry.items():
