@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.harness.searching import LR, hpo, search_config
+from tests.harness.searching import LR, alive, command, hpo, rows, search_config, write
 
 HOOK = """\
 import os, sys
@@ -27,29 +24,6 @@ sys.addaudithook(_note)
 """
 
 
-def command(config: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "up", "search", *words, "--config", str(config)]
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def alive(text: str) -> list[int]:
-    """Processes whose command line has ``text``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if text in line:
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Each process of a search notes that it opens the list of the test images."""
@@ -57,11 +31,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
     paths = os.pathsep.join([str(tmp_path / "hook"), str(Path(__file__).parents[2])])
     return {**os.environ, "PYTHONPATH": paths, "OPENED": str(tmp_path / "opened"), "OMP_NUM_THREADS": "1"}
-
-
-def write(config: dict[str, Any], path: Path) -> Path:
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def test_killed_driver_leaves_nothing_and_the_same_command_finishes(

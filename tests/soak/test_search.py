@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.harness.searching import LR, hpo, search_config
-from tests.integration.test_search import alive, command, rows, write
+from tests.harness.searching import LR, alive, command, hpo, rows, search_config, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("UP_SOAK_KILLS", "20"))
