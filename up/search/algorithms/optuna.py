@@ -139,7 +139,7 @@ class CmaEs(Algorithm):
 
     @checked
     def __init__(
-        self, *, sigma: Annotated[float, Field(gt=0, le=1)] = 1 / 6, population: Annotated[int, Field(ge=3)] | None = None
+        self, *, sigma: Annotated[float, Field(gt=0, le=1)] = 1 / 6, population: Annotated[int, Field(ge=4)] | None = None
     ) -> None:
         self.sigma, self.population = sigma, population
 
