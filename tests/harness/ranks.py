@@ -75,7 +75,7 @@ class Rank:
 
     @property
     def said(self) -> str:
-        return self.output.read_text(errors="replace")
+        return self.output.read_text(errors="replace") if self.output.exists() else ""  # the server has not begun it yet
 
 
 def code_within(seconds: float, poll: Callable[[], int | None]) -> int | None:

@@ -24,7 +24,12 @@ from up.build.experiment import all_tables, find_task
 Config = dict[str, Any]
 Case = Callable[[Config, Path], None]
 TRAIN, TEST, UPDATES = 8, 4, 2
-ELSEWHERE = {"backbone": "tests/unit/models/test_backbones.py, and tests/configs of those that are shipped"}
+PBA = [{"start": 0.0, "policy": [["Rotate", 8, 5]]}, {"start": 0.5, "policy": [["Cutout", 5, 9], ["ShearX", 5, 3]]}]
+ELSEWHERE = {
+    "backbone": "tests/unit/models/test_backbones.py, and tests/configs of those that are shipped",
+    "algorithm": "tests/integration/test_search_algorithms.py, test_supernet.py",
+    "space": "tests/docs/test_search.py",
+}
 
 
 @pytest.fixture(scope="session")
@@ -332,6 +337,7 @@ CASES: dict[str, dict[str, Case]] = {
         "cutout": transform("cutout", length=8),
         "gridmask": transform("gridmask", d_min=8, d_max=16),
         "hide_and_seek": transform("hide_and_seek", grid_sizes=[8]),
+        "pba_schedule": transform("pba_schedule", schedule=PBA),
     },
     "batch_fn": {name: batch_fn(name) for name in ("batch_mixup", "batch_cutmix", "batch_cutmixup")},
     "head": {
@@ -415,7 +421,7 @@ CASES: dict[str, dict[str, Case]] = {
         "feature_vis": hook("feature_vis", layer_names=["backbone.layer1"], num_channels=4),
     },
     "dataset": {name: dataset(name) for name in ("cls", "rank_cls")},
-    "runner": {"base": nothing, "kd": mimic("kd_loss")},
+    "runner": {"base": nothing, "kd": mimic("kd_loss"), "darts": nothing, "cars": nothing},  # of supernets: test_supernet.py
     "mimic_loss": {
         "attention_transfer": mimic("attention_transfer", "backbone.layer2"),
         "bce_loss": mimic("bce_loss"),

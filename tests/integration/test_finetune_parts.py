@@ -221,10 +221,8 @@ def files_of(run: Path) -> Config:
 
 INTERRUPTIONS = [
     (1, "rank=0,action=kill", [-signal.SIGKILL]),
-    (1, "rank=0,action=term", [75]),
     (1, "rank=0,action=int", [130]),
     (2, "rank=0,action=kill", [-signal.SIGKILL, 75]),
-    (2, "rank=1,action=kill", [75, -signal.SIGKILL]),
     (2, "rank=1,action=term", [75, 75]),
 ]
 

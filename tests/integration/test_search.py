@@ -1,10 +1,9 @@
-"""``up search`` with real trainings: the layout, the test split, resuming after a kill, a second worker."""
+"""``up search`` with real trainings: the layout, the test split, resuming after a kill."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -70,26 +69,3 @@ def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
     opened = Path(environment["OPENED"]).read_text().splitlines()
     assert opened
     assert all("full_train" in line for line in opened)
-
-
-def test_a_stop_is_in_order_and_a_second_worker_helps(images: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    run = tmp_path / "run"
-    path = write(search_config(images, run, hpo(trials=3)), tmp_path / "s.yaml")
-    driver = subprocess.Popen(command(path), env=environment, stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    while "trains" not in driver.stdout.readline():
-        assert driver.poll() is None
-    driver.send_signal(signal.SIGTERM)
-    said, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 75
-    assert str(run) in said
-    assert alive(str(run)) == []
-    driver = subprocess.Popen(command(path), env=environment, stdout=subprocess.PIPE, text=True)
-    worker = subprocess.run(command(path, "worker"), env=environment, capture_output=True, text=True, timeout=250, check=False)
-    said, _ = driver.communicate(timeout=250)
-    assert (driver.returncode, worker.returncode) == (0, 0), (said, worker.stderr)
-    trials = rows(run / "hpo" / "trials.csv")
-    assert [row["state"] for row in trials] == ["complete"] * 3
-    assert len({row[LR] for row in trials}) == 3
-    status = subprocess.run(command(path, "status"), env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert "3 complete" in status.stdout

@@ -60,6 +60,29 @@ def test_killed_at_random_moments_it_finishes_and_counts_each_trial_once(images:
     wait_until_alone(run)
 
 
+def test_a_stop_is_in_order_and_a_second_worker_helps(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    path = write(search_config(images, run, hpo(trials=3)), tmp_path / "s.yaml")
+    driver = subprocess.Popen(command(path), stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    while "trains" not in driver.stdout.readline():
+        assert driver.poll() is None
+    driver.send_signal(signal.SIGTERM)
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 75
+    assert str(run) in said
+    assert alive(str(run)) == []
+    driver = subprocess.Popen(command(path), stdout=subprocess.PIPE, text=True)
+    worker = subprocess.run(command(path, "worker"), capture_output=True, text=True, timeout=250, check=False)
+    said, _ = driver.communicate(timeout=250)
+    assert (driver.returncode, worker.returncode) == (0, 0), (said, worker.stderr)
+    trials = rows(run / "hpo" / "trials.csv")
+    assert [row["state"] for row in trials] == ["complete"] * 3
+    assert len({row[LR] for row in trials}) == 3
+    status = subprocess.run(command(path, "status"), capture_output=True, text=True, timeout=60, check=False)
+    assert "3 complete" in status.stdout
+
+
 def test_two_workers_are_faster_than_one(images: Path, tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2 or os.getloadavg()[0] > 0.5:
         pytest.skip("needs two processors that do nothing else")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from up.config.parts import Tables
 from up.config.walk import leaves
 from up.errors import UserError
+from up.schema.finetune import FinetuneSection
 from up.schema.sections import Config
 from up.text import count, some_of
 from up.types import StateDict
@@ -66,11 +67,15 @@ def changes(then: str, now: str, tables: Tables) -> list[Change]:
 
 
 def _completed(plain: object) -> object:
-    """Fill in the defaults of sections; a configuration of another version that this one does not read stays as it is."""
+    """Fill in the defaults of sections; a configuration of another version that this one does not read stays as it is.
+
+    Without a section ``finetune`` a run trains as with an empty one.
+    """
     try:
-        return Config.model_validate(plain).model_dump()
+        config = Config.model_validate(plain)
     except ValidationError:
         return plain
+    return config.model_copy(update={"finetune": config.finetune or FinetuneSection()}).model_dump()
 
 
 def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, tables: Tables) -> list[str]:
