@@ -30,6 +30,8 @@ from up.models.resnets import resnet_custom
 from up.models.timm_network import timm_network
 from up.models.transformers import swin, vit
 
+pytestmark = pytest.mark.integration  # beside full-size networks of timm
+
 # Millions of parameters with a linear classifier of 1000 classes, as published, and kwargs.
 PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("resnet18", {}, 11.690),

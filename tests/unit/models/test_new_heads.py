@@ -21,6 +21,8 @@ from up.models.net import Net
 from up.models.weights import Weights, load_weights
 from up.tasks.cls.model.heads import HEADS
 
+pytestmark = pytest.mark.integration  # networks of every family
+
 CLASSES = 10
 SIDE = 32
 BOUND = 0.1

@@ -31,6 +31,8 @@ from up.models.net import Net
 from up.models.norm import NORMS
 from up.models.weights import LoadReport, Weights, WeightsError, load_weights, read_state, variant_of
 
+pytestmark = pytest.mark.integration  # full-size networks
+
 torch.set_num_threads(1)
 load_with_heads = partial(load_weights, heads={"head": "classifier"})
 DATA = Path(__file__).parents[2] / "data" / "up_networks.json.gz"

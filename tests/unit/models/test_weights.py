@@ -32,6 +32,8 @@ from up.models.resample import with_channels
 from up.models.weights import Weights, WeightsError, clean_state_dict, load_weights, read_state, unwrap
 from up.tasks.cls.model.heads import HEADS
 
+pytestmark = pytest.mark.integration  # beside full-size networks of timm and torchvision
+
 torch.set_num_threads(1)
 
 load_with_heads = partial(load_weights, heads={"head": "classifier"})

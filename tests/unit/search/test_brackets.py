@@ -13,8 +13,6 @@ from up.search.algorithms.density import DensityModel
 from up.search.algorithms.halving import Asha, Bohb, promotable
 from up.search.space import Point, read_space
 
-pytestmark = pytest.mark.unit
-
 SPACE = read_space({"x": {"range": [0.0, 1.0]}, "y": {"range": [0.0, 1.0]}})
 
 

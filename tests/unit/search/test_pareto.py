@@ -8,8 +8,6 @@ import pytest
 from up.pareto import fronts, nsga3, pnsga3, reference_points
 from up.search.pareto import losses, pareto_front
 
-pytestmark = pytest.mark.unit
-
 
 def test_fronts_of_six_points() -> None:
     points = np.array([[1, 5], [2, 3], [4, 1], [3, 4], [5, 5], [2, 3]], float)

@@ -13,8 +13,6 @@ from up.search.algorithms.pba import RANGES, TRANSFORMS_PATH, Pba, explored, pol
 from up.search.algorithms.population import Exploit, Pbt, exploits, explore, lineage
 from up.search.space import key_of, read_space
 
-pytestmark = pytest.mark.unit
-
 SPACE = read_space({"lr": {"log": [1e-4, 1.0]}, "size": {"range": [8, 64], "int": True}, "kind": ["a", "b"]})
 ZEROS = dict.fromkeys(RANGES, 0)
 

@@ -12,7 +12,8 @@ from up.schema.search import ALGORITHMS
 from up.search.algorithm import Algorithm
 from up.search.space import Point, read_space
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration  # whole simulated searches
+
 
 MAX_EPOCH = 27
 SPACE = read_space({"lr": {"log": [1e-4, 1.0]}, "momentum": {"range": [0.5, 1.0]}, "kind": ["a", "b", "c"]})

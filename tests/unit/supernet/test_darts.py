@@ -19,6 +19,8 @@ from up.models.supernet import CellSupernet, cell_supernet
 from up.supernet.cars import CarsRunner
 from up.supernet.runner import ArchitectureSearch, DartsRunner
 
+pytestmark = pytest.mark.integration  # whole searches of a toy supernet
+
 PLANTED = "dil_conv_3x3"
 
 

@@ -21,8 +21,6 @@ from up.tasks.cls.augment.pba import OPERATIONS, PbaPolicy, PbaSchedule, Rule, a
 from up.tasks.cls.augment.views import Views
 from up.tasks.cls.data.datasets import ClsDataset
 
-pytestmark = pytest.mark.unit
-
 ALWAYS: list[Rule] = [(operation, 10, 5) for operation in OPERATIONS for _ in range(2)]
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 
