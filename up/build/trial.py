@@ -124,7 +124,7 @@ def _short(seconds: float) -> str:
 def estimate(experiment: Experiment, *, steps: int = MEASURED) -> Estimate:
     """Measure ``steps`` steps of training and a few batches of the evaluation, and extrapolate to the whole run.
 
-    Leaves no trace: the net is built and loaded anew, and thrown away.
+    Leaves no trace: the net is built and loaded again, and thrown away.
     """
     parts, session = trial_session(experiment, steps=steps)
     is_gpu, total, features = parts.device.type == "cuda", parts.times.total, parts.features

@@ -164,7 +164,7 @@ def _plan(layers: Sequence[int], doubles: Switches | None, strides: Switches | N
 
 
 def _rearrange(model: ResNet, width: int, plan: Sequence[tuple[int, int]], *, is_pooling: bool) -> None:
-    """Build the blocks of all stages anew, each with the factor of its channels and its stride in ``plan``."""
+    """Build the blocks of all stages again, each with the factor of its channels and its stride in ``plan``."""
     inputs, planes, reduction, steps = width, width, 4, iter(plan)
     for number in range(1, 5):
         built = []

@@ -1,4 +1,4 @@
-"""A training as a child process: started, followed by its ``metrics.jsonl``, stopped by a signal, judged by its ``status.json``."""
+"""A training as a child process: start it, follow ``metrics.jsonl``, stop it by a signal, read the result from ``status.json``."""
 
 from __future__ import annotations
 

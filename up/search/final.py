@@ -58,7 +58,7 @@ class Candidates:
 
 
 def final_stage(search: Search) -> Stage:
-    """Read the stage ``full_train``, whose fragments must exist by now. Raises ``ConfigError``."""
+    """Read the stage ``full_train``, whose fragments must exist. Raises ``ConfigError``."""
     section = search.section.stages[search.names.index(FULL_TRAIN)].full_train
     assert section is not None
     place = search.place(FULL_TRAIN)

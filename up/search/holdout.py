@@ -54,7 +54,7 @@ def carve(experiment: Experiment, share: float, run: Path) -> tuple[Path, Path]:
     about = folder / "split.json"
     if about.exists():
         if json.loads(about.read_text(encoding="utf-8")) != record:
-            fix = f"Restore it, or remove {run} to search anew."
+            fix = f"Restore it, or remove {run} to start a new search."
             raise UserError(
                 "the training data, search.holdout or the seed changed since the search began", key="search.holdout", fix=fix
             )

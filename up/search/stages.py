@@ -159,7 +159,7 @@ class Stage:
 
 
 def open_stage(search: Search, name: str, holdout: tuple[Path, Path] | None) -> Stage:
-    """Read a stage of trials, whose fragments must exist by now. Raises ``ConfigError``."""
+    """Read a stage of trials, whose fragments must exist. Raises ``ConfigError``."""
     entry = next(each for each in search.section.stages if each.name == name)
     section, place = entry.trials[name], search.place(name)
     with search.decoded.origins.placing(place):

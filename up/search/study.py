@@ -141,7 +141,7 @@ class Study:
         return stale
 
     def interrupted(self) -> list[int]:
-        """Return the trials that wait to go on up to a budget that they have not reached."""
+        """Return the trials that wait to continue up to a budget that they have not reached."""
         from optuna.trial import TrialState
 
         waiting = [_trial(each) for each in self._frozen() if each.state == TrialState.WAITING]
@@ -168,7 +168,7 @@ class Study:
 
 
 def _trial(frozen: FrozenTrial) -> Trial:
-    """Read a stored trial; one that waits below its budget counts as running: a worker will go on with it."""
+    """Read a stored trial; one that waits below its budget counts as running: a worker will continue it."""
     attributes = frozen.user_attrs
     point: Point = json.loads(attributes["point"])
     values = {int(name.removeprefix(_EPOCH)): tuple(each) for name, each in attributes.items() if name.startswith(_EPOCH)}

@@ -46,7 +46,7 @@ class Worker:
     def __init__(self, slots: Sequence[Slot], presence: Presence, tell: Callable[[str], object]) -> None:
         self.slots, self.presence, self.tell = slots, presence, tell
         self.stopping = False
-        self._observed: set[int] = set()  # trials of the stage that its algorithm has been told of
+        self._observed: set[int] = set()  # trials of the stage that its algorithm has observed
         self._quiet_until = 0.0  # nothing could be started: no new decision before this time, or before a trial ends
 
     def stop(self, _number: int = 0, _frame: object = None) -> None:
@@ -56,7 +56,7 @@ class Worker:
     def run(self, stage: Stage) -> bool:
         """Run trials until the stage has no more work for anybody; returns False after ``stop``.
 
-        Raises ``UserError`` if the search cannot go on: nothing meets a constraint, or nothing can be trained.
+        Raises ``UserError`` if the search cannot continue: nothing meets a constraint, or nothing can be trained.
         """
         study = open_study(stage)
         costs = Costs(stage, self.tell)
@@ -92,7 +92,7 @@ class Worker:
         """Take a decision, under the lock: the trial to train, or None and whether the stage is over."""
         owner = self.presence.name
         for number in study.sweep(lambda name: name == owner or is_present(stage.search.run, name)):
-            self.tell(f"{stage.name}: trial {number} was interrupted and goes on from its checkpoint")
+            self.tell(f"{stage.name}: trial {number} was interrupted and continues from its checkpoint")
         for number in study.interrupted():
             if study.resume(number, owner=owner):
                 return study.trials()[number], False
@@ -193,7 +193,7 @@ class Worker:
         self.tell(f"{stage.name}: {line_of(stage, study.trials()[trial.number])}")
 
     def _end_all(self, stage: Stage, study: Study) -> None:
-        """Stop the trials that still run, and put them back for the next start."""
+        """Stop the trials that still run, and leave them to the next start."""
         running = [slot for slot in self.slots if slot.child is not None]
         for slot in running:
             assert slot.child is not None

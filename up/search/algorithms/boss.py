@@ -32,7 +32,7 @@ def best_window(losses: Sequence[float], length: int) -> float:
 def chosen(losses: Mapping[int, Sequence[float]], least: float) -> list[int]:
     """Return the arms that train further in a round, given all losses of each arm so far; none of them is the leader's choice.
 
-    An arm that is not the leader goes on if it has fewer than ``least`` observations, or if its mean is not worse than the best of
+    An arm other than the leader continues if it has fewer than ``least`` observations, or if its mean is not worse than the best of
     the leader's means over as many observations in a row.
     """
     leader = leader_of(losses)
@@ -46,7 +46,7 @@ def chosen(losses: Mapping[int, Sequence[float]], least: float) -> list[int]:
 class Boss(Bracketed):
     """Bayesian optimization with sub-sampling: brackets of Hyperband, points of BOHB's model (Huang et al. 2020, algorithms 1, 2).
 
-    In a bracket an observation is a further R η^-s epochs of a trial. In each round those trials go on that compare well with as
+    In a bracket an observation is a further R η^-s epochs of a trial. In each round those trials continue that compare well with as
     many observations of the leader in a row, the trial with the most; if there are none, the leader trains to the end.
     ``eta``, ``good``, ``candidates``, ``random`` and ``spread`` are those of ``bohb``.
     """
@@ -75,7 +75,7 @@ class Boss(Bracketed):
             losses = {number: observed[number][: seen[number]] for number in alive}
             going = [number for number in chosen(losses, least) if seen[number] < last]
             if not going:
-                # No other arm goes on in a later round either: the leader's best window only gets better.
+                # No other arm continues in a later round either: the leader's best window only gets better.
                 leader = leader_of(losses)
                 return {} if len(observed[leader]) == last else {leader: history.max_epoch}
             lacking = [number for number in going if len(observed[number]) <= seen[number]]

@@ -14,7 +14,7 @@ from up.search.algorithms.density import DensityModel
 class Asha(Algorithm):
     """Random points with asynchronous successive halving (Li et al. 2020, algorithm 2).
 
-    Each point trains for ``min_epochs`` epochs first. A trial goes on to ``eta`` times as many epochs once it is among the best 1
+    Each point trains for ``min_epochs`` epochs first. A trial continues to ``eta`` times as many epochs once it is among the best 1
     / ``eta`` of those that have got as far; a worker never waits for the others of a rung.
     """
 
@@ -25,7 +25,7 @@ class Asha(Algorithm):
         self.eta, self.min_epochs = eta, min_epochs
 
     def suggest(self, history: History) -> Suggestion:
-        """Return further epochs for a trial that may go on, the most epochs first; otherwise a new random point."""
+        """Return further epochs for a trial that may continue, the most epochs first; otherwise a new random point."""
         levels = rungs(self.min_epochs, history.max_epoch, self.eta)
         promoted = promotable(history, levels, self.eta)
         if promoted is not None:
@@ -51,9 +51,9 @@ def promotable(history: History, levels: Sequence[int], eta: int) -> tuple[int, 
 class Bohb(Bracketed):
     """Hyperband with points of a density model (Falkner et al. 2018).
 
-    ``eta``: 1 / ``eta`` of the trials of a rung go on. ``good``: share of the observed points that count as good. ``candidates``:
-    points drawn for each choice. ``random``: share of the points drawn at random. ``spread``: factor of the bandwidths in
-    drawing.
+    ``eta``: 1 / ``eta`` of the trials of a rung continue. ``good``: share of the observed points that count as good.
+    ``candidates``: points drawn for each choice. ``random``: share of the points drawn at random. ``spread``: factor of the
+    bandwidths in drawing.
     """
 
     one_objective = True

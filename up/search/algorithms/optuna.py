@@ -1,6 +1,6 @@
 """Random and grid search, the samplers of Optuna, and CMA-ES.
 
-For each decision of a sampler a study in memory is made anew of the history, so that it depends on nothing else.
+For each decision of a sampler a study in memory is built again from the history, so that it depends on nothing else.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class GaussianProcess(_Sampled):
 class Evolution(_Sampled):
     """Optuna's NSGA-II (Deb et al. 2002): generations of ``population`` points, kept by fronts and crowding distance.
 
-    A child is the uniform crossover of two parents with probability ``crossover``, each key of it drawn anew with probability
+    A child is the uniform crossover of two parents with probability ``crossover``, each key of it drawn again with probability
     ``mutation``, by default 1 / the number of keys.
     """
 

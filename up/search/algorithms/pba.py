@@ -28,7 +28,7 @@ RANGES = {
 
 
 def explored(values: Mapping[str, int], rng: np.random.Generator, resample: float = 0.2) -> dict[str, int]:
-    """Change the integers of a policy (algorithm 2): drawn anew with probability ``resample``, otherwise plus or minus 0 to 3."""
+    """Change the integers of a policy (algorithm 2): drawn again with probability ``resample``, otherwise plus or minus 0 to 3."""
     changed = {}
     for name, value in values.items():
         top = RANGES[name]
@@ -55,7 +55,7 @@ class Pba(Population):
 
     A policy has each of 15 operations twice, with a probability (0 to 10) and a magnitude (0 to 9): 60 integers, all 0 at first.
     After each rung the worst quarter copies weights and policy of a member of the best quarter, and changes the policy: each
-    integer is drawn anew with probability ``resample``, otherwise it moves by 0 to 3. The result is the schedule along the
+    integer is drawn again with probability ``resample``, otherwise it moves by 0 to 3. The result is the schedule along the
     ancestors of the best member; ``pba_schedule`` replays it by the share of the epochs.
     """
 

@@ -1,4 +1,4 @@
-"""Population based training: members that train side by side, the worst of which go on from copies of the best."""
+"""Population based training: members that train side by side, the worst of which continue from copies of the best."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def exploits(losses: Sequence[float], seed: Sequence[int], quantile: float = 0.2
 
 
 def explore(space: Space, point: Point, rng: np.random.Generator, *, resample: float, factors: Sequence[float]) -> Point:
-    """Change each key of ``point``: draw it anew with probability ``resample``, otherwise multiply it by one of ``factors``.
+    """Change each key of ``point``: draw it again with probability ``resample``, otherwise multiply it by one of ``factors``.
 
-    Numbers stay within their range; a key with a list of values is drawn anew or stays. Where ``forbid`` excludes the result, it is
+    Numbers stay within their range; a key with a list of values is drawn again or stays. A result that ``forbid`` excludes is
     drawn again (Jaderberg et al. 2017, §4.1.1).
     """
     for _ in range(100):
@@ -73,7 +73,7 @@ def _perturbed(space: Space, point: Point, path: str, rng: np.random.Generator, 
 class Population(Algorithm):
     """A population that trains in rungs of ``epochs_per_rung`` epochs, each rung complete before the next one begins.
 
-    So the decisions depend on the results alone, not on the number of workers. A member is a row of trials: a survivor goes on in
+    So the decisions depend on the results alone, not on the number of workers. A member is a row of trials: a survivor continues in
     its own trial, a copy is a new trial that inherits from its donor's, whose number is its ``parent``.
     """
 
@@ -106,7 +106,7 @@ class Population(Algorithm):
         """Return what becomes of the donor's point in a copy."""
 
     def suggest(self, history: History) -> Suggestion:
-        """Return the next member of the rung that has trials to train; copies start before their donors go on."""
+        """Return the next member of the rung that has trials to train; copies start before their donors continue."""
         kept = [each for each in history.trials if "slot" in each.note and each.state != "rejected"]
         places = {(each.note["slot"], each.note["rung"]): each for each in kept}
         members: list[Trial | None] = [places.get((slot, 0)) for slot in range(self.population)]
@@ -166,8 +166,8 @@ def lineage(history: History, trial: Trial, epochs_per_rung: int) -> list[tuple[
 class Pbt(Population):
     """Population based training (Jaderberg et al. 2017): one training of a population finds a schedule of settings.
 
-    After each rung of ``epochs_per_rung`` epochs the worst share ``quantile`` goes on from the weights and the settings of
-    members among the best share, each setting multiplied by one of ``factors``, or drawn anew with probability ``resample``.
+    After each rung of ``epochs_per_rung`` epochs the worst share ``quantile`` continues from the weights and the settings of
+    members among the best share, each setting multiplied by one of ``factors``, or drawn again with probability ``resample``.
     """
 
     @checked
