@@ -52,6 +52,8 @@ MISTAKES = [  # text, what replaces it, the line of STAGES (from 1) that the err
     (", when: {trainer.optimizer.type: SGD}", "", 17, ("momentum", "AdamW")),
     ("kwargs.momentum: 0.9}]", "kwargs.momentum: 0.95}]", 20, ("forbid.0", "0.95")),
     ("enqueue: [{trainer.optimizer.kwargs.lr: 0.1}]", "enqueue: [{trainer.optimizer.kwargs.lr: 3}]", 21, ("enqueue.0", "3")),
+    ("algorithm: tpe\n      from: nas.best\n      trials: 4\n      startup: 2", "algorithm: grid", 15, ("kwargs.lr", "step")),
+    ("algorithm: random", "algorithm: cma_es", 9, ("space", "two")),
     ("from: nas.best", "from: nsa.best", 13, ("nsa", "'nas'")),
     ("hparams: hpo.best", "hparams: hpo.bets", 24, ("hpo.bets", "hpo.best")),
     ("set: {trainer.max_epoch: 1}", "set: {trainer.max_epochs: 1}", 8, ("max_epochs", "'max_epoch'")),

@@ -11,6 +11,7 @@ from up.config.tree import MappingNode, Mark, Node, from_plain, set_at, to_plain
 from up.errors import ConfigError, Problem, UserError
 from up.schema.decode import Decoded, decode, missing_for_training
 from up.schema.search import COSTS, FULL_TRAIN, StageSection
+from up.search.algorithm import Algorithm, Direction, History
 from up.search.settings import as_names, stage_places, with_epochs, with_fragment, with_settings, without_path, without_search
 from up.search.space import Dimension, Space
 from up.search.stages import Search, build_algorithm, epochs_of, stage_space
@@ -81,11 +82,23 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
         what = f"{section.algorithm} prunes by one objective, and there are {len(section.objectives)}"
         yield Problem(what, key=f"{place}.objectives", fix="Name one.")
     yield from _constraint_problems(section, place)
+    yield from _decision_problems(search, section, algorithm, space, place)
     if set_problems or getattr(algorithm, "settings", None) is not None:  # its own settings are no keys of the space
         return
     tree = with_settings(tree, section.set, section.max_epoch)
     yield from _value_problems(search, tree, space, f"{place}.space", block)
     yield from _enqueue_problems(section, space, place)
+
+
+def _decision_problems(search: Search, section: StageSection, algorithm: Algorithm, space: Space, place: str) -> Iterator[Problem]:
+    """Yield what the algorithm finds wrong with the space in its first decision."""
+    ways: list[Direction] = ["minimize" if way == "min" else "maximize" for way in section.objectives.values()]
+    try:
+        if len(space):
+            algorithm.suggest(History((), space, ways, search.seed, section.max_epoch or 1, section.trials or 0))
+    except UserError as error:
+        for each in error.problems:
+            yield replace(each, key=f"{place}.space.{each.key}" if each.key in space.names else f"{place}.{each.key}".rstrip("."))
 
 
 def _constraint_problems(section: StageSection, place: str) -> Iterator[Problem]:
