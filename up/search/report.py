@@ -176,7 +176,7 @@ def _final_lines(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator
     own = next((row for row in rows if row["candidate"] == CONTROL), None)
     winner = next((row for row in rows if row["candidate"] != CONTROL), None)
     if own is not None and winner is not None and own["mean"] is not None:
-        beats = rows.index(winner) < rows.index(own)
+        beats = rows.index(winner) < rows.index(own) and winner["mean"] != own["mean"]
         yield f"\nThe winner {'beats' if beats else 'does not beat'} the file itself ({OWN})."
 
 

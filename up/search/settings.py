@@ -19,10 +19,12 @@ from up.schema.decode import decode
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.overrides import apply_overrides
 from up.search.space import Point, Space
+from up.text import some_of
 from up.types import Json, Record
 
 SECTION = "search"
 _EPOCHS = "trainer.max_epoch"
+_SHOWN_VALUES = 12
 _FROM_TEST = ("transformer", "evaluator", "save_score")  # of the data set on which trials are evaluated
 
 
@@ -174,8 +176,8 @@ def require_files(paths: Iterable[Path], key: str) -> None:
 
 
 def text_of(values: Mapping[str, Json]) -> str:
-    """Format values by dotted path on one line, by the last words of the paths."""
-    return ", ".join(f"{_short(path)} {_shown(value)}" for path, value in values.items())
+    """Format values by dotted path on one line, by the last words of the paths; of many, the first few."""
+    return some_of((f"{_short(path)} {_shown(value)}" for path, value in values.items()), _SHOWN_VALUES)
 
 
 def _short(path: str) -> str:
