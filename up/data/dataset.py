@@ -199,7 +199,7 @@ class _Visit:
 
 
 class _Subset(KeyedDataset):
-    """A mix-in over the class of a data set, which goes on reading its own samples."""
+    """A mix-in over the class of a data set, which still reads its samples."""
 
     whole: KeyedDataset
     kept: NDArray[np.int64]

@@ -176,7 +176,7 @@ def require_files(paths: Iterable[Path], key: str) -> None:
 
 
 def text_of(values: Mapping[str, Json]) -> str:
-    """Format values by dotted path on one line, by the last words of the paths; of many, the first few."""
+    """Format values by dotted path on one line, each path by its end; of many values, the first few."""
     return some_of((f"{_short(path)} {_shown(value)}" for path, value in values.items()), _SHOWN_VALUES)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
@@ -42,7 +43,7 @@ class ArchitectureSearch:
         return {"search": self}
 
 
-class SupernetRunner(Runner):
+class SupernetRunner(Runner, ABC):
     """Train the weights of a supernet on one part of the images, and choose its architecture on the other, the held-out part."""
 
     trains_all_weights = False
@@ -70,9 +71,9 @@ class SupernetRunner(Runner):
         """The hook that writes the networks found so far."""
         return [] if self.plan is None else [GenotypeFiles(self.plan.net, self._sizes, self.found)]
 
+    @abstractmethod
     def found(self) -> Sequence[FoundNetwork]:
         """Return the networks found so far, the best first."""
-        raise NotImplementedError
 
 
 class DartsRunner(SupernetRunner):

@@ -7,11 +7,9 @@ from itertools import takewhile
 from math import log, sqrt
 from statistics import fmean
 
-from up.config.argument import AtLeast1
-from up.config.checked import checked
 from up.search.algorithm import History, Trial
-from up.search.algorithms.brackets import Bracket, Bracketed, Eta, Share, loss_at, sound
-from up.search.algorithms.density import DensityModel
+from up.search.algorithms.brackets import Bracket, loss_at, sound
+from up.search.algorithms.halving import Bohb
 
 
 def least_observations(arms: int, eta: int) -> float:
@@ -30,7 +28,7 @@ def best_window(losses: Sequence[float], length: int) -> float:
 
 
 def chosen(losses: Mapping[int, Sequence[float]], least: float) -> list[int]:
-    """Return the arms that train further in a round, given all losses of each arm so far; none of them is the leader's choice.
+    """Return the arms that train further in a round, given all losses of each arm so far. The leader is not among them.
 
     An arm other than the leader continues if it has fewer than ``least`` observations, or if its mean is not worse than the best of
     the leader's means over as many observations in a row.
@@ -43,21 +41,13 @@ def chosen(losses: Mapping[int, Sequence[float]], least: float) -> list[int]:
     ]
 
 
-class Boss(Bracketed):
+class Boss(Bohb):
     """Bayesian optimization with sub-sampling: brackets of Hyperband, points of BOHB's model (Huang et al. 2020, algorithms 1, 2).
 
     In a bracket an observation is a further R η^-s epochs of a trial. In each round those trials continue that compare well with as
     many observations of the leader in a row, the trial with the most; if there are none, the leader trains to the end.
     ``eta``, ``good``, ``candidates``, ``random`` and ``spread`` are those of ``bohb``.
     """
-
-    one_objective = True
-
-    @checked
-    def __init__(
-        self, *, eta: Eta = 3, good: Share = 0.15, candidates: AtLeast1 = 64, random: Share = 1 / 3, spread: float = 3.0
-    ) -> None:
-        super().__init__(eta=eta, model=DensityModel(good, candidates, random, spread))
 
     def further(self, bracket: Bracket, members: Sequence[Trial], history: History) -> Mapping[int, int]:
         """Return the trials of the round that have not trained yet; the rounds before are computed again from the results."""
