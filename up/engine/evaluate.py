@@ -160,7 +160,7 @@ class Evaluation:
                         self.on_outputs(outputs, part)
 
     def _in_parts(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Batch, Kwargs]]:
-        """Pass a batch through the model, in halves from where memory runs out on: each image is computed by itself."""
+        """Pass a batch through the model; halve it when memory runs out. Each image is computed alone."""
         waiting = self.fits.cut(batch)
         while waiting:
             try:

@@ -186,7 +186,7 @@ class Store:
 
 
 def _damaged(keys: Path, what: str) -> UserError:
-    return UserError(f"{keys.with_suffix('.rows')}: damaged ({what}). Delete this file and its .keys; the gap will be filled.")
+    return UserError(f"{keys.with_suffix('.rows')}: damaged ({what}). Delete this file and its .keys; they are computed again.")
 
 
 def require_space(folder: Path, needed: float, *, setting: str, without: str) -> None:

@@ -66,7 +66,7 @@ def final_stage(search: Search) -> Stage:
         shared = [path for names in (section.hparams, section.augment) for path in fragments_named(names, search.run, search.path)]
         found = fragments_named(section.candidates, search.run, search.path)[: section.top]
         if section.candidates is not None and not found:
-            raise UserError("there is no candidate", key=f"{place}.candidates", fix="Run the stage that finds them first.")
+            raise UserError("has no candidate", key=f"{place}.candidates", fix="Run the stage that finds them first.")
         require_files([*shared, *found], place)
         candidates = {path.stem if path.stem != "best" else f"{path.parent.name}_best": [path, *shared] for path in found}
         candidates = candidates or {"candidate": shared}

@@ -32,7 +32,7 @@ class CellSpace:
         return Genotype(self._cell(rng), self._cell(rng))
 
     def mutate(self, parent: Genotype, rng: np.random.Generator) -> Genotype:
-        """Draw one node of each cell anew."""
+        """Draw one node of each cell again."""
         return Genotype(self._mutated(parent.normal, rng), self._mutated(parent.reduce, rng))
 
     def cross(self, one: Genotype, other: Genotype, rng: np.random.Generator) -> Genotype:

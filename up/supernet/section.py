@@ -23,7 +23,7 @@ def reads_pairs(experiment: Experiment) -> bool:
 
 
 def share_held_out(experiment: Experiment) -> float:
-    """Return the share of ``dataset.train`` that the runner decides about architectures on."""
+    """Return the share of ``dataset.train`` on which the runner chooses the architecture."""
     runner = experiment.config.runtime.runner
     default = signature_of(experiment.tables["runner"].get(runner.type)).parameters["holdout"].default
     return float(runner.kwargs.get("holdout", default))
