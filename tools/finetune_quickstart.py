@@ -22,12 +22,12 @@ from prepare_digits import CLASSES, prepare
 from quickstart import run
 
 from up.api import evaluate, train
+from up.intervals import half_width
 
 CONFIG = "configs/cls/finetune_quickstart.yaml"
 DATA, RUNS = Path("data/digits_finetune"), Path("runs/finetune_quickstart")
 PRETRAINED = RUNS / "pretrained" / "ckpt_best.pth"
 PER_CLASS = 10
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # by the number of seeds
 ROWS = {  # overrides of the configuration
     "scratch": ["saver.pretrain_model=null"],
     "linear probe": ["finetune.freeze=backbone", "trainer.optimizer.kwargs.lr=0.2"],  # a head alone needs a larger lr; 1 is as good
@@ -107,7 +107,8 @@ def trained(seed: int) -> dict[str, float]:
 
 def interval(values: list[float]) -> float:
     """Half of the 95 % interval of the mean."""
-    return T95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    half = half_width(values)
+    return math.nan if half is None else half
 
 
 def table(found: dict[str, list[float]]) -> str:

@@ -179,12 +179,15 @@ def test_auto_finds_the_largest_batch_and_bf16(
     config["runtime"]["amp"] = "auto"
     monkeypatch.setattr("up.build.fit.STEPS", 1)
     experiment = load_experiment(Path(write(config)), ["dataset.train.dataset.kwargs.transformer.0.kwargs.size=512"])
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     chosen = {choice.key: choice for choice in fitted(experiment, torch.device("cuda"))[1]}
     assert chosen["runtime.amp"].value == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
     batch = "dataset.train.batch_sampler.kwargs.batch_size"
     assert chosen[batch].value == 32  # of 46 images
+    peak = torch.cuda.max_memory_reserved()
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(0.2e9 / torch.cuda.mem_get_info()[1])
+    torch.cuda.set_per_process_memory_fraction(0.67 * peak / torch.cuda.mem_get_info()[1])
     try:
         smaller = {choice.key: choice for choice in fitted(experiment, torch.device("cuda"))[1]}[batch]
     finally:

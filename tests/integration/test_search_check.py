@@ -61,6 +61,13 @@ MISTAKES = [  # text, what replaces it, the line of STAGES (from 1) that the err
     ("macs: min", "macs: max", 7, ("objectives.macs", "min")),
     ("workers: 1", "storage: sqlite:///x.db", 2, ("search.storage", "sqlite")),
     ("workers: 1", "constraints: {params: 5 millions}", 2, ("constraints.params", "600M")),
+    (
+        "algorithm: tpe\n      from: nas.best\n      trials: 4\n      startup: 2",
+        "algorithm: pbt\n      trials: 4",
+        13,
+        ("trials", "rungs"),
+    ),
+    ("algorithm: tpe\n      from: nas.best\n      trials: 4\n      startup: 2", "algorithm: pbt", 18, ("enqueue", "Remove")),
     ("- full_train:", "- nas: {trials: 1}\n  - full_train:", 3, ("stages", "nas")),
 ]
 

@@ -47,6 +47,29 @@ def test_a_search_ends_with_fragments_tables_and_a_report(images: Path, tmp_path
     assert "<svg" in (run / "report.html").read_text()
 
 
+def test_seeds_give_the_winner_an_interval(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    """Results of three seeds, and of the file itself: the mean, Student's t, and the differences by seed."""
+    found = {("candidate", 0): 80.0, ("candidate", 1): 82.0, ("candidate", 2): 84.0}
+    found |= {("own_values", 0): 79.5, ("own_values", 1): 80.5, ("own_values", 2): 83.0}
+
+    def by_seed(config: Config, epoch: int) -> float:
+        if "subset" in config["dataset"]["train"]:  # a trial, without the holdout
+            return 50.0
+        is_own = config["trainer"]["optimizer"]["kwargs"]["lr"] == own
+        return found["own_values" if is_own else "candidate", config["runtime"]["random_seed"] - 7]
+
+    config = search_config(images, tmp_path / "run", hpo(trials=2), {"full_train": {"hparams": "hpo.best", "seeds": 3}})
+    own = config["trainer"]["optimizer"]["kwargs"]["lr"]
+    instant.objective = staticmethod(by_seed)
+    searched(config, tmp_path / "s.yaml")
+    winner, control = rows(tmp_path / "run" / "full_train" / "candidates.csv")
+    assert (float(winner["mean"]), float(control["mean"])) == (82.0, 81.0)
+    assert float(winner["half"]) == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
+    assert float(winner["difference"]) == 1.0
+    assert float(winner["difference_half"]) == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
+    assert "noise" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_the_same_command_does_nothing_more(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
     config = search_config(images, tmp_path / "run", hpo())
     searched(config, tmp_path / "s.yaml")

@@ -77,6 +77,8 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
         yield Problem("is missing: it names the keys to search", key=f"{place}.space")
     if section.trials is None and section.algorithm in _ENDLESS:
         yield Problem(f"is missing: {section.algorithm} has no end of its own", key=f"{place}.trials")
+    if getattr(algorithm, "sets_length", False):
+        yield from _length_problems(section, place)
     prunes = getattr(algorithm, "one_objective", getattr(algorithm, "should_stop", None) is not None)
     if prunes and len(section.objectives) > 1:
         what = f"{section.algorithm} prunes by one objective, and there are {len(section.objectives)}"
@@ -88,6 +90,19 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
     tree = with_settings(tree, section.set, section.max_epoch)
     yield from _value_problems(search, tree, space, f"{place}.space", block)
     yield from _enqueue_problems(section, space, place)
+
+
+def _length_problems(section: StageSection, place: str) -> Iterator[Problem]:
+    """Yield the keys that contradict an algorithm which decides the length of its stage by its own arguments."""
+    what = f"has no effect in a stage of {section.algorithm}, whose arguments decide how many trials train and how long"
+    given = {
+        "trials": section.trials is not None,
+        "max_epoch": section.max_epoch is not None,
+        "set.trainer.max_epoch": "trainer.max_epoch" in section.set,
+        "enqueue": bool(section.enqueue),
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        yield Problem(what, key=f"{place}.{name}", fix="Remove it; set population, rungs and epochs_per_rung instead.")
 
 
 def _decision_problems(search: Search, section: StageSection, algorithm: Algorithm, space: Space, place: str) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from statistics import mean
 
 from up.engine.stopping import smaller_is_better
 from up.errors import UserError
+from up.intervals import half_width
 from up.schema.search import FULL_TRAIN, ConstraintsSection
 from up.search.algorithm import Direction, History, Suggestion, Trial, Work
 from up.search.child import evaluations_in
@@ -98,26 +99,40 @@ def write_candidates(stage: Stage, trials: Sequence[Trial], tell: Callable[[str]
 
 
 def rows_of(stage: Stage, trials: Sequence[Trial]) -> list[dict[str, Json]]:
-    """Return the candidates, the best first: mean over the seeds, the folder of the best seed, and its other metrics."""
+    """Return the candidates, the best first: mean over the seeds, half of its 95 % interval, the folder of the best seed, and its
+    other metrics.
+
+    ``difference`` is that of the mean from the file itself, over the seeds of both, ``difference_half`` half of its interval.
+    """
     by_name: dict[str, list[Trial]] = {}
     for trial in trials:
         by_name.setdefault(trial.note["candidate"], []).append(trial)
     (way,) = stage.objectives.values()
     sign = 1 if way == "maximize" else -1
     rows: list[dict[str, Json]] = []
+    own = _by_seed(by_name.get(CONTROL, ()))
     for name, runs in by_name.items():
         complete = [each for each in runs if each.state == "complete" and each.final]
         results = [each.final[0] for each in complete if each.final]
         best = max(complete, key=lambda each: sign * (each.final or (0.0,))[0], default=None)
+        by_seed = _by_seed(runs)
+        differences = [by_seed[seed] - own[seed] for seed in by_seed if seed in own] if name != CONTROL else []
         metrics = evaluations_in(stage.trial_folder(best)) if best is not None else {}
         rows.append(
             {
                 "candidate": name,
                 "mean": mean(results) if results else None,
+                "half": half_width(results),
                 "seeds": len(results),
+                "difference": mean(differences) if differences else None,
+                "difference_half": half_width(differences),
                 "folder": str(stage.trial_folder(best).relative_to(stage.folder)) if best is not None else None,
                 "seconds": round(sum(each.seconds for each in runs), 1),
                 **(metrics[max(metrics)] if metrics else {}),
             }
         )
     return sorted(rows, key=lambda row: (row["mean"] is None, -sign * (row["mean"] or 0.0)))
+
+
+def _by_seed(trials: Sequence[Trial]) -> dict[int, float]:
+    return {each.note["seed"]: each.final[0] for each in trials if each.state == "complete" and each.final}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from up.files import write_text
 from up.schema.search import FULL_TRAIN
 from up.search.final import rows_of
-from up.search.report import StageReport, best_so_far, commands, honesty, markdown, report_of, values_text
+from up.search.report import StageReport, best_so_far, commands, final_verdict, honesty, markdown, report_of, values_text
 from up.search.settings import text_of
 from up.search.stages import Search, Stage
 from up.search.worker import open_study
@@ -45,7 +45,9 @@ trial.epoch }}</td> <td>{{ duration(trial.seconds) }}</td><td>{{ values(report.s
 }}</th>{% endfor %}</tr> {% for row in report.lineage %}<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>{%
 endfor %}</table>{% endif %} {% endfor %}
 {% if rows %}<h2>full_train</h2><table><tr>{% for key in rows[0] %}<th>{{ key }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% for row in rows %}<tr>{% for value in row.values() %}<td>{{ "" if value is none else "%.4g" | format(value) if value is float
+else value }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% for line in verdict %}<p>{{ line }}</p>{% endfor %}{% endif %}
 <h2>Commands</h2><pre>{% for command in commands %}{{ command }}
 {% endfor %}</pre></body></html>
 """
@@ -69,7 +71,13 @@ def page(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapping[
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     figures = {report.stage.name: figures_of(report) for report in reports}
-    names = {"duration": duration, "values": values_text, "text_of": text_of, "honesty": honesty(search, bool(rows))}
+    names = {
+        "duration": duration,
+        "values": values_text,
+        "text_of": text_of,
+        "honesty": honesty(search, bool(rows)),
+        "verdict": list(final_verdict(rows)),
+    }
     return environment.from_string(_PAGE).render(
         search=search, reports=reports, rows=rows, commands=commands, figures=figures, **names
     )
@@ -109,6 +117,7 @@ def _progress(report: StageReport) -> Figure:
         if value is not None:
             axes.axhline(value, color="#cc6677", linestyle=("--", ":", "-.")[at % 3], label=f"control: {control}")
     axes.set_xlabel("trial")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=7)
     return figure
 

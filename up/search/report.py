@@ -172,12 +172,30 @@ def _final_lines(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator
     yield f"\n## {FULL_TRAIN}\n\n| candidate | seeds | {section.select} on dataset.test | time |\n|---|---|---|---|"
     for row in rows:
         name = f"control: {OWN}" if row["candidate"] == CONTROL else row["candidate"]
-        yield f"| {name} | {row['seeds']} | {_shown(row['mean'])} | {duration(row['seconds'])} |"
-    own = next((row for row in rows if row["candidate"] == CONTROL), None)
+        yield f"| {name} | {row['seeds']} | {with_half(row['mean'], row['half'])} | {duration(row['seconds'])} |"
+    if any(row["half"] is not None for row in rows):
+        yield "\nMean ± half of its 95 % interval over the seeds (Student's t)."
+    yield from (f"\n{line}" for line in final_verdict(rows))
+
+
+def final_verdict(rows: Sequence[Mapping[str, Json]]) -> Iterator[str]:
+    """Say whether the winner beats the file itself, by the differences of runs with the same seed."""
     winner = next((row for row in rows if row["candidate"] != CONTROL), None)
-    if own is not None and winner is not None and own["mean"] is not None:
-        beats = rows.index(winner) < rows.index(own) and winner["mean"] != own["mean"]
-        yield f"\nThe winner {'beats' if beats else 'does not beat'} the file itself ({OWN})."
+    if winner is None or winner["difference"] is None:
+        return
+    difference, half = winner["difference"], winner["difference_half"]
+    beats = rows[0] is winner and difference != 0
+    if half is None:
+        certainty = "One seed each: the difference may be noise. `seeds: 3` gives it an interval."
+    else:
+        certainty = "It is within noise." if abs(difference) <= half else "It is larger than the noise of the seeds."
+    says = "beats" if beats else "does not beat"
+    yield f"The winner {says} the file itself ({OWN}): difference {with_half(difference, half)}. {certainty}"
+
+
+def with_half(value: float | None, half: float | None) -> str:
+    """Format a value with half of its interval."""
+    return _shown(value) if half is None else f"{_shown(value)} ± {half:.2g}"
 
 
 def commands(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator[str]:

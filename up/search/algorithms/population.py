@@ -78,6 +78,7 @@ class Population(Algorithm):
     """
 
     one_objective = True
+    sets_length = True
 
     def __init__(self, population: int, rungs: int, epochs_per_rung: int, quantile: float) -> None:
         self.population, self.rungs, self.epochs_per_rung, self.quantile = population, rungs, epochs_per_rung, quantile
