@@ -20,6 +20,7 @@ LAYERS = (
     ("up.commands", 5),
     ("up.__main__", 5),
     ("up.api", 5),
+    ("up.bench", 5),
     ("up.finetune", 5),
     ("up.search", 5),
     ("up.build", 4),

@@ -135,9 +135,9 @@ def estimate(experiment: Experiment, *, steps: int = MEASURED) -> Estimate:
         first = features.cache.until
         features_s, loader = _features(features.cache, parts.batches, steps)
         of_features = replace(session, loader_from=lambda step: loader)
-        phases.append(StepTime(first, *_seconds_of_a_step(of_features, at=0), " on features"))
+        phases.append(StepTime(first, *seconds_of_a_step(of_features, at=0), " on features"))
     if first < total:
-        phases.append(StepTime(total - first, *_seconds_of_a_step(session, at=total - 1)))
+        phases.append(StepTime(total - first, *seconds_of_a_step(session, at=total - 1)))
     evaluations = sum(parts.times.evaluate.is_due(step) for step in range(1, total + 1)) if parts.evaluation else 0
     return Estimate(
         phases,
@@ -185,7 +185,7 @@ def estimate_line(experiment: Experiment) -> str:
             torch.cuda.empty_cache()
 
 
-def _seconds_of_a_step(session: TrainingSession, *, at: int) -> tuple[float, float]:
+def seconds_of_a_step(session: TrainingSession, *, at: int) -> tuple[float, float]:
     """Measure a step and its wait for data, over the steps of the session's loader, with what trains ``at`` a step."""
     times: list[tuple[float, float]] = []
     session.freeze(at)

@@ -60,6 +60,9 @@ COMMANDS = {
     "flops": Command(
         "up.commands.flops:main", "inspect", "count parameters, multiply-adds and activations", "up flops photos.yaml -i 3x224x224"
     ),
+    "bench": Command(
+        "up.commands.bench:main", "inspect", "measure speed and memory next to others, or those of your recipe", "up bench loader"
+    ),
 }
 GROUPS = ("train", "data", "evaluate", "deploy", "inspect")
 ALIASES = {"inference": "predict"}

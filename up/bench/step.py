@@ -1,0 +1,222 @@
+"""Rows of the step: the whole loop on a batch in memory, next to a loop by hand that does the same arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from up.bench.cells import OURS, BenchCell, Reading, Row, Settings, Target
+from up.types import Kwargs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from up.bench.recipes import Recipe
+    from up.data.records import Batch
+    from up.data.sampler import Cut
+    from up.engine.session import TrainingSession
+
+_WARM_UP = 10  # steps: allocators, algorithms and compilers
+_IN_MEMORY = "The same convolutions and the same optimizer; ours votes, checks that all is finite, weighs and logs beside them."
+
+
+def _of(net: str, size: int, batch: int, **chosen: object) -> Kwargs:
+    return {"net": net, "size": size, "batch": batch, **chosen}
+
+
+def _pair(name: str, title: str, chosen: Kwargs, targets: list[Target], bound: str, device: Literal["cpu", "cuda"] | None) -> Row:
+    cells = [BenchCell(OURS, f"{__name__}:ours", chosen), BenchCell("bare", f"{__name__}:bare", chosen)]
+    return Row(name, title, "ms", cells, targets, bound, device=device)
+
+
+def _compiled_row() -> Row:
+    chosen = _of("resnet18", 64, 64)
+    compiled = {**chosen, "compiled": True}
+    cells = [
+        BenchCell(OURS, f"{__name__}:ours", compiled),
+        BenchCell("eager", f"{__name__}:ours", chosen),
+        BenchCell("bare", f"{__name__}:bare", compiled),
+    ]
+    targets = [Target(1.0, "at most", "eager"), Target(1 / 0.97, "at most", "bare")]
+    bound = "oneDNN's convolutions, which the compiler leaves as they are: it can fuse only what is between them."
+    title = "Compiled step of resnet18, 64 x 64, batch 64, fp32, data in memory"
+    return Row("step.compiled-resnet18", title, "ms", cells, targets, bound, device="cpu")
+
+
+def _gpu_rows() -> Iterator[Row]:
+    nets = {"resnet50": _of("resnet50", 224, 256), "resnet18": _of("resnet18", 64, 128)}
+    for net, optimizer in (("resnet50", "SGD"), ("resnet50", "LAMB"), ("resnet18", "SGD")):
+        for compiled in (False, True):
+            chosen = {**nets[net], "optimizer": optimizer, "amp": "bf16", "compiled": compiled}
+            how = "compiled" if compiled else "eager"
+            title = f"{net} at {chosen['size']}, batch {chosen['batch']}, {optimizer}, bf16, {how}, data in memory"
+            bound = "The GPU's memory: normalisation and activations move more bytes than the tensor cores need time for."
+            target = [Target(1 / 0.98, "at most", "bare")]
+            yield _pair(f"step.gpu-{net}-{optimizer.lower()}-{how}", title, chosen, target, bound, "cuda")
+
+
+ROWS = [
+    _pair(
+        "step.resnet18",
+        "Step of resnet18, 64 x 64, batch 64, SGD, fp32, data in memory",
+        _of("resnet18", 64, 64),
+        [Target(1.02, "at most", "bare")],
+        _IN_MEMORY,
+        "cpu",
+    ),
+    _pair(
+        "step.fixed",
+        "Fixed cost of a step: one linear layer on 8 x 8 pixels, batch 2",
+        _of("linear", 8, 2),
+        [Target(0.4, "at most", "bare", "difference")],
+        "Python: the calls of the loop, its vote, its meter and its hooks.",
+        "cpu",
+    ),
+    _compiled_row(),
+    *_gpu_rows(),
+]
+
+
+class Enough(BaseException):
+    """Ends a loop that has been measured long enough; no handler of errors may catch it."""
+
+
+class InMemory:
+    """The loader of a run that gives one batch for every step and takes the times between them."""
+
+    def __init__(self, settings: Settings, batch: Batch, cut: Cut) -> None:
+        self._settings, self._batch, self._cut = settings, batch, cut
+        self.milliseconds = 0.0
+
+    def cut(self, step: int) -> Cut:
+        """Return the same shares for every step."""
+        return self._cut
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        from up.bench.timing import clock_of, wait
+
+        clock, steps = clock_of(self._settings), self._settings.size(_WARM_UP, 1)
+        for step in range(steps):
+            yield step, [self._batch]
+        wait(self._settings)
+        begun, times = clock(), list[float]()
+        while len(times) < 3 or clock() - begun < self._settings.seconds:
+            before = clock()
+            yield steps + len(times), [self._batch]
+            times.append(clock() - before)
+        wait(self._settings)
+        mean = (clock() - begun) / len(times)
+        self.milliseconds = 1000 * (mean if self._settings.device == "cuda" else statistics.median(times))
+        raise Enough
+
+
+def _recipe(settings: Settings, net: str, size: int, batch: int, **chosen: object) -> Recipe:
+    from up.bench.images import pngs
+    from up.bench.recipes import Recipe
+
+    images = pngs(replace(settings, quick=True), "train")  # a few: the batch repeats them
+    few = {"net": "resnet18" if net == "resnet50" else net, "size": min(size, 32), "batch": min(batch, 2)} if settings.quick else {}
+    return Recipe(images, **{"net": net, "size": size, "batch": batch, "device": settings.device, **chosen, **few})  # type: ignore[arg-type]
+
+
+def ours(settings: Settings, **chosen: object) -> Reading:
+    """Measure the loop of ``up train`` with all it does between steps: no step of it is left out."""
+    from up.engine.loop import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = _recipe(settings, **chosen)  # type: ignore[arg-type]
+        session = session_of(recipe, Path(folder))
+        loader = InMemory(settings, batch_of(recipe), cut_of(recipe))
+        try:
+            train(replace(session, loader_from=lambda step: loader))
+        except Enough:
+            return Reading(loader.milliseconds, {"images/s": 1000 * recipe.batch / loader.milliseconds})
+    raise AssertionError("a loader that never ends")
+
+
+def session_of(recipe: Recipe, folder: Path) -> TrainingSession:
+    """Build the run of a recipe in ``folder``, ready for its first step."""
+    from up.build.build import build_run
+    from up.build.experiment import load_experiment
+    from up.command_line import CommandLine
+    from up.distributed.signals import StopRequest
+
+    path = recipe.write(folder)
+    return build_run(load_experiment(path), StopRequest(), CommandLine.typed(["train", str(path)]))
+
+
+def batch_of(recipe: Recipe) -> Batch:
+    """Read a batch of uint8 images (B, 3, H, W), on the device of the recipe."""
+    import torch
+
+    from up.bench.loader import dataset_of
+    from up.data.collate import collate, to_device
+    from up.data.records import SampleKey
+
+    transforms = [{"type": "torch_random_resized_crop", "kwargs": {"size": recipe.size}}]
+    data = dataset_of(recipe.images, transforms)
+    batch = collate([data[SampleKey(0, index % len(data))] for index in range(recipe.batch)])
+    return to_device(batch, torch.device(recipe.device))
+
+
+def cut_of(recipe: Recipe) -> Cut:
+    """Return the shares of a step with one micro-batch on one rank."""
+    from up.data.sampler import Cut, Share
+
+    return Cut([Share(1.0, 1.0 / recipe.batch)], recipe.batch)
+
+
+def bare(settings: Settings, **chosen: object) -> Reading:
+    """Measure a loop by hand: the batch's bytes to normalised floats, forward, backward and step; nothing else."""
+    import torch
+    from torch.nn import functional as F
+
+    from up.bench.recipes import MEAN, STD
+    from up.bench.timing import milliseconds_of
+
+    recipe = _recipe(settings, **chosen)  # type: ignore[arg-type]
+    device = torch.device(settings.device)
+    batch = batch_of(recipe)
+    image, label = batch["image"], batch["gt"].to(device)
+    net = net_by_hand(recipe).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optimizer_by_hand(recipe, net)
+    net = torch.compile(net) if recipe.compiled else net
+    mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (MEAN, STD))
+
+    def step() -> None:
+        floats = image.to(device, torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean).div_(std)
+        with torch.autocast(settings.device, dtype=torch.bfloat16, enabled=recipe.amp == "bf16"):
+            loss = F.cross_entropy(net(floats), label)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    taken = milliseconds_of(settings, step, warm_up=_WARM_UP)
+    return Reading(taken, {"images/s": 1000 * recipe.batch / taken})
+
+
+def net_by_hand(recipe: Recipe) -> nn.Module:
+    """Build the net of a recipe without this package."""
+    import timm
+    from torch import nn
+
+    from up.bench.images import PNG_CLASSES
+
+    if recipe.net == "linear":
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * recipe.size**2, PNG_CLASSES))
+    made: nn.Module = timm.create_model(recipe.net, num_classes=PNG_CLASSES)
+    return made
+
+
+def optimizer_by_hand(recipe: Recipe, net: nn.Module):  # type: ignore[no-untyped-def]
+    """Build torch's SGD, or timm's LAMB."""
+    import torch
+    from timm.optim import Lamb
+
+    if recipe.optimizer == "LAMB":
+        return Lamb(net.parameters(), lr=0.01)
+    return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
