@@ -56,15 +56,21 @@ def section_of(experiment: Experiment, source: Phase) -> Source:
 def build_dataset(experiment: Experiment, source: Phase, derived: DerivedArguments | None = None) -> Dataset:
     """Build the data set of ``dataset.train`` or ``dataset.test``, its meta files read and checked."""
     section = section_of(experiment, source)
-    config = experiment.config
-    known = {"seed": config.runtime.random_seed, "train": source == "train", **(derived or {})}
-    if config.trainer.max_epoch is not None and config.trainer.max_iter is None:
-        known["total_epochs"] = config.trainer.max_epoch
-    dataset: Dataset = experiment.build(section.dataset, "dataset", known, f"dataset.{source}.dataset")
+    dataset = whole_dataset(experiment, source, section.dataset, derived)
     if section.subset is None:
         return dataset
     with experiment.placing(f"dataset.{source}.subset"):
         return subset_in(dataset, Path(section.subset))
+
+
+def whole_dataset(experiment: Experiment, source: Phase, part: Part, derived: DerivedArguments | None = None) -> Dataset:
+    """Build ``part`` as the data set of a source, without its ``subset``."""
+    config = experiment.config
+    known = {"seed": config.runtime.random_seed, "train": source == "train", **(derived or {})}
+    if config.trainer.max_epoch is not None and config.trainer.max_iter is None:
+        known["total_epochs"] = config.trainer.max_epoch
+    dataset: Dataset = experiment.build(part, "dataset", known, f"dataset.{source}.dataset")
+    return dataset
 
 
 def subset_in(dataset: Dataset, path: Path) -> Dataset:

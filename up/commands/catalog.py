@@ -33,6 +33,12 @@ COMMANDS = {
     "check": Command(
         "up.commands.check:main", "data", "check a YAML file and its data in seconds, without training", "up check photos.yaml"
     ),
+    "data": Command(
+        "up.commands.data:main",
+        "data",
+        "cache images, resized once, in one file that is read without decoding",
+        "up data cache photos.yaml",
+    ),
     "eval": Command(
         "up.commands.eval:main", "evaluate", "evaluate a checkpoint on the test data, with reports per class", "up eval photos.yaml"
     ),

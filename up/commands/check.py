@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
 
 
 def with_progress(batches: Iterable[T], total: int) -> Iterator[T]:
-    """Yield the batches, with a progress bar on a terminal."""
+    """Yield the batches of images that are opened, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

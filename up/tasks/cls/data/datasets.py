@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from hashlib import sha256
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import Self, TypedDict
 
-from up.config.argument import FixedOnResume, NoEffect, PathTo
+from up.config.argument import FixedOnResume, FreeOnResume, NoEffect, PathTo
 from up.config.checked import checked
 from up.data.bad_images import BadImage
+from up.data.cache import CachedFiles, ImageCache
 from up.data.decoding import SUFFIXES
 from up.data.packed import PackedLabels
 from up.data.records import Image, Sample
@@ -62,6 +64,8 @@ class ClsDataset(ImageDataset):
     - ``on_bad_image``: ``skip`` replaces an image that cannot be read by another one, as long as no more than ``max_bad``
       are bad: below 1 a share of the images, from 1 on a number.
     - ``allow_outside``: names may lead out of ``image_dir``.
+    - ``cache``: folder of the image cache that ``up data cache`` built from these images: they are read from it, resized once and
+      without decoding; names and labels stay those of ``meta_file``.
     """
 
     @checked
@@ -84,6 +88,7 @@ class ClsDataset(ImageDataset):
         num_classes: int | list[int] | None = None,
         class_names: Annotated[str, PathTo("file with one class name a line")] | list[str] | None = None,
         allow_outside: bool = False,
+        cache: Annotated[str | None, FreeOnResume(reported=False)] = None,
         reload_cfg: Annotated[Kwargs | None, NoEffect(_PACKED)] = None,
         random: Annotated[bool, NoEffect("the sampler draws the order of every epoch")] = True,
         **kwargs: Argument,
@@ -113,6 +118,8 @@ class ClsDataset(ImageDataset):
         self.continues = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results batch by batch
         self.reader, self.float_images = image_reader, getattr(image_reader, "float_images", False)
         expect_channels(self.transforms, getattr(image_reader, "channels", None))
+        self.cached = None if cache is None else CachedFiles.of(ImageCache(cache), self.table, image_reader)
+        self.notes = (*self.notes, *(self.cached.cache.notes() if self.cached is not None else ()))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -137,14 +144,17 @@ class ClsDataset(ImageDataset):
         return "single" if self.table.labels.values.ndim == 1 else "heads"
 
     def fingerprint(self) -> str:
-        """Hash names and labels (sha256), which a resumed run expects unchanged."""
-        return self.table.fingerprint()
+        """Hash names and labels (sha256), and how a cache changed the images; a resumed run expects them unchanged."""
+        listed = self.table.fingerprint()
+        changed = self.cached.cache.identity if self.cached is not None else ""
+        return sha256(f"{listed} {changed}".encode()).hexdigest() if changed else listed
 
     def subset(self, kept: NDArray[np.int64]) -> Self:
         chosen = copy(self)
         chosen.__dict__.pop("stages", None)
         chosen.table = chosen.files = self.table.take(kept)
         chosen.labels = None if chosen.table.labels is None else chosen.table.labels.values
+        chosen.cached = None if self.cached is None else self.cached.take(kept)
         return chosen
 
     def path_of(self, index: int) -> str:
@@ -153,7 +163,10 @@ class ClsDataset(ImageDataset):
 
     def read(self, index: int) -> Sample:
         """Read sample ``index``, not transformed. Raises ``BadImage`` when its image cannot be read."""
-        image = self.table.read(index, self.reader)
+        if self.cached is not None:
+            image = self.cached.read(index, self.where(index), self.reader)
+        else:
+            image = self.table.read(index, self.reader)
         if self.table.boxes is not None:
             image = _crop(image, self.table.boxes[index], self.where(index))
         sample = Sample(image=image, filename=self.table.names[index], index=index)

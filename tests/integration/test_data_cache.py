@@ -1,0 +1,332 @@
+"""``up data cache``: built once, read in place of the files, refused where it does not fit; the training stays the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.harness.facts import tells
+from tests.harness.images import picture
+from tests.harness.ranks import Cluster
+from tests.harness.refusals import refused
+from tests.harness.runs import everything_on, records, train
+from tests.harness.states import assert_same, checkpoint
+from up.__main__ import main
+from up.build.data import build_dataset
+from up.build.experiment import load_experiment
+from up.data.cache import IMAGES, INDEX, MANIFEST, shrunk
+
+Config = dict[str, Any]
+Write = Callable[[Config], str]
+
+
+def kwargs(config: Config, source: str = "train") -> Config:
+    found: Config = config["dataset"][source]["dataset"]["kwargs"]
+    return found
+
+
+@pytest.fixture
+def own(config: Config, tmp_path: Path) -> Config:
+    """The configuration, on a copy of its images that a test may change, with a cache for both data sets."""
+    folder = tmp_path / "images"
+    shutil.copytree(kwargs(config)["image_reader"]["kwargs"]["image_dir"], folder)
+    for source, name in (("train", "train.txt"), ("test", "val.txt")):
+        kwargs(config, source)["image_reader"]["kwargs"]["image_dir"] = str(folder)
+        kwargs(config, source).update(meta_file=str(folder / name), cache=str(tmp_path / "cache" / source))
+    return config
+
+
+def build(path: str, *words: str, capsys: pytest.CaptureFixture[str]) -> list[Config]:
+    capsys.readouterr()
+    assert main(["data", "cache", path, "--json", "--workers", "2", *words]) == 0
+    reports: list[Config] = json.loads(capsys.readouterr().out)
+    return reports
+
+
+def test_a_training_from_the_cache_is_that_from_the_files(
+    own: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of 32 x 32 are not resized: the same weights and metrics, also when a run is resumed on the other one."""
+    everything_on(own)
+    path = write(own)
+    facts = [(each["split"], each["images"], each["resized"]) for each in build(path, capsys=capsys)]
+    assert facts == [("train", 46, 0), ("test", 13, 0)]
+    assert main(["check", path]) == 0
+    assert train(path, "trainer.max_epoch=2") == 0
+    for source in ("train", "test"):
+        del kwargs(own, source)["cache"]
+    path = write(own)
+    assert train(path, f"saver.save_dir={tmp_path / 'files'}") == 0
+    assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "files")["model"])
+    assert records(tmp_path / "run", "eval")[-1]["top1"] == records(tmp_path / "files", "eval")[-1]["top1"]
+
+
+def larger(own: Config, sizes: tuple[int, int] = (80, 60)) -> None:
+    """Put larger images in place of those of the training and the test."""
+    for path in sorted(Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"]).glob("*.png")):
+        picture(*sizes).save(path)
+
+
+@pytest.mark.parametrize("form", ["rgb", "yuv420", "jpeg"])
+def test_a_resumed_run_is_the_unbroken_one(
+    own: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    everything_on(own)
+    larger(own)
+    path = write(own)
+    assert [each["resized"] for each in build(path, "--form", form, "--short-side", "40", capsys=capsys)] == [46, 13]
+    assert train(path, f"saver.save_dir={tmp_path / 'unbroken'}", "trainer.max_epoch=2") == 0
+    assert train(path, "trainer.stop_epoch=1", "trainer.max_epoch=2") == 75
+    assert train(path, "trainer.max_epoch=2", "dataset.train.dataloader.kwargs.num_workers=2") == 0
+    assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "unbroken")["model"])
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert tells(log, str(tmp_path / "cache" / "train"), "46", "40", form)
+
+
+def test_another_form_of_the_images_is_another_data_set(
+    own: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger(own)
+    path = write(own)
+    build(path, "--short-side", "40", capsys=capsys)
+    assert train(path, "trainer.stop_epoch=1") == 75
+    build(path, "--short-side", "36", capsys=capsys)
+    said = refused(["train", path], capsys)
+    assert tells("\n".join(said), "data")
+
+
+def test_two_ranks_are_one(own: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path, capsys: Any) -> None:
+    own["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
+    build(write(own), capsys=capsys)
+    runs = cluster()
+    for world in (1, 2):
+        runs.run(f"saver.save_dir={tmp_path / f'run{world}'}", codes=[0] * world, world=world)
+    one, two = (checkpoint(tmp_path / f"run{world}") for world in (1, 2))
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
+    for name, tensor in one["model"].items():
+        np.testing.assert_allclose(two["model"][name], tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize("reader", ["fs_pillow", "fs_turbo"])
+@pytest.mark.parametrize("mode", ["RGB", "BGR", "GRAY"])
+@pytest.mark.parametrize(("form", "most", "mean"), [("rgb", 0, 0), ("yuv420", 12, 4), ("jpeg", 12, 4)])
+def test_images_of_every_form(
+    own: Config, write: Write, tmp_path: Path, capsys: Any, reader: str, mode: str, form: str, most: int, mean: float
+) -> None:
+    """RGB and a single channel are those of the resized image; smaller images are never enlarged, and then exact as JPEG too."""
+    folder = Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"])
+    for number in range(46):
+        path, sizes = folder / f"train {number}.png", [(81, 57), (57, 81), (30, 20)][number % 3]
+        rows, columns = np.mgrid[0 : sizes[1], 0 : sizes[0]]
+        smooth = np.stack([rows * 250 / sizes[1], columns * 250 / sizes[0], 250 - rows - columns], axis=-1)
+        Image.fromarray(smooth.astype(np.uint8)).save(path)
+    for source in ("train", "test"):
+        kwargs(own, source)["image_reader"] = {"type": reader, "kwargs": {"image_dir": str(folder), "color_mode": mode}}
+        kwargs(own, source)["transformer"] = []
+    path = write(own)
+    build(path, "--split", "train", "--form", form, "--short-side", "41", capsys=capsys)
+    cached = build_dataset(load_experiment(Path(path)), "train")
+    del kwargs(own)["cache"]
+    plain = build_dataset(load_experiment(Path(write(own))), "train")
+    for index in range(6):
+        image, expected = cached.read(index).image, shrunk(plain.read(index).image, 41)
+        assert type(image) is type(expected)
+        levels, wanted = (np.asarray(each).astype(int) for each in (image, expected))
+        difference = np.abs(levels - wanted)
+        exact = form == "rgb" or (form == "jpeg" and index % 3 == 2) or (form == "yuv420" and mode == "GRAY")
+        assert difference.max() <= (0 if exact else most)
+        assert difference.mean() <= (0 if exact else mean)
+        assert levels.shape == wanted.shape
+
+
+def test_a_second_build_changes_nothing(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    path = write(own)
+    assert all(each["built"] for each in build(path, capsys=capsys))
+    before = os.stat(tmp_path / "cache" / "train" / IMAGES)
+    assert not any(each["built"] for each in build(path, capsys=capsys))
+    assert os.stat(tmp_path / "cache" / "train" / IMAGES) == before
+    assert [each["built"] for each in build(path, "--split", "test", "--form", "yuv420", capsys=capsys)] == [True]
+
+
+def test_the_number_of_workers_does_not_change_the_file(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    path = write(own)
+    build(path, "--out", str(tmp_path / "two"), capsys=capsys)
+    build(path, "--out", str(tmp_path / "one"), "--workers", "1", capsys=capsys)
+    for name in (IMAGES, INDEX, MANIFEST):
+        assert (tmp_path / "one" / "train" / name).read_bytes() == (tmp_path / "two" / "train" / name).read_bytes()
+
+
+@pytest.mark.parametrize("given", ["folder", "list"])
+def test_a_folder_and_a_list_without_a_yaml_file(own: Config, write: Write, tmp_path: Path, capsys: Any, given: str) -> None:
+    """The cache of a folder has the images of every list in it."""
+    folder = kwargs(own)["image_reader"]["kwargs"]["image_dir"]
+    words = {"folder": [folder], "list": [kwargs(own)["meta_file"], "--image-dir", folder]}[given]
+    reports = build(*words, "--out", str(tmp_path / "cache" / "train"), capsys=capsys)
+    assert [each["images"] for each in reports] == [{"folder": 59, "list": 46}[given]]
+    kwargs(own, "test").pop("cache")
+    assert main(["check", write(own)]) == 0
+    assert train(write(own)) == 0
+
+
+def test_killed_builds_leave_nothing_that_looks_complete(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    """SIGKILL as soon as the file of the images grows; a later build replaces what is left."""
+    larger(own, (1200, 1200))
+    path = write(own)
+    command = [sys.executable, "-m", "up", "data", "cache", path, "--workers", "1", "--split", "train", "--short-side", "1200"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "cache" / "train"
+    deadline = time.monotonic() + 120
+    while not any(each.stat().st_size for each in folder.glob(f".tmp-*{IMAGES}")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert folder.is_dir()
+    assert not (folder / MANIFEST).exists()
+    said = refused(["train", path], capsys, tmp_path)
+    assert len(said) == 1
+    assert tells(said[0], "config.yaml:", "cache", "up data cache")
+    build(path, capsys=capsys)
+    assert not list(folder.glob(".tmp-*"))
+    assert main(["check", path]) == 0
+
+
+def changed(own: Config, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    folder, cache = Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"]), tmp_path / "cache" / "train"
+    image = folder / "train 3.png"
+    before = image.read_bytes()
+    picture(40, 40).save(image)
+    yield "another size", ["train.txt:4", "train 3.png", "bytes"]
+    image.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    yield "another content", ["train.txt:4", "train 3.png", "content"]
+    image.unlink()
+    yield "gone", ["train.txt:4", "train 3.png"]
+    image.write_bytes(before)
+    with (folder / "train.txt").open("a") as file:
+        file.write("val 0.png 1\n")
+    yield "another list", ["train.txt:47", "val 0.png", "1 of 47"]
+    (folder / "train.txt").write_text("".join((folder / "train.txt").read_text().splitlines(keepends=True)[:-1]))
+    kwargs(own)["image_reader"]["kwargs"]["background"] = "white"
+    yield "another reader", ["background", "255"]
+    del kwargs(own)["image_reader"]["kwargs"]["background"]
+    manifest = (cache / MANIFEST).read_text()
+    (cache / MANIFEST).write_text(manifest.replace('"version": 1', '"version": 99'))
+    yield "another version", ["99", "1"]
+    (cache / MANIFEST).write_text("{")
+    yield "a damaged manifest", [MANIFEST]
+    (cache / MANIFEST).write_text(manifest)
+    index = (cache / INDEX).read_bytes()
+    (cache / INDEX).write_bytes(index[:-1] + bytes([index[-1] ^ 1]))
+    yield "a damaged index", [INDEX, "sha256"]
+    (cache / INDEX).write_bytes(index)
+    os.truncate(cache / IMAGES, 1000)
+    yield "a truncated file", [IMAGES, "1,000 bytes"]
+    (cache / IMAGES).unlink()
+    yield "a missing file", [IMAGES, "incomplete"]
+    shutil.rmtree(cache)
+    yield "no cache", [str(cache)]
+
+
+def test_what_does_not_fit_is_one_line(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    """The same from ``check`` and ``train``, at the line of the YAML file, with the command that builds it."""
+    build(write(own), capsys=capsys)
+    for case, facts in changed(own, tmp_path):
+        path = write(own)
+        line = 1 + [each.strip().startswith("cache:") for each in Path(path).read_text().splitlines()].index(True)
+        for command in ("check", "train"):
+            said = refused([command, path], capsys, tmp_path)
+            assert len(said) == 1, case
+            assert tells(said[0], f"config.yaml:{line}", "dataset.train.dataset.kwargs.cache", "up data cache", *facts), case
+
+
+def test_a_copy_with_other_times_is_the_same_data(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    path = write(own)
+    build(path, capsys=capsys)
+    moved = tmp_path / "moved"
+    shutil.copytree(kwargs(own)["image_reader"]["kwargs"]["image_dir"], moved, copy_function=shutil.copyfile)
+    for source in ("train", "test"):
+        kwargs(own, source)["image_reader"]["kwargs"]["image_dir"] = str(moved)
+    assert main(["check", write(own)]) == 0
+
+
+def test_bad_images(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    """``raise`` names them and leaves nothing; ``skip`` replaces them in training as from the files."""
+    folder = Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"])
+    (folder / "train 5.png").write_bytes(b"")
+    path = write(own)
+    said = refused(["data", "cache", path, "--workers", "1"], capsys, tmp_path)
+    assert tells("\n".join(said), "train.txt:6", "train 5.png", "0 bytes", "skip")
+    kwargs(own)["on_bad_image"] = "skip"
+    path = write(own)
+    said = refused(["data", "cache", path, "--workers", "1"], capsys, tmp_path)
+    assert tells("\n".join(said), "train.txt:6", "1 of 46", "max_bad")
+    kwargs(own)["max_bad"] = 2
+    assert [each["bad"] for each in build(write(own), capsys=capsys)] == [1, 0]
+    assert train(write(own)) == 0
+    del kwargs(own)["cache"]
+    assert train(write(own), f"saver.save_dir={tmp_path / 'files'}") == 0
+    assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "files")["model"])
+
+
+def test_a_full_disk_is_seen_before_the_start(
+    own: Config, write: Write, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("up.engine.rows.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100_000))
+    assert main(["data", "cache", write(own)]) == 74
+    said = capsys.readouterr().err
+    assert tells(said, "100 kB", "--out", "yuv420")
+    assert not (tmp_path / "cache").exists()
+
+
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    "no subcommand": ([], []),
+    "an unknown one": (["cachee"], ["cachee", "cache"]),
+    "nothing to cache": (["cache"], ["YAML"]),
+    "two": (["cache", "a", "b"], ["one"]),
+    "a folder without --out": (["cache", "{images}"], ["--out"]),
+    "a split of a folder": (["cache", "{images}", "--out", "o", "--split", "train"], ["--split"]),
+    "a quality that loses": (["cache", "{images}", "--out", "o", "--quality", "50"], ["50"]),
+    "no such folder": (["cache", "nowhere", "--out", "o"], ["nowhere"]),
+    "a reader of floats": (["cache", "{images}", "--out", "{out}", "--reader", "fs_multichannel"], ["channels"]),
+    "another folder": (["cache", "{images}", "--out", "{images}"], ["no image cache", "--out"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_uses_are_one_line(own: Config, tmp_path: Path, capsys: Any, case: str) -> None:
+    words, facts = WRONG[case]
+    folder = kwargs(own)["image_reader"]["kwargs"]["image_dir"]
+    said = refused(["data", *(word.format(images=folder, out=tmp_path / "out") for word in words)], capsys, tmp_path)
+    assert len(said) <= 1
+    assert tells("\n".join(said), *facts)
+
+
+def test_parts_of_images_are_read_from_their_files(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    build(write(own), capsys=capsys)
+    lines = [{"filename": f"train {n}.png", "instances": [{"bbox": [0, 0, 32, 32], "label": 1 + n % 3}]} for n in range(6)]
+    (tmp_path / "boxes.json").write_text("\n".join(map(json.dumps, lines)))
+    kwargs(own).update(meta_type="custom_det", meta_file=str(tmp_path / "boxes.json"), parser_info={"min_size": 1})
+    path = write(own)
+    for command in (["check", path], ["data", "cache", path, "--split", "train"]):
+        said = refused(command, capsys, tmp_path)
+        assert len(said) == 1
+        assert tells(said[0], "config.yaml:", "parts of")
+
+
+def test_images_of_floats_are_read_from_their_files(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    kwargs(own)["image_reader"].update({"type": "fs_multichannel", "kwargs": {"channels": 3}})
+    said = refused(["data", "cache", write(own), "--split", "train"], capsys, tmp_path)
+    assert len(said) == 1
+    assert tells(said[0], "config.yaml:", "image_reader", "MultiChannelReader")
