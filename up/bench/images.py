@@ -48,6 +48,12 @@ def prepare_photos(settings: Settings, size: str) -> None:
     photos(settings, size)
 
 
+def prepare_pngs(settings: Settings) -> None:
+    """Generate the PNG images, unless they are there."""
+    for phase in ("train", "val"):
+        pngs(settings, phase)
+
+
 def photos(settings: Settings, size: str) -> Path:
     """Return the folder of photographs of a size (``500`` or ``2000``), in folders of classes; generate them where needed."""
     kind = PHOTOS[size]

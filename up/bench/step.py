@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from up.data.sampler import Cut
     from up.engine.session import TrainingSession
 
+_PNGS = [BenchCell("pngs", "up.bench.images:prepare_pngs")]
 _WARM_UP = 10  # steps: allocators, algorithms and compilers
 _IN_MEMORY = "The same convolutions and the same optimizer; ours votes, checks that all is finite, weighs and logs beside them."
 
@@ -30,7 +31,7 @@ def _of(net: str, size: int, batch: int, **chosen: object) -> Kwargs:
 
 def _pair(name: str, title: str, chosen: Kwargs, targets: list[Target], bound: str, device: Literal["cpu", "cuda"] | None) -> Row:
     cells = [BenchCell(OURS, f"{__name__}:ours", chosen), BenchCell("bare", f"{__name__}:bare", chosen)]
-    return Row(name, title, "ms", cells, targets, bound, device=device)
+    return Row(name, title, "ms", cells, targets, bound, _PNGS, device=device)
 
 
 def _compiled_row() -> Row:
@@ -44,7 +45,7 @@ def _compiled_row() -> Row:
     targets = [Target(1.0, "at most", "eager"), Target(1 / 0.97, "at most", "bare")]
     bound = "oneDNN's convolutions, which the compiler leaves as they are: it can fuse only what is between them."
     title = "Compiled step of resnet18, 64 x 64, batch 64, fp32, data in memory"
-    return Row("step.compiled-resnet18", title, "ms", cells, targets, bound, device="cpu")
+    return Row("step.compiled-resnet18", title, "ms", cells, targets, bound, _PNGS, device="cpu")
 
 
 def _gpu_rows() -> Iterator[Row]:
@@ -118,7 +119,7 @@ def _recipe(settings: Settings, net: str, size: int, batch: int, **chosen: objec
     from up.bench.images import pngs
     from up.bench.recipes import Recipe
 
-    images = pngs(replace(settings, quick=True), "train")  # a few: the batch repeats them
+    images = pngs(settings, "train")
     few = {"net": "resnet18" if net == "resnet50" else net, "size": min(size, 32), "batch": min(batch, 2)} if settings.quick else {}
     return Recipe(images, **{"net": net, "size": size, "batch": batch, "device": settings.device, **chosen, **few})  # type: ignore[arg-type]
 

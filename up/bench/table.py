@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from up.bench.cells import OURS, Target
 from up.bench.statistics import Outcome, Spread
+from up.text import shortened
 
 COLUMNS = ("what", "cell", "median", "least to most", "ours / it", "target")
 
@@ -23,7 +24,7 @@ def _lines(outcome: Outcome) -> list[tuple[str, ...]]:
         targets = [target for target in outcome.row.targets if target.against == ("" if cell.name == OURS else cell.name)]
         verdicts = "; ".join(verdict(outcome, target) for target in targets)
         if found is None:
-            lines.append((first, cell.name, "-", problem or "not measured", "", verdicts))
+            lines.append((first, cell.name, "-", shortened(problem or "not measured", 120), "", verdicts))
             continue
         ratio = None if cell.name == OURS else outcome.ratio(cell.name)
         lines.append((first, cell.name, with_unit(found.median, outcome.row.unit), range_of(found), _ratio(ratio), verdicts))
