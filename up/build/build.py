@@ -13,7 +13,7 @@ from up.build.check_task import check_and_dry_run
 from up.build.data import example_batch, preprocessing_of_images
 from up.build.features import steps_from
 from up.build.fit import fit_machine
-from up.build.network import select_device, synchronized
+from up.build.network import select_device, synchronize_and_compile
 from up.build.parts import RunParts, build_parts
 from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start, open_folder, require_unfinished
 from up.build.training import build_runner, optimizer_of
@@ -63,11 +63,9 @@ def commit(
 ) -> TrainingSession:
     """Phase 3: wrap the net, build optimizer and EMA, restore them; then create the run folder, the first write to disk."""
     config = experiment.config
-    net = synchronized(experiment, parts.net)
+    uncompiled = synchronize_and_compile(experiment, parts.net)
     addition = parts.distillation or parts.search
-    runner = build_runner(
-        experiment, net, addition, stage=parts.stage, mix=parts.mix, device=parts.device, compiled=config.runtime.compile
-    )
+    runner = build_runner(experiment, parts.net, addition, stage=parts.stage, mix=parts.mix, device=parts.device, compiled=True)
     wrapped, remarks = on_many_ranks(  # sends the weights of rank 0 to all
         runner.net,
         parallel=config.runtime.parallel,
@@ -87,7 +85,7 @@ def commit(
             session.restore(start.checkpoint, start.state, is_own=start.own_state is not None)
         warnings = open_folder(experiment, start, parts.fingerprint.config, command)
         keep_start(experiment, start.checkpoint, parts.net, parts.class_names)
-    log_start(experiment, parts, start, optimizer, [*warnings, *remarks], chosen)
+    log_start(experiment, parts, start, optimizer, [*warnings, *uncompiled, *remarks], chosen)
     return session
 
 
@@ -132,6 +130,7 @@ def session_of(
         stopping=parts.stopping,
         stop_step=times.stop,
         fault=parts.fault,
+        report_every=config.trainer.log_interval,
         preprocessing=preprocessing.as_record() if preprocessing is not None else None,
         average=lambda session: average_weights(experiment, session),
     )

@@ -206,9 +206,8 @@ def _runner_on(experiment: Experiment, data: Dataset, device: torch.device) -> R
     derived = experiment.task.derived(data)
     net = build_net(experiment, derived)
     distillation = distillation_of(experiment, net, derived, experiment.task.class_names(data), files=False)
-    return build_runner(
-        experiment, to_device(experiment, net, device), distillation, stage=lambda batch: batch, mix=None, device=device
-    )
+    net = to_device(experiment, net, device)
+    return build_runner(experiment, net, distillation, stage=lambda batch: batch, mix=None, device=device)
 
 
 def _bytes_of_an_image(experiment: Experiment, data: Dataset) -> int:

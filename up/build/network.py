@@ -21,6 +21,7 @@ from up.models.init import start_small
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
 from up.models.pretrained import preprocessing_of, variant_needed
+from up.models.regions import compile_regions
 from up.models.weights import load_weights, read_state
 from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
@@ -177,12 +178,17 @@ def _contiguous(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor
     return (inputs[0].contiguous(),)
 
 
-def synchronized(experiment: Experiment, net: Net) -> nn.Module:
-    """Synchronise batch norms and compile the net where the configuration says so; the ranks have joined."""
+def synchronize_and_compile(experiment: Experiment, net: Net) -> list[str]:
+    """Synchronise batch norms and compile the net, in place, where the configuration says so; returns remarks for the log.
+
+    The ranks have joined.
+    """
     sync_batchnorms(net)
-    if experiment.config.runtime.compile:
-        net.compile()  # in place: names in the state dict stay as they are
-    return net
+    mode = experiment.config.runtime.compile_mode
+    eager = [] if mode is None else compile_regions(net, mode)
+    names = [name for name in eager if next(net[name].parameters(), None) is not None]
+    what = "is not compiled: its class does not name the tensors that it reads (`reads`, docs/add_a_part.md)"
+    return [f"runtime.compile: {name} {what}" for name in names]
 
 
 def precision_of(experiment: Experiment, device: torch.device) -> Precision:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from up.build.data import build_evaluation, derived_from_train, notes_on
-from up.build.network import build_net, precision_of, select_device, synchronized, to_device
+from up.build.network import build_net, precision_of, select_device, synchronize_and_compile, to_device
 from up.config.parts import DerivedArguments
 from up.distributed import group
 from up.distributed.failures import join_group, local_phase, on_all_ranks
@@ -71,7 +71,7 @@ def join_on(experiment: Experiment, net: Net, device: torch.device) -> None:
     with local_phase():
         to_device(experiment, net, device)
     join_group(device, timeout_s=dist.timeout, backend=dist.backend)
-    synchronized(experiment, net)
+    synchronize_and_compile(experiment, net)
 
 
 def load_net(

@@ -145,7 +145,10 @@ def build_runner(
     device: torch.device,
     compiled: bool = False,
 ) -> Runner:
-    """Build the runner of ``runtime.runner``, which turns a batch into a loss; ``addition`` is what it has beside the net."""
+    """Build the runner of ``runtime.runner``, which turns a batch into a loss; ``addition`` is what it has beside the net.
+
+    ``compiled`` compiles teachers too, where the configuration compiles the net.
+    """
     runtime = experiment.config.runtime
     arguments: dict[str, object] = {
         "net": net,
@@ -155,7 +158,8 @@ def build_runner(
         "seed": runtime.random_seed,
     }
     if addition is not None:
-        arguments |= addition.runner_arguments(net, device, channels_last=runtime.channels_last, compiled=compiled)
+        mode = runtime.compile_mode if compiled else None
+        arguments |= addition.runner_arguments(net, device, channels_last=runtime.channels_last, compile_mode=mode)
     runner: Runner = experiment.build(runtime.runner, "runner", arguments, "runtime.runner")
     return runner
 

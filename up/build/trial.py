@@ -18,7 +18,7 @@ from up.build.build import session_of
 from up.build.data import build_dataset, train_batches, train_loader
 from up.build.finetune import section_of
 from up.build.fit import auto_keys, fitted
-from up.build.network import load_start_weights, select_device, synchronized
+from up.build.network import load_start_weights, select_device, synchronize_and_compile
 from up.build.parts import RunParts, build_parts
 from up.build.start import Start
 from up.build.training import build_runner, optimizer_of, timetable
@@ -58,16 +58,9 @@ def trial_session(experiment: Experiment, *, steps: int) -> tuple[RunParts, Trai
         experiment, _ = fitted(experiment, device)
         parts = replace(build_parts(experiment, device), hooks=Hooks([]))
     load_start_weights(experiment, parts.net, parts.class_names)
-    net = synchronized(experiment, parts.net)
-    runner = build_runner(
-        experiment,
-        net,
-        parts.distillation or parts.search,
-        stage=parts.stage,
-        mix=parts.mix,
-        device=parts.device,
-        compiled=experiment.config.runtime.compile,
-    )
+    synchronize_and_compile(experiment, parts.net)
+    addition = parts.distillation or parts.search
+    runner = build_runner(experiment, parts.net, addition, stage=parts.stage, mix=parts.mix, device=parts.device, compiled=True)
     optimizer = optimizer_of(experiment, parts.net)
     runner.add_parameters_to(optimizer)
     folder = CheckpointFolder(experiment.folder, keeping=None, config_sha256="")
@@ -197,8 +190,9 @@ def seconds_of_a_step(session: TrainingSession, *, at: int) -> tuple[float, floa
         accumulate(session, data, step)
         scale = session.meter.scale()
         session.meter.take()
-        session.precision.step(session.optimizer, session.clip, session.blame, scale)  # waits for the device
+        session.precision.step(session.optimizer, session.clip, session.blame(), scale)  # waits for the device: on a GPU for the step before
         times.append((perf_counter() - begun + data.wait_s, data.wait_s))
+    session.precision.settle()
     counted = times[min(_WARM_UP, len(times) - 1) :]
     return sum(time for time, _ in counted) / len(counted), sum(wait for _, wait in counted) / len(counted)
 

@@ -48,8 +48,8 @@ def checkpoint_predictor(
 ) -> Predictor[Sample]:
     """Predict with a trained net in float32, however it was trained, as a package computes it."""
     served = served_by(experiment.task, trained.net, trained.class_names, True)
-    if experiment.config.runtime.compile:
-        served.module.compile()
+    if (mode := experiment.config.runtime.compile_mode) is not None:
+        served.module.compile(mode=mode)
     model = TorchModel(served.module, served.outputs, trained.device)
     reader, transforms = build_reader(experiment, "test"), build_transforms(experiment, "test")
     pipeline = experiment.task.pipeline(reader, transforms)

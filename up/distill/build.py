@@ -20,6 +20,7 @@ from up.models.feature_hooks import FeatureHooks, Inspection, Shapes, inspect_la
 from up.models.net import Net
 from up.models.preprocessing import ImagePreprocessing
 from up.schema.mimic import MimicSection
+from up.schema.sections import CompileMode
 from up.seed import key, seed_all
 from up.tasks.experiment import Experiment
 from up.tasks.task import Size
@@ -74,11 +75,11 @@ class Distillation:
         return replace(self, lines=[*self.lines, *lines], warnings=[*self.warnings, *warnings])
 
     def runner_arguments(
-        self, student: nn.Module, device: torch.device, *, channels_last: bool, compiled: bool
+        self, student: nn.Module, device: torch.device, *, channels_last: bool, compile_mode: CompileMode | None
     ) -> dict[str, object]:
         """Return the arguments of the runner ``kd``: the student with hooks and adapters, terms, and teachers on the device."""
         for teacher in self.teachers:
-            teacher.to(device, channels_last=channels_last, compiled=compiled)
+            teacher.to(device, channels_last=channels_last, compile_mode=compile_mode)
         hooks = FeatureHooks(student, self.terms.student_layers, copied=self.overwritten)
         hooked = HookedStudent(student, self.adapters, hooks).to(device)
         return {"net": hooked, "terms": self.terms, "teachers": self.sources, "labelled": self.labelled}

@@ -21,8 +21,10 @@ from up.models.net import Net
 from up.models.norm import is_batch_norm
 from up.models.preprocessing import ImagePreprocessing
 from up.models.pretrained import TIMM, classes_of_timm, is_of_timm, read_state
+from up.models.regions import compile_regions
 from up.models.weight_files import Weights, WeightsError, digest_of
 from up.models.weights import load_weights
+from up.schema.sections import CompileMode
 from up.tasks.experiment import Experiment
 from up.tasks.task import Size
 from up.text import count, some_of
@@ -73,13 +75,13 @@ class Teacher:
             for layer, shape in found.shapes.items()
         }
 
-    def to(self, device: torch.device, *, channels_last: bool = False, compiled: bool = False) -> Teacher:
+    def to(self, device: torch.device, *, channels_last: bool = False, compile_mode: CompileMode | None = None) -> Teacher:
         """Move to the student's device and memory format; compile the net up to the last layer."""
         self.net.to(device)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
-        if compiled:
-            self._body.compile()
+        if compile_mode is not None:
+            compile_regions(self._body, compile_mode)
         if self._columns is not None:
             self._columns = self._columns.to(device)
         return self

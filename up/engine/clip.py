@@ -29,6 +29,8 @@ Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 class Clip:
     """A clipping policy: this one measures the global norm, which the finite check needs, and leaves the gradients alone."""
 
+    is_stateless = True
+    """Whether a norm that is not finite may pass through ``clip_``, where the device skips the step."""
     display_freq: int | None = None
     """Steps between log lines with the norm and the limit; None for no lines."""
 
@@ -77,6 +79,8 @@ class RunningClip(Clip):
     begins, counts as one gradient. Otherwise M ← m · M + (1 - m) · tol · ‖g‖. Without ``max_norm`` the first gradient
     sets M.
     """
+
+    is_stateless = False
 
     @checked
     def __init__(

@@ -22,7 +22,7 @@ def train(session: TrainingSession) -> Vote:
         while not accumulate(session, data, step):
             session.split(data, step)  # out of memory: the same step again, in smaller micro-batches
         mean = session.meter.scale()  # where it is not the mean over images: world size / sum of the weights
-        norm = session.precision.step(session.optimizer, session.clip, session.blame, mean)  # unscale, clip, step, zero
+        norm = session.precision.step(session.optimizer, session.clip, session.blame(), mean)  # unscale, clip, step, zero
         step += 1
         session.runner.after_step(step)  # a search lets its population evolve
         session.ema.update(session.model, step)

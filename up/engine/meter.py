@@ -7,6 +7,8 @@ micro-batches change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -47,13 +49,10 @@ class StepMeter:
         total = sum_over_ranks(weight.clone())
         return torch.where(total == 0, 0, world_size() / total)
 
-    def held(self, name: str) -> Tensor | None:
-        """Return the sum of a scalar over the micro-batches so far."""
-        return self._sums.get(name)
-
-    def parts_not_finite(self) -> list[str]:
-        """Name the scalars beside the loss that are not finite, such as its terms. Waits for the device."""
-        return [name for name, value in self._sums.items() if name != "loss" and not bool(value.isfinite().all())]
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        """The sum of each scalar over the micro-batches of this step so far; that of another step is another mapping."""
+        return self._sums
 
     def take(self) -> dict[str, Tensor]:
         """Return the step's scalars over all ranks, a collective operation, and reset."""

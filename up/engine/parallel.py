@@ -77,7 +77,7 @@ def broadcast_weights(net: nn.Module) -> None:
 
 def unused_parameters(net: nn.Module, first_loss: Callable[[], torch.Tensor]) -> list[str]:
     """Name the parameters that train but get no gradient; ``net`` and its buffers are unchanged afterwards."""
-    with unchanged_buffers(net):
+    with unchanged_buffers(net), torch.compiler.set_stance("force_eager"):  # two images: not worth a compiled form
         first_loss().backward()  # type: ignore[no-untyped-call]
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
     net.zero_grad(set_to_none=True)

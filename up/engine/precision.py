@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from up.engine.clip import Clip
@@ -18,35 +18,67 @@ from up.types import StateDict
 
 Mode = Literal["bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_LARGEST_SCALE = 2.0**64  # a loss without gradients would double its scale without end
+_FIRST_SCALE, _LARGEST_SCALE = 2.0**16, 2.0**64  # a loss without gradients would double its scale without end
 
 
-@dataclass
 class LossScale:
     """The factor that keeps small fp16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
 
-    The rule is that of ``torch.amp.GradScaler``: halved when gradients overflow, doubled after ``growth_interval`` good
-    steps. It is kept on the host, which knows the finite check's result anyway, so that all ranks change it together and no
-    step waits for the device a second time.
+    The rule is that of ``torch.amp.GradScaler``: halved when gradients overflow, doubled after ``growth_interval`` good steps; a
+    ``fixed`` factor stays. The factor is on the device, and no step waits for it.
     """
 
-    scale: float = 65536.0
-    dynamic: bool = True
-    growth_interval: int = 2000
-    good_steps: int = 0
+    growth_interval = 2000
 
-    def grow(self) -> None:
-        """Count a good step, and double the scale when it is time."""
-        self.good_steps += self.dynamic
-        if self.good_steps == self.growth_interval:
-            self.scale, self.good_steps = min(self.scale * 2, _LARGEST_SCALE), 0
+    def __init__(self, device: torch.device | str, fixed: float | None = None) -> None:
+        self.fixed = fixed
+        self.scale = torch.tensor(_FIRST_SCALE if fixed is None else fixed, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
-    def shrink(self) -> bool:
-        """Halve the scale after an overflow; returns False where it is fixed, or below 1, where the gradients are at fault."""
-        if not self.dynamic or self.scale <= 1.0:
-            return False
-        self.scale, self.good_steps = self.scale / 2, 0
-        return True
+    @property
+    def inverse(self) -> Tensor | float:
+        """The factor of gradients that undoes the scale, exactly where the scale is a power of two."""
+        return self.scale.reciprocal() if self.fixed is None else 1 / self.fixed
+
+    def update(self, overflowed: Tensor) -> None:
+        """Halve the scale if gradients ``overflowed`` (1.0, else 0.0), otherwise count a good step and double it when it is time."""
+        if self.fixed is None:
+            torch._amp_update_scale_(self.scale, self._good_steps, overflowed, 2.0, 0.5, self.growth_interval)
+            self.scale.clamp_(max=_LARGEST_SCALE)
+
+    def state_dict(self) -> StateDict:
+        """Return scale and good steps as numbers; waits for the device."""
+        return {"scale": self.scale.item(), "good_steps": self._good_steps.item()}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue from ``state_dict()``; a fixed scale stays."""
+        if self.fixed is None and state:
+            self.scale.fill_(state["scale"])
+            self._good_steps.fill_(state["good_steps"])
+
+
+class _Unread(NamedTuple):
+    """Outcome of a step, on its way to the host: 1 if it was skipped, the norm of its gradients, and its loss scale."""
+
+    outcome: Tensor
+    arrived: torch.cuda.Event | None
+    blame: Callable[[], str]
+
+    @classmethod
+    def of(cls, outcome: Tensor, blame: Callable[[], str]) -> _Unread:
+        """Send an outcome to the host."""
+        if not outcome.is_cuda:
+            return cls(outcome, None, blame)
+        on_host, arrived = outcome.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return cls(on_host, arrived, blame)
+
+    def read(self) -> list[float]:
+        """Wait for the outcome."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers: list[float] = self.outcome.tolist()
+        return numbers
 
 
 def is_finite(norm: Tensor) -> bool:
@@ -94,13 +126,14 @@ class Precision:
         self._device_type = torch.device(device).type
         if mode == "bf16" and self._device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError(f"is bf16, which {torch.cuda.get_device_name()} does not compute", fix="Use fp16.", key="amp")
-        self.loss_scale = None
+        self.loss_scale: LossScale | None = None
+        self._unread: _Unread | None = None
         if mode == "fp16" and scale_factor == "dynamic":
-            self.loss_scale = LossScale()
+            self.loss_scale = LossScale(device)
         elif mode == "fp16":
             if isinstance(scale_factor, str) or not 0 < scale_factor < float("inf"):
                 raise UserError(got=scale_factor, expected="dynamic or a number above 0", key="scale_factor")
-            self.loss_scale = LossScale(scale=float(scale_factor), dynamic=False)
+            self.loss_scale = LossScale(device, fixed=float(scale_factor))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass."""
@@ -120,39 +153,72 @@ class Precision:
 
         Returns their global norm before clipping, a scalar on the device; not finite where the step was skipped.
 
-        The ranks have summed their gradients, so a value that is not finite on one of them is so on all, and no vote is needed:
-        fetching the global norm is the only wait for the device in a step. Unless it is finite nothing moves, and ``clip`` keeps
-        its state. Under fp16 with a dynamic scale that is a skipped step, retried with half the scale; in all other cases, and at
-        the smallest scale, it raises ``NumericalError`` with the text of ``blame``: on all ranks, so ``blame`` may be a collective.
+        The ranks have summed their gradients, so a value that is not finite on one of them is so on all, and no vote is needed.
+        Unless the norm is finite nothing moves, and ``clip`` keeps its state. Under fp16 with a dynamic scale that is a skipped
+        step, retried with half the scale; in all other cases, and at the smallest scale, it is a ``NumericalError`` with the text
+        of ``blame``: on all ranks, so ``blame`` may be a collective.
+
+        On a GPU the device skips the step itself and the error is raised one step later, or by ``settle``, so that the host waits for
+        nothing; it waits where the optimizer has no such way, or the clipping policy takes a norm into its state.
         """
+        self.settle()
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        for factor in (1 / self.loss_scale.scale if self.loss_scale else None, scale):
+        for factor in (self.loss_scale.inverse if self.loss_scale else None, scale):
             if factor is not None and grads:
                 torch._foreach_mul_([local(grad) for grad in grads], factor)
         norm = clip.norm(grads)
-        if not is_finite(norm):
-            optimizer.zero_grad(set_to_none=True)
-            if self.loss_scale and self.loss_scale.shrink():
-                return norm
-            raise self._failure(norm, blame())
-        clip.clip_(grads, norm)
-        optimizer.step()
+        skipped = (~norm.isfinite()).float()
+        is_late = norm.is_cuda and clip.is_stateless and can_skip(optimizer)
+        if is_late or not skipped:
+            clip.clip_(grads, norm)
+            step_unless(skipped if is_late else None, optimizer)
         optimizer.zero_grad(set_to_none=True)
+        outcome = torch.stack([skipped, norm, self.loss_scale.scale if self.loss_scale else skipped])
+        self._unread = _Unread.of(outcome, blame)
+        if not is_late:
+            self.settle()
         if self.loss_scale:
-            self.loss_scale.grow()
+            self.loss_scale.update(skipped)
         return norm
 
-    def _failure(self, norm: Tensor, why: str) -> NumericalError:
-        scale = ""
-        if self.loss_scale:
-            scale = f" at the {'smallest' if self.loss_scale.dynamic else 'fixed'} loss scale {self.loss_scale.scale:g}"
-        return NumericalError(f"the gradient norm is {norm.item()}{scale}; the optimizer did not move{why and f'; {why}'}")
+    def settle(self) -> None:
+        """Raise the failure of the last step, if it has not been raised; waits until the device has done this step."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        skipped, norm, scale = unread.read()
+        is_retried = self.loss_scale is not None and self.loss_scale.fixed is None and scale > 1
+        if skipped and not is_retried:
+            at = ""
+            if self.loss_scale:
+                at = f" at the {'smallest' if self.loss_scale.fixed is None else 'fixed'} loss scale {scale:g}"
+            why = unread.blame()
+            raise NumericalError(f"the gradient norm is {norm}{at}; the optimizer did not move{why and f'; {why}'}")
 
     def state_dict(self) -> StateDict:
         """Return the loss scale, if there is one."""
-        return {"scale": self.loss_scale.scale, "good_steps": self.loss_scale.good_steps} if self.loss_scale else {}
+        return self.loss_scale.state_dict() if self.loss_scale else {}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state_dict()``; a run in another precision, or with a fixed scale, has no use for it."""
-        if self.loss_scale and self.loss_scale.dynamic and state:
-            self.loss_scale.scale, self.loss_scale.good_steps = state["scale"], state["good_steps"]
+        if self.loss_scale:
+            self.loss_scale.load_state_dict(state)
+
+
+def can_skip(optimizer: Optimizer) -> bool:
+    """Check whether the optimizer leaves weights and state unchanged on its own where ``found_inf`` is 1, as torch's fused ones."""
+    groups = optimizer.param_groups
+    is_able = getattr(optimizer, "_step_supports_amp_scaling", False) and all(group.get("fused", True) for group in groups)
+    return is_able and not any(isinstance(p, DTensor) for group in groups for p in group["params"][:1])
+
+
+def step_unless(skipped: Tensor | None, optimizer: Optimizer) -> None:
+    """Step, but on the device only unless ``skipped`` is 1; None steps in any case."""
+    if skipped is None:
+        optimizer.step()
+        return
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the protocol of torch.amp.GradScaler
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]

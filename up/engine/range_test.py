@@ -86,6 +86,7 @@ def range_test(session: TrainingSession, *, steps: int, low: float, high: float)
             return RangeTest(lrs, losses, smoothed, diverged=True)
         try:
             session.precision.step(session.optimizer, session.clip, scale=scale)
+            session.precision.settle()
         except NumericalError:
             return RangeTest(lrs, losses, smoothed, diverged=True)
     return RangeTest(lrs, losses, smoothed, diverged=False)

@@ -99,6 +99,7 @@ class TrainingSession:
     stop_step: int | None = None  # an early stop that the configuration asks for
     freezing: Freezing | None = None
     fault: Fault = field(default_factory=Fault)
+    report_every: int = 1  # steps between two reports of the hooks
     preprocessing: Record | None = None  # of evaluated images, for checkpoints; None where it is not known
     meter: StepMeter = field(default_factory=StepMeter)
     average: Callable[[TrainingSession], None] = lambda session: None  # the weights of the checkpoints, after the last step
@@ -220,20 +221,27 @@ class TrainingSession:
         self.report("running")
         self.hooks.each(lambda hook: hook.on_out_of_memory(step, self.memory.images or 0))
 
-    def blame(self) -> str:
-        """Name every rank whose loss is not finite, with its images."""
-        loss, data = self.meter.held("loss"), self.progress.data
-        names = [name for batch in data.batches for name in batch["filename"]] if data else []
-        mine = ""
-        if loss is not None and not is_finite(loss):
-            parts = self.meter.parts_not_finite()
-            mine = f"the loss of rank {rank()} is {loss}{f' (in {some_of(parts)})' if parts else ''} on {some_of(names)}"
-        found = [text for text in gather_objects(mine) if text]
-        return "; ".join(found) or f"all losses are finite, rank 0 trains on {some_of(from_main(names))}"
+    def blame(self) -> Callable[[], str]:
+        """Return a function that names every rank whose loss of this step is not finite, with its images; a collective operation."""
+        sums, data = self.meter.sums, self.progress.data
+        listed = [batch["filename"] for batch in data.batches] if data else []
+
+        def blamed() -> str:
+            names = [name for of_batch in listed for name in of_batch]
+            mine, loss = "", sums.get("loss")
+            if loss is not None and not is_finite(loss):
+                parts = [name for name, value in sums.items() if name != "loss" and not value.isfinite().all()]
+                mine = f"the loss of rank {rank()} is {loss}{f' (in {some_of(parts)})' if parts else ''} on {some_of(names)}"
+            found = [text for text in gather_objects(mine) if text]
+            return "; ".join(found) or f"all losses are finite, rank 0 trains on {some_of(from_main(names))}"
+
+        return blamed
 
     def watch(self, step: int, data: StepData, lr: float, grad_norm: Tensor) -> None:
         """Report a finished step to the hooks."""
         self.progress.step = step
+        if step % self.report_every == 0 or step == self.outline.total_steps:
+            self.precision.settle()  # numbers of a step that failed are not shown
         scalars = {**self.meter.take(), "grad_norm": grad_norm}
         report = StepReport(step, lr, scalars, data.cut.images, data.wait_s)
         self.hooks.each(lambda hook: hook.on_step(report))
@@ -242,6 +250,7 @@ class TrainingSession:
         """Evaluate the weights after ``step`` steps; a signal interrupts it, and the resumed run repeats it."""
         if self.evaluation is None:
             return
+        self.precision.settle()
         progress = self.progress
         self.fault.strike(step, "evaluation")
         self.buffers.equalize()
@@ -278,6 +287,7 @@ class TrainingSession:
         Raises ``NumericalError`` instead of saving weights that are not finite: the last step may have made them so, and
         under fp16 the steps skipped from then on look like any other overflow.
         """
+        self.precision.settle()
         broken = [name for name in gather_objects(not_finite(self.model)) if name]
         if broken:
             raise NumericalError(f"{broken[0]} is not finite; it is not saved")
@@ -297,6 +307,7 @@ class TrainingSession:
 
     def finish(self, step: int, verdict: Vote) -> Vote:
         """Save if the loop has not, average the weights if asked for, report the end, and return why the run ended."""
+        self.precision.settle()
         progress = self.progress
         if progress.owes_evaluation:
             verdict, _ = agree_on(Vote.for_request(self.stop), False)

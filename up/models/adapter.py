@@ -44,6 +44,8 @@ class Backbone(nn.Module):
     forward_intermediates: Callable[..., Any]
     prune_intermediate_layers: Callable[..., object]
 
+    reads = ("image",)
+
     image_channels: int | None = None  # None if the network rearranges pixels before its first convolution
     variant: Variant | None = None  # None if there is only one network of this name
 

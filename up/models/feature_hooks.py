@@ -180,7 +180,8 @@ def require_layers(net: nn.Module, layers: Sequence[str], *, hook: str) -> None:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode in the block; restore modes and random numbers after it."""
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
-    with ExitStack() as after, torch.random.fork_rng(devices=gpus):
+    # compiled code neither sees hooks that are added later nor turns off the recomputation of activations
+    with ExitStack() as after, torch.random.fork_rng(devices=gpus), torch.compiler.set_stance("force_eager"):
         after.callback(random.setstate, random.getstate())
         after.callback(np.random.set_state, np.random.get_state())
         for module in model.modules():

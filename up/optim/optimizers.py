@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, partial
 
 import torch
@@ -15,6 +15,7 @@ from up.config.section import read_section
 from up.config.signature import signature_of
 from up.config.wording import unknown
 from up.errors import UserError
+from up.optim.fused import is_fusible, keep_fused
 from up.optim.groups import build_groups, option_problems
 from up.registry import Registry
 from up.schema.trainer import ParamConfig, SpecialGroup
@@ -73,6 +74,9 @@ OPTIMIZERS = Registry(
 )
 
 
+_FUSED: Collection[object] = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+
 def build_optimizer(
     model: nn.Module,
     type: str,
@@ -101,10 +105,13 @@ def build_optimizer(
     if problems:
         raise UserError.of(problems)
     groups = build_groups(model, {**takes, **kwargs}, pconfig=rules, special=special, base_lr=lr_of(type, kwargs, table))
+    fused = make in _FUSED and is_fusible(model, groups, {**takes, **kwargs}, kwargs)
     try:
-        made: Optimizer = make(groups, **kwargs)
+        made: Optimizer = make(groups, **kwargs, **({"fused": True} if fused else {}))
     except (ValueError, TypeError) as error:
         raise UserError(f"{type}: {error}") from error
+    if fused:
+        keep_fused(made)
     return made
 
 

@@ -39,6 +39,17 @@ class Fp16(Section):
     """Initial factor of the loss scaler; ``dynamic`` uses torch's."""
 
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+class Compile(Section):
+    """Settings of torch.compile."""
+
+    mode: CompileMode = "default"
+    """``reduce-overhead`` replays CUDA graphs, for small nets on a GPU; ``max-autotune`` does it too and measures kernels first, which
+    takes minutes; ``max-autotune-no-cudagraphs`` only measures."""
+
+
 class Dist(Section):
     """Communication between processes."""
 
@@ -85,8 +96,8 @@ class RuntimeSection(Section):
     """Accepted for older files, for detection."""
     model_helper: Part | None = None
     """Accepted for older files; the ``net`` list is always built the same way."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | Compile = False
+    """Compile backbone and head with torch.compile, or with the ``mode`` of a block; of a distillation the teachers too."""
     channels_last: bool = True
     """Keep images and convolutions in channels-last memory order, which is faster on most hardware."""
     deterministic: bool = False
@@ -111,6 +122,13 @@ class RuntimeSection(Section):
     @classmethod
     def _only_task(cls, value: object) -> object:
         return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+    @property
+    def compile_mode(self) -> CompileMode | None:
+        """The mode of torch.compile; None for a net that is not compiled."""
+        if isinstance(self.compile, Compile):
+            return self.compile.mode
+        return "default" if self.compile else None
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:

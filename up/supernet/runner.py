@@ -22,6 +22,7 @@ from up.errors import NumericalError
 from up.models.adapter import Count
 from up.models.cells import Layers
 from up.models.supernet import CellSupernet
+from up.schema.sections import CompileMode
 from up.seed import key, seed_all
 from up.supernet.results import FoundNetwork, GenotypeFiles
 from up.types import Argument, Record, StateDict
@@ -38,7 +39,7 @@ class ArchitectureSearch:
     total_steps: int
     net: Sequence[Record] = field(default_factory=list)  # the list ``net`` of the file
 
-    def runner_arguments(self, net: nn.Module, device: torch.device, *, channels_last: bool, compiled: bool) -> dict[str, object]:
+    def runner_arguments(self, net: nn.Module, device: torch.device, *, channels_last: bool, compile_mode: CompileMode | None) -> dict[str, object]:
         """Return the arguments of a runner that searches."""
         return {"search": self}
 

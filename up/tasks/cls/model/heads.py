@@ -91,6 +91,8 @@ class Head(nn.Module, ABC):
     ``representation_size`` puts Linear + Tanh before the classifier.
     """
 
+    reads = ("features",)
+
     @checked
     def __init__(
         self,
