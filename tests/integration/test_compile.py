@@ -13,12 +13,8 @@ import torch.distributed as dist
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 
-from tests.harness.distilling import teacher_net
-from tests.harness.facts import tells
 from tests.harness.runs import everything_on, records, train
 from tests.harness.states import checkpoint
-from up.__main__ import main
-from up.models import regions
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about its own calls
 
@@ -39,7 +35,7 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
         return compile_with(run, backend=backend)
 
-    monkeypatch.setattr(regions.torch, "compile", counting)
+    monkeypatch.setattr(torch, "compile", counting)
     torch._dynamo.reset()
     counters.clear()
     yield compiled
@@ -84,7 +80,6 @@ def test_compiles_each_form_once(
     path = write(config)
     eager = losses_of(path, tmp_path / "eager", "trainer.max_epoch=3")
     compiled = losses_of(path, tmp_path / "compiled", "trainer.max_epoch=3", "runtime.compile=true")
-    print(forms, counters)
     assert compiled == pytest.approx(eager, rel=2e-2 if "amp" in config["runtime"] else 1e-4)
     assert not counters["graph_break"]
     assert named(forms) == expected
@@ -94,8 +89,9 @@ def test_compiles_each_form_once(
 def test_a_student_with_hooked_layers_and_its_teacher(kd: Config, write: Write, tmp_path: Path, forms: Counter[str]) -> None:
     path = write(kd)
     eager = losses_of(path, tmp_path / "eager")
-    assert losses_of(path, tmp_path / "compiled", "runtime.compile={mode: max-autotune-no-cudagraphs}") == pytest.approx(eager, rel=1e-4)
-    print(forms, counters)
+    assert losses_of(path, tmp_path / "compiled", "runtime.compile={mode: max-autotune-no-cudagraphs}") == pytest.approx(
+        eager, rel=1e-4
+    )
     assert not counters["graph_break"]
     assert sorted(forms.values()) == [2, 2, 3, 3]  # the teacher never trains
 
@@ -108,6 +104,5 @@ def test_ddp(config: Config, write: Write, tmp_path: Path, forms: Counter[str]) 
         assert losses_of(path, tmp_path / "compiled", "runtime.compile=true") == pytest.approx(eager, rel=1e-4)
     finally:
         dist.destroy_process_group()
-    print(forms, counters)
     assert not counters["graph_break"]
     assert named(forms) == {"backbone": 3, "head": 3}

@@ -6,7 +6,8 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,20 @@ from tests.harness.ranks import ROOT
 from tests.harness.runs import everything_on, records, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.bench.step import Enough
+from up.build.build import build_run
 from up.build.experiment import load_experiment
 from up.build.fit import fitted
 from up.build.trial import estimate
+from up.command_line import CommandLine
+from up.data.records import Batch
+from up.distributed.signals import StopRequest
+from up.engine.clip import Clip
+from up.engine.loop import train as train_loop
+from up.engine.precision import Precision, can_skip
+from up.engine.session import TrainingSession
+from up.errors import NumericalError
+from up.optim import build_optimizer
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -87,9 +99,103 @@ def test_one_rank_of_nccl_is_equal_to_no_process_group(config: Config, write: Wr
         torch.testing.assert_close(ranks[name], tensor, rtol=0, atol=1e-5)
 
 
+class Watched:
+    """A loader whose steps from ``first`` to ``last`` may not wait for the device."""
+
+    def __init__(self, session: TrainingSession, first: int, last: int) -> None:
+        loader = session.loader_from(0)
+        self.cut, (_, self.batches) = loader.cut, next(iter(loader))
+        self.first, self.last = first, last
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        for step in range(self.last):
+            if step == self.first:
+                torch.cuda.set_sync_debug_mode("error")
+            yield step, self.batches
+        torch.cuda.set_sync_debug_mode("default")
+        raise Enough
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LAMB"])
+def test_a_step_waits_for_nothing(config: Config, write: Write, amp: str, optimizer: str) -> None:
+    """Mixing, averaging, clipping, 16 bits, dropout, erasing, and images from pinned memory, between two lines of the log."""
+    everything_on(config, amp)
+    config["runtime"]["deterministic"] = False
+    config["dataset"]["train"]["dataloader"]["kwargs"] |= {"num_workers": 1, "pin_memory": True}
+    config["dataset"]["train"]["dataset"]["kwargs"]["transformer"].pop()  # erasing draws its noise image by image
+    config["trainer"] |= {"log_interval": 100, "max_epoch": 100, "accumulate": 1, "eval_interval": 100}
+    config["trainer"]["optimizer"] = {"type": optimizer, "kwargs": {"lr": 0.01}}
+    experiment = load_experiment(Path(write(config)), [])
+    session = build_run(experiment, StopRequest(), CommandLine(("up",), ("train",)))
+    watched = Watched(session, 6, 16)
+    try:
+        with pytest.raises(Enough):
+            train_loop(replace(session, loader_from=lambda step: watched))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("amp", [None, "bf16"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LAMB", "RMSprop"])
+def test_no_optimizer_moves_on_a_loss_that_is_not_finite(optimizer: str, amp: Any) -> None:
+    model = torch.nn.Linear(4, 3).cuda()
+    made = build_optimizer(model, optimizer, lr=0.1)
+    precision = Precision(mode=amp, device="cuda")
+    for scale in (1.0, 2.0, float("nan")):
+        before = [p.detach().clone() for p in model.parameters()]
+        states = [value.clone() for p in model.parameters() for value in made.state[p].values() if torch.is_tensor(value)]
+        precision.backward(model(torch.ones(2, 4, device="cuda")).sum() * scale)
+        if scale != scale and not can_skip(made):
+            with pytest.raises(NumericalError, match="images of step 2"):
+                precision.step(made, Clip(), lambda: "images of step 2")
+        else:
+            precision.step(made, Clip(), lambda: "images of another step")
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    after = [value for p in model.parameters() for value in made.state[p].values() if torch.is_tensor(value)]
+    assert all(torch.equal(old, new) for old, new in zip(states, after, strict=True))
+    if can_skip(made):
+        with pytest.raises(NumericalError, match="images of another step"):
+            precision.settle()
+    precision.settle()  # once
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LAMB"])
+def test_overflow_under_fp16_is_a_skipped_step(optimizer: str) -> None:
+    """The numbers of a GPU, which skips steps itself, are those of a CPU, where the host does."""
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3).to(device)
+        made, precision = build_optimizer(model, optimizer, lr=0.1), Precision(mode="fp16", device=device)
+        for factor in (float("inf"), 1.0, 2.0, float("nan"), 3.0):
+            precision.backward(model(torch.ones(2, 4, device=device)).sum() * factor)
+            precision.step(made, Clip())
+        precision.settle()
+        assert precision.state_dict() == {"scale": 16384.0, "good_steps": 1}
+        found.append([p.detach().cpu() for p in model.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_on_nan_ends_before_anything_is_saved(
+    config: Config, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UP_FAULT", "step=6,action=nan")
+    assert train(write(config)) == 3
+    said = capsys.readouterr().err
+    assert "train" in said
+    assert "nan" in said
+    assert checkpoint(tmp_path / "run")["step"] == 6
+    assert not [record for record in records(tmp_path / "run", "train") if record["loss"] != record["loss"]]
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch about its own calls, and its advice on TensorFloat-32
-def test_compiled_is_close_to_eager(config: Config, write: Write, tmp_path: Path) -> None:
-    eager, compiled = losses_of_two(write(config), tmp_path, "runtime.compile=true")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_is_close_to_eager(config: Config, write: Write, tmp_path: Path, mode: str) -> None:
+    """With micro-batches, whose gradients a replay of CUDA graphs would overwrite."""
+    config["ema"] = {"enable": True, "kwargs": {"decay": 0.9}}
+    config["trainer"]["accumulate"] = 2
+    eager, compiled = losses_of_two(write(config), tmp_path, f"runtime.compile={{mode: {mode}}}")
     assert compiled == pytest.approx(eager, rel=1e-2)
     assert not [name for name in checkpoint(tmp_path / "other")["model"] if "_orig_mod" in name]
 

@@ -190,7 +190,9 @@ def seconds_of_a_step(session: TrainingSession, *, at: int) -> tuple[float, floa
         accumulate(session, data, step)
         scale = session.meter.scale()
         session.meter.take()
-        session.precision.step(session.optimizer, session.clip, session.blame(), scale)  # waits for the device: on a GPU for the step before
+        session.precision.step(
+            session.optimizer, session.clip, session.blame(), scale
+        )  # waits for the device: on a GPU for the step before
         times.append((perf_counter() - begun + data.wait_s, data.wait_s))
     session.precision.settle()
     counted = times[min(_WARM_UP, len(times) - 1) :]

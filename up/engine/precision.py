@@ -24,8 +24,8 @@ _FIRST_SCALE, _LARGEST_SCALE = 2.0**16, 2.0**64  # a loss without gradients woul
 class LossScale:
     """The factor that keeps small fp16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
 
-    The rule is that of ``torch.amp.GradScaler``: halved when gradients overflow, doubled after ``growth_interval`` good steps; a
-    ``fixed`` factor stays. The factor is on the device, and no step waits for it.
+    The rule is that of ``torch.amp.GradScaler``: halved when gradients overflow, doubled after ``growth_interval`` good steps.
+    A ``fixed`` factor stays. The factor is on the device, and no step waits for it.
     """
 
     growth_interval = 2000
@@ -41,7 +41,7 @@ class LossScale:
         return self.scale.reciprocal() if self.fixed is None else 1 / self.fixed
 
     def update(self, overflowed: Tensor) -> None:
-        """Halve the scale if gradients ``overflowed`` (1.0, else 0.0), otherwise count a good step and double it when it is time."""
+        """Halve the scale if gradients ``overflowed`` (1.0, else 0.0); otherwise count a good step, and double it in time."""
         if self.fixed is None:
             torch._amp_update_scale_(self.scale, self._good_steps, overflowed, 2.0, 0.5, self.growth_interval)
             self.scale.clamp_(max=_LARGEST_SCALE)
@@ -158,8 +158,8 @@ class Precision:
         step, retried with half the scale; in all other cases, and at the smallest scale, it is a ``NumericalError`` with the text
         of ``blame``: on all ranks, so ``blame`` may be a collective.
 
-        On a GPU the device skips the step itself and the error is raised one step later, or by ``settle``, so that the host waits for
-        nothing; it waits where the optimizer has no such way, or the clipping policy takes a norm into its state.
+        On a GPU the device skips the step itself and the error is raised one step later, or by ``settle``, so that the host waits
+        for nothing; it waits where the optimizer has no such way, or the clipping policy takes a norm into its state.
         """
         self.settle()
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

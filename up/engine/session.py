@@ -222,7 +222,7 @@ class TrainingSession:
         self.hooks.each(lambda hook: hook.on_out_of_memory(step, self.memory.images or 0))
 
     def blame(self) -> Callable[[], str]:
-        """Return a function that names every rank whose loss of this step is not finite, with its images; a collective operation."""
+        """Return a function, a collective operation, that names each rank whose loss in this step is not finite and its images."""
         sums, data = self.meter.sums, self.progress.data
         listed = [batch["filename"] for batch in data.batches] if data else []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 
 import torch
@@ -74,9 +74,6 @@ OPTIMIZERS = Registry(
 )
 
 
-_FUSED: Collection[object] = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-
-
 def build_optimizer(
     model: nn.Module,
     type: str,
@@ -105,7 +102,7 @@ def build_optimizer(
     if problems:
         raise UserError.of(problems)
     groups = build_groups(model, {**takes, **kwargs}, pconfig=rules, special=special, base_lr=lr_of(type, kwargs, table))
-    fused = make in _FUSED and is_fusible(model, groups, {**takes, **kwargs}, kwargs)
+    fused = is_fusible(make, model, groups, kwargs)
     try:
         made: Optimizer = make(groups, **kwargs, **({"fused": True} if fused else {}))
     except (ValueError, TypeError) as error:

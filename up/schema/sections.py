@@ -46,8 +46,8 @@ class Compile(Section):
     """Settings of torch.compile."""
 
     mode: CompileMode = "default"
-    """``reduce-overhead`` replays CUDA graphs, for small nets on a GPU; ``max-autotune`` does it too and measures kernels first, which
-    takes minutes; ``max-autotune-no-cudagraphs`` only measures."""
+    """``reduce-overhead`` replays CUDA graphs, for small nets on a GPU; ``max-autotune`` does so too, and measures kernels before,
+    which takes minutes; ``max-autotune-no-cudagraphs`` only measures."""
 
 
 class Dist(Section):

@@ -39,7 +39,9 @@ class ArchitectureSearch:
     total_steps: int
     net: Sequence[Record] = field(default_factory=list)  # the list ``net`` of the file
 
-    def runner_arguments(self, net: nn.Module, device: torch.device, *, channels_last: bool, compile_mode: CompileMode | None) -> dict[str, object]:
+    def runner_arguments(
+        self, net: nn.Module, device: torch.device, *, channels_last: bool, compile_mode: CompileMode | None
+    ) -> dict[str, object]:
         """Return the arguments of a runner that searches."""
         return {"search": self}
 

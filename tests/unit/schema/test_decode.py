@@ -57,11 +57,15 @@ class TestProblems:
             ("trainer: {keep_last: 1}", "trainer.keep_last: got 1, expected all or at least 2"),
             ("trainer: {accumulate: 0}", "trainer.accumulate: got 0, expected at least 1"),
             ("ema: {kwargs: {decay: 1.5}}", "ema.kwargs.decay: got 1.5, expected at most 1"),
-            ("runtime: {compile: 'true'}", "runtime.compile: got 'true', expected true or false or a block of keys. Remove the quotes."),
+            (
+                "runtime: {compile: 'true'}",
+                "runtime.compile: got 'true', expected true or false or a block of keys. Remove the quotes.",
+            ),
             ("runtime: {compile: 1}", "runtime.compile: got 1, expected true or false or a block of keys"),
             (
                 "runtime: {compile: {mode: fast}}",
-                "runtime.compile.mode: got 'fast', expected one of default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs",
+                "runtime.compile.mode: got 'fast', expected one of default, reduce-overhead, max-autotune, "
+                "max-autotune-no-cudagraphs",
             ),
             ("runtime: {amp: bf61}", "runtime.amp: got 'bf61', expected one of bf16, fp16, auto. Did you mean 'bf16'?"),
             ("runtime: {device: gpu}", "runtime.device: got 'gpu', expected auto, cpu, cuda, cuda:1, mps or xpu"),
