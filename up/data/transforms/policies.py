@@ -1,6 +1,6 @@
 """Augmentation policies: AutoAugment and RandAugment as timm has them, under the names that configurations use.
 
-They run on Pillow images and draw from ``random`` and ``numpy.random``, which the caller seeds.
+They draw from ``random`` and ``numpy.random``, which the caller seeds, and change pixels as Pillow does.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-from PIL.Image import Image as PILImage
 from timm.data import auto_augment as policies
 
 from up.config.argument import AtLeast1, NotNegative
 from up.config.checked import checked
-from up.data.transforms.image import MEAN_COLOUR, Image, Transform, height_width, with_pillow
+from up.data.transforms.image import MEAN_COLOUR, Image, Transform, height_width
+from up.data.transforms.pixels import Levels, by_timm, faster
 from up.types import Kwargs
 
 
 class _Policy(Transform):
-    """A policy of timm, which works on Pillow images."""
+    """A policy of timm, of operations that are ``faster``."""
 
-    _policy: Callable[[PILImage], PILImage]
+    _policy: Callable[[Levels], Levels]
 
     def __call__(self, image: Image) -> Image:
-        return with_pillow(self._policy, image)
+        return by_timm(self._policy, image)
 
 
 class AutoAugment(_Policy):
@@ -35,7 +35,8 @@ class AutoAugment(_Policy):
     def __init__(self, *, size: int | tuple[int, int] = 224, scale: tuple[float, float] | None = None) -> None:
         shorter = min(height_width(size))
         settings = {"translate_const": int(0.45 * shorter), "img_mean": MEAN_COLOUR}
-        self._policy = policies.AutoAugment(policies.auto_augment_policy("original", settings))
+        pairs = policies.auto_augment_policy("original", settings)
+        self._policy = policies.AutoAugment([[faster(operation) for operation in pair] for pair in pairs])
 
 
 class RandAugment(_Policy):
@@ -80,8 +81,7 @@ class _AtLeastOneBit:
 def _operations(magnitude: float, deviation: float, *, increasing: bool) -> list[policies.AugmentOp]:
     settings = {"img_mean": MEAN_COLOUR, "magnitude_std": deviation}
     names = policies.rand_augment_choices("", increasing=increasing)
-    made: list[policies.AugmentOp] = policies.rand_augment_ops(magnitude, prob=0.5, hparams=settings, transforms=names)
-    return made
+    return [faster(each) for each in policies.rand_augment_ops(magnitude, prob=0.5, hparams=settings, transforms=names)]
 
 
 def _warn_above_10(m: float, name: str) -> None:

@@ -31,6 +31,7 @@ from up.data.transforms.image import (
     moved,
     size_of,
 )
+from up.data.transforms.pixels import jittered
 from up.errors import UserError
 from up.registry import Registry
 from up.text import count
@@ -195,8 +196,7 @@ class ColorJitter(Transform):
             raise UserError(str(error), expected=expected, key=argument) from error
 
     def __call__(self, image: Image) -> Image:
-        changed: Image = self._jitter(image)
-        return changed
+        return jittered(self._jitter, image)
 
 
 class ToTensor(Transform):

@@ -18,8 +18,9 @@ from typing_extensions import TypedDict
 
 from up.config.argument import Fraction, FromProgram
 from up.config.checked import checked
-from up.data.transforms.image import MEAN_COLOUR, Image, Scheduled, Transform, with_pillow
+from up.data.transforms.image import MEAN_COLOUR, Image, Scheduled, Transform
 from up.data.transforms.occlusion import Cutout
+from up.data.transforms.pixels import by_timm, faster
 from up.errors import UserError
 
 Operation = Literal[
@@ -129,11 +130,11 @@ def augmented(image: Image, operation: Operation, magnitude: int) -> Image:
         size = image.size if isinstance(image, PILImage) else image.shape[-2:]
         length = int(magnitude * 20 / 10 * min(size) / _SIDE)
         return Cutout(length=length)(image) if length else image
-    return with_pillow(_timm_operation(operation, magnitude), image)
+    return by_timm(_timm_operation(operation, magnitude), image)
 
 
 @cache
 def _timm_operation(operation: Operation, magnitude: int) -> AugmentOp:
     """timm's operation, which has the magnitudes of the paper; of 32 pixels, images shift by at most 10."""
     settings = {"translate_pct": 10 / _SIDE, "img_mean": MEAN_COLOUR}
-    return AugmentOp(_IN_TIMM.get(operation, operation), prob=1.0, magnitude=magnitude, hparams=settings)
+    return faster(AugmentOp(_IN_TIMM.get(operation, operation), prob=1.0, magnitude=magnitude, hparams=settings))

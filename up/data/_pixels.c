@@ -1,0 +1,527 @@
+/* Operations on 8-bit RGB pixels (H, W, 3), whose results equal those of Pillow, or of torchvision where a name ends in
+ * _as_torch, to the last bit: the same arithmetic in the same order, vectorised, without intermediate images.
+ *
+ * Optional: `up/data/pixels.py` compares each operation with the library's when it is first used, and takes the library's
+ * where they differ or where this file was not compiled. Build with -ffp-contract=off: a fused multiply-add rounds once less.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __GNUC__
+#define INLINED static inline __attribute__((always_inline))
+#else
+#define INLINED static inline
+#endif
+/* DEFINE(name, (parameters), (arguments)): the function `name`, of the body `name##_body` compiled twice: for any processor, and
+ * for those with AVX2. */
+#if defined(__x86_64__) && defined(__GNUC__)
+static int has_avx2;
+#define WIDE __attribute__((target("avx2,fma")))
+#define DEFINE(name, parameters, arguments)                                                         \
+    WIDE static void name##_wide parameters { name##_body arguments; } \
+    static void name parameters {                                                                   \
+        if (has_avx2) name##_wide arguments;                                                        \
+        else name##_body arguments;                                                                 \
+    }
+#else
+#define DEFINE(name, parameters, arguments) \
+    static void name parameters { name##_body arguments; }
+#endif
+
+enum { MARGIN = 2 };  /* of edge pixels around an image, which a cubic filter reads */
+
+INLINED uint8_t clipped(float level) {
+    return level <= 0.0f ? 0 : level >= 255.0f ? 255 : (uint8_t)level;
+}
+
+/* ---- levels ---- */
+
+INLINED void lookup_body(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, const uint8_t *tables) {
+    for (Py_ssize_t at = 0; at < pixels; at++, in += 3, out += 3) {
+        out[0] = tables[in[0]];
+        out[1] = tables[256 + in[1]];
+        out[2] = tables[512 + in[2]];
+    }
+}
+
+DEFINE(lookup, (const uint8_t *in, uint8_t *out, Py_ssize_t pixels, const uint8_t *tables), (in, out, pixels, tables))
+
+static void histogram(const uint8_t *in, Py_ssize_t pixels, int64_t *counts) {
+    memset(counts, 0, 768 * sizeof *counts);
+    for (Py_ssize_t at = 0; at < pixels; at++, in += 3) {
+        counts[in[0]]++;
+        counts[256 + in[1]]++;
+        counts[512 + in[2]]++;
+    }
+}
+
+/* ImageOps.autocontrast without a cutoff: the darkest level becomes 0, the lightest 255. */
+static void stretched(const int64_t *counts, uint8_t *table) {
+    int low = 0, high = 255;
+    while (low < 255 && !counts[low]) low++;
+    while (high > 0 && !counts[high]) high--;
+    double scale = high > low ? 255.0 / (high - low) : 1.0, offset = high > low ? -low * scale : 0.0;
+    for (int level = 0; level < 256; level++) {
+        int wanted = (int)(level * scale + offset);
+        table[level] = wanted < 0 ? 0 : wanted > 255 ? 255 : wanted;
+    }
+}
+
+/* ImageOps.equalize: levels in proportion to the number of pixels below them. */
+static void equalized(const int64_t *counts, uint8_t *table) {
+    int64_t sum = 0, last = 0;
+    int used = 0;
+    for (int level = 0; level < 256; level++) {
+        if (counts[level]) {
+            sum += counts[level];
+            last = counts[level];
+            used++;
+        }
+    }
+    int64_t step = used > 1 ? (sum - last) / 255 : 0, below = step / 2;
+    for (int level = 0; level < 256; level++) {
+        table[level] = step ? (uint8_t)(below / step > 255 ? 255 : below / step) : level;
+        below += counts[level];
+    }
+}
+
+INLINED int luma(const uint8_t *pixel) {
+    return (pixel[0] * 19595 + pixel[1] * 38470 + pixel[2] * 7471 + 0x8000) >> 16;
+}
+
+INLINED void luma_sum_body(const uint8_t *in, Py_ssize_t pixels, int64_t *sum) {
+    *sum = 0;
+    for (Py_ssize_t at = 0; at < pixels; at++) *sum += luma(in + 3 * at);
+}
+
+DEFINE(luma_sum, (const uint8_t *in, Py_ssize_t pixels, int64_t *sum), (in, pixels, sum))
+
+/* Image.blend of the grey image and the image. */
+INLINED void blend_with_luma_body(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float share) {
+    for (Py_ssize_t at = 0; at < pixels; at++, in += 3, out += 3) {
+        int grey = luma(in);
+        for (int band = 0; band < 3; band++) out[band] = clipped((float)grey + share * (float)((int)in[band] - grey));
+    }
+}
+
+DEFINE(blend_with_luma, (const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float share), (in, out, pixels, share))
+
+/* Image.blend of ImageFilter.SMOOTH and the image; the outermost pixels stay. */
+INLINED void sharpen_body(const uint8_t *restrict in, uint8_t *restrict out, Py_ssize_t height, Py_ssize_t width, float share) {
+    Py_ssize_t row = 3 * width;
+    memcpy(out, in, row * height);
+    for (Py_ssize_t y = 1; y < height - 1; y++) {
+        const uint8_t *restrict above = in + (y - 1) * row, *restrict here = above + row, *restrict below = here + row;
+        uint8_t *restrict made = out + y * row;
+        for (Py_ssize_t at = 3; at < row - 3; at++) {
+            int sum = above[at - 3] + above[at] + above[at + 3] + here[at - 3] + 5 * here[at] + here[at + 3] +
+                      below[at - 3] + below[at] + below[at + 3];
+            int smooth = (2 * sum + 13) / 26;  /* sum / 13 is never halfway between two levels, so that floats agree */
+            made[at] = clipped((float)smooth + share * (float)((int)here[at] - smooth));
+        }
+    }
+}
+
+DEFINE(sharpen, (const uint8_t *in, uint8_t *out, Py_ssize_t height, Py_ssize_t width, float share), (in, out, height, width, share))
+
+/* ---- torchvision's colours, on a CPU with fused multiply-add, as torch uses it there ---- */
+
+INLINED float grey_as_torch(const uint8_t *pixel) {
+    float grey = (float)pixel[0] * 0.2989f;
+    grey = __builtin_fmaf((float)pixel[1], 0.587f, grey);
+    return (float)(int)__builtin_fmaf((float)pixel[2], 0.114f, grey);
+}
+
+INLINED void grey_sum_as_torch_body(const uint8_t *in, Py_ssize_t pixels, int64_t *sum) {
+    *sum = 0;
+    for (Py_ssize_t at = 0; at < pixels; at++) *sum += (int)grey_as_torch(in + 3 * at);
+}
+
+DEFINE(grey_sum_as_torch, (const uint8_t *in, Py_ssize_t pixels, int64_t *sum), (in, pixels, sum))
+
+INLINED void saturate_as_torch_body(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float own, float other) {
+    for (Py_ssize_t at = 0; at < pixels; at++, in += 3, out += 3) {
+        float grey = grey_as_torch(in);
+        for (int band = 0; band < 3; band++) out[band] = clipped(__builtin_fmaf(grey, other, (float)in[band] * own));
+    }
+}
+
+DEFINE(saturate_as_torch, (const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float own, float other), (in, out, pixels, own, other))
+
+/* ---- geometry ---- */
+
+/* The image in fours of bytes, with MARGIN more pixels on each side that repeat the edge. */
+static void spread(const uint8_t *in, uint8_t *out, Py_ssize_t height, Py_ssize_t width) {
+    Py_ssize_t row = 4 * (width + 2 * MARGIN);
+    for (Py_ssize_t y = 0; y < height; y++) {
+        uint8_t *made = out + (y + MARGIN) * row + 4 * MARGIN;
+        for (Py_ssize_t x = 0; x < width; x++, in += 3) {
+            made[4 * x] = in[0];
+            made[4 * x + 1] = in[1];
+            made[4 * x + 2] = in[2];
+            made[4 * x + 3] = 0;
+        }
+        for (int x = 1; x <= MARGIN; x++) {
+            memcpy(made - 4 * x, made, 4);
+            memcpy(made + 4 * (width - 1 + x), made + 4 * (width - 1), 4);
+        }
+    }
+    for (int y = 0; y < MARGIN; y++) {
+        memcpy(out + y * row, out + MARGIN * row, row);
+        memcpy(out + (height + MARGIN + y) * row, out + (height + MARGIN - 1) * row, row);
+    }
+}
+
+/* A transformation: its map, and the spread image of rows of `row` bytes. */
+typedef struct {
+    const uint8_t *in;
+    int height, width, row, is_cubic;
+    double m[6];
+    uint8_t fill[3];
+} Transformation;
+
+INLINED double cubic(double v1, double v2, double v3, double v4, double at) {
+    double p2 = -v1 + v3, p3 = 2 * (v1 - v2) + v3 - v4, p4 = -v1 + v2 - v3 + v4;
+    return v2 + at * (p2 + at * (p3 + at * p4));
+}
+
+/* One pixel in the arithmetic of Pillow, double precision. */
+INLINED void exact_pixel(const Transformation *how, int row, int column, uint8_t *out) {
+    double from_x = column + 0.5, from_y = row + 0.5;
+    double right = how->m[0] * from_x + how->m[1] * from_y + how->m[2], down = how->m[3] * from_x + how->m[4] * from_y + how->m[5];
+    if (right < 0.0 || right >= how->width || down < 0.0 || down >= how->height) {
+        memcpy(out, how->fill, 3);
+        return;
+    }
+    right -= 0.5;
+    down -= 0.5;
+    int x = (int)(right + 1.0) - 1, y = (int)(down + 1.0) - 1;
+    double dx = right - x, dy = down - y;
+    const uint8_t *near = how->in + (y + MARGIN) * how->row + 4 * (x + MARGIN);
+    for (int band = 0; band < 3; band++, near++) {
+        const uint8_t *in = near, *under = in + how->row;
+        double value;
+        if (how->is_cubic) {
+            double rows[4];
+            in -= how->row + 4;
+            for (int number = 0; number < 4; number++, in += how->row) rows[number] = cubic(in[0], in[4], in[8], in[12], dx);
+            value = cubic(rows[0], rows[1], rows[2], rows[3], dy);
+        } else {
+            double above = in[0] + (in[4] - in[0]) * dx, below = under[0] + (under[4] - under[0]) * dx;
+            value = above + (below - above) * dy;
+        }
+        out[band] = value <= 0.0 ? 0 : value >= 255.0 ? 255 : (uint8_t)value;
+    }
+}
+
+static void transform_exactly(const Transformation *how, uint8_t *out) {
+    for (int row = 0; row < how->height; row++)
+        for (int column = 0; column < how->width; column++, out += 3) exact_pixel(how, row, column, out);
+}
+
+#ifdef WIDE
+#include <immintrin.h>
+
+enum { RUN = 64 };  /* pixels whose positions are computed at once */
+
+/* Positions of pixels: of the one above and to the left, -1 outside of the image, and the rest. */
+typedef struct {
+    int near[RUN];
+    double dx[RUN], dy[RUN];
+} Positions;
+
+WIDE static inline void positions_of(const Transformation *how, int row, int column, Positions *at) {
+    double a = how->m[0], b = how->m[1], c = how->m[2], d = how->m[3], e = how->m[4], f = how->m[5];
+    double width = how->width, height = how->height, from_y = row + 0.5;
+    int bytes = how->row;
+    for (int number = 0; number < RUN; number++) {
+        double from_x = column + number + 0.5;
+        double right = a * from_x + b * from_y + c, down = d * from_x + e * from_y + f;
+        int inside = (right >= 0.0) & (right < width) & (down >= 0.0) & (down < height);
+        right -= 0.5;
+        down -= 0.5;
+        int x = (int)(right + 1.0) - 1, y = (int)(down + 1.0) - 1;
+        at->dx[number] = right - x;
+        at->dy[number] = down - y;
+        at->near[number] = inside ? (y + MARGIN) * bytes + 4 * (x + MARGIN) : -1;
+    }
+}
+
+/* A pixel as doubles. */
+WIDE static inline __m256d pixel(const uint8_t *in) {
+    int four;
+    memcpy(&four, in, 4);
+    return _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
+}
+
+WIDE static inline __m256d between(__m256d a, __m256d b, __m256d share) {
+    return _mm256_add_pd(a, _mm256_mul_pd(_mm256_sub_pd(b, a), share));
+}
+
+WIDE static inline __m128i linear_pixel(const uint8_t *in, int row, double dx, double dy) {
+    __m256d share = _mm256_set1_pd(dx);
+    __m256d above = between(pixel(in), pixel(in + 4), share), below = between(pixel(in + row), pixel(in + row + 4), share);
+    return _mm256_cvttpd_epi32(between(above, below, _mm256_set1_pd(dy)));
+}
+
+WIDE static inline __m256d cubic_of_four(__m256d v1, __m256d v2, __m256d v3, __m256d v4, __m256d at) {
+    __m256d left = _mm256_sub_pd(v1, v2), p2 = _mm256_sub_pd(v3, v1);
+    __m256d p3 = _mm256_sub_pd(_mm256_add_pd(_mm256_add_pd(left, left), v3), v4);
+    __m256d p4 = _mm256_add_pd(_mm256_sub_pd(_mm256_sub_pd(v2, v1), v3), v4);
+    __m256d sum = _mm256_add_pd(p3, _mm256_mul_pd(at, p4));
+    sum = _mm256_add_pd(p2, _mm256_mul_pd(at, sum));
+    return _mm256_add_pd(v2, _mm256_mul_pd(at, sum));
+}
+
+WIDE static inline __m128i cubic_pixel(const uint8_t *in, int row, double dx, double dy) {
+    __m256d rows[4], share = _mm256_set1_pd(dx);
+    in -= row + 4;
+    for (int number = 0; number < 4; number++, in += row)
+        rows[number] = cubic_of_four(pixel(in), pixel(in + 4), pixel(in + 8), pixel(in + 12), share);
+    return _mm256_cvttpd_epi32(cubic_of_four(rows[0], rows[1], rows[2], rows[3], _mm256_set1_pd(dy)));
+}
+
+/* Two pixels as floats. */
+WIDE static inline __m256 pair(const uint8_t *in) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)in)));
+}
+
+/* Weights of the four values around a position, those of the polynomial in `cubic`. */
+WIDE static inline __m128 weights(float d) {
+    __m128 at = _mm_set1_ps(d), sum = _mm_set_ps(1, -1, 1, -1);
+    sum = _mm_fmadd_ps(sum, at, _mm_set_ps(-1, 1, -2, 2));
+    sum = _mm_fmadd_ps(sum, at, _mm_set_ps(0, 1, 0, -1));
+    return _mm_fmadd_ps(sum, at, _mm_set_ps(0, 0, 1, 0));
+}
+
+/* The value of a cubic in floats, with an error below .0025. */
+WIDE static inline __m128 cubic_in_floats(const uint8_t *in, int row, float dx, float dy) {
+    __m128 wx = weights(dx), wy = weights(dy);
+    __m256 left = _mm256_setzero_ps(), right = left;
+    in -= row + 4;
+#define ADD_ROW(number)                                                           \
+    {                                                                             \
+        __m256 weight = _mm256_broadcastss_ps(_mm_permute_ps(wy, number * 0x55)); \
+        left = _mm256_fmadd_ps(pair(in + number * row), weight, left);            \
+        right = _mm256_fmadd_ps(pair(in + number * row + 8), weight, right);      \
+    }
+    ADD_ROW(0) ADD_ROW(1) ADD_ROW(2) ADD_ROW(3)
+#undef ADD_ROW
+    __m256 first = _mm256_set_m128(_mm_permute_ps(wx, 0x55), _mm_permute_ps(wx, 0));
+    __m256 second = _mm256_set_m128(_mm_permute_ps(wx, 0xff), _mm_permute_ps(wx, 0xaa));
+    __m256 both = _mm256_fmadd_ps(left, first, _mm256_mul_ps(right, second));
+    return _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
+}
+
+/* Whether a value is closer than .004 to a level, so that its error matters: it is then computed again in doubles. */
+WIDE static inline int is_close(__m128 value) {
+    __m128 rest = _mm_sub_ps(value, _mm_round_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    rest = _mm_andnot_ps(_mm_set1_ps(-0.0f), rest);
+    return _mm_movemask_ps(_mm_cmplt_ps(rest, _mm_set1_ps(0.004f))) & 7;
+}
+
+WIDE static void transform_wide(const Transformation *how, uint8_t *out) {
+    const Transformation own = *how;  /* bytes are written, which might be those of *how */
+    Positions at;
+    for (int row = 0; row < own.height; row++)
+        for (int column = 0; column < own.width; column++, out += 3) {
+            int number = column % RUN;
+            if (number == 0) positions_of(&own, row, column, &at);
+            if (at.near[number] < 0) {
+                memcpy(out, own.fill, 3);
+                continue;
+            }
+            const uint8_t *near = own.in + at.near[number];
+            double dx = at.dx[number], dy = at.dy[number];
+            __m128i levels;
+            if (own.is_cubic) {
+                __m128 value = cubic_in_floats(near, own.row, (float)dx, (float)dy);
+                levels = is_close(value) ? cubic_pixel(near, own.row, dx, dy) : _mm_cvttps_epi32(value);
+            } else {
+                levels = linear_pixel(near, own.row, dx, dy);
+            }
+            levels = _mm_packus_epi16(_mm_packus_epi32(levels, levels), levels);
+            int four = _mm_cvtsi128_si32(levels);
+            memcpy(out, &four, 3);
+        }
+}
+#endif
+
+/* ---- Python ---- */
+
+typedef struct {
+    Py_buffer in, out;
+    Py_ssize_t pixels;
+} Images;
+
+/* Checks the two images of `pixels` pixels; sets an exception. */
+static int usable(Images *images) {
+    images->pixels = images->in.len / 3;
+    if (images->in.len == images->out.len && images->in.len == images->pixels * 3) return 1;
+    PyErr_SetString(PyExc_ValueError, "expected two images (H, W, 3) of one size");
+    return 0;
+}
+
+static PyObject *released(Images *images, int is_done) {
+    PyBuffer_Release(&images->in);
+    PyBuffer_Release(&images->out);
+    if (!is_done) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_lookup(PyObject *self, PyObject *args) {
+    Images images;
+    Py_buffer tables;
+    if (!PyArg_ParseTuple(args, "y*w*y*", &images.in, &images.out, &tables)) return NULL;
+    int done = usable(&images) && tables.len == 768;
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        lookup(images.in.buf, images.out.buf, images.pixels, tables.buf);
+        Py_END_ALLOW_THREADS
+    } else if (!PyErr_Occurred()) {
+        PyErr_SetString(PyExc_ValueError, "expected three tables of 256 levels");
+    }
+    PyBuffer_Release(&tables);
+    return released(&images, done);
+}
+
+static PyObject *by_histogram(PyObject *args, void (*table_of)(const int64_t *, uint8_t *)) {
+    Images images;
+    if (!PyArg_ParseTuple(args, "y*w*", &images.in, &images.out)) return NULL;
+    int done = usable(&images);
+    if (done) {
+        int64_t counts[768];
+        uint8_t tables[768];
+        Py_BEGIN_ALLOW_THREADS
+        histogram(images.in.buf, images.pixels, counts);
+        for (int band = 0; band < 768; band += 256) table_of(counts + band, tables + band);
+        lookup(images.in.buf, images.out.buf, images.pixels, tables);
+        Py_END_ALLOW_THREADS
+    }
+    return released(&images, done);
+}
+
+static PyObject *py_autocontrast(PyObject *self, PyObject *args) {
+    return by_histogram(args, stretched);
+}
+
+static PyObject *py_equalize(PyObject *self, PyObject *args) {
+    return by_histogram(args, equalized);
+}
+
+static PyObject *py_color(PyObject *self, PyObject *args) {
+    Images images;
+    float share;
+    if (!PyArg_ParseTuple(args, "y*w*f", &images.in, &images.out, &share)) return NULL;
+    int done = usable(&images);
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        blend_with_luma(images.in.buf, images.out.buf, images.pixels, share);
+        Py_END_ALLOW_THREADS
+    }
+    return released(&images, done);
+}
+
+static PyObject *py_saturate_as_torch(PyObject *self, PyObject *args) {
+    Images images;
+    float own, other;
+    if (!PyArg_ParseTuple(args, "y*w*ff", &images.in, &images.out, &own, &other)) return NULL;
+    int done = usable(&images);
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        saturate_as_torch(images.in.buf, images.out.buf, images.pixels, own, other);
+        Py_END_ALLOW_THREADS
+    }
+    return released(&images, done);
+}
+
+static PyObject *sum_of(PyObject *args, void (*summed)(const uint8_t *, Py_ssize_t, int64_t *)) {
+    Py_buffer in;
+    int64_t sum;
+    if (!PyArg_ParseTuple(args, "y*", &in)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    summed(in.buf, in.len / 3, &sum);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&in);
+    return PyLong_FromLongLong(sum);
+}
+
+static PyObject *py_luma_sum(PyObject *self, PyObject *args) {
+    return sum_of(args, luma_sum);
+}
+
+static PyObject *py_grey_sum_as_torch(PyObject *self, PyObject *args) {
+    return sum_of(args, grey_sum_as_torch);
+}
+
+static PyObject *py_sharpness(PyObject *self, PyObject *args) {
+    Images images;
+    float share;
+    Py_ssize_t width;
+    if (!PyArg_ParseTuple(args, "y*w*nf", &images.in, &images.out, &width, &share)) return NULL;
+    int done = usable(&images) && width > 0;
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        sharpen(images.in.buf, images.out.buf, images.pixels / width, width, share);
+        Py_END_ALLOW_THREADS
+    }
+    return released(&images, done);
+}
+
+static PyObject *py_transform(PyObject *self, PyObject *args) {
+    Images images;
+    Transformation how;
+    double *m = how.m;
+    if (!PyArg_ParseTuple(
+            args, "y*w*i(dddddd)(bbb)p", &images.in, &images.out, &how.width, m, m + 1, m + 2, m + 3, m + 4, m + 5, how.fill,
+            how.fill + 1, how.fill + 2, &how.is_cubic
+        ))
+        return NULL;
+    int done = usable(&images) && how.width > 0;
+    if (done) {
+        how.height = (int)(images.pixels / how.width);
+        how.row = 4 * (how.width + 2 * MARGIN);
+        uint8_t *space = PyMem_RawMalloc((size_t)(how.height + 2 * MARGIN) * how.row);
+        how.in = space;
+        if (space) {
+            Py_BEGIN_ALLOW_THREADS
+            spread(images.in.buf, space, how.height, how.width);
+#ifdef WIDE
+            if (has_avx2) transform_wide(&how, images.out.buf);
+            else
+#endif
+                transform_exactly(&how, images.out.buf);
+            Py_END_ALLOW_THREADS
+            PyMem_RawFree(space);
+        } else {
+            PyErr_NoMemory();
+            done = 0;
+        }
+    }
+    return released(&images, done);
+}
+
+static PyMethodDef METHODS[] = {
+    {"lookup", py_lookup, METH_VARARGS, "lookup(image, result, tables): levels by three tables of 256."},
+    {"autocontrast", py_autocontrast, METH_VARARGS, "autocontrast(image, result)"},
+    {"equalize", py_equalize, METH_VARARGS, "equalize(image, result)"},
+    {"luma_sum", py_luma_sum, METH_VARARGS, "luma_sum(image): sum of the grey levels of convert('L')."},
+    {"color", py_color, METH_VARARGS, "color(image, result, factor)"},
+    {"sharpness", py_sharpness, METH_VARARGS, "sharpness(image, result, width, factor)"},
+    {"transform", py_transform, METH_VARARGS, "transform(image, result, width, matrix, fill, is_cubic)"},
+    {"grey_sum_as_torch", py_grey_sum_as_torch, METH_VARARGS, "grey_sum_as_torch(image): sum of the whole grey levels."},
+    {"saturate_as_torch", py_saturate_as_torch, METH_VARARGS, "saturate_as_torch(image, result, own, other): shares."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_pixels", "Operations on 8-bit RGB pixels.", -1, METHODS, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__pixels(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return PyModule_Create(&MODULE);
+}
