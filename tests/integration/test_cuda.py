@@ -25,7 +25,9 @@ from up.build.experiment import load_experiment
 from up.build.fit import fitted
 from up.build.trial import estimate
 from up.command_line import CommandLine
-from up.data.records import Batch
+from up.data.collate import collate
+from up.data.prefetch import prefetched
+from up.data.records import Batch, Sample
 from up.distributed.signals import StopRequest
 from up.engine.clip import Clip
 from up.engine.loop import train as train_loop
@@ -307,3 +309,42 @@ def test_the_estimate_has_the_memory_of_the_gpu(config: Config, write: Write) ->
     found = estimate(load_experiment(Path(write(config)), []), steps=5)
     assert found.is_gpu
     assert found.peak_bytes > 0
+
+
+def batches_of_noise(number: int, pinned: bool) -> list[Batch]:
+    made = []
+    for at in range(number):
+        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(at))
+        batch = collate([Sample(image=image + row, gt=row, filename=f"{at}-{row}", index=row, seed=at) for row in range(32)])
+        made.append(Batch(batch, image=batch.image.pin_memory(), gt=batch.gt.pin_memory()) if pinned else batch)
+    return made
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_batches_are_prefetched_in_their_order(pinned: bool) -> None:
+    device, batches = torch.device("cuda", 0), batches_of_noise(12, pinned)
+    found = []
+    for batch in prefetched(iter([*batches[:6], "an error", *batches[6:]]), device):
+        if isinstance(batch, Batch):
+            batch.image.add_(1)  # while the next is copied into memory of its own
+        found.append(batch)
+    assert found.pop(6) == "an error"
+    for batch, expected in zip(found, batches, strict=True):
+        assert {batch.image.device, batch.gt.device} == {device}
+        assert {batch.seed.device.type, batch.index.device.type} == {"cpu"}
+        assert torch.equal(batch.image.cpu(), expected.image + 1)
+        assert torch.equal(batch.gt.cpu(), expected.gt)
+        assert batch.filename == expected.filename
+
+
+def test_a_copy_does_not_wait_for_the_computation_of_a_step() -> None:
+    fetched_early = prefetched(iter(batches_of_noise(3, pinned=True)), torch.device("cuda", 0))
+    next(fetched_early)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # cycles of a step: about a second
+    second = next(fetched_early)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        copied = second.image.cpu()
+    assert not torch.cuda.current_stream().query()  # the step still computes
+    assert torch.equal(copied, batches_of_noise(2, pinned=False)[1].image)
+    torch.cuda.synchronize()

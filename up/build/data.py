@@ -235,7 +235,7 @@ def train_loader(experiment: Experiment, dataset: Dataset, batches: TrainBatches
         batches,
         start_step=steps.start,
         end_step=steps.stop,
-        workers=workers_of(section_of(experiment, "train")),
+        workers=workers_of(section_of(experiment, "train"), group.device_for(experiment.config.runtime.device)),
         collate=experiment.task.collate,
     )
 
@@ -248,11 +248,11 @@ def example_batch(experiment: Experiment, net: nn.Module, device: torch.device) 
     return to_device(experiment.task.example(net, spec.size, 2), device)
 
 
-def workers_of(source: Source) -> Workers:
-    """Return the settings of the loader workers of a source."""
+def workers_of(source: Source, device: torch.device | None = None) -> Workers:
+    """Return the settings of the loader workers of a source; ``device``: a GPU to which batches are copied early."""
     kwargs = source.dataloader.kwargs
     number = 0 if kwargs.num_workers == "auto" else kwargs.num_workers
-    return Workers(num_workers=number, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method)
+    return Workers(num_workers=number, pin_memory=kwargs.pin_memory, fork_method=kwargs.fork_method, device=device)
 
 
 def build_evaluation(
@@ -273,7 +273,7 @@ def build_evaluation(
     bad_images = BadImages(
         max_bad=dataset.max_bad, total=len(dataset), on_new=lambda bad: LOGGER.warning("left out of the evaluation: %s", bad)
     )
-    loader = EvalLoader(dataset, batches, workers=workers_of(section), collate=task.collate, bad_images=bad_images)
+    loader = EvalLoader(dataset, batches, workers=workers_of(section, device), collate=task.collate, bad_images=bad_images)
     with experiment.placing("dataset.test.dataset.kwargs.evaluator"):
         task.evaluator(dataset)
     is_shared, friendly = experiment.config.runtime.parallel == "fsdp", experiment.config.saver.memory_friendly

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -106,6 +106,15 @@ def _moved(value: object, device: torch.device) -> object:
         made = tuple(_moved(each, device) for each in value)
         return value._make(made) if hasattr(value, "_make") else made  # a named tuple stays one
     return value
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, also those in lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(each)
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from up.data.bad_images import BadImages
 from up.data.collate import collate, without_bad
+from up.data.prefetch import prefetched
 from up.data.records import Batch, Sample, SampleKey, image_count
 from up.data.sampler import Cut, EvalBatches, TrainBatches
 from up.errors import UserError
@@ -41,11 +42,15 @@ class ByKey(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """Settings of the processes that fetch batches; without any they are fetched in this one."""
+    """Settings of the processes that fetch batches; without any they are fetched in this one.
+
+    ``device``: a GPU to which batches are copied early; None leaves them on the host.
+    """
 
     num_workers: int = 0
     pin_memory: bool = False
     fork_method: Literal["fork", "spawn"] = "fork"
+    device: torch.device | None = None
 
 
 class LoaderDied(UserError):
@@ -131,7 +136,7 @@ def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers
     """Fetch the batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
     batches = _started(_Fetch(dataset, collate), keys, workers)
     try:
-        for batch in batches:
+        for batch in prefetched(batches, workers.device):
             if isinstance(batch, Failed):
                 raise batch.error
             yield batch
