@@ -3,6 +3,7 @@
 #   make test          lint, types, every test
 #   make kd-quickstart a teacher, a small student, and the student with the teacher's help
 #   make finetune-quickstart  fine-tuning with 10 images a class, in five ways
+#   make search-smoke         every search of configs/search, from its first trial to its report, with a few digits
 #   make search-quickstart    a network, its hyper-parameters and its augmentation, searched in ten minutes
 # Paths are relative throughout, so a checkout whose path holds a space works.
 
@@ -15,7 +16,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 JOBS ?= 3
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart kd-quickstart finetune-quickstart search-quickstart test lint unit integration ranks soak docs clean
+.PHONY: quickstart kd-quickstart finetune-quickstart search-quickstart search-smoke test lint unit integration ranks soak docs clean
 .DEFAULT_GOAL := quickstart
 
 $(PY):
@@ -48,6 +49,9 @@ finetune-quickstart: $(VENV)/.demo
 
 search-quickstart: $(VENV)/.search
 	@$(PY) tools/search_quickstart.py
+
+search-smoke: $(VENV)/.search
+	@$(PY) tools/search_smoke.py
 
 test: $(VENV)/.dev lint
 	$(PYTEST) -m "not slow"

@@ -153,6 +153,7 @@ class Algorithm(Protocol):
     ``finds_networks: bool``: a training finds networks by itself and writes them to ``fragments/`` in its folder, as ``best.yaml``
     and ``pareto/*.yaml``. Limits are those of these networks, not of the one that is trained.
     ``max_epoch: int``: the length of its trials, where the stage gives none. ``one_objective: bool``: whether it takes only one.
+    ``described(point) -> Mapping[str, Json]``: the point in fewer words, for messages and reports.
     ``sets_length: bool``: whether it alone decides the number of trials and their epochs, so that a stage gives neither.
     """
 

@@ -11,7 +11,6 @@ from up.files import write_text
 from up.schema.search import FULL_TRAIN
 from up.search.final import rows_of
 from up.search.report import StageReport, best_so_far, commands, final_verdict, honesty, markdown, report_of, values_text
-from up.search.settings import text_of
 from up.search.stages import Search, Stage
 from up.search.worker import open_study
 from up.text import duration
@@ -39,14 +38,19 @@ text-align: left } pre { background: #f5f5f5; padding: .6rem; overflow-x: auto }
 <td>{{ "none" if value is none else "%.4g" | format(value) }}</td></tr>{% endfor %}</table>
 <div class="figures">{% for figure in figures[report.stage.name] %}{{ figure | safe }}{% endfor %}</div>
 <table><tr><th>trial</th><th>state</th><th>epochs</th><th>time</th><th>objectives</th><th>point</th></tr>
-{% for trial in report.history.trials %}<tr><td>{{ trial.number }}</td><td title="{{ trial.reason }}">{{ trial.state }}</td><td>{{
-trial.epoch }}</td> <td>{{ duration(trial.seconds) }}</td><td>{{ values(report.stage, trial) }}</td><td>{{ text_of(trial.point)
-}}</td></tr>{% endfor %}</table> {% if report.lineage %}<h3>Lineage</h3><table><tr>{% for key in report.lineage[0] %}<th>{{ key
-}}</th>{% endfor %}</tr> {% for row in report.lineage %}<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>{%
-endfor %}</table>{% endif %} {% endfor %}
+{% for trial in report.history.trials %}
+<tr><td>{{ trial.number }}</td><td title="{{ trial.reason }}">{{ trial.state }}</td><td>{{ trial.epoch }}</td>
+<td>{{ duration(trial.seconds) }}</td><td>{{ values(report.stage, trial) }}</td>
+<td>{{ report.stage.text_of(trial.point) }}</td></tr>
+{% endfor %}</table>
+{% if report.lineage %}<h3>Lineage</h3><table><tr>{% for key in report.lineage[0] %}<th>{{ key }}</th>{% endfor %}</tr>
+{% for row in report.lineage %}<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% endif %}{% endfor %}
 {% if rows %}<h2>full_train</h2><table><tr>{% for key in rows[0] %}<th>{{ key }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for value in row.values() %}<td>{{ "" if value is none else "%.4g" | format(value) if value is float
-else value }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% for row in rows %}<tr>
+{% for value in row.values() %}
+<td>{{ "" if value is none else "%.4g" | format(value) if value is float else value }}</td>
+{% endfor %}</tr>{% endfor %}</table>
 {% for line in verdict %}<p>{{ line }}</p>{% endfor %}{% endif %}
 <h2>Commands</h2><pre>{% for command in commands %}{{ command }}
 {% endfor %}</pre></body></html>
@@ -74,7 +78,6 @@ def page(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapping[
     names = {
         "duration": duration,
         "values": values_text,
-        "text_of": text_of,
         "honesty": honesty(search, bool(rows)),
         "verdict": list(final_verdict(rows)),
     }

@@ -13,7 +13,6 @@ from up.search.algorithm import Direction, History, Trial
 from up.search.controls import OWN, control_stage
 from up.search.final import CHOSEN, CONTROL
 from up.search.fragments import front_of
-from up.search.settings import text_of
 from up.search.stages import Search, Stage
 from up.search.worker import history_of, open_study
 from up.text import count, duration
@@ -146,7 +145,7 @@ def _stage_lines(report: StageReport) -> Iterator[str]:
     yield f"\n## {stage.name}: {getattr(stage.section, 'algorithm', '')}\n"
     yield f"{count(len(report.history.trials), 'trial')} ({report.states}), {duration(report.seconds)}."
     if best is not None:
-        yield f"Best: trial {best.number}, {values_text(stage, best)}: {text_of(best.point) or 'the file itself'}."
+        yield f"Best: trial {best.number}, {values_text(stage, best)}: {stage.text_of(best.point) or 'the file itself'}."
     yield f"\n| row | trials | {name} |\n|---|---|---|"
     complete = len(report.history.complete)
     result = best.final[0] if best is not None and best.final else None

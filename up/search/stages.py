@@ -21,12 +21,13 @@ from up.search.settings import (
     load_tree,
     plain_of,
     require_files,
+    text_of,
     values_of,
     with_fragment,
     with_settings,
     without_search,
 )
-from up.search.space import Space, read_space
+from up.search.space import Point, Space, read_space
 from up.types import Json
 
 _WAYS: Mapping[str, Direction] = {"max": "maximize", "min": "minimize"}
@@ -125,6 +126,11 @@ class Stage:
         if own is not None:
             return dict(own(trial, history, plain_of(self.tree)))
         return values_of(self.space, trial.point)
+
+    def text_of(self, point: Point) -> str:
+        """Format a point on one line, in the words of the algorithm if it has some; empty for no values."""
+        own = getattr(self.algorithm, "described", None)
+        return text_of(own(point) if own is not None and point else point)
 
     def should_stop(self, trial: Trial, history: History) -> bool:
         """Ask the algorithm whether to prune a running trial."""

@@ -9,7 +9,6 @@ from up.errors import UserError
 from up.schema.search import FULL_TRAIN
 from up.search.locks import holder_of
 from up.search.pipeline import DRIVER, State, stage_of
-from up.search.settings import text_of
 from up.search.stages import Search
 from up.search.worker import history_of, open_study
 from up.text import duration
@@ -39,5 +38,5 @@ def status_lines(search: Search) -> Iterator[str]:
         best = history.best
         if best is not None and best.final is not None:
             values = ", ".join(f"{metric} {value:.4g}" for metric, value in zip(stage.objectives, best.final, strict=True))
-            what = best.note.get("candidate") if name == FULL_TRAIN else text_of(best.point)
+            what = best.note.get("candidate") if name == FULL_TRAIN else stage.text_of(best.point)
             yield f"  best: trial {best.number}, {values}: {what}"

@@ -16,7 +16,7 @@ from up.search.algorithm import History, State, Trial, Wait, Work
 from up.search.child import Child, Verdict
 from up.search.constraints import Costs
 from up.search.locks import Presence, is_present
-from up.search.settings import node_at, text_of, with_holdout, with_settings, write_config
+from up.search.settings import node_at, with_holdout, with_settings, write_config
 from up.search.stages import Stage
 from up.search.study import Study
 from up.text import count, duration
@@ -138,7 +138,7 @@ class Worker:
         paths = [str(stage.search.path.parent.resolve())]
         slot.child = Child(folder / CONFIG, folder, gpus=slot.gpus, paths=paths)
         if not trial.values:
-            what = text_of(trial.point) or trial.note.get("candidate") or trial.note.get("control") or "the file itself"
+            what = stage.text_of(trial.point) or trial.note.get("candidate") or trial.note.get("control") or "the file itself"
             self.tell(f"{stage.name}: trial {trial.number} trains: {what}")
 
     def _write(self, stage: Stage, study: Study, trial: Trial, folder: Path) -> None:

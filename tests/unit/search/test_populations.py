@@ -96,7 +96,7 @@ def test_the_schedule_follows_the_ancestors_of_the_winner() -> None:
     assert settings == {TRANSFORMS_PATH: [{"type": "pba_schedule", "kwargs": {"schedule": schedule}}, {"type": "to_tensor"}]}
     best = pba.fragments(history, config)
     assert best["schedule.yaml"] == pba.settings(first, history, config)  # of equal trials the first
-    assert best["lineage.csv"] == [{"epoch": 0, "trial": 0, "policy": ""}]
+    assert best["lineage.csv"] == [{"epoch": 0, "trial": 0, "policy": "no operation"}]
 
 
 def test_the_schedule_takes_its_place_among_the_transforms() -> None:

@@ -95,7 +95,8 @@ class Pba(Population):
 
     def described(self, point: Point) -> Mapping[str, Json]:
         """Return the policy as one text: ``Rotate 3/5`` fires with probability .3 at magnitude 5."""
-        return {"policy": ", ".join(f"{name} {probability}/{magnitude}" for name, probability, magnitude in policy_of(point))}
+        rules = ", ".join(f"{name} {probability}/{magnitude}" for name, probability, magnitude in policy_of(point))
+        return {"policy": rules or "no operation"}
 
     def schedule(self, trial: Trial, history: History) -> list[Json]:
         """Return the policies along the ancestors of ``trial``, with the share of the epochs at which each begins."""
