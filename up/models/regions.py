@@ -56,5 +56,9 @@ def _region(name: str, module: nn.Module, mode: CompileMode) -> Callable[[Record
     return call
 
 
-def _new_step(*_: object) -> None:
+def _new_step(net: nn.Module, _: object) -> None:
+    """Begin a forward pass, whose replay may overwrite what earlier ones returned: also the gradients of earlier micro-batches."""
+    for parameter in net.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

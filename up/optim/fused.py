@@ -31,17 +31,24 @@ def is_fusible(make: object, model: nn.Module, groups: Iterable[Record], given: 
     """
     if any(given.get(name) is not None for name in _OWN_WAY) or any({**given, **group}.get("dampening") for group in groups):
         return False
-    return all(
-        p.device.type in _DEVICES.get(make, ()) and p.dtype is torch.float32 and not isinstance(p, DTensor)
-        for p in model.parameters()
-    )
+    return all(is_plain(p) and p.device.type in _DEVICES.get(make, ()) for p in model.parameters())
 
 
 def keep_fused(optimizer: Optimizer) -> None:
     """Make a fused optimizer survive gradients that begin late, other memory formats, and checkpoints of other implementations."""
-    optimizer.register_step_pre_hook(_fill_in)
     optimizer.register_load_state_dict_pre_hook(_as_here)
+    keep_order(optimizer)
+
+
+def keep_order(optimizer: Optimizer) -> None:
+    """Keep gradients and state in the order of their parameters in memory, which fused kernels take for granted."""
+    optimizer.register_step_pre_hook(_fill_in)
     optimizer.register_load_state_dict_post_hook(_in_own_order)
+
+
+def is_plain(parameter: Tensor) -> bool:
+    """Check whether a parameter is one that fused kernels take: float32 on a CPU or CUDA device, not shared by ranks."""
+    return parameter.device.type in ("cpu", "cuda") and parameter.dtype is torch.float32 and not isinstance(parameter, DTensor)
 
 
 def _fill_in(optimizer: Optimizer, *_: object) -> None:

@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 
 from up.config.argument import NotNegative, Positive
 from up.config.checked import checked
+from up.optim.fused import is_plain, keep_order
 from up.types import Record
 
 Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+_UNBIASED = 1e30  # number of steps after which 1 - beta ** steps is 1
 
 
 class LAMB(Optimizer):
@@ -23,8 +25,8 @@ class LAMB(Optimizer):
     The gradient is first clipped to a global norm of ``max_grad_norm`` over all groups. The direction is
     u = m̂ / (√v̂ + eps) + weight_decay · p; it is scaled by the trust ratio ‖p‖ / ‖u‖ (1 where either is 0) in groups
     with weight decay, in all of them if ``always_adapt``. ``trust_clip`` caps the ratio at 1 (LAMBC);
-    ``grad_averaging=False`` adds gradients to m undamped. Every operation is a single call for all tensors of a group,
-    without waiting for the device. Raises ``UserError`` for a setting out of range.
+    ``grad_averaging=False`` adds gradients to m undamped. Nothing waits for the device. Raises ``UserError`` for a setting out of
+    range.
     """
 
     @checked
@@ -53,6 +55,9 @@ class LAMB(Optimizer):
             "always_adapt": always_adapt,
         }
         super().__init__(params, defaults)
+        first = self.param_groups[0]["params"][0]
+        self._step_supports_amp_scaling = grad_averaging and is_plain(first)  # torch's name for skipping by `found_inf`
+        keep_order(self)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -70,8 +75,12 @@ class LAMB(Optimizer):
         divisor = self._clip_divisor()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step_group(group, params, divisor)
+            if params and is_plain(params[0]) and group["grad_averaging"]:
+                # a GPU takes all tensors in one call; a CPU one after the other, which stay in its caches
+                for together in [params] if params[0].is_cuda else ([p] for p in params):
+                    self._step_fused(group, together, divisor)
+            elif params:
+                self._step_foreach(group, params, divisor)
         return loss
 
     def _clip_divisor(self) -> Tensor | None:
@@ -83,17 +92,51 @@ class LAMB(Optimizer):
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         return (norm / limit).clamp_(min=1.0)
 
-    def _step_group(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
+    def _step_fused(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
+        """Step by torch's fused Adam, which adds the direction m̂ / (√v̂ + eps) to the decay, and nothing if ``found_inf``."""
+        skipped: Tensor | None = getattr(self, "found_inf", None)
+        states = [self._state_of(p) for p in params]
+        means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        torch._foreach_add_(steps, 1)
+        update = list(torch._foreach_mul(params, group["weight_decay"]))
+        beta1, beta2 = group["betas"]
+        torch._fused_adam_(
+            update,
+            [p.grad for p in params if p.grad is not None],
+            means,
+            squares,
+            [],
+            steps if group["bias_correction"] else [torch.full_like(step, _UNBIASED) for step in steps],
+            lr=-1.0,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=divisor,
+            found_inf=skipped,
+        )
+        if skipped is not None:
+            torch._foreach_sub_(steps, [skipped] * len(steps))
+        self._apply(group, params, update, skipped)
+
+    def _step_foreach(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
+        """Step without fused kernels: tensors that ranks share, and gradients that are added to m undamped."""
         grads = [p.grad for p in params if p.grad is not None]
         if divisor is not None:
             grads = list(torch._foreach_div(grads, divisor))
         update = self._adam_direction(group, params, grads)
         if group["weight_decay"] != 0:
             torch._foreach_add_(update, params, alpha=group["weight_decay"])
+        self._apply(group, params, update, None)
+
+    def _apply(self, group: Record, params: list[Tensor], update: list[Tensor], skipped: Tensor | None) -> None:
         if group["weight_decay"] != 0 or group["always_adapt"]:
             ratios = _trust_ratios(params, update, capped=group["trust_clip"])
-            torch._foreach_addcmul_(params, update, ratios, value=-group["lr"])
-        else:
+            ratios = ratios if skipped is None else ratios * (1 - skipped)
+            torch._foreach_addcmul_(params, update, ratios.unbind(), value=-group["lr"])
+        else:  # in a skipped step the update is 0
             torch._foreach_add_(params, update, alpha=-group["lr"])
 
     def _adam_direction(self, group: Record, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
@@ -124,14 +167,16 @@ class LAMB(Optimizer):
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
         if not state:
-            state["step"] = torch.tensor(0.0)  # on the host: reading it must not wait for the device
+            state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if self._step_supports_amp_scaling and state["step"].device != p.device:  # new, or from a checkpoint
+            state["step"] = state["step"].to(p.device)
         return state
 
 
-def _trust_ratios(params: list[Tensor], update: list[Tensor], *, capped: bool) -> list[Tensor]:
-    """Compute ‖p‖ / ‖u‖ for each tensor, 1 where either norm is 0."""
+def _trust_ratios(params: list[Tensor], update: list[Tensor], *, capped: bool) -> Tensor:
+    """Compute ‖p‖ / ‖u‖ of each tensor, 1 where either norm is 0."""
     weights, steps = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
     ratios = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
-    return list((ratios.clamp(max=1.0) if capped else ratios).unbind())
+    return ratios.clamp(max=1.0) if capped else ratios

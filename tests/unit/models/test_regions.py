@@ -81,5 +81,11 @@ def test_replayed_outputs_are_copies(modes: list[str]) -> None:
     trunk = Fixed()
     compile_regions(Net([("trunk", trunk)]), "reduce-overhead")
     assert trunk(batch())["features"][0].data_ptr() != held.data_ptr()
+    net = Net([("trunk", trunk)])
+    compile_regions(net, "max-autotune")
+    gradient = trunk.layer.weight.grad = torch.ones(4, 3)
+    net(batch())
+    assert trunk.layer.weight.grad is not gradient  # of an earlier micro-batch
+    assert torch.equal(trunk.layer.weight.grad, gradient)
     compile_regions(Net([("trunk", trunk)]), "default")
     assert trunk(batch())["features"][0] is held
