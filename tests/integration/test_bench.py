@@ -27,7 +27,18 @@ def _folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
 
 
-@pytest.mark.parametrize(("kind", "only"), [("loader", ["crop-500", "workers-500"]), ("step", ["fixed"])])
+@pytest.mark.parametrize(
+    ("kind", "only"),
+    [
+        ("loader", ["crop-500", "workers-500"]),
+        ("step", ["fixed", "kd", "kd-cached", "bookkeeping"]),
+        ("start", ["first-step", "help"]),
+        ("memory", ["read", "once", "worker", "flat"]),
+        ("optimizer", ["lamb", "adamw"]),
+        ("predict", ["package"]),
+        ("run", ["resnet18"]),
+    ],
+)
 def test_a_kind(kind: str, only: list[str], tmp_path: Path) -> None:
     """Every cell of the rows gives a number, and the result file has them all."""
     path = tmp_path / "results.json"

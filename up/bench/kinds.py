@@ -9,13 +9,21 @@ from up.bench.cells import OURS, Row
 from up.errors import UserError
 from up.text import did_you_mean
 
-KINDS = {"loader": "up.bench.loader", "step": "up.bench.step"}
+KINDS = {
+    "loader": ("up.bench.loader",),
+    "step": ("up.bench.step", "up.bench.distill", "up.bench.ranks"),
+    "start": ("up.bench.start",),
+    "memory": ("up.bench.memory",),
+    "optimizer": ("up.bench.optimizer",),
+    "predict": ("up.bench.predict",),
+    "run": ("up.bench.run",),
+}
 ALL = "all"
 
 
 def rows_of(kind: str) -> list[Row]:
     """Return the rows of a kind, or of all kinds."""
-    return [row for name, module in KINDS.items() if kind in (name, ALL) for row in import_module(module).ROWS]
+    return [row for name, modules in KINDS.items() if kind in (name, ALL) for each in modules for row in import_module(each).ROWS]
 
 
 def chosen(rows: Sequence[Row], *, device: str, only: Sequence[str], against: Sequence[str]) -> list[Row]:

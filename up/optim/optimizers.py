@@ -67,7 +67,7 @@ def _names() -> Iterable[str]:
 
 OPTIMIZERS = Registry(
     "optimizer",
-    {"LAMB": "up.optim.lamb:LAMB", "LARS": "timm.optim:Lars"},
+    {"LAMB": "up.optim.lamb:LAMB", "LARS": "timm.optim:Lars", "Muon": "up.optim.muon:Muon"},
     others=_find,
     other_names=_names,
     contract=Contract("docs/add_a_part.md", base=lambda: (Optimizer,)),

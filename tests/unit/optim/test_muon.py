@@ -1,0 +1,111 @@
+"""Muon: the polynomial and two steps computed by hand, and torch's implementation for matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalized
+
+from up.errors import UserError
+from up.optim import build_optimizer
+from up.optim.muon import Muon
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.5, -1.0]])
+GRADIENTS = (torch.tensor([[0.5, -1.0, 0.25], [2.0, 0.1, -0.3]]), torch.tensor([[0.25, -1.0, 0.5], [-0.3, 0.1, 2.0]]))
+BF16 = 0.02  # torch iterates in bf16, whose relative precision is 2^-8
+
+
+def parameter(value: Tensor, *, channels_last: bool = False) -> nn.Parameter:
+    made = value.clone(memory_format=torch.channels_last) if channels_last else value.clone()
+    return nn.Parameter(made)
+
+
+def stepped(optimizer: torch.optim.Optimizer, p: nn.Parameter, gradients: tuple[Tensor, ...] = GRADIENTS) -> Tensor:
+    for gradient in gradients:
+        p.grad = gradient.clone()
+        optimizer.step()
+    return p.detach()
+
+
+def test_the_polynomial_by_hand() -> None:
+    """x <- a x + b x^3 + c x^5 on a singular value of 0.5, five times; roundings of bf16 add up."""
+    values = [0.5]
+    for _ in range(5):
+        x = values[-1]
+        values.append(3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5)
+    assert values[1:] == pytest.approx([1.188859, 0.896196, 0.824367, 0.937890, 0.765439], abs=1e-6)
+    pair = torch.diag(torch.tensor([0.5, 0.75**0.5]))  # of Frobenius norm 1
+    for steps in range(1, 6):
+        assert float(orthogonalized(pair, COEFFICIENTS, steps, 1e-7)[0, 0]) == pytest.approx(values[steps], abs=2 * BF16)
+
+
+def test_two_steps_by_hand() -> None:
+    """Nesterov momentum .95, five iterations, lr .02, decoupled decay .1; computed in float64."""
+    p = parameter(WEIGHT)
+    optimizer = Muon([p], lr=0.02, weight_decay=0.1)
+    first = stepped(optimizer, p, GRADIENTS[:1]).tolist()
+    expected = [[0.995334, -1.975321, 0.492801], [2.980557, 0.494491, -0.994767]]
+    assert [x for row in first for x in row] == pytest.approx([x for row in expected for x in row], abs=0.02 * BF16)
+    second = stepped(optimizer, p, GRADIENTS[1:]).tolist()
+    expected = [[0.988496, -1.956971, 0.485443], [2.968257, 0.492275, -1.011503]]
+    assert [x for row in second for x in row] == pytest.approx([x for row in expected for x in row], abs=0.02 * 2 * BF16)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2)])
+def test_a_matrix_steps_as_with_torch(nesterov: bool, shape: tuple[int, int]) -> None:
+    gradients = tuple(gradient.reshape(shape) for gradient in GRADIENTS)
+    ours, theirs = parameter(WEIGHT.reshape(shape)), parameter(WEIGHT.reshape(shape))
+    settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nesterov": nesterov, "ns_steps": 3}
+    got = stepped(Muon([ours], **settings), ours, gradients)  # type: ignore[arg-type]
+    assert torch.equal(got, stepped(torch.optim.Muon([theirs], **settings), theirs, gradients))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_convolution_is_a_matrix_of_its_filters(channels_last: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, gradient = (torch.randn(4, 3, 2, 2, generator=draw) for _ in range(2))
+    conv, flat = parameter(weight, channels_last=channels_last), parameter(weight.flatten(1))
+    got = stepped(Muon([conv]), conv, (gradient, gradient))
+    expected = stepped(torch.optim.Muon([flat], lr=0.02, weight_decay=0.0), flat, (gradient.flatten(1),) * 2)
+    torch.testing.assert_close(got.flatten(1), expected, atol=0.02 * BF16, rtol=0)
+
+
+def test_others_step_as_with_sgd() -> None:
+    """Biases always, and under ``min_ndim: 4`` matrices as well."""
+    ours, theirs = parameter(WEIGHT), parameter(WEIGHT)
+    mine = Muon([ours], lr=0.05, min_ndim=4, sgd_momentum=0.85, weight_decay=0.01)
+    sgd = torch.optim.SGD([theirs], lr=0.05, momentum=0.85, nesterov=True, weight_decay=0.01)
+    torch.testing.assert_close(stepped(mine, ours), stepped(sgd, theirs), atol=1e-6, rtol=0)
+
+
+def test_normalized_weights_have_the_norm_of_their_rows() -> None:
+    """Frobenius norm sqrt(2) before the step, of which lr 0 leaves nothing."""
+    p = parameter(WEIGHT)
+    assert float(stepped(Muon([p], lr=0.0, normalize_weights=True), p).norm()) == pytest.approx(2**0.5)
+
+
+def test_a_reload_continues_bit_equal() -> None:
+    whole, first = parameter(WEIGHT), parameter(WEIGHT)
+    expected = stepped(Muon([whole]), whole)
+    optimizer = Muon([first])
+    stepped(optimizer, first, GRADIENTS[:1])
+    second = parameter(first.detach())
+    resumed = Muon([second])
+    resumed.load_state_dict(optimizer.state_dict())
+    assert torch.equal(stepped(resumed, second, GRADIENTS[1:]), expected)
+
+
+def test_groups_of_a_net() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    rules = {"bn_b": {"lr": 1.0}, "conv_b": {"lr": 1.0}, "linear_w": {"lr": 10.0}}
+    optimizer = build_optimizer(net, "Muon", lr=0.5, min_ndim=4, pconfig=rules)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.5, 1.0, 10.0]
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"ns_steps": 0}, {"min_ndim": 1}, {"lr": -1.0}])
+def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Muon([parameter(WEIGHT)], **wrong)  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""Muon: momentum whose singular values are all moved to about 1, for the weights of hidden layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, overload
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim._muon import muon
+
+from up.config.argument import NotNegative, Positive
+from up.config.checked import checked
+from up.optim.lamb import Decay
+from up.types import Record
+
+
+class Muon(Optimizer):
+    """Orthogonalized momentum for weights of hidden layers (Jordan et al. 2024), and SGD with momentum for the others.
+
+    A weight with ``min_ndim`` dimensions or more is a matrix (first dimension, product of the others); its step is its Nesterov
+    momentum after ``ns_steps`` Newton-Schulz iterations X <- a X + b (X X') X + c (X X')^2 X, with (a, b, c) = ``ns_coefficients``,
+    computed by torch in bf16. ``min_ndim: 4`` means convolutions alone. Other parameters (biases, norms, and below ``min_ndim`` the
+    classifier) take steps of SGD with Nesterov momentum ``sgd_momentum``: give them an ``lr`` by ``pconfig``.
+    ``weight_decay`` is decoupled for matrices, and an L2 penalty for the others. ``normalize_weights`` scales each matrix to the
+    Frobenius norm sqrt(rows) before its step (airbench, Jordan 2024, arXiv 2404.00498).
+    """
+
+    @checked
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[Record] | Iterable[tuple[str, Tensor]],
+        lr: NotNegative = 0.02,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        weight_decay: NotNegative = 0.0,
+        ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        eps: Positive = 1e-7,
+        min_ndim: Annotated[int, Field(ge=2)] = 2,
+        normalize_weights: bool = False,
+        sgd_momentum: Decay = 0.9,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "weight_decay": weight_decay,
+                "ns_steps": ns_steps,
+                "ns_coefficients": tuple(ns_coefficients),
+                "eps": eps,
+                "min_ndim": min_ndim,
+                "normalize_weights": normalize_weights,
+                "sgd_momentum": sgd_momentum,
+            },
+        )
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter with a gradient; returns the result of ``closure``."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            self._step_matrices(group, [p for p in params if p.ndim >= group["min_ndim"]])
+            self._step_others(group, [p for p in params if p.ndim < group["min_ndim"]])
+        return loss
+
+    def _step_matrices(self, group: Record, params: list[Tensor]) -> None:
+        weights = [_columns_last(p, like=p).view(len(p), -1) for p in params]
+        if group["normalize_weights"] and weights:
+            norms = torch._foreach_norm(weights)
+            torch._foreach_mul_(weights, [len(weight) ** 0.5 / norm for weight, norm in zip(weights, norms, strict=True)])
+        muon(
+            weights,
+            [_columns_last(p.grad, like=p).reshape(len(p), -1) for p in params if p.grad is not None],
+            [_columns_last(self._momentum_of(p), like=p).view(len(p), -1) for p in params],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            ns_coefficients=group["ns_coefficients"],
+            ns_steps=group["ns_steps"],
+            eps=group["eps"],
+            adjust_lr_fn=None,  # sqrt(max(1, rows / columns))
+            has_complex=False,
+        )
+
+    def _step_others(self, group: Record, params: list[Tensor]) -> None:
+        if not params:
+            return
+        grads = [p.grad for p in params if p.grad is not None]
+        if group["weight_decay"] != 0:
+            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+        momenta = [self._momentum_of(p) for p in params]
+        torch._foreach_mul_(momenta, group["sgd_momentum"])
+        torch._foreach_add_(momenta, grads)
+        steps = torch._foreach_add(grads, momenta, alpha=group["sgd_momentum"])
+        torch._foreach_add_(params, steps, alpha=-group["lr"])
+
+    def _momentum_of(self, p: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state["momentum_buffer"]
+
+
+def _columns_last(tensor: Tensor, *, like: Tensor) -> Tensor:
+    """Order the dimensions as the memory of the weight ``like`` does, so that all but the first can be flattened without a copy.
+
+    The order of the columns changes nothing: it permutes those of the orthogonalized matrix likewise.
+    """
+    is_channels_last = like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if is_channels_last else tensor
