@@ -52,7 +52,7 @@ def rank_of(rank: int, steps: int, port: int, folder: str) -> None:
     from up.engine.faults import Fault
     from up.engine.hooks import Hooks, Outline
     from up.engine.meter import StepMeter
-    from up.engine.precision import is_finite
+    from up.engine.precision import Precision, is_finite
     from up.engine.session import Progress, TrainingSession
     from up.engine.step import StepData, StepOutput
     from up.tracking.log import MetricsFile, TensorBoard
@@ -63,7 +63,10 @@ def rank_of(rank: int, steps: int, port: int, folder: str) -> None:
     outline = Outline(Path(folder), torch.nn.Linear(1, 1), steps, steps, 64)
     hooks.each(lambda hook: hook.on_start(outline, 0))
     session = SimpleNamespace(  # the parts of a TrainingSession that a step touches
+        outline=outline,
         progress=Progress(),
+        precision=Precision(mode=None, device="cpu"),
+        report_every=20,
         fault=Fault(),
         stop=StopRequest(),
         stop_step=None,

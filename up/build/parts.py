@@ -12,6 +12,7 @@ from up.build.data import build_dataset, build_device_side, build_evaluation, tr
 from up.build.experiment import missing_files
 from up.build.features import Features, features_of
 from up.build.finetune import freezing_of, prepare_net
+from up.build.first_images import fit_to_images
 from up.build.network import build_net, distillation_of, precision_of, to_device
 from up.build.supernet import architecture_search_of
 from up.build.training import build_hooks, early_stopping_of, optimizer_of, schedule_of, timetable
@@ -101,6 +102,7 @@ def build_parts(
     stage, mix = build_device_side(experiment, train_data, derived, device)
     if distillation is not None and teacher_weights:
         distillation = distillation.with_cache(experiment, train_data, steps_per_epoch=times.steps_per_epoch, steps=times.total)
+    fit_to_images(net, train_data, stage, task.collate)
     net = to_device(experiment, net, device)
     features = features_of(experiment, train_data, net, freezing, times, mix=mix, precision=precision)
     watching, clip = build_hooks(experiment, net, class_names)

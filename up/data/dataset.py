@@ -141,7 +141,7 @@ class KeyedDataset(ABC):
         seed = key.seed(self._seed)
         seed_cpu(seed)
         visit = _Visit(self, seed)
-        transforms = [each.at(key.epoch) if isinstance(each, Scheduled) else each for each in self.stages.worker]
+        transforms = [each.at(key.epoch, key.index) if isinstance(each, Scheduled) else each for each in self.stages.worker]
         moved = visit.transformed(visit.read(key.index), transforms)
         boxes = names_of_boxes(moved)
         sample = self.finished(moved)

@@ -66,6 +66,7 @@ BACKBONES = Registry(
         **{name: f"up.models.convnets:{name}" for name in _CONVNETS.split()},
         **{name: f"up.models.transformers:{name}" for name in _TRANSFORMERS.split()},
         **{name: f"up.models.cswin:{name}" for name in _CSWIN.split()},
+        "airbench": "up.models.airbench:Airbench",
         "cell_network": "up.models.cells:cell_network",
         "cell_supernet": "up.models.supernet:cell_supernet",
         "timm": "up.models.timm_network:timm_network",

@@ -38,7 +38,7 @@ def test_the_polynomial_by_hand() -> None:
     assert values[1:] == pytest.approx([1.188859, 0.896196, 0.824367, 0.937890, 0.765439], abs=1e-6)
     pair = torch.diag(torch.tensor([0.5, 0.75**0.5]))  # of Frobenius norm 1
     for steps in range(1, 6):
-        assert float(orthogonalized(pair, COEFFICIENTS, steps, 1e-7)[0, 0]) == pytest.approx(values[steps], abs=2 * BF16)
+        assert float(orthogonalized(pair, COEFFICIENTS, steps, 1e-7)[0, 0]) == pytest.approx(values[steps], abs=3 * BF16)
 
 
 def test_two_steps_by_hand() -> None:

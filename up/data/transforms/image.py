@@ -73,11 +73,11 @@ class Geometric(Transform):
 
 
 class Scheduled(Transform):
-    """A transform that changes over the training: a data set applies ``at(epoch)`` in its place."""
+    """A transform that changes over the training: a data set applies ``at(epoch, index)`` in its place."""
 
     @abstractmethod
-    def at(self, epoch: int) -> Transform:
-        """Return the transform of ``epoch``."""
+    def at(self, epoch: int, index: int = 0) -> Transform:
+        """Return the transform of ``epoch``, for the sample ``index``."""
 
 
 class SampleTransform(ABC):

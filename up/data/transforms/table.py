@@ -23,6 +23,7 @@ from up.data.transforms.image import (
     Image,
     Interpolation,
     Probability,
+    Scheduled,
     Size,
     Targets,
     Transform,
@@ -34,6 +35,7 @@ from up.data.transforms.image import (
 from up.data.transforms.pixels import jittered
 from up.errors import UserError
 from up.registry import Registry
+from up.seed import key
 from up.text import count
 from up.types import Argument
 
@@ -60,6 +62,7 @@ TRANSFORMS = Registry(
         "torch_resize": "up.data.transforms.table:Resize",
         "torch_center_crop": "up.data.transforms.table:CenterCrop",
         "torch_random_horizontal_flip": "up.data.transforms.table:RandomHorizontalFlip",
+        "alternating_flip": "up.data.transforms.table:AlternatingFlip",
         "torch_color_jitter": "up.data.transforms.table:ColorJitter",
         "torch_auto_augmentation": "up.data.transforms.policies:AutoAugment",
         "torch_random_augmentation": "up.data.transforms.policies:RandAugment",
@@ -79,6 +82,9 @@ TRANSFORMS = Registry(
         "docs/add_a_part.md", methods=(Method("__call__", "def __call__(self, image: Image) -> Image", "the changed image"),)
     ),
 )
+
+
+_FLIP = 0x666C6970  # its own key, not the run's seed: the order of the images has that one
 
 
 class RandomResizedCrop(Geometric):
@@ -172,6 +178,23 @@ class RandomHorizontalFlip(Geometric):
         if torch.rand(()).item() >= self.p:
             return image, targets
         return F.horizontal_flip(image), {name: F.horizontal_flip(target) for name, target in targets.items()}
+
+
+class AlternatingFlip(Scheduled):
+    """Mirror each image in every second epoch: half of them, chosen by their index, in the even ones (Jordan 2024, section 3.6).
+
+    Over two epochs every image is seen in both forms, where a random flip repeats one of them half of the time.
+    """
+
+    def __init__(self) -> None:
+        self._forms = (RandomHorizontalFlip(p=0.0), RandomHorizontalFlip(p=1.0))
+
+    def at(self, epoch: int, index: int = 0) -> Transform:
+        """Return no flip or a flip, by the parity of ``epoch`` and a bit drawn for ``index``."""
+        return self._forms[(key(_FLIP, index) + epoch) % 2]
+
+    def __call__(self, image: Image) -> Image:
+        return image
 
 
 class ColorJitter(Transform):

@@ -101,7 +101,7 @@ class PbaSchedule(Scheduled):
         self.starts, self.total_epochs = starts, total_epochs
         self.policies = [PbaPolicy(segment["policy"]) for segment in schedule]
 
-    def at(self, epoch: int) -> PbaPolicy:
+    def at(self, epoch: int, index: int = 0) -> PbaPolicy:
         """Return the policy of ``epoch``. Raises ``UserError`` for a training whose length is not given in epochs."""
         if self.total_epochs is None:
             raise UserError("pba_schedule needs the number of epochs", fix="Set trainer.max_epoch instead of max_iter.")

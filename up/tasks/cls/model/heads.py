@@ -37,7 +37,11 @@ HEADS = Registry(
 
 CLASSIFIERS = Registry(
     "classifier",
-    {"linear": "up.tasks.cls.model.heads:LinearClassifier", "norm_linear": "up.tasks.cls.model.heads:NormLinearClassifier"},
+    {
+        "linear": "up.tasks.cls.model.heads:LinearClassifier",
+        "norm_linear": "up.tasks.cls.model.heads:NormLinearClassifier",
+        "scaled_linear": "up.tasks.cls.model.heads:ScaledLinearClassifier",
+    },
 )
 
 
@@ -83,6 +87,24 @@ class NormLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(self.temperature * F.normalize(input, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+class ScaledLinearClassifier:
+    """A last layer without bias; logits are (x W) / in_features, and W begins with standard deviation 1 (Jordan 2024)."""
+
+    def build(self, in_features: int, out_features: int) -> nn.Module:
+        return ScaledLinear(in_features, out_features)
+
+
+class ScaledLinear(nn.Linear):
+    """(x W) / in_features of ``x`` (B, in_features) -> (B, out_features)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.weight.data /= self.weight.data.std()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight) / self.in_features
 
 
 class Head(nn.Module, ABC):
