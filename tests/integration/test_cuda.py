@@ -136,6 +136,7 @@ def test_a_step_waits_for_nothing(config: Config, write: Write, amp: str, optimi
             train_loop(replace(session, loader_from=lambda step: watched))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+        session.hooks.each(lambda hook: hook.on_end(0, "failed"))  # closes their files
 
 
 @pytest.mark.parametrize("amp", [None, "bf16"])

@@ -128,6 +128,7 @@ class Precision:
             raise UserError(f"is bf16, which {torch.cuda.get_device_name()} does not compute", fix="Use fp16.", key="amp")
         self.loss_scale: LossScale | None = None
         self._unread: _Unread | None = None
+        self.is_late = self._device_type == "cuda"  # elsewhere the host computes anyway, or no optimizer skips a step itself
         if mode == "fp16" and scale_factor == "dynamic":
             self.loss_scale = LossScale(device)
         elif mode == "fp16":
@@ -168,7 +169,7 @@ class Precision:
                 torch._foreach_mul_([local(grad) for grad in grads], factor)
         norm = clip.norm(grads)
         skipped = (~norm.isfinite()).float()
-        is_late = norm.is_cuda and clip.is_stateless and can_skip(optimizer)
+        is_late = self.is_late and clip.is_stateless and can_skip(optimizer)
         if is_late or not skipped:
             clip.clip_(grads, norm)
             step_unless(skipped if is_late else None, optimizer)

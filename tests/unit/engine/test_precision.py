@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from tests.harness.facts import facts
-from up.engine.clip import Clip, ClipNorm
+from up.engine.clip import Clip, ClipNorm, RunningClip
 from up.engine.precision import Precision, not_finite
 from up.errors import NumericalError, UserError
+from up.optim import build_optimizer
 
 
 def net() -> nn.Module:
@@ -134,6 +135,73 @@ def test_scale_grows_and_shrinks_as_torchs() -> None:
         step(ours, model, optimizer, x)
         assert ours.state_dict()["scale"] == torchs.get_scale()
         assert model.weight.item() == other.weight.item()
+
+
+def late(mode: Any = None) -> Precision:
+    """As on a GPU, where the device skips a step and the host learns of it one step later."""
+    precision = Precision(mode=mode, device="cpu")
+    precision.is_late = True
+    return precision
+
+
+@pytest.mark.parametrize("name", ["AdamW", "LAMB"])
+def test_a_failure_is_raised_one_step_later_with_its_own_blame(name: str) -> None:
+    model, precision = Line(), late()
+    optimizer = build_optimizer(model, name, lr=0.5)
+    for x in (1.0, float("nan")):
+        before = model.weight.item()
+        precision.backward((model.weight * x).sum())
+        precision.step(optimizer, ClipNorm(max_norm=1.0), lambda x=x: f"images of {x}")  # type: ignore[misc]
+    assert model.weight.item() == before
+    precision.backward(model.weight.sum())
+    with pytest.raises(NumericalError, match=facts("nan", "move", "images of nan")):
+        precision.step(optimizer, Clip(), lambda: "images of 3")
+    assert model.weight.item() == before
+    precision.settle()  # it is raised once
+
+
+def test_a_failure_is_raised_before_anything_is_saved_or_evaluated() -> None:
+    model, precision = Line(), late()
+    precision.backward((model.weight * float("inf")).sum())
+    precision.step(build_optimizer(model, "AdamW", lr=0.5), Clip())
+    with pytest.raises(NumericalError, match="norm is nan"):
+        precision.settle()
+
+
+@pytest.mark.parametrize(("name", "clip"), [("RMSprop", Clip()), ("AdamW", RunningClip(max_norm=None))])
+def test_where_the_device_cannot_skip_the_host_waits(name: str, clip: Clip) -> None:
+    model, precision = Line(), late()
+    precision.backward((model.weight * float("nan")).sum())
+    with pytest.raises(NumericalError):
+        precision.step(build_optimizer(model, name, lr=0.5), clip)
+    assert model.weight.item() == 1.0
+    assert clip.limit() is None
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "LAMB"])
+def test_the_scale_of_fp16_and_the_weights_do_not_depend_on_when_the_host_learns(name: str) -> None:
+    found = []
+    for precision in (Precision(mode="fp16", device="cpu"), late("fp16")):
+        assert precision.loss_scale is not None
+        precision.loss_scale.growth_interval = 2
+        model = Line()
+        optimizer = build_optimizer(model, name, lr=0.1)
+        for x in (float("inf"), 1.0, 2.0, 3.0, float("nan"), 1.0, float("inf"), 2.0, 2.0):
+            precision.backward((model.weight * x).sum())
+            precision.step(optimizer, Clip())
+        precision.settle()
+        found.append((model.weight.item(), precision.state_dict()))
+    assert found[0] == found[1]
+
+
+def test_overflow_at_the_smallest_scale_is_a_late_failure() -> None:
+    model, precision = Line(), late("fp16")
+    optimizer = build_optimizer(model, "AdamW", lr=0.5)
+    for _ in range(17):  # 65536 -> 1, and once more
+        precision.backward((model.weight * float("nan")).sum())
+        precision.step(optimizer, Clip())
+    with pytest.raises(NumericalError, match="smallest loss scale 1"):
+        precision.settle()
 
 
 def test_state_resumes() -> None:
