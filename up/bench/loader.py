@@ -6,11 +6,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings, Target
 from up.types import Kwargs
+
+if TYPE_CHECKING:
+    from up.data.records import Dataset
 
 SIZE = 224
 _CROP: Sequence[Kwargs] = [
@@ -51,6 +55,19 @@ def _row(name: str, title: str, transforms: str, size: str, targets: Sequence[Ta
 
 def _prepared(size: str) -> Sequence[BenchCell]:
     return [BenchCell("photos", "up.bench.images:prepare_photos", {"size": size})]
+
+
+def _cache_row() -> Row:
+    cells = [
+        BenchCell(OURS, f"{__name__}:ours_from_cache", {"form": "rgb"}),
+        BenchCell("yuv420", f"{__name__}:ours_from_cache", {"form": "yuv420"}),
+        BenchCell("files", f"{__name__}:ours", {"transforms": "crop", "size": "500"}),
+    ]
+    forms = [BenchCell(form, f"{__name__}:prepare_cache", {"form": form}) for form in ("rgb", "yuv420")]
+    title = "The same from `up data cache` (rgb, shorter side 256), next to our own reading of the files"
+    bound = "The antialiased resize of the crop, and Python's share of a sample; nothing is decoded."
+    targets = [Target(2.0, "at least", "files")]
+    return Row("loader.cache-500", title, "images/s", cells, targets, bound, [*_prepared("500"), *forms], threads=1)
 
 
 def _workers_row() -> Row:
@@ -108,33 +125,73 @@ ROWS = [
         [],
         "Full decoding: evaluation never scales in the decoder, so that its pixels are those of Pillow.",
     ),
+    _cache_row(),
     _workers_row(),
 ]
 
 
-def dataset_of(folder: Path, transforms: Sequence[Kwargs], reader: Kwargs | None = None):  # type: ignore[no-untyped-def]
-    """Build the data set of ``folder`` as a YAML file would, with the default reader or ``reader``."""
+def reader_type() -> str:
+    """Return the type of the fastest image reader that keeps the pixels of training."""
+    from up.data.readers import READERS
+
+    return "auto" if "auto" in READERS else "fs_turbo"
+
+
+def dataset_of(folder: Path, transforms: Sequence[Kwargs], **more: object):  # type: ignore[no-untyped-def]
+    """Build the data set of ``folder`` as a YAML file would; ``more`` are further keyword arguments of it."""
     from up.build.experiment import all_tables, find_task
     from up.config.parts import build_part
-    from up.data.readers import READERS
 
     tables = all_tables(find_task("cls"), [])
     kwargs = {
         "meta_file": str(folder),
         "meta_type": "image_folder",
-        "image_reader": reader or {"type": "auto" if "auto" in READERS else "fs_turbo"},
+        "image_reader": {"type": reader_type()},
         "transformer": [*transforms, {"type": "to_tensor"}],
+        **more,
     }
     return build_part({"type": "cls", "kwargs": kwargs}, "dataset", tables, {"seed": 0})
 
 
-def ours(settings: Settings, transforms: str, size: str, reader: Kwargs | None = None) -> Reading:
+def prepare_cache(settings: Settings, form: str) -> None:
+    """Build the image cache of the photographs of 500 pixels, unless it is there."""
+    cache_of(settings, form)
+
+
+def cache_of(settings: Settings, form: str) -> Path:
+    """Return the image cache of a form; build it where needed."""
+    from up import __version__
+    from up.__main__ import main as command
+    from up.bench.images import made, photos
+
+    images = photos(settings, "500")
+
+    def write(folder: Path) -> None:
+        words = ["data", "cache", str(images), "--out", str(folder), "--form", form, "--reader", reader_type()]
+        if command([*words, "--short-side", "256"]):
+            raise RuntimeError("the cache could not be built")
+
+    return made(settings.folder / f"cache-{form}-{images.name}-{__version__}", write)
+
+
+def ours_from_cache(settings: Settings, form: str) -> Reading:
+    """Measure our data set on an image cache: crops of stored pixels instead of decoding."""
+    from up.bench.images import photos
+
+    data = dataset_of(photos(settings, "500"), TRANSFORMS["crop"], cache=str(cache_of(settings, form)))
+    return _by_key(settings, data)
+
+
+def ours(settings: Settings, transforms: str, size: str) -> Reading:
     """Measure our data set: keyed randomness, reading, transforms, uint8 tensors (3, H, W)."""
     from up.bench.images import photos
+
+    return _by_key(settings, dataset_of(photos(settings, size), TRANSFORMS[transforms]))
+
+
+def _by_key(settings: Settings, data: Dataset) -> Reading:
     from up.bench.timing import rate
     from up.data.records import SampleKey
-
-    data = dataset_of(photos(settings, size), TRANSFORMS[transforms], reader)
 
     def work(index: int) -> int:
         data[SampleKey(*divmod(index, len(data)))]

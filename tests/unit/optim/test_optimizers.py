@@ -121,7 +121,7 @@ def test_resnet_strikes_back_recipe() -> None:
         ("SGD", {"lr": -0.1}, "lr: got -0.1"),
         ("SGD", {"lr": 0.1, "nesterov": True}, "SGD: Nesterov momentum requires a momentum"),
         ("adafactor", {}, "lr: is missing"),
-        ("Muon", {"lr": 0.1}, "Muon: .*2D"),
+        ("Muon", {"lr": 0.1, "ns_steps": 0}, "ns_steps"),
         ("Rprop", {"lr": 0.1, "pconfig": {"linear_b": {"weight_decay": 0.0}}}, "pconfig.linear_b.kwargs.weight_decay: Rprop"),
     ],
 )
