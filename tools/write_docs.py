@@ -1,5 +1,5 @@
-"""Write docs/config.md from the code (the sections' field docstrings, the parts' signatures and docstrings), and the code that
-docs/tour.md quotes.
+"""Write docs/config.md from the code (the sections' field docstrings, the parts' signatures and docstrings), docs/performance.md
+from the result files in benchmarks/, and the code that docs/tour.md quotes.
 
     python tools/write_docs.py [--check]
 
@@ -22,6 +22,8 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # from a checkout that is not installed
 
+from up.bench.page import page as performance  # noqa: E402
+from up.bench.results import read_results  # noqa: E402
 from up.build.experiment import all_tables, find_task  # noqa: E402
 from up.config.section import Section, sections_in  # noqa: E402
 from up.config.signature import Parameter, signature_of  # noqa: E402
@@ -218,8 +220,13 @@ def cell(text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Return the text of each page that is made from the code."""
-    tour = DOCS / "tour.md"
-    return {DOCS / "config.md": page(), tour: quoted_anew(tour.read_text(encoding="utf-8"))}
+    tour, head = DOCS / "tour.md", DOCS / "_performance_head.md"
+    results = [read_results(path) for path in sorted((ROOT / "benchmarks").glob("*.json"))]
+    return {
+        DOCS / "config.md": page(),
+        DOCS / "performance.md": performance(head.read_text(encoding="utf-8"), results),
+        tour: quoted_anew(tour.read_text(encoding="utf-8")),
+    }
 
 
 def quoted_anew(text: str) -> str:

@@ -10,6 +10,7 @@ from up.bench.kinds import KINDS, rows_of
 from up.bench.results import outcome_of
 from up.bench.statistics import Outcome, Spread
 from up.bench.table import limit_of, number, range_of, with_unit
+from up.text import count
 from up.types import Json, Record
 
 _TITLES = {
@@ -21,7 +22,6 @@ _TITLES = {
     "predict": "Predictions",
     "run": "A whole run",
 }
-_NAMES = {"gpu": "GPU", "cpu": "CPU"}
 
 
 def page(head: str, results: Sequence[Record]) -> str:
@@ -44,7 +44,7 @@ def by_machine(results: Sequence[Record]) -> list[list[Record]]:
 def chapter(records: Sequence[Record]) -> Iterator[str]:
     """Write the tables of one machine, kind by kind."""
     first = records[0]
-    yield from (f"## {title_of(first['machine'])}", "", facts_of(records), "")
+    yield from (f"## {title_of(first['machine'])}", "", *facts_of(records), "")
     for kind in KINDS:
         found = list(rows_with_results(rows_of(kind), records))
         if found:
@@ -57,7 +57,8 @@ def chapter(records: Sequence[Record]) -> Iterator[str]:
             for outcome in found:
                 yield from table_lines(outcome)
             yield ""
-            yield from (f"- {outcome.row.title}. {outcome.row.bound}" for outcome in found if outcome.row.bound)
+            yield from ("What bounds them:", "")
+            yield from (f"- *{outcome.row.title}.* {outcome.row.bound}" for outcome in found if outcome.row.bound)
             yield ""
 
 
@@ -102,20 +103,18 @@ def title_of(machine: Mapping[str, Json]) -> str:
     return f"{machine['gpu']}, {cpus}" if "gpu" in machine else f"{cpus}, {machine['cpu']}"
 
 
-def facts_of(records: Sequence[Record]) -> str:
-    """Write date, hardware, versions and settings in a paragraph."""
-    first = records[0]
-    machine = first["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+def facts_of(records: Sequence[Record]) -> Iterator[str]:
+    """Write hardware and versions, and the settings of each result file."""
+    machine = records[0]["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
     fast = f" with {', '.join(machine['instructions'])}" if machine["instructions"] else ""
-    settings = first["settings"]
-    dates = sorted({str(record["date"]) for record in records})
-    busy = sum(record["others"]["busy_cells"] for record in records)
-    cells = sum(record["others"]["cells"] for record in records)
-    others = f"Other processes disturbed {busy} of {cells} cells" if busy else "No other process disturbed a cell"
-    clock = "" if settings["clock"] == "wall" else " of CPU time"
-    return (
-        f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))} on {machine['cpu']}{fast}, {machine['memory_gb']} GB, "
-        f"{machine['system']}; {versions}. {settings['rounds']} rounds of {number(settings['seconds'])} s{clock} a cell, "
-        f"{settings['threads']} threads where a row says nothing else. {others}."
-    )
+    yield f"{machine['cpu']}{fast}, {machine['memory_gb']} GB, {machine['system']}; {versions}."
+    yield ""
+    for record in records:
+        kinds = dict.fromkeys(str(row["name"]).partition(".")[0] for row in record["rows"])
+        settings, others = record["settings"], record["others"]
+        clock = "CPU time" if settings["clock"] == "cpu" else "wall clock"
+        calm = "no cell disturbed by other processes"
+        busy = f"{others['busy_cells']} of {others['cells']} cells disturbed by other processes" if others["busy_cells"] else calm
+        what = f"{count(settings['rounds'], 'round')} of {number(settings['seconds'])} s a cell, {clock}"
+        yield f"- {', '.join(kinds)}: {record['date']}, {what}, {count(settings['threads'], 'thread')}; {busy}."
