@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,25 +99,24 @@ def test_two_workers_are_faster_than_one(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[str]:
+def database() -> Iterator[str]:
     """The URL of a PostgreSQL server that lives as long as the test."""
-    pytest.importorskip("psycopg2")
+    pytest.importorskip("psycopg")
     if not POSTGRES:
         pytest.skip("PostgreSQL is not installed")
-    data, port = tmp_path / "postgres", 20_000 + os.getpid() % 20_000
     user = ["runuser", "-u", "nobody", "--"] if os.geteuid() == 0 else []  # the server refuses to run as root
-    data.mkdir()
-    if user:
-        shutil.chown(data, "nobody")
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
-    options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
-    subprocess.run([*user, POSTGRES[-1] / "initdb", "-D", data, "-U", "up", "--auth=trust"], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*user, POSTGRES[-1] / "pg_ctl", "-D", data, "-o", options, "-w", "-l", data / "log", "start"], check=True)
-    try:
-        yield f"postgresql://up@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*user, POSTGRES[-1] / "pg_ctl", "-D", data, "-m", "immediate", "stop"], check=True)
+    with tempfile.TemporaryDirectory() as folder:  # not below pytest's, which belongs to its user alone
+        data, port = Path(folder), 20_000 + os.getpid() % 20_000
+        if user:
+            shutil.chown(data, "nobody")
+        options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
+        quiet = {"check": True, "stdout": subprocess.DEVNULL}
+        subprocess.run([*user, POSTGRES[-1] / "initdb", "-D", data, "-U", "up", "--auth=trust"], **quiet)
+        subprocess.run([*user, POSTGRES[-1] / "pg_ctl", "-D", data, "-o", options, "-w", "-l", data / "log", "start"], **quiet)
+        try:
+            yield f"postgresql://up@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*user, POSTGRES[-1] / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **quiet)
 
 
 def test_a_second_host_shares_the_search_by_a_database(images: Path, tmp_path: Path, database: str) -> None:

@@ -172,7 +172,7 @@ def finish(stage: Stage, tell: Callable[[str], object]) -> None:
 def work_along(search: Search, worker: Worker, tell: Callable[[str], object]) -> bool:
     """Work on whatever stage the driver has begun, until the search ends; returns False after a signal.
 
-    Raises ``UserError`` if no search has been started in the run folder.
+    Raises ``UserError`` if no search has been started in the run folder, or if it failed where it is driven.
     """
     state = State(search.run)
     idle = False
@@ -182,9 +182,14 @@ def work_along(search: Search, worker: Worker, tell: Callable[[str], object]) ->
             fix = f"Start it first: up search --config {search.path}"
             raise UserError(f"{search.run} has no search", fix=fix)
         running = [name for name, each in found.get("stages", {}).items() if each.get("state") == "running"]
-        if found.get("state") in ("done", "failed") or holder_of(search.run / DRIVER) is None and idle:
+        if found.get("state") == "failed":
+            fix = f"See the output of `up search --config {search.path}`, and run it again."
+            raise UserError(f"the search in {search.run} failed where it is driven", fix=fix)
+        is_driven = holder_of(search.run / DRIVER) is not None
+        if found.get("state") == "done" or idle and not is_driven:
+            tell("the search is done" if found.get("state") == "done" else "the search stopped: no process drives it any more")
             return True
-        idle = holder_of(search.run / DRIVER) is None
+        idle = not is_driven
         for name in running:
             stage = stage_of(search, name)
             controls = control_stage(stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 JOURNAL = "study.journal"
-_DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "grpc": "grpcio"}
+_PACKAGES = {  # of the modules that a storage imports; which one a URL means is for SQLAlchemy to say
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "grpc": "grpcio",
+}
 
 
 class _KernelLock:
@@ -56,8 +62,9 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
         options = {"pool_pre_ping": True}
         return optuna.storages.RDBStorage(storage, engine_kwargs=options, skip_compatibility_check=False)
     except ImportError as error:
-        name = _DRIVERS[storage.partition(":")[0].partition("+")[0]]
-        fix = f"Install it: pip install {name}"
+        missing = next((each.name for each in (error.__cause__, error) if isinstance(each, ImportError) and each.name), "")
+        module = missing.partition(".")[0]
+        fix = f"Install it: pip install {shlex.quote(_PACKAGES.get(module, module or 'its driver'))}"
         raise UserError(f"the driver of {storage.partition('://')[0]} is not installed", key="search.storage", fix=fix) from error
     except Exception as error:  # whatever a driver raises where there is no server
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
