@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
 
     def as_record(self, run: Path) -> Record:
         """Return the configuration, whose run folder is ``run``."""
-        optimizer = {"lr": 0.01, **({"momentum": 0.9} if self.optimizer == "SGD" else {})}
+        optimizer = {"lr": 0.001, **({"momentum": 0.9} if self.optimizer == "SGD" else {})}
         endless = {"max_iter": 10**9, "is_eval": False, "save_freq": 10**9}
         runtime = {"device": self.device, "compile": self.compiled, "plugins": ["up.bench.parts"]}
         return {
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
             "trainer": {
                 **({"max_epoch": self.epochs} if self.epochs else endless),
                 "optimizer": {"type": self.optimizer, "kwargs": optimizer},
-                "lr_scheduler": {"type": "polylr"},
+                "lr_scheduler": {"type": "polylr", "warmup_register_type": "no_scale_lr"},
             },
             "saver": {"save_dir": str(run)},
             "net": [

@@ -219,5 +219,5 @@ def optimizer_by_hand(recipe: Recipe, net: nn.Module):  # type: ignore[no-untype
     from timm.optim import Lamb
 
     if recipe.optimizer == "LAMB":
-        return Lamb(net.parameters(), lr=0.01)
-    return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+        return Lamb(net.parameters(), lr=0.001)
+    return torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
