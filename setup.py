@@ -1,9 +1,12 @@
 """Package metadata; exact versions for a reproducible set-up stand in constraints.txt."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_text(encoding="utf-8")).group(1)
@@ -11,10 +14,33 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_
 DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
 VIZ = ["matplotlib>=3.8", "jinja2>=3.1"]
 SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.11"]  # scipy: of Optuna's gp and of cmaes, which do not name it
-# Optional: without a compiler the operations of Pillow and torchvision are used, which give the same pixels. A fused multiply-add
-# rounds once less than they do.
-PIXELS = Extension("up.data._pixels", ["up/data/_pixels.c"], extra_compile_args=["-O3", "-ffp-contract=off"], optional=True)
 DEMO = ["scikit-learn>=1.4", *VIZ]
+FAST = ["torchcodec>=0.16", "simplejpeg>=1.9"]  # decoders of JPEG where the extensions below are not built
+
+
+class OptionalExtensions(build_ext):
+    """Build what this machine can build, and skip the rest with a line: other libraries give the same pixels, more slowly."""
+
+    def build_extension(self, ext):
+        try:
+            if ext is JPEG:
+                self._expect_header()
+            super().build_extension(ext)
+        except Exception as error:  # no compiler, another one, no Python.h: each raises its own
+            print(f"skipped {ext.name}, which makes reading of images faster: {error}", file=sys.stderr)
+
+    def _expect_header(self):
+        command = [*getattr(self.compiler, "compiler", ["cc"]), *(f"-I{folder}" for folder in self.compiler.include_dirs)]
+        source = b"#include <stdio.h>\n#include <jpeglib.h>\n"
+        if subprocess.run([*command, "-E", "-"], input=source, capture_output=True).returncode:
+            raise FileNotFoundError("jpeglib.h is missing (Debian: libjpeg62-turbo-dev; libjpeg-turbo-devel, libjpeg-turbo8-dev)")
+
+
+# Nothing is linked: libjpeg-turbo is the one in Pillow. A fused multiply-add rounds once less than Pillow and torchvision do.
+JPEG, *OTHERS = (
+    Extension(f"up.data.{name}", [f"up/data/{name}.c"], extra_compile_args=["-O3", "-ffp-contract=off"], optional=True)
+    for name in ("_jpeg", "_pixels", "_resize")
+)
 
 setup(
     name="up-perception",  # the plain name is taken on PyPI
@@ -25,8 +51,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["up", "up.*"]),
-    ext_modules=[PIXELS],
     package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi"]},
+    ext_modules=[JPEG, *OTHERS],
+    cmdclass={"build_ext": OptionalExtensions},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
@@ -45,6 +72,7 @@ setup(
         "demo": DEMO,
         "viz": VIZ,
         "search": SEARCH,
+        "fast": FAST,
         "dev": [
             *DEPLOY,
             *DEMO,

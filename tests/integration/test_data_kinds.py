@@ -315,7 +315,7 @@ CASES: dict[str, dict[str, Case]] = {
         "unlabelled": unlabelled,
     },
     "image_reader": {
-        **{name: reader(name) for name in ("fs_pillow", "fs_opencv", "fs_turbo")},
+        **{name: reader(name, fast_decode=True) for name in ("fs_pillow", "fs_opencv", "fs_turbo", "auto")},
         "fs_multichannel": reader("fs_multichannel", channels=3),
     },
     "transform": {

@@ -28,6 +28,7 @@ from up.data.readers import Reader
 from up.data.records import Sample, SampleKey, Transform
 from up.data.transforms.image import SampleTransform, Scheduled, applied, kind_of
 from up.data.transforms.stages import Stages, split
+from up.data.transforms.view import Draw, OneView, first_view, offers
 from up.errors import Ending, Problem, UserError
 from up.seed import key as mix
 from up.seed import seed_cpu
@@ -84,6 +85,12 @@ class KeyedDataset(ABC):
         ``image`` is a Pillow image in RGB or a tensor (3, H, W), uint8 or float. Raises ``OSError`` or ``BadImage`` when the image
         cannot be read.
         """
+
+    def read_view(self, index: int, view: OneView) -> Sample:
+        """Return image ``index`` as ``read`` does, its image through ``view``; a data set may decode that part alone."""
+        sample = self.read(index)
+        sample.image = view(sample.image)
+        return sample
 
     @property
     def label_sets(self) -> PackedLabels | None:
@@ -142,7 +149,7 @@ class KeyedDataset(ABC):
         seed_cpu(seed)
         visit = _Visit(self, seed)
         transforms = [each.at(key.epoch, key.index) if isinstance(each, Scheduled) else each for each in self.stages.worker]
-        moved = visit.transformed(visit.read(key.index), transforms)
+        moved = visit.sample(key.index, transforms)
         boxes = names_of_boxes(moved)
         sample = self.finished(moved)
         what = boxes_problem(sample, boxes)
@@ -162,7 +169,12 @@ class _Visit:
         self._drawn = 0
         self.bad: Problem | None = None
 
-    def transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
+    def sample(self, index: int, transforms: Sequence[Transform]) -> Sample:
+        """Read sample ``index``, or another one in its place, and apply the transforms, the first ones as it is read."""
+        draw, rest = first_view(transforms) if offers(self._dataset, "read_view", "read") else (None, transforms)
+        return self._transformed(self._read(index, draw), rest)
+
+    def _transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
         for position, transform in enumerate(transforms):
             if getattr(transform, "takes_second", False):
                 before = transforms[:position] if getattr(transform, "transform_second", False) else ()
@@ -175,11 +187,11 @@ class _Visit:
                 sample.update(moved)
         return sample
 
-    def read(self, index: int) -> Sample:
+    def _read(self, index: int, draw: Draw | None) -> Sample:
         """Read sample ``index``, or instead of one that cannot be read another, chosen by the seed."""
         dataset = self._dataset
         try:
-            return read_sample(dataset, index)
+            return self._attempt(index, draw)
         except BadImage as bad:
             if dataset.on_bad_image == "error":
                 fix = "Repair it, or set on_bad_image: skip to continue without it."
@@ -187,15 +199,23 @@ class _Visit:
             self.bad = self.bad or bad.problems[0]
         for attempt in range(_TRIES):
             try:
-                return read_sample(dataset, mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset))
+                return self._attempt(mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset), draw)
             except BadImage:
                 continue
         raise UserError(f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either.")
 
+    def _attempt(self, index: int, draw: Draw | None) -> Sample:
+        before = torch.get_rng_state()
+        try:
+            return read_sample(self._dataset, index, draw)
+        except BadImage:
+            torch.set_rng_state(before)  # the view of an image that turns out to be bad was drawn
+            raise
+
     def _second(self, transforms: Sequence[Transform]) -> Sample:
         """Draw another sample of the data set, after ``transforms``."""
         self._drawn += 1
-        return self.transformed(self.read(mix(self._seed, _SECOND, self._drawn) % len(self._dataset)), transforms)
+        return self.sample(mix(self._seed, _SECOND, self._drawn) % len(self._dataset), transforms)
 
 
 class _Subset(KeyedDataset):
@@ -209,6 +229,9 @@ class _Subset(KeyedDataset):
 
     def read(self, index: int) -> Sample:
         return self.whole.read(int(self.kept[index]))
+
+    def read_view(self, index: int, view: OneView) -> Sample:
+        return _seen(self.whole, int(self.kept[index]), view)
 
     @property
     def label_sets(self) -> PackedLabels | None:
@@ -256,10 +279,18 @@ def subset_of(dataset: D, kept: NDArray[np.int64]) -> D:
     return made
 
 
-def read_sample(dataset: KeyedDataset, index: int) -> Sample:
-    """Sample ``index``, not transformed. Raises ``BadImage``, and ``PartError`` for a sample of another form."""
+def _seen(dataset: KeyedDataset, index: int, view: OneView) -> Sample:
+    """Sample ``index``, its image through ``view``, where its class may override ``read`` alone."""
+    return dataset.read_view(index, view) if offers(dataset, "read_view", "read") else KeyedDataset.read_view(dataset, index, view)
+
+
+def read_sample(dataset: KeyedDataset, index: int, draw: Draw | None = None) -> Sample:
+    """Sample ``index``, not transformed but for the view that ``draw`` draws.
+
+    Raises ``BadImage``, and ``PartError`` for a sample of another form.
+    """
     try:
-        sample = dataset.read(index)
+        sample = dataset.read(index) if draw is None else dataset.read_view(index, OneView(draw, may_scale=dataset.train))
     except OSError as error:
         if isinstance(error, Ending) or error.errno not in _UNREADABLE:
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 Size = tuple[int, int]  # height, width
 
 
@@ -14,3 +16,12 @@ def center_corner(size: Size, crop: Size) -> Size:
         round((side - wanted) / 2) if side >= wanted else -((wanted - side) // 2) for side, wanted in zip(size, crop, strict=True)
     )
     return top, left
+
+
+class Box(NamedTuple):
+    """Part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int

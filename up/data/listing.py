@@ -19,7 +19,6 @@ from typing_extensions import Self
 
 from up.data.bad_images import Listed
 from up.data.packed import PackedStrings, StringPacker
-from up.data.readers import Reader
 from up.data.records import Image
 from up.data.roots import ImageRoot
 from up.data.sampler import permutation
@@ -65,8 +64,8 @@ class Listing:
         """Return the path of a file."""
         return self.roots[int(self.source[index])].path_of(self.names[index])
 
-    def read(self, index: int, reader: Reader) -> Image:
-        """Read an image, which errors name by its line in the list.
+    def read(self, index: int, reader: Callable[[str, str], Image]) -> Image:
+        """Read an image by its path with ``reader``, whose errors name it by its line in the list.
 
         Raises ``BadImage``, and ``MetaError`` where a symbolic link leads out of the folder of the images.
         """

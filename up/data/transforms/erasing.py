@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from up.config.argument import NoEffect
 from up.config.checked import checked
+from up.data.geometry import Box
 from up.data.transforms.image import Image, Probability, Transform, expect_range
 from up.errors import UserError
 from up.text import Verbatim
 
 _ATTEMPTS = 10
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 class RandomErasing(Transform):

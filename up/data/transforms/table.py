@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from up.config.argument import NoEffect
 from up.config.checked import checked
 from up.config.contract import Contract, Method
-from up.data.geometry import center_corner
+from up.data.geometry import Box, center_corner
 from up.data.records import Transform as AnyTransform
 from up.data.transforms.image import (
     BY_PILLOW,
@@ -33,6 +33,7 @@ from up.data.transforms.image import (
     size_of,
 )
 from up.data.transforms.pixels import jittered
+from up.data.transforms.view import View
 from up.errors import UserError
 from up.registry import Registry
 from up.seed import key
@@ -101,7 +102,7 @@ class RandomResizedCrop(Geometric):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bilinear",
     ) -> None:
-        self.size = height_width(size)
+        self.size, self.interpolation = height_width(size), interpolation
         self._crop = v2.RandomResizedCrop(
             self.size,
             scale=expect_range(scale, "torch_random_resized_crop.scale"),
@@ -109,10 +110,16 @@ class RandomResizedCrop(Geometric):
             interpolation=MODES[interpolation],
             antialias=True,
         )
-        self._by_pillow = interpolation in BY_PILLOW
 
     def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
-        return moved(self._crop, image, targets, by_pillow=self._by_pillow)
+        if targets or self.interpolation in BY_PILLOW:
+            return moved(self._crop, image, targets, by_pillow=self.interpolation in BY_PILLOW)
+        return self.view(size_of(image)).of(image), targets
+
+    def view(self, size: Size) -> View:
+        """Draw the part of an image of this size."""
+        drawn = self._crop.make_params([torch.empty((1, *size), device="meta")])
+        return View.whole(Box(drawn["top"], drawn["left"], drawn["height"], drawn["width"]), self.size, self.interpolation)
 
     def output_size(self, size: Size | None) -> Size | None:
         return self.size
@@ -128,7 +135,15 @@ class Resize(Geometric):
         self._resize = v2.Resize(size, interpolation=MODES[interpolation], antialias=True)
 
     def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
-        return moved(self._resize, image, targets, by_pillow=self.interpolation in BY_PILLOW)
+        if targets or self.interpolation in BY_PILLOW:
+            return moved(self._resize, image, targets, by_pillow=self.interpolation in BY_PILLOW)
+        return self.view(size_of(image)).of(image), targets
+
+    def view(self, size: Size) -> View:
+        """Return the whole of an image of this size, resized."""
+        resized = self.output_size(size)
+        assert resized is not None, "the size is known"
+        return View.whole(Box(0, 0, *size), resized, self.interpolation)
 
     def output_size(self, size: Size | None) -> Size | None:
         if not isinstance(self.size, int):
@@ -157,8 +172,12 @@ class CenterCrop(Geometric):
         self.size = height_width(size)
 
     def move(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
-        top, left = center_corner(size_of(image), self.size)  # torchvision moves boxes by another pixel than the image it pads
-        return F.crop(image, top, left, *self.size), {name: F.crop(each, top, left, *self.size) for name, each in targets.items()}
+        window = self.window(size_of(image))  # torchvision moves boxes by another pixel than the image it pads
+        return F.crop(image, *window), {name: F.crop(each, *window) for name, each in targets.items()}
+
+    def window(self, size: Size) -> Box:
+        """Return the part of an image of this size; it starts below 0 where the image is padded."""
+        return Box(*center_corner(size, self.size), *self.size)
 
     def output_size(self, size: Size | None) -> Size | None:
         return self.size

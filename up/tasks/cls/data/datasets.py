@@ -18,9 +18,11 @@ from up.data.bad_images import BadImage
 from up.data.cache import CachedFiles, ImageCache
 from up.data.decoding import SUFFIXES
 from up.data.packed import PackedLabels
+from up.data.readers import ViewReader
 from up.data.records import Image, Sample
 from up.data.transforms.image import size_of
 from up.data.transforms.stages import expect_channels
+from up.data.transforms.view import OneView, offers
 from up.registry import Registry
 from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader
 from up.tasks.cls.data.inference import InferenceConfig
@@ -114,7 +116,7 @@ class ClsDataset(ImageDataset):
         self.table = self.files = read_table(spec)
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
         self.labels = None if self.table.labels is None else self.table.labels.values
-        self.notes = self.table.notes
+        self.notes = (*self.table.notes, *getattr(image_reader, "notes", ()))
         self.continues = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results batch by batch
         self.reader, self.float_images = image_reader, getattr(image_reader, "float_images", False)
         expect_channels(self.transforms, getattr(image_reader, "channels", None))
@@ -169,6 +171,20 @@ class ClsDataset(ImageDataset):
             image = self.table.read(index, self.reader)
         if self.table.boxes is not None:
             image = _crop(image, self.table.boxes[index], self.where(index))
+        return self._sample(index, image)
+
+    def read_view(self, index: int, view: OneView) -> Sample:
+        """Read sample ``index`` through a view. Raises ``BadImage`` when its image cannot be read."""
+        if (
+            self.table.boxes is not None
+            or not isinstance(self.reader, ViewReader)
+            or not offers(self.reader, "read_view", "__call__")
+        ):
+            return super().read_view(index, view)
+        reader = self.reader
+        return self._sample(index, self.table.read(index, lambda source, name: reader.read_view(source, name, view)))
+
+    def _sample(self, index: int, image: Image) -> Sample:
         sample = Sample(image=image, filename=self.table.names[index], index=index)
         if self.table.labels is not None:
             sample.gt = self._target(self.table.labels[index])

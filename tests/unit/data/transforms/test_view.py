@@ -1,0 +1,221 @@
+"""Views: the pixels and the draws of the transforms they stand for, whatever reads the image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from up.data import jpeg
+from up.data.geometry import Box
+from up.data.readers import AutoReader, PillowReader, TurboReader
+from up.data.records import Image as AnyImage
+from up.data.records import Sample, SampleKey
+from up.data.transforms import view as views
+from up.data.transforms.image import MODES, applied
+from up.data.transforms.table import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from up.data.transforms.view import OneView, View, first_view, resizer
+from up.tasks.cls.data.datasets import ClsDataset
+
+resizing = pytest.mark.skipif(resizer() is None, reason="the extension was not compiled: no compiler")
+SIZES = [(1, 1), (5, 90), (90, 5), (40, 40), (64, 48), (48, 64), (33, 71), (224, 100)]
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@resizing
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resized_pixels_are_pillows(interpolation: Any) -> None:
+    by = MODES[interpolation].value
+    draw = np.random.default_rng(1)
+    for seed in range(60):
+        height, width, high, wide = (int(side) for side in draw.integers(1, 90, 4))
+        high, wide = (height if seed % 7 == 0 else high), (width if seed % 5 == 0 else wide)
+        image, whole = noise(height, width, seed), Box(0, 0, height, width)
+        expected = np.asarray(image.resize((wide, high), getattr(Image.Resampling, by.upper())))
+        view = View.whole(whole, (high, wide), interpolation)
+        assert np.array_equal(view.resized(np.asarray(image), whole), expected)
+        top, left = int(draw.integers(0, high)), int(draw.integers(0, wide))
+        window = Box(top, left, int(draw.integers(1, high - top + 1)), int(draw.integers(1, wide - left + 1)))
+        part = view._replace(window=window)
+        box = part.needed
+        pixels = np.asarray(image)[box.top : box.top + box.height, box.left : box.left + box.width]
+        assert np.array_equal(part.resized(pixels, box), expected[top : top + window.height, left : left + window.width])
+
+
+@resizing
+def test_a_part_that_is_too_small_is_an_error() -> None:
+    view = View.whole(Box(0, 0, 40, 40), (20, 20), "bilinear")
+    with pytest.raises(ValueError, match="cover"):
+        view.resized(np.zeros((40, 39, 3), np.uint8), Box(0, 0, 40, 39))
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["pillow", "tensor"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("extension", [True, False])
+def test_transforms_draw_and_resize_as_torchvision_does(
+    as_tensor: bool, interpolation: Any, extension: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not extension:
+        monkeypatch.setattr(views, "resizer", lambda: None)
+    mode = MODES[interpolation]
+    pairs: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
+        (RandomResizedCrop(size=32, interpolation=interpolation), v2.RandomResizedCrop(32, interpolation=mode, antialias=True)),
+        (
+            RandomResizedCrop(size=(20, 60), scale=(0.01, 0.3), ratio=(0.2, 5), interpolation=interpolation),
+            v2.RandomResizedCrop((20, 60), scale=(0.01, 0.3), ratio=(0.2, 5), interpolation=mode, antialias=True),
+        ),
+        (Resize(size=24, interpolation=interpolation), v2.Resize(24, interpolation=mode, antialias=True)),
+        (Resize(size=(17, 50), interpolation=interpolation), v2.Resize((17, 50), interpolation=mode, antialias=True)),
+    ]
+    if as_tensor and interpolation == "lanczos":
+        pytest.skip("torchvision gives lanczos of tensors other pixels than Pillow, which it is here")
+    for seed, (height, width) in enumerate(SIZES):
+        image = noise(height, width, seed)
+        given = pil_to_tensor(image).contiguous() if as_tensor else image
+        for ours, theirs in pairs:
+            torch.manual_seed(seed)
+            expected = np.asarray(theirs(given))
+            state = torch.get_rng_state()
+            torch.manual_seed(seed)
+            assert np.array_equal(np.asarray(ours(given)), expected), (ours, height, width)
+            assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_masks_move_with_the_image() -> None:
+    image = noise(40, 60)
+    mask = tv_tensors.Mask(pil_to_tensor(image)[:1])
+    for ours, theirs in ((RandomResizedCrop(size=16), v2.RandomResizedCrop(16)), (Resize(size=20), v2.Resize(20))):
+        torch.manual_seed(3)
+        expected, moved = theirs(image, mask)
+        torch.manual_seed(3)
+        found, targets = applied(ours, image, {"mask": mask}, "x.jpg")
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+        assert torch.equal(targets["mask"], moved)
+
+
+class TestFirstView:
+    def test_the_first_transforms_become_one_view(self) -> None:
+        flip, crop = RandomHorizontalFlip(), RandomResizedCrop(size=8)
+        draw, rest = first_view([crop, flip])
+        assert draw is not None
+        assert rest == [flip]
+        draw, rest = first_view([Resize(size=32), CenterCrop(size=24), flip])
+        assert draw is not None
+        assert draw((64, 128)) == View(Box(0, 0, 64, 128), (32, 64), Box(4, 20, 24, 24), "bilinear")
+        assert rest == [flip]
+
+    @pytest.mark.parametrize("transforms", [[], [RandomHorizontalFlip()], [RandomResizedCrop(size=8, interpolation="lanczos")]])
+    def test_other_transforms_take_whole_images(self, transforms: Sequence[Any]) -> None:
+        assert first_view(transforms) == (None, transforms)
+
+    def test_a_transform_that_changes_its_base_is_no_view(self) -> None:
+        class Darker(RandomResizedCrop):
+            def __call__(self, image: AnyImage) -> AnyImage:
+                return super().__call__(image)
+
+        assert first_view([Darker(size=8)])[0] is None
+
+
+def write(folder: Path, **options: Any) -> str:
+    """A list of JPEG files of several kinds, one of them cut off, and a PNG."""
+    for seed, (height, width) in enumerate([(97, 130), (130, 97), (64, 64), (150, 40)]):
+        exif = Image.Exif()
+        exif[0x0112] = (1, 6, 3, 1)[seed]
+        noise(height, width, seed).save(folder / f"{seed}.jpg", exif=exif, quality=80, progressive=seed == 2)
+    noise(80, 90, 9).save(folder / "p.png")
+    file = io.BytesIO()
+    noise(120, 110, 7).save(file, "JPEG")
+    (folder / "bad.jpg").write_bytes(file.getvalue()[:-100])
+    names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "p.png", "bad.jpg"]
+    (folder / "meta.txt").write_text("".join(f"{name} {label}\n" for label, name in enumerate(names)))
+    return str(folder / "meta.txt")
+
+
+def samples(meta: str, reader: PillowReader, transforms: Sequence[Any], *, train: bool = True) -> list[Sample]:
+    dataset = ClsDataset(
+        meta_file=meta, image_reader=reader, transformer=transforms, on_bad_image="skip", max_bad=6, seed=5, train=train
+    )
+    return [dataset[SampleKey(epoch, index)] for epoch in range(3) for index in range(len(dataset))]
+
+
+PIPELINES: dict[str, list[Any]] = {
+    "crop": [RandomResizedCrop(size=32), RandomHorizontalFlip()],
+    "bicubic": [RandomResizedCrop(size=(24, 40), interpolation="bicubic"), RandomHorizontalFlip()],
+    "centre": [Resize(size=40), CenterCrop(size=32)],
+    "padded": [Resize(size=20), CenterCrop(size=32)],
+    "resize": [Resize(size=(32, 32)), RandomHorizontalFlip()],
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("reader", [PillowReader, AutoReader, TurboReader])
+@pytest.mark.parametrize("options", [{}, {"color_mode": "BGR"}, {"color_mode": "GRAY"}, {"background": "white"}])
+def test_samples_do_not_depend_on_what_reads_them(
+    pipeline: str, reader: type[PillowReader], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views, parts and extensions against whole images through Pillow, transform by transform."""
+    meta, transforms = write(tmp_path), PIPELINES[pipeline]
+    found = samples(meta, reader(image_dir=str(tmp_path), **options), transforms)
+    monkeypatch.setattr(jpeg, "extension", lambda: None)
+    monkeypatch.setattr(views, "resizer", lambda: None)
+    monkeypatch.setattr("up.data.dataset.first_view", lambda transforms: (None, transforms))
+    expected = samples(meta, reader(image_dir=str(tmp_path), **options), transforms)
+    assert [sample.filename for sample in found] == [sample.filename for sample in expected]
+    assert sum(sample.bad is not None for sample in found) >= 3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.image, theirs.image), ours.filename
+
+
+@pytest.mark.parametrize("reader", [PillowReader, AutoReader])
+def test_fast_decode_is_of_training_alone_and_the_same_everywhere(
+    reader: type[PillowReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = write(tmp_path)
+    (tmp_path / "meta.txt").write_text("0.jpg 0\n1.jpg 1\n2.jpg 2\n")
+    transforms = [RandomResizedCrop(size=12, scale=(0.5, 1)), RandomHorizontalFlip()]
+
+    def images(*, fast: bool, train: bool = True) -> torch.Tensor:
+        listed = samples(meta, reader(image_dir=str(tmp_path), fast_decode=fast), transforms, train=train)
+        return torch.stack([sample.image for sample in listed]).int()
+
+    scaled, exact = images(fast=True), images(fast=False)
+    assert not torch.equal(scaled, exact)
+    assert (scaled - exact).abs().float().mean() < 30, "the same part of noise"
+    assert torch.equal(images(fast=True, train=False), images(fast=False, train=False))
+    monkeypatch.setattr(jpeg, "extension", lambda: None)
+    monkeypatch.setattr("up.data.readers.extension", lambda: None)
+    assert torch.equal(images(fast=True), scaled)
+
+
+def test_classes_that_change_reading_are_not_passed_by(tmp_path: Path) -> None:
+    class Black(PillowReader):
+        def __call__(self, source: str | bytes, name: str | None = None) -> AnyImage:
+            return Image.new("RGB", (40, 40))
+
+    class White(ClsDataset):
+        def read(self, index: int) -> Sample:
+            return Sample(image=Image.new("RGB", (40, 40), "white"), gt=0, filename=str(index))
+
+    meta, options = write(tmp_path), {"transformer": PIPELINES["crop"]}
+    dark = ClsDataset(meta_file=meta, image_reader=Black(image_dir=str(tmp_path)), **options)
+    bright = White(meta_file=meta, image_reader=PillowReader(image_dir=str(tmp_path)), **options)
+    for dataset, level in ((dark, 0), (bright, 255), (bright.subset(np.array([1, 2])), 255)):
+        assert dataset[SampleKey(0, 1)].image.unique().tolist() == [level]
+
+
+def test_a_view_is_drawn_once() -> None:
+    crop = RandomResizedCrop(size=8)
+    view = OneView(crop.view)
+    assert view.at((40, 50)) is view.at((40, 50))

@@ -1,0 +1,296 @@
+/* A part of a JPEG file, through the libjpeg-turbo that Pillow decodes with: the same pixels as a full decode, less work.
+
+   Nothing is linked: `load` finds the functions of the library in Pillow's own extension module, so that both use one library and
+   a wheel needs none. Only its header is needed when this file is compiled; libjpeg compares the version and the size of the
+   structure at run time, and refuses another one.
+
+   Every error and every warning of libjpeg ends the work with None: the caller then decodes the whole file with Pillow, which
+   decides what is a bad image. The GIL is released while libjpeg works. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+#if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2000000
+#error "the header of libjpeg-turbo 2.0 or newer is needed"
+#endif
+
+#define SPARE 48 /* columns of the output beside the part: those of MARGIN, and as many as lead to a boundary of blocks (at most 31) */
+#define MARGIN 4 /* columns decoded beside the part: smooth chroma takes the colour of its neighbours into account */
+
+static struct {
+    struct jpeg_error_mgr *(*std_error)(struct jpeg_error_mgr *);
+    void (*create)(j_decompress_ptr, int, size_t);
+    void (*memory)(j_decompress_ptr, const unsigned char *, unsigned long);
+    int (*header)(j_decompress_ptr, boolean);
+    boolean (*start)(j_decompress_ptr);
+    void (*crop)(j_decompress_ptr, JDIMENSION *, JDIMENSION *);
+    JDIMENSION (*skip)(j_decompress_ptr, JDIMENSION);
+    JDIMENSION (*read)(j_decompress_ptr, JSAMPARRAY, JDIMENSION);
+    void (*destroy)(j_decompress_ptr);
+} jpeg;
+
+static const struct {
+    const char *name;
+    void **target;
+} SYMBOLS[] = {
+    {"jpeg_std_error", (void **)&jpeg.std_error},
+    {"jpeg_CreateDecompress", (void **)&jpeg.create},
+    {"jpeg_mem_src", (void **)&jpeg.memory},
+    {"jpeg_read_header", (void **)&jpeg.header},
+    {"jpeg_start_decompress", (void **)&jpeg.start},
+    {"jpeg_crop_scanline", (void **)&jpeg.crop},
+    {"jpeg_skip_scanlines", (void **)&jpeg.skip},
+    {"jpeg_read_scanlines", (void **)&jpeg.read},
+    {"jpeg_destroy_decompress", (void **)&jpeg.destroy},
+};
+
+typedef struct {
+    struct jpeg_error_mgr base;
+    jmp_buf end;
+    char message[JMSG_LENGTH_MAX];
+} Errors;
+
+static void on_error(j_common_ptr info)
+{
+    Errors *errors = (Errors *)info->err;
+    errors->base.format_message(info, errors->message);
+    longjmp(errors->end, 1);
+}
+
+static void on_message(j_common_ptr info, int level)
+{
+    if (level < 0) /* a warning: damaged data */
+        on_error(info);
+}
+
+static void silent(j_common_ptr info) { (void)info; }
+
+static struct jpeg_error_mgr *handlers(Errors *errors)
+{
+    jpeg.std_error(&errors->base);
+    errors->base.error_exit = on_error;
+    errors->base.emit_message = on_message;
+    errors->base.output_message = silent;
+    errors->message[0] = 0;
+    return &errors->base;
+}
+
+/* load(path): find libjpeg in the shared object `path` and its dependencies, and compare its structure with the header's. */
+static PyObject *load(PyObject *self, PyObject *args)
+{
+    const char *path;
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "s", &path))
+        return NULL;
+    void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL); /* stays open */
+    if (library == NULL)
+        return PyErr_Format(PyExc_OSError, "%s", dlerror());
+    for (size_t i = 0; i < sizeof SYMBOLS / sizeof *SYMBOLS; i++) {
+        *SYMBOLS[i].target = dlsym(library, SYMBOLS[i].name);
+        if (*SYMBOLS[i].target == NULL) {
+            jpeg.create = NULL;
+            return PyErr_Format(PyExc_OSError, "%s has no %s", path, SYMBOLS[i].name);
+        }
+    }
+    memset(&info, 0, sizeof info);
+    info.err = handlers(&errors);
+    if (setjmp(errors.end)) {
+        jpeg.create = NULL;
+        return PyErr_Format(PyExc_OSError, "%s", errors.message);
+    }
+    jpeg.create(&info, JPEG_LIB_VERSION, sizeof info);
+    jpeg.destroy(&info);
+    Py_RETURN_NONE;
+}
+
+static unsigned pair(const unsigned char *at) { return (unsigned)at[0] << 8 | at[1]; }
+
+/* Whether Pillow opens a file with this marker segment, and an upright image, without further questions. */
+static int is_plain(unsigned marker, const unsigned char *body, size_t length)
+{
+    switch (marker) {
+    case 0xC4: /* Huffman tables */
+    case 0xDD: /* restart interval */
+    case 0xFE: /* comment */
+        return 1;
+    case 0xE0:
+        return length == 14 && memcmp(body, "JFIF", 5) == 0;
+    case 0xDB: /* quantization tables of 8 bits */
+        for (; length >= 65 && body[0] < 4; length -= 65)
+            body += 65;
+        return length == 0;
+    default:
+        return 0;
+    }
+}
+
+/* Whether the entropy-coded data of the only scan, from `at`, last until the end mark, with nothing but restart marks within. */
+static int is_whole(const unsigned char *at, const unsigned char *end)
+{
+    while ((at = memchr(at, 0xFF, (size_t)(end - at))) != NULL && at + 1 < end) {
+        unsigned marker = at[1];
+        if (marker == 0xD9)
+            return 1;
+        if (marker != 0 && (marker < 0xD0 || marker > 0xD7))
+            return 0;
+        at += 2;
+    }
+    return 0;
+}
+
+typedef struct {
+    unsigned height, width;
+    int plain;
+} Frame;
+
+/* Read the frame header; 0 for files that are left to Pillow. */
+static int frame_of(const unsigned char *data, size_t size, Frame *frame)
+{
+    const unsigned char *at = data + 2, *end = data + size;
+    unsigned components = 0;
+    int sequential = 0;
+    frame->plain = 1;
+    if (size < 4 || data[0] != 0xFF || data[1] != 0xD8)
+        return 0;
+    while (end - at >= 4 && at[0] == 0xFF) {
+        unsigned marker = at[1], length = pair(at + 2);
+        const unsigned char *body = at + 4;
+        if (marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD9) || length < 2 || (size_t)(end - at) < 2 + (size_t)length)
+            return 0;
+        if (marker == 0xDA) {
+            if (components == 0 || length < 3)
+                return 0;
+            return !(sequential && body[0] == components) || is_whole(at + 2 + length, end);
+        }
+        if (marker <= 0xC2) { /* baseline, extended or progressive; all others are left to Pillow */
+            if (components != 0 || length < 8 || body[0] != 8 || length != 8 + 3 * (unsigned)body[5])
+                return 0;
+            frame->height = pair(body + 1), frame->width = pair(body + 3), components = body[5], sequential = marker != 0xC2;
+            if (frame->height == 0 || frame->width == 0 || (components != 1 && components != 3))
+                return 0;
+        } else if (marker == 0xC3 || (marker >= 0xC5 && marker <= 0xCF)) {
+            return 0;
+        } else if (!is_plain(marker, body, length - 2)) {
+            frame->plain = 0;
+        }
+        at += 2 + length;
+    }
+    return 0;
+}
+
+/* frame(data) -> (height, width, plain) or None. */
+static PyObject *frame(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    Frame found = {0, 0, 0};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*", &data))
+        return NULL;
+    int usable = frame_of(data.buf, (size_t)data.len, &found);
+    PyBuffer_Release(&data);
+    if (!usable)
+        Py_RETURN_NONE;
+    return Py_BuildValue("IIO", found.height, found.width, found.plain ? Py_True : Py_False);
+}
+
+typedef struct {
+    unsigned top, left, height, width;
+} Box;
+
+/* Decode rows of `box` into `out`, whose rows are `stride` bytes apart. Returns the column of `out` at which the box starts, at most
+   SPARE - MARGIN; -1 for a box that is not inside. */
+static int read_rows(j_decompress_ptr info, Box box, size_t stride, unsigned char *out)
+{
+    if (box.height == 0 || box.width == 0 || (size_t)box.top + box.height > info->output_height ||
+        (size_t)box.left + box.width > info->output_width)
+        return -1;
+    JDIMENSION from = box.left > MARGIN ? box.left - MARGIN : 0, columns = info->output_width - from;
+    if (columns > box.left - from + box.width + MARGIN)
+        columns = box.left - from + box.width + MARGIN;
+    if (columns < info->output_width)
+        jpeg.crop(info, &from, &columns); /* moves `from` to the left, to a boundary of blocks */
+    if ((size_t)columns * 3 > stride)
+        return -1;
+    if (box.top > 0)
+        jpeg.skip(info, box.top);
+    for (unsigned y = 0; y < box.height; y++, out += stride)
+        if (jpeg.read(info, &out, 1) != 1)
+            return -1;
+    return (int)(box.left - from);
+}
+
+/* Decode `box`, in pixels of the image divided by `scale`, as `read_rows` does; -1 for any doubt. */
+static int decode_into(const unsigned char *data, size_t size, unsigned scale, Box box, size_t stride, unsigned char *out)
+{
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    memset(&info, 0, sizeof info);
+    info.err = handlers(&errors);
+    if (setjmp(errors.end)) {
+        jpeg.destroy(&info);
+        return -1;
+    }
+    jpeg.create(&info, JPEG_LIB_VERSION, sizeof info);
+    jpeg.memory(&info, data, (unsigned long)size);
+    jpeg.header(&info, TRUE);
+    info.scale_num = 1;
+    info.scale_denom = scale;
+    info.out_color_space = JCS_RGB;
+    jpeg.start(&info);
+    const int column = read_rows(&info, box, stride, out);
+    jpeg.destroy(&info);
+    return column;
+}
+
+/* See its text in METHODS. */
+static PyObject *decode(PyObject *self, PyObject *args)
+{
+    Py_buffer data, out;
+    unsigned scale;
+    Box box;
+    int column = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*IIIIIw*", &data, &scale, &box.top, &box.left, &box.height, &box.width, &out))
+        return NULL;
+    const size_t stride = ((size_t)box.width + SPARE) * 3;
+    const int fits = (size_t)out.len == stride * box.height && jpeg.create != NULL;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        column = decode_into(data.buf, (size_t)data.len, scale, box, stride, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    if (!fits)
+        return PyErr_Format(PyExc_ValueError, "out: expected (height, width + %d, 3) of bytes, after load()", SPARE);
+    return PyLong_FromLong(column);
+}
+
+static PyMethodDef METHODS[] = {
+    {"load", load, METH_VARARGS, "load(path): use the libjpeg-turbo of this shared object. Raises OSError for another ABI."},
+    {"frame", frame, METH_VARARGS, "frame(data) -> (height, width, plain), or None for files that are left to Pillow."},
+    {"decode", decode, METH_VARARGS,
+     "decode(data, scale, top, left, height, width, out) -> column\n\n"
+     "Decode a box, in pixels of the image divided by `scale`, into out (height, width + SPARE, 3), where it starts at `column`; -1 for "
+     "a file that is left to Pillow. Raises ValueError for an `out` of another size."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_jpeg", "Parts of JPEG files.", -1, METHODS, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__jpeg(void)
+{
+    PyObject *module = PyModule_Create(&MODULE);
+    if (module != NULL && PyModule_AddIntConstant(module, "SPARE", SPARE) < 0)
+        Py_CLEAR(module);
+    return module;
+}
