@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # from a checkout that is not installed
 from up.bench.page import page as performance  # noqa: E402
 from up.bench.results import read_results  # noqa: E402
 from up.build.experiment import all_tables, find_task  # noqa: E402
-from up.config.section import Section, sections_in  # noqa: E402
+from up.config.section import Section, docstrings_of, sections_in  # noqa: E402
 from up.config.signature import Parameter, signature_of  # noqa: E402
 from up.config.words import Words, description, docstring, summary  # noqa: E402
 from up.registry import Registry  # noqa: E402
@@ -102,14 +102,18 @@ def fields_of(section: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
         yield (f"{section.example_of(name)}*" if name in section.gathers else name), field
 
 
+def meanings_of(section: type[Section]) -> Iterator[str]:
+    return (docstrings_of(section).get(name, "") for name in section.model_fields)
+
+
 def section_lines(section: type[Section]) -> Iterator[str]:
     title = "The whole file" if section is Config else title_of(section)
     yield from (f"### {title}", "", prose(inspect.cleandoc(section.__doc__ or "")), "")
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
-    for name, field in fields_of(section):
+    for (name, field), meaning in zip(fields_of(section), meanings_of(section), strict=True):
         kind = MARKDOWN.arguments(field.annotation, field.metadata)
         default = MARKDOWN.required if field.is_required() else MARKDOWN.default(field.get_default(call_default_factory=True))
-        yield f"| `{name}` | {kind} | {default} | {cell(field.description or '')} |"
+        yield f"| `{name}` | {kind} | {default} | {cell(meaning)} |"
     yield ""
 
 

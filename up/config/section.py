@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
@@ -26,8 +30,8 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
-    )
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )  # without use_attribute_docstrings, which parses the source of every section at each start: see ``document``
     gathers: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
@@ -101,6 +105,38 @@ def sections_in(annotation: object) -> Iterator[type[Section]]:
         yield from sections_in(argument)
 
 
+def sections_below(section: type[Section]) -> list[type[Section]]:
+    """List ``section`` and every section below it, each once."""
+    found = [section]
+    for each in found:  # grows while it is walked
+        inner = [below for field in each.model_fields.values() for below in sections_in(field.annotation)]
+        found += [below for below in dict.fromkeys(inner) if below not in found]
+    return found
+
+
+@cache
+def docstrings_of(section: type[Section]) -> dict[str, str]:
+    """Return the docstring under each field of a section."""
+    found: dict[str, str] = {}
+    for base in reversed([each for each in section.__mro__ if issubclass(each, Section)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for pair in zip(body.body, body.body[1:], strict=False):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = inspect.cleandoc(text)
+    return found
+
+
+@cache
+def document(root: type[Section]) -> None:
+    """Give the fields of ``root`` and of all sections below it their docstrings as descriptions, for a JSON Schema."""
+    for section in reversed(sections_below(root)):
+        for name, field in section.model_fields.items():
+            field.description = field.description or docstrings_of(section).get(name)
+        section.model_rebuild(force=True)
+
+
 def read_section(section: type[S], value: object, key: str) -> S:
     """Validate ``value`` as a ``section`` at ``key``. Raises ``UserError`` with all problems."""
     if isinstance(value, section):
@@ -125,14 +161,13 @@ def section_problems(root: type[Section], error: ValidationError, value: object,
             path = found.path
             if key in model.gathers:  # the file has no such key, but several with similar names
                 path = path.removesuffix(key) + model.example_of(key)
-            yield Problem(f"is missing{_about(field)}", key=path)
+            yield Problem(f"is missing{_about(docstrings_of(model).get(key, '')) if field else ''}", key=path)
         else:
             yield mismatch(found.errors, found.path)
 
 
-def _about(field: FieldInfo | None) -> str:
-    text = (field.description or "") if field else ""
-    sentence = " ".join(text.split(". ")[0].replace("``", "`").rstrip(".").split())
+def _about(docstring: str) -> str:
+    sentence = " ".join(docstring.split(". ")[0].replace("``", "`").rstrip(".").split())
     return f" ({sentence[:1].lower()}{sentence[1:]})" if sentence else ""
 
 

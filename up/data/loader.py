@@ -29,6 +29,7 @@ from up.data.collate import collate, without_bad
 from up.data.prefetch import prefetched
 from up.data.records import Batch, Sample, SampleKey, image_count
 from up.data.sampler import Cut, EvalBatches, TrainBatches
+from up.data.shared import Shared
 from up.errors import UserError
 
 Collate = Callable[[Sequence[Sample]], Batch]
@@ -194,7 +195,7 @@ def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")  # torch's threads sleep at this point
         loader: DataLoader[Batch | Failed] = DataLoader(
-            fetch,  # type: ignore[arg-type]
+            Shared(fetch) if several and workers.fork_method == "spawn" else fetch,  # type: ignore[arg-type]
             batch_size=None,
             sampler=_Once(keys),
             num_workers=workers.num_workers,

@@ -9,7 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from up.config.argument import PART, Derived
 from up.config.bases import BASE
-from up.config.section import Section, sections_in
+from up.config.section import Section, document, sections_below
 from up.config.signature import Parameter, Target, signature_model, signature_of
 from up.config.words import summary
 from up.registry import Registry
@@ -42,10 +42,11 @@ def config_schema(tables: Mapping[str, Registry], net_kinds: Sequence[str]) -> S
     ``net_kinds`` are those that an entry of ``net`` may come from. Tables called ``optimizer`` and ``lr_scheduler`` describe these
     two parts of ``trainer``.
     """
+    document(Config)
     schema = Config.model_json_schema(schema_generator=PlainSchema)
     definitions = schema.pop("$defs")
     definitions["Config"] = schema
-    for section in _sections(Config):
+    for section in sections_below(Config):
         _as_in_files(section, definitions[section.__name__])
     _shared_keys(definitions)
     _looser_forms(definitions)
@@ -72,15 +73,6 @@ def _with_bases(root: Schema, definitions: Mapping[str, Schema]) -> None:
     for name, block in definitions.items():
         if name.startswith("part.") or name in ("Part", "NetModule", "OptimizerPart", "SchedulePart"):
             block["required"] = [key for key in block["required"] if key != "type"]
-
-
-def _sections(section: type[Section]) -> list[type[Section]]:
-    """``section`` and every section below it, each once."""
-    found = [section]
-    for each in found:  # grows while it is walked
-        inner = [below for field in each.model_fields.values() for below in sections_in(field.annotation)]
-        found += [below for below in dict.fromkeys(inner) if below not in found]
-    return found
 
 
 def _as_in_files(section: type[Section], schema: Schema) -> None:

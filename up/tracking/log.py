@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from torch import Tensor, nn
 
 from up.config.argument import NoEffect
@@ -23,8 +18,10 @@ from up.errors import UserError
 from up.files import unwritable, write_text
 from up.types import StateDict
 
+if TYPE_CHECKING:
+    from up.tracking.events import EventFile
+
 LOGGER = logging.getLogger("up")
-_FLUSH_S = 30.0
 
 
 class LogFile(logging.FileHandler):
@@ -132,35 +129,6 @@ def cut_after(path: Path, step: int) -> None:
         write_text(path, "".join(line + "\n" for line in kept))
 
 
-class EventFile:
-    """A file of scalars for TensorBoard, which hides the points of earlier files from ``first_step`` on.
-
-    The caller's thread writes: the thread of tensorboardX's own writer ends silently on a full disk, and then the run waits for
-    it forever.
-    """
-
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{first_step}")
-        self._flushed = 0.0
-        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point for each name. Raises ``OSError``."""
-        for name, value in values.items():
-            self._write(step=step, summary=scalar(name, value))
-        if time.monotonic() - self._flushed > _FLUSH_S:
-            self._writer.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        """Write the rest and close the file."""
-        self._writer.close()
-
-    def _write(self, **fields: object) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), **fields))
-
-
 class TensorBoard(WindowHook):
     """Write scalars for TensorBoard: ``train/…``, means over ``freq`` steps, and ``eval/…`` at every evaluation.
 
@@ -183,6 +151,7 @@ class TensorBoard(WindowHook):
         self.logdir = logdir
         self.skip_first_k = skip_first_k
         self._file: EventFile | None = None
+        self._started: tuple[Path, int] | None = None  # folder and first step of the file, which the first scalar opens
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
         reason = unwritable(Path(self.logdir)) if self.logdir else None
@@ -191,7 +160,7 @@ class TensorBoard(WindowHook):
 
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
-        self._file = EventFile(Path(self.logdir) if self.logdir else outline.folder / "tensorboard", first_step=step + 1)
+        self._started = Path(self.logdir) if self.logdir else outline.folder / "tensorboard", step + 1
 
     def on_step(self, report: StepReport) -> None:
         if report.step > self.skip_first_k:
@@ -204,10 +173,17 @@ class TensorBoard(WindowHook):
         self._add("eval", step, metrics)
 
     def _add(self, phase: str, step: int, values: Mapping[str, float]) -> None:
-        if self._file:
-            self._file.add(step, {f"{phase}/{name}": value for name, value in values.items()})
+        if self._started is not None:
+            self._opened(*self._started).add(step, {f"{phase}/{name}": value for name, value in values.items()})
+
+    def _opened(self, folder: Path, first_step: int) -> EventFile:
+        if self._file is None:
+            from up.tracking.events import EventFile
+
+            self._file = EventFile(folder, first_step=first_step)
+        return self._file
 
     def on_end(self, step: int, reason: str) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
+        if self._started is not None:
+            self._opened(*self._started).close()
+        self._file = self._started = None

@@ -7,27 +7,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from up.config.section import Section, sections_in
+from up.config.section import docstrings_of, sections_below
 from up.schema.sections import SECTIONS, Config, RuntimeSection, SaverSection, is_section
 from up.schema.trainer import OptimizerPart, ParamConfig
 
 NET = [{"name": "backbone", "type": "resnet18"}]
 
 
-def every_section() -> list[type[Section]]:
-    found: list[type[Section]] = [Config]
-    for section in found:
-        for field in section.model_fields.values():
-            found += [inner for inner in sections_in(field.annotation) if inner not in found]
-    return found
-
-
 def test_every_field_has_a_docstring() -> None:
-    bare = [
-        f"{each.__name__}.{name}" for each in every_section() for name, field in each.model_fields.items() if not field.description
-    ]
-    assert bare == []
-    assert len(every_section()) >= 30
+    every = sections_below(Config)
+    assert [f"{each.__name__}.{name}" for each in every for name in each.model_fields if not docstrings_of(each).get(name)] == []
+    assert len(every) >= 30
 
 
 def test_the_documented_sections() -> None:
