@@ -26,6 +26,7 @@ from up.build.fit import fitted
 from up.build.trial import estimate
 from up.command_line import CommandLine
 from up.data.collate import collate
+from up.data.loader import Workers, fetched
 from up.data.prefetch import prefetched
 from up.data.records import Batch, Sample
 from up.distributed.signals import StopRequest
@@ -351,3 +352,14 @@ def test_a_copy_does_not_wait_for_the_computation_of_a_step() -> None:
     assert not torch.cuda.current_stream().query()  # the step still computes
     assert torch.equal(copied, batches_of_noise(2, pinned=False)[1].image)
     torch.cuda.synchronize()
+
+
+def test_batches_of_workers_are_pinned_whole() -> None:
+    """Without a device to copy to, as for features that are computed once."""
+    noise = batches_of_noise(1, pinned=False)[0]
+    samples = [Sample(image=noise.image[row], gt=row, filename=f"{row}") for row in range(32)]
+    found = next(fetched(dict(enumerate(samples)), [list(range(32))], workers=Workers(1, pin_memory=True)))  # type: ignore[arg-type]
+    assert found.image.is_pinned()
+    assert found.gt.is_pinned()
+    assert torch.equal(found.image, noise.image)
+    assert found.gt.tolist() == list(range(32))

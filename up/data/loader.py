@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from up.data.bad_images import BadImages
-from up.data.collate import collate, without_bad
+from up.data.collate import collate, packed, unpacked, without_bad
 from up.data.prefetch import prefetched
 from up.data.records import Batch, Sample, SampleKey, image_count
 from up.data.sampler import Cut, EvalBatches, TrainBatches
@@ -137,7 +137,8 @@ def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers
     """Fetch the batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
     batches = _started(_Fetch(dataset, collate), keys, workers)
     try:
-        for batch in prefetched(batches, workers.device):
+        received = (unpacked(batch) if isinstance(batch, Batch) else batch for batch in batches)
+        for batch in prefetched(received, workers.device):
             if isinstance(batch, Failed):
                 raise batch.error
             yield batch
@@ -163,7 +164,8 @@ class _Fetch:
 
     def __getitem__(self, keys: list[SampleKey]) -> Batch | Failed:
         if get_worker_info() is not None:
-            return self._fetch(keys)
+            batch = self._fetch(keys)
+            return packed(batch) if isinstance(batch, Batch) else batch
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()
         try:  # without workers the seeds of the samples would overwrite those of dropout in the same process
             return self._fetch(keys)

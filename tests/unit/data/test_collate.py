@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from torchvision import tv_tensors
 
 from tests.harness.facts import tells
-from up.data.collate import collate, padded, to_device, without_bad
-from up.data.records import Sample, entry, image_count
+from up.data.collate import Inline, collate, packed, padded, to_device, unpacked, without_bad
+from up.data.records import Batch, Sample, entry, image_count
 from up.errors import UserError
 
 
@@ -123,3 +124,30 @@ def test_all_tensors_move(channels_last: bool) -> None:
     assert {moved.seed.device.type, moved.index.device.type} == {"cpu"}
     assert moved.image.is_contiguous(memory_format=torch.channels_last) == channels_last
     assert moved.filename == ["0.jpg", "1.jpg"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (9, 32), (31, 17)])
+def test_channels_last_images_become_contiguous_batches(size: tuple[int, int], channels: int) -> None:
+    images = [torch.randint(0, 256, (*size, channels), dtype=torch.uint8).permute(2, 0, 1) for _ in range(3)]
+    batch = collate([Sample(image=image, filename="") for image in images])
+    assert batch.image.is_contiguous()
+    assert torch.equal(batch.image, torch.stack(images))
+
+
+def test_small_tensors_travel_within_the_message() -> None:
+    boxes = tv_tensors.BoundingBoxes(torch.ones(2, 4), format="XYXY", canvas_size=(4, 5))
+    images = [torch.full((3, 128, 128), row, dtype=torch.uint8) for row in range(2)]
+    nested = {"a": [torch.zeros(1), "x"], "b": (torch.zeros((), dtype=torch.bfloat16), torch.tensor(3))}
+    batch = collate([Sample(image=image, gt=1, filename="", boxes=boxes, nested=nested, seed=2**62) for image in images])
+    sent = packed(batch)
+    assert sent.image is batch.image
+    assert isinstance(sent.gt, Inline)
+    back = unpacked(pickle.loads(pickle.dumps(sent)))
+    assert (type(back), back.keys()) == (Batch, batch.keys())
+    assert torch.equal(back.image, batch.image)
+    assert (back.gt.tolist(), back.seed.tolist(), back.seed.dtype) == ([1, 1], [2**62, 2**62], torch.int64)
+    assert isinstance(back.boxes[0], tv_tensors.BoundingBoxes)
+    assert back.nested[1]["a"][0].tolist() == [0.0]
+    assert (back.nested[0]["b"][0].dtype, int(back.nested[0]["b"][1])) == (torch.bfloat16, 3)
+    back.gt.add_(1)  # writable

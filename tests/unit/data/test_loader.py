@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,3 +218,27 @@ def test_an_evaluation_leaves_out_and_counts_what_was_replaced(num_workers: int)
     assert len(loader) == 3
     assert [batch.index.tolist() for batch in loader] == [[0, 1, 3, 4], [5, 6, 7, 8, 9]]
     assert told == ["m:3: 2: empty", "m:11: 10: empty"]
+
+
+class Large(Noise):
+    """Images and masks that are sent in shared memory, and small fields."""
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        image = torch.full((128, 160, 3), key.index, dtype=torch.uint8).permute(2, 0, 1)
+        mask = torch.full((128, 160), key.index, dtype=torch.float32)
+        return Sample(image=image, mask=mask, gt=key.index, soft=torch.ones(3), filename=f"{key.index}", bad=None)
+
+
+@pytest.mark.parametrize("fork_method", ["fork", pytest.param("spawn", marks=pytest.mark.integration)])
+def test_a_worker_sends_one_block_of_shared_memory_for_all_images(fork_method: Any) -> None:
+    keys = [[SampleKey(0, 4 * batch + row) for row in range(4)] for batch in range(3)]
+    for at, batch in enumerate(fetched(Large(12), keys, workers=Workers(2, fork_method=fork_method))):
+        assert batch.image.is_shared()
+        assert batch.image.untyped_storage().nbytes() == batch.image.nbytes == 4 * 3 * 128 * 160
+        assert batch.mask.is_shared()
+        assert [name for name, value in batch.items() if torch.is_tensor(value) and value.is_shared()] == ["image", "mask"]
+        assert batch.image[:, 2, 3, 5].tolist() == batch.mask[:, 7, 9].tolist() == batch.gt.tolist()
+        assert batch.gt.tolist() == [4 * at + row for row in range(4)]
+        assert batch.soft.tolist() == [[1.0] * 3] * 4
+        batch.image.add_(1)  # the caller's own
+        batch.soft.add_(1)

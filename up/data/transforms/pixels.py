@@ -63,6 +63,16 @@ def like(image: Image, levels: Levels) -> Image:
     return pillow.fromarray(levels) if isinstance(image, PILImage) else torch.from_numpy(levels).permute(2, 0, 1)
 
 
+def write_planes(image: torch.Tensor, result: torch.Tensor) -> None:
+    """Write an image (C, H, W) into contiguous memory, quickly where its own is channels-last."""
+    if _pixels is not None and image.shape[0] == 3 and image.dtype == torch.uint8 and not image.is_contiguous():
+        levels = image.permute(1, 2, 0)
+        if levels.is_contiguous():
+            _pixels.planes(levels.numpy(), result.numpy())
+            return
+    result.copy_(image)
+
+
 def faster(operation: policies.AugmentOp) -> policies.AugmentOp:
     """Let an operation of timm take levels too, for ``by_timm``; its draws stay."""
     operation.aug_fn = partial(_on_levels, operation.aug_fn)
