@@ -55,8 +55,8 @@ setup(
     ext_modules=[JPEG, *OTHERS],
     cmdclass={"build_ext": OptionalExtensions},
     install_requires=[
-        "torch>=2.10",
-        "torchvision>=0.25",
+        "torch>=2.11",
+        "torchvision>=0.26",
         "timm>=1.0.20",
         "pyyaml>=6.0",
         "pydantic>=2.10",

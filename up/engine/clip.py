@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 import torch
 from pydantic import AllowInfNan, Field
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from up.config.argument import Positive
@@ -44,7 +45,11 @@ class Clip:
 
     def norm(self, grads: Sequence[Tensor]) -> Tensor:
         """Return the global norm of order ``norm_type``, a scalar on the device of the gradients."""
-        return full(get_total_norm(grads, self._norm_type))
+        if not grads or isinstance(grads[0], DTensor):
+            return full(get_total_norm(grads, self._norm_type))
+        # as get_total_norm, which sorts the gradients by device and type before
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([*grads], self._norm_type)), self._norm_type)
+        return norm
 
     def clip_(self, grads: Sequence[Tensor], norm: Tensor) -> None:
         """Scale the gradients, whose finite global norm is ``norm``, in place."""

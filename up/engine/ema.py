@@ -51,17 +51,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the ``model`` after ``step`` steps; one fused operation for all tensors."""
+        """Move towards the ``model`` after ``step`` steps; one operation for all averages, and one for all counters."""
         if step % self._inner:
             return
-        averaged, towards = [], []
-        for mine, theirs in self._pairs(model):
-            if mine.is_floating_point():
-                averaged.append(mine)
-                towards.append(theirs)
-            else:
-                mine.copy_(theirs)
-        torch._foreach_lerp_(averaged, towards, 1 - self.decay_at(step - 1))
+        pairs = self._pairs(model)
+        averaged, counted = ([pair for pair in pairs if pair[0].is_floating_point() == is_float] for is_float in (True, False))
+        torch._foreach_lerp_(*_columns(averaged), 1 - self.decay_at(step - 1))
+        if counted:
+            torch._foreach_copy_(*_columns(counted))
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
@@ -136,6 +133,10 @@ def build_ema(
     if "decay" not in (kwargs or {}):
         raise UserError("ema.kwargs.decay is missing: expected a number from 0 to 1, say 0.9999")
     return Ema(model, ema_type=ema_type, **(kwargs or {}))
+
+
+def _columns(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

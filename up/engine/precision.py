@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
@@ -83,7 +84,7 @@ class _Unread(NamedTuple):
 
 def is_finite(norm: Tensor) -> bool:
     """Check whether a scalar is finite; waits for the device."""
-    return bool(torch.isfinite(norm))
+    return math.isfinite(norm.item())
 
 
 def not_finite(model: nn.Module) -> str | None:
@@ -146,8 +147,8 @@ class Precision:
         The gradients of a loss that is not finite become NaN, even where they would be finite, so that the norm shows it;
         the sum of the gradients over the ranks carries it to all of them.
         """
-        loss = loss * (1 + 0 * loss.detach())  # times 1, exactly, as long as the loss is finite
-        (loss * self.loss_scale.scale if self.loss_scale else loss).backward()  # type: ignore[no-untyped-call]
+        one = self.loss_scale.scale if self.loss_scale else 1.0
+        loss.backward(loss.detach() * 0 + one)  # type: ignore[no-untyped-call]
 
     def step(self, optimizer: Optimizer, clip: Clip, blame: Callable[[], str] = lambda: "", scale: Tensor | None = None) -> Tensor:
         """Move the weights by the gradients accumulated since the last step, times ``scale``, and drop the gradients.
@@ -168,16 +169,21 @@ class Precision:
             if factor is not None and grads:
                 torch._foreach_mul_([local(grad) for grad in grads], factor)
         norm = clip.norm(grads)
-        skipped = (~norm.isfinite()).float()
-        is_late = self.is_late and clip.is_stateless and can_skip(optimizer)
-        if is_late or not skipped:
+        if self.is_late and grads and clip.is_stateless and can_skip(optimizer):
+            skipped = (~norm.isfinite()).float()
             clip.clip_(grads, norm)
-            step_unless(skipped if is_late else None, optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        outcome = torch.stack([skipped, norm, self.loss_scale.scale if self.loss_scale else skipped])
-        self._unread = _Unread.of(outcome, blame)
-        if not is_late:
-            self.settle()
+            step_unless(skipped, optimizer)
+            self._unread = _Unread.of(torch.stack([skipped, norm, self.loss_scale.scale if self.loss_scale else skipped]), blame)
+        elif is_finite(norm):
+            skipped = torch.zeros_like(norm)
+            clip.clip_(grads, norm)
+            optimizer.step()
+        else:
+            skipped = torch.ones_like(norm)
+            self._expect_retry(norm.item(), self.loss_scale.scale.item() if self.loss_scale else 0.0, blame)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
         if self.loss_scale:
             self.loss_scale.update(skipped)
         return norm
@@ -185,16 +191,20 @@ class Precision:
     def settle(self) -> None:
         """Raise the failure of the last step, if it has not been raised; waits until the device has done this step."""
         unread, self._unread = self._unread, None
-        if unread is None:
-            return
-        skipped, norm, scale = unread.read()
-        is_retried = self.loss_scale is not None and self.loss_scale.fixed is None and scale > 1
-        if skipped and not is_retried:
-            at = ""
-            if self.loss_scale:
-                at = f" at the {'smallest' if self.loss_scale.fixed is None else 'fixed'} loss scale {scale:g}"
-            why = unread.blame()
-            raise NumericalError(f"the gradient norm is {norm}{at}; the optimizer did not move{why and f'; {why}'}")
+        if unread is not None:
+            skipped, norm, scale = unread.read()
+            if skipped:
+                self._expect_retry(norm, scale, unread.blame)
+
+    def _expect_retry(self, norm: float, scale: float, blame: Callable[[], str]) -> None:
+        """Raise ``NumericalError`` for gradients that are not finite, unless a smaller loss scale may help."""
+        at = ""
+        if self.loss_scale is not None:
+            if self.loss_scale.fixed is None and scale > 1:
+                return
+            at = f" at the {'smallest' if self.loss_scale.fixed is None else 'fixed'} loss scale {scale:g}"
+        why = blame()
+        raise NumericalError(f"the gradient norm is {norm}{at}; the optimizer did not move{why and f'; {why}'}")
 
     def state_dict(self) -> StateDict:
         """Return the loss scale, if there is one."""

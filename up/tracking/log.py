@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -52,8 +53,13 @@ class WindowMeter:
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         """Add a step; adds on the device, without waiting for it."""
-        for name, value in scalars.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        if self._sums.keys() == scalars.keys():
+            sums = torch._foreach_add([self._sums[name] for name in scalars], [*scalars.values()])
+            self._sums = dict(zip(scalars, sums, strict=True))
+        else:
+            self._sums |= {
+                name: self._sums[name] + value if name in self._sums else value.clone() for name, value in scalars.items()
+            }
         self._steps += 1
 
     def read(self) -> dict[str, float]:

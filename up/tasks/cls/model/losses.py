@@ -112,8 +112,8 @@ class ClassificationLoss(nn.Module, ABC):
         """Call ``function`` with checked arguments, without autocast."""
         self._check(logits, target)
         device = logits.device.type
-        # `meta`, where shapes are checked without computing, knows no autocast; asking torch would break a compiled graph
-        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+        # `meta`, where shapes are checked without computing, knows no autocast
+        with torch.autocast(device, enabled=False) if device != "meta" and torch.is_autocast_enabled(device) else nullcontext():
             return function(_precise(logits), target if target.is_floating_point() else target.long())
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
