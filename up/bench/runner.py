@@ -17,6 +17,7 @@ from up.bench.cells import BenchCell, Reading, Row, Settings
 from up.bench.machine import Watch, missing
 from up.bench.statistics import Outcome
 from up.distributed.env import let_idle_threads_sleep
+from up.text import count
 
 _CELL_S = 1200.0  # limit of a cell, in seconds
 _SEED = 0  # of the order of the cells
@@ -39,10 +40,12 @@ def measure(
             if problem:
                 for outcome in outcomes:
                     outcome.problems |= {each.name: problem for each in outcome.row.cells if outcome.row is row}
+    left = rounds * sum(len(row.cells) for row in rows)
     for number in range(rounds):
         for outcome in draw.sample(outcomes, len(outcomes)):
             for cell in draw.sample([*outcome.row.cells], len(outcome.row.cells)):
-                say(f"round {number + 1} of {rounds}: {outcome.row.name}, {cell.name}")
+                say(f"round {number + 1} of {rounds}: {outcome.row.name}, {cell.name} ({count(left, 'process')} left)")
+                left -= 1
                 _measure_cell(outcome, cell, settings, cpus)
     return outcomes
 

@@ -25,8 +25,7 @@ from up.commands.tables import print_tables, table_of
 from up.errors import UserError
 from up.files import unwritable, write_json
 
-_EXAMPLES = """examples:
-  up bench loader                            decoding and transforms next to timm, torchvision and bare decoding
+_EXAMPLES = """more examples:
   up bench step --only fixed --rounds 9      the rows whose names contain `fixed`
   up bench all --config photos.yaml          your own recipe: what its step waits for, and what would be faster
   up bench all --json benchmarks/mine.json   everything, with a result file
@@ -62,7 +61,7 @@ def main(words: list[str]) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = CommandParser("bench")
-    parser.epilog = _EXAMPLES
+    parser.epilog = f"{parser.epilog}\n\n{_EXAMPLES}"
     parser.add_argument("kind", choices=(*KINDS, ALL), help="what is measured")
     parser.add_argument("--against", type=_names, default=[], metavar="NAMES", help="peers, such as timm,bare (default: all)")
     parser.add_argument("--only", type=_names, default=[], metavar="NAMES", help="rows whose names contain one of these")
