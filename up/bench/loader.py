@@ -143,7 +143,11 @@ def dataset_of(folder: Path, transforms: Sequence[Kwargs], **more: object):  # t
         "meta_file": str(folder),
         "meta_type": "image_folder",
         "image_reader": {"type": "auto"},
-        "transformer": [*transforms, {"type": "to_tensor"}],
+        "transformer": [
+            *transforms,
+            {"type": "to_tensor"},
+            {"type": "normalize", "kwargs": {"mean": [0.5] * 3, "std": [0.25] * 3}},
+        ],
         **more,
     }
     return build_part({"type": "cls", "kwargs": kwargs}, "dataset", tables, {"seed": 0})

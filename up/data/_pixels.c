@@ -151,6 +151,73 @@ INLINED void saturate_as_torch_body(const uint8_t *in, uint8_t *out, Py_ssize_t 
 
 DEFINE(saturate_as_torch, (const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float own, float other), (in, out, pixels, own, other))
 
+/* ---- hue ---- */
+
+/* By the sixth of the circle: which of the value, p, q and t is red, green and blue. */
+static const uint8_t SIXTHS[6][3] = {{0, 3, 1}, {2, 0, 1}, {1, 0, 3}, {1, 2, 0}, {3, 1, 0}, {0, 1, 2}};
+
+INLINED int most(int a, int b) {
+    return a > b ? a : b;
+}
+
+INLINED int least(int a, int b) {
+    return a < b ? a : b;
+}
+
+INLINED float within_one(float value) {
+    return value < 0.0f ? 0.0f : value > 1.0f ? 1.0f : value;
+}
+
+/* torchvision's adjust_hue: all in floats. */
+INLINED void hue_as_torch_body(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float turn) {
+    for (Py_ssize_t at = 0; at < pixels; at++, in += 3, out += 3) {
+        const float scale = (float)(1.0 / 255.0);
+        float r = in[0] * scale, g = in[1] * scale, b = in[2] * scale;
+        float high = most(in[0], most(in[1], in[2])) * scale, low = least(in[0], least(in[1], in[2])) * scale;
+        float range = high - low, part = high == low ? 1.0f : range, s = range / (high == low ? 1.0f : high);
+        float rc = (high - r) / part, gc = (high - g) / part, bc = (high - b) / part;
+        float h = high == r ? bc - gc : high == g ? rc + 2.0f - bc : gc + 4.0f - rc;
+        h = h * (float)(1.0 / 6.0) + 1.0f;
+        h = h - (float)(int)h + turn;
+        h = h - (float)(int)h;
+        if (h < 0.0f) h += 1.0f;
+        float sixth = h * 6.0f, f = sixth - (float)(int)sixth, sf = s * f, rest = 1.0f - s;
+        float parts[4] = {high, within_one(rest * high), within_one((1.0f - sf) * high), within_one((sf + rest) * high)};
+        const uint8_t *chosen = SIXTHS[(int)sixth % 6];
+        for (int band = 0; band < 3; band++) out[band] = (uint8_t)(int)(parts[chosen[band]] * (float)255.999);
+    }
+}
+
+DEFINE(hue_as_torch, (const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float turn), (in, out, pixels, turn))
+
+/* Pillow's conversion to HSV, a turn of the hue in 255ths, and its conversion back. */
+INLINED void hue_body(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, int turn) {
+    for (Py_ssize_t at = 0; at < pixels; at++, in += 3, out += 3) {
+        int high = most(in[0], most(in[1], in[2])), low = least(in[0], least(in[1], in[2]));
+        float range = (float)(high - low);
+        int saturation = high == low ? 0 : (int)(range / (float)high * 255.0);
+        if (saturation == 0) {
+            memset(out, high, 3);
+            continue;
+        }
+        float rc = (float)(high - in[0]) / range, gc = (float)(high - in[1]) / range, bc = (float)(high - in[2]) / range;
+        float h = in[0] == high ? bc - gc : in[1] == high ? (float)(2.0 + rc - bc) : (float)(4.0 + gc - rc);
+        double turned = h / 6.0 + 1.0;
+        h = (float)(turned - (double)(int)turned);
+        uint8_t hue = (uint8_t)((int)(h * 255.0) + turn);
+        int sixth = (int)((float)hue * 6.0 / 255.0);
+        float f = (float)((float)hue * 6.0 / 255.0 - (float)sixth), fs = (float)((float)saturation / 255.0);
+        const uint8_t parts[4] = {
+            (uint8_t)high, (uint8_t)(int)((float)high * (1.0 - fs) + 0.5), (uint8_t)(int)((float)high * (1.0 - fs * f) + 0.5),
+            (uint8_t)(int)((float)high * (1.0 - fs * (1.0 - f)) + 0.5)
+        };
+        const uint8_t *chosen = SIXTHS[sixth % 6];
+        for (int band = 0; band < 3; band++) out[band] = parts[chosen[band]];
+    }
+}
+
+DEFINE(hue, (const uint8_t *in, uint8_t *out, Py_ssize_t pixels, int turn), (in, out, pixels, turn))
+
 /* ---- geometry ---- */
 
 /* The image in fours of bytes, with MARGIN more pixels on each side that repeat the edge. */
@@ -459,6 +526,32 @@ static PyObject *py_color(PyObject *self, PyObject *args) {
     return released(&images, done);
 }
 
+static PyObject *py_hue(PyObject *self, PyObject *args) {
+    Images images;
+    int turn;
+    if (!PyArg_ParseTuple(args, "y*w*i", &images.in, &images.out, &turn)) return NULL;
+    int done = usable(&images);
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        hue(images.in.buf, images.out.buf, images.pixels, turn);
+        Py_END_ALLOW_THREADS
+    }
+    return released(&images, done);
+}
+
+static PyObject *py_hue_as_torch(PyObject *self, PyObject *args) {
+    Images images;
+    float turn;
+    if (!PyArg_ParseTuple(args, "y*w*f", &images.in, &images.out, &turn)) return NULL;
+    int done = usable(&images);
+    if (done) {
+        Py_BEGIN_ALLOW_THREADS
+        hue_as_torch(images.in.buf, images.out.buf, images.pixels, turn);
+        Py_END_ALLOW_THREADS
+    }
+    return released(&images, done);
+}
+
 static PyObject *py_saturate_as_torch(PyObject *self, PyObject *args) {
     Images images;
     float own, other;
@@ -561,6 +654,8 @@ static PyMethodDef METHODS[] = {
     {"equalize", py_equalize, METH_VARARGS, "equalize(image, result)"},
     {"luma_sum", py_luma_sum, METH_VARARGS, "luma_sum(image): sum of the grey levels of convert('L')."},
     {"color", py_color, METH_VARARGS, "color(image, result, factor)"},
+    {"hue", py_hue, METH_VARARGS, "hue(image, result, turn): by 255ths of the circle."},
+    {"hue_as_torch", py_hue_as_torch, METH_VARARGS, "hue_as_torch(image, result, turn): by a share of the circle."},
     {"sharpness", py_sharpness, METH_VARARGS, "sharpness(image, result, width, factor)"},
     {"transform", py_transform, METH_VARARGS, "transform(image, result, width, matrix, fill, is_cubic)"},
     {"grey_sum_as_torch", py_grey_sum_as_torch, METH_VARARGS, "grey_sum_as_torch(image): sum of the whole grey levels."},

@@ -153,14 +153,6 @@ def moved(transform: v2.Transform, image: Image, targets: Targets, *, by_pillow:
     return F.pil_to_tensor(changed) if as_pillow else changed, targets
 
 
-def with_tensor(operation: Callable[[torch.Tensor], torch.Tensor], image: Image) -> Image:
-    """Apply an operation on (3, H, W); an image of Pillow stays one."""
-    if isinstance(image, torch.Tensor):
-        return operation(image)
-    changed: PILImage = F.to_pil_image(operation(F.pil_to_tensor(image)))
-    return changed
-
-
 def size_of(image: Image) -> Size:
     """Return (height, width)."""
     if isinstance(image, torch.Tensor):

@@ -103,14 +103,9 @@ def _on_levels(operation: Operation, image: Levels | PILImage, *numbers: float, 
     return kernel.run(np.asarray(image), *numbers, **kwargs)
 
 
-_OF_PILLOW = (policies.brightness, policies.contrast, policies.color)  # which torchvision calls for Pillow images
-_OF_TENSORS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
-_HUE = 3
-
-
 def jittered(jitter: v2.ColorJitter, image: Image) -> Image:
     """Apply torchvision's jitter of colours, with its draws."""
-    operations = _OF_PILLOW if isinstance(image, PILImage) else _OF_TENSORS
+    operations = _JITTER_OF_PILLOW if isinstance(image, PILImage) else _JITTER_OF_TENSORS
     levels = levels_of(image)
     if levels is None or not all(map(agrees, operations)):
         changed: Image = jitter(image)
@@ -118,12 +113,7 @@ def jittered(jitter: v2.ColorJitter, image: Image) -> Image:
     drawn = jitter.make_params([image])
     factors = [drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
     for number in drawn["fn_idx"].tolist():
-        if factors[number] is None:
-            continue
-        if number == _HUE:
-            levels = levels_of(F.adjust_hue(like(image, levels), factors[_HUE]))
-            assert levels is not None
-        else:
+        if factors[number] is not None:
             levels = KERNELS[operations[number]].run(levels, factors[number])
     return like(image, levels)
 
@@ -268,6 +258,27 @@ def _torch_saturation(levels: Levels, factor: float) -> Levels:
     return result
 
 
+def _torch_hue(levels: Levels, turn: float) -> Levels:
+    result = np.empty_like(levels)
+    _pixels.hue_as_torch(levels, result, turn)
+    return result
+
+
+def _hue(levels: Levels, turn: float, **_: Any) -> Levels:
+    result = np.empty_like(levels)
+    _pixels.hue(levels, result, int(turn * 255))
+    return result
+
+
+def _pillow_hue(image: PILImage, turn: float, **_: Any) -> PILImage:
+    changed: PILImage = F.adjust_hue(image, turn)
+    return changed
+
+
+# in torchvision's order; for Pillow images it calls what timm calls, too
+_JITTER_OF_PILLOW = (policies.brightness, policies.contrast, policies.color, _pillow_hue)
+_JITTER_OF_TENSORS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+_TURNS = (-0.5, -0.1, 0.0, 0.037, 0.5)
 _FACTORS = (0.0, 0.1, 0.37, 1.0, 1.63, 1.9)
 KERNELS: Mapping[Operation, Kernel] = {
     policies.auto_contrast: Kernel(_auto_contrast, [None]),
@@ -287,8 +298,10 @@ KERNELS: Mapping[Operation, Kernel] = {
     policies.translate_y_abs: Kernel(_translate_y, [-7.0, 3.3]),
     policies.translate_x_rel: Kernel(_translate_x_rel, [-0.315, 0.1]),
     policies.translate_y_rel: Kernel(_translate_y_rel, [-0.315, 0.1]),
+    _pillow_hue: Kernel(_hue, _TURNS),
     F.adjust_brightness: Kernel(_torch_brightness, _FACTORS, of_tensors=True),
     F.adjust_contrast: Kernel(_torch_contrast, _FACTORS, of_tensors=True),
     F.adjust_saturation: Kernel(_torch_saturation, _FACTORS, of_tensors=True),
+    F.adjust_hue: Kernel(_torch_hue, _TURNS, of_tensors=True),
 }
 """Kernels by the function of timm or torchvision whose results they give."""
