@@ -5,7 +5,7 @@ Blank lines, CRLF and a byte order mark do not matter.
 
 from __future__ import annotations
 
-import itertools
+import io
 import json
 import os
 from array import array
@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from up.data.bad_images import Listed
 from up.data.packed import PackedStrings, StringPacker
+from up.data.plain_lines import BLOCK, PlainLines
 from up.data.records import Image
 from up.data.roots import ImageRoot
 from up.data.sampler import permutation
@@ -27,7 +28,6 @@ from up.types import Record
 
 T = TypeVar("T")
 _LISTED = 10  # problems shown of one file
-_CHUNK = 1 << 15  # lines: small in memory, and enough that the checks of a whole chunk are cheap
 _FRACTION = 0x66726163  # its own key, not the run's seed: runs that differ in the seed train on the same fraction
 
 
@@ -103,6 +103,11 @@ class Rows:
         self._names.extend(names)
         self._lines.extend(lines)
 
+    def extend_plain(self, plain: PlainLines, first: int) -> None:
+        """Add names that need no check, of the lines from ``first`` on."""
+        self._names.extend_packed(plain.names, plain.ends)
+        self._lines.frombytes(np.arange(first, first + len(plain.ends), dtype=np.intc).tobytes())
+
     def problem(self, line: int, text: str) -> None:
         """Add a problem of a line; ``names`` raises them together."""
         if len(self._problems) < 1000:
@@ -148,8 +153,8 @@ class Rows:
         return Listing(names, self.lines, np.zeros(len(names), np.uint16), [self.path], [self.root])
 
 
-def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
-    """Read the lines of a file in chunks, each with the number of its first line."""
+def blocks(path: str) -> Iterator[tuple[int, bytes]]:
+    """Read a file in blocks of whole lines, each with the number of its first line."""
     if os.path.isdir(path):
         raise MetaError("a folder. Expected a meta file; meta_type image_folder reads folders of classes.", file=path)
     try:
@@ -157,13 +162,25 @@ def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
             first = 1
-            while chunk := list(itertools.islice(file, _CHUNK)):
-                yield first, chunk
-                first += len(chunk)
+            while block := file.read(BLOCK):
+                if not block.endswith(b"\n"):
+                    block += file.readline()
+                yield first, block
+                first += block.count(b"\n")
     except FileNotFoundError:
         raise MetaError("no such meta file.", file=path) from None
     except OSError as error:
         raise MetaError(f"cannot be read ({error.strerror}).", file=path) from None
+
+
+def lines_of(block: bytes) -> list[bytes]:
+    """Split a block at its line feeds, which the lines keep."""
+    return io.BytesIO(block).readlines()
+
+
+def chunks(path: str) -> Iterator[tuple[int, list[bytes]]]:
+    """Read the lines of a file in chunks, each with the number of its first line."""
+    return ((first, lines_of(block)) for first, block in blocks(path))
 
 
 def shown(raw: bytes) -> str:
@@ -177,18 +194,22 @@ def json_rows(rows: Rows, read: Callable[[Record, int], T]) -> Iterator[tuple[li
 
     Lines that are no objects, or for which ``read`` raises ``LineError``, are problems of ``rows``, and left out.
     """
-    for start, chunk in chunks(rows.path):
-        found, lines = [], []
-        for line, raw in enumerate(chunk, start):
-            if raw.isspace():
-                continue
-            try:
-                found.append(read(_record(raw), line))
-            except LineError as wrong:
-                rows.problem(line, str(wrong))
-            else:
-                lines.append(line)
-        yield found, lines
+    return (json_chunk(rows, start, chunk, read) for start, chunk in chunks(rows.path))
+
+
+def json_chunk(rows: Rows, start: int, chunk: list[bytes], read: Callable[[Record, int], T]) -> tuple[list[T], list[int]]:
+    """Read the lines of a chunk from line ``start`` on, as ``json_rows`` does."""
+    found, lines = [], []
+    for line, raw in enumerate(chunk, start):
+        if raw.isspace():
+            continue
+        try:
+            found.append(read(_record(raw), line))
+        except LineError as wrong:
+            rows.problem(line, str(wrong))
+        else:
+            lines.append(line)
+    return found, lines
 
 
 def _record(raw: bytes) -> Record:

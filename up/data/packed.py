@@ -92,10 +92,16 @@ class StringPacker:
         lengths = np.fromiter(map(len, listed), dtype=np.int64, count=len(listed))
         self._ends.frombytes((np.cumsum(lengths) + base).tobytes())
 
+    def extend_packed(self, names: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        """Append the strings in ``names``, one after another, with the end of each (N,)."""
+        base = len(self._buffer)
+        self._buffer += names.data
+        self._ends.frombytes((ends + base).tobytes())
+
     def packed(self) -> PackedStrings:
-        """Return the strings collected so far."""
-        buffer = np.frombuffer(bytes(self._buffer), dtype=np.uint8)
-        return PackedStrings.of_arrays(buffer, np.array(self._ends, dtype=np.int64))
+        """Return the strings collected; no more can be added."""
+        buffer = np.frombuffer(self._buffer, dtype=np.uint8)
+        return PackedStrings.of_arrays(buffer, np.frombuffer(self._ends, dtype=np.int64))
 
 
 class PackedLabels:

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from up.data.listing import LineError, Rows, json_rows
+from up.data.listing import LineError, Rows, blocks, json_chunk, json_rows, lines_of
 from up.data.packed import PackedLabels
+from up.data.plain_lines import JSON_LABEL, PlainLines, plain_lines
 from up.tasks.cls.data.metas import LARGEST, MetaSource, SampleTable, labelled
 from up.text import some_of
 from up.types import Json, Record
@@ -26,11 +28,22 @@ def custom_cls(source: MetaSource) -> SampleTable:
     """
     rows = Rows(source.path, source.root)
     labels: list[Json] = []
+    arrays: list[NDArray[np.int64]] = []
     read = _LabelledLine(source)
-    for found, lines in json_rows(rows, read):
+    for first, block in blocks(source.path):
+        plain = read.plain(block)
+        if plain is not None:
+            rows.extend_plain(plain, first)
+            arrays.append(plain.labels)
+            continue
+        found, lines = json_chunk(rows, first, lines_of(block), read)
         rows.extend([name for name, _ in found], lines)
-        labels += [label for _, label in found]
-    packed = PackedLabels.of_sets(labels) if source.multilabel else PackedLabels(np.array(labels, dtype=np.int64))
+        if source.multilabel:
+            labels += [label for _, label in found]
+        elif found:
+            arrays.append(np.array([label for _, label in found], dtype=np.int64))
+    joined = np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+    packed = PackedLabels.of_sets(labels) if source.multilabel else PackedLabels(joined)
     return labelled(rows, source, packed, notes=read.notes())
 
 
@@ -75,6 +88,14 @@ class _LabelledLine:
             if type(value) is not int or not 0 <= value <= LARGEST:  # bool is an int to Python
                 raise LineError(f"label {json.dumps(value)[:60]}. Expected an integer from 0 on.")
         return name, [label] if self._multilabel and isinstance(label, int) else label
+
+    def plain(self, block: bytes) -> PlainLines | None:
+        """Read a block of lines with one label each and nothing else; None for any other."""
+        if self._multilabel or self._arity:
+            return None
+        found = next((plain for form in JSON_LABEL if (plain := plain_lines(block, form)) is not None), None)
+        self._arity = self._arity if found is None else 0
+        return found
 
     def notes(self) -> Iterator[str]:
         """Report ignored keys and converted labels, a line each."""

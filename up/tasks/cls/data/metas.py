@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from up.data.folders import folders_in, images_under
-from up.data.listing import Listing, MetaError, Rows, chunks, shown
+from up.data.listing import Listing, MetaError, Rows, blocks, chunks, lines_of, shown
 from up.data.packed import PackedLabels, PackedStrings
+from up.data.plain_lines import PATH_LABEL, plain_lines
 from up.data.roots import ImageRoot
 from up.registry import Registry
 from up.text import did_you_mean, some_of
@@ -112,7 +113,7 @@ def labelled(
 ) -> SampleTable:
     """Return all samples of ``rows``. Raises ``MetaError`` when anything was wrong, or when there are none."""
     if labels is not None:
-        labels = PackedLabels(labels.values + source.label_offset, labels.offsets)
+        labels = PackedLabels(labels.values + source.label_offset, labels.offsets) if source.label_offset else labels
         _check_range(labels, rows, source)
     return SampleTable(**vars(rows.listing()), labels=labels, boxes=boxes, notes=tuple(notes))
 
@@ -125,7 +126,7 @@ def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
             "meta_type custom_cls with a list of labels on each line, or one number of classes.",
             file=source.path,
         )
-    limits = np.full(labels.values.shape, LARGEST if limit is None else limit).ravel()
+    limits = np.broadcast_to(LARGEST if limit is None else limit, labels.values.shape).reshape(-1)
     values = labels.values.ravel()
     wrong = np.flatnonzero((values < 0) | (values >= limits))
     owners = labels.owners() if len(wrong) else wrong
@@ -141,7 +142,13 @@ def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
 def imagenet(source: MetaSource) -> SampleTable:
     """Read ``path label`` on each line, split at the last blank, so that paths may contain blanks."""
     rows, labels = Rows(source.path, source.root), array("q")
-    for start, chunk in chunks(source.path):
+    for start, block in blocks(source.path):
+        plain = plain_lines(block, PATH_LABEL)
+        if plain is not None:
+            rows.extend_plain(plain, start)
+            labels.frombytes(plain.labels.tobytes())
+            continue
+        chunk = lines_of(block)
         names, texts, lines = [], [], []
         for line, raw in enumerate(chunk, start):
             parts = raw.rsplit(None, 1)
@@ -158,7 +165,7 @@ def imagenet(source: MetaSource) -> SampleTable:
             labels.extend(map(int, texts))
         else:
             labels.extend(map(_checked_label, names, texts, lines, itertools.repeat(rows)))
-    return labelled(rows, source, PackedLabels(np.array(labels, dtype=np.int64)))
+    return labelled(rows, source, PackedLabels(np.frombuffer(labels, dtype=np.int64)))
 
 
 def inference_only(source: MetaSource) -> SampleTable:
