@@ -105,8 +105,9 @@ def fast_mode(device: torch.device) -> tuple[Mode | None, str]:
         if torch.cuda.get_device_capability(device) >= (7, 0):
             return "fp16", f"{name} has tensor cores for it, but not for bf16"
         return None, f"{name} has no tensor cores"
-    if device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)():
-        return "bf16", "this CPU multiplies matrices of bf16 (AMX)"
+    for name, known in (("AMX", "_is_amx_tile_supported"), ("AVX512-BF16", "_is_avx512_bf16_supported")):
+        if device.type == "cpu" and getattr(torch.cpu, known, bool)():
+            return "bf16", f"this CPU multiplies matrices of bf16 ({name})"
     return None, f"{'this CPU' if device.type == 'cpu' else device.type} has no instructions that make 16 bits faster"
 
 

@@ -57,6 +57,7 @@ class LAMB(Optimizer):
         super().__init__(params, defaults)
         first = self.param_groups[0]["params"][0]
         self._step_supports_amp_scaling = grad_averaging and is_plain(first)  # torch's name for skipping by `found_inf`
+        self._scratch: Tensor | None = None
         keep_order(self)
 
     @overload
@@ -96,13 +97,19 @@ class LAMB(Optimizer):
         """Step by torch's fused Adam, which adds the direction m̂ / (√v̂ + eps) to the decay, and nothing if ``found_inf``."""
         skipped: Tensor | None = getattr(self, "found_inf", None)
         states = [self._state_of(p) for p in params]
-        means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
-        update = list(torch._foreach_mul(params, group["weight_decay"]))
+        grads = [p.grad for p in params if p.grad is not None]
+        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        if params[0].is_cuda:
+            update = list(torch._foreach_mul(params, group["weight_decay"]))
+        else:  # as vectors: torch's kernel copies other memory formats
+            params, grads, means, squares = ([_in_memory_order(each) for each in of] for of in (params, grads, means, squares))
+            update = [torch.mul(p, group["weight_decay"], out=self._scratch_for(p)) for p in params]
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             update,
-            [p.grad for p in params if p.grad is not None],
+            grads,
             means,
             squares,
             [],
@@ -164,6 +171,12 @@ class LAMB(Optimizer):
             torch._foreach_add_(denominators, group["eps"])
         return list(torch._foreach_div(means, denominators))
 
+    def _scratch_for(self, p: Tensor) -> Tensor:
+        """Return memory for the update of a vector on a CPU, which is kept: fresh pages cost as much as the arithmetic."""
+        if self._scratch is None or self._scratch.numel() < p.numel():
+            self._scratch = torch.empty_like(p)
+        return self._scratch[: p.numel()]
+
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
         if not state:
@@ -173,6 +186,11 @@ class LAMB(Optimizer):
         if self._step_supports_amp_scaling and state["step"].device != p.device:  # new, or from a checkpoint
             state["step"] = state["step"].to(p.device)
         return state
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """View a dense tensor as a vector."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _trust_ratios(params: list[Tensor], update: list[Tensor], *, capped: bool) -> Tensor:
