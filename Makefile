@@ -10,6 +10,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Extensions that an installation in place compiles: a newer source means another one.
+SOURCES := $(wildcard up/*/*.c)
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 # Files of tests are shared out to this many processes, the long ones first (testpaths in pyproject.toml): one more than two
 # cores, because tests of signals and of lost ranks wait for most of their time.
@@ -23,17 +25,17 @@ $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else f"Python 3.10 or newer is needed, {sys.version.split()[0]} was found; name another with: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: setup.py constraints.txt | $(PY)
+$(VENV)/.demo: setup.py constraints.txt $(SOURCES) | $(PY)
 	@echo "installing up with its demo and deploy extras into $(VENV) (torch is large: minutes on a slow line)"
 	@$(PIP) install -c constraints.txt -e '.[demo,deploy]'
 	@touch $@
 
-$(VENV)/.dev: setup.py constraints.txt | $(PY)
+$(VENV)/.dev: setup.py constraints.txt $(SOURCES) | $(PY)
 	@echo "installing up with its dev extras into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.search
 
-$(VENV)/.search: setup.py constraints.txt | $(PY)
+$(VENV)/.search: setup.py constraints.txt $(SOURCES) | $(PY)
 	@echo "installing up with its demo, deploy, search and viz extras into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[demo,deploy,search,viz]'
 	@touch $@ $(VENV)/.demo
