@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.harness.facts import tells
@@ -27,6 +28,8 @@ from up.__main__ import main
 from up.build.data import build_dataset
 from up.build.experiment import load_experiment
 from up.data.cache import IMAGES, INDEX, MANIFEST, shrunk
+from up.data.dataset import KeyedDataset
+from up.data.records import SampleKey
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -330,3 +333,29 @@ def test_images_of_floats_are_read_from_their_files(own: Config, write: Write, t
     said = refused(["data", "cache", write(own), "--split", "train"], capsys, tmp_path)
     assert len(said) == 1
     assert tells(said[0], "config.yaml:", "image_reader", "MultiChannelReader")
+
+
+@pytest.mark.parametrize("form", ["rgb", "yuv420", "jpeg"])
+@pytest.mark.parametrize("reader", ["fs_pillow", "fs_turbo"])
+@pytest.mark.parametrize("mode", ["RGB", "GRAY"])
+def test_samples_of_a_part_are_those_of_the_whole(
+    own: Config, write: Write, capsys: pytest.CaptureFixture[str], form: str, reader: str, mode: str
+) -> None:
+    """The crop that is cut out of a block, at odd corners too, is the crop of the whole image; a file is not read."""
+    larger(own, (83, 61))
+    folder = kwargs(own)["image_reader"]["kwargs"]["image_dir"]
+    kwargs(own)["image_reader"] = {"type": reader, "kwargs": {"image_dir": folder, "color_mode": mode}}
+    kwargs(own)["transformer"] = [{"type": "torch_random_resized_crop", "kwargs": {"size": 24, "scale": [0.1, 0.5]}}]
+    path = write(own)
+    build(path, "--split", "train", "--form", form, "--short-side", "45", capsys=capsys)
+    cached = build_dataset(load_experiment(Path(path)), "train")
+    assert isinstance(cached, KeyedDataset)
+    for each in Path(folder).glob("*.png"):
+        each.unlink()
+    for index in range(12):
+        key = SampleKey(1, index)
+        image = cached[key].image
+        torch.manual_seed(key.seed(7))
+        whole = cached.transforms[0](cached.read(index).image)
+        expected = torch.from_numpy(np.array(whole)).permute(2, 0, 1) if isinstance(whole, Image.Image) else whole
+        assert torch.equal(image, expected)

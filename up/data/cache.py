@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from up.data.bad_images import BadImage
+from up.data.geometry import Box
 from up.data.listing import Listing
 from up.data.packed import PackedStrings
-from up.data.readers import Reader
+from up.data.readers import Reader, ViewReader
 from up.data.records import Image
 from up.data.transforms.image import size_of
+from up.data.transforms.view import OneView, offers
 from up.distributed.env import rank_in_environment
 from up.errors import UserError
 from up.text import Verbatim, count
@@ -34,7 +36,6 @@ from up.types import Json, Record
 
 Form: TypeAlias = Literal["rgb", "yuv420", "jpeg"]
 Levels: TypeAlias = NDArray[np.uint8]
-Box: TypeAlias = tuple[int, int, int, int]  # top, left, height, width in pixels
 VERSION = 1
 IMAGES, INDEX, NAMES, MANIFEST = "images.bin", "index.npy", "names.npy", "manifest.json"
 ENTRY = np.dtype(
@@ -141,22 +142,44 @@ class ImageCache:
             what = f"{files.where(at)} {problem} since {self.folder} was built{more}"
             raise UserError(what, fix=_REBUILD, key="cache")
 
-    def read(self, place: int, where: str, reader: Reader, crop: Box | None = None) -> Image:
-        """Read an image, or only its part ``crop``, as ``reader`` would have given it. Raises ``BadImage``."""
-        entry = self.index[place]
-        start, size, height, width = (int(entry[name]) for name in ("offset", "bytes", "height", "width"))
+    def read(self, place: int, where: str, reader: Reader) -> Image:
+        """Read an image as ``reader`` would have given it. Raises ``BadImage``."""
+        block, size = self._block(place, where)
+        return self._image(block, size, Box(0, 0, *size)) if size[0] else reader(block.tobytes(), where)
+
+    def read_view(self, place: int, where: str, reader: Reader, view: OneView) -> Image:
+        """Read a view of an image, for which no more pixels than it needs are read. Raises ``BadImage``."""
+        block, size = self._block(place, where)
+        if not size[0]:
+            if isinstance(reader, ViewReader) and offers(reader, "read_view", "__call__"):
+                return reader.read_view(block.tobytes(), where, view)
+            return view(reader(block.tobytes(), where))
+        drawn = view.at(size)
+        if self.manifest["pillow"] and self.manifest["channels"] == 3 and drawn.is_exact:
+            box = drawn.needed
+            return Pillow.fromarray(drawn.resized(self._levels(block, size, box), box))
+        return drawn.moved().of(self._image(block, size, drawn.box))
+
+    def _block(self, place: int, where: str) -> tuple[Levels, tuple[int, int]]:
+        """Return the bytes of an image and its height and width; these are 0 for an encoded one."""
+        start, size, height, width = (int(self.index[name][place]) for name in ("offset", "bytes", "height", "width"))
         if not size:
             raise BadImage(where, self.manifest["bad"][str(place)])
-        block = self._bytes[start : start + size]
-        if not height:
-            return reader(block.tobytes(), where)
-        box = crop or (0, 0, height, width)
+        return self._bytes[start : start + size], (height, width)
+
+    def _levels(self, block: Levels, size: tuple[int, int], box: Box) -> Levels:
+        """Return the levels (rows, columns, C) of a part of an image, in memory of their own: transforms may write there."""
         channels = self.manifest["channels"]
         if self.manifest["form"] == "yuv420" and channels == 3:
-            return _as_image(_rgb_of(block, (height, width), box), pillow=self.manifest["pillow"])
+            return _rgb_of(block, size, box)
         top, left, rows, columns = box
-        part = block.reshape(height, width, channels)[top : top + rows, left : left + columns]
-        return _as_image(np.array(part), pillow=self.manifest["pillow"])  # a copy: transforms may write into it
+        return np.array(block.reshape(*size, channels)[top : top + rows, left : left + columns])
+
+    def _image(self, block: Levels, size: tuple[int, int], box: Box) -> Image:
+        levels = self._levels(block, size, box)
+        if self.manifest["pillow"]:
+            return Pillow.fromarray(np.ascontiguousarray(levels))
+        return torch.from_numpy(levels).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -175,9 +198,13 @@ class CachedFiles:
         """Select the files at the indices ``kept``."""
         return CachedFiles(self.cache, self.places[kept])
 
-    def read(self, index: int, where: str, reader: Reader, crop: Box | None = None) -> Image:
-        """Read the image of a file, or only its part ``crop``. Raises ``BadImage``."""
-        return self.cache.read(int(self.places[index]), where, reader, crop)
+    def read(self, index: int, where: str, reader: Reader) -> Image:
+        """Read the image of a file. Raises ``BadImage``."""
+        return self.cache.read(int(self.places[index]), where, reader)
+
+    def read_view(self, index: int, where: str, reader: Reader, view: OneView) -> Image:
+        """Read a view of the image of a file, for which no more pixels than it needs are read. Raises ``BadImage``."""
+        return self.cache.read_view(int(self.places[index]), where, reader, view)
 
 
 def _expect_complete(folder: Path) -> Record:
@@ -238,8 +265,9 @@ def settings_of(reader: Reader) -> Record:
     """Return the type of a reader and its settings but the folder: what decides the pixels that it reads."""
     kind = type(reader)
     simple = (bool, int, float, str, tuple, list, type(None))
+    others = ("image_dir", "fast_decode")  # whole images are read alike
     kept: dict[str, Json] = {"type": f"{kind.__module__}:{kind.__qualname__}"}
-    kept |= {name: value for name, value in sorted(vars(reader).items()) if name != "image_dir" and isinstance(value, simple)}
+    kept |= {name: value for name, value in sorted(vars(reader).items()) if name not in others and isinstance(value, simple)}
     found: Record = json.loads(json.dumps(kept))
     return found
 
@@ -292,7 +320,3 @@ def _rgb_of(block: Levels, size: tuple[int, int], box: Box) -> Levels:
         levels = own + colour[:, under : under + len(own)]
         made[:, odd::2] = np.clip(levels, 0, 255, out=levels)
     return made.transpose(1, 2, 0)
-
-
-def _as_image(levels: Levels, *, pillow: bool) -> Image:
-    return Pillow.fromarray(np.ascontiguousarray(levels)) if pillow else torch.from_numpy(levels).permute(2, 0, 1)

@@ -175,6 +175,8 @@ class ClsDataset(ImageDataset):
 
     def read_view(self, index: int, view: OneView) -> Sample:
         """Read sample ``index`` through a view. Raises ``BadImage`` when its image cannot be read."""
+        if self.cached is not None:
+            return self._sample(index, self.cached.read_view(index, self.where(index), self.reader, view))
         if (
             self.table.boxes is not None
             or not isinstance(self.reader, ViewReader)
