@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from up.data.transforms import pixels
 from up.data.transforms.occlusion import Cutout, GridMask, HideAndSeek
 from up.data.transforms.policies import AutoAugment, IncreasingRandAugment, RandAugment
-from up.data.transforms.table import ColorJitter, RandomHorizontalFlip
+from up.data.transforms.table import ColorJitter, RandomHorizontalFlip, RandomResizedCrop
 from up.seed import seed_cpu
 from up.tasks.cls.augment.pba import OPERATIONS, PbaPolicy
 
@@ -147,6 +147,15 @@ def test_pixels_of_channels_last_memory_are_not_copied() -> None:
         assert levels.ctypes.data == image.data_ptr()
         assert pixels.like(image, levels).data_ptr() == image.data_ptr()
         assert changed(SWEPT["incre"], image, 3).permute(1, 2, 0).is_contiguous()
+
+
+def test_crops_of_channels_last_images_stay_channels_last() -> None:
+    """The operations after them would copy images of other memory."""
+    crop = RandomResizedCrop(size=(20, 24))
+    for seed in range(20):
+        found = changed(crop, FORMS["channels_last"](picture()), seed)
+        assert torch.equal(found, changed(crop, FORMS["contiguous"](picture()), seed))
+        assert found.permute(1, 2, 0).is_contiguous()
 
 
 @pytest.mark.parametrize("image", [torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 4), pillow.new("L", (4, 4))])
