@@ -79,6 +79,8 @@ def table_lines(outcome: Outcome) -> Iterator[str]:
         what, beside = (outcome.row.title, "**ours**") if is_ours else ("", cell.name)
         targets = [target for target in outcome.row.targets if target.against == ("" if is_ours else cell.name)]
         asked = "; ".join(f"{limit_of(outcome, target)} {_mark(outcome, target)}" for target in targets)
+        if found is None and cell.name not in outcome.problems:  # left out by --against
+            continue
         if found is None:
             yield f"| {what} | {beside} | {outcome.problems.get(cell.name, 'not measured')} | | | {asked} |"
             continue
