@@ -63,7 +63,6 @@ setup(
         "pillow>=10.3",
         "numpy>=1.26",
         "safetensors>=0.4",
-        "easydict>=1.13",
         "tensorboardX>=2.6.2",
         "rich>=13.7",
     ],

@@ -19,7 +19,7 @@ from up.errors import Ending, StorageError, UserError, out_of_memory
 
 CTRL_C = 130
 _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every installation has
-    **dict.fromkeys(["torch", "torchvision", "timm", "yaml", "pydantic", "PIL", "numpy", "easydict", "tensorboardX", "rich"], ""),
+    **dict.fromkeys(["torch", "torchvision", "timm", "yaml", "pydantic", "PIL", "numpy", "tensorboardX", "rich"], ""),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
     "sklearn": "demo",
     **dict.fromkeys(("matplotlib", "jinja2"), "viz"),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from easydict import EasyDict
 from PIL.Image import Image as PILImage
 from torch import Generator, Tensor
 
@@ -19,7 +18,23 @@ from up.text import some_of
 Image: TypeAlias = PILImage | Tensor  # Pillow, mode RGB, or (3, H, W): uint8, and float32 after to_tensor
 
 
-class Sample(EasyDict):  # type: ignore[misc]
+class Fields(dict[str, Any]):
+    """A dictionary whose entries are attributes as well: ``fields.image`` is ``fields["image"]``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}, only {some_of(self)}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
+
+class Sample(Fields):
     """A sample: its image (a Pillow image before transforms), and fields of the task such as ``gt``, ``mask``, ``boxes``."""
 
     image: Image
@@ -29,7 +44,7 @@ class Sample(EasyDict):  # type: ignore[misc]
     bad: Problem | None  # of the image that this one replaces
 
 
-class Batch(EasyDict):  # type: ignore[misc]
+class Batch(Fields):
     """Samples collated: ``gt`` (B,) | (B, heads) | (B, classes), and fields of the task."""
 
     image: Tensor  # (B, C, H, W)

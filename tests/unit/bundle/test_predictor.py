@@ -198,7 +198,7 @@ def test_nothing_but_the_runtime_is_needed(form: str, tmp_path: Path) -> None:
     if form == "graph":
         package = tmp_path / "alone.onnx"
         package.write_bytes(members["model.onnx"])
-    absent = "torch", "torchvision", "timm", "onnx", "onnxscript", "yaml", "easydict", "tensorboardX"
+    absent = "torch", "torchvision", "timm", "onnx", "onnxscript", "yaml", "tensorboardX"
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
         f"import up.deploy; print(up.deploy.load({str(package)!r}).predict({str(tmp_path / 'a.png')!r})[0].heads[0][0].name)"
