@@ -74,7 +74,7 @@ ranks: $(VENV)/.dev
 	$(PYTEST) -m ranks tests/integration
 
 soak: $(VENV)/.dev
-	$(PY) -m pytest -m slow tests/soak
+	$(PY) -m pytest -m slow
 
 docs: $(VENV)/.dev
 	$(PY) tools/write_docs.py

@@ -30,13 +30,19 @@ def _folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("kind", "only"),
     [
-        ("loader", ["crop-500", "cache-500", "workers-500"]),
-        ("step", ["fixed", "kd-cached", "bookkeeping"]),
-        ("start", ["first-step"]),
-        ("memory", ["once", "worker", "flat"]),
-        ("optimizer", ["lamb"]),
-        ("predict", ["package"]),
-        ("run", ["resnet18"]),
+        ("step", ["fixed"]),
+        *(
+            pytest.param(kind, only, marks=pytest.mark.slow)  # a cell is a process, which imports torch
+            for kind, only in (
+                ("loader", ["crop-500", "cache-500", "workers-500"]),
+                ("step", ["kd-cached", "bookkeeping"]),
+                ("start", ["first-step"]),
+                ("memory", ["once", "worker", "flat"]),
+                ("optimizer", ["lamb"]),
+                ("predict", ["package"]),
+                ("run", ["resnet18"]),
+            )
+        ),
     ],
 )
 def test_a_kind(kind: str, only: list[str], tmp_path: Path) -> None:
@@ -52,6 +58,7 @@ def test_a_kind(kind: str, only: list[str], tmp_path: Path) -> None:
             assert cell["values"][0] > 0
 
 
+@pytest.mark.slow
 def test_a_recipe_of_the_users_own(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Waiting for data, one worker, and the step with other settings; the run folder is not made."""
     path = tmp_path / "results.json"

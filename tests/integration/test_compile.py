@@ -72,7 +72,10 @@ def named(forms: Counter[str]) -> dict[str, int]:
     return {name.rpartition("_")[0]: number for name, number in forms.items()}
 
 
-@pytest.mark.parametrize(("change", "expected"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [pytest.param(*case, id=name, marks=() if name == "with an average" else pytest.mark.slow) for name, case in CASES.items()],
+)
 def test_compiles_each_form_once(
     config: Config, write: Write, tmp_path: Path, forms: Counter[str], change: Callable[[Config], None], expected: dict[str, int]
 ) -> None:
@@ -98,6 +101,7 @@ def test_a_student_with_hooked_layers_and_its_teacher(kd: Config, write: Write, 
     assert sorted(forms.values()) == [2, 2, 3, 3]  # the teacher never trains
 
 
+@pytest.mark.slow
 def test_ddp(config: Config, write: Write, tmp_path: Path, forms: Counter[str]) -> None:
     path = write(config)
     eager = losses_of(path, tmp_path / "eager")

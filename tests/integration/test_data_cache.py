@@ -185,9 +185,9 @@ def test_a_folder_and_a_list_without_a_yaml_file(own: Config, write: Write, tmp_
 
 def test_killed_builds_leave_nothing_that_looks_complete(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
     """SIGKILL as soon as the file of the images grows; a later build replaces what is left."""
-    larger(own, (1200, 1200))
+    larger(own, (500, 500))
     path = write(own)
-    command = [sys.executable, "-m", "up", "data", "cache", path, "--workers", "1", "--split", "train", "--short-side", "1200"]
+    command = [sys.executable, "-m", "up", "data", "cache", path, "--workers", "1", "--split", "train", "--short-side", "500"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "cache" / "train"
     deadline = time.monotonic() + 120

@@ -323,6 +323,7 @@ CASES: dict[str, dict[str, Case]] = {
         "torch_resize": as_they_are,
         "torch_center_crop": centre,
         "torch_random_horizontal_flip": transform("torch_random_horizontal_flip", p=1.0),
+        "alternating_flip": transform("alternating_flip"),
         "torch_color_jitter": transform("torch_color_jitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
         "torch_auto_augmentation": transform("torch_auto_augmentation", size=32),
         "torch_random_augmentation": transform("torch_random_augmentation", n=2, m=9),
@@ -347,7 +348,7 @@ CASES: dict[str, dict[str, Case]] = {
         "vit_head": tokens,
         "fpn_cls_head": pyramid,
     },
-    "classifier": {"linear": classifier("linear", bias=False), "norm_linear": classifier("norm_linear", tempearture=16)},
+    "classifier": {"linear": classifier("linear", bias=False), "norm_linear": classifier("norm_linear", tempearture=16), "scaled_linear": classifier("scaled_linear")},
     "post_process": {"base_cls_postprocess": nothing},
     "loss": {
         "ce": loss("ce", class_weights="balanced"),
@@ -389,6 +390,7 @@ CASES: dict[str, dict[str, Case]] = {
     "optimizer": {
         "LAMB": optimizer("LAMB", weight_decay=0.02),
         "LARS": optimizer("LARS", momentum=0.9),
+        "Muon": optimizer("Muon", momentum=0.9),
         "AdamW": optimizer("AdamW", weight_decay=0.05),  # by torch's names
         "RMSprop": optimizer("RMSprop", momentum=0.9, alpha=0.9),
         "lion": optimizer("lion"),  # by timm's names

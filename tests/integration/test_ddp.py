@@ -210,6 +210,11 @@ def test_a_static_graph_where_it_holds(config: Config, cluster: Make, tmp_path: 
     assert_close(checkpoint(tmp_path / "static")["model"], checkpoint(tmp_path / "run")["model"], 1e-5)
 
 
+def groups_of(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of an optimizer, without the argument that chooses its implementation: shards take no fused one."""
+    return [{name: value for name, value in group.items() if name != "fused"} for group in state["optimizer"]["param_groups"]]
+
+
 def test_shards_and_replicas_are_one_training(config: Config, cluster: Make, tmp_path: Path) -> None:
     """fsdp: the same weights, checkpoints of the same form, which either goes on from, and a plain process too."""
     without_batch_norm(config)
@@ -229,7 +234,7 @@ def test_shards_and_replicas_are_one_training(config: Config, cluster: Make, tmp
         assert_close(other["model"], ddp["model"], 1e-5)
         assert_close(other["ema"], ddp["ema"], 1e-5)
         assert other["metrics"] == pytest.approx(ddp["metrics"], abs=1e-4)
-        assert other["optimizer"]["param_groups"] == ddp["optimizer"]["param_groups"]
+        assert groups_of(other) == groups_of(ddp)
         for index, held in ddp["optimizer"]["state"].items():
             assert_close(other["optimizer"]["state"][index], held, 1e-5)
 

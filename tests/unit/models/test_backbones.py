@@ -50,6 +50,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], float]] = [
     ("resnet_custom", {"block": "bottleneck", "layers": [3, 4, 6, 3]}, 25.557),
     ("resnet_custom", {"depth": 18}, 11.690),
     ("resnet_custom", {"depth": 101}, 44.549),
+    ("airbench", {}, 2.224),  # airbench94 has 1.97 M with 10 classes
     ("cell_network", {"genotype": "darts_v2", "layers": 14, "init_channels": 48, "stem": "imagenet"}, 4.719),
     ("cell_supernet", {}, 2.185),  # 1.931 with the 10 classes of the paper
     ("mobilenetv2", {"width_mult": 0.5, "variant": "timm"}, 1.97),
@@ -198,7 +199,7 @@ def test_signature_is_explicit_and_has_types(name: str) -> None:
     signature = signature_of(constructor)
     assert signature.open == (name == "timm")
     assert all(p.annotation is not Any for p in signature.parameters.values())
-    assert signature.parameters["normalize"].table == "norm"
+    assert name == "airbench" or signature.parameters["normalize"].table == "norm"  # the recipe of airbench fixes its norms
     assert constructor.__doc__.splitlines()[0].endswith(".")
 
 

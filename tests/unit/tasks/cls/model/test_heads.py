@@ -31,7 +31,7 @@ def logits_of(head: torch.nn.Module, *features: Tensor) -> Any:
 
 def test_tables_name_what_yaml_may_say() -> None:
     assert list(HEADS) == ["base_cls_head", "convnext_head", "fpn_cls_head", "vit_head"]
-    assert list(CLASSIFIERS) == ["linear", "norm_linear"]
+    assert list(CLASSIFIERS) == ["linear", "norm_linear", "scaled_linear"]
     assert all(HEADS.get(name)(num_classes=3, in_plane=6).num_classes == [3] for name in HEADS)
 
 
