@@ -348,7 +348,11 @@ CASES: dict[str, dict[str, Case]] = {
         "vit_head": tokens,
         "fpn_cls_head": pyramid,
     },
-    "classifier": {"linear": classifier("linear", bias=False), "norm_linear": classifier("norm_linear", tempearture=16), "scaled_linear": classifier("scaled_linear")},
+    "classifier": {
+        "linear": classifier("linear", bias=False),
+        "norm_linear": classifier("norm_linear", tempearture=16),
+        "scaled_linear": classifier("scaled_linear"),
+    },
     "post_process": {"base_cls_postprocess": nothing},
     "loss": {
         "ce": loss("ce", class_weights="balanced"),

@@ -18,8 +18,8 @@ from up.text import some_of
 Image: TypeAlias = PILImage | Tensor  # Pillow, mode RGB, or (3, H, W): uint8, and float32 after to_tensor
 
 
-class Fields(dict[str, Any]):
-    """A dictionary whose entries are attributes as well: ``fields.image`` is ``fields["image"]``."""
+class AttributeDict(dict[str, Any]):
+    """A dictionary whose entries are attributes as well: ``sample.image`` is ``sample["image"]``."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -34,7 +34,7 @@ class Fields(dict[str, Any]):
         del self[name]
 
 
-class Sample(Fields):
+class Sample(AttributeDict):
     """A sample: its image (a Pillow image before transforms), and fields of the task such as ``gt``, ``mask``, ``boxes``."""
 
     image: Image
@@ -44,7 +44,7 @@ class Sample(Fields):
     bad: Problem | None  # of the image that this one replaces
 
 
-class Batch(Fields):
+class Batch(AttributeDict):
     """Samples collated: ``gt`` (B,) | (B, heads) | (B, classes), and fields of the task."""
 
     image: Tensor  # (B, C, H, W)

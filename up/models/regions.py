@@ -15,9 +15,7 @@ from up.types import Record
 
 GRAPHS = ("reduce-overhead", "max-autotune")
 """The modes that replay CUDA graphs, whose outputs the next replay overwrites."""
-_MOST = (
-    64  # compiled forms of a region: training and evaluation, sizes of batches, and each set of parameters that trains at a time
-)
+_MOST = 64  # compiled forms of a region: training and evaluation, sizes of batches, each set of parameters that trains at a time
 
 
 def compile_regions(net: Net, mode: CompileMode) -> list[str]:

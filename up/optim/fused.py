@@ -15,9 +15,7 @@ from torch.optim import Optimizer
 from up.types import Kwargs, Record, StateDict
 
 _DEVICES: dict[object, tuple[str, ...]] = {
-    torch.optim.SGD: (
-        "cuda",
-    ),  # on a CPU it is 1.6 times as fast, a hundredth of a step, and rounds tensors of odd sizes differently
+    torch.optim.SGD: ("cuda",),  # on a CPU it rounds tensors of odd sizes differently, and saves a hundredth of a step
     torch.optim.Adam: ("cuda", "cpu"),  # 2.7 times as fast on a CPU
     torch.optim.AdamW: ("cuda", "cpu"),
 }
@@ -34,10 +32,9 @@ def is_fusible(make: object, model: nn.Module, groups: Iterable[Record], given: 
     return all(is_plain(p) and p.device.type in _DEVICES.get(make, ()) for p in model.parameters())
 
 
-def keep_fused(optimizer: Optimizer) -> None:
-    """Make a fused optimizer survive gradients that begin late, other memory formats, and checkpoints of other implementations."""
+def keep_implementation(optimizer: Optimizer) -> None:
+    """Let an optimizer load the states of its other implementations without becoming one of them, such as fused for shards."""
     optimizer.register_load_state_dict_pre_hook(_as_here)
-    keep_order(optimizer)
 
 
 def keep_order(optimizer: Optimizer) -> None:
@@ -75,8 +72,9 @@ def _ordered_as(p: Tensor, value: Tensor) -> Tensor:
 
 
 def _as_here(optimizer: Optimizer, state: StateDict) -> StateDict:
-    """Load the state of any implementation of the optimizer."""
-    return {**state, "param_groups": [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]}
+    own = [{name: group[name] for name in _OWN_WAY if name in group} for group in optimizer.param_groups]
+    groups = [{**group, **ways} for group, ways in zip(state["param_groups"], own, strict=False)]
+    return {**state, "param_groups": groups if len(groups) == len(state["param_groups"]) else state["param_groups"]}
 
 
 def _in_own_order(optimizer: Optimizer) -> None:

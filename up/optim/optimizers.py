@@ -15,7 +15,7 @@ from up.config.section import read_section
 from up.config.signature import signature_of
 from up.config.wording import unknown
 from up.errors import UserError
-from up.optim.fused import is_fusible, keep_fused
+from up.optim.fused import is_fusible, keep_implementation, keep_order
 from up.optim.groups import build_groups, option_problems
 from up.registry import Registry
 from up.schema.trainer import ParamConfig, SpecialGroup
@@ -107,8 +107,9 @@ def build_optimizer(
         made: Optimizer = make(groups, **kwargs, **({"fused": True} if fused else {}))
     except (ValueError, TypeError) as error:
         raise UserError(f"{type}: {error}") from error
+    keep_implementation(made)
     if fused:
-        keep_fused(made)
+        keep_order(made)
     return made
 
 

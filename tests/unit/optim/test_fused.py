@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from up.engine.precision import can_skip, step_unless
 from up.optim import build_optimizer
-from up.optim.fused import keep_fused
+from up.optim.fused import keep_implementation, keep_order
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
 CASES = [("SGD", MOMENTUM), ("SGD", {**MOMENTUM, "nesterov": True}), ("AdamW", {"lr": 0.01, "eps": 0.1})]
@@ -40,7 +40,8 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, number: int, *, wi
 def fused(model: nn.Module, name: str, **kwargs: Any) -> torch.optim.Optimizer:
     """Build the optimizer as on a GPU."""
     made: torch.optim.Optimizer = getattr(torch.optim, name)(model.parameters(), fused=True, **kwargs)
-    keep_fused(made)
+    keep_implementation(made)
+    keep_order(made)
     return made
 
 
@@ -102,3 +103,13 @@ def test_loads_the_state_of_a_plain_optimizer_in_another_memory_format(name: str
     assert all(value.stride() == first.stride() for value in optimizer.state[first].values() if value.ndim)
     for mine, other in zip(steps(ours, optimizer, 2), steps(plain, theirs, 2), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_optimizer_stays_plain_when_it_loads_the_state_of_a_fused_one() -> None:
+    """As shards of fsdp do, whose parameters no fused step takes."""
+    ours, other = net(), net()
+    theirs = fused(other, "AdamW", lr=0.01)
+    steps(other, theirs, 2)
+    plain = build_optimizer(ours, "AdamW", lr=0.01, fused=False)
+    plain.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    assert [group["fused"] for group in plain.param_groups] == [False] * len(plain.param_groups)
