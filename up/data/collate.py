@@ -33,6 +33,7 @@ _IN_NUMPY = (
     torch.float32,
     torch.float64,
 )
+_PLAIN = frozenset({str, int, float, bool, type(None)})  # types of the values of long lists, such as names, that hold no tensor
 _ON_HOST = ("seed", "index")  # keys of randomness and of results, not needed on the device
 
 
@@ -141,7 +142,7 @@ def mapped(value: object, kind: type[T], change: Callable[[T], object]) -> objec
     if isinstance(value, dict):
         return {key: mapped(each, kind, change) for key, each in value.items()}
     if isinstance(value, list):
-        return [mapped(each, kind, change) for each in value]
+        return value if _PLAIN.issuperset(map(type, value)) else [mapped(each, kind, change) for each in value]
     if isinstance(value, tuple):
         made = tuple(mapped(each, kind, change) for each in value)
         return value._make(made) if hasattr(value, "_make") else made  # a named tuple stays one
@@ -182,8 +183,10 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors of a batch, also those in lists and dictionaries."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, dict):
+        yield from tensors_in([*value.values()])
+    elif isinstance(value, list | tuple) and not _PLAIN.issuperset(map(type, value)):
+        for each in value:
             yield from tensors_in(each)
 
 
