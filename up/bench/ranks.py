@@ -20,7 +20,7 @@ ROWS = [
         "ms",
         [BenchCell(OURS, f"{__name__}:bookkeeping")],
         [],
-        "One collective of a few bytes over the loopback, in which the ranks agree to go on.",
+        "One collective of a few bytes over the loopback, in which the ranks agree to continue.",
     )
 ]
 

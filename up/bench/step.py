@@ -136,7 +136,7 @@ def ours(settings: Settings, **chosen: object) -> Reading:
             train(replace(session, loader_from=lambda step: loader))
         except Enough:
             return Reading(loader.milliseconds, {"images/s": 1000 * recipe.batch / loader.milliseconds})
-    raise AssertionError("a loader that never ends")
+    raise AssertionError("the loop ended before its loader")
 
 
 def session_of(recipe: Recipe, folder: Path) -> TrainingSession:

@@ -88,7 +88,7 @@ class ImageCache:
 
     @property
     def identity(self) -> str:
-        """What decides the pixels besides the files; empty if they are those of the files."""
+        """The settings that change the pixels, besides the files; empty if they are those of the files."""
         return "" if self.is_exact else " ".join(str(self.manifest[name]) for name in ("form", "short_side", "quality"))
 
     def notes(self) -> Iterator[str]:

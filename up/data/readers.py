@@ -46,7 +46,7 @@ class Reader(Protocol):
 
 @runtime_checkable
 class ViewReader(Protocol):
-    """Reads the view that transforms take of an image, and decodes no more than that needs; other readers read whole images."""
+    """Reader that decodes no more of an image than its first transforms take; other readers read whole images."""
 
     def read_view(self, source: str | bytes, name: str | None, view: OneView) -> Image:
         """Return ``view(self(source, name))``, by less work."""

@@ -51,7 +51,7 @@ class StepMeter:
 
     @property
     def sums(self) -> Mapping[str, Tensor]:
-        """The sum of each scalar over the micro-batches of this step so far; that of another step is another mapping."""
+        """The sum of each scalar over the micro-batches of this step so far; each step has a new mapping."""
         return self._sums
 
     def take(self) -> dict[str, Tensor]:

@@ -225,7 +225,7 @@ def can_skip(optimizer: Optimizer) -> bool:
 
 
 def step_unless(skipped: Tensor | None, optimizer: Optimizer) -> None:
-    """Step, but on the device only unless ``skipped`` is 1; None steps in any case."""
+    """Step, unless ``skipped``, a scalar on the device that only the device reads, is 1; None always steps."""
     if skipped is None:
         optimizer.step()
         return
