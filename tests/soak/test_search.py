@@ -90,7 +90,7 @@ def test_two_workers_are_faster_than_one(images: Path, tmp_path: Path) -> None:
     seconds = []
     for workers in (1, 2):
         config = search_config(images, tmp_path / f"run{workers}", hpo(trials=8), workers=workers)
-        config["trainer"]["max_epoch"] = 10
+        config["trainer"]["max_epoch"] = 40
         path = write(config, tmp_path / f"s{workers}.yaml")
         begun = time.monotonic()
         assert subprocess.run(command(path), env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode == 0
