@@ -34,7 +34,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -45,6 +45,7 @@ from typing_extensions import TypedDict, Unpack
 from up.command_line import CommandLine
 from up.errors import NothingToDo, StorageError, UserError
 from up.files import make_folder, unwritable, write_bytes
+from up.intervals import Interval
 from up.types import Record
 
 if TYPE_CHECKING:
@@ -210,9 +211,11 @@ class EvaluationReport:
 
     metrics: dict[str, float]
     files: Sequence[Path]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % confidence intervals of the metrics that have one."""
 
     def __str__(self) -> str:
-        lines = [f"{name:<24}{value:>10.4f}" for name, value in self.metrics.items()]
+        lines = [f"{name:<24}{value:>10.4f}  {self.intervals.get(name, '')}".rstrip() for name, value in self.metrics.items()]
         return "\n".join([*lines, *(f"written: {file}" for file in self.files)])
 
 
@@ -337,8 +340,8 @@ def _evaluated(experiment: Experiment, checkpoint: PathLike | None, out: PathLik
     from up.build.trained import evaluate_checkpoint
 
     named = None if checkpoint is None else Path(checkpoint)
-    metrics, files, _ = evaluate_checkpoint(experiment, named, None if out is None else Path(out))
-    return EvaluationReport(dict(metrics), files)
+    metrics, intervals, files, _ = evaluate_checkpoint(experiment, named, None if out is None else Path(out))
+    return EvaluationReport(metrics, files, intervals)
 
 
 def _experiment(config: PathLike, overrides: Sequence[str]) -> Experiment:

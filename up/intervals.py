@@ -5,6 +5,56 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a metric, in the unit of the metric, and the number of images behind it."""
+
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"({self.low:.1f}–{self.high:.1f}, n = {self.n:,})"
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the score interval of the share of ``correct`` among ``n`` (Wilson 1927), between 0 and 1.
+
+    It keeps its confidence for few images and for shares near 0 and 1 (Brown, Cai and DasGupta 2001), where the normal
+    approximation does not. Raises ``ValueError`` for no images, and unless ``correct`` is among them.
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"got {correct} of {n}, expected 0 to n of at least 1")
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    middle, spread = correct + z * z / 2, z * math.sqrt(correct * (n - correct) / n + z * z / 4)
+    return (middle - spread) / (n + z * z) if correct else 0.0, (middle + spread) / (n + z * z) if correct < n else 1.0
+
+
+def mean_of_shares(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the plain mean of several shares, each given as ``(correct, n)``, such as of the classes.
+
+    The distances of Wilson's limits from each share add up as variances do (MOVER: Zou, Huang and Zhang 2009); for one share the
+    result is Wilson's. Raises ``ValueError`` as ``wilson``.
+    """
+    shares = [correct / n for correct, n in counts]
+    limits = [wilson(correct, n, confidence) for correct, n in counts]
+    down = math.hypot(*(share - low for share, (low, _) in zip(shares, limits, strict=True)))
+    up = math.hypot(*(high - share for share, (_, high) in zip(shares, limits, strict=True)))
+    mean = sum(shares) / len(shares)
+    return max(0.0, mean - down / len(shares)), min(1.0, mean + up / len(shares))
+
+
+def percent_interval(counts: Sequence[tuple[int, int]]) -> Interval:
+    """Return the 95 % interval in percent of a share ``(correct, n)``, or of the mean of several."""
+    low, high = mean_of_shares(counts)
+    return Interval(100 * low, 100 * high, sum(n for _, n in counts))
+
+
+def accuracy_text(correct: int, n: int) -> str:
+    """Format an accuracy with its 95 % interval: ``96.10 % (93.6–97.7, n = 359)``; ``no images`` for none."""
+    return f"{100 * correct / n:.2f} % {percent_interval([(correct, n)])}" if n else "no images"
 
 
 def half_width(values: Sequence[float], confidence: float = 0.95) -> float | None:

@@ -20,6 +20,7 @@ from tests.harness.refusals import contents, refused
 from tests.harness.served import trained_config
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
+from up.intervals import accuracy_text
 
 REPORTS = {"metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "confusion.png"}
 VALIDATION = 13  # images
@@ -70,6 +71,7 @@ class TestEval:
         assert sum(int(row["correct"]) for row in by_class) == sum(right)
         said = capsys.readouterr().out
         assert f"{metrics['top1']:.2f}" in said
+        assert accuracy_text(sum(right), VALIDATION).partition(" % ")[2] in said  # the interval and the images
         assert "percent" in said
         assert str(out / "metrics.json") in said
 

@@ -176,7 +176,7 @@ class _Averages:
         """Evaluate the weights of the network; NaN counts as worst."""
         session = self.session
         assert session.evaluation is not None
-        metrics, evaluator = session.evaluation(session.model, NoEma(), lambda: Vote.for_request(session.stop))
+        metrics, evaluator, _ = session.evaluation(session.model, NoEma(), lambda: Vote.for_request(session.stop))
         value = metrics[evaluator.main_metric]
         return value if math.isfinite(value) else -math.inf
 

@@ -280,7 +280,10 @@ def build_evaluation(
     padding = (lambda: task.collate([dataset[SampleKey(0, 0)]])) if is_shared else None
     stream = task.result_stream(dataset, results, friendly) if results is not None else None
     make = partial(task.evaluator, dataset)
-    return Evaluation(loader, stage, make, precision, on_outputs=stream, padding=padding, bad_images=bad_images), dataset
+    evaluation = Evaluation(
+        loader, stage, make, precision, on_outputs=stream, padding=padding, bad_images=bad_images, intervals_of=task.intervals
+    )
+    return evaluation, dataset
 
 
 def check_same_classes(experiment: Experiment, trained: DerivedArguments, tested: DerivedArguments) -> None:

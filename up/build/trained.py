@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +19,7 @@ from up.engine.ema import NoEma
 from up.engine.folder import open_run_folder
 from up.errors import UserError
 from up.files import BEST, LATEST, best_of_run, named_checkpoint
+from up.intervals import Interval
 from up.models.net import Net
 from up.models.pretrained import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
@@ -98,10 +101,17 @@ def derived_from_data_only(experiment: Experiment) -> DerivedArguments | None:
     return {name: known[name] for name in names} if known.keys() >= {*names} else None
 
 
-def evaluate_checkpoint(
-    experiment: Experiment, checkpoint: Path | None, out: Path | None
-) -> tuple[dict[str, float], list[Path], LoadReport | None]:
-    """Return the metrics in the unit of the task, the report files, and how the checkpoint was loaded; None for random weights."""
+class EvaluatedCheckpoint(NamedTuple):
+    """Metrics in the unit of the task, their 95 % intervals, the report files, and how it was loaded; None for random weights."""
+
+    metrics: dict[str, float]
+    intervals: Mapping[str, Interval]
+    files: list[Path]
+    loaded: LoadReport | None
+
+
+def evaluate_checkpoint(experiment: Experiment, checkpoint: Path | None, out: Path | None) -> EvaluatedCheckpoint:
+    """Evaluate a checkpoint on ``dataset.test`` and write the reports of the task, on the main rank."""
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
     with local_phase():
         device = select_device(experiment)
@@ -114,7 +124,7 @@ def evaluate_checkpoint(
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():
         LOGGER.warning(note)
-    metrics, served = evaluation(net, NoEma())
+    metrics, served, intervals = evaluation(net, NoEma())
     if known is None and group.is_main():
         names = some_of(experiment.task.derived_from_data_only(experiment.config.net))
         warnings.warn(
@@ -124,7 +134,7 @@ def evaluate_checkpoint(
     reports: list[Path] = []
     if group.is_main():
         reports = experiment.task.write_reports(served, folder, dataset, experiment.config.saver.save_result)
-    return metrics, reports, report
+    return EvaluatedCheckpoint(metrics, intervals, reports, report)
 
 
 def net_to_evaluate(

@@ -15,6 +15,7 @@ from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.distributed.launch import launched
+from up.intervals import Interval
 
 
 def main(words: list[str]) -> int:
@@ -46,24 +47,25 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
     with local_phase():
         experiment = load_experiment(config, overrides)
     with reported_to_peers(), experiment.plugin_errors():
-        metrics, written, read = evaluate_checkpoint(experiment, checkpoint, out)
+        metrics, intervals, written, read = evaluate_checkpoint(experiment, checkpoint, out)
     if not is_main():
         return 0
     if read is None:
         print(f"warning: {NO_WEIGHTS}", file=sys.stderr)
     else:
         print(read.source, *read.remarks(), sep="\n")
-    print_tables(table_of_metrics(metrics, experiment.task.unit))
+    print_tables(table_of_metrics(metrics, intervals, experiment.task.unit))
     print("written:", *written, sep="\n  ")
     for line in next_commands(command, with_checkpoint({}, config, overrides, checkpoint, served=experiment.task.is_served)):
         print(line)
     return 0
 
 
-def table_of_metrics(metrics: Mapping[str, float], unit: str) -> Table:
-    """Return a table with one row per metric, in ``unit`` except losses."""
-    table = table_of("metric", "value", "unit")
+def table_of_metrics(metrics: Mapping[str, float], intervals: Mapping[str, Interval], unit: str) -> Table:
+    """Return a table with one row per metric, in ``unit`` except losses, with its interval and images where it has them."""
+    table = table_of("metric", "value", "unit", *(["95 % interval"] if intervals else []))
     for name, value in metrics.items():
         is_loss = name.endswith("loss")
-        table.add_row(name, f"{value:.4f}" if is_loss else f"{value:.2f}", "" if is_loss else unit)
+        limits = [str(intervals.get(name, ""))] if intervals else []
+        table.add_row(name, f"{value:.4f}" if is_loss else f"{value:.2f}", "" if is_loss else unit, *limits)
     return table

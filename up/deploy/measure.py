@@ -71,7 +71,7 @@ def measure(model: Forward, answer: Answer, batches: Iterable[Batch], make_evalu
                 yield batch
 
     evaluation = Evaluation(counted(), lambda batch: batch, make_evaluator, Precision(mode=None, device=torch.device("cpu")))
-    metrics, evaluator = evaluation(_EvaluatedModel(model, answer), NoEma())
+    metrics, evaluator, _ = evaluation(_EvaluatedModel(model, answer), NoEma())
     if evaluator.main_metric not in metrics:
         raise UserError(f"the evaluator gives no {evaluator.main_metric} for {images} images")
     return Measured(evaluator.main_metric, images, metrics)

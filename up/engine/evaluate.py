@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -22,6 +22,7 @@ from up.engine.precision import Precision
 from up.engine.shards import is_shared
 from up.engine.step import BatchStage
 from up.errors import UserError, out_of_memory
+from up.intervals import Interval
 from up.text import count
 from up.tracking.log import LOGGER
 from up.types import Kwargs
@@ -75,6 +76,8 @@ class Evaluated(NamedTuple):
     """By name; those of the averaged weights are prefixed ``ema_``."""
     served: Evaluator
     """The evaluator of the weights that would be exported: the averaged ones where there are any."""
+    intervals: Mapping[str, Interval] = {}
+    """95 % confidence intervals of the metrics that have one."""
 
 
 @dataclass
@@ -116,6 +119,7 @@ class Evaluation:
     padding: Callable[[], Batch] | None = None
     """With fsdp, where ranks gather weights in each forward pass: makes the batch, not counted, of a rank without images left."""
     bad_images: BadImages | None = None  # those left out, of all ranks
+    intervals_of: Callable[[Evaluator], Mapping[str, Interval]] = lambda evaluator: {}
     fits: Fitting = field(default_factory=Fitting)
 
     def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> Evaluated:
@@ -130,11 +134,13 @@ class Evaluation:
         with torch.no_grad() if is_shared(model) else torch.inference_mode(), evaluation_mode(model):
             self._pass(model, ema, evaluators, proposal)
         self._count_bad_images()
-        metrics = {}
+        metrics: dict[str, float] = {}
+        intervals: dict[str, Interval] = {}
         for prefix, evaluator in reversed(evaluators.items()):  # the weights to export come first
             evaluator.merge(gather_objects(evaluator.state()))
             metrics.update({prefix + name: value for name, value in evaluator.compute().items()})
-        return Evaluated(metrics, evaluators[prefixes[-1]])
+            intervals.update({prefix + name: interval for name, interval in self.intervals_of(evaluator).items()})
+        return Evaluated(metrics, evaluators[prefixes[-1]], intervals)
 
     def _pass(self, model: nn.Module, ema: Ema | NoEma, evaluators: dict[str, Evaluator], proposal: Callable[[], Vote]) -> None:
         verdict, failure = take_turns(self.batches, lambda batch: self._forward(model, ema, evaluators, batch), proposal)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from up.config.contract import Contract
 from up.data.records import Batch
+from up.intervals import Interval
 from up.registry import Registry
 from up.types import StateDict
 
@@ -99,6 +100,9 @@ class Hook:
 
     def on_best(self, step: int, metric: str, value: float) -> None:
         """Called when the evaluation at ``step`` is the best so far, by ``metric``; ``on_evaluation`` follows."""
+
+    def on_intervals(self, step: int, intervals: Mapping[str, Interval]) -> None:
+        """Called after an evaluation with the 95 % intervals of the metrics that have one; ``on_evaluation`` follows."""
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Called after an evaluation."""

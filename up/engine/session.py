@@ -256,7 +256,7 @@ class TrainingSession:
         self.buffers.equalize()
         progress.owes_evaluation = True
         try:
-            metrics, served = self.evaluation(self.model, self.ema, lambda: Vote.for_request(self.stop))
+            metrics, served, intervals = self.evaluation(self.model, self.ema, lambda: Vote.for_request(self.stop))
         except BrokenOff:
             return
         progress.owes_evaluation, progress.metrics = False, metrics
@@ -273,6 +273,7 @@ class TrainingSession:
         if metric > progress.best_metric:
             progress.best, progress.improved = {"metric": metric, "step": step, "name": name}, True
             self.hooks.each(lambda hook: hook.on_best(step, name, metric))
+        self.hooks.each(lambda hook: hook.on_intervals(step, intervals))
         self.hooks.each(lambda hook: hook.on_evaluation(step, metrics))
 
     def owes_checkpoint(self, step: int) -> bool:

@@ -24,6 +24,7 @@ from up.engine.evaluate import Evaluator
 from up.engine.step import StepOutput
 from up.errors import Problem, UserError
 from up.files import write_json
+from up.intervals import Interval
 from up.models.weight_files import Weights
 from up.registry import Registry
 from up.schema.sections import NetModule
@@ -220,6 +221,13 @@ class Task(ABC, Generic[Data]):
         """Write the evaluator's findings into ``folder``, with every single result if ``save_result``; returns the files."""
         write_json(folder / "metrics.json", evaluator.compute())
         return [folder / "metrics.json"]
+
+    def intervals(self, evaluator: Evaluator) -> Mapping[str, Interval]:
+        """Return the 95 % confidence intervals of the metrics that have one, in the unit of the task.
+
+        Whatever prints a metric prints its interval.
+        """
+        return {}
 
     def teacher_evaluator(self, data: Data) -> Evaluator:
         """Return a fresh evaluator for the teachers of a distillation, by default the task's own.

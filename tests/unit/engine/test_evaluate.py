@@ -17,6 +17,7 @@ from up.engine.ema import Ema, NoEma
 from up.engine.evaluate import BrokenOff, Evaluation
 from up.engine.precision import Precision
 from up.errors import UserError
+from up.intervals import Interval
 
 
 class Counting(nn.Module):
@@ -77,6 +78,11 @@ def test_every_batch_once() -> None:
     net = Counting()
     assert evaluation(batches(3))(net, NoEma()).metrics == {"total": 6.0}
     assert net.forwards == 3
+
+
+def test_intervals_come_with_the_metrics() -> None:
+    found = evaluation(batches(2), intervals_of=lambda evaluator: {"total": Interval(1.0, 4.0, 2)})(Counting(), NoEma())
+    assert found.intervals == {"total": (1.0, 4.0, 2)}
 
 
 class Small(Counting):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ from up.engine.step import Runner, StepData, StepOutput
 from up.engine.stopping import EarlyStopping
 from up.engine.timetable import AnyOf, Every, Keeping
 from up.errors import NumericalError, Problem, UserError
+from up.intervals import Interval
 from up.optim.schedules import Schedule
 
 TOTAL, PER_EPOCH = 6, 3
@@ -47,6 +48,9 @@ class Log(Hook):
 
     def on_best(self, step: int, metric: str, value: float) -> None:
         self.events.append(("best", step))
+
+    def on_intervals(self, step: int, intervals: Mapping[str, Interval]) -> None:
+        self.events.append(("intervals", step))
 
     def on_evaluation(self, step: int, metrics: object) -> None:
         self.events.append(("evaluation", step))
@@ -143,7 +147,10 @@ def test_the_best_evaluation_is_saved_and_named(tmp_path: Path) -> None:
     session.evaluate(2)
     assert session.progress.best["step"] == 1
     assert not session.owes_checkpoint(2)
-    assert events(session) == [("best", 1), ("evaluation", 1), ("save", 1), ("evaluation", 2)]
+    assert events(session) == [
+        *(("best", 1), ("intervals", 1), ("evaluation", 1)),
+        *(("save", 1), ("intervals", 2), ("evaluation", 2)),
+    ]
     assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 1
     assert cast(OneSchedule, session.schedule).observed == [50.0, 40.0]
 

@@ -21,6 +21,7 @@ from up.data.transforms.table import output_size_of
 from up.engine.evaluate import Evaluator
 from up.engine.step import StepOutput
 from up.errors import UserError
+from up.intervals import Interval
 from up.models.adapter import Backbone
 from up.models.net import Net
 from up.models.pretrained import TIMM, classes_of_timm
@@ -223,6 +224,10 @@ class Classification(Task[ImageDataset]):
         assert isinstance(evaluator, ImageNetEvaluator)
         depth, keep = evaluator.topk[-1], evaluator.keep_scores
         return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=data.multilabel)
+
+    def intervals(self, evaluator: Evaluator) -> Mapping[str, Interval]:
+        """Return the intervals of accuracies: of shares of images Wilson's, of means over classes by MOVER."""
+        return evaluator.intervals() if isinstance(evaluator, ImageNetEvaluator) else {}
 
     def write_reports(self, evaluator: Evaluator, folder: Path, data: ImageDataset, save_result: bool) -> list[Path]:
         """Write the predictions and metrics with the names of the classes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +16,10 @@ from pydantic import Field
 from up.config.argument import Derived, NoEffect
 from up.engine.evaluate import EVALUATOR_CONTRACT
 from up.errors import UserError
+from up.intervals import Interval, percent_interval
 from up.registry import Registry
 from up.tasks.cls.evaluate import scoring
-from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Ints, Predictions, Recorder, combine
+from up.tasks.cls.evaluate.predictions import UNREADABLE, Bools, HeadPredictions, Ints, Predictions, Recorder, combine
 from up.tasks.cls.model.heads import Names, labels_of
 from up.text import Verbatim, count, did_you_mean, some_of
 from up.types import Argument, Kwargs, Record
@@ -154,6 +155,17 @@ class ImageNetEvaluator:
         self._check_main_metric(metrics, widths)
         return metrics
 
+    def intervals(self) -> dict[str, Interval]:
+        """Compute the 95 % intervals, in percent, of the metrics that are shares of images or means of such over classes."""
+        heads = [self._selected(head) for head in self.predictions.heads if head.gt is not None]
+        prefixes = [f"head{i}_" for i in range(len(heads))] if len(heads) > 1 else [""]
+        return {
+            prefix + name: percent_interval(counts)
+            for prefix, head in zip(prefixes, heads, strict=False)
+            if (head.preds != UNREADABLE).any()
+            for name, counts in self.shares(head).items()
+        }
+
     def _selected(self, head: HeadPredictions) -> HeadPredictions:
         if not self.eval_class_idxs:
             return head
@@ -177,6 +189,15 @@ class ImageNetEvaluator:
             averaged = scoring.precision_recall_f1(counts, self.prec_rec_f1_avg, all_classes=self.multilabel)
             metrics.update(zip(("precision", "recall", "f1"), averaged, strict=True))
         return {name: 100 * value for name, value in metrics.items()}
+
+    def shares(self, head: HeadPredictions) -> dict[str, list[tuple[int, int]]]:
+        """Count correct images and images behind each metric of a head that is a share of images, or the mean of several."""
+        images = len(head.labels)
+        if self.multilabel:
+            return {"exact_match": [(int((head.sets == head.labels).all(axis=1).sum()), images)]}
+        counts = scoring.counts_of(head)
+        top = {f"top{k}": [(scoring.among_top(head, k), images)] for k in self.topk if k == 1 or k < head.classes}
+        return {**top, "mean_class_accuracy": counts.pairs(counts.images > 0)}
 
     def _of_labels(self, head: HeadPredictions, counts: scoring.ClassCounts) -> dict[str, float]:
         # Among the first k of k classes every label is found: 100 % says nothing.
@@ -253,13 +274,22 @@ class LongTailEvaluator(ImageNetEvaluator):
                 key="cls_freq",
             )
         counts = scoring.counts_of(head)
-        many, few = frequencies > self.many_shot_thr, frequencies < self.low_shot_thr
-        metrics = super().measure(head)
+        return {
+            **super().measure(head),
+            **{name: 100 * float(counts.recall[tested].mean()) for name, tested in self._groups(counts)},
+        }
+
+    def shares(self, head: HeadPredictions) -> dict[str, list[tuple[int, int]]]:
+        counts = scoring.counts_of(head)
+        return {**super().shares(head), **{name: counts.pairs(tested) for name, tested in self._groups(counts)}}
+
+    def _groups(self, counts: scoring.ClassCounts) -> Iterator[tuple[str, Bools]]:
+        """Yield the name of each group and its classes (C,) that have test images; no group without any."""
+        many, few = self.frequencies > self.many_shot_thr, self.frequencies < self.low_shot_thr
         for name, group in (("many_shot", many), ("medium_shot", ~many & ~few), ("few_shot", few)):
             tested = group & (counts.images > 0)
             if tested.any():
-                metrics[name] = 100 * float(counts.recall[tested].mean())
-        return metrics
+                yield name, tested
 
 
 def _warn_of_unreadable(predictions: Predictions) -> None:

@@ -17,6 +17,7 @@ from up.distributed.group import rank
 from up.errors import StorageError
 from up.figures import missing_matplotlib
 from up.files import make_folder, write_bytes
+from up.intervals import wilson
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion_matrix
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
@@ -112,7 +113,7 @@ def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[ob
     sets = head.sets == head.labels if head.labels.ndim == 2 else None
     precisions = None if sets is None else scoring.average_precisions(head)
     header: list[object] = ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1"]
-    yield header if sets is None else [*header, "average_precision"]
+    yield [*header, *(() if sets is None else ("average_precision",)), "accuracy_low", "accuracy_high"]
     for c, name in enumerate(names):
         images, predicted = counts.images[c], counts.predicted[c]
         recall = _percent(counts.recall[c]) if images else ""
@@ -120,7 +121,9 @@ def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[ob
         precision = _percent(counts.precision[c]) if predicted else ""
         f1 = _percent(counts.f1[c]) if images or predicted else ""
         row = [c, name, images, counts.correct[c], accuracy, precision, recall, f1]
-        yield row if precisions is None else [*row, _percent(precisions[c]) if images else ""]
+        area = [] if precisions is None else [_percent(precisions[c]) if images else ""]
+        correct, of = (counts.correct[c], images) if sets is None else (sets[:, c].sum(), len(sets))
+        yield [*row, *area, *((_percent(limit) for limit in wilson(int(correct), int(of))) if of else ("", ""))]
 
 
 def _prediction_rows(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from up.tasks.cls.evaluate.predictions import Array, Floats, HeadPredictions, Ints
+from up.tasks.cls.evaluate.predictions import Array, Bools, Floats, HeadPredictions, Ints
 
 Average = Literal["macro", "micro", "weighted"]
 
@@ -25,6 +25,10 @@ class ClassCounts:
         """Select the counts of these classes."""
         chosen = list(wanted)
         return ClassCounts(self.images[chosen], self.predicted[chosen], self.correct[chosen])
+
+    def pairs(self, wanted: Bools) -> list[tuple[int, int]]:
+        """List correct images and images of the classes of a mask (C,)."""
+        return [*zip(self.correct[wanted].tolist(), self.images[wanted].tolist(), strict=True)]
 
     @property
     def precision(self) -> Floats:
@@ -56,10 +60,15 @@ def counts_of(head: HeadPredictions) -> ClassCounts:
     return ClassCounts(*(np.bincount(group, minlength=head.classes) for group in groups))
 
 
-def top_k(head: HeadPredictions, k: int) -> float:
-    """Compute the share of images whose label is among the first ``k`` classes; a ``k`` above C means all of them."""
+def among_top(head: HeadPredictions, k: int) -> int:
+    """Count the images whose label is among the first ``k`` classes; a ``k`` above C means all of them."""
     assert head.rank is not None, "a head without labels has no ranks"
-    return float((head.rank < min(k, head.classes)).mean())
+    return int((head.rank < min(k, head.classes)).sum())
+
+
+def top_k(head: HeadPredictions, k: int) -> float:
+    """Compute the share of images whose label is among the first ``k`` classes."""
+    return among_top(head, k) / len(head.labels)
 
 
 def mean_loss(head: HeadPredictions) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.harness.facts import facts
 from up.errors import UserError
+from up.intervals import wilson
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator, LongTailEvaluator
 from up.tasks.cls.model.losses import CrossEntropy
 
@@ -350,3 +351,38 @@ def test_long_tail_groups_of_some_classes() -> None:
     assert (got["many_shot"], got["few_shot"]) == pytest.approx(recall)
     assert "medium_shot" not in got
     assert "medium_shot" in whole
+
+
+def test_shares_of_images_have_wilsons_interval_and_means_over_classes_movers() -> None:
+    evaluator = ImageNetEvaluator(topk=[1, 3], use_prec_rec_f1=True)
+    scores, gt = draw()
+    metrics = judged(evaluator, scores, gt)
+    intervals = evaluator.intervals()
+    assert set(intervals) == {"top1", "top3", "mean_class_accuracy"}
+    assert all(interval.low < metrics[name] < interval.high and interval.n == N for name, interval in intervals.items())
+    low, high = wilson(round(metrics["top1"] * N / 100), N)
+    assert intervals["top1"] == pytest.approx((100 * low, 100 * high, N))
+
+
+def test_intervals_of_heads_sets_and_groups_of_classes() -> None:
+    scores, gt = draw()
+    several = ImageNetEvaluator()
+    judged(several, [scores, scores], torch.stack([gt, gt], dim=1))
+    assert {"head0_top1", "head1_top1"} <= set(several.intervals())
+    assert not any(name.startswith("avg_") for name in several.intervals())  # the heads see the same images
+    sets = ImageNetEvaluator(multilabel=True)
+    judged(sets, scores, torch.nn.functional.one_hot(gt, C).float())
+    assert set(sets.intervals()) == {"exact_match"}
+    groups = LongTailEvaluator(cls_freq=[500, 50, 3, 3, 3, 3, 3])
+    assert {"many_shot", "medium_shot", "few_shot"} < set(judged(groups, scores, gt))
+    assert groups.intervals()["many_shot"].n == int((gt == 0).sum())
+
+
+def test_no_interval_without_labels_or_readable_scores() -> None:
+    unlabelled = ImageNetEvaluator()
+    unlabelled.update({"scores": draw()[0]}, batch_of(None))
+    assert unlabelled.intervals() == {}
+    unreadable = ImageNetEvaluator()
+    with pytest.warns(UserWarning, match="not finite"):
+        judged(unreadable, torch.full((N, C), float("nan")), draw()[1])
+    assert unreadable.intervals() == {}

@@ -21,6 +21,7 @@ NAMES = ["cat", "dog", "gnu"]
 # Right, wrong by a little, wrong for sure, right.
 SCORES = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.1, 0.9, 0.0], [0.2, 0.5, 0.3]])
 LABELS = torch.tensor([0, 1, 0, 1])
+LIMITS = ["accuracy_low", "accuracy_high"]
 
 
 def evaluated(scores: Any = SCORES, gt: Tensor | None = LABELS, **settings: Any) -> ImageNetEvaluator:
@@ -65,10 +66,10 @@ def test_metrics(tmp_path: Path, scores: Tensor, metrics: tuple[float | None, ..
 def test_per_class(tmp_path: Path) -> None:
     write_reports(evaluated(), tmp_path, NAMES)
     assert rows_of(tmp_path / "per_class.csv") == [
-        ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1"],
-        ["0", "cat", "2", "1", "50.0000", "50.0000", "50.0000", "50.0000"],
-        ["1", "dog", "2", "1", "50.0000", "50.0000", "50.0000", "50.0000"],
-        ["2", "gnu", "0", "0", "", "", "", ""],
+        ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1", *LIMITS],
+        ["0", "cat", "2", "1", "50.0000", "50.0000", "50.0000", "50.0000", "9.4531", "90.5469"],
+        ["1", "dog", "2", "1", "50.0000", "50.0000", "50.0000", "50.0000", "9.4531", "90.5469"],
+        ["2", "gnu", "0", "0", "", "", "", "", "", ""],
     ]
 
 
@@ -180,9 +181,9 @@ def test_sets_of_labels(tmp_path: Path) -> None:
     written = write_reports(evaluator, tmp_path, NAMES, save_result=True)
     assert "confusion.png" not in {path.name for path in written}
     assert rows_of(tmp_path / "per_class.csv")[:3] == [
-        ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1", "average_precision"],
-        ["0", "cat", "2", "2", "100.0000", "100.0000", "100.0000", "100.0000", "100.0000"],
-        ["1", "dog", "3", "2", "50.0000", "66.6667", "66.6667", "66.6667", "91.6667"],
+        ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1", "average_precision", *LIMITS],
+        ["0", "cat", "2", "2", "100.0000", "100.0000", "100.0000", "100.0000", "100.0000", "51.0109", "100.0000"],
+        ["1", "dog", "3", "2", "50.0000", "66.6667", "66.6667", "66.6667", "91.6667", "15.0039", "84.9961"],
     ]
     assert rows_of(tmp_path / "confusion.csv")[2] == ["1", "dog", "2", "1", "1", "0"]
     assert rows_of(tmp_path / "predictions.csv")[2][:4] == ["b b.jpg", "cat;dog", "cat;dog", "1"]
