@@ -51,7 +51,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["up", "up.*"]),
-    package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi"]},
+    package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi", "*/*.html", "pages/*.css", "pages/*.js"]},
     ext_modules=[JPEG, *OTHERS],
     cmdclass={"build_ext": OptionalExtensions},
     install_requires=[

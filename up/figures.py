@@ -6,7 +6,8 @@ import io
 import math
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -52,20 +53,28 @@ def missing_matplotlib(owner: str) -> str | None:
     return f"{owner} needs matplotlib, which is not installed. Install it: pip install -e '.[viz]'"
 
 
+@contextmanager
+def styled(further: Mapping[str, object] | None = None) -> Iterator[None]:
+    """Apply this style to figures of matplotlib, and ``further`` settings; those from before return at the end."""
+    import matplotlib
+    from matplotlib import style
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        style.use({**_STYLE, **(further or {})})
+        yield
+
+
 def render(width: float, height: float, draw: Callable[[Figure], object]) -> bytes:
     """Return the PNG of a figure of ``width`` x ``height`` inches that ``draw`` fills; equal input gives equal bytes.
 
     Each text is set in a font that has its letters. The settings of matplotlib are kept.
     """
-    import matplotlib
-    from matplotlib import style
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
     from matplotlib.text import Text
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        style.use(_STYLE)
+    with styled():
         figure = Figure((width, height), layout="compressed")
         draw(figure)
         for text in figure.findobj(Text):
