@@ -72,6 +72,7 @@ setup(
         "viz": VIZ,
         "search": SEARCH,
         "fast": FAST,
+        "browser": ["playwright>=1.50"],  # drives the machine's Chromium: tests of the pages, and their screenshots
         "dev": [
             *DEPLOY,
             *DEMO,
