@@ -15,6 +15,11 @@ class Interval(NamedTuple):
     high: float
     n: int
 
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the metric: a 95 % interval is 1.96 of them to each side."""
+        return (self.high - self.low) / (2 * 1.96)
+
     def __str__(self) -> str:
         return f"({self.low:.1f}–{self.high:.1f}, n = {self.n:,})"
 

@@ -123,7 +123,7 @@ def session_of(
         ),
         evaluation=evaluation,
         evaluate_every=times.evaluate,
-        checkpointing=Checkpointing(start.folder, times.save, start.checkpoint),
+        checkpointing=Checkpointing(start.folder, times.save, start.checkpoint, config.trainer.best_within),
         bad_images=parts.bad_images,
         hooks=Hooks([*parts.hooks.hooks, *(runner.hooks if is_main() else ())]),
         stop=stop,

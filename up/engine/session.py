@@ -35,6 +35,7 @@ from up.engine.stopping import EarlyStopping
 from up.engine.timetable import AnyOf, Every
 from up.errors import NumericalError
 from up.files import LATEST
+from up.intervals import Interval
 from up.models.weights import variant_of
 from up.optim.freezing import Freezing
 from up.optim.schedules import Schedule
@@ -45,11 +46,21 @@ from up.types import Record, StateDict
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Folder of the checkpoints, the steps after which they are due, and the checkpoint that the run resumed from."""
+    """Folder of the checkpoints, the steps after which they are due, the checkpoint that the run resumed from, and which is best.
+
+    The best evaluation is the latest whose metric is at most ``best_within`` standard errors below the highest: the rule of one
+    standard error (Breiman et al. 1984, §3.4.3) with ``best_within`` 1.
+    """
 
     folder: CheckpointFolder
     due: AnyOf
     resumed_from: Path | None = None
+    best_within: float = 0.0
+
+    def is_best(self, metric: float, interval: Interval | None, highest: float) -> bool:
+        """Check whether an evaluation is the best so far, ``highest`` the largest metric before it."""
+        tie = self.best_within * interval.standard_error if interval is not None else 0.0
+        return metric > highest or (tie > 0 and metric >= highest - tie)
 
 
 @dataclass
@@ -68,9 +79,9 @@ class Progress:
     stopped_by: str = ""  # reason of an early end
 
     @property
-    def best_metric(self) -> float:
-        """The best value of the main metric so far."""
-        value = self.best.get("metric")
+    def highest(self) -> float:
+        """The largest main metric so far, which may be that of an earlier evaluation than the best one."""
+        value = self.best.get("highest", self.best.get("metric"))
         return float(value) if isinstance(value, (int, float)) else -math.inf
 
 
@@ -270,8 +281,10 @@ class TrainingSession:
         if math.isfinite(metric):
             keeping, scores = self.checkpointing.folder.keeping, {**progress.scores, step: metric}
             progress.scores, progress.score = {at: scores[at] for at in (keeping.top(scores) if keeping else ())}, (step, metric)
-        if metric > progress.best_metric:
-            progress.best, progress.improved = {"metric": metric, "step": step, "name": name}, True
+        highest = progress.highest
+        if self.checkpointing.is_best(metric, intervals.get(name), highest):
+            earlier = {"highest": highest} if highest > metric else {}
+            progress.best, progress.improved = {"metric": metric, "step": step, "name": name, **earlier}, True
             self.hooks.each(lambda hook: hook.on_best(step, name, metric))
         self.hooks.each(lambda hook: hook.on_intervals(step, intervals))
         self.hooks.each(lambda hook: hook.on_evaluation(step, metrics))

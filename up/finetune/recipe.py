@@ -12,6 +12,7 @@ from up.text import count
 from up.types import Record
 
 _LINE = "\n"
+_BEST = "best_within: 1  # the best checkpoint is the latest within a standard error of the highest metric"
 
 
 def yaml_of(choices: Choices) -> str:
@@ -121,13 +122,14 @@ def _trainer(choices: Choices) -> str:
     if choices.strategy is not None:
         lr = f"\n  optimizer: {{kwargs: {{lr: {choices.rates.lr:g}}}}}" if choices.lr_is_given else ""
         fixed = ", kwargs: {features: fixed_view}" if choices.strategy == "lp_ft" and not choices.distillation else ""
-        return f"finetune: {{strategy: {_flow(choices.strategy)}{fixed}}}\ntrainer:\n  max_epoch: {choices.epochs}{lr}"
+        return f"finetune: {{strategy: {_flow(choices.strategy)}{fixed}}}\ntrainer:\n  max_epoch: {choices.epochs}\n  {_BEST}{lr}"
     rates = choices.rates
     depth = "" if rates.layer_decay is None else f", layer_decay: {{value: {rates.layer_decay:g}}}"
     warmup = "warmup_epochs: 1, warmup_type: linear, warmup_ratio: 0.1, warmup_register_type: no_scale_lr"
     return f"""\
 trainer:
   max_epoch: {choices.epochs}
+  {_BEST}
   optimizer:
     type: AdamW
     kwargs: {{lr: {rates.lr:g}, weight_decay: {rates.weight_decay:g}}}

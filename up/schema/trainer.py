@@ -206,6 +206,9 @@ class TrainerSection(Section):
     keep_best: AtLeast1 | None = None
     """Number of checkpoints to keep that have the best main metric, such as those of a soup; each is saved when it is evaluated.
     ``saver.keep_best`` is another place for it."""
+    best_within: Annotated[float, Field(ge=0)] = 0.0
+    """Standard errors below the highest main metric within which a later checkpoint is the best one: with 1 a few lucky images do
+    not decide, and with few images the last epochs win, whose learning rate is the smallest. 0 takes the highest."""
     early_stopping: EarlyStoppingSection | None = None
     """Stop when the evaluations no longer improve."""
     log_interval: AtLeast1 = 20

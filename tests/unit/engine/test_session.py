@@ -33,7 +33,7 @@ from up.engine.step import Runner, StepData, StepOutput
 from up.engine.stopping import EarlyStopping
 from up.engine.timetable import AnyOf, Every, Keeping
 from up.errors import NumericalError, Problem, UserError
-from up.intervals import Interval
+from up.intervals import Interval, percent_interval
 from up.optim.schedules import Schedule
 
 TOTAL, PER_EPOCH = 6, 3
@@ -269,6 +269,32 @@ def test_the_best_evaluations_keep_their_checkpoints(tmp_path: Path) -> None:
     for step, is_owed in ((8, False), (9, True)):
         resumed.evaluate(step)
         assert resumed.owes_checkpoint(step) is is_owed
+
+
+def test_a_later_checkpoint_within_the_noise_is_the_best(tmp_path: Path) -> None:
+    """Of 100 images: at 80 % a standard error is 4 points, so that 77 after 80 is as good, and 73 is not."""
+
+    def evaluate(model: nn.Module, ema: object, proposal: Callable[[], Vote]) -> Evaluated:
+        score = left.pop(0)
+        intervals = {"top1": percent_interval([(int(score), 100)])}
+        return Evaluated({"top1": score}, cast(Any, SimpleNamespace(main_metric="top1")), intervals)
+
+    left = [70.0, 80.0, 73.0, 77.0, 75.0, 78.0]
+    folder = CheckpointFolder(tmp_path, keeping=None, config_sha256="")
+    session = session_in(tmp_path, cast(Evaluation, evaluate), checkpointing=Checkpointing(folder, AnyOf([]), best_within=1.0))
+    best = []
+    for step in range(1, 6):
+        session.progress.step = step
+        session.evaluate(step)
+        best.append(session.progress.best["step"])
+        session.save(step)
+    assert best == [1, 2, 2, 4, 4]
+    assert session.progress.best == {"metric": 77.0, "step": 4, "name": "top1", "highest": 80.0}
+    resumed = session_in(tmp_path, cast(Evaluation, evaluate), checkpointing=session.checkpointing)
+    resumed.restore(tmp_path / "ckpt_latest.pth", load_checkpoint(tmp_path / "ckpt_latest.pth"), is_own=True)
+    resumed.evaluate(6)
+    assert resumed.progress.best["step"] == 6
+    assert resumed.progress.highest == 80.0
 
 
 def test_early_stopping_ends_the_steps_saves_and_is_done(tmp_path: Path) -> None:
