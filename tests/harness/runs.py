@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from up.__main__ import main
+from up.tracking.log import OF_THE_MACHINE
 
 Config = dict[str, Any]
 
 
 def train(path: str, *opts: str) -> int:
     return main(["train", "--config", path, "--opts", *opts])
+
+
+def numbers_of(run: Path) -> list[Config]:
+    """The lines of metrics.jsonl without the numbers of the machine: equal runs have equal ones."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in OF_THE_MACHINE} for line in lines]
 
 
 def records(run: Path, phase: str) -> list[Config]:

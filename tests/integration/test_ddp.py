@@ -13,7 +13,7 @@ import torch
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
 from tests.harness.recording import steps_of
-from tests.harness.runs import everything_on
+from tests.harness.runs import everything_on, numbers_of
 from tests.harness.states import assert_same, checkpoint
 
 Config = dict[str, Any]
@@ -54,7 +54,7 @@ def test_one_two_and_four_ranks_are_one_training(config: Config, cluster: Make, 
     for several in (two, four):
         assert several["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
         assert several["metrics"]["top1"] == alone["metrics"]["top1"]
-    logs = [[line for line in lines_of(tmp_path / f"run{world}") if line["phase"] == "train"] for world in (1, 2, 4)]
+    logs = [[line for line in numbers_of(tmp_path / f"run{world}") if line["phase"] == "train"] for world in (1, 2, 4)]
     assert len(logs[0]) == 12
     for line, *others in zip(*logs, strict=True):
         for other in others:
@@ -80,7 +80,7 @@ def test_a_mean_over_weights_is_one_training_too(config: Config, cluster: Make, 
         folder = tmp_path / f"run{number}"
         runs.run(f"saver.save_dir={folder}", *options, codes=[0] * world)
         models.append(checkpoint(folder)["model"])
-        lines.append([line for line in lines_of(folder) if line["phase"] == "train"])
+        lines.append([line for line in numbers_of(folder) if line["phase"] == "train"])
     for model, shown in zip(models[1:], lines[1:], strict=True):
         assert_close(model, models[0], 1e-5)
         for ours, theirs in zip(shown, lines[0], strict=True):
@@ -107,7 +107,7 @@ def test_hooks_that_every_rank_has(config: Config, cluster: Make, tmp_path: Path
     config["trainer"] |= {"max_iter": 6, "test_freq": 1, "save_freq": 100}
     cluster().run(codes=[0, 0])
     told = json.loads((tmp_path / "run" / "best_metrics.json").read_text())
-    evaluations = [line for line in lines_of(tmp_path / "run") if line["phase"] == "eval"]
+    evaluations = [line for line in numbers_of(tmp_path / "run") if line["phase"] == "eval"]
     best = min(evaluations, key=lambda line: line["loss"])
     assert told["loss"] == {"value": best["loss"], "step": best["step"]}
     assert checkpoint(tmp_path / "run", "ckpt_best_loss.pth")["step"] == best["step"]
@@ -140,11 +140,7 @@ def test_stopped_at_every_step_equals_unbroken(config: Config, cluster: Make, tm
         assert whole["step"] == stopped["step"] == step
         for part in ("model", "optimizer", "ema", "schedule", "precision", "clip", "best", "metrics", "hooks"):
             assert_same(whole[part], stopped[part], f"step {step}: {part}")
-    assert lines_of(tmp_path / "run") == lines_of(broken)
-
-
-def lines_of(folder: Path) -> list[Any]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert numbers_of(tmp_path / "run") == numbers_of(broken)
 
 
 def test_samples_survive_changes_of_the_number_of_ranks(config: Config, cluster: Make, tmp_path: Path) -> None:

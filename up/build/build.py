@@ -83,7 +83,7 @@ def commit(
         if start.checkpoint is not None and start.state is not None:
             parts.freezing.apply(max(0, start.state["step"] - 1))  # the buffers of a checkpoint are those that trained
             session.restore(start.checkpoint, start.state, is_own=start.own_state is not None)
-        warnings = open_folder(experiment, start, parts.fingerprint.config, command)
+        warnings = open_folder(experiment, parts, start, command)
         keep_start(experiment, start.checkpoint, parts.net, parts.class_names)
     log_start(experiment, parts, start, optimizer, [*warnings, *uncompiled, *remarks], chosen)
     return session

@@ -16,6 +16,7 @@ from up.build.data import notes_on
 from up.build.finetune import head_of, owes_averages, read_start, section_of
 from up.build.network import load_start_weights, preprocessing_doubts
 from up.build.parts import RunParts
+from up.build.record import record_run
 from up.build.training import rate_line
 from up.command_line import CommandLine
 from up.distill.build import start_lines
@@ -184,7 +185,7 @@ def unused_folder(folder: Path) -> Path:
     return next(path for path in (folder.with_name(f"{folder.name}-{number}") for number in count(2)) if not path.exists())
 
 
-def open_folder(experiment: Experiment, start: Start, config: str, command: CommandLine) -> list[str]:
+def open_folder(experiment: Experiment, parts: RunParts, start: Start, command: CommandLine) -> list[str]:
     """Create the run folder on the main rank, and set an earlier run aside unless this one resumes it. Returns warnings."""
     folder, state, warnings = experiment.folder, start.own_state, [str(warning) for warning in start.warnings]
     if not group.is_main():
@@ -200,7 +201,8 @@ def open_folder(experiment: Experiment, start: Start, config: str, command: Comm
         start.folder.renew_aliases({LATEST: state["step"], BEST: state["best"].get("step")})
         aside = set_aside(folder, start.folder.later_than(state["step"]))
         warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
-    write_text(folder / "config.yaml", config)
+    write_text(folder / "config.yaml", parts.fingerprint.config)
+    record_run(experiment, command, parts.device, resumed=state is not None)
     (folder / AVERAGES).unlink(missing_ok=True)  # they are made anew at the end
     mark_launch(folder)
     return warnings

@@ -45,6 +45,14 @@ def effective_yaml(config: Config, origins: Origins | None = None) -> str:
     )
 
 
+def values_with_origins(config: Config, origins: Origins) -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted path, the value as YAML and the source location of every value: ``file:line``, ``--opts`` or ``default``."""
+    text = effective_yaml(config)
+    lines = text.splitlines()
+    for number, path in _ends(parse_nodes(text, ""), ""):
+        yield path, lines[number - 1].lstrip(" -").partition(": ")[2], origins.of(path)
+
+
 def _ends(node: Node, path: str) -> Iterator[tuple[int, str]]:
     """The line and the path of every value that is written on one line."""
     if _is_inline(node):

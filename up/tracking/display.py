@@ -19,6 +19,7 @@ from up.distributed.group import is_main
 from up.engine.hooks import Outline, StepReport
 from up.text import duration
 from up.tracking.log import LOGGER, WindowHook
+from up.tracking.speed import SpeedMeter
 
 
 class UntilItCloses:
@@ -101,45 +102,36 @@ class Display(WindowHook):
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
         self._first_step = step
-        self._images, self._wait_s = 0, 0.0
-        self._begun = self._since = self._seen = time.perf_counter()
+        self._begun = time.perf_counter()
+        self._speed = SpeedMeter()
         if self.console.is_terminal:
             self._bar = TrainingBar(self.console, total=outline.total_steps, completed=step)
             self._bar.start()
 
     def on_step(self, report: StepReport) -> None:
-        self._images += report.images
-        self._wait_s += report.wait_s
+        self._speed.add(report)
         if self._bar:
             self._bar.advance_to(report.step)
         super().on_step(report)
-        self._seen = time.perf_counter()
 
     def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
-        now, total = time.perf_counter(), self.outline.total_steps  # reading the means waited for the device
-        spent = max(now - self._since, 1e-9)
+        now, total = time.perf_counter(), self.outline.total_steps
+        images_per_s, data_wait = self._speed.read()  # after the means, which waited for the device
         left = duration((total - report.step) * (now - self._begun) / max(1, report.step - self._first_step))
         shown = [*(f"{name} {value:.4g}" for name, value in means.items()), f"lr {report.lr:.4g}"]
-        shown += [f"{self._images / spent:,.0f} images/s", f"data wait {100 * self._wait_s / spent:.0f}%"]
+        shown += [f"{images_per_s:,.0f} images/s", f"data wait {100 * data_wait:.0f}%"]
         numbers = "  ".join(shown)
         epoch = (report.step - 1) // self.outline.steps_per_epoch + 1
         if self._bar:
             self._bar.show(epoch, numbers, left)
         _record(f"step {report.step}/{total}  epoch {epoch}  {numbers}  left {left}", to_console=self._bar is None)
-        self._since, self._images, self._wait_s = now, 0, 0.0
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._exclude_time_since_the_step()
+        self._speed.leave_out()
 
     def on_save(self, step: int, path: Path) -> None:
         _record(f"saved {path} (step {step})", to_console=False)
-        self._exclude_time_since_the_step()
-
-    def _exclude_time_since_the_step(self) -> None:
-        # evaluating and saving must not lower the images per second
-        now = time.perf_counter()
-        self._since += now - self._seen
-        self._seen = now
+        self._speed.leave_out()
 
     def on_end(self, step: int, reason: str) -> None:
         if self._bar:

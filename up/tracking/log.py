@@ -17,12 +17,15 @@ from up.distributed.group import is_main
 from up.engine.hooks import Hook, Outline, StepReport
 from up.errors import UserError
 from up.files import unwritable, write_text
+from up.tracking.speed import SpeedMeter, peak_memory
 from up.types import StateDict
 
 if TYPE_CHECKING:
     from up.tracking.events import EventFile
 
 LOGGER = logging.getLogger("up")
+OF_THE_MACHINE = ("images_per_s", "data_wait", "peak_memory")
+"""Numbers of a window of steps in ``metrics.jsonl``: speed, share of the time spent waiting for data, bytes."""
 
 
 class LogFile(logging.FileHandler):
@@ -105,18 +108,32 @@ class WindowHook(Hook):
 
 
 class MetricsFile(WindowHook):
-    """Writes ``metrics.jsonl``: one JSON object a line, means over each display interval and every evaluation."""
+    """Writes ``metrics.jsonl``: one JSON object a line, means over each display interval and every evaluation.
+
+    Lines of training end with the numbers of the machine, ``OF_THE_MACHINE``, which no two runs share.
+    """
 
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
         self._path = outline.folder / "metrics.jsonl"
         cut_after(self._path, step)
+        self._speed = SpeedMeter()
+
+    def on_step(self, report: StepReport) -> None:
+        self._speed.add(report)
+        super().on_step(report)
 
     def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
-        self._append(report.step, {"lr": report.lr, **means}, "train")
+        images_per_s, data_wait = self._speed.read()  # after the means, which waited for the device
+        of_the_machine = (round(images_per_s, 2), round(data_wait, 4), peak_memory(self.outline.model))
+        self._append(report.step, {"lr": report.lr, **means, **dict(zip(OF_THE_MACHINE, of_the_machine, strict=True))}, "train")
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append(step, metrics, "eval")
+        self._speed.leave_out()
+
+    def on_save(self, step: int, path: Path) -> None:
+        self._speed.leave_out()
 
     def on_out_of_memory(self, step: int, images: int) -> None:
         self._append(step, {"images_at_once": images}, "memory")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import Annotated
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from up.config.argument import NoEffect
 from up.engine.hooks import Hook, Outline, StepReport
 from up.tracking.log import LOGGER
+from up.tracking.speed import process_peak
 
 _MB = 1e6
 _ALL_BLOCKS = "every block of the backbone is recomputed"
@@ -73,8 +72,7 @@ class MemoryAnalysis(Hook):
 
     def _in_use(self) -> str:
         if self._device.type != "cuda":
-            unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-            return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MB:,.1f} MB of the process at its peak"
+            return f"{process_peak() / _MB:,.1f} MB of the process at its peak"
         now, peak, reserved = (
             read(self._device) / _MB
             for read in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated, torch.cuda.memory_reserved)

@@ -9,6 +9,7 @@ import resource
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import nn
 
+from tests.harness.runs import numbers_of
 from up.data.sampler import Share
 from up.engine.hooks import Outline, StepReport
 from up.engine.meter import StepMeter
 from up.engine.step import StepOutput
-from up.tracking.log import LogFile, MetricsFile, TensorBoard, WindowMeter
+from up.tracking.log import OF_THE_MACHINE, LogFile, MetricsFile, TensorBoard, WindowMeter
 
 
 def outline(folder: Path) -> Outline:
@@ -37,12 +39,29 @@ def test_means_over_the_interval(tmp_path: Path) -> None:
     for step, loss in ((1, 1.0), (2, 3.0), (3, 5.0), (4, 5.0)):
         hook.on_step(report(step, loss))
     hook.on_evaluation(4, {"top1": 50.0})
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert records == [
+    assert numbers_of(tmp_path) == [
         {"phase": "train", "step": 2, "epoch": 0.4, "lr": 0.1, "loss": 2.0},
         {"phase": "train", "step": 4, "epoch": 0.8, "lr": 0.1, "loss": 5.0},
         {"phase": "eval", "step": 4, "epoch": 0.8, "top1": 50.0},
     ]
+
+
+def test_speed_and_memory_of_the_window_leave_out_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("up.tracking.speed.time.perf_counter", lambda: clock[0])
+    hook = MetricsFile(every=2)
+    hook.on_start(outline(tmp_path), 0)
+    for step in (1, 2, 3, 4):
+        clock[0] += 0.5
+        hook.on_step(replace(report(step, 1.0), wait_s=0.1))
+        if step == 3:
+            clock[0] += 60
+            hook.on_evaluation(step, {})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    of_training = [line for line in lines if line["phase"] == "train"]
+    assert [(line["images_per_s"], line["data_wait"]) for line in of_training] == [(8.0, 0.2), (8.0, 0.2)]
+    assert all(line["peak_memory"] > 1e6 for line in of_training)
+    assert [*of_training[0]][-3:] == [*OF_THE_MACHINE]
 
 
 def test_lines_of_lost_updates_are_cut_and_made_again(tmp_path: Path) -> None:
