@@ -14,6 +14,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_
 DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
 VIZ = ["matplotlib>=3.8", "jinja2>=3.1"]
 SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.11"]  # scipy: of Optuna's gp and of cmaes, which do not name it
+SERVE = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.20", "prometheus_client>=0.21"]
 DEMO = ["scikit-learn>=1.4", *VIZ]
 FAST = ["torchcodec>=0.16", "simplejpeg>=1.9"]  # decoders of JPEG where the extensions below are not built
 
@@ -51,7 +52,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["up", "up.*"]),
-    package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi", "*/*.html", "pages/*.css", "pages/*.js"]},
+    package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi", "*/*.html", "*/*.css", "*/*.js"]},
     ext_modules=[JPEG, *OTHERS],
     cmdclass={"build_ext": OptionalExtensions},
     install_requires=[
@@ -73,10 +74,12 @@ setup(
         "search": SEARCH,
         "fast": FAST,
         "browser": ["playwright>=1.50"],  # drives the machine's Chromium: tests of the pages, and their screenshots
+        "serve": [*SERVE, "onnxruntime>=1.22"],
         "dev": [
             *DEPLOY,
             *DEMO,
             *SEARCH,
+            *SERVE,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

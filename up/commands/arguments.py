@@ -67,6 +67,14 @@ def finite(text: str) -> float:
     return value
 
 
+def amount(text: str) -> float:
+    """Parse a finite number, 0 or more, for argparse."""
+    value = finite(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
+    return value
+
+
 def image_size(text: str) -> tuple[int, int, int]:
     """Parse ``3x224x224`` or ``3,224,224`` as (channels, height, width), for argparse."""
     words = text.lower().replace(",", "x").split("x")

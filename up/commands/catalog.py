@@ -39,6 +39,12 @@ COMMANDS = {
         "cache images, resized once, in one file that is read without decoding",
         "up data cache photos.yaml",
     ),
+    "preview": Command(
+        "up.commands.preview:main",
+        "data",
+        "show images after each transform, the mixed batch, and the recipe over the whole run",
+        "up preview photos.yaml --step 100",
+    ),
     "eval": Command(
         "up.commands.eval:main", "evaluate", "evaluate a checkpoint on the test data, with reports per class", "up eval photos.yaml"
     ),
@@ -53,6 +59,9 @@ COMMANDS = {
     ),
     "verify": Command(
         "up.commands.verify:main", "deploy", "check a package: hashes, labels, graph, test vectors", "up verify model_1.0.0.tar"
+    ),
+    "serve": Command(
+        "up.commands.serve:main", "deploy", "serve a package over HTTP, with a page to try images on", "up serve model_1.0.0.tar"
     ),
     "show": Command(
         "up.commands.show:main", "inspect", "show the effective configuration, the parts or the schema", "up show components loss"

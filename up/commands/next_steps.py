@@ -66,7 +66,7 @@ def with_checkpoint(
 def with_package(package: Path, *, verified: bool = False) -> dict[str, Sequence[object]]:
     """Return the next steps with a package or a graph."""
     check = {} if verified else {"verify": ("verify", package)}
-    return {**check, "predict": ("predict", IMAGE, "--bundle", package)}
+    return {**check, "predict": ("predict", IMAGE, "--bundle", package), "serve": ("serve", package)}
 
 
 def configuration(path: Path, overrides: Sequence[str], *flags: object) -> list[object]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def rank_in_environment() -> int:
@@ -13,6 +15,20 @@ def rank_in_environment() -> int:
 def world_in_environment() -> int:
     """Number of processes that the launcher started, 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def as_rank(rank: int, world_size: int) -> Iterator[None]:
+    """Run the block, in this process alone, with the rank and the world size of a process of another run; it joins no group."""
+    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def local_rank() -> int:

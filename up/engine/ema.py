@@ -49,10 +49,14 @@ class Ema:
             return self._decay * (1 - math.exp(-t / 2000))
         return min(self._decay, (1 + t) / (self._warmup + t))
 
+    def moves_at(self, step: int) -> bool:
+        """Check whether the average moves after ``step`` steps."""
+        return step % self._inner == 0
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the ``model`` after ``step`` steps; one operation for all averages, and one for all counters."""
-        if step % self._inner:
+        if not self.moves_at(step):
             return
         pairs = self._pairs(model)
         averaged, counted = ([pair for pair in pairs if pair[0].is_floating_point() == is_float] for is_float in (True, False))
@@ -108,6 +112,10 @@ class Ema:
 
 class NoEma:
     """No averaging."""
+
+    def moves_at(self, step: int) -> bool:
+        """Return False: there is no average."""
+        return False
 
     def update(self, model: nn.Module, step: int) -> None:
         """Do nothing."""

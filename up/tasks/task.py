@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -71,6 +71,13 @@ class TeacherScore:
     guessing: str = ""
     """Result of guessing, if the teacher is no better."""
     warning: str = ""
+
+
+class SoftLabel(NamedTuple):
+    """A class that the loss compares an image with, and its weight: 1, or less where images are mixed."""
+
+    name: str
+    weight: float
 
 
 class Pipeline(Protocol):
@@ -195,6 +202,13 @@ class Task(ABC, Generic[Data]):
         Raises ``UserError`` for transforms that do not fit together.
         """
         return data.stages if isinstance(data, KeyedDataset) else Stages()
+
+    def targets(self, batch: Batch, class_names: Sequence[object] | None) -> list[list[SoftLabel]] | None:
+        """List the classes that the loss compares each row of a prepared batch with, the heaviest first; None if there are none.
+
+        ``class_names`` are those of the data set, a list for each head where there are several. Pages show them.
+        """
+        return None
 
     # --- loss and results ---
 

@@ -42,8 +42,9 @@ from up.tasks.cls.model.imbalance import JensenShannon
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
 from up.tasks.cls.serve import serve
+from up.tasks.cls.visualise import targets_of
 from up.tasks.served import Served
-from up.tasks.task import LABELS_OR_TEACHER, DataReport, InputSpec, Size, Task, TeacherScore
+from up.tasks.task import LABELS_OR_TEACHER, DataReport, InputSpec, Size, SoftLabel, Task, TeacherScore
 from up.text import count, some_of
 
 
@@ -209,6 +210,9 @@ class Classification(Task[ImageDataset]):
 
     def read_sample(self, data: ImageDataset, index: int) -> Sample:
         return read_sample(data, index)
+
+    def targets(self, batch: Batch, class_names: Sequence[object] | None) -> list[list[SoftLabel]] | None:
+        return targets_of(batch["gt"], class_names) if "gt" in batch else None
 
     def loss(self, net: nn.Module, batch: Batch) -> StepOutput:
         """Compute the loss of a prepared batch. Raises ``UserError`` for images without labels."""

@@ -1,0 +1,120 @@
+"""From a package to a server that ends in order: socket, slow connections, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from up.distributed.signals import StopRequest, handled
+from up.errors import UserError
+from up.serve.app import Service
+
+_CONNECTIONS = 512  # at a time; each is a file descriptor, of which a process often has 1,024
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Open the socket of a server. Raises ``UserError`` if the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        in_use = f"Another program listens there; choose another port, such as --port {port + 1}, or 0 for a free one."
+        fixes = {"Address already in use": in_use, "Permission denied": "Choose a port above 1023."}
+        fix = fixes.get(os.strerror(error.errno) if error.errno else "", "Choose an address of this machine with --host.")
+        raise UserError(f"--host {host} --port {port}: {reason}", fix=fix) from None
+
+
+class Server(uvicorn.Server):
+    """A server that answers what it has accepted after the first signal, and ends at once after the second."""
+
+    def __init__(self, app: FastAPI, service: Service, *, keep_alive: float, drain: float) -> None:
+        protocol = type("Connection", (_Connection,), {"head_timeout": service.limits.read_timeout})
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol,
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=keep_alive,  # type: ignore[arg-type]
+                timeout_graceful_shutdown=1,
+            )
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a request that is no HTTP is not our problem
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+        self._service, self._drain = service, drain
+        self._stop = StopRequest()
+        self._ends_at = float("inf")
+        service.is_draining = lambda: bool(self._stop)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Count signals while the block runs, where this is the main thread: the second one ends the process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with handled(lambda number, _: self._stop.count(number)):
+            yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end: after a signal, once all accepted requests are answered or the time is up."""
+        if self._stop and self._ends_at == float("inf"):
+            self._ends_at = time.monotonic() + self._drain
+        is_drained = bool(self._stop) and not self._service.in_progress
+        return await super().on_tick(counter) or is_drained or time.monotonic() > self._ends_at
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed if the head of a request takes too long, and that answers no-HTTP without a traceback."""
+
+    head_timeout = 30.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > _CONNECTIONS:
+            transport.abort()
+        else:
+            self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # an answer has begun
+            self.transport.abort()
+
+    def _watch_head(self) -> None:
+        """Start the timer while no request is in progress, and stop it when one begins."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.head_timeout, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
