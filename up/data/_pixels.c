@@ -6,6 +6,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -451,6 +452,57 @@ WIDE static void planes_wide(const uint8_t *in, uint8_t *out, Py_ssize_t pixels)
 }
 #endif
 
+/* ---- YUV 4:2:0 to planes of RGB ---- */
+
+static int16_t red_of[256], green_of_cb[256], green_of_cr[256], blue_of[256];  /* what colours add to the luma; green in 64ths */
+
+static void make_colours(void) {
+    for (int level = 0; level < 256; level++) {
+        int own = level - 128;
+        red_of[level] = (int16_t)lrint(1.402 * own);
+        blue_of[level] = (int16_t)lrint(1.772 * own);
+        green_of_cb[level] = (int16_t)lrint(-64 * 0.344136 * own);
+        green_of_cr[level] = (int16_t)lrint(-64 * 0.714136 * own);
+    }
+}
+
+typedef struct {
+    const uint8_t *luma, *cb, *cr;  /* planes of an image: (height, width), and two of half the size */
+    Py_ssize_t height, width, top, left, rows, columns;  /* of the image, and of the part of it to convert */
+    int16_t *colour;  /* (3, 2 * halves): what is added to a row of luma */
+    uint8_t *out;  /* (3, rows, columns) */
+} Yuv;
+
+INLINED void added(const uint8_t *restrict luma, const int16_t *restrict colour, uint8_t *restrict out, Py_ssize_t columns) {
+    for (Py_ssize_t at = 0; at < columns; at++) {
+        int16_t level = (int16_t)(luma[at] + colour[at]);
+        out[at] = (uint8_t)(level < 0 ? 0 : level > 255 ? 255 : level);
+    }
+}
+
+INLINED void yuv_body(const Yuv *from) {
+    const Yuv own = *from;  /* a copy, which bytes that are written cannot be part of */
+    Py_ssize_t halves = (own.left + own.columns + 1) / 2 - own.left / 2, whole = 2 * halves;
+    Py_ssize_t last = -1, half_width = (own.width + 1) / 2;
+    for (Py_ssize_t row = 0; row < own.rows; row++) {
+        Py_ssize_t under = (own.top + row) / 2;
+        if (under != last) {
+            const uint8_t *cb = own.cb + under * half_width + own.left / 2, *cr = own.cr + under * half_width + own.left / 2;
+            for (Py_ssize_t at = 0; at < halves; at++) {
+                int16_t *colour = own.colour + 2 * at;
+                colour[0] = colour[1] = red_of[cr[at]];
+                colour[whole] = colour[whole + 1] = (int16_t)((green_of_cb[cb[at]] + green_of_cr[cr[at]] + 32) >> 6);
+                colour[2 * whole] = colour[2 * whole + 1] = blue_of[cb[at]];
+            }
+            last = under;
+        }
+        const uint8_t *luma = own.luma + (own.top + row) * own.width + own.left;
+        for (int band = 0; band < 3; band++)
+            added(luma, own.colour + band * whole + own.left % 2, own.out + (band * own.rows + row) * own.columns, own.columns);
+    }
+}
+DEFINE(yuv, (const Yuv *own), (own))
+
 /* ---- Python ---- */
 
 typedef struct {
@@ -647,7 +699,32 @@ static PyObject *py_transform(PyObject *self, PyObject *args) {
     return released(&images, done);
 }
 
+static PyObject *py_rgb_of_yuv420(PyObject *self, PyObject *args) {
+    Py_buffer in, out;
+    Yuv own;
+    if (!PyArg_ParseTuple(args, "y*w*(nn)(nnnn)", &in, &out, &own.height, &own.width, &own.top, &own.left, &own.rows, &own.columns))
+        return NULL;
+    Py_ssize_t pixels = own.height * own.width, half = ((own.height + 1) / 2) * ((own.width + 1) / 2);
+    int fits = own.top >= 0 && own.left >= 0 && own.rows > 0 && own.columns > 0 && own.top + own.rows <= own.height &&
+               own.left + own.columns <= own.width && in.len == pixels + 2 * half && out.len == 3 * own.rows * own.columns;
+    own.colour = fits ? malloc(3 * sizeof(int16_t) * (own.columns + 2)) : NULL;
+    if (!fits) PyErr_SetString(PyExc_ValueError, "expected a block of (H, W) in YUV 4:2:0 and a result (3, rows, columns) of a part of it");
+    else if (own.colour == NULL) PyErr_NoMemory();
+    else {
+        own.luma = in.buf, own.cb = own.luma + pixels, own.cr = own.cb + half, own.out = out.buf;
+        Py_BEGIN_ALLOW_THREADS
+        yuv(&own);
+        Py_END_ALLOW_THREADS
+        free(own.colour);
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef METHODS[] = {
+    {"rgb_of_yuv420", py_rgb_of_yuv420, METH_VARARGS, "rgb_of_yuv420(block, result, (H, W), (top, left, rows, columns))"},
     {"planes", py_planes, METH_VARARGS, "planes(image, result): (H, W, 3) to (3, H, W)."},
     {"lookup", py_lookup, METH_VARARGS, "lookup(image, result, tables): levels by three tables of 256."},
     {"autocontrast", py_autocontrast, METH_VARARGS, "autocontrast(image, result)"},
@@ -666,6 +743,7 @@ static PyMethodDef METHODS[] = {
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_pixels", "Operations on 8-bit RGB pixels.", -1, METHODS, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__pixels(void) {
+    make_colours();
 #if defined(__x86_64__) && defined(__GNUC__)
     has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     make_gathers();

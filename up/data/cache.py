@@ -34,6 +34,11 @@ from up.errors import UserError
 from up.text import Verbatim, count
 from up.types import Json, Record
 
+try:
+    from up.data import _pixels
+except ImportError:  # there was no compiler
+    _pixels = None  # type: ignore[assignment]
+
 Form: TypeAlias = Literal["rgb", "yuv420", "jpeg"]
 Levels: TypeAlias = NDArray[np.uint8]
 VERSION = 1
@@ -304,6 +309,10 @@ _GREEN_OF_CB, _GREEN_OF_CR = (np.rint(-64 * factor * _LEVEL).astype(np.int16) fo
 def _rgb_of(block: Levels, size: tuple[int, int], box: Box) -> Levels:
     """Convert the part ``box`` of a block of ``yuv420`` to RGB (rows, columns, 3): planes in memory, one after another."""
     (height, width), (top, left, rows, columns) = size, box
+    made = np.empty((3, rows, columns), np.uint8)
+    if _pixels is not None:
+        _pixels.rgb_of_yuv420(block, made, size, (top, left, rows, columns))
+        return made.transpose(1, 2, 0)
     half = (height + 1) // 2, (width + 1) // 2
     luma = block[: height * width].reshape(size)[top : top + rows, left : left + columns]
     whole = block[height * width :].reshape(2, *half)
@@ -313,7 +322,6 @@ def _rgb_of(block: Levels, size: tuple[int, int], box: Box) -> Levels:
     colour[0], colour[2] = _RED[red], _BLUE[blue]
     colour[1] = (_GREEN_OF_CB[blue] + _GREEN_OF_CR[red] + 32) >> 6
     colour = np.repeat(colour, 2, axis=2)[:, :, left % 2 : left % 2 + columns]
-    made = np.empty((3, rows, columns), np.uint8)
     for odd in range(2):
         own = luma[odd::2]
         under = (top + odd) // 2 - first[0]
