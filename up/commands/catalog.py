@@ -34,10 +34,7 @@ COMMANDS = {
         "up.commands.check:main", "data", "check a YAML file and its data in seconds, without training", "up check photos.yaml"
     ),
     "data": Command(
-        "up.commands.data:main",
-        "data",
-        "cache images, resized once, in one file that is read without decoding",
-        "up data cache photos.yaml",
+        "up.commands.data:main", "data", "check, split or cache images, and find probable label errors", "up data check photos/"
     ),
     "preview": Command(
         "up.commands.preview:main",
@@ -79,5 +76,20 @@ COMMANDS = {
         "up.commands.bench:main", "inspect", "measure speed and memory next to others, or those of your recipe", "up bench loader"
     ),
 }
+OF_DATA = {
+    "cache": Command(
+        "up.commands.data_cache:main",
+        "data",
+        "cache images of a YAML file, a folder or a list, resized once, in one file that training reads without decoding",
+        "up data cache photos.yaml",
+    ),
+    "check": Command(
+        "up.commands.data_check:main",
+        "data",
+        "read every image: unreadable files, duplicates, leaks between data sets, two labels of one image, outliers",
+        "up data check photos/",
+    ),
+}
+"""The subcommands of ``up data``."""
 GROUPS = ("train", "data", "evaluate", "deploy", "inspect")
 ALIASES = {"inference": "predict"}

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from up.commands.catalog import COMMANDS
+from up.commands.catalog import COMMANDS, OF_DATA
 from up.distributed.env import rank_in_environment
 from up.distributed.signals import LAUNCHER_PID
 from up.text import did_you_mean
@@ -66,12 +66,13 @@ class PlainHelp(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The arguments of ``up NAME``; flags may have ``-`` or ``_`` between words."""
+    """The arguments of ``up NAME``, or of a subcommand of it; flags may have ``-`` or ``_`` between words."""
 
-    def __init__(self, name: str) -> None:
-        command = COMMANDS[name]
+    def __init__(self, name: str, subcommand: str = "", more: str = "") -> None:
+        command = OF_DATA[subcommand] if subcommand else COMMANDS[name]
         summary = f"{command.summary[0].upper()}{command.summary[1:]}."
-        super().__init__(prog=f"up {name}", description=summary, epilog=f"example: {command.example}", formatter_class=PlainHelp)
+        epilog = "\n\n".join(filter(None, [f"example: {command.example}", more]))
+        super().__init__(prog=f"up {name} {subcommand}".rstrip(), description=summary, epilog=epilog, formatter_class=PlainHelp)
         self._has_config = self._needs_config = False
         self._among = ""
 

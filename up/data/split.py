@@ -12,30 +12,18 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from up.data.bad_images import BadImage
-from up.data.decoding import MAX_PIXELS, QUIET, open_image, upright_rgb
+from up.data.duplicates import identical_files, kept_apart, members, near_duplicates
+from up.data.image_records import read_records
 from up.errors import UserError
 from up.files import write_json
 from up.seed import key
 from up.text import count, some_of
 from up.types import Json
-
-_SIDE = 12  # pixels of the thumbnails that are compared
-_ALIKE = 0.995  # correlation of the thumbnails of near duplicates: re-encoded copies of photos reach .999, others stay below
-_FLAT = 2.0  # levels: an image with a smaller standard deviation shows nothing that could be compared
-_STEPS = 24  # of a standard deviation; dot products of such integers are exact in float32, in any order of the sum
-_BLOCK = 128  # images compared with all others at a time: 30 MB for 20,000 images
-_READ_AT = 64  # pixels that a JPEG is decoded to at least, which is much quicker than in full
-_WORKERS = 8
-_SAME_VIEW, _MANY = 0.8, 10  # a class of at least 10 images, of which one group holds 80 %, is all of one view
 
 
 @dataclass(frozen=True)
@@ -136,10 +124,10 @@ def split_of(
             f"{next(name for name, times in Counter(names).items() if times > 1)} is listed twice. Remove one of the lines."
         )
     sets = _sets_of(labels, len(names))
-    digests, thumbnails, unreadable = _read_all([os.path.join(root, name) for name in names])
-    exact = _same(digests)
-    alike, one_view = _kept_apart(_near(thumbnails, exact), exact, sets)
-    groups = _members(alike)
+    records = read_records([os.path.join(root, name) for name in names])
+    exact = identical_files(records)
+    alike, one_view = kept_apart(near_duplicates(records, exact), exact, sets)
+    groups = members(alike)
     drawn = [key(seed, min(_key_of(names[index]) for index in group)) for group in groups]
     in_order = [groups[at] for at in sorted(range(len(groups)), key=drawn.__getitem__)]
     held_out = _Draw(in_order, sets, share).held_out()
@@ -152,7 +140,7 @@ def split_of(
         validation=sorted(held_out),
         near_duplicates=[group for group in groups if len(group) > 1],
         one_view=one_view,
-        unreadable=unreadable,
+        unreadable=sorted(records.faults),
     )
 
 
@@ -170,88 +158,6 @@ def _key_of(name: str) -> int:
 
 def _named(labels: Iterable[int], class_names: Sequence[str] | None) -> list[str]:
     return [class_names[label] if class_names is not None else str(label) for label in labels]
-
-
-# --- near duplicates ---
-
-
-def _read_all(paths: Sequence[str]) -> tuple[list[bytes], NDArray[np.int8], list[int]]:
-    """Return the hash of each file, the thumbnails (N, 432) and the images that cannot be read."""
-    with QUIET, ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:  # Pillow and hashlib release the GIL
-        read = list(pool.map(_read, paths))
-    blank = np.zeros(3 * _SIDE * _SIDE, np.int8)
-    thumbnails = np.stack([blank if thumbnail is None else thumbnail for _, thumbnail in read])
-    return [digest for digest, _ in read], thumbnails, [index for index, (_, found) in enumerate(read) if found is None]
-
-
-def _read(path: str) -> tuple[bytes, NDArray[np.int8] | None]:
-    encoded = b""
-    try:
-        encoded, opened = open_image(path, None, MAX_PIXELS)
-        opened.draft("RGB", (_READ_AT, _READ_AT))
-        digest = hashlib.sha256(encoded).digest()
-        return digest, _standardized(upright_rgb(opened))
-    except BadImage:
-        return path.encode(), None
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's decoders raise many kinds of errors; reported when the image is read for training
-        return hashlib.sha256(encoded).digest(), None
-
-
-def _standardized(image: Image.Image) -> NDArray[np.int8]:
-    """Reduce to 12 x 12 pixels with mean 0 and a standard deviation of 24, so that brightness and contrast do not matter."""
-    levels = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64).ravel()
-    centred = levels - levels.mean()
-    deviation = np.sqrt((centred * centred).mean())
-    if deviation < _FLAT:
-        return np.zeros(len(levels), np.int8)
-    scaled: NDArray[np.int8] = np.rint(centred * (_STEPS / deviation)).clip(-127, 127).astype(np.int8)
-    return scaled
-
-
-def _same(digests: Sequence[bytes]) -> NDArray[np.int64]:
-    """Number the groups of identical files, each by its first file (N,)."""
-    first: dict[bytes, int] = {}
-    return np.array([first.setdefault(digest, index) for index, digest in enumerate(digests)])
-
-
-def _near(thumbnails: NDArray[np.int8], exact: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number the groups of images that look the same, also by way of others, each by its first image (N,)."""
-    group = exact.copy()
-    vectors = thumbnails.astype(np.float32)
-    lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1))
-    for start in range(0, len(vectors), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        products = vectors[rows] @ vectors[start:].T
-        near = (products >= _ALIKE * lengths[rows, None] * lengths[None, start:]) & (products > 0)
-        for row in np.flatnonzero(near.sum(axis=1) > 1):
-            found = np.unique(group[start + np.flatnonzero(near[row])])
-            if len(found) > 1:
-                group[np.isin(group, found)] = found[0]
-    return group
-
-
-def _members(group: NDArray[np.int64]) -> list[list[int]]:
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, number in enumerate(group.tolist()):
-        members[number].append(index)
-    return list(members.values())
-
-
-def _kept_apart(
-    near: NDArray[np.int64], exact: NDArray[np.int64], sets: Sequence[tuple[int, ...]]
-) -> tuple[NDArray[np.int64], list[int]]:
-    """Dissolve groups that hold nearly a whole class into those of identical files; also return these classes."""
-    totals = Counter(label for labels in sets for label in labels)
-    dissolved, one_view = near.copy(), set()
-    for group in _members(near):
-        held = Counter(label for index in group for label in sets[index])
-        of_one_view = {label for label, images in held.items() if totals[label] >= _MANY and images > _SAME_VIEW * totals[label]}
-        if of_one_view:
-            one_view |= of_one_view
-            dissolved[group] = exact[group]
-    return dissolved, sorted(one_view)
 
 
 # --- the draw ---

@@ -16,17 +16,15 @@ from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 from up.data.split import Split, split_of
 from up.errors import Problem, UserError
-from up.file_kinds import NAMES, kind_of
-from up.tasks.cls.data.metas import METAS, SampleTable
-from up.tasks.cls.data.tables import TableSpec, read_table
-from up.text import Verbatim, count, did_you_mean, some_of
+from up.tasks.cls.data.metas import SampleTable
+from up.tasks.cls.data.tables import LISTS, TableSpec, kind_of_list, read_table
+from up.text import count, did_you_mean, some_of
 
 SHARE = 0.2  # of every class, for validation
 UNREADABLE = 0.05  # share of the images that may be
 _TRAIN, _VALIDATE = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 _SURVEYED = 2000  # images whose header is read
 _LISTED = 10
-_KINDS = {".json": "custom_cls", ".jsonl": "custom_cls", ".txt": "imagenet", ".lst": "imagenet", ".csv": "csv", ".tsv": "csv"}
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def _of_list(path: Path) -> Images:
 
 
 def _read_list(path: Path, classes: int | None, names: Sequence[str] | None) -> tuple[ImageList, SampleTable]:
-    kind = _kind_of_list(path)
+    kind = kind_of_list(path)
     named = None if names is None else [*names]
     table = read_table(TableSpec(str(path), kind, num_classes=classes, class_names=named))
     missing = [index for index in range(len(table)) if not Path(table.path_of(index)).is_file()]
@@ -203,21 +201,10 @@ def _with_fix(problem: Problem) -> Problem:
     return Problem(problem.what, file=problem.file, line=problem.line, fix="Names are relative to the folder of the list.")
 
 
-def _kind_of_list(path: Path) -> str:
-    kind = kind_of(path)
-    if path.suffix.lower() in _KINDS and _KINDS[path.suffix.lower()] in METAS:
-        starts_with_brace = path.suffix.lower() in (".txt", ".lst") and path.read_bytes()[:64].lstrip().startswith(b"{")
-        return "custom_cls" if starts_with_brace else _KINDS[path.suffix.lower()]
-    what = Verbatim(NAMES[kind]) if kind in NAMES else Verbatim(f"a file {path.suffix or 'without a suffix'}")
-    fix = f"`up train {path}` trains from a YAML file." if kind == "yaml" else "Name a folder with one folder of images per class."
-    endings = some_of(suffix for suffix, meta in _KINDS.items() if meta in METAS)
-    raise UserError(f"--train {path}", got=what, expected=f"a folder of class folders, or a list of images ({endings})", fix=fix)
-
-
 def _names_beside(path: Path) -> list[str] | None:
     """Read ``classes.txt`` beside a list, one name a line."""
     beside = path.with_name("classes.txt")
-    if _KINDS.get(path.suffix.lower()) == "csv" or not beside.is_file():
+    if LISTS.get(path.suffix.lower()) == "csv" or not beside.is_file():
         return None
     return [line.strip() for line in beside.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 

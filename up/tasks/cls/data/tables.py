@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from up.data.folders import classes_of
 from up.data.packed import PackedLabels, PackedStrings
 from up.data.roots import ImageRoot
 from up.errors import UserError
+from up.file_kinds import NAMES, kind_of
 from up.tasks.cls.data.csv_table import are_numbers, has_labels, labels_in
 from up.tasks.cls.data.inference import (
     InferenceConfig,
@@ -23,8 +25,11 @@ from up.tasks.cls.data.inference import (
     inference_root,
 )
 from up.tasks.cls.data.metas import METAS, UNLABELLED, Columns, MetaSource, SampleTable
-from up.text import Verbatim, count
+from up.text import Verbatim, count, some_of
 from up.types import Json
+
+LISTS = {".json": "custom_cls", ".jsonl": "custom_cls", ".txt": "imagenet", ".lst": "imagenet", ".csv": "csv", ".tsv": "csv"}
+"""Meta types of lists by the end of the name."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,19 @@ class TableSpec:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     columns: Columns = Columns()
     suffixes: tuple[str, ...] = SUFFIXES
+
+
+def kind_of_list(path: Path, flag: str = "--train") -> str:
+    """Return the meta type of a list by its name and first bytes. Raises ``UserError`` for another file, after ``flag``."""
+    kind = kind_of(path)
+    if path.suffix.lower() in LISTS and LISTS[path.suffix.lower()] in METAS:
+        starts_with_brace = path.suffix.lower() in (".txt", ".lst") and path.read_bytes()[:64].lstrip().startswith(b"{")
+        return "custom_cls" if starts_with_brace else LISTS[path.suffix.lower()]
+    what = Verbatim(NAMES[kind]) if kind in NAMES else Verbatim(f"a file {path.suffix or 'without a suffix'}")
+    fix = f"`up train {path}` trains from a YAML file." if kind == "yaml" else "Name a folder with one folder of images per class."
+    endings = some_of(suffix for suffix, meta in LISTS.items() if meta in METAS)
+    expected = f"a folder of class folders, or a list of images ({endings})"
+    raise UserError(f"{flag} {path}".strip(), got=what, expected=expected, fix=fix)
 
 
 def are_labelled(spec: TableSpec) -> bool:

@@ -1,0 +1,1 @@
+"""Reports on the images of data sets: faults, duplicates and leaks, splits, and probable label errors."""

@@ -1,0 +1,202 @@
+"""Data sets to report on: those of a YAML file, class folders, or lists of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from up.build.data import Phase, build_dataset, section_of, whole_dataset
+from up.build.experiment import missing_files
+from up.config.parts import DerivedArguments
+from up.config.section import Part
+from up.data.dataset import KeyedDataset
+from up.data.folders import classes_of
+from up.data.image_records import Read
+from up.data.listing import Listing
+from up.data.packed import PackedLabels
+from up.data.readers import Reader
+from up.data.records import Dataset
+from up.data.roots import ImageRoot
+from up.errors import Problem, UserError
+from up.file_kinds import kind_of
+from up.tasks.cls.data.metas import SampleTable
+from up.tasks.cls.data.tables import TableSpec, kind_of_list, read_table
+from up.tasks.experiment import Experiment
+from up.text import did_you_mean
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_DECLARED = ("num_classes", "class_names")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of a data set, unlabelled where ``labels`` is None.
+
+    ``classes`` are the names of its classes, if they have names, ``limit`` the number of classes that labels stay below.
+    ``not_read`` are images in its folders whose names do not end as those of images do.
+    """
+
+    name: str
+    files: Listing
+    labels: PackedLabels | None
+    classes: Sequence[str] | None
+    limit: int | None
+    boxes: bool = False
+    not_read: Sequence[str] = ()
+    read: Read | None = None
+
+
+Found = tuple[list[Source], list[Problem]]
+
+
+def sources_of_paths(given: Mapping[str, Path], image_dir: Path | None = None) -> Found:
+    """Read folders of class folders and lists, by the name of the data set; problems of lists do not stop it.
+
+    Raises ``UserError`` for a path that does not exist, and where nothing can be read.
+    """
+    found: list[Source] = []
+    problems: list[Problem] = []
+    for name, path in given.items():
+        _expect_there(path)
+        try:
+            found.append(_source_of_path(name, path, found[0] if found else None, image_dir))
+        except UserError as error:
+            problems += error.problems
+    if not found:
+        raise UserError.of(problems)
+    return found, problems
+
+
+def parts_of(folder: Path) -> dict[str, Path]:
+    """Return the data sets in a folder: ``train``, ``val`` and ``test`` below it, else the folder itself as ``train``."""
+    _expect_there(folder)
+    below = {name: folder / each for name, words in PARTS.items() for each in words if classes_in(folder / each)}
+    return below if "train" in below else {"train": folder}
+
+
+def classes_in(folder: Path) -> list[str]:
+    """List the class folders with images in a folder; none where there is no such folder."""
+    return classes_of([ImageRoot(str(folder), meta_file=str(folder))]) if folder.is_dir() else []
+
+
+def _expect_there(path: Path) -> None:
+    if not path.exists():
+        near = did_you_mean(path.name, (entry.name for entry in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise UserError(f"{path}: no such file or folder.{near}", expected="a folder of class folders, or a list of images")
+
+
+def _source_of_path(name: str, path: Path, first: Source | None, image_dir: Path | None) -> Source:
+    kind = "image_folder" if path.is_dir() else kind_of_list(path, "")
+    beside = path.with_name("classes.txt")
+    is_numbered = kind not in ("image_folder", "csv")
+    names = first.classes if first is not None else _names_in(beside) if is_numbered and beside.is_file() else None
+    spec = TableSpec(
+        str(path), kind, None if image_dir is None else str(image_dir), class_names=None if names is None else [*names]
+    )
+    try:
+        table = read_table(spec)
+    except UserError:
+        table = read_table(replace(spec, class_names=None))  # raises again unless it was the classes
+    limit = len(names) if names is not None and is_numbered else None
+    if limit is None and first is not None and is_numbered:
+        limit = first.limit or (None if first.labels is None else int(first.labels.values.max(initial=0)) + 1)
+    classes = names if is_numbered else table.class_names
+    return Source(name, table, table.labels, classes, limit, table.boxes is not None, [*not_read(table)])
+
+
+def _names_in(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def sources_of_config(experiment: Experiment) -> Found:
+    """Read the data sets of a YAML file; problems of their lists do not stop it.
+
+    Raises ``UserError`` where nothing can be read, and for data sets that name no files.
+    """
+    experiment.raise_if_any(problem for problem in missing_files(experiment) if "dataset" in problem.key)
+    found: list[Source] = []
+    problems: list[Problem] = []
+    derived: DerivedArguments = {}
+    phases: tuple[tuple[Phase, str], ...] = (("train", "train"), ("test", "test"))
+    for phase, name in phases:
+        if getattr(experiment.config.dataset, phase) is None:
+            continue
+        try:
+            dataset, limit = _dataset(experiment, phase, derived)
+        except UserError as error:
+            problems += error.problems
+            continue
+        if phase == "train" and isinstance(dataset, KeyedDataset):
+            derived = experiment.task.derived_for_evaluation(dataset)
+        found.append(_source_of_dataset(experiment, name, dataset, limit))
+    if not found:
+        raise UserError.of(problems) if problems else experiment.error("has no data sets", key="dataset")
+    return found, problems
+
+
+def _dataset(experiment: Experiment, phase: Phase, derived: DerivedArguments) -> tuple[Dataset, int | None]:
+    """Build a data set, if need be without its declared classes, and return the number of classes that its labels stay below."""
+    part = section_of(experiment, phase).dataset
+    head = [module.kwargs.get("num_classes") for module in experiment.config.net]
+    try:
+        dataset = build_dataset(experiment, phase, derived)
+        limit = getattr(dataset, "num_classes", None)
+    except UserError:
+        if not any(part.kwargs.get(key) is not None for key in _DECLARED) and not derived:
+            raise
+        undeclared = {key: value for key, value in part.kwargs.items() if key not in _DECLARED}
+        dataset = whole_dataset(experiment, phase, Part(type=part.type, kwargs=undeclared))
+        names = part.kwargs.get("class_names") or derived.get("class_names")
+        limit = part.kwargs.get("num_classes") or derived.get("num_classes")
+        limit = len(names) if isinstance(names, list) else limit
+    known = [number for number in (limit, *head) if isinstance(number, int)]
+    return dataset, min(known, default=None)
+
+
+def _source_of_dataset(experiment: Experiment, name: str, dataset: Dataset, limit: int | None) -> Source:
+    files = dataset.files if isinstance(dataset, KeyedDataset) else None
+    if files is None:
+        what = f"the data set {type(dataset).__name__} names no files, so that its images cannot be compared"
+        raise UserError(what, fix="Set `files` in its constructor (docs/add_a_part.md), or name a folder or a list.")
+    boxes = getattr(files, "boxes", None) is not None
+    names = getattr(dataset, "class_names", None)
+    reader = getattr(dataset, "reader", None)
+    unread = [*not_read(files)] if isinstance(files, SampleTable) else []
+    read = _levels_by(reader) if reader is not None and getattr(reader, "float_images", False) else None
+    return Source(name, files, dataset.label_sets, names, limit, boxes, unread, read)
+
+
+def _levels_by(reader: Reader) -> Read:
+    """Return the decoding of images of a reader of any number of channels, the first three of them as 8 bits."""
+
+    def levels(path: str) -> NDArray[np.uint8]:
+        image = reader(path, path)
+        values = np.asarray(image, dtype=np.float64)[:3].transpose(1, 2, 0)
+        values = values[..., [0, 0, 0]] if values.shape[2] < 3 else values
+        low, high = values.min(), values.max()
+        scaled: NDArray[np.uint8] = ((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+        return scaled
+
+    return levels
+
+
+def not_read(files: Listing) -> Iterator[str]:
+    """List the images in folders of classes that the data set leaves out because of the end of their names."""
+    for path, root in zip(files.paths, files.roots, strict=True):
+        if not os.path.isdir(path):
+            continue
+        for folder, below, names in os.walk(path):
+            below[:] = [name for name in below if not name.startswith(".")]
+            for name in names:
+                whole = os.path.join(folder, name)
+                if not name.startswith(".") and not name.lower().endswith(root.suffixes) and kind_of(Path(whole)) == "image":
+                    yield os.path.relpath(whole, path)
