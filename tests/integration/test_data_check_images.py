@@ -41,7 +41,7 @@ def test_a_clean_folder_has_no_finding(sound: Path, tmp_path: Path, capsys: pyte
     code, report, found = checked(capsys, tmp_path, sound)
     assert (code, found) == (0, {})
     assert [(each["name"], each["images"], each["classes"]) for each in report["splits"]] == [("train", 106, 3), ("val", 24, 3)]
-    assert report["classes"][0] == {"name": "cat", "images": {"train": 40, "val": 8}}
+    assert report["classes"][0] == {"class": "cat", "train": 40, "val": 8}
 
 
 def test_each_planted_fault_is_found(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

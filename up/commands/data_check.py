@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from up.commands.arguments import positive
 from up.commands.check import with_progress
 from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
-from up.commands.tables import print_tables, table_of
+from up.commands.tables import print_tables
 from up.errors import UserError
 from up.files import unwritable
-from up.text import count, size_text, some_of
+from up.text import count, size_text
 
 if TYPE_CHECKING:
     from up.data_report.sources import Found
@@ -44,7 +43,8 @@ def main(words: list[str]) -> int:
     if (reason := unwritable(arguments.out)) is not None:
         raise UserError(f"--out {arguments.out}: nothing can be written there: {reason}", fix="Name another folder.")
     found, problems = sources_of(arguments)
-    from up.data_report.check import read_images, report_of
+    from up.data_report.check import report_of
+    from up.data_report.images import read_images
     from up.data_report.page import write_report
 
     images = read_images(found, arguments.workers, with_progress, arguments.max_distance)
@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
     if arguments.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        print_tables(splits_table(report), *findings_text(report))
+        print_tables(*splits_text(report), *findings_text(report))
         print("written:", *written, sep="\n  ")
     return int(report["exit_code"])
 
@@ -101,22 +101,13 @@ def sources_of(arguments: argparse.Namespace) -> Found:
     return sources_of_paths({name: path for name, path in named.items() if path is not None}, arguments.image_dir)
 
 
-def splits_table(report: Record) -> Table:
-    """Return a table with a row for each data set."""
-    table = table_of("", "images", "classes", "images a class", "pixels (median)", "modes", "formats", "size")
+def splits_text(report: Record) -> Iterator[Text]:
+    """Yield a line for each data set."""
     for split in report["splits"]:
-        sides = [split[side] for side in ("width", "height")]
-        table.add_row(
-            split["name"],
-            f"{split['images']:,}",
-            f"{split['classes']:,}" if split["labelled"] else "no labels",
-            f"{split['smallest_class']:,} to {split['largest_class']:,}" if split["classes"] else "",
-            " x ".join(f"{side['median']:g}" for side in sides if side is not None),
-            some_of(split["modes"], 3),
-            some_of(split["formats"], 3),
-            size_text(split["bytes"]),
-        )
-    return table
+        sizes = f" ({split['smallest_class']:,} to {split['largest_class']:,} images)" if split["classes"] else ""
+        classes = f"{count(split['classes'], 'class')}{sizes}" if split["labelled"] else "no labels"
+        told = [count(split["images"], "image"), classes, f"{split['pixels']} pixels", split["kinds"], size_text(split["bytes"])]
+        yield Text(f"{split['name']}: {'; '.join(told)}")
 
 
 def findings_text(report: Record) -> Iterator[Text]:
@@ -128,7 +119,7 @@ def findings_text(report: Record) -> Iterator[Text]:
             yield Text(f"  {group['text']}")
         more = finding["count"] - _SHOWN
         yield Text(f"  {f'and {more:,} more. ' if more > 0 else ''}{finding['fix']}", style="dim")
-    kinds = {severity: sum(each["count"] for each in report["findings"] if each["severity"] == severity) for severity in _COLOURS}
+    kinds = {severity: report[f"{severity}s"] for severity in _COLOURS}
     told = ", ".join(count(number, severity) for severity, number in kinds.items() if number) or "no faults"
     verdict = "OK" if report["exit_code"] == 0 else "errors"
     yield Text(f"{verdict}: {told} in {count(report['images'], 'image')} ({report['seconds']:.1f} s)")

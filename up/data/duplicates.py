@@ -36,7 +36,7 @@ def near_duplicates(records: ImageRecords, exact: Groups, max_distance: int = MA
     """Group the images that look the same, also by way of others; ``exact`` are the groups of identical files."""
     group = exact.copy()
     thumbnails = records.thumbnails
-    lengths = np.sqrt((thumbnails.astype(np.float64) ** 2).sum(axis=1))
+    lengths = np.sqrt(np.einsum("np,np->n", thumbnails, thumbnails, dtype=np.float32).astype(np.float64))
     compared = np.flatnonzero((exact == np.arange(len(exact))) & (lengths > 0))
     for left, right in _close(records.hashes[compared], max_distance):
         first, second = compared[left], compared[right]

@@ -1,4 +1,4 @@
-"""Check the images of data sets: read every file once, compare all of them, and report what was found."""
+"""Report on the images of data sets: what they are, and what was found."""
 
 from __future__ import annotations
 
@@ -6,177 +6,46 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from up.data.duplicates import MAX_DISTANCE, Groups, distances, identical_files, kept_apart, near_duplicates
-from up.data.image_records import ImageRecords, Read, Track, read_records
-from up.data_report.sources import Source
+from up.data_report.faults import findings
+from up.data_report.images import CheckedImages
 from up.errors import Problem
 from up.types import Record
 
-SHOWN_CLASSES = 1000
+_CLASSES = 1000  # listed
 
 
-@dataclass(frozen=True)
-class Images:
-    """All images of the sources: each file once a source, however often the source lists it.
-
-    ``labels`` are the numbers in ``classes`` of all samples of the file, empty without labels; ``times`` (N,) counts its samples.
-    """
-
-    sources: Sequence[Source]
-    classes: Sequence[str]
-    source: NDArray[np.int32]  # (N,) position in ``sources``
-    sample: NDArray[np.int64]  # (N,) first sample in the source
-    times: NDArray[np.int64]
-    labels: Sequence[tuple[int, ...]]
-    records: ImageRecords
-    exact: Groups
-    near: Groups
-    one_view: Sequence[int]
-    max_distance: int
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def of(self, index: int) -> Source:
-        """Return the source of an image."""
-        return self.sources[int(self.source[index])]
-
-    def path(self, index: int) -> str:
-        """Return the path of an image."""
-        return self.of(index).files.path_of(int(self.sample[index]))
-
-    def name(self, index: int) -> str:
-        """Return the name of an image in its data set."""
-        return self.of(index).files.names[int(self.sample[index])]
-
-    def where(self, index: int) -> str:
-        """Return the name of an image, after the file and line that list it."""
-        return str(self.of(index).files.where(int(self.sample[index])))
-
-    def split(self, index: int) -> str:
-        """Return the name of the data set of an image."""
-        return self.of(index).name
-
-    def named(self, labels: Sequence[int]) -> list[str]:
-        """Return the names of classes."""
-        return [self.classes[label] if label < len(self.classes) else str(label) for label in labels]
-
-    def describe(self, index: int, detail: str = "") -> Record:
-        """Describe an image for a report."""
-        return {
-            "split": self.split(index),
-            "name": self.name(index),
-            "path": self.path(index),
-            "labels": self.named(self.labels[index]),
-            "detail": detail,
-        }
-
-    def bits_from(self, first: int, index: int) -> int:
-        """Count the bits in which dHash of two images differs, in the direction where they are fewer."""
-        return int(distances(self.records.hashes[first], self.records.hashes[index]).min())
-
-    @cached_property
-    def counts(self) -> NDArray[np.int64]:
-        """Samples of each class in each source (sources, classes)."""
-        counted = np.zeros((len(self.sources), len(self.classes)), np.int64)
-        for row, source in zip(counted, self.sources, strict=True):
-            if source.labels is not None:
-                numbers = self.numbers_of(source)
-                found = numbers[source.labels.values.ravel()]
-                row += np.bincount(found[found < len(row)], minlength=len(row))
-        return counted
-
-    def numbers_of(self, source: Source) -> NDArray[np.int64]:
-        """Return the position in ``classes`` of each label of a source."""
-        return _positions(source, self.classes)
-
-
-def read_images(
-    sources: Sequence[Source], workers: int | None = None, track: Track | None = None, max_distance: int = MAX_DISTANCE
-) -> Images:
-    """Read the records of all files of ``sources`` and group duplicates."""
-    classes = _classes_of(sources)
-    rows = [_files_of(source) for source in sources]
-    source = np.repeat(np.arange(len(sources), dtype=np.int32), [len(first) for first, _, _ in rows])
-    sample = np.concatenate([first for first, _, _ in rows])
-    times = np.concatenate([number for _, number, _ in rows])
-    labels = [
-        tuple(sorted({int(position[label]) for label in each}))
-        for found, (_, _, sets) in zip(sources, rows, strict=True)
-        for position in [_positions(found, classes)]
-        for each in sets
-    ]
-    paths = [sources[int(at)].files.path_of(int(index)) for at, index in zip(source, sample, strict=True)]
-    read: Read | None = next((each.read for each in sources if each.read is not None), None)
-    records = read_records(paths, workers, track, read)
-    exact = identical_files(records)
-    near, one_view = kept_apart(near_duplicates(records, exact, max_distance), exact, labels)
-    return Images(sources, classes, source, sample, times, labels, records, exact, near, one_view, max_distance)
-
-
-def _files_of(source: Source) -> tuple[NDArray[np.int64], NDArray[np.int64], list[set[int]]]:
-    """Return the first sample of each file, the number of its samples, and the set of their labels."""
-    first: dict[str, int] = {}
-    owner = [first.setdefault(source.files.path_of(index), index) for index in range(len(source.files))]
-    place = {index: at for at, index in enumerate(first.values())}
-    sets: list[set[int]] = [set() for _ in place]
-    times = np.zeros(len(place), np.int64)
-    for index, original in enumerate(owner):
-        times[place[original]] += 1
-        if source.labels is not None:
-            sets[place[original]].update(source.labels[index])
-    return np.array(list(place), np.int64), times, sets
-
-
-def _classes_of(sources: Sequence[Source]) -> list[str]:
-    """List the names of all classes, those of the first source first; numbers where classes have no names."""
-    largest = max((int(each.labels.values.max(initial=-1)) for each in sources if each.labels is not None), default=-1)
-    limit = max([largest + 1, *(each.limit or 0 for each in sources)])
-    names = list(dict.fromkeys(name for each in sources if each.labels is not None for name in each.classes or ()))
-    return names + [str(label) for label in range(len(names), min(limit, 1 << 20))]
-
-
-def _positions(source: Source, classes: Sequence[str]) -> NDArray[np.int64]:
-    largest = 0 if source.labels is None else int(source.labels.values.max(initial=0))
-    numbers = np.arange(largest + 1)
-    if source.classes:
-        place = {name: at for at, name in enumerate(classes)}
-        known = np.array([place[name] for name in source.classes[: largest + 1]], np.int64)
-        numbers[: len(known)] = known
-    return numbers
-
-
-def report_of(images: Images, problems: Sequence[Problem], began: float) -> Record:
+def report_of(images: CheckedImages, problems: Sequence[Problem], began: float) -> Record:
     """Return the whole report as plain values: the data sets, their classes, and the findings."""
-    from up.data_report.faults import findings
-
     found = findings(images, problems)
     counts = images.counts
-    listed = sorted(range(len(images.classes)), key=lambda label: -int(counts[:, label].sum()))[:SHOWN_CLASSES]
-    errors = sum(finding["count"] for finding in found if finding["severity"] == "error")
+    listed = sorted(range(len(images.classes)), key=lambda label: -int(counts[:, label].sum()))[:_CLASSES]
+    errors, warnings, notes = (
+        sum(finding["count"] for finding in found if finding["severity"] == severity) for severity in ("error", "warning", "note")
+    )
     return {
+        "title": "Data report",
         "images": len(images),
         "splits": [_split(images, number) for number in range(len(images.sources))],
         "classes": [
-            {"name": images.classes[label], "images": {each.name: int(counts[at, label]) for at, each in enumerate(images.sources)}}
+            {"class": images.classes[label], **{each.name: int(counts[at, label]) for at, each in enumerate(images.sources)}}
             for label in listed
         ],
         "classes_left_out": len(images.classes) - len(listed),
         "findings": found,
         "errors": errors,
+        "warnings": warnings,
+        "notes": notes,
         "exit_code": 2 if errors else 0,
         "max_distance": images.max_distance,
         "seconds": time.time() - began,
     }
 
 
-def _split(images: Images, number: int) -> Record:
+def _split(images: CheckedImages, number: int) -> Record:
     source, chosen, records = images.sources[number], np.flatnonzero(images.source == number), images.records
     readable = np.array([index for index in chosen.tolist() if index not in records.faults], np.int64)
     counted = images.counts[number]
@@ -188,6 +57,8 @@ def _split(images: Images, number: int) -> Record:
         found = values[readable]
         return {"min": int(found.min()), "median": float(np.median(found)), "max": int(found.max())}
 
+    modes, formats = (Counter(values[index] for index in readable.tolist()) for values in (records.modes, records.formats))
+    width, height = spread(records.width), spread(records.height)
     return {
         "name": source.name,
         "from": [os.path.relpath(path) if not path.startswith("..") else path for path in source.files.paths],
@@ -199,9 +70,20 @@ def _split(images: Images, number: int) -> Record:
         "classes": len(filled),
         "largest_class": int(filled.max()) if len(filled) else 0,
         "smallest_class": int(filled.min()) if len(filled) else 0,
-        "width": spread(records.width),
-        "height": spread(records.height),
+        "width": width,
+        "height": height,
+        "pixels": _sizes(width, height),
         "file_bytes": spread(records.bytes),
-        "modes": dict(Counter(records.modes[index] for index in readable.tolist()).most_common()),
-        "formats": dict(Counter(records.formats[index] for index in readable.tolist()).most_common()),
+        "modes": dict(modes.most_common()),
+        "formats": dict(formats.most_common()),
+        "kinds": ", ".join(f"{name} {number:,}" for found in (modes, formats) for name, number in found.most_common(4) if name),
     }
+
+
+def _sizes(width: Record | None, height: Record | None) -> str:
+    """Describe the sizes of images: the median, and the range of sides where they differ."""
+    if width is None or height is None:
+        return ""
+    low, high = min(width["min"], height["min"]), max(width["max"], height["max"])
+    is_one = width["min"] == width["max"] and height["min"] == height["max"]
+    return f"{width['median']:g} x {height['median']:g}{'' if is_one else f' (sides {low:,} to {high:,})'}"

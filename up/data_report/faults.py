@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from up.data.duplicates import members
-from up.data_report.check import Images
+from up.data_report.images import CheckedImages
 from up.errors import Problem
 from up.text import count, some_of
 from up.types import Record
@@ -81,7 +81,7 @@ class Group(NamedTuple):
     details: Sequence[str] = ()
 
 
-def findings(images: Images, problems: Sequence[Problem]) -> list[Record]:
+def findings(images: CheckedImages, problems: Sequence[Problem]) -> list[Record]:
     """List all findings, one record a kind, in the order of ``KINDS``."""
     found: dict[str, list[Group]] = defaultdict(list)
     found["problem"] += [Group(text=str(problem)) for problem in problems]
@@ -90,7 +90,7 @@ def findings(images: Images, problems: Sequence[Problem]) -> list[Record]:
     return [_record(kind, found[kind], images) for kind in KINDS if found[kind]]
 
 
-def _record(kind: str, groups: Sequence[Group], images: Images) -> Record:
+def _record(kind: str, groups: Sequence[Group], images: CheckedImages) -> Record:
     listed = [
         {
             "text": group.text,
@@ -109,7 +109,7 @@ def _record(kind: str, groups: Sequence[Group], images: Images) -> Record:
 Found = Iterator[tuple[str, Group]]
 
 
-def _unreadable(images: Images) -> Found:
+def _unreadable(images: CheckedImages) -> Found:
     for index, (fault, reason) in sorted(images.records.faults.items()):
         yield fault, Group([index], f"{images.where(index)}: {reason}")
     for index, kind in enumerate(images.records.formats):
@@ -123,7 +123,7 @@ def _unreadable(images: Images) -> Found:
         yield from (("not_read", Group(text=f"{source.name}: {name}")) for name in source.not_read)
 
 
-def _duplicates(images: Images) -> Found:
+def _duplicates(images: CheckedImages) -> Found:
     for group in members(images.near):
         if len(group) < 2:
             continue
@@ -147,16 +147,16 @@ def _duplicates(images: Images) -> Found:
         yield "one_view", Group(text=some_of(images.named(images.one_view), 8))
 
 
-def _equals(images: Images, group: Sequence[int], relation: str) -> str:
+def _equals(images: CheckedImages, group: Sequence[int], relation: str) -> str:
     others = some_of((f"{images.split(index)}: {images.name(index)}" for index in group[1:]), 3)
     return f"{images.split(group[0])}: {images.name(group[0])} {relation} {others}"
 
 
-def _labelled(images: Images, index: int) -> str:
+def _labelled(images: CheckedImages, index: int) -> str:
     return f"{images.split(index)}: {images.name(index)} ({', '.join(images.named(images.labels[index])) or 'no label'})"
 
 
-def _names(images: Images) -> Found:
+def _names(images: CheckedImages) -> Found:
     for number, source in enumerate(images.sources):
         alike: dict[str, list[int]] = defaultdict(list)
         for index in np.flatnonzero(images.source == number).tolist():
@@ -174,7 +174,7 @@ def _names(images: Images) -> Found:
             yield "similar_names", Group(text=f"classes {some_of(map(repr, names), 4)}")
 
 
-def _labels(images: Images) -> Found:
+def _labels(images: CheckedImages) -> Found:
     counts = images.counts
     for source in images.sources:
         if source.labels is None or source.limit is None or source.labels.values.ndim > 1:
@@ -198,7 +198,7 @@ def _labels(images: Images) -> Found:
     yield from _balance(images, counts[:, : min(limits, default=None)])
 
 
-def _balance(images: Images, counts: NDArray[np.int64]) -> Found:
+def _balance(images: CheckedImages, counts: NDArray[np.int64]) -> Found:
     trained = next((at for at, source in enumerate(images.sources) if source.name == "train" and source.labels is not None), None)
     if trained is None or not counts[trained].any():
         return
@@ -215,7 +215,7 @@ def _balance(images: Images, counts: NDArray[np.int64]) -> Found:
         yield "imbalance", Group(text=f"train: {names[0]} has {sizes[0]} images, {names[1]} {sizes[1]}: {ratio:.0f} times as many")
 
 
-def _outliers(images: Images) -> Found:
+def _outliers(images: CheckedImages) -> Found:
     """Report images far from the median, in robust standard deviations and as a factor, where few images are."""
     records = images.records
     readable = np.array([index for index in range(len(images)) if index not in records.faults], np.int64)

@@ -38,7 +38,7 @@ _DECLARED = ("num_classes", "class_names")
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Files of a data set, unlabelled where ``labels`` is None.
 
     ``classes`` are the names of its classes, if they have names, ``limit`` the number of classes that labels stay below.
@@ -55,7 +55,7 @@ class Source:
     read: Read | None = None
 
 
-Found = tuple[list[Source], list[Problem]]
+Found = tuple[list[DataSource], list[Problem]]
 
 
 def sources_of_paths(given: Mapping[str, Path], image_dir: Path | None = None) -> Found:
@@ -63,7 +63,7 @@ def sources_of_paths(given: Mapping[str, Path], image_dir: Path | None = None) -
 
     Raises ``UserError`` for a path that does not exist, and where nothing can be read.
     """
-    found: list[Source] = []
+    found: list[DataSource] = []
     problems: list[Problem] = []
     for name, path in given.items():
         _expect_there(path)
@@ -94,7 +94,7 @@ def _expect_there(path: Path) -> None:
         raise UserError(f"{path}: no such file or folder.{near}", expected="a folder of class folders, or a list of images")
 
 
-def _source_of_path(name: str, path: Path, first: Source | None, image_dir: Path | None) -> Source:
+def _source_of_path(name: str, path: Path, first: DataSource | None, image_dir: Path | None) -> DataSource:
     kind = "image_folder" if path.is_dir() else kind_of_list(path, "")
     beside = path.with_name("classes.txt")
     is_numbered = kind not in ("image_folder", "csv")
@@ -110,7 +110,7 @@ def _source_of_path(name: str, path: Path, first: Source | None, image_dir: Path
     if limit is None and first is not None and is_numbered:
         limit = first.limit or (None if first.labels is None else int(first.labels.values.max(initial=0)) + 1)
     classes = names if is_numbered else table.class_names
-    return Source(name, table, table.labels, classes, limit, table.boxes is not None, [*not_read(table)])
+    return DataSource(name, table, table.labels, classes, limit, table.boxes is not None, [*not_read(table)])
 
 
 def _names_in(path: Path) -> list[str]:
@@ -123,7 +123,7 @@ def sources_of_config(experiment: Experiment) -> Found:
     Raises ``UserError`` where nothing can be read, and for data sets that name no files.
     """
     experiment.raise_if_any(problem for problem in missing_files(experiment) if "dataset" in problem.key)
-    found: list[Source] = []
+    found: list[DataSource] = []
     problems: list[Problem] = []
     derived: DerivedArguments = {}
     phases: tuple[tuple[Phase, str], ...] = (("train", "train"), ("test", "test"))
@@ -162,7 +162,7 @@ def _dataset(experiment: Experiment, phase: Phase, derived: DerivedArguments) ->
     return dataset, min(known, default=None)
 
 
-def _source_of_dataset(experiment: Experiment, name: str, dataset: Dataset, limit: int | None) -> Source:
+def _source_of_dataset(experiment: Experiment, name: str, dataset: Dataset, limit: int | None) -> DataSource:
     files = dataset.files if isinstance(dataset, KeyedDataset) else None
     if files is None:
         what = f"the data set {type(dataset).__name__} names no files, so that its images cannot be compared"
@@ -172,7 +172,7 @@ def _source_of_dataset(experiment: Experiment, name: str, dataset: Dataset, limi
     reader = getattr(dataset, "reader", None)
     unread = [*not_read(files)] if isinstance(files, SampleTable) else []
     read = _levels_by(reader) if reader is not None and getattr(reader, "float_images", False) else None
-    return Source(name, files, dataset.label_sets, names, limit, boxes, unread, read)
+    return DataSource(name, files, dataset.label_sets, names, limit, boxes, unread, read)
 
 
 def _levels_by(reader: Reader) -> Read:
