@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,13 @@ import numpy as np
 from PIL import Image
 
 from tests.harness.ranks import ROOT
+from up.bundle.package import open_package
+from up.bundle.predictor import Predictor
+from up.serve.app import Service
+from up.serve.batching import BatchSettings
+from up.serve.server import Server as HttpServer
+from up.serve.server import listening_socket
+from up.serve.uploads import Limits
 
 PATIENCE_S = 60.0
 BOUNDARY = "----images"
@@ -126,6 +134,24 @@ def _port_in(log: Path, process: subprocess.Popen[str]) -> int:
         time.sleep(0.02)
     line = next(line for line in log.read_text().splitlines() if "page:" in line)
     return int(line.rsplit(":", 1)[1].strip("/"))
+
+
+@contextmanager
+def in_thread(package: Path, predictor: Predictor[Any], settings: BatchSettings) -> Iterator[Address]:
+    """A server in a thread of this process."""
+    limits = Limits(max_bytes=10**6, max_images=8, read_timeout=5)
+    service = Service(open_package(package), predictor, settings, limits)
+    server = HttpServer(service, head_timeout=5, keep_alive=5, drain=5)
+    with listening_socket("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield Address(port)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            service.batcher.close()
 
 
 def form(files: Sequence[tuple[str, bytes]], fields: Mapping[str, str] | None = None, boundary: str = BOUNDARY) -> bytes:

@@ -40,6 +40,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
                 ("memory", ["once", "worker", "flat"]),
                 ("optimizer", ["lamb"]),
                 ("predict", ["package"]),
+                ("serve", ["package"]),
                 ("run", ["resnet18"]),
             )
         ),

@@ -22,12 +22,15 @@ from tests.harness.detection import install
 from tests.harness.facts import tells
 from tests.harness.ranks import ROOT, Server, start
 from tests.harness.refusals import refused
+from tests.harness.serving import in_thread
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.build.data import example_batch
 from up.build.experiment import load_experiment
 from up.bundle.package import open_package
 from up.data.records import SampleKey
+from up.serve.batching import BatchSettings
+from up.serve.model import served_predictor
 
 pytestmark = pytest.mark.usefixtures("each_graph_once")
 BRIEF = ("trainer.max_epoch=2", "trainer.test_freq=2", "trainer.save_freq=2")
@@ -214,6 +217,15 @@ def test_boxes_of_the_checkpoint_and_of_its_package(det: Detection, capsys: pyte
         assert others.keys() == found.keys()
         for name, boxes in found.items():
             assert_same_boxes(boxes, others[name])
+
+    settings = BatchSettings(threads=1, workers=1, max_batch=4, max_wait=0, queue=8)
+    package = open_package(Path("out/det_1.0.0.tar"))
+    predictor = served_predictor(package, settings, provider="cpu", topk=None, max_pixels=10**6)
+    others = found_in(det.folder / "det_1.0.0.tar.jsonl")
+    with in_thread(Path("out/det_1.0.0.tar"), predictor, settings) as server:
+        for image in sorted(Path("test").glob("*.jpg")):
+            (result,) = server.predict((image.name, image.read_bytes())).json["results"]
+            assert_same_boxes(result["predictions"], others[image.name])
 
     ap50 = det.metrics("trained")[-1]["ap50"]
     capsys.readouterr()

@@ -24,19 +24,28 @@ from tests.harness import packages
 from tests.harness.browser import SCHEMES, WIDTHS, browser, expect_readable, opened
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
-from tests.harness.serving import GOOD, HOSTILE, QUICK, Address, Answer, Server, attack, encoded, noise, post, received, serving
+from tests.harness.serving import (
+    GOOD,
+    HOSTILE,
+    QUICK,
+    Address,
+    Answer,
+    Server,
+    attack,
+    encoded,
+    in_thread,
+    noise,
+    post,
+    received,
+    serving,
+)
 from up.__main__ import main
 from up.bundle.answers import BoxesAnswer, Floats, Outputs, OutputSpec
 from up.bundle.package import open_package
 from up.bundle.predictor import Predictor
 from up.commands.serve import greeting, parse
-from up.serve.app import Service, create_app
-from up.serve.batching import Batcher, BatchSettings
-from up.serve.metrics import ServerMetrics
+from up.serve.batching import BatchSettings
 from up.serve.model import served_predictor
-from up.serve.server import Server as Uvicorn
-from up.serve.server import listening_socket
-from up.serve.uploads import Limits
 
 LIMITS = ("--queue", "64", "--max-images", "16", "--max-bytes", "300000", "--read-timeout", "1", "--max-pixels", "400000")
 
@@ -352,24 +361,12 @@ class Held:
 @contextmanager
 def held(package: Path, settings: BatchSettings) -> Iterator[tuple[Address, Held]]:
     """A server in a thread of this process."""
-    opened = open_package(package)
-    held = Held(package, settings)
-    metrics = ServerMetrics(opened.manifest)
-    batcher = Batcher(held.predictor, settings, metrics.batch.observe)
-    metrics.queue.set_function(lambda: batcher.held)
-    service = Service(opened, batcher, Limits(max_bytes=10**6, max_images=8, read_timeout=5), metrics)
-    uvicorn = Uvicorn(create_app(service, settings), service, keep_alive=5, drain=5)
-    with listening_socket("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]})
-        thread.start()
+    model = Held(package, settings)
+    with in_thread(package, model.predictor, settings) as server:
         try:
-            yield Address(port), held
+            yield server, model
         finally:
-            held.go.set()
-            uvicorn.should_exit = True
-            thread.join(30)
-            batcher.close()
+            model.go.set()
 
 
 def wait_for(condition: Any) -> None:

@@ -16,6 +16,7 @@ KINDS = {
     "memory": ("up.bench.memory",),
     "optimizer": ("up.bench.optimizer",),
     "predict": ("up.bench.predict",),
+    "serve": ("up.bench.serve",),
     "run": ("up.bench.run",),
 }
 ALL = "all"

@@ -20,6 +20,7 @@ _TITLES = {
     "memory": "Memory",
     "optimizer": "Optimizers",
     "predict": "Predictions",
+    "serve": "Serving",
     "run": "A whole run",
 }
 

@@ -29,10 +29,11 @@ ROWS = [
 
 def prepare(settings: Settings) -> None:
     """Export the package, unless it is there."""
-    _package(settings)
+    package_of(settings)
 
 
-def _package(settings: Settings) -> Path:
+def package_of(settings: Settings) -> Path:
+    """Return the package; export it where needed."""
     from up import __version__
     from up.bench.images import made, photos
 
@@ -53,12 +54,13 @@ def _export(folder: Path, images: Path, size: int) -> None:
     path = Recipe(images, "resnet18", size, 8, epochs=1, val=images).write(folder)
     classes = {"num_classes": len([*images.iterdir()])}
     torch.save({"model": build_net(load_experiment(path), classes).state_dict()}, folder / "ckpt.pth")
-    words = ["--ckpt", str(folder / "ckpt.pth"), "--save-to", str(folder), "--images", *map(str, _files(images)[:4])]
+    words = ["--ckpt", str(folder / "ckpt.pth"), "--save-to", str(folder), "--images", *map(str, files_of(images)[:4])]
     if command(["to_kestrel", *words, "--config", str(path)]):
         raise RuntimeError("the network could not be exported")
 
 
-def _files(images: Path) -> list[Path]:
+def files_of(images: Path) -> list[Path]:
+    """Return the image files of a folder."""
     return sorted(images.rglob("*.jpg"))
 
 
@@ -66,7 +68,7 @@ def _predictor(settings: Settings) -> Predictor[Floats]:
     from up.bundle.package import open_package
     from up.bundle.predictor import package_predictor
 
-    return package_predictor(open_package(_package(settings)), batch_size=settings.size(_BATCH, 4))
+    return package_predictor(open_package(package_of(settings)), batch_size=settings.size(_BATCH, 4))
 
 
 def ours(settings: Settings) -> Reading:
@@ -74,7 +76,7 @@ def ours(settings: Settings) -> Reading:
     from up.bench.images import photos
     from up.bench.timing import rate
 
-    predictor, paths = _predictor(settings), _files(photos(settings, "500"))
+    predictor, paths = _predictor(settings), files_of(photos(settings, "500"))
     return Reading(rate(settings, lambda _: len([*predictor.predict(paths, threads=settings.threads)]), warm_up=1))
 
 
@@ -88,7 +90,7 @@ def bare(settings: Settings) -> Reading:
     from up.bundle.preprocess import Preprocessing
     from up.bundle.session import Session
 
-    package, paths = open_package(_package(settings)), _files(photos(settings, "500"))
+    package, paths = open_package(package_of(settings)), files_of(photos(settings, "500"))
     session, size = Session(package.model, package.label), settings.size(_BATCH, 4)
     prepared = Preprocessing(package.manifest.preprocess, package.manifest.input_size)
 

@@ -34,9 +34,8 @@ def main(words: list[str]) -> int:
     arguments = parse(words)
     expect_package(arguments.package, "")
     from up.bundle.package import open_package
-    from up.serve.app import Service, create_app
-    from up.serve.batching import Batcher, BatchSettings
-    from up.serve.metrics import ServerMetrics
+    from up.serve.app import Service
+    from up.serve.batching import BatchSettings
     from up.serve.model import served_predictor
     from up.serve.server import Server, listening_socket
     from up.serve.uploads import Limits
@@ -48,17 +47,14 @@ def main(words: list[str]) -> int:
         predictor = served_predictor(
             package, batching, provider=arguments.provider, topk=arguments.topk, max_pixels=arguments.max_pixels
         )
-        metrics = ServerMetrics(package.manifest)
-        batcher = Batcher(predictor, batching, metrics.batch.observe)
-        metrics.queue.set_function(lambda: batcher.held)
-        limits = Limits(arguments.max_bytes, arguments.max_images, arguments.read_timeout)
-        service = Service(package, batcher, limits, metrics)
-        server = Server(create_app(service, batching), service, keep_alive=arguments.keep_alive, drain=arguments.drain)
+        seconds = arguments.read_timeout
+        service = Service(package, predictor, batching, Limits(arguments.max_bytes, arguments.max_images, seconds))
+        server = Server(service, head_timeout=seconds, keep_alive=arguments.keep_alive, drain=arguments.drain)
         host, port = listener.getsockname()[:2]
         for line in greeting(package.manifest, host, port, arguments):
             print(line, flush=True)
         server.run(sockets=[listener])
-        batcher.close()
+        service.batcher.close()
     return 0
 
 

@@ -19,9 +19,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from up import __version__
-from up.bundle.answers import Result
+from up.bundle.answers import Floats, Result
 from up.bundle.package import Package
 from up.bundle.predictions import Prediction
+from up.bundle.predictor import Predictor
 from up.data.bad_images import BadImage
 from up.serve.batching import Batcher, BatchSettings, QueueFull
 from up.serve.metrics import ServerMetrics
@@ -90,10 +91,14 @@ _OPENAPI: dict[str, Json] = {
 
 
 class Service:
-    """A package with its queue. ``is_draining`` says whether the server takes no further images."""
+    """A package with its queue and its metrics. ``is_draining`` says whether the server takes no further images."""
 
-    def __init__(self, package: Package, batcher: Batcher, limits: Limits, metrics: ServerMetrics) -> None:
-        self.package, self.batcher, self.limits, self.metrics = package, batcher, limits, metrics
+    def __init__(self, package: Package, predictor: Predictor[Floats], settings: BatchSettings, limits: Limits) -> None:
+        self._manifest, self._settings, self._limits = package.manifest, settings, limits
+        self._sha256 = hashlib.sha256(package.model).hexdigest()
+        self.metrics = ServerMetrics(package.manifest)
+        self.batcher = Batcher(predictor, settings, self.metrics.batch.observe)
+        self.metrics.queue.set_function(lambda: self.batcher.held)
         self.is_draining: Callable[[], bool] = lambda: False
         self.in_progress = 0
         self._bodies = BodyReader(limits)
@@ -105,7 +110,7 @@ class Service:
         self.in_progress += 1
         try:
             content_type = request.headers.get("content-type", "")
-            arguments = body, content_type, request.query_params, self.limits
+            arguments = body, content_type, request.query_params, self._limits
             uploads = await run_in_threadpool(read_uploads, *arguments) if len(body) > _LARGE else read_uploads(*arguments)
             futures = self._submit(uploads.images, uploads.topk)
             found = iter(await _finished(futures, request))
@@ -117,9 +122,9 @@ class Service:
         self.metrics.seconds.observe(seconds)
         return self._answered(results, seconds)
 
-    def metadata(self, settings: BatchSettings) -> dict[str, Json]:
+    def metadata(self) -> dict[str, Json]:
         """Return what a client may want to know of the model and of the limits."""
-        manifest = self.package.manifest
+        manifest = self._manifest
         channels, height, width = manifest.input_shape
         labels = manifest.answer.label_lists()
         origin = manifest.provenance
@@ -134,7 +139,7 @@ class Service:
             "precision": manifest.model.precision,
             "metrics": None if manifest.metrics is None else manifest.metrics.model_dump(mode="json"),
             "sha256": {
-                "model": hashlib.sha256(self.package.model).hexdigest(),
+                "model": self._sha256,
                 "config": origin.config_sha256,
                 "checkpoint": origin.checkpoint_sha256,
                 "data": origin.data_sha256,
@@ -142,11 +147,11 @@ class Service:
             "created": origin.created,
             "server": __version__,
             "limits": {
-                "bytes": self.limits.max_bytes,
-                "images": self.limits.max_images,
-                "read_seconds": self.limits.read_timeout,
-                "queue": settings.queue,
-                "batch": settings.max_batch,
+                "bytes": self._limits.max_bytes,
+                "images": self._limits.max_images,
+                "read_seconds": self._limits.read_timeout,
+                "queue": self._settings.queue,
+                "batch": self._settings.max_batch,
             },
         }
 
@@ -165,7 +170,7 @@ class Service:
             finally:
                 self.in_progress -= 1
         except RequestError as error:
-            error.is_last = self.is_draining() or not await skip_body(request, self.limits.max_bytes)
+            error.is_last = self.is_draining() or not await skip_body(request, self._limits.max_bytes)
             raise
 
     def _submit(self, images: Sequence[Upload], topk: int | None) -> list[Future[Result]]:
@@ -251,7 +256,7 @@ def _error(error: RequestError) -> Response:
     return _json({"error": error.as_json()}, error.status, {**headers, **({"connection": "close"} if error.is_last else {})})
 
 
-def create_app(service: Service, settings: BatchSettings) -> FastAPI:
+def create_app(service: Service) -> FastAPI:
     """Return the application that answers requests."""
     app = FastAPI(
         title="up serve",
@@ -261,8 +266,8 @@ def create_app(service: Service, settings: BatchSettings) -> FastAPI:
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
         exception_handlers={RequestError: _refused, HTTPException: _no_such_page, ClientDisconnect: _gone, Exception: _failed},
     )
-    metadata = _json(service.metadata(settings))
-    start = page(service.metadata(settings))
+    metadata = _json(service.metadata())
+    start = page(service.metadata())
 
     @app.post(PREDICT, openapi_extra=_OPENAPI, summary="Predict images")
     async def predict(request: Request) -> Response:

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 
 import h11
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from up.distributed.signals import StopRequest, handled
 from up.errors import UserError
-from up.serve.app import Service
+from up.serve.app import Service, create_app
 
 _CONNECTIONS = 512  # at a time; each is a file descriptor, of which a process often has 1,024
 
@@ -39,11 +38,11 @@ def listening_socket(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """A server that answers what it has accepted after the first signal, and ends at once after the second."""
 
-    def __init__(self, app: FastAPI, service: Service, *, keep_alive: float, drain: float) -> None:
-        protocol = type("Connection", (_Connection,), {"head_timeout": service.limits.read_timeout})
+    def __init__(self, service: Service, *, head_timeout: float, keep_alive: float, drain: float) -> None:
+        protocol = type("Connection", (_Connection,), {"head_timeout": head_timeout})
         super().__init__(
             uvicorn.Config(
-                app,
+                create_app(service),
                 http=protocol,
                 loop="asyncio",
                 ws="none",
