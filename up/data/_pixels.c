@@ -32,6 +32,7 @@ static int has_avx2;
     static void name parameters { name##_body arguments; }
 #endif
 
+enum { RUN_OF_SUM = 4096 };  /* pixels whose levels are summed in an int */
 enum { MARGIN = 2 };  /* of edge pixels around an image, which a cubic filter reads */
 
 INLINED uint8_t clipped(float level) {
@@ -94,8 +95,13 @@ INLINED int luma(const uint8_t *pixel) {
 }
 
 INLINED void luma_sum_body(const uint8_t *in, Py_ssize_t pixels, int64_t *sum) {
-    *sum = 0;
-    for (Py_ssize_t at = 0; at < pixels; at++) *sum += luma(in + 3 * at);
+    int64_t total = 0;
+    while (pixels > 0) {  /* in ints, of which a vector has more */
+        int of_run = 0, run = pixels < RUN_OF_SUM ? (int)pixels : RUN_OF_SUM;
+        for (int at = 0; at < run; at++) of_run += luma(in + 3 * at);
+        total += of_run, in += 3 * run, pixels -= run;
+    }
+    *sum = total;
 }
 
 DEFINE(luma_sum, (const uint8_t *in, Py_ssize_t pixels, int64_t *sum), (in, pixels, sum))
@@ -137,8 +143,13 @@ INLINED float grey_as_torch(const uint8_t *pixel) {
 }
 
 INLINED void grey_sum_as_torch_body(const uint8_t *in, Py_ssize_t pixels, int64_t *sum) {
-    *sum = 0;
-    for (Py_ssize_t at = 0; at < pixels; at++) *sum += (int)grey_as_torch(in + 3 * at);
+    int64_t total = 0;
+    while (pixels > 0) {
+        int of_run = 0, run = pixels < RUN_OF_SUM ? (int)pixels : RUN_OF_SUM;
+        for (int at = 0; at < run; at++) of_run += (int)grey_as_torch(in + 3 * at);
+        total += of_run, in += 3 * run, pixels -= run;
+    }
+    *sum = total;
 }
 
 DEFINE(grey_sum_as_torch, (const uint8_t *in, Py_ssize_t pixels, int64_t *sum), (in, pixels, sum))
