@@ -89,6 +89,12 @@ OF_DATA = {
         "read every image: unreadable files, duplicates, leaks between data sets, two labels of one image, outliers",
         "up data check photos/",
     ),
+    "split": Command(
+        "up.commands.data_split:main",
+        "data",
+        "split images into lists for training, validation and test, or into folds; near duplicates stay in one part",
+        "up data split photos/ --val 20% --test 10%",
+    ),
 }
 """The subcommands of ``up data``."""
 GROUPS = ("train", "data", "evaluate", "deploy", "inspect")

@@ -100,6 +100,20 @@ def members(group: Groups) -> list[list[int]]:
     return list(found.values())
 
 
+def joined(group: Groups, texts: Sequence[str]) -> Groups:
+    """Join the groups of images with the same text (N,); an empty text joins nothing."""
+    found = group.copy()
+    of_text: dict[str, list[int]] = defaultdict(list)
+    for index, text in enumerate(texts):
+        if text:
+            of_text[text].append(index)
+    for indices in of_text.values():
+        numbers = np.unique(found[indices])
+        if len(numbers) > 1:
+            found[np.isin(found, numbers)] = numbers[0]
+    return found
+
+
 def kept_apart(near: Groups, exact: Groups, sets: Sequence[tuple[int, ...]]) -> tuple[Groups, list[int]]:
     """Dissolve groups that hold nearly a whole class into those of identical files; also return these classes.
 

@@ -1,8 +1,8 @@
-"""Split a list of images into training and validation: stratified by class, near duplicates on one side.
+"""Split a list of images into training, validation and test, or folds: stratified by class, near duplicates on one side.
 
 Copies of an image (re-encoded, resized, brighter or darker) on both sides would make the validation too good: images that
-look the same are one group, and a group is on one side. The draw is keyed by the seed and the names of the files, so that it is
-the same on every machine, and adding images moves few others.
+look the same are one group, and a group is on one side; so are images of one patient, place or video, if that is known. The draw is
+keyed by the seed and the names of the files, so that it is the same on every machine, and adding images moves few others.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from up.data.duplicates import identical_files, kept_apart, members, near_duplicates
+from up.data.duplicates import identical_files, joined, kept_apart, members, near_duplicates
 from up.data.image_records import read_records
 from up.errors import UserError
 from up.files import write_json
 from up.seed import key
 from up.text import count, some_of
 from up.types import Json
+
+Labels: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | None"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class Split:
     near_duplicates: list[list[int]]
     one_view: list[int]
     unreadable: list[int]
+    test: list[int] = field(default_factory=list)
+    folds: int = 0  # of which ``validation`` is one
+
+    @property
+    def parts(self) -> dict[str, list[int]]:
+        """The images of each part: train, val and, if there is one, test."""
+        return {"train": self.train, "val": self.validation, **({"test": self.test} if self.test else {})}
 
     @property
     def conflicts(self) -> list[list[int]]:
@@ -74,6 +85,7 @@ class Split:
             "not_validated": _named(self.not_validated, class_names),
             "one_view": _named(self.one_view, class_names),
             "unreadable": [self.files[index] for index in self.unreadable],
+            **({"test": {"images": len(self.test), "sha256": self.hash_of(self.test)}} if self.test else {}),
         }
 
     def write(self, path: Path, class_names: Sequence[str] | None = None) -> None:
@@ -99,23 +111,76 @@ class Split:
 
 def split_of(
     files: Sequence[str],
-    labels: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    labels: Labels = None,
     share: float = 0.2,
     seed: int = 0,
     *,
     root: str | Path = "",
+    test: float = 0.0,
+    together: Sequence[str] | None = None,
 ) -> Split:
-    """Split images into ``train`` and ``validation``, about ``share`` of each class.
+    """Split images into ``train``, ``validation`` and ``test``, about ``share`` and ``test`` of each class in the last two.
 
     ``files`` are names relative to ``root``; the names decide the draw, the pixels which images are near duplicates. ``labels`` are
-    one label an image, or a set of labels; None for unlabelled images. A class with at least two groups of images is on both sides,
-    one with a single group is only trained on; with sets of labels that may be impossible for some class, which is then in
-    ``not_validated``.
+    one label an image, or a set of labels; None for unlabelled images. Images with the same text in ``together`` stay on one side,
+    too, unless it is empty. A class of at least two groups of images is on both sides, one of a single group is only trained on;
+    with sets of labels that may be impossible for some class, which is then in ``not_validated``.
 
-    Raises ``UserError`` for a ``share`` outside of 0 to 1, an empty list and a name that comes twice.
+    Raises ``UserError`` for shares outside of 0 to 1, an empty list and a name that comes twice.
     """
     if not 0 < share < 1:
         raise UserError(got=share, expected="a share above 0 and below 1, such as 0.2", key="share")
+    if not 0 <= test < 1 - share:
+        raise UserError(got=test, expected=f"a share from 0 to below {1 - share:g}", key="test")
+    grouped = _grouped(files, labels, seed, root, together)
+    held_out = _Draw(grouped.groups, grouped.split.labels, share).held_out()
+    rest = [group for group in grouped.groups if group[0] not in held_out]
+    tested = _Draw(rest, grouped.split.labels, test / (1 - share)).held_out() if test else set()
+    trained = [index for index in range(len(files)) if index not in held_out and index not in tested]
+    return replace(grouped.split, share=share, train=trained, validation=sorted(held_out), test=sorted(tested))
+
+
+def folds_of(
+    files: Sequence[str],
+    labels: Labels = None,
+    folds: int = 5,
+    seed: int = 0,
+    *,
+    root: str | Path = "",
+    together: Sequence[str] | None = None,
+) -> list[Split]:
+    """Split images into ``folds`` parts of about the same number of each class; each is ``validation`` of one split.
+
+    Arguments and errors are those of ``split_of``. Raises ``UserError`` for fewer than 2 folds, and for fewer groups than folds.
+    """
+    if folds < 2:
+        raise UserError(got=folds, expected="2 folds or more", key="folds")
+    grouped = _grouped(files, labels, seed, root, together)
+    if len(grouped.groups) < folds:
+        what = f"{count(len(grouped.groups), 'group')} of images that stay together"
+        raise UserError(what, expected=f"at least {folds}, one a fold", fix="Use fewer folds, or add images.", key="folds")
+    fold = _folded(grouped.groups, grouped.split.labels, folds)
+    return [
+        replace(
+            grouped.split,
+            share=1 / folds,
+            folds=folds,
+            train=np.flatnonzero(fold != number).tolist(),
+            validation=np.flatnonzero(fold == number).tolist(),
+        )
+        for number in range(folds)
+    ]
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """A split whose parts are not drawn yet, and the groups of images that stay on one side, in the order drawn."""
+
+    split: Split
+    groups: list[list[int]]
+
+
+def _grouped(files: Sequence[str], labels: Labels, seed: int, root: str | Path, together: Sequence[str] | None) -> _Grouped:
     names = list(files)
     if not names:
         raise UserError("no image to split. Expected a list of image files.")
@@ -127,24 +192,33 @@ def split_of(
     records = read_records([os.path.join(root, name) for name in names])
     exact = identical_files(records)
     alike, one_view = kept_apart(near_duplicates(records, exact), exact, sets)
-    groups = members(alike)
+    near = [group for group in members(alike) if len(group) > 1]
+    groups = members(alike if together is None else joined(alike, together))
     drawn = [key(seed, min(_key_of(names[index]) for index in group)) for group in groups]
     in_order = [groups[at] for at in sorted(range(len(groups)), key=drawn.__getitem__)]
-    held_out = _Draw(in_order, sets, share).held_out()
-    return Split(
-        files=names,
-        labels=sets,
-        share=share,
-        seed=seed,
-        train=[index for index in range(len(names)) if index not in held_out],
-        validation=sorted(held_out),
-        near_duplicates=[group for group in groups if len(group) > 1],
-        one_view=one_view,
-        unreadable=sorted(records.faults),
-    )
+    return _Grouped(Split(names, sets, 0.0, seed, [], [], near, one_view, sorted(records.faults)), in_order)
 
 
-def _sets_of(labels: Sequence[int] | Sequence[Sequence[int]] | None, images: int) -> list[tuple[int, ...]]:
+def _folded(groups: Sequence[Sequence[int]], sets: Sequence[tuple[int, ...]], folds: int) -> NDArray[np.int64]:
+    """Give each group a fold, class by class from the rarest: the one with the fewest images of the class, then of all."""
+    fold = np.full(len(sets), -1, np.int64)
+    held = [Counter[int]() for _ in range(folds)]
+    sizes = [0] * folds
+    of_class: dict[int, list[Sequence[int]]] = defaultdict(list)
+    for group in groups:
+        for label in {label for index in group for label in sets[index]} or {-1}:
+            of_class[label].append(group)
+    for label in sorted(of_class, key=lambda label: (len(of_class[label]), label)):
+        for group in sorted(of_class[label], key=len, reverse=True):
+            if fold[group[0]] < 0:
+                chosen = min(range(folds), key=lambda number: (held[number][label], sizes[number], number))
+                fold[list(group)] = chosen
+                held[chosen].update(each for index in group for each in sets[index])
+                sizes[chosen] += len(group)
+    return fold
+
+
+def _sets_of(labels: Labels, images: int) -> list[tuple[int, ...]]:
     if labels is None:
         return [(0,)] * images
     if len(labels) != images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,12 @@ def csv_table(source: MetaSource) -> SampleTable:
 def has_labels(source: MetaSource) -> bool:
     """Return whether a table has a column of labels."""
     return _Table(source).label is not None
+
+
+def column_in(source: MetaSource, column: Column) -> dict[int, str]:
+    """Return the cells of a column by the line of their row. Raises ``MetaError`` where there is no such column."""
+    table = _Table(replace(source, columns=replace(source.columns, label=column)))
+    return {row.line: row.label for row in table.rows(Rows(source.path, source.root))}
 
 
 def labels_in(source: MetaSource) -> set[str]:
