@@ -140,7 +140,7 @@ ROWS = [row for heading in ("From PaddleClas and PaddleHub", "From fastai", "Fro
 def flags_of(command: str) -> set[str]:
     text = io.StringIO()
     with redirect_stdout(text), pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text.getvalue()))
 
 
@@ -178,7 +178,7 @@ def test_a_row_names_what_is_there(row: tuple[str, str]) -> None:
     for command in commands:
         assert command in {*COMMANDS, *ALIASES}, command
     for code in named:
-        match = re.match(r"up ([a-z_-]+) ", code)
+        match = re.match(r"up (data [a-z]+|[a-z_-]+) ", code)
         own = [match[1]] if match else [*commands, "finetune"]
         for flag in re.findall(r"(?<!\S)(--?[a-zA-Z][\w-]*)", code):
             assert any(flag in flags_of(command) for command in own), (flag, own)
