@@ -18,7 +18,7 @@ from up.build.network import build_net, distillation_of, precision_of, preproces
 from up.build.parts import RunParts, build_parts
 from up.build.start import find_start, finished
 from up.build.trained import NO_WEIGHTS, derived_from_data_only, net_to_evaluate
-from up.build.training import build_hooks, build_runner, optimizer_of, rate_line, schedule_of, timetable
+from up.build.training import build_hooks, build_runner, build_trackers, optimizer_of, rate_line, schedule_of, timetable
 from up.config.parts import DerivedArguments
 from up.deploy.exportable import export_problems, is_for_export, require_exportable
 from up.distill.build import Distillation, start_lines
@@ -184,6 +184,7 @@ def build_the_rest(experiment: Experiment, net: Net, derived: DerivedArguments) 
         build_batch_fn(experiment, derived)
     require_exportable(experiment, net, None, labels=False)
     build_hooks(experiment, net, None)
+    build_trackers(experiment)
     if config.trainer.optimizer is not None:
         schedule_of(experiment, _ASSUMED, timetable(config.trainer, _ASSUMED).total or _ASSUMED, _ASSUMED)
         optimizer_of(experiment, net)

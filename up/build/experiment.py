@@ -35,6 +35,7 @@ from up.supernet.section import supernet_problems
 from up.tasks.declaration import check_parts, error_at, is_ours, load_task
 from up.tasks.experiment import Experiment, placed_parts
 from up.tasks.task import TASKS, AnyTask
+from up.tracking.trackers.tracker import TRACKERS
 
 ENTRY_POINTS = "up.tasks"
 ENGINE_TABLES: Mapping[str, Registry] = {
@@ -46,6 +47,7 @@ ENGINE_TABLES: Mapping[str, Registry] = {
     "sampler": SAMPLERS,
     "dataset": Registry("dataset", {}, contract=DATASET_CONTRACT),
     "hook": HOOKS,
+    "tracker": TRACKERS,
     "batch_fn": Registry("batch_fn", {}),
     "image_reader": READERS,
     "transform": TRANSFORMS,

@@ -15,7 +15,7 @@ from up.build.finetune import freezing_of, prepare_net
 from up.build.first_images import fit_to_images
 from up.build.network import build_net, distillation_of, precision_of, to_device
 from up.build.supernet import architecture_search_of
-from up.build.training import build_hooks, early_stopping_of, optimizer_of, schedule_of, timetable
+from up.build.training import build_hooks, build_trackers, early_stopping_of, optimizer_of, schedule_of, timetable
 from up.data.records import Dataset
 from up.data.sampler import TrainBatches
 from up.deploy.exportable import require_exportable
@@ -45,6 +45,7 @@ from up.tasks.experiment import Experiment
 from up.tracking.display import Display, console_of_run
 from up.tracking.epoch_lines import EpochLines
 from up.tracking.log import MetricsFile, TensorBoard
+from up.tracking.trackers.hook import Trackers
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def build_parts(
     net = to_device(experiment, net, device)
     features = features_of(experiment, train_data, net, freezing, times, mix=mix, precision=precision)
     watching, clip = build_hooks(experiment, net, class_names)
+    trackers, boards = build_trackers(experiment)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the optimizer of phase 3 repeats them: wrapping the net may change its tensors
         optimizer_of(experiment, net)
@@ -124,7 +126,7 @@ def build_parts(
         freezing=freezing,
         stage=stage,
         mix=mix,
-        hooks=hooks_of_rank(experiment, watching),
+        hooks=hooks_of_rank(experiment, [*boards, *watching], trackers),
         clip=clip,
         distillation=distillation,
         fault=fault_from(os.environ, experiment.folder),
@@ -135,13 +137,15 @@ def build_parts(
     )
 
 
-def hooks_of_rank(experiment: Experiment, watching: list[Hook]) -> Hooks:
-    """Return the hooks of this rank: display, logs and those of the file on the main rank; otherwise those for every rank."""
+def hooks_of_rank(experiment: Experiment, watching: list[Hook], trackers: Trackers | None = None) -> Hooks:
+    """Return the hooks of this rank: on the main rank display, logs, trackers and those of the file; else those for every rank."""
     if not is_main():
         return Hooks([hook for hook in watching if hook.on_every_rank])
     every = experiment.config.trainer.log_interval
-    tensorboard = [] if any(hook.type == "train_val_logger" for hook in experiment.config.hooks) else [TensorBoard(freq=every)]
-    standing = [Display(every=every, console=console_of_run()), EpochLines(), MetricsFile(every=every), *tensorboard]
+    tensorboard = [] if any(isinstance(hook, TensorBoard) for hook in watching) else [TensorBoard(freq=every)]
+    tracking = [] if trackers is None else [trackers]
+    metrics = MetricsFile(every=every, readers=[each.add for each in tracking])
+    standing = [Display(every=every, console=console_of_run()), EpochLines(), metrics, *tensorboard, *tracking]
     removal = [] if experiment.config.finetune is None else [FeatureRemoval(experiment.folder)]
     return Hooks([*standing, *watching, *removal])
 

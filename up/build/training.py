@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
+from itertools import chain, count
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -13,6 +17,7 @@ from up.engine.hooks import Hook
 from up.engine.step import BatchStage, Mixing, Runner
 from up.engine.stopping import EarlyStopping
 from up.engine.timetable import PREDECESSORS, AnyOf, Every, Keeping, Timetable
+from up.errors import UserError
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule, Staged
@@ -20,6 +25,9 @@ from up.schema.finetune import FinetuneSection
 from up.schema.trainer import SchedulePart, TrainerSection
 from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
+from up.tracking.log import TensorBoard
+from up.tracking.trackers.hook import Trackers
+from up.tracking.trackers.tracker import Tracker
 
 
 def timetable(
@@ -162,6 +170,42 @@ def build_runner(
         arguments |= addition.runner_arguments(net, device, channels_last=runtime.channels_last, compile_mode=mode)
     runner: Runner = experiment.build(runtime.runner, "runner", arguments, "runtime.runner")
     return runner
+
+
+def build_trackers(experiment: Experiment) -> tuple[Trackers | None, list[TensorBoard]]:
+    """Build the trackers of the file: those with a process of their own, and TensorBoard. Two of one type get a number.
+
+    Raises ``UserError`` for a library that is not installed.
+    """
+    feeding: dict[str, Tracker] = {}
+    boards: list[TensorBoard] = []
+    for index, part in enumerate(experiment.config.trackers):
+        place = f"trackers.{index}"
+        built: Tracker | TensorBoard = experiment.build(part, "tracker", {}, place)
+        with experiment.placing(place):
+            if isinstance(built, TensorBoard):
+                built.check_folder()
+                boards.append(built)
+                continue
+            built.check()
+            _require_plain(built)
+        feeding[next(name for name in _numbered(part.type) if name not in feeding)] = built
+    if len(boards) + [hook.type for hook in experiment.config.hooks].count("train_val_logger") > 1:
+        what = "TensorBoard would be written twice: keep one of the tracker tensorboard and the hook train_val_logger."
+        raise experiment.error(what, key="trackers")
+    return Trackers(feeding, experiment.config.model_dump()) if feeding else None, boards
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return chain([name], (f"{name}-{number}" for number in count(2)))
+
+
+def _require_plain(tracker: Tracker) -> None:
+    try:
+        pickle.dumps(tracker)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        what = f"{type(tracker).__name__} cannot be sent to another process ({error})"
+        raise UserError(what, fix="Keep plain settings in its constructor, and open what it needs in start().") from error
 
 
 def build_hooks(experiment: Experiment, net: Net, class_names: list[str] | None) -> tuple[list[Hook], Clip]:

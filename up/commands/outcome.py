@@ -25,6 +25,7 @@ _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every insta
     **dict.fromkeys(("matplotlib", "jinja2"), "viz"),
     "optuna": "search",
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"), "serve"),
+    **dict.fromkeys(("wandb", "mlflow", "clearml"), "trackers"),
 }
 
 

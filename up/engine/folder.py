@@ -37,6 +37,7 @@ _OF_A_RUN = (
     "report.npz",
     "bad_images.jsonl",
     "tensorboard",
+    "trackers",
     "results",
     AVERAGES,
 )

@@ -284,6 +284,8 @@ class Config(Section):
     """Output folders, and the start of a run."""
     hooks: list[Annotated[Part, PartOf("hook")]] = []
     """Observers of training, which never change it."""
+    trackers: list[Annotated[Part, PartOf("tracker")]] = []
+    """Libraries that get the scalars of the run, such as ``wandb``; a name alone is a part without kwargs."""
     net: Annotated[Net, FixedOnResume()]
     """Modules of the model, in order."""
     ema: EmaSection = EmaSection()
@@ -298,6 +300,11 @@ class Config(Section):
     """Package for Kestrel."""
     search: Annotated[SearchSection | None, FreeOnResume(reported=False)] = None
     """Search of networks, hyper-parameters and augmentation."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        return [{"type": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
     @property
     def schedule_counts_steps(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -110,8 +110,13 @@ class WindowHook(Hook):
 class MetricsFile(WindowHook):
     """Writes ``metrics.jsonl``: one JSON object a line, means over each display interval and every evaluation.
 
-    Lines of training end with the numbers of the machine, ``OF_THE_MACHINE``, which no two runs share.
+    Lines of training end with the numbers of the machine, ``OF_THE_MACHINE``, which no two runs share. Each of ``readers`` is
+    called with the same: phase, step and values.
     """
+
+    def __init__(self, *, every: int, readers: Sequence[Callable[[str, int, Mapping[str, float]], object]] = ()) -> None:
+        super().__init__(every=every)
+        self.readers = readers
 
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
@@ -142,6 +147,8 @@ class MetricsFile(WindowHook):
         record = {"phase": phase, "step": step, "epoch": round(step / self.outline.steps_per_epoch, 4), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        for read in self.readers:
+            read(phase, step, values)
 
 
 def cut_after(path: Path, step: int) -> None:
@@ -177,6 +184,10 @@ class TensorBoard(WindowHook):
         self._started: tuple[Path, int] | None = None  # folder and first step of the file, which the first scalar opens
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
+        self.check_folder()
+
+    def check_folder(self) -> None:
+        """Raise ``UserError`` for a ``logdir`` that cannot be written to."""
         reason = unwritable(Path(self.logdir)) if self.logdir else None
         if reason is not None:
             raise UserError(f"got {self.logdir}, where nothing can be written: {reason}", fix="Name another folder.", key="logdir")

@@ -21,7 +21,7 @@ def test_every_field_has_a_docstring() -> None:
 
 
 def test_the_documented_sections() -> None:
-    known = "runtime dataset trainer saver hooks net ema mimic finetune to_kestrel search"
+    known = "runtime dataset trainer saver hooks trackers net ema mimic finetune to_kestrel search"
     assert set(SECTIONS) == set(known.split())
     assert is_section("teacher")
     assert is_section("teacher0")
