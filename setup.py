@@ -16,6 +16,8 @@ VIZ = ["matplotlib>=3.8", "jinja2>=3.1"]
 SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.11"]  # scipy: of Optuna's gp and of cmaes, which do not name it
 SERVE = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.20", "prometheus_client>=0.21"]
 DEMO = ["scikit-learn>=1.4", *VIZ]
+# sqlalchemy and alembic: of the databases of MLflow, which its small package does not name
+TRACKERS = ["wandb>=0.19", "mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.10", "clearml>=2.0"]
 FAST = ["torchcodec>=0.16", "simplejpeg>=1.9"]  # decoders of JPEG where the extensions below are not built
 
 
@@ -73,6 +75,7 @@ setup(
         "viz": VIZ,
         "search": SEARCH,
         "fast": FAST,
+        "trackers": TRACKERS,
         "browser": ["playwright>=1.50"],  # drives the machine's Chromium: tests of the pages, and their screenshots
         "serve": [*SERVE, "onnxruntime>=1.22"],
         "dev": [
