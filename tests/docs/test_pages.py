@@ -133,7 +133,11 @@ def rows_of(heading: str) -> list[tuple[str, str]]:
     return [row for row in listed if row[1] not in ("up", "---")]
 
 
-ROWS = [row for heading in ("From PaddleClas and PaddleHub", "From fastai", "From Ultralytics") for row in rows_of(heading)]
+ROWS = [
+    row
+    for heading in ("From PaddleClas and PaddleHub", "From fastai", "From Ultralytics", "From TorchServe")
+    for row in rows_of(heading)
+]
 
 
 @cache

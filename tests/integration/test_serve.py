@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import random
 import re
@@ -182,6 +183,19 @@ def test_a_slow_head_after_an_answer(server: Server) -> None:
         assert received(connection).status == 200
         connection.sendall(b"GET /hea")
         assert is_closed(connection)
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement(server: Server) -> None:
+    """Nagle's algorithm and delayed acknowledgements together would cost 40 ms."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    seconds = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        connection.request("POST", "/predict", GOOD, {"content-type": "image/png"})
+        assert connection.getresponse().read()
+        seconds.append(time.perf_counter() - begun)
+    connection.close()
+    assert min(seconds) < 0.035
 
 
 def test_what_it_says_of_itself(server: Server, package: Path) -> None:
