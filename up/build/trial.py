@@ -48,16 +48,18 @@ _SHARE, _FEWEST = 0.02, 5  # of the steps of a run that its estimate may measure
 _FEWEST_IMAGES = 1000  # for cached features: of two views of these, the two chunks that are measured are 3 %
 
 
-def trial_session(experiment: Experiment, *, steps: int) -> tuple[RunParts, TrainingSession]:
+def trial_session(experiment: Experiment, *, steps: int, weights: bool = True) -> tuple[RunParts, TrainingSession]:
     """Build the session of a run, at its first step and with data for ``steps`` steps. Creates nothing, resumes nothing.
 
-    Memory that runs out is an error; hooks of the file are left out.
+    Memory that runs out is an error; hooks of the file are left out. Without ``weights`` those of ``saver.pretrain_model`` are not
+    loaded.
     """
     with experiment.plugin_errors():
         device = select_device(experiment)
         experiment, _ = fitted(experiment, device)
         parts = replace(build_parts(experiment, device), hooks=Hooks([]))
-    load_start_weights(experiment, parts.net, parts.class_names)
+    if weights:
+        load_start_weights(experiment, parts.net, parts.class_names)
     synchronize_and_compile(experiment, parts.net)
     addition = parts.distillation or parts.search
     runner = build_runner(experiment, parts.net, addition, stage=parts.stage, mix=parts.mix, device=parts.device, compiled=True)

@@ -60,6 +60,12 @@ COMMANDS = {
     "serve": Command(
         "up.commands.serve:main", "deploy", "serve a package over HTTP, with a page to try images on", "up serve model_1.0.0.tar"
     ),
+    "replay": Command(
+        "up.commands.replay:main",
+        "inspect",
+        "show the batch of a past step with the loss of each image, or the largest losses of a run",
+        "up replay runs/photos --step 812",
+    ),
     "show": Command(
         "up.commands.show:main", "inspect", "show the effective configuration, the parts or the schema", "up show components loss"
     ),

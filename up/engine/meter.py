@@ -58,8 +58,7 @@ class StepMeter:
         """Return the step's scalars over all ranks, a collective operation, and reset."""
         means = means_over_ranks(self._sums)
         self.reset()
-        weights = {name: means.pop(_WEIGHT + name) for name in list(means) if _WEIGHT + name in means}
-        return {name: mean / weights[name].clamp(min=1e-30) if name in weights else mean for name, mean in means.items()}
+        return over_weights(means)
 
     def reset(self) -> None:
         """Forget the micro-batches so far."""
@@ -85,6 +84,13 @@ class StepMeter:
         sums = {name: _times(mean.value, weight), **({_WEIGHT + name: weight} if isinstance(weight, Tensor) else {})}
         for key, value in sums.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+
+def over_weights(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Divide means of the ``sums`` of all ranks by their weights, where they have any."""
+    weights = {name: means[_WEIGHT + name] for name in means if _WEIGHT + name in means}
+    plain = {name: mean for name, mean in means.items() if not name.startswith(_WEIGHT)}
+    return {name: mean / weights[name].clamp(min=1e-30) if name in weights else mean for name, mean in plain.items()}
 
 
 def _weight(weight: Tensor | float | None, share: Share, loss: Tensor) -> Tensor | float:

@@ -82,6 +82,11 @@ class Net(nn.Module):
             record.update(returned)
         return record
 
+    def last(self, record: Record) -> Kwargs:
+        """Run the last module alone, on the record of a forward pass or on some rows of it, and return what it adds."""
+        added: Kwargs = self[self._names[-1]](record)
+        return added
+
     def without(self, *names: str) -> Net:
         """Build a net of the other modules, shared with this one: ``without("post_process")`` ends at the logits."""
         for name in names:

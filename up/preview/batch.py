@@ -18,11 +18,13 @@ from up.data.transforms.stages import DeviceTail
 from up.distributed.env import as_rank
 from up.engine.features import FixedViews
 from up.engine.step import BatchStage, StepData, data_of_steps
-from up.figures import Pixels
+from up.pages.images import thumbnail
 from up.preview.viewing import Units, boxes_in, pixels_of, units_after, with_boxes
 from up.tasks.experiment import Experiment
 from up.text import count
 from up.types import Record
+
+SIDE = 160  # pixels of the images of pages
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Viewer:
     experiment: Experiment
     parts: RunParts
     units: Units
-    figures: dict[str, Pixels]
+    figures: dict[str, str]
 
     def form(self, batch: Batch) -> Record:
         """Describe shape and dtype of a prepared batch."""
@@ -137,7 +139,7 @@ class Viewer:
             for row in range(rows.start, rows.stop):
                 boxes = boxes_in({name: value[row] for name, value in batch.items() if isinstance(value, list)})
                 figure = f"batch-{own.rank}-{micro}-{row}"
-                self.figures[figure] = with_boxes(pixels_of(batch["image"][row], self.units), boxes)
+                self.figures[figure] = thumbnail(with_boxes(pixels_of(batch["image"][row], self.units), boxes), SIDE)
                 named = None if targets is None else [target._asdict() for target in targets[row]]
                 lines = [each["name"] if each["weight"] == 1 else f"{each['name']} {each['weight']:.3g}" for each in named or ()]
                 place = {"rank": own.rank, "micro_batch": micro, "row": row}

@@ -18,8 +18,8 @@ from up.distributed.env import as_rank
 from up.engine.ema import build_ema
 from up.engine.step import Runner
 from up.errors import UserError
-from up.figures import Pixels
-from up.preview.batch import RankData, Viewer, data_of_rank, digests, entry_of, source_of, stage_of, units_of
+from up.pages.images import thumbnail
+from up.preview.batch import SIDE, RankData, Viewer, data_of_rank, digests, entry_of, source_of, stage_of, units_of
 from up.preview.samples import Grid, Shown, is_of_batches
 from up.preview.timeline import timeline
 from up.preview.viewing import Units, channels_note, pixels_of, with_boxes
@@ -29,10 +29,10 @@ from up.types import Record
 
 
 class PreviewPage(NamedTuple):
-    """Content of a page, as its JSON file has it, and its images by name."""
+    """Content of a page, as its JSON file has it, and its images by name, data URIs."""
 
     content: Record
-    images: Mapping[str, Pixels]
+    images: Mapping[str, str]
 
 
 def preview(experiment: Experiment, *, step: int, images: int, ranks: int = 1) -> PreviewPage:
@@ -47,7 +47,7 @@ def preview(experiment: Experiment, *, step: int, images: int, ranks: int = 1) -
         require_step(step, parts.times.total)
         own = data_of_rank(experiment, parts, step - 1, 0, ranks)
         batch = plain_runner(experiment, parts, step - 1).prepare(own.data.batches[0], step - 1, 0)
-        shown: dict[str, Pixels] = {}
+        shown: dict[str, str] = {}
         samples, doubts = _samples(experiment, parts, own, images, shown)
     units, config = units_of(experiment, parts, step - 1), experiment.config
     viewer = Viewer(experiment, parts, units, shown)
@@ -100,7 +100,7 @@ def view_notes(batch: Batch, units: Units) -> Iterator[str]:
 
 
 def _samples(
-    experiment: Experiment, parts: RunParts, own: RankData, images: int, figures: dict[str, Pixels]
+    experiment: Experiment, parts: RunParts, own: RankData, images: int, figures: dict[str, str]
 ) -> tuple[list[Record], list[str]]:
     """Describe the first samples of a micro-batch after each transform, and as the evaluation crops them."""
     source = source_of(experiment, parts, own.step)
@@ -127,9 +127,9 @@ def _samples(
     return listed, doubts
 
 
-def _stage_content(title: str, stage: Shown, figure: str, figures: dict[str, Pixels]) -> Record:
+def _stage_content(title: str, stage: Shown, figure: str, figures: dict[str, str]) -> Record:
     views = [with_boxes(pixels_of(image, stage.units), stage.boxes) for image in stage.images]
-    figures[figure] = views[0] if len(views) == 1 else np.concatenate(views, axis=1)
+    figures[figure] = thumbnail(np.concatenate(views, axis=1), SIDE)
     first = stage.images[0]
     channels, height, width = first.shape
     form = f"{width} × {height}, {str(first.dtype).removeprefix('torch.')}"

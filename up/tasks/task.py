@@ -17,7 +17,7 @@ from up.config.section import Part
 from up.data.collate import collate
 from up.data.dataset import KeyedDataset
 from up.data.readers import Reader
-from up.data.records import Batch, Dataset, Sample, SampleKey, Transform
+from up.data.records import Batch, Dataset, Sample, SampleKey, Transform, image_count
 from up.data.transforms.pipeline import ImagePipeline
 from up.data.transforms.stages import Stages
 from up.engine.evaluate import Evaluator
@@ -25,11 +25,13 @@ from up.engine.step import StepOutput
 from up.errors import Problem, UserError
 from up.files import write_json
 from up.intervals import Interval
+from up.models.net import Net
 from up.models.weight_files import Weights
 from up.registry import Registry
 from up.schema.sections import NetModule
 from up.tasks.served import Served
 from up.text import some_of
+from up.types import Kwargs, Record
 
 Size = tuple[int, int]  # height, width
 LABELS_OR_TEACHER = "Give them labels, or train with a teacher, mimic.task_loss: False and meta_type: unlabelled (docs/distill.md)."
@@ -227,6 +229,18 @@ class Task(ABC, Generic[Data]):
             raise UserError(f"the loss of the net is {got}, expected a scalar tensor. Write loss.mean() in the post_process.")
         return StepOutput(loss, record.get("scalars", {}), record, record.get("weight"), record.get("terms", {}))
 
+    def image_losses(self, net: nn.Module, batch: Batch, record: Kwargs, rows: Sequence[slice]) -> list[float] | None:
+        """Compute the training loss of some rows of a forward pass, each alone, for pages; None where it cannot be computed.
+
+        ``record`` is that of the whole ``batch``. By default the last module of the net runs again on the rows.
+        """
+        if not isinstance(net, Net):
+            return None
+        try:
+            return [float(net.last(rows_of_record(record, batch, each))["loss"]) for each in rows]
+        except (UserError, KeyError, RuntimeError, IndexError, ValueError):  # a loss of whole batches
+            return None
+
     def result_stream(self, data: Data, folder: Path, memory_friendly: bool) -> ResultStream | None:
         """Return a callable that writes results batch by batch, where the configuration asks for it."""
         return None
@@ -281,6 +295,22 @@ class Task(ABC, Generic[Data]):
     ) -> Data:
         """Return the labelled images of a list or folder, to evaluate a package with this ``answer`` and its ``transforms``."""
         raise UserError(f"the task {self.name} does not evaluate packages: it does not define `listed`.")
+
+
+def rows_of_record(record: Kwargs, batch: Batch, rows: slice) -> Record:
+    """Return some rows of the record that a net made of ``batch``, without the loss."""
+    images = image_count(batch)
+    cut: Record = {}
+    for name, value in record.items():
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == images:
+            cut[name] = value[rows]
+        elif isinstance(value, list | tuple) and name not in batch and all(map(torch.is_tensor, value)):
+            cut[name] = [each[rows] for each in value]  # such as features, one of each resolution
+        elif isinstance(value, list | tuple) and len(value) == images:
+            cut[name] = value[rows]
+        elif name not in ("loss", "scalars", "weight", "terms"):
+            cut[name] = value
+    return cut
 
 
 AnyTask = Task[Dataset]
