@@ -30,7 +30,6 @@ of an uninterrupted one.
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -240,8 +239,9 @@ class TrainedRun:
     @property
     def history(self) -> list[Record]:
         """Lines of ``metrics.jsonl``: ``phase`` train or eval, ``step``, ``epoch``, and the numbers."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        from up.tracking.log import read_metrics
+
+        return read_metrics(self.folder)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -295,6 +295,14 @@ class TrainedRun:
     def report(self, out: PathLike | None = None) -> EvaluationReport:
         """Evaluate on the validation images and write the reports: metrics, accuracy of each class, confusion, predictions."""
         return _evaluated(self._experiment, None, out)
+
+    def page(self, checkpoint: PathLike | None = None) -> Path:
+        """Write ``report.html`` and ``report.json`` into the run folder, as ``up report``, and return the page."""
+        from up.report.folder import open_run
+        from up.report.run import write_report
+
+        written = write_report(open_run(self.folder), None if checkpoint is None else Path(checkpoint))
+        return written.files[-1]
 
     def plot(self) -> Image.Image:
         """Draw the losses and the main metric over the epochs. Needs matplotlib (the extra ``viz``)."""

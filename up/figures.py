@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ RIGHT, WRONG = "#175ca8", "#c2401c"  # blue and vermilion: different to colour-b
 HEAT = "inferno"  # perceptually uniform: more is lighter, also in grey print
 DOTS_PER_INCH = 200
 _OPACITY = 0.8  # of the largest heat over an image
+_GREY = [0.299, 0.587, 0.114]  # luminance of red, green and blue
 _STYLE: dict[str, object] = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -86,6 +87,18 @@ def render(width: float, height: float, draw: Callable[[Figure], object]) -> byt
     return file.getvalue()
 
 
+def overlaid(image: Pixels, heat: Floats) -> Pixels:
+    """Lay a map (h, w) of 0 to 1 over an image (H, W, 3) in grey, as ``Panel`` draws it."""
+    import matplotlib
+
+    height, width = image.shape[:2]
+    enlarged = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR), np.float64)
+    grey = (image @ _GREY)[..., None]
+    alpha = _OPACITY * enlarged[..., None]
+    colours = 255 * matplotlib.colormaps[HEAT](enlarged)[..., :3]
+    return np.asarray((grey * (1 - alpha) + colours * alpha).round(), dtype=np.uint8)
+
+
 def shortened(text: str, letters: float) -> str:
     """Cut ``text`` to ``letters`` letters of Latin width, with ``…`` at the end; those of East Asia count twice."""
     room = letters
@@ -109,7 +122,7 @@ class Panel:
         image, heat = self.image, self.heat
         how = "nearest" if interpolation == "box" else interpolation  # the same where a map is enlarged
         if image is not None:
-            axes.imshow(image if heat is None else image @ [0.299, 0.587, 0.114], "gray", vmin=0, vmax=255, extent=extent)
+            axes.imshow(image if heat is None else image @ _GREY, "gray", vmin=0, vmax=255, extent=extent)
         if heat is not None:
             alpha = None if image is None else _OPACITY * heat
             axes.imshow(heat, HEAT, vmin=0, vmax=1, alpha=alpha, extent=extent, interpolation=how)

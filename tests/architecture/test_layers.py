@@ -41,7 +41,7 @@ LAYERS = (
     ("up", 0),
 )
 SIBLINGS = ("up.models", "up.optim", "up.data")
-OF_EVERY_TASK = ("up.tasks.task", "up.tasks.experiment", "up.tasks.served")
+OF_EVERY_TASK = ("up.tasks.task", "up.tasks.experiment", "up.tasks.report", "up.tasks.served")
 
 
 def module_name(path: Path) -> str:

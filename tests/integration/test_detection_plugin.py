@@ -287,3 +287,14 @@ def test_a_mistake_is_one_line(
         assert tells(line, *words), line
         assert "det_task" in line
         assert not Path("runs").exists()
+
+
+def test_the_report_of_another_task_has_the_frame_and_says_what_the_task_does_not_supply(det: Detection) -> None:
+    assert main(["report", "trained"]) == 0
+    content = json.loads((det.folder / "trained" / "report.json").read_text())
+    names = [each["name"] for each in content["sections"]]
+    assert names == ["curves", "metrics", "speed", "environment", "configuration", "repeat"]
+    assert "ap50" in content["evaluation"]["metrics"]
+    assert tells(" ".join(content["missing"]), "det", "Task.report")
+    for name in ("report.html", "report.json"):
+        (det.folder / "trained" / name).unlink()

@@ -26,11 +26,16 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def record_run(experiment: Experiment, command: CommandLine, device: torch.device, *, resumed: bool) -> None:
-    """Write ``run.json`` into the run folder ; a resumed run adds its start to those before."""
+    """Write ``run.json`` into the run folder; a resumed run adds its start to those before."""
     started = {"command": str(command), "at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     before = read_record(experiment.folder).get("starts", []) if resumed else []
     origins = {path: origin for path, _, origin in values_with_origins(experiment.config, experiment.decoded.origins)}
-    record = {"starts": [*before, {**started, "folder": os.getcwd()}], "environment": environment(device), "origins": origins}
+    record = {
+        "config": str(experiment.path.absolute()),
+        "starts": [*before, {**started, "folder": os.getcwd()}],
+        "environment": environment(device),
+        "origins": origins,
+    }
     write_json(experiment.folder / RECORD, record)
 
 

@@ -13,9 +13,11 @@ import torch
 from up.build.data import build_evaluation, derived_from_train, notes_on
 from up.build.network import build_net, precision_of, select_device, synchronize_and_compile, to_device
 from up.config.parts import DerivedArguments
+from up.data.records import Dataset
 from up.distributed import group
 from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.engine.ema import NoEma
+from up.engine.evaluate import Evaluation
 from up.engine.folder import open_run_folder
 from up.errors import UserError
 from up.files import BEST, LATEST, best_of_run, named_checkpoint
@@ -113,12 +115,7 @@ class EvaluatedCheckpoint(NamedTuple):
 def evaluate_checkpoint(experiment: Experiment, checkpoint: Path | None, out: Path | None) -> EvaluatedCheckpoint:
     """Evaluate a checkpoint on ``dataset.test`` and write the reports of the task, on the main rank."""
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
-    with local_phase():
-        device = select_device(experiment)
-        known = derived_from_data_only(experiment)
-        net, derived, report = net_to_evaluate(experiment, checkpoint, known)
-        evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device), folder)
-    join_on(experiment, net, device)
+    net, report, evaluation, dataset, known = ready_to_evaluate(experiment, checkpoint, folder)
     with on_all_ranks():
         if group.is_main():
             open_run_folder(folder)
@@ -135,6 +132,27 @@ def evaluate_checkpoint(experiment: Experiment, checkpoint: Path | None, out: Pa
     if group.is_main():
         reports = experiment.task.write_reports(served, folder, dataset, experiment.config.saver.save_result)
     return EvaluatedCheckpoint(metrics, intervals, reports, report)
+
+
+class ReadyToEvaluate(NamedTuple):
+    """A net on its device, how it was loaded, its evaluation and data set, and ``derived_from_data_only``."""
+
+    net: Net
+    loaded: LoadReport | None
+    evaluation: Evaluation
+    dataset: Dataset
+    known: DerivedArguments | None
+
+
+def ready_to_evaluate(experiment: Experiment, checkpoint: Path | None, results: Path | None = None) -> ReadyToEvaluate:
+    """Build what evaluates a checkpoint on ``dataset.test``, joined to the other ranks; writes nothing."""
+    with local_phase():
+        device = select_device(experiment)
+        known = derived_from_data_only(experiment)
+        net, derived, report = net_to_evaluate(experiment, checkpoint, known)
+        evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device), results)
+    join_on(experiment, net, device)
+    return ReadyToEvaluate(net, report, evaluation, dataset, known)
 
 
 def net_to_evaluate(

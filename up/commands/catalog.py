@@ -45,6 +45,12 @@ COMMANDS = {
     "eval": Command(
         "up.commands.eval:main", "evaluate", "evaluate a checkpoint on the test data, with reports per class", "up eval photos.yaml"
     ),
+    "report": Command(
+        "up.commands.report:main",
+        "evaluate",
+        "write a page about a run: curves, classes, confusions, worst mistakes, calibration",
+        "up report runs/photos",
+    ),
     "predict": Command(
         "up.commands.predict:main", "evaluate", "print class names and scores for images", "up predict photos.yaml new/*.jpg"
     ),

@@ -84,6 +84,15 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
         raise ConfigError(decoded.origins.locate(problems))
 
 
+def expect_run(path: Path, overrides: Sequence[str]) -> None:
+    """Raise ``UserError`` unless ``path`` is a folder or a good configuration."""
+    if not path.exists():
+        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(f"{path}: no such run", expected="the folder of a run, or the YAML file of one", fix=near.strip())
+    if not path.is_dir():
+        expect_config(path, overrides)
+
+
 def expect_checkpoint(path: Path | None) -> None:
     """Raise ``UserError`` unless the path of ``--ckpt`` may be a checkpoint."""
     if path is not None and world_in_environment() == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -29,6 +29,7 @@ from up.models.net import Net
 from up.models.weight_files import Weights
 from up.registry import Registry
 from up.schema.sections import NetModule
+from up.tasks.report import Evidence, Outcomes, PageSection
 from up.tasks.served import Served
 from up.text import some_of
 from up.types import Kwargs, Record
@@ -256,6 +257,18 @@ class Task(ABC, Generic[Data]):
         Whatever prints a metric prints its interval.
         """
         return {}
+
+    def report_evaluator(self, data: Data) -> Evaluator:
+        """Return a fresh evaluator that keeps what ``report`` and ``outcomes`` need, by default the task's own."""
+        return self.evaluator(data)
+
+    def report(self, evidence: Evidence[Data]) -> Iterable[PageSection]:
+        """Return the sections of `up report` about an evaluation: tables, galleries and drawings; by default none."""
+        return []
+
+    def outcomes(self, evaluator: Evaluator, data: Data) -> Outcomes | None:
+        """Return the result of each image, with which `up compare` pairs runs; None where a task has no such results."""
+        return None
 
     def teacher_evaluator(self, data: Data) -> Evaluator:
         """Return a fresh evaluator for the teachers of a distillation, by default the task's own.

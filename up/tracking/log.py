@@ -18,7 +18,7 @@ from up.engine.hooks import Hook, Outline, StepReport
 from up.errors import UserError
 from up.files import unwritable, write_text
 from up.tracking.speed import SpeedMeter, peak_memory
-from up.types import StateDict
+from up.types import Record, StateDict
 
 if TYPE_CHECKING:
     from up.tracking.events import EventFile
@@ -149,6 +149,13 @@ class MetricsFile(WindowHook):
             file.write(json.dumps(record) + "\n")
         for read in self.readers:
             read(phase, step, values)
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """Read ``metrics.jsonl`` of a run folder, without a last line that was cut off; empty where there is none."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def cut_after(path: Path, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +35,8 @@ from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS, Columns
 from up.tasks.cls.data.tables import TableSpec, are_labelled
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
-from up.tasks.cls.evaluate.reports import ResultStream, write_reports
+from up.tasks.cls.evaluate.mistakes import sections_of
+from up.tasks.cls.evaluate.reports import ResultStream, outcomes_of, write_reports
 from up.tasks.cls.evaluate.teacher_top1 import TeacherTop1
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head, NormLinear
 from up.tasks.cls.model.imbalance import JensenShannon
@@ -43,6 +44,7 @@ from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
 from up.tasks.cls.serve import serve
 from up.tasks.cls.visualise import targets_of
+from up.tasks.report import Evidence, Outcomes, PageSection
 from up.tasks.served import Served
 from up.tasks.task import LABELS_OR_TEACHER, DataReport, InputSpec, Size, SoftLabel, Task, TeacherScore
 from up.text import count, some_of
@@ -232,6 +234,24 @@ class Classification(Task[ImageDataset]):
     def intervals(self, evaluator: Evaluator) -> Mapping[str, Interval]:
         """Return the intervals of accuracies: of shares of images Wilson's, of means over classes by MOVER."""
         return evaluator.intervals() if isinstance(evaluator, ImageNetEvaluator) else {}
+
+    def report_evaluator(self, data: ImageDataset) -> Evaluator:
+        """Return an evaluator that keeps all scores."""
+        evaluator = self.evaluator(data)
+        if isinstance(evaluator, ImageNetEvaluator):
+            evaluator.keep_scores = True
+            evaluator.reset()
+        return evaluator
+
+    def report(self, evidence: Evidence[ImageDataset]) -> Iterable[PageSection]:
+        """Return classes, confusions, worst mistakes and calibration."""
+        if not isinstance(evidence.evaluator, ImageNetEvaluator):
+            return []
+        return sections_of(evidence, self.class_names(evidence.data))
+
+    def outcomes(self, evaluator: Evaluator, data: ImageDataset) -> Outcomes | None:
+        """Return labels and predictions of the first head by name; None without labels."""
+        return outcomes_of(evaluator, self.class_names(data)) if isinstance(evaluator, ImageNetEvaluator) else None
 
     def write_reports(self, evaluator: Evaluator, folder: Path, data: ImageDataset, save_result: bool) -> list[Path]:
         """Write the predictions and metrics with the names of the classes."""

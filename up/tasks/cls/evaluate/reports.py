@@ -23,6 +23,7 @@ from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Predictions, Recorder, combine
 from up.tasks.cls.model.heads import Names, labels_of
+from up.tasks.report import Outcomes
 from up.types import Json, Kwargs, Record
 
 STREAM = "results.txt.rank{rank}"
@@ -136,6 +137,18 @@ def _prediction_rows(predictions: Predictions, head: HeadPredictions, names: Seq
         pairs = zip(head.topk_idx[i], head.topk_score[i], strict=True)
         best = [cell for c, score in pairs for cell in (_name(names, c), f"{score:.6f}")]
         yield [filename, *(cells[1:2] if head.gt is None else cells), *best]
+
+
+def outcomes_of(evaluator: ImageNetEvaluator, class_names: Names | None) -> Outcomes | None:
+    """Return the rows of ``predictions.csv`` of the first head; None without labels."""
+    predictions = evaluator.predictions
+    if not predictions.heads or predictions.heads[0].gt is None:
+        return None
+    head = predictions.heads[0]
+    names = labels_of(class_names or evaluator.class_names, [each.classes for each in predictions.heads])[0]
+    pairs = [_label_and_prediction(head, i) for i in range(len(predictions))]
+    labels, found = [_joined(label, names) for label, _ in pairs], [_joined(prediction, names) for _, prediction in pairs]
+    return Outcomes(predictions.filename, labels, found, [label == prediction for label, prediction in pairs])
 
 
 def _set_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:

@@ -1,0 +1,124 @@
+"""Sections of a page about a run, as a task supplies them: tables, galleries, drawings and text, without HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from torch import nn
+
+from up.data.records import Batch, Dataset
+from up.engine.evaluate import Evaluator
+from up.types import Json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Data_co = TypeVar("Data_co", bound=Dataset, covariant=True)
+
+
+@dataclass(frozen=True)
+class Evidence(Generic[Data_co]):
+    """An evaluated checkpoint: the evaluator with all images, the data set, and the net in evaluation mode.
+
+    ``prepare(indices)`` returns samples of the data set as a batch that the net accepts, on its device.
+    """
+
+    evaluator: Evaluator
+    data: Data_co
+    net: nn.Module
+    prepare: Callable[[Sequence[int]], Batch]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Results image by image: file name, label and prediction as text, and whether the prediction is correct."""
+
+    filenames: Sequence[str]
+    labels: Sequence[str]
+    predictions: Sequence[str]
+    correct: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. ``columns`` are key, heading and format: text, number, count, percent, interval, duration or size."""
+
+    columns: Sequence[tuple[str, str, str]]
+    rows: Sequence[Mapping[str, Json]]
+    caption: str = ""
+    folded: str = ""
+    """Line that opens the table, where it is folded."""
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """Images side by side with a title and lines; ``images`` are data URIs. ``tone``: ``right`` or ``wrong``."""
+
+    images: Sequence[str]
+    title: str
+    lines: Sequence[str] = ()
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images with captions."""
+
+    items: Sequence[GalleryItem]
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing of ``size`` inches. ``data`` are its numbers, for the JSON file."""
+
+    name: str
+    draw: Callable[[Figure], object]
+    size: tuple[float, float]
+    caption: str = ""
+    data: Json = None
+
+
+@dataclass(frozen=True)
+class Plots:
+    """Drawings side by side."""
+
+    items: Sequence[Plot]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Numbers that matter most: label, value as text, and a note."""
+
+    items: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph; ``missing`` is what the page cannot show, and why."""
+
+    text: str
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines of text as a terminal shows them."""
+
+    text: str
+
+
+Block = Table | Gallery | Plot | Plots | Cards | Note | Code
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A section of a page, with its ``name`` in links and in the JSON file."""
+
+    name: str
+    title: str
+    blocks: Sequence[Block]
+    data: Mapping[str, Json] = field(default_factory=dict)
+    """Further numbers for the JSON file."""
