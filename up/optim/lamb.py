@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Annotated, TypeAlias, overload
+from collections.abc import Iterable
+from typing import Annotated, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.optim import Optimizer
 
 from up.config.argument import NotNegative, Positive
 from up.config.checked import checked
 from up.optim.fused import is_plain, keep_order
+from up.optim.own import OwnOptimizer
 from up.types import Record
 
 Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 _UNBIASED = 1e30  # number of steps after which 1 - beta ** steps is 1
 
 
-class LAMB(Optimizer):
+class LAMB(OwnOptimizer):
     """Layer-wise adaptive moments for large batches (You et al. 2020, algorithm 2), in the form of NVIDIA's NVLAMB.
 
     The gradient is first clipped to a global norm of ``max_grad_norm`` over all groups. The direction is
@@ -60,19 +60,7 @@ class LAMB(Optimizer):
         self._scratch: Tensor | None = None
         keep_order(self)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter with a gradient; returns the result of ``closure``."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def update(self) -> None:
         divisor = self._clip_divisor()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -82,7 +70,6 @@ class LAMB(Optimizer):
                     self._step_fused(group, together, divisor)
             elif params:
                 self._step_foreach(group, params, divisor)
-        return loss
 
     def _clip_divisor(self) -> Tensor | None:
         """Compute the divisor of gradients, max(1, global norm / max_grad_norm)."""

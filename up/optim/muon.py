@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Annotated, overload
+from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim._muon import muon
 
 from up.config.argument import NotNegative, Positive
 from up.config.checked import checked
 from up.optim.lamb import Decay
+from up.optim.own import OwnOptimizer
 from up.types import Record
 
 
-class Muon(Optimizer):
+class Muon(OwnOptimizer):
     """Orthogonalized momentum for weights of hidden layers (Jordan et al. 2024), and SGD with momentum for the others.
 
     A weight with ``min_ndim`` dimensions or more is a matrix (first dimension, product of the others); its step is its Nesterov
@@ -59,24 +59,11 @@ class Muon(Optimizer):
             },
         )
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter with a gradient; returns the result of ``closure``."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def update(self) -> None:
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             self._step_matrices(group, [p for p in params if p.ndim >= group["min_ndim"]])
             self._step_others(group, [p for p in params if p.ndim < group["min_ndim"]])
-        return loss
 
     def _step_matrices(self, group: Record, params: list[Tensor]) -> None:
         weights = [_columns_last(p, like=p).view(len(p), -1) for p in params]
