@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from up.config.nodes import PlainDumper
 from up.errors import UserError
 from up.files import write_text
+from up.pareto import fronts
 from up.search.algorithm import History, Trial
 from up.search.found import BEST, PARETO, take_over
 from up.search.settings import plain_of, write_fragment
@@ -53,14 +55,9 @@ def write_fragments(stage: Stage, trials: Sequence[Trial]) -> set[int]:
 def front_of(history: History) -> list[Trial]:
     """Return the complete trials that no other one beats in all objectives, the best first; with one objective the best ten."""
     complete = sorted((each for each in history.complete if each.final), key=lambda each: (history.losses(each), each.number))
-    if len(history.directions) == 1:
+    if len(history.directions) == 1 or not complete:
         return complete[:_TOP]
-    return [each for each in complete if not any(dominates(history.losses(other), history.losses(each)) for other in complete)]
-
-
-def dominates(left: Sequence[float], right: Sequence[float]) -> bool:
-    """Check whether ``left`` is nowhere larger than ``right`` and smaller somewhere."""
-    return all(a <= b for a, b in zip(left, right, strict=True)) and tuple(left) != tuple(right)
+    return [complete[at] for at in fronts(np.array([history.losses(each) for each in complete]))[0]]
 
 
 def header_of(stage: Stage, trial: Trial) -> str:
