@@ -293,7 +293,7 @@ def test_the_report_of_another_task_has_the_frame_and_says_what_the_task_does_no
     assert main(["report", "trained"]) == 0
     content = json.loads((det.folder / "trained" / "report.json").read_text())
     names = [each["name"] for each in content["sections"]]
-    assert names == ["curves", "metrics", "speed", "environment", "configuration", "repeat"]
+    assert names == ["curves", "metrics", "speed", "repeat", "environment", "configuration"]
     assert "ap50" in content["evaluation"]["metrics"]
     assert tells(" ".join(content["missing"]), "det", "Task.report")
     for name in ("report.html", "report.json"):

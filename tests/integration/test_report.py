@@ -49,8 +49,8 @@ def test_the_page_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     content = reported(run)
     said = capsys.readouterr().out
     names = [each["name"] for each in content["sections"]]
-    expected = ["curves", "metrics", "classes", "confusion", "mistakes", "calibration", "speed", "environment", "configuration"]
-    assert names == [*expected, "repeat"]
+    expected = ["curves", "metrics", "classes", "confusion", "mistakes", "calibration", "speed", "repeat", "environment"]
+    assert names == [*expected, "configuration"]
     assert content["missing"] == []
     made = {str(run / name) for name in ("report.html", "report.json", "report.npz")}
     after = contents(run)

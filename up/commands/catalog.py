@@ -51,6 +51,12 @@ COMMANDS = {
         "write a page about a run: curves, classes, confusions, worst mistakes, calibration",
         "up report runs/photos",
     ),
+    "compare": Command(
+        "up.commands.compare:main",
+        "evaluate",
+        "compare runs on the same images: differences, tests, flipped images",
+        "up compare runs/a runs/b",
+    ),
     "predict": Command(
         "up.commands.predict:main", "evaluate", "print class names and scores for images", "up predict photos.yaml new/*.jpg"
     ),

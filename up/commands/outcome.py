@@ -22,7 +22,7 @@ _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every insta
     **dict.fromkeys(["torch", "torchvision", "timm", "yaml", "pydantic", "PIL", "numpy", "tensorboardX", "rich"], ""),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
     "sklearn": "demo",
-    **dict.fromkeys(("matplotlib", "jinja2"), "viz"),
+    **dict.fromkeys(("matplotlib", "jinja2", "scipy"), "viz"),
     "optuna": "search",
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"), "serve"),
     **dict.fromkeys(("wandb", "mlflow", "clearml"), "trackers"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from up.engine.checkpoint import read_sidecar
 from up.engine.folder import Status, read_status
 from up.errors import UserError
 from up.files import BEST
+from up.schema.show import values_with_origins
 from up.tasks.experiment import Experiment
 from up.tracking.log import read_metrics
 from up.types import Json, Record
@@ -42,6 +43,11 @@ class RunFolder:
         if sidecar is None:
             return None
         return next((line["epoch"] for line in self.history if line["step"] == sidecar.step), float(sidecar.epoch))
+
+    def settings(self, *, without: Collection[str]) -> dict[str, str]:
+        """Return the values of the configuration by dotted key, without some keys."""
+        decoded = self.experiment.decoded
+        return {key: value for key, value, _ in values_with_origins(decoded.config, decoded.origins) if key not in without}
 
     def of_training(self, name: str) -> list[float]:
         """List a number of the lines of training."""

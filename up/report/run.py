@@ -107,9 +107,9 @@ def _sections(run: RunFolder, evaluation: RunEvaluation | None) -> Iterator[Page
         with run.experiment.plugin_errors():
             yield from run.experiment.task.report(evaluation.evidence)
     yield _speed(run, evaluation)
+    yield _repeat(run)
     yield _environment(run)
     yield _configuration(run)
-    yield _repeat(run)
 
 
 FRAME = {"curves", "metrics", "speed", "environment", "configuration", "repeat"}

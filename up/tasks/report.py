@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from up.data.bad_images import BadImage
+from up.data.dataset import KeyedDataset
 from up.data.records import Batch, Dataset
 from up.engine.evaluate import Evaluator
+from up.pages.images import thumbnail
+from up.tracking.figure_hook import photo
 from up.types import Json
 
 if TYPE_CHECKING:
@@ -33,12 +38,23 @@ class Evidence(Generic[Data_co]):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Results image by image: file name, label and prediction as text, and whether the prediction is correct."""
+    """Results image by image: file name, label and prediction as text, whether the prediction is correct, index in the data set."""
 
     filenames: Sequence[str]
     labels: Sequence[str]
     predictions: Sequence[str]
     correct: Sequence[bool]
+    index: Sequence[int] | None = None
+
+
+def original_of(data: Dataset, index: int, side: int = 160) -> str | None:
+    """Return a sample's image before its transforms as a data URI; None if the data set cannot read it alone."""
+    if not isinstance(data, KeyedDataset):
+        return None
+    with suppress(BadImage, OSError):
+        image = data.read(index).image
+        return thumbnail(photo(image) if isinstance(image, Tensor) else image, side)
+    return None
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 import numpy as np
-from torch import Tensor
 
-from up.data.bad_images import BadImage
 from up.errors import UserError
 from up.figures import Pixels, missing_matplotlib, overlaid
 from up.pages.images import thumbnail
@@ -17,7 +14,7 @@ from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import Floats, HeadPredictions, Ints
 from up.tasks.cls.evaluate.sections import calibration_section, classes_section, confusion_section
 from up.tasks.cls.model.heads import Names, labels_of
-from up.tasks.report import Block, Evidence, Gallery, GalleryItem, Note, PageSection
+from up.tasks.report import Block, Evidence, Gallery, GalleryItem, Note, PageSection, original_of
 from up.text import count, some_of
 from up.tracking.figure_hook import photo
 from up.tracking.grad_cam import grad_cam, last_convolution
@@ -63,10 +60,7 @@ class GalleryImages:
 
     def original(self, row: int) -> str | None:
         """Return the image as its reader returns it; None if it cannot be read."""
-        with suppress(BadImage, OSError):
-            image = self.evidence.data.read(int(self.index[row])).image
-            return thumbnail(photo(image) if isinstance(image, Tensor) else image, _SIDE)
-        return None
+        return original_of(self.evidence.data, int(self.index[row]), _SIDE)
 
     def explained(self, rows: Sequence[int]) -> list[str | None]:
         """Return Grad-CAM of the prediction of each row, over the input of the net."""

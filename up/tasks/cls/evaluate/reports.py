@@ -148,7 +148,8 @@ def outcomes_of(evaluator: ImageNetEvaluator, class_names: Names | None) -> Outc
     names = labels_of(class_names or evaluator.class_names, [each.classes for each in predictions.heads])[0]
     pairs = [_label_and_prediction(head, i) for i in range(len(predictions))]
     labels, found = [_joined(label, names) for label, _ in pairs], [_joined(prediction, names) for _, prediction in pairs]
-    return Outcomes(predictions.filename, labels, found, [label == prediction for label, prediction in pairs])
+    correct = [label == prediction for label, prediction in pairs]
+    return Outcomes(predictions.filename, labels, found, correct, predictions.index.tolist())
 
 
 def _set_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:

@@ -148,7 +148,9 @@ def _examples(
         for row in rows[np.argsort(-head.topk_score[rows, 0], kind="stable")][:EXAMPLES].tolist():
             if (found := image_of(row)) is not None:
                 score = f"{names[predicted]} {100 * head.topk_score[row, 0]:.1f} %"
-                yield GalleryItem([found], f"{names[true]} → {names[predicted]}", [score, f"one of {images:,}"], "wrong")
+                yield GalleryItem(
+                    [found], f"{names[true]} → {names[predicted]}", [score, f"{count(images, 'image')} in all"], "wrong"
+                )
 
 
 def _cells(figure: Figure, matrix: Ints, labels: Sequence[str]) -> None:

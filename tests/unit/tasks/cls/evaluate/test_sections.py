@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from up.data.dataset import KeyedDataset
+from up.data.records import Sample
 from up.tasks.cls.evaluate.confusion import confusion_matrix
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.mistakes import sections_of
@@ -32,16 +34,25 @@ class Net(nn.Module):
         return {"logits": self.head(self.conv(batch["image"]).relu().mean(dim=(2, 3)))}
 
 
+class Colours(KeyedDataset):
+    """Images of one colour."""
+
+    def __len__(self) -> int:
+        return N
+
+    def read(self, index: int) -> Sample:
+        return Sample(image=Image.new("RGB", (8, 8), (index, 0, 0)))
+
+
 def evidence_of(scores: Any, gt: Tensor | None, net: nn.Module | None = None, **settings: Any) -> Evidence[Any]:
     evaluator = ImageNetEvaluator(keep_scores=True, **settings)
     batch = {"filename": [f"{i}.png" for i in range(N)], "index": torch.arange(N)}
     evaluator.update({"scores": scores}, batch if gt is None else {**batch, "gt": gt})
-    data = SimpleNamespace(read=lambda index: SimpleNamespace(image=Image.new("RGB", (8, 8), (index, 0, 0))))
 
     def prepare(indices: Any) -> Any:
         return SimpleNamespace(image=torch.rand(len(indices), 3, 8, 8))
 
-    return Evidence(evaluator, data, net or Net(), prepare)
+    return Evidence(evaluator, Colours(), net or Net(), prepare)
 
 
 def draw(seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,67 @@
+"""``up compare``: runs, or folders of evaluations, on the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+
+from up.commands.inputs import expect_run
+from up.commands.parser import CommandParser
+from up.commands.tables import print_tables, table_of
+from up.errors import UserError
+from up.files import unwritable
+
+if TYPE_CHECKING:  # it imports torch
+    from up.tasks.report import Block
+
+_MORE = """\
+A run is its folder or the YAML file that it was trained from, and is evaluated unless `up report` kept its results; a folder that
+`up eval` wrote (--out) is read. McNemar's mid-p test decides at .05, for more than two runs adjusted by Holm's method."""
+
+
+def main(words: list[str]) -> int:
+    """Write compare.html and compare.json, and print the differences; returns the exit code."""
+    parser = CommandParser("compare")
+    parser.epilog = f"{parser.epilog}\n\n{_MORE}"
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="at least two run folders, YAML files or evaluation folders"
+    )
+    parser.add_argument("--out", type=Path, default=Path("compare"), help="folder of the page")
+    parser.add_argument("--seeds", action="store_true", help="group runs that differ by their seed alone, and compare the groups")
+    parser.add_argument(
+        "--allow-different-images", action="store_true", help="compare only the images that all have, with the same labels"
+    )
+    arguments = parser.read(words[1:])
+    if len(arguments.runs) < 2:
+        parser.error(f"got one run, {arguments.runs[0]}, expected at least two")
+    for run in arguments.runs:
+        expect_run(run, ())
+    if (reason := unwritable(arguments.out)) is not None:
+        raise UserError(f"--out {arguments.out}: cannot be written: {reason}", fix="Name another folder.")
+    from up.intervals import accuracy_text
+    from up.report.compare import write_comparison
+    from up.report.compared import open_compared, same_images
+
+    opened = open_compared(arguments.runs)
+    compared, how = same_images(opened, allow_different=arguments.allow_different_images)
+    files, blocks = write_comparison(compared, how, arguments.out, seeds=arguments.seeds)
+    accuracies = table_of("run", "top-1")
+    for each in compared:
+        accuracies.add_row(each.name, accuracy_text(sum(each.outcomes.correct), len(each.outcomes.correct)))
+    print_tables(f"{len(compared[0].outcomes.correct):,} images: {how}.", accuracies, *map(_printed, blocks))
+    print("written:", *files, sep="\n  ")
+    return 0
+
+
+def _printed(block: Block) -> RenderableType:
+    """Return a table or a note of the page for the terminal."""
+    from up.tasks.report import Note, Table
+
+    if isinstance(block, Table):
+        table = table_of(*(label for _, label, _ in block.columns), title=block.caption or None)
+        for row in block.rows:
+            table.add_row(*(str(row[key]) for key, _, _ in block.columns))
+        return table
+    return block.text if isinstance(block, Note) else ""
