@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from tests.harness.tiny import tiny_config
+from up.engine.child import Verdict, evaluations_in
 from up.engine.folder import Status, write_status
 from up.search import worker
-from up.search.child import Verdict, evaluations_in
 from up.search.locks import Presence
 from up.search.pipeline import run_search
 from up.search.stages import Search, load_search

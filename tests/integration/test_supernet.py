@@ -16,10 +16,10 @@ from tests.harness.runs import records, train
 from tests.harness.searching import InstantChild, search_config, searched
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.engine.child import Verdict
 from up.errors import UserError
 from up.schema.search import amount
 from up.search import worker
-from up.search.child import Verdict
 from up.search.constraints import Costs, broken
 from up.search.found import take_over
 from up.search.stages import load_search, open_stage

@@ -113,6 +113,12 @@ OF_DATA = {
         "split images into lists for training, validation and test, or into folds; near duplicates stay in one part",
         "up data split photos/ --val 20% --test 10%",
     ),
+    "issues": Command(
+        "up.commands.data_issues:main",
+        "data",
+        "find probable label errors by the predictions of a run, or of k folds of it",
+        "up data issues runs/photos --folds 5",
+    ),
 }
 """The subcommands of ``up data``."""
 GROUPS = ("train", "data", "evaluate", "deploy", "inspect")

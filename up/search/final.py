@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+from up.engine.child import evaluations_in
 from up.engine.stopping import smaller_is_better
 from up.errors import UserError
 from up.intervals import half_width
 from up.schema.search import FULL_TRAIN, ConstraintsSection
 from up.search.algorithm import Direction, History, Suggestion, Trial, Work
-from up.search.child import evaluations_in
 from up.search.fragments import write_table
 from up.search.settings import fragments_named, require_files, with_settings, without_search
 from up.search.space import Space

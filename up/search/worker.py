@@ -10,10 +10,10 @@ from pathlib import Path
 
 from up.build.experiment import load_experiment
 from up.config.tree import to_plain
+from up.engine.child import Child, Verdict
 from up.errors import StorageError, UserError
 from up.files import LATEST
 from up.search.algorithm import History, State, Trial, Wait, Work
-from up.search.child import Child, Verdict
 from up.search.constraints import Costs
 from up.search.locks import Presence, is_present
 from up.search.settings import node_at, with_holdout, with_settings, write_config

@@ -105,12 +105,12 @@ class Classification(Task[ImageDataset]):
         """Return the data set's evaluator; top-1 and top-5 where none is configured."""
         template = data.evaluator if data.evaluator is not None else ImageNetEvaluator(multilabel=data.multilabel)
         fresh: Evaluator = copy.copy(template)
-        fresh.reset()
         if isinstance(fresh, ImageNetEvaluator):
-            fresh.keep_scores = fresh.keep_scores or data.save_score
+            fresh.keep_scores = fresh.keep_scores or data.save_score  # before reset(), which makes the recorder
             wanted, counts = fresh.eval_class_idxs, data.class_counts()
             if wanted and counts is not None and not any(counts[each] for each in wanted if each < len(counts)):
                 raise UserError("the data set has no image of these classes", got=wanted, key="eval_class_idxs", fix="Name others.")
+        fresh.reset()
         return fresh
 
     def teacher_evaluator(self, data: ImageDataset) -> Evaluator:

@@ -24,7 +24,9 @@ from up.data.records import Image, Sample
 from up.data.transforms.image import size_of
 from up.data.transforms.stages import expect_channels
 from up.data.transforms.view import OneView, offers
+from up.errors import UserError
 from up.registry import Registry
+from up.tasks.cls.data.drop_list import without_dropped
 from up.tasks.cls.data.image_dataset import DATASET_CONTRACT, ImageDataset, ImageReader
 from up.tasks.cls.data.inference import InferenceConfig
 from up.tasks.cls.data.metas import Column, Columns
@@ -66,6 +68,8 @@ class ClsDataset(ImageDataset):
     - ``parser_info``, ``inference_cfg``: of the meta types custom_det and inference_only.
     - ``on_bad_image``: ``skip`` replaces an image that cannot be read by another one, as long as no more than ``max_bad``
       are bad: below 1 a share of the images, from 1 on a number.
+    - ``on_bad_label``: ``drop-list`` leaves out the images that ``drop_list`` names: a CSV file with a column ``filename``, such as
+      the one that ``up data issues`` writes, or a text file with one name a line, as in ``meta_file``.
     - ``allow_outside``: names may lead out of ``image_dir``.
     - ``cache``: folder of the image cache that ``up data cache`` built from these images: they are read from it, resized once and
       without decoding; names and labels stay those of ``meta_file``.
@@ -90,6 +94,8 @@ class ClsDataset(ImageDataset):
         inference_cfg: InferenceConfig | None = None,
         num_classes: int | list[int] | None = None,
         class_names: Annotated[str, PathTo("file with one class name a line")] | list[str] | None = None,
+        on_bad_label: Annotated[Literal["keep", "drop-list"], FixedOnResume()] = "keep",
+        drop_list: Annotated[str | None, PathTo("drop list")] = None,
         allow_outside: bool = False,
         cache: Annotated[str | None, FreeOnResume(reported=False)] = None,
         reload_cfg: Annotated[Kwargs | None, NoEffect(_PACKED)] = None,
@@ -114,7 +120,10 @@ class ClsDataset(ImageDataset):
             columns=Columns(path_column, label_column, delimiter, header),
             suffixes=getattr(image_reader, "suffixes", SUFFIXES),
         )
-        self.table = self.files = read_table(spec)
+        if on_bad_label == "drop-list" and drop_list is None:
+            raise UserError("is not set, and on_bad_label is drop-list", key="drop_list", fix="Name a file.")
+        table = read_table(spec)
+        self.table = self.files = without_dropped(table, drop_list) if on_bad_label == "drop-list" and drop_list else table
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
         self.labels = None if self.table.labels is None else self.table.labels.values
         self.notes = (*self.table.notes, *getattr(image_reader, "notes", ()))

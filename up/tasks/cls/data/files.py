@@ -11,12 +11,14 @@ NamedPath = tuple[str, str | None]  # key below ``kwargs``, and the path written
 
 
 def named_paths(kwargs: Kwargs) -> Iterator[NamedPath]:
-    """List meta files, image folders and files of class names, as written; an unset meta file is reported too."""
+    """List meta files, image folders, drop lists and files of class names, as written; an unset meta file is reported too."""
     if _block(kwargs, "inference_cfg").get("inference_from", "file") in ("file", "folder"):
         yield from _each("meta_file", kwargs.get("meta_file"))
     image_dir = _block(_block(kwargs, "image_reader"), "kwargs").get("image_dir")
     if image_dir:
         yield from _each("image_reader.kwargs.image_dir", image_dir)
+    if isinstance(kwargs.get("drop_list"), str) and kwargs.get("on_bad_label") == "drop-list":
+        yield "drop_list", kwargs["drop_list"]
     if isinstance(kwargs.get("class_names"), str):
         yield "class_names", kwargs["class_names"]
 

@@ -1,0 +1,206 @@
+"""Out-of-sample probabilities of a run: of its validation images, or of its training images by k folds."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from up.build.data import build_dataset, build_evaluation
+from up.build.experiment import load_experiment
+from up.build.network import precision_of, select_device
+from up.build.trained import derived_from_data_only, join_on, net_to_evaluate
+from up.data.dataset import KeyedDataset
+from up.data.records import Dataset
+from up.data.split import folds_of
+from up.distributed.signals import handled
+from up.engine.child import Child
+from up.engine.ema import NoEma
+from up.engine.folder import read_status
+from up.errors import PeerLost, UserError
+from up.files import LATEST, make_folder, write_json, write_text
+from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
+from up.tasks.cls.evaluate.predictions import Predictions
+from up.tasks.experiment import Experiment
+from up.types import Record
+
+FOLDER, CONFIG = "issues", "config.yaml"
+_FROM_TEST = ("transformer", "evaluator", "save_score")  # of the data set that a fold is evaluated on
+_ALL_SCORES = ("dataset.test.dataset.kwargs.save_score=true",)
+_PERIOD_S = 0.2
+
+
+@dataclass(frozen=True)
+class OutOfSample:
+    """Probabilities (N, C) of images that the net was not trained on, with their labels (N,), names, paths and places."""
+
+    probabilities: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    names: list[str]
+    paths: list[str]
+    where: list[str]
+    classes: list[str]
+    source: str  # data set of the YAML file
+
+
+def config_of(run: Path) -> Path:
+    """Return the configuration of a run. Raises ``UserError`` for a folder that is no run."""
+    path = run / CONFIG
+    if not path.is_file():
+        what = f"{run}: no such folder" if not run.exists() else f"{run}: holds no {CONFIG}"
+        raise UserError(what, expected="the folder of a run of `up train`")
+    return path
+
+
+def of_validation(run: Path) -> OutOfSample:
+    """Predict the images of ``dataset.test`` with the best weights of the run."""
+    experiment = load_experiment(config_of(run), [f"saver.save_dir={json.dumps(str(run))}", *_ALL_SCORES])
+    return _predicted(experiment, "test", None)
+
+
+def of_folds(run: Path, folds: int, out: Path, tell: Callable[[str], object]) -> OutOfSample:
+    """Train the run anew on each of ``folds`` parts of ``dataset.train`` but one, and predict that one.
+
+    The trainings are child processes, one after another, in ``out``; those that are finished stay, and one that was interrupted
+    continues. Raises ``UserError`` if one fails, ``PeerLost`` or ``KeyboardInterrupt`` after a signal, when the child has saved.
+    """
+    config = config_of(run)
+    experiment = load_experiment(config)
+    dataset = build_dataset(experiment, "train")
+    _expect_labels(experiment, dataset)
+    held = _folds(experiment, dataset, folds, out)
+    plain: Record = yaml.safe_load(config.read_text(encoding="utf-8"))
+    found: list[OutOfSample] = []
+    for number, indices in enumerate(held):
+        folder = out / f"fold-{number}"
+        make_folder(folder)
+        path = _write_fold(plain, experiment, (folder, len(dataset), indices))
+        if not _is_done(folder):
+            tell(f"fold {number + 1} of {folds}: trains on {len(dataset) - len(indices):,} images; log: {folder / 'console.log'}")
+            _train(path, folder, run)
+        found.append(_predicted(load_experiment(path), "train", folder / LATEST))
+    joined = [np.concatenate([getattr(each, name) for each in found]) for name in ("probabilities", "labels")]
+    lists = [[value for each in found for value in getattr(each, name)] for name in ("names", "paths", "where")]
+    return OutOfSample(joined[0], joined[1], lists[0], lists[1], lists[2], found[0].classes, "train")
+
+
+def _expect_labels(experiment: Experiment, dataset: Dataset) -> None:
+    labels = dataset.label_sets
+    if labels is None or labels.values.ndim != 1 or labels.offsets is not None:
+        raise experiment.error("has no single label for each image, which label errors are found by", key="dataset.train")
+    if experiment.config.dataset.test is None:
+        raise experiment.error("is missing: its transforms evaluate the folds", key="dataset.test")
+
+
+def _folds(experiment: Experiment, dataset: Dataset, folds: int, out: Path) -> list[list[int]]:
+    """Draw the folds, near duplicates in one, or read those of an earlier start."""
+    seed = experiment.config.runtime.random_seed
+    record = {"fingerprint": dataset.fingerprint(), "folds": folds, "seed": seed}
+    about = out / "folds.json"
+    if about.is_file():
+        earlier = json.loads(about.read_text(encoding="utf-8"))
+        if {name: earlier.get(name) for name in record} != record:
+            fix = f"Remove {out}, or name another folder with --out."
+            raise UserError(f"{about} is of other training data, folds or another seed", fix=fix)
+        held: list[list[int]] = earlier["held"]
+        return held
+    files = dataset.files if isinstance(dataset, KeyedDataset) else None
+    labels = dataset.label_sets
+    if files is None or labels is None:
+        raise experiment.error("names no files, so that its folds cannot be drawn", key="dataset.train.dataset")
+    paths = [files.path_of(index) for index in range(len(files))]
+    splits = folds_of(paths, [labels[index] for index in range(len(paths))], folds, seed)
+    make_folder(out)
+    write_json(about, {**record, "held": [split.validation for split in splits]})
+    return [split.validation for split in splits]
+
+
+def _write_fold(plain: Record, experiment: Experiment, fold: tuple[Path, int, list[int]]) -> Path:
+    """Write the configuration of a fold: trained on all images but ``indices``, evaluated on these as ``dataset.test`` is."""
+    folder, images, indices = fold
+    before = experiment.config.dataset.train.subset if experiment.config.dataset.train is not None else None
+    every = json.loads(Path(before).read_text(encoding="utf-8")) if before is not None else list(range(images))
+    held = {*indices}
+    parts = {"train": [every[at] for at in range(images) if at not in held], "test": [every[at] for at in indices]}
+    train, test = plain["dataset"]["train"], plain["dataset"]["test"]
+    kwargs = {key: value for key, value in train["dataset"]["kwargs"].items() if key not in _FROM_TEST}
+    kwargs |= {key: value for key, value in test["dataset"]["kwargs"].items() if key in _FROM_TEST}
+    evaluated = {**test, "dataset": {"type": train["dataset"]["type"], "kwargs": {**kwargs, "save_score": True}}}
+    sources = {"train": train, "test": evaluated}
+    for name, part in parts.items():
+        write_json(folder / f"{name}.json", part)
+        sources[name] = {**sources[name], "subset": str(folder / f"{name}.json")}
+    dataset = {**plain["dataset"], **sources}
+    saver = {**plain.get("saver", {}), "save_dir": str(folder), "auto_resume": True, "resume_model": None, "results_dir": None}
+    changed = {**plain, "dataset": dataset, "saver": {key: value for key, value in saver.items() if value is not None}}
+    changed = {key: value for key, value in changed.items() if key not in ("trackers", "to_kestrel", "search")}
+    path = folder / "fold.yaml"
+    write_text(path, yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, width=120))
+    return path
+
+
+def _is_done(folder: Path) -> bool:
+    status = read_status(folder)
+    return status is not None and status.state == "done" and (folder / LATEST).is_file()
+
+
+def _train(config: Path, folder: Path, plugins: Path) -> None:
+    """Train in a child process to the end. A signal lets the child save and end first."""
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    with handled(ask):
+        child = Child(config, folder, paths=[str(plugins.resolve())])
+        try:
+            while not child.has_ended():
+                if asked:
+                    child.stop()
+                time.sleep(_PERIOD_S)
+        finally:
+            child.kill()
+    verdict = child.verdict()
+    if asked:
+        if asked[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise PeerLost(f"{folder}: interrupted by {signal.Signals(asked[0]).name}", fix="The same command continues.")
+    if verdict.outcome != "done":
+        raise UserError(f"{folder}: the training {verdict.outcome}: {verdict.reason}", fix="The same command continues.")
+
+
+def _predicted(experiment: Experiment, source: str, checkpoint: Path | None) -> OutOfSample:
+    """Predict ``dataset.test`` of ``experiment``, whose labels stand in ``source`` of the run."""
+    device = select_device(experiment)
+    net, derived, _ = net_to_evaluate(experiment, checkpoint, derived_from_data_only(experiment))
+    evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device))
+    join_on(experiment, net, device)
+    evaluator = evaluation(net, NoEma()).served
+    empty = Predictions(np.zeros(0), [], [])
+    predictions = evaluator.predictions if isinstance(evaluator, ImageNetEvaluator) else empty
+    heads = predictions.heads
+    files = dataset.files if isinstance(dataset, KeyedDataset) else None
+    if len(heads) != 1 or heads[0].scores is None or heads[0].gt is None or heads[0].gt.ndim != 1 or files is None:
+        what = "label errors are found by one label and one score a class for each image, which these data or this net do not have"
+        raise experiment.error(what, key=f"dataset.{source}")
+    head, indices = heads[0], predictions.index.tolist()
+    assert head.scores is not None
+    scores = head.scores.astype(np.float64)
+    names = getattr(dataset, "class_names", None) or derived.get("class_names")
+    return OutOfSample(
+        scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12),
+        head.labels.astype(np.int64),
+        [files.names[index] for index in indices],
+        [files.path_of(index) for index in indices],
+        [str(files.where(index)) for index in indices],
+        [str(name) for name in names] if isinstance(names, list) else [str(label) for label in range(head.classes)],
+        source,
+    )
