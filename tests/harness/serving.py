@@ -141,7 +141,7 @@ def in_thread(package: Path, predictor: Predictor[Any], settings: BatchSettings)
     """A server in a thread of this process."""
     limits = Limits(max_bytes=10**6, max_images=8, read_timeout=5)
     service = Service(open_package(package), predictor, settings, limits)
-    server = HttpServer(service, head_timeout=5, keep_alive=5, drain=5)
+    server = HttpServer(service, patience=5, keep_alive=5, drain=5)
     with listening_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,6 +14,7 @@ from up.commands.arguments import amount, natural, positive
 from up.commands.inputs import expect_package
 from up.commands.next_steps import listed
 from up.commands.parser import CommandParser
+from up.distributed.signals import end_process
 from up.errors import UserError
 from up.text import count
 
@@ -30,7 +32,7 @@ _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def main(words: list[str]) -> int:
-    """Serve until a signal; returns 0 once everything is answered."""
+    """Serve until a signal; returns 0 once everything is answered, ends with 1 if it takes too long."""
     arguments = parse(words)
     expect_package(arguments.package, "")
     from up.bundle.package import open_package
@@ -49,12 +51,15 @@ def main(words: list[str]) -> int:
         )
         seconds = arguments.read_timeout
         service = Service(package, predictor, batching, Limits(arguments.max_bytes, arguments.max_images, seconds))
-        server = Server(service, head_timeout=seconds, keep_alive=arguments.keep_alive, drain=arguments.drain)
+        server = Server(service, patience=seconds, keep_alive=arguments.keep_alive, drain=arguments.drain)
         host, port = listener.getsockname()[:2]
         for line in greeting(package.manifest, host, port, arguments):
             print(line, flush=True)
         server.run(sockets=[listener])
-        service.batcher.close()
+    if server.unanswered:
+        print(f"{count(server.unanswered, 'request')} not answered within {arguments.drain:g} s (--drain)", file=sys.stderr)
+        end_process(1)  # the graph may be stuck
+    service.batcher.close()
     return 0
 
 

@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from up import __version__
-from up.bundle.answers import Floats, Result
+from up.bundle.answers import ClassesAnswer, Floats, Result
 from up.bundle.package import Package
 from up.bundle.predictions import Prediction
 from up.bundle.predictor import Predictor
@@ -134,6 +134,7 @@ class Service:
             "task": manifest.task,
             "answer": manifest.answer.kind,
             "classes": labels[0] if len(labels) == 1 else labels,
+            "heads": [head.name for head in manifest.answer.heads] if isinstance(manifest.answer, ClassesAnswer) else [],
             "input": {"width": width, "height": height, "channels": channels, "channel_order": manifest.inputs[0].channel_order},
             "preprocess": [op.model_dump(mode="json") for op in manifest.preprocess],
             "precision": manifest.model.precision,
@@ -170,7 +171,8 @@ class Service:
             finally:
                 self.in_progress -= 1
         except RequestError as error:
-            error.is_last = self.is_draining() or not await skip_body(request, self._limits.max_bytes)
+            waits_for_answer = "expect" in request.headers  # before it sends the body
+            error.is_last = self.is_draining() or waits_for_answer or not await skip_body(request, self._limits.max_bytes)
             raise
 
     def _submit(self, images: Sequence[Upload], topk: int | None) -> list[Future[Result]]:
@@ -278,6 +280,8 @@ def create_app(service: Service) -> FastAPI:
         if service.is_draining():
             return _json({"status": "draining"}, 503, {"retry-after": "1"})
         return _json({"status": "ok"})
+
+    app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
 
     @app.get("/metadata", summary="Classes, input, preprocessing, version, hashes, limits")
     async def metadata_of() -> Response:

@@ -8,12 +8,14 @@ import numpy as np
 from PIL import Image
 
 from up.bundle.answers import Floats
+from up.bundle.archive import PackageError
 from up.bundle.operations import DecodeOperation, Operation
 from up.bundle.package import Package
 from up.bundle.predictor import Predictor
 from up.bundle.preprocess import Preprocessing
-from up.bundle.session import Session
+from up.bundle.session import Session, first_line
 from up.serve.batching import BatchSettings
+from up.text import count
 
 
 def served_predictor(
@@ -21,14 +23,19 @@ def served_predictor(
 ) -> Predictor[Floats]:
     """Start the graph of a package, and run it with the smallest and the largest batch so that no request is the first.
 
-    Raises ``UserError`` for a provider that this onnxruntime does not have.
+    Raises ``UserError`` for a provider that this onnxruntime does not have, and for a graph that does not run.
     """
     manifest = package.manifest
     Image.init()  # imports the formats, which takes a while
     threads = max(1, settings.threads // settings.workers)
     session = Session(package.model, package.label, provider=provider, threads=threads)
-    for images in {1, settings.max_batch}:
-        session(np.zeros((images, *manifest.input_shape), dtype=np.float32))
+    for images in (1, settings.max_batch):
+        try:
+            session(np.zeros((images, *manifest.input_shape), dtype=np.float32))
+        except Exception as error:  # the runtime has a dozen exceptions without a common base
+            fix = "Lower --max-batch." if images > 1 else ""
+            what = f"the graph does not run on {count(images, 'image')}: {first_line(error)}"
+            raise PackageError(what, file=package.label, fix=fix) from None
     prepare = Preprocessing(_limited(manifest.preprocess, max_pixels), manifest.input_size)
     return Predictor(manifest.answer, prepare.placed, lambda images: session(np.stack(images)), prepare.image, topk)
 

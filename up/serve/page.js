@@ -85,7 +85,7 @@ async function ask({ file, name }) {
 // A score, or the share of the image that a class covers; several heads have a list each.
 function bars(predictions) {
   const heads = Array.isArray(predictions[0]) ? predictions : [predictions];
-  return heads.map((head) => element("div", { class: "bars" }, ...head.flatMap((each, rank) => {
+  return heads.map((head, number) => element("div", { class: "bars" }, heads.length > 1 ? element("h3", {}, model.heads[number]) : "", ...head.flatMap((each, rank) => {
     const share = each.score ?? each.share, bar = element("i"), mark = rank ? "" : " best";
     bar.style.width = `${100 * share}%`;
     const name = element("span", { class: `name${mark}` }, each.name + (each.present ? " ✓" : ""));

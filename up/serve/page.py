@@ -13,7 +13,7 @@ from typing import NamedTuple
 from up.types import Json
 
 _ROOM = Path(__file__).parent
-_TOPK = 5
+_TOPK = {"boxes": 50}  # predictions shown of an image, by the kind of answer
 
 
 class Page(NamedTuple):
@@ -29,7 +29,9 @@ def page(metadata: dict[str, Json]) -> Page:
     script = _read(_ROOM / "page.js")
     content = json.dumps(metadata, ensure_ascii=False).replace("<", "\\u003c")
     names = {key: html.escape(str(metadata[key])) for key in ("name", "version")}
-    text = Template(_read(_ROOM / "page.html")).substitute(names, style=style, script=script, metadata=content, topk=_TOPK)
+    text = Template(_read(_ROOM / "page.html")).substitute(
+        names, style=style, script=script, metadata=content, topk=_TOPK.get(metadata["answer"], 5)
+    )
     policy = {
         "default-src": "'none'",
         "style-src": _hash_of(style),

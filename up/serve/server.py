@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-import os
 import socket
 import threading
 import time
@@ -28,18 +28,20 @@ def listening_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
     except OSError as error:
-        reason = error.strerror or str(error)
         in_use = f"Another program listens there; choose another port, such as --port {port + 1}, or 0 for a free one."
-        fixes = {"Address already in use": in_use, "Permission denied": "Choose a port above 1023."}
-        fix = fixes.get(os.strerror(error.errno) if error.errno else "", "Choose an address of this machine with --host.")
-        raise UserError(f"--host {host} --port {port}: {reason}", fix=fix) from None
+        fixes = {errno.EADDRINUSE: in_use, errno.EACCES: "Choose a port above 1023."}
+        fix = fixes.get(error.errno or 0, "Choose an address of this machine with --host.")
+        raise UserError(f"--host {host} --port {port}: {(error.strerror or str(error)).partition(' (')[0]}", fix=fix) from None
 
 
 class Server(uvicorn.Server):
-    """A server that answers what it has accepted after the first signal, and ends at once after the second."""
+    """A server that answers what it has accepted after the first signal, and ends at once after the second.
 
-    def __init__(self, service: Service, *, head_timeout: float, keep_alive: float, drain: float) -> None:
-        protocol = type("Connection", (_Connection,), {"head_timeout": head_timeout})
+    ``unanswered`` is the number of requests that it gave up after ``drain`` seconds.
+    """
+
+    def __init__(self, service: Service, *, patience: float, keep_alive: float, drain: float) -> None:
+        protocol = type("Connection", (_Connection,), {"patience": patience})
         super().__init__(
             uvicorn.Config(
                 create_app(service),
@@ -57,7 +59,7 @@ class Server(uvicorn.Server):
         )
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a request that is no HTTP is not our problem
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-        self._service, self._drain = service, drain
+        self._service, self._drain, self.unanswered = service, drain, 0
         self._stop = StopRequest()
         self._ends_at = float("inf")
         service.is_draining = lambda: bool(self._stop)
@@ -75,15 +77,19 @@ class Server(uvicorn.Server):
         """Return whether to end: after a signal, once all accepted requests are answered or the time is up."""
         if self._stop and self._ends_at == float("inf"):
             self._ends_at = time.monotonic() + self._drain
-        is_drained = bool(self._stop) and not self._service.in_progress
-        return await super().on_tick(counter) or is_drained or time.monotonic() > self._ends_at
+        if time.monotonic() > self._ends_at:
+            self.unanswered = self._service.in_progress
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would report each with a traceback
+        is_drained = bool(self._stop) and self._service.in_progress == self.unanswered
+        return await super().on_tick(counter) or is_drained
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed if the head of a request takes too long, and that answers no-HTTP without a traceback."""
+    """A connection that ends if its client needs more than ``patience`` seconds to send the head of a request or read an answer."""
 
-    head_timeout = 30.0
-    _timer: asyncio.TimerHandle | None = None
+    patience = 30.0
+    _head: asyncio.TimerHandle | None = None
+    _answer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -99,9 +105,18 @@ class _Connection(H11Protocol):
         super().data_received(data)
         self._watch_head()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._answer = self.loop.call_later(self.patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _cancel(self._answer)
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._stop_timer()
+        _cancel(self._head)
+        _cancel(self._answer)
 
     def send_400_response(self, msg: str) -> None:
         try:
@@ -112,11 +127,12 @@ class _Connection(H11Protocol):
     def _watch_head(self) -> None:
         """Start the timer while no request is in progress, and stop it when one begins."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.head_timeout, self.transport.abort)
+            _cancel(self._head)
+            self._head = None
+        elif self._head is None:
+            self._head = self.loop.call_later(self.patience, self.transport.abort)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
