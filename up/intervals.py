@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+_PRIOR = 4  # images
+
 
 class Interval(NamedTuple):
     """A confidence interval of a metric, in the unit of the metric, and the number of images behind it."""
@@ -30,25 +32,40 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
     It keeps its confidence for few images and for shares near 0 and 1 (Brown, Cai and DasGupta 2001), where the normal
     approximation does not. Raises ``ValueError`` for no images, and unless ``correct`` is among them.
     """
-    if not 0 <= correct <= n or n < 1:
-        raise ValueError(f"got {correct} of {n}, expected 0 to n of at least 1")
-    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    middle, spread = correct + z * z / 2, z * math.sqrt(correct * (n - correct) / n + z * z / 4)
-    return (middle - spread) / (n + z * z) if correct else 0.0, (middle + spread) / (n + z * z) if correct < n else 1.0
+    low, high = _score_interval(_share(correct, n), n, confidence)
+    return low if correct else 0.0, high if correct < n else 1.0
 
 
 def mean_of_shares(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float]:
     """Return the interval of the plain mean of several shares, each given as ``(correct, n)``, such as of the classes.
 
-    The distances of Wilson's limits from each share add up as variances do (MOVER: Zou, Huang and Zhang 2009); for one share the
-    result is Wilson's. Raises ``ValueError`` as ``wilson``.
+    It is Wilson's with the effective number of images: the one with which a single share would have the variance of the mean
+    (Franco, Little, Louis and Slud 2019). For that variance each share is drawn towards the mean by ``_PRIOR`` images, because a
+    class of few images that are all correct is not without variance. For one share the result is Wilson's. Raises ``ValueError`` as
+    ``wilson``.
     """
-    shares = [correct / n for correct, n in counts]
-    limits = [wilson(correct, n, confidence) for correct, n in counts]
-    down = math.hypot(*(share - low for share, (low, _) in zip(shares, limits, strict=True)))
-    up = math.hypot(*(high - share for share, (_, high) in zip(shares, limits, strict=True)))
-    mean = sum(shares) / len(shares)
-    return max(0.0, mean - down / len(shares)), min(1.0, mean + up / len(shares))
+    if len(counts) == 1:
+        return wilson(*counts[0], confidence)
+    mean = statistics.fmean(_share(*each) for each in counts)
+    if mean in (0.0, 1.0):
+        spread = sum(1 / n for _, n in counts)
+    else:
+        drawn = [((correct + _PRIOR * mean) / (n + _PRIOR), n) for correct, n in counts]
+        spread = sum(share * (1 - share) / n for share, n in drawn) / (mean * (1 - mean))
+    low, high = _score_interval(mean, len(counts) ** 2 / spread, confidence)
+    return low if mean else 0.0, high if mean < 1 else 1.0
+
+
+def _share(correct: int, n: int) -> float:
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"got {correct} of {n}, expected 0 to n of at least 1")
+    return correct / n
+
+
+def _score_interval(share: float, n: float, confidence: float) -> tuple[float, float]:
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    middle, half = share * n + z * z / 2, z * math.sqrt(n * share * (1 - share) + z * z / 4)
+    return (middle - half) / (n + z * z), (middle + half) / (n + z * z)
 
 
 def percent_interval(counts: Sequence[tuple[int, int]]) -> Interval:

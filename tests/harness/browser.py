@@ -72,7 +72,7 @@ def expect_readable(page: Page) -> None:
     assert page.evaluate(_WIDER) <= 0, "the page is wider than the window"
     assert page.evaluate(_BROKEN) == []
     unnamed = page.eval_on_selector_all(
-        "a, button, input", "all => all.filter(e => !e.innerText.trim() && !e.ariaLabel && !e.labels?.length && !e.title).length"
+        "a, button, input", "all => all.filter(e => !e.textContent.trim() && !e.ariaLabel && !e.labels?.length && !e.title).length"
     )
     assert unnamed == 0, "controls without a name for a screen reader"
     wanted = page.eval_on_selector_all("main a[href], main button", "all => all.filter(e => e.offsetParent).length")

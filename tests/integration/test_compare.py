@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.browser import browser, check_page
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from tests.harness.served import trained_config, write_config
@@ -78,6 +79,13 @@ def test_two_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines = section(content, "curves")["blocks"][0]["items"][0]["data"]["lines"]
     assert set(lines) == {"run", "s0"}
     assert (tmp_path / "out" / "compare.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(runs: Path, tmp_path: Path) -> None:
+    compared(tmp_path, runs / "run", runs / "s0")
+    with browser() as started:
+        check_page(started, tmp_path / "out" / "compare.html", tmp_path)
 
 
 def test_folders_of_evaluations_give_the_same_numbers(runs: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from tests.harness.browser import browser, check_page
 from tests.harness.facts import tells
 from tests.harness.refusals import contents, refused
 from tests.harness.served import trained_config
@@ -162,3 +163,11 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     (line,) = refused(["report", *(word.format(run=run) for word in words)], capsys, tmp_path)
     assert tells(line, *facts)
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(run: Path) -> None:
+    """At three widths, light and dark: no error, no sideways scrolling, all images, everything by keyboard."""
+    reported(run)
+    with browser() as started:
+        check_page(started, run / "report.html", run)

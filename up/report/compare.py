@@ -73,10 +73,7 @@ def write_comparison(compared: Sequence[Compared], how: str, out: Path, *, seeds
     sections = contents(parts, figures)
     content = {
         "title": " and ".join(each.name for each in compared) if len(compared) < 4 else f"{len(compared)} runs",
-        "summary": [
-            f"{count(images, 'image')}: {how}.",
-            *(f"{pair.decision[0].upper()}{pair.decision[1:]}." for pair in pairs if len(pairs) == 1),
-        ],
+        "summary": [f"{count(images, 'image')}: {how}.", *(f"Result: {pair.decision}." for pair in pairs if len(pairs) == 1)],
         "cards": _cards(compared, pairs),
         "missing": list(missing_in(sections)),
         "runs": [_record(each) for each in compared],

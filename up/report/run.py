@@ -132,8 +132,9 @@ def _curves(run: RunFolder) -> Iterator[Plot]:
     yield _plot("lr", "learning rate", {"learning rate": run.points("train", "lr")}, best)
     if run.of_training("data_wait"):
         waits = {"data wait": [(epoch, 100 * value) for epoch, value in run.points("train", "data_wait")]}
-        yield _plot("data-wait", "time spent waiting for data, %", waits, best)
-        yield _plot("speed", "images per second", {"images per second": run.points("train", "images_per_s")}, best)
+        yield _plot("data-wait", "time spent waiting for data, %", waits, best, is_from_zero=True)
+        speeds = {"images per second": run.points("train", "images_per_s")}
+        yield _plot("speed", "images per second", speeds, best, is_from_zero=True)
 
 
 def _main_metrics(run: RunFolder) -> list[str]:
@@ -142,13 +143,18 @@ def _main_metrics(run: RunFolder) -> list[str]:
     return [name for name in dict.fromkeys(names) if not name.startswith("ema_") and not name.endswith("loss")][:2]
 
 
-def _plot(name: str, label: str, lines: Mapping[str, list[tuple[float, float]]], best: float | None) -> Plot:
+def _plot(
+    name: str, label: str, lines: Mapping[str, list[tuple[float, float]]], best: float | None, *, is_from_zero: bool = False
+) -> Plot:
     shown = {line: points for line, points in lines.items() if points}
 
     def draw(figure: Figure) -> None:
         of_lines = dict(zip(lines, COLOURS[-len(lines) :] if len(lines) > 1 else COLOURS, strict=False))
         colours = [of_lines[line] for line in shown]
-        draw_lines(figure.subplots(), shown, label, best, colours)
+        axes = figure.subplots()
+        draw_lines(axes, shown, label, best, colours)
+        if is_from_zero:
+            axes.set_ylim(bottom=0)
 
     return Plot(f"curve-{name}", draw, (5.2, 3.2), data={"label": label, "lines": shown, "best_epoch": best})
 

@@ -232,7 +232,7 @@ class Classification(Task[ImageDataset]):
         return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=data.multilabel)
 
     def intervals(self, evaluator: Evaluator) -> Mapping[str, Interval]:
-        """Return the intervals of accuracies: of shares of images Wilson's, of means over classes by MOVER."""
+        """Return the intervals of accuracies: Wilson's, for means over classes with the effective number of images."""
         return evaluator.intervals() if isinstance(evaluator, ImageNetEvaluator) else {}
 
     def report_evaluator(self, data: ImageDataset) -> Evaluator:
