@@ -145,7 +145,8 @@ def hooks_of_rank(experiment: Experiment, watching: list[Hook], trackers: Tracke
     tensorboard = [] if any(isinstance(hook, TensorBoard) for hook in watching) else [TensorBoard(freq=every)]
     tracking = [] if trackers is None else [trackers]
     metrics = MetricsFile(every=every, readers=[each.add for each in tracking])
-    standing = [Display(every=every, console=console_of_run()), EpochLines(), metrics, *tensorboard, *tracking]
+    epochs = EpochLines(unit="%" if experiment.task.unit == "percent" else "")
+    standing = [Display(every=every, console=console_of_run()), epochs, metrics, *tensorboard, *tracking]
     removal = [] if experiment.config.finetune is None else [FeatureRemoval(experiment.folder)]
     return Hooks([*standing, *watching, *removal])
 

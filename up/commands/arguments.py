@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from contextlib import AbstractContextManager
 
 from up.distributed.launch import Launch
+from up.tracking.console import JSON, QUIET, output_as
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,20 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="library of collective operations: nccl or gloo (default: by the device); UP's `dist` and `linklink` mean the default",
     )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the output; ``output_of`` reads them."""
+    group = parser.add_argument_group("output").add_mutually_exclusive_group()
+    group.add_argument("-q", "--quiet", action="store_true", help="print errors and the final result only")
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="json: a JSON object on each line of standard output, no bar"
+    )
+
+
+def output_of(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """Write in the block as the arguments say."""
+    return output_as(QUIET if arguments.quiet else JSON if arguments.log_format == "json" else "")
 
 
 def launch_of(arguments: argparse.Namespace) -> Launch:

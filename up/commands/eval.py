@@ -9,13 +9,14 @@ from pathlib import Path
 from rich.table import Table
 
 from up.command_line import CommandLine
-from up.commands.arguments import add_launch, backend_overrides, launch_of
+from up.commands.arguments import add_launch, add_output, backend_overrides, launch_of, output_of
 from up.commands.inputs import expect_checkpoint, expect_config
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.distributed.launch import launched
 from up.intervals import Interval
+from up.tracking.console import JSON, QUIET, output, write_json_line
 
 
 def main(words: list[str]) -> int:
@@ -24,17 +25,19 @@ def main(words: list[str]) -> int:
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument("--out", type=Path, help="folder for the reports (default: saver.results_dir, else the run's results)")
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
+    add_output(parser)
     add_launch(parser)
     parser.add_config()
     arguments = parser.read(words[1:])
     overrides = [*arguments.opts, *backend_overrides(arguments)]
     if arguments.fork_method is not None:
         overrides.append(f"dataset.test.dataloader.kwargs.fork_method={arguments.fork_method}")
-    expect_checkpoint(arguments.ckpt)
-    expect_config(arguments.config, overrides)
-    code = launched(launch_of(arguments), words, lambda: None)
-    command = CommandLine.typed(words)
-    return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out, command) if code is None else code
+    with output_of(arguments):
+        expect_checkpoint(arguments.ckpt)
+        expect_config(arguments.config, overrides)
+        code = launched(launch_of(arguments), words, lambda: None)
+        command = CommandLine.typed(words)
+        return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out, command) if code is None else code
 
 
 def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: Path | None, command: CommandLine) -> int:
@@ -49,6 +52,15 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
     with reported_to_peers(), experiment.plugin_errors():
         metrics, intervals, written, read = evaluate_checkpoint(experiment, checkpoint, out)
     if not is_main():
+        return 0
+    source = NO_WEIGHTS if read is None else str(read.source)
+    if output() == JSON:
+        limits = {name: list(interval) for name, interval in intervals.items()}
+        fields = {"metrics": metrics, "intervals": limits, "unit": experiment.task.unit, "written": written}
+        write_json_line("info", "result", source, **fields)
+        return 0
+    if output() == QUIET:
+        print_tables(table_of_metrics(metrics, intervals, experiment.task.unit))
         return 0
     if read is None:
         print(f"warning: {NO_WEIGHTS}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from up.commands.arguments import add_launch, backend_overrides, finite, launch_of, positive
+from up.commands.arguments import add_launch, add_output, backend_overrides, finite, launch_of, output_of, positive
 from up.commands.parser import CommandParser
 from up.commands.train import train_on
 from up.schema.finetune import StrategyName
@@ -40,7 +40,8 @@ def main(words: list[str]) -> int:
         img_size=arguments.img_size,
         out=arguments.out,
     )
-    return train_on(wishes, [*arguments.opts, *backend_overrides(arguments)], launch_of(arguments), words)
+    with output_of(arguments):
+        return train_on(wishes, [*arguments.opts, *backend_overrides(arguments)], launch_of(arguments), words)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -81,5 +82,6 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--out", type=Path, metavar="RUN", help="run folder; RUN.yaml is the configuration (default: runs/NAME of the images)"
     )
     parser.add_overrides(output)
+    add_output(parser)
     add_launch(parser)
     return parser.read(words[1:])

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import positive
+from up.commands.arguments import add_output, output_of, positive
 from up.commands.inputs import expect_config
 from up.commands.parser import CommandParser
 from up.distributed.signals import handled
 from up.errors import UserError
+from up.tracking.console import JSON, QUIET, output, write_json_line
 
 if TYPE_CHECKING:
     from up.search.locks import Presence
@@ -38,11 +39,13 @@ def main(words: list[str]) -> int:
     parser = CommandParser("search")
     parser.epilog = f"{parser.epilog}\n\n{_MORE}"
     parser.add_argument("--workers", type=positive, metavar="N", help="trials at once on this host (default: search.workers)")
+    add_output(parser)
     parser.add_config()
     arguments = parser.read(rest)
-    expect_config(arguments.config, arguments.opts)
-    actions = {"": run, "worker": work, "status": status, "check": check}
-    return actions[subcommand](arguments.config, tuple(arguments.opts), arguments.workers)
+    with output_of(arguments):
+        expect_config(arguments.config, arguments.opts)
+        actions = {"": run, "worker": work, "status": status, "check": check}
+        return actions[subcommand](arguments.config, tuple(arguments.opts), arguments.workers)
 
 
 def run(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
@@ -56,9 +59,9 @@ def run(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
     with _stoppable() as made:
         done = run_search(search, _tell, lambda presence: made(search, presence, workers))
     if not done:
-        print(f"stopped; the same command continues. Storage: {search.run}")
+        _end(f"stopped; the same command continues. Storage: {search.run}", "stopped", search.run)
         return _STOPPED
-    print(f"report: {search.run / REPORT}")
+    _end(f"report: {search.run / REPORT}", "done", search.run / REPORT)
     return 0
 
 
@@ -104,7 +107,17 @@ def _loaded(config: Path, overrides: tuple[str, ...]) -> Search:
 
 
 def _tell(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+    if output() == JSON:
+        write_json_line("info", "log", line)
+    elif output() != QUIET:
+        print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def _end(line: str, state: str, path: Path) -> None:
+    if output() == JSON:
+        write_json_line("info", "result", line, state=state, path=path)
+    else:
+        print(line)
 
 
 @contextmanager

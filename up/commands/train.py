@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from up.command_line import CommandLine
-from up.commands.arguments import launch_of
+from up.commands.arguments import launch_of, output_of
 from up.commands.inputs import expect_config, expect_training_files
 from up.commands.parser import speaks_for_all
 from up.commands.train_arguments import overrides_of, parse, shortcut_overrides, wishes_of
@@ -19,6 +19,7 @@ from up.distributed.signals import StopRequest, listening, watch_parent
 from up.engine.folder import code_of_status
 from up.errors import UserError
 from up.schema.decode import load_config
+from up.tracking.console import tell
 
 if TYPE_CHECKING:
     from up.finetune.choose import Wishes
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 def main(words: list[str]) -> int:
     """Train from a configuration or a folder of photos; returns the exit code."""
     arguments = parse(words)
+    with output_of(arguments):
+        return run(arguments, words)
+
+
+def run(arguments: argparse.Namespace, words: list[str]) -> int:
+    """Train, or evaluate, as the arguments say; returns the exit code."""
     overrides = overrides_of(arguments)
     if arguments.config.is_dir():
         return train_on(wishes_of(arguments), overrides, launch_of(arguments), words)
@@ -46,9 +53,8 @@ def train_on(wishes: Wishes, overrides: list[str], launch: Launch, words: list[s
 
     typed = CommandLine.typed(words)
     with prepared(wishes, overrides) as made:
-        if speaks_for_all():
-            print(*made.choices.lines(), sep="\n", file=sys.stderr)
-            print(f"configuration: {made.config}. To repeat or change this training: up train {made.config}", file=sys.stderr)
+        tell(*made.choices.lines())
+        tell(f"configuration: {made.config}. To repeat or change this training: up train {made.config}")
         expect_config(made.config, overrides)
         command = replace(typed, words=("train", str(made.config), *(["-o", *overrides] if overrides else [])))
         code = launch_and_train(made.config, overrides, launch, words, command, estimates=True)
@@ -97,11 +103,14 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
     if earlier is not None:
         return earlier.exit_code or 0
     if estimates and speaks_for_all() and (line := estimate_line(experiment)):
-        print(line, file=sys.stderr)
+        tell(line)
     with reported_to_peers():
         session = build_run(experiment, stop, command)
     with recorded(session):
         verdict = train(session)
-    for line in after_training(session, verdict, experiment, command, overrides) if is_main() else ():
-        LOGGER.info(line)
+    best = {"step": session.progress.step, "best": session.progress.best, "folder": str(session.outline.folder)}
+    for number, line in enumerate(after_training(session, verdict, experiment, command, overrides) if is_main() else ()):
+        is_result = number == 0 or line.startswith("  best:")
+        event = {"event": "result", "fields": best if number == 0 else {}} if is_result else {}
+        LOGGER.info("%s", line, extra={"whole": True, **event})
     return verdict.exit_code

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import add_launch, backend_overrides, finite, positive
-from up.commands.parser import CommandParser, speaks_for_all
+from up.commands.arguments import add_launch, add_output, backend_overrides, finite, positive
+from up.commands.parser import CommandParser
 from up.commands.shortcuts import Shortcuts
 from up.errors import UserError
+from up.tracking.console import tell
 
 if TYPE_CHECKING:
     from up.finetune.choose import Wishes
@@ -31,6 +31,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     group.add_argument("--lr", type=finite, help="learning rate of the optimizer")
     group.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
     group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size in pixels; resize and crop keep their ratio")
+    add_output(parser)
     add_launch(parser)
     parser.add_config(what="YAML file, or a folder with one folder of photos per class, for which a YAML file is written")
     return parser.read(words[1:])
@@ -66,7 +67,5 @@ def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> l
     found = Shortcuts(arguments.epochs, arguments.lr, arguments.batch_size, arguments.img_size).overrides(
         arguments.config, overrides
     )
-    if speaks_for_all():
-        for flag, made in found.items():
-            print(f"{flag} sets {', '.join(made)}", file=sys.stderr)
+    tell(*(f"{flag} sets {', '.join(made)}" for flag, made in found.items()))
     return [override for made in found.values() for override in made]

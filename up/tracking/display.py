@@ -3,74 +3,87 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TextIO, cast
 
 from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from up.distributed.group import is_main
 from up.engine.hooks import Outline, StepReport
 from up.text import duration
+from up.tracking.console import JSON, QUIET, Shown, fitted, has_bar, output, terminal, wrapped, write_json_line
 from up.tracking.log import LOGGER, WindowHook
 from up.tracking.speed import SpeedMeter
-
-
-class UntilItCloses:
-    """``sys.stderr`` that ignores a closed terminal: the run then ends in order, and ``train.log`` has every line."""
-
-    @property
-    def _stream(self) -> TextIO:
-        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a bar replaces sys.stderr by itself
-
-    def write(self, text: str) -> int:
-        """Write if the terminal is open."""
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush if the terminal is open."""
-        with suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+from up.types import Kwargs
 
 
 class TrainingBar(Progress):
-    """A progress bar with a line of numbers below it, as wide as the terminal."""
+    """A progress bar and a line of numbers below it: two lines, never more, as wide as the terminal is at the moment."""
 
     def __init__(self, console: Console, *, total: int, completed: int) -> None:
-        self.numbers = Text()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-        super().__init__(*columns, console=console, refresh_per_second=4)
+        self._screen = console
+        self.numbers: Sequence[Shown] = ()
+        columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        super().__init__(*columns, console=console, refresh_per_second=4, transient=True, expand=True)
         self._training = self.add_task("training", total=total, completed=completed, left="")
+
+    def start(self) -> None:
+        """Draw the bar. The cursor stays visible: whatever kills the process leaves a terminal that can be used."""
+        super().start()
+        self.console.show_cursor(True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Yield the bar, and the numbers below it."""
-        yield from super().get_renderables()
-        yield self.numbers
+        for renderable in super().get_renderables():
+            yield Constrain(renderable, self._screen.width - 1)
+        yield Text(fitted(self.numbers, self._screen.width - 1), no_wrap=True, overflow="crop")
 
     def advance_to(self, step: int) -> None:
         """Move the bar to ``step``."""
         self.update(self._training, completed=step)
 
-    def show(self, epoch: int, numbers: str, left: str) -> None:
+    def show(self, epoch: int, numbers: Sequence[Shown], left: str) -> None:
         """Show the numbers of the last steps."""
-        self.numbers = Text(numbers)
+        self.numbers = numbers
         self.update(self._training, description=f"epoch {epoch}", left=f"left {left}")
 
 
-def terminal() -> Console:
-    """Return a console on ``sys.stderr`` that survives a terminal that closes."""
-    return Console(file=cast(TextIO, UntilItCloses()))
+class OutputOfWorkers(threading.Thread):
+    """Prints above the bar what processes forked from this one write, such as the warnings of loader workers."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(daemon=True)
+        self.console = console
+        self._read, self._write = os.pipe()
+        self._is_open = True
+        os.register_at_fork(after_in_child=self._redirect)
+        self.start()
+
+    def _redirect(self) -> None:
+        if self._is_open:
+            os.dup2(self._write, 2)
+            sys.stderr = sys.__stderr__  # the bar's own stream belongs to the parent
+
+    def run(self) -> None:
+        """Read lines until the bar and all workers have ended."""
+        with suppress(OSError), os.fdopen(self._read, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                print_on(self.console, line.rstrip("\n"))
+
+    def close(self) -> None:
+        """Redirect no process from here on."""
+        if self._is_open:
+            self._is_open = False
+            os.close(self._write)
 
 
 @cache
@@ -79,16 +92,38 @@ def console_of_run() -> Console:
     return terminal()
 
 
+def print_on(console: Console, text: str, *, whole: bool = False) -> None:
+    """Print lines above the bar, wrapped between words; ``whole`` lines, such as commands to copy, by the terminal alone."""
+    console.print(Text(text if whole else wrapped(text, console.width)), soft_wrap=True)
+
+
 class ThroughConsole(logging.Handler):
-    """Prints log lines above the bar."""
+    """Prints log lines above the bar: one line an epoch, with as many numbers as fit."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
+        self._process = os.getpid()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record without markup."""
-        self.console.print(Text(self.format(record)), soft_wrap=True)
+        """Print a record without markup; a forked process has no console, its lines go to the one that has."""
+        text, parts = self.format(record), getattr(record, "shown", ())
+        if os.getpid() != self._process:
+            with suppress(OSError):
+                os.write(2, f"{text}\n".encode())
+        elif parts:
+            print_on(self.console, fitted(parts, self.console.width), whole=True)
+        else:
+            print_on(self.console, text, whole=getattr(record, "whole", False))
+
+
+class JsonLines(logging.Handler):
+    """Writes log records as JSON objects on standard output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record with the fields of its event."""
+        event, fields = getattr(record, "event", "log"), getattr(record, "fields", {})
+        write_json_line(record.levelname.lower(), event, self.format(record), **fields)
 
 
 class Display(WindowHook):
@@ -98,15 +133,17 @@ class Display(WindowHook):
         super().__init__(every=every)
         self.console = console or terminal()
         self._bar: TrainingBar | None = None
+        self._workers: OutputOfWorkers | None = None
 
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
         self._first_step = step
         self._begun = time.perf_counter()
         self._speed = SpeedMeter()
-        if self.console.is_terminal:
+        if has_bar(self.console):
             self._bar = TrainingBar(self.console, total=outline.total_steps, completed=step)
             self._bar.start()
+            self._workers = OutputOfWorkers(self.console)
 
     def on_step(self, report: StepReport) -> None:
         self._speed.add(report)
@@ -117,38 +154,50 @@ class Display(WindowHook):
     def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
         now, total = time.perf_counter(), self.outline.total_steps
         images_per_s, data_wait = self._speed.read()  # after the means, which waited for the device
-        left = duration((total - report.step) * (now - self._begun) / max(1, report.step - self._first_step))
-        shown = [*(f"{name} {value:.4g}" for name, value in means.items()), f"lr {report.lr:.4g}"]
-        shown += [f"{images_per_s:,.0f} images/s", f"data wait {100 * data_wait:.0f}%"]
-        numbers = "  ".join(shown)
+        left_s = (total - report.step) * (now - self._begun) / max(1, report.step - self._first_step)
+        shown = [Shown(text := f"{name} {value:.4g}", text, 0 if name == "loss" else 4) for name, value in means.items()]
+        shown.append(Shown(text := f"lr {report.lr:.4g}", text, 1))
+        shown.append(Shown(text := f"{images_per_s:,.0f} images/s", text, 2))
+        shown.append(Shown(text := f"data wait {100 * data_wait:.0f}%", text, 3))
         epoch = (report.step - 1) // self.outline.steps_per_epoch + 1
         if self._bar:
-            self._bar.show(epoch, numbers, left)
-        _record(f"step {report.step}/{total}  epoch {epoch}  {numbers}  left {left}", to_console=self._bar is None)
+            self._bar.show(epoch, shown, duration(left_s))
+        numbers = "  ".join(part.text for part in shown)
+        line = f"step {report.step}/{total}  epoch {epoch}  {numbers}  left {duration(left_s)}"
+        fields = {"step": report.step, "epoch": epoch, **means, "lr": report.lr}
+        fields |= {"images_per_s": images_per_s, "data_wait": data_wait, "left_s": left_s}
+        _record(line, to_console=self._bar is None, event="step", fields=fields)
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._speed.leave_out()
 
     def on_save(self, step: int, path: Path) -> None:
-        _record(f"saved {path} (step {step})", to_console=False)
+        fields = {"step": step, "path": str(path)}
+        _record(f"saved {path} (step {step})", to_console=output() == JSON, event="save", fields=fields)
         self._speed.leave_out()
 
     def on_end(self, step: int, reason: str) -> None:
+        if self._workers:
+            self._workers.close()
         if self._bar:
             self._bar.stop()
             self._bar = None
 
 
 def show_log_on(console: Console) -> None:
-    """Print the lines of the ``up`` logger: with a progress bar through the same console, plain otherwise."""
+    """Print the lines of the ``up`` logger: through the console of the bar, plain where there is none, as JSON or results alone."""
     LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)  # only one rank logs what all ranks know
     LOGGER.propagate = False
     for handler in [handler for handler in LOGGER.handlers if not isinstance(handler, logging.FileHandler)]:
         LOGGER.removeHandler(handler)
-    shown = ThroughConsole(console) if console.is_terminal else logging.StreamHandler()
+    shown: logging.Handler = JsonLines() if output() == JSON else logging.StreamHandler()
+    if has_bar(console):
+        shown = ThroughConsole(console)
     shown.addFilter(lambda record: getattr(record, "to_console", True))
+    if output() == QUIET:
+        shown.addFilter(lambda record: record.levelno >= logging.ERROR or getattr(record, "event", "") == "result")
     LOGGER.addHandler(shown)
 
 
-def _record(line: str, *, to_console: bool = True) -> None:
-    LOGGER.info(line, extra={"to_console": to_console})
+def _record(line: str, *, to_console: bool = True, event: str = "log", fields: Kwargs | None = None) -> None:
+    LOGGER.info(line, extra={"to_console": to_console, "event": event, "fields": fields or {}})
