@@ -87,6 +87,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "pyte>=0.8",
             "ruff>=0.12",
             "mypy>=1.15",
             "types-PyYAML>=6.0",

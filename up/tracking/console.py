@@ -79,7 +79,8 @@ def write_json_line(level: str, event: str, message: str, **fields: object) -> N
     """Write a JSON object on a line of standard output: time, level, event, message, and the fields of the event."""
     record = {"time": round(time.time(), 3), "level": level, "event": event, "message": message, **fields}
     with suppress(OSError):
-        print(json.dumps(record, ensure_ascii=False, default=str), flush=True)
+        sys.stdout.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
 
 
 def tell(*lines: str) -> None:
@@ -90,13 +91,13 @@ def tell(*lines: str) -> None:
         if output() == JSON:
             write_json_line("info", "log", line)
         elif output() != QUIET:
-            print(line, file=sys.stderr)
+            sys.stderr.write(f"{line}\n")
 
 
 EXTRA = 5  # parts of this rank and above are left out before any part is shortened
 
 
-class Shown(NamedTuple):
+class LinePart(NamedTuple):
     """A part of a line: its text, a shorter one, and when it is left out of a line that is too long: higher is earlier, 0 never."""
 
     text: str
@@ -104,7 +105,7 @@ class Shown(NamedTuple):
     leave: int = 0
 
 
-def fitted(parts: Sequence[Shown], width: int) -> str:
+def fitted(parts: Sequence[LinePart], width: int) -> str:
     """Join parts to one line of at most ``width`` columns: without extras, then of shorter parts, then of the most important."""
     line = "  ".join(part.text for part in parts)
     if len(line) > width:

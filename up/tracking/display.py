@@ -20,7 +20,7 @@ from rich.text import Text
 from up.distributed.group import is_main
 from up.engine.hooks import Outline, StepReport
 from up.text import duration
-from up.tracking.console import JSON, QUIET, Shown, fitted, has_bar, output, terminal, wrapped, write_json_line
+from up.tracking.console import JSON, QUIET, LinePart, fitted, has_bar, output, terminal, wrapped, write_json_line
 from up.tracking.log import LOGGER, WindowHook
 from up.tracking.speed import SpeedMeter
 from up.types import Kwargs
@@ -31,7 +31,7 @@ class TrainingBar(Progress):
 
     def __init__(self, console: Console, *, total: int, completed: int) -> None:
         self._screen = console
-        self.numbers: Sequence[Shown] = ()
+        self.numbers: Sequence[LinePart] = ()
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         super().__init__(*columns, console=console, refresh_per_second=4, transient=True, expand=True)
         self._training = self.add_task("training", total=total, completed=completed, left="")
@@ -51,7 +51,7 @@ class TrainingBar(Progress):
         """Move the bar to ``step``."""
         self.update(self._training, completed=step)
 
-    def show(self, epoch: int, numbers: Sequence[Shown], left: str) -> None:
+    def show(self, epoch: int, numbers: Sequence[LinePart], left: str) -> None:
         """Show the numbers of the last steps."""
         self.numbers = numbers
         self.update(self._training, description=f"epoch {epoch}", left=f"left {left}")
@@ -155,10 +155,10 @@ class Display(WindowHook):
         now, total = time.perf_counter(), self.outline.total_steps
         images_per_s, data_wait = self._speed.read()  # after the means, which waited for the device
         left_s = (total - report.step) * (now - self._begun) / max(1, report.step - self._first_step)
-        shown = [Shown(text := f"{name} {value:.4g}", text, 0 if name == "loss" else 4) for name, value in means.items()]
-        shown.append(Shown(text := f"lr {report.lr:.4g}", text, 1))
-        shown.append(Shown(text := f"{images_per_s:,.0f} images/s", text, 2))
-        shown.append(Shown(text := f"data wait {100 * data_wait:.0f}%", text, 3))
+        shown = [LinePart(text := f"{name} {value:.4g}", text, 0 if name == "loss" else 4) for name, value in means.items()]
+        shown.append(LinePart(text := f"lr {report.lr:.4g}", text, 1))
+        shown.append(LinePart(text := f"{images_per_s:,.0f} images/s", text, 2))
+        shown.append(LinePart(text := f"data wait {100 * data_wait:.0f}%", text, 3))
         epoch = (report.step - 1) // self.outline.steps_per_epoch + 1
         if self._bar:
             self._bar.show(epoch, shown, duration(left_s))

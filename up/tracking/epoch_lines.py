@@ -9,7 +9,7 @@ from pathlib import Path
 from up.engine.hooks import Hook, Outline, StepReport
 from up.intervals import Interval
 from up.text import duration
-from up.tracking.console import Shown
+from up.tracking.console import LinePart
 from up.tracking.log import LOGGER, WindowMeter
 from up.tracking.speed import SpeedMeter
 from up.types import Record, StateDict
@@ -60,39 +60,39 @@ class EpochLines(Hook):
         main = self._best or next(iter(others), "")
         measured = [self._shown(name, metrics[name], 0 if name in (main, *losses[:1]) else 5) for name in names[:_SHOWN]]
         if len(names) > _SHOWN:
-            measured.append(Shown(f"and {len(names) - _SHOWN} more in metrics.jsonl", "", 6))
-        self._log(step, metrics, measured or [Shown("no labels, no metrics", "no metrics")])
+            measured.append(LinePart(f"and {len(names) - _SHOWN} more in metrics.jsonl", "", 6))
+        self._log(step, metrics, measured or [LinePart("no labels, no metrics", "no metrics")])
         self._best, self._intervals = None, {}
 
     def on_save(self, step: int, path: Path) -> None:
         self._speed.leave_out()
 
-    def _shown(self, name: str, value: float, leave: int) -> Shown:
+    def _shown(self, name: str, value: float, leave: int) -> LinePart:
         if name.endswith("loss"):
             kind = name.removesuffix("loss").replace("_", " ")
-            return Shown(f"{kind}val loss {value:.4f}", f"{kind}val {value:.4f}", leave)
+            return LinePart(f"{kind}val loss {value:.4f}", f"{kind}val {value:.4f}", leave)
         best, star = (" (best)", "*") if name == self._best else ("", "")
         text, interval = f"{name} {value:.2f}", self._intervals.get(name)
         if interval is None:
-            return Shown(f"{text}{self.unit}{best}", f"{text}{star}", leave)
+            return LinePart(f"{text}{self.unit}{best}", f"{text}{star}", leave)
         limits = f"({interval.low:.1f}–{interval.high:.1f})"
-        return Shown(f"{text}{self.unit} {interval}{best}", f"{text} {limits}{star}", leave)
+        return LinePart(f"{text}{self.unit} {interval}{best}", f"{text} {limits}{star}", leave)
 
-    def _log(self, step: int, metrics: Mapping[str, float], measured: Sequence[Shown] = ()) -> None:
+    def _log(self, step: int, metrics: Mapping[str, float], measured: Sequence[LinePart] = ()) -> None:
         losses = self._losses.read()
         images_per_s, data_wait = self._speed.read()  # after the means, which waited for the device
         now = time.perf_counter()
         spent, done = now - self._since, max(1, step - self._first_step)
         left_s = (self._outline.total_steps - step) * (now - self._begun) / done
         epoch = self._outline.epoch_at(step)
-        line = [Shown(epoch, epoch.removeprefix("epoch "))]
-        line += [Shown(f"train loss {value:.4f}", f"train {value:.4f}") for value in losses.values()]
+        line = [LinePart(epoch, epoch.removeprefix("epoch "))]
+        line += [LinePart(f"train loss {value:.4f}", f"train {value:.4f}") for value in losses.values()]
         line += measured
-        line += [] if self._lr is None else [Shown(text := f"lr {self._lr:.4g}", text, 2)]
-        line.append(Shown(text := f"{images_per_s:,.0f} images/s", text, 3))
-        line.append(Shown(text := f"data wait {100 * data_wait:.0f}%", text, 4))
-        line.append(Shown(text := duration(spent), text, 1))
-        line.append(Shown(text := f"left {duration(left_s)}", text, 1))
+        line += [] if self._lr is None else [LinePart(text := f"lr {self._lr:.4g}", text, 2)]
+        line.append(LinePart(text := f"{images_per_s:,.0f} images/s", text, 3))
+        line.append(LinePart(text := f"data wait {100 * data_wait:.0f}%", text, 4))
+        line.append(LinePart(text := duration(spent), text, 1))
+        line.append(LinePart(text := f"left {duration(left_s)}", text, 1))
         fields: Record = {"step": step, "epoch": step / self._outline.steps_per_epoch, "lr": self._lr, **metrics}
         fields |= {f"train_{name}": value for name, value in losses.items()}
         fields |= {"images_per_s": images_per_s, "data_wait": data_wait, "seconds": spent, "left_s": left_s}

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from up.commands.tables import print_tables, table_of
 from up.errors import UserError
-from up.tracking.console import JSON, QUIET, Shown, fitted, has_bar, output, output_as, tell, terminal, wrapped
+from up.tracking.console import JSON, QUIET, LinePart, fitted, has_bar, output, output_as, tell, terminal, wrapped
 
-PARTS = (Shown("epoch 1/2", "1/2"), Shown("loss 0.5", "0.5"), Shown("lr 0.1", "0.1", 1), Shown("other 1", "", 5))
+PARTS = (LinePart("epoch 1/2", "1/2"), LinePart("loss 0.5", "0.5"), LinePart("lr 0.1", "0.1", 1), LinePart("other 1", "", 5))
 
 
 @pytest.mark.parametrize(
@@ -72,20 +72,23 @@ def test_a_bar_needs_a_terminal(
     assert ("\x1b[" in screen.getvalue()) == colours
 
 
+def fail_after(line: str) -> None:
+    tell(line)
+    raise UserError("wrong", key="a.b")
+
+
 def test_forms_of_output(capsys: pytest.CaptureFixture[str]) -> None:
-    tell("a line")
+    tell("people")
     with output_as(QUIET):
-        tell("nobody asked")
-    with pytest.raises(UserError):  # noqa: PT012 - the error ends the block
-        with output_as(JSON):
-            tell("for a program")
-            raise UserError("wrong", key="a.b")
+        tell("nobody")
+    with pytest.raises(UserError), output_as(JSON):
+        fail_after("programs")
     assert output() == ""
     assert "UP_OUTPUT" not in os.environ
     said = capsys.readouterr()
-    assert said.err == "a line\n"
+    assert said.err.split() == ["people"]
     first, second = map(json.loads, said.out.splitlines())
-    assert (first["level"], first["message"]) == ("info", "for a program")
+    assert (first["level"], first["message"]) == ("info", "programs")
     assert (second["level"], second["message"], second["exit_code"]) == ("error", "a.b: wrong", 2)
 
 
