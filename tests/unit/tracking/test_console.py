@@ -34,14 +34,10 @@ def test_a_line_keeps_what_is_most_important(width: int, line: str) -> None:
 
 
 def test_words_and_paths_stay_whole() -> None:
-    made = wrapped("  a note about /a/very/long/path/that/nobody/wants/cut in two\nname        number", 30)
-    assert made.splitlines() == [
-        "  a note about",
-        "    /a/very/long/path/that/nobody/wants/cut",
-        "    in two",
-        "name        number",
-    ]
-    assert wrapped("name        number    of    columns", 30) == "name  number  of  columns"
+    path = "/a/very/long/path/that/nobody/wants/cut"
+    first, second, third, columns = wrapped(f"  one two three {path} four\nname        number", 20).splitlines()
+    assert (first, second, third, columns) == ("  one two three", f"    {path}", "    four", "name        number")
+    assert wrapped("one        two    three", 20).split("  ") == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(
