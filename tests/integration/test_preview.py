@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.harness.boards import events_of
 from tests.harness.detection import install
 from tests.harness.runs import Config, everything_on, train
 from up.__main__ import main
@@ -153,3 +156,27 @@ def test_another_task_with_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert any(boxes)
     assert [bool(each) for each in boxes] == [bool(image["boxes"]["boxes"]) for image in page["batch"]["images"]]
     assert "Task.targets" in (tmp_path / "page" / "preview.html").read_text()
+
+
+def test_tensorboard_gets_the_first_batch_and_changes_nothing(config: Config, write: Write, tmp_path: Path, seen: Any) -> None:
+    everything_on(config)
+    for source in ("train", "test"):
+        config["dataset"][source]["dataset"]["kwargs"]["save_score"] = True
+    weights = []
+    for settings in ({"images": 0, "hparams": False}, {"confusion_matrix": "every", "graph": True, "embeddings": 4}):
+        run = tmp_path / str(len(weights))
+        config["hooks"] = [{"type": "train_val_logger", "kwargs": {"freq": 2, **settings}}]
+        assert train(write(config), f"saver.save_dir={run}") == 0
+        weights.append(torch.load(run / "ckpt_latest.pth", weights_only=True)["model"])
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    found = defaultdict(list)
+    for event in events_of(run / "tensorboard"):
+        for value in event.summary.value:
+            found[value.tag].append((event.step, value))
+    page = preview(write(config), tmp_path / "page", "--images", "1")
+    (text,) = found["first_batch/text_summary"]
+    lines = text[1].tensor.string_val[0].decode().splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        " ".join([image["file"], ", ".join(image["lines"])]) for image in page["batch"]["images"]
+    ]
+    assert len(found["eval/confusion_matrix"]) == len(found["pr/red"]) + 2 == len(found["eval/top1"]) == 3

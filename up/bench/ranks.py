@@ -55,7 +55,8 @@ def rank_of(rank: int, steps: int, port: int, folder: str) -> None:
     from up.engine.precision import Precision, is_finite
     from up.engine.session import Progress, TrainingSession
     from up.engine.step import StepData, StepOutput
-    from up.tracking.log import MetricsFile, TensorBoard
+    from up.tracking.log import MetricsFile
+    from up.tracking.tensorboard import TensorBoard
 
     torch.set_num_threads(1)
     join_group(torch.device("cpu"), timeout_s=60)

@@ -14,15 +14,15 @@ from up.build.data import example_batch, preprocessing_of_images
 from up.build.features import steps_from
 from up.build.fit import fit_machine
 from up.build.network import select_device, synchronize_and_compile
+from up.build.outline import findings_of, outline_of
 from up.build.parts import RunParts, build_parts
 from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start, open_folder, require_unfinished
-from up.build.training import build_runner, optimizer_of
+from up.build.training import build_runner, ema_of, optimizer_of
 from up.command_line import CommandLine
 from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.distributed.group import is_main, is_parallel
 from up.distributed.signals import StopRequest, stoppable
-from up.engine.ema import build_ema
-from up.engine.hooks import Hooks, Outline
+from up.engine.hooks import Hooks
 from up.engine.memory import Memory
 from up.engine.parallel import RankBuffers, on_many_ranks
 from up.engine.session import Checkpointing, TrainingSession
@@ -94,20 +94,11 @@ def session_of(
 ) -> TrainingSession:
     """Build the session of ``parts``, at its first step."""
     config, times, evaluation = experiment.config, parts.times, parts.evaluation
-    ema = build_ema(parts.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
-    outline = Outline(
-        experiment.folder,
-        parts.net,
-        times.total,
-        times.steps_per_epoch,
-        parts.batches.global_batch_size,
-        parts.class_names,
-        sample_batch=evaluation.first_batch if evaluation else None,
-        is_evaluated=lambda step: evaluation is not None and times.evaluate.is_due(step),
-    )
+    ema = ema_of(experiment, parts.net)
     preprocessing = preprocessing_of_images(experiment)
     return TrainingSession(
-        outline=outline,
+        outline=outline_of(experiment, parts),
+        findings=lambda evaluator: findings_of(experiment, parts, evaluator),
         freezing=parts.freezing,
         fingerprint=parts.fingerprint,
         runner=runner,

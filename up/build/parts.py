@@ -44,7 +44,8 @@ from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
 from up.tracking.display import Display, console_of_run
 from up.tracking.epoch_lines import EpochLines
-from up.tracking.log import MetricsFile, TensorBoard
+from up.tracking.log import MetricsFile
+from up.tracking.tensorboard import TensorBoard
 from up.tracking.trackers.hook import Trackers
 
 

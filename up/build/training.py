@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from up.build.finetune import section_of
 from up.distill.build import Distillation
 from up.engine.clip import Clip, ClipNorm, NormLog
+from up.engine.ema import Ema, NoEma, build_ema
 from up.engine.hooks import Hook
 from up.engine.step import BatchStage, Mixing, Runner
 from up.engine.stopping import EarlyStopping
@@ -25,7 +26,7 @@ from up.schema.finetune import FinetuneSection
 from up.schema.trainer import SchedulePart, TrainerSection
 from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
-from up.tracking.log import TensorBoard
+from up.tracking.tensorboard import TensorBoard
 from up.tracking.trackers.hook import Trackers
 from up.tracking.trackers.tracker import Tracker
 
@@ -141,6 +142,12 @@ def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
         return build_optimizer(
             net, part.type, pconfig=part.pconfig, special_param_group=part.special_param_group, table=table, **part.kwargs
         )
+
+
+def ema_of(experiment: Experiment, net: Net) -> Ema | NoEma:
+    """Build the moving average of the section ``ema``, from the weights that ``net`` has now."""
+    section = experiment.config.ema
+    return build_ema(net, enable=section.enable, ema_type=section.ema_type, kwargs=section.kwargs.model_dump())
 
 
 def build_runner(

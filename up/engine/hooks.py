@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from up.config.contract import Contract
@@ -29,10 +31,20 @@ HOOKS = Registry(
         "memory_checkpoint": "up.tracking.memory:MemoryCheckpoint",
         "memory_empty": "up.tracking.memory:MemoryEmpty",
         "reload": "up.engine.hooks:Reload",
-        "train_val_logger": "up.tracking.log:TensorBoard",
+        "train_val_logger": "up.tracking.tensorboard:TensorBoard",
     },
     contract=Contract("docs/add_a_part.md", base=lambda: (Hook,), occasions="on_"),
 )
+
+
+@dataclass(frozen=True)
+class Look:
+    """Conversion of prepared batches to something to look at."""
+
+    pixels: Callable[[Tensor], NDArray[np.uint8]]
+    """Converts an image (C, H, W), as the net gets it, to pixels (H, W, 3)."""
+    captions: Callable[[Batch], Sequence[str] | None]
+    """Returns the targets of each row in words; None where the task names none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,10 @@ class Outline:
     it. None in a run without evaluation."""
     is_evaluated: Callable[[int], bool] = lambda step: False
     """Whether an evaluation follows a step, counted from 1."""
+    settings: Mapping[str, bool | float | str] = field(default_factory=dict)
+    """The values of the configuration that runs are compared by."""
+    look: Look | None = None
+    """How images and targets of prepared batches are shown."""
 
     def epoch_at(self, step: int) -> str:
         """Format ``epoch 3/12``; where the run is no whole number of epochs, ``step 40/100 (epoch 1.67)``."""
@@ -58,6 +74,16 @@ class Outline:
         if self.total_steps % self.steps_per_epoch:
             return f"step {step:,}/{self.total_steps:,} (epoch {epoch:.3g})"
         return f"epoch {epoch:.5g}/{self.total_steps // self.steps_per_epoch}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Figures and scores of an evaluation beside its metrics, made when they are asked for."""
+
+    figures: Callable[[], Mapping[str, bytes]]
+    """Returns figures (PNG) by name."""
+    scores: Callable[[], Mapping[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]]
+    """Returns, for each class by name, whether each image is of it (n,), and its score (n,)."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +118,12 @@ class Hook:
     def on_start(self, outline: Outline, step: int) -> None:
         """Called when training starts or resumes after ``step`` steps."""
 
+    def on_first_batch(self, step: int, batch: Batch) -> None:
+        """Called once, with the first micro-batch of this process as the net gets it, in the step after ``step`` steps.
+
+        Reading a tensor waits for the device: keep a copy, and read it in a later event.
+        """
+
     def on_step(self, report: StepReport) -> None:
         """Called after every step."""
 
@@ -103,6 +135,9 @@ class Hook:
 
     def on_intervals(self, step: int, intervals: Mapping[str, Interval]) -> None:
         """Called after an evaluation with the 95 % intervals of the metrics that have one; ``on_evaluation`` follows."""
+
+    def on_findings(self, step: int, findings: Findings) -> None:
+        """Called after an evaluation with what it found beside its metrics; ``on_evaluation`` follows."""
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Called after an evaluation."""

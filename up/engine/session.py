@@ -20,11 +20,11 @@ from up.engine.bad_images import BadImageLog
 from up.engine.checkpoint import FORMAT_VERSION, CheckpointFolder, Stateful, load_parts
 from up.engine.clip import Clip
 from up.engine.ema import Ema, NoEma
-from up.engine.evaluate import BrokenOff, Evaluation
+from up.engine.evaluate import BrokenOff, Evaluation, Evaluator
 from up.engine.faults import Fault
 from up.engine.fingerprint import RunFingerprint
 from up.engine.folder import State, Status, write_status
-from up.engine.hooks import Hooks, Outline, StepReport
+from up.engine.hooks import Findings, Hooks, Outline, StepReport
 from up.engine.memory import Memory, MicroBatch
 from up.engine.meter import StepMeter
 from up.engine.parallel import RankBuffers
@@ -77,6 +77,7 @@ class Progress:
     saved_step: int | None = None  # of the newest checkpoint in the run folder that this run wrote or resumed from
     data: StepData | None = None  # of the current step
     stopped_by: str = ""  # reason of an early end
+    has_shown: bool = False  # the hooks have seen the first batch
 
     @property
     def highest(self) -> float:
@@ -113,6 +114,7 @@ class TrainingSession:
     report_every: int = 1  # steps between two reports of the hooks
     preprocessing: Record | None = None  # of evaluated images, for checkpoints; None where it is not known
     meter: StepMeter = field(default_factory=StepMeter)
+    findings: Callable[[Evaluator], Findings] | None = None  # of an evaluation, beside its metrics
     average: Callable[[TrainingSession], None] = lambda session: None  # the weights of the checkpoints, after the last step
     progress: Progress = field(default_factory=Progress)
 
@@ -205,6 +207,7 @@ class TrainingSession:
         self.memory.begin(step)
         for micro, batch in enumerate(data.batches):
             whole, share = self.prepare(batch, step, micro), data.cut.shares[micro]
+            self._show_first(step, whole)
             cut, is_last = self.memory.cut(image_count(whole)), micro == data.last
             if len(cut) == 1:
                 yield MicroBatch(whole, share, is_last)
@@ -214,6 +217,11 @@ class TrainingSession:
                     self.runner.reseed(step, micro, number)
                 images = share.row * (rows.stop - rows.start)
                 yield MicroBatch(rows_of(whole, rows), Share(images, share.row), is_last and number == len(cut) - 1)
+
+    def _show_first(self, step: int, batch: Batch) -> None:
+        if not self.progress.has_shown:
+            self.progress.has_shown = True
+            self.hooks.each(lambda hook: hook.on_first_batch(step, batch))
 
     def split(self, data: StepData, step: int) -> None:
         """Drop the gradients of an attempt that ran out of memory, and allow half as many images at once from here on."""
@@ -287,6 +295,9 @@ class TrainingSession:
             progress.best, progress.improved = {"metric": metric, "step": step, "name": name, **earlier}, True
             self.hooks.each(lambda hook: hook.on_best(step, name, metric))
         self.hooks.each(lambda hook: hook.on_intervals(step, intervals))
+        if self.findings is not None:
+            found = self.findings(served)
+            self.hooks.each(lambda hook: hook.on_findings(step, found))
         self.hooks.each(lambda hook: hook.on_evaluation(step, metrics))
 
     def owes_checkpoint(self, step: int) -> bool:

@@ -11,15 +11,13 @@ from torch import Tensor
 
 from up.build.data import train_batches
 from up.build.parts import RunParts
-from up.data.dataset import KeyedDataset
 from up.data.loader import ByKey, TrainLoader
 from up.data.records import Batch, Sample, SampleKey, image_count
-from up.data.transforms.stages import DeviceTail
+from up.data.transforms.viewing import Units, boxes_in, pixels_of, with_boxes
 from up.distributed.env import as_rank
 from up.engine.features import FixedViews
 from up.engine.step import BatchStage, StepData, data_of_steps
 from up.pages.images import thumbnail
-from up.preview.viewing import Units, boxes_in, pixels_of, units_after, with_boxes
 from up.tasks.experiment import Experiment
 from up.text import count
 from up.types import Record
@@ -80,15 +78,6 @@ def stage_of(parts: RunParts, step: int) -> BatchStage:
     return cache.views.stage if cache is not None and step < cache.until else parts.stage
 
 
-def units_of(experiment: Experiment, parts: RunParts, step: int) -> Units:
-    """Return the units of the prepared batches of ``step``."""
-    tail = getattr(stage_of(parts, step), "tail", None)
-    if isinstance(tail, DeviceTail):
-        return Units(1.0, tail.mean, tail.std)
-    source = source_of(experiment, parts, step)
-    return units_after(source.transforms) if isinstance(source, KeyedDataset) else Units(None)
-
-
 def digests(batch: Batch) -> dict[str, str]:
     """Hash each tensor of a batch, and each list of tensors (sha256 of shape, dtype and bytes)."""
     return {name: found for name in sorted(batch) if (found := _digest(batch[name])) is not None}
@@ -141,7 +130,7 @@ class Viewer:
                 figure = f"batch-{own.rank}-{micro}-{row}"
                 self.figures[figure] = thumbnail(with_boxes(pixels_of(batch["image"][row], self.units), boxes), SIDE)
                 named = None if targets is None else [target._asdict() for target in targets[row]]
-                lines = [each["name"] if each["weight"] == 1 else f"{each['name']} {each['weight']:.3g}" for each in named or ()]
+                lines = [str(target) for target in targets[row]] if targets is not None else []
                 place = {"rank": own.rank, "micro_batch": micro, "row": row}
                 shown = {"title": entry["file"], "lines": lines, "images": [figure]}
                 yield {**place, **entry, "targets": named, "boxes": boxes, **shown}

@@ -11,18 +11,19 @@ import numpy as np
 from up.build.data import build_transforms, notes_on, section_of
 from up.build.fit import fitted
 from up.build.network import select_device
+from up.build.outline import units_of
 from up.build.parts import RunParts, build_parts
+from up.build.training import ema_of
 from up.data.dataset import KeyedDataset
 from up.data.records import Batch, SampleKey, Transform
+from up.data.transforms.viewing import Units, channels_note, pixels_of, with_boxes
 from up.distributed.env import as_rank
-from up.engine.ema import build_ema
 from up.engine.step import Runner
 from up.errors import UserError
 from up.pages.images import thumbnail
-from up.preview.batch import SIDE, RankData, Viewer, data_of_rank, digests, entry_of, source_of, stage_of, units_of
+from up.preview.batch import SIDE, RankData, Viewer, data_of_rank, digests, entry_of, source_of, stage_of
 from up.preview.samples import Grid, Shown, is_of_batches
 from up.preview.timeline import timeline
-from up.preview.viewing import Units, channels_note, pixels_of, with_boxes
 from up.tasks.experiment import Experiment
 from up.text import count
 from up.types import Record
@@ -49,9 +50,8 @@ def preview(experiment: Experiment, *, step: int, images: int, ranks: int = 1) -
         batch = plain_runner(experiment, parts, step - 1).prepare(own.data.batches[0], step - 1, 0)
         shown: dict[str, str] = {}
         samples, doubts = _samples(experiment, parts, own, images, shown)
-    units, config = units_of(experiment, parts, step - 1), experiment.config
+    units, config = units_of(stage_of(parts, step - 1), parts.train_data), experiment.config
     viewer = Viewer(experiment, parts, units, shown)
-    ema = build_ema(parts.net, enable=config.ema.enable, ema_type=config.ema.ema_type, kwargs=config.ema.kwargs.model_dump())
     content = {
         "title": f"Preview of {experiment.path.name}",
         "config": str(experiment.path),
@@ -72,7 +72,7 @@ def preview(experiment: Experiment, *, step: int, images: int, ranks: int = 1) -
         },
         "samples": samples,
         "transforms": _transforms(experiment, parts.train_data),
-        "timeline": timeline(parts, ema, step),
+        "timeline": timeline(parts, ema_of(experiment, parts.net), step),
         "notes": [*map(str, choices), *notes_on(parts.train_data), *doubts, *view_notes(batch, units)],
     }
     return PreviewPage(content, shown)

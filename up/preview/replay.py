@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from up.build.outline import units_of
 from up.build.parts import RunParts
 from up.build.record import read_record
 from up.data.sampler import TrainBatches
 from up.engine.checkpoint import CheckpointFolder, load_checkpoint
 from up.engine.session import TrainingSession
 from up.errors import UserError
-from up.preview.batch import Viewer, digests, units_of
+from up.preview.batch import Viewer, digests, stage_of
 from up.preview.content import PreviewPage, require_step, view_notes
 from up.preview.history import logged_at, records_of
 from up.preview.losses import StartWeights, StepAgain, session_at, start_of
@@ -136,7 +137,7 @@ def _cut_as_then(session: TrainingSession, run: Path, step: int) -> None:
 
 def _rows(experiment: Experiment, again: StepAgain, figures: dict[str, str]) -> tuple[list[Record], list[Record], list[str]]:
     """Describe all rows of the step, the largest loss first, its micro-batches, and how images are shown."""
-    units = units_of(experiment, again.parts, again.step - 1)
+    units = units_of(stage_of(again.parts, again.step - 1), again.parts.train_data)
     viewer = Viewer(experiment, again.parts, units, figures)
     rows: list[Record] = []
     batches: list[Record] = []

@@ -15,8 +15,8 @@ from up.data.dataset import KeyedDataset
 from up.data.records import Batch, Sample, SampleKey, Transform
 from up.data.transforms.image import SampleTransform
 from up.data.transforms.stages import DeviceStage
+from up.data.transforms.viewing import Units, boxes_in, units_after
 from up.errors import UserError
-from up.preview.viewing import Units, boxes_in, units_after
 from up.types import Kwargs
 
 Collate = Callable[[Sequence[Sample]], Batch]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from up.bundle.answers import Answer
@@ -81,6 +83,9 @@ class SoftLabel(NamedTuple):
 
     name: str
     weight: float
+
+    def __str__(self) -> str:
+        return self.name if self.weight == 1 else f"{self.name} {self.weight:.3g}"
 
 
 class Pipeline(Protocol):
@@ -241,6 +246,16 @@ class Task(ABC, Generic[Data]):
             return [float(net.last(rows_of_record(record, batch, each))["loss"]) for each in rows]
         except (UserError, KeyError, RuntimeError, IndexError, ValueError):  # a loss of whole batches
             return None
+
+    def figures(self, evaluator: Evaluator, class_names: Sequence[object] | None) -> dict[str, bytes]:
+        """Draw figures (PNG) of an evaluation, by name, such as a confusion matrix; needs matplotlib."""
+        return {}
+
+    def class_scores(
+        self, evaluator: Evaluator, class_names: Sequence[object] | None
+    ) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+        """Return for each class, by name, whether each image is of it (n,), and its score (n,); empty where they are not kept."""
+        return {}
 
     def result_stream(self, data: Data, folder: Path, memory_friendly: bool) -> ResultStream | None:
         """Return a callable that writes results batch by batch, where the configuration asks for it."""

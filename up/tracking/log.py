@@ -6,22 +6,15 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from up.config.argument import NoEffect
 from up.distributed.group import is_main
 from up.engine.hooks import Hook, Outline, StepReport
-from up.errors import UserError
-from up.files import unwritable, write_text
+from up.files import write_text
 from up.tracking.speed import SpeedMeter, peak_memory
 from up.types import Record, StateDict
-
-if TYPE_CHECKING:
-    from up.tracking.events import EventFile
 
 LOGGER = logging.getLogger("up")
 OF_THE_MACHINE = ("images_per_s", "data_wait", "peak_memory")
@@ -164,67 +157,3 @@ def cut_after(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         write_text(path, "".join(line + "\n" for line in kept))
-
-
-class TensorBoard(WindowHook):
-    """Write scalars for TensorBoard: ``train/…``, means over ``freq`` steps, and ``eval/…`` at every evaluation.
-
-    The means leave out the first ``skip_first_k`` steps of the training, whose losses are far above the later ones. The files
-    go to ``logdir``, or to ``tensorboard`` in the run folder.
-    """
-
-    def __init__(
-        self,
-        *,
-        freq: Annotated[int, Field(ge=1)] = 20,
-        logdir: str | None = None,
-        skip_first_k: Annotated[int, Field(ge=0)] = 0,
-        summary_writer: Annotated[
-            Literal["tensorboard", "pavi"], NoEffect("scalars always go to TensorBoard files")
-        ] = "tensorboard",
-    ) -> None:
-        del summary_writer
-        super().__init__(every=freq)
-        self.logdir = logdir
-        self.skip_first_k = skip_first_k
-        self._file: EventFile | None = None
-        self._started: tuple[Path, int] | None = None  # folder and first step of the file, which the first scalar opens
-
-    def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:
-        self.check_folder()
-
-    def check_folder(self) -> None:
-        """Raise ``UserError`` for a ``logdir`` that cannot be written to."""
-        reason = unwritable(Path(self.logdir)) if self.logdir else None
-        if reason is not None:
-            raise UserError(f"got {self.logdir}, where nothing can be written: {reason}", fix="Name another folder.", key="logdir")
-
-    def on_start(self, outline: Outline, step: int) -> None:
-        super().on_start(outline, step)
-        self._started = Path(self.logdir) if self.logdir else outline.folder / "tensorboard", step + 1
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step > self.skip_first_k:
-            super().on_step(report)
-
-    def on_means(self, report: StepReport, means: Mapping[str, float]) -> None:
-        self._add("train", report.step, {"lr": report.lr, **means})
-
-    def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._add("eval", step, metrics)
-
-    def _add(self, phase: str, step: int, values: Mapping[str, float]) -> None:
-        if self._started is not None:
-            self._opened(*self._started).add(step, {f"{phase}/{name}": value for name, value in values.items()})
-
-    def _opened(self, folder: Path, first_step: int) -> EventFile:
-        if self._file is None:
-            from up.tracking.events import EventFile
-
-            self._file = EventFile(folder, first_step=first_step)
-        return self._file
-
-    def on_end(self, step: int, reason: str) -> None:
-        if self._started is not None:
-            self._opened(*self._started).close()
-        self._file = self._started = None

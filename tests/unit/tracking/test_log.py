@@ -17,12 +17,14 @@ import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import nn
 
+from tests.harness.facts import tells
 from tests.harness.runs import numbers_of
 from up.data.sampler import Share
 from up.engine.hooks import Outline, StepReport
 from up.engine.meter import StepMeter
 from up.engine.step import StepOutput
-from up.tracking.log import OF_THE_MACHINE, LogFile, MetricsFile, TensorBoard, WindowMeter
+from up.tracking.log import OF_THE_MACHINE, LogFile, MetricsFile, WindowMeter
+from up.tracking.tensorboard import TensorBoard
 
 
 def outline(folder: Path) -> Outline:
@@ -105,20 +107,24 @@ def events_of(path: Path) -> Iterator[Event]:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
-def test_a_full_disk_is_told_by_tensorboard_and_does_not_block(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_once_by_tensorboard_and_ends_no_run(tmp_path: Path) -> None:
+    """The next checkpoint reports it, too, and ends the run."""
     pid = os.fork()
     if pid == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         hook = TensorBoard(freq=1)
         hook.on_start(Outline(tmp_path, nn.Identity(), 10_000, 2, 8), 0)
         try:
+            logging.getLogger("up").addHandler(LogFile(tmp_path / "train.log"))
             for step in range(1, 10_000):
                 hook.on_step(StepReport(step, 0.5, {"loss": torch.tensor(1.0)}, 8, 0.0))
-        except OSError:
-            os._exit(74)
+            hook.on_end(9_999, "done")
+            os._exit(0)
         finally:
             os._exit(99)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 74
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    (line,) = (tmp_path / "train.log").read_text().splitlines()
+    assert tells(line, "TensorBoard", "scalars")
 
 
 def test_a_log_on_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

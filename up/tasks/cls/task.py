@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from up.bundle.answers import Answer, ClassesAnswer
@@ -43,7 +45,7 @@ from up.tasks.cls.model.imbalance import JensenShannon
 from up.tasks.cls.model.losses import LOSSES
 from up.tasks.cls.model.postprocess import POST_PROCESSES
 from up.tasks.cls.serve import serve
-from up.tasks.cls.visualise import targets_of
+from up.tasks.cls.visualise import figures_of, scores_of, targets_of
 from up.tasks.report import Evidence, Outcomes, PageSection
 from up.tasks.served import Served
 from up.tasks.task import LABELS_OR_TEACHER, DataReport, InputSpec, Size, SoftLabel, Task, TeacherScore
@@ -212,6 +214,14 @@ class Classification(Task[ImageDataset]):
 
     def read_sample(self, data: ImageDataset, index: int) -> Sample:
         return read_sample(data, index)
+
+    def figures(self, evaluator: Evaluator, class_names: Sequence[object] | None) -> dict[str, bytes]:
+        return figures_of(evaluator, class_names) if isinstance(evaluator, ImageNetEvaluator) else {}
+
+    def class_scores(
+        self, evaluator: Evaluator, class_names: Sequence[object] | None
+    ) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+        return scores_of(evaluator, class_names) if isinstance(evaluator, ImageNetEvaluator) else {}
 
     def targets(self, batch: Batch, class_names: Sequence[object] | None) -> list[list[SoftLabel]] | None:
         return targets_of(batch["gt"], class_names) if "gt" in batch else None

@@ -1,11 +1,15 @@
-"""Labels of batches in words, for pages."""
+"""Labels of batches in words, figures and scores of evaluations, for pages and trackers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion_matrix
+from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.task import SoftLabel
 
 _SHOWN = 10  # classes of a soft label
@@ -29,3 +33,40 @@ def targets_of(gt: Tensor, class_names: Sequence[object] | None) -> list[list[So
 
 def _name(names: Sequence[object] | None, label: int) -> str:
     return str(names[label]) if names is not None and 0 <= label < len(names) else f"class {label}"
+
+
+def figures_of(evaluator: ImageNetEvaluator, class_names: Sequence[object] | None) -> dict[str, bytes]:
+    """Draw the confusion matrix of each head that has a label for each image, and at most ``LARGEST`` classes."""
+    heads = evaluator.predictions.heads
+    drawn = {}
+    for number, head in enumerate(heads):
+        if head.gt is not None and head.gt.ndim == 1 and len(head.gt) and head.classes <= LARGEST:
+            names = names_of(class_names, number, len(heads), head.classes)
+            drawn[f"confusion_matrix{_suffix(number, heads)}"] = confusion_figure(confusion_matrix(head), names)
+    return drawn
+
+
+def scores_of(
+    evaluator: ImageNetEvaluator, class_names: Sequence[object] | None
+) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+    """Return labels and scores of each class of each head, where all scores are kept (``save_score``, sets of labels)."""
+    heads = evaluator.predictions.heads
+    found = {}
+    for number, head in enumerate(heads):
+        if head.gt is None or head.scores is None or not len(head.gt):
+            continue
+        names = names_of(class_names, number, len(heads), head.classes)
+        for label in range(head.classes):
+            is_of = head.gt == label if head.gt.ndim == 1 else head.gt[:, label].astype(bool)
+            found[f"{names[label]}{_suffix(number, heads)}"] = is_of, head.scores[:, label].astype(np.float64)
+    return found
+
+
+def names_of(class_names: Sequence[object] | None, number: int, heads: int, classes: int) -> list[str]:
+    """Return the names of the classes of a head, ``class N`` where there are none."""
+    own = class_names[number] if class_names is not None and heads > 1 and number < len(class_names) else class_names
+    return [_name(own if isinstance(own, list) else None, label) for label in range(classes)]
+
+
+def _suffix(number: int, heads: Sequence[object]) -> str:
+    return f" (head {number})" if len(heads) > 1 else ""

@@ -60,7 +60,7 @@ class Tracker(ABC):
 
 
 def _bases() -> tuple[type, ...]:
-    from up.tracking.log import TensorBoard
+    from up.tracking.tensorboard import TensorBoard
 
     return (Tracker, TensorBoard)
 
@@ -70,7 +70,7 @@ TRACKERS = Registry(
     {
         "clearml": "up.tracking.trackers.clearml:ClearML",
         "mlflow": "up.tracking.trackers.mlflow:MLflow",
-        "tensorboard": "up.tracking.log:TensorBoard",
+        "tensorboard": "up.tracking.tensorboard:TensorBoard",
         "trackio": "up.tracking.trackers.trackio:Trackio",
         "wandb": "up.tracking.trackers.wandb:WandB",
     },

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from up.data.transforms.table import LevelsToTensor, Normalize, Resize, ToTensor
-from up.preview.viewing import Units, channels_note, pixels_of, units_after, with_boxes
+from up.data.transforms.viewing import Units, channels_note, pixels_of, units_after, with_boxes
 
 LEVELS = torch.arange(0, 240, 10, dtype=torch.uint8).reshape(1, 4, 6)
 
