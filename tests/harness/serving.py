@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,6 +175,7 @@ def noise(seed: int, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> byt
     return encoded(Image.fromarray(pixels), kind)
 
 
+@cache
 def bomb(side: int = 30_000) -> bytes:
     """A PNG of few bytes and very many pixels."""
 
@@ -279,8 +281,8 @@ QUICK = [each for each in HOSTILE if each.ends != "stalls"]
 
 def attack(server: Address, hostile: Hostile, draw: random.Random) -> int | None:
     """Send a hostile request and return the status of the answer; None if the connection ended without one."""
+    data = hostile.data(draw)  # before the server begins to wait for it
     with server.raw() as connection:
-        data = hostile.data(draw)
         try:
             connection.sendall(data)
         except (BrokenPipeError, ConnectionResetError):

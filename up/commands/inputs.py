@@ -30,6 +30,11 @@ _INSTEAD_OF_PACKAGE: dict[Kind, str] = {
     "yaml": "Name it with --config, or the .tar that `up to_kestrel` made with --bundle.",
     "image": "Name the .tar that `up to_kestrel` made, or the .onnx of `up to_onnx`.",
 }
+_INSTEAD_OF_ONLY_PACKAGE: dict[Kind, str] = {  # of commands that take nothing else
+    **_INSTEAD_OF_PACKAGE,
+    "weights": "Export it with `up to_kestrel` first, and name the .tar.",
+    "yaml": "Name the .tar that `up to_kestrel {path}` writes.",
+}
 _INSTEAD_OF_CONFIG: dict[Kind, str] = {
     "folder": "`up train {path}` trains on a folder of photos and writes the YAML file for the other commands.",
     "weights": "Name it with --ckpt, and the YAML file that it was trained from with --config.",
@@ -103,7 +108,8 @@ def expect_checkpoint(path: Path | None) -> None:
 def expect_package(path: Path | None, flag: str = "--bundle ") -> None:
     """Raise ``UserError`` unless the path of ``--bundle`` may be a package."""
     if path is not None:
-        _expect(path, flag, "a package (.tar) or graph (.onnx)", _INSTEAD_OF_PACKAGE, (".tar", ".onnx"))
+        instead = _INSTEAD_OF_PACKAGE if flag else _INSTEAD_OF_ONLY_PACKAGE
+        _expect(path, flag, "a package (.tar) or graph (.onnx)", instead, (".tar", ".onnx"))
 
 
 def _expect(path: Path, flag: str, expected: str, instead: dict[Kind, str], suffixes: tuple[str, ...]) -> None:
