@@ -210,10 +210,10 @@ def test_a_wrong_kind_of_checkpoint(
 
 
 @pytest.mark.parametrize("kind", ["yaml", "png", "pth", "folder"])
-@pytest.mark.parametrize("command", ["predict", "verify"])
+@pytest.mark.parametrize("command", ["predict", "verify", "serve"])
 def test_a_wrong_kind_of_package(command: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = wrong_files(tmp_path)
-    words = [str(files[kind])] if command == "verify" else ["--bundle", str(files[kind]), str(files["png"])]
+    words = [str(files[kind])] if command != "predict" else ["--bundle", str(files[kind]), str(files["png"])]
     (line,) = refused([command, *words], capsys)
     assert f"{files[kind]}: got {KINDS[kind]}, expected a package" in line
     assert ("--ckpt" in line) == (kind == "pth")

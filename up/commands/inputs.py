@@ -32,7 +32,7 @@ _INSTEAD_OF_PACKAGE: dict[Kind, str] = {
 }
 _INSTEAD_OF_ONLY_PACKAGE: dict[Kind, str] = {  # of commands that take nothing else
     **_INSTEAD_OF_PACKAGE,
-    "weights": "Export it with `up to_kestrel` first, and name the .tar.",
+    "weights": "Export it with `up to_kestrel FILE.yaml --ckpt {path}` first, and name the .tar.",
     "yaml": "Name the .tar that `up to_kestrel {path}` writes.",
 }
 _INSTEAD_OF_CONFIG: dict[Kind, str] = {
