@@ -21,6 +21,13 @@ from up.report.paired import mcnemar
 VALIDATION = 13  # images
 
 
+@pytest.fixture(autouse=True)
+def _without_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of the time; the tests in a browser draw them."""
+    if "browser" not in request.node.name and "draws" not in request.node.name:
+        monkeypatch.setattr("up.report.content.svg", lambda *_: "<svg></svg>")
+
+
 @pytest.fixture(scope="module")
 def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained run ``run``, and runs ``s0`` to ``s3`` of one step, with seeds 0, 1, 0, 1 and two widths."""
@@ -53,7 +60,7 @@ def correct_in(folder: Path) -> list[bool]:
         return [row["correct"] == "1" for row in csv.DictReader(file)]
 
 
-def test_two_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_draws(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("run", "s0"):
         assert main(["eval", str(runs / name / "config.yaml"), "--out", str(tmp_path / name)]) == 0
     a, b = correct_in(tmp_path / "run"), correct_in(tmp_path / "s0")

@@ -22,6 +22,13 @@ from up.intervals import wilson
 VALIDATION = 13  # images
 
 
+@pytest.fixture(autouse=True)
+def _without_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of the time; the tests in a browser draw them."""
+    if "browser" not in request.node.name and "draws" not in request.node.name:
+        monkeypatch.setattr("up.report.content.svg", lambda *_: "<svg></svg>")
+
+
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_config(images, tmp_path_factory.mktemp("trained"))
@@ -45,7 +52,7 @@ def block(content: Any, name: str, kind: str) -> Any:
     return next(each for each in section(content, name)["blocks"] if each["kind"] == kind)
 
 
-def test_the_page_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_of_a_run_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     content = reported(run)
     said = capsys.readouterr().out
@@ -171,3 +178,14 @@ def test_the_page_in_a_browser(run: Path) -> None:
     reported(run)
     with browser() as started:
         check_page(started, run / "report.html", run)
+
+
+def test_without_the_extra_viz_there_is_the_json_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("up.figures", "up.pages.page"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="viz"):
+        content = reported(run)
+    assert not (run / "report.html").exists()
+    curves = block(content, "curves", "plots")["items"]
+    assert all(each["figure"] is None and "viz" in each["missing"] for each in curves)
+    assert curves[0]["data"]["lines"]["training"]

@@ -99,21 +99,18 @@ def confusion_section(
     ``image_of(row)`` is the image of a row of the predictions as a data URI.
     """
     matrix = confusion_matrix(head)
-    order = confused_order(matrix)
     wrong = matrix - np.diag(matrix.diagonal())
-    drawn = order
-    if len(order) > LARGEST_DRAWN:
-        mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
-        most = set(np.argsort(-mistakes, kind="stable")[:LARGEST_DRAWN].tolist())
-        drawn = [each for each in order if each in most]
+    mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
+    most = np.sort(np.argsort(-mistakes, kind="stable")[:LARGEST_DRAWN])
+    drawn = most[confused_order(matrix[np.ix_(most, most)])].tolist()
     pairs = _pairs(wrong)
     caption = "Rows are true classes, columns predictions; confused classes stand next to each other."
-    if len(drawn) < len(order):
-        caption += f" The {len(drawn)} of {count(len(order), 'class')} with most mistakes."
+    if len(drawn) < len(names):
+        caption += f" The {len(drawn)} of {count(len(names), 'class')} with most mistakes."
     side = 1.8 + (0.5 if len(drawn) <= 12 else 0.3 if len(drawn) <= 25 else 0.22) * len(drawn)
     chosen = matrix[np.ix_(drawn, drawn)]
     labels = [names[each] for each in drawn]
-    data = {"order": [names[each] for each in order], "classes": labels, "matrix": chosen}
+    data = {"classes": labels, "matrix": chosen}
     plot = Plot(f"confusion{suffix}", lambda figure: _cells(figure, chosen, labels), (side + 0.4, side), caption, data)
     if not pairs:
         return PageSection(f"confusion{suffix}", title, [plot, Note("No image is predicted wrongly.")])
