@@ -31,12 +31,13 @@ def problems(members: dict[str, bytes]) -> str:
 def test_a_good_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = packages.package(tmp_path)
     assert main(["verify", str(path)]) == 0
-    what, graph, vectors, verdict, _, predict = capsys.readouterr().out.splitlines()
+    what, graph, vectors, verdict, _, predict, serve = capsys.readouterr().out.splitlines()
     assert tells(what, "1.2.3", "fp32", "4", "12", "sha256")
     assert tells(graph, "18", "12", "parameters")
     assert vectors.startswith("2 test vectors: ")
     assert verdict == f"OK: {path} is valid"
     assert tells(predict, "IMAGE", "--bundle", path)
+    assert tells(serve, "serve", path)
 
 
 def test_accuracy_on_a_meta_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
