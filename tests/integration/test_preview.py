@@ -180,3 +180,12 @@ def test_tensorboard_gets_the_first_batch_and_changes_nothing(config: Config, wr
         " ".join([image["file"], ", ".join(image["lines"])]) for image in page["batch"]["images"]
     ]
     assert len(found["eval/confusion_matrix"]) == len(found["pr/red"]) + 2 == len(found["eval/top1"]) == 3
+
+
+def test_fixed_views_of_cached_features(config: Config, write: Write, tmp_path: Path) -> None:
+    config["finetune"] = {"freeze": "backbone", "features": "fixed_view"}
+    page = preview(write(config), tmp_path / "page")
+    assert page["samples"] == []
+    assert page["timeline"]["cached_features"] == {"from": 1, "to": 12}
+    assert any("finetune.features" in note for note in page["notes"])
+    assert page["batch"]["size"] == 8

@@ -105,8 +105,10 @@ def _samples(
     """Describe the first samples of a micro-batch after each transform, and as the evaluation crops them."""
     source = source_of(experiment, parts, own.step)
     if not isinstance(source, KeyedDataset):
-        why = "is no KeyedDataset" if source is parts.train_data else "are fixed views of finetune.features"
-        return [], [f"only the final images are shown: the samples ({type(source).__name__}) {why}"]
+        why = "the samples are fixed views (finetune.features)"
+        if source is parts.train_data:
+            why = f"{type(source).__name__} is no KeyedDataset, whose transforms can run one by one"
+        return [], [f"only the final images are shown: {why}"]
     grid, keys = Grid(source, experiment.task.collate, parts.device), own.keys[0][:images]
     grid.check(keys, own.data.batches[0], own.rows(0))
     evaluation, doubts = _evaluation_grid(experiment, source, grid)
