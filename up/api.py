@@ -162,14 +162,21 @@ def load(run: PathLike) -> TrainedRun:
 
 
 def evaluate(
-    config: PathLike, checkpoint: PathLike | None = None, overrides: Sequence[str] = (), *, out: PathLike | None = None
+    config: PathLike,
+    checkpoint: PathLike | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    out: PathLike | None = None,
+    allow_trained_images: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on ``dataset.test`` and return the metrics; as ``up eval``.
+
+    Raises ``UserError`` for images that it was trained on, unless ``allow_trained_images``.
 
     ``config`` is a YAML file or a run folder, ``checkpoint`` by default the best one of the run. The reports are written to
     ``out``, by default ``results`` in the run folder.
     """
-    return _evaluated(_experiment(config, overrides), checkpoint, out).metrics
+    return _evaluated(_experiment(config, overrides), checkpoint, out, allow_trained_images).metrics
 
 
 def build_model(config: PathLike, overrides: Sequence[str] = ()) -> Net:
@@ -344,11 +351,12 @@ def _line(axes: object, lines: Sequence[Mapping[str, float]], name: str, label: 
         axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "")  # type: ignore[attr-defined]
 
 
-def _evaluated(experiment: Experiment, checkpoint: PathLike | None, out: PathLike | None) -> EvaluationReport:
+def _evaluated(experiment: Experiment, checkpoint: PathLike | None, out: PathLike | None, allow: bool = False) -> EvaluationReport:
     from up.build.trained import evaluate_checkpoint
 
     named = None if checkpoint is None else Path(checkpoint)
-    metrics, intervals, files, _ = evaluate_checkpoint(experiment, named, None if out is None else Path(out))
+    folder = None if out is None else Path(out)
+    metrics, intervals, files, _ = evaluate_checkpoint(experiment, named, folder, allow_trained_images=allow)
     return EvaluationReport(metrics, files, intervals)
 
 

@@ -16,7 +16,7 @@ from up.build.fit import fit_machine
 from up.build.network import select_device, synchronize_and_compile
 from up.build.outline import findings_of, outline_of
 from up.build.parts import RunParts, build_parts
-from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start, open_folder, require_unfinished
+from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start, open_folder, require_unfinished, trained_images
 from up.build.training import build_runner, ema_of, optimizer_of
 from up.command_line import CommandLine
 from up.distributed.failures import join_group, local_phase, on_all_ranks
@@ -116,7 +116,7 @@ def session_of(
         evaluate_every=times.evaluate,
         checkpointing=Checkpointing(start.folder, times.save, start.checkpoint, config.trainer.best_within),
         bad_images=parts.bad_images,
-        hooks=Hooks([*parts.hooks.hooks, *(runner.hooks if is_main() else ())]),
+        hooks=Hooks([*parts.hooks.hooks, *([*runner.hooks, trained_images(parts)] if is_main() else ())]),
         stop=stop,
         stopping=parts.stopping,
         stop_step=times.stop,

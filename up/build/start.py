@@ -19,6 +19,7 @@ from up.build.parts import RunParts
 from up.build.record import record_run
 from up.build.training import rate_line
 from up.command_line import CommandLine
+from up.data.dataset import KeyedDataset
 from up.distill.build import start_lines
 from up.distributed import group
 from up.distributed.failures import on_all_ranks
@@ -34,6 +35,7 @@ from up.engine.folder import (
     set_aside,
     set_earlier_run_aside,
 )
+from up.engine.trained_images import TrainedImages
 from up.errors import NothingToDo, Problem, UserError
 from up.files import AVERAGES, BEST, LATEST, START, named_checkpoint, write_atomically, write_text
 from up.models.net import Net
@@ -206,6 +208,12 @@ def open_folder(experiment: Experiment, parts: RunParts, start: Start, command: 
     (folder / AVERAGES).unlink(missing_ok=True)  # they are made anew at the end
     mark_launch(folder)
     return warnings
+
+
+def trained_images(parts: RunParts) -> TrainedImages:
+    """Build the hook that records which images the run trains on."""
+    data = parts.train_data
+    return TrainedImages(data.files if isinstance(data, KeyedDataset) else None, parts.fingerprint.data_sha256)
 
 
 def attach_l2sp(experiment: Experiment, net: Net, optimizer: Optimizer, checkpoint: Path | None) -> None:

@@ -10,15 +10,17 @@ from typing import NamedTuple
 
 import torch
 
-from up.build.data import build_evaluation, derived_from_train, notes_on
+from up.build.data import build_evaluation, derived_from_train, notes_on, section_of
 from up.build.network import build_net, precision_of, select_device, synchronize_and_compile, to_device
 from up.config.parts import DerivedArguments
+from up.data.dataset import KeyedDataset
 from up.data.records import Dataset
 from up.distributed import group
 from up.distributed.failures import join_group, local_phase, on_all_ranks
 from up.engine.ema import NoEma
 from up.engine.evaluate import Evaluation
 from up.engine.folder import open_run_folder
+from up.engine.trained_images import expect_not_trained_on
 from up.errors import UserError
 from up.files import BEST, LATEST, best_of_run, named_checkpoint
 from up.intervals import Interval
@@ -112,12 +114,21 @@ class EvaluatedCheckpoint(NamedTuple):
     loaded: LoadReport | None
 
 
-def evaluate_checkpoint(experiment: Experiment, checkpoint: Path | None, out: Path | None) -> EvaluatedCheckpoint:
-    """Evaluate a checkpoint on ``dataset.test`` and write the reports of the task, on the main rank."""
+def evaluate_checkpoint(
+    experiment: Experiment, checkpoint: Path | None, out: Path | None, *, allow_trained_images: bool = False
+) -> EvaluatedCheckpoint:
+    """Evaluate a checkpoint on ``dataset.test`` and write the reports of the task, on the main rank.
+
+    Raises ``UserError`` for images that it was trained on, unless ``allow_trained_images``.
+    """
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
     net, report, evaluation, dataset, known = ready_to_evaluate(experiment, checkpoint, folder)
     with on_all_ranks():
         if group.is_main():
+            if report is not None and experiment.task.is_labelled(section_of(experiment, "test").dataset):
+                files = dataset.files if isinstance(dataset, KeyedDataset) else None
+                with experiment.placing("dataset.test"):
+                    expect_not_trained_on(find_checkpoint(experiment, checkpoint), files, allowed=allow_trained_images)
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():
         LOGGER.warning(note)

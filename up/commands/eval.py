@@ -25,6 +25,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument("--out", type=Path, help="folder for the reports (default: saver.results_dir, else the run's results)")
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
+    what = "evaluate images that the checkpoint was trained on, too, instead of stopping with exit code 2"
+    parser.add_argument("--allow-trained-images", action="store_true", help=what)
     add_output(parser)
     add_launch(parser)
     parser.add_config()
@@ -37,10 +39,21 @@ def main(words: list[str]) -> int:
         expect_config(arguments.config, overrides)
         code = launched(launch_of(arguments), words, lambda: None)
         command = CommandLine.typed(words)
-        return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out, command) if code is None else code
+        if code is not None:
+            return code
+        allowed: bool = arguments.allow_trained_images
+        return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out, command, allow_trained_images=allowed)
 
 
-def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: Path | None, command: CommandLine) -> int:
+def evaluate(
+    config: Path,
+    overrides: list[str],
+    checkpoint: Path | None,
+    out: Path | None,
+    command: CommandLine,
+    *,
+    allow_trained_images: bool = False,
+) -> int:
     """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written."""
     from up.build.experiment import load_experiment
     from up.build.trained import NO_WEIGHTS, evaluate_checkpoint
@@ -50,7 +63,8 @@ def evaluate(config: Path, overrides: list[str], checkpoint: Path | None, out: P
     with local_phase():
         experiment = load_experiment(config, overrides)
     with reported_to_peers(), experiment.plugin_errors():
-        metrics, intervals, written, read = evaluate_checkpoint(experiment, checkpoint, out)
+        allowed = allow_trained_images
+        metrics, intervals, written, read = evaluate_checkpoint(experiment, checkpoint, out, allow_trained_images=allowed)
     if not is_main():
         return 0
     source = NO_WEIGHTS if read is None else str(read.source)
