@@ -68,15 +68,16 @@ class EpochLines(Hook):
         self._speed.leave_out()
 
     def _shown(self, name: str, value: float, leave: int) -> LinePart:
+        brief = name.removeprefix("ema_")  # a line of short parts has the metrics of one set of weights
         if name.endswith("loss"):
             kind = name.removesuffix("loss").replace("_", " ")
-            return LinePart(f"{kind}val loss {value:.4f}", f"{kind}val {value:.4f}", leave)
+            return LinePart(f"{kind}val loss {value:.4f}", "" if leave else f"val {value:.4f}", leave)
         best, star = (" (best)", "*") if name == self._best else ("", "")
         text, interval = f"{name} {value:.2f}", self._intervals.get(name)
         if interval is None:
-            return LinePart(f"{text}{self.unit}{best}", f"{text}{star}", leave)
+            return LinePart(f"{text}{self.unit}{best}", "" if leave else f"{brief} {value:.2f}{star}", leave)
         limits = f"({interval.low:.1f}–{interval.high:.1f})"
-        return LinePart(f"{text}{self.unit} {interval}{best}", f"{text} {limits}{star}", leave)
+        return LinePart(f"{text}{self.unit} {interval}{best}", "" if leave else f"{brief} {value:.2f} {limits}{star}", leave)
 
     def _log(self, step: int, metrics: Mapping[str, float], measured: Sequence[LinePart] = ()) -> None:
         losses = self._losses.read()
@@ -86,7 +87,7 @@ class EpochLines(Hook):
         left_s = (self._outline.total_steps - step) * (now - self._begun) / done
         epoch = self._outline.epoch_at(step)
         line = [LinePart(epoch, epoch.removeprefix("epoch "))]
-        line += [LinePart(f"train loss {value:.4f}", f"train {value:.4f}") for value in losses.values()]
+        line += [LinePart(f"train loss {value:.4f}", f"train {value:.4f}", 1) for value in losses.values()]
         line += measured
         line += [] if self._lr is None else [LinePart(text := f"lr {self._lr:.4g}", text, 2)]
         line.append(LinePart(text := f"{images_per_s:,.0f} images/s", text, 3))

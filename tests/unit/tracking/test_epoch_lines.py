@@ -12,6 +12,8 @@ from torch import nn
 
 from tests.harness.facts import each_tells, tells
 from up.engine.hooks import Outline, StepReport
+from up.intervals import Interval
+from up.tracking.console import fitted
 from up.tracking.epoch_lines import EpochLines
 from up.tracking.log import LOGGER
 
@@ -69,3 +71,21 @@ def test_an_evaluation_within_an_epoch_and_one_without_labels(caplog: pytest.Log
     assert tells(first, "2", "more", "metrics.jsonl")
     assert tells(second, "3/5", "1", "3.0000", "0.1667", "0:00")
     assert tells(third, "5/5", "1.67", "4.5000", "0.1", "0:00")
+
+
+@pytest.mark.parametrize(
+    ("width", "has", "lacks"), [(170, "n = 359", "*"), (60, "(93.6–97.7)*", "ema"), (46, "val 0.2500", "train")]
+)
+def test_a_narrow_terminal_has_one_line_for_the_averaged_weights(
+    caplog: pytest.LogCaptureFixture, width: int, has: str, lacks: str
+) -> None:
+    hook = started(EpochLines(unit="%"), evaluated=lambda step: step == 3)
+    train(hook, 1, 2, 3)
+    hook.on_best(3, "ema_top1", 96.1)
+    hook.on_intervals(3, {name: Interval(93.6, 97.7, 359) for name in ("ema_top1", "top1")})
+    hook.on_evaluation(3, {"ema_top1": 96.1, "ema_loss": 0.25, "top1": 90.0, "loss": 0.5})
+    line = fitted(caplog.records[-1].shown, width)  # type: ignore[attr-defined]
+    assert len(line) <= width
+    assert has in line
+    assert lacks not in line
+    assert line.count("top1") == 1

@@ -80,6 +80,7 @@ class SentRecord:
 
     def __init__(self, path: Path, patience_s: float) -> None:
         self.path = path
+        self._file: int | None = None
         self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         end = time.monotonic() + patience_s
         while True:  # the process of a killed training may still be sending
@@ -102,10 +103,10 @@ class SentRecord:
             return {}
 
     def write(self, run_id: str, last_step: int) -> None:
-        """Replace the record."""
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"run_id": run_id, "last_step": last_step}) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        """Write the record over the one before, which is no longer: once a row, so in one call."""
+        if self._file is None:
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.pwrite(self._file, json.dumps({"run_id": run_id, "last_step": last_step}).encode() + b"\n", 0)
 
 
 class Desk:
