@@ -34,7 +34,7 @@ def after_training(
     yield f"finished: {', '.join(filter(None, (done, session.progress.stopped_by, best)))}"
     names = {"best": BEST, "newest": LATEST, "log": "train.log", "metrics": "metrics.jsonl", "curves": "tensorboard"}
     yield from listed({name: folder / file for name, file in names.items() if (folder / file).exists()})
-    test = {} if experiment.config.dataset.test is None else {"evaluate": ("eval",)}
+    test = {} if experiment.config.dataset.test is None else {"evaluate": ("eval",), "report": ("report",)}
     config = experiment.path
     if configuration(config, overrides)[1:] and not experiment.config.runtime.plugins:  # plug-ins may be beside the file
         config, overrides = folder / "config.yaml", ()
