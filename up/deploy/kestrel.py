@@ -107,7 +107,7 @@ def problems_of(
         if given is not None and (len(given) != len(derived) or not np.allclose(given, derived, rtol=0, atol=_PIXEL_TOLERANCE)):
             expected = f"that of the test transforms, {[round(value, 3) for value in derived]} (levels, 0 to 255)"
             yield _problem(key, given, expected, "Leave it out: it follows from normalize.")
-    if "is_rgb" in settings.model_fields_set and settings.is_rgb != (order == "RGB"):
+    if settings.is_rgb is not None and settings.is_rgb != (order == "RGB"):
         yield _problem("is_rgb", settings.is_rgb, f"{order == 'RGB'}: the net is trained on {order} images", "Leave it out.")
     if settings.resize_hw is not None and _pair(settings.resize_hw) != list(size):
         produced = f"what the test transforms produce: {size[0]} x {size[1]} (height x width)"

@@ -246,8 +246,8 @@ class ToKestrelSection(Section):
     """Mean of each channel, 0 to 255; unset uses 255 times that of ``normalize``."""
     pixel_stds: list[float] | None = None
     """Standard deviation of each channel, 0 to 255; unset uses 255 times that of ``normalize``."""
-    is_rgb: bool = True
-    """Channels are red, green, blue."""
+    is_rgb: bool | None = None
+    """Channels are red, green, blue; unset follows from the images of training."""
     save_all_label: bool = True
     """Report the score of every class."""
     type: str = "UNKNOWN"

@@ -131,6 +131,7 @@ def test_all_of_them_are_told_at_once() -> None:
 def test_settings_that_repeat_what_is_derived() -> None:
     assert not problems(ToKestrelSection(pixel_means=[127.52, 127.5, 127.5], pixel_stds=[63.75] * 3, is_rgb=True, resize_hw="8x8"))
     assert not problems(ToKestrelSection(is_rgb=False), order="BGR")
+    assert not problems(ToKestrelSection.model_validate(ToKestrelSection().model_dump()), order="BGR")  # as config.yaml has it
     assert not problems(ToKestrelSection(), order="BGR")
     (problem,) = problems(ToKestrelSection(is_rgb=True), order="BGR")
     assert problem.startswith("to_kestrel.is_rgb: got true")
