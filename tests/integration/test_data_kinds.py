@@ -29,6 +29,7 @@ ELSEWHERE = {
     "backbone": "tests/unit/models/test_backbones.py, and tests/configs of those that are shipped",
     "algorithm": "tests/integration/test_search_algorithms.py, test_supernet.py",
     "space": "tests/docs/test_search.py",
+    "tracker": "tests/integration/test_trackers.py, test_real_trackers.py",
 }
 OF_SUPERNETS = {"darts", "cars"}  # runners: tests/integration/test_supernet.py
 

@@ -55,9 +55,9 @@ class Screen:
         """Run a program on the terminal; ``on`` is called after each piece of its output. Returns its exit code."""
         pid, terminal = pty.fork()
         if pid == 0:
-            os.environ |= {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            os.environ.pop("COLUMNS", None)
-            os.execv(words[0], words)
+            environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            environment.pop("COLUMNS", None)
+            os.execve(words[0], words, environment)  # not execv: readline adds COLUMNS behind os.environ
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.lines, self.screen.columns, 0, 0))
         while select.select([terminal], [], [], 120)[0]:
             try:

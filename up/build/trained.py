@@ -123,16 +123,19 @@ def evaluate_checkpoint(
     """
     folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
     net, report, evaluation, dataset, known = ready_to_evaluate(experiment, checkpoint, folder)
+    unchecked = ""
     with on_all_ranks():
         if group.is_main():
             if report is not None and experiment.task.is_labelled(section_of(experiment, "test").dataset):
                 files = dataset.files if isinstance(dataset, KeyedDataset) else None
                 with experiment.placing("dataset.test"):
-                    expect_not_trained_on(find_checkpoint(experiment, checkpoint), files, allowed=allow_trained_images)
+                    unchecked = expect_not_trained_on(find_checkpoint(experiment, checkpoint), files, allowed=allow_trained_images)
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():
         LOGGER.warning(note)
     metrics, served, intervals = evaluation(net, NoEma())
+    if unchecked:
+        LOGGER.info(unchecked)
     if known is None and group.is_main():
         names = some_of(experiment.task.derived_from_data_only(experiment.config.net))
         warnings.warn(

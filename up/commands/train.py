@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
         from up.commands.eval import evaluate
 
         code = launched(launch_of(arguments), words, lambda: None)
-        return evaluate(arguments.config, overrides, None, None, CommandLine.typed(words)) if code is None else code
+        command = CommandLine.typed(words)
+        # UP's command evaluates whatever the file names, with a warning
+        return evaluate(arguments.config, overrides, None, None, command, allow_trained_images=True) if code is None else code
     return launch_and_train(arguments.config, overrides, launch_of(arguments), words, CommandLine.typed(words))
 
 

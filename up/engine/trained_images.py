@@ -113,25 +113,24 @@ def recorded_in(checkpoint: Path) -> Recorded:
         return Recorded(None, "it does not record its images")
 
 
-def expect_not_trained_on(checkpoint: Path, files: Listing | None, *, allowed: bool) -> None:
+def expect_not_trained_on(checkpoint: Path, files: Listing | None, *, allowed: bool) -> str:
     """Raise ``UserError`` for images that the weights of ``checkpoint`` were trained on; ``allowed`` warns instead.
 
-    Logs the reason where the images cannot be compared.
+    Returns a line for the log where the images cannot be compared, else an empty one.
     """
     recorded = recorded_in(checkpoint)
     if recorded.keys is None or files is None:
         reason = recorded.reason or "the data set names no files"
-        LOGGER.info("%s: not checked for images that were trained on: %s", checkpoint, reason)
-        return
+        return f"{checkpoint}: not checked for images that were trained on: {reason}"
     found = np.flatnonzero(np.isin(keys_of(files)[0], recorded.keys)).tolist()
     if not found:
-        return
+        return ""
     names = some_of((files.names[index] for index in found), 3)
     what = (
         f"{checkpoint} was trained on {len(found):,} of {count(len(files), 'test image')} ({names}): the result would be too good"
     )
     if allowed:
         LOGGER.warning("%s", what)
-        return
+        return ""
     fix = f"Remove them (`up data check` finds them), or evaluate on them all the same: {FLAG}."
     raise UserError(what, fix=fix)

@@ -70,7 +70,7 @@ def output_as(mode: str) -> Iterator[None]:
             write_json_line("error" if error.exit_code else "info", "end", str(error), exit_code=error.exit_code)
         raise
     finally:
-        del os.environ[OUTPUT]
+        os.environ.pop(OUTPUT, None)
         if before is not None:
             os.environ[OUTPUT] = before
 

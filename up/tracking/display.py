@@ -45,7 +45,8 @@ class TrainingBar(Progress):
         """Yield the bar, and the numbers below it."""
         for renderable in super().get_renderables():
             yield Constrain(renderable, self._screen.width - 1)
-        yield Text(fitted(self.numbers, self._screen.width - 1), no_wrap=True, overflow="crop")
+        numbers = fitted(self.numbers, self._screen.width - 1) or " "  # of an empty text rich would not count the line
+        yield Text(numbers, no_wrap=True, overflow="crop")
 
     def advance_to(self, step: int) -> None:
         """Move the bar to ``step``."""

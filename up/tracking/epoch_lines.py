@@ -89,11 +89,11 @@ class EpochLines(Hook):
         line = [LinePart(epoch, epoch.removeprefix("epoch "))]
         line += [LinePart(f"train loss {value:.4f}", f"train {value:.4f}", 1) for value in losses.values()]
         line += measured
-        line += [] if self._lr is None else [LinePart(text := f"lr {self._lr:.4g}", text, 2)]
-        line.append(LinePart(text := f"{images_per_s:,.0f} images/s", text, 3))
+        line += [] if self._lr is None else [LinePart(text := f"lr {self._lr:.4g}", text, 3)]
+        line.append(LinePart(text := f"{images_per_s:,.0f} images/s", text, 4))
         line.append(LinePart(text := f"data wait {100 * data_wait:.0f}%", text, 4))
-        line.append(LinePart(text := duration(spent), text, 1))
-        line.append(LinePart(text := f"left {duration(left_s)}", text, 1))
+        line.append(LinePart(text := duration(spent), text, 4))
+        line.append(LinePart(text := f"left {duration(left_s)}", text, 2))
         fields: Record = {"step": step, "epoch": step / self._outline.steps_per_epoch, "lr": self._lr, **metrics}
         fields |= {f"train_{name}": value for name, value in losses.items()}
         fields |= {"images_per_s": images_per_s, "data_wait": data_wait, "seconds": spent, "left_s": left_s}
