@@ -42,6 +42,7 @@ top-1 on the 359 validation images: {metrics["top1"]:.2f} %   (trained in {minut
 {PACKAGE}                                                     the package, see docs/deploy.md
 
 try next (after: source .venv/bin/activate)
+  python -m up report {RUN}      a page to open: curves, classes, worst mistakes
   python -m up train --config {CONFIG} --opts trainer.max_epoch=5 saver.save_dir=runs/short
   python -m up to_kestrel --config {CONFIG} --quantize int8 --save-to runs/int8
   python -m up check --config configs/cls/res50_strikes.yaml --no-files

@@ -91,7 +91,9 @@ def classes_in(folder: Path) -> list[str]:
 def _expect_there(path: Path) -> None:
     if not path.exists():
         near = did_you_mean(path.name, (entry.name for entry in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise UserError(f"{path}: no such file or folder.{near}", expected="a folder of class folders, or a list of images")
+        raise UserError(
+            f"{path}: no such file or folder", expected="a folder of class folders, or a list of images", fix=near.strip()
+        )
 
 
 def _source_of_path(name: str, path: Path, first: DataSource | None, image_dir: Path | None) -> DataSource:
