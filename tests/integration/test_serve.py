@@ -482,6 +482,7 @@ def test_a_client_that_leaves_gives_its_place_back(package: Path) -> None:
             wait_for(lambda: metrics_of(server)["up_queue_images"] == 2)
         model.go.set()
         wait_for(lambda: metrics_of(server)["up_queue_images"] == 0)
+        assert server.predict(("1", GOOD)).status == 200
 
 
 def test_a_graph_that_fails_is_an_error_and_not_the_end(package: Path, caplog: pytest.LogCaptureFixture) -> None:

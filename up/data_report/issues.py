@@ -10,7 +10,7 @@ from pathlib import Path
 from up.data_report.confident import label_issues
 from up.data_report.out_of_sample import OutOfSample
 from up.files import make_folder, write_text
-from up.pages.images import thumbnail
+from up.pages.images import thumbnail_if_readable
 from up.pages.page import write_page
 from up.types import Record
 
@@ -63,9 +63,7 @@ def write_issues(report: Record, folder: Path) -> list[Path]:
     write_text(folder / "issues.csv", text.getvalue())
     figures: dict[str, str] = {}
     for at, row in enumerate(report["issues"][:_PICTURED]):
-        try:
-            figures[f"issue-{at}"] = thumbnail(row["path"], 128)
-        except Exception:  # Pillow cannot read images of some readers
-            continue
-        row["figure"] = f"issue-{at}"
+        if (uri := thumbnail_if_readable(row["path"], 128)) is not None:  # None for images of some readers
+            figures[f"issue-{at}"] = uri
+            row["figure"] = f"issue-{at}"
     return [folder / "issues.csv", *write_page(folder, "issues", "data_report/issues.html", report, figures)]

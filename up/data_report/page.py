@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from up.files import make_folder
-from up.pages.images import thumbnail
+from up.pages.images import thumbnail_if_readable
 from up.pages.page import write_page
 from up.types import Record
 
@@ -19,12 +19,9 @@ def write_report(report: Record, folder: Path) -> list[Path]:
     make_folder(folder)
     figures: dict[str, str] = {}
     for image in _shown(report):
-        try:
-            uri = thumbnail(image["path"], _SIDE)
-        except Exception:  # Pillow's decoders raise many kinds of errors; the report says that the image cannot be read
-            continue
-        image["figure"] = f"image-{len(figures)}"
-        figures[image["figure"]] = uri
+        if (uri := thumbnail_if_readable(image["path"], _SIDE)) is not None:
+            image["figure"] = f"image-{len(figures)}"
+            figures[image["figure"]] = uri
     return write_page(folder, "data_report", "data_report/check.html", report, figures)
 
 

@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -90,6 +92,10 @@ def _split_of(files: Listing) -> Record | None:
         return None
 
 
+_NOT_OURS = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, UnpicklingError, BadZipFile)
+"""What reading another file of weights raises."""
+
+
 class Recorded(NamedTuple):
     """Keys of the images that the weights of a checkpoint were trained on, or the reason why they are not known."""
 
@@ -103,7 +109,7 @@ def recorded_in(checkpoint: Path) -> Recorded:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         state = content["hooks"]["TrainedImages"]
         return Recorded(None if state["keys"] is None else state["keys"].numpy(), state["reason"])
-    except Exception:  # other files of weights fail in many ways; whoever loads the weights reports them
+    except _NOT_OURS:  # whoever loads the weights reports them
         pass
     try:
         with np.load(checkpoint.parent / FILE, allow_pickle=False) as found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,16 @@ def thumbnail(source: Source, side: int = 192) -> DataUri:
     uri = DataUri(f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}")
     uri.is_small = is_small
     return uri
+
+
+def thumbnail_if_readable(path: str | Path, side: int) -> DataUri | None:
+    """Return the thumbnail of a file; None for one that Pillow cannot read, by any of the errors that its decoders raise."""
+    try:
+        return thumbnail(path, side)
+    except (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error):
+        return None
+    except Image.DecompressionBombError:
+        return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

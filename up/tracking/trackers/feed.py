@@ -119,7 +119,7 @@ class Feed:
         if not self._open:
             self._heard = time.monotonic()
         elif (waited := time.monotonic() - self._heard) > self.PATIENCE_S:
-            self._warn(f"it has not answered for {waited:.0f} s; training goes on without waiting for it")
+            self._warn(f"it has not answered for {waited:.0f} s; training continues without it")
 
     def _read(self, reply: Json) -> None:
         self._heard = time.monotonic()
