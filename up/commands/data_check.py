@@ -13,11 +13,10 @@ from rich.text import Text
 
 from up.commands.arguments import positive
 from up.commands.check import with_progress
-from up.commands.inputs import load_checked
+from up.commands.inputs import expect_writable, load_checked
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables
 from up.errors import UserError
-from up.files import unwritable
 from up.text import count, size_text
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ def main(words: list[str]) -> int:
     """Check data sets, write the report, and return the exit code."""
     arguments = parsed(words[2:])
     began = time.time()
-    if (reason := unwritable(arguments.out)) is not None:
-        raise UserError(f"--out {arguments.out}: nothing can be written there: {reason}", fix="Name another folder.")
+    expect_writable(arguments.out)
     found, problems = sources_of(arguments)
     from up.data_report.check import report_of
     from up.data_report.images import read_images

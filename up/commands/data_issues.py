@@ -11,10 +11,9 @@ from pathlib import Path
 from rich.text import Text
 
 from up.commands.arguments import natural
+from up.commands.inputs import expect_writable
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables
-from up.errors import UserError
-from up.files import unwritable
 from up.intervals import accuracy_text
 from up.text import count
 
@@ -32,8 +31,7 @@ def main(words: list[str]) -> int:
     """Find label errors, write the report, and return the exit code."""
     arguments = parsed(words[2:])
     run, out = arguments.run, arguments.out or arguments.run / "issues"
-    if (reason := unwritable(out)) is not None:
-        raise UserError(f"--out {out}: nothing can be written there: {reason}", fix="Name another folder.")
+    expect_writable(out)
     from up.data_report.issues import issues_of, write_issues
     from up.data_report.out_of_sample import of_folds, of_validation
 

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 from up.commands.arguments import natural
+from up.commands.inputs import expect_writable
 from up.commands.parser import CommandParser
-from up.errors import UserError
-from up.files import unwritable
 from up.text import count
 
 _MORE = """\
@@ -24,8 +23,7 @@ def main(words: list[str]) -> int:
     arguments = parsed(words[2:])
     path = Path(arguments.images)
     out = arguments.out or Path("splits") / path.resolve().stem
-    if (reason := unwritable(out)) is not None:
-        raise UserError(f"--out {out}: nothing can be written there: {reason}", fix="Name another folder.")
+    expect_writable(out)
     from up.data_report.splits import Wanted, drawn, write_splits
 
     wanted = Wanted(arguments.val, arguments.test, arguments.folds or 0, arguments.seed, arguments.group_column)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from up.distributed.env import world_in_environment
 from up.errors import ConfigError, Problem, UserError
 from up.file_kinds import NAMES, Kind, kind_of
-from up.files import named_checkpoint
+from up.files import named_checkpoint, unwritable
 from up.text import Verbatim, did_you_mean
 
 if TYPE_CHECKING:
@@ -125,3 +125,9 @@ def _expect_kind(path: Path, flag: str, expected: str, instead: dict[Kind, str])
     kind = kind_of(path)
     if kind in instead:
         raise UserError(f"{flag}{path}", got=Verbatim(NAMES[kind]), expected=expected, fix=instead[kind].format(path=path))
+
+
+def expect_writable(out: Path) -> None:
+    """Raise ``UserError`` if nothing can be written to the folder of ``--out``, before long work whose result would be lost."""
+    if (reason := unwritable(out)) is not None:
+        raise UserError(f"--out {out}: nothing can be written there: {reason}", fix="Name another folder.")

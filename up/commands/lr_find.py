@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from up.commands.arguments import positive
-from up.commands.inputs import expect_config, expect_training_files
+from up.commands.inputs import expect_config, expect_training_files, expect_writable
 from up.commands.parser import CommandParser
 from up.errors import UserError
-from up.files import make_folder, unwritable, write_bytes, write_json
+from up.files import make_folder, write_bytes, write_json
 
 
 def main(words: list[str]) -> int:
@@ -25,8 +25,7 @@ def main(words: list[str]) -> int:
     expect_config(arguments.config, arguments.opts)
     expect_training_files(arguments.config, arguments.opts)
     out = arguments.out or Path("lr_find", arguments.config.stem)
-    if (reason := unwritable(out)) is not None:
-        raise UserError(f"--out {out}: nothing can be written there: {reason}", fix="Name another folder.")
+    expect_writable(out)
     from up.build.experiment import load_experiment
     from up.build.lr_find import curve_of, find_lr
     from up.figures import missing_matplotlib

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from up.commands.arguments import positive
-from up.commands.inputs import expect_config, expect_training_files
+from up.commands.inputs import expect_config, expect_training_files, expect_writable
 from up.commands.parser import CommandParser
-from up.errors import UserError
-from up.files import unwritable
 
 
 def main(words: list[str]) -> int:
@@ -23,8 +21,7 @@ def main(words: list[str]) -> int:
     expect_config(arguments.config, arguments.opts)
     expect_training_files(arguments.config, arguments.opts)
     out = arguments.out or Path("preview", arguments.config.stem)
-    if (reason := unwritable(out)) is not None:
-        raise UserError(f"--out {out}: nothing can be written there: {reason}", fix="Name another folder.")
+    expect_writable(out)
     from up.build.experiment import load_experiment
     from up.preview.content import preview
     from up.preview.write import write_preview

@@ -6,11 +6,10 @@ import math
 from pathlib import Path
 
 from up.commands.arguments import positive
-from up.commands.inputs import expect_checkpoint, expect_config
+from up.commands.inputs import expect_checkpoint, expect_config, expect_writable
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.errors import UserError
-from up.files import unwritable
 from up.text import count
 from up.types import Record
 
@@ -38,8 +37,7 @@ def main(words: list[str]) -> int:
     expect_checkpoint(arguments.ckpt)
     expect_config(run / "config.yaml", arguments.opts)
     out = arguments.out or run / "replay" / f"step{arguments.step}"
-    if (reason := unwritable(out)) is not None:
-        raise UserError(f"--out {out}: nothing can be written there: {reason}", fix="Name another folder.")
+    expect_writable(out)
     from up.build.experiment import load_experiment
     from up.files import named_checkpoint
     from up.preview.replay import ReplayRequest, replay
