@@ -85,7 +85,7 @@ def test_the_yaml_repeats_the_call() -> None:
 def test_pieces() -> None:
     run = finetune("photos/train", epochs=1, out="runs/pieces", progress=False)
     dataset = build_dataset(run.config)
-    assert len(dataset) == 20
+    assert len(dataset) == 22
     assert torch.as_tensor(dataset[SampleKey(0, 0)]["gt"]) in (0, 1)
     net = build_model("runs/pieces.yaml").eval()
     assert net({"image": torch.zeros(2, 3, 32, 32)})["logits"].shape == (2, 2)

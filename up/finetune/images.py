@@ -20,7 +20,7 @@ from up.tasks.cls.data.metas import SampleTable
 from up.tasks.cls.data.tables import LISTS, TableSpec, kind_of_list, read_table
 from up.text import count, did_you_mean, some_of
 
-SHARE = 0.2  # of every class, for validation
+SHARE = 0.1  # of every class, for validation: with few images, those that train are worth more
 UNREADABLE = 0.05  # share of the images that may be
 _TRAIN, _VALIDATE = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 _SURVEYED = 2000  # images whose header is read

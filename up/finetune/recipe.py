@@ -12,7 +12,7 @@ from up.text import count
 from up.types import Record
 
 _LINE = "\n"
-_BEST = "best_within: 1  # the best checkpoint is the latest within a standard error of the highest metric"
+_BEST = "best_within: 2  # the best checkpoint is the latest within two standard errors of the highest metric"
 
 
 def yaml_of(choices: Choices) -> str:

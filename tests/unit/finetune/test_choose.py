@@ -73,7 +73,7 @@ def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
     few, many = chosen({"a": 4, "b": 4}), chosen({"a": 150, "b": 150})
     assert (few.batch_size, many.batch_size) == (2, 32)
     assert few.epochs == 60
-    assert chosen({"a": 150, "b": 150}, epochs=20).batch_size == 16  # 240 images: 150 steps of 32
+    assert chosen({"a": 150, "b": 150}, epochs=20).batch_size == 16  # 270 images: 169 steps of 32
 
 
 @pytest.mark.usefixtures("_downloaded")
@@ -97,7 +97,7 @@ def test_pretrained_weights_train_shorter(chosen: Chosen, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("_downloaded")
 def test_longer_trainings_have_a_moving_average(chosen: Chosen) -> None:
     decays = [chosen({"a": 40, "b": 40}, 100, epochs=epochs).ema for epochs in (5, 60, 400)]
-    assert decays == [None, 0.98, 0.99]  # 64 images: 4 steps of 16 an epoch
+    assert decays == [None, 0.98, 0.99]  # 72 images: 5 steps of 16 or 3 of 32 an epoch
     made = yaml.safe_load(yaml_of(chosen({"a": 40, "b": 40}, 100, epochs=60)))
     assert made["ema"] == {"enable": True, "kwargs": {"decay": 0.98, "warmup": 10}}
 
@@ -133,9 +133,9 @@ class TestSplit:
             for path, text in files.items()
             if path.suffix == ".jsonl"
         }
-        assert [[labels[name].count(each) for each in range(3)] for name in ("train.jsonl", "val.jsonl")] == [[1, 2, 24], [1, 1, 6]]
+        assert [[labels[name].count(each) for each in range(3)] for name in ("train.jsonl", "val.jsonl")] == [[1, 2, 27], [1, 1, 3]]
         record = json.loads(next(text for path, text in files.items() if path.name == "split.json"))
-        assert (record["train"]["images"], record["validation"]["images"]) == (27, 8)
+        assert (record["train"]["images"], record["validation"]["images"]) == (30, 5)
 
     def test_is_the_same_for_the_same_images(self, chosen: Chosen) -> None:
         first, second = (meta_files(chosen({"a": 9, "b": 9}, out=Path("runs/x"))) for _ in range(2))
