@@ -12,6 +12,7 @@ import yaml
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
+from up.config.nodes import read_plain
 from up.data.records import Batch
 from up.distill.onnx_teacher import OnnxTeacher
 from up.distill.section import GRAPHS, has_labels, weights_of_teachers
@@ -248,9 +249,12 @@ def _blamed_on(experiment: Experiment, key: str) -> Iterator[None]:
 def _image_sizes(experiment: Experiment, weights: Weights) -> dict[str, Size]:
     """Read the image sizes in "train" and "test" from the transforms of the configuration in a checkpoint."""
     found: dict[str, Size] = {}
+    config: object = None
+    with suppress(yaml.YAMLError):
+        config = read_plain(weights.config or "")
     for phase in PHASES:
-        with suppress(UserError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-            listed = yaml.safe_load(weights.config or "")["dataset"][phase]["dataset"]["kwargs"]["transformer"]
+        with suppress(UserError, KeyError, TypeError, AttributeError):
+            listed = config["dataset"][phase]["dataset"]["kwargs"]["transformer"]  # type: ignore[index]
             spec = experiment.task.input_spec([experiment.build(part, "transform") for part in listed])
             found |= {phase: spec.fixed} if spec is not None and spec.fixed else {}
     return found

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from pydantic import ValidationError
 
+from up.config.nodes import read_plain
 from up.config.parts import Tables
 from up.config.walk import leaves
 from up.errors import UserError
@@ -53,7 +53,7 @@ def changes(then: str, now: str, tables: Tables) -> list[Change]:
     """
     if then == now:
         return []
-    old, new = (leaves(Config, _completed(yaml.safe_load(text)), tables) for text in (then, now))
+    old, new = (leaves(Config, _completed(read_plain(text)), tables) for text in (then, now))
     found = []
     for key in dict.fromkeys([*old, *new]):
         earlier, later = old.get(key), new.get(key)

@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import timm
-import yaml
 
+from up.config.nodes import read_plain
 from up.errors import UserError
 from up.files import BEST, best_of_run
 from up.models.backbones import BACKBONES
@@ -130,7 +130,7 @@ def _of_file(path: Path) -> Network:
     """Find the network of a file: by the configuration in our checkpoints, else by the name of the file."""
     weights = read_state(path)
     if weights.config is not None:
-        return _of_config(yaml.safe_load(weights.config), str(path))
+        return _of_config(read_plain(weights.config), str(path))
     stem = re.sub(r"[^a-z0-9]+", "_", path.name.lower())
     if any(key.startswith("_conv_stem.") for key in weights.model):  # EfficientNets converted from TensorFlow
         stem = f"tf_{stem}"
