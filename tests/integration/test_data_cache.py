@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +17,8 @@ import torch
 from PIL import Image
 
 from tests.harness.facts import tells
-from tests.harness.images import picture
-from tests.harness.ranks import Cluster
+from tests.harness.images import encoded, picture
+from tests.harness.ranks import Cluster, Server, start
 from tests.harness.refusals import refused
 from tests.harness.runs import everything_on, records, train
 from tests.harness.states import assert_same, checkpoint
@@ -53,7 +51,7 @@ def own(config: Config, tmp_path: Path) -> Config:
 
 def build(path: str, *words: str, capsys: pytest.CaptureFixture[str]) -> list[Config]:
     capsys.readouterr()
-    assert main(["data", "cache", path, "--json", "--workers", "2", *words]) == 0
+    assert main(["data", "cache", path, "--json", "--workers", "1", *words]) == 0
     reports: list[Config] = json.loads(capsys.readouterr().out)
     return reports
 
@@ -64,7 +62,7 @@ def test_a_training_from_the_cache_is_that_from_the_files(
     """Images of 32 x 32 are not resized: the same weights and metrics, also when a run is resumed on the other one."""
     everything_on(own)
     path = write(own)
-    facts = [(each["split"], each["images"], each["resized"]) for each in build(path, capsys=capsys)]
+    facts = [(each["split"], each["images"], each["resized"]) for each in build(path, "--workers", "2", capsys=capsys)]
     assert facts == [("train", 46, 0), ("test", 13, 0)]
     assert main(["check", path]) == 0
     assert train(path, "trainer.max_epoch=2") == 0
@@ -78,24 +76,30 @@ def test_a_training_from_the_cache_is_that_from_the_files(
 
 def larger(own: Config, sizes: tuple[int, int] = (80, 60)) -> None:
     """Put larger images in place of those of the training and the test."""
-    for path in sorted(Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"]).glob("*.png")):
-        picture(*sizes).save(path)
+    encoded_picture = encoded(picture(*sizes), "PNG")
+    for path in Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"]).glob("*.png"):
+        path.write_bytes(encoded_picture)
 
 
-@pytest.mark.parametrize("form", ["rgb", "yuv420", "jpeg"])
-def test_a_resumed_run_is_the_unbroken_one(
-    own: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
-) -> None:
+def listed(own: Config, number: int) -> Path:
+    """Leave only the first images in the list of the training; returns the folder of the images."""
+    path = Path(kwargs(own)["meta_file"])
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
+    return path.parent
+
+
+def test_a_resumed_run_is_the_unbroken_one(own: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That the samples of every form follow from their key alone is held by ``test_samples_of_a_part_are_those_of_the_whole``."""
     everything_on(own)
     larger(own)
     path = write(own)
-    assert [each["resized"] for each in build(path, "--form", form, "--short-side", "40", capsys=capsys)] == [46, 13]
+    assert [each["resized"] for each in build(path, "--form", "jpeg", "--short-side", "40", capsys=capsys)] == [46, 13]
     assert train(path, f"saver.save_dir={tmp_path / 'unbroken'}", "trainer.max_epoch=2") == 0
     assert train(path, "trainer.stop_epoch=1", "trainer.max_epoch=2") == 75
     assert train(path, "trainer.max_epoch=2", "dataset.train.dataloader.kwargs.num_workers=2") == 0
     assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "unbroken")["model"])
     log = (tmp_path / "run" / "train.log").read_text()
-    assert tells(log, str(tmp_path / "cache" / "train"), "46", "40", form)
+    assert tells(log, str(tmp_path / "cache" / "train"), "46", "40", "jpeg")
 
 
 def test_another_form_of_the_images_is_another_data_set(
@@ -114,8 +118,8 @@ def test_two_ranks_are_one(own: Config, cluster: Callable[[], Cluster], write: W
     own["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
     build(write(own), capsys=capsys)
     runs = cluster()
-    for world in (1, 2):
-        runs.run(f"saver.save_dir={tmp_path / f'run{world}'}", codes=[0] * world, world=world)
+    assert train(runs.path, f"saver.save_dir={tmp_path / 'run1'}") == 0
+    runs.run(f"saver.save_dir={tmp_path / 'run2'}")
     one, two = (checkpoint(tmp_path / f"run{world}") for world in (1, 2))
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
     for name, tensor in one["model"].items():
@@ -129,8 +133,8 @@ def test_images_of_every_form(
     own: Config, write: Write, tmp_path: Path, capsys: Any, reader: str, mode: str, form: str, most: int, mean: float
 ) -> None:
     """RGB and a single channel are those of the resized image; smaller images are never enlarged, and then exact as JPEG too."""
-    folder = Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"])
-    for number in range(46):
+    folder = listed(own, 6)
+    for number in range(6):
         path, sizes = folder / f"train {number}.png", [(81, 57), (57, 81), (30, 20)][number % 3]
         rows, columns = np.mgrid[0 : sizes[1], 0 : sizes[0]]
         smooth = np.stack([rows * 250 / sizes[1], columns * 250 / sizes[0], 250 - rows - columns], axis=-1)
@@ -165,8 +169,8 @@ def test_a_second_build_changes_nothing(own: Config, write: Write, tmp_path: Pat
 
 def test_the_number_of_workers_does_not_change_the_file(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
     path = write(own)
-    build(path, "--out", str(tmp_path / "two"), capsys=capsys)
-    build(path, "--out", str(tmp_path / "one"), "--workers", "1", capsys=capsys)
+    build(path, "--out", str(tmp_path / "two"), "--workers", "2", capsys=capsys)
+    build(path, "--out", str(tmp_path / "one"), capsys=capsys)
     for name in (IMAGES, INDEX, MANIFEST):
         assert (tmp_path / "one" / "train" / name).read_bytes() == (tmp_path / "two" / "train" / name).read_bytes()
 
@@ -180,30 +184,33 @@ def test_a_folder_and_a_list_without_a_yaml_file(own: Config, write: Write, tmp_
     assert [each["images"] for each in reports] == [{"folder": 59, "list": 46}[given]]
     kwargs(own, "test").pop("cache")
     assert main(["check", write(own)]) == 0
-    assert train(write(own)) == 0
+    assert train(write(own), "trainer.max_iter=1") == 0
 
 
-def test_killed_builds_leave_nothing_that_looks_complete(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+def test_killed_builds_leave_nothing_that_looks_complete(
+    own: Config, write: Write, server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: Any
+) -> None:
     """SIGKILL as soon as the file of the images grows; a later build replaces what is left."""
     larger(own, (500, 500))
     path = write(own)
-    command = [sys.executable, "-m", "up", "data", "cache", path, "--workers", "1", "--split", "train", "--short-side", "500"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["data", "cache", path, "--workers", "1", "--split", "train", "--short-side", "500"]
     folder = tmp_path / "cache" / "train"
+    (process,) = start(server, tmp_path_factory.mktemp("said"), words, world=1).ranks
     deadline = time.monotonic() + 120
     while not any(each.stat().st_size for each in folder.glob(f".tmp-*{IMAGES}")) and time.monotonic() < deadline:
-        assert process.poll() is None
+        assert process.poll() is None, process.said
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     assert folder.is_dir()
     assert not (folder / MANIFEST).exists()
     said = refused(["train", path], capsys, tmp_path)
     assert len(said) == 1
     assert tells(said[0], "config.yaml:", "cache", "up data cache")
-    build(path, capsys=capsys)
+    del kwargs(own, "test")["cache"]
+    build(path, "--split", "train", "--short-side", "40", capsys=capsys)
     assert not list(folder.glob(".tmp-*"))
-    assert main(["check", path]) == 0
+    assert main(["check", write(own)]) == 0
 
 
 def changed(own: Config, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -277,9 +284,9 @@ def test_bad_images(own: Config, write: Write, tmp_path: Path, capsys: Any) -> N
     assert tells("\n".join(said), "train.txt:6", "1 of 46", "max_bad")
     kwargs(own)["max_bad"] = 2
     assert [each["bad"] for each in build(write(own), capsys=capsys)] == [1, 0]
-    assert train(write(own)) == 0
+    assert train(write(own), "trainer.max_epoch=1") == 0
     del kwargs(own)["cache"]
-    assert train(write(own), f"saver.save_dir={tmp_path / 'files'}") == 0
+    assert train(write(own), "trainer.max_epoch=1", f"saver.save_dir={tmp_path / 'files'}") == 0
     assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "files")["model"])
 
 
@@ -343,7 +350,7 @@ def test_samples_of_a_part_are_those_of_the_whole(
 ) -> None:
     """The crop that is cut out of a block, at odd corners too, is the crop of the whole image; a file is not read."""
     larger(own, (83, 61))
-    folder = kwargs(own)["image_reader"]["kwargs"]["image_dir"]
+    folder = str(listed(own, 12))
     kwargs(own)["image_reader"] = {"type": reader, "kwargs": {"image_dir": folder, "color_mode": mode}}
     kwargs(own)["transformer"] = [{"type": "torch_random_resized_crop", "kwargs": {"size": 24, "scale": [0.1, 0.5]}}]
     path = write(own)

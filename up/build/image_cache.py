@@ -219,7 +219,8 @@ def _written(file: BinaryIO, made: _Made, track: Track) -> tuple[Record, NDArray
     kinds: set[tuple[int, bool]] = set()  # channels, and whether the image is of Pillow
     limit = BadImages(max_bad=settings.max_bad, total=number).limit if settings.on_invalid == "skip" else 0
     batches = EvalBatches(number, batch_size=_BATCH, rank=0, world_size=1)
-    for batch in track(fetched(made, batches, workers=Workers(settings.workers), collate=_together), len(batches)):
+    workers = Workers(settings.workers if settings.workers > 1 else 0)  # a single process may be this one
+    for batch in track(fetched(made, batches, workers=workers, collate=_together), len(batches)):
         file.write(memoryview(batch.blocks.numpy()))
         for place, entry, reason in zip(batch.index, batch.entry, batch.reason, strict=True):
             entry["offset"] = at
