@@ -90,9 +90,8 @@ def as_trained(backbone: Backbone) -> Backbone:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("images", [noise, photos])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_loss_is_near_that_of_guessing(family: str, images: Callable[[int], Tensor]) -> None:
+def test_the_first_loss_is_near_that_of_guessing(family: str) -> None:
     torch.manual_seed(0)
     make, head = FAMILIES[family]
     pretrained = as_trained(make())
@@ -103,6 +102,7 @@ def test_the_first_loss_is_near_that_of_guessing(family: str, images: Callable[[
     report = load_weights(net, Weights("pretrained.pth", theirs.state_dict()), heads={"head": "classifier"})
     assert report.reinitialised == ["head.classifier.weight", "head.classifier.bias"]
     start_small(net, report.reinitialised)
-    logits = net.train()({"image": images(20)})["logits"]  # as in the first step
-    loss = nn.functional.cross_entropy(logits, torch.arange(20) % CLASSES)
-    assert abs(float(loss) - math.log(CLASSES)) < DEEP.get(family, BOUND), float(logits.std())
+    for images in (noise, photos):
+        logits = net.train()({"image": images(20)})["logits"]  # as in the first step
+        loss = nn.functional.cross_entropy(logits, torch.arange(20) % CLASSES)
+        assert abs(float(loss) - math.log(CLASSES)) < DEEP.get(family, BOUND), (images, float(logits.std()))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -92,17 +93,17 @@ def augmented(images: Path) -> ClsDataset:
     return dataset(images, transformer=transforms, seed=5)
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [Workers(3), pytest.param(Workers(1, fork_method="spawn"), marks=pytest.mark.integration)],  # a process that imports torch
-    ids=["3", "spawn"],
-)
-def test_workers_change_nothing(images: Path, workers: Workers) -> None:
-    def updates(workers: Workers) -> list[Any]:
-        batches = TrainBatches(Shuffled(size=12, seed=5), batch_size=5)
-        return list(TrainLoader(augmented(images), batches, end_step=6, workers=workers))
+@pytest.mark.parametrize("pickled", [False, True])
+def test_workers_change_nothing(images: Path, pickled: bool) -> None:
+    """Forked ones, and one that is spawned: it gets the data set from a pickle."""
 
-    for (step, ones), (again, others) in zip(updates(Workers(0)), updates(workers), strict=True):
+    def updates(data: ClsDataset, workers: Workers) -> list[Any]:
+        batches = TrainBatches(Shuffled(size=12, seed=5), batch_size=5)
+        return list(TrainLoader(data, batches, end_step=6, workers=workers))
+
+    data = augmented(images)
+    other, workers = (pickle.loads(pickle.dumps(data, protocol=5)), Workers(0)) if pickled else (data, Workers(3))
+    for (step, ones), (again, others) in zip(updates(data, Workers(0)), updates(other, workers), strict=True):
         assert step == again
         assert all(torch.equal(one.image, other.image) for one, other in zip(ones, others, strict=True))
         assert [one.filename for one in ones] == [other.filename for other in others]
