@@ -71,6 +71,14 @@ def each_graph_once() -> Iterator[None]:
 
 
 @pytest.fixture
+def without_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures of reports, which take most of the time, but where a test is named after a browser or a drawing."""
+    if "browser" not in request.node.name and "draws" not in request.node.name:
+        monkeypatch.setattr("up.report.content.svg", lambda *_: "<svg></svg>")
+        monkeypatch.setattr("up.tasks.cls.evaluate.reports.confusion_figure", lambda *_: b"")
+
+
+@pytest.fixture
 def cluster(
     server: Server, config: dict[str, Any], write: Callable[[dict[str, Any]], str], tmp_path: Path
 ) -> Callable[[], Cluster]:

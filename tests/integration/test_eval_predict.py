@@ -24,6 +24,7 @@ from up.intervals import accuracy_text
 
 REPORTS = {"metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "confusion.png"}
 VALIDATION = 13  # images
+pytestmark = pytest.mark.usefixtures("without_drawing")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ class TestEval:
         assert "percent" in said
         assert str(out / "metrics.json") in said
 
-    def test_confusion_is_counted_from_the_predictions(self, config_file: Path, tmp_path: Path) -> None:
+    def test_confusion_draws_what_is_counted_from_the_predictions(self, config_file: Path, tmp_path: Path) -> None:
         assert main(["eval", "--out", str(tmp_path), "--config", str(config_file)]) == 0
         counted = {(true, taken): 0 for true in CLASSES for taken in CLASSES}
         for row in rows(tmp_path / "predictions.csv"):

@@ -20,13 +20,7 @@ from up.__main__ import main
 from up.intervals import wilson
 
 VALIDATION = 13  # images
-
-
-@pytest.fixture(autouse=True)
-def _without_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take most of the time; the tests in a browser draw them."""
-    if "browser" not in request.node.name and "draws" not in request.node.name:
-        monkeypatch.setattr("up.report.content.svg", lambda *_: "<svg></svg>")
+pytestmark = pytest.mark.usefixtures("without_drawing")
 
 
 @pytest.fixture(scope="module")
