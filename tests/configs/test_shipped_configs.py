@@ -87,10 +87,25 @@ OPTIONAL = {"Data", "Weights"}  # the quickstart makes its data, and most recipe
 
 IMAGES, BATCH, STEPS = 12, 4, 2
 SIDE = 64  # pixels: what networks of stride 32 still make a map of
-# One recipe of each network is checked in full, the others with its smaller relative; all are built in full on the meta device
+# Two recipes are checked in full, the others with smaller relatives of their networks; all are built in full on the meta device
 # (the header's number of parameters). For the two steps the relatives do, which write checkpoints in no time.
-IN_FULL = {"res18", "res50_strikes", "res50d_bag_of_tricks", "convnext_tiny", "vit_b16", "kd_res50_res18_dkd"}
+IN_FULL = {"res18", "res50d_bag_of_tricks"}
 LARGER = {"cswin_small", "cswin_base"}  # built without weights: with a smaller net they are cswin_tiny
+# The same recipe for another backbone or other data, which is trained in its place.
+TWINS = {
+    **dict.fromkeys(("res34", "res50", "res18_to_kestrel"), "res18"),
+    **dict.fromkeys(("res50_bag_of_tricks", "res50d_bag_of_tricks"), "res18_bag_of_tricks"),
+    "res50_strikes": "res18_strikes",
+    "res50_strikes_300e": "res18_strikes_300e",
+    **dict.fromkeys(("mbv2", "mbv2_x2_0"), "mbv2_x0_5"),
+    "mbv3_large": "mbv3_small",
+    **dict.fromkeys(("regnetx_400m", "regnety_200m", "regnety_400m"), "regnetx_200m"),
+    "convnext_small": "convnext_tiny",
+    **dict.fromkeys(("swin_small", "swin_base_224", "swin_large_224"), "swin_tiny"),
+    "swin_large_384": "swin_base_384",
+    "downstream/res50_pet": "downstream/res50_flower",
+    "downstream/res50_car_strikes": "downstream/res50_flower_strikes",
+}
 _SMALL_RESNET = {"type": "resnet_custom", "kwargs.block": "bottleneck", "kwargs.layers": "[1, 1, 1, 1]", "kwargs.width": 8}
 SMALLER: dict[str, Mapping[str, object]] = {
     "resnet18": {**_SMALL_RESNET, "kwargs.block": "basic"},
@@ -294,7 +309,23 @@ def test_images_a_step_are_those_of_the_recipe(name: str) -> None:
     assert re.search(rf"steps? of {images:,} images|{images:,} images a step", header)
 
 
-@pytest.mark.parametrize("name", sorted(TRAINED - LARGER))
+@pytest.mark.parametrize(("name", "twin"), TWINS.items())
+def test_a_twin_is_the_same_recipe(name: str, twin: str) -> None:
+    assert recipe_of(name) == recipe_of(twin)
+
+
+def recipe_of(name: str) -> Plain:
+    """The file without its backbone, its data, and what an export is called."""
+    plain = plain_of(name)
+    plain.pop("to_kestrel", None)
+    plain["net"] = [{**module, "kwargs": {**module.get("kwargs", {}), "num_classes": None}} for module in plain["net"][1:]]
+    for source in ("train", "test"):
+        kwargs = plain["dataset"][source]["dataset"]["kwargs"]
+        kwargs["meta_file"] = kwargs["image_reader"]["kwargs"]["image_dir"] = None
+    return plain
+
+
+@pytest.mark.parametrize("name", sorted(TRAINED - LARGER - {*TWINS}))
 def test_two_steps_and_an_evaluation(name: str, tmp_path: Path) -> None:
     run, classes = trained(name, tmp_path)
     status = json.loads((run / "status.json").read_text())
