@@ -5,54 +5,62 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.harness.facts import tells
-from tests.harness.ranks import Cluster
+from tests.harness.ranks import Cluster, Server
 from tests.harness.refusals import refused
 from tests.harness.runs import train
 from tests.harness.states import assert_same, checkpoint
+from tests.harness.tiny import tiny_config
 from up.__main__ import main
+from up.build.experiment import load_experiment
+from up.build.network import build_net
 from up.files import best_of_run
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
+pytestmark = pytest.mark.usefixtures("without_drawing")
+
+
+@pytest.fixture(scope="module")
+def trained_before(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of another run."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config(images, folder / "run")))
+    assert train(str(folder / "config.yaml"), "trainer.max_epoch=1", "trainer.is_eval=false") == 0
+    return folder / "run" / "ckpt_latest.pth"
 
 
 @pytest.fixture
-def pretrained(config: Config, write: Write, tmp_path: Path) -> Path:
-    """A checkpoint to start from."""
-    config["saver"]["save_dir"] = str(tmp_path / "pretraining")
-    assert train(write(config), "trainer.max_epoch=1", "trainer.is_eval=false") == 0
-    config["saver"] |= {"save_dir": str(tmp_path / "run"), "pretrain_model": str(tmp_path / "pretraining" / "ckpt_latest.pth")}
-    return tmp_path / "pretraining" / "ckpt_latest.pth"
+def pretrained(config: Config, trained_before: Path) -> Path:
+    """The checkpoint that ``config`` starts from."""
+    config["saver"]["pretrain_model"] = str(trained_before)
+    return trained_before
 
 
-def moved(config: Config, start: Path, run: Path) -> set[str]:
+def moved(start: Path, run: Path) -> set[str]:
     """The parameters and statistics that differ from the start, by their names up to the layer."""
     before, after = torch.load(start, weights_only=True)["model"], checkpoint(run)["model"]
     return {name for name in after if not torch.equal(before[name], after[name]) and not name.startswith("head.")}
 
 
-PARTS = {
-    "unfreeze": {"unfreeze": {"blocks": 3}},
-    "l2sp": {"l2sp": {"weight": 0.05}},
-    "probe": {"probe": {"epochs": 1, "lr": 0.01}},
-    "freeze": {"freeze": ["backbone.layer1", "backbone.conv1", "backbone.bn1"]},
-    "swa": {"swa": {"epochs": 2, "lr": 0.01}},
-}
+UNFROZEN = {"unfreeze": {"blocks": 3}, "l2sp": {"weight": 0.05}}
+PROBED = {"probe": {"epochs": 1, "lr": 0.01}, "freeze": ["backbone.layer1", "backbone.conv1", "backbone.bn1"]}
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_stopped_and_resumed_equals_unbroken(config: Config, write: Write, tmp_path: Path, pretrained: Path, part: str) -> None:
-    """A resume in the middle of an epoch, after the weights to start from are gone, ends bit-equal."""
-    config["finetune"] = PARTS[part]
-    config["trainer"] |= {"max_epoch": 3, "save_freq": 100, "keep_every": 1, "eval_interval": 4}
+@pytest.mark.usefixtures("pretrained")
+@pytest.mark.parametrize("parts", [{**UNFROZEN, "swa": {"epochs": 2, "lr": 0.01}}, PROBED], ids=", ".join)
+def test_stopped_and_resumed_equals_unbroken(config: Config, write: Write, tmp_path: Path, parts: Config) -> None:
+    """A resume between the epochs of a part ends bit-equal."""
+    config["finetune"] = parts
+    config["trainer"] |= {"max_epoch": 3, "save_freq": 100, "keep_every": 1, "is_eval": False}
     config["trainer"]["optimizer"] = {"type": "AdamW", "kwargs": {"lr": 0.01}}
     path = write(config)
     assert train(path) == 0
@@ -79,14 +87,14 @@ def test_a_probe_moves_the_head_alone(config: Config, write: Write, tmp_path: Pa
     same = {name for name in probed if torch.equal(before[name], probed[name])}
     assert {name for name in probed if name.startswith("backbone.")} <= same
     assert not any(name.startswith("head.") for name in same)
-    assert len(moved(config, pretrained, run)) > 20
+    assert len(moved(pretrained, run)) > 20
 
 
 @pytest.mark.parametrize("freeze", ["backbone", ["backbone"]])
 def test_frozen_backbone(config: Config, write: Write, tmp_path: Path, pretrained: Path, freeze: object) -> None:
     config["finetune"] = {"freeze": freeze}
-    assert train(write(config)) == 0
-    assert moved(config, pretrained, tmp_path / "run") == set()
+    assert train(write(config), "trainer.max_epoch=1") == 0
+    assert moved(pretrained, tmp_path / "run") == set()
     log = (tmp_path / "run" / "train.log").read_text()
     assert "frozen" in log
 
@@ -94,7 +102,7 @@ def test_frozen_backbone(config: Config, write: Write, tmp_path: Path, pretraine
 @pytest.mark.usefixtures("each_graph_once")
 def test_adapters_from_training_to_a_package(config: Config, write: Write, tmp_path: Path) -> None:
     """Adapters and head train, the rest stands; a resumed run ends equal; the package is merged and verified."""
-    vit = {"model_name": "vit_tiny_patch16_224", "depth": 2, "img_size": 32, "pooled": False}
+    vit = {"model_name": "vit_tiny_patch16_224", "depth": 1, "img_size": 32, "pooled": False}
     config["net"][:2] = [{"name": "backbone", "type": "timm", "kwargs": vit}, {"name": "head", "type": "vit_head", "kwargs": {}}]
     config["finetune"] = {"lora": {"rank": 4}}
     config["trainer"] |= {"max_epoch": 2, "keep_last": "all"}
@@ -104,7 +112,7 @@ def test_adapters_from_training_to_a_package(config: Config, write: Write, tmp_p
     early, late = (torch.load(run / f"ckpt_e{epoch}.pth", weights_only=True)["model"] for epoch in (1, 2))
     changed = {name for name in late if not torch.equal(early[name], late[name])}
     assert {name.rpartition(".")[2] for name in changed if name.startswith("backbone.")} == {"lora_A", "lora_B"}
-    assert len([name for name in changed if name.endswith("lora_B")]) == 8  # four linear layers in each of two blocks
+    assert len([name for name in changed if name.endswith("lora_B")]) == 4  # the linear layers of the block
     assert any(name.startswith("head.") for name in changed)
     assert train(path, f"saver.save_dir={resumed}", f"saver.resume_model={run / 'ckpt_e1.pth'}") == 0
     for name in ("model", "optimizer"):
@@ -115,20 +123,17 @@ def test_adapters_from_training_to_a_package(config: Config, write: Write, tmp_p
     assert main(["verify", str(package)]) == 0
 
 
-@pytest.mark.parametrize("part", ["unfreeze", "l2sp", "probe"])
-def test_two_ranks_train_as_one(config: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path, part: str) -> None:
+def test_two_ranks_train_as_one(config: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path) -> None:
     """Parameters that get no gradient do not stop ddp, and the penalty is the same on all ranks."""
     config["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 2}}
-    start = tmp_path / "pretraining"
-    assert train(write(config), "trainer.max_epoch=1", "trainer.is_eval=false", f"saver.save_dir={start}") == 0
-    config["saver"]["pretrain_model"] = str(start / "ckpt_latest.pth")
-    config["finetune"] = PARTS[part]
+    torch.save(build_net(load_experiment(Path(write(config))), {}).state_dict(), tmp_path / "start.pth")
+    config["saver"]["pretrain_model"] = str(tmp_path / "start.pth")
+    config["finetune"] = UNFROZEN
     config["trainer"] |= {"max_epoch": 3, "is_eval": False}
     runs = cluster()
-    for world in (1, 2):
-        batch = f"dataset.train.batch_sampler.kwargs.batch_size={8 // world}"
-        runs.run(batch, f"saver.save_dir={tmp_path / str(world)}", codes=[0] * world)
-    one, two = (checkpoint(tmp_path / str(world))["model"] for world in (1, 2))
+    assert train(runs.path, f"saver.save_dir={tmp_path / '1'}") == 0
+    runs.run(f"saver.save_dir={tmp_path / '2'}")
+    one, two = (checkpoint(tmp_path / world)["model"] for world in ("1", "2"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
@@ -165,7 +170,8 @@ def test_what_a_strategy_sets_is_listed(config: Config, write: Write, capsys: py
     assert "from epoch 3:" in said
 
 
-AVERAGED = {"soup": {"top": 3}, "wise_ft": {"alpha": "auto"}, "average": {"last": 2}, "swa": {"epochs": 2}}
+AVERAGED: Config = {"soup": {"top": 3}, "wise_ft": {"alpha": "auto"}, "average": {"last": 2}, "swa": {"epochs": 2}}
+AVERAGES = {"ckpt_soup.pth", "ckpt_wise.pth", "ckpt_average.pth", "ckpt_swa.pth"}
 
 
 def averaged(run: Path) -> Config:
@@ -180,86 +186,95 @@ def metric_of(config: str, file: Path, out: Path) -> float:
     return found
 
 
-def test_averages_of_a_run(config: Config, write: Write, tmp_path: Path, pretrained: Path) -> None:
-    """All four, measured; the best of them is what the run folder stands for; a killed run finishes them with the same command."""
+@pytest.fixture(scope="module")
+def finished(images: Path, trained_before: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of config.yaml and its run, with all four averages; tests change copies."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny_config(images, folder / "run")
     config["finetune"] = AVERAGED
-    config["trainer"] |= {"max_epoch": 4, "keep_last": "all"}
-    path, run = write(config), tmp_path / "run"
-    assert train(path) == 0
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    config["saver"]["pretrain_model"] = str(trained_before)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert train(str(folder / "config.yaml")) == 0
+    return folder
+
+
+def without_averages(finished: Path, run: Path) -> Path:
+    """A copy of the finished run as if it had ended before the averages."""
+    shutil.copytree(finished / "run", run, ignore=shutil.ignore_patterns("averaging.json", *AVERAGES))
+    return run
+
+
+def test_averages_of_a_run(finished: Path, tmp_path: Path) -> None:
+    """All four, measured; the best of them is what the run folder stands for; a killed run finishes them with the same command."""
+    path, run = str(finished / "config.yaml"), finished / "run"
     record = averaged(run)
-    files = {f"ckpt_{name}.pth" for name in ("soup", "wise", "average", "swa")}
-    assert set(record["averages"]) == files
+    assert set(record["averages"]) == AVERAGES
     metrics = record["metrics"]
-    assert set(metrics) == {*files, "ckpt_best.pth"}
+    assert set(metrics) == {*AVERAGES, "ckpt_best.pth"}
     assert metrics["ckpt_soup.pth"] >= max(record["averages"]["ckpt_soup.pth"]["tried"].values()) >= metrics["ckpt_best.pth"]
     assert metrics[record["best"]] == max(metrics.values())
     curve = record["averages"]["ckpt_wise.pth"]["curve"]
     assert len(curve) == 11
     assert curve["1.0"] == metrics["ckpt_best.pth"]
     assert metrics["ckpt_wise.pth"] == max(curve.values())
-    assert record["averages"]["ckpt_swa.pth"]["members"] == ["ckpt_e3.pth", "ckpt_e4.pth"]
-    for file in files:
+    assert record["averages"]["ckpt_swa.pth"]["members"] == ["ckpt_e2.pth", "ckpt_e3.pth"]
+    for file in AVERAGES:
         assert metric_of(path, run / file, tmp_path / file) == pytest.approx(metrics[file])
-    weights = {file: torch.load(run / file, weights_only=True) for file in files}
-    one, other = (torch.load(run / f"ckpt_e{epoch}.pth", weights_only=True)["model"] for epoch in (3, 4))
+    one, other, mean = (torch.load(run / f"ckpt_{name}.pth", weights_only=True)["model"] for name in ("e2", "e3", "average"))
     name = "backbone.layer1.0.conv1.weight"
-    torch.testing.assert_close(weights["ckpt_average.pth"]["model"][name], (one[name] + other[name]) / 2)
-    assert train(path) == 0  # finished: nothing is made again
+    torch.testing.assert_close(mean[name], (one[name] + other[name]) / 2)
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
     for gone in ("averaging.json", "ckpt_soup.pth"):
-        (run / gone).unlink()
-    assert train(path) == 0
-    assert averaged(run) == record
-    for file, before in weights.items():
-        assert_same(torch.load(run / file, weights_only=True), before)
+        (again / gone).unlink()
+    assert train(path, f"saver.save_dir={again}") == 0
+    assert_same(files_of(again), files_of(run))
+    written = (again / "ckpt_soup.pth").stat().st_mtime_ns
+    assert train(path, f"saver.save_dir={again}") == 0  # finished: nothing is made again
+    assert (again / "ckpt_soup.pth").stat().st_mtime_ns == written
 
 
-def files_of(run: Path) -> Config:
+def files_of(run: Path, names: Iterable[str] = AVERAGES) -> Config:
     """What averaging leaves: its record, and the weights in each file."""
-    files = ("ckpt_soup.pth", "ckpt_wise.pth", "ckpt_average.pth", "ckpt_swa.pth")
-    return {"record": averaged(run), **{file: torch.load(run / file, weights_only=True) for file in files}}
+    return {"record": averaged(run), **{file: torch.load(run / file, weights_only=True) for file in names}}
 
 
-INTERRUPTIONS = [
-    (1, "rank=0,action=kill", [-signal.SIGKILL]),
-    (1, "rank=0,action=int", [130]),
-    (2, "rank=0,action=kill", [-signal.SIGKILL, 75]),
-    (2, "rank=1,action=term", [75, 75]),
-]
+def test_averages_on_two_ranks(finished: Path, server: Server, tmp_path: Path) -> None:
+    run = without_averages(finished, tmp_path / "two")
+    Cluster(server, tmp_path, str(finished / "config.yaml")).run(f"saver.save_dir={run}", codes=[0, 0])
+    assert_same(files_of(run), files_of(finished / "run"))
 
 
-def test_averages_on_two_ranks_and_after_interruptions(
-    config: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path, pretrained: Path
-) -> None:
-    """From the same checkpoints, the same averages: on two ranks, and after the end of a rank between two of them."""
-    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
-    config["finetune"] = AVERAGED
-    assert train(write(config)) == 0
-    expected, runs = files_of(tmp_path / "run"), cluster()
-    for made in {"averaging.json", *expected} - {"record"}:
-        (tmp_path / "run" / made).unlink()
-    shutil.copytree(tmp_path / "run", tmp_path / "two")
-    runs.run(f"saver.save_dir={tmp_path / 'two'}", codes=[0, 0])
-    assert_same(files_of(tmp_path / "two"), expected)
-    for number, (world, fault, codes) in enumerate(INTERRUPTIONS):
-        run = tmp_path / str(number)
-        shutil.copytree(tmp_path / "run", run)
+INTERRUPTIONS = {"rank=0,action=int": [130], "rank=0,action=kill": [-signal.SIGKILL, 75], "rank=1,action=term": [75, 75]}
+
+
+def test_interrupted_averages(finished: Path, server: Server, write: Write, tmp_path: Path) -> None:
+    """From the same checkpoints, the same averages, after the end of a rank between two of them."""
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["finetune"] = {name: AVERAGED[name] for name in ("average", "swa")}
+    path, files = write(config), ("ckpt_average.pth", "ckpt_swa.pth")
+    whole = without_averages(finished, tmp_path / "whole")
+    assert train(path, f"saver.save_dir={whole}") == 0
+    expected, runs = files_of(whole, files), Cluster(server, tmp_path, path)
+    for number, (fault, codes) in enumerate(INTERRUPTIONS.items()):
+        run = without_averages(finished, tmp_path / str(number))
         runs.run(f"saver.save_dir={run}", codes=codes, fault=f"step=18,at=averaging,{fault}")
         assert not (run / "averaging.json").exists()  # the best checkpoint stands for the run
         assert best_of_run(run) == run / "ckpt_best.pth"
         assert all(torch.load(path, weights_only=True) for path in run.glob("ckpt_*.pth"))
         assert json.loads((run / "status.json").read_text())["state"] != "done"
-        runs.run(f"saver.save_dir={run}", codes=[0] * world)
-        assert_same(files_of(run), expected)
+        assert train(path, f"saver.save_dir={run}") == 0
+        assert_same(files_of(run, files), expected)
         assert not list(run.glob(".tmp-*"))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_the_ends_of_wise_ft_are_bit_equal(config: Config, write: Write, tmp_path: Path, pretrained: Path, alpha: float) -> None:
-    config["finetune"] = {"wise_ft": {"alpha": alpha}}
-    assert train(write(config)) == 0
-    run = tmp_path / "run"
-    made = torch.load(run / "ckpt_wise.pth", weights_only=True)["model"]
-    end = torch.load(run / ("ckpt_best.pth" if alpha else "ckpt_start.pth"), weights_only=True)["model"]
+def test_the_end_of_wise_ft_is_bit_equal(finished: Path, write: Write, tmp_path: Path) -> None:
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["finetune"] = {"swa": AVERAGED["swa"], "wise_ft": {"alpha": 1.0}}
+    run = without_averages(finished, tmp_path / "run")
+    assert train(write(config), f"saver.save_dir={run}") == 0
+    made, end = (torch.load(run / f"ckpt_{name}.pth", weights_only=True)["model"] for name in ("wise", "best"))
     assert_same(dict(made), dict(end))
 
 
@@ -269,7 +284,7 @@ def test_the_start_of_wise_ft(config: Config, write: Write, tmp_path: Path, pret
     torch.save({"model": without_head(pretrained)}, tmp_path / "backbone.pth")
     config["saver"]["pretrain_model"] = str(tmp_path / "backbone.pth")
     config["finetune"] = {"wise_ft": {"alpha": 0.0}, **({"probe": probe} if probe else {})}
-    config["trainer"] |= {"max_epoch": 4, "save_freq": 100}
+    config["trainer"] |= {"max_epoch": 2, "save_freq": 100}
     assert train(write(config)) == 0
     run, start = tmp_path / "run", "ckpt_e1.pth" if probe else "ckpt_start.pth"
     assert averaged(run)["averages"]["ckpt_wise.pth"]["start"] == start
@@ -285,7 +300,7 @@ def without_head(path: Path) -> Config:
 
 def test_averages_added_afterwards(config: Config, write: Write, tmp_path: Path) -> None:
     """A soup in the file of a finished run is made by the same command; nothing is trained again."""
-    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    config["trainer"] |= {"max_epoch": 2, "keep_last": "all"}
     path, run = write(config), tmp_path / "run"
     assert train(path) == 0
     before = (run / "metrics.jsonl").read_text()
