@@ -62,7 +62,7 @@ def guided(kd: Config) -> None:
     kd["mimic"]["mimic_job1"] = {"cfgs": {"loss": {"type": "gkd_loss"}}, "student": layers, "teacher": {**layers}}
 
 
-@pytest.mark.parametrize(("stop_after", "is_guided"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize(("stop_after", "is_guided"), [(1, False), (4, True)])
 def test_resumed_is_equal_to_unbroken(kd: Config, write: Write, tmp_path: Path, stop_after: int, is_guided: bool) -> None:
     everything_on(kd)
     if is_guided:
@@ -105,7 +105,7 @@ def test_a_mimic_loss_of_no_weight_trains_the_same_student(kd: Config, write: Wr
     """Neither images nor random numbers depend on the teacher."""
     everything_on(kd)
     kd["mimic"]["mimic_job0"]["loss_weight"] = kd["mimic"]["mimic_job1"]["loss_weight"] = 0.0
-    kd["trainer"] |= {"clip_norm": None}
+    kd["trainer"] |= {"clip_norm": None, "max_epoch": 1}
     path = write(kd)
     assert train(path) == 0
     assert train(path, "runtime.runner.type=base", f"saver.save_dir={tmp_path / 'plain'}") == 0
@@ -189,27 +189,26 @@ def test_a_gradient_of_the_task_loss_through_recomputed_activations(kd: Config, 
     for net in (kd["net"], kd["teacher"]):
         net[0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
     kd["mimic"]["mimic_job0"]["teacher"]["teacher_weight"] = str(without_norms(kd, tmp_path))
-    assert train(write(kd)) == 0
+    assert train(write(kd), "trainer.max_iter=3") == 0
     kd["hooks"] = [{"type": "memory_checkpoint"}]
-    assert train(write(kd), f"saver.save_dir={tmp_path / 'frugal'}") == 0
+    assert train(write(kd), "trainer.max_iter=3", f"saver.save_dir={tmp_path / 'frugal'}") == 0
     assert_same(checkpoint(tmp_path / "frugal")["model"], checkpoint(tmp_path / "run")["model"])
 
 
-@pytest.mark.parametrize(("is_guided", "is_weighted"), [(False, False), (True, False), (False, True)])
-def test_two_ranks_are_one_rank(
-    kd: Config, write: Write, tmp_path: Path, server: Server, is_guided: bool, is_weighted: bool
-) -> None:
+@pytest.mark.parametrize("is_guided", [True, False])
+def test_two_ranks_are_one_rank(kd: Config, write: Write, tmp_path: Path, server: Server, is_guided: bool) -> None:
     """The same images an update; no batch normalisation, whose statistics are a rank's own.
 
     With weights the task's loss is a mean over these, and the mimic loss is one over images all the same.
     """
     if is_guided:
         guided(kd)
-    if is_weighted:
+    else:
         kd["net"][-1]["kwargs"]["cls_loss"]["kwargs"] = {"class_weights": [5.0, 1.0, 0.2]}
     for net in (kd["net"], kd["teacher"]):
         net[0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
     kd["mimic"]["mimic_job0"]["teacher"]["teacher_weight"] = str(without_norms(kd, tmp_path))
+    kd["trainer"]["max_epoch"] = 1
     path = write(kd)
     assert train(path) == 0
     half = ["dataset.train.batch_sampler.kwargs.batch_size=4", f"saver.save_dir={tmp_path / 'two'}"]
