@@ -17,7 +17,7 @@ import up
 from up.command_line import CommandLine
 from up.distributed import group
 from up.files import write_json
-from up.schema.show import values_with_origins
+from up.schema.show import origins_of_values
 from up.tasks.experiment import Experiment
 from up.types import Json
 
@@ -29,12 +29,11 @@ def record_run(experiment: Experiment, command: CommandLine, device: torch.devic
     """Write ``run.json`` into the run folder; a resumed run adds its start to those before."""
     started = {"command": str(command), "at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     before = read_record(experiment.folder).get("starts", []) if resumed else []
-    origins = {path: origin for path, _, origin in values_with_origins(experiment.config, experiment.decoded.origins)}
     record = {
         "config": str(experiment.path.absolute()),
         "starts": [*before, {**started, "folder": os.getcwd()}],
         "environment": environment(device),
-        "origins": origins,
+        "origins": origins_of_values(experiment.config, experiment.decoded.origins),
     }
     write_json(experiment.folder / RECORD, record)
 

@@ -53,6 +53,22 @@ def values_with_origins(config: Config, origins: Origins) -> Iterator[tuple[str,
         yield path, lines[number - 1].lstrip(" -").partition(": ")[2], origins.of(path)
 
 
+def origins_of_values(config: Config, origins: Origins) -> dict[str, str]:
+    """Return the source location of every value by its dotted path, as ``values_with_origins`` does, without writing the YAML."""
+    return {path: origins.of(path) for path in _plain_ends(config.model_dump(), "")}
+
+
+def _plain_ends(plain: Json, path: str) -> Iterator[str]:
+    """The path of every value that ``effective_yaml`` writes on one line."""
+    is_block = isinstance(plain, dict) and plain
+    is_list = isinstance(plain, list | tuple) and any(isinstance(item, dict | list | tuple) and item for item in plain)
+    if not (is_block or is_list):
+        yield path
+        return
+    for key, child in plain.items() if is_block else enumerate(plain):
+        yield from _plain_ends(child, f"{path}.{key}" if path else str(key))
+
+
 def _ends(node: Node, path: str) -> Iterator[tuple[int, str]]:
     """The line and the path of every value that is written on one line."""
     if _is_inline(node):

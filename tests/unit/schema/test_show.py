@@ -10,7 +10,7 @@ from tests.harness.facts import tells
 from up.config.nodes import parse_nodes
 from up.schema.decode import decode
 from up.schema.overrides import apply_overrides
-from up.schema.show import effective_yaml
+from up.schema.show import effective_yaml, origins_of_values, values_with_origins
 
 TEXT = """
 net:
@@ -51,6 +51,14 @@ def test_each_value_has_its_origin() -> None:
     assert lines["random_seed: 131"] == "default"
     assert lines["pretrain_model: s.pth"] == "x.yaml:14"
     assert lines["lr: 1.0e-05"] == "x.yaml:13"
+
+
+def test_the_recorded_origins_are_those_of_the_lines() -> None:
+    config, _, origins = decode(apply_overrides(parse_nodes(TEXT, "x.yaml"), ["trainer.clip_norm=1"]))
+    by_line = [(path, origin) for path, _, origin in values_with_origins(config, origins)]
+    assert [*origins_of_values(config, origins).items()] == by_line
+    paths = {path for path, _ in by_line}
+    assert {"net.0.kwargs.frozen_layers", "net.1.kwargs", "dataset.train.dataset.kwargs.transformer.0.kwargs.size"} <= paths
 
 
 def test_without_origins_it_is_plain() -> None:
