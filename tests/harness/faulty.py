@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.harness.ranks import Cluster
 from tests.harness.runs import numbers_of
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import tiny_config
+from up.engine.checkpoint import CheckpointFolder
 
 Config = dict[str, Any]
 SOON_S = 90.0  # "within ten seconds", on a machine that six others use
 GO_ON = "saver.auto_resume=true"
+EACH_STEP = ("trainer.save_freq=1", "trainer.keep_last=all")
 WORKERS = "dataset.train.dataloader.kwargs.num_workers={}"
 
 
@@ -46,6 +51,24 @@ def is_equal(run: Path, unbroken: Path) -> None:
     assert status(run)["state"] == "done"
 
 
+def left_equal(run: Path, unbroken: Path, step: int) -> None:
+    """The newest checkpoint is whole, of ``step``, and equal to that of the run that nothing befell; so is the log until then.
+
+    A run that goes on from there ends equal, which ``finishes_equal`` shows for each kind of end, and
+    ``test_stopped_at_every_step_equals_unbroken`` of tests/integration/test_ddp.py for each step.
+    """
+    newest, skipped = CheckpointFolder(run, keeping=None, config_sha256="").newest()
+    assert newest is not None
+    assert skipped == []
+    left = torch.load(newest, weights_only=True)
+    whole = checkpoint(unbroken, f"ckpt_s{step}.pth" if step % 6 else f"ckpt_e{step // 6}.pth")  # 6 steps are an epoch
+    evaluated = () if left["owes_evaluation"] else ("metrics", "best", "hooks")  # it may have been stopped before its evaluation
+    for part in ("step", "model", "optimizer", "ema", "schedule", "precision", "clip", *evaluated):
+        assert_same(whole[part], left[part], part)
+    until = [[line for line in numbers_of(folder) if line["step"] <= step] for folder in (unbroken, run)]
+    assert [line for line in until[0] if evaluated or (line["phase"], line["step"]) != ("eval", step)] == until[1]
+
+
 def wait_for(condition: Callable[[], object], seconds: float = SOON_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -60,6 +83,12 @@ def step_reached(run: Path, step: int) -> bool:
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def is_alive(pid: int) -> bool:

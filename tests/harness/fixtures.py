@@ -8,15 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
-from tests.harness.faulty import GO_ON, fault_config
+from tests.harness.faulty import EACH_STEP, GO_ON, fault_config
 from tests.harness.launched import FORKED, FORKED_TORCHRUN, FRESH_RANKS, Program, forked, spawned
 from tests.harness.ranks import Cluster, Server
-from tests.harness.tiny import CLASSES, SIDE, tiny_config
+from tests.harness.tiny import tiny_config, write_images
 from up.deploy import provenance
 
 
@@ -39,17 +37,7 @@ def _one_commit() -> None:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.txt, val.txt and images of three easy classes: mostly red, green or blue, with noise."""
     folder = tmp_path_factory.mktemp("colours")
-    draw = np.random.default_rng(0)
-    for name, number in (("train", 46), ("val", 13)):
-        lines = []
-        for index in range(number):
-            label = index % len(CLASSES)
-            pixels = draw.integers(0, 120, (SIDE, SIDE, 3), dtype=np.uint8)
-            pixels[..., label] += 100
-            file = f"{name} {index}.png"
-            Image.fromarray(pixels).save(folder / file)
-            lines.append(f"{file} {label}\n")
-        (folder / f"{name}.txt").write_text("".join(lines))
+    write_images(folder)
     return folder
 
 
@@ -88,11 +76,11 @@ def cluster(
 
 @pytest.fixture(scope="session")
 def unbroken(server: Server, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of ``fault_config`` on two ranks, which nothing befell."""
+    """The run folder of ``fault_config`` on two ranks, which nothing befell, with a checkpoint of each step."""
     folder = tmp_path_factory.mktemp("unbroken")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(fault_config(images, folder / "run")))
-    Cluster(server, folder, str(path)).run(GO_ON)
+    Cluster(server, folder, str(path)).run(GO_ON, *EACH_STEP)
     return folder / "run"
 
 

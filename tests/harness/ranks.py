@@ -13,13 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240.0  # several times what a crowded machine needs
@@ -30,7 +31,7 @@ class Server:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        for name in ("RANK", "WORLD_SIZE", "UP_FAULT", "PLUGINPATH"):
+        for name in ("RANK", "WORLD_SIZE", "UP_FAULT", "PLUGINPATH", "COLUMNS", "LINES"):
             environment.pop(name, None)
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
@@ -154,10 +155,12 @@ def start(
     cwd: Path = ROOT,
     entry: str = "up.__main__:main",
     typed: Sequence[str] | None = None,
+    waits: Mapping[str, float] | None = None,
 ) -> Ranks:
     """Start ``python -m up WORDS…`` as ``world`` ranks (as a plain process for 1); what they say goes to files in ``folder``.
 
-    ``entry`` is the function that gets the words and returns the exit code; ``typed`` is the command line that it sees.
+    ``entry`` is the function that gets the words and returns the exit code; ``typed`` is the command line that it sees;
+    ``waits`` shortens waits of the program: ``{"up.distributed.signals:GRACE_S": 1.0}``.
     """
     port = port or free_port()
     ranks = []
@@ -174,15 +177,24 @@ def start(
             cwd=str(cwd),
             entry=entry,
             typed=typed,
+            waits=waits,
         )
         ranks.append(Rank(server, pid, output))
     return Ranks(ranks)
 
 
+IMPORTED = (  # what a run would import itself, each rank anew
+    *("up.build.build", "up.build.trial", "up.engine.ending", "up.engine.loop", "up.commands.train", "up.commands.next_steps"),
+    *("up.commands.outcome", "up.tasks.cls.task", "up.tasks.cls.data.files", "up.data.decoding", "up.tracking.events"),
+    *("torch.distributed.run", "torch.distributed.fsdp", "torch.utils.serialization", "numpy.ma"),
+)
+
+
 def _serve() -> None:
-    for name in ("up.build.build", "up.engine.ending", "up.engine.loop", "up.tasks.cls.task", "up.commands.train"):
+    for name in IMPORTED:
         import_module(name)
-    import_module("up.build.experiment").load_experiment(ROOT / "configs/cls/quickstart.yaml")  # reads the signatures of parts
+    import_module("PIL.Image").preinit()
+    _build_once()
     gc.collect()
     gc.freeze()  # else each rank's first collection copies all that the imports have left: a third of its time
     codes: dict[int, int] = {}
@@ -205,6 +217,21 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
+def _build_once() -> None:
+    """Build the parts of a run, which reads their signatures; no backward pass, after which torch cannot be forked."""
+    import torch
+
+    from tests.harness.tiny import load_record, tiny_config, write_images
+    from up.build.parts import build_parts
+    from up.tracking.display import console_of_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder))
+        experiment = load_record(tiny_config(Path(folder), Path(folder, "run")), Path(folder, "config.yaml"))
+        build_parts(experiment, torch.device("cpu"))
+    console_of_run.cache_clear()  # it is of this process's terminal
+
+
 def _be_a_rank(request: Mapping[str, Any]) -> None:
     if terminal := request.get("terminal"):
         os.setsid()
@@ -224,6 +251,10 @@ def _be_a_rank(request: Mapping[str, Any]) -> None:
     sys.orig_argv = request.get("typed") or sys.orig_argv
     if not request.get("fresh_ranks"):
         _fork_ranks_of_our_launcher()
+    for place, value in (request.get("waits") or {}).items():
+        module, _, name = place.partition(":")
+        assert hasattr(import_module(module), name)
+        setattr(import_module(module), name, value)
     _run(request.get("entry") or "up.__main__:main", request["words"], request["environment"])
 
 
@@ -252,22 +283,38 @@ def _fork_ranks_of_our_launcher() -> None:
 
 
 class Forked:
-    """As much of ``subprocess.Popen`` as the launcher uses."""
+    """As much of ``subprocess.Popen`` as the launcher and a search use for ``python -m up``."""
 
-    def __init__(self, args: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        stdout: IO[bytes] | None = None,
+        preexec_fn: Callable[[], None] | None = None,
+        **_: object,
+    ) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
+            for number in (1, 2) if stdout is not None else ():
+                os.dup2(stdout.fileno(), number)
+            if preexec_fn is not None:
+                preexec_fn()
+            sys.orig_argv = list(args)
             signal.set_wakeup_fd(-1)
             for number in signal.valid_signals():  # as in a fresh process, where only what is ignored is inherited
                 if callable(signal.getsignal(number)):
                     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.environ.clear()
-            if environment.get("DEAF") == environment["RANK"]:
+            if "RANK" in env and env.get("DEAF") == env["RANK"]:
                 time.sleep(PATIENCE_S)  # as a process that has not come to its handlers of signals yet
             words = list(args)[list(args).index("up") + 1 :]
-            _run("up.__main__:main", words, environment)
+            _run("up.__main__:main", words, env)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def poll(self) -> int | None:
         return self._wait(os.WNOHANG)

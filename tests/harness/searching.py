@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.harness.ranks import Forked
 from tests.harness.tiny import tiny_config
+from up.__main__ import main
+from up.engine import child
 from up.engine.child import Verdict, evaluations_in
 from up.engine.folder import Status, write_status
 from up.search import worker
@@ -141,6 +146,22 @@ def searched(config: Config, path: Path, *, slots: int = 1, stop_after: int | No
 
 def command(config: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "up", "search", *words, "--config", str(config)]
+
+
+def search_with_forked_trainings(words: list[str]) -> int:
+    """Run ``up`` with these words, a program of the server that ranks are forked from, which forks its trainings too.
+
+    Each process notes in the file ``OPENED`` of its environment that it opens the list of the test images.
+    """
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith("val.txt"):
+            with open(os.environ["OPENED"], "a") as file:
+                file.write(" ".join(sys.orig_argv) + "\n")
+
+    sys.addaudithook(note)
+    setattr(child, "subprocess", SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT))  # noqa: B010
+    return main(words)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

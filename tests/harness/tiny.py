@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from up.build.experiment import load_experiment
 from up.tasks.experiment import Experiment
@@ -13,6 +15,21 @@ from up.types import Record
 
 CLASSES = ("red", "green", "blue")
 SIDE = 32
+
+
+def write_images(folder: Path) -> None:
+    """Fill ``folder`` with train.txt, val.txt and their images."""
+    draw = np.random.default_rng(0)
+    for name, number in (("train", 46), ("val", 13)):
+        lines = []
+        for index in range(number):
+            label = index % len(CLASSES)
+            pixels = draw.integers(0, 120, (SIDE, SIDE, 3), dtype=np.uint8)
+            pixels[..., label] += 100
+            file = f"{name} {index}.png"
+            Image.fromarray(pixels).save(folder / file)
+            lines.append(f"{file} {label}\n")
+        (folder / f"{name}.txt").write_text("".join(lines))
 
 
 def transforms(*first: dict[str, Any]) -> list[dict[str, Any]]:
