@@ -139,7 +139,7 @@ def test_an_own_checkpoint_comes_before_a_named_one_which_is_said(
         (signal.SIGINT, 130, ("-m", "up", "train"), True),
         (signal.SIGTERM, 75, ("-m", "up", "train"), False),
         (signal.SIGTERM, 75, ("-m", "up", "train", "--launch", "pytorch", "--ng", "2"), True),
-        (signal.SIGTERM, 1, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "up", "train"), True),
+        (signal.SIGTERM, 1, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "up", "train"), True),
     ],
     ids=["Ctrl-C", "SIGTERM", "launcher", "torchrun"],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.harness.ranks import Server, start
 from tests.harness.searching import LR, alive, command, hpo, rows, search_config, write
 
 HOOK = """\
@@ -33,9 +34,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
-    images: Path, tmp_path: Path, environment: dict[str, str]
+    images: Path, tmp_path: Path, environment: dict[str, str], server: Server
 ) -> None:
-    """The driver is killed in its first trial; the trials never open the test split, and full_train does."""
+    """The driver is killed in its first trial; the trials never open the test split, and full_train does.
+
+    The second time its processes are forked from one that has imported torch.
+    """
     run = tmp_path / "run"
     config = search_config(images, run, hpo(trials=2), {"full_train": {"hparams": "hpo.best", "control": False}})
     config["trainer"]["max_epoch"] = 3
@@ -51,8 +55,15 @@ def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
     while alive(str(first)) and time.monotonic() < end:
         time.sleep(0.1)
     assert alive(str(run)) == []
-    done = subprocess.run(command(path), env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
+    again = start(
+        server,
+        tmp_path,
+        ["search", "--config", str(path)],
+        world=1,
+        environment={"OPENED": environment["OPENED"]},
+        entry="tests.harness.searching:search_with_forked_trainings",
+    )
+    assert again.wait() == [0], again.said
     trials = rows(run / "hpo" / "trials.csv")
     assert [(row["number"], row["state"], row["epoch"]) for row in trials] == [("0", "complete", "3"), ("1", "complete", "3")]
     assert "resumed from" in (first / "train.log").read_text()

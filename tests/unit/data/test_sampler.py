@@ -215,6 +215,24 @@ def test_the_images_of_an_update_do_not_depend_on_ranks(world_size: int, accumul
         assert together == set(alone.keys_of(step)[0])
 
 
+ORDERS: dict[str, dict[str, Any]] = {
+    "class_balance": {"labels": SKEWED},
+    "repeat_factor": {"labels": SKEWED, "t": 0.2},
+    "list_balance": {"sources": np.repeat(np.arange(3, dtype=np.uint16), [80, 15, 5])},
+    "repeated_aug": {},
+}
+
+
+@pytest.mark.parametrize("sampler", ORDERS)
+def test_nor_do_those_of_other_samplers(sampler: str) -> None:
+    order = SAMPLERS.get(sampler)(size=100, seed=5, **ORDERS[sampler])
+    alone = TrainBatches(order, batch_size=8)
+    ranks = batches_of_all_ranks(order, 4, batch_size=2)
+    for step in range(2 * alone.steps_per_epoch):
+        together = {key for each in ranks for keys in each.keys_of(step) for key in keys}
+        assert together == set(alone.keys_of(step)[0])
+
+
 @pytest.mark.parametrize("size", range(16, 41))
 @pytest.mark.parametrize(
     ("world_size", "batch_size", "accumulate"), [(1, 4, 1), (2, 4, 2), (3, 2, 1), (2, 1, 3), (4, 3, 1), (5, 2, 1)]
