@@ -10,7 +10,6 @@ import re
 import select
 import signal
 import struct
-import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness.ranks import ROOT
+from tests.harness.launched import forked
+from tests.harness.ranks import Server
 from tests.harness.runs import train
 from up.__main__ import main
 
@@ -51,24 +51,27 @@ class Screen:
         self.stream = pyte.ByteStream(self.screen)
         self.raw = b""
 
-    def run(self, words: list[str], *, on: Callable[[Screen, int], None] = lambda screen, pid: None) -> int:
-        """Run a program on the terminal; ``on`` is called after each piece of its output. Returns its exit code."""
-        pid, terminal = pty.fork()
-        if pid == 0:
-            environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            environment.pop("COLUMNS", None)
-            os.execve(words[0], words, environment)  # not execv: readline adds COLUMNS behind os.environ
+    def run(
+        self, server: Server, words: list[str], folder: Path, *, on: Callable[[Screen, int], None] = lambda screen, pid: None
+    ) -> int:
+        """Run ``up`` on the terminal in ``folder``; ``on`` is called after each piece of its output. Returns its exit code."""
+        terminal, theirs = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", self.screen.lines, self.screen.columns, 0, 0))
+        environment = {"TERM": "xterm-256color"}
+        program = forked(server, words, folder / "said.txt", environment, terminal=os.ttyname(theirs), cwd=str(folder))
         while select.select([terminal], [], [], 120)[0]:
             try:
                 piece = os.read(terminal, 1 << 16)
             except OSError:  # the program has ended
                 break
+            if theirs is not None:  # the program has it open now
+                os.close(theirs)
+                theirs = None
             self.raw += piece
             self.stream.feed(piece)
-            on(self, pid)
+            on(self, program.pid)
         os.close(terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return program.wait()
 
     @property
     def lines(self) -> list[str]:
@@ -80,7 +83,7 @@ class Screen:
         return [line.rstrip() for line in (*scrolled, *self.screen.display)]
 
 
-def test_a_narrow_terminal(config: Config, write: Write, tmp_path: Path) -> None:
+def test_a_narrow_terminal(server: Server, config: Config, write: Write, tmp_path: Path) -> None:
     """One line an epoch; the bar in one place, with two lines, while workers write; nothing of it is left when it ends."""
     (tmp_path / "noisy.py").write_text(NOISY)
     config["runtime"]["plugins"] = ["noisy"]
@@ -93,7 +96,7 @@ def test_a_narrow_terminal(config: Config, write: Write, tmp_path: Path) -> None
         bars.append([number for number, line in enumerate(screen.lines) if BAR in line])
 
     screen = Screen(60, 20)
-    assert screen.run([sys.executable, "-m", "up", "train", write(config)], on=look) == 0
+    assert screen.run(server, ["train", write(config)], tmp_path, on=look) == 0
     assert max(map(len, bars)) == 1, "never two bars"
     epochs = [line for line in screen.all_lines if re.match(r"\d/4  ", line)]
     assert [line[0] for line in epochs] == ["1", "2", "3", "4"]
@@ -107,7 +110,7 @@ def test_a_narrow_terminal(config: Config, write: Write, tmp_path: Path) -> None
     assert all("up " in line or "/" in line for line in long), "only commands and paths, which are copied"
 
 
-def test_ctrl_c_leaves_a_terminal_that_can_be_used(config: Config, write: Write) -> None:
+def test_ctrl_c_leaves_a_terminal_that_can_be_used(server: Server, config: Config, write: Write, tmp_path: Path) -> None:
     config["trainer"]["max_epoch"] = 2000
     sent: list[int] = []
 
@@ -117,7 +120,7 @@ def test_ctrl_c_leaves_a_terminal_that_can_be_used(config: Config, write: Write)
             os.kill(pid, signal.SIGINT)
 
     screen = Screen(80, 24)
-    assert screen.run([sys.executable, "-m", "up", "train", write(config)], on=interrupt) == 130
+    assert screen.run(server, ["train", write(config)], tmp_path, on=interrupt) == 130
     assert not screen.screen.cursor.hidden
     assert not any(BAR in line for line in screen.lines)
     assert any("to resume:" in line for line in screen.lines)
