@@ -32,11 +32,13 @@ static int has_avx2;
     static void name parameters { name##_body arguments; }
 #endif
 
+enum { RUN_OF_GREY = 256 };  /* pixels whose grey levels are computed at once */
 enum { RUN_OF_SUM = 4096 };  /* pixels whose levels are summed in an int */
 enum { MARGIN = 2 };  /* of edge pixels around an image, which a cubic filter reads */
 
 INLINED uint8_t clipped(float level) {
-    return level <= 0.0f ? 0 : level >= 255.0f ? 255 : (uint8_t)level;
+    level = level > 0.0f ? level : 0.0f;
+    return (uint8_t)(int)(level < 255.0f ? level : 255.0f);
 }
 
 /* ---- levels ---- */
@@ -154,10 +156,21 @@ INLINED void grey_sum_as_torch_body(const uint8_t *in, Py_ssize_t pixels, int64_
 
 DEFINE(grey_sum_as_torch, (const uint8_t *in, Py_ssize_t pixels, int64_t *sum), (in, pixels, sum))
 
+/* Levels times `own`, and as much of one grey level `other`: brightness, where that is 0, and contrast. */
+static void blend_as_torch(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float own, float grey, float other) {
+    uint8_t tables[768];
+    for (int level = 0; level < 768; level++) tables[level] = clipped(fmaf(grey, other, (float)(level % 256) * own));
+    lookup(in, out, pixels, tables);
+}
+
 INLINED void saturate_as_torch_body(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, float own, float other) {
-    for (Py_ssize_t at = 0; at < pixels; at++, in += 3, out += 3) {
-        float grey = grey_as_torch(in);
-        for (int band = 0; band < 3; band++) out[band] = clipped(__builtin_fmaf(grey, other, (float)in[band] * own));
+    uint8_t grey[RUN_OF_GREY], made[3 * RUN_OF_GREY];  /* loops that become vectors, since nothing else is where they write */
+    for (Py_ssize_t run; pixels > 0; in += 3 * run, out += 3 * run, pixels -= run) {
+        run = pixels < RUN_OF_GREY ? pixels : RUN_OF_GREY;
+        for (Py_ssize_t at = 0; at < run; at++) grey[at] = (uint8_t)(int)grey_as_torch(in + 3 * at);
+        for (Py_ssize_t at = 0; at < run; at++) made[3 * at] = made[3 * at + 1] = made[3 * at + 2] = grey[at];
+        for (Py_ssize_t at = 0; at < 3 * run; at++) made[at] = clipped(__builtin_fmaf((float)made[at], other, (float)in[at] * own));
+        memcpy(out, made, 3 * run);
     }
 }
 
@@ -602,27 +615,43 @@ static PyObject *py_hue(PyObject *self, PyObject *args) {
     return released(&images, done);
 }
 
-static PyObject *py_hue_as_torch(PyObject *self, PyObject *args) {
-    Images images;
-    float turn;
-    if (!PyArg_ParseTuple(args, "y*w*f", &images.in, &images.out, &turn)) return NULL;
-    int done = usable(&images);
-    if (done) {
-        Py_BEGIN_ALLOW_THREADS
-        hue_as_torch(images.in.buf, images.out.buf, images.pixels, turn);
-        Py_END_ALLOW_THREADS
+/* Operations of torchvision's ColorJitter, the first of `in` and the others of their own result. */
+static void jitter_as_torch(const uint8_t *in, uint8_t *out, Py_ssize_t pixels, const int *operations, const double *factors, int number) {
+    for (int at = 0; at < number; at++, in = out) {
+        float own = (float)factors[at], other = (float)(1.0 - factors[at]);
+        int64_t sum;
+        switch (operations[at]) {
+        case 0:
+            blend_as_torch(in, out, pixels, own, 0.0f, 0.0f);
+            break;
+        case 1:
+            grey_sum_as_torch(in, pixels, &sum);
+            blend_as_torch(in, out, pixels, own, (float)sum / (float)pixels, other);
+            break;
+        case 2:
+            saturate_as_torch(in, out, pixels, own, other);
+            break;
+        default:
+            hue_as_torch(in, out, pixels, own);
+        }
     }
-    return released(&images, done);
 }
 
-static PyObject *py_saturate_as_torch(PyObject *self, PyObject *args) {
+static PyObject *py_jitter_as_torch(PyObject *self, PyObject *args) {
+    enum { MOST = 4 };
     Images images;
-    float own, other;
-    if (!PyArg_ParseTuple(args, "y*w*ff", &images.in, &images.out, &own, &other)) return NULL;
-    int done = usable(&images);
+    PyObject *steps;
+    int operations[MOST];
+    double factors[MOST];
+    if (!PyArg_ParseTuple(args, "y*w*O!", &images.in, &images.out, &PyTuple_Type, &steps)) return NULL;
+    Py_ssize_t number = PyTuple_GET_SIZE(steps);
+    int done = usable(&images) && number > 0 && number <= MOST;
+    if (!done && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "expected 1 to 4 steps");
+    for (Py_ssize_t at = 0; at < number && done; at++)
+        done = PyArg_ParseTuple(PyTuple_GET_ITEM(steps, at), "id", operations + at, factors + at);
     if (done) {
         Py_BEGIN_ALLOW_THREADS
-        saturate_as_torch(images.in.buf, images.out.buf, images.pixels, own, other);
+        jitter_as_torch(images.in.buf, images.out.buf, images.pixels, operations, factors, (int)number);
         Py_END_ALLOW_THREADS
     }
     return released(&images, done);
@@ -657,10 +686,6 @@ static PyObject *sum_of(PyObject *args, void (*summed)(const uint8_t *, Py_ssize
 
 static PyObject *py_luma_sum(PyObject *self, PyObject *args) {
     return sum_of(args, luma_sum);
-}
-
-static PyObject *py_grey_sum_as_torch(PyObject *self, PyObject *args) {
-    return sum_of(args, grey_sum_as_torch);
 }
 
 static PyObject *py_sharpness(PyObject *self, PyObject *args) {
@@ -743,11 +768,10 @@ static PyMethodDef METHODS[] = {
     {"luma_sum", py_luma_sum, METH_VARARGS, "luma_sum(image): sum of the grey levels of convert('L')."},
     {"color", py_color, METH_VARARGS, "color(image, result, factor)"},
     {"hue", py_hue, METH_VARARGS, "hue(image, result, turn): by 255ths of the circle."},
-    {"hue_as_torch", py_hue_as_torch, METH_VARARGS, "hue_as_torch(image, result, turn): by a share of the circle."},
     {"sharpness", py_sharpness, METH_VARARGS, "sharpness(image, result, width, factor)"},
     {"transform", py_transform, METH_VARARGS, "transform(image, result, width, matrix, fill, is_cubic)"},
-    {"grey_sum_as_torch", py_grey_sum_as_torch, METH_VARARGS, "grey_sum_as_torch(image): sum of the whole grey levels."},
-    {"saturate_as_torch", py_saturate_as_torch, METH_VARARGS, "saturate_as_torch(image, result, own, other): shares."},
+    {"jitter_as_torch", py_jitter_as_torch, METH_VARARGS,
+     "jitter_as_torch(image, result, steps): (operation, factor) each, 0 brightness, 1 contrast, 2 saturation, 3 hue."},
     {NULL, NULL, 0, NULL},
 };
 

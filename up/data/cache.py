@@ -28,7 +28,7 @@ from up.data.packed import PackedStrings
 from up.data.readers import Reader, ViewReader
 from up.data.records import Image
 from up.data.transforms.image import size_of
-from up.data.transforms.view import OneView, offers
+from up.data.transforms.view import Library, OneView, offers
 from up.distributed.env import rank_in_environment
 from up.errors import UserError
 from up.text import Verbatim, count
@@ -160,9 +160,12 @@ class ImageCache:
                 return reader.read_view(block.tobytes(), where, view)
             return view(reader(block.tobytes(), where))
         drawn = view.at(size)
-        if self.manifest["pillow"] and self.manifest["channels"] == 3 and drawn.is_exact:
+        library: Library = "pillow" if self.manifest["pillow"] else "torch"
+        in_planes = self.manifest["form"] == "yuv420"  # which torch resizes faster
+        if self.manifest["channels"] == 3 and drawn.is_exact(library) and not (in_planes and library == "torch"):
             box = drawn.needed
-            return Pillow.fromarray(drawn.resized(self._levels(block, size, box), box))
+            levels = drawn.resized(self._levels(block, size, box), box, library)
+            return Pillow.fromarray(levels) if library == "pillow" else torch.from_numpy(levels).permute(2, 0, 1)
         return drawn.moved().of(self._image(block, size, drawn.box))
 
     def _block(self, place: int, where: str) -> tuple[Levels, tuple[int, int]]:

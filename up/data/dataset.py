@@ -87,7 +87,10 @@ class KeyedDataset(ABC):
         """
 
     def read_view(self, index: int, view: OneView) -> Sample:
-        """Return image ``index`` as ``read`` does, its image through ``view``; a data set may decode that part alone."""
+        """Return image ``index`` as ``read`` does, its image through ``view``; a data set may decode that part alone.
+
+        The targets of a data set that overrides it are not moved by the transforms of the view: crops, resizing and mirroring.
+        """
         sample = self.read(index)
         sample.image = view(sample.image)
         return sample
@@ -148,8 +151,12 @@ class KeyedDataset(ABC):
         seed = key.seed(self._seed)
         seed_cpu(seed)
         visit = _Visit(self, seed)
-        transforms = [each.at(key.epoch, key.index) if isinstance(each, Scheduled) else each for each in self.stages.worker]
-        moved = visit.sample(key.index, transforms)
+        stages = self.stages
+        if stages.is_scheduled:
+            now = [each.at(key.epoch, key.index) if isinstance(each, Scheduled) else each for each in stages.worker]
+            moved = visit.sample(key.index, now, first_view(now))
+        else:
+            moved = visit.sample(key.index, stages.worker, stages.first_view)
         boxes = names_of_boxes(moved)
         sample = self.finished(moved)
         what = boxes_problem(sample, boxes)
@@ -169,9 +176,9 @@ class _Visit:
         self._drawn = 0
         self.bad: Problem | None = None
 
-    def sample(self, index: int, transforms: Sequence[Transform]) -> Sample:
-        """Read sample ``index``, or another one in its place, and apply the transforms, the first ones as it is read."""
-        draw, rest = first_view(transforms) if offers(self._dataset, "read_view", "read") else (None, transforms)
+    def sample(self, index: int, transforms: Sequence[Transform], view: tuple[Draw | None, Sequence[Transform]]) -> Sample:
+        """Read sample ``index``, or another one in its place, and apply the transforms, the first ones, ``view``, as it is read."""
+        draw, rest = view if offers(self._dataset, "read_view", "read") else (None, transforms)
         return self._transformed(self._read(index, draw), rest)
 
     def _transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
@@ -215,7 +222,7 @@ class _Visit:
     def _second(self, transforms: Sequence[Transform]) -> Sample:
         """Draw another sample of the data set, after ``transforms``."""
         self._drawn += 1
-        return self.sample(mix(self._seed, _SECOND, self._drawn) % len(self._dataset), transforms)
+        return self.sample(mix(self._seed, _SECOND, self._drawn) % len(self._dataset), transforms, first_view(transforms))
 
 
 class _Subset(KeyedDataset):

@@ -143,7 +143,7 @@ def _read(path: str, name: str, max_pixels: int) -> bytes:
             raise BadImage(name, "a folder, not an image" if stat.S_ISDIR(found.st_mode) else "not a regular file")
         if found.st_size > 8 * max_pixels + (1 << 20):  # more than 16-bit RGBA needs without any compression
             raise BadImage(name, f"too large: {found.st_size:,} bytes for at most {max_pixels:,} pixels")
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             return file.read()
     except FileNotFoundError:
         raise BadImage(name, f"no such file ({path})" if name != path else "no such file") from None

@@ -43,10 +43,12 @@ class PackedStrings(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | PackedStrings:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside of {len(self)} strings")
-        at = index % len(self)
-        return self._buffer[self._offsets[at] : self._offsets[at + 1]].tobytes().decode()
+        size = len(self._offsets) - 1
+        if not -size <= index < size:
+            raise IndexError(f"index {index} is outside of {size} strings")
+        at = index % size
+        start, end = self._offsets[at : at + 2].tolist()
+        return self._buffer[start:end].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
@@ -127,7 +129,7 @@ class PackedLabels:
     def __getitem__(self, index: int) -> list[int]:
         """Return all labels of sample ``index``."""
         if self.offsets is None:
-            return [int(label) for label in np.atleast_1d(self.values[index])]
+            return [int(self.values[index])] if self.values.ndim == 1 else self.values[index].tolist()
         return [int(label) for label in self.values[self.offsets[index] : self.offsets[index + 1]]]
 
     @property

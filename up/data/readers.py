@@ -13,7 +13,7 @@ from up.config.argument import NoEffect, PathTo
 from up.data.decoding import MAX_PIXELS, QUIET, SUFFIXES, Color, decode, encoded_in, name_of, open_image, orientation, read_rgb
 from up.data.jpeg import Frame, Pixels, decoder, extension, frame_of, part_of
 from up.data.records import Image
-from up.data.transforms.view import OneView
+from up.data.transforms.view import Library, OneView
 from up.errors import UserError
 from up.registry import Registry
 from up.text import Verbatim
@@ -119,13 +119,14 @@ class PillowReader:
         view = drawn.at(frame.size)
         scale = view.scale if self.fast_decode and drawn.may_scale else 1
         view = view.scaled(scale)
-        is_exact = self._has_pillows_pixels() and view.is_exact
-        box = view.needed if is_exact else view.box
+        library = self._resizes_as()
+        exact = library if library is not None and view.is_exact(library) else None
+        box = view.box if exact is None else view.needed
         part = part_of(encoded, frame, box, scale)
         if part is None:
             return None
-        if is_exact:
-            return self._image(Pillow.fromarray(view.resized(part, box)))
+        if exact is not None:
+            return self._of_pixels(view.resized(part, box, exact))
         return view.moved().of(self._of_pixels(part))
 
     def _draft(self, encoded: bytes, name: str, drawn: OneView) -> Image | None:
@@ -139,8 +140,8 @@ class PillowReader:
             opened.draft(None, (opened.width // view.scale, opened.height // view.scale))
             return view.scaled(view.scale).of(self._image(decode(encoded, opened, name)))
 
-    def _has_pillows_pixels(self) -> bool:
-        return self.color_mode != "GRAY"  # a tensor, which torch resizes
+    def _resizes_as(self) -> Library | None:
+        return None if self.color_mode == "GRAY" else "pillow"  # None: in one channel, by torch
 
     def _of_pixels(self, pixels: Pixels) -> Image:
         return self._image(Pillow.fromarray(pixels))
@@ -185,8 +186,8 @@ class AutoReader(PillowReader):
                 return self._of_pixels(pixels)
             return self._image(decode(encoded, opened, name, self.background))  # Pillow decides what a bad image is
 
-    def _has_pillows_pixels(self) -> bool:
-        return False
+    def _resizes_as(self) -> Library | None:
+        return None if self.color_mode == "GRAY" else "torch"
 
     def _of_pixels(self, pixels: Pixels) -> Image:
         if self.color_mode == "GRAY":

@@ -27,7 +27,8 @@ from up.data.transforms.image import with_pillow
 
 try:
     from up.data import _pixels
-except ImportError:  # there was no compiler
+    from up.data._pixels import jitter_as_torch
+except ImportError:  # there was no compiler, or it was compiled before this version
     _pixels = None  # type: ignore[assignment]
 
 Levels: TypeAlias = NDArray[np.uint8]  # (H, W, 3) in one piece
@@ -112,9 +113,11 @@ def jittered(jitter: v2.ColorJitter, image: Image) -> Image:
         return changed
     drawn = jitter.make_params([image])
     factors = [drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
-    for number in drawn["fn_idx"].tolist():
-        if factors[number] is not None:
-            levels = KERNELS[operations[number]].run(levels, factors[number])
+    steps = [(number, factors[number]) for number in drawn["fn_idx"].tolist() if factors[number] is not None]
+    if operations is _JITTER_OF_TENSORS:
+        return like(image, _jitter_as_torch(levels, *steps)) if steps else image
+    for number, factor in steps:
+        levels = KERNELS[operations[number]].run(levels, factor)
     return like(image, levels)
 
 
@@ -235,33 +238,15 @@ def _rotate(levels: Levels, degrees: float, **kwargs: Any) -> Levels:
     return _moved(levels, (cos, sin, right + x, -sin, cos, down + y), **kwargs)
 
 
-def _torch_table(table: torch.Tensor) -> bytes:
-    return table.numpy().tobytes() * 3
-
-
-_TORCH_LEVELS = torch.arange(256, dtype=torch.uint8).view(1, 1, 256)
-
-
-def _torch_brightness(levels: Levels, factor: float) -> Levels:
-    return _looked_up(levels, _torch_table(F.adjust_brightness(_TORCH_LEVELS, factor)))
-
-
-def _torch_contrast(levels: Levels, factor: float) -> Levels:
-    mean = torch.tensor(_pixels.grey_sum_as_torch(levels), dtype=torch.float32).div_(levels.size // 3)
-    table = _TORCH_LEVELS.mul(factor).add_(mean, alpha=1.0 - factor).clamp_(0, 255).to(torch.uint8)
-    return _looked_up(levels, _torch_table(table))
-
-
-def _torch_saturation(levels: Levels, factor: float) -> Levels:
+def _jitter_as_torch(levels: Levels, *steps: tuple[int, float]) -> Levels:
+    """Apply operations by their numbers in torchvision's order, each with its factor."""
     result = np.empty_like(levels)
-    _pixels.saturate_as_torch(levels, result, factor, 1.0 - factor)
+    jitter_as_torch(levels, result, steps)
     return result
 
 
-def _torch_hue(levels: Levels, turn: float) -> Levels:
-    result = np.empty_like(levels)
-    _pixels.hue_as_torch(levels, result, turn)
-    return result
+def _of_torch(number: int, samples: Sequence[float]) -> Kernel:
+    return Kernel(lambda levels, factor: _jitter_as_torch(levels, (number, factor)), samples, of_tensors=True)
 
 
 def _hue(levels: Levels, turn: float, **_: Any) -> Levels:
@@ -299,9 +284,9 @@ KERNELS: Mapping[Operation, Kernel] = {
     policies.translate_x_rel: Kernel(_translate_x_rel, [-0.315, 0.1]),
     policies.translate_y_rel: Kernel(_translate_y_rel, [-0.315, 0.1]),
     _pillow_hue: Kernel(_hue, _TURNS),
-    F.adjust_brightness: Kernel(_torch_brightness, _FACTORS, of_tensors=True),
-    F.adjust_contrast: Kernel(_torch_contrast, _FACTORS, of_tensors=True),
-    F.adjust_saturation: Kernel(_torch_saturation, _FACTORS, of_tensors=True),
-    F.adjust_hue: Kernel(_torch_hue, _TURNS, of_tensors=True),
+    F.adjust_brightness: _of_torch(0, _FACTORS),
+    F.adjust_contrast: _of_torch(1, _FACTORS),
+    F.adjust_saturation: _of_torch(2, _FACTORS),
+    F.adjust_hue: _of_torch(3, _TURNS),
 }
 """Kernels by the function of timm or torchvision whose results they give."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from up.data.collate import to_device
 from up.data.records import Batch, BatchTransform
 from up.data.records import Transform as AnyTransform
 from up.data.transforms.erasing import RandomErasing
-from up.data.transforms.image import SampleTransform, Transform
+from up.data.transforms.image import SampleTransform, Scheduled, Transform
 from up.data.transforms.table import ByChannel, Normalize, ToTensor
+from up.data.transforms.view import Draw, first_view
 from up.errors import UserError
 from up.seed import key
 
@@ -82,6 +84,16 @@ class Stages:
     worker: Sequence[AnyTransform] = ()
     device: Callable[[Batch], Batch] | None = None
     batch: BatchTransform | None = None
+
+    @cached_property
+    def is_scheduled(self) -> bool:
+        """Whether a transform changes over the training, so that ``first_view`` is of one visit."""
+        return any(isinstance(each, Scheduled) for each in self.worker)
+
+    @cached_property
+    def first_view(self) -> tuple[Draw | None, Sequence[AnyTransform]]:
+        """The first transforms as a view of an image, and the rest."""
+        return first_view(self.worker)
 
     def mixing(self, batch_fn: BatchTransform | None) -> BatchTransform | None:
         """Return the mixing of batches, a transform or ``batch_fn``. Raises ``UserError`` for both."""

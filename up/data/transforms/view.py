@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from up.data.transforms.image import MODES, Interpolation, Size, size_of
 
 Draw: TypeAlias = "Callable[[Size], View]"
 Resizer: TypeAlias = Callable[["View", Pixels, Box], Pixels]
+Library: TypeAlias = Literal["pillow", "torch"]
+"""Library whose pixels a resized image has."""
 
 _SUPPORT: dict[Interpolation, int] = {"bilinear": 1, "bicubic": 2}  # of the filters, in pixels of the smaller image
 _PROBES = (
@@ -32,12 +35,13 @@ _PROBES = (
 
 
 class View(NamedTuple):
-    """A ``box`` of an image that is resized to ``size``, antialiased, and of that the part ``window``."""
+    """A ``box`` of an image resized to ``size``, antialiased, and of that the part ``window``, mirrored left to right or not."""
 
     box: Box
     size: Size
     window: Box
     interpolation: Interpolation
+    is_mirrored: bool = False
 
     @classmethod
     def whole(cls, box: Box, size: Size, interpolation: Interpolation) -> View:
@@ -46,33 +50,40 @@ class View(NamedTuple):
 
     def of(self, image: Image) -> Image:
         """Return the view of an image; of a Pillow image with Pillow's pixels, of a tensor with torch's."""
-        if isinstance(image, Pillow.Image) and image.mode == "RGB" and self.is_exact:
+        if isinstance(image, Pillow.Image):
+            if image.mode == "RGB" and self.is_exact("pillow"):
+                box = self.needed
+                part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+                return Pillow.fromarray(self.resized(np.asarray(part), box, "pillow"))
+        elif _has_whole_pixels(image) and self.is_exact("torch"):
             box = self.needed
-            return Pillow.fromarray(
-                self.resized(np.asarray(image.crop((box.left, box.top, box.left + box.width, box.top + box.height))), box)
-            )
+            levels = image.permute(1, 2, 0).numpy()[box.top : box.top + box.height, box.left : box.left + box.width]
+            return torch.from_numpy(self.resized(levels, box, "torch")).permute(2, 0, 1)
+        return self._by_library(image)
+
+    def _by_library(self, image: Image) -> Image:
         if self.box != (0, 0, *size_of(image)):
             image = F.crop(image, *self.box)
-        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape[0] == 3 and image.stride()[0] == 1:
+        if isinstance(image, torch.Tensor) and _has_whole_pixels(image):
             # a crop of channels-last memory in one piece: torch resizes it faster, and the result is channels-last again
             image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         image = F.resize(image, [*self.size], interpolation=MODES[self.interpolation], antialias=True)
-        return image if self.window == (0, 0, *self.size) else F.crop(image, *self.window)
+        image = image if self.window == (0, 0, *self.size) else F.crop(image, *self.window)
+        return F.horizontal_flip(image) if self.is_mirrored else image
 
     def moved(self) -> View:
         """Return the same view of an image that is the box alone."""
         return self._replace(box=Box(0, 0, *self.box[2:]))
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether ``resized`` gives Pillow's pixels for this view on this machine."""
+    def is_exact(self, library: Library) -> bool:
+        """Whether ``resized`` gives the pixels of ``library`` for this view on this machine."""
         window = self.window
         inside = (
             window.top >= 0 <= window.left
             and window.top + window.height <= self.size[0]
             and window.left + window.width <= self.size[1]
         )
-        return inside and self.interpolation in _SUPPORT and resizer() is not None
+        return inside and self.interpolation in _SUPPORT and resizer(library) is not None
 
     @property
     def needed(self) -> Box:
@@ -89,9 +100,9 @@ class View(NamedTuple):
         first = max(0, int((start + 0.5) * scale - support + 0.5))
         return first, min(source, int((start + length - 0.5) * scale + support + 0.5)) - first
 
-    def resized(self, part: Pixels, box: Box) -> Pixels:
-        """Return the view (h, w, 3) with Pillow's pixels, from the pixels of ``box``, which has what is ``needed``."""
-        resize = resizer()
+    def resized(self, part: Pixels, box: Box, library: Library) -> Pixels:
+        """Return the view (h, w, 3) with the pixels of ``library``, from those of ``box``, which has what is ``needed``."""
+        resize = resizer(library)
         assert resize is not None, "is_exact says so"
         return resize(self, part, box)
 
@@ -123,6 +134,29 @@ class Windowing(Protocol):
         """Return the part of an image of this size."""
 
 
+class Mirroring(Protocol):
+    """A transform that mirrors images left to right."""
+
+    def mirrors(self) -> bool:
+        """Draw whether it mirrors."""
+
+
+@dataclass(frozen=True)
+class FirstTransforms:
+    """Transforms that are one view of an image, drawn in their order."""
+
+    first: Viewing
+    window: Windowing | None = None
+    mirror: Mirroring | None = None
+
+    def __call__(self, size: Size) -> View:
+        """Draw the view of an image of this size."""
+        view = self.first.view(size)
+        if self.window is not None:
+            view = view._replace(window=self.window.window(view.size))
+        return view._replace(is_mirrored=True) if self.mirror is not None and self.mirror.mirrors() else view
+
+
 class OneView:
     """The view of one visit of an image: drawn once, as soon as the size of the image is known."""
 
@@ -144,63 +178,74 @@ class OneView:
 
 
 @cache
-def resizer() -> Resizer | None:
-    """Load the extension that resizes as Pillow does; None where it was not built, or where this Pillow has other pixels."""
+def resizer(library: Library) -> Resizer | None:
+    """Load the extension that resizes as ``library`` does; None where it was not built, or where this version has other pixels."""
     try:
-        from up.data._resize import resize
-    except ImportError:
+        from up.data._resize import resize_window
+    except ImportError:  # not built, or before this version
         return None
 
-    def resized(view: View, part: Pixels, box: Box, *, may_start_across: bool) -> Pixels:
+    def resized(view: View, part: Pixels, box: Box, *, arithmetic: int) -> Pixels:
         out = np.empty((*view.window[2:], 3), np.uint8)
         corner = (box.top - view.box.top, box.left - view.box.left)
         part = part if part.strides[1:] == (3, 1) and part.strides[0] > 0 else np.ascontiguousarray(part)
-        resize(part, view.box[2:], corner, view.size, view.window, view.interpolation == "bicubic", may_start_across, out)
+        is_cubic = view.interpolation == "bicubic"
+        resize_window(part, view.box[2:], corner, view.size, view.window, is_cubic, arithmetic, view.is_mirrored, out)
         return out
 
-    for may_start_across in (True, False):  # newer versions of Pillow choose the order of the two passes
-        found = partial(resized, may_start_across=may_start_across)
-        if all(_is_pillows(found, source, target) for source, target in _PROBES):
+    for arithmetic in (1, 0) if library == "pillow" else (2,):  # newer versions of Pillow choose the order of the two passes
+        found = partial(resized, arithmetic=arithmetic)
+        if all(_agrees(found, library, source, target) for source, target in _PROBES):
             return found
     return None
 
 
-def _is_pillows(resized: Resizer, source: Size, target: Size) -> bool:
-    pixels = np.random.default_rng(0).integers(0, 256, (*source, 3), np.uint8)
-    image, box = Pillow.fromarray(pixels), Box(0, 0, *source)
-    filters: dict[Interpolation, Pillow.Resampling] = {"bilinear": Pillow.Resampling.BILINEAR, "bicubic": Pillow.Resampling.BICUBIC}
-    return all(
-        np.array_equal(resized(View.whole(box, target, name), pixels, box), np.asarray(image.resize(target[::-1], by)))
-        for name, by in filters.items()
-    )
+def _agrees(resized: Resizer, library: Library, source: Size, target: Size) -> bool:
+    pixels, box = np.random.default_rng(0).integers(0, 256, (*source, 3), np.uint8), Box(0, 0, *source)
+    image = Pillow.fromarray(pixels) if library == "pillow" else torch.from_numpy(pixels).permute(2, 0, 1)
+    views = [View.whole(box, target, interpolation) for interpolation in _SUPPORT]
+    return all(np.array_equal(resized(view, pixels, box), _levels(view._by_library(image))) for view in views)
+
+
+def _levels(image: Image) -> Pixels:
+    return np.asarray(image if isinstance(image, Pillow.Image) else image.permute(1, 2, 0))
+
+
+def _has_whole_pixels(image: torch.Tensor) -> bool:
+    """Whether an image (3, H, W) is of 8 bits, and its memory channels-last."""
+    return image.dtype == torch.uint8 and image.shape[0] == 3 and image.stride()[0] == 1 and image.stride()[2] == 3
 
 
 def first_view(transforms: Sequence[AnyTransform]) -> tuple[Draw | None, Sequence[AnyTransform]]:
     """Return the transforms at the start of a list as a view, and the rest; None where they are none.
 
-    A ``Windowing`` transform behind a ``Viewing`` one belongs to the view.
+    A ``Windowing`` transform behind a ``Viewing`` one belongs to the view, and then a ``Mirroring`` one.
     """
     if not transforms or not offers(transforms[0], "view", "move", "__call__"):
         return None, transforms
     first = cast(Viewing, transforms[0])
     if first.interpolation not in _SUPPORT:
         return None, transforms
-    if len(transforms) == 1 or not offers(transforms[1], "window", "move", "__call__"):
-        return first.view, transforms[1:]
-    draw, crop = first.view, cast(Windowing, transforms[1])
-
-    def both(size: Size) -> View:
-        view = draw(size)
-        return view._replace(window=crop.window(view.window[2:]))
-
-    return both, transforms[2:]
+    rest = transforms[1:]
+    window = mirror = None
+    if rest and offers(rest[0], "window", "move", "__call__"):
+        window, rest = cast(Windowing, rest[0]), rest[1:]
+    if rest and offers(rest[0], "mirrors", "move", "__call__"):
+        mirror, rest = cast(Mirroring, rest[0]), rest[1:]
+    return FirstTransforms(first, window, mirror), rest
 
 
 def offers(part: object, method: str, *others: str) -> bool:
     """Whether ``method`` of an object does what ``others`` do: no subclass overrides one of those alone."""
-    for kind in type(part).__mro__:
-        if method in vars(kind):
+    kind: type = type(part)
+    return _offered(kind, method, others)
+
+
+@cache
+def _offered(kind: type, method: str, others: tuple[str, ...]) -> bool:
+    for base in kind.__mro__:
+        if method in vars(base):
             return True
-        if any(other in vars(kind) for other in others):
+        if any(other in vars(base) for other in others):
             return False
     return False

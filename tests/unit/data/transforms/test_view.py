@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -22,11 +26,13 @@ from up.data.records import Image as AnyImage
 from up.data.records import Sample, SampleKey
 from up.data.transforms import view as views
 from up.data.transforms.image import MODES, applied
+from up.data.transforms.stages import split
 from up.data.transforms.table import CenterCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
-from up.data.transforms.view import OneView, View, first_view, resizer
+from up.data.transforms.view import Library, OneView, View, first_view, resizer
 from up.tasks.cls.data.datasets import ClsDataset
 
-resizing = pytest.mark.skipif(resizer() is None, reason="the extension was not compiled: no compiler")
+is_compiled = resizer("pillow") is not None and resizer("torch") is not None
+resizing = pytest.mark.skipif(not is_compiled, reason="the extension was not compiled: no compiler")
 SIZES = [(1, 1), (5, 90), (90, 5), (40, 40), (64, 48), (48, 64), (33, 71), (224, 100)]
 
 
@@ -34,41 +40,84 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
+def by_library(image: Image.Image, size: tuple[int, int], interpolation: Any, library: Library) -> Any:
+    if library == "pillow":
+        return np.asarray(image.resize(size[::-1], getattr(Image.Resampling, interpolation.upper())))
+    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return interpolate(planes, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+
+
 @resizing
+@pytest.mark.parametrize("library", ["pillow", "torch"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_resized_pixels_are_pillows(interpolation: Any) -> None:
-    by = MODES[interpolation].value
-    draw = np.random.default_rng(1)
-    for seed in range(60):
-        height, width, high, wide = (int(side) for side in draw.integers(1, 90, 4))
-        high, wide = (height if seed % 7 == 0 else high), (width if seed % 5 == 0 else wide)
-        image, whole = noise(height, width, seed), Box(0, 0, height, width)
-        expected = np.asarray(image.resize((wide, high), getattr(Image.Resampling, by.upper())))
-        view = View.whole(whole, (high, wide), interpolation)
-        assert np.array_equal(view.resized(np.asarray(image), whole), expected)
-        top, left = int(draw.integers(0, high)), int(draw.integers(0, wide))
-        window = Box(top, left, int(draw.integers(1, high - top + 1)), int(draw.integers(1, wide - left + 1)))
-        part = view._replace(window=window)
-        box = part.needed
-        pixels = np.asarray(image)[box.top : box.top + box.height, box.left : box.left + box.width]
-        assert np.array_equal(part.resized(pixels, box), expected[top : top + window.height, left : left + window.width])
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    target=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    keeps=st.tuples(st.booleans(), st.booleans()),
+    window=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 4),
+    is_mirrored=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_resized_pixels_are_those_of_the_library(
+    library: Library,
+    interpolation: Any,
+    size: tuple[int, int],
+    target: tuple[int, int],
+    keeps: tuple[bool, bool],
+    window: tuple[float, ...],
+    is_mirrored: bool,
+    seed: int,
+) -> None:
+    """Whole images and windows of them, from no more than the pixels that are needed; one side or both may keep their size."""
+    high, wide = (own if kept else other for own, other, kept in zip(size, target, keeps, strict=True))
+    image = noise(*size, seed)
+    expected = by_library(image, (high, wide), interpolation, library)
+    view = View.whole(Box(0, 0, *size), (high, wide), interpolation)
+    assert np.array_equal(view.resized(np.asarray(image), view.box, library), expected)
+    top, left = int(window[0] * high), int(window[1] * wide)
+    rows, columns = 1 + int(window[2] * (high - top)), 1 + int(window[3] * (wide - left))
+    part = view._replace(window=Box(top, left, rows, columns), is_mirrored=is_mirrored)
+    box = part.needed
+    pixels = np.asarray(image)[box.top : box.top + box.height, box.left : box.left + box.width]
+    cut = expected[top : top + rows, left : left + columns]
+    assert np.array_equal(part.resized(pixels, box, library), cut[:, ::-1] if is_mirrored else cut)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    scale=st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1.0)),
+    ratio=st.tuples(st.floats(0.1, 1.0), st.floats(1.0, 9.0)),
+    seed=st.integers(0, 2**31),
+)
+def test_crops_are_drawn_as_torchvision_draws_them(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    expected = v2.RandomResizedCrop(8, scale=scale, ratio=ratio).make_params([torch.empty((1, *size), device="meta")])
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    box = RandomResizedCrop(size=8, scale=scale, ratio=ratio).view(size).box
+    assert box._asdict() == expected
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @resizing
 def test_a_part_that_is_too_small_is_an_error() -> None:
     view = View.whole(Box(0, 0, 40, 40), (20, 20), "bilinear")
     with pytest.raises(ValueError, match="cover"):
-        view.resized(np.zeros((40, 39, 3), np.uint8), Box(0, 0, 40, 39))
+        view.resized(np.zeros((40, 39, 3), np.uint8), Box(0, 0, 40, 39), "pillow")
 
 
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["pillow", "tensor"])
+@pytest.mark.parametrize("form", ["pillow", "planes", "channels_last"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("extension", [True, False])
 def test_transforms_draw_and_resize_as_torchvision_does(
-    as_tensor: bool, interpolation: Any, extension: bool, monkeypatch: pytest.MonkeyPatch
+    form: str, interpolation: Any, extension: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not extension:
-        monkeypatch.setattr(views, "resizer", lambda: None)
+        monkeypatch.setattr(views, "resizer", lambda library: None)
     mode = MODES[interpolation]
     pairs: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
         (RandomResizedCrop(size=32, interpolation=interpolation), v2.RandomResizedCrop(32, interpolation=mode, antialias=True)),
@@ -79,17 +128,18 @@ def test_transforms_draw_and_resize_as_torchvision_does(
         (Resize(size=24, interpolation=interpolation), v2.Resize(24, interpolation=mode, antialias=True)),
         (Resize(size=(17, 50), interpolation=interpolation), v2.Resize((17, 50), interpolation=mode, antialias=True)),
     ]
-    if as_tensor and interpolation == "lanczos":
+    if form != "pillow" and interpolation == "lanczos":
         pytest.skip("torchvision gives lanczos of tensors other pixels than Pillow, which it is here")
     for seed, (height, width) in enumerate(SIZES):
         image = noise(height, width, seed)
-        given = pil_to_tensor(image).contiguous() if as_tensor else image
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        source = {"pillow": image, "planes": tensor.contiguous(), "channels_last": tensor}[form]
         for ours, theirs in pairs:
             torch.manual_seed(seed)
-            expected = np.asarray(theirs(given))
+            expected = np.asarray(theirs(source))
             state = torch.get_rng_state()
             torch.manual_seed(seed)
-            assert np.array_equal(np.asarray(ours(given)), expected), (ours, height, width)
+            assert np.array_equal(np.asarray(ours(source)), expected), (ours, height, width)
             assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -110,11 +160,23 @@ class TestFirstView:
         flip, crop = RandomHorizontalFlip(), RandomResizedCrop(size=8)
         draw, rest = first_view([crop, flip])
         assert draw is not None
-        assert rest == [flip]
-        draw, rest = first_view([Resize(size=32), CenterCrop(size=24), flip])
+        assert rest == []
+        always = RandomHorizontalFlip(p=1.0)
+        draw, rest = first_view([Resize(size=32), CenterCrop(size=24), always, flip])
         assert draw is not None
-        assert draw((64, 128)) == View(Box(0, 0, 64, 128), (32, 64), Box(4, 20, 24, 24), "bilinear")
+        assert draw((64, 128)) == View(Box(0, 0, 64, 128), (32, 64), Box(4, 20, 24, 24), "bilinear", is_mirrored=True)
         assert rest == [flip]
+
+    def test_a_view_that_was_found_can_be_sent_to_workers(self) -> None:
+        stages = split([RandomResizedCrop(size=8), RandomHorizontalFlip()])
+        draw, _ = stages.first_view
+        assert draw is not None
+        sent, _ = pickle.loads(pickle.dumps(stages)).first_view
+        drawn = []
+        for each in (draw, sent):
+            torch.manual_seed(3)
+            drawn.append(each((40, 50)))
+        assert drawn[0] == drawn[1]
 
     @pytest.mark.parametrize("transforms", [[], [RandomHorizontalFlip()], [RandomResizedCrop(size=8, interpolation="lanczos")]])
     def test_other_transforms_take_whole_images(self, transforms: Sequence[Any]) -> None:
@@ -169,8 +231,8 @@ def test_samples_do_not_depend_on_what_reads_them(
     meta, transforms = write(tmp_path), PIPELINES[pipeline]
     found = samples(meta, reader(image_dir=str(tmp_path), **options), transforms)
     monkeypatch.setattr(jpeg, "extension", lambda: None)
-    monkeypatch.setattr(views, "resizer", lambda: None)
-    monkeypatch.setattr("up.data.dataset.first_view", lambda transforms: (None, transforms))
+    monkeypatch.setattr(views, "resizer", lambda library: None)
+    monkeypatch.setattr("up.data.transforms.stages.first_view", lambda transforms: (None, transforms))
     expected = samples(meta, reader(image_dir=str(tmp_path), **options), transforms)
     assert [sample.filename for sample in found] == [sample.filename for sample in expected]
     assert sum(sample.bad is not None for sample in found) >= 3
