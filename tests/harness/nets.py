@@ -24,6 +24,13 @@ def meta_device() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Build networks without drawing their weights, for a test that sets all of them."""
+    with _Unset():
+        yield
+
+
 def built_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``check --no-files`` build the net on the meta device, and pass nothing through it."""
     from up.build import check
@@ -48,6 +55,17 @@ class _Undrawn(TorchFunctionMode):
         tensor = args[0] if args else given.get("tensor")
         draws = func in self.DRAWS or getattr(func, "__module__", "") == "torch.nn.init"
         return tensor if draws and isinstance(tensor, Tensor) and tensor.is_meta else func(*args, **given)
+
+
+class _Unset(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func not in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_) and getattr(func, "__module__", "") != "torch.nn.init":
+            return func(*args, **given)
+        with torch.no_grad():  # zeros, as torch draws a truncated normal until all values are within its bounds
+            return (args[0] if args else given["tensor"]).zero_()
 
 
 class Backbone(nn.Module):

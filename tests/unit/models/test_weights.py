@@ -22,6 +22,7 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 from tests.harness.facts import each_tells, facts, tells
+from tests.harness.nets import meta_device, undrawn
 from up.models.backbones import BACKBONES
 from up.models.convnets import convnext
 from up.models.cswin import cswin
@@ -365,8 +366,9 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torchvision_weights_make_timm_networks_compute_the_same(family):
     make_theirs, make_ours, naming = FAMILIES[family]
-    theirs, ours = make_theirs().eval(), make_ours().eval()
-    perturb(theirs)
+    with undrawn():
+        theirs, ours = make_theirs().eval(), make_ours().eval()
+    draw(theirs)
     report = load_weights(ours, Weights("tv", theirs.state_dict()))
     if notes := [note for note in report.notes if "eps" in note]:  # no tensor has it
         assert tells(notes[0], "0.001", "1e-05", "normalize", "solo_bn")
@@ -377,13 +379,13 @@ def test_torchvision_weights_make_timm_networks_compute_the_same(family):
     assert_equal_logits(theirs, ours, 128 if family.startswith("swin") else 64)
 
 
-def perturb(network):
-    """Change every tensor so that it matters: norms are not the identity, running statistics are not 0 and 1."""
+def draw(network):
+    """Give every tensor a value that matters: norms are not the identity, running statistics are not 0 and 1."""
     for name, tensor in network.state_dict().items():
         if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-            tensor.copy_(torch.rand_like(tensor) + 0.5)
+            tensor.uniform_(0.5, 1.5)
         elif tensor.is_floating_point() and not name.endswith("relative_coords_table"):  # computed from the settings
-            tensor.add_(torch.randn_like(tensor) * (tensor.std() * 0.5 if tensor.ndim > 1 and tensor.numel() > 1 else 0.1))
+            tensor.normal_(std=0.1 if tensor.ndim < 2 else max(tensor[0].numel(), 1) ** -0.5)
 
 
 def assert_equal_logits(theirs, ours, side):
@@ -399,16 +401,20 @@ def assert_equal_logits(theirs, ours, side):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torchvision_weights_fill_a_net_of_backbone_and_head(family):
     theirs, ours, naming = FAMILIES[family]
-    backbone = ours()
-    backbone.reset_classifier(0)
     if family == "vgg":
         pytest.skip("its classifier follows layers that are no part of a head")
+    with undrawn():
+        backbone = ours()
+        backbone.reset_classifier(0)
+        state = theirs().state_dict()
     if family == "convnext":  # pooled and normalized by the head
         backbone.head.norm = nn.Identity()
     planes = getattr(backbone, "head_hidden_size", backbone.num_features)
     head = Head(planes, 1000, norm=family == "convnext")
     net = Net([("backbone", backbone), ("head", head)])
-    state = scrambled(theirs().state_dict())
+    for tensor in state.values():
+        tensor.fill_(1)
+    state |= {name: torch.rand(1000) for name, tensor in state.items() if tensor.shape == (1000,)}
     report = load_with_heads(net, Weights("tv", state))
     assert report.naming == naming
     assert (report.missing, report.unexpected, report.misshaped, report.reinitialised) == ([], [], [], [])
@@ -437,10 +443,11 @@ OURS = {  # our backbone and its arguments, the head, timm's network and its arg
 @pytest.mark.parametrize("name", OURS)
 def test_timms_weights_give_timms_logits(name):
     kwargs, head, theirs_name, theirs_kwargs = OURS[name]
-    theirs = timm.create_model(theirs_name, num_classes=7, **theirs_kwargs)
-    perturb(theirs)
-    backbone = BACKBONES.get(name)(**kwargs)
-    net = Net([("backbone", backbone), ("head", HEADS.get(head)(num_classes=7, in_plane=backbone.out_planes[-1]))])
+    with undrawn():
+        theirs = timm.create_model(theirs_name, num_classes=7, **theirs_kwargs)
+        backbone = BACKBONES.get(name)(**kwargs)
+        net = Net([("backbone", backbone), ("head", HEADS.get(head)(num_classes=7, in_plane=backbone.out_planes[-1]))])
+    draw(theirs)
     report = load_with_heads(net, Weights("timm", theirs.state_dict()))
     assert (report.missing, report.unexpected, report.misshaped, report.reinitialised, report.resized) == ([], [], [], [], [])
     assert_equal_logits(theirs, net, 64)
@@ -524,8 +531,10 @@ def test_names_that_mean_the_same_tensor_must_agree():
 
 
 def test_bare_timm_weights_and_a_new_head():
-    state = scrambled(timm.create_model("resnet18").state_dict())
-    net = net_of(timm.create_model("resnet18", num_classes=0), 7)
+    with undrawn():
+        state = scrambled(timm.create_model("resnet18").state_dict())
+        backbone = timm.create_model("resnet18", num_classes=0)
+    net = net_of(backbone, 7)
     fresh = net.head.classifier.weight.clone()
     report = load_with_heads(net, Weights("r18.pth", state))
     assert torch.equal(net.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
@@ -628,9 +637,10 @@ def test_what_may_be_left_out_is_named_once_or_not_at_all():
 
 
 def test_a_deeper_network_is_suspected():
-    net = net_of(timm.create_model("resnet50", num_classes=0), 5)
+    with meta_device():
+        net, other = net_of(timm.create_model("resnet50", num_classes=0), 5), timm.create_model("resnet18")
     with pytest.raises(WeightsError, match=facts("architecture", "{skip", "[")) as caught:
-        load_with_heads(net, Weights("r18.pth", timm.create_model("resnet18").state_dict()))
+        load_with_heads(net, Weights("r18.pth", other.state_dict()))
     assert len(str(caught.value)) < 2500
 
 
