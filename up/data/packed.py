@@ -18,11 +18,11 @@ _SMALL = np.iinfo(np.uint32).max
 
 
 class PackedStrings(Sequence[str]):
-    """An immutable sequence of strings: one buffer of UTF-8 and the offsets of their ends."""
+    """An immutable sequence of strings: one buffer of UTF-8 (other bytes as in names of files) and the offsets of their ends."""
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
         packer = StringPacker()
-        packer.extend(string.encode() for string in strings)
+        packer.extend(string.encode(errors="surrogateescape") for string in strings)
         self._buffer, self._offsets = packer.packed().arrays
 
     @classmethod
@@ -48,7 +48,7 @@ class PackedStrings(Sequence[str]):
             raise IndexError(f"index {index} is outside of {size} strings")
         at = index % size
         start, end = self._offsets[at : at + 2].tolist()
-        return self._buffer[start:end].tobytes().decode()
+        return self._buffer[start:end].tobytes().decode(errors="surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))

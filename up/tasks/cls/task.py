@@ -109,6 +109,7 @@ class Classification(Task[ImageDataset]):
         fresh: Evaluator = copy.copy(template)
         if isinstance(fresh, ImageNetEvaluator):
             fresh.keep_scores = fresh.keep_scores or data.save_score  # before reset(), which makes the recorder
+            fresh.listed = data.files.names if data.files is not None else None
             wanted, counts = fresh.eval_class_idxs, data.class_counts()
             if wanted and counts is not None and not any(counts[each] for each in wanted if each < len(counts)):
                 raise UserError("the data set has no image of these classes", got=wanted, key="eval_class_idxs", fix="Name others.")

@@ -77,6 +77,7 @@ class ImageNetEvaluator:
         self.analysis_json = analysis_json
         self.multilabel = multilabel
         self.keep_scores = keep_scores
+        self.listed: Sequence[str] | None = None  # names of the images by index, where the data set has them
         self.cmp_key = cmp_key
         names = self.names()
         if cmp_key is not None and re.sub(r"^(head\d+|avg)_", "", cmp_key) not in names:
@@ -90,7 +91,8 @@ class ImageNetEvaluator:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._recorder = Recorder(depth=self.topk[-1], keep_scores=self.keep_scores, multilabel=self.multilabel)
+        depth, listed = self.topk[-1], self.listed
+        self._recorder = Recorder(depth=depth, keep_scores=self.keep_scores, multilabel=self.multilabel, listed=listed)
         self._is_merged = False
         self._predictions: Predictions | None = None
 
@@ -107,13 +109,13 @@ class ImageNetEvaluator:
     def merge(self, states: Sequence[Kwargs]) -> None:
         """Replace what was collected by the images of all ranks, each once; this rank's state is among ``states``."""
         self._is_merged = True
-        self._predictions = combine(states)
+        self._predictions = combine(states, self.listed)
 
     @property
     def predictions(self) -> Predictions:
         """Predictions of the merged images of all ranks, or of those collected so far."""
         if self._predictions is None:
-            self._predictions = combine([self.state()])
+            self._predictions = combine([self.state()], self.listed)
         return self._predictions
 
     def names(self) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from up.data.packed import PackedStrings
 from up.errors import UserError
 from up.tasks.cls.model.heads import heads_of, label_columns
 from up.text import count
@@ -22,6 +23,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Array: TypeAlias = npt.NDArray[Any]
 
 UNREADABLE = -1  # the class predicted by scores that are not finite: never correct
+_BLOCK = 4096  # images whose tensors and names wait to be packed
 _COLUMNS = ("topk_idx", "topk_score", "gt", "rank", "scores", "loss", "loss_weight")  # of a head, one row an image
 
 
@@ -79,26 +81,50 @@ class Predictions:
     """Predictions of all heads, by rising ``index`` (n,), each image once."""
 
     index: Array
-    filename: list[str]
+    filename: Sequence[str]
     heads: list[HeadPredictions]
 
     def __len__(self) -> int:
         return len(self.filename)
 
 
-class Recorder:
-    """Collects predictions batch by batch; the arrays stay on the device until they are read, so that nothing waits.
+class _Chosen(Sequence[str]):
+    """Names chosen from more by position, read one at a time."""
 
-    ``depth`` is the number of classes kept for each image; ``keep_scores`` keeps all scores (on the CPU).
+    def __init__(self, names: Sequence[str], positions: Ints) -> None:
+        self._names, self._positions = names, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return _Chosen(self._names, self._positions[index])
+        return self._names[int(self._positions[index])]
+
+
+class Recorder:
+    """Collects predictions batch by batch, about 60 bytes an image without scores.
+
+    The arrays stay on the device for ``_BLOCK`` images, so that nothing waits. ``depth`` is the number of classes kept for each
+    image; ``keep_scores`` keeps all scores (on the CPU). ``listed``: the names of the data set by index, which are not kept as
+    long as those of the batches are the same.
     """
 
-    def __init__(self, *, depth: int, keep_scores: bool, multilabel: bool) -> None:
+    def __init__(self, *, depth: int, keep_scores: bool, multilabel: bool, listed: Sequence[str] | None = None) -> None:
         self.depth = depth
         self.keep_scores = keep_scores or multilabel
         self.multilabel = multilabel
+        self._listed = listed
         self._classes: list[int] = []
-        self._filenames: list[str] = []
-        self._columns: dict[str, list[Tensor]] = {}
+        self._waiting: dict[str, list[Tensor]] = {}
+        self._waiting_names: list[str] = []
+        self._columns: dict[str, list[Array]] = {}
+        self._names: list[PackedStrings] | None = [] if listed is None else None
 
     @torch.no_grad()
     def add(self, scores: Tensor | Sequence[Tensor], batch: Kwargs, losses: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
@@ -109,18 +135,51 @@ class Recorder:
         heads = heads_of(scores)
         labels = self._labels_of(batch.get("gt"), heads)
         self._classes = [head.shape[1] for head in heads]
-        self._filenames.extend(batch["filename"])
+        self._waiting_names.extend(batch["filename"])
         self._append("index", torch.as_tensor(batch["index"]))
         for number, (head, gt) in enumerate(zip(heads, labels, strict=True)):
             self._add_head(number, head.float(), gt)
         for number, (shares, weights) in enumerate(losses):
             self._append(f"loss{number}", shares.float())
             self._append(f"loss_weight{number}", weights.float())
+        if len(self._waiting_names) >= _BLOCK:
+            self._pack()
 
     def state(self) -> Record:
-        """Return the arrays as plain numpy, lists and ints, to be sent to another rank."""
-        arrays = {name: torch.cat(parts).cpu().numpy() for name, parts in self._columns.items()}
-        return {"classes": list(self._classes), "filename": list(self._filenames), **arrays}
+        """Return the arrays as plain numpy, lists and ints, to be sent to another rank; the recorder shares them.
+
+        ``names`` and ``name_ends``, UTF-8 and offsets, are absent where ``listed`` has the names.
+        """
+        self._pack()
+        self._columns = {name: [_joined(blocks)] for name, blocks in self._columns.items()}
+        state = {"classes": list(self._classes), **{name: whole for name, (whole,) in self._columns.items()}}
+        if self._names:
+            self._names = [PackedStrings.join(self._names)]
+            state["names"], state["name_ends"] = self._names[0].arrays
+        return state
+
+    def _pack(self) -> None:
+        """Move the tensors and names that wait into arrays; waits for the device."""
+        if not self._waiting:
+            return
+        for name, parts in self._waiting.items():
+            self._columns.setdefault(name, []).append(torch.cat(parts).cpu().numpy())
+        *earlier, latest = self._columns["index"]
+        if self._names is None and not self._are_listed(latest):
+            self._names = [PackedStrings(self._names_at(index)) for index in earlier]
+        if self._names is not None:
+            self._names.append(PackedStrings(self._waiting_names))
+        self._waiting, self._waiting_names = {}, []
+
+    def _are_listed(self, index: Ints) -> bool:
+        """Check whether the names that wait are those of the data set."""
+        assert self._listed is not None
+        is_inside = ((index >= 0) & (index < len(self._listed))).all()
+        return bool(is_inside) and all(map(str.__eq__, self._names_at(index), self._waiting_names))
+
+    def _names_at(self, index: Ints) -> Iterator[str]:
+        assert self._listed is not None
+        return (self._listed[each] for each in index.tolist())
 
     def _add_head(self, number: int, scores: Tensor, gt: Tensor | None) -> None:
         order = scores.sort(dim=1, descending=True, stable=True)
@@ -138,7 +197,7 @@ class Recorder:
             self._append(f"rank{number}", rank_of(scores, gt.long()).where(readable, scores.shape[1]).int())
 
     def _append(self, name: str, values: Tensor) -> None:
-        self._columns.setdefault(name, []).append(values)
+        self._waiting.setdefault(name, []).append(values)
 
     def _labels_of(self, gt: Tensor | None, heads: Sequence[Tensor]) -> Sequence[Tensor | None]:
         if gt is None:
@@ -168,19 +227,40 @@ def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
     return ((scores > true) | ((scores == true) & lower_class)).sum(dim=1)
 
 
-def combine(states: Sequence[Kwargs]) -> Predictions:
-    """Join the states of all ranks: sorted by index, each image once even if several ranks sent it."""
-    filled = [state for state in states if state["filename"]]
+def combine(states: Sequence[Kwargs], listed: Sequence[str] | None = None) -> Predictions:
+    """Join the states of all ranks: sorted by index, each image once even if several ranks sent it.
+
+    ``listed`` as for ``Recorder``.
+    """
+    filled = [state for state in states if len(state.get("index", ()))]
     if not filled:
         return Predictions(np.zeros(0, dtype=np.int64), [], [])
-    names = [name for name in filled[0] if name not in {"classes", "filename"}]
-    assert all(set(state) == set(filled[0]) and state["classes"] == filled[0]["classes"] for state in filled)
-    # np.unique gives the first place of each index, in rising order of the index.
-    index, places = np.unique(np.concatenate([state["index"] for state in filled]), return_index=True)
-    columns = {name: np.concatenate([state[name] for state in filled])[places] for name in names}
-    filenames = [name for state in filled for name in state["filename"]]
+    names = [name for name in filled[0] if name not in {"classes", "names", "name_ends"}]
+    assert all(set(names) <= set(state) and state["classes"] == filled[0]["classes"] for state in filled)
+    index = _joined([state["index"] for state in filled])
+    places: Ints | slice = slice(None)  # of one rank that took the images in their order, the arrays as they are
+    if (np.diff(index) <= 0).any():  # np.unique gives the first place of each index, in rising order of the index
+        places = np.unique(index, return_index=True)[1]
+    columns = {name: _joined([state[name] for state in filled])[places] for name in names}
+    if any("names" in state for state in filled):
+        filenames = _Chosen(PackedStrings.join([_names_of(state, listed) for state in filled]), np.arange(len(index))[places])
+    else:
+        assert listed is not None
+        filenames = _Chosen(listed, columns["index"])
     heads = [
         HeadPredictions(width, **{name: columns.get(f"{name}{number}") for name in _COLUMNS})  # type: ignore[arg-type]
         for number, width in enumerate(filled[0]["classes"])
     ]
-    return Predictions(index, [filenames[place] for place in places], heads)
+    return Predictions(columns["index"], filenames, heads)
+
+
+def _names_of(state: Kwargs, listed: Sequence[str] | None) -> PackedStrings:
+    if "names" in state:
+        return PackedStrings.of_arrays(state["names"], state["name_ends"])
+    assert listed is not None
+    return PackedStrings(listed[each] for each in state["index"].tolist())
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """Concatenate arrays; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -7,16 +7,17 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
 from up.distributed.group import rank
 from up.errors import StorageError
 from up.figures import missing_matplotlib
-from up.files import make_folder, write_bytes
+from up.files import make_folder, write_atomically, write_bytes
 from up.intervals import wilson
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion_matrix
@@ -53,9 +54,9 @@ def write_reports(
         if evaluator.bad_case_analyse and head.gt is not None:
             path = folder / (evaluator.analysis_json or "bad_cases.json")
             make_folder(path.parent)
-            written.append(_write_json(path.with_stem(path.stem + suffix), _bad_cases(predictions, head, names[number])))
+            written.append(_write_json_list(path.with_stem(path.stem + suffix), _bad_cases(predictions, head, names[number])))
     if save_result:
-        written.append(_write_text(folder / "results.txt", "".join(result_lines(predictions))))
+        written.append(_write_lines(folder / "results.txt", result_lines(predictions)))
     return written
 
 
@@ -80,23 +81,21 @@ def _write_head(predictions: Predictions, head: HeadPredictions, names: Sequence
     return [*written, figure]
 
 
-def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> list[Record]:
-    """List the images that a head got wrong, the most confident first; with sets of labels the missed and the added ones."""
+def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> Iterator[Record]:
+    """Yield the images that a head got wrong, the most confident first; with sets of labels the missed and the added ones."""
     labels = head.labels
     if labels.ndim == 2:
         sets = head.sets
-        return [
-            {
+        for i in np.flatnonzero((sets != labels).any(axis=1)).tolist():
+            yield {
                 "filename": predictions.filename[i],
                 "missed": [names[c] for c in np.flatnonzero(labels[i] & ~sets[i]).tolist()],
                 "added": [names[c] for c in np.flatnonzero(sets[i] & ~labels[i]).tolist()],
             }
-            for i in np.flatnonzero((sets != labels).any(axis=1))
-        ]
+        return
     wrong = np.flatnonzero(head.preds != labels)
-    most_confident_first = wrong[np.argsort(-head.topk_score[wrong, 0], kind="stable")]
-    return [
-        {
+    for i in wrong[np.argsort(-head.topk_score[wrong, 0], kind="stable")].tolist():
+        yield {
             "filename": predictions.filename[i],
             "label": int(labels[i]),
             "label_name": names[int(labels[i])],
@@ -104,8 +103,6 @@ def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[
             "prediction_name": _name(names, int(head.preds[i])),
             "score": _rounded(head.topk_score[i, 0]),
         }
-        for i in most_confident_first
-    ]
 
 
 def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
@@ -237,15 +234,35 @@ def _rounded(score: float) -> float:
 
 
 def _write_json(path: Path, content: Json) -> Path:
-    return _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return _write_lines(path, [json.dumps(content, indent=2, ensure_ascii=False), "\n"])
+
+
+def _write_json_list(path: Path, entries: Iterable[Json]) -> Path:
+    """Write a JSON list, indented, without holding its text in memory."""
+
+    def parts() -> Iterator[str]:
+        before = "[\n  "
+        for each in entries:
+            yield before + json.dumps(each, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+            before = ",\n  "
+        yield "[]\n" if before.startswith("[") else "\n]\n"
+
+    return _write_lines(path, parts())
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return _write_text(path, text.getvalue())
+    return _write(path, lambda file: csv.writer(file, lineterminator="\n").writerows(rows))
 
 
-def _write_text(path: Path, text: str) -> Path:
-    write_bytes(path, text.encode("utf-8", "surrogateescape"))  # file names need not be UTF-8
+def _write_lines(path: Path, lines: Iterable[str]) -> Path:
+    return _write(path, lambda file: file.writelines(lines))
+
+
+def _write(path: Path, fill: Callable[[TextIO], object]) -> Path:
+    def encode(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")  # file names need not be UTF-8
+        fill(text)
+        text.detach()  # flushes, and leaves the file open
+
+    write_atomically(path, encode)
     return path

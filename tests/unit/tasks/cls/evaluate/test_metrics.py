@@ -191,7 +191,7 @@ def test_each_image_counts_once_whatever_the_ranks_sent() -> None:
     evaluator.merge(states[::-1])
     assert evaluator.compute() == alone
     assert evaluator.predictions.index.tolist() == list(range(N))
-    assert evaluator.predictions.filename[:2] == ["0.jpg", "1.jpg"]
+    assert [*evaluator.predictions.filename[:2]] == ["0.jpg", "1.jpg"]
     assert evaluator.predictions.heads[0].gt is not None
     assert evaluator.predictions.heads[0].gt.tolist() == gt.tolist()
 

@@ -43,7 +43,7 @@ def test_images_come_by_rising_index_and_once() -> None:
         states.append(recorder.state())
     merged = combine(states)
     assert merged.index.tolist() == [0, 2, 4]
-    assert merged.filename == ["0.jpg", "2.jpg", "4.jpg"]
+    assert [*merged.filename] == ["0.jpg", "2.jpg", "4.jpg"]
     assert merged.heads[0].scores is not None
     assert merged.heads[0].scores.tolist() == [[0.0, 0.0], [0.0, 2.0], [0.0, 4.0]]
     assert len(combine([])) == 0
