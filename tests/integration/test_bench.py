@@ -73,6 +73,8 @@ def test_a_kind(kind: str, only: list[str], tmp_path: Path, monkeypatch: pytest.
     assert main(["bench", kind, "--quick", "--only", ",".join(only), *peers, "--device", "cpu", "--json", str(path)]) == 0
     record = json.loads(path.read_text())
     assert [row["name"] for row in record["rows"]] == [f"{kind}.{name}" for name in only]
+    assert {"cpu", "cpus", "instructions", "memory_gb", "system"} <= record["machine"].keys()
+    assert {"python", "torch", "torchvision", "timm", "numpy", "pillow"} <= record["versions"].keys()
     for row in record["rows"]:
         for name, cell in row["cells"].items():
             assert "problem" not in cell, (row["name"], name, cell)
@@ -89,7 +91,9 @@ def test_a_recipe_of_the_users_own(config: Config, write: Write, tmp_path: Path,
     assert [row["name"] for row in record["rows"]] == ["recipe.run", "recipe.worker", "recipe.step"]
     assert [*record["rows"][2]["cells"]] == ["ours", "bf16", "twice the batch"]
     assert all("problem" not in cell for row in record["rows"] for cell in row["cells"].values())
-    assert "% of the step waits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert tells(record["advice"][0], "% of the step waits")
+    assert all(f"advice: {line}" in printed for line in record["advice"])
     assert not Path(config["saver"]["save_dir"]).exists()
 
 

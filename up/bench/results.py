@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 from up import __version__
+from up.bench.advice import advice
 from up.bench.cells import Row, Settings
 from up.bench.machine import description, is_busy, versions
 from up.bench.statistics import Outcome, Spread, spread
@@ -33,6 +35,7 @@ def as_record(outcomes: Sequence[Outcome], settings: Settings, *, rounds: int, g
         "settings": {**chosen, "device": settings.device, "quick": settings.quick},
         "others": {"median": _rounded(spread(others)), "busy_cells": sum(map(is_busy, others)), "cells": len(others)},
         "rows": [_row(outcome) for outcome in outcomes],
+        "advice": advice(outcomes, len(os.sched_getaffinity(0))),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings, Target
+from up.distributed.signals import ending_with_parent
 
 _WORKERS = 2
 _EPOCHS = 2
@@ -58,7 +60,8 @@ def of_timm(settings: Settings) -> Reading:
 
 def _timed(words: list[str]) -> Reading:
     begun = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    arrange = ending_with_parent(signal.SIGKILL)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, preexec_fn=arrange)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return Reading(time.perf_counter() - begun)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from up.bench.cells import BenchCell, Reading, Row, Settings
 from up.bench.machine import Watch, missing
 from up.bench.statistics import Outcome
 from up.distributed.env import let_idle_threads_sleep
+from up.distributed.signals import ending_with_parent
 from up.text import count
 
 _CELL_S = 1200.0  # limit of a cell, in seconds
@@ -86,7 +88,15 @@ def run_cell(cell: BenchCell, settings: Settings, cpus: Sequence[int]) -> tuple[
         }
         command = [sys.executable, "-m", "up.bench.child", json.dumps(asked)]
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_CELL_S, check=False)
+            done = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=_CELL_S,
+                check=False,
+                preexec_fn=ending_with_parent(signal.SIGKILL),
+            )
         except subprocess.TimeoutExpired:
             return None, f"stopped after {_CELL_S:.0f} s"
         if done.returncode or not result.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings, Target
+from up.distributed.signals import ending_with_parent
 
 _CLIENTS, _BATCH = 16, 8
 _NEEDS = ["onnxruntime", "fastapi", "uvicorn"]
@@ -94,7 +96,8 @@ def bare(settings: Settings) -> Reading:
 @contextmanager
 def _serving(package: Path, settings: Settings) -> Iterator[tuple[subprocess.Popen[str], int]]:
     words = ["serve", str(package), "--port", "0", "--threads", str(settings.threads), "--max-batch", str(_BATCH)]
-    process = subprocess.Popen([sys.executable, "-m", "up", *words], stdout=subprocess.PIPE, text=True)
+    arrange = ending_with_parent(signal.SIGKILL)
+    process = subprocess.Popen([sys.executable, "-m", "up", *words], stdout=subprocess.PIPE, text=True, preexec_fn=arrange)
     try:
         assert process.stdout is not None
         page = next((line for line in process.stdout if "page:" in line), None)

@@ -5,13 +5,11 @@ Workers neither draw nor count: each request names its samples, so the number of
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import pickle
 import random
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +28,7 @@ from up.data.prefetch import prefetched
 from up.data.records import Batch, Sample, SampleKey, image_count
 from up.data.sampler import Cut, EvalBatches, TrainBatches
 from up.data.shared import Shared
+from up.distributed.signals import end_with_parent
 from up.errors import UserError
 
 Collate = Callable[[Sequence[Sample]], Batch]
@@ -241,7 +240,7 @@ def _start_worker(worker: int) -> None:
     # A session of its own: a launcher that kills its process group would take the workers before anything is saved.
     os.setsid()
     torch.set_num_threads(1)
-    _end_with_parent()
+    end_with_parent(signal.SIGKILL)
     signal.set_wakeup_fd(-1)  # the pipe of the process that forked this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -249,13 +248,6 @@ def _start_worker(worker: int) -> None:
     # A scheduler that signals every process of a job means the ranks, which still need their workers in order to save.
     # torch sends the second signal, to end a worker that does not end by itself.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end this process with the one that forked it, whose death a worker that waits may not notice."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def as_loader_died(error: BaseException) -> LoaderDied | None:

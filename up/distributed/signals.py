@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ _PERIOD_S = 0.5
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _ASK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _NO_MORE = 0  # is no signal
+_PR_SET_PDEATHSIG = 1
 _SAME_REQUEST_S = 0.5  # a scheduler and a launcher may both forward the same signal
 
 
@@ -178,3 +180,24 @@ def end_process(code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def end_with_parent(number: signal.Signals, libc: ctypes.CDLL | None = None) -> None:
+    """Let the kernel send this process a signal when the thread that started it ends, which a process that waits does not notice.
+
+    Does nothing where the kernel is not Linux.
+    """
+    if sys.platform == "linux":
+        (libc or ctypes.CDLL(None)).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def ending_with_parent(number: signal.Signals) -> Callable[[], None]:
+    """Return a ``preexec_fn`` of a child process: the child gets a signal when this process ends, even if it is killed."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def arrange() -> None:
+        end_with_parent(number, libc)
+        if os.getppid() != parent:  # it ended in between
+            os._exit(1)
+
+    return arrange

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from up.distributed.signals import LAUNCHER_PID
+from up.distributed.signals import LAUNCHER_PID, ending_with_parent
 from up.engine.folder import Status, read_status
 from up.types import Json
 
 CONSOLE = "console.log"
-_PR_SET_PDEATHSIG = 1
 _KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 GRACE_S = 120.0  # for a child to save after SIGTERM; then it is killed
 
@@ -55,7 +53,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the worker, which ends its trials in order
-                preexec_fn=_ends_with_parent(),
+                preexec_fn=ending_with_parent(signal.SIGTERM),
             )
 
     @property
@@ -148,15 +146,3 @@ def last_line(path: Path) -> str:
     except OSError:
         lines = []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-
-
-def _ends_with_parent() -> Callable[[], None]:
-    """Return what the child calls before it becomes another program: the kernel ends it when this process ends."""
-    libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()
-
-    def arrange() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended in between
-            os._exit(1)
-
-    return arrange

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.harness.facts import tells
+from tests.harness.faulty import is_alive, wait_for
 from up.bench import runner
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings
 from up.bench.kinds import KINDS, chosen, rows_of
@@ -79,6 +82,27 @@ def test_a_peer_that_is_not_installed_says_so() -> None:
     assert tells(reason, "no-such-library", "installed")
 
 
+def test_a_cell_ends_with_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    cell, noted = tmp_path / "cell", tmp_path / "pid"
+    cell.write_text(f"#!/bin/sh\necho $$ > {noted}.new\nmv {noted}.new {noted}\nexec sleep 60\n")
+    cell.chmod(0o755)
+    lines = [
+        "import sys",
+        "from pathlib import Path",
+        "from up.bench.cells import BenchCell, Settings",
+        "from up.bench.runner import run_cell",
+        f"sys.executable = {str(cell)!r}",
+        "run_cell(BenchCell('sleeps', 'module:function'), Settings(Path()), [0])",
+    ]
+    benchmark = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: noted.exists() or benchmark.poll() is not None)
+    benchmark.kill()
+    assert noted.exists(), benchmark.communicate()[1]
+    pid = int(noted.read_text())
+    wait_for(lambda: not is_alive(pid))
+    benchmark.communicate()
+
+
 def test_results_survive_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (one, two), _ = measured(monkeypatch, fails="bare")
     path = tmp_path / "results.json"
@@ -88,6 +112,7 @@ def test_results_survive_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert restored.values == {OURS: one.values[OURS], "bare": pytest.approx([math.nan] * 3, nan_ok=True)}
     assert restored.problems == one.problems
     assert record["settings"]["rounds"] == 3
+    assert record["advice"] == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 99}', "[]"])
