@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import cache
 
 import numpy as np
 import torch
@@ -32,8 +33,14 @@ def seed_cpu(value: int) -> None:
 def seed_all(value: int) -> None:
     """Set every generator, those of the accelerators included."""
     seed_cpu(value)
-    if torch.cuda.is_available():
+    if _has_gpu():
         torch.cuda.manual_seed_all(value)
+
+
+@cache
+def _has_gpu() -> bool:
+    """Check once a process: asking CUDA costs as much as the seeds of a step."""
+    return torch.cuda.is_available()
 
 
 def generator(*parts: int) -> torch.Generator:

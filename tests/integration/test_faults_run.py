@@ -59,6 +59,15 @@ def test_nan_on_one_rank(runs: Cluster, run: Path, unbroken: Path, rank: int, pa
         assert_same(checkpoint(run)["model"], checkpoint(unbroken, "ckpt_s4.pth")["model"])
 
 
+def test_nan_on_one_rank_under_muon(runs: Cluster, run: Path, tmp_path: Path) -> None:
+    """Its momentum keeps nothing of the step: what is saved and continued equals a run that nothing befell."""
+    muon, other = "trainer.optimizer.type=Muon", tmp_path / "other"
+    runs.run(GO_ON, muon, codes=(3, 3), fault="rank=1,step=6,action=nan")
+    assert (status(run)["step"], checkpoint(run)["step"]) == (6, 4)
+    runs.run(muon, f"saver.save_dir={other}")
+    finishes_equal(runs, run, other, muon)
+
+
 # --- requests to stop
 
 

@@ -39,6 +39,11 @@ class Clip:
     def __init__(self, *, norm_type: NormType = 2.0) -> None:
         self._norm_type = norm_type
 
+    @property
+    def is_global_norm_of_step(self) -> bool:
+        """Whether ``norm`` is the Euclidean norm of the gradients that the optimizer gets, and ``clip_`` changes none."""
+        return type(self).clip_ is Clip.clip_ and self._norm_type == 2.0
+
     def limit(self) -> float | None:
         """Return the largest norm that the last gradients could keep; None: any. Waits for the device."""
         return None

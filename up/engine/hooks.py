@@ -95,6 +95,8 @@ class StepReport:
     scalars: Mapping[str, Tensor]
     images: int  # of all ranks
     wait_s: float  # seconds that the step waited for its data
+    window: list[Mapping[str, Tensor] | None] = field(default_factory=lambda: [None, None], repr=False, compare=False)
+    """Sums of scalars before and after this step, which hooks whose windows began together share."""
 
 
 class Hook:
@@ -161,11 +163,12 @@ class Hooks:
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = list(hooks)
+        self._savers = [hook for hook in self.hooks if type(hook).wants_checkpoint is not Hook.wants_checkpoint]
 
     @property
     def wants_checkpoint(self) -> bool:
         """Whether any hook asks for one."""
-        return any(hook.wants_checkpoint for hook in self.hooks)
+        return any(hook.wants_checkpoint for hook in self._savers)
 
     def each(self, call: Callable[[Hook], object]) -> None:
         """Call ``call`` with every hook."""

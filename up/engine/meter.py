@@ -89,6 +89,8 @@ class StepMeter:
 def over_weights(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Divide means of the ``sums`` of all ranks by their weights, where they have any."""
     weights = {name: means[_WEIGHT + name] for name in means if _WEIGHT + name in means}
+    if not weights:
+        return dict(means)
     plain = {name: mean for name, mean in means.items() if not name.startswith(_WEIGHT)}
     return {name: mean / weights[name].clamp(min=1e-30) if name in weights else mean for name, mean in plain.items()}
 
@@ -101,5 +103,7 @@ def _weight(weight: Tensor | float | None, share: Share, loss: Tensor) -> Tensor
 
 
 def _times(value: Tensor, weight: Tensor | float) -> Tensor:
-    """Multiply; 0 for weight 0, where the mean is NaN."""
-    return value * weight if isinstance(weight, float) else torch.where(weight == 0, 0, value * weight)
+    """Multiply, but by 1; 0 for weight 0, where the mean is NaN."""
+    if isinstance(weight, float):
+        return value if weight == 1.0 else value * weight
+    return torch.where(weight == 0, 0, value * weight)

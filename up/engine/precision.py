@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from up.engine.clip import Clip
 from up.engine.shards import local
 from up.errors import NumericalError, UserError
+from up.optim.lamb import LAMB
 from up.types import StateDict
 
 Mode = Literal["bf16", "fp16"]
@@ -170,13 +171,16 @@ class Precision:
             if factor is not None and grads:
                 torch._foreach_mul_([local(grad) for grad in grads], factor)
         norm = clip.norm(grads)
+        if isinstance(optimizer, LAMB) and clip.is_global_norm_of_step:
+            optimizer.measured_norm = norm
+        skipped: Tensor | None = None
         if self.is_late and grads and clip.is_stateless and can_skip(optimizer):
-            skipped = (~norm.isfinite()).float()
+            found: Tensor = (~norm.isfinite()).float()
             clip.clip_(grads, norm)
-            step_unless(skipped, optimizer)
-            self._unread = _Unread.of(torch.stack([skipped, norm, self.loss_scale.scale if self.loss_scale else skipped]), blame)
+            step_unless(found, optimizer)
+            self._unread = _Unread.of(torch.stack([found, norm, self.loss_scale.scale if self.loss_scale else found]), blame)
+            skipped = found
         elif is_finite(norm):
-            skipped = torch.zeros_like(norm)
             clip.clip_(grads, norm)
             optimizer.step()
         else:
@@ -186,7 +190,7 @@ class Precision:
             for p in group["params"]:
                 p.grad = None
         if self.loss_scale:
-            self.loss_scale.update(skipped)
+            self.loss_scale.update(torch.zeros_like(norm) if skipped is None else skipped)
         return norm
 
     def settle(self) -> None:

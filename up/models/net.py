@@ -73,11 +73,13 @@ class Net(nn.Module):
         added: dict[str, Kwargs] = {name: {"features": record["features"]} for name in self._names[:computed]}
         for name in self._names[computed:]:
             earlier = self._prev.get(name)
-            returned = self[name]({**record, **added[earlier]} if earlier else record)
+            module = self._modules[name]
+            assert module is not None
+            returned = module({**record, **added[earlier]} if earlier else record)
             if not isinstance(returned, Mapping):
-                kind, got = type(self[name]).__name__, type(returned).__name__
+                kind, got = type(module).__name__, type(returned).__name__
                 what = f"returned {got}, expected a dict of additions to the record, such as {{'features': [x]}}."
-                raise PartError(type(self[name]), f"net module {name!r} ({kind}) {what}")
+                raise PartError(type(module), f"net module {name!r} ({kind}) {what}")
             added[name] = returned
             record.update(returned)
         return record

@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from up.config.argument import NotNegative, Positive
 from up.config.checked import checked
@@ -58,6 +59,7 @@ class LAMB(OwnOptimizer):
         first = self.param_groups[0]["params"][0]
         self._step_supports_amp_scaling = grad_averaging and is_plain(first)  # torch's name for skipping by `found_inf`
         self._scratch: Tensor | None = None
+        self.measured_norm: Tensor | None = None  # of the gradients, where the caller of ``step`` has measured it
         keep_order(self)
 
     def update(self) -> None:
@@ -72,13 +74,21 @@ class LAMB(OwnOptimizer):
                 self._step_foreach(group, params, divisor)
 
     def _clip_divisor(self) -> Tensor | None:
-        """Compute the divisor of gradients, max(1, global norm / max_grad_norm)."""
+        """Compute the divisor of gradients, max(1, global norm / max_grad_norm); None where it is known to be 1."""
         limit: float | None = self.defaults["max_grad_norm"]
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if limit is None or not grads:
             return None
+        divisor = (self._norm_of(grads) / limit).clamp_(min=1.0)
+        is_known = divisor.device.type == "cpu" and not isinstance(divisor, DTensor)
+        return None if is_known and divisor.item() == 1.0 else divisor  # the kernel writes divided gradients back
+
+    def _norm_of(self, grads: list[Tensor]) -> Tensor:
+        measured, self.measured_norm = self.measured_norm, None
+        if measured is not None and not isinstance(grads[0], DTensor):
+            return measured
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        return (norm / limit).clamp_(min=1.0)
+        return norm
 
     def _step_fused(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
         """Step by torch's fused Adam, which adds the direction m̂ / (√v̂ + eps) to the decay, and nothing if ``found_inf``."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -40,28 +43,50 @@ def log_to(folder: Path) -> None:
         LOGGER.addHandler(file)
 
 
+_NOTHING: Mapping[str, Tensor] = {}  # the sums of every window before its first step
+
+
+@contextmanager
+def shown_in_notebook(progress: bool) -> Iterator[None]:
+    """Print the log on stdout where stderr is no terminal, so that notebooks do not show it in red; no log without ``progress``.
+
+    The handlers of the log are removed afterwards.
+    """
+    shown = sys.stderr if progress and sys.stderr.isatty() else sys.stdout if progress else io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            yield
+    finally:
+        for handler in list(LOGGER.handlers):
+            LOGGER.removeHandler(handler)
+            handler.close()
+
+
 class WindowMeter:
     """Means over the steps since the last reading."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums = _NOTHING
         self._steps = 0
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Add a step; adds on the device, without waiting for it."""
-        if self._sums.keys() == scalars.keys():
-            sums = torch._foreach_add([self._sums[name] for name in scalars], [*scalars.values()])
-            self._sums = dict(zip(scalars, sums, strict=True))
-        else:
-            self._sums |= {
-                name: self._sums[name] + value if name in self._sums else value.clone() for name, value in scalars.items()
-            }
+        """Add scalars of a step; adds on the device, without waiting for it."""
+        self._sums = _added(self._sums, scalars)
+        self._steps += 1
+
+    def add_step(self, report: StepReport) -> None:
+        """Add all scalars of a step; windows that began with the same step share the addition and its sums."""
+        before, after = report.window
+        if before is not self._sums or after is None:
+            before, after = self._sums, _added(self._sums, report.scalars)
+            report.window[:] = before, after
+        self._sums = after
         self._steps += 1
 
     def read(self) -> dict[str, float]:
         """Return the means as numbers, which waits for the device, and start anew."""
         means = {name: float(total) / self._steps for name, total in self._sums.items()}
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps = _NOTHING, 0
         return means
 
     def state_dict(self) -> StateDict:
@@ -71,6 +96,13 @@ class WindowMeter:
     def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state_dict()``."""
         self._sums, self._steps = dict(state["sums"]), state["updates"]
+
+
+def _added(sums: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return new sums: others may share the old ones."""
+    if sums.keys() == scalars.keys():
+        return dict(zip(scalars, torch._foreach_add([sums[name] for name in scalars], [*scalars.values()]), strict=True))
+    return {**sums, **{name: sums[name] + value if name in sums else value.clone() for name, value in scalars.items()}}
 
 
 class WindowHook(Hook):
@@ -84,7 +116,7 @@ class WindowHook(Hook):
         self.outline = outline
 
     def on_step(self, report: StepReport) -> None:
-        self.window.add(report.scalars)
+        self.window.add_step(report)
         if report.step % self.every == 0 or report.step == self.outline.total_steps:
             self.on_means(report, self.window.read())
 

@@ -9,7 +9,10 @@ import torch
 from timm.optim import Lamb
 from torch import Tensor, nn
 
+from up.engine.clip import Clip, ClipNorm
+from up.engine.precision import Precision
 from up.errors import UserError
+from up.optim import build_optimizer
 from up.optim.lamb import LAMB
 
 GRADIENTS = (torch.tensor([[0.5, -1.0], [2.0, 0.1]]), torch.tensor([0.2, -0.7]))
@@ -155,3 +158,48 @@ def test_closure_is_evaluated_with_gradients() -> None:
 def test_bad_settings_are_named(kwargs: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         LAMB([nn.Parameter(torch.ones(1))], **kwargs)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 50.0])  # below the limit of the norm and above
+@pytest.mark.parametrize(
+    ("clip", "is_late"), [(Clip(), False), (Clip(), True), (Clip(norm_type=3.0), False), (ClipNorm(max_norm=9.0), False)]
+)
+def test_the_norm_that_a_step_has_measured_changes_nothing(clip: Clip, is_late: bool, factor: float) -> None:
+    weights = []
+    for guarded in (False, True):
+        model = small_net()
+        optimizer = build_optimizer(model, "LAMB", lr=0.1)
+        precision = Precision(mode=None, device="cpu")
+        precision.is_late = is_late
+        for _ in range(3):
+            precision.backward(model(torch.arange(12.0).view(2, 6)).sum() * factor)
+            if guarded:
+                precision.step(optimizer, clip)
+            else:
+                grads = [p.grad for p in model.parameters() if p.grad is not None]
+                clip.clip_(grads, clip.norm(grads))
+                optimizer.step()
+                optimizer.zero_grad()
+        weights.append([p.detach() for p in model.parameters()])
+    assert all(map(torch.equal, *weights))
+
+
+def test_a_guarded_step_measures_the_gradients_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_net()
+    optimizer, measured, norms = build_optimizer(model, "LAMB", lr=0.1), list[int](), torch._foreach_norm
+    precision = Precision(mode=None, device="cpu")
+    precision.backward(model(torch.ones(2, 6)).sum())
+    gradients = {p.grad.data_ptr() for p in model.parameters() if p.grad is not None}
+
+    def counted(tensors: list[Tensor], *order: float) -> object:
+        measured.append(sum(tensor.data_ptr() in gradients for tensor in tensors))
+        return norms(tensors, *order)
+
+    monkeypatch.setattr(torch, "_foreach_norm", counted)
+    precision.step(optimizer, Clip())
+    assert sum(measured) == len(gradients)
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalized
 
+from tests.harness.states import assert_same
+from up.engine.clip import Clip
+from up.engine.precision import Precision
 from up.errors import UserError
 from up.optim import build_optimizer
 from up.optim.muon import Muon
@@ -109,3 +114,35 @@ def test_groups_of_a_net() -> None:
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Muon([parameter(WEIGHT)], **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_step_that_is_not_finite_leaves_no_trace(before: int, is_late: bool) -> None:
+    """Under a dynamic loss scale, whether or not a device could skip a step on its own; matrices, and what steps as with SGD."""
+    skipping, other = net(), net()
+    optimizer, theirs = (
+        build_optimizer(model, "Muon", lr=0.1, weight_decay=0.01, normalize_weights=True) for model in (skipping, other)
+    )
+    precision, plain = Precision(mode="fp16", device="cpu"), Precision(mode="fp16", device="cpu")
+    precision.is_late = is_late
+    for _ in range(before):
+        assert one_step(skipping, optimizer, precision, 1.0).isfinite()
+        assert one_step(other, theirs, plain, 1.0).isfinite()
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert not one_step(skipping, optimizer, precision, float("nan")).isfinite()
+    assert all(map(torch.equal, skipping.parameters(), other.parameters()))
+    assert_same(optimizer.state_dict(), saved)
+    for model, each, how in ((skipping, optimizer, precision), (other, theirs, plain)):
+        one_step(model, each, how, 1.0)
+    assert all(map(torch.equal, skipping.parameters(), other.parameters()))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, factor: float) -> Tensor:
+    precision.backward((model(torch.ones(2, 6)) * factor).sum())
+    return precision.step(optimizer, Clip())

@@ -151,6 +151,30 @@ def test_a_window_is_empty_after_reading() -> None:
     assert window.read() == {}
 
 
+def test_windows_that_began_together_add_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hooks with one interval cost one addition a step; one that began later has sums of its own."""
+    additions, add = list[int](), torch._foreach_add
+
+    def counted(sums: list[torch.Tensor], values: list[torch.Tensor]) -> object:
+        additions.append(len(sums))
+        return add(sums, values)
+
+    monkeypatch.setattr(torch, "_foreach_add", counted)
+    windows, late = [WindowMeter() for _ in range(3)], WindowMeter()
+    for step in range(1, 4):
+        report = StepReport(step, 0.1, {"loss": torch.tensor(float(step)), "accuracy": torch.tensor(1.0)}, 8, 0.0)
+        for window in [*windows, *([late] if step > 1 else [])]:
+            window.add_step(report)
+    assert additions == [2, 2, 2]  # steps 2 and 3, and step 3 of the late one
+    states = [window.state_dict() for window in windows]
+    assert [window.read() for window in windows] == [{"loss": 2.0, "accuracy": 1.0}] * 3
+    assert late.read() == {"loss": 2.5, "accuracy": 1.0}
+    resumed = WindowMeter()
+    resumed.load_state_dict(states[0])
+    resumed.add_step(StepReport(4, 0.1, {"loss": torch.tensor(6.0), "accuracy": torch.tensor(1.0)}, 8, 0.0))
+    assert resumed.read() == {"loss": 3.0, "accuracy": 1.0}
+
+
 def test_tensorboard_leaves_out_the_first_steps(tmp_path: Path) -> None:
     hook = TensorBoard(freq=2, skip_first_k=3)
     hook.on_start(Outline(tmp_path, nn.Identity(), 6, 2, 8), 0)

@@ -69,7 +69,7 @@ class ClassificationLoss(nn.Module, ABC):
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             what = f"_loss() returned {got}, expected a scalar tensor. Write `return loss.mean()`."
             raise PartError(type(self), f"{called(type(self))}.{what}")
-        return self.loss_weight * loss
+        return loss if self.loss_weight == 1 else self.loss_weight * loss
 
     @abstractmethod
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
