@@ -160,3 +160,26 @@ def test_only_the_command_line_prints() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert not wrong, "print belongs to commands; log or return instead: " + ", ".join(wrong)
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """The modules of this package that importing a file imports: not those of functions, nor those for type checkers."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module and within(node.module, "up"):
+            found |= {full if (full := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(
+    "module", ["up.bundle.manifest", "up.bundle.package", "up.deploy.onnx", "up.distill.onnx_teacher", "up.supernet.runner"]
+)
+def test_a_plain_training_does_not_import(module: str) -> None:
+    """What only exports, searches and graphs as teachers need would delay the first step of every run."""
+    seen, waiting = set[str](), ["up.commands.train", "up.build.build", "up.engine.loop", "up.tasks.cls.task"]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += imported_at_once(MODULES[name])
+    assert module not in seen

@@ -23,7 +23,6 @@ from up.bundle.session import EXTRA
 from up.config.contract import called
 from up.data.collate import to_device
 from up.data.records import Batch, Dataset, Sample, SampleKey
-from up.deploy.onnx import export_graph
 from up.engine.evaluate import EVALUATOR_CONTRACT, Evaluation, Evaluator, evaluation_mode
 from up.engine.step import BatchStage, StepOutput
 from up.errors import Fields, UserError
@@ -319,6 +318,8 @@ def check_export(experiment: Experiment, parts: RunParts) -> list[str]:
         return [f"whether to_onnx can export the net was not checked: {missing[0]} is not installed. {EXTRA}"]
     with evaluation_mode(net):
         served = served_by(task, net, parts.class_names, False)
+        from up.deploy.onnx import export_graph  # a training exports nothing
+
         try:
             export_graph(served.module, (3, *spec.size), served.outputs)
         except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -40,13 +41,15 @@ from up.optim.schedules import Schedule
 from up.schema.decode import missing_for_training
 from up.schema.show import effective_yaml
 from up.seed import be_deterministic
-from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
 from up.tracking.display import Display, console_of_run
 from up.tracking.epoch_lines import EpochLines
 from up.tracking.log import MetricsFile
 from up.tracking.tensorboard import TensorBoard
 from up.tracking.trackers.hook import Trackers
+
+if TYPE_CHECKING:
+    from up.supernet.runner import ArchitectureSearch
 
 
 @dataclass(frozen=True)

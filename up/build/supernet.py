@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +18,11 @@ from up.distributed import group
 from up.engine.evaluate import Evaluation
 from up.engine.precision import Precision
 from up.supernet.halves import FixedBatches
-from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
 from up.tracking.log import LOGGER
+
+if TYPE_CHECKING:
+    from up.supernet.runner import ArchitectureSearch
 
 
 def architecture_search_of(
@@ -29,6 +32,8 @@ def architecture_search_of(
     halves = halves_in(experiment, data)
     if halves is None:
         return None
+    from up.supernet.runner import ArchitectureSearch  # and the networks of searches
+
     if not isinstance(data, KeyedDataset):
         raise experiment.error(f"{type(data).__name__} has no subsets.", key="dataset.train.dataset.type")
     section = section_of(experiment, "train")

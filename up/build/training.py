@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from itertools import chain, count
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,11 +25,13 @@ from up.optim import build_optimizer, build_schedule, lr_of
 from up.optim.schedules import Schedule, Staged
 from up.schema.finetune import FinetuneSection
 from up.schema.trainer import SchedulePart, TrainerSection
-from up.supernet.runner import ArchitectureSearch
 from up.tasks.experiment import Experiment
 from up.tracking.tensorboard import TensorBoard
 from up.tracking.trackers.hook import Trackers
 from up.tracking.trackers.tracker import Tracker
+
+if TYPE_CHECKING:
+    from up.supernet.runner import ArchitectureSearch
 
 
 def timetable(

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
@@ -17,12 +17,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, V
 from up.bundle.answers import Answer, AnswerSpec, ClassesAnswer
 from up.bundle.answers.classes import HeadSpec
 from up.bundle.archive import MODEL
-from up.bundle.manifest import Manifest
 from up.bundle.operations import DecodeOperation, Operation, decode_of, pixel_affine
 from up.errors import ConfigError, Problem, UserError
 from up.schema.sections import ToKestrelSection
 from up.text import Verbatim, some_of
 from up.types import Json
+
+if TYPE_CHECKING:  # a training that will be exported needs the checks here alone
+    from up.bundle.manifest import Manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _PIXEL_TOLERANCE = 0.05  # levels: 0.485 * 255 is written as 123.675 and as 123.68

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from up.config.nodes import read_plain
 from up.data.records import Batch
-from up.distill.onnx_teacher import OnnxTeacher
 from up.distill.section import GRAPHS, has_labels, weights_of_teachers
 from up.errors import Problem, UserError
 from up.models.feature_hooks import FeatureHooks, inspect_layers, split_layer
@@ -188,6 +187,8 @@ def classes_of_teacher(experiment: Experiment) -> dict[str, object]:
         section = experiment.config.teachers[name]
         with _blamed_on(experiment, key), experiment.placing(key):
             if section[0].type in GRAPHS:
+                from up.distill.onnx_teacher import OnnxTeacher  # reads packages: a plain training does not
+
                 names = OnnxTeacher(file=str(file)).class_names
                 known: Mapping[str, object] = {}
             elif file is None or is_of_timm(file):
@@ -224,6 +225,8 @@ def load_teacher(
     with experiment.placing(name):
         net = build_net(name, file, experiment.task.derived_for_teacher(weights, section, derived))
     if is_graph:
+        from up.distill.onnx_teacher import OnnxTeacher
+
         graph = net[section[0].name]
         assert isinstance(graph, OnnxTeacher)
         sizes = dict.fromkeys(PHASES, graph.input_size) if graph.input_size else {}
