@@ -30,9 +30,7 @@ of an uninterrupted one.
 from __future__ import annotations
 
 import io
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,9 +52,10 @@ if TYPE_CHECKING:
     from up.bundle.predictor import Predictor
     from up.data.records import Dataset, Sample
     from up.models.net import Net
+    from up.report.compare import Comparison
     from up.tasks.experiment import Experiment
 
-__all__ = ["EvaluationReport", "TrainedRun", "build_dataset", "build_model", "evaluate", "finetune", "load", "train"]
+__all__ = ["EvaluationReport", "TrainedRun", "build_dataset", "build_model", "compare", "evaluate", "finetune", "load", "train"]
 
 PathLike = str | Path
 
@@ -135,10 +134,11 @@ def _trained(config: PathLike, overrides: Sequence[str], *, progress: bool) -> T
     from up.distributed.signals import StopRequest
     from up.engine.ending import recorded
     from up.engine.loop import train as train_loop
+    from up.tracking.log import shown_in_notebook
 
     experiment = _experiment(config, overrides)
     command = CommandLine(("up",), ("train", str(config), *(["-o", *overrides] if overrides else [])))
-    with _shown(progress):
+    with shown_in_notebook(progress):
         try:
             session = build_run(experiment, StopRequest(), command)
         except NothingToDo:
@@ -177,6 +177,17 @@ def evaluate(
     ``out``, by default ``results`` in the run folder.
     """
     return _evaluated(_experiment(config, overrides), checkpoint, out, allow_trained_images).metrics
+
+
+def compare(runs: Sequence[PathLike | TrainedRun], *, out: PathLike = "compare", **options: bool) -> Comparison:
+    """Compare runs on the same images and write ``compare.html`` and ``compare.json`` into ``out``; as ``up compare``.
+
+    ``runs``: run folders, YAML files, or folders that ``evaluate`` wrote. ``result.pairs[0]`` is the second against the first, with
+    ``decision``, ``p`` and ``found.difference``. ``options`` are ``seeds`` and ``allow_different_images``. Raises ``UserError``.
+    """
+    from up.report.compare import compare_runs
+
+    return compare_runs([each.folder if isinstance(each, TrainedRun) else Path(each) for each in runs], Path(out), **options)
 
 
 def build_model(config: PathLike, overrides: Sequence[str] = ()) -> Net:
@@ -380,21 +391,3 @@ def _expect_options(options: Mapping[str, object]) -> None:
     for name in options:
         if name not in known:
             raise UserError(f"finetune has no argument {name!r}.{did_you_mean(name, known)}")
-
-
-@contextmanager
-def _shown(progress: bool) -> Iterator[None]:
-    """Print the log on stdout where stderr is no terminal, so that notebooks do not show it in red; no log without ``progress``.
-
-    The handlers of the log are removed afterwards.
-    """
-    from up.tracking.log import LOGGER
-
-    shown = sys.stderr if progress and sys.stderr.isatty() else sys.stdout if progress else io.StringIO()
-    try:
-        with redirect_stderr(shown):
-            yield
-    finally:
-        for handler in list(LOGGER.handlers):
-            LOGGER.removeHandler(handler)
-            handler.close()

@@ -16,6 +16,8 @@ from tests.harness.refusals import refused
 from tests.harness.served import trained_config, write_config
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
+from up.api import compare, load
+from up.errors import UserError
 from up.report.paired import mcnemar
 
 VALIDATION = 13  # images
@@ -104,6 +106,28 @@ def test_more_than_two_runs_are_adjusted(runs: Path, tmp_path: Path) -> None:
     assert len(content["pairs"]) == 3
     smallest = min(pair["p_mid"] for pair in content["pairs"])
     assert min(pair["p"] for pair in content["pairs"]) == pytest.approx(min(1, 3 * smallest))
+
+
+def test_the_same_from_python(runs: Path, tmp_path: Path) -> None:
+    content = compared(tmp_path, runs / "run", runs / "s0")
+    found = compare([load(runs / "run"), str(runs / "s0.yaml")], out=tmp_path / "api")
+    assert [file.name for file in found.files] == ["compare.json", "compare.html"]
+    assert json.loads((tmp_path / "api" / "compare.json").read_text(encoding="utf-8"))["pairs"] == content["pairs"]
+    (pair,), (written,) = found.pairs, content["pairs"]
+    assert (pair.p, pair.decision, pair.found.difference) == (written["p"], written["decision"], written["difference"])
+    assert (found.images, [each.name for each in found.runs]) == (VALIDATION, ["run", "s0"])
+    lines = str(found).splitlines()
+    assert tells(lines, VALIDATION, "images")
+    assert tells(lines, "run", "s0", pair.decision, f"{pair.p:.3g}")
+    assert tells(lines, "written", "compare.html")
+
+
+@pytest.mark.parametrize(("names", "facts"), [(["run"], ["two", "run"]), (["run", "nothing.yaml"], ["nothing.yaml"])])
+def test_mistakes_from_python(runs: Path, tmp_path: Path, names: list[str], facts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        compare([runs / name for name in names], out=tmp_path / "api")
+    assert tells(str(error.value), *facts)
+    assert not (tmp_path / "api").exists()
 
 
 def test_groups_of_seeds(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def finished(experiment: Experiment, start: Start, parts: RunParts) -> str:
     if state["step"] < times.total and not early:
         return ""
     per_epoch, step = times.steps_per_epoch, state["step"]
-    done = [progress(step, max(step, times.total), per_epoch), early, best_of(state["best"], per_epoch)]
+    done = [progress(step, max(step, times.total), per_epoch), early, best_of(state["best"], per_epoch, experiment.task.unit)]
     if owes_averages(experiment, step):
         return ""
     return f"{experiment.folder}: this run is finished ({', '.join(filter(None, done))})."

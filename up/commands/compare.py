@@ -40,18 +40,15 @@ def main(words: list[str]) -> int:
         expect_run(run, ())
     if (reason := unwritable(arguments.out)) is not None:
         raise UserError(f"--out {arguments.out}: cannot be written: {reason}", fix="Name another folder.")
-    from up.intervals import accuracy_text
-    from up.report.compare import write_comparison
-    from up.report.compared import open_compared, same_images
+    from up.report.compare import compare_runs
 
-    opened = open_compared(arguments.runs)
-    compared, how = same_images(opened, allow_different=arguments.allow_different_images)
-    files, blocks = write_comparison(compared, how, arguments.out, seeds=arguments.seeds)
+    allowed = arguments.allow_different_images
+    found = compare_runs(arguments.runs, arguments.out, seeds=arguments.seeds, allow_different_images=allowed)
     accuracies = table_of("run", "top-1")
-    for each in compared:
-        accuracies.add_row(each.name, accuracy_text(sum(each.outcomes.correct), len(each.outcomes.correct)))
-    print_tables(f"{len(compared[0].outcomes.correct):,} images: {how}.", accuracies, *map(_printed, blocks))
-    print("written:", *files, sep="\n  ")
+    for row in found.accuracies():
+        accuracies.add_row(*row)
+    print_tables(f"{found.images:,} images: {found.how}.", accuracies, *map(_printed, found.blocks))
+    print("written:", *found.files, sep="\n  ")
     return 0
 
 

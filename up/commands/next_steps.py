@@ -25,7 +25,7 @@ def after_training(
 
     outline, folder = session.outline, session.outline.folder
     done = progress(session.progress.step, outline.total_steps, outline.steps_per_epoch)
-    best = best_of(session.progress.best, outline.steps_per_epoch)
+    best = best_of(session.progress.best, outline.steps_per_epoch, experiment.task.unit)
     if verdict.exit_code != 0:
         stays_off = {} if experiment.config.saver.auto_resume else {"saver.auto_resume": "true"}
         yield f"{session.progress.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"

@@ -68,7 +68,7 @@ class Progress:
     """The part of a session that changes while it trains."""
 
     step: int = 0  # optimizer steps done
-    best: dict[str, object] = field(default_factory=dict)  # value (as ``metric``), step and name of the best evaluation
+    best: dict[str, object] = field(default_factory=dict)  # value (as ``metric``), step, name and interval of the best evaluation
     metrics: dict[str, float] = field(default_factory=dict)
     improved: bool = False  # the last evaluation was the best so far, and is not saved yet
     score: tuple[int, float] | None = None  # step and main metric of the last evaluation
@@ -291,8 +291,9 @@ class TrainingSession:
             progress.scores, progress.score = {at: scores[at] for at in (keeping.top(scores) if keeping else ())}, (step, metric)
         highest = progress.highest
         if self.checkpointing.is_best(metric, intervals.get(name), highest):
-            earlier = {"highest": highest} if highest > metric else {}
-            progress.best, progress.improved = {"metric": metric, "step": step, "name": name, **earlier}, True
+            further: Record = {"interval": list(intervals[name])} if name in intervals else {}
+            further |= {"highest": highest} if highest > metric else {}
+            progress.best, progress.improved = {"metric": metric, "step": step, "name": name, **further}, True
             self.hooks.each(lambda hook: hook.on_best(step, name, metric))
         self.hooks.each(lambda hook: hook.on_intervals(step, intervals))
         if self.findings is not None:

@@ -9,11 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from up.errors import UserError
 from up.figures import FAINT, INK, RIGHT, WRONG
-from up.files import make_folder
+from up.files import make_folder, unwritable
 from up.intervals import accuracy_text, wilson
 from up.pages.page import write_page
-from up.report.compared import Compared
+from up.report.compared import Compared, open_compared, same_images
 from up.report.content import TEMPLATE, Figures, contents, missing_in
 from up.report.paired import LEVEL, Paired, holm, paired
 from up.report.seeds import seeds_section
@@ -61,12 +62,58 @@ def pairs_of(compared: Sequence[Compared]) -> list[PairOfRuns]:
     return [PairOfRuns(*two, each, p) for two, each, p in zip(chosen, found, adjusted, strict=True)]
 
 
-def write_comparison(compared: Sequence[Compared], how: str, out: Path, *, seeds: bool) -> tuple[list[Path], Sequence[Block]]:
-    """Write ``compare.html`` and ``compare.json`` into ``out``; returns the files, and the tables and notes of the result.
+@dataclass(frozen=True)
+class Comparison:
+    """Runs compared with each other on the same images.
 
-    ``how`` says how the images are known to be the same.
+    ``runs`` hold the results image by image, ``pairs`` the difference of each two, with its interval, p-value and decision.
+    ``how`` says how the images are known to be the same. ``files`` were written; ``blocks`` are the tables and notes of the result.
     """
-    pairs, images = pairs_of(compared), len(compared[0].outcomes.correct)
+
+    runs: Sequence[Compared]
+    pairs: Sequence[PairOfRuns]
+    how: str
+    files: Sequence[Path]
+    blocks: Sequence[Block]
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.runs[0].outcomes.correct)
+
+    def accuracies(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each run and its accuracy with the 95 % interval."""
+        return ((each.name, accuracy_text(sum(each.outcomes.correct), self.images)) for each in self.runs)
+
+    def __str__(self) -> str:
+        accuracies = [f"{name}: {accuracy}" for name, accuracy in self.accuracies()]
+        decisions = [f"{pair.first.name} and {pair.second.name}: {pair.decision} (p = {pair.p:.3g})" for pair in self.pairs]
+        return "\n".join(
+            [f"{self.images:,} images: {self.how}.", *accuracies, *decisions, *(f"written: {file}" for file in self.files)]
+        )
+
+
+def compare_runs(paths: Sequence[Path], out: Path, *, seeds: bool = False, allow_different_images: bool = False) -> Comparison:
+    """Compare runs, or folders of evaluations, on the same images, and write ``compare.html`` and ``compare.json`` into ``out``.
+
+    ``seeds`` groups runs that differ by their seed alone; ``allow_different_images`` compares only the images that all have. Raises
+    ``UserError`` for runs that cannot be compared.
+    """
+    if len(paths) < 2:
+        raise UserError("nothing to compare with", got=[str(path) for path in paths], expected="at least two runs")
+    if (reason := unwritable(out)) is not None:
+        raise UserError(f"{out}: cannot be written: {reason}", fix="Name another folder.")
+    compared, how = same_images(open_compared(paths), allow_different=allow_different_images)
+    pairs = pairs_of(compared)
+    files, blocks = write_comparison(compared, pairs, how, out, seeds=seeds)
+    return Comparison(compared, pairs, how, files, blocks)
+
+
+def write_comparison(
+    compared: Sequence[Compared], pairs: Sequence[PairOfRuns], how: str, out: Path, *, seeds: bool
+) -> tuple[list[Path], Sequence[Block]]:
+    """Write the page of a comparison; returns the files, and the tables and notes of the result."""
+    images = len(compared[0].outcomes.correct)
     figures = Figures()
     grouped = seeds_section(compared) if seeds else None
     parts = [*([grouped] if grouped else []), _pairs_section(pairs), *_sections(compared, [] if seeds else pairs)]

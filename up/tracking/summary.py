@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.optim import Optimizer
 
+from up.intervals import Interval
 from up.models.net import Net, model_summary
 from up.optim import group_table
 from up.text import count
@@ -31,13 +32,18 @@ def progress(step: int, total: int, steps_per_epoch: int) -> str:
     return epochs if step % steps_per_epoch == 0 else f"{epochs} (step {step:,} of {total:,})"
 
 
-def best_of(best: StateDict, steps_per_epoch: int) -> str:
-    """Format ``best top1 97.20 at epoch 9`` from the ``best`` of a checkpoint; empty without an evaluation."""
+def best_of(best: StateDict, steps_per_epoch: int, unit: str) -> str:
+    """Format ``best top1 97.20 % (93.6–97.7, n = 359) at epoch 9`` from the ``best`` of a checkpoint; empty without an evaluation.
+
+    ``unit`` is that of the task. Checkpoints of earlier versions have no interval.
+    """
     if "metric" not in best:
         return ""
     step = best["step"]
     at = f"epoch {step // steps_per_epoch}" if step % steps_per_epoch == 0 else f"step {step:,}"
-    return f"best {best.get('name', 'metric')} {best['metric']:.2f} at {at}"
+    value = f"{best['metric']:.2f}{' %' if unit == 'percent' else ''}"
+    interval = [str(Interval(*best["interval"]))] if "interval" in best else []
+    return " ".join(["best", best.get("name", "metric"), value, *interval, "at", at])
 
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> Iterator[str]:

@@ -289,7 +289,8 @@ def test_a_later_checkpoint_within_the_noise_is_the_best(tmp_path: Path) -> None
         best.append(session.progress.best["step"])
         session.save(step)
     assert best == [1, 2, 2, 4, 4]
-    assert session.progress.best == {"metric": 77.0, "step": 4, "name": "top1", "highest": 80.0}
+    interval = list(percent_interval([(77, 100)]))
+    assert session.progress.best == {"metric": 77.0, "step": 4, "name": "top1", "interval": interval, "highest": 80.0}
     resumed = session_in(tmp_path, cast(Evaluation, evaluate), checkpointing=session.checkpointing)
     resumed.restore(tmp_path / "ckpt_latest.pth", load_checkpoint(tmp_path / "ckpt_latest.pth"), is_own=True)
     resumed.evaluate(6)
