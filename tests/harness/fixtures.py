@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -50,11 +51,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def each_graph_once() -> Iterator[None]:
-    """Let torch export each net once, for the modules that ask for it and those after them."""
+def each_graph_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let torch export each net once, for the modules that ask for it and those after them, here and in processes beside this."""
     from tests.harness.served import graphs_exported_once
 
-    with graphs_exported_once():
+    own = tmp_path_factory.getbasetemp()
+    with graphs_exported_once((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"):
         yield
 
 

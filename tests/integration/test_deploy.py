@@ -31,7 +31,7 @@ from up.__main__ import main
 from up.bundle.package import open_package
 from up.deploy import exporter
 
-pytestmark = pytest.mark.usefixtures("each_graph_once")
+pytestmark = pytest.mark.usefixtures("each_graph_once", "without_drawing")
 
 
 @pytest.fixture(scope="module")
