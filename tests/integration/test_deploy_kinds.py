@@ -23,7 +23,7 @@ from up.bundle.session import Session
 from up.models.lora import add_lora
 
 Config = dict[str, Any]
-pytestmark = pytest.mark.usefixtures("each_graph_once")
+pytestmark = pytest.mark.usefixtures("each_graph_once", "without_drawing")
 
 
 @pytest.fixture
@@ -216,20 +216,7 @@ def test_a_distilled_student_without_its_teacher(
     del said
 
 
-def test_384_pixels(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kwargs(config, "test")["transformer"][:1] = [
-        {"type": "torch_resize", "kwargs": {"size": 438, "interpolation": "bicubic"}},
-        {"type": "torch_center_crop", "kwargs": {"size": 384}},
-    ]
-    config["net"][0]["kwargs"]["stem"] = "imagenet"
-    package, said = opened_by_all(config, tmp_path, capsys, names=list(CLASSES))
-    assert package.manifest.input_size == (384, 384)
-    parameters = json.loads(package.members["parameters.json"])
-    assert (parameters["input_h"], parameters["input_w"]) == (384, 384)
-    assert len(said) == 9
-
-
-def test_trained_on_bgr_levels_without_names(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_384_pixels_of_bgr_levels_without_names(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source in ("train", "test"):
         kwargs(config, source)["image_reader"]["kwargs"]["color_mode"] = "BGR"
         del kwargs(config, source)["class_names"]
@@ -237,12 +224,19 @@ def test_trained_on_bgr_levels_without_names(config: Config, tmp_path: Path, cap
             {"type": "custom_to_tensor"},
             {"type": "normalize", "kwargs": {"mean": [104.0, 117.0, 123.0], "std": [57.0, 57.0, 57.0]}},
         ]
+    kwargs(config, "test")["transformer"][:1] = [
+        {"type": "torch_resize", "kwargs": {"size": 438, "interpolation": "bicubic"}},
+        {"type": "torch_center_crop", "kwargs": {"size": 384}},
+    ]
+    config["net"][0]["kwargs"]["stem"] = "imagenet"
     package, said = opened_by_all(config, tmp_path, capsys)
+    assert package.manifest.input_size == (384, 384)
     parameters = json.loads(package.members["parameters.json"])
+    assert (parameters["input_h"], parameters["input_w"]) == (384, 384)
     assert (parameters["pixel_means"], parameters["pixel_stds"], parameters["is_rgb"]) == ([104, 117, 123], [57, 57, 57], False)
     assert package.manifest.inputs[0].channel_order == "BGR"
     assert package.manifest.answer.heads[0].labels == ["0", "1", "2"]
-    del said
+    assert len(said) == 9
 
 
 def test_a_reader_with_another_decoder_is_close(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

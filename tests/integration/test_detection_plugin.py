@@ -103,7 +103,7 @@ def test_the_example_is_moved_to_the_device(det: Detection) -> None:
 
 
 def test_a_run_stopped_inside_an_epoch_ends_bit_equal(det: Detection, monkeypatch: pytest.MonkeyPatch) -> None:
-    averaged = (*BRIEF, "ema.enable=True", "ema.kwargs.decay=0.9", "runtime.amp=bf16")
+    averaged = (*BRIEF, "ema.enable=True", "ema.kwargs.decay=0.9")
     train("unbroken", *averaged)
     monkeypatch.setenv("UP_FAULT", "step=4,action=term")
     train("broken", *averaged, code=75)

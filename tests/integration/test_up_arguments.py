@@ -26,6 +26,7 @@ Write = Callable[[Config], str]
 
 TRAIN = "dataset.train.dataset.kwargs"
 CKPT = "ckpt_best_mean_class_accuracy.pth"
+pytestmark = pytest.mark.usefixtures("without_drawing")
 
 
 def notes(path: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
