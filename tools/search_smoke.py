@@ -19,18 +19,20 @@ from pathlib import Path
 from prepare_digits import prepare
 
 DIGITS, RUNS = Path("data/digits"), Path("runs/search_smoke")
-PER_CLASS = {"train": 16, "val": 4}
+PER_CLASS = {"train": 8, "val": 2}
 SEARCHES = {
     "cloud": [
         "search.workers=2",
-        "search.stages.0.nas.trials=3",
+        "search.stages.0.nas.trials=2",
         "search.stages.0.nas.set={trainer.max_epoch: 1}",
         "search.stages.0.nas.space={net.backbone.kwargs.depth: [18, 34], net.backbone.kwargs.base_channel: [8, 16]}",
-        "search.stages.1.hpo.trials=3",
+        "search.stages.1.hpo.trials=2",
         "search.stages.1.hpo.max_epoch=3",
+        "search.stages.1.hpo.control=0",  # the first stage has control rows
         "search.stages.2.augment.population=4",
-        "search.stages.2.augment.rungs=2",
+        "search.stages.2.augment.rungs=1",  # `augment` has two
         "search.stages.2.augment.epochs_per_rung=1",
+        "search.stages.2.augment.control=0",
         "search.stages.3.full_train.top=1",
     ],
     "device": [
@@ -49,6 +51,7 @@ SEARCHES = {
         "search.stages.0.augment.population=4",
         "search.stages.0.augment.rungs=2",
         "search.stages.0.augment.epochs_per_rung=1",
+        "search.stages.1.full_train.control=false",
     ],
 }
 

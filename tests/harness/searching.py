@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -22,10 +26,11 @@ from up.engine import child
 from up.engine.child import Verdict, evaluations_in
 from up.engine.folder import Status, write_status
 from up.search import worker
+from up.search.devices import Devices
 from up.search.locks import Presence
 from up.search.pipeline import run_search
 from up.search.stages import Search, load_search
-from up.search.worker import Slot, Worker
+from up.search.worker import Worker
 
 Config = dict[str, Any]
 Objective = Callable[[Config, int], float]  # of the configuration and the epoch
@@ -44,7 +49,9 @@ class InstantChild:
     objective: Objective = staticmethod(by_lr)
     started: list[Config] = []
 
-    def __init__(self, config: Path, folder: Path, *, gpus: Sequence[str] = (), paths: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: Path, folder: Path, *, gpus: Sequence[str] = (), paths: Sequence[str] = (), locks: Sequence[int] = ()
+    ) -> None:
         self.folder, self.config = folder, yaml.safe_load(config.read_text())
         self.seconds, self._verdict, self._stopped = 1.0, Verdict("done", exit_code=0), False
         self.started.append(self.config)
@@ -103,6 +110,16 @@ class InstantChild:
         return self._verdict
 
 
+class InThisProcess(InstantChild):
+    """A training as it is, without a process of its own."""
+
+    def has_ended(self) -> bool:
+        if not self._stopped:
+            code = main(["train", "--config", str(self.folder / "config.yaml")])
+            self._verdict, self._stopped = Verdict("done" if code == 0 else "failed", exit_code=code), True
+        return True
+
+
 def search_config(images: Path, run: Path, *stages: Config, **search: Any) -> Config:
     """A search of the tiny configuration; ``search`` are further keys of the section."""
     return {**tiny_config(images, run), "search": {"stages": list(stages), **search}}
@@ -111,6 +128,21 @@ def search_config(images: Path, run: Path, *stages: Config, **search: Any) -> Co
 def hpo(**keys: Any) -> Config:
     """A stage that searches the learning rate."""
     return {"hpo": {"algorithm": "random", "trials": 4, "control": 0, "space": {LR: {"log": [1e-3, 1.0]}}, **keys}}
+
+
+def with_test_split_apart(config: Config, folder: Path) -> Config:
+    """Move the list and the images of ``dataset.test`` to a folder of their own."""
+    kwargs = config["dataset"]["test"]["dataset"]["kwargs"]
+    images = Path(kwargs["image_reader"]["kwargs"]["image_dir"])
+    folder.mkdir()
+    meta = folder / "val.txt"
+    shutil.copyfile(kwargs["meta_file"], meta)
+    for line in meta.read_text().splitlines():
+        name = line.rpartition(" ")[0]
+        shutil.copyfile(images / name, folder / name)
+    test = {**config["dataset"]["test"]["dataset"], "kwargs": {**kwargs, "meta_file": str(meta)}}
+    test["kwargs"]["image_reader"] = {"type": "fs_pillow", "kwargs": {"image_dir": str(folder)}}
+    return {**config, "dataset": {**config["dataset"], "test": {**config["dataset"]["test"], "dataset": test}}}
 
 
 @pytest.fixture
@@ -137,7 +169,7 @@ def searched(config: Config, path: Path, *, slots: int = 1, stop_after: int | No
             made[-1].stop()
 
     def make(presence: Presence) -> Worker:
-        made.append(Worker([Slot() for _ in range(slots)], presence, tell))
+        made.append(Worker(slots, Devices(), presence, tell))
         return made[-1]
 
     run_search(search, tell, make)
@@ -151,13 +183,13 @@ def command(config: Path, *words: str) -> list[str]:
 def search_with_forked_trainings(words: list[str]) -> int:
     """Run ``up`` with these words, a program of the server that ranks are forked from, which forks its trainings too.
 
-    Each process notes in the file ``OPENED`` of its environment that it opens the list of the test images.
+    Each process notes in the file ``OPENED`` of its environment that it opens a file below the folder ``TEST_SPLIT``.
     """
 
     def note(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and str(arguments[0]).endswith("val.txt"):
+        if event == "open" and str(arguments[0]).startswith(os.environ["TEST_SPLIT"]):
             with open(os.environ["OPENED"], "a") as file:
-                file.write(" ".join(sys.orig_argv) + "\n")
+                file.write(os.path.basename(str(arguments[0])) + "\t" + " ".join(sys.orig_argv) + "\n")
 
     sys.addaudithook(note)
     setattr(child, "subprocess", SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT))  # noqa: B010
@@ -186,3 +218,32 @@ def alive(text: str) -> list[int]:
 def write(config: dict[str, Any], path: Path) -> Path:
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def wait_until_alone(run: Path) -> None:
+    """Wait for the processes of a search to end; they have a minute."""
+    end = time.monotonic() + 60
+    while alive(str(run)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert alive(str(run)) == []
+
+
+def kill_at_random(path: Path, run: Path, stage: str, kills: int, seed: int) -> None:
+    """Start a search and a worker beside it, kill the driver, the worker or a training at a random moment, and again."""
+    draw = np.random.default_rng(seed)
+    for _ in range(kills):
+        started = [subprocess.Popen(command(path, *words), stdout=subprocess.DEVNULL) for words in ((), ("worker",))]
+        time.sleep(float(draw.uniform(4, 20)))
+        targets = [each.pid for each in started] + alive(f"{run}/{stage}/trials")
+        try:
+            os.kill(targets[int(draw.integers(len(targets)))], signal.SIGKILL)
+            is_done = False
+        except ProcessLookupError:  # it had ended
+            is_done = started[0].wait() == 0
+        time.sleep(1)
+        for each in started:
+            each.kill()
+            each.wait()
+        wait_until_alone(run)
+        if is_done:
+            break

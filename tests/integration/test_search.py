@@ -5,45 +5,61 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.harness.ranks import Server, start
-from tests.harness.searching import LR, alive, command, hpo, rows, search_config, write
+from tests.harness.searching import (
+    LR,
+    MOMENTUM,
+    InThisProcess,
+    alive,
+    command,
+    hpo,
+    rows,
+    search_config,
+    searched,
+    with_test_split_apart,
+    write,
+)
+from up.search import worker as search_worker
 
 HOOK = """\
 import os, sys
 def _note(event, arguments):
-    if event == "open" and str(arguments[0]).endswith("val.txt"):
+    if event == "open" and str(arguments[0]).startswith(os.environ["TEST_SPLIT"]):
         with open(os.environ["OPENED"], "a") as file:
-            file.write(" ".join(sys.orig_argv) + "\\n")
+            file.write(os.path.basename(arguments[0]) + "\\t" + " ".join(sys.orig_argv) + "\\n")
 sys.addaudithook(_note)
 """
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Each process of a search notes that it opens the list of the test images."""
+    """Each process of a search notes that it opens the list of the test images, or one of them."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
     paths = os.pathsep.join([str(tmp_path / "hook"), str(Path(__file__).parents[2])])
-    return {**os.environ, "PYTHONPATH": paths, "OPENED": str(tmp_path / "opened"), "OMP_NUM_THREADS": "1"}
+    places = {"OPENED": str(tmp_path / "opened"), "TEST_SPLIT": str(tmp_path / "test")}
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **places}
 
 
 def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
     images: Path, tmp_path: Path, environment: dict[str, str], server: Server
 ) -> None:
-    """The driver is killed in its first trial; the trials never open the test split, and full_train does.
+    """The driver is killed in its first trial. Neither driver, worker nor trials open a file of the test split; full_train does.
 
-    The second time its processes are forked from one that has imported torch.
+    The second time the processes of the driver are forked from one that has imported torch.
     """
     run = tmp_path / "run"
     config = search_config(images, run, hpo(trials=2), {"full_train": {"hparams": "hpo.best", "control": False}})
     config["trainer"]["max_epoch"] = 3
-    path = write(config, tmp_path / "s.yaml")
+    path = write(with_test_split_apart(config, tmp_path / "test"), tmp_path / "s.yaml")
     driver = subprocess.Popen(command(path), env=environment, stdout=subprocess.DEVNULL)
     first = run / "hpo" / "trials" / "0000"
     end = time.monotonic() + 120
@@ -55,15 +71,17 @@ def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
     while alive(str(first)) and time.monotonic() < end:
         time.sleep(0.1)
     assert alive(str(run)) == []
+    worker = subprocess.Popen(command(path, "worker"), env=environment, stdout=subprocess.DEVNULL)
     again = start(
         server,
         tmp_path,
         ["search", "--config", str(path)],
         world=1,
-        environment={"OPENED": environment["OPENED"]},
+        environment={name: environment[name] for name in ("OPENED", "TEST_SPLIT")},
         entry="tests.harness.searching:search_with_forked_trainings",
     )
     assert again.wait() == [0], again.said
+    assert worker.wait(timeout=60) == 0
     trials = rows(run / "hpo" / "trials.csv")
     assert [(row["number"], row["state"], row["epoch"]) for row in trials] == [("0", "complete", "3"), ("1", "complete", "3")]
     assert "resumed from" in (first / "train.log").read_text()
@@ -77,6 +95,47 @@ def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
     assert json.loads((winner / "status.json").read_text())["state"] == "done"
     evaluations = [line for line in (winner / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
     assert len(evaluations) == 1
-    opened = Path(environment["OPENED"]).read_text().splitlines()
-    assert opened
-    assert all("full_train" in line for line in opened)
+    opened = [line.split("\t") for line in Path(environment["OPENED"]).read_text().splitlines()]
+    assert {name for name, _ in opened} == {"val.txt", *(f"val {index}.png" for index in range(13))}
+    assert all("full_train" in words for _, words in opened)
+
+
+_opened: list[str] | None = None  # files of the test split that this process opened; an audit hook cannot be removed
+
+
+def note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if _opened is not None and event == "open" and "/test split/" in str(arguments[0]):
+        _opened.append(str(arguments[0]))
+
+
+CELLS = {"candidates": ["skip_connect", "max_pool_3x3"], "nodes": 1, "layers": 3, "init_channels": 4}
+FAMILIES = {
+    "tpe": hpo(algorithm="tpe", trials=2, startup=1)["hpo"],
+    "cma_es": hpo(algorithm="cma_es", trials=1, space={LR: {"log": [1e-3, 1.0]}, MOMENTUM: {"range": [0.5, 0.9]}})["hpo"],
+    "asha": hpo(algorithm="asha", trials=2)["hpo"],
+    "boss": hpo(algorithm="boss", trials=1)["hpo"],
+    "pbt": {**hpo(algorithm="pbt", population=4, rungs=1)["hpo"], "trials": None},
+    "pba": {"algorithm": "pba", "population": 4, "rungs": 1, "epochs_per_rung": 1, "control": 0},
+    "backbone_nas": {"algorithm": "backbone_nas", "trials": 1, "control": 1, "space": {"net.0.kwargs.width": [4, 6]}},
+    "darts": {"algorithm": "darts", "max_epoch": 1, "control": 0, "supernet": CELLS},
+    "cars": {"algorithm": "cars", "max_epoch": 1, "control": 0, "supernet": CELLS, "runner": {"population": 2, "warmup": 0}},
+}
+
+
+def test_no_algorithm_opens_the_test_split(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each family of algorithms is a stage, with its control rows, and all of it runs in this process."""
+    monkeypatch.setattr(search_worker, "Child", InThisProcess)
+    monkeypatch.setattr(sys.modules[__name__], "_opened", opened := [])
+    sys.addaudithook(note_opened)
+    stages = [{name: {key: value for key, value in stage.items() if value is not None}} for name, stage in FAMILIES.items()]
+    config = search_config(images, tmp_path / "run", *stages, constraints={"params": "900k"})
+    config["trainer"]["max_epoch"] = 1
+    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 16
+    config = with_test_split_apart(config, tmp_path / "test split")
+    searched(config, tmp_path / "s.yaml")
+    for name in FAMILIES:
+        assert (tmp_path / "run" / name / "best.yaml").is_file(), name
+    assert opened == []
+    config["search"]["stages"].append({"full_train": {"hparams": "tpe.best", "control": False}})
+    searched(config, tmp_path / "s.yaml")
+    assert len(opened) > 13

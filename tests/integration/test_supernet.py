@@ -13,10 +13,9 @@ import yaml
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster, Server, start
 from tests.harness.runs import records, train
-from tests.harness.searching import InstantChild, search_config, searched
+from tests.harness.searching import InThisProcess, search_config, searched
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
-from up.engine.child import Verdict
 from up.errors import UserError
 from up.schema.search import amount
 from up.search import worker
@@ -140,16 +139,6 @@ def test_files_of_cars(config: Config, write: Write, tmp_path: Path) -> None:
     population = checkpoint(run)["runner"]["population"]
     assert len(population) == 4
     assert all(0 <= row["accuracy"] <= 100 for row in population)
-
-
-class InThisProcess(InstantChild):
-    """A training as it is, without a process of its own."""
-
-    def has_ended(self) -> bool:
-        if not self._stopped:
-            code = main(["train", "--config", str(self.folder / "config.yaml")])
-            self._verdict, self._stopped = Verdict("done" if code == 0 else "failed", exit_code=code), True
-        return True
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -17,6 +17,7 @@ from up.errors import UserError
 from up.tracking.console import JSON, QUIET, output, write_json_line
 
 if TYPE_CHECKING:
+    from up.search.devices import Devices
     from up.search.locks import Presence
     from up.search.stages import Search
     from up.search.worker import Worker
@@ -53,10 +54,12 @@ def run(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
     from up.search.check import expect_good
     from up.search.page import REPORT
     from up.search.pipeline import run_search
+    from up.search.storage import reachable
 
     search = _loaded(config, overrides)
     expect_good(search)
-    with _stoppable() as made:
+    _devices(search)  # an error before anything is created
+    with _stoppable() as made, search.decoded.origins.placing("search"), reachable():
         done = run_search(search, _tell, lambda presence: made(search, presence, workers))
     if not done:
         _end(f"stopped; the same command continues. Storage: {search.run}", "stopped", search.run)
@@ -69,13 +72,14 @@ def work(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
     """Train trials for a search that another process drives; returns the exit code."""
     from up.search.locks import Presence
     from up.search.pipeline import work_along
+    from up.search.storage import reachable
 
     search = _loaded(config, overrides)
     if not search.run.is_dir():
         raise UserError(f"{search.run} has no search", fix=f"Start it first: up search --config {config}")
     presence = Presence(search.run)
     try:
-        with _stoppable() as made:
+        with _stoppable() as made, search.decoded.origins.placing("search"), reachable():
             return 0 if work_along(search, made(search, presence, workers), _tell) else _STOPPED
     finally:
         presence.release()
@@ -95,6 +99,7 @@ def check(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
 
     search = _loaded(config, overrides)
     expect_good(search)
+    _devices(search)
     print(*plan_lines(search), sep="\n")
     print(f"OK: {config} is valid")
     return 0
@@ -104,6 +109,15 @@ def _loaded(config: Path, overrides: tuple[str, ...]) -> Search:
     from up.search.stages import load_search
 
     return load_search(config, overrides)
+
+
+def _devices(search: Search) -> Devices:
+    """Return the GPUs of this host. Raises ``ConfigError`` where a trial needs more."""
+    from up.search.devices import devices_of, visible_gpus
+    from up.search.locks import WORKERS
+
+    with search.decoded.origins.placing("search"):
+        return devices_of(search.section.gpus_per_trial, visible_gpus(), search.run / WORKERS)
 
 
 def _tell(line: str) -> None:
@@ -123,13 +137,15 @@ def _end(line: str, state: str, path: Path) -> None:
 @contextmanager
 def _stoppable() -> Iterator[Callable[[Search, Presence, int | None], Worker]]:
     """Yield a maker of the worker, which the signals in the block stop in order; a second one ends the process."""
-    from up.search.worker import Worker, slots_of
+    from up.search.worker import Worker
 
     made: list[Worker] = []
 
     def make(search: Search, presence: Presence, workers: int | None) -> Worker:
-        slots = slots_of(workers or search.section.workers, search.section.gpus_per_trial, _gpus())
-        made.append(Worker(slots, presence, _tell))
+        slots, devices = workers or search.section.workers, _devices(search)
+        if 0 < len(devices.groups) < slots:
+            _tell(f"{len(devices.groups)} trials at once instead of {slots}: no two share a GPU")
+        made.append(Worker(slots, devices, presence, _tell))
         return made[-1]
 
     def stop(number: int, _frame: object) -> None:
@@ -140,15 +156,3 @@ def _stoppable() -> Iterator[Callable[[Search, Presence, int | None], Worker]]:
 
     with handled(stop):
         yield make
-
-
-def _gpus() -> list[str]:
-    """Return the GPUs that this process may use, by name or number."""
-    import os
-
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [word for word in visible.split(",") if word.strip()]
-    return [str(number) for number in range(torch.cuda.device_count())]

@@ -35,8 +35,14 @@ class Verdict(NamedTuple):
 class Child:
     """A running ``python -m up train``."""
 
-    def __init__(self, config: Path, folder: Path, *, gpus: Sequence[str] = (), paths: Sequence[str] = ()) -> None:
-        """Start it in ``folder``, the run folder that ``config`` names; ``paths`` are put on the import path."""
+    def __init__(
+        self, config: Path, folder: Path, *, gpus: Sequence[str] = (), paths: Sequence[str] = (), locks: Sequence[int] = ()
+    ) -> None:
+        """Start it in ``folder``, the run folder that ``config`` names, on ``gpus``, with a rank for each.
+
+        ``paths`` are put on the import path. ``locks`` are open files whose locks it holds until it has ended, even if this process
+        ends before.
+        """
         self.folder = folder
         words = [sys.executable, "-m", "up", "train", "--config", str(config)]
         words += ["--launch", "pytorch", "--ng", str(len(gpus))] if len(gpus) > 1 else []
@@ -52,6 +58,7 @@ class Child:
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                pass_fds=locks,
                 start_new_session=True,  # Ctrl-C is for the worker, which ends its trials in order
                 preexec_fn=ending_with_parent(signal.SIGTERM),
             )

@@ -165,7 +165,7 @@ class SearchSection(Section):
     workers: AtLeast1 = 1
     """Trials at once on this host."""
     gpus_per_trial: Annotated[int, Field(ge=0)] = 1
-    """GPUs of a trial, where there are some."""
+    """GPUs that a trial has for itself, where there are some, with a rank on each; with 0 all trials share them."""
     holdout: Annotated[float, Between(0.0, 0.9)] = 0.1
     """Stratified share of ``dataset.train`` on which trials are evaluated. ``dataset.test`` is opened by ``full_train`` only."""
     constraints: ConstraintsSection = ConstraintsSection()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 JOURNAL = "study.journal"
+_READY_S = 10.0  # for the gRPC proxy to answer
 _PACKAGES = {  # of the modules that a storage imports; which one a URL means is for SQLAlchemy to say
     "psycopg": "psycopg[binary]",
     "psycopg2": "psycopg2-binary",
@@ -57,8 +60,7 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
         return optuna.storages.JournalStorage(backend)
     try:
         if storage.startswith("grpc://"):
-            host, _, port = storage.removeprefix("grpc://").partition(":")
-            return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+            return _proxy(storage)
         options = {"pool_pre_ping": True}
         return optuna.storages.RDBStorage(storage, engine_kwargs=options, skip_compatibility_check=False)
     except ImportError as error:
@@ -67,9 +69,45 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
         fix = f"Install it: pip install {shlex.quote(_PACKAGES.get(module, module or 'its driver'))}"
         raise UserError(f"the driver of {storage.partition('://')[0]} is not installed", key="search.storage", fix=fix) from error
     except Exception as error:  # whatever a driver raises where there is no server
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fix = "Start the server, or correct the URL."
-        raise UserError(f"cannot be opened ({first})", key="search.storage", fix=fix) from error
+        raise UserError(f"cannot be opened ({_first_line(error)})", key="search.storage", fix=fix) from error
+
+
+def _proxy(storage: str) -> BaseStorage:
+    """Connect to Optuna's gRPC proxy. Raises ``ConnectionError`` where there is none."""
+    import optuna
+
+    host, _, port = storage.removeprefix("grpc://").partition(":")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    try:
+        proxy.wait_server_ready(timeout=_READY_S)
+    except ConnectionError as error:
+        raise ConnectionError(f"no answer from {storage} within {_READY_S:g} s") from error
+    return proxy
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Raise ``UserError`` where the server of the storage is lost in the block: that is no bug, and ends no search for good."""
+    import optuna
+
+    try:
+        yield
+    except Exception as error:
+        is_lost = isinstance(error, optuna.exceptions.StorageInternalError)
+        if not is_lost and type(error).__module__.partition(".")[0] not in ("grpc", "sqlalchemy"):
+            raise
+        what = f"the storage cannot be reached any more ({_first_line(error)})"
+        fix = "Start its server again; the same command continues the search."
+        raise UserError(what, key="search.storage", fix=fix) from error
+
+
+def _first_line(error: Exception) -> str:
+    details = getattr(error, "details", None)  # of an error of gRPC
+    text = str(details() if callable(details) else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def drop_torn_line(path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from up.build.experiment import load_experiment
@@ -15,6 +15,7 @@ from up.errors import StorageError, UserError
 from up.files import LATEST
 from up.search.algorithm import History, State, Trial, Wait, Work
 from up.search.constraints import Costs
+from up.search.devices import Devices, Lent
 from up.search.locks import Presence, is_present
 from up.search.settings import node_at, with_holdout, with_settings, write_config
 from up.search.stages import Stage
@@ -34,17 +35,18 @@ _IDLE_S = 1.0
 class Slot:
     """A place for one trial at a time, with its GPUs."""
 
-    gpus: Sequence[str] = ()
     trial: Trial | None = None
     child: Child | None = None
+    lent: Lent = field(default_factory=Lent)
     pruned: bool = False
 
 
 class Worker:
-    """Runs trials of one stage after another, up to ``slots`` at once; ``tell`` gets a line per event."""
+    """Runs trials of one stage after another, up to ``slots`` at once as far as there are GPUs; ``tell`` gets a line per event."""
 
-    def __init__(self, slots: Sequence[Slot], presence: Presence, tell: Callable[[str], object]) -> None:
-        self.slots, self.presence, self.tell = slots, presence, tell
+    def __init__(self, slots: int, devices: Devices, presence: Presence, tell: Callable[[str], object]) -> None:
+        self.slots = [Slot() for _ in range(min(slots, len(devices.groups) or slots))]
+        self.devices, self.presence, self.tell = devices, presence, tell
         self.stopping = False
         self._observed: set[int] = set()  # trials of the stage that its algorithm has observed
         self._quiet_until = 0.0  # nothing could be started: no new decision before this time, or before a trial ends
@@ -80,12 +82,19 @@ class Worker:
         for slot in self.slots:
             if slot.child is not None:
                 continue
-            with study.lock():
-                trial, over = self._next(stage, study)
-            if trial is None:
+            lent, trial, over = self.devices.take(), None, False
+            if lent is not None:
+                with study.lock():
+                    trial, over = self._next(stage, study)
+            if lent is None or trial is None:
                 self._quiet_until = time.monotonic() + _IDLE_S
+                if lent is not None:
+                    lent.release()
                 return over
+            slot.lent = lent
             self._start(stage, study, costs, slot, trial)
+            if slot.child is None:
+                lent.release()
         return False
 
     def _next(self, stage: Stage, study: Study) -> tuple[Trial | None, bool]:
@@ -136,7 +145,7 @@ class Worker:
             return
         slot.trial, slot.pruned = trial, False
         paths = [str(stage.search.path.parent.resolve())]
-        slot.child = Child(folder / CONFIG, folder, gpus=slot.gpus, paths=paths)
+        slot.child = Child(folder / CONFIG, folder, gpus=slot.lent.gpus, paths=paths, locks=slot.lent.locks)
         if not trial.values:
             what = stage.text_of(trial.point) or trial.note.get("candidate") or trial.note.get("control") or "the file itself"
             self.tell(f"{stage.name}: trial {trial.number} trains: {what}")
@@ -177,6 +186,7 @@ class Worker:
         trial = slot.trial
         assert trial is not None
         slot.trial = slot.child = None
+        slot.lent.release()
         self._quiet_until = 0.0
         if verdict.exit_code == StorageError.exit_code:
             raise StorageError(verdict.reason)
@@ -291,12 +301,3 @@ def line_of(stage: Stage, trial: Trial) -> str:
         return f"trial {trial.number} failed after {took}: {trial.reason}"
     values = ", ".join(f"{name} {value:.4g}" for name, value in zip(stage.objectives, trial.final or (), strict=False))
     return f"trial {trial.number} {trial.state} at epoch {trial.epoch} ({took}): {values}"
-
-
-def slots_of(workers: int, gpus_per_trial: int, gpus: Sequence[str]) -> list[Slot]:
-    """Return the places for trials of this host, each with its GPUs; without GPUs, on the CPU."""
-    if not gpus or not gpus_per_trial:
-        return [Slot() for _ in range(workers)]
-    each = min(gpus_per_trial, len(gpus))
-    places = len(gpus) // each
-    return [Slot(gpus[(at % places) * each : (at % places + 1) * each]) for at in range(workers)]

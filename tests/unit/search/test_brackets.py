@@ -147,6 +147,34 @@ def test_boss_gives_every_arm_two_observations_and_the_leader_the_rest() -> None
     assert boss.further(bracket, alone, history(*alone, max_epoch=9)) == {2: 9}
 
 
+# Accuracies of nine arms, s = 2, η = 3, R = 9, so that an observation is an epoch and c_9 = √log 13.5 = 1.61.
+NINE = [[50, 40], [40, 60], [45, 45], [30, 70], [20, 30], [10, 20], [35, 35], [5, 10], [48, 50]]
+# Round 1: 0 leads, and all others have one observation, fewer than c_9.
+# Round 2: 1 and 3 lead the arms of two observations with a mean of 50, and 1 is the first. 0 has one observation, 3 is not worse
+#          than the only window of 1, and 8 is worse with 49.
+FIRST_ROUNDS = [dict.fromkeys(range(1, 9), 2), {0: 2, 3: 3}]
+# Round 3: 3 leads with 30, 70 and a third accuracy. After 60, its best window of two is 65 (its worst is 50, its mean 53): no
+# arm of two observations has that, and 3 trains to the end. After 10 it is 50, which 1 has, and none besides.
+# Round 4: 1 and 3 have three observations each, with means of 54 and 36.7. 1 leads; its best window of two is 61.
+LATER_ROUNDS = {60: [{3: 9}], 10: [{1: 3}, {1: 9}]}
+
+
+@pytest.mark.parametrize("third", LATER_ROUNDS)
+def test_boss_on_a_bracket_of_nine_by_hand(third: int) -> None:
+    (bracket, *_) = brackets(9, 3)
+    assert (bracket.s, bracket.size, bracket.budget) == (2, 9, 1)
+    assert least_observations(9, 3) == pytest.approx(1.6133, abs=1e-4)
+    accuracies = [[*own, 0.0] for own in NINE]
+    accuracies[3][2], accuracies[1][2] = third, 62
+    seen, rounds = [1] * 9, []
+    while max(seen) < 9:
+        arms = [paused(at, *own[: seen[at]], bracket=0) for at, own in enumerate(accuracies)]
+        going = Boss().further(bracket, arms, history(*arms, max_epoch=9))
+        rounds.append(going)
+        seen = [int(going.get(at, number)) for at, number in enumerate(seen)]
+    assert rounds == FIRST_ROUNDS + LATER_ROUNDS[third]
+
+
 def test_an_observation_is_as_long_as_the_budget_of_the_bracket() -> None:
     bracket = Bracket(1, 3, 3.0)
     once = [paused(at, 0.1, 0.2, 0.3 + at / 10, bracket=0) for at in range(3)]

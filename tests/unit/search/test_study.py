@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from up.errors import UserError
+from up.search import storage
 from up.search.algorithm import Work
 from up.search.locks import Held, Presence, expect_local_disk, is_present
 from up.search.space import read_space
-from up.search.storage import open_storage
+from up.search.storage import open_storage, reachable
 from up.search.study import MAX_INTERRUPTIONS, Study
 
 SPACE = read_space({"kind": [[1, 2], "b", None, True], "x": {"range": [0.0, 1.0]}})
@@ -115,8 +117,20 @@ def test_a_journal_on_a_network_disk_is_refused(kind: str, refused: bool, tmp_pa
         expect_local_disk(tmp_path, mounts)
 
 
-@pytest.mark.parametrize("url", ["postgresql://localhost:1/x", "mysql://localhost:1/x"])
-def test_a_database_that_cannot_be_opened_is_one_line(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["postgresql://localhost:1/x", "mysql://localhost:1/x", "grpc://localhost:1"])
+def test_a_database_that_cannot_be_opened_is_one_line(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_READY_S", 0.1)
     with pytest.raises(UserError) as caught:
         open_storage(url, tmp_path)
     assert caught.value.problems[0].key == "search.storage"
+
+
+def test_a_storage_that_is_lost_is_one_line_and_other_errors_stay() -> None:
+    lost = optuna.exceptions.StorageInternalError("the server closed the connection\nand more")
+    with pytest.raises(UserError) as caught, reachable():
+        raise lost
+    assert caught.value.problems[0].key == "search.storage"
+    assert "closed the connection" in str(caught.value)
+    assert "and more" not in str(caught.value)
+    with pytest.raises(ValueError, match="a bug"), reachable():
+        raise ValueError("a bug")
