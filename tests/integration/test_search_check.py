@@ -68,6 +68,19 @@ MISTAKES = [  # text, what replaces it, the line of STAGES (from 1) that the err
         ("trials", "rungs"),
     ),
     ("algorithm: tpe\n      from: nas.best\n      trials: 4\n      startup: 2", "algorithm: pbt", 18, ("enqueue", "Remove")),
+    ("algorithm: random\n      trials: 4", "algorithm: darts", 6, ("objectives.macs", "cars", "constraints")),
+    (
+        "algorithm: random\n      trials: 4\n      objectives: {top1: max, macs: min}",
+        "algorithm: cars\n      objectives: {top1: max, package_bytes: min}",
+        6,
+        ("objectives.package_bytes", "latency_ms"),
+    ),
+    (
+        "algorithm: random\n      trials: 4\n      objectives: {top1: max, macs: min}",
+        "algorithm: cars\n      objectives: {macs: min}",
+        6,
+        ("objectives", "top1"),
+    ),
     ("- full_train:", "- nas: {trials: 1}\n  - full_train:", 3, ("stages", "nas")),
 ]
 

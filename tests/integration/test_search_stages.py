@@ -157,6 +157,33 @@ def test_control_rows_are_trained_and_a_search_that_loses_says_so(
     assert len(instant.started) == 7
 
 
+@pytest.mark.parametrize("algorithm", ["darts", "cars"])
+def test_a_network_found_in_a_supernet_is_compared_with_random_ones_by_its_own_training(
+    algorithm: str, images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    def by_network(config: Config, epoch: int) -> float:
+        values = {"cell_supernet": 99.0, "cell_network": 70.0}  # with shared weights; random networks
+        kwargs = config["net"][0]["kwargs"]
+        return values.get(config["net"][0]["type"], 60.0 if kwargs == own else 65.0)
+
+    objectives = {"top1": "max", **({"latency_ms": "min"} if algorithm == "cars" else {})}
+    stage = {"algorithm": algorithm, "objectives": objectives, "control": 2, "supernet": {"layers": 3}, "max_epoch": 1}
+    config = search_config(images, tmp_path / "run", {"nas": stage}, {"full_train": {"candidates": "nas.best", "control": False}})
+    own = config["net"][0]["kwargs"]
+    instant.objective = staticmethod(by_network)
+    searched(config, tmp_path / "s.yaml")
+    report = (tmp_path / "run" / "report.md").read_text().splitlines()
+    table = [line for line in report if line.startswith("| ")]
+    assert table[1:4] == [f"| **{algorithm}** | 1 | 65 |", "| control: own values | 1 | 60 |", "| control: random | 2 | 70 |"]
+    assert any("does not beat" in line and "random" in line for line in report)
+    types = [each["net"][0]["type"] for each in instant.started]
+    assert types == ["cell_supernet", "resnet_custom", "cell_network", "cell_network", "resnet_custom", "resnet_custom"]
+    assert instant.started[0]["runtime"]["runner"]["kwargs"] == ({"size": "latency_ms"} if algorithm == "cars" else {})
+    genotypes = [each["net"][0]["kwargs"]["genotype"] for each in instant.started[2:4]]
+    assert genotypes[0] != genotypes[1]
+    assert {each["trainer"]["max_epoch"] for each in instant.started[:5]} == {1}
+
+
 def test_augmentation_is_compared_with_trivial_augment(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
     stage = {"augment": {**hpo()["hpo"], "control": -1, "trials": 1}}
     searched(search_config(images, tmp_path / "run", stage), tmp_path / "s.yaml")

@@ -94,7 +94,7 @@ def mariadb(folder: Path, port: int) -> tuple[str, list[str]]:
     if server is None or install is None:
         pytest.skip("MariaDB is not installed")
     data, first = folder / "data", folder / "first.sql"
-    first.write_text("CREATE DATABASE search; CREATE USER up@'%'; GRANT ALL ON *.* TO up@'%';\n")
+    first.write_text("CREATE DATABASE search;\nCREATE USER up@'%';\nGRANT ALL ON *.* TO up@'%';\n")
     quietly([install, "--no-defaults", f"--datadir={data}", "--skip-test-db", "--auth-root-authentication-method=normal"])
     places = [f"--datadir={data}", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}", f"--init-file={first}"]
     words = [server, "--no-defaults", *places, f"--port={port}", "--bind-address=127.0.0.1", "--skip-name-resolve"]

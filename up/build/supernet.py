@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from up.build.data import build_transforms, halves_in, section_of, workers_of
+from up.build.data import build_transforms, channels_of, halves_in, input_size_of, section_of, workers_of
 from up.data.bad_images import BadImages
 from up.data.dataset import KeyedDataset
 from up.data.loader import EvalLoader
@@ -47,4 +47,5 @@ def architecture_search_of(
     stage = DeviceStage(experiment.task.stages(held).device, device, channels_last=channels_last)
     evaluation = Evaluation(loader, stage, partial(experiment.task.evaluator, held), precision)
     net = [module.model_dump(exclude_defaults=True) for module in experiment.config.net]
-    return ArchitectureSearch(evaluation, batches.steps_per_epoch, steps, net)
+    image = (channels_of(experiment), *input_size_of(experiment))
+    return ArchitectureSearch(evaluation, batches.steps_per_epoch, steps, net, image)

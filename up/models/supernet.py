@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, TypeAlias
 
 import torch
@@ -92,17 +92,19 @@ class CellSupernet(CellNetwork):
         normal, reduce = (strongest(alphas.softmax(dim=1).tolist(), self.candidates) for alphas in self.architecture)
         return Genotype(normal, reduce)
 
-    def parameters_of(self, genotype: Genotype) -> int:
-        """Count the parameters that run where ``genotype`` is the path; its BatchNorms have none in a cell of the supernet."""
-        total = sum(parameter.numel() for parameter in self.stem.parameters())
+    def modules_of(self, genotype: Genotype) -> Iterator[nn.Module]:
+        """Yield the modules that run where ``genotype`` is the path: layers of the stem, first layers of the cells, operations."""
+        yield from self.stem
         for cell in self.cells:
             assert isinstance(cell, SupernetCell)
-            modules = [cell.preprocess0, cell.preprocess1]
+            yield from (cell.preprocess0, cell.preprocess1)
             edges, _ = genotype.cell(is_reduction=cell.is_reduction)
             for edge, ops in enumerate(self._on_path(edges)):
-                modules += [cell.mixed[edge][number] for number, _ in ops]  # type: ignore[index]
-            total += sum(parameter.numel() for module in modules for parameter in module.parameters())
-        return total
+                yield from (cell.mixed[edge][number] for number, _ in ops)  # type: ignore[index]
+
+    def parameters_of(self, genotype: Genotype) -> int:
+        """Count the parameters that run where ``genotype`` is the path; its BatchNorms have none in a cell of the supernet."""
+        return sum(parameter.numel() for module in self.modules_of(genotype) for parameter in module.parameters())
 
     def run(self, cell: nn.Module, before_last: Tensor, last: Tensor) -> Tensor:
         assert isinstance(cell, SupernetCell)

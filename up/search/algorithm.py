@@ -152,6 +152,9 @@ class Algorithm(Protocol):
     ``space() -> Mapping[str, Json]``: the space in its YAML form, for an algorithm that brings its own.
     ``finds_networks: bool``: a training finds networks by itself and writes them to ``fragments/`` in its folder, as ``best.yaml``
     and ``pareto/*.yaml``. Limits are those of these networks, not of the one that is trained.
+    ``with_size(costs) -> Algorithm``: the algorithm with these costs as objectives beside the accuracy, where its trainings measure
+    them by themselves. ``random_network(rng, config) -> Mapping[str, Json]``: values of a network drawn from the space that such a
+    training searches, for the control row.
     ``max_epoch: int``: the length of its trials, where the stage gives none. ``one_objective: bool``: whether it takes only one.
     ``described(point) -> Mapping[str, Json]``: the point in fewer words, for messages and reports.
     ``sets_length: bool``: whether it alone decides the number of trials and their epochs, so that a stage gives neither.

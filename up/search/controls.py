@@ -1,6 +1,7 @@
 """Control rows: what the same budget gives without the search.
 
-For every stage the file's own values; for networks and hyper-parameters random points; for augmentation TrivialAugmentWide
+For every stage the file's own values; for networks and hyper-parameters random points; for networks that one training finds by
+itself random networks of its space, beside the network found, trained by itself as long; for augmentation TrivialAugmentWide
 (Müller and Hutter 2021). A search that does not beat them says so in its report (Li and Talwalkar 2019).
 """
 
@@ -11,12 +12,14 @@ from dataclasses import replace
 
 from up.schema.search import ConstraintsSection, StageSection
 from up.search.algorithm import History, Suggestion, Trial, Work
-from up.search.settings import values_of
-from up.search.space import Space
+from up.search.found import BEST
+from up.search.settings import plain_of, values_of
+from up.search.space import Point
 from up.search.stages import Stage
 from up.types import Json
 
 OWN, RANDOM, TRIVIAL = "own values", "random", "TrivialAugmentWide"
+FOUND = "the network found"  # no control, but what those of a search of networks by one training are compared with
 _TRANSFORMS = "dataset.train.dataset.kwargs.transformer"
 _SHARE = 5  # control trials are a fifth of the stage's
 _MOST_DRAWS = 50
@@ -25,18 +28,25 @@ _MOST_DRAWS = 50
 class Controls:
     """Trains each control the number of times in ``wanted``."""
 
-    def __init__(self, space: Space, wanted: Mapping[str, int]) -> None:
-        self._space, self._wanted = space, wanted
+    def __init__(self, stage: Stage, wanted: Mapping[str, int]) -> None:
+        self._stage, self._wanted = stage, wanted
 
     def suggest(self, history: History) -> Suggestion:
-        """Return the first control that has not been trained often enough."""
+        """Return the first control that has not been trained often enough; the network found only once the stage has one."""
         for control, times in self._wanted.items():
             tried = [each for each in history.trials if each.note.get("control") == control]
             counted = [each for each in tried if each.state not in ("failed", "rejected")]
             if len(counted if control == RANDOM else tried) < times and len(tried) < times + _MOST_DRAWS:
-                point = self._space.sample(history.rng()) if control == RANDOM else {}
-                return Work(point, note={"control": control})
+                best = self._stage.folder / BEST
+                if control != FOUND:
+                    return Work(self._drawn(history) if control == RANDOM else {}, note={"control": control})
+                return Work(note={"control": control, "fragments": [str(best)]}) if best.is_file() else None
         return None
+
+    def _drawn(self, history: History) -> Point:
+        """Draw a point of the space, or a network of that of a supernet."""
+        own = getattr(self._stage.algorithm, "random_network", None)
+        return self._stage.space.sample(history.rng()) if own is None else own(history.rng(), plain_of(self._stage.tree))
 
     def observe(self, trial: Trial) -> None:
         """Take no note: the history has the trial."""
@@ -45,7 +55,11 @@ class Controls:
         """Return the values of a control: none for the file's own."""
         if trial.note.get("control") == TRIVIAL:
             return {_TRANSFORMS: with_trivial_augment(config)}
-        return values_of(self._space, trial.point) if trial.note.get("control") == RANDOM else {}
+        return values_of(self._stage.space, trial.point) if trial.note.get("control") == RANDOM else {}
+
+    def described(self, point: Point) -> Mapping[str, Json]:
+        """Return a point in words: nothing of a network that was drawn."""
+        return {path: value for path, value in point.items() if path in self._stage.space.names}
 
 
 def with_trivial_augment(config: Mapping[str, Json]) -> list[Json]:
@@ -64,6 +78,8 @@ def control_stage(stage: Stage) -> Stage | None:
     times = max(1, stage.limit // _SHARE) if section.control < 0 else section.control
     has_points = section.algorithm != "random" and len(stage.space) and getattr(stage.algorithm, "settings", None) is None
     others = {TRIVIAL: 1} if is_augmentation else {RANDOM: times} if has_points else {}
-    algorithm = Controls(stage.space, {OWN: 1, **others})
+    if hasattr(stage.algorithm, "random_network"):
+        others = {RANDOM: times, FOUND: 1}
+    algorithm = Controls(stage, {OWN: 1, **others})
     limits = ConstraintsSection() if is_augmentation else stage.constraints
     return replace(stage, name=f"{stage.name}/control", algorithm=algorithm, limit=0, enqueue=(), constraints=limits)

@@ -52,9 +52,8 @@ def content_of(search: Search, reports: Sequence[StageReport], rows: Sequence[Ma
 
 
 def _stage_content(report: StageReport) -> dict[str, Json]:
-    stage, best = report.stage, report.history.best
+    stage = report.stage
     algorithm = getattr(stage.section, "algorithm", "search")
-    found = best.final[0] if best is not None and best.final else None
     controls = [{"row": f"control: {name}", "trials": trials, "value": value} for name, trials, value in report.control_rows()]
     nothing = [None] * len(stage.objectives)
     return {
@@ -64,7 +63,7 @@ def _stage_content(report: StageReport) -> dict[str, Json]:
         "states": report.states,
         "seconds": report.seconds,
         "verdict": report.verdict(),
-        "rows": [{"row": algorithm, "trials": len(report.history.complete), "value": found}, *controls],
+        "rows": [{"row": algorithm, "trials": len(report.history.complete), "value": report.result}, *controls],
         "front": [trial.number for trial in report.front],
         "importance": report.importance,
         "lineage": report.lineage,

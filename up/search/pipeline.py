@@ -127,9 +127,12 @@ def _run_stage(search: Search, name: str, state: State, worker: Worker, tell: Ca
     state.stage(name, state="running")
     stage = stage_of(search, name)
     controls = control_stage(stage)
-    for each in (stage, controls):
-        if each is not None and not worker.run(each):
-            return False
+    if not worker.run(stage):
+        return False
+    if stage.finds_networks:
+        finish(stage, tell)  # the network found is trained beside the controls
+    if controls is not None and not worker.run(controls):
+        return False
     finish(stage, tell)
     before = state.read()["stages"][name].get("seconds", 0.0)
     state.stage(name, state="done", seconds=before + time.time() - began)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from up.schema.search import FULL_TRAIN
 from up.search.algorithm import Direction, History, Trial
-from up.search.controls import OWN, control_stage
+from up.search.controls import FOUND, OWN, control_stage
 from up.search.final import CHOSEN, CONTROL
 from up.search.fragments import front_of
 from up.search.stages import Search, Stage
@@ -48,10 +48,20 @@ class StageReport:
         counted = Counter(each.state for each in self.history.trials)
         return ", ".join(f"{number} {state}" for state, number in counted.most_common())
 
+    @property
+    def result(self) -> float | None:
+        """The best value of the first objective; of a network that one training found, what its own training gives."""
+        [(_, _, found)] = self._rows([FOUND])
+        best = self.history.best
+        return best.final[0] if found is None and best is not None and best.final else found
+
     def control_rows(self) -> list[tuple[str, int, float | None]]:
         """Return each control: its name, its complete trials, and the best value of the first objective."""
+        return self._rows(name for name in dict.fromkeys(str(each.note["control"]) for each in self.controls) if name != FOUND)
+
+    def _rows(self, names: Iterable[str]) -> list[tuple[str, int, float | None]]:
         rows = []
-        for name in dict.fromkeys(str(each.note["control"]) for each in self.controls):
+        for name in names:
             trained = [each for each in self.controls if each.note["control"] == name and each.state == "complete"]
             values = [each.final[0] for each in trained if each.final]
             rows.append((name, len(values), self._best(values)))
@@ -59,18 +69,16 @@ class StageReport:
 
     def verdict(self) -> str:
         """Say whether the search beats its controls."""
-        best = self.history.best
-        if best is None:
+        if self.history.best is None:
             return "No trial was completed."
-        beaten = [name for name, _, value in self.control_rows() if value is not None and not self._beats(best, value)]
+        beaten = [name for name, _, value in self.control_rows() if value is not None and not self._beats(value)]
         if beaten:
             return f"The search does not beat its control: {', '.join(beaten)}."
         trained = any(value is not None for _, _, value in self.control_rows())
         return "The search beats its controls." if trained else "No control was completed, so that nothing shows a gain."
 
-    def _beats(self, best: Trial, value: float) -> bool:
-        found = (best.final or (0.0,))[0]
-        return found > value if self.history.directions[0] == "maximize" else found < value
+    def _beats(self, value: float) -> bool:
+        return self.result is not None and self.result != value and self._best([self.result, value]) == self.result
 
     def _best(self, values: Sequence[float]) -> float | None:
         better = max if self.history.directions[0] == "maximize" else min
@@ -148,10 +156,11 @@ def _stage_lines(report: StageReport) -> Iterator[str]:
         yield f"Best: trial {best.number}, {values_text(stage, best)}: {stage.text_of(best.point) or 'the file itself'}."
     yield f"\n| row | trials | {name} |\n|---|---|---|"
     complete = len(report.history.complete)
-    result = best.final[0] if best is not None and best.final else None
-    yield f"| **{getattr(stage.section, 'algorithm', 'search')}** | {complete} | {_shown(result)} |"
+    yield f"| **{getattr(stage.section, 'algorithm', 'search')}** | {complete} | {_shown(report.result)} |"
     for control, trials, value in report.control_rows():
         yield f"| control: {control} | {trials} | {_shown(value)} |"
+    if any(each.note["control"] == FOUND for each in report.controls):
+        yield "\nAll rows are networks trained by themselves, for as many epochs as the supernet."
     yield f"\n{report.verdict()}"
     if len(stage.objectives) > 1:
         yield f"\nPareto front, {count(len(report.front), 'trial')}:\n\n| trial | {' | '.join(stage.objectives)} |"

@@ -183,7 +183,7 @@ def open_stage(search: Search, name: str, holdout: tuple[Path, Path] | None) -> 
         tree,
         algorithm,
         space,
-        {metric: _WAYS[way] for metric, way in section.objectives.items()},
+        {name: _WAYS[way] for name, way in section.objectives.items() if not (name in COSTS and hasattr(algorithm, "with_size"))},
         section.constraints or search.section.constraints,
         epochs_of(tree),
         section.trials or 0,
@@ -197,6 +197,11 @@ def build_algorithm(search: Search, section: StageSection, place: str) -> Algori
     """Build the algorithm of a stage. Raises ``ConfigError`` for what is wrong with its name and its arguments."""
     try:
         algorithm: Algorithm = build_part(Part(type=section.algorithm, kwargs=section.kwargs), "algorithm", search.tables)
+        costs = [name for name in section.objectives if name in COSTS]
+        if costs and hasattr(algorithm, "with_size"):
+            if len(costs) == len(section.objectives):
+                raise UserError(got=", ".join(costs), expected="a metric such as top1 beside it", key="objectives")
+            algorithm = algorithm.with_size(costs)
     except UserError as error:
         keys = ("algorithm" if each.key == "type" else each.key.removeprefix("kwargs.") for each in error.problems)
         problems = [replace(each, key=f"{place}.{key}") for each, key in zip(error.problems, keys, strict=True)]

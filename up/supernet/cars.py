@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from up.config.argument import AtLeast0, AtLeast1, FromProgram
+from up.config.argument import AtLeast0, AtLeast1, FromProgram, Positive
 from up.data.records import Batch
 from up.distributed.failures import on_all_ranks
 from up.distributed.group import gather_objects
@@ -23,7 +23,8 @@ from up.pareto import fronts, pnsga3
 from up.seed import key
 from up.supernet.evolution import CellSpace, Individual, generator_of
 from up.supernet.results import FoundNetwork
-from up.supernet.runner import SupernetRunner
+from up.supernet.runner import ArchitectureSearch, SupernetRunner
+from up.supernet.sizes import Kind, Sizes
 from up.tracking.log import LOGGER
 from up.types import Argument, StateDict
 
@@ -35,12 +36,14 @@ class CarsRunner(SupernetRunner):
 
     A generation draws as many offspring as there are individuals (a quarter by mutation, a quarter by crossover, half at random),
     measures all on the held-out images with the shared weights and with the statistics of their batches, and keeps the best
-    by pNSGA-III over accuracy and size, the parameters of a path. The last step ends in a generation, too.
+    by pNSGA-III over accuracy and size. The last step ends in a generation, too.
 
     - ``holdout``: share of ``dataset.train`` that individuals are measured on; the rest trains the weights.
     - ``warmup``: epochs whose batches train paths drawn at random from the whole space, before the population does.
     - ``population``: individuals; ``ga_interval``: epochs from one generation to the next.
-    - ``max_size``: most parameters of a path; larger individuals are never drawn.
+    - ``size``: the size of a path: its parameters, as in the paper, its ``macs``, or its ``latency_ms``, the sum of the times of
+      its operations, each measured once on the CPU of this machine.
+    - ``max_size``: largest size of a path; larger individuals are never drawn.
     - ``outputs``: networks that are written to ``fragments/pareto`` in the run folder: those of the Pareto front, or ``uniform``,
       the most accurate one in each of ``number`` equal ranges of size. ``fragments/best.yaml`` is the most accurate of all.
     - ``layers``, ``init_channels``: of the networks that are written; unset takes those of the supernet.
@@ -53,17 +56,19 @@ class CarsRunner(SupernetRunner):
         population: Annotated[int, Field(ge=2)] = 128,
         warmup: AtLeast0 = 50,
         ga_interval: AtLeast1 = 10,
-        max_size: AtLeast1 | None = None,
+        size: Kind = "params",
+        max_size: Positive | None = None,
         outputs: Literal["pareto", "uniform"] = "pareto",
         number: AtLeast1 = 8,
         **kwargs: Argument,
     ) -> None:
         super().__init__(net, **kwargs)
         self._warmup, self._interval, self._outputs, self._number = warmup, ga_interval, outputs, number
+        self.sizes = Sizes(self.supernet, size, self.plan.image if self.plan else ArchitectureSearch.image)
         operations = [name for name in self.supernet.candidates if name != "none"]
 
         def is_allowed(genotype: Genotype) -> bool:
-            return max_size is None or self.supernet.parameters_of(genotype) <= max_size
+            return max_size is None or self.sizes.of(genotype) <= max_size
 
         self.space = CellSpace(self.supernet.nodes, operations, is_allowed)
         drawn = self.space.first(population, generator_of(self.seed, _FIRST))
@@ -119,7 +124,7 @@ class CarsRunner(SupernetRunner):
         return [evaluator.compute()[evaluator.main_metric] for evaluator in evaluators]
 
     def _individual(self, genotype: Genotype) -> Individual:
-        return Individual(genotype, self.supernet.parameters_of(genotype))
+        return Individual(genotype, self.sizes.of(genotype))
 
     def _lead(self) -> None:
         """Evaluate the run with the most accurate individual, the smaller of two equal ones."""
@@ -139,12 +144,13 @@ class CarsRunner(SupernetRunner):
         return [FoundNetwork(name, each.genotype, {"accuracy": each.accuracy or 0.0, "size": each.size}) for name, each in files]
 
     def state_dict(self) -> StateDict:
-        """Return the population."""
+        """Return the population, and the latencies of operations that were measured."""
         rows = [{"genotype": each.genotype.as_record(), "accuracy": each.accuracy} for each in self.population]
-        return {"population": rows}
+        return {"population": rows, **({"latencies": dict(self.sizes.latencies)} if self.sizes.latencies else {})}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Continue the evolution."""
+        self.sizes.latencies = state.get("latencies", {})
         self.population = [
             self._individual(Genotype.of_record(row["genotype"])).scored(row["accuracy"]) for row in state["population"]
         ]

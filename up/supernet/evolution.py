@@ -90,10 +90,10 @@ class CellSpace:
 
 @dataclass(frozen=True)
 class Individual:
-    """A genotype with the parameters that run on its path, and its accuracy on the held-out images; None before it is measured."""
+    """A genotype with the size of its path, and its accuracy on the held-out images; None before it is measured."""
 
     genotype: Genotype
-    size: int
+    size: float
     accuracy: float | None = None
 
     def scored(self, accuracy: float) -> Individual:

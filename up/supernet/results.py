@@ -18,7 +18,7 @@ from up.types import Record
 
 FOLDER = "fragments"  # of a run folder; `up search` takes it over as the result of a stage
 _TABLE = "networks.csv"
-_OF_THE_SUPERNET = ("candidates", "nodes")  # arguments that a derived network does not take
+OF_THE_SUPERNET = ("candidates", "nodes")  # arguments that a derived network does not take
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def fragment(net: Sequence[Record], sizes: Mapping[str, int], network: FoundNetw
     modules = []
     for module in net:
         if module["type"] == SUPERNET:
-            kept = {name: value for name, value in module.get("kwargs", {}).items() if name not in _OF_THE_SUPERNET}
+            kept = {name: value for name, value in module.get("kwargs", {}).items() if name not in OF_THE_SUPERNET}
             kwargs = {**kept, **sizes, "genotype": network.genotype.as_record()}
             module = {**module, "type": "cell_network", "kwargs": kwargs}
         modules.append(module)

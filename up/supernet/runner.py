@@ -38,6 +38,7 @@ class ArchitectureSearch:
     steps_per_epoch: int
     total_steps: int
     net: Sequence[Record] = field(default_factory=list)  # the list ``net`` of the file
+    image: tuple[int, int, int] = (3, 32, 32)  # channels, height and width
 
     def runner_arguments(
         self, net: nn.Module, device: torch.device, *, channels_last: bool, compile_mode: CompileMode | None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from up.errors import ConfigError
+from up.errors import ConfigError, UserError
+from up.models.cells import cell_network
+from up.models.genotype import Genotype
 from up.search.algorithm import History, Trial, Work
 from up.search.algorithms.supernet import Cars, Darts
 from up.search.space import read_space
@@ -56,3 +59,32 @@ def test_wrong_arguments_name_their_key(kwargs: dict[str, Any], key: str) -> Non
     with pytest.raises(ConfigError) as caught:
         Darts(**kwargs)
     assert [problem.key for problem in caught.value.problems] == [key]
+
+
+@pytest.mark.parametrize("size", ["params", "macs", "latency_ms"])
+def test_a_cost_among_the_objectives_is_the_size_of_cars(size: str) -> None:
+    seen = history("running")
+    values = Cars(runner={"population": 4}).with_size([size]).settings(seen.trials[0], seen, CONFIG)
+    assert values["runtime.runner"]["kwargs"] == {"population": 4, "size": size}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "costs"),
+    [(Darts(), ["macs"]), (Cars(), ["package_bytes"]), (Cars(), ["macs", "params"]), (Cars(runner={"size": "params"}), ["macs"])],
+)
+def test_other_costs_are_no_objectives(algorithm: Darts, costs: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        algorithm.with_size(costs)
+    assert caught.value.problems[0].key == f"objectives.{costs[0]}"
+
+
+def test_the_control_is_a_network_drawn_from_the_space_of_the_supernet() -> None:
+    made = Darts(supernet={"layers": 3, "nodes": 2, "candidates": ["none", "skip_connect"]}, runner={"init_channels": 8})
+    drawn = [made.random_network(np.random.default_rng(seed), CONFIG) for seed in range(10)]
+    assert {each["net.0.type"] for each in drawn} == {"cell_network"}
+    kwargs = drawn[0]["net.0.kwargs"]
+    assert (kwargs["layers"], kwargs["init_channels"]) == (3, 8)
+    assert {name for name, _ in kwargs["genotype"]["normal"]} == {"skip_connect"}
+    assert len({str(each["net.0.kwargs"]["genotype"]) for each in drawn}) > 5
+    network = cell_network(**{**kwargs, "genotype": Genotype.of_record(kwargs["genotype"])})
+    assert len(network.cells) == 3  # type: ignore[arg-type]
