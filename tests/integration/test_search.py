@@ -49,6 +49,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **places}
 
 
+@pytest.mark.timeout(900)  # seven processes, one after the other
 def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
     images: Path, tmp_path: Path, environment: dict[str, str], server: Server
 ) -> None:
@@ -125,13 +126,13 @@ FAMILIES = {
 def test_no_algorithm_opens_the_test_split(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each family of algorithms is a stage, with its control rows, and all of it runs in this process."""
     monkeypatch.setattr(search_worker, "Child", InThisProcess)
-    monkeypatch.setattr(sys.modules[__name__], "_opened", opened := [])
-    sys.addaudithook(note_opened)
     stages = [{name: {key: value for key, value in stage.items() if value is not None}} for name, stage in FAMILIES.items()]
     config = search_config(images, tmp_path / "run", *stages, constraints={"params": "900k"})
     config["trainer"]["max_epoch"] = 1
     config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 16
     config = with_test_split_apart(config, tmp_path / "test split")
+    monkeypatch.setattr(sys.modules[__name__], "_opened", opened := [])
+    sys.addaudithook(note_opened)
     searched(config, tmp_path / "s.yaml")
     for name in FAMILIES:
         assert (tmp_path / "run" / name / "best.yaml").is_file(), name

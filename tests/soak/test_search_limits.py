@@ -35,7 +35,7 @@ def test_no_trained_network_of_200_breaks_a_limit(images: Path, tmp_path: Path, 
     stage = hpo(trials=TRIALS, space=SPACE)
     config = search_config(images, tmp_path / "run", stage, constraints=LIMITS, holdout=0.5, keep_trials="all")
     config["trainer"]["max_epoch"] = 1
-    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 32  # one step
+    config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 16  # one step
     searched(config, tmp_path / "s.yaml")
     trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
     complete = [row for row in trials if row["state"] == "complete"]

@@ -92,8 +92,8 @@ class StageSection(Section):
     """Metrics of the evaluation, or ``params``, ``macs``, ``latency_ms``, ``package_bytes``; the first one chooses
     ``best.yaml``."""
     space: Record = {}
-    """Dotted paths with their values (a list, ``{range: [low, high], int: true, step: n}``, ``{log: [low, high]}``, each with
-    ``when``), or ``{type, kwargs}`` of a function that returns them."""
+    """Dotted paths with their values (a list, ``{range: [low, high], int: true, step: n}``, ``{log: [low, high]}``,
+    ``{switches: N, ones: K}``, each with ``when``), or ``{type, kwargs}`` of a function that returns them."""
     forbid: list[Record] = []
     """Combinations of values that no trial has."""
     enqueue: list[Record] = []

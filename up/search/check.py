@@ -20,6 +20,7 @@ from up.text import count, did_you_mean
 from up.types import Json
 
 _ENDLESS = ("random", "tpe", "gp", "evolution", "cma_es", "asha", "bohb", "boss", "backbone_nas")
+_MOST_TRIED = 60  # values of a key
 _LATER = ("best", "pareto", "schedule")
 
 
@@ -159,12 +160,13 @@ def _expecting(action: object, key: str) -> Iterator[Problem]:
 
 
 def _value_problems(search: Search, tree: MappingNode, space: Space, key: str, block: MappingNode) -> Iterator[Problem]:
-    """Try each value of each key, and the ends of ranges, with the conditions of the key met."""
+    """Check each value of each key, and the ends of ranges, with the conditions of the key met."""
     written = block.block("space")
     for dimension in space.dimensions:
         base = _met(tree, space, dimension)
         mark = written.key_marks.get(dimension.path, block.mark)
-        for value in dimension.values if dimension.values is not None else (dimension.at(0.0), dimension.at(1.0)):
+        values = dimension.values if dimension.values is not None else (dimension.at(0.0), dimension.at(1.0))
+        for value in values[:: -(-len(values) // _MOST_TRIED)]:  # more are lists of switches, which are all alike
             node = from_plain(value, mark)
             allowed = _unset(base, space, dimension.path, value)
             yield from _of_value(search, allowed, dimension.path, node, f"{key}.{dimension.path}", mark)

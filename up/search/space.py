@@ -5,6 +5,7 @@
       trainer.optimizer.kwargs.lr: {log: [1e-4, 1.0]}            a number, uniform in its logarithm
       net.0.kwargs.width: {range: [16, 64], int: true, step: 8}  16, 24, … 64
       trainer.optimizer.kwargs.momentum: {range: [0.8, 0.99], when: {trainer.optimizer.type: SGD}}
+      net.0.kwargs.doublechannel: {switches: 8, ones: [2, 3]}    lists of eight zeros and ones, two or three of them ones
       trainer.optimizer.kwargs.amsgrad: {values: [true, false], when: {trainer.optimizer.type: [Adam, AdamW]}}
     forbid: [{trainer.optimizer.type: AdamW, net.0.kwargs.width: 64}]
 
@@ -23,8 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from up.errors import Problem, UserError
-from up.text import did_you_mean
+from up.errors import UserError
 from up.types import Json
 
 if TYPE_CHECKING:
@@ -254,123 +254,3 @@ def _scalar(value: Value) -> Value:
 def _is_same(left: Value, right: Value) -> bool:
     """Compare two scalars; ``True`` is not 1, as it is to Python."""
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
-
-
-def read_space(space: Mapping[str, Json], forbid: Sequence[Mapping[str, Json]] = (), key: str = "space") -> Space:
-    """Read the YAML form (see the file's docstring). Raises ``UserError`` with all problems, whose keys begin with ``key``."""
-    problems: list[Problem] = []
-    read = [_dimension(path, spec, f"{key}.{path}", problems) for path, spec in space.items()]
-    found = {each.path: each for each in read if each is not None}
-    for each in found.values():
-        problems += _unknown(each.when, space, f"{key}.{each.path}.when")
-    beside = f"{key.rpartition('.')[0]}.forbid".lstrip(".")
-    for number, combination in enumerate(forbid):
-        problems += _unknown(combination, space, f"{beside}.{number}")
-    ordered = _ordered(found, key, problems)
-    for number, combination in enumerate(forbid):
-        for path, value in combination.items():
-            if path in found:
-                problems += _not_held(found[path], _listed(value), f"{beside}.{number}.{path}")
-    for each in found.values():
-        for path, values in each.when.items():
-            if path in found:
-                problems += _not_held(found[path], values, f"{key}.{each.path}.when.{path}")
-    if problems:
-        raise UserError.of(problems)
-    return Space(tuple(ordered), tuple({path: _listed(value) for path, value in each.items()} for each in forbid))
-
-
-def _dimension(path: str, spec: Json, key: str, problems: list[Problem]) -> Dimension | None:
-    """Read the values of one key; what is wrong with them is added to ``problems``."""
-    if isinstance(spec, list):
-        spec = {"values": spec}
-    kinds = [name for name in ("values", "range", "log") if isinstance(spec, Mapping) and name in spec]
-    if not isinstance(spec, Mapping) or len(kinds) != 1:
-        expected = "a list of values, {range: [low, high]} or {log: [low, high]}"
-        problems.append(Problem(got=spec, expected=expected, key=key))
-        return None
-    kind = kinds[0]
-    known = {"values": ("values", "when"), "range": ("range", "int", "step", "when"), "log": ("log", "int", "when")}[kind]
-    for name in spec:
-        if name not in known:
-            fix = did_you_mean(str(name), known).strip() or f"Expected {', '.join(known)}."
-            problems.append(Problem(f"unknown key {name!r}", key=f"{key}.{name}", about_key=True, fix=fix))
-    when = spec.get("when") or {}
-    if not isinstance(when, Mapping):
-        problems.append(Problem(got=when, expected="a block {KEY: VALUE}", key=f"{key}.when"))
-        when = {}
-    conditions = {name: _listed(value) for name, value in when.items()}
-    if kind == "values":
-        return _choices(path, spec["values"], conditions, key, problems)
-    return _interval(path, kind, spec, conditions, key, problems)
-
-
-def _choices(path: str, values: Json, when: Mapping[str, tuple[Value, ...]], key: str, problems: list[Problem]) -> Dimension | None:
-    if not isinstance(values, list) or not values:
-        problems.append(Problem(got=values, expected="a list with at least one value", key=key))
-        return None
-    texts = [json.dumps(value, sort_keys=True) for value in values]
-    for text in {text for text in texts if texts.count(text) > 1}:
-        problems.append(Problem(f"has the value {text} twice", key=key, fix="Remove one of them."))
-    return Dimension(path, tuple(values), when=when)
-
-
-def _interval(
-    path: str, kind: str, spec: Mapping[str, Json], when: Mapping[str, tuple[Value, ...]], key: str, problems: list[Problem]
-) -> Dimension | None:
-    ends, step, integer = spec[kind], spec.get("step"), spec.get("int", False)
-    is_pair = isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))
-    if not is_pair or ends[0] >= ends[1]:
-        problems.append(Problem(got=ends, expected="two numbers, the smaller first", key=f"{key}.{kind}"))
-        return None
-    if kind == "log" and ends[0] <= 0:
-        problems.append(Problem(got=ends, expected="numbers above 0", key=f"{key}.log"))
-        return None
-    if not isinstance(integer, bool):
-        problems.append(Problem(got=integer, expected="true or false", key=f"{key}.int"))
-        return None
-    if integer and any(end != int(end) for end in (*ends, step or 0)):
-        problems.append(Problem(got=ends, expected="integers, because of int: true", key=f"{key}.{kind}"))
-        return None
-    if step is not None and (not _is_number(step) or not 0 < step <= ends[1] - ends[0]):
-        problems.append(Problem(got=step, expected=f"a number above 0, at most {ends[1] - ends[0]:g}", key=f"{key}.step"))
-        return None
-    low, high = float(ends[0]), float(ends[1])
-    if step is not None:
-        high = float(f"{low + int((high - low) / step + 1e-9) * step:.12g}")  # the last number that steps reach
-    return Dimension(path, None, low, high, kind == "log", integer, step, when)
-
-
-def _is_number(value: Json) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _listed(value: Json) -> tuple[Value, ...]:
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _unknown(paths: Mapping[str, object], space: Mapping[str, Json], key: str) -> Iterator[Problem]:
-    for path in paths:
-        if path not in space:
-            fix = did_you_mean(path, space).strip()
-            yield Problem(f"{path!r} is no key of the space", key=f"{key}.{path}", about_key=True, fix=fix)
-
-
-def _not_held(dimension: Dimension, values: Sequence[Value], key: str) -> Iterator[Problem]:
-    for value in values:
-        if not dimension.holds(value):
-            yield Problem(got=value, expected=f"a value of {dimension.path} in the space", key=key)
-
-
-def _ordered(found: Mapping[str, Dimension], key: str, problems: list[Problem]) -> list[Dimension]:
-    """Sort the keys so that each comes after those of its ``when``."""
-    ordered: dict[str, Dimension] = {}
-    left = dict(found)
-    while left:
-        ready = [path for path, each in left.items() if not (each.when.keys() & left.keys())]
-        if not ready:
-            circle = next(iter(left))
-            problems.append(Problem("depends on itself through `when`", key=f"{key}.{circle}.when", fix="Remove a condition."))
-            return list(ordered.values())
-        ordered |= {path: left.pop(path) for path in ready[:1]}
-    return list(ordered.values())

@@ -27,7 +27,8 @@ from up.search.settings import (
     with_settings,
     without_search,
 )
-from up.search.space import Point, Space, read_space
+from up.search.space import Point, Space
+from up.search.space_form import read_space
 from up.types import Json
 
 _WAYS: Mapping[str, Direction] = {"max": "maximize", "min": "minimize"}

@@ -11,7 +11,8 @@ from up.search.algorithms.boss import Boss, best_window, chosen, leader_of, leas
 from up.search.algorithms.brackets import Bracket, brackets, halving, loss_at, rungs
 from up.search.algorithms.density import DensityModel
 from up.search.algorithms.halving import Asha, Bohb, promotable
-from up.search.space import Point, read_space
+from up.search.space import Point
+from up.search.space_form import read_space
 
 SPACE = read_space({"x": {"range": [0.0, 1.0]}, "y": {"range": [0.0, 1.0]}})
 

@@ -11,7 +11,8 @@ from up.search.algorithm import WAIT, History, Trial, Work
 from up.search.algorithms.backbone_nas import BackboneNas, edits, mutated, pareto_parents
 from up.search.algorithms.pba import RANGES, TRANSFORMS_PATH, Pba, explored, policy_of, with_schedule
 from up.search.algorithms.population import Exploit, Pbt, exploits, explore, lineage
-from up.search.space import key_of, read_space
+from up.search.space import key_of
+from up.search.space_form import read_space
 
 SPACE = read_space({"lr": {"log": [1e-4, 1.0]}, "size": {"range": [8, 64], "int": True}, "kind": ["a", "b"]})
 ZEROS = dict.fromkeys(RANGES, 0)

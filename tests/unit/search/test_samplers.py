@@ -11,7 +11,8 @@ from up.registry import Registry
 from up.schema.search import ALGORITHMS
 from up.search.algorithm import History, State, Suggestion, Trial, Work
 from up.search.algorithms.optuna import CmaEs, Evolution, GaussianProcess, GridSearch, is_ordered
-from up.search.space import Point, key_of, read_space
+from up.search.space import Point, key_of
+from up.search.space_form import read_space
 
 SPACE = read_space({"kind": ["a", "b"], "x": {"range": [0.0, 1.0]}, "y": {"log": [1e-3, 1.0], "when": {"kind": "a"}}})
 

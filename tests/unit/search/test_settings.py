@@ -11,7 +11,7 @@ from up.config.tree import to_plain
 from up.errors import ConfigError
 from up.schema.decode import load_config
 from up.search.settings import values_of, with_epochs, with_fragment, with_holdout, with_values, write_config, write_fragment
-from up.search.space import read_space
+from up.search.space_form import read_space
 
 TEXT = """\
 dataset:

@@ -10,7 +10,8 @@ from tests.harness.simulated import Simulation, record
 from up.registry import Registry
 from up.schema.search import ALGORITHMS
 from up.search.algorithm import Algorithm
-from up.search.space import Point, read_space
+from up.search.space import Point
+from up.search.space_form import read_space
 
 pytestmark = pytest.mark.integration  # whole simulated searches
 

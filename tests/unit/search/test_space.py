@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from up.errors import UserError
-from up.search.space import read_space
+from up.search.space_form import read_space
 
 OPTIMIZER = "trainer.optimizer.type"
 MOMENTUM = "trainer.optimizer.kwargs.momentum"
@@ -82,6 +82,12 @@ def test_points_survive_optuna() -> None:
         ({"a": []}, [], "space.a", "at least one"),
         ({"a": [1, 1]}, [], "space.a", "twice"),
         ({"a": {"range": [2, 1]}}, [], "space.a.range", "smaller"),
+        ({"a": {"switches": 0.5, "ones": 1}}, [], "space.a.switches", "blocks"),
+        ({"a": {"switches": 4}}, [], "space.a.ones", "how many"),
+        ({"a": {"switches": 4, "ones": 5}}, [], "space.a.ones", "4"),
+        ({"a": {"switches": 4, "ones": [3, 2]}}, [], "space.a.ones", "least"),
+        ({"a": {"switches": 40, "ones": 20}}, [], "space.a", "10000"),
+        ({"a": {"switches": 4, "one": 2, "ones": 1}}, [], "space.a.one", "'ones'"),
         ({"a": {"log": [0, 1]}}, [], "space.a.log", "above 0"),
         ({"a": {"range": [0, 1], "int": True, "step": 0.5}}, [], "space.a.range", "integers"),
         ({"a": {"range": [0, 1], "step": 2}}, [], "space.a.step", "at most 1"),
@@ -104,3 +110,10 @@ def test_a_space_without_a_valid_point_says_so() -> None:
     with pytest.raises(UserError) as caught:
         read_space({"a": [1, 2]}, [{"a": [1, 2]}]).sample(np.random.default_rng(0))
     assert caught.value.problems[0].key == "forbid"
+
+
+def test_switches_are_all_lists_with_so_many_ones() -> None:
+    space = read_space({"at": {"switches": 4, "ones": 2}, "some": {"switches": 3, "ones": [0, 1], "when": {"at": [[1, 1, 0, 0]]}}})
+    assert sorted(space["at"].all_values()) == [[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0]]
+    assert space["some"].all_values() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert space["some"].when == {"at": ([1, 1, 0, 0],)}

@@ -11,7 +11,7 @@ from up.errors import UserError
 from up.search import storage
 from up.search.algorithm import Work
 from up.search.locks import Held, Presence, expect_local_disk, is_present
-from up.search.space import read_space
+from up.search.space_form import read_space
 from up.search.storage import open_storage, reachable
 from up.search.study import MAX_INTERRUPTIONS, Study
 

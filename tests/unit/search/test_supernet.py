@@ -12,7 +12,7 @@ from up.models.cells import cell_network
 from up.models.genotype import Genotype
 from up.search.algorithm import History, Trial, Work
 from up.search.algorithms.supernet import Cars, Darts
-from up.search.space import read_space
+from up.search.space_form import read_space
 
 CONFIG = {
     "runtime": {"random_seed": 7},
