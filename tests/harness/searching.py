@@ -183,13 +183,13 @@ def command(config: Path, *words: str) -> list[str]:
 def search_with_forked_trainings(words: list[str]) -> int:
     """Run ``up`` with these words, a program of the server that ranks are forked from, which forks its trainings too.
 
-    Each process notes in the file ``OPENED`` of its environment that it opens a file below the folder ``TEST_SPLIT``.
+    Each process notes in the file ``OPENED`` of its environment that it opens the list of the test images.
     """
 
     def note(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and str(arguments[0]).startswith(os.environ["TEST_SPLIT"]):
+        if event == "open" and str(arguments[0]).endswith("val.txt"):
             with open(os.environ["OPENED"], "a") as file:
-                file.write(os.path.basename(str(arguments[0])) + "\t" + " ".join(sys.orig_argv) + "\n")
+                file.write(" ".join(sys.orig_argv) + "\n")
 
     sys.addaudithook(note)
     setattr(child, "subprocess", SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT))  # noqa: B010
