@@ -28,18 +28,19 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "epochs"),
+    ("name", "kwargs", "epochs", "slots"),
     [
-        ("grid", {"space": LISTS, "trials": None}, {4}),
-        ("evolution", {"space": NUMBERS, "population": 3}, {4}),
-        ("cma_es", {"space": NUMBERS, "population": 4}, {4}),
-        ("backbone_nas", {"space": LISTS, "min_sample": 3}, {4}),
-        ("asha", {"space": NUMBERS, "eta": 2}, {1, 2, 4}),
-        ("bohb", {"space": NUMBERS, "eta": 2}, {1, 2, 4}),
-        ("boss", {"space": NUMBERS, "eta": 2}, {1, 2, 4}),
+        ("grid", {"space": LISTS, "trials": None}, {4}, 3),
+        ("evolution", {"space": NUMBERS, "population": 3}, {4}, 3),
+        ("cma_es", {"space": NUMBERS, "population": 4}, {4}, 3),
+        ("cma_es", {"space": NUMBERS, "population": 4}, {4}, 1),  # generation by generation
+        ("backbone_nas", {"space": LISTS, "min_sample": 3}, {4}, 3),
+        ("asha", {"space": NUMBERS, "eta": 2}, {1, 2, 4}, 3),
+        ("asha", {"space": NUMBERS, "eta": 2}, {1, 2, 4}, 1),  # a paused trial goes on in the only slot
+        ("bohb", {"space": NUMBERS, "eta": 2}, {1, 2, 4}, 3),
+        ("boss", {"space": NUMBERS, "eta": 2}, {1, 2, 4}, 3),
     ],
 )
-@pytest.mark.parametrize("slots", [1, 3])
 def test_a_stage_of_each_algorithm_ends_with_its_best(
     name: str, kwargs: dict[str, Any], epochs: set[int], slots: int, images: Path, tmp_path: Path, instant: type[InstantChild]
 ) -> None:
