@@ -365,8 +365,8 @@ def test_every_key_and_every_value(
     for name in ("res50_strikes", "multicls_res18", "swin_tiny", "kd_res50_res18_dkd"):
         config = tmp_path / "configs" / "cls" / f"{name}.yaml"
         for file, changed, line, paths in spoilt(config):
-            if paths <= tried and file != config:
-                continue  # a base that several of the files are over
+            if paths <= tried:
+                continue  # in a base that several of the files are over, or as in a file before
             right = file.read_text(encoding="utf-8")
             file.write_text(changed, encoding="utf-8")
             lines = refused(["train", "--config", str(config)], capsys, tmp_path)

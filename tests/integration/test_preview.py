@@ -15,7 +15,7 @@ import torch
 
 from tests.harness.boards import events_of
 from tests.harness.detection import install
-from tests.harness.runs import Config, everything_on, train
+from tests.harness.runs import Config, everything_on, of_16_pixels, train
 from up.__main__ import main
 from up.data.records import Batch
 from up.engine.session import TrainingSession
@@ -49,8 +49,9 @@ def preview(path: str, out: Path, *words: str) -> Config:
 def test_it_shows_what_the_loop_gets(mixing: bool, config: Config, write: Write, tmp_path: Path, seen: Any) -> None:
     if mixing:
         everything_on(config)
+        of_16_pixels(config)
     path = write(config)
-    assert train(path) == 0
+    assert train(path, "trainer.max_iter=5") == 0
     of_loop = dict(seen)
     for step in (1, 5):
         page = preview(path, tmp_path / f"step{step}", "--step", str(step), "--images", "3")
@@ -90,6 +91,7 @@ def test_each_transform_is_shown_with_what_it_drew(config: Config, write: Write,
 
 def test_the_recipe_is_that_of_the_run(config: Config, write: Write, tmp_path: Path) -> None:
     everything_on(config)
+    of_16_pixels(config)
     config["finetune"] = {"unfreeze": {"blocks": 2}}
     config["trainer"] |= {"max_epoch": 3, "save_interval": 4}
     path = write(config)
@@ -160,6 +162,7 @@ def test_another_task_with_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_tensorboard_gets_the_first_batch_and_changes_nothing(config: Config, write: Write, tmp_path: Path, seen: Any) -> None:
     everything_on(config)
+    of_16_pixels(config)
     for source in ("train", "test"):
         config["dataset"][source]["dataset"]["kwargs"]["save_score"] = True
     weights = []

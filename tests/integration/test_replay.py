@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from tests.harness.ranks import Cluster
-from tests.harness.runs import Config, everything_on, records, train
+from tests.harness.runs import Config, everything_on, of_16_pixels, records, train
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
 from up.data.records import Batch
@@ -42,6 +42,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
     config = tiny_config(images, folder / "run")
     everything_on(config)
+    of_16_pixels(config)
     config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patched:
@@ -87,6 +88,7 @@ def test_ranks_and_micro_batches_are_the_whole_step(
     config: Config, write: Write, cluster: Callable[[], Cluster], run: Path, tmp_path: Path
 ) -> None:
     everything_on(config)
+    of_16_pixels(config)
     del config["runtime"]["amp"]
     config["trainer"] |= {"max_epoch": 2, "keep_last": "all"}
     config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 5
