@@ -17,6 +17,7 @@ from up.data.records import SampleKey
 from up.engine.checkpoint import load_checkpoint
 from up.errors import UserError
 from up.models.adapter import published
+from up.models.preprocessing import ImagePreprocessing
 from up.models.resnets import resnet_custom
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -29,8 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_photos(made / "photos/train", {"cat": 12, "dog": 12})
     (made / "img.jpg").write_bytes((made / "photos/train/cat/0.png").read_bytes())
     torch.manual_seed(0)
-    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), made / "weights.pth")
+    save(timm.create_model("test_resnet", num_classes=10), made / "weights.pth")
     return made
+
+
+def save(network: torch.nn.Module, path: Path) -> None:
+    """Weights of images so small that the photos keep their size."""
+    small = ImagePreprocessing((3, 96, 96), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear", 0.9)
+    torch.save({"model": network.state_dict(), "preprocessing": small.as_record()}, path)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +51,7 @@ def test_the_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
     resnet50 = published(resnet_custom, "A ResNet of one narrow bottleneck a stage.", narrow)
     monkeypatch.setattr("up.models.resnets.resnet50", resnet50)
     torch.manual_seed(0)
-    torch.save(resnet50().state_dict(), "r50.pth")
+    save(resnet50(), Path("r50.pth"))
     assert doctest.testmod(up.api, optionflags=doctest.ELLIPSIS).failed == 0
 
 

@@ -63,10 +63,12 @@ def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFi
     (photos / "split").rename(photos / "photos")
     (photos / "photos.yaml").write_text(written, encoding="utf-8")
     small = ["-o", "dataset.batch_sampler.kwargs.batch_size=5", "saver.pretrain_model=null", "saver.save_dir=runs/by_hand"]
+    narrow = ["net.backbone.type=resnet_custom", *(f"net.backbone.kwargs.{each}" for each in ("block=basic", "width=8"))]
+    narrow += ["net.backbone.kwargs.layers=[1,1,1,1]"]
     assert [words[0] for words in by_hand] == ["check", "train"]
     for words in by_hand:
         briefly = ["1" if before == "--epochs" else word for before, word in zip(["", *words], words, strict=False)]
-        assert main([*briefly, *small]) == 0, words
+        assert main([*briefly, *small, *(narrow if words[0] == "train" else ())]) == 0, words
     assert tells(capsys.readouterr().out, "2", "6")
     assert (photos / "runs" / "by_hand" / "ckpt_best.pth").exists()
 

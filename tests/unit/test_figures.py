@@ -152,9 +152,7 @@ def test_long_text_is_shortened(text: str, letters: int, expected: str) -> None:
     assert shortened(text, letters) == expected
 
 
-@pytest.mark.parametrize(
-    ("number", "shape"), [(1, (20, 30, 3)), (2, (20, 100, 3)), (5, (60, 20, 3)), (5, (20, 100, 3)), (41, (20, 30, 3))]
-)
+@pytest.mark.parametrize(("number", "shape"), [(1, (20, 30, 3)), (2, (20, 100, 3)), (5, (60, 20, 3)), (13, (20, 30, 3))])
 def test_panels_have_no_clipped_text(number: int, shape: tuple[int, int, int]) -> None:
     pixels = pixels_of(png_of_panels(number, shape))
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
@@ -162,7 +160,7 @@ def test_panels_have_no_clipped_text(number: int, shape: tuple[int, int, int]) -
 
 
 def test_equal_panels_give_equal_bytes() -> None:
-    assert png_of_panels(5, (60, 20, 3)) == png_of_panels(5, (60, 20, 3))
+    assert png_of_panels(2, (20, 100, 3)) == png_of_panels(2, (20, 100, 3))
 
 
 def png_of_panels(number: int, shape: tuple[int, int, int]) -> bytes:

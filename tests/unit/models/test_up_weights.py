@@ -23,6 +23,7 @@ import torchvision
 from torch import Tensor, nn
 
 from tests.harness.facts import facts, tells
+from tests.harness.nets import undrawn
 from up.config.parts import build_part
 from up.models.adapter import Backbone
 from up.models.backbones import BACKBONES
@@ -106,7 +107,8 @@ def strictly_loaded(report: LoadReport) -> bool:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_checkpoint_of_up_gives_the_features_of_up(name: str, tmp_path: Path) -> None:
     facts = NETWORKS[name]
-    backbone = build_part({"type": name, "kwargs": facts["kwargs"]}, "backbone", {"backbone": BACKBONES, "norm": NORMS}).eval()
+    with undrawn():
+        backbone = build_part({"type": name, "kwargs": facts["kwargs"]}, "backbone", {"backbone": BACKBONES, "norm": NORMS}).eval()
     net = Net([("backbone", backbone), ("head", Head(backbone.out_planes[-1]))])
     head = {"head.classifier.weight": torch.randn(5, backbone.out_planes[-1]), "head.classifier.bias": torch.randn(5)}
     state = {f"backbone.{key}": tensor for key, tensor in state_of(name).items()}
