@@ -42,8 +42,7 @@ CELLS = {
 BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mobilenetv3": ({"type": "mobilenetv3", "kwargs": {"mode": "small"}}, CNN),
     "regnet": (_timm("regnety_002", depth=5, wm=2.0, act_layer="silu"), CNN),  # and what EfficientNets consist of
-    "resnet_D": ({"type": "resnet_custom_D", "kwargs": {"block": "basic", "layers": [1, 1, 1, 1], "width": 8}}, CNN),
-    "resnet_genome": ({"type": "resnet_custom", "kwargs": GENOME}, CNN),
+    "resnet_D, genome": ({"type": "resnet_custom", "kwargs": {**GENOME, "avg_down": "padded"}}, CNN),
     "cells": ({"type": "cell_network", "kwargs": {"genotype": CELLS, "layers": 3, "init_channels": 8, "drop_path_rate": 0.1}}, CNN),
     "vit": (_timm("vit_tiny_patch16_224", depth=1, img_size=32, act_layer="gelu_tanh", pooled=False), VIT),
     "swin": ({"type": "swin_tiny", "kwargs": SWIN}, CNN),

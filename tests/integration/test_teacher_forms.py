@@ -31,7 +31,7 @@ def student(kd: Config) -> Config:
     """``kd`` with logits alone, and a teacher that the test names."""
     job = kd["mimic"]["mimic_job0"]
     kd["mimic"] = {"cfgs": job["cfgs"], "student": job["student"]}
-    kd["trainer"]["max_iter"] = 2
+    kd["trainer"] |= {"max_iter": 2, "is_eval": False}
     return kd
 
 
