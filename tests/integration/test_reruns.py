@@ -43,7 +43,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
 ) -> None:
     path, run = write(config), tmp_path / "run"
     first = said_by(capsys, "train", path)
-    best = re.search(r"finished: 2 of 2 epochs, (best top1 [\d.]+ % \([\d.]+–[\d.]+, n = [\d,]+\) at epoch [12])\n", first)
+    best = re.search(r"finished: 2 of 2 epochs\n(best top1 [\d.]+ % \([\d.]+–[\d.]+, n = [\d,]+\) at epoch [12])\n", first)
     assert best is not None
     assert printed(first, "evaluate:") == ["eval", path]
     before = contents(run)

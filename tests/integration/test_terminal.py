@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.facts import tells
 from tests.harness.launched import forked
 from tests.harness.ranks import Server
 from tests.harness.runs import train
@@ -148,9 +149,10 @@ def test_quiet(config: Config, write: Write, capfd: pytest.CaptureFixture[str], 
     assert main(["train", "--quiet", path]) == 0
     said = capfd.readouterr()
     lines = (said.out + said.err).splitlines()
-    assert len(lines) == 2
-    assert "top1" in lines[0]
-    assert "ckpt_best.pth" in lines[1]
+    assert len(lines) == 3
+    assert "2 of 2 epochs" in lines[0]
+    assert tells(lines[1], "top1", "n = 13")
+    assert "ckpt_best.pth" in lines[2]
     assert "epoch 2/2" in (tmp_path / "run" / "train.log").read_text()
     assert main(["eval", "--quiet", path]) == 0
     said = capfd.readouterr()

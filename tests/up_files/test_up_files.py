@@ -24,7 +24,7 @@ SMALLER = {"vit/vit_b16_224": ["net.backbone.type=vit_tiny_patch16_224", "net.he
 # Further sizes of a net that another file of the same losses and augmentations passes through: built, not passed through.
 FURTHER = re.compile(
     "resnet/res(34|50)|bag_of_tricks/res50$|strikes/res50|downstream/(car|flower$)|mbv2_2|regnety|convnext_small|"
-    "swin_(small|base|large|tiny_misindented)|inference/res50|grad_cam/res50|distillation/res18_kd$"
+    "swin_(small|base|large|tiny_misindented)|inference/res50|grad_cam/res50"
 )
 NOTES = {  # why a file is told anything at all
     "fp16: was taken as runtime": "fp16",

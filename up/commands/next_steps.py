@@ -31,7 +31,8 @@ def after_training(
         yield f"{session.progress.stopped_by or 'stopped'} after {done}; saved {folder / LATEST}"
         yield f"  to resume:  {command.setting(stays_off)}"
         return
-    yield f"finished: {', '.join(filter(None, (done, session.progress.stopped_by, best)))}"
+    yield f"finished: {', '.join(filter(None, (done, session.progress.stopped_by)))}"
+    yield from [best] if best else []
     names = {"best": BEST, "newest": LATEST, "log": "train.log", "metrics": "metrics.jsonl", "curves": "tensorboard"}
     yield from listed({name: folder / file for name, file in names.items() if (folder / file).exists()})
     test = {} if experiment.config.dataset.test is None else {"evaluate": ("eval",), "report": ("report",)}

@@ -112,7 +112,7 @@ def train_rank(config: Path, overrides: list[str], stop: StopRequest, command: C
         verdict = train(session)
     best = {"step": session.progress.step, "best": session.progress.best, "folder": str(session.outline.folder)}
     for number, line in enumerate(after_training(session, verdict, experiment, command, overrides) if is_main() else ()):
-        is_result = number == 0 or line.startswith("  best:")
+        is_result = number == 0 or line.startswith(("best ", "  best:"))
         event = {"event": "result", "fields": best if number == 0 else {}} if is_result else {}
         LOGGER.info("%s", line, extra={"whole": True, **event})
     return verdict.exit_code

@@ -15,6 +15,8 @@ from up.data.dataset import KeyedDataset
 from up.data.records import Batch, Sample, SampleKey, Transform
 from up.data.transforms.image import SampleTransform
 from up.data.transforms.stages import DeviceStage
+from up.data.transforms.table import RandomResizedCrop
+from up.data.transforms.view import View
 from up.data.transforms.viewing import Units, boxes_in, units_after
 from up.errors import UserError
 from up.types import Kwargs
@@ -86,6 +88,7 @@ def drawing(transform: Transform | None) -> Iterator[dict[str, object]]:
     found: dict[str, object] = {}
     parts = [transform, *getattr(transform, "__dict__", {}).values()]
     watched = [(each, "make_params") for each in parts if isinstance(each, v2.Transform)]
+    watched += [(each, "view") for each in parts if isinstance(each, RandomResizedCrop)]
     watched += [(each, "aug_fn") for part in parts for each in _operations(part)]
 
     def observed(owner: object, method: str, original: Callable[..., object]) -> Callable[..., object]:
@@ -94,6 +97,8 @@ def drawing(transform: Transform | None) -> Iterator[dict[str, object]]:
             if isinstance(owner, AugmentOp):
                 numbers = [f"{value:.4g}" for value in inputs[1:] if isinstance(value, int | float)]
                 found.setdefault("operations", []).append(" ".join([owner.name, *numbers]))  # type: ignore[attr-defined]
+            elif isinstance(made, View):
+                found.update(made.box._asdict())
             elif isinstance(made, dict):
                 found.update({name: plain for name, value in made.items() if (plain := _plain(value)) is not None})
             return made
