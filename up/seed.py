@@ -39,7 +39,7 @@ def seed_all(value: int) -> None:
 
 @cache
 def _has_gpu() -> bool:
-    """Check once a process: asking CUDA costs as much as the seeds of a step."""
+    """Check for a GPU, once a process: asking CUDA costs as much as the seeds of a step."""
     return torch.cuda.is_available()
 
 

@@ -41,7 +41,7 @@ class Clip:
 
     @property
     def is_global_norm_of_step(self) -> bool:
-        """Whether ``norm`` is the Euclidean norm of the gradients that the optimizer gets, and ``clip_`` changes none."""
+        """Whether ``norm`` is the Euclidean norm of the gradients and the optimizer gets them unchanged."""
         return type(self).clip_ is Clip.clip_ and self._norm_type == 2.0
 
     def limit(self) -> float | None:

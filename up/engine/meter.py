@@ -103,7 +103,7 @@ def _weight(weight: Tensor | float | None, share: Share, loss: Tensor) -> Tensor
 
 
 def _times(value: Tensor, weight: Tensor | float) -> Tensor:
-    """Multiply, but by 1; 0 for weight 0, where the mean is NaN."""
+    """Return the product: without a multiplication for weight 1, and 0 for weight 0, where the mean is NaN."""
     if isinstance(weight, float):
         return value if weight == 1.0 else value * weight
     return torch.where(weight == 0, 0, value * weight)
