@@ -36,6 +36,7 @@ SEARCHES = {
         "search.stages.3.full_train.top=1",
     ],
     "device": [
+        "dataset.train.batch_sampler.kwargs.batch_size=16",  # half of 60 images trains the weights of the supernet
         "search.stages.0.nas.max_epoch=3",
         "search.stages.0.nas.supernet={layers: 3, init_channels: 4, stem: small}",
         "search.stages.0.nas.runner={population: 4, warmup: 1, ga_interval: 1, number: 2, layers: 3, init_channels: 4}",
