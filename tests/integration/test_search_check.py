@@ -152,6 +152,64 @@ def test_train_ignores_the_section_once_it_is_checked(images: Path, tmp_path: Pa
     assert tells(capsys.readouterr().err, "search.stages.0.nas.trials", "at least 1")
 
 
+BATCH = "dataset.train.batch_sampler.kwargs.batch_size"
+CARS = """\
+search:
+  holdout: 0.5
+  stages:
+  - nas: {algorithm: cars, supernet: {layers: 3, init_channels: 4, stem: small}, runner: {layers: 3}}
+  - full_train: {}
+"""
+SIZES = [  # stages, overrides, the stage that the error names, its words
+    (STAGES, [f"{BATCH}=30"], "nas", ("batch_size", "images", "30")),  # more than a half of the images
+    (STAGES.replace("startup: 2\n      space:", f"startup: 2\n      space:\n        {BATCH}: [4, 30]"), [], "hpo", ("30",)),
+    (CARS, [f"{BATCH}=14"], "nas", ("14",)),  # half of the half trains the weights of a supernet
+    (STAGES.replace("nas.pareto", f"nas.pareto\n      set: {{{BATCH}: 50}}"), [], "full_train", ("46 images", "50")),
+]
+
+
+@pytest.mark.parametrize(("stages", "overrides", "stage", "words"), SIZES, ids=["holdout", "space", "supernet", "all images"])
+@pytest.mark.parametrize("command", [["check"], []], ids=["check", "run"])
+def test_a_stage_with_fewer_images_than_a_step_takes_is_named(
+    command: list[str],
+    stages: str,
+    overrides: list[str],
+    stage: str,
+    words: tuple[str, ...],
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, _ = written(images, tmp_path, stages)
+    assert main(["search", *command, str(path), "--opts", "search.holdout=0.5", *overrides]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert tells(errors, f"{path}:", f"{stage}: {BATCH}", *words), errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_without_its_data_is_refused_unless_only_the_file_is_checked(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = written(images, tmp_path, STAGES)
+    for command in ([], ["check"]):
+        assert main(["search", *command, str(path), "--opts", "dataset.train.dataset.kwargs.meta_file=none.txt"]) == 2
+        assert tells(capsys.readouterr().err.splitlines(), "dataset.train.dataset.kwargs.meta_file", "none.txt")
+    assert main(["search", "check", "--no-files", str(path), "--opts", "dataset.train.dataset.kwargs.meta_file=none.txt"]) == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_training_itself_takes_a_first_step_without_the_test_split(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = written(images, tmp_path, STAGES)
+    (garbled := tmp_path / "test.txt").write_text("not a list of images\n")
+    there = f"dataset.test.dataset.kwargs.meta_file={garbled}"
+    assert main(["search", "check", str(path), "--opts", there]) == 0  # a list that only full_train opens
+    capsys.readouterr()
+    assert main(["search", "check", str(path), "--opts", "net.2.kwargs.num_classes=1"]) == 2
+    assert tells(capsys.readouterr().err, "num_classes")
+
+
 @pytest.mark.parametrize("subcommand", [[], ["worker"], ["status"], ["check"]])
 def test_a_missing_file_is_one_line(subcommand: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", *subcommand, str(tmp_path / "none.yaml")]) == 2

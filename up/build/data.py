@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from up.build.experiment import missing_files
@@ -75,8 +76,6 @@ def whole_dataset(experiment: Experiment, source: Phase, part: Part, derived: De
 
 def subset_in(dataset: Dataset, path: Path) -> Dataset:
     """Return the samples whose indices a JSON file lists. Raises ``UserError`` for another file, and for indices beyond the end."""
-    if not isinstance(dataset, KeyedDataset):
-        raise UserError(f"{type(dataset).__name__} has no subsets", fix="Derive it from up.data.dataset.KeyedDataset.")
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         kept = np.array(listed, dtype=np.int64)
@@ -84,7 +83,14 @@ def subset_in(dataset: Dataset, path: Path) -> Dataset:
         raise UserError(f"{path} cannot be read ({error})", expected="a JSON list of indices") from error
     if kept.ndim != 1 or not len(kept) or kept.min() < 0 or kept.max() >= len(dataset) or len(np.unique(kept)) < len(kept):
         raise UserError(f"{path}", expected=f"different indices from 0 to {len(dataset) - 1}, at least one")
-    return dataset.subset(kept)
+    return part_of(dataset, kept)
+
+
+def part_of(dataset: Dataset, kept: ArrayLike) -> Dataset:
+    """Return the samples at the indices ``kept``. Raises ``UserError`` for a data set of a kind without subsets."""
+    if not isinstance(dataset, KeyedDataset):
+        raise UserError(f"{type(dataset).__name__} has no subsets", fix="Derive it from up.data.dataset.KeyedDataset.")
+    return dataset.subset(np.asarray(kept, dtype=np.int64))
 
 
 def notes_on(*datasets: Dataset | None) -> list[str]:
@@ -161,15 +167,18 @@ def input_size_of(experiment: Experiment) -> Size:
     return spec.size
 
 
-def train_batches(experiment: Experiment, dataset: Dataset) -> TrainBatches:
-    """Build the order of the training data, split into the steps of this rank; a search has held-out images in each step."""
+def train_batches(experiment: Experiment, dataset: Dataset, *, ranks: int | None = None) -> TrainBatches:
+    """Build the order of the training data, split into the steps of this rank; a search has held-out images in each step.
+
+    ``ranks`` is their number in a run that does not train here.
+    """
     section = section_of(experiment, "train")
     kwargs, loader = section.batch_sampler.kwargs, section.dataloader.kwargs
     settings: Batching = {
         "batch_size": kwargs.size,
         "accumulate": experiment.config.trainer.accumulate,
         "rank": group.rank(),
-        "world_size": group.world_size(),
+        "world_size": ranks or group.world_size(),
         "drop_last": kwargs.drop_last if loader.drop_last is None else loader.drop_last,
     }
     halves = halves_in(experiment, dataset)

@@ -14,6 +14,7 @@ from up.commands.inputs import expect_config
 from up.commands.parser import CommandParser
 from up.distributed.signals import handled
 from up.errors import UserError
+from up.text import count
 from up.tracking.console import JSON, QUIET, output, write_json_line
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _MORE = """\
 subcommands:
   up search worker pipe.yaml     trials for a search that runs elsewhere: on as many hosts as share its run folder
   up search status pipe.yaml     stages, trials and the best so far
-  up search check pipe.yaml      every space, constraint and stage, without training
+  up search check pipe.yaml      every space, constraint and stage, the data, a first step
 
 An interrupted search continues with the same command. docs/search.md explains the section `search` and each algorithm."""
 _STOPPED = 75
@@ -39,26 +40,35 @@ def main(words: list[str]) -> int:
     subcommand = rest.pop(0) if rest and rest[0] in SUBCOMMANDS else ""
     parser = CommandParser("search")
     parser.epilog = f"{parser.epilog}\n\n{_MORE}"
+    if subcommand == "check":
+        parser.add_argument(
+            "--no-files", action="store_true", help="check the YAML file only, without meta files, images and weights"
+        )
     parser.add_argument("--workers", type=positive, metavar="N", help="trials at once on this host (default: search.workers)")
     add_output(parser)
     parser.add_config()
     arguments = parser.read(rest)
     with output_of(arguments):
         expect_config(arguments.config, arguments.opts)
-        actions = {"": run, "worker": work, "status": status, "check": check}
-        return actions[subcommand](arguments.config, tuple(arguments.opts), arguments.workers)
+        search = _loaded(arguments.config, tuple(arguments.opts))
+        if subcommand == "check":
+            return check(search, files=not arguments.no_files)
+        actions = {"": run, "worker": work, "status": status}
+        return actions[subcommand](search, arguments.workers)
 
 
-def run(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
+def run(search: Search, workers: int | None) -> int:
     """Run all stages; returns the exit code: 75 if a signal stopped them, to be continued by the same command."""
     from up.search.check import expect_good
+
+    expect_good(search)
+    _devices(search)  # an error before anything is created
+    from up.search.check_data import expect_data
     from up.search.page import REPORT
     from up.search.pipeline import run_search
     from up.search.storage import reachable
 
-    search = _loaded(config, overrides)
-    expect_good(search)
-    _devices(search)  # an error before anything is created
+    expect_data(search)
     with _stoppable() as made, search.decoded.origins.placing("search"), reachable():
         done = run_search(search, _tell, lambda presence: made(search, presence, workers))
     if not done:
@@ -68,15 +78,14 @@ def run(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
     return 0
 
 
-def work(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
+def work(search: Search, workers: int | None) -> int:
     """Train trials for a search that another process drives; returns the exit code."""
     from up.search.locks import Presence
     from up.search.pipeline import work_along
     from up.search.storage import reachable
 
-    search = _loaded(config, overrides)
     if not search.run.is_dir():
-        raise UserError(f"{search.run} has no search", fix=f"Start it first: up search --config {config}")
+        raise UserError(f"{search.run} has no search", fix=f"Start it first: up search --config {search.path}")
     presence = Presence(search.run)
     try:
         with _stoppable() as made, search.decoded.origins.placing("search"), reachable():
@@ -85,23 +94,29 @@ def work(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
         presence.release()
 
 
-def status(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
+def status(search: Search, workers: int | None) -> int:
     """Print the stages with their trials; returns the exit code."""
     from up.search.status import status_lines
 
-    print(*status_lines(_loaded(config, overrides)), sep="\n")
+    print(*status_lines(search), sep="\n")
     return 0
 
 
-def check(config: Path, overrides: tuple[str, ...], workers: int | None) -> int:
-    """Check everything without training; returns the exit code."""
+def check(search: Search, *, files: bool) -> int:
+    """Check everything without a trial; returns the exit code."""
     from up.search.check import expect_good, plan_lines
 
-    search = _loaded(config, overrides)
     expect_good(search)
     _devices(search)
-    print(*plan_lines(search), sep="\n")
-    print(f"OK: {config} is valid")
+    warnings: list[str] = []
+    if files:
+        from up.search.check_data import expect_data, expect_training
+
+        expect_data(search)
+        expect_training(search, warnings.append)
+    print(*plan_lines(search), *(f"warning: {each}" for each in warnings), sep="\n")
+    told = f", {count(len(warnings), 'warning')}" if warnings else ""
+    print(f"OK: {search.path} is valid{told}")
     return 0
 
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from up.build.data import build_dataset
 from up.data.packed import PackedLabels
+from up.data.records import Dataset
 from up.errors import UserError
 from up.files import make_folder, write_json
 from up.seed import key
 from up.tasks.experiment import Experiment
+from up.text import count
 
 FOLDER, TRAIN, HOLDOUT = "holdout", "train.json", "holdout.json"
 _PURPOSE = 0x686F6C64  # of the draw
@@ -42,6 +44,15 @@ def stratified(labels: PackedLabels | None, images: int, share: float, seed: int
     return [index for index in range(images) if index not in held], sorted(held)
 
 
+def split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Return the indices of the images that trials train on, and of the holdout. Raises ``UserError`` if one part is empty."""
+    train, held = stratified(dataset.label_sets, len(dataset), share, seed)
+    if not held or not train:
+        what = f"{share:g} of {count(len(dataset), 'image')} leaves {len(train)} to train and {len(held)} to evaluate"
+        raise UserError(what, key="search.holdout", fix="Set a larger share, or add images.")
+    return train, held
+
+
 def carve(experiment: Experiment, share: float, run: Path) -> tuple[Path, Path]:
     """Write the indices of both parts into ``run`` and return the files; those of an earlier start stay.
 
@@ -59,10 +70,7 @@ def carve(experiment: Experiment, share: float, run: Path) -> tuple[Path, Path]:
                 "the training data, search.holdout or the seed changed since the search began", key="search.holdout", fix=fix
             )
         return files
-    train, held = stratified(dataset.label_sets, len(dataset), share, experiment.config.runtime.random_seed)
-    if not held or not train:
-        what = f"{share:g} of {len(dataset)} images leaves {len(train)} to train and {len(held)} to evaluate"
-        raise UserError(what, key="search.holdout", fix="Set a larger share, or add images.")
+    train, held = split(dataset, share, experiment.config.runtime.random_seed)
     make_folder(folder)
     for path, indices in zip(files, (train, held), strict=True):
         write_json(path, indices)

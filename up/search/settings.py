@@ -12,7 +12,7 @@ import yaml
 from up.commands.shortcuts import of_epochs
 from up.config.bases import merged_over
 from up.config.nodes import PlainDumper, load_nodes
-from up.config.tree import MappingNode, Mark, Node, ScalarNode, SequenceNode, from_plain, index_of, key_of, set_at, to_plain
+from up.config.tree import MappingNode, Mark, Node, SequenceNode, from_plain, index_of, key_of, set_at, to_plain
 from up.errors import UserError
 from up.files import write_text
 from up.schema.decode import decode
@@ -113,8 +113,14 @@ def values_of(space: Space, point: Point) -> dict[str, Json]:
 
 
 def with_holdout(tree: MappingNode, train: Path, holdout: Path) -> MappingNode:
-    """Train on one part of ``dataset.train`` and evaluate on the other, with the transforms and the evaluator of
-    ``dataset.test``."""
+    """Train on one part of ``dataset.train``, evaluate on the other: files with the indices of the images."""
+    tree = evaluated_on_train(tree)
+    parts = {"train": train, "test": holdout}
+    return with_values(tree, {f"dataset.{name}.subset": str(indices) for name, indices in parts.items()})
+
+
+def evaluated_on_train(tree: MappingNode) -> MappingNode:
+    """Evaluate on the images of ``dataset.train``, with the transforms and the evaluator of ``dataset.test``."""
     tree = to_documented_form(tree)[0]
     dataset = tree.block("dataset")
     source, test = dataset.block("train"), dataset.block("test")
@@ -123,10 +129,7 @@ def with_holdout(tree: MappingNode, train: Path, holdout: Path) -> MappingNode:
         written = test.block("dataset", "kwargs").get(key)
         kwargs = kwargs if written is None else kwargs.with_entry(key, written)
     evaluated = test.with_entry("dataset", source.block("dataset").with_entry("kwargs", kwargs))
-    sources = {"train": (source, train), "test": (evaluated, holdout)}
-    for name, (block, indices) in sources.items():
-        dataset = dataset.with_entry(name, block.with_entry("subset", ScalarNode(str(indices), tree.mark)))
-    return tree.with_entry("dataset", dataset)
+    return tree.with_entry("dataset", dataset.with_entry("test", evaluated))
 
 
 def write_config(path: Path, tree: MappingNode, values: Mapping[str, Json]) -> None:
