@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from up.errors import StorageError
+from up.errors import StorageError, UserError
+from up.text import did_you_mean
 
 BEST, LATEST, START = "ckpt_best.pth", "ckpt_latest.pth", "ckpt_start.pth"
 AVERAGES = "averaging.json"  # metrics of the averages of a run's checkpoints, and the file of the best
@@ -30,6 +31,14 @@ def best_of_run(folder: Path) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         best = folder / BEST
     return next((path for path in (best, folder / BEST, folder / LATEST) if path.is_file()), None)
+
+
+def existing_run(path: Path) -> Path:
+    """Return ``path``, which names a run by its folder or its YAML file. Raises ``UserError`` if nothing is there."""
+    if not path.exists():
+        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(f"{path}: no such run", expected="the folder of a run, or the YAML file of one", fix=near.strip())
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:

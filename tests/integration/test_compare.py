@@ -122,7 +122,7 @@ def test_the_same_from_python(runs: Path, tmp_path: Path) -> None:
     assert tells(lines, "written", "compare.html")
 
 
-@pytest.mark.parametrize(("names", "facts"), [(["run"], ["two", "run"]), (["run", "nothing.yaml"], ["nothing.yaml"])])
+@pytest.mark.parametrize(("names", "facts"), [(["run"], ["two", "run"]), (["run", "rum"], ["rum: no such run", "'run'"])])
 def test_mistakes_from_python(runs: Path, tmp_path: Path, names: list[str], facts: list[str]) -> None:
     with pytest.raises(UserError) as error:
         compare([runs / name for name in names], out=tmp_path / "api")

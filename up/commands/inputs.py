@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from up.distributed.env import world_in_environment
 from up.errors import ConfigError, Problem, UserError
 from up.file_kinds import NAMES, Kind, kind_of
-from up.files import named_checkpoint, unwritable
+from up.files import existing_run, named_checkpoint, unwritable
 from up.text import Verbatim, did_you_mean
 
 if TYPE_CHECKING:
@@ -91,10 +91,7 @@ def expect_training_files(path: Path, overrides: Sequence[str]) -> None:
 
 def expect_run(path: Path, overrides: Sequence[str]) -> None:
     """Raise ``UserError`` unless ``path`` is a folder or a good configuration."""
-    if not path.exists():
-        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(f"{path}: no such run", expected="the folder of a run, or the YAML file of one", fix=near.strip())
-    if not path.is_dir():
+    if not existing_run(path).is_dir():
         expect_config(path, overrides)
 
 
