@@ -114,10 +114,10 @@ def facts_of(records: Sequence[Record]) -> Iterator[str]:
     yield f"{machine['cpu']}{fast}, {machine['memory_gb']} GB, {machine['system']}; {versions}."
     yield ""
     for record in records:
-        kinds = dict.fromkeys(str(row["name"]).partition(".")[0] for row in record["rows"])
+        names = ", ".join(str(row["name"]) for row in record["rows"])
         settings, others = record["settings"], record["others"]
         clock = "CPU time" if settings["clock"] == "cpu" else "wall clock"
         calm = "no cell disturbed by other processes"
         busy = f"{others['busy_cells']} of {others['cells']} cells disturbed by other processes" if others["busy_cells"] else calm
         what = f"{count(settings['rounds'], 'round')} of {number(settings['seconds'])} s a cell, {clock}"
-        yield f"- {', '.join(kinds)}: {record['date']}, {what}, {count(settings['threads'], 'thread')}; {busy}."
+        yield f"- {names}: {record['date']}, {what}, {count(settings['threads'], 'thread')}; {busy}."
