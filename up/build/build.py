@@ -63,7 +63,7 @@ def commit(
 ) -> TrainingSession:
     """Phase 3: wrap the net, build optimizer and EMA, restore them; then create the run folder, the first write to disk."""
     config = experiment.config
-    uncompiled = synchronize_and_compile(experiment, parts.net)
+    uncompiled = synchronize_and_compile(experiment, parts.net, trains=True)
     addition = parts.distillation or parts.search
     runner = build_runner(experiment, parts.net, addition, stage=parts.stage, mix=parts.mix, device=parts.device, compiled=True)
     wrapped, remarks = on_many_ranks(  # sends the weights of rank 0 to all

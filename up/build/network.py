@@ -13,6 +13,8 @@ from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
 from up.distributed import group
+from up.distributed.group import is_parallel
+from up.engine.parallel import blocks_of
 from up.engine.precision import Precision, fast_mode
 from up.errors import Problem
 from up.models.adapter import recompute_activations
@@ -178,14 +180,15 @@ def _contiguous(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor
     return (inputs[0].contiguous(),)
 
 
-def synchronize_and_compile(experiment: Experiment, net: Net) -> list[str]:
+def synchronize_and_compile(experiment: Experiment, net: Net, *, trains: bool = False) -> list[str]:
     """Synchronise batch norms and compile the net, in place, where the configuration says so; returns remarks for the log.
 
-    The ranks have joined.
+    The ranks have joined. A net that ``trains`` may be sharded afterwards.
     """
     sync_batchnorms(net)
-    mode = experiment.config.runtime.compile_mode
-    eager = [] if mode is None else compile_regions(net, mode)
+    runtime = experiment.config.runtime
+    gathered = frozenset(blocks_of(net)) if trains and runtime.parallel == "fsdp" and is_parallel() else frozenset()
+    eager = [] if runtime.compile_mode is None else compile_regions(net, runtime.compile_mode, gathered)
     names = [name for name in eager if next(net[name].parameters(), None) is not None]
     what = "is not compiled: its class does not name the tensors that it reads (`reads`, docs/add_a_part.md)"
     return [f"runtime.compile: {name} {what}" for name in names]

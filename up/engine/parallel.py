@@ -84,23 +84,23 @@ def unused_parameters(net: nn.Module, first_loss: Callable[[], torch.Tensor]) ->
     return names
 
 
-def sharded(net: nn.Module, block: int = BLOCK) -> nn.Module:
+def sharded(net: nn.Module) -> nn.Module:
     """Shard the parameters, large blocks one by one, so that only one of them is whole at a time (Zhao et al. 2023)."""
     net.to(memory_format=torch.contiguous_format)  # fsdp cuts along the first dimension and supports no other order
     kind = next(net.parameters()).device.type
     mesh = init_device_mesh(kind, (world_size(),))
-    for module in _blocks(net, block):
+    for module in blocks_of(net):
         fully_shard(module, mesh=mesh)
     fully_shard(net, mesh=mesh)
     return net
 
 
-def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
-    """List the members of lists and sequences with at least ``least`` parameters, inner ones first."""
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """List the modules that are sharded one by one, inner ones first: large members of lists and sequences."""
     for child in module.children():
-        yield from _blocks(child, least)
+        yield from blocks_of(child)
         is_member = isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(child, nn.ModuleList)
-        if is_member and sum(parameter.numel() for parameter in child.parameters()) >= least:
+        if is_member and sum(parameter.numel() for parameter in child.parameters()) >= BLOCK:
             yield child
 
 

@@ -19,7 +19,7 @@ from up.schema.legacy.hoist import to_documented_form
 from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob
 from up.schema.overrides import apply_overrides
-from up.schema.sections import Config, NetModule
+from up.schema.sections import REPLAYING, Config, NetModule
 from up.schema.strategies import PLACE, contradictions, over_strategy
 from up.text import count, did_you_mean
 
@@ -174,6 +174,14 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             yield Problem(what, key=f"mimic.{job_name}.student.adapter")
     if config.mimic is not None and not config.mimic.task_loss and not any(map(_has_weight, config.mimic.jobs.values())):
         yield Problem("got false, and every loss_weight is 0: nothing would be learned", key="mimic.task_loss")
+    mode = config.runtime.compile_mode
+    if mode in REPLAYING and config.runtime.parallel == "fsdp":
+        fix = "Use mode: default or max-autotune-no-cudagraphs, or runtime.parallel: ddp."
+        yield Problem(
+            f"got {mode}, which replays CUDA graphs; it does not work with shards (runtime.parallel: fsdp), whose memory moves",
+            key="runtime.compile.mode",
+            fix=fix,
+        )
 
 
 def _has_weight(job: MimicJob) -> bool:

@@ -40,6 +40,8 @@ class Fp16(Section):
 
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+REPLAYING: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
+"""The modes that replay CUDA graphs, whose outputs the next replay overwrites."""
 
 
 class Compile(Section):

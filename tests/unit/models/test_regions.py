@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from up.models.net import Net
-from up.models.regions import GRAPHS, compile_regions
+from up.models.regions import compile_regions
+from up.schema.sections import REPLAYING
 from up.types import Record
 
 
@@ -55,7 +56,7 @@ def batch(rows: int = 2) -> Record:
     return {"image": torch.rand(rows, 3), "filename": ["a.png"] * rows, "gt": torch.zeros(rows, dtype=torch.int64)}
 
 
-@pytest.mark.parametrize("mode", ["default", *GRAPHS])
+@pytest.mark.parametrize("mode", ["default", *REPLAYING])
 def test_regions_see_their_tensors_and_the_rest_runs_as_before(modes: list[str], mode: Any) -> None:
     net = Net([("trunk", Trunk()), ("own", Own())])
     names = list(net.state_dict())
