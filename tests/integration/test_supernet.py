@@ -87,14 +87,15 @@ def test_two_ranks_are_one(config: Config, cluster: Make, tmp_path: Path, runner
 def test_the_network_that_darts_finds_is_like_any_other(config: Config, write: Write, tmp_path: Path) -> None:
     """It trains, resumes, distils and exports, from the written file as a base."""
     search(config, "darts")
-    config["runtime"]["runner"]["kwargs"] |= {"layers": 4, "init_channels": 8}
+    config["runtime"]["runner"]["kwargs"] |= {"layers": 4, "init_channels": 8, "auxiliary_weight": 0.4}
     config["trainer"]["max_epoch"] = 1
     assert train(write(config)) == 0
     logged = records(tmp_path / "run", "train")
     assert all(record["architecture_loss"] > 0 for record in logged)
     found = yaml.safe_load((tmp_path / "run" / "fragments" / "best.yaml").read_text())
     kwargs = found["net"][0]["kwargs"]
-    assert (found["net"][0]["type"], kwargs["layers"], kwargs["init_channels"]) == ("cell_network", 4, 8)
+    sizes = [kwargs[name] for name in ("layers", "init_channels", "auxiliary_weight")]
+    assert (found["net"][0]["type"], sizes) == ("cell_network", [4, 8, 0.4])
     assert all(edge[0] != "none" for edge in kwargs["genotype"]["normal"] + kwargs["genotype"]["reduce"])
     assert [module["name"] for module in found["net"]] == ["backbone", "head", "post_process"]
 

@@ -24,6 +24,7 @@ from up.engine.trained_images import expect_not_trained_on
 from up.errors import UserError
 from up.files import BEST, LATEST, best_of_run, named_checkpoint
 from up.intervals import Interval
+from up.models.auxiliary import remove_auxiliary
 from up.models.net import Net
 from up.models.pretrained import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
@@ -94,6 +95,7 @@ def load_net(
     derived = experiment.task.derived_from_weights(weights, experiment.config.net)
     net = build_net(experiment, {**derived, **(known or {})})
     report = load_weights(net, weights, prefer_ema=ema)  # a new head would predict noise
+    remove_auxiliary(net)
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))
 

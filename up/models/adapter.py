@@ -55,7 +55,7 @@ class Backbone(nn.Module):
     _frozen: tuple[str, ...] = ()
     _image_size: tuple[int, int] | None = None  # (height, width) if the network takes no other
 
-    def forward(self, record: Record) -> dict[str, list[Tensor]]:
+    def forward(self, record: Record) -> Record:
         """Compute the features of ``record["image"]`` (B, C, H, W)."""
         image: Tensor = record["image"]
         self._check_size(image)
@@ -134,16 +134,18 @@ class Backbone(nn.Module):
             )
 
 
-def as_backbone(model: nn.Module, *, pooled: bool = False, variant: Variant | None = None, channels: int = 3) -> Backbone:
+def as_backbone(
+    model: nn.Module, *, pooled: bool = False, variant: Variant | None = None, channels: int = 3, mixin: type[Backbone] = Backbone
+) -> Backbone:
     """Make ``model``, a timm network without classifier, a backbone that returns its final feature.
 
     ``pooled``: the final feature is the input of timm's classifier, (B, C, 1, 1); layers that some networks have between
     pooling and classifier are part of it. ``variant``: its origin, if two networks share its name; weights of the other
-    do not load. ``channels`` are those of its images.
+    do not load. ``channels`` are those of its images. ``mixin``: what its class becomes a subclass of.
     """
     # The class of the object becomes a subclass of itself, as torch's fully_shard does it: the name of a wrapper around the
     # network would be in every key of the state dict and every module path in configs and checkpoints.
-    model.__class__ = _backbone_class(cast(type, type(model)))
+    model.__class__ = _backbone_class(cast(type, type(model)), cast(type, mixin))
     backbone = cast(Backbone, model)
     backbone._pooled = pooled
     backbone.variant = variant
@@ -221,12 +223,14 @@ def published(
 
 
 @functools.cache
-def _backbone_class(base: type) -> type:
+def _backbone_class(base: type, mixin: type) -> type:
     clashes = [
-        name for name in vars(Backbone) if not name.startswith("__") and hasattr(base, name) and not hasattr(nn.Module, name)
+        name
+        for name in {**vars(Backbone), **vars(mixin)}
+        if not name.startswith("__") and hasattr(base, name) and not hasattr(nn.Module, name)
     ]
     assert not clashes, f"{base.__name__} has its own {clashes}, and Backbone would hide them"
-    return type(base.__name__, (Backbone, base), {})
+    return type(base.__name__, (mixin, base), {})
 
 
 def _only_size(model: nn.Module) -> tuple[int, int] | None:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from up.config.argument import NotNegative
+from up.errors import UserError
 from up.models.adapter import Backbone, Channels, Common, Count, Rate, as_backbone, with_stages
+from up.models.auxiliary import AuxiliaryFeatures
 from up.models.genotype import INPUTS, PUBLISHED, Candidate, Genotype, PublishedName
 from up.types import Record
 
@@ -139,8 +142,11 @@ class CellNetwork(nn.Module):
     """Stem and cells without classifier, with the attributes and methods of timm's networks that ``as_backbone`` reads.
 
     Cells halve the map and double the channels after one and two thirds of the layers. ``make`` builds a cell of a
-    shape.
+    shape. ``auxiliary`` makes the features of the auxiliary classifier of the output of the second of these cells, if there is one.
     """
+
+    auxiliary: AuxiliaryFeatures | None
+    auxiliary_weight = 0.0
 
     def __init__(
         self, make: Callable[[CellShape], CellInputs], *, layers: int, channels: int, stem: Stem, image_channels: int
@@ -148,7 +154,8 @@ class CellNetwork(nn.Module):
         super().__init__()
         self.grad_checkpointing = False
         self.stem, widths, reduction = _stem(stem, image_channels, channels)
-        reductions = {layers // 3, 2 * layers // 3}
+        self.last_reduction = 2 * layers // 3
+        reductions = {layers // 3, self.last_reduction}
         ends = {*(at - 1 for at in reductions), layers - 1}
         first, second = widths
         after_reduction = stem == "imagenet"
@@ -164,8 +171,11 @@ class CellNetwork(nn.Module):
             if at in ends:
                 self.ends.append(at)
                 self.feature_info.append({"num_chs": second, "reduction": reduction, "module": f"cells.{at}"})
+            if at == self.last_reduction:
+                self.reduced_planes = second
         self.cells = nn.ModuleList(cells)
         self.num_features = second
+        self.register_module("auxiliary", None)
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Map (B, C, H, W) to the output of the last cell."""
@@ -182,7 +192,11 @@ class CellNetwork(nn.Module):
 
     def prune_intermediate_layers(self, stages: Sequence[int]) -> None:
         """Drop the cells after the last of ``stages``."""
-        self.cells = self.cells[: self.ends[stages[-1]] + 1]
+        last = self.ends[stages[-1]]
+        if self.auxiliary is not None and last < self.last_reduction:
+            what = "leaves out the cells that the auxiliary classifier reads"
+            raise UserError(what, key="out_layers", fix="Add the last stage, or leave auxiliary_weight out.")
+        self.cells = self.cells[: last + 1]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations of every cell in the backward pass."""
@@ -201,6 +215,33 @@ class CellNetwork(nn.Module):
         recomputes = self.grad_checkpointing and self.training
         output: Tensor = checkpoint(cell, before_last, last, use_reentrant=False) if recomputes else cell(before_last, last)
         return output
+
+
+class CellBackbone(Backbone):
+    """A network of cells with an auxiliary classifier.
+
+    In training it adds ``auxiliary``, the features (B, D) of the classifier, and ``auxiliary_weight``, that of its loss.
+    """
+
+    auxiliary: AuxiliaryFeatures | None
+    auxiliary_weight: float
+    auxiliary_planes = AuxiliaryFeatures.width
+    ends: list[int]
+    last_reduction: int
+    outputs: Callable[[Tensor], Iterator[Tensor]]
+
+    def forward(self, record: Record) -> Record:
+        if self.auxiliary is None or not self.training:
+            return super().forward(record)
+        image: Tensor = record["image"]
+        self._check_size(image)
+        outputs = list(self.outputs(image))
+        stages = [-1] if self._stages is None else self._stages
+        return {
+            "features": [outputs[self.ends[stage]] for stage in stages],
+            "auxiliary": self.auxiliary(outputs[self.last_reduction]),
+            "auxiliary_weight": self.auxiliary_weight,
+        }
 
 
 def _stem(kind: Stem, images: int, channels: int) -> tuple[nn.ModuleList, tuple[int, int], int]:
@@ -222,6 +263,7 @@ def cell_network(
     init_channels: Count = 36,
     stem: Stem = "small",
     drop_path_rate: Rate = 0.0,
+    auxiliary_weight: NotNegative = 0.0,
     input_channel: Channels = 3,
     **common: Common,
 ) -> Backbone:
@@ -234,6 +276,8 @@ def cell_network(
     - ``stem``: ``small`` is a 3x3 convolution for images of about 32 pixels; ``imagenet`` has stride 8, the map is then H/32.
     - ``drop_path_rate``: probability of dropping an operation other than a skip connection in training; constant, where the paper
       raises it from 0 to .2 over the run.
+    - ``auxiliary_weight``: weight of the loss of an auxiliary classifier, which reads the map after the second reduction: 0.4 in
+      the paper (appendix A.2), 0 for none. Only training has it; evaluation, exports and counts of parameters leave it out.
 
     Raises ``UserError`` for a genotype with inputs that do not exist.
     """
@@ -244,4 +288,8 @@ def cell_network(
         return Cell(shape, found, drop_path_rate)
 
     model = CellNetwork(make, layers=layers, channels=init_channels, stem=stem, image_channels=input_channel)
-    return with_stages(as_backbone(model, channels=input_channel), **common)
+    if not auxiliary_weight:
+        return with_stages(as_backbone(model, channels=input_channel), **common)
+    model.auxiliary = AuxiliaryFeatures(model.reduced_planes, stride=3 if stem == "small" else 2)
+    model.auxiliary_weight = auxiliary_weight
+    return with_stages(as_backbone(model, channels=input_channel, mixin=CellBackbone), **common)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from up.models.auxiliary import parameters_in_evaluation
 from up.models.feature_hooks import undisturbed
 from up.models.net import Net
 
@@ -49,7 +50,7 @@ def complexity(net: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224),
 
     def cost(name: str, module: nn.Module, path: str) -> Cost:
         flops, activations = (sum(counter.get(path, {}).values()) for counter in counted)
-        return Cost(name, sum(parameter.numel() for parameter in module.parameters()), flops // 2, activations)
+        return Cost(name, sum(parameter.numel() for parameter in parameters_in_evaluation(module)), flops // 2, activations)
 
     listed = [(name, module) for name, module in net.named_modules() if name and name.count(".") < depth]
     modules = tuple(cost(name, module, f"{root}.{name}") for name, module in listed)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from up.models.adapter import Backbone, Variant
+from up.models.auxiliary import NAME as OF_AUXILIARY
 from up.models.keymaps import IMMATERIAL, KEY_MAPS, KeyMap, layer_of, places, split_biases
 from up.models.net import Net
 from up.models.norm import is_batch_norm
@@ -229,9 +230,20 @@ class _Loading:
             if name in self.own:
                 self._fit(name, tensor)
         self._renew_heads()
+        self._note_auxiliary()
         self._compare_eps()
         report.renamed = sum(found[name] != name for name in report.loaded)
         report.is_of_up = not self._is_bare and self.naming is not KEY_MAPS[0]
+
+    def _note_auxiliary(self) -> None:
+        """Note an auxiliary classifier that only the file or only the net has: what the net predicts is the same."""
+        report = self.report
+        if any(OF_AUXILIARY.search(name) for name in report.unexpected):
+            report.notes.append("left out the auxiliary classifier, which only training has")
+            report.unexpected = [name for name in report.unexpected if not OF_AUXILIARY.search(name)]
+        if any(OF_AUXILIARY.search(name) for name in report.missing):
+            report.notes.append("has no auxiliary classifier; the net's keeps its first weights")
+            report.missing = [name for name in report.missing if not OF_AUXILIARY.search(name)]
 
     def _compare_eps(self) -> None:
         """Note another eps of BatchNorms: no tensor has it, and outputs differ by about 1e-4."""

@@ -47,6 +47,7 @@ class CarsRunner(SupernetRunner):
     - ``outputs``: networks that are written to ``fragments/pareto`` in the run folder: those of the Pareto front, or ``uniform``,
       the most accurate one in each of ``number`` equal ranges of size. ``fragments/best.yaml`` is the most accurate of all.
     - ``layers``, ``init_channels``: of the networks that are written; unset takes those of the supernet.
+    - ``auxiliary_weight``: of these networks, as in ``cell_network``.
     """
 
     def __init__(

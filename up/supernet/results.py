@@ -33,8 +33,8 @@ class FoundNetwork:
 class GenotypeFiles(Hook):
     """Write the networks found so far with each checkpoint, and a table where more is known than their genotypes."""
 
-    def __init__(self, net: Sequence[Record], sizes: Mapping[str, int], found: Callable[[], Sequence[FoundNetwork]]) -> None:
-        self._net, self._sizes, self._found = net, sizes, found
+    def __init__(self, net: Sequence[Record], values: Mapping[str, float], found: Callable[[], Sequence[FoundNetwork]]) -> None:
+        self._net, self._values, self._found = net, values, found
         self._folder = Path()
 
     def on_start(self, outline: Outline, step: int) -> None:
@@ -45,18 +45,18 @@ class GenotypeFiles(Hook):
         for network in found:
             file = self._folder / f"{network.name}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, fragment(self._net, self._sizes, network))
+            write_text(file, fragment(self._net, self._values, network))
         if any(network.facts for network in found):
             write_text(self._folder / _TABLE, _table(found))
 
 
-def fragment(net: Sequence[Record], sizes: Mapping[str, int], network: FoundNetwork) -> str:
-    """Write the list ``net`` with the network in the place of the supernet, as YAML."""
+def fragment(net: Sequence[Record], values: Mapping[str, float], network: FoundNetwork) -> str:
+    """Write the list ``net`` with the network in the place of the supernet, as YAML; ``values`` are further arguments of it."""
     modules = []
     for module in net:
         if module["type"] == SUPERNET:
             kept = {name: value for name, value in module.get("kwargs", {}).items() if name not in OF_THE_SUPERNET}
-            kwargs = {**kept, **sizes, "genotype": network.genotype.as_record()}
+            kwargs = {**kept, **values, "genotype": network.genotype.as_record()}
             module = {**module, "type": "cell_network", "kwargs": kwargs}
         modules.append(module)
     facts = ", ".join(f"{name} {value:g}" for name, value in network.facts.items())

@@ -62,18 +62,23 @@ class SupernetRunner(Runner, ABC):
         holdout: Annotated[float, Field(gt=0, lt=1)] = 0.5,
         layers: Layers | None = None,
         init_channels: Count | None = None,
+        auxiliary_weight: NotNegative = 0.0,
         **kwargs: Argument,
     ) -> None:
         super().__init__(net, **kwargs)
         del holdout  # the data were split by it
         self.plan = search
         self.supernet = next(module for module in self.model.modules() if isinstance(module, CellSupernet))
-        self._sizes = {"layers": layers or self.supernet.layers, "init_channels": init_channels or self.supernet.init_channels}
+        self._written: dict[str, float] = {
+            "layers": layers or self.supernet.layers,
+            "init_channels": init_channels or self.supernet.init_channels,
+            **({"auxiliary_weight": auxiliary_weight} if auxiliary_weight else {}),
+        }
 
     @property
     def hooks(self) -> Sequence[Hook]:
         """The hook that writes the networks found so far."""
-        return [] if self.plan is None else [GenotypeFiles(self.plan.net, self._sizes, self.found)]
+        return [] if self.plan is None else [GenotypeFiles(self.plan.net, self._written, self.found)]
 
     @abstractmethod
     def found(self) -> Sequence[FoundNetwork]:
@@ -87,6 +92,7 @@ class DartsRunner(SupernetRunner):
     - ``warmup``: epochs before the architecture moves.
     - ``arch_lr``, ``arch_betas``, ``arch_weight_decay``: Adam's, of the architecture parameters.
     - ``layers``, ``init_channels``: of the network in ``fragments/best.yaml`` of the run folder; unset takes those of the supernet.
+    - ``auxiliary_weight``: of that network, as in ``cell_network``.
 
     ``trainer`` has the optimizer of the weights: the paper has SGD, 0.025 to 0.001 by cosine, momentum 0.9, weight decay 3e-4, and
     gradients clipped at 5.

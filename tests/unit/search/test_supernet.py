@@ -84,6 +84,9 @@ def test_the_control_is_a_network_drawn_from_the_space_of_the_supernet() -> None
     assert {each["net.0.type"] for each in drawn} == {"cell_network"}
     kwargs = drawn[0]["net.0.kwargs"]
     assert (kwargs["layers"], kwargs["init_channels"]) == (3, 8)
+    assert "auxiliary_weight" not in kwargs
+    trained = Cars(runner={"auxiliary_weight": 0.4}).random_network(np.random.default_rng(0), CONFIG)
+    assert trained["net.0.kwargs"]["auxiliary_weight"] == 0.4
     assert {name for name, _ in kwargs["genotype"]["normal"]} == {"skip_connect"}
     assert len({str(each["net.0.kwargs"]["genotype"]) for each in drawn}) > 5
     network = cell_network(**{**kwargs, "genotype": Genotype.of_record(kwargs["genotype"])})

@@ -57,15 +57,16 @@ class Darts:
     def random_network(self, rng: np.random.Generator, config: Mapping[str, Json]) -> Mapping[str, Json]:
         """Draw a genotype, every one with the same probability, and return the values of its training: the control of a search.
 
-        The network has the sizes of those that the search writes (Li and Talwalkar 2019).
+        The network has the other arguments of those that the search writes (Li and Talwalkar 2019).
         """
         given = {name: each.default for name, each in signature_of(cell_supernet).parameters.items()} | self._supernet
         operations = [name for name in given["candidates"] if name != "none"]
         genotype = CellSpace(given["nodes"], operations).sample(rng)
-        sizes = {name: self._runner.get(name) or given[name] for name in ("layers", "init_channels")}
+        values = {name: self._runner.get(name) or given[name] for name in ("layers", "init_channels")}
+        values |= {name: self._runner[name] for name in ("auxiliary_weight",) if self._runner.get(name)}
         kept = {name: value for name, value in self._supernet.items() if name not in OF_THE_SUPERNET}
         at = _backbone(config)
-        return {f"net.{at}.type": "cell_network", f"net.{at}.kwargs": {**kept, **sizes, "genotype": genotype.as_record()}}
+        return {f"net.{at}.type": "cell_network", f"net.{at}.kwargs": {**kept, **values, "genotype": genotype.as_record()}}
 
     def suggest(self, history: History) -> Suggestion:
         """Return the next training, which has a seed of its own; None once there are enough."""

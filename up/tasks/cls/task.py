@@ -142,7 +142,7 @@ class Classification(Task[ImageDataset]):
         """Derive the number of classes and of channels for a head, the class counts for losses."""
         if kind == "head":
             expect_enough_classes(part.kwargs.get("num_classes"), derived.get("num_classes"))
-            return {**derived, **planes_for(before, part)}
+            return {**derived, **planes_for(before, part), **auxiliary_for(before)}
         several_heads = isinstance(derived.get("num_classes"), list)  # then the losses differ in width
         known = {name: value for name, value in derived.items() if not (several_heads and name == "num_classes")}
         layers = list(before.classifiers) if isinstance(before, Head) else []
@@ -334,3 +334,9 @@ def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
     if is_pyramid:
         return {"in_plane": read[0] if len(set(read)) == 1 else read}
     return {"in_plane": read if isinstance(index, list) else Exact(read[0], "the backbone")}
+
+
+def auxiliary_for(before: nn.Module | None) -> DerivedArguments:
+    """Derive ``auxiliary_planes`` of a head from a backbone with features for an auxiliary classifier."""
+    planes: int | None = getattr(before, "auxiliary_planes", None)
+    return {"auxiliary_planes": Exact(planes, "the backbone")} if planes else {}

@@ -16,6 +16,7 @@ from up.config.argument import AtLeast1, Derived, PartOf
 from up.config.checked import checked
 from up.config.contract import Contract
 from up.errors import UserError
+from up.models.auxiliary import AuxiliaryClassifiers
 from up.models.net import read
 from up.registry import Registry
 from up.text import Verbatim, count, some_of
@@ -110,10 +111,11 @@ class ScaledLinear(nn.Linear):
 class Head(nn.Module, ABC):
     """Base of heads: a vector (B, D) of the features, then dropout and one classifier or a list of them.
 
-    ``representation_size`` puts Linear + Tanh before the classifier.
+    ``representation_size`` puts Linear + Tanh before the classifier. ``auxiliary_planes``: channels of the features that the
+    backbone has for an auxiliary classifier, which runs in training only.
     """
 
-    reads = ("features",)
+    reads = ("features", "auxiliary")
 
     @checked
     def __init__(
@@ -124,6 +126,7 @@ class Head(nn.Module, ABC):
         dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
         classifier_cfg: Annotated[Classifier | None, PartOf("classifier")] = None,
         representation_size: int | None = None,
+        auxiliary_planes: Annotated[AtLeast1 | None, Derived("the backbone")] = None,
     ) -> None:
         super().__init__()
         self.num_classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
@@ -140,6 +143,9 @@ class Head(nn.Module, ABC):
         # A single head keeps the short name `classifier.weight`, which checkpoints and distillation configs use.
         one = isinstance(num_classes, int)
         self.classifier: nn.Module = classifiers[0] if one else nn.ModuleList(classifiers)
+        self.auxiliary: AuxiliaryClassifiers | None = None
+        if auxiliary_planes is not None:
+            self.auxiliary = AuxiliaryClassifiers(kind.build(auxiliary_planes, classes) for classes in self.num_classes)
 
     @property
     def classifiers(self) -> list[nn.Module]:
@@ -158,11 +164,18 @@ class Head(nn.Module, ABC):
         return None
 
     def forward(self, record: Record) -> dict[str, Tensor | list[Tensor]]:
-        """``record["features"]``, a list -> ``logits`` (B, C), or a list of such when there are several heads."""
+        """``record["features"]``, a list -> ``logits`` (B, C), or a list of such when there are several heads.
+
+        In training ``record["auxiliary"]`` (B, D) -> ``auxiliary_logits``, a list with those of each head.
+        """
         hidden = self.dropout(self.pre_logits(self.vector(read(record, "features", "backbone"))))
         if isinstance(self.classifier, nn.ModuleList):
-            return {"logits": [classifier(hidden) for classifier in self.classifier]}
-        return {"logits": self.classifier(hidden)}
+            found: dict[str, Tensor | list[Tensor]] = {"logits": [classifier(hidden) for classifier in self.classifier]}
+        else:
+            found = {"logits": self.classifier(hidden)}
+        if self.training and self.auxiliary is not None and "auxiliary" in record:
+            found["auxiliary_logits"] = self.auxiliary(record["auxiliary"])
+        return found
 
 
 class ResNetHead(Head):

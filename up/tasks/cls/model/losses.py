@@ -16,6 +16,7 @@ from up.config.argument import Derived, Fraction, Positive
 from up.config.checked import checked
 from up.config.contract import Contract, PartError, called
 from up.distributed.group import sum_over_ranks, world_size
+from up.engine.evaluate import evaluation_mode
 from up.errors import UserError
 from up.registry import Registry
 from up.types import Argument
@@ -74,6 +75,11 @@ class ClassificationLoss(nn.Module, ABC):
     @abstractmethod
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the unweighted loss of float logits."""
+
+    def auxiliary(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of an auxiliary classifier's logits (B, C), which leave no trace in the loss; a scalar."""
+        loss: Tensor = self(logits, target)
+        return loss
 
     def of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the share (B,) of each image in the loss, and its weight (B,).
@@ -281,6 +287,10 @@ class GradientBalanced(CrossEntropy):
             probs = self.shifted(logits).detach().softmax(dim=1)
             self.collect_grad((probs - as_soft(target, logits)) / len(logits))
         return loss
+
+    def auxiliary(self, logits: Tensor, target: Tensor) -> Tensor:
+        with evaluation_mode(self):  # the sums are the gradients of the logits that make predictions
+            return super().auxiliary(logits, target)
 
     @torch.no_grad()
     def collect_grad(self, gradient: Tensor) -> None:

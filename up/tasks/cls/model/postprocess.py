@@ -34,8 +34,9 @@ class ClassificationPostProcess(nn.Module):
     ``accuracy_top1``, or ``dominant_top1`` against the label of the larger weight, or ``exact_match`` (the whole set is
     correct) with ``multilabel``; several heads have ``head0_`` before each name. Evaluation returns ``scores``, probabilities like
     ``logits``, and ``preds`` (B,), or (B, C) bool with ``multilabel``: every score above .5; of images with labels also
-    ``losses``, for each head the shares (B,) of the images in the loss and their weights (B,). Nothing here
-    waits for the device. Raises ``UserError`` for labels or losses that do not fit the heads.
+    ``losses``, for each head the shares (B,) of the images in the loss and their weights (B,). ``auxiliary_logits``, a list with
+    (B, C) of each head, add their own loss times ``auxiliary_weight`` to ``loss``, and ``auxiliary_loss`` to ``scalars``. Nothing
+    here waits for the device. Raises ``UserError`` for labels or losses that do not fit the heads.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class ClassificationPostProcess(nn.Module):
         logits = read(record, "logits", "head")
         heads, gt = heads_of(logits), record.get("gt")
         if self.training:
-            return {} if gt is None else self._train(heads, label_columns(gt, len(heads)), record.get("dominant"))
+            return {} if gt is None else self._train(heads, label_columns(gt, len(heads)), record)
         losses = self.losses(len(heads))
         scores = [loss.scores(head) for loss, head in zip(losses, heads, strict=True)]
         preds = [each > 0.5 if self.multilabel else each.argmax(dim=1) for each in scores]
@@ -85,21 +86,28 @@ class ClassificationPostProcess(nn.Module):
             )
         return list(self.cls_loss)  # type: ignore[arg-type]
 
-    def _train(self, heads: Sequence[Tensor], targets: Sequence[Tensor], dominant: Tensor | None) -> Record:
-        scalars: dict[str, Tensor] = {}
+    def _train(self, heads: Sequence[Tensor], targets: Sequence[Tensor], record: Record) -> Record:
+        scalars: dict[str, Tensor | Mean] = {}
+        auxiliary = read(record, "auxiliary_logits", "head that classifies them") if "auxiliary" in record else None
         values: list[Mean] = []
         for index, (loss, head, target) in enumerate(zip(self.losses(len(heads)), heads, targets, strict=True)):
             start = f"{self.prefix}head{index}_" if len(heads) > 1 else self.prefix
-            values.append(Mean(loss(head, target), loss.weight(target)))
+            value, weight = loss(head, target), loss.weight(target)
+            if auxiliary is not None:
+                added = loss.auxiliary(auxiliary[index], target)
+                scalars[f"{start}auxiliary_loss"] = Mean(added.detach(), weight)
+                value = value + record["auxiliary_weight"] * added
+            values.append(Mean(value, weight))
             if len(heads) > 1:
                 scalars[f"{start}loss"] = values[-1].value.detach()
-            name, share = self._accuracy(loss, head.detach(), target, dominant)
+            name, share = self._accuracy(loss, head.detach(), target, record.get("dominant"))
             scalars[f"{start}{name}"] = 100 * share
         total = sum((head.value for head in values[1:]), values[0].value)
         if all(head.weight is None for head in values):
             return {"loss": total, "scalars": scalars}
         if len(values) == 1:
-            return {"loss": total, "weight": values[0].weight, "scalars": {name: Mean(value) for name, value in scalars.items()}}
+            own = {name: value if isinstance(value, Mean) else Mean(value) for name, value in scalars.items()}
+            return {"loss": total, "weight": values[0].weight, "scalars": own}
         return {"loss": total, "scalars": scalars, "terms": {f"{self.prefix}head{i}_loss": head for i, head in enumerate(values)}}
 
     def _accuracy(self, loss: ClassificationLoss, logits: Tensor, target: Tensor, dominant: Tensor | None) -> tuple[str, Tensor]:
