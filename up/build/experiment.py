@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from up.config.argument import NoEffect
 from up.config.parts import Tables, check_part
 from up.config.plugins import extended, make_importable
+from up.config.section import Part
 from up.config.signature import signature_of
 from up.config.walk import Place, named_paths, walk_part
 from up.data.readers import READERS
@@ -70,8 +73,9 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         tables = all_tables(task, runtime.plugins, path.parent)
     experiment = Experiment(path, decoded, task, tables)
     of_runner = [*distillation_problems(experiment), *supernet_problems(experiment)]
-    experiment.raise_if_any([*part_problems(experiment), *group_problems(experiment), *of_runner])
-    return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment)]))
+    placed = list(placed_parts(experiment))
+    experiment.raise_if_any([*part_problems(experiment, placed), *group_problems(experiment), *of_runner])
+    return replace(experiment, decoded=decoded._replace(notes=[*decoded.notes, *part_notes(experiment, placed)]))
 
 
 def find_task(name: str) -> AnyTask:
@@ -79,11 +83,25 @@ def find_task(name: str) -> AnyTask:
 
     ``kd_<task>`` is the task itself: the runner distils.
     """
-    others = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    others = tasks_declared(tuple((folder, _changed(folder)) for folder in sys.path))
     name = name if name in others else name.removeprefix("kd_")
     if name in others:
         return load_task(others[name])
     return TASKS.get(name)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=8)
+def tasks_declared(folders: tuple[tuple[str, object], ...]) -> Mapping[str, EntryPoint]:
+    """Return the tasks that installed packages declare: read again once one of the ``folders`` of ``sys.path`` has changed."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _changed(folder: str) -> tuple[str, int] | None:
+    """Where a folder is and when something was added to it or removed; None if there is none."""
+    try:
+        return os.path.abspath(folder), os.stat(folder or os.curdir).st_mtime_ns
+    except OSError:
+        return None
 
 
 def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None) -> dict[str, Registry]:
@@ -107,16 +125,16 @@ def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None
     return extended(tables, [*modules, *from_environment])
 
 
-def part_problems(experiment: Experiment) -> Iterator[Problem]:
+def part_problems(experiment: Experiment, placed: Iterable[tuple[str, Part, str]]) -> Iterator[Problem]:
     """List problems with types and arguments of parts, anywhere in the configuration."""
-    for path, part, table in placed_parts(experiment):
+    for path, part, table in placed:
         yield from check_part(part, table, experiment.tables, path)
 
 
-def part_notes(experiment: Experiment) -> Iterator[Problem]:
+def part_notes(experiment: Experiment, placed: Iterable[tuple[str, Part, str]]) -> Iterator[Problem]:
     """List each accepted argument that has no effect, at its first place."""
     notes: dict[str, Problem] = {}
-    for path, part, table in placed_parts(experiment):
+    for path, part, table in placed:
         for place in walk_part(part, table, experiment.tables, path):
             for note in _notes_on(place, experiment.tables):
                 notes.setdefault(note.what, note)

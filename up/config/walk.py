@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 
 from up.config.argument import Derived, FixedOnResume, FreeOnResume, PartOf
@@ -47,9 +48,10 @@ class Place(NamedTuple):
 
     def below(self, key: object, value: object, annotation: object = None, metadata: tuple[object, ...] = ()) -> Place:
         """Return the place of the value at ``key``, with its annotation."""
-        own = (*metadata, *_markers(annotation))
+        markers, section = _known_of(annotation)
+        own = (*metadata, *markers)
         tables = next((each.tables for each in own if isinstance(each, PartOf)), ())
-        section = next(sections_in(annotation), Part if tables else None)
+        section = section or (Part if tables else None)
         return Place(f"{self.path}.{key}" if self.path else str(key), value, section, tables, (*self.markers, *own))
 
 
@@ -132,6 +134,21 @@ def named_paths(part: Part, table: str, tables: Tables) -> Iterator[tuple[str, s
             yield key, value
         elif parameter is not None and parameter.is_path_list and isinstance(value, list):
             yield from ((f"{key}.{index}", item) for index, item in enumerate(value) if isinstance(item, str))
+
+
+def _known_of(annotation: object) -> tuple[tuple[object, ...], type[Section] | None]:
+    """The markers and the first section of an annotation: a configuration has hundreds of values of few annotations."""
+    try:
+        return _read_once(annotation)
+    except TypeError:  # one that cannot be hashed
+        return _read(annotation)
+
+
+def _read(annotation: object) -> tuple[tuple[object, ...], type[Section] | None]:
+    return tuple(_markers(annotation)), next(sections_in(annotation), None)
+
+
+_read_once = lru_cache(maxsize=4096)(_read)
 
 
 def _markers(annotation: object) -> Iterator[object]:

@@ -21,20 +21,23 @@ class _Dumper(PlainDumper):
     def represent_sequence(self, tag: str, sequence: Iterable[object], flow_style: bool | None = None) -> yaml.SequenceNode:
         items = list(sequence)
         is_inline = not any(isinstance(item, dict | list) and item for item in items)
-        return super().represent_sequence(tag, items, flow_style=is_inline)
+        node: yaml.SequenceNode = super().represent_sequence(tag, items, flow_style=is_inline)
+        return node
 
     def represent_mapping(self, tag: str, mapping: object, flow_style: bool | None = None) -> yaml.MappingNode:
-        return super().represent_mapping(tag, mapping, flow_style=not mapping)  # type: ignore[arg-type]
+        node: yaml.MappingNode = super().represent_mapping(tag, mapping, flow_style=not mapping)
+        return node
 
 
 _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(_TEXT, text, style='"' if "\n" in text else None))
 _TEXT = "tag:yaml.org,2002:str"
+_ONE_LINE = 2**31 - 1  # columns: as many as libyaml counts
 
 
 def effective_yaml(config: Config, origins: Origins | None = None) -> str:
     """Return YAML that loads to an equal ``Config``; with ``origins`` each value is followed by its source location:
     ``# file:line``, ``# --opts`` or ``# default``."""
-    text = yaml.dump(config.model_dump(), Dumper=_Dumper, width=float("inf"), allow_unicode=True, sort_keys=False)
+    text = yaml.dump(config.model_dump(), Dumper=_Dumper, width=_ONE_LINE, allow_unicode=True, sort_keys=False)
     if origins is None:
         return text
     paths, lines = dict(_ends(parse_nodes(text, ""), "")), text.splitlines()

@@ -15,7 +15,7 @@ from up.search.algorithm import Algorithm, Direction, History
 from up.search.settings import as_names, stage_places, with_epochs, with_fragment, with_settings, without_path, without_search
 from up.search.space import Dimension, Space
 from up.search.stages import Search, build_algorithm, epochs_of, stage_space
-from up.tasks.experiment import Experiment
+from up.tasks.experiment import Experiment, placed_parts
 from up.text import count, did_you_mean
 from up.types import Json
 
@@ -214,7 +214,7 @@ def _of_tree(search: Search, tree: MappingNode) -> Iterator[Problem]:
         yield from error.problems
         return
     experiment = Experiment(search.path, decoded, find_task(decoded.config.runtime.task_names), search.tables)
-    yield from part_problems(experiment)
+    yield from part_problems(experiment, placed_parts(experiment))
     yield from group_problems(experiment)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.harness.plugin import declare
 from tests.harness.tiny import load_record
 from up.build.experiment import all_tables, find_task, missing_files
 from up.errors import ConfigError, Problem, UserError
@@ -65,9 +67,20 @@ def test_distillation_of_a_task_is_the_task(monkeypatch: pytest.MonkeyPatch) -> 
     seg = object()
     point = SimpleNamespace(name="seg")
     monkeypatch.setattr("up.build.experiment.load_task", lambda found: seg if found is point else None)
-    monkeypatch.setattr("up.build.experiment.entry_points", lambda group: [point])
+    monkeypatch.setattr("up.build.experiment.tasks_declared", lambda folders: {"seg": point})
     assert find_task("seg") is find_task("kd_seg") is seg
     assert find_task("kd_cls") is find_task("cls")
+
+
+def test_a_task_that_is_installed_meanwhile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that was searched before: what it declares is read once for each of its states."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    os.utime(tmp_path, (1, 1))
+    with pytest.raises(UserError, match="later"):
+        find_task("later")
+    declare(tmp_path, "later", "module_of_later:LATER")
+    with pytest.raises(UserError, match="module_of_later"):
+        find_task("later")
 
 
 def test_modules_of_the_environment_add_parts_too(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
