@@ -22,6 +22,7 @@ import yaml
 from tests.harness.ranks import Forked
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
+from up.config.nodes import read_plain
 from up.engine import child
 from up.engine.child import Verdict, evaluations_in
 from up.engine.folder import Status, write_status
@@ -52,7 +53,7 @@ class InstantChild:
     def __init__(
         self, config: Path, folder: Path, *, gpus: Sequence[str] = (), paths: Sequence[str] = (), locks: Sequence[int] = ()
     ) -> None:
-        self.folder, self.config = folder, yaml.safe_load(config.read_text())
+        self.folder, self.config = folder, read_plain(config.read_text())
         self.seconds, self._verdict, self._stopped = 1.0, Verdict("done", exit_code=0), False
         self.started.append(self.config)
         self._epochs = iter(range(1, self.last + 1))
@@ -146,8 +147,8 @@ def with_test_split_apart(config: Config, folder: Path) -> Config:
 
 
 @pytest.fixture
-def instant(monkeypatch: pytest.MonkeyPatch) -> type[InstantChild]:
-    """Trainings take no time in the test."""
+def instant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[InstantChild]:
+    """Trainings take no time in the test, and neither do the figures of the report, but where a test is named after a drawing."""
 
     class Child(InstantChild):
         started: list[Config] = []
@@ -155,7 +156,14 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> type[InstantChild]:
     monkeypatch.setattr(worker, "Child", Child)
     monkeypatch.setattr(worker, "_PERIOD_S", 0.0)
     monkeypatch.setattr(worker, "_IDLE_S", 0.0)
+    if "draws" not in request.node.name:
+        undrawn(monkeypatch)
     return Child
+
+
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures of a search's report, which take longer than its decisions."""
+    monkeypatch.setattr("up.search.page.svg", lambda *_: "<svg></svg>")
 
 
 def searched(config: Config, path: Path, *, slots: int = 1, stop_after: int | None = None) -> tuple[Search, list[str]]:

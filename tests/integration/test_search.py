@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,71 +11,45 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.harness.ranks import Server, start
+from tests.harness.faulty import children_of, is_alive, wait_for
+from tests.harness.ranks import Ranks, Server, start
 from tests.harness.searching import (
     LR,
     MOMENTUM,
     InThisProcess,
-    alive,
-    command,
     hpo,
     rows,
     search_config,
     searched,
+    undrawn,
     with_test_split_apart,
     write,
 )
 from up.search import worker as search_worker
 
-HOOK = """\
-import os, sys
-def _note(event, arguments):
-    if event == "open" and str(arguments[0]).endswith("val.txt"):
-        with open(os.environ["OPENED"], "a") as file:
-            file.write(" ".join(sys.orig_argv) + "\\n")
-sys.addaudithook(_note)
-"""
 
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """Each process of a search notes that it opens the list of the test images."""
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
-    paths = os.pathsep.join([str(tmp_path / "hook"), str(Path(__file__).parents[2])])
-    return {**os.environ, "PYTHONPATH": paths, "OPENED": str(tmp_path / "opened"), "OMP_NUM_THREADS": "1"}
-
-
-def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
-    images: Path, tmp_path: Path, environment: dict[str, str], server: Server
-) -> None:
-    """The driver is killed in its first trial; the trials never open the test split, and full_train does.
-
-    The second time its processes are forked from one that has imported torch.
-    """
+def test_killed_driver_leaves_nothing_and_the_same_command_finishes(images: Path, tmp_path: Path, server: Server) -> None:
+    """The driver is killed in its first trial; the trials never open the test split, and full_train does."""
     run = tmp_path / "run"
     config = search_config(images, run, hpo(trials=2), {"full_train": {"hparams": "hpo.best", "control": False}})
     config["trainer"]["max_epoch"] = 3
     path = write(config, tmp_path / "s.yaml")
-    driver = subprocess.Popen(command(path), env=environment, stdout=subprocess.DEVNULL)
+    words, opened_by = ["search", "--config", str(path)], {"OPENED": str(tmp_path / "opened")}
+
+    def begin() -> Ranks:
+        entry = "tests.harness.searching:search_with_forked_trainings"
+        return start(server, tmp_path, words, world=1, environment=opened_by, entry=entry)
+
+    driver = begin()
     first = run / "hpo" / "trials" / "0000"
     end = time.monotonic() + 120
     while not (first / "ckpt_latest.pth").exists() and time.monotonic() < end:
         time.sleep(0.05)
+    trainings = children_of(driver[0].pid)
+    assert len(trainings) == 1
     driver.kill()
-    driver.wait()
-    end = time.monotonic() + 60
-    while alive(str(first)) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert alive(str(run)) == []
-    again = start(
-        server,
-        tmp_path,
-        ["search", "--config", str(path)],
-        world=1,
-        environment={"OPENED": environment["OPENED"]},
-        entry="tests.harness.searching:search_with_forked_trainings",
-    )
+    wait_for(lambda: not any(map(is_alive, trainings)))
+    again = begin()
     assert again.wait() == [0], again.said
     trials = rows(run / "hpo" / "trials.csv")
     assert [(row["number"], row["state"], row["epoch"]) for row in trials] == [("0", "complete", "3"), ("1", "complete", "3")]
@@ -92,7 +64,7 @@ def test_killed_driver_leaves_nothing_and_the_same_command_finishes(
     assert json.loads((winner / "status.json").read_text())["state"] == "done"
     evaluations = [line for line in (winner / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
     assert len(evaluations) == 1
-    opened = Path(environment["OPENED"]).read_text().splitlines()
+    opened = Path(opened_by["OPENED"]).read_text().splitlines()
     assert opened
     assert all("full_train" in line for line in opened)
 
@@ -122,6 +94,7 @@ FAMILIES = {
 def test_no_algorithm_opens_the_test_split(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each family of algorithms is a stage, with its control rows, and all of it runs in this process."""
     monkeypatch.setattr(search_worker, "Child", InThisProcess)
+    undrawn(monkeypatch)
     stages = [{name: {key: value for key, value in stage.items() if value is not None}} for name, stage in FAMILIES.items()]
     config = search_config(images, tmp_path / "run", *stages, constraints={"params": "900k"})
     config["trainer"]["max_epoch"] = 1

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness.facts import tells
-from tests.harness.searching import command, hpo, rows, search_config, write
+from tests.harness.ranks import Server, start
+from tests.harness.searching import hpo, rows, search_config, write
 from up.__main__ import main
 from up.errors import UserError
 from up.search.devices import Devices, devices_of, visible_gpus
@@ -39,20 +40,20 @@ if sys.orig_argv[1:4] == ["-m", "up", "train"]:
 """
 
 
-def test_two_workers_of_a_host_never_share_a_gpu(images: Path, tmp_path: Path) -> None:
+def test_two_workers_of_a_host_never_share_a_gpu(images: Path, tmp_path: Path, server: Server) -> None:
     (tmp_path / "sitecustomize.py").write_text(TRAINING)
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    environment = {**os.environ, "PYTHONPATH": paths, "TRAININGS": str(tmp_path / "trainings"), "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    environment = {"PYTHONPATH": paths, "TRAININGS": str(tmp_path / "trainings"), "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     run, trials = tmp_path / "run", 8
     stage = hpo(trials=trials)
     path = write(search_config(images, run, stage, workers=3, gpus_per_trial=2), tmp_path / "s.yaml")
-    driver = subprocess.Popen([*command(path), "--workers", "1"], env=environment, stdout=subprocess.PIPE, text=True)
+    words = ["--config", str(path)]
+    driver = start(server, tmp_path, ["search", *words, "--workers", "1"], world=1, environment=environment)
     end = time.monotonic() + 120
     while not (run / "pipeline_state.json").exists() and time.monotonic() < end:
         time.sleep(0.02)
-    worker = subprocess.Popen(command(path, "worker"), env=environment, stdout=subprocess.PIPE, text=True)
-    (said, _), (by_worker, _) = (each.communicate(timeout=250) for each in (driver, worker))
-    assert (driver.returncode, worker.returncode) == (0, 0), said + by_worker
+    worker = start(server, tmp_path, ["search", "worker", *words], world=1, environment=environment)
+    assert (driver.wait(), worker.wait()) == ([0], [0]), driver.said + worker.said
     records = [json.loads(line) for line in (tmp_path / "trainings").read_text().splitlines()]
     assert [row["state"] for row in rows(run / "hpo" / "trials.csv")] == ["complete"] * trials == ["complete"] * len(records)
     assert {each["gpus"] for each in records} == {"0,1", "2,3"}
@@ -61,7 +62,7 @@ def test_two_workers_of_a_host_never_share_a_gpu(images: Path, tmp_path: Path) -
         spans = sorted((each["began"], each["ended"]) for each in records if each["gpus"] == group)
         assert all(ended <= began for (_, ended), (began, _) in zip(spans, spans[1:], strict=False)), group
     assert len({each["worker"] for each in records}) == 2
-    assert tells(by_worker.splitlines(), "2", "3", "GPU")  # slots of the worker, and what `workers` asks for
+    assert tells(worker.said.splitlines(), "2", "3", "GPU")  # slots of the worker, and what `workers` asks for
 
 
 def launched(words: Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,9 @@ from tests.harness.facts import tells
 from tests.harness.searching import LR, MOMENTUM, Config, InstantChild, by_lr, hpo, instant, search_config, searched
 from up.errors import UserError
 from up.schema.search import ALGORITHMS
+from up.search import worker as search_worker
 from up.search.algorithm import WAIT, History, Suggestion, Trial, Work
+from up.search.report import MIN_FOR_IMPORTANCE
 from up.search.stages import open_stage
 from up.search.worker import open_study
 
@@ -44,7 +46,13 @@ def test_a_search_ends_with_fragments_tables_and_a_report(images: Path, tmp_path
     assert [row["candidate"] for row in rows(run / "full_train" / "candidates.csv")] == ["candidate", "own_values"]
     assert (run / "full_train" / "best" / "config.yaml").is_file()
     assert "hpo" in (run / "report.md").read_text()
-    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_the_report_draws_each_figure(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    space = {LR: {"log": [1e-3, 1.0]}, MOMENTUM: {"range": [0.5, 0.95]}}
+    stage = hpo(space=space, objectives={"top1": "max", "params": "min"}, trials=MIN_FOR_IMPORTANCE)
+    searched(search_config(images, tmp_path / "run", stage), tmp_path / "s.yaml")
+    assert (tmp_path / "run" / "report.html").read_text().count("<svg") == len(["progress", "front", "coordinates", "importance"])
 
 
 def test_seeds_give_the_winner_an_interval(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
@@ -208,13 +216,16 @@ def test_networks_outside_a_constraint_are_never_trained(images: Path, tmp_path:
     assert {row["number"] for row in front} <= {row["number"] for row in trials if row["state"] == "complete"}
 
 
-def test_a_limit_that_nothing_meets_is_named(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+def test_a_limit_that_nothing_meets_is_named(
+    images: Path, tmp_path: Path, instant: type[InstantChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_worker, "MAX_REDRAWS", 7)
     stage = hpo(space={"net.0.kwargs.width": [4, 8]})
     config = search_config(images, tmp_path / "run", stage, constraints={"params": 10, "macs": "900M"})
     with pytest.raises(UserError) as caught:
         searched(config, tmp_path / "s.yaml")
     assert caught.value.problems[0].key == "search.constraints.params"
-    assert "50" in str(caught.value)
+    assert "7 of" in str(caught.value)
     assert instant.started == []
 
 
