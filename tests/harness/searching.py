@@ -188,18 +188,16 @@ def command(config: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "up", "search", *words, "--config", str(config)]
 
 
+def note_opened(event: str, arguments: tuple[object, ...]) -> None:
+    """Audit hook: note in the file ``OPENED`` of the environment which process opens a file in a folder ``test split``."""
+    if event == "open" and "/test split/" in str(arguments[0]):
+        with open(os.environ["OPENED"], "a") as file:
+            file.write(json.dumps([str(arguments[0]), sys.orig_argv]) + "\n")
+
+
 def search_with_forked_trainings(words: list[str]) -> int:
-    """Run ``up`` with these words, a program of the server that ranks are forked from, which forks its trainings too.
-
-    Each process notes in the file ``OPENED`` of its environment that it opens the list of the test images.
-    """
-
-    def note(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and str(arguments[0]).endswith("val.txt"):
-            with open(os.environ["OPENED"], "a") as file:
-                file.write(" ".join(sys.orig_argv) + "\n")
-
-    sys.addaudithook(note)
+    """Run ``up`` with these words, a program of the server that ranks are forked from, which forks its trainings too."""
+    sys.addaudithook(note_opened)
     setattr(child, "subprocess", SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT))  # noqa: B010
     return main(words)
 

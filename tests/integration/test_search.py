@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.harness.faulty import children_of, is_alive, wait_for
+from tests.harness.opened import opened_in
 from tests.harness.ranks import Ranks, Server, start
 from tests.harness.searching import (
     LR,
@@ -29,10 +28,14 @@ from up.search import worker as search_worker
 
 
 def test_killed_driver_leaves_nothing_and_the_same_command_finishes(images: Path, tmp_path: Path, server: Server) -> None:
-    """The driver is killed in its first trial; the trials never open the test split, and full_train does."""
+    """The driver is killed in its first trial; the trials never open a file of the test split, and full_train does.
+
+    A hook in every process says which of them opens one, the kernel that none is opened unseen.
+    """
     run = tmp_path / "run"
     config = search_config(images, run, hpo(trials=2), {"full_train": {"hparams": "hpo.best", "control": False}})
     config["trainer"]["max_epoch"] = 3
+    config = with_test_split_apart(config, tmp_path / "test split")
     path = write(config, tmp_path / "s.yaml")
     words, opened_by = ["search", "--config", str(path)], {"OPENED": str(tmp_path / "opened")}
 
@@ -40,17 +43,20 @@ def test_killed_driver_leaves_nothing_and_the_same_command_finishes(images: Path
         entry = "tests.harness.searching:search_with_forked_trainings"
         return start(server, tmp_path, words, world=1, environment=opened_by, entry=entry)
 
-    driver = begin()
     first = run / "hpo" / "trials" / "0000"
-    end = time.monotonic() + 120
-    while not (first / "ckpt_latest.pth").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    trainings = children_of(driver[0].pid)
-    assert len(trainings) == 1
-    driver.kill()
-    wait_for(lambda: not any(map(is_alive, trainings)))
-    again = begin()
-    assert again.wait() == [0], again.said
+    with opened_in(tmp_path / "test split") as opened:
+        driver = begin()
+        end = time.monotonic() + 120
+        while not (first / "ckpt_latest.pth").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        trainings = children_of(driver[0].pid)
+        assert len(trainings) == 1
+        driver.kill()
+        wait_for(lambda: not any(map(is_alive, trainings)))
+        assert opened.names() == set()
+        again = begin()
+        assert again.wait() == [0], again.said
+        seen = opened.names()
     trials = rows(run / "hpo" / "trials.csv")
     assert [(row["number"], row["state"], row["epoch"]) for row in trials] == [("0", "complete", "3"), ("1", "complete", "3")]
     assert "resumed from" in (first / "train.log").read_text()
@@ -64,17 +70,9 @@ def test_killed_driver_leaves_nothing_and_the_same_command_finishes(images: Path
     assert json.loads((winner / "status.json").read_text())["state"] == "done"
     evaluations = [line for line in (winner / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
     assert len(evaluations) == 1
-    opened = Path(opened_by["OPENED"]).read_text().splitlines()
-    assert opened
-    assert all("full_train" in line for line in opened)
-
-
-_opened: list[str] | None = None  # files of the test split that this process opened; an audit hook cannot be removed
-
-
-def note_opened(event: str, arguments: tuple[Any, ...]) -> None:
-    if _opened is not None and event == "open" and "/test split/" in str(arguments[0]):
-        _opened.append(str(arguments[0]))
+    noted = [json.loads(line) for line in Path(opened_by["OPENED"]).read_text().splitlines()]
+    assert {Path(file).name for file, _ in noted} == seen == {file.name for file in (tmp_path / "test split").iterdir()}
+    assert all(argv[-1].startswith(str(run / "full_train")) for _, argv in noted)
 
 
 CELLS = {"candidates": ["skip_connect", "max_pool_3x3"], "nodes": 1, "layers": 3, "init_channels": 4}
@@ -85,27 +83,32 @@ FAMILIES = {
     "boss": hpo(algorithm="boss", trials=1)["hpo"],
     "pbt": {**hpo(algorithm="pbt", population=4, rungs=1)["hpo"], "trials": None},
     "pba": {"algorithm": "pba", "population": 4, "rungs": 1, "epochs_per_rung": 1, "control": 0},
-    "backbone_nas": {"algorithm": "backbone_nas", "trials": 1, "control": 1, "space": {"net.0.kwargs.width": [4, 6]}},
+    "backbone_nas": {
+        "algorithm": "backbone_nas",
+        "trials": 1,
+        "control": 1,
+        "space": {"net.0.kwargs.width": [4, 6]},
+        "constraints": {"params": "900k"},
+    },
     "darts": {"algorithm": "darts", "max_epoch": 1, "control": 0, "supernet": CELLS},
     "cars": {"algorithm": "cars", "max_epoch": 1, "control": 0, "supernet": CELLS, "runner": {"population": 2, "warmup": 0}},
 }
 
 
 def test_no_algorithm_opens_the_test_split(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each family of algorithms is a stage, with its control rows, and all of it runs in this process."""
+    """Each family of algorithms is a stage, with its control rows; all of them run in this process."""
     monkeypatch.setattr(search_worker, "Child", InThisProcess)
     undrawn(monkeypatch)
     stages = [{name: {key: value for key, value in stage.items() if value is not None}} for name, stage in FAMILIES.items()]
-    config = search_config(images, tmp_path / "run", *stages, constraints={"params": "900k"})
+    config = search_config(images, tmp_path / "run", *stages)
     config["trainer"]["max_epoch"] = 1
     config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 16
     config = with_test_split_apart(config, tmp_path / "test split")
-    monkeypatch.setattr(sys.modules[__name__], "_opened", opened := [])
-    sys.addaudithook(note_opened)
-    searched(config, tmp_path / "s.yaml")
-    for name in FAMILIES:
-        assert (tmp_path / "run" / name / "best.yaml").is_file(), name
-    assert opened == []
-    config["search"]["stages"].append({"full_train": {"hparams": "tpe.best", "control": False}})
-    searched(config, tmp_path / "s.yaml")
-    assert len(opened) > 13
+    with opened_in(tmp_path / "test split") as opened:
+        searched(config, tmp_path / "s.yaml")
+        for name in FAMILIES:
+            assert (tmp_path / "run" / name / "best.yaml").is_file(), name
+        assert opened.names() == set()
+        config["search"]["stages"].append({"full_train": {"hparams": "tpe.best", "control": False}})
+        searched(config, tmp_path / "s.yaml")
+        assert opened.names() == {file.name for file in (tmp_path / "test split").iterdir()}
