@@ -146,10 +146,11 @@ def test_files_of_cars(config: Config, write: Write, tmp_path: Path) -> None:
 def test_a_stage_of_a_search_finds_the_network_that_full_train_trains(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
 ) -> None:
+    """The control rows are trainings of their own, of as many epochs."""
     monkeypatch.setattr(worker, "Child", InThisProcess)
     kwargs = {**RUNNERS[runner], **({"warmup": 0} if runner == "cars" else {})}
-    limits = {"params": "8k"}  # fewer than the supernet has, which is no candidate
-    stage = {"algorithm": runner, "max_epoch": 1, "control": 0, "supernet": SUPERNET, "runner": kwargs, "constraints": limits}
+    limits = {"params": "8k"}  # fewer than the supernet and the file's own network have
+    stage = {"algorithm": runner, "max_epoch": 1, "control": 1, "supernet": SUPERNET, "runner": kwargs, "constraints": limits}
     last = {"full_train": {"candidates": "nas.pareto" if runner == "cars" else "nas.best", "top": 1, "control": False}}
     config = search_config(images, tmp_path / "run", {"nas": stage}, last)
     config["trainer"]["max_epoch"] = 1
@@ -157,10 +158,31 @@ def test_a_stage_of_a_search_finds_the_network_that_full_train_trains(
     searched(config, tmp_path / "s.yaml")
     run = tmp_path / "run"
     found = yaml.safe_load((run / "nas" / "best.yaml").read_text())["net"][0]
-    trained = yaml.safe_load((run / "full_train" / "best" / "config.yaml").read_text())["net"][0]
+    trained = network_of(run / "full_train" / "best")
     assert found["type"] == trained["type"] == "cell_network"
     fragments = run / "nas" / ("pareto" if runner == "cars" else ".")
     assert trained["kwargs"] in [yaml.safe_load(file.read_text())["net"][0]["kwargs"] for file in fragments.glob("*.yaml")]
+
+    alone: dict[str, Config] = {}  # trainings without shared weights: the random network, then the one found
+    rows = []
+    for name, folder in zip(("random", "found"), sorted((run / "nas" / "control" / "trials").iterdir()), strict=True):
+        alone[name] = network_of(folder)["kwargs"]
+        (evaluation,) = records(folder, "eval")
+        assert evaluation["step"] == 11
+        rows.append(f"{evaluation['top1']:.4g}")
+    assert alone["found"] == found["kwargs"]
+    assert alone["random"].keys() == found["kwargs"].keys()
+    assert alone["random"]["genotype"] != found["kwargs"]["genotype"]
+    report = (run / "report.md").read_text().splitlines()
+    at = report.index(f"| **{runner}** | 1 | {rows[1]} |")
+    assert report[at + 1 : at + 3] == ["| control: own values | 0 | none |", f"| control: random | 1 | {rows[0]} |"]
+    assert not any("file itself" in line for line in report[:at])
+
+
+def network_of(run: Path) -> Config:
+    """The backbone of a run's configuration."""
+    network: Config = yaml.safe_load((run / "config.yaml").read_text())["net"][0]
+    return network
 
 
 @pytest.mark.parametrize(

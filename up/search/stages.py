@@ -130,6 +130,8 @@ class Stage:
 
     def text_of(self, point: Point) -> str:
         """Format a point on one line, in the words of the algorithm if it has some; empty for no values."""
+        if self.finds_networks:
+            return "the supernet, whose networks share their weights"
         own = getattr(self.algorithm, "described", None)
         return text_of(own(point) if own is not None and point else point)
 
