@@ -24,6 +24,7 @@ from tests.harness.searching import (
     with_test_split_apart,
     write,
 )
+from up.__main__ import main
 from up.search import worker as search_worker
 
 
@@ -96,7 +97,7 @@ FAMILIES = {
 
 
 def test_no_algorithm_opens_the_test_split(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each family of algorithms is a stage, with its control rows; all of them run in this process."""
+    """Each family of algorithms is a stage, with its control rows; they and the check of the file run in this process."""
     monkeypatch.setattr(search_worker, "Child", InThisProcess)
     undrawn(monkeypatch)
     stages = [{name: {key: value for key, value in stage.items() if value is not None}} for name, stage in FAMILIES.items()]
@@ -105,6 +106,7 @@ def test_no_algorithm_opens_the_test_split(images: Path, tmp_path: Path, monkeyp
     config["dataset"]["train"]["batch_sampler"]["kwargs"]["batch_size"] = 16
     config = with_test_split_apart(config, tmp_path / "test split")
     with opened_in(tmp_path / "test split") as opened:
+        assert main(["search", "check", "--config", str(write(config, tmp_path / "s.yaml"))]) == 0
         searched(config, tmp_path / "s.yaml")
         for name in FAMILIES:
             assert (tmp_path / "run" / name / "best.yaml").is_file(), name
