@@ -108,7 +108,12 @@ def session_of(
         clip=parts.clip,
         ema=ema,
         buffers=RankBuffers(parts.net, ema, average=config.runtime.async_norm),
-        memory=Memory(runner.net, policy=config.trainer.out_of_memory, ranks_meet=parts.loss_has_terms, strike=parts.fault.exhaust),
+        memory=Memory(
+            runner.net,
+            policy=config.trainer.out_of_memory,
+            ranks_meet=parts.loss_has_terms,
+            strike=parts.fault.exhaust if parts.fault.action else None,
+        ),
         loader_from=steps_from(
             experiment, parts.features.cache, parts.train_data, parts.batches, times.total, stop, parts.bad_images
         ),

@@ -69,7 +69,7 @@ def trial_session(experiment: Experiment, *, steps: int, weights: bool = True) -
     session = session_of(experiment, parts, Start(folder, None, None, None), runner, optimizer, StopRequest())
     return parts, replace(
         session,
-        memory=Memory(runner.net, policy="stop", strike=parts.fault.exhaust),
+        memory=Memory(runner.net, policy="stop", strike=parts.fault.exhaust if parts.fault.action else None),
         loader_from=lambda step: train_loader(experiment, parts.train_data, parts.batches, range(step, steps)),
     )
 

@@ -130,8 +130,9 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = False
         return tensor.to(device, non_blocking=True)
 
     moved = Batch({name: value if name in _ON_HOST else mapped(value, Tensor, move) for name, value in batch.items()})
-    if channels_last and isinstance(moved.get("image"), Tensor):
-        moved.image = moved.image.contiguous(memory_format=torch.channels_last)
+    image = moved.get("image") if channels_last else None
+    if isinstance(image, Tensor):
+        moved["image"] = image.contiguous(memory_format=torch.channels_last)
     return moved
 
 

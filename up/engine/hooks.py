@@ -164,6 +164,7 @@ class Hooks:
     def __init__(self, hooks: Sequence[Hook]) -> None:
         self.hooks = list(hooks)
         self._savers = [hook for hook in self.hooks if type(hook).wants_checkpoint is not Hook.wants_checkpoint]
+        self._steppers = [hook.on_step for hook in self.hooks if type(hook).on_step is not Hook.on_step]
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -174,6 +175,11 @@ class Hooks:
         """Call ``call`` with every hook."""
         for hook in self.hooks:
             call(hook)
+
+    def on_step(self, report: StepReport) -> None:
+        """Call the hooks that watch steps."""
+        for on_step in self._steppers:
+            on_step(report)
 
     def state_dict(self) -> StateDict:
         """Return the states by class; of several hooks of a class, that of the first with a state."""

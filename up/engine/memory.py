@@ -8,8 +8,8 @@ whose memory runs out in the exchange itself, or in a forward pass that waits fo
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,6 +41,19 @@ class _AnotherRankRanOut(Exception):
     """Raised on the ranks that had enough memory for a step when another had not."""
 
 
+class _Guard:
+    """The context of a part: a class costs a third of a generator."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        return self._memory.caught(error)
+
+
 class Memory:
     """The most ``images`` of a micro-batch that fit into memory, None as long as all do; the same on all ranks.
 
@@ -55,7 +68,7 @@ class Memory:
         *,
         policy: OnOutOfMemory = "split",
         ranks_meet: bool = False,
-        strike: Callable[[int, int], object] = lambda step, images: None,
+        strike: Callable[[int, int], object] | None = None,
     ) -> None:
         self.images: int | None = None
         self._net, self._strike = net, strike
@@ -66,6 +79,7 @@ class Memory:
         self._error: Exception | None = None
         self._step = 0
         self._has_agreed = False
+        self._guard = _Guard(self)
         buffers = [buffer for buffer in net.buffers() if buffer.device.type != "meta"] if self._splits else []
         kinds = dict.fromkeys(buffer.dtype for buffer in buffers)
         self._buffers = [[buffer for buffer in buffers if buffer.dtype == kind] for kind in kinds]
@@ -74,7 +88,8 @@ class Memory:
     def begin(self, step: int) -> None:
         """Remember the buffers of the net, such as running statistics, which a repeated step must not update twice."""
         self._step, self._error, self._has_agreed = step, None, False
-        _copy(self._before, self._buffers)
+        if self._buffers:
+            _copy(self._before, self._buffers)
 
     def cut(self, images: int) -> list[slice]:
         """Cut the rows of a micro-batch of ``images`` into nearly equal parts that fit."""
@@ -82,22 +97,25 @@ class Memory:
         parts = max(1, min(-(-images // most), images // self._least))
         return [slice(images * part // parts, images * (part + 1) // parts) for part in range(parts)]
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
+    def guard(self) -> _Guard:
         """Catch the lack of memory of a part, on this rank or another: ``ran_out`` is true afterwards, on every rank."""
-        try:
-            yield
-        except Exception as error:
+        return self._guard
+
+    def caught(self, error: BaseException | None) -> bool:
+        """Check whether ``error`` is the lack of memory of a part that can be repeated, and tell the other ranks."""
+        if isinstance(error, Exception):
             found = isinstance(error, _AnotherRankRanOut) or out_of_memory(error) is not None
             if not found or not self._splits or (self._has_agreed and not isinstance(error, _AnotherRankRanOut)):
-                raise
+                return False
             self._error = error.with_traceback(None)  # whose frames hold the tensors
         if self._error is not None and is_parallel() and not self._has_agreed:
             maxima_over_ranks([1])
+        return isinstance(error, Exception)
 
     def agree(self, part: MicroBatch) -> None:
         """Agree with the other ranks, before gradients are exchanged, that every forward pass of this step fitted."""
-        self._strike(self._step, image_count(part.batch))
+        if self._strike is not None:
+            self._strike(self._step, image_count(part.batch))
         if self._splits and is_parallel() and part.is_last:
             self._has_agreed = True
             if maxima_over_ranks([0])[0]:

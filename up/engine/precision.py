@@ -131,6 +131,7 @@ class Precision:
             raise UserError(f"is bf16, which {torch.cuda.get_device_name()} does not compute", fix="Use fp16.", key="amp")
         self.loss_scale: LossScale | None = None
         self._unread: _Unread | None = None
+        self._unit: Tensor | None = None  # 1, in the form of the loss
         self.is_late = self._device_type == "cuda"  # elsewhere the host computes anyway, or no optimizer skips a step itself
         if mode == "fp16" and scale_factor == "dynamic":
             self.loss_scale = LossScale(device)
@@ -149,8 +150,13 @@ class Precision:
         The gradients of a loss that is not finite become NaN, even where they would be finite, so that the norm shows it;
         the sum of the gradients over the ranks carries it to all of them.
         """
-        one = self.loss_scale.scale if self.loss_scale else 1.0
-        loss.backward(loss.detach() * 0 + one)  # type: ignore[no-untyped-call]
+        one = self.loss_scale.scale if self.loss_scale else self._one(loss)
+        loss.backward(torch.add(one, loss.detach(), alpha=0))  # type: ignore[no-untyped-call]
+
+    def _one(self, loss: Tensor) -> Tensor:
+        if self._unit is None or self._unit.device != loss.device or self._unit.dtype != loss.dtype:
+            self._unit = torch.ones_like(loss)
+        return self._unit
 
     def step(self, optimizer: Optimizer, clip: Clip, blame: Callable[[], str] = lambda: "", scale: Tensor | None = None) -> Tensor:
         """Move the weights by the gradients accumulated since the last step, times ``scale``, and drop the gradients.

@@ -263,7 +263,7 @@ class TrainingSession:
             self.precision.settle()  # numbers of a step that failed are not shown
         scalars = {**self.meter.take(), "grad_norm": grad_norm}
         report = StepReport(step, lr, scalars, data.cut.images, data.wait_s)
-        self.hooks.each(lambda hook: hook.on_step(report))
+        self.hooks.on_step(report)
 
     def evaluate(self, step: int) -> None:
         """Evaluate the weights after ``step`` steps; a signal interrupts it, and the resumed run repeats it."""

@@ -145,10 +145,10 @@ class Runner:
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
         """Move a training batch to the device, finish and mix it, and seed dropout, keyed by (seed, step, micro-batch, rank)."""
-        batch = self.stage(batch)
+        batch, own = self.stage(batch), rank()
         if self.mix is not None:
-            batch = self.mix(batch, generator(self.seed, step, micro, rank(), _MIXING))
-        seed_all(key(self.seed, step, micro, rank(), _DROPOUT))
+            batch = self.mix(batch, generator(self.seed, step, micro, own, _MIXING))
+        seed_all(key(self.seed, step, micro, own, _DROPOUT))
         return batch
 
     def reseed(self, step: int, micro: int, part: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from up.config.argument import PartOf
@@ -101,7 +102,7 @@ class ClassificationPostProcess(nn.Module):
             if len(heads) > 1:
                 scalars[f"{start}loss"] = values[-1].value.detach()
             name, share = self._accuracy(loss, head.detach(), target, record.get("dominant"))
-            scalars[f"{start}{name}"] = 100 * share
+            scalars[f"{start}{name}"] = share.mul_(100)
         total = sum((head.value for head in values[1:]), values[0].value)
         if all(head.weight is None for head in values):
             return {"loss": total, "scalars": scalars}
@@ -113,8 +114,8 @@ class ClassificationPostProcess(nn.Module):
     def _accuracy(self, loss: ClassificationLoss, logits: Tensor, target: Tensor, dominant: Tensor | None) -> tuple[str, Tensor]:
         if self.multilabel:
             matches = (loss.scores(logits) > 0.5) == (as_soft(target, logits) > 0.5)
-            return "exact_match", matches.all(dim=1).float().mean()
+            return "exact_match", matches.all(dim=1).mean(dtype=torch.float32)
         if dominant is not None:
-            return "dominant_top1", (logits.argmax(dim=1) == dominant).float().mean()
+            return "dominant_top1", (logits.argmax(dim=1) == dominant).mean(dtype=torch.float32)
         labels = target if target.ndim == 1 else target.argmax(dim=1)
-        return "accuracy_top1", (logits.argmax(dim=1) == labels).float().mean()
+        return "accuracy_top1", (logits.argmax(dim=1) == labels).mean(dtype=torch.float32)
