@@ -26,7 +26,13 @@ class Entry(BaseModel):
     """Base of all parts of the manifest: frozen, strict, no unknown keys."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=_FOR_SCHEMA, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=_FOR_SCHEMA,
+        protected_namespaces=(),
+        defer_build=True,
     )
 
 

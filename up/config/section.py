@@ -30,7 +30,7 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )  # without use_attribute_docstrings, which parses the source of every section at each start: see ``document``
     gathers: ClassVar[dict[str, str]] = {}
 

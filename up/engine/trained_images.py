@@ -71,7 +71,7 @@ class TrainedImages(Hook):
         if len(files) > LIMIT:
             return {**state, "reason": f"it trained on {len(files):,} images, and more than {LIMIT:,} are not recorded"}
         keys, unread = keys_of(files)
-        return {**state, "keys": torch.from_numpy(np.unique(keys[keys >= 0])), "unread": unread}
+        return {**state, "keys": torch.from_numpy(_distinct(keys[keys >= 0])), "unread": unread}
 
 
 def keys_of(files: Listing) -> tuple[Keys, int]:
@@ -81,6 +81,13 @@ def keys_of(files: Listing) -> tuple[Keys, int]:
         with suppress(OSError):
             keys[index] = content_key(files.path_of(index))
     return keys, int((keys < 0).sum())
+
+
+def _distinct(keys: Keys) -> Keys:
+    """Sort keys and drop those that repeat: ``np.unique`` imports numpy.ma, which takes 25 ms."""
+    in_order = np.sort(keys)
+    kept: Keys = in_order[np.diff(in_order, prepend=-1) != 0]
+    return kept
 
 
 def _split_of(files: Listing) -> Record | None:
