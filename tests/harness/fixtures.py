@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.harness.faulty import EACH_STEP, GO_ON, fault_config
-from tests.harness.launched import FORKED, FORKED_TORCHRUN, FRESH_RANKS, Program, forked, spawned
+from tests.harness.launched import FORKED, FORKED_TORCHRUN, Program, forked, spawned
 from tests.harness.ranks import Cluster, Server
 from tests.harness.tiny import tiny_config, write_images
 from up.deploy import provenance
@@ -118,15 +118,15 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
 
 @pytest.fixture
 def start(server: Server, runs: Cluster, tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Start ``up train`` under a launcher: ours for ``FORKED`` and ``FRESH_RANKS``; end whatever still runs after the test."""
+    """Start ``up train`` under a launcher: ours for ``FORKED``; end whatever still runs after the test."""
     programs: list[Program] = []
 
     def started(before: Sequence[str], *opts: str, after: Sequence[str] = (), fault: str = "", **options: Any) -> Program:
         words = [*after, "--config", runs.path, "--opts", "dataset.train.batch_sampler.kwargs.batch_size=4", GO_ON, *opts]
         output, environment = tmp_path / f"launched-{len(programs)}.txt", {"UP_FAULT": fault} if fault else {}
         environment |= options.pop("environment", {})
-        if before in (FORKED, FRESH_RANKS):
-            programs.append(forked(server, ["train", *words], output, environment, fresh_ranks=before == FRESH_RANKS, **options))
+        if before == FORKED:
+            programs.append(forked(server, ["train", *words], output, environment, **options))
         elif before == FORKED_TORCHRUN:
             entry = "torch.distributed.run:main"
             programs.append(forked(server, [*before[1:], *words], output, environment, entry=entry))

@@ -12,13 +12,28 @@ from typing import Any
 
 from tests.harness.faulty import children_of
 from tests.harness.ranks import PATIENCE_S, ROOT, Server, code_within
+from up.distributed.signals import StopRequest
 
 UP = (sys.executable, "-m", "up", "train")
 FORKED = ()  # the same from a process that has imported torch already: seconds less where the import does not matter
-FRESH_RANKS = ("fresh ranks",)  # so, but our launcher starts its ranks as it does elsewhere: python -m up
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "up", "train")
 FORKED_TORCHRUN = ("torchrun forked", *TORCHRUN[3:])  # so are its ranks
 TWO = ("--launch", "pytorch", "--ng", "2")
+
+
+def importing_until_asked_to_stop(words: Sequence[str]) -> int:
+    """``up WORDS…`` whose ranks, which hear signals by then, have still to import what trains when the first one comes."""
+    from up.__main__ import main
+    from up.commands import train
+
+    real = train.train_rank
+
+    def imported(config: Path, overrides: list[str], stop: StopRequest, *rest: Any, **named: Any) -> int:
+        assert code_within(PATIENCE_S, lambda: 0 if stop else None) == 0, "no signal"
+        return real(config, overrides, stop, *rest, **named)
+
+    train.train_rank = imported
+    return main(list(words))
 
 
 class Program:

@@ -249,8 +249,7 @@ def _be_a_rank(request: Mapping[str, Any]) -> None:
     if request.get("open_files"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"], request["open_files"]))
     sys.orig_argv = request.get("typed") or sys.orig_argv
-    if not request.get("fresh_ranks"):
-        _fork_ranks_of_our_launcher()
+    _fork_ranks_of_our_launcher()
     for place, value in (request.get("waits") or {}).items():
         module, _, name = place.partition(":")
         assert hasattr(import_module(module), name)

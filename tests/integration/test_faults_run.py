@@ -61,11 +61,11 @@ def test_nan_on_one_rank(runs: Cluster, run: Path, unbroken: Path, rank: int, pa
 
 def test_nan_on_one_rank_under_muon(runs: Cluster, run: Path, tmp_path: Path) -> None:
     """Its momentum keeps nothing of the step: what is saved and continued equals a run that nothing befell."""
-    muon, other = "trainer.optimizer.type=Muon", tmp_path / "other"
-    runs.run(GO_ON, muon, codes=(3, 3), fault="rank=1,step=6,action=nan")
-    assert (status(run)["step"], checkpoint(run)["step"]) == (6, 4)
-    runs.run(muon, f"saver.save_dir={other}")
-    finishes_equal(runs, run, other, muon)
+    muon, other = ("trainer.optimizer.type=Muon", "trainer.max_iter=4", "trainer.save_freq=2"), tmp_path / "other"
+    runs.run(GO_ON, *muon, codes=(3, 3), fault="rank=1,step=3,action=nan")
+    assert (status(run)["step"], checkpoint(run)["step"]) == (3, 2)
+    runs.run(*muon, f"saver.save_dir={other}")
+    finishes_equal(runs, run, other, *muon)
 
 
 # --- requests to stop
@@ -88,7 +88,7 @@ def test_a_signal_to_one_rank_saves_on_the_same_step(
     assert checkpoint(run)["step"] == 3
     left_equal(run, unbroken, 3)
     if rank == 0:
-        finishes_equal(runs, run, unbroken, option)
+        finishes_equal(runs, run, unbroken)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -210,7 +210,7 @@ def test_a_killed_loader_worker(runs: Cluster, run: Path, unbroken: Path, rank: 
     assert "lower num_workers" in ended[0].said
     assert "Traceback" not in ended.said
     if rank == 0:  # from the beginning: nothing was saved yet
-        finishes_equal(runs, run, unbroken, WORKERS.format(2))
+        finishes_equal(runs, run, unbroken)
 
 
 def test_a_rank_that_hangs(runs: Cluster, run: Path, unbroken: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_restart_does_not_repeat_what_would_end_the_same_way(runs: Cluster, ru
     assert "resumed from" in (run / "train.log").read_text()
     is_equal(run, unbroken)
     # another launch begins anew where it does not resume
-    ended = runs.run("saver.auto_resume=false", environment={**again, "TORCHELASTIC_RUN_ID": "two"})
+    ended = runs.run("saver.auto_resume=false", "trainer.max_iter=1", environment={**again, "TORCHELASTIC_RUN_ID": "two"})
     assert tells(ended[0].said, "earlier", "aside")
 
 
@@ -283,6 +283,7 @@ def test_bad_images_are_skipped_counted_and_listed(
     data = with_bad_image(images, tmp_path, b"")
     (data / "train 30.png").write_bytes((data / "train 3.png").read_bytes()[:100])
     config = fault_config(data, tmp_path / "run")
+    config["trainer"] |= {"max_iter": 6, "is_eval": False}  # an epoch
     config["dataset"]["train"]["dataset"]["kwargs"] |= {"on_bad_image": "skip", "max_bad": 2}
     runs, run = Cluster(server, tmp_path, write(config)), tmp_path / "run"
     runs.run(WORKERS.format(1))

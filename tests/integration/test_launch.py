@@ -24,7 +24,7 @@ from tests.harness.faulty import (
     step_reached,
     wait_for,
 )
-from tests.harness.launched import FORKED, FORKED_TORCHRUN, FRESH_RANKS, TWO, UP
+from tests.harness.launched import FORKED, FORKED_TORCHRUN, TWO, UP
 from tests.harness.ranks import PATIENCE_S, Cluster, free_port
 from tests.harness.states import checkpoint
 
@@ -193,13 +193,15 @@ def test_a_signal_during_the_import(start, runs: Cluster, run: Path) -> None:  #
     assert "Traceback" not in launched.said
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_before_there_are_ranks(start, run: Path, number: signal.Signals, code: int) -> None:  # type: ignore[no-untyped-def]
-    """The launcher imports for seconds: a scheduler that takes its place back then is to run the same command again."""
+def test_a_signal_before_there_are_ranks(start, run: Path) -> None:  # type: ignore[no-untyped-def]
+    """The launcher imports for seconds: a scheduler that takes its place back then is to run the same command again.
+
+    Ctrl-C has the same handler, which tests/unit/distributed/test_signals.py holds, and its code in the test below.
+    """
     launched = start(UP, after=TWO)
     wait_for(lambda: listens(launched.pid))
-    os.kill(launched.pid, number)
-    assert launched.wait() == code, launched.said
+    os.kill(launched.pid, signal.SIGTERM)
+    assert launched.wait() == 75, launched.said
     assert "Traceback" not in launched.said
     assert not run.exists()
 
@@ -216,8 +218,8 @@ def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number
 
 
 def test_a_signal_during_the_import_of_the_ranks(start, run: Path) -> None:  # type: ignore[no-untyped-def]
-    """With loader workers to come: both save their first state on the same step."""
-    launched = start(FRESH_RANKS, WORKERS.format(2), after=TWO)
+    """With loader workers to come: both save their first state on the same step. Here it waits for the signal, not for torch."""
+    launched = start(FORKED, WORKERS.format(2), after=TWO, entry="tests.harness.launched:importing_until_asked_to_stop")
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(listens, launched.ranks())), PATIENCE_S)
     os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 75, launched.said
