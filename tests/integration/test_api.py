@@ -45,6 +45,7 @@ def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
+@pytest.mark.usefixtures("each_graph_once")
 def test_the_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Word for word, with a narrow network under the name that it has."""
     narrow = {"block": "bottleneck", "layers": (1, 1, 1, 1), "width": 8}
@@ -98,7 +99,8 @@ def test_pieces() -> None:
     assert net({"image": torch.zeros(2, 3, 32, 32)})["logits"].shape == (2, 2)
     trained = build_model(run.folder)
     assert not trained.training
-    assert all(torch.equal(own, load_checkpoint(run.checkpoint)["model"][name]) for name, own in trained.state_dict().items())
+    saved = load_checkpoint(run.checkpoint)["model"]
+    assert all(torch.equal(own, saved[name]) for name, own in trained.state_dict().items())
 
 
 def test_load_names_what_is_missing(tmp_path: Path) -> None:

@@ -104,12 +104,12 @@ def test_resumed_is_equal_to_unbroken_and_the_cache_is_warm(unlabelled: Config, 
     del unlabelled["mimic"]["mimic_job1"]
     everything_on(unlabelled)
     unlabelled["mimic"]["cache"] = {"dir": str(tmp_path / "cache")}
+    unlabelled["trainer"] |= {"save_interval": 4, "keep_last": "all"}
     path = write(unlabelled)
     assert train(path) == 0
     files = {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*.rows")}
-    broken = [f"saver.save_dir={tmp_path / 'broken'}"]
-    assert train(path, *broken, "trainer.max_iter=4") == 0
-    assert train(path, *broken, "saver.auto_resume=true") == 0
+    saved = tmp_path / "run" / "ckpt_s4.pth"
+    assert train(path, f"saver.save_dir={tmp_path / 'broken'}", f"saver.resume_model={saved}") == 0
     assert {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*.rows")} == files
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
     for part in ("model", "optimizer", "ema", "schedule", "runner", "metrics"):
