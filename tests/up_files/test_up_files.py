@@ -20,7 +20,13 @@ from up.config.tree import to_plain
 
 PATHS, FILES = 303, 43
 # Names and arguments are checked in full, the pass through the net in a smaller one; tests/configs has the full one.
-SMALLER = {"vit/vit_b16_224": ["net.backbone.type=vit_tiny_patch16_224", "net.head.kwargs.in_plane=192"]}
+_RES18 = ["net.backbone.type=resnet18", "net.head.kwargs.in_plane=512"]
+_TEACHER = ["teacher.backbone.type=resnet18", "teacher.head.kwargs.in_plane=512"]
+SMALLER = {
+    "vit/vit_b16_224": ["net.backbone.type=vit_tiny_patch16_224", "net.head.kwargs.in_plane=192"],
+    **dict.fromkeys(("downstream/pet", "downstream/flower_strikes", "long_tail/res50_eql"), _RES18),
+    **dict.fromkeys(("distillation/res18_kd", "distillation/res18_kd_tricks"), _TEACHER),
+}
 # Further sizes of a net that another file of the same losses and augmentations passes through: built, not passed through.
 FURTHER = re.compile(
     "resnet/res(34|50)|bag_of_tricks/res50$|strikes/res50|downstream/(car|flower$)|mbv2_2|regnety|convnext_small|"
