@@ -29,7 +29,7 @@ class ImageRoot:
 
     def path_of(self, name: str) -> str:
         """Return the path of the file ``name``; an absolute name stays unchanged."""
-        return os.path.join(self.folder, name)
+        return name if name[:1] == "/" else self._inside + name  # os.path.join, in a tenth of its time
 
     def name_problem(self, name: str) -> str | None:
         """Return the reason why ``name`` may not be used, by the name alone; None if it may."""
@@ -48,19 +48,19 @@ class ImageRoot:
         if not self._fenced or (name.startswith("/") and self._absolute_anywhere):
             return None
         path = self.path_of(name)
-        folder, file = os.path.split(path)
+        folder, _, file = path.rpartition("/")
         is_plain = file not in ("", ".", "..") and not os.path.islink(path)
-        target = os.path.join(self._real(folder), file) if is_plain else os.path.realpath(path)
+        target = self._real(folder) + file if is_plain else os.path.realpath(path)
         if target.startswith(self._real_inside):
             return None
         return f"a symbolic link leads outside of {self.shown!r}, to {target!r} (set allow_outside: true to use it)"
 
     def _real(self, folder: str) -> str:
-        """Resolve the links of a folder, once: a call of the system for each of its parents is 60 us for every image."""
+        """Resolve the links of a folder, once, with a slash at its end: asking for each of its parents is 60 us for every image."""
         if folder not in self._resolved:
             if len(self._resolved) >= _MOST_FOLDERS:
                 self._resolved.clear()
-            self._resolved[folder] = os.path.realpath(folder)
+            self._resolved[folder] = os.path.join(os.path.realpath(folder or "/"), "")
         return self._resolved[folder]
 
     @cached_property

@@ -122,9 +122,10 @@ class RandomResizedCrop(Geometric):
         return View.whole(self._box(*size), self.size, self.interpolation)
 
     def _box(self, height: int, width: int) -> Box:
+        drawn = torch.empty(1)  # a new one for each draw takes as long as the draw
         for _ in range(10):
-            area = height * width * torch.empty(1).uniform_(*self._scale).item()
-            aspect = torch.exp(torch.empty(1).uniform_(*self._log_ratio)).item()
+            area = height * width * drawn.uniform_(*self._scale).item()
+            aspect = drawn.uniform_(*self._log_ratio).exp_().item()
             wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < wide <= width and 0 < high <= height:
                 top = int(torch.randint(0, height - high + 1, size=(1,)).item())
