@@ -84,9 +84,12 @@ def _tell_launcher(reason: str) -> None:
     """Write the reason to the file that torchrun reads, whose own report then shows it as the root cause."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
-            message = {"message": reason, "extraInfo": {"py_callstack": reason, "timestamp": str(int(time.time()))}}
-            json.dump({"message": message}, file)
+        unfinished = f"{path}.{os.getpid()}"
+        with suppress(OSError):
+            with open(unfinished, "w", encoding="utf-8") as file:
+                message = {"message": reason, "extraInfo": {"py_callstack": reason, "timestamp": str(int(time.time()))}}
+                json.dump({"message": message}, file)
+            os.replace(unfinished, path)  # the launcher reads it when any rank has ended, and ends by half a file itself
 
 
 def _no_reader() -> int:
