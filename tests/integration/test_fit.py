@@ -107,7 +107,7 @@ def test_the_range_test_is_deterministic_and_leaves_no_trace(
     monkeypatch.chdir(tmp_path)
     path = write(config)
     before = sorted(file.name for file in tmp_path.iterdir())
-    words = ["lr-find", "--config", path, "--steps", "40"]
+    words = ["lr-find", "--config", path, "--steps", "20"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     said = capsys.readouterr().out
     assert main(words) == 0

@@ -25,7 +25,7 @@ def config(config: Config) -> Config:
     """A net without BatchNorm and dropout, so that parts of a batch give the same gradients."""
     config["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}
     config["dataset"]["train"]["batch_sampler"]["kwargs"]["drop_last"] = True  # the last batch would be cut in other places
-    config["trainer"] |= {"clip_norm": 1.0, "optimizer": {"type": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9}}}
+    config["trainer"] |= {"is_eval": False, "clip_norm": 1.0, "optimizer": {"type": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9}}}
     return config
 
 

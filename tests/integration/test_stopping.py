@@ -28,6 +28,7 @@ def test_stops_at_its_step_is_finished_and_a_longer_patience_continues(
 ) -> None:
     """With ``min_delta`` 1000 only the first evaluation improves: the run ends two evaluations later."""
     config["trainer"] |= {"max_epoch": 6, "early_stopping": {"patience": 2, "min_delta": 1000.0}}
+    config["dataset"]["train"]["dataset"]["kwargs"]["fraction"] = 0.3  # two steps an epoch
     path, run = write(config), tmp_path / "run"
     assert train(path) == 0
     whole = [record["step"] for record in records(run, "eval")]
