@@ -124,6 +124,20 @@ def test_no_such_file(config: Config, write: Write, capsys: pytest.CaptureFixtur
     assert tells(line, f"{tmp_path / 'confg.yaml'}", "file", "'config.yaml'")
 
 
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_single_images_for_a_batch_norm(
+    command: str, config: Config, write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A map of 1x1 has one value for each channel of a single image; a larger map has enough."""
+    path = "dataset.train.batch_sampler.kwargs.batch_size"
+    change(change(config, path, 1), "trainer.max_iter", 2)
+    assert main(["check", "--config", write(config)]) == 0
+    capsys.readouterr()
+    change(config, "net.0.kwargs.stem", "imagenet")
+    (line,) = refused([command, "--config", write(config)], capsys, tmp_path)
+    assert tells(line, path, "1", "BatchNorm", "2")
+
+
 def test_what_is_odd_and_right(config: Config, write: Write, tmp_path: Path) -> None:
     """A byte order mark, CRLF, and numbers that YAML 1.1 takes for text."""
     path = Path(write(change(config, "trainer.max_iter", 2)))

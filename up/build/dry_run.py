@@ -20,10 +20,13 @@ from up.engine.parallel import unchanged_buffers
 from up.engine.step import StepOutput
 from up.errors import UserError
 from up.models.net import Net
+from up.models.norm import is_batch_norm
 from up.registry import Registry
 from up.seed import generator
 from up.tasks.experiment import Experiment, net_kind
 from up.text import some_of
+
+_BATCH_SIZE = "dataset.train.batch_sampler.kwargs.batch_size"
 
 
 def first_batch(experiment: Experiment, source: Phase, data: Dataset, on_bad: Callable[[str], object] | None = None) -> Batch:
@@ -56,7 +59,7 @@ def dry_run(experiment: Experiment, parts: RunParts) -> StepOutput | None:
                 what = f"the batch function returned a {type(prepared).__name__}, expected the batch with `image` and `gt`."
                 raise experiment.error(f"{what} Add `return batch`.", key="dataset.train.dataloader.kwargs.batch_fn.type")
             prepared = Batch(prepared)
-        with parts.precision.autocast():
+        with parts.precision.autocast(), several_values(experiment, parts.net):
             if has_labels(experiment):
                 output = experiment.task.loss(parts.net, prepared)
             else:
@@ -119,6 +122,23 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
     except UserError as error:
         with experiment.placing(running[0]):
             raise error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def several_values(experiment: Experiment, net: nn.Module) -> Iterator[None]:
+    """Raise ``ConfigError`` where a BatchNorm gets one value for each channel in the block, of which it has no variance."""
+
+    def check(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if module.training and inputs[0].numel() == inputs[0].shape[1]:
+            what = "got 1, and a BatchNorm of this net cannot train on a single image, whose map has only one position there."
+            raise experiment.error(f"{what} Set 2 or more, or train with larger images.", key=_BATCH_SIZE)
+
+    handles = [module.register_forward_pre_hook(check) for module in net.modules() if is_batch_norm(module)]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
