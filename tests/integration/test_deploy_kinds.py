@@ -216,7 +216,7 @@ def test_a_distilled_student_without_its_teacher(
     del said
 
 
-def test_384_pixels_of_bgr_levels_without_names(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_96_pixels_of_bgr_levels_without_names(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source in ("train", "test"):
         kwargs(config, source)["image_reader"]["kwargs"]["color_mode"] = "BGR"
         del kwargs(config, source)["class_names"]
@@ -225,14 +225,14 @@ def test_384_pixels_of_bgr_levels_without_names(config: Config, tmp_path: Path, 
             {"type": "normalize", "kwargs": {"mean": [104.0, 117.0, 123.0], "std": [57.0, 57.0, 57.0]}},
         ]
     kwargs(config, "test")["transformer"][:1] = [
-        {"type": "torch_resize", "kwargs": {"size": 438, "interpolation": "bicubic"}},
-        {"type": "torch_center_crop", "kwargs": {"size": 384}},
+        {"type": "torch_resize", "kwargs": {"size": 110, "interpolation": "bicubic"}},
+        {"type": "torch_center_crop", "kwargs": {"size": 96}},
     ]
     config["net"][0]["kwargs"]["stem"] = "imagenet"
     package, said = opened_by_all(config, tmp_path, capsys)
-    assert package.manifest.input_size == (384, 384)
+    assert package.manifest.input_size == (96, 96)
     parameters = json.loads(package.members["parameters.json"])
-    assert (parameters["input_h"], parameters["input_w"]) == (384, 384)
+    assert (parameters["input_h"], parameters["input_w"]) == (96, 96)
     assert (parameters["pixel_means"], parameters["pixel_stds"], parameters["is_rgb"]) == ([104, 117, 123], [57, 57, 57], False)
     assert package.manifest.inputs[0].channel_order == "BGR"
     assert package.manifest.answer.heads[0].labels == ["0", "1", "2"]
