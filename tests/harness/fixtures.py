@@ -43,9 +43,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """The process that ranks are forked from."""
-    made = Server()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The process that ranks are forked from, one for all processes of the tests: to start it takes as long as ten runs."""
+    made = Server(shared_by_workers(tmp_path_factory))
     yield made
     made.close()
 
@@ -55,9 +55,14 @@ def each_graph_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let torch export each net once, for the modules that ask for it and those after them, here and in processes beside this."""
     from tests.harness.served import graphs_exported_once
 
-    own = tmp_path_factory.getbasetemp()
-    with graphs_exported_once((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"):
+    with graphs_exported_once(shared_by_workers(tmp_path_factory) / "graphs"):
         yield
+
+
+def shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this start of pytest, the same in all processes that run its tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """Ranks for tests: processes forked from one that has imported everything, so that starting one costs next to nothing.
 
-Run as a program this file is that one process: it reads a request a line and answers with a line.
+Run as a program this file is that one process, for all processes of the tests that share its socket: it reads a request a line and
+answers with a line, and ends when the last of them has left.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import hashlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,29 +32,50 @@ PATIENCE_S = 240.0  # several times what a crowded machine needs
 
 
 class Server:
-    """The process that ranks are forked from."""
+    """The process that ranks are forked from, one for all processes that share ``folder``: the first of them starts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir(), f"up-ranks-{name}")  # a socket's path has at most 107 characters
+        with (folder / "ranks.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._joined(path):
+                self._start(path)
+                assert self._joined(path), "the process that ranks are forked from did not start"
+
+    def _joined(self, path: Path) -> bool:
+        """Join the server at ``path``; False if there is none, or one that ends at this moment."""
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.connect(str(path))
+            self._file = self._socket.makefile("rw")
+            return bool(self.ask() == "here")
+        except (OSError, ValueError):
+            self._socket.close()
+            return False
+
+    def _start(self, path: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         for name in ("RANK", "WORLD_SIZE", "UP_FAULT", "PLUGINPATH", "COLUMNS", "LINES"):
             environment.pop(name, None)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
+        path.unlink(missing_ok=True)
+        is_listening, listens = os.pipe()
+        os.set_inheritable(listens, True)
+        nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
+        words = [sys.executable, __file__, str(path), str(listens)]
+        os.posix_spawn(sys.executable, words, environment, file_actions=nothing)
+        os.close(listens)
+        os.read(is_listening, 1)
+        os.close(is_listening)
 
     def ask(self, **request: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        self._file.write(json.dumps(request) + "\n")
+        self._file.flush()
+        return json.loads(self._file.readline())
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        self._file.close()
+        self._socket.close()
 
 
 @dataclass
@@ -191,30 +217,57 @@ IMPORTED = (  # what a run would import itself, each rank anew
 
 
 def _serve() -> None:
+    os.chdir(ROOT)
     for name in IMPORTED:
         import_module(name)
     import_module("PIL.Image").preinit()
     _build_once()
     gc.collect()
     gc.freeze()  # else each rank's first collection copies all that the imports have left: a third of its time
+    path, listens = Path(sys.argv[1]), int(sys.argv[2])
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(str(path))
+    door.listen()
+    os.close(listens)
     codes: dict[int, int] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "words" in request:
-            sys.stdout.flush()
-            pid = os.fork()
-            if pid == 0:
-                _be_a_rank(request)
-            answer: Any = pid
-        else:
-            pid = request["poll"]
-            if pid not in codes:
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-            answer = codes.get(pid)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    inside: dict[socket.socket, IO[str]] = {}
+    while True:
+        for each in select.select([door, *inside], [], [])[0]:
+            if each is door:
+                joined = door.accept()[0]
+                inside[joined] = joined.makefile("rw")
+                continue
+            with suppress(OSError):  # of a process that was killed
+                if line := inside[each].readline():
+                    answer = _answer(json.loads(line), codes, [door, *inside])
+                    inside[each].write(json.dumps(answer) + "\n")
+                    inside[each].flush()
+                    continue
+            with suppress(OSError):
+                inside.pop(each).close()
+            each.close()
+        if not inside:
+            path.unlink(missing_ok=True)
+            return
+
+
+def _answer(request: Mapping[str, Any], codes: dict[int, int], sockets: Sequence[socket.socket]) -> Any:
+    """The id of the rank that a request starts, or the exit code of one that has ended; ``codes`` are those of before."""
+    if "words" in request:
+        pid = os.fork()
+        if pid == 0:
+            for each in sockets:  # the files of a rank are its own
+                os.close(each.detach())
+            _be_a_rank(request)
+        return pid
+    if "poll" not in request:
+        return "here"
+    pid = request["poll"]
+    if pid not in codes:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            codes[pid] = os.waitstatus_to_exitcode(status)
+    return codes.get(pid)
 
 
 def _build_once() -> None:
