@@ -103,14 +103,14 @@ class Memory:
 
     def caught(self, error: BaseException | None) -> bool:
         """Check whether ``error`` is the lack of memory of a part that can be repeated, and tell the other ranks."""
-        if isinstance(error, Exception):
-            found = isinstance(error, _AnotherRankRanOut) or out_of_memory(error) is not None
-            if not found or not self._splits or (self._has_agreed and not isinstance(error, _AnotherRankRanOut)):
+        if error is not None:
+            is_ours = isinstance(error, _AnotherRankRanOut) or (out_of_memory(error) is not None and not self._has_agreed)
+            if not isinstance(error, Exception) or not is_ours or not self._splits:
                 return False
             self._error = error.with_traceback(None)  # whose frames hold the tensors
         if self._error is not None and is_parallel() and not self._has_agreed:
             maxima_over_ranks([1])
-        return isinstance(error, Exception)
+        return error is not None
 
     def agree(self, part: MicroBatch) -> None:
         """Agree with the other ranks, before gradients are exchanged, that every forward pass of this step fitted."""
