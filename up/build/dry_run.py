@@ -129,11 +129,11 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
 
 @contextmanager
 def several_values(experiment: Experiment, net: nn.Module) -> Iterator[None]:
-    """Raise ``ConfigError`` where a BatchNorm gets one value for each channel in the block, of which it has no variance."""
+    """Raise ``ConfigError`` if a BatchNorm gets one value for each channel in the block: one value has no variance."""
 
     def check(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if module.training and inputs[0].numel() == inputs[0].shape[1]:
-            what = "got 1, and a BatchNorm of this net cannot train on a single image, whose map has only one position there."
+            what = "got 1, and a BatchNorm of this net cannot train on one image: its map has only one position."
             raise experiment.error(f"{what} Set 2 or more, or train with larger images.", key=_BATCH_SIZE)
 
     handles = [module.register_forward_pre_hook(check) for module in net.modules() if is_batch_norm(module)]

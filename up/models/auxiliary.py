@@ -22,8 +22,8 @@ class AuxiliaryFeatures(TrainingOnly, nn.Sequential):
     """Features (B, ``width``) of an auxiliary classifier, of a map (B, planes, H, W) in the middle of a network.
 
     Average pooling of 5x5 (of stride 3, or 2 for ImageNet), a 1x1 convolution to 128 channels and a 2x2 one to 768, as in the
-    authors' code of DARTS (Liu et al. 2019, appendix A.2); then the mean over the positions, of which there is one for maps of 8x8
-    (stride 3) and 7x7 (stride 2). Raises ``UserError`` for a smaller map.
+    authors' code of DARTS (Liu et al. 2019, appendix A.2); then the mean over the positions. Maps of 8x8 (stride 3) and 7x7
+    (stride 2), as in the paper, leave one position. Raises ``UserError`` for a smaller map.
     """
 
     width = 768
