@@ -68,7 +68,7 @@ class Machine(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """AdamW for a family of networks: learning rate, weight decay, and the factor from a layer to the one before it."""
+    """AdamW for a family of networks: learning rate, weight decay, and layer decay (None: one learning rate for all layers)."""
 
     lr: float
     weight_decay: float
@@ -104,7 +104,7 @@ class Choices:
 
     @property
     def is_small(self) -> bool:
-        """Whether the images are too small for a network for photos."""
+        """Whether the network is the small ResNet, for images that are too small for a network for photos."""
         return self.network.family == "scratch"
 
     def lines(self) -> Iterator[str]:
@@ -136,8 +136,8 @@ class Choices:
 def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
     """Choose all settings that are not given. Raises ``UserError`` for a network, weights or a teacher that cannot be used."""
     typical = images.survey.side
-    small = wishes.img_size or _rounded(typical)
-    network = network_for(wishes.model, wishes.weights, device=machine.device, is_small=small <= SMALL)
+    side = wishes.img_size or _rounded(typical)
+    network = network_for(wishes.model, wishes.weights, device=machine.device, is_small=side <= SMALL)
     size, why_size = _size(wishes, network, typical)
     batch = wishes.batch_size or _batch(images.trained, wishes.epochs or _EPOCHS[1])
     steps = math.ceil(images.trained / batch)

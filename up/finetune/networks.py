@@ -95,7 +95,7 @@ def _chosen(weights: str | None, *, device: str, is_small: bool) -> Network:
     if is_online():
         return _of_name(name, choice, f"for {where}; the weights are downloaded")
     because = (
-        f"the pretrained weights {choice} are not on this machine, which has no network. With weights fewer photos do: "
+        f"the pretrained weights {choice} are not on this machine, which has no network. With weights, fewer photos are enough: "
         f"--model {name} --weights FILE.pth"
     )
     return _of_name(name, None, because)
