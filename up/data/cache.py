@@ -27,7 +27,7 @@ from up.data.listing import Listing
 from up.data.packed import PackedStrings
 from up.data.readers import Reader, ViewReader
 from up.data.records import Image
-from up.data.transforms.image import size_of
+from up.data.transforms.image import size_of, tensor_of
 from up.data.transforms.view import Library, OneView, offers
 from up.distributed.env import rank_in_environment
 from up.errors import UserError
@@ -164,30 +164,32 @@ class ImageCache:
         in_planes = self.manifest["form"] == "yuv420"  # which torch resizes faster
         if self.manifest["channels"] == 3 and drawn.is_exact(library) and not (in_planes and library == "torch"):
             box = drawn.needed
-            levels = drawn.resized(self._levels(block, size, box), box, library)
-            return Pillow.fromarray(levels) if library == "pillow" else torch.from_numpy(levels).permute(2, 0, 1)
+            levels = drawn.resized(self._part(block, size, box), box, library)
+            return Pillow.fromarray(levels) if library == "pillow" and not view.as_tensor else tensor_of(levels)
         return drawn.moved().of(self._image(block, size, drawn.box))
 
     def _block(self, place: int, where: str) -> tuple[Levels, tuple[int, int]]:
         """Return the bytes of an image and its height and width; these are 0 for an encoded one."""
-        start, size, height, width = (int(self.index[name][place]) for name in ("offset", "bytes", "height", "width"))
+        entry = self.index[place]
+        start, size, height, width = (int(entry[name]) for name in ("offset", "bytes", "height", "width"))
         if not size:
             raise BadImage(where, self.manifest["bad"][str(place)])
         return self._bytes[start : start + size], (height, width)
 
-    def _levels(self, block: Levels, size: tuple[int, int], box: Box) -> Levels:
-        """Return the levels (rows, columns, C) of a part of an image, in memory of their own: transforms may write there."""
+    def _part(self, block: Levels, size: tuple[int, int], box: Box) -> Levels:
+        """Return the levels (rows, columns, C) of a part of an image, read-only where they are those of the file."""
         channels = self.manifest["channels"]
         if self.manifest["form"] == "yuv420" and channels == 3:
             return _rgb_of(block, size, box)
         top, left, rows, columns = box
-        return np.array(block.reshape(*size, channels)[top : top + rows, left : left + columns])
+        return block.reshape(*size, channels)[top : top + rows, left : left + columns]
 
     def _image(self, block: Levels, size: tuple[int, int], box: Box) -> Image:
-        levels = self._levels(block, size, box)
+        levels = self._part(block, size, box)
+        levels = levels if levels.flags.writeable else np.array(levels)  # transforms may write there
         if self.manifest["pillow"]:
             return Pillow.fromarray(np.ascontiguousarray(levels))
-        return torch.from_numpy(levels).permute(2, 0, 1)
+        return tensor_of(levels)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def collate(samples: Sequence[Sample], *, one_size: bool = True, lists: Collecti
             raise UserError(f"of one batch differ: only one of {first.filename} and {other.filename} has {name!r}", key="samples")
         if one_size and _form(other.image) != _form(first.image):
             raise UserError(
-                f"images of one batch differ: {first.filename} is {_form(first.image)}, {other.filename} is "
-                f"{_form(other.image)}. Expected one size: end the transformer in torch_random_resized_crop, or in "
+                f"images of one batch differ: {first.filename} is {_shown(first.image)}, {other.filename} is "
+                f"{_shown(other.image)}. Expected one size: end the transformer in torch_random_resized_crop, or in "
                 "torch_resize and torch_center_crop."
             )
     columns = {field: [sample[field] for sample in samples] for field in first}
@@ -97,10 +97,14 @@ def _are_rows(values: list[object]) -> bool:
     return len(lists) == len(values) and len({*map(len, lists)}) == 1
 
 
-def _form(image: Image) -> str:
+def _form(image: Image) -> tuple[torch.Size, torch.dtype]:
     assert isinstance(image, Tensor), "a data set gives tensors"
-    height, width = image.shape[-2:]
-    return f"{width} x {height} ({image.shape[0]} channels, {str(image.dtype).removeprefix('torch.')})"
+    return image.shape, image.dtype
+
+
+def _shown(image: Image) -> str:
+    (channels, *_, height, width), dtype = _form(image)
+    return f"{width} x {height} ({channels} channels, {str(dtype).removeprefix('torch.')})"
 
 
 def padded(images: Tensor | Sequence[Tensor], size: tuple[int, int]) -> Tensor:

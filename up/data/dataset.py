@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cache, cached_property, partial
 from hashlib import sha256
@@ -35,6 +35,7 @@ from up.seed import seed_cpu
 
 Transforms: TypeAlias = Annotated[Sequence[Transform], PartOf("transform")]
 ImageReader: TypeAlias = Annotated[Reader, PartOf("image_reader")]
+See: TypeAlias = Callable[[], OneView]
 
 _SECOND, _REPLACEMENT = 1, 2  # purposes of draws, mixed into the key
 _TRIES = 100
@@ -179,7 +180,8 @@ class _Visit:
     def sample(self, index: int, transforms: Sequence[Transform], view: tuple[Draw | None, Sequence[Transform]]) -> Sample:
         """Read sample ``index``, or another one in its place, and apply the transforms, the first ones, ``view``, as it is read."""
         draw, rest = view if offers(self._dataset, "read_view", "read") else (None, transforms)
-        return self._transformed(self._read(index, draw), rest)
+        see = None if draw is None else partial(OneView, draw, may_scale=self._dataset.train, as_tensor=not rest)
+        return self._transformed(self._read(index, see), rest)
 
     def _transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
         for position, transform in enumerate(transforms):
@@ -194,11 +196,11 @@ class _Visit:
                 sample.update(moved)
         return sample
 
-    def _read(self, index: int, draw: Draw | None) -> Sample:
+    def _read(self, index: int, see: See | None) -> Sample:
         """Read sample ``index``, or instead of one that cannot be read another, chosen by the seed."""
         dataset = self._dataset
         try:
-            return self._attempt(index, draw)
+            return self._attempt(index, see)
         except BadImage as bad:
             if dataset.on_bad_image == "error":
                 fix = "Repair it, or set on_bad_image: skip to continue without it."
@@ -206,15 +208,15 @@ class _Visit:
             self.bad = self.bad or bad.problems[0]
         for attempt in range(_TRIES):
             try:
-                return self._attempt(mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset), draw)
+                return self._attempt(mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset), see)
             except BadImage:
                 continue
         raise UserError(f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either.")
 
-    def _attempt(self, index: int, draw: Draw | None) -> Sample:
+    def _attempt(self, index: int, see: See | None) -> Sample:
         before = torch.get_rng_state() if self._drawn else None
         try:
-            return read_sample(self._dataset, index, draw)
+            return read_sample(self._dataset, index, see)
         except BadImage:  # whose view was drawn
             if before is None:
                 torch.default_generator.manual_seed(self._seed)  # as it was before the first sample: 10 us less for each image
@@ -294,13 +296,13 @@ def _seen(dataset: KeyedDataset, index: int, view: OneView) -> Sample:
     return dataset.read_view(index, view) if offers(dataset, "read_view", "read") else KeyedDataset.read_view(dataset, index, view)
 
 
-def read_sample(dataset: KeyedDataset, index: int, draw: Draw | None = None) -> Sample:
-    """Sample ``index``, not transformed but for the view that ``draw`` draws.
+def read_sample(dataset: KeyedDataset, index: int, see: See | None = None) -> Sample:
+    """Sample ``index``, not transformed but for the view that ``see`` makes.
 
     Raises ``BadImage``, and ``PartError`` for a sample of another form.
     """
     try:
-        sample = dataset.read(index) if draw is None else dataset.read_view(index, OneView(draw, may_scale=dataset.train))
+        sample = dataset.read(index) if see is None else dataset.read_view(index, see())
     except OSError as error:
         if isinstance(error, Ending) or error.errno not in _UNREADABLE:
             raise
@@ -334,8 +336,10 @@ def names_of_boxes(sample: Mapping[str, object]) -> list[str]:
     return [name for name, value in sample.items() if isinstance(value, tv_tensors.BoundingBoxes)]
 
 
-def boxes_problem(sample: Mapping[str, object], names: Iterable[str]) -> str | None:
+def boxes_problem(sample: Mapping[str, object], names: Sequence[str]) -> str | None:
     """Describe boxes, the fields ``names``, that are not as many as ``labels`` beside them, as the end of a sentence."""
+    if not names:
+        return None
     labels = sample.get("labels")
     if not isinstance(labels, Sequence | torch.Tensor):
         return None

@@ -13,6 +13,7 @@ from up.config.argument import NoEffect, PathTo
 from up.data.decoding import MAX_PIXELS, QUIET, SUFFIXES, Color, decode, encoded_in, name_of, open_image, orientation, read_rgb
 from up.data.jpeg import Frame, Pixels, decoder, extension, frame_of, part_of
 from up.data.records import Image
+from up.data.transforms.image import tensor_of
 from up.data.transforms.view import Library, OneView
 from up.errors import UserError
 from up.registry import Registry
@@ -126,7 +127,8 @@ class PillowReader:
         if part is None:
             return None
         if exact is not None:
-            return self._of_pixels(view.resized(part, box, exact))
+            pixels = view.resized(part, box, exact)
+            return self._tensor(pixels) if drawn.as_tensor else self._of_pixels(pixels)
         return view.moved().of(self._of_pixels(part))
 
     def _draft(self, encoded: bytes, name: str, drawn: OneView) -> Image | None:
@@ -145,6 +147,10 @@ class PillowReader:
 
     def _of_pixels(self, pixels: Pixels) -> Image:
         return self._image(Pillow.fromarray(pixels))
+
+    def _tensor(self, pixels: Pixels) -> Image:
+        tensor = tensor_of(pixels)
+        return tensor.flip(0) if self.color_mode == "BGR" else tensor
 
     def _image(self, image: Pillow.Image) -> Image:
         """Convert an image in RGB to the channels of this reader."""
@@ -192,8 +198,7 @@ class AutoReader(PillowReader):
     def _of_pixels(self, pixels: Pixels) -> Image:
         if self.color_mode == "GRAY":
             return super()._of_pixels(pixels)
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        return tensor.flip(0) if self.color_mode == "BGR" else tensor
+        return self._tensor(pixels)
 
     def _image(self, image: Pillow.Image) -> Image:
         return super()._image(image) if self.color_mode == "GRAY" else self._of_pixels(np.array(image))

@@ -357,6 +357,14 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert refusals(at["missing"], "m:4: x") == f"m:4: x: no such file ({at['missing']})"
 
 
+def test_a_file_that_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As file systems over a network may return it."""
+    (tmp_path / "x.png").write_bytes(encoded(PICTURE, "PNG"))
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 50)))
+    assert np.array_equal(np.asarray(PillowReader()(str(tmp_path / "x.png"))), RGB)
+
+
 def test_floating_point_pixels_are_refused() -> None:
     data = encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF")
     assert tells(refusals(data, "m:1: x.tif"), "floating-point", "pixels", "defined")

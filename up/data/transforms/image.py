@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image as PILImage
 from pydantic import Field
 from torchvision import tv_tensors
@@ -151,6 +152,11 @@ def moved(transform: v2.Transform, image: Image, targets: Targets, *, by_pillow:
         image = F.to_pil_image(image)
     changed, targets = transform(image, dict(targets)) if targets else (transform(image), targets)
     return F.pil_to_tensor(changed) if as_pillow else changed, targets
+
+
+def tensor_of(levels: NDArray[np.uint8]) -> torch.Tensor:
+    """Return levels (H, W, C) as a tensor (C, H, W) of the same memory; numpy transposes them in a third of torch's time."""
+    return torch.from_numpy(levels.transpose(2, 0, 1))
 
 
 def size_of(image: Image) -> Size:

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from up.data.records import Image
-from up.data.transforms.image import with_pillow
+from up.data.transforms.image import tensor_of, with_pillow
 
 try:
     from up.data import _pixels
@@ -56,20 +56,20 @@ def levels_of(image: Image) -> Levels | None:
         return np.asarray(image) if image.mode == "RGB" else None
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         return None
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
 
 
 def like(image: Image, levels: Levels) -> Image:
     """Return levels in the form of ``image``: a Pillow image, or a tensor (3, H, W) of channels-last memory."""
-    return pillow.fromarray(levels) if isinstance(image, PILImage) else torch.from_numpy(levels).permute(2, 0, 1)
+    return pillow.fromarray(levels) if isinstance(image, PILImage) else tensor_of(levels)
 
 
 def write_planes(image: torch.Tensor, result: torch.Tensor) -> None:
     """Write an image (C, H, W) into contiguous memory, quickly where its own is channels-last."""
     if _pixels is not None and image.shape[0] == 3 and image.dtype == torch.uint8 and not image.is_contiguous():
-        levels = image.permute(1, 2, 0)
-        if levels.is_contiguous():
-            _pixels.planes(levels.numpy(), result.numpy())
+        levels = image.numpy().transpose(1, 2, 0)
+        if levels.flags.c_contiguous:
+            _pixels.planes(levels, result.numpy())
             return
     result.copy_(image)
 

@@ -128,8 +128,8 @@ class RandomResizedCrop(Geometric):
             aspect = drawn.uniform_(*self._log_ratio).exp_().item()
             wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < wide <= width and 0 < high <= height:
-                top = int(torch.randint(0, height - high + 1, size=(1,)).item())
-                return Box(top, int(torch.randint(0, width - wide + 1, size=(1,)).item()), high, wide)
+                top = int(drawn.random_(0, height - high + 1).item())
+                return Box(top, int(drawn.random_(0, width - wide + 1).item()), high, wide)
         low, high_ratio = self._ratio
         wide, high = width, height
         if width / height < low:
@@ -217,7 +217,7 @@ class RandomHorizontalFlip(Geometric):
 
     def mirrors(self) -> bool:
         """Draw whether an image is mirrored."""
-        return torch.rand(()).item() < self.p
+        return torch.empty(1).uniform_().item() < self.p  # half as long as torch.rand after a crop's draws
 
 
 class AlternatingFlip(Scheduled):

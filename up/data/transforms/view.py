@@ -16,7 +16,7 @@ from up.data.geometry import Box
 from up.data.jpeg import Pixels
 from up.data.records import Image
 from up.data.records import Transform as AnyTransform
-from up.data.transforms.image import MODES, Interpolation, Size, size_of
+from up.data.transforms.image import MODES, Interpolation, Size, size_of, tensor_of
 
 Draw: TypeAlias = "Callable[[Size], View]"
 Resizer: TypeAlias = Callable[["View", Pixels, Box], Pixels]
@@ -48,17 +48,21 @@ class View(NamedTuple):
         """Return the view that keeps all of the resized box."""
         return cls(box, size, Box(0, 0, *size), interpolation)
 
-    def of(self, image: Image) -> Image:
-        """Return the view of an image; of a Pillow image with Pillow's pixels, of a tensor with torch's."""
+    def of(self, image: Image, *, as_tensor: bool = False) -> Image:
+        """Return the view of an image; of a Pillow image with Pillow's pixels, of a tensor with torch's.
+
+        ``as_tensor``: whether a tensor (3, H, W) of Pillow's pixels will do.
+        """
         if isinstance(image, Pillow.Image):
             if image.mode == "RGB" and self.is_exact("pillow"):
                 box = self.needed
                 part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-                return Pillow.fromarray(self.resized(np.asarray(part), box, "pillow"))
+                pixels = self.resized(np.asarray(part), box, "pillow")
+                return tensor_of(pixels) if as_tensor else Pillow.fromarray(pixels)
         elif _has_whole_pixels(image) and self.is_exact("torch"):
             box = self.needed
-            levels = image.permute(1, 2, 0).numpy()[box.top : box.top + box.height, box.left : box.left + box.width]
-            return torch.from_numpy(self.resized(levels, box, "torch")).permute(2, 0, 1)
+            levels = image.numpy().transpose(1, 2, 0)[box.top : box.top + box.height, box.left : box.left + box.width]
+            return tensor_of(self.resized(levels, box, "torch"))
         return self._by_library(image)
 
     def _by_library(self, image: Image) -> Image:
@@ -160,9 +164,12 @@ class FirstTransforms:
 class OneView:
     """The view of one visit of an image: drawn once, as soon as the size of the image is known."""
 
-    def __init__(self, draw: Draw, *, may_scale: bool = False) -> None:
-        """``may_scale``: whether an image decoded at a half or a quarter of its size will do, as in training."""
-        self._draw, self.may_scale = draw, may_scale
+    def __init__(self, draw: Draw, *, may_scale: bool = False, as_tensor: bool = False) -> None:
+        """``may_scale``: whether an image decoded at a half or a quarter of its size will do, as in training.
+
+        ``as_tensor``: whether a tensor will do where a reader gives a Pillow image, because no other transform takes it.
+        """
+        self._draw, self.may_scale, self.as_tensor = draw, may_scale, as_tensor
         self._drawn: tuple[Size, View] | None = None
 
     def at(self, size: Size) -> View:
@@ -174,7 +181,7 @@ class OneView:
 
     def __call__(self, image: Image) -> Image:
         """Return the view of the whole image."""
-        return self.at(size_of(image)).of(image)
+        return self.at(size_of(image)).of(image, as_tensor=self.as_tensor)
 
 
 @cache
@@ -202,7 +209,7 @@ def resizer(library: Library) -> Resizer | None:
 
 def _agrees(resized: Resizer, library: Library, source: Size, target: Size) -> bool:
     pixels, box = np.random.default_rng(0).integers(0, 256, (*source, 3), np.uint8), Box(0, 0, *source)
-    image = Pillow.fromarray(pixels) if library == "pillow" else torch.from_numpy(pixels).permute(2, 0, 1)
+    image = Pillow.fromarray(pixels) if library == "pillow" else tensor_of(pixels)
     views = [View.whole(box, target, interpolation) for interpolation in _SUPPORT]
     return all(np.array_equal(resized(view, pixels, box), _levels(view._by_library(image))) for view in views)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -281,3 +282,19 @@ def test_a_view_is_drawn_once() -> None:
     crop = RandomResizedCrop(size=8)
     view = OneView(crop.view)
     assert view.at((40, 50)) is view.at((40, 50))
+
+
+@resizing
+@pytest.mark.parametrize("color_mode", ["RGB", "BGR", "GRAY"])
+@pytest.mark.parametrize("reader", [PillowReader, AutoReader])
+def test_a_view_that_no_transform_follows_is_a_tensor_at_once(reader: type[PillowReader], color_mode: Any, tmp_path: Path) -> None:
+    write(tmp_path)
+    for name, mirrored in itertools.product(("1.jpg", "p.png"), (False, True)):
+        view = View(Box(3, 5, 40, 31), (20, 16), Box(1, 2, 15, 9), "bilinear", mirrored)
+        read = reader(color_mode=color_mode).read_view
+        found, expected = (
+            read(str(tmp_path / name), None, OneView(lambda size, view=view: view, as_tensor=each)) for each in (True, False)
+        )
+        assert isinstance(expected, Image.Image) is (reader is PillowReader and color_mode != "GRAY")
+        assert isinstance(found, torch.Tensor)
+        assert torch.equal(found, expected if isinstance(expected, torch.Tensor) else pil_to_tensor(expected))
