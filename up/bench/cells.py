@@ -41,13 +41,15 @@ class Reading(NamedTuple):
 class BenchCell(NamedTuple):
     """A measurement in a process of its own: ``function`` (``module:name``) is called with ``Settings`` and ``kwargs``.
 
-    ``needs`` are the libraries that it imports beyond those that every installation has.
+    ``needs`` are the libraries that it imports beyond those that every installation has. ``is_peer``: it measures something else
+    than this package, in an environment without the variables that this package sets.
     """
 
     name: str
     function: str
     kwargs: Mapping[str, object] = {}
     needs: Sequence[str] = ()
+    is_peer: bool = False
 
 
 class Target(NamedTuple):

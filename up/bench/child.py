@@ -7,11 +7,15 @@ import os
 import sys
 from pathlib import Path
 
+from up.distributed.env import let_idle_threads_sleep
+
 
 def main(words: list[str]) -> int:
     """Run the cell that ``words`` describes as JSON; returns the exit code."""
     asked = json.loads(words[0])
     os.sched_setaffinity(0, asked["cpus"])  # before torch is imported, which counts the CPUs
+    if not asked["is_peer"]:
+        let_idle_threads_sleep()
     import torch
 
     from up.bench.cells import Reading, Settings

@@ -49,9 +49,9 @@ def _row(name: str, title: str, transforms: str, size: str, targets: Sequence[Ta
     cells = [
         BenchCell(OURS, f"{__name__}:ours", chosen),
         *([BenchCell(FAST, f"{__name__}:ours", {**chosen, "fast": True})] if transforms == "crop" else ()),
-        BenchCell("timm", f"{__name__}:of_timm", chosen),
-        BenchCell("torchvision", f"{__name__}:of_torchvision", chosen),
-        BenchCell("bare", f"{__name__}:bare", {"size": size}),
+        BenchCell("timm", f"{__name__}:of_timm", chosen, is_peer=True),
+        BenchCell("torchvision", f"{__name__}:of_torchvision", chosen, is_peer=True),
+        BenchCell("bare", f"{__name__}:bare", {"size": size}, is_peer=True),
     ]
     return Row(name, title, "images/s", cells, targets, bound, prepare=_prepared(size), threads=1)
 
@@ -74,7 +74,7 @@ def _cache_row() -> Row:
 
 
 def _workers_row() -> Row:
-    cells = [BenchCell(OURS, f"{__name__}:ours_in_workers"), BenchCell("timm", f"{__name__}:timm_in_workers")]
+    cells = [BenchCell(OURS, f"{__name__}:ours_in_workers"), BenchCell("timm", f"{__name__}:timm_in_workers", is_peer=True)]
     bound = "As the row on one core, times the workers; what remains of the difference is shipping: one block of uint8 a batch."
     return Row(
         "loader.workers-500",

@@ -18,7 +18,7 @@ _LAMB_OF_TIMM = {"timm": False, "timm foreach": True}
 def _lamb_row() -> Row:
     cells = [
         BenchCell(OURS, f"{__name__}:ours", {"type": "LAMB"}),
-        *(BenchCell(name, f"{__name__}:timm_lamb", {"foreach": foreach}) for name, foreach in _LAMB_OF_TIMM.items()),
+        *(BenchCell(name, f"{__name__}:timm_lamb", {"foreach": foreach}, is_peer=True) for name, foreach in _LAMB_OF_TIMM.items()),
     ]
     targets = [Target(0.5, "at most", "timm foreach")]  # the faster of timm's forms
     return Row("optimizer.lamb", "A step of LAMB over ResNet-50", "ms", cells, targets, _MEMORY)
@@ -27,9 +27,9 @@ def _lamb_row() -> Row:
 def _adamw_row() -> Row:
     cells = [
         BenchCell(OURS, f"{__name__}:ours", {"type": "AdamW"}),
-        BenchCell("fused", f"{__name__}:torch_adamw", {"fused": True}),
-        BenchCell("foreach", f"{__name__}:torch_adamw", {"foreach": True}),
-        BenchCell("loop", f"{__name__}:torch_adamw", {"foreach": False}),
+        BenchCell("fused", f"{__name__}:torch_adamw", {"fused": True}, is_peer=True),
+        BenchCell("foreach", f"{__name__}:torch_adamw", {"foreach": True}, is_peer=True),
+        BenchCell("loop", f"{__name__}:torch_adamw", {"foreach": False}, is_peer=True),
     ]
     title = "A step of AdamW over ResNet-50, as `type: AdamW` builds it"
     return Row("optimizer.adamw", title, "ms", cells, [Target(1.05, "at most", "fused")], _MEMORY)

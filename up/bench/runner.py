@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from up.bench.cells import BenchCell, Reading, Row, Settings
 from up.bench.machine import Watch, missing
 from up.bench.statistics import Outcome
-from up.distributed.env import let_idle_threads_sleep
+from up.distributed.env import plain_environment
 from up.distributed.signals import ending_with_parent
 from up.text import count
 
@@ -75,13 +74,13 @@ def run_cell(cell: BenchCell, settings: Settings, cpus: Sequence[int]) -> tuple[
     absent = missing(cell.needs)
     if absent:
         return None, f"{absent} is not installed"
-    let_idle_threads_sleep()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
+    environment = {**plain_environment(), "OMP_NUM_THREADS": str(settings.threads)}
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         asked = {
             "function": cell.function,
             "kwargs": dict(cell.kwargs),
+            "is_peer": cell.is_peer,
             "settings": {**asdict(settings), "folder": str(settings.folder)},
             "cpus": [*cpus][: settings.threads],
             "result": str(result),

@@ -16,7 +16,7 @@ ROWS = [
         "start.first-step",
         "From `up train` to the end of the first step: a small net, 32 images a step, no workers",
         "s",
-        [BenchCell(OURS, f"{__name__}:first_step"), BenchCell("imports", f"{__name__}:imports")],
+        [BenchCell(OURS, f"{__name__}:first_step"), BenchCell("imports", f"{__name__}:imports", is_peer=True)],
         [Target(1.0, "at most", "imports", "difference")],
         "The imports of torch, torchvision and timm; beside them pydantic, reading the YAML file and the first step on two images.",
         [BenchCell("pngs", "up.bench.images:prepare_pngs")],
@@ -27,7 +27,7 @@ ROWS = [
         "s",
         [
             BenchCell(OURS, f"{__name__}:command", {"words": ["-m", "up", "--help"]}),
-            BenchCell("python", f"{__name__}:command", {"words": ["-c", "pass"]}),
+            BenchCell("python", f"{__name__}:command", {"words": ["-c", "pass"]}, is_peer=True),
         ],
         [Target(0.3, "at most")],
         "The start of Python: the help imports nothing else.",

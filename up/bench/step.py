@@ -30,7 +30,7 @@ def _of(net: str, size: int, batch: int, **chosen: object) -> Kwargs:
 
 
 def _pair(name: str, title: str, chosen: Kwargs, targets: list[Target], bound: str, device: Literal["cpu", "cuda"] | None) -> Row:
-    cells = [BenchCell(OURS, f"{__name__}:ours", chosen), BenchCell("bare", f"{__name__}:bare", chosen)]
+    cells = [BenchCell(OURS, f"{__name__}:ours", chosen), BenchCell("bare", f"{__name__}:bare", chosen, is_peer=True)]
     return Row(name, title, "ms", cells, targets, bound, _PNGS, device=device)
 
 
@@ -40,7 +40,7 @@ def _compiled_row() -> Row:
     cells = [
         BenchCell(OURS, f"{__name__}:ours", compiled),
         BenchCell("eager", f"{__name__}:ours", chosen),
-        BenchCell("bare", f"{__name__}:bare", compiled),
+        BenchCell("bare", f"{__name__}:bare", compiled, is_peer=True),
     ]
     targets = [Target(1.0, "at most", "eager"), Target(1 / 0.97, "at most", "bare")]
     bound = "oneDNN's convolutions, which the compiler leaves as they are: it can fuse only what is between them."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from up.bench.cells import OURS, BenchCell, Reading, Row, Settings
 from up.bench.kinds import KINDS, chosen, rows_of
 from up.bench.results import as_record, outcome_of, read_results
 from up.bench.statistics import Outcome
+from up.distributed.env import let_idle_threads_sleep, plain_environment
 from up.errors import UserError
 from up.registry import resolve
 
@@ -80,6 +82,24 @@ def test_a_peer_that_is_not_installed_says_so() -> None:
     reading, reason = runner.run_cell(cell, SETTINGS, [0])
     assert reading is None
     assert tells(reason, "no-such-library", "installed")
+
+
+def test_peers_run_without_the_variables_that_this_package_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    before = {name: value for name, value in os.environ.items() if name not in ours}
+    monkeypatch.setattr(os, "environ", dict(before))
+    let_idle_threads_sleep()  # as the command does, from which cells inherit
+    assert plain_environment() == before
+    told: list[tuple[dict[str, str], bool]] = []
+
+    def note(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        told.append((env, json.loads(command[-1])["is_peer"]))
+        return subprocess.CompletedProcess(command, 1, "", "not run")
+
+    monkeypatch.setattr(subprocess, "run", note)
+    for is_peer in (True, False):
+        runner.run_cell(BenchCell("cell", "m:f", is_peer=is_peer), SETTINGS, [0])
+    assert told == [({**before, "OMP_NUM_THREADS": "2"}, is_peer) for is_peer in (True, False)]  # ours sets them itself
 
 
 def test_a_cell_ends_with_a_benchmark_that_is_killed(tmp_path: Path) -> None:
