@@ -25,10 +25,10 @@ from up.data.bad_images import BadImage
 from up.data.geometry import Box
 from up.data.listing import Listing
 from up.data.packed import PackedStrings
-from up.data.readers import Reader, ViewReader
+from up.data.readers import Reader, view_of
 from up.data.records import Image
 from up.data.transforms.image import size_of, tensor_of
-from up.data.transforms.view import Library, OneView, offers
+from up.data.transforms.view import Library, OneView
 from up.distributed.env import rank_in_environment
 from up.errors import UserError
 from up.text import Verbatim, count
@@ -156,9 +156,7 @@ class ImageCache:
         """Read a view of an image, for which no more pixels than it needs are read. Raises ``BadImage``."""
         block, size = self._block(place, where)
         if not size[0]:
-            if isinstance(reader, ViewReader) and offers(reader, "read_view", "__call__"):
-                return reader.read_view(block.tobytes(), where, view)
-            return view(reader(block.tobytes(), where))
+            return view_of(reader, block.tobytes(), where, view)
         drawn = view.at(size)
         library: Library = "pillow" if self.manifest["pillow"] else "torch"
         in_planes = self.manifest["form"] == "yuv420"  # which torch resizes faster

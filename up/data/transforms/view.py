@@ -179,6 +179,12 @@ class OneView:
         assert self._drawn[0] == size, "one image has one size"
         return self._drawn[1]
 
+    @property
+    def size(self) -> Size:
+        """Height and width of the whole image, once its view is drawn."""
+        assert self._drawn is not None, "the image was read"
+        return self._drawn[0]
+
     def __call__(self, image: Image) -> Image:
         """Return the view of the whole image."""
         return self.at(size_of(image)).of(image, as_tensor=self.as_tensor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from functools import cached_property
 from hashlib import sha256
 from typing import Annotated, Literal, TypeAlias
 
@@ -19,11 +18,11 @@ from up.data.bad_images import BadImage
 from up.data.cache import CachedFiles, ImageCache
 from up.data.decoding import SUFFIXES
 from up.data.packed import PackedLabels
-from up.data.readers import ViewReader
+from up.data.readers import view_of
 from up.data.records import Image, Sample
 from up.data.transforms.image import size_of
 from up.data.transforms.stages import expect_channels
-from up.data.transforms.view import OneView, offers
+from up.data.transforms.view import OneView
 from up.errors import UserError
 from up.registry import Registry
 from up.tasks.cls.data.drop_list import without_dropped
@@ -187,18 +186,9 @@ class ClsDataset(ImageDataset):
         """Read sample ``index`` through a view. Raises ``BadImage`` when its image cannot be read."""
         if self.cached is not None:
             return self._sample(index, self.cached.read_view(index, self.where(index), self.reader, view))
-        reader = self._view_reader
-        if reader is None:
+        if self.table.boxes is not None:
             return super().read_view(index, view)
-        return self._sample(index, self.table.read(index, lambda source, name: reader.read_view(source, name, view)))
-
-    @cached_property
-    def _view_reader(self) -> ViewReader | None:
-        """The reader, if it can decode a part of an image; asking a protocol takes 20 us."""
-        reader = self.reader
-        if self.table.boxes is not None or not isinstance(reader, ViewReader) or not offers(reader, "read_view", "__call__"):
-            return None
-        return reader
+        return self._sample(index, self.table.read(index, lambda source, name: view_of(self.reader, source, name, view)))
 
     def _sample(self, index: int, image: Image) -> Sample:
         sample = Sample(image=image, filename=self.table.names[index], index=index)
