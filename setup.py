@@ -22,7 +22,7 @@ FAST = ["torchcodec>=0.16", "simplejpeg>=1.9"]  # decoders of JPEG where the ext
 
 
 class OptionalExtensions(build_ext):
-    """Build what this machine can build, and skip the rest with a line: other libraries give the same pixels, more slowly."""
+    """Build what this machine can build, and skip the rest with a line: other libraries do the same, more slowly."""
 
     def build_extension(self, ext):
         try:
@@ -30,7 +30,8 @@ class OptionalExtensions(build_ext):
                 self._expect_header()
             super().build_extension(ext)
         except Exception as error:  # no compiler, another one, no Python.h: each raises its own
-            print(f"skipped {ext.name}, which makes reading of images faster: {error}", file=sys.stderr)
+            what = "steps of LAMB on a CPU" if ext is LAMB else "reading of images"
+            print(f"skipped {ext.name}, which makes {what} faster: {error}", file=sys.stderr)
 
     def _expect_header(self):
         command = [*getattr(self.compiler, "compiler", ["cc"]), *(f"-I{folder}" for folder in self.compiler.include_dirs)]
@@ -39,11 +40,15 @@ class OptionalExtensions(build_ext):
             raise FileNotFoundError("jpeglib.h is missing (Debian: libjpeg62-turbo-dev; libjpeg-turbo-devel, libjpeg-turbo8-dev)")
 
 
-# Nothing is linked: libjpeg-turbo is the one in Pillow. A fused multiply-add rounds once less than Pillow and torchvision do.
-JPEG, *OTHERS = (
-    Extension(f"up.data.{name}", [f"up/data/{name}.c"], extra_compile_args=["-O3", "-ffp-contract=off"], optional=True)
-    for name in ("_jpeg", "_pixels", "_resize")
-)
+def extension(name, *flags):
+    path = f"up/{name.replace('.', '/')}.c"
+    return Extension(f"up.{name}", [path], extra_compile_args=["-O3", "-ffp-contract=off", *flags], optional=True)
+
+
+# Nothing is linked: libjpeg-turbo is the one in Pillow. A fused multiply-add rounds once less than Pillow and torchvision do, and
+# than processors without it. A square root that may set errno does not become a vector.
+JPEG, PIXELS, RESIZE = map(extension, ("data._jpeg", "data._pixels", "data._resize"))
+LAMB = extension("optim._lamb", "-fno-math-errno")
 
 setup(
     name="up-perception",  # the plain name is taken on PyPI
@@ -54,8 +59,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["up", "up.*"]),
-    package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi", "*/*.html", "*/*.css", "*/*.js"]},
-    ext_modules=[JPEG, *OTHERS],
+    package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi", "optim/*.pyi", "*/*.html", "*/*.css", "*/*.js"]},
+    ext_modules=[JPEG, PIXELS, RESIZE, LAMB],
     cmdclass={"build_ext": OptionalExtensions},
     install_requires=[
         "torch>=2.11",

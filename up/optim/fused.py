@@ -48,6 +48,19 @@ def is_plain(parameter: Tensor) -> bool:
     return parameter.device.type in ("cpu", "cuda") and parameter.dtype is torch.float32 and not isinstance(parameter, DTensor)
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Check whether the elements of a tensor fill a part of memory, in any order of its dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
 def _fill_in(optimizer: Optimizer, *_: object) -> None:
     """Give SGD's parameters momentum before their first step, and gradients the order of their parameters in memory.
 

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from up.config.argument import NotNegative, Positive
 from up.config.checked import checked
-from up.optim.fused import is_plain, keep_order
+from up.optim import lamb_native
+from up.optim.fused import is_dense, is_plain, keep_order
 from up.optim.own import OwnOptimizer
 from up.types import Record
 
@@ -66,12 +67,14 @@ class LAMB(OwnOptimizer):
         divisor = self._clip_divisor()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params and is_plain(params[0]) and group["grad_averaging"]:
-                # a GPU takes all tensors in one call; a CPU one after the other, which stay in its caches
-                for together in [params] if params[0].is_cuda else ([p] for p in params):
-                    self._step_fused(group, together, divisor)
-            elif params:
+            if not params:
+                continue
+            if not is_plain(params[0]) or not group["grad_averaging"]:
                 self._step_foreach(group, params, divisor)
+            elif params[0].is_cuda:
+                self._step_fused(group, params, divisor)
+            else:
+                self._step_on_cpu(group, params, divisor)
 
     def _clip_divisor(self) -> Tensor | None:
         """Compute the divisor of gradients, max(1, global norm / max_grad_norm); None where it is known to be 1."""
@@ -89,6 +92,25 @@ class LAMB(OwnOptimizer):
             return measured
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         return norm
+
+    def _step_on_cpu(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
+        """Step by the extension, and what that does not take by torch: one tensor after the other, which stay in caches."""
+        skipped: Tensor | None = getattr(self, "found_inf", None)
+        if skipped is not None and skipped.item():
+            return
+        native, states = [], []
+        for p in params:
+            state = self._state_of(p)
+            if lamb_native.takes(p, state):
+                native.append(p)
+                states.append(state)
+            elif is_plain(p) and is_dense(p):
+                self._step_fused(group, [p], divisor)
+            else:
+                self._step_foreach(group, [p], divisor)
+        if native:
+            torch._foreach_add_([state["step"] for state in states], 1)
+            lamb_native.step(group, native, states, 1.0 if divisor is None else divisor.item())
 
     def _step_fused(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
         """Step by torch's fused Adam, which adds the direction m̂ / (√v̂ + eps) to the decay, and nothing if ``found_inf``."""
