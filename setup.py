@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -41,8 +42,9 @@ class OptionalExtensions(build_ext):
 
 
 def extension(name, *flags):
-    path = f"up/{name.replace('.', '/')}.c"
-    return Extension(f"up.{name}", [path], extra_compile_args=["-O3", "-ffp-contract=off", *flags], optional=True)
+    path = f"up/{name.replace('.', '/')}"
+    options = ["-O3", "-ffp-contract=off", *flags]
+    return Extension(f"up.{name}", [f"{path}.c"], depends=glob(f"{path}_*.h"), extra_compile_args=options, optional=True)
 
 
 # Nothing is linked: libjpeg-turbo is the one in Pillow. A fused multiply-add rounds once less than Pillow and torchvision do, and

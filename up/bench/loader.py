@@ -94,7 +94,7 @@ ROWS = [
         "crop",
         "500",
         [Target(2.0, "at least", "timm"), Target(0.9, "at least", "bare")],
-        "Huffman decoding of the rows down to the crop's last one: only the inverse transform of what is outside can be skipped.",
+        "Huffman decoding of the rows down to the crop's last one, a third of a sample: codes of blocks outside must be read, too.",
     ),
     _row(
         "loader.crop-2000",
@@ -102,7 +102,7 @@ ROWS = [
         "crop",
         "2000",
         [Target(4.0, "at least", "timm")],
-        "Huffman decoding, three quarters of the time where the inverse transform is scaled.",
+        "Huffman decoding down to the crop's last row, about half of a sample, then the inverse transform of the crop's blocks.",
     ),
     _row(
         "loader.strikes-500",

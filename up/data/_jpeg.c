@@ -4,9 +4,16 @@
    a wheel needs none. Only its header is needed when this file is compiled; libjpeg compares the version and the size of the
    structure at run time, and refuses another one.
 
+   Huffman decoding, most of the work that is left, is done by _jpeg_entropy.h in the library's place. The library calls that
+   function through a pointer in a structure of its own, which the public header does not declare. Three checks make that safe:
+   `replace` expects the addresses of two functions of this very library where all versions of libjpeg have the pointer; it compares
+   the pixels of a sample; and other files get the replacement only where both addresses are those of the sample's decoder, which
+   decodes sequential Huffman codes and nothing else.
+
    Every error and every warning of libjpeg ends the work with None: the caller then decodes the whole file with Pillow, which
    decides what is a bad image. The GIL is released while libjpeg works. */
 
+#define _GNU_SOURCE /* dladdr */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -19,6 +26,12 @@
 
 #if !defined(LIBJPEG_TURBO_VERSION_NUMBER) || LIBJPEG_TURBO_VERSION_NUMBER < 2000000
 #error "the header of libjpeg-turbo 2.0 or newer is needed"
+#endif
+
+#include "_jpeg_entropy.h"
+
+#if JPEG_LIB_VERSION >= 70
+#define min_DCT_scaled_size min_DCT_h_scaled_size
 #endif
 
 #define SPARE 48 /* columns of the output beside the part: those of MARGIN, and as many as lead to a boundary of blocks (at most 31) */
@@ -50,6 +63,8 @@ static const struct {
     {"jpeg_read_scanlines", (void **)&jpeg.read},
     {"jpeg_destroy_decompress", (void **)&jpeg.destroy},
 };
+
+static Decoder replaced; /* the library's decoder of sequential Huffman codes, which ours replaces; NULLs as long as it does not */
 
 typedef struct {
     struct jpeg_error_mgr base;
@@ -216,8 +231,11 @@ static int read_rows(j_decompress_ptr info, Box box, size_t stride, unsigned cha
     JDIMENSION from = box.left > MARGIN ? box.left - MARGIN : 0, columns = info->output_width - from;
     if (columns > box.left - from + box.width + MARGIN)
         columns = box.left - from + box.width + MARGIN;
-    if (columns < info->output_width)
+    if (columns < info->output_width) {
         jpeg.crop(info, &from, &columns); /* moves `from` to the left, to a boundary of blocks */
+        if (info->client_data != NULL)
+            need_columns(info->client_data, info, from, columns);
+    }
     if ((size_t)columns * 3 > stride)
         return -1;
     if (box.top > 0)
@@ -228,27 +246,97 @@ static int read_rows(j_decompress_ptr info, Box box, size_t stride, unsigned cha
     return (int)(box.left - from);
 }
 
-/* Decode `box`, in pixels of the image divided by `scale`, as `read_rows` does; -1 for any doubt. */
-static int decode_into(const unsigned char *data, size_t size, unsigned scale, Box box, size_t stride, unsigned char *out)
+/* Prepare `info` for decoding `data` into rows of RGB. */
+static void start(j_decompress_ptr info, const unsigned char *data, size_t size, unsigned scale)
+{
+    jpeg.create(info, JPEG_LIB_VERSION, sizeof *info);
+    jpeg.memory(info, data, (unsigned long)size);
+    jpeg.header(info, TRUE);
+    info->scale_num = 1;
+    info->scale_denom = scale;
+    info->out_color_space = JCS_RGB;
+    jpeg.start(info);
+}
+
+/* Decode `box`, in pixels of the image divided by `scale`, as `read_rows` does; -1 for any doubt. Our Huffman decoder is used in
+   place of `library`. */
+static int decode_into(const unsigned char *data, size_t size, unsigned scale, Box box, size_t stride, unsigned char *out,
+                       Decoder library)
 {
     struct jpeg_decompress_struct info;
     Errors errors;
+    Entropy own;
     memset(&info, 0, sizeof info);
     info.err = handlers(&errors);
     if (setjmp(errors.end)) {
         jpeg.destroy(&info);
         return -1;
     }
-    jpeg.create(&info, JPEG_LIB_VERSION, sizeof info);
-    jpeg.memory(&info, data, (unsigned long)size);
-    jpeg.header(&info, TRUE);
-    info.scale_num = 1;
-    info.scale_denom = scale;
-    info.out_color_space = JCS_RGB;
-    jpeg.start(&info);
+    start(&info, data, size, scale);
+    Decoder *decoder = (Decoder *)info.entropy;
+    if (library.decode_mcu != NULL && decoder->start_pass == library.start_pass && decoder->decode_mcu == library.decode_mcu)
+        replace_decoder(&own, &info, decoder);
     const int column = read_rows(&info, box, stride, out);
     jpeg.destroy(&info);
     return column;
+}
+
+/* The decoder that libjpeg uses for `data`, if ours can replace it; NULLs otherwise. */
+static Decoder replaceable(const unsigned char *data, size_t size)
+{
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    Entropy own;
+    Dl_info library, found;
+    Decoder none = {NULL, NULL}, decoder, ours;
+    memset(&info, 0, sizeof info);
+    info.err = handlers(&errors);
+    if (setjmp(errors.end)) {
+        jpeg.destroy(&info);
+        return none;
+    }
+    start(&info, data, size, 1);
+    memcpy(&decoder, info.entropy, sizeof decoder);
+    const int usable = replace_decoder(&own, &info, &ours) && dladdr((void *)jpeg.create, &library) &&
+                       dladdr((void *)decoder.start_pass, &found) && found.dli_fbase == library.dli_fbase &&
+                       dladdr((void *)decoder.decode_mcu, &found) && found.dli_fbase == library.dli_fbase;
+    jpeg.destroy(&info);
+    return usable ? decoder : none;
+}
+
+/* Whether both decoders give the same pixels in `box`; `memory` is for two images. */
+static int agree(const unsigned char *data, size_t size, Box box, unsigned char *memory, Decoder library)
+{
+    const size_t stride = ((size_t)box.width + SPARE) * 3, bytes = stride * box.height;
+    const Decoder none = {NULL, NULL};
+    memset(memory, 0, 2 * bytes);
+    const int column = decode_into(data, size, 1, box, stride, memory, none);
+    return column >= 0 && decode_into(data, size, 1, box, stride, memory + bytes, library) == column &&
+           memcmp(memory, memory + bytes, bytes) == 0;
+}
+
+/* See its text in METHODS. */
+static PyObject *replace(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    Frame found = {0, 0, 0};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*", &data))
+        return NULL;
+    Decoder library = {NULL, NULL};
+    if (jpeg.create != NULL && frame_of(data.buf, (size_t)data.len, &found))
+        library = replaceable(data.buf, (size_t)data.len);
+    if (library.decode_mcu != NULL) {
+        const Box whole = {0, 0, found.height, found.width}, part = {found.height / 2, found.width / 2, 1, 1};
+        unsigned char *memory = PyMem_Malloc(2 * ((size_t)found.width + SPARE) * 3 * found.height);
+        if (memory == NULL || !agree(data.buf, (size_t)data.len, whole, memory, library) ||
+            !agree(data.buf, (size_t)data.len, part, memory, library))
+            library.decode_mcu = NULL;
+        PyMem_Free(memory);
+    }
+    PyBuffer_Release(&data);
+    replaced = library;
+    return PyBool_FromLong(library.decode_mcu != NULL);
 }
 
 /* See its text in METHODS. */
@@ -265,7 +353,7 @@ static PyObject *decode(PyObject *self, PyObject *args)
     const int fits = (size_t)out.len == stride * box.height && jpeg.create != NULL;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        column = decode_into(data.buf, (size_t)data.len, scale, box, stride, out.buf);
+        column = decode_into(data.buf, (size_t)data.len, scale, box, stride, out.buf, replaced);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&data);
@@ -277,6 +365,10 @@ static PyObject *decode(PyObject *self, PyObject *args)
 
 static PyMethodDef METHODS[] = {
     {"load", load, METH_VARARGS, "load(path): use the libjpeg-turbo of this shared object. Raises OSError for another ABI."},
+    {"replace", replace, METH_VARARGS,
+     "replace(sample) -> bool\n\n"
+     "Decode Huffman codes here from now on, if the library's decoder can be replaced for this file and both give the same "
+     "pixels, or by the library alone. Returns which."},
     {"frame", frame, METH_VARARGS, "frame(data) -> (height, width, plain), or None for files that are left to Pillow."},
     {"decode", decode, METH_VARARGS,
      "decode(data, scale, top, left, height, width, out) -> column\n\n"

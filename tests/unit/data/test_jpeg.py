@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.harness.jpegs import decoded, encoded, expect_parts, photo
 from up.data import jpeg
 from up.data.bad_images import BadImage
-from up.data.decoding import MAX_PIXELS, QUIET, upright_rgb
+from up.data.decoding import MAX_PIXELS
 from up.data.geometry import Box
-from up.data.jpeg import CHAIN, Decoder, decoder, extension, frame_of, part_of
+from up.data.jpeg import CHAIN, Decoder, decoder, extension, frame_of
 from up.data.readers import AutoReader, PillowReader
 from up.data.records import Image as AnyImage
 from up.data.transforms.view import OneView, View
@@ -37,48 +36,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "progressive with restarts": {"restart_marker_blocks": 2, "progressive": True},
     "comment": {"comment": b"x" * 300},
 }
-
-
-def photo(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """Noise on a gradient: every block has coefficients of all frequencies."""
-    noise = np.random.default_rng(seed).integers(0, 90, (height, width, 3))
-    ramp = np.linspace(0, 160, height)[:, None, None] + np.linspace(0, 5, width)[None, :, None]
-    return Image.fromarray((noise + ramp).astype(np.uint8)).convert(mode)
-
-
-def encoded(image: Image.Image, orientation: int = 1, **options: Any) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    file = io.BytesIO()
-    image.save(file, "JPEG", **options, **({"exif": exif} if orientation != 1 else {}))
-    return file.getvalue()
-
-
-def decoded(data: bytes, scale: int = 1) -> np.ndarray:
-    """Pillow's pixels of the whole image, upright."""
-    with QUIET:
-        opened = Image.open(io.BytesIO(data))
-        if scale > 1:
-            opened.draft(None, (opened.width // scale, opened.height // scale))
-        return np.asarray(upright_rgb(opened))
-
-
-def boxes(size: tuple[int, int], number: int, seed: int) -> Iterator[Box]:
-    draw = np.random.default_rng(seed)
-    yield Box(0, 0, *size)
-    for _ in range(number):
-        height, width = (int(draw.integers(1, side + 1)) for side in size)
-        yield Box(int(draw.integers(0, size[0] - height + 1)), int(draw.integers(0, size[1] - width + 1)), height, width)
-
-
-def expect_parts(data: bytes, scale: int = 1, seed: int = 0, number: int = 6) -> None:
-    frame, whole = frame_of(data, MAX_PIXELS), decoded(data, scale)
-    assert frame is not None
-    assert frame.size == decoded(data).shape[:2]
-    for box in boxes(whole.shape[:2], number, seed):
-        part = part_of(data, frame, box, scale)
-        assert part is not None, box
-        assert np.array_equal(part, whole[box.top : box.top + box.height, box.left : box.left + box.width]), box
 
 
 @compiled
@@ -155,7 +112,7 @@ def damaged(data: bytes, form: str) -> Iterator[bytes]:
 
 
 @compiled
-@pytest.mark.parametrize("form", ["4:2:0", "4:4:4", "progressive", "restarts by block", "restarts by row"])
+@pytest.mark.parametrize("form", ["4:2:0", "4:4:4", "optimized", "progressive", "restarts by block", "restarts by row"])
 def test_damaged_files_end_as_with_pillow(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     files = list(damaged(encoded(photo(61, 67), **FORMS[form]), form))
     readers = PillowReader(), AutoReader()
