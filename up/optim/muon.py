@@ -12,6 +12,7 @@ from torch.optim._muon import muon
 
 from up.config.argument import NotNegative, Positive
 from up.config.checked import checked
+from up.optim.fused import is_plain
 from up.optim.lamb import Decay
 from up.optim.own import OwnOptimizer
 from up.types import Record
@@ -26,6 +27,7 @@ class Muon(OwnOptimizer):
     classifier) take steps of SGD with Nesterov momentum ``sgd_momentum``: give them an ``lr`` by ``pconfig``.
     ``weight_decay`` is decoupled for matrices, and an L2 penalty for the others. ``normalize_weights`` scales each matrix to the
     Frobenius norm sqrt(rows) before its step (airbench, Jordan 2024, arXiv 2404.00498).
+    Nothing waits for the device, which skips steps on gradients that are not finite.
     """
 
     @checked
@@ -58,22 +60,38 @@ class Muon(OwnOptimizer):
                 "sgd_momentum": sgd_momentum,
             },
         )
+        # torch's name for skipping by `found_inf`
+        self._step_supports_amp_scaling = all(is_plain(p) for group in self.param_groups for p in group["params"])
 
     def update(self) -> None:
+        found: Tensor | None = getattr(self, "found_inf", None)
+        skipped = None if found is None else found != 0
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            self._step_matrices(group, [p for p in params if p.ndim >= group["min_ndim"]])
-            self._step_others(group, [p for p in params if p.ndim < group["min_ndim"]])
+            matrices = [p for p in params if p.ndim >= group["min_ndim"]]
+            # one by one where weights are kept, so that there is one copy at a time
+            for together in [matrices] if skipped is None else ([p] for p in matrices):
+                self._step_matrices(group, together, skipped)
+            self._step_others(group, [p for p in params if p.ndim < group["min_ndim"]], skipped)
 
-    def _step_matrices(self, group: Record, params: list[Tensor]) -> None:
+    def _step_matrices(self, group: Record, params: list[Tensor], skipped: Tensor | None) -> None:
+        """Step; where ``skipped``, a truth value on the device, weights and momentum keep their values."""
         weights = [_columns_last(p, like=p).view(len(p), -1) for p in params]
+        grads = [_columns_last(p.grad, like=p).reshape(len(p), -1) for p in params if p.grad is not None]
+        momenta = [_columns_last(self._momentum_of(p), like=p).view(len(p), -1) for p in params]
+        kept = []
+        if skipped is not None:
+            kept = [weight.clone() for weight in weights]
+            grads = [
+                torch.where(skipped, momentum, grad) for momentum, grad in zip(momenta, grads, strict=True)
+            ]  # their mean: itself
         if group["normalize_weights"] and weights:
             norms = torch._foreach_norm(weights)
             torch._foreach_mul_(weights, [len(weight) ** 0.5 / norm for weight, norm in zip(weights, norms, strict=True)])
         muon(
             weights,
-            [_columns_last(p.grad, like=p).reshape(len(p), -1) for p in params if p.grad is not None],
-            [_columns_last(self._momentum_of(p), like=p).view(len(p), -1) for p in params],
+            grads,
+            momenta,
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -84,17 +102,27 @@ class Muon(OwnOptimizer):
             adjust_lr_fn=None,  # sqrt(max(1, rows / columns))
             has_complex=False,
         )
+        if skipped is not None:
+            for old, weight in zip(kept, weights, strict=True):
+                torch.where(skipped, old, weight, out=weight)
 
-    def _step_others(self, group: Record, params: list[Tensor]) -> None:
+    def _step_others(self, group: Record, params: list[Tensor], skipped: Tensor | None) -> None:
+        """Step; where ``skipped``, gradients and steps are 0, and momentum is multiplied by 1."""
         if not params:
             return
         grads = [p.grad for p in params if p.grad is not None]
+        decay: Tensor | float = group["sgd_momentum"]
         if group["weight_decay"] != 0:
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+        if skipped is not None:
+            grads = _zero_where(skipped, grads)
+            decay = torch.full((), group["sgd_momentum"], device=skipped.device).masked_fill_(skipped, 1.0)
         momenta = [self._momentum_of(p) for p in params]
-        torch._foreach_mul_(momenta, group["sgd_momentum"])
+        torch._foreach_mul_(momenta, decay)
         torch._foreach_add_(momenta, grads)
         steps = torch._foreach_add(grads, momenta, alpha=group["sgd_momentum"])
+        if skipped is not None:
+            torch._foreach_mul_(steps, (~skipped).float())
         torch._foreach_add_(params, steps, alpha=-group["lr"])
 
     def _momentum_of(self, p: Tensor) -> Tensor:
@@ -102,6 +130,13 @@ class Muon(OwnOptimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state["momentum_buffer"]
+
+
+def _zero_where(skipped: Tensor, values: list[Tensor]) -> list[Tensor]:
+    """Copy tensors, 0 where ``skipped``, in two operations for all of them."""
+    flat = torch.cat([value.flatten() for value in values]).masked_fill_(skipped, 0.0)
+    pieces = torch.split(flat, [value.numel() for value in values])
+    return [piece.view_as(value) for piece, value in zip(pieces, values, strict=True)]
 
 
 def _columns_last(tensor: Tensor, *, like: Tensor) -> Tensor:
