@@ -13,6 +13,7 @@ from torch import Tensor
 
 from up.data.packed import PackedStrings
 from up.errors import UserError
+from up.tasks.cls.evaluate.row_file import RowFile, joined, rows_at
 from up.tasks.cls.model.heads import heads_of, label_columns
 from up.text import count
 from up.types import Kwargs, Record
@@ -108,11 +109,11 @@ class _Chosen(Sequence[str]):
 
 
 class Recorder:
-    """Collects predictions batch by batch, about 60 bytes an image without scores.
+    """Collects predictions batch by batch, about 60 bytes an image.
 
     The arrays stay on the device for ``_BLOCK`` images, so that nothing waits. ``depth`` is the number of classes kept for each
-    image; ``keep_scores`` keeps all scores (on the CPU). ``listed``: the names of the data set by index, which are not kept as
-    long as those of the batches are the same.
+    image; ``keep_scores`` keeps all scores, in a temporary file where they are many. ``listed``: the names of the data set by
+    index, which are not kept as long as those of the batches are the same.
     """
 
     def __init__(self, *, depth: int, keep_scores: bool, multilabel: bool, listed: Sequence[str] | None = None) -> None:
@@ -124,6 +125,7 @@ class Recorder:
         self._waiting: dict[str, list[Tensor]] = {}
         self._waiting_names: list[str] = []
         self._columns: dict[str, list[Array]] = {}
+        self._scores: dict[str, RowFile] = {}
         self._names: list[PackedStrings] | None = [] if listed is None else None
 
     @torch.no_grad()
@@ -151,8 +153,9 @@ class Recorder:
         ``names`` and ``name_ends``, UTF-8 and offsets, are absent where ``listed`` has the names.
         """
         self._pack()
-        self._columns = {name: [_joined(blocks)] for name, blocks in self._columns.items()}
+        self._columns = {name: [joined(blocks)] for name, blocks in self._columns.items()}
         state = {"classes": list(self._classes), **{name: whole for name, (whole,) in self._columns.items()}}
+        state.update((name, rows.array()) for name, rows in self._scores.items())
         if self._names:
             self._names = [PackedStrings.join(self._names)]
             state["names"], state["name_ends"] = self._names[0].arrays
@@ -188,7 +191,8 @@ class Recorder:
         self._append(f"topk_idx{number}", order.indices[:, :depth].int().where(readable[:, None], UNREADABLE))
         self._append(f"topk_score{number}", order.values[:, :depth].where(readable[:, None], 0.0))
         if self.keep_scores:
-            self._append(f"scores{number}", scores.where(readable[:, None], 0.0).cpu())
+            kept = self._scores.setdefault(f"scores{number}", RowFile())
+            kept.append(scores.where(readable[:, None], 0.0).cpu().numpy())
         if gt is None:
             return
         gt = gt.to(scores.device)
@@ -237,11 +241,12 @@ def combine(states: Sequence[Kwargs], listed: Sequence[str] | None = None) -> Pr
         return Predictions(np.zeros(0, dtype=np.int64), [], [])
     names = [name for name in filled[0] if name not in {"classes", "names", "name_ends"}]
     assert all(set(names) <= set(state) and state["classes"] == filled[0]["classes"] for state in filled)
-    index = _joined([state["index"] for state in filled])
+    index = joined([state["index"] for state in filled])
     places: Ints | slice = slice(None)  # of one rank that took the images in their order, the arrays as they are
     if (np.diff(index) <= 0).any():  # np.unique gives the first place of each index, in rising order of the index
         places = np.unique(index, return_index=True)[1]
-    columns = {name: _joined([state[name] for state in filled])[places] for name in names}
+    parts = {name: [state[name] for state in filled] for name in names}
+    columns = {name: rows_at(of, places) if name.startswith("scores") else joined(of)[places] for name, of in parts.items()}
     if any("names" in state for state in filled):
         filenames = _Chosen(PackedStrings.join([_names_of(state, listed) for state in filled]), np.arange(len(index))[places])
     else:
@@ -259,8 +264,3 @@ def _names_of(state: Kwargs, listed: Sequence[str] | None) -> PackedStrings:
         return PackedStrings.of_arrays(state["names"], state["name_ends"])
     assert listed is not None
     return PackedStrings(listed[each] for each in state["index"].tolist())
-
-
-def _joined(parts: Sequence[Array]) -> Array:
-    """Concatenate arrays; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from up.data.packed import PackedStrings
+from up.errors import StorageError
+from up.tasks.cls.evaluate import row_file
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import Recorder, combine
 from up.tasks.cls.evaluate.reports import write_reports
@@ -22,12 +26,12 @@ def name(index: int) -> str:
     return f"validation/n{index % CLASSES:08d}/a_rather_long_name_of_a_photograph_{index:012d}.jpeg"
 
 
-def feed(evaluator: ImageNetEvaluator, *, shift: int = 0) -> None:
+def feed(evaluator: ImageNetEvaluator, *, classes: int = CLASSES) -> None:
     """Evaluate ``N`` images; every label is right, so that few rows are in the list of wrong ones."""
     for start in range(0, N, BATCH):
         index = torch.arange(start, start + BATCH)
-        scores = torch.nn.functional.one_hot(index % CLASSES, CLASSES).float()
-        batch = {"filename": [name(i + shift) for i in index.tolist()], "index": index, "gt": index % CLASSES}
+        scores = torch.nn.functional.one_hot(index % CLASSES, classes).float()
+        batch = {"filename": [name(i) for i in index.tolist()], "index": index, "gt": index % CLASSES}
         evaluator.update({"scores": scores}, batch)
 
 
@@ -73,3 +77,60 @@ def test_names_that_differ_from_the_list_are_kept() -> None:
     for states in ([recorder.state(), alone.state()], [alone.state(), recorder.state()]):
         assert [*combine(states, listed).filename] == ["a", "b'", "c"]
     assert [*combine([recorder.state(), other.state()], listed).filename] == ["a", "b'", "c", "d"]
+
+
+WIDE = 64  # classes whose scores are all kept
+
+
+def kept_by_torch() -> int:
+    """Bytes of all tensors, which tracemalloc does not count."""
+    alive = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in alive}.values())
+
+
+def test_scores_of_all_classes_are_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_file, "LIMIT", 1 << 16)
+    evaluator = ImageNetEvaluator(keep_scores=True)
+    evaluator.listed = PackedStrings(map(name, range(N)))
+    evaluator.reset()
+    gc.collect()
+    before = kept_by_torch()
+    tracemalloc.start()
+    try:
+        feed(evaluator, classes=WIDE)
+        collected = tracemalloc.get_traced_memory()[0] + kept_by_torch() - before
+        evaluator.merge([evaluator.state()])
+        assert evaluator.compute()["top1"] == 100
+        assert evaluator.predictions.heads[0].scores is not None
+        write_reports(evaluator, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    scores = 4 * WIDE * N
+    assert collected < PACKED * N + scores / 8
+    assert peak < 2 * PACKED * N + scores / 8
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 1 << 24])
+def test_scores_come_by_rising_index_and_once(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From several ranks, of which two have the same image; and more images after the first state."""
+    monkeypatch.setattr(row_file, "LIMIT", limit)
+    monkeypatch.setattr(row_file, "_BLOCK", 7)
+    scores, draw = torch.rand(60, 5), torch.Generator().manual_seed(0)
+    recorders = [Recorder(depth=2, keep_scores=True, multilabel=False) for _ in range(3)]
+    order = torch.cat([torch.randperm(60, generator=draw), torch.tensor([3, 50])])
+    for number, index in enumerate(order.split(9)):
+        recorder = recorders[number % 3]
+        recorder.add(scores[index], {"filename": [str(each) for each in index.tolist()], "index": index})
+        assert len(recorder.state()["scores0"]) == len(recorder.state()["index"])
+    found = combine([pickle.loads(pickle.dumps(recorder.state())) for recorder in recorders])
+    assert found.index.tolist() == list(range(60))
+    assert np.array_equal(found.heads[0].scores, scores.numpy())  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(row_file, "LIMIT", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    recorder = Recorder(depth=1, keep_scores=True, multilabel=False)
+    with pytest.raises(StorageError, match="TMPDIR"):
+        recorder.add(torch.rand(2, 3), {"filename": ["a", "b"], "index": [0, 1]})
