@@ -28,6 +28,16 @@ def records(run: Path, phase: str) -> list[Config]:
     return [record for record in map(json.loads, lines) if record["phase"] == phase]
 
 
+def first_step(run: Path) -> int:
+    """The step that a run in a folder of its own began with: one that begins anew instead of resuming ends equal all the same."""
+    return int(records(run, "train")[0]["step"])
+
+
+def times_resumed(run: Path) -> int:
+    """How often the run in a folder resumed; a run that begins anew there has a log of its own."""
+    return (run / "train.log").read_text().count("resumed from ")
+
+
 def of_16_pixels(config: Config) -> None:
     """Convolutions of 16 bits take a CPU seconds where those of 32 do not."""
     for source, size in (("train", 16), ("test", [16, 16])):

@@ -170,6 +170,6 @@ def test_shards_and_replayed_graphs(config: Config, write: Write, capsys: pytest
     """CUDA graphs replay on the same memory, which shards allocate anew for each block."""
     config["runtime"] |= {"parallel": "fsdp", "compile": {"mode": "reduce-overhead"}}
     assert main([command, write(config)]) == 2
-    tells(
+    assert tells(
         capsys.readouterr().err, "runtime.compile.mode", "reduce-overhead", "runtime.parallel: fsdp", "max-autotune-no-cudagraphs"
     )

@@ -13,7 +13,7 @@ import torch
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
 from tests.harness.recording import steps_of
-from tests.harness.runs import everything_on, numbers_of, of_16_pixels
+from tests.harness.runs import everything_on, first_step, numbers_of, of_16_pixels, times_resumed
 from tests.harness.states import assert_same, checkpoint
 
 Config = dict[str, Any]
@@ -235,6 +235,7 @@ def test_shards_and_replicas_are_one_training(config: Config, cluster: Make, tmp
     for step, (world, parallel) in enumerate(((2, "fsdp"), (1, "ddp"), (2, "fsdp")), 1):
         fault, code = (f"rank=0,step={step},action=term", 75) if step < 3 else ("", 0)
         runs.run(mixed, "saver.auto_resume=true", f"runtime.parallel={parallel}", codes=[code] * world, fault=fault)
+    assert times_resumed(tmp_path / "mixed") == 2
     ddp, other = (checkpoint(tmp_path / name) for name in ("run", "mixed"))
     assert other["step"] == 3
     assert_close(other["model"], ddp["model"], 1e-5)
@@ -272,6 +273,7 @@ def test_shards_in_half_precision_stop_and_go_on(config: Config, cluster: Make, 
     shards, again = ((f"saver.save_dir={tmp_path / name}", "runtime.parallel=fsdp", *options) for name in ("shards", "again"))
     runs.run(*shards)
     runs.run(*again, f"saver.resume_model={tmp_path / 'shards' / 'ckpt_s2.pth'}")
+    assert first_step(tmp_path / "again") == 3
     ddp, fsdp, resumed = (checkpoint(tmp_path / name) for name in ("run", "shards", "again"))
     for part in ("model", "ema"):
         assert_close(fsdp[part], ddp[part], 1e-5)
@@ -291,6 +293,7 @@ def test_averaged_batch_norm_statistics(config: Config, cluster: Make, tmp_path:
     first, second = checkpoint(half.parent, half.name)["buffers"]["ranks"]
     assert not torch.equal(first, second)
     runs.run(f"saver.save_dir={tmp_path / 'again'}", f"saver.resume_model={half}")
+    assert first_step(tmp_path / "again") == 3
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "again")
     for part in ("model", "optimizer", "ema", "metrics", "buffers"):
         assert_same(whole[part], resumed[part], part)

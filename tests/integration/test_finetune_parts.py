@@ -16,7 +16,7 @@ import yaml
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster, Server
 from tests.harness.refusals import refused
-from tests.harness.runs import train
+from tests.harness.runs import first_step, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
@@ -115,6 +115,7 @@ def test_adapters_from_training_to_a_package(config: Config, write: Write, tmp_p
     assert len([name for name in changed if name.endswith("lora_B")]) == 4  # the linear layers of the block
     assert any(name.startswith("head.") for name in changed)
     assert train(path, f"saver.save_dir={resumed}", f"saver.resume_model={run / 'ckpt_e1.pth'}") == 0
+    assert first_step(resumed) == checkpoint(run, "ckpt_e1.pth")["step"] + 1
     for name in ("model", "optimizer"):
         assert_same(checkpoint(run)[name], checkpoint(resumed)[name])
     words = ["to_kestrel", "--config", path, "--ckpt", str(run / "ckpt_latest.pth"), "--save-to", str(tmp_path / "out")]

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.harness.facts import each_tells, tells
 from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
-from tests.harness.runs import everything_on, numbers_of, records, train
+from tests.harness.runs import everything_on, first_step, numbers_of, records, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
@@ -74,6 +74,7 @@ def test_resumed_is_equal_to_unbroken(kd: Config, write: Write, tmp_path: Path, 
     assert train(path) == 0
     saved = tmp_path / "run" / f"ckpt_s{step}.pth"
     assert train(path, f"saver.save_dir={tmp_path / 'broken'}", f"saver.resume_model={saved}") == 0
+    assert first_step(tmp_path / "broken") == step + 1
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
     assert whole["step"] == 6
     for part in ("model", "optimizer", "ema", "schedule", "runner", "metrics"):

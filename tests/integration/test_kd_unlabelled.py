@@ -13,7 +13,7 @@ from tests.harness.distilling import teacher_net
 from tests.harness.facts import tells
 from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
-from tests.harness.runs import everything_on, records, train
+from tests.harness.runs import everything_on, first_step, records, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
@@ -110,6 +110,7 @@ def test_resumed_is_equal_to_unbroken_and_the_cache_is_warm(unlabelled: Config, 
     files = {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*.rows")}
     saved = tmp_path / "run" / "ckpt_s4.pth"
     assert train(path, f"saver.save_dir={tmp_path / 'broken'}", f"saver.resume_model={saved}") == 0
+    assert first_step(tmp_path / "broken") == 5
     assert {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*.rows")} == files
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
     for part in ("model", "optimizer", "ema", "schedule", "runner", "metrics"):

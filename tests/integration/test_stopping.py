@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
-from tests.harness.runs import everything_on, of_16_pixels, records, train
+from tests.harness.runs import everything_on, first_step, of_16_pixels, records, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 
@@ -85,6 +85,7 @@ def test_resumed_from_any_epoch_equals_unbroken(config: Config, write: Write, tm
     for name in ("ckpt_e1", "ckpt_e2.pth"):
         resumed = tmp_path / f"from-{name}"
         assert train(path, f"saver.save_dir={resumed}", f"saver.resume_model={run / name}") == 0
+        assert first_step(resumed) == checkpoint(run, f"{name.removesuffix('.pth')}.pth")["step"] + 1
         for part in ("model", "optimizer", "ema", "metrics"):
             assert_same(checkpoint(run)[part], checkpoint(resumed)[part], part)
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from tests.harness.facts import tells
-from tests.harness.runs import everything_on, of_16_pixels, train
+from tests.harness.runs import everything_on, of_16_pixels, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
@@ -135,6 +135,7 @@ def test_resumed_is_equal_to_unbroken(config: Config, write: Write, tmp_path: Pa
     path = write(config)
     assert train(path, "trainer.max_iter=4") == 0
     assert train(path, "saver.auto_resume=true", "dataset.train.dataloader.kwargs.num_workers=2") == 0
+    assert times_resumed(tmp_path / "run") == 1
     whole, resumed = checkpoint(with_everything), checkpoint(tmp_path / "run")
     assert whole["step"] == 6
     for part in ("model", "optimizer", "ema", "schedule", "metrics"):
