@@ -274,7 +274,8 @@ static int decode_into(const unsigned char *data, size_t size, unsigned scale, B
     }
     start(&info, data, size, scale);
     Decoder *decoder = (Decoder *)info.entropy;
-    if (library.decode_mcu != NULL && decoder->start_pass == library.start_pass && decoder->decode_mcu == library.decode_mcu)
+    if (library.decode_mcu != NULL && decoder->start_pass == library.start_pass && decoder->decode_mcu == library.decode_mcu &&
+        pays(&info, size))
         replace_decoder(&own, &info, decoder);
     const int column = read_rows(&info, box, stride, out);
     jpeg.destroy(&info);

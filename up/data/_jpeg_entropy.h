@@ -27,6 +27,7 @@
 #define MCU_BYTES (D_MAX_BLOCKS_IN_MCU * 64 * 31 / 8) /* 64 symbols a block: codes of up to 16 bits, values of up to 15 */
 #define PADDING (MCU_BYTES + 32) /* `refill` reads up to 16 bytes beyond, and the MCU before may have ended 8 beyond the data */
 #define CHUNK 16384
+#define SMALL 16384 /* bytes: a file as large saves the time that its own tables take to build */
 
 #define END 128u /* steps of an entry that ends a block */
 #define ALONE 64u /* steps of an entry that decides nothing: the next symbol is decoded alone */
@@ -87,6 +88,7 @@ typedef struct {
 static _Thread_local struct {
     AcTable ac[2];
     DcTable dc[2];
+    size_t passed; /* bytes of small files that were left to the library since */
 } tables;
 
 /* Places of the coefficients, with 63 for all steps beyond: there, nothing but 0 is written. */
@@ -389,6 +391,30 @@ __attribute__((target("bmi2"))) static boolean decode_mcu_bmi2(j_decompress_ptr 
     return decode_unit(info, blocks);
 }
 #endif
+
+/* Whether the tables of `info` are those of the thread's last file. */
+static int has_tables(const struct jpeg_decompress_struct *info)
+{
+    for (int i = 0; i < info->comps_in_scan; i++) {
+        const int dc = info->cur_comp_info[i]->dc_tbl_no, ac = info->cur_comp_info[i]->ac_tbl_no;
+        if (dc < 0 || dc > 1 || ac < 0 || ac > 1 || info->dc_huff_tbl_ptrs[dc] == NULL || info->ac_huff_tbl_ptrs[ac] == NULL ||
+            !is_of(&tables.dc[dc].code, info->dc_huff_tbl_ptrs[dc]) || !is_of(&tables.ac[ac].code, info->ac_huff_tbl_ptrs[ac]))
+            return 0;
+    }
+    return 1;
+}
+
+/* Whether a file of `size` bytes pays for its tables: they are there, it is large, or it is time to keep those of small files. */
+static int pays(const struct jpeg_decompress_struct *info, size_t size)
+{
+    if (size >= SMALL || has_tables(info))
+        return 1;
+    tables.passed += size;
+    if (tables.passed < 4 * SMALL)
+        return 0;
+    tables.passed = 0;
+    return 1;
+}
 
 /* Set up `own`, and let it replace `decoder`, that of a file whose decompression was started; 0 for files that are left to the
    library. */
