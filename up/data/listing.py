@@ -101,7 +101,7 @@ class Rows:
         self._names = StringPacker()
         self._lines = array("i")
 
-    def extend(self, names: list[bytes], lines: list[int]) -> None:
+    def extend(self, names: list[bytes], lines: Sequence[int]) -> None:
         """Add names, once they are checked."""
         self._check(names, lines)
         self._names.extend(names)
@@ -119,7 +119,7 @@ class Rows:
         else:
             self._uncounted += 1
 
-    def _check(self, names: list[bytes], lines: list[int]) -> None:
+    def _check(self, names: list[bytes], lines: Sequence[int]) -> None:
         joined = b"\n".join(names)
         try:
             joined.decode()

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from up.data.keyed_lines import is_text
+
 _DIGITS = 9  # of a label; more are left to the check of each line
 _NEWLINE, _ZERO = ord("\n"), ord("0")
 BLOCK = 1 << 19  # bytes: its arrays stay in the processor's cache
@@ -36,7 +38,7 @@ JSON_LABEL = (Form(b'{"filename": "', b'", "label": ', b"}", 6), Form(b'{"filena
 
 def plain_lines(block: bytes, form: Form) -> PlainLines | None:
     """Read whole lines; None unless each is of this ``form``, without anything in its name that needs a closer look."""
-    if not block.endswith(b"\n") or b"\\" in block or not _is_text(block):
+    if not block.endswith(b"\n") or b"\\" in block or not is_text(block):
         return None
     levels = np.frombuffer(block, np.uint8)
     ends, dots = np.flatnonzero(levels == _NEWLINE), levels == ord(".")
@@ -58,13 +60,6 @@ def plain_lines(block: bytes, form: Form) -> PlainLines | None:
     places = np.repeat(start - last + sizes, sizes)
     places += _COUNTED[: last[-1]] if last[-1] <= len(_COUNTED) else np.arange(last[-1])
     return PlainLines(levels[places], last, labels)
-
-
-def _is_text(block: bytes) -> bool:
-    try:
-        return block.isascii() or bool(block.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def _has(levels: NDArray[np.uint8], at: NDArray[np.int64], text: bytes) -> bool:

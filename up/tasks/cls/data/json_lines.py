@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from up.data.keyed_lines import KeyedLines, keyed_lines
 from up.data.listing import LineError, Rows, blocks, json_chunk, json_rows, lines_of
 from up.data.packed import PackedLabels
 from up.data.plain_lines import JSON_LABEL, PlainLines, plain_lines
@@ -35,6 +36,11 @@ def custom_cls(source: MetaSource) -> SampleTable:
         if plain is not None:
             rows.extend_plain(plain, first)
             arrays.append(plain.labels)
+            continue
+        keyed = read.keyed(block, first)
+        if keyed is not None:
+            rows.extend(keyed.names, range(first, first + len(keyed.names)))
+            arrays.append(keyed.labels)
             continue
         found, lines = json_chunk(rows, first, lines_of(block), read)
         rows.extend([name for name, _ in found], lines)
@@ -78,9 +84,7 @@ class _LabelledLine:
     def __call__(self, record: Record, line: int) -> tuple[bytes, Json]:
         _expect_keys(record, required=_OF_A_LINE)
         if len(record) > len(_OF_A_LINE):
-            for key in record:
-                if key not in _OF_A_LINE:
-                    self._ignored.setdefault(key, line)
+            self._note_ignored(record, line)
         name, label = _filename(record), self._unquoted(record["label"], line)
         if not self._multilabel:
             self._arity = _expect_arity(label, self._arity)
@@ -96,6 +100,19 @@ class _LabelledLine:
         found = next((plain for form in JSON_LABEL if (plain := plain_lines(block, form)) is not None), None)
         self._arity = self._arity if found is None else 0
         return found
+
+    def keyed(self, block: bytes, first: int) -> KeyedLines | None:
+        """Read a block of lines from line ``first`` on, each with one label and the same keys; None for any other."""
+        found = None if self._multilabel or self._arity else keyed_lines(block)
+        if found is not None:
+            self._arity = 0
+            self._note_ignored(found.keys, first)
+        return found
+
+    def _note_ignored(self, keys: Iterable[str], line: int) -> None:
+        for key in keys:
+            if key not in _OF_A_LINE:
+                self._ignored.setdefault(key, line)
 
     def notes(self) -> Iterator[str]:
         """Report ignored keys and converted labels, a line each."""

@@ -120,7 +120,9 @@ def labelled(
 
 def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
     limit = source.num_classes
-    if isinstance(limit, Sequence) and labels.values.ndim == 1 and len(labels.values):
+    if not len(labels.values):  # each line has a problem already
+        return
+    if isinstance(limit, Sequence) and labels.values.ndim == 1:
         raise MetaError(
             f"one label for each image, but num_classes is for {len(limit)} heads. Expected "
             "meta_type custom_cls with a list of labels on each line, or one number of classes.",
