@@ -13,7 +13,7 @@ import yaml
 
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
-from tests.harness.runs import everything_on, records, train
+from tests.harness.runs import everything_on, records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import load_record
 from up.__main__ import main
@@ -83,6 +83,7 @@ def test_resumed_is_equal_to_unbroken(config: Config, write: Write, tmp_path: Pa
     assert train(path) == 0
     assert train(path, other, "trainer.max_iter=2") == 0
     assert train(path, other, "saver.auto_resume=true") == 0
+    assert times_resumed(tmp_path / "broken") == 1
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
     assert of_auxiliary(whole["model"]) == {"backbone", "head"}
     for part in ("model", "optimizer", "ema", "schedule", "metrics"):
