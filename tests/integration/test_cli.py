@@ -54,7 +54,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, ["PASSIVE", "20000"]), ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None"]), ({"GOMP_SPINCOUNT": "9"}, ["None", "9"])],
+    [({}, ["PASSIVE", "50000"]), ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None"]), ({"GOMP_SPINCOUNT": "9"}, ["None", "9"])],
 )
 def test_idle_threads_spin_briefly_unless_told_otherwise(given: dict[str, str], expected: list[str]) -> None:
     """Said before torch, which brings OpenMP, is imported, unless the user says otherwise."""

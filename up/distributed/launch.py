@@ -10,7 +10,8 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Environment = Mapping[str, str]
 SAVING_S = 3600  # limit for ranks to save after a signal; a scheduler or a second signal ends them earlier
 STARTING_S = 10  # limit for the interpreters of ranks to start
+AGAIN_S = 0.05  # until a signal is raised again that Python dropped
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
     os.environ[LAUNCHER_PID] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
     try:
-        signals.raise_as(SignalException)
-        elastic_launch(config, sys.executable)("-m", "up", *words)
+        with signals.raised_as(SignalException):
+            elastic_launch(config, sys.executable)("-m", "up", *words)
     except ChildFailedError as error:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         _report_killed(codes)
@@ -198,6 +200,7 @@ class _Signals:
     def __init__(self) -> None:
         self._asked: signal.Signals | None = None
         self._exception: Callable[..., BaseException] | None = None
+        self._raised: BaseException | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal in the main thread."""
@@ -206,15 +209,36 @@ class _Signals:
         self._asked = signal.Signals(number)
         self._raise()
 
-    def raise_as(self, exception: Callable[..., BaseException]) -> None:
-        """Raise signals, also an earlier one, as ``exception``, which torch's launcher expects."""
-        self._exception = exception
-        self._raise()
+    @contextmanager
+    def raised_as(self, exception: Callable[..., BaseException]) -> Iterator[None]:
+        """Raise signals in the block, and an earlier one at its start, as ``exception``, which torch's launcher expects.
+
+        Python drops an exception that is raised in a destructor or in a callback of a fork, and tells only its hook for such
+        exceptions: the signal is then raised once more.
+        """
+        self._exception, hook = exception, sys.unraisablehook
+
+        def on_dropped(dropped: sys.UnraisableHookArgs) -> None:
+            if dropped.exc_value is not None and dropped.exc_value is self._raised:
+                signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+            else:
+                hook(dropped)
+
+        alarm = signal.signal(signal.SIGALRM, lambda *_: self._raise())
+        sys.unraisablehook = on_dropped
+        try:
+            self._raise()
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+            sys.unraisablehook = hook
 
     def _raise(self) -> None:
         if self._asked is not None and self._exception is not None:
             _until_ranks_listen()
-            raise self._exception(f"got {self._asked.name}", sigval=self._asked)
+            self._raised = self._exception(f"got {self._asked.name}", sigval=self._asked)
+            raise self._raised
 
 
 def _code_before_the_run(number: int) -> int:

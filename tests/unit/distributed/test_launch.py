@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from up.distributed import launch as launching
 from up.distributed.launch import Launch, code_of_failures, mpi_environment, slurm_environment
+from up.distributed.signals import handled
 from up.errors import UserError
 
 SLURM = {
@@ -112,3 +117,47 @@ def test_mpich_on_two_hosts() -> None:
 )
 def test_one_exit_code(codes: list[int], code: int) -> None:
     assert code_of_failures(codes) == code
+
+
+class Got(Exception):
+    def __init__(self, message: str, *, sigval: signal.Signals) -> None:
+        super().__init__(message)
+        self.number = sigval
+
+
+class Doomed:
+    """Gets a signal in its destructor, which no exception leaves."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def outlive_a_signal() -> None:
+    try:
+        Doomed()
+    except Got:
+        pytest.fail("an exception left a destructor")
+    time.sleep(60)
+
+
+def test_a_signal_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "STARTING_S", 0)  # this process has other children
+    before = (sys.unraisablehook, signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM))
+    signals = launching._Signals()
+    with pytest.raises(Got) as raised, handled(signals.handle), signals.raised_as(Got):
+        outlive_a_signal()
+    assert raised.value.number is signal.SIGTERM
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_other_dropped_exceptions_reach_the_earlier_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
+
+    class Broken:
+        def __del__(self) -> None:
+            raise KeyError
+
+    with launching._Signals().raised_as(Got):
+        Broken()
+    assert told == [KeyError]
