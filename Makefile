@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # Extensions that an installation in place compiles: a newer source means another one.
-SOURCES := $(wildcard up/*/*.c up/*/*.h)
+SOURCES := $(wildcard up/*/*.c up/*.h up/*/*.h)
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 # Files of tests are shared out to this many processes, the long ones first (testpaths in pyproject.toml): one more than two
 # cores, because tests of signals and of lost ranks wait for most of their time.

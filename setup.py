@@ -44,7 +44,8 @@ class OptionalExtensions(build_ext):
 def extension(name, *flags):
     path = f"up/{name.replace('.', '/')}"
     options = ["-O3", "-ffp-contract=off", *flags]
-    return Extension(f"up.{name}", [f"{path}.c"], depends=glob(f"{path}_*.h"), extra_compile_args=options, optional=True)
+    headers = ["up/_wide.h", *glob(f"{path}_*.h")]
+    return Extension(f"up.{name}", [f"{path}.c"], depends=headers, extra_compile_args=options, optional=True)
 
 
 # Nothing is linked: libjpeg-turbo is the one in Pillow. A fused multiply-add rounds once less than Pillow and torchvision do, and

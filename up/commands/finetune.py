@@ -72,7 +72,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     training.add_argument(
         "--strategy",
         metavar="NAME",
-        help=f"strategy of docs/finetune.md: {', '.join(get_args(StrategyName))} (default: others, by the network)",
+        help=f"strategy of docs/finetune.md: {', '.join(get_args(StrategyName))} (default: none; the network decides)",
     )
     training.add_argument("--epochs", type=positive, metavar="N", help="epochs (default: by the number of images)")
     training.add_argument("--lr", type=finite, help="learning rate (default: by the network)")

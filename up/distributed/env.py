@@ -74,6 +74,6 @@ def let_idle_threads_sleep() -> None:
 
 
 def plain_environment() -> dict[str, str]:
-    """Return the environment of this process as it is without ``let_idle_threads_sleep``."""
+    """Return the environment of this process as it would be without ``let_idle_threads_sleep``."""
     is_ours = _BRIEFLY.items() <= os.environ.items()
     return {name: value for name, value in os.environ.items() if not (is_ours and name in _BRIEFLY)}

@@ -18,24 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __GNUC__
-#define INLINED static inline __attribute__((always_inline))
-#else
-#define INLINED static inline
-#endif
-#if defined(__x86_64__) && defined(__GNUC__)
-static int has_avx2;
-#define WIDE __attribute__((target("avx2")))
-#define DEFINE(name, parameters, arguments)                            \
-    WIDE static void name##_wide parameters { name##_body arguments; } \
-    static void name parameters {                                      \
-        if (has_avx2) name##_wide arguments;                           \
-        else name##_body arguments;                                    \
-    }
-#else
-#define DEFINE(name, parameters, arguments) \
-    static void name parameters { name##_body arguments; }
-#endif
+#include "../_wide.h"
 
 enum { PIECE = 16384 };  /* elements that one thread takes at once */
 enum { WHOLE = 8 * PIECE };  /* elements of a tensor that one thread takes through both passes, since its cache keeps them */
@@ -282,7 +265,7 @@ PyMODINIT_FUNC PyInit__lamb(void) {
     }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-    has_avx2 = __builtin_cpu_supports("avx2");
+    has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     return PyModule_Create(&MODULE);
 }

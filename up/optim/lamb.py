@@ -94,7 +94,7 @@ class LAMB(OwnOptimizer):
         return norm
 
     def _step_on_cpu(self, group: Record, params: list[Tensor], divisor: Tensor | None) -> None:
-        """Step by the extension, and what that does not take by torch: one tensor after the other, which stay in caches."""
+        """Step with the extension; parameters that it does not take, one by one with torch: each stays in the caches."""
         skipped: Tensor | None = getattr(self, "found_inf", None)
         if skipped is not None and skipped.item():
             return
