@@ -76,9 +76,8 @@ class Rates(NamedTuple):
 
 
 _SCRATCH = Rates(1e-3, 0.05, None)
-_CONVOLUTIONAL = Rates(1e-3, 0.05, None)  # networks with BatchNorm
-_TRANSFORMERS = Rates(1e-4, 0.05, 0.75)  # and others with LayerNorm
-_LAYER_NORMS = ("vit", "deit", "swin", "convnext", "beit", "eva", "coat", "cait", "xcit", "mixer")  # in the name
+_CONVOLUTIONAL = Rates(1e-3, 0.05, None)
+_LAYER_NORMS = Rates(1e-4, 0.05, 0.75)  # of transformers, ConvNeXt and others with more LayerNorms than BatchNorms
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _batch(images: int, epochs: int) -> int:
 def _rates(network: Network, *, is_tuned: bool) -> Rates:
     if not is_tuned:
         return _SCRATCH
-    return _TRANSFORMERS if any(name in network.family.lower() for name in _LAYER_NORMS) else _CONVOLUTIONAL
+    return _LAYER_NORMS if network.has_layer_norms() else _CONVOLUTIONAL
 
 
 def _size(wishes: Wishes, network: Network, typical: float) -> tuple[int, str]:

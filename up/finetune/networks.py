@@ -11,11 +11,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import timm
+import torch
 
 from up.config.nodes import read_plain
 from up.errors import UserError
 from up.files import BEST, best_of_run
 from up.models.backbones import BACKBONES
+from up.models.norm import is_batch_norm
 from up.models.preprocessing import ImagePreprocessing, of_timm
 from up.models.pretrained import TIMM, is_downloaded, is_of_timm, preprocessing_of, read_state
 from up.schema.teacher_files import predicting
@@ -32,6 +34,7 @@ _HEADS: tuple[tuple[str, Kwargs], ...] = (  # by the beginning of a backbone's n
     ("swin", {"type": "vit_head", "kwargs": {"cls_type": "avg"}}),
     ("CSWin", {"type": "vit_head", "kwargs": {"cls_type": "avg"}}),
 )
+_WITHOUT_NORMS = ("pretrained", "initializer", "normalize")  # arguments that add no norms; the last changes BatchNorms only
 SMALL_NET: Record = {
     "name": "backbone",
     "type": "resnet_custom",
@@ -44,7 +47,7 @@ _USUAL = ImagePreprocessing((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224,
 class Network:
     """Modules of ``net:`` up to the head, the weights to start from, and their preprocessing.
 
-    ``title`` describes the network for the user, ``family`` is the name by which settings are chosen.
+    ``title`` describes the network for the user, ``family`` is the name of the backbone, "scratch" for the small ResNet.
     """
 
     title: str
@@ -54,6 +57,19 @@ class Network:
     preprocessing: ImagePreprocessing
     because: str
     takes_one_size: bool = False
+
+    def has_layer_norms(self) -> bool:
+        """Return whether the backbone has more LayerNorms (RMSNorms) than BatchNorms; False for one of a plug-in.
+
+        Builds it on the meta device, without memory and in less than a second or two.
+        """
+        backbone = self.modules[0]
+        if backbone["type"] not in BACKBONES:
+            return False
+        kwargs = {name: value for name, value in backbone.get("kwargs", {}).items() if name not in _WITHOUT_NORMS}
+        with torch.device("meta"):
+            modules = [*BACKBONES.get(backbone["type"])(**kwargs).modules()]
+        return sum(hasattr(module, "normalized_shape") for module in modules) > sum(map(is_batch_norm, modules))
 
 
 def network_for(model: str | None, weights: str | None, *, device: str, is_small: bool) -> Network:

@@ -21,6 +21,10 @@ from up.finetune.recipe import meta_files, yaml_of
 
 CPU = Machine("cpu", 4)
 Chosen = Callable[..., Choices]
+BATCH_NORMS = ("resnet18", "efficientnet_b0", "levit_128s", "mobilevit_xxs", "repvit_m1", "efficientvit_b0", "coatnet_bn_0_rw_224")
+BATCH_NORMS += ("resnetv2_50x1_bit", "nfnet_f0")  # these have GroupNorms, and no norms
+LAYER_NORMS = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny", "convnext_tiny", "CSWin_64_12211_tiny_224")
+LAYER_NORMS += ("xcit_nano_12_p16_224", "mixer_b16_224", "pit_ti_224", "hiera_tiny_224", "pvt_v2_b0")
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +84,34 @@ def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
 def test_the_machine_chooses_the_network(chosen: Chosen) -> None:
     families = [chosen({"a": 3, "b": 3}, 100, machine=Machine(device, 2)).network.family for device in ("cpu", "cuda")]
     assert families == ["resnet18", "resnet50"]
+
+
+@pytest.mark.parametrize("model", [*BATCH_NORMS, *LAYER_NORMS])
+def test_the_norms_of_a_network_choose_its_learning_rates(model: str, chosen: Chosen) -> None:
+    """Its modules count, not its name: LeViT, RepViT and MobileViT have BatchNorms, PiT and Hiera have LayerNorms."""
+    rates = chosen({"a": 3, "b": 3}, 100, model=model, weights="any.pth").rates
+    assert (rates.lr, rates.layer_decay) == ((1e-4, 0.75) if model in LAYER_NORMS else (1e-3, None))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "lr"),
+    [
+        ({"type": "timm", "kwargs": {"model_name": "pit_ti_224", "pretrained": True}}, 1e-4),
+        (
+            {
+                "type": "resnet_custom",
+                "kwargs": {"block": "basic", "layers": [1, 1, 1, 1], "width": 8, "normalize": {"type": "solo_bn"}},
+            },
+            1e-3,
+        ),
+        ({"type": "of_a_plugin"}, 1e-3),
+    ],
+)
+def test_the_network_of_a_run_has_its_arguments(backbone: dict[str, Any], lr: float, chosen: Chosen, tmp_path: Path) -> None:
+    """It is built without downloads and without the parts among its arguments; that of a plug-in is not known here."""
+    net = [{"name": "backbone", **backbone}, {"name": "head", "type": "base_cls_head"}]
+    torch.save({"model": {"a": torch.zeros(1)}, "config": yaml.safe_dump({"net": net})}, tmp_path / "run.pth")
+    assert chosen({"a": 3, "b": 3}, 100, model=str(tmp_path / "run.pth")).rates.lr == lr
 
 
 def test_a_machine_with_a_network_downloads_the_weights(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
