@@ -127,9 +127,9 @@ static PyObject *load(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static unsigned pair(const unsigned char *at) { return (unsigned)at[0] << 8 | at[1]; }
+static unsigned uint16_at(const unsigned char *at) { return (unsigned)at[0] << 8 | at[1]; }
 
-/* Whether Pillow opens a file with this marker segment, and an upright image, without further questions. */
+/* Whether a marker segment changes neither the orientation nor the mode in which Pillow opens the file. */
 static int is_plain(unsigned marker, const unsigned char *body, size_t length)
 {
     switch (marker) {
@@ -170,26 +170,30 @@ typedef struct {
 /* Read the frame header; 0 for files that are left to Pillow. */
 static int frame_of(const unsigned char *data, size_t size, Frame *frame)
 {
-    const unsigned char *at = data + 2, *end = data + size;
     unsigned components = 0;
     int sequential = 0;
     frame->plain = 1;
     if (size < 4 || data[0] != 0xFF || data[1] != 0xD8)
         return 0;
+    const unsigned char *at = data + 2, *end = data + size;
     while (end - at >= 4 && at[0] == 0xFF) {
-        unsigned marker = at[1], length = pair(at + 2);
+        unsigned marker = at[1], length = uint16_at(at + 2);
         const unsigned char *body = at + 4;
-        if (marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD9) || length < 2 || (size_t)(end - at) < 2 + (size_t)length)
+        if (marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD9) || marker == 0xFF) /* no segment, or a fill byte */
+            return 0;
+        if (length < 2 || (size_t)(end - at) < 2 + (size_t)length)
             return 0;
         if (marker == 0xDA) {
             if (components == 0 || length < 3)
                 return 0;
-            return !(sequential && body[0] == components) || is_whole(at + 2 + length, end);
+            const int is_only_scan = sequential && body[0] == components;
+            return !is_only_scan || is_whole(at + 2 + length, end);
         }
         if (marker <= 0xC2) { /* baseline, extended or progressive; all others are left to Pillow */
             if (components != 0 || length < 8 || body[0] != 8 || length != 8 + 3 * (unsigned)body[5])
                 return 0;
-            frame->height = pair(body + 1), frame->width = pair(body + 3), components = body[5], sequential = marker != 0xC2;
+            frame->height = uint16_at(body + 1), frame->width = uint16_at(body + 3);
+            components = body[5], sequential = marker != 0xC2;
             if (frame->height == 0 || frame->width == 0 || (components != 1 && components != 3))
                 return 0;
         } else if (marker == 0xC3 || (marker >= 0xC5 && marker <= 0xCF)) {
@@ -258,6 +262,17 @@ static void start(j_decompress_ptr info, const unsigned char *data, size_t size,
     jpeg.start(info);
 }
 
+/* Whether a progressive file, once it is read, lacks scans: libjpeg then smooths blocks by those around them, which may be beside the
+   part. */
+static int lacks_scans(const struct jpeg_decompress_struct *info)
+{
+    for (int i = 0; info->coef_bits != NULL && i < info->num_components; i++)
+        for (int k = 0; k < DCTSIZE2; k++)
+            if (info->coef_bits[i][k] != 0) /* number of the lowest bits of a coefficient that are missing; -1: all */
+                return 1;
+    return 0;
+}
+
 /* Decode `box`, in pixels of the image divided by `scale`, as `read_rows` does; -1 for any doubt. Our Huffman decoder is used in
    place of `library`. */
 static int decode_into(const unsigned char *data, size_t size, unsigned scale, Box box, size_t stride, unsigned char *out,
@@ -277,7 +292,7 @@ static int decode_into(const unsigned char *data, size_t size, unsigned scale, B
     if (library.decode_mcu != NULL && decoder->start_pass == library.start_pass && decoder->decode_mcu == library.decode_mcu &&
         pays(&info, size))
         replace_decoder(&own, &info, decoder);
-    const int column = read_rows(&info, box, stride, out);
+    const int column = lacks_scans(&info) ? -1 : read_rows(&info, box, stride, out);
     jpeg.destroy(&info);
     return column;
 }

@@ -249,11 +249,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Read the orientation in EXIF, 1 (upright) to 8."""
+    """Read the orientation in EXIF, 1 (upright) to 8; 1 where it has none, or another number."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        found = int(image.getexif().get(0x0112, 1))
     except Exception:  # EXIF that cannot be parsed says nothing about the orientation
         return 1
+    return found if found in _UPRIGHT else 1
 
 
 def _unreadable(encoded: bytes) -> str:

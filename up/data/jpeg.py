@@ -79,10 +79,14 @@ def _orientation(encoded: bytes) -> int | None:
     try:
         with QUIET:
             opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            usable = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
-            return orientation(opened) if usable and orientation(opened) in _TURNS else 1 if usable else None
+            return orientation(opened) if is_jpeg(opened) else None
     except Exception:  # Pillow's format plugins raise many kinds of errors
         return None
+
+
+def is_jpeg(opened: Image.Image) -> bool:
+    """Check whether an image is JPEG in RGB or grey, which all decoders decode alike."""
+    return opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
 
 
 def part_of(encoded: bytes, frame: Frame, box: Box, scale: int = 1) -> Pixels | None:
@@ -115,12 +119,16 @@ class Decoder(NamedTuple):
 
 
 def _by_extension() -> Callable[[bytes], Pixels | None]:
-    if extension() is None:
+    native = extension()
+    if native is None:
         raise ImportError("not built")
 
     def decode(encoded: bytes) -> Pixels | None:
-        frame = frame_of(encoded, 1 << 62)  # of more pixels than this none is opened
-        return None if frame is None else part_of(encoded, Frame(frame.stored), Box(0, 0, *frame.stored))
+        found = native.frame(encoded)
+        if found is None:
+            return None
+        height, width, _ = found
+        return part_of(encoded, Frame((height, width)), Box(0, 0, height, width))
 
     return decode
 

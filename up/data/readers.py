@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from up.config.argument import NoEffect, PathTo
 from up.data.decoding import MAX_PIXELS, QUIET, SUFFIXES, Color, decode, encoded_in, name_of, open_image, orientation, read_rgb
-from up.data.jpeg import Frame, Pixels, decoder, extension, frame_of, part_of
+from up.data.jpeg import Frame, Pixels, decoder, extension, frame_of, is_jpeg, part_of
 from up.data.records import Image
 from up.data.transforms.image import tensor_of
 from up.data.transforms.view import Library, OneView, offers
@@ -141,7 +141,7 @@ class PillowReader:
         """Return the same view of a scaled JPEG file without the extension: Pillow scales, but decodes all of it."""
         with QUIET:
             _, opened = open_image(encoded, name, self.max_pixels)
-            if not _is_jpeg(opened):
+            if not is_jpeg(opened):
                 return None
             size = opened.size[:: 1 if orientation(opened) > 4 else -1]
             view = drawn.at((size[0], size[1]))
@@ -192,7 +192,7 @@ class AutoReader(PillowReader):
             return super()._whole(source, name)
         with QUIET:
             encoded, opened = open_image(source, name, self.max_pixels)
-            usable = _is_jpeg(opened) and orientation(opened) == 1
+            usable = is_jpeg(opened) and orientation(opened) == 1
             pixels = decoder().decode(encoded) if usable else None
             if pixels is not None:
                 return self._of_pixels(pixels)
@@ -215,11 +215,6 @@ class TurboReader(AutoReader):
 
     - ``image_dir``, ``background``, ``color_mode``, ``memcached``, ``max_pixels``, ``fast_decode``: as for ``fs_pillow``.
     """
-
-
-def _is_jpeg(opened: Pillow.Image) -> bool:
-    """Whether an image is JPEG in RGB or grey, which all decoders decode alike."""
-    return opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
 
 
 def _color(background: Background) -> Color | None:

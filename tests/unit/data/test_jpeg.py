@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.harness.jpegs import decoded, encoded, expect_parts, photo
+from tests.harness.jpegs import decoded, encoded, expect_parts, leave_to_pillow, photo
 from up.data import jpeg
 from up.data.bad_images import BadImage
 from up.data.decoding import MAX_PIXELS
@@ -48,6 +49,23 @@ def test_a_part_has_the_pixels_of_a_full_decode(form: str, mode: str) -> None:
 
 
 @compiled
+@pytest.mark.parametrize("size", [(3, 65500), (65500, 3)])
+def test_the_longest_sides_that_libjpeg_decodes(size: tuple[int, int]) -> None:
+    expect_parts(encoded(photo(*size)), number=3)
+
+
+@compiled
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_progressive_files_without_their_last_scans(subsampling: int) -> None:
+    """libjpeg smooths such blocks by those around them, of which some may be beside the part."""
+    data = encoded(photo(70, 69), progressive=True, subsampling=subsampling)
+    scans = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    assert len(scans) == 10
+    for start in scans[1:]:
+        expect_parts(data[:start] + b"\xff\xd9", or_none=True)
+
+
+@compiled
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("form", ["4:2:0", "4:2:2", "4:4:4", "progressive", "restarts by block"])
 def test_a_scaled_part_has_the_pixels_of_a_scaled_decode(form: str, scale: int) -> None:
@@ -77,8 +95,19 @@ def test_files_that_are_left_to_pillow() -> None:
     assert frame_of(whole, 1599) is None
     assert frame_of(whole[:-2], MAX_PIXELS) is None, "without its end mark"
     assert frame_of(whole[: len(whole) // 2], MAX_PIXELS) is None
+    filled = with_fill_byte(whole, encoded(photo(9, 9)))
+    assert decoded(filled).shape == (40, 40, 3)
+    assert frame_of(filled, MAX_PIXELS) is None
     for other in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"abc" * 9, whole[:30], whole[2:]):
         assert frame_of(other, MAX_PIXELS) is None
+
+
+def with_fill_byte(data: bytes, other: bytes) -> bytes:
+    """Add comments, the first behind a fill byte; read as a marker of its own, that leads to the ``other`` file in the third."""
+    made = bytearray(b"\xff\xd8\xff" + 3 * (b"\xff\xfe\x70\x00" + bytes(0x7000 - 2)) + data[2:])
+    start = 4 + 0xFE70
+    made[start : start + len(other) - 2] = other[2:]
+    return bytes(made)
 
 
 def outcome(reader: PillowReader, data: bytes, view: View | None) -> bytes | str:
@@ -95,7 +124,7 @@ def in_top(size: tuple[int, int]) -> View:
     return View.whole(Box(0, 0, (size[0] + 3) // 4, (size[1] + 1) // 2), (9, 8), "bilinear")
 
 
-def damaged(data: bytes, form: str) -> Iterator[bytes]:
+def damaged(data: bytes) -> Iterator[bytes]:
     draw = np.random.default_rng(len(data))
     for _ in range(60):
         rotten = bytearray(data)
@@ -114,11 +143,10 @@ def damaged(data: bytes, form: str) -> Iterator[bytes]:
 @compiled
 @pytest.mark.parametrize("form", ["4:2:0", "4:4:4", "optimized", "progressive", "restarts by block", "restarts by row"])
 def test_damaged_files_end_as_with_pillow(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = list(damaged(encoded(photo(61, 67), **FORMS[form]), form))
+    files = list(damaged(encoded(photo(61, 67), **FORMS[form])))
     readers = PillowReader(), AutoReader()
     found = [[outcome(reader, data, None) for data in files] for reader in readers]
-    monkeypatch.setattr(jpeg, "extension", lambda: None)
-    monkeypatch.setattr("up.data.readers.decoder", lambda: Decoder("Pillow", lambda encoded: None))
+    leave_to_pillow(monkeypatch)
     assert [[outcome(reader, data, None) for data in files] for reader in readers] == found
     assert any(isinstance(each, str) for each in found[0])
     assert any(isinstance(each, bytes) for each in found[0])

@@ -26,7 +26,7 @@ from tests.harness.jpegs import (
 from up.data import jpeg
 from up.data.decoding import MAX_PIXELS
 from up.data.geometry import Box
-from up.data.jpeg import extension, frame_of, part_of
+from up.data.jpeg import extension, frame_of
 
 pytestmark = pytest.mark.skipif(extension() is None, reason="the extension was not compiled: no compiler, or no jpeglib.h")
 SAMPLINGS = {"4:4:4": 0x11, "4:2:2": 0x21, "4:4:0": 0x12, "4:2:0": 0x22, "4:1:1": 0x41, "1x4": 0x14}
@@ -162,11 +162,7 @@ def test_any_bits_give_the_image_of_pillow_or_none(seed: int) -> None:
     share = draw.choice([0.1, 0.3, 0.5])
     bits = "".join("01"[int(bit)] for bit in draw.random(3000) < share)
     data = grey(bits, 16, 24, ZEROS_GREY if seed % 2 else GREY)
-    whole, frame = decoded(data), frame_of(data, MAX_PIXELS)
-    assert frame is not None
-    for box in (Box(0, 0, 16, 24), Box(8, 8, 8, 8), Box(12, 20, 4, 4)):
-        part = part_of(data, frame, box)
-        assert part is None or np.array_equal(part, whole[box.top : box.top + box.height, box.left : box.left + box.width])
+    expect_parts(data, seed=seed, number=3, or_none=True)
 
 
 def test_full_blocks_have_no_end_mark() -> None:
@@ -194,8 +190,4 @@ def test_a_restart_mark_without_an_interval_is_left_to_pillow() -> None:
 def test_differences_of_dc_may_add_up_to_any_number() -> None:
     """Pillow decodes such files; sums beyond 16 bits wrap around."""
     data = grey((CODES[0x00][11] + "1" * 11 + END) * 64, 64, 64)
-    frame = frame_of(data, MAX_PIXELS)
-    assert frame is not None
-    part = part_of(data, frame, Box(0, 0, 64, 64))
-    assert part is not None
-    assert np.array_equal(part, decoded(data))
+    expect_parts(data)

@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from up.data import jpeg
+from tests.harness.jpegs import encoded, leave_to_pillow, photo
 from up.data.geometry import Box
 from up.data.readers import AutoReader, PillowReader, TurboReader
 from up.data.records import Image as AnyImage
@@ -231,7 +231,7 @@ def test_samples_do_not_depend_on_what_reads_them(
     """Views, parts and extensions against whole images through Pillow, transform by transform."""
     meta, transforms = write(tmp_path), PIPELINES[pipeline]
     found = samples(meta, reader(image_dir=str(tmp_path), **options), transforms)
-    monkeypatch.setattr(jpeg, "extension", lambda: None)
+    leave_to_pillow(monkeypatch)
     monkeypatch.setattr(views, "resizer", lambda library: None)
     monkeypatch.setattr("up.data.transforms.stages.first_view", lambda transforms: (None, transforms))
     expected = samples(meta, reader(image_dir=str(tmp_path), **options), transforms)
@@ -257,9 +257,20 @@ def test_fast_decode_is_of_training_alone_and_the_same_everywhere(
     assert not torch.equal(scaled, exact)
     assert (scaled - exact).abs().float().mean() < 30, "the same part of noise"
     assert torch.equal(images(fast=True, train=False), images(fast=False, train=False))
-    monkeypatch.setattr(jpeg, "extension", lambda: None)
-    monkeypatch.setattr("up.data.readers.extension", lambda: None)
+    leave_to_pillow(monkeypatch)
     assert torch.equal(images(fast=True), scaled)
+
+
+def test_fast_decode_of_a_file_whose_orientation_is_no_orientation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such an image is upright, with the extension and without."""
+
+    def read() -> np.ndarray:
+        view = OneView(lambda size: View.whole(Box(0, 0, *size), (16, 24), "bilinear"), may_scale=True)
+        return np.asarray(PillowReader(fast_decode=True).read_view(encoded(photo(64, 96), 9), None, view))
+
+    expected = read()
+    leave_to_pillow(monkeypatch)
+    assert np.array_equal(read(), expected)
 
 
 def test_classes_that_change_reading_are_not_passed_by(tmp_path: Path) -> None:
