@@ -166,6 +166,7 @@ def evaluate(
     checkpoint: PathLike | None = None,
     overrides: Sequence[str] = (),
     *,
+    test: PathLike | None = None,
     out: PathLike | None = None,
     allow_trained_images: bool = False,
 ) -> dict[str, float]:
@@ -173,10 +174,12 @@ def evaluate(
 
     Raises ``UserError`` for images that it was trained on, unless ``allow_trained_images``.
 
-    ``config`` is a YAML file or a run folder, ``checkpoint`` by default the best one of the run. The reports are written to
-    ``out``, by default ``results`` in the run folder.
+    ``config`` is a YAML file or a run folder, ``checkpoint`` by default the best one of the run. ``test`` names other images: a
+    folder of class folders, or a list. The reports are written to ``out``, by default ``results`` in the run folder, or
+    ``results_NAME`` for the other images NAME.
     """
-    return _evaluated(_experiment(config, overrides), checkpoint, out, allow_trained_images).metrics
+    other = None if test is None else Path(test)
+    return _evaluated(_experiment(config, overrides), checkpoint, out, other, allow=allow_trained_images).metrics
 
 
 def compare(runs: Sequence[PathLike | TrainedRun], *, out: PathLike = "compare", **options: bool) -> Comparison:
@@ -362,12 +365,14 @@ def _line(axes: object, lines: Sequence[Mapping[str, float]], name: str, label: 
         axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "")  # type: ignore[attr-defined]
 
 
-def _evaluated(experiment: Experiment, checkpoint: PathLike | None, out: PathLike | None, allow: bool = False) -> EvaluationReport:
+def _evaluated(
+    experiment: Experiment, checkpoint: PathLike | None, out: PathLike | None, test: Path | None = None, *, allow: bool = False
+) -> EvaluationReport:
     from up.build.trained import evaluate_checkpoint
 
     named = None if checkpoint is None else Path(checkpoint)
     folder = None if out is None else Path(out)
-    metrics, intervals, files, _ = evaluate_checkpoint(experiment, named, folder, allow_trained_images=allow)
+    metrics, intervals, files, _ = evaluate_checkpoint(experiment, named, folder, allow_trained_images=allow, test=test)
     return EvaluationReport(metrics, files, intervals)
 
 

@@ -117,18 +117,27 @@ class EvaluatedCheckpoint(NamedTuple):
 
 
 def evaluate_checkpoint(
-    experiment: Experiment, checkpoint: Path | None, out: Path | None, *, allow_trained_images: bool = False
+    experiment: Experiment,
+    checkpoint: Path | None,
+    out: Path | None,
+    *,
+    allow_trained_images: bool = False,
+    test: Path | None = None,
 ) -> EvaluatedCheckpoint:
     """Evaluate a checkpoint on ``dataset.test`` and write the reports of the task, on the main rank.
 
-    Raises ``UserError`` for images that it was trained on, unless ``allow_trained_images``.
+    ``test``: a folder or list of other images, which ``dataset.test`` reads instead of its own. ``out`` is by default the
+    ``results`` of the run, or ``results_NAME`` for the other images NAME. Raises ``UserError`` for images that the checkpoint was
+    trained on, unless ``allow_trained_images``.
     """
-    folder = out or Path(experiment.config.saver.results_dir or experiment.folder / "results")
-    net, report, evaluation, dataset, known = ready_to_evaluate(experiment, checkpoint, folder)
+    results = Path(experiment.config.saver.results_dir or experiment.folder / "results")
+    folder = out or (results if test is None else results.with_name(f"{results.name}_{test.resolve().stem}"))
+    net, report, evaluation, dataset, known = ready_to_evaluate(experiment, checkpoint, folder, test)
     unchecked = ""
     with on_all_ranks():
         if group.is_main():
-            if report is not None and experiment.task.is_labelled(section_of(experiment, "test").dataset):
+            is_labelled = test is not None or experiment.task.is_labelled(section_of(experiment, "test").dataset)
+            if report is not None and is_labelled:
                 files = dataset.files if isinstance(dataset, KeyedDataset) else None
                 with experiment.placing("dataset.test"):
                     unchecked = expect_not_trained_on(find_checkpoint(experiment, checkpoint), files, allowed=allow_trained_images)
@@ -160,15 +169,32 @@ class ReadyToEvaluate(NamedTuple):
     known: DerivedArguments | None
 
 
-def ready_to_evaluate(experiment: Experiment, checkpoint: Path | None, results: Path | None = None) -> ReadyToEvaluate:
-    """Build what evaluates a checkpoint on ``dataset.test``, joined to the other ranks; writes nothing."""
+def ready_to_evaluate(
+    experiment: Experiment, checkpoint: Path | None, results: Path | None = None, test: Path | None = None
+) -> ReadyToEvaluate:
+    """Build what evaluates a checkpoint on ``dataset.test``, or on the images at ``test``, joined to the other ranks.
+
+    Writes nothing.
+    """
     with local_phase():
         device = select_device(experiment)
         known = derived_from_data_only(experiment)
         net, derived, report = net_to_evaluate(experiment, checkpoint, known)
+        if test is not None:
+            experiment = with_other_images(experiment, test, derived)
         evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device), results)
     join_on(experiment, net, device)
     return ReadyToEvaluate(net, report, evaluation, dataset, known)
+
+
+def with_other_images(experiment: Experiment, path: Path, trained: DerivedArguments) -> Experiment:
+    """Return the experiment with ``dataset.test`` on the images at ``path``; ``trained``: ``class_names`` of the net, if known."""
+    source, names = section_of(experiment, "test"), trained.get("class_names")
+    part = experiment.task.with_images(source.dataset, path, list(names) if isinstance(names, list | tuple) else None)
+    test = source.model_copy(update={"dataset": part, "subset": None})
+    dataset = experiment.config.dataset.model_copy(update={"test": test})
+    config = experiment.config.model_copy(update={"dataset": dataset})
+    return replace(experiment, decoded=experiment.decoded._replace(config=config))
 
 
 def net_to_evaluate(

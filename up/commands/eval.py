@@ -10,7 +10,7 @@ from rich.table import Table
 
 from up.command_line import CommandLine
 from up.commands.arguments import add_launch, add_output, backend_overrides, launch_of, output_of
-from up.commands.inputs import expect_checkpoint, expect_config
+from up.commands.inputs import config_of_run, expect_checkpoint, expect_config, expect_test_images
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
@@ -23,26 +23,33 @@ def main(words: list[str]) -> int:
     """Evaluate and write metrics.json, per_class.csv, confusion.csv and .png, predictions.csv; returns the exit code."""
     parser = CommandParser("eval")
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
-    parser.add_argument("--out", type=Path, help="folder for the reports (default: saver.results_dir, else the run's results)")
+    parser.add_argument(
+        "--test", type=Path, metavar="DIR_OR_LIST", help="other images: folder of class folders, or list (default: dataset.test)"
+    )
+    default = "saver.results_dir, else results in the run folder; with --test NAME, results_NAME beside it"
+    parser.add_argument("--out", type=Path, help=f"folder for the reports (default: {default})")
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
     what = "evaluate images that the checkpoint was trained on, too, instead of stopping with exit code 2"
     parser.add_argument("--allow-trained-images", action="store_true", help=what)
     add_output(parser)
     add_launch(parser)
-    parser.add_config()
+    parser.add_config(what="the YAML file, or the run folder")
     arguments = parser.read(words[1:])
+    config = config_of_run(arguments.config)
     overrides = [*arguments.opts, *backend_overrides(arguments)]
     if arguments.fork_method is not None:
         overrides.append(f"dataset.test.dataloader.kwargs.fork_method={arguments.fork_method}")
     with output_of(arguments):
         expect_checkpoint(arguments.ckpt)
-        expect_config(arguments.config, overrides)
+        expect_config(config, overrides)
+        expect_test_images(arguments.test)
         code = launched(launch_of(arguments), words, lambda: None)
         command = CommandLine.typed(words)
         if code is not None:
             return code
         allowed: bool = arguments.allow_trained_images
-        return evaluate(arguments.config, overrides, arguments.ckpt, arguments.out, command, allow_trained_images=allowed)
+        test: Path | None = arguments.test
+        return evaluate(config, overrides, arguments.ckpt, arguments.out, command, allow_trained_images=allowed, test=test)
 
 
 def evaluate(
@@ -53,8 +60,12 @@ def evaluate(
     command: CommandLine,
     *,
     allow_trained_images: bool = False,
+    test: Path | None = None,
 ) -> int:
-    """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written."""
+    """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written.
+
+    ``test``: a folder or list of other images than those of ``dataset.test``.
+    """
     from up.build.experiment import load_experiment
     from up.build.trained import NO_WEIGHTS, evaluate_checkpoint
     from up.distributed.failures import local_phase, reported_to_peers
@@ -63,8 +74,9 @@ def evaluate(
     with local_phase():
         experiment = load_experiment(config, overrides)
     with reported_to_peers(), experiment.plugin_errors():
-        allowed = allow_trained_images
-        metrics, intervals, written, read = evaluate_checkpoint(experiment, checkpoint, out, allow_trained_images=allowed)
+        metrics, intervals, written, read = evaluate_checkpoint(
+            experiment, checkpoint, out, allow_trained_images=allow_trained_images, test=test
+        )
     if not is_main():
         return 0
     source = NO_WEIGHTS if read is None else str(read.source)

@@ -59,6 +59,12 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
     load_config(path, overrides)
 
 
+def config_of_run(path: Path) -> Path:
+    """Return ``config.yaml`` of a run folder; ``path`` itself for a file, and for a folder of another kind."""
+    inner = path / "config.yaml"
+    return inner if inner.is_file() else path
+
+
 def load_checked(path: Path, overrides: Sequence[str]) -> Experiment:
     """Load the experiment once its configuration is known to be good, and only then import torch."""
     expect_config(path, overrides)
@@ -100,6 +106,14 @@ def expect_checkpoint(path: Path | None) -> None:
     if path is not None and world_in_environment() == 1:
         suffixes = (".pth", ".pt", ".ckpt", ".safetensors")
         _expect(named_checkpoint(path), "--ckpt ", "a checkpoint (.pth)", _INSTEAD_OF_CHECKPOINT, suffixes)
+
+
+def expect_test_images(path: Path | None) -> None:
+    """Raise ``UserError`` unless the path of ``--test`` exists."""
+    if path is not None and world_in_environment() == 1:
+        from up.tasks.cls.data.files import expect_images
+
+        expect_images(path, "--test")
 
 
 def expect_package(path: Path | None, flag: str = "--bundle ") -> None:

@@ -16,6 +16,7 @@ from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 from up.data.split import Split, split_of
 from up.errors import Problem, UserError
+from up.tasks.cls.data.files import expect_images
 from up.tasks.cls.data.metas import SampleTable
 from up.tasks.cls.data.tables import LISTS, TableSpec, kind_of_list, read_table
 from up.text import count, did_you_mean, some_of
@@ -85,10 +86,10 @@ class Survey:
 
 def look_into(train: Path, validation: Path | None = None) -> Images:
     """Find the images at ``train`` and ``validation``. Raises ``UserError`` for fewer than two classes and missing files."""
-    _expect_there(train, "--train")
+    expect_images(train, "--train")
     images = _of_list(train) if train.is_file() else _of_folder(train)
     if validation is not None:
-        _expect_there(validation, "--val")
+        expect_images(validation, "--val")
         if validation.resolve() in (train.resolve(), images.train.path.resolve()):
             what = f"--val {validation}: holds the images that are trained on, which would measure nothing"
             raise UserError(what, fix="Name other images, or leave --val out for a split.")
@@ -106,12 +107,6 @@ def _expect_enough(images: Images) -> None:
     if images.split is not None and not images.split.validation:
         what = f"{images.given}: no class has two different images ({numbers}), so none can be held back for validation"
         raise UserError(what, expected="at least two a class", fix="Add images, or name images for validation with --val.")
-
-
-def _expect_there(path: Path, flag: str) -> None:
-    if not path.exists():
-        near = did_you_mean(path.name, (entry.name for entry in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise UserError(f"{flag} {path}: no such file or folder.{near} Expected a folder of class folders, or a list of images.")
 
 
 def _of_folder(folder: Path) -> Images:

@@ -324,6 +324,14 @@ class Task(ABC, Generic[Data]):
         """Return the labelled images of a list or folder, to evaluate a package with this ``answer`` and its ``transforms``."""
         raise UserError(f"the task {self.name} does not evaluate packages: it does not define `listed`.")
 
+    def with_images(self, dataset: Part, path: Path, class_names: Sequence[str] | None) -> Part:
+        """Return ``dataset`` with the labelled images of the folder or list at ``path`` instead of its own, for `eval --test`.
+
+        ``class_names`` are those of the net.
+        """
+        what = f"--test {path}: the task {self.name} does not evaluate other images: it does not define `with_images`"
+        raise UserError(what, fix="Override the keys of the data set: -o dataset.test.dataset.kwargs.KEY=VALUE.")
+
 
 def rows_of_record(record: Kwargs, batch: Batch, rows: slice) -> Record:
     """Return some rows of the record that a net made of ``batch``, without the loss."""

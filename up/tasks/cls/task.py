@@ -35,6 +35,7 @@ from up.tasks.cls.data.data_report import data_report
 from up.tasks.cls.data.datasets import DATASETS, ClsDataset
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS, Columns
+from up.tasks.cls.data.other_images import with_images
 from up.tasks.cls.data.tables import TableSpec, are_labelled
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.mistakes import sections_of
@@ -293,6 +294,9 @@ class Classification(Task[ImageDataset]):
             multilabel=multilabel,
             train=False,
         )
+
+    def with_images(self, dataset: Part, path: Path, class_names: Sequence[str] | None) -> Part:
+        return with_images(dataset, path, class_names)
 
 
 CLASSIFICATION = Classification()
