@@ -37,8 +37,7 @@ class EventFile:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point for each name."""
-        for name, value in values.items():
-            self._write(step=step, summary=scalar(name, value))
+        self._write(step=step, summary=Summary(value=[point for item in values.items() for point in scalar(*item).value]))
         if time.monotonic() - self._flushed > _FLUSH_S:
             self._writer.flush()
             self._flushed = time.monotonic()

@@ -100,7 +100,7 @@ class WindowMeter:
 
 def _added(sums: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return new sums: others may share the old ones."""
-    if sums.keys() == scalars.keys():
+    if sums.keys() == scalars.keys() and len(sums) > 1:  # one operation on a GPU
         return dict(zip(scalars, torch._foreach_add([sums[name] for name in scalars], [*scalars.values()]), strict=True))
     return {**sums, **{name: sums[name] + value if name in sums else value.clone() for name, value in scalars.items()}}
 
