@@ -38,7 +38,7 @@ def keep_implementation(optimizer: Optimizer) -> None:
 
 
 def keep_order(optimizer: Optimizer) -> None:
-    """Keep gradients and state in the order of their parameters in memory, which fused kernels take for granted."""
+    """Keep gradients and state in the order of their parameters in memory, which fused kernels and Muon's matrices need."""
     optimizer.register_step_pre_hook(_fill_in)
     optimizer.register_load_state_dict_post_hook(_in_own_order)
 
@@ -62,9 +62,9 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def _fill_in(optimizer: Optimizer, *_: object) -> None:
-    """Give SGD's parameters momentum before their first step, and gradients the order of their parameters in memory.
+    """Give parameters of SGD and Muon momentum before their first step, and gradients the order of their parameters in memory.
 
-    The fused step takes no mixture of parameters with and without momentum, as in gradual unfreezing, and a first step that the
+    SGD's fused step takes no mixture of parameters with and without momentum, as in gradual unfreezing, and a first step that the
     device skips would leave the momentum unset. From zeros it is the gradient, as in a first step.
     """
     for group in optimizer.param_groups:

@@ -12,7 +12,7 @@ from torch.optim._muon import muon
 
 from up.config.argument import NotNegative, Positive
 from up.config.checked import checked
-from up.optim.fused import is_plain
+from up.optim.fused import is_plain, keep_order
 from up.optim.lamb import Decay
 from up.optim.own import OwnOptimizer
 from up.types import Record
@@ -62,6 +62,7 @@ class Muon(OwnOptimizer):
         )
         # torch's name for skipping by `found_inf`
         self._step_supports_amp_scaling = all(is_plain(p) for group in self.param_groups for p in group["params"])
+        keep_order(self)
 
     def update(self) -> None:
         found: Tensor | None = getattr(self, "found_inf", None)
@@ -77,14 +78,13 @@ class Muon(OwnOptimizer):
     def _step_matrices(self, group: Record, params: list[Tensor], skipped: Tensor | None) -> None:
         """Step; where ``skipped``, a truth value on the device, weights and momentum keep their values."""
         weights = [_columns_last(p, like=p).view(len(p), -1) for p in params]
-        grads = [_columns_last(p.grad, like=p).reshape(len(p), -1) for p in params if p.grad is not None]
+        grads = [_columns_last(p.grad, like=p).view(len(p), -1) for p in params if p.grad is not None]
         momenta = [_columns_last(self._momentum_of(p), like=p).view(len(p), -1) for p in params]
         kept = []
         if skipped is not None:
             kept = [weight.clone() for weight in weights]
-            grads = [
-                torch.where(skipped, momentum, grad) for momentum, grad in zip(momenta, grads, strict=True)
-            ]  # their mean: itself
+            # in a skipped step the gradient is the momentum, so that their mean leaves the momentum as it is
+            grads = [torch.where(skipped, momentum, grad) for momentum, grad in zip(momenta, grads, strict=True)]
         if group["normalize_weights"] and weights:
             norms = torch._foreach_norm(weights)
             torch._foreach_mul_(weights, [len(weight) ** 0.5 / norm for weight, norm in zip(weights, norms, strict=True)])

@@ -105,6 +105,21 @@ def test_a_reload_continues_bit_equal() -> None:
     assert torch.equal(stepped(resumed, second, GRADIENTS[1:]), expected)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_reload_continues_in_another_memory_format(channels_last: bool) -> None:
+    """As a run does that begins on a GPU and resumes with ``channels_last: false``, or the other way round."""
+    draw = torch.Generator().manual_seed(0)
+    weight, *gradients = (torch.randn(4, 3, 2, 2, generator=draw) for _ in range(3))
+    whole, first = (parameter(weight, channels_last=channels_last) for _ in range(2))
+    expected = stepped(Muon([whole]), whole, tuple(gradients))
+    optimizer = Muon([first])
+    stepped(optimizer, first, tuple(gradients[:1]))
+    second = parameter(first.detach().contiguous(), channels_last=not channels_last)
+    resumed = Muon([second])
+    resumed.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(stepped(resumed, second, tuple(gradients[1:])), expected, atol=0.02 * BF16, rtol=0)
+
+
 def test_groups_of_a_net() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     rules = {"bn_b": {"lr": 1.0}, "conv_b": {"lr": 1.0}, "linear_w": {"lr": 10.0}}
