@@ -134,8 +134,9 @@ class EvalLoader:
 
 def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers, collate: Collate = collate) -> Iterator[Batch]:
     """Fetch the batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
-    batches = _started(_Fetch(dataset, collate), keys, workers)
+    batches: Iterator[Batch | Failed] = iter(())
     try:
+        batches = _started(_Fetch(dataset, collate), keys, workers)
         received = (unpacked(batch) if isinstance(batch, Batch) else batch for batch in batches)
         for batch in prefetched(received, workers.device):
             if isinstance(batch, Failed):
@@ -217,9 +218,11 @@ def _undisturbed() -> Iterator[None]:
     The loader detects it as well, within five seconds, when it waits for a batch: there all ranks can agree what to do.
     """
     before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
 
 class _Once:

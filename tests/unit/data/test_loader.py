@@ -204,6 +204,15 @@ def test_remedies(error: Exception, remedy: str) -> None:
         raise died
 
 
+def test_workers_that_cannot_start_end_the_run_with_the_same_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("up.data.loader.DataLoader", failing)
+    with pytest.raises(LoaderDied, match="Raise `ulimit -n`"):
+        next(fetched(Noise(1), [[SampleKey(0, 0)]], workers=Workers(1)))
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError(errno.ENOENT, "gone"), KeyError("x")])
 def test_other_errors_are_not_the_loaders(error: Exception) -> None:
     assert as_loader_died(error) is None
