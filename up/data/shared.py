@@ -23,7 +23,7 @@ class Fetches(Protocol[B]):
 
 
 class Shared(Generic[B]):
-    """Another name for ``fetch`` that is quick to pickle, any number of times, as long as this process lives.
+    """A stand-in for ``fetch`` that is quick to pickle, any number of times, as long as this process lives.
 
     The arrays in it are copied once, to memory without a name (``memfd_create``), which other processes open by way of this one.
     """
@@ -52,8 +52,10 @@ class Shared(Generic[B]):
             end = start + buffer.nbytes
             spans.append((start, end))
         memory = _Memory(max(1, end))
-        for (start, _), buffer in zip(spans, buffers, strict=True):
-            os.pwrite(memory.file, buffer, start)
+        with open(memory.file, "wb", closefd=False) as file:  # it writes on where the kernel stops, after 2 GiB
+            for (start, _), buffer in zip(spans, buffers, strict=True):
+                file.seek(start)
+                file.write(buffer)
         return pickled, spans, memory
 
     def __reduce__(self) -> tuple[object, ...]:

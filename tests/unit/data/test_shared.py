@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
+import pytest
 
 from up.data.packed import PackedStrings
 from up.data.records import SampleKey
@@ -36,6 +37,13 @@ def test_arrays_are_not_in_the_pickle() -> None:
     keys = [SampleKey(0, 0), SampleKey(0, NUMBER - 1)]
     assert again[keys] == shared[keys] == Names()[keys]
     assert pickle.loads(pickle.dumps(again))[keys] == shared[keys]
+
+
+def test_arrays_are_whole_though_the_kernel_writes_no_more_than_2_gib_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: write(file, memoryview(data)[:1000], offset))
+    shared, keys = Shared(Names()), [SampleKey(0, NUMBER - 1)]
+    assert pickle.loads(pickle.dumps(shared))[keys] == Names()[keys]
 
 
 def test_the_memory_ends_with_the_object() -> None:
