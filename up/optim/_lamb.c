@@ -33,7 +33,7 @@ typedef struct {
     int64_t size, pieces, first;  /* `first` of the pieces of all tensors */
     float beta1, rest1, beta2, rest2, inverse1, inverse2, eps, decay, factor;
     double lr;
-    float rate;  /* lr times the trust ratio, once all pieces are measured */
+    float step_size;  /* lr times the trust ratio, once all pieces are measured */
     int is_adapted, is_capped;
     atomic_llong measured;  /* pieces */
     atomic_int is_ready;
@@ -90,14 +90,14 @@ INLINED void moments_body(const Tensor *own, int64_t at, int64_t size, Squares *
 
 DEFINE(moments, (const Tensor *own, int64_t at, int64_t size, Squares *sums), (own, at, size, sums))
 
-INLINED void move_body(const Tensor *own, int64_t at, int64_t size, float rate) {
+INLINED void move_body(const Tensor *own, int64_t at, int64_t size, float step_size) {
     const Tensor how = *own;
     float *restrict weight = how.weight + at;
     const float *restrict mean = how.mean + at, *restrict square = how.square + at;
-    for (int64_t each = 0; each < size; each++) weight[each] -= rate * direction(&how, mean[each], square[each], weight[each]);
+    for (int64_t each = 0; each < size; each++) weight[each] -= step_size * direction(&how, mean[each], square[each], weight[each]);
 }
 
-DEFINE(move, (const Tensor *own, int64_t at, int64_t size, float rate), (own, at, size, rate))
+DEFINE(move, (const Tensor *own, int64_t at, int64_t size, float step_size), (own, at, size, step_size))
 
 /* Parts of a step in the order in which threads take them. */
 typedef enum { BOTH, ALONE, FIRST, SECOND } Pass;  /* ALONE: a piece whose step needs no norm */
@@ -115,7 +115,7 @@ typedef struct {
     atomic_llong next;
 } Work;
 
-static float rate_of(const Tensor *own, const Squares *sums) {
+static float step_size_of(const Tensor *own, const Squares *sums) {
     double weights = 0, directions = 0;
     for (int64_t piece = 0; piece < own->pieces; piece++) weights += sums[piece].weight, directions += sums[piece].direction;
     float of_weight = (float)sqrt(weights), of_direction = (float)sqrt(directions);
@@ -129,9 +129,9 @@ static void measure_piece(Tensor *own, int64_t piece, Squares *sums) {
     moments(own, at, rest < PIECE ? rest : PIECE, sums + piece);
 }
 
-static void move_piece(Tensor *own, int64_t piece, float rate) {
+static void move_piece(Tensor *own, int64_t piece, float step_size) {
     int64_t at = piece * PIECE, rest = own->size - at;
-    move(own, at, rest < PIECE ? rest : PIECE, rate);
+    move(own, at, rest < PIECE ? rest : PIECE, step_size);
 }
 
 static void do_job(const Job *job, Squares *all) {
@@ -140,8 +140,8 @@ static void do_job(const Job *job, Squares *all) {
     switch (job->pass) {
     case BOTH:
         for (int64_t piece = 0; piece < own->pieces; piece++) measure_piece(own, piece, sums);
-        own->rate = rate_of(own, sums);
-        for (int64_t piece = own->pieces; piece-- > 0;) move_piece(own, piece, own->rate);
+        own->step_size = step_size_of(own, sums);
+        for (int64_t piece = own->pieces; piece-- > 0;) move_piece(own, piece, own->step_size);
         break;
     case ALONE:
         measure_piece(own, job->piece, sums);
@@ -150,13 +150,13 @@ static void do_job(const Job *job, Squares *all) {
     case FIRST:
         measure_piece(own, job->piece, sums);
         if (atomic_fetch_add(&own->measured, 1) == own->pieces - 1) {
-            own->rate = rate_of(own, sums);
+            own->step_size = step_size_of(own, sums);
             atomic_store(&own->is_ready, 1);
         }
         break;
     case SECOND:
         while (!atomic_load(&own->is_ready)) sched_yield();  /* other threads are in the last pieces of the first pass */
-        move_piece(own, job->piece, own->rate);
+        move_piece(own, job->piece, own->step_size);
     }
 }
 

@@ -57,8 +57,10 @@ class LAMB(OwnOptimizer):
             "always_adapt": always_adapt,
         }
         super().__init__(params, defaults)
-        first = self.param_groups[0]["params"][0]
-        self._step_supports_amp_scaling = grad_averaging and is_plain(first)  # torch's name for skipping by `found_inf`
+        # torch's name for skipping by `found_inf`
+        self._step_supports_amp_scaling = all(
+            group["grad_averaging"] and is_plain(p) for group in self.param_groups for p in group["params"]
+        )
         self._scratch: Tensor | None = None
         self.measured_norm: Tensor | None = None  # of the gradients, where the caller of ``step`` has measured it
         keep_order(self)
@@ -84,7 +86,7 @@ class LAMB(OwnOptimizer):
             return None
         divisor = (self._norm_of(grads) / limit).clamp_(min=1.0)
         is_known = divisor.device.type == "cpu" and not isinstance(divisor, DTensor)
-        return None if is_known and divisor.item() == 1.0 else divisor  # the kernel writes divided gradients back
+        return None if is_known and divisor.item() == 1.0 else divisor  # with one, torch's kernel writes all gradients again
 
     def _norm_of(self, grads: list[Tensor]) -> Tensor:
         measured, self.measured_norm = self.measured_norm, None
@@ -116,6 +118,9 @@ class LAMB(OwnOptimizer):
         """Step by torch's fused Adam, which adds the direction m̂ / (√v̂ + eps) to the decay, and nothing if ``found_inf``."""
         skipped: Tensor | None = getattr(self, "found_inf", None)
         states = [self._state_of(p) for p in params]
+        for p, state in zip(params, states, strict=True):
+            if state["step"].device != p.device:  # new, or from a checkpoint
+                state["step"] = state["step"].to(p.device)
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         grads = [p.grad for p in params if p.grad is not None]
@@ -202,8 +207,6 @@ class LAMB(OwnOptimizer):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        if self._step_supports_amp_scaling and state["step"].device != p.device:  # new, or from a checkpoint
-            state["step"] = state["step"].to(p.device)
         return state
 
 

@@ -104,6 +104,18 @@ def test_clip_is_global_over_groups() -> None:
     assert optimizer.state[b]["exp_avg"].item() == pytest.approx(0.1 * 4 / 5)
 
 
+@pytest.mark.parametrize("undamped", [0, 1])
+def test_a_group_whose_gradients_are_not_averaged_cannot_skip_a_step_on_its_own(undamped: int) -> None:
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": [p], "grad_averaging": at != undamped} for at, p in enumerate(weights)]
+    optimizer, precision = LAMB(groups), Precision(mode="fp16", device="cpu")
+    precision.is_late = True
+    for p in weights:
+        p.grad = torch.full((2,), float("nan"))
+    precision.step(optimizer, Clip())
+    assert [p.tolist() for p in weights] == [[1.0, 1.0]] * 2
+
+
 def test_a_parameter_without_gradient_stays_and_starts_fresh_later() -> None:
     a, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = LAMB([a, late], lr=0.1, weight_decay=0.0)

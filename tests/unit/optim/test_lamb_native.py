@@ -45,8 +45,10 @@ def torch_alone() -> Iterator[None]:
 def threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def weights(seed: int = 0) -> list[nn.Parameter]:
