@@ -10,7 +10,7 @@ from types import ModuleType
 
 from up.bundle.answers.answer import Floats, Outputs
 from up.bundle.archive import PackageError
-from up.distributed.env import keep_quiet_about_models
+from up.distributed.env import disable_onnxruntime_telemetry
 from up.errors import UserError
 from up.text import did_you_mean
 
@@ -22,7 +22,7 @@ _NOWHERE = "no-package-reads-further-files"
 
 def required(name: str) -> ModuleType:
     """Import the module ``name`` of the deploy extra. Raises ``UserError`` with the command that installs it."""
-    keep_quiet_about_models()
+    disable_onnxruntime_telemetry()
     try:
         with _ctrl_c_deferred():
             return import_module(name)

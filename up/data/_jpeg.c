@@ -34,8 +34,8 @@
 #define min_DCT_scaled_size min_DCT_h_scaled_size
 #endif
 
-#define SPARE 48 /* columns of the output beside the part: those of MARGIN, and as many as lead to a boundary of blocks (at most 31) */
-#define MARGIN 4 /* columns decoded beside the part: smooth chroma takes the colour of its neighbours into account */
+#define MARGIN 4 /* columns decoded on each side of the part: smooth chroma takes the colour of its neighbours into account */
+#define SPARE 48 /* columns of the output beside the part: both margins, and up to 31 that lead to a boundary of blocks */
 
 static struct {
     struct jpeg_error_mgr *(*std_error)(struct jpeg_error_mgr *);
@@ -97,7 +97,7 @@ static struct jpeg_error_mgr *handlers(Errors *errors)
     return &errors->base;
 }
 
-/* load(path): find libjpeg in the shared object `path` and its dependencies, and compare its structure with the header's. */
+/* See its text in METHODS. */
 static PyObject *load(PyObject *self, PyObject *args)
 {
     const char *path;
@@ -206,7 +206,7 @@ static int frame_of(const unsigned char *data, size_t size, Frame *frame)
     return 0;
 }
 
-/* frame(data) -> (height, width, plain) or None. */
+/* See its text in METHODS. */
 static PyObject *frame(PyObject *self, PyObject *args)
 {
     Py_buffer data;
@@ -225,8 +225,8 @@ typedef struct {
     unsigned top, left, height, width;
 } Box;
 
-/* Decode rows of `box` into `out`, whose rows are `stride` bytes apart. Returns the column of `out` at which the box starts, at most
-   SPARE - MARGIN; -1 for a box that is not inside. */
+/* Decode rows of `box` into `out`, whose rows are `stride` bytes apart. Returns the column of `out` at which the box starts, at
+   most SPARE - MARGIN; -1 for a box that is not within the image. */
 static int read_rows(j_decompress_ptr info, Box box, size_t stride, unsigned char *out)
 {
     if (box.height == 0 || box.width == 0 || (size_t)box.top + box.height > info->output_height ||
@@ -262,8 +262,8 @@ static void start(j_decompress_ptr info, const unsigned char *data, size_t size,
     jpeg.start(info);
 }
 
-/* Whether a progressive file, once it is read, lacks scans: libjpeg then smooths blocks by those around them, which may be beside the
-   part. */
+/* Whether a progressive file, once it is read, lacks scans: libjpeg then smooths blocks by those around them, which may be beside
+   the part. */
 static int lacks_scans(const struct jpeg_decompress_struct *info)
 {
     for (int i = 0; info->coef_bits != NULL && i < info->num_components; i++)
@@ -380,16 +380,20 @@ static PyObject *decode(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef METHODS[] = {
-    {"load", load, METH_VARARGS, "load(path): use the libjpeg-turbo of this shared object. Raises OSError for another ABI."},
+    {"load", load, METH_VARARGS,
+     "load(path)\n\n"
+     "Find libjpeg-turbo in a shared object and its dependencies. Raises OSError where it is missing or has another ABI."},
     {"replace", replace, METH_VARARGS,
      "replace(sample) -> bool\n\n"
      "Decode Huffman codes here from now on, if the library's decoder can be replaced for this file and both give the same "
      "pixels, or by the library alone. Returns which."},
-    {"frame", frame, METH_VARARGS, "frame(data) -> (height, width, plain), or None for files that are left to Pillow."},
+    {"frame", frame, METH_VARARGS,
+     "frame(data) -> (height, width, plain), or None for files that are left to Pillow\n\n"
+     "`plain`: no segment tells Pillow of another orientation or mode."},
     {"decode", decode, METH_VARARGS,
      "decode(data, scale, top, left, height, width, out) -> column\n\n"
-     "Decode a box, in pixels of the image divided by `scale`, into out (height, width + SPARE, 3), where it starts at `column`; -1 for "
-     "a file that is left to Pillow. Raises ValueError for an `out` of another size."},
+     "Decode a box, in pixels of the image divided by `scale`, into out (height, width + SPARE, 3), where it starts at `column`; "
+     "-1 for a file that is left to Pillow. Raises ValueError for an `out` of another size."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -292,12 +292,12 @@ def subset_of(dataset: D, kept: NDArray[np.int64]) -> D:
 
 
 def _seen(dataset: KeyedDataset, index: int, view: OneView) -> Sample:
-    """Sample ``index``, its image through ``view``, where its class may override ``read`` alone."""
+    """Read a sample, its image through ``view``, also of a data set whose class overrides ``read`` alone."""
     return dataset.read_view(index, view) if offers(dataset, "read_view", "read") else KeyedDataset.read_view(dataset, index, view)
 
 
 def read_sample(dataset: KeyedDataset, index: int, see: See | None = None) -> Sample:
-    """Sample ``index``, not transformed but for the view that ``see`` makes.
+    """Read sample ``index``, not transformed except by the view that ``see`` returns.
 
     Raises ``BadImage``, and ``PartError`` for a sample of another form.
     """

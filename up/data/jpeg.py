@@ -25,7 +25,7 @@ _TURNS = {1: "", 2: "c", 3: "rc", 4: "r", 5: "t", 6: "rt", 7: "rct", 8: "ct"}
 
 
 class Frame(NamedTuple):
-    """Facts of a JPEG file that the extension decodes."""
+    """Stored height and width of a JPEG file that the extension decodes, and its orientation in EXIF."""
 
     stored: Size
     orientation: int = 1
@@ -39,7 +39,7 @@ class Frame(NamedTuple):
 
 @cache
 def extension() -> ModuleType | None:
-    """Load the extension with the libjpeg-turbo of Pillow; None where it was not built, or where that is another version."""
+    """Load the extension with the libjpeg-turbo of Pillow; None where it was not built, or for another version of the library."""
     try:
         from PIL import _imaging
 

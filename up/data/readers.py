@@ -79,7 +79,7 @@ class PillowReader:
     - ``memcached``: accepted for older files.
     - ``max_pixels``: larger images are bad images.
     - ``fast_decode``: decode JPEG files at a half or a quarter of their size where the crop of a training image has pixels to
-      spare: a third faster on photographs of 2,000 pixels, with slightly other pixels. Evaluation never does.
+      spare: a third faster on photographs of 2,000 pixels, with slightly different pixels. Evaluation never does.
     """
 
     float_images = False
@@ -121,35 +121,36 @@ class PillowReader:
     def _whole(self, source: str | bytes, name: str) -> Image:
         return self._image(read_rgb(source, name, max_pixels=self.max_pixels, background=self.background))
 
-    def _part(self, encoded: bytes, frame: Frame, drawn: OneView) -> Image | None:
+    def _part(self, encoded: bytes, frame: Frame, view: OneView) -> Image | None:
         """Decode the part of a JPEG file that the view needs; None for a damaged one."""
-        view = drawn.at(frame.size)
-        scale = view.scale if self.fast_decode and drawn.may_scale else 1
-        view = view.scaled(scale)
+        drawn = view.at(frame.size)
+        scale = drawn.scale if self.fast_decode and view.may_scale else 1
+        drawn = drawn.scaled(scale)
         library = self._resizes_as()
-        exact = library if library is not None and view.is_exact(library) else None
-        box = view.box if exact is None else view.needed
+        if library is None or not drawn.is_exact(library):
+            part = part_of(encoded, frame, drawn.box, scale)
+            return None if part is None else drawn.moved().of(self._of_pixels(part))
+        box = drawn.needed
         part = part_of(encoded, frame, box, scale)
         if part is None:
             return None
-        if exact is not None:
-            pixels = view.resized(part, box, exact)
-            return self._tensor(pixels) if drawn.as_tensor else self._of_pixels(pixels)
-        return view.moved().of(self._of_pixels(part))
+        pixels = drawn.resized(part, box, library)
+        return self._tensor(pixels) if view.as_tensor else self._of_pixels(pixels)
 
-    def _draft(self, encoded: bytes, name: str, drawn: OneView) -> Image | None:
+    def _draft(self, encoded: bytes, name: str, view: OneView) -> Image | None:
         """Return the same view of a scaled JPEG file without the extension: Pillow scales, but decodes all of it."""
         with QUIET:
             _, opened = open_image(encoded, name, self.max_pixels)
             if not is_jpeg(opened):
                 return None
             size = opened.size[:: 1 if orientation(opened) > 4 else -1]
-            view = drawn.at((size[0], size[1]))
-            opened.draft(None, (opened.width // view.scale, opened.height // view.scale))
-            return view.scaled(view.scale).of(self._image(decode(encoded, opened, name)))
+            drawn = view.at((size[0], size[1]))
+            opened.draft(None, (opened.width // drawn.scale, opened.height // drawn.scale))
+            return drawn.scaled(drawn.scale).of(self._image(decode(encoded, opened, name)))
 
     def _resizes_as(self) -> Library | None:
-        return None if self.color_mode == "GRAY" else "pillow"  # None: in one channel, by torch
+        """Name the library whose pixels a resized view has; None for grey, which torch resizes as a tensor."""
+        return None if self.color_mode == "GRAY" else "pillow"
 
     def _of_pixels(self, pixels: Pixels) -> Image:
         return self._image(Pillow.fromarray(pixels))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_BRIEFLY = {"GOMP_SPINCOUNT": "50000", "OMP_WAIT_POLICY": "PASSIVE"}  # libgomp goes by the first, other runtimes by the second
+_SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "50000", "OMP_WAIT_POLICY": "PASSIVE"}  # libgomp goes by the first, other runtimes by the second
 
 
 def rank_in_environment() -> int:
@@ -21,7 +21,7 @@ def world_in_environment() -> int:
 
 @contextmanager
 def as_rank(rank: int, world_size: int) -> Iterator[None]:
-    """Run the block, in this process alone, with the rank and the world size of a process of another run; it joins no group."""
+    """Run the block with the rank and the world size of a process of another run, without a process group."""
     before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     try:
@@ -39,7 +39,7 @@ def local_rank() -> int:
 
 
 def ranks_of_host() -> int:
-    """Number of processes of the run on this host, as torchrun tells; all of them with other launchers."""
+    """Number of processes of the run on this host, which torchrun reports; the world size with other launchers."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_in_environment()))
 
 
@@ -53,11 +53,10 @@ def launch_id() -> str:
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
-def keep_quiet_about_models() -> None:
-    """Disable the telemetry of onnxruntime, before it is imported.
+def disable_onnxruntime_telemetry() -> None:
+    """Disable the telemetry of onnxruntime; call it before that is imported.
 
-    Its packages from 1.2x on record what they run in the user's cache folder and upload it. ``ORT_DISABLE_TELEMETRY=0`` enables
-    that.
+    Newer versions record what they run in the user's cache folder and upload it. ``ORT_DISABLE_TELEMETRY=0`` allows that.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -70,10 +69,10 @@ def let_idle_threads_sleep() -> None:
     for (loader workers, a browser), and a step takes twice as long. ``GOMP_SPINCOUNT`` and ``OMP_WAIT_POLICY`` choose otherwise.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & {*os.environ}:
-        os.environ.update(_BRIEFLY)
+        os.environ.update(_SPIN_BRIEFLY)
 
 
 def plain_environment() -> dict[str, str]:
     """Return the environment of this process as it would be without ``let_idle_threads_sleep``."""
-    is_ours = _BRIEFLY.items() <= os.environ.items()
-    return {name: value for name, value in os.environ.items() if not (is_ours and name in _BRIEFLY)}
+    is_ours = _SPIN_BRIEFLY.items() <= os.environ.items()
+    return {name: value for name, value in os.environ.items() if not (is_ours and name in _SPIN_BRIEFLY)}

@@ -171,7 +171,7 @@ def _launch_config(launch: Launch) -> LaunchConfig:
     if processes < 1 or launch.hosts < 1 or not 0 <= launch.host_rank < launch.hosts or launch.max_restarts < 0:
         raise UserError(
             f"--ng {processes} --nm {launch.hosts} --node-rank {launch.host_rank} --max-restarts {launch.max_restarts}: expected "
-            "at least one process and one host, and the number of this host counted from 0."
+            "at least one process and one host, the number of this host counted from 0, and no negative number of restarts."
         )
     if launch.hosts > 1 and ":" not in (launch.endpoint or ""):
         raise UserError(f"--nm {launch.hosts}: the hosts need a rendezvous endpoint: --rdzv HOST:PORT, the same on each.")

@@ -68,7 +68,7 @@ INLINED double total(const double *sums) {
 }
 
 INLINED void moments_body(const Tensor *own, int64_t at, int64_t size, Squares *sums) {
-    const Tensor how = *own;
+    const Tensor how = *own; /* a copy, since stores to the moments might change what `own` points to */
     double weights[LANES] = {0}, directions[LANES] = {0};
     float made[BLOCK];
     for (int64_t end = at + size, run; at < end; at += run) {

@@ -19,7 +19,7 @@ _DEVICES: dict[object, tuple[str, ...]] = {
     torch.optim.Adam: ("cuda", "cpu"),  # 2.7 times as fast on a CPU
     torch.optim.AdamW: ("cuda", "cpu"),
 }
-_OWN_WAY = ("fused", "foreach", "capturable", "differentiable")  # arguments that choose another implementation
+_IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")  # arguments that choose another implementation
 
 
 def is_fusible(make: object, model: nn.Module, groups: Iterable[Record], given: Kwargs) -> bool:
@@ -27,24 +27,26 @@ def is_fusible(make: object, model: nn.Module, groups: Iterable[Record], given: 
 
     Not with dampening, since a first step then differs from later ones, nor with an implementation that is ``given``.
     """
-    if any(given.get(name) is not None for name in _OWN_WAY) or any({**given, **group}.get("dampening") for group in groups):
+    is_chosen = any(given.get(name) is not None for name in _IMPLEMENTATIONS)
+    is_dampened = any({**given, **group}.get("dampening") for group in groups)
+    if is_chosen or is_dampened:
         return False
     return all(is_plain(p) and p.device.type in _DEVICES.get(make, ()) for p in model.parameters())
 
 
 def keep_implementation(optimizer: Optimizer) -> None:
     """Let an optimizer load the states of its other implementations without becoming one of them, such as fused for shards."""
-    optimizer.register_load_state_dict_pre_hook(_as_here)
+    optimizer.register_load_state_dict_pre_hook(_keep_own_implementation)
 
 
 def keep_order(optimizer: Optimizer) -> None:
     """Keep gradients and state in the order of their parameters in memory, which fused kernels and Muon's matrices need."""
-    optimizer.register_step_pre_hook(_fill_in)
-    optimizer.register_load_state_dict_post_hook(_in_own_order)
+    optimizer.register_step_pre_hook(_order_and_fill)
+    optimizer.register_load_state_dict_post_hook(_order_loaded)
 
 
 def is_plain(parameter: Tensor) -> bool:
-    """Check whether a parameter is one that fused kernels take: float32 on a CPU or CUDA device, not shared by ranks."""
+    """Check whether a parameter is one that fused kernels take: float32 on a CPU or CUDA device, not a shard of one."""
     return parameter.device.type in ("cpu", "cuda") and parameter.dtype is torch.float32 and not isinstance(parameter, DTensor)
 
 
@@ -61,7 +63,7 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _fill_in(optimizer: Optimizer, *_: object) -> None:
+def _order_and_fill(optimizer: Optimizer, *_: object) -> None:
     """Give parameters of SGD and Muon momentum before their first step, and gradients the order of their parameters in memory.
 
     SGD's fused step takes no mixture of parameters with and without momentum, as in gradual unfreezing, and a first step that the
@@ -84,13 +86,14 @@ def _ordered_as(p: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(p).copy_(value) if differs else value.as_strided(p.shape, p.stride())
 
 
-def _as_here(optimizer: Optimizer, state: StateDict) -> StateDict:
-    own = [{name: group[name] for name in _OWN_WAY if name in group} for group in optimizer.param_groups]
-    groups = [{**group, **ways} for group, ways in zip(state["param_groups"], own, strict=False)]
+def _keep_own_implementation(optimizer: Optimizer, state: StateDict) -> StateDict:
+    """Return the state with the implementation of ``optimizer``; torch reports another number of groups."""
+    own = [{name: group[name] for name in _IMPLEMENTATIONS if name in group} for group in optimizer.param_groups]
+    groups = [{**group, **chosen} for group, chosen in zip(state["param_groups"], own, strict=False)]
     return {**state, "param_groups": groups if len(groups) == len(state["param_groups"]) else state["param_groups"]}
 
 
-def _in_own_order(optimizer: Optimizer) -> None:
+def _order_loaded(optimizer: Optimizer) -> None:
     """Bring loaded tensors into the order of their parameters in memory."""
     for p, state in optimizer.state.items():
         held: Mapping[str, object] = dict(state)

@@ -24,7 +24,7 @@ Library: TypeAlias = Literal["pillow", "torch"]
 """Library whose pixels a resized image has."""
 
 _SUPPORT: dict[Interpolation, int] = {"bilinear": 1, "bicubic": 2}  # of the filters, in pixels of the smaller image
-_PROBES = (
+_PROBES = (  # sizes (height, width) of images and what they are resized to, by which an extension is compared with its library
     ((45, 16), (20, 6)),
     ((20, 45), (30, 17)),
     ((60, 30), (21, 33)),
@@ -59,7 +59,7 @@ class View(NamedTuple):
                 part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
                 pixels = self.resized(np.asarray(part), box, "pillow")
                 return tensor_of(pixels) if as_tensor else Pillow.fromarray(pixels)
-        elif _has_whole_pixels(image) and self.is_exact("torch"):
+        elif _has_pixels_in_memory(image) and self.is_exact("torch"):
             box = self.needed
             levels = image.numpy().transpose(1, 2, 0)[box.top : box.top + box.height, box.left : box.left + box.width]
             return tensor_of(self.resized(levels, box, "torch"))
@@ -68,7 +68,7 @@ class View(NamedTuple):
     def _by_library(self, image: Image) -> Image:
         if self.box != (0, 0, *size_of(image)):
             image = F.crop(image, *self.box)
-        if isinstance(image, torch.Tensor) and _has_whole_pixels(image):
+        if isinstance(image, torch.Tensor) and _has_pixels_in_memory(image):
             # a crop of channels-last memory in one piece: torch resizes it faster, and the result is channels-last again
             image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         image = F.resize(image, [*self.size], interpolation=MODES[self.interpolation], antialias=True)
@@ -112,12 +112,12 @@ class View(NamedTuple):
 
     @property
     def scale(self) -> int:
-        """The fraction 1, 2 or 4 of the image that has enough pixels for the view."""
+        """By what the size of the image can be divided, 1, 2 or 4, so that the box still has as many pixels as the view."""
         shrinks = min(self.box.height // self.size[0], self.box.width // self.size[1])
         return 4 if shrinks >= 4 else max(1, min(shrinks, 2))
 
     def scaled(self, scale: int) -> View:
-        """Return the same view of the image at a fraction of its size: to the nearest pixel of that."""
+        """Return the same view of the image at 1 / ``scale`` of its size: the box is rounded down to whole pixels."""
         top, left, height, width = self.box
         return self._replace(box=Box(top // scale, left // scale, height // scale, width // scale)) if scale > 1 else self
 
@@ -162,7 +162,7 @@ class FirstTransforms:
 
 
 class OneView:
-    """The view of one visit of an image: drawn once, as soon as the size of the image is known."""
+    """The view for one read of an image: drawn once, as soon as the size of the image is known."""
 
     def __init__(self, draw: Draw, *, may_scale: bool = False, as_tensor: bool = False) -> None:
         """``may_scale``: whether an image decoded at a half or a quarter of its size will do, as in training.
@@ -224,8 +224,8 @@ def _levels(image: Image) -> Pixels:
     return np.asarray(image if isinstance(image, Pillow.Image) else image.permute(1, 2, 0))
 
 
-def _has_whole_pixels(image: torch.Tensor) -> bool:
-    """Whether an image (3, H, W) is of 8 bits, and its memory channels-last."""
+def _has_pixels_in_memory(image: torch.Tensor) -> bool:
+    """Whether an image is uint8 (3, H, W), and its memory holds the three levels of a pixel side by side (channels-last)."""
     return image.dtype == torch.uint8 and image.shape[0] == 3 and image.stride()[0] == 1 and image.stride()[2] == 3
 
 
@@ -250,7 +250,7 @@ def first_view(transforms: Sequence[AnyTransform]) -> tuple[Draw | None, Sequenc
 
 def offers(part: object, method: str, *others: str) -> bool:
     """Whether ``method`` of an object does what ``others`` do: no subclass overrides one of those alone."""
-    kind: type = type(part)
+    kind: type = type(part)  # for mypy, by which the type of an object cannot be hashed
     return _offered(kind, method, others)
 
 
