@@ -117,9 +117,10 @@ class View(NamedTuple):
         return 4 if shrinks >= 4 else max(1, min(shrinks, 2))
 
     def scaled(self, scale: int) -> View:
-        """Return the same view of the image at 1 / ``scale`` of its size: the box is rounded down to whole pixels."""
+        """Return the same view of the image at 1 / ``scale`` of its size: the edges of the box are at the nearest pixels."""
         top, left, height, width = self.box
-        return self._replace(box=Box(top // scale, left // scale, height // scale, width // scale)) if scale > 1 else self
+        top, left, bottom, right = ((edge + scale // 2) // scale for edge in (top, left, top + height, left + width))
+        return self._replace(box=Box(top, left, bottom - top, right - left))
 
 
 class Viewing(Protocol):
