@@ -86,9 +86,10 @@ def children_of(pid: int) -> list[int]:
 
 
 def listens(pid: int) -> bool:
-    """Whether a process has a handler for SIGTERM."""
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
-    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    """Whether a process has a handler for SIGTERM; one that is just being forked has its parent's, and blocks signals."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught, blocked = (next(int(line.split()[1], 16) for line in lines if line.startswith(name)) for name in ("SigCgt", "SigBlk"))
+    return bool((caught & ~blocked) >> (signal.SIGTERM - 1) & 1)
 
 
 def is_alive(pid: int) -> bool:

@@ -36,6 +36,24 @@ def importing_until_asked_to_stop(words: Sequence[str]) -> int:
     return main(list(words))
 
 
+def asked_to_stop_while_starting(words: Sequence[str]) -> int:
+    """``up WORDS…`` whose launcher gets SIGTERM when it has started the last rank, before torch's part of it knows any of them."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    from up.__main__ import main
+
+    real = SubprocessHandler._popen
+
+    def popen(handler: SubprocessHandler, args: Any, env: dict[str, str]) -> Any:
+        process = real(handler, args, env)
+        if int(env["RANK"]) == int(env["WORLD_SIZE"]) - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    SubprocessHandler._popen = popen  # type: ignore[method-assign]
+    return main(list(words))
+
+
 class Program:
     """A program in a process group of its own, as a shell starts it; ended with all its descendants after the test."""
 

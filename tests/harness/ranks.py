@@ -347,8 +347,11 @@ class Forked:
         **_: object,
     ) -> None:
         self.returncode: int | None = None
+        is_fresh, fresh = os.pipe()
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self.pid = os.fork()
         if self.pid == 0:
+            os.close(is_fresh)
             os.setsid()
             for number in (1, 2) if stdout is not None else ():
                 os.dup2(stdout.fileno(), number)
@@ -359,11 +362,17 @@ class Forked:
             for number in signal.valid_signals():  # as in a fresh process, where only what is ignored is inherited
                 if callable(signal.getsignal(number)):
                     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            os.close(fresh)
             os.environ.clear()
             if "RANK" in env and env.get("DEAF") == env["RANK"]:
                 time.sleep(PATIENCE_S)  # as a process that has not come to its handlers of signals yet
             words = list(args)[list(args).index("up") + 1 :]
             _run("up.__main__:main", words, env)
+        os.close(fresh)
+        os.read(is_fresh, 1)  # as Popen waits for exec: until then the process has the handlers of its parent
+        os.close(is_fresh)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)

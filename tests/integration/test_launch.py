@@ -217,9 +217,22 @@ def test_a_signal_when_the_ranks_have_just_been_started(start, run: Path, number
     assert "Traceback" not in launched.said
 
 
+def test_a_signal_while_the_ranks_are_started(start, run: Path) -> None:  # type: ignore[no-untyped-def]
+    """The launcher's library does not know the ranks yet: they get the signal all the same, and the launcher outlives them."""
+    patient = {"up.distributed.launch:STARTING_S": PATIENCE_S, "up.distributed.signals:GRACE_S": PATIENCE_S}
+    entry = "tests.harness.launched:asked_to_stop_while_starting"
+    launched = start(FORKED, "trainer.max_iter=2000", after=TWO, entry=entry, waits=patient)
+    assert launched.wait() == 75, launched.said
+    found = status(run)
+    assert (found["state"], found["reason"]) == ("preempted", "stopped by SIGTERM")
+    assert found["step"] == checkpoint(run)["step"]
+    assert not tells(launched.said, "nothing to save")
+
+
 def test_a_signal_during_the_import_of_the_ranks(start, run: Path) -> None:  # type: ignore[no-untyped-def]
     """With loader workers to come: both save their first state on the same step. Here it waits for the signal, not for torch."""
-    launched = start(FORKED, WORKERS.format(2), after=TWO, entry="tests.harness.launched:importing_until_asked_to_stop")
+    entry, patient = "tests.harness.launched:importing_until_asked_to_stop", {"up.distributed.signals:GRACE_S": PATIENCE_S}
+    launched = start(FORKED, WORKERS.format(2), after=TWO, entry=entry, waits=patient)
     wait_for(lambda: len(launched.ranks()) == 2 and all(map(listens, launched.ranks())), PATIENCE_S)
     os.kill(launched.pid, signal.SIGTERM)
     assert launched.wait() == 75, launched.said

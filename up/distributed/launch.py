@@ -11,7 +11,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -153,6 +153,7 @@ def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
         _report_killed(codes)
         return code_of_failures(list(codes.values()))
     except SignalException as error:
+        _end_unknown_ranks(error.sigval)
         left = code_of_run()
         return _code_before_the_run(error.sigval) if left is None else left
     except RendezvousConnectionError as error:
@@ -252,6 +253,21 @@ def _end_all(number: int) -> NoReturn:
     for rank in _ranks():
         os.kill(rank, signal.SIGKILL)
     os._exit(128 + number)
+
+
+def _end_unknown_ranks(number: int) -> None:
+    """Send a signal to the ranks that are left, and wait until they have saved and ended.
+
+    torch's launcher, which does this for the ranks that it knows, knows none until it has started all of this host.
+    """
+    for rank in _ranks():
+        os.kill(rank, number)
+    end = time.monotonic() + SAVING_S
+    while (left := _ranks()) and time.monotonic() < end:
+        for rank in left:
+            with suppress(ChildProcessError):
+                os.waitpid(rank, os.WNOHANG)
+        time.sleep(0.02)
 
 
 def _until_ranks_listen() -> None:
