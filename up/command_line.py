@@ -66,10 +66,13 @@ def _line_of(process: int) -> list[str]:
 
 
 def _readable(program: Sequence[str]) -> tuple[str, ...]:
-    """Return a program as it was typed: ``up`` for ``/usr/bin/python /usr/bin/up``, as the system runs a script."""
-    if len(program) > 1 and not program[1].startswith("-"):
-        program = program[1:]
-    name = Path(program[0]).name
-    found = shutil.which(name)
-    is_on_path = found is not None and Path(found).absolute() == Path(program[0]).absolute()
-    return (name if is_on_path else program[0], *program[1:])
+    """Return a program as it was typed: ``up`` for ``/usr/bin/python /usr/bin/up``, as the system runs a script.
+
+    The path of an interpreter (``/venv/bin/python -m up``) was typed, even if it is the first on ``PATH``: it stays.
+    """
+    if len(program) > 1 and program[1].startswith("-"):
+        return tuple(program)
+    name, *options = program[1:] or program
+    found = shutil.which(Path(name).name)
+    is_on_path = found is not None and Path(found).absolute() == Path(name).absolute()
+    return (Path(name).name if is_on_path else name, *options)
