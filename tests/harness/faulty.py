@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tests.harness.ranks import Cluster
-from tests.harness.runs import numbers_of
+from tests.harness.runs import numbers_of, times_resumed
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import tiny_config
 from up.engine.checkpoint import CheckpointFolder
@@ -38,8 +38,11 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def finishes_equal(runs: Cluster, run: Path, unbroken: Path, *opts: str) -> None:
-    """The same command again, without the fault."""
+    """The same command again, without the fault: it resumes from the newest checkpoint, if there is one."""
+    newest, _ = CheckpointFolder(run, keeping=None, config_sha256="").newest()
+    before = times_resumed(run)
     runs.run(GO_ON, *opts)
+    assert times_resumed(run) == (0 if newest is None else before + 1)
     is_equal(run, unbroken)
 
 

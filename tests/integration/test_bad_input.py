@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
+from tests.harness.runs import times_resumed
 from up.__main__ import main
 from up.config.nodes import load_nodes, parse_nodes
 from up.config.tree import MappingNode, Mark, Node, ScalarNode, SequenceNode
@@ -576,6 +577,7 @@ def test_data_that_changed_since_the_checkpoint(
     assert hashes
     assert hashes[1] != hashes[2]
     assert main([*words, "saver.accept_data_change=true"]) == 0
+    assert times_resumed(tmp_path / "run") == 1
 
 
 def test_a_bad_image_in_an_evaluation(

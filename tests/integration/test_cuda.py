@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from tests.harness.ranks import ROOT
-from tests.harness.runs import everything_on, records, train
+from tests.harness.runs import everything_on, records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.bench.step import Enough
@@ -83,6 +83,7 @@ def test_resumed_is_equal_to_unbroken(config: Config, write: Write, tmp_path: Pa
     assert train(path) == 0
     assert train(path, other, f"trainer.max_iter={stop_after}") == 0
     assert train(path, other, "saver.auto_resume=true", "dataset.train.dataloader.kwargs.num_workers=0") == 0
+    assert times_resumed(tmp_path / "broken") == 1
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
     for part in ("model", "optimizer", "ema", "schedule", "metrics"):
         assert_same(whole[part], resumed[part], part)

@@ -20,7 +20,7 @@ from tests.harness.facts import tells
 from tests.harness.images import encoded, picture
 from tests.harness.ranks import Cluster, Server, start
 from tests.harness.refusals import refused
-from tests.harness.runs import everything_on, records, train
+from tests.harness.runs import everything_on, records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.build.data import build_dataset
@@ -97,6 +97,7 @@ def test_a_resumed_run_is_the_unbroken_one(own: Config, write: Write, tmp_path: 
     assert train(path, f"saver.save_dir={tmp_path / 'unbroken'}", "trainer.max_epoch=2") == 0
     assert train(path, "trainer.stop_epoch=1", "trainer.max_epoch=2") == 75
     assert train(path, "trainer.max_epoch=2", "dataset.train.dataloader.kwargs.num_workers=2") == 0
+    assert times_resumed(tmp_path / "run") == 1
     assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "unbroken")["model"])
     log = (tmp_path / "run" / "train.log").read_text()
     assert tells(log, str(tmp_path / "cache" / "train"), "46", "40", "jpeg")

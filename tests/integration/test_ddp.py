@@ -143,6 +143,7 @@ def test_stopped_at_every_step_equals_unbroken(config: Config, cluster: Make, tm
             fault=f"rank={step % 2},step={step},action=term",
         )
     runs.run(half, f"saver.save_dir={broken}", "saver.auto_resume=true")
+    assert times_resumed(broken) == 3
     for step in range(1, 5):
         name = f"ckpt_s{step}.pth" if step % 2 else f"ckpt_e{step // 2}.pth"
         whole, stopped = checkpoint(tmp_path / "run", name), checkpoint(broken, name)
@@ -165,6 +166,7 @@ def test_samples_survive_changes_of_the_number_of_ranks(config: Config, cluster:
         fault, code = (f"rank=0,step={stop},action=term", 75) if stop < 6 else ("", 0)
         runs.run(*go_on, f"{key}={tmp_path / name}", codes=[code] * world, fault=fault)
         seen += steps_of(tmp_path / name)
+    assert times_resumed(tmp_path / "broken") == 2
     assert len(seen) == 6
     assert seen == steps_of(tmp_path / "whole")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.harness.runs import train
+from tests.harness.runs import times_resumed, train
 from tests.harness.tiny import transforms
 from up.__main__ import main
 from up.api import build_dataset
@@ -48,9 +48,10 @@ def test_a_stopped_run_ends_with_the_same_weights(fast: Config, write: Write, tm
     path = write(fast)
     assert train(path, f"saver.save_dir={tmp_path / 'whole'}") == 0
     stopped = tmp_path / "stopped"
-    assert train(path, f"saver.save_dir={stopped}", "trainer.stop_epoch=1") != 1
+    assert train(path, f"saver.save_dir={stopped}", "trainer.stop_epoch=1") == 75
     before = weights(stopped)
     assert train(path, f"saver.save_dir={stopped}") == 0
+    assert times_resumed(stopped) == 1
     whole, resumed = weights(tmp_path / "whole"), weights(stopped)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(before["backbone.groups.0.conv1.weight"], whole["backbone.groups.0.conv1.weight"])

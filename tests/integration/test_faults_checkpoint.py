@@ -20,6 +20,7 @@ import yaml
 from tests.harness.facts import tells
 from tests.harness.faulty import EACH_STEP, GO_ON, fault_config, finishes_equal, is_equal, left_equal, status
 from tests.harness.ranks import Cluster, Server
+from tests.harness.runs import times_resumed
 from tests.harness.states import checkpoint
 from up.engine.checkpoint import CheckpointFolder, load_checkpoint
 from up.engine.timetable import AnyOf, Keeping
@@ -258,6 +259,7 @@ def test_data_that_changed_are_refused(runs: Cluster, run: Path, images: Path, t
     assert tells(ended[0].said, "training", "checkpoint", "sha256")
     assert "resume with --accept-data-change" in ended[0].said
     runs.run(GO_ON, named, command=("train", "--accept-data-change"))
+    assert times_resumed(run) == 1
     assert checkpoint(run)["step"] == 8
 
 

@@ -34,6 +34,7 @@ from tests.harness.faulty import (
     wait_for,
 )
 from tests.harness.ranks import Cluster, Ranks, Server, free_port
+from tests.harness.runs import times_resumed
 from tests.harness.states import assert_same, checkpoint
 from up.engine.folder import claim
 
@@ -294,6 +295,7 @@ def test_bad_images_are_skipped_counted_and_listed(
     broken = f"saver.save_dir={tmp_path / 'broken'}"
     runs.run(broken, codes=(75, 75), fault="rank=1,step=5,action=term")
     runs.run(broken, GO_ON)
+    assert times_resumed(tmp_path / "broken") == 1
     assert_same(whole["model"], checkpoint(tmp_path / "broken")["model"])
     assert (tmp_path / "broken" / "bad_images.jsonl").read_text() == (run / "bad_images.jsonl").read_text()
     ended = runs.run("saver.auto_resume=false", "dataset.train.dataset.kwargs.max_bad=1", codes=(2, 2))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster, Server, start
-from tests.harness.runs import records, train
+from tests.harness.runs import records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import transforms
 from up.__main__ import main
@@ -126,6 +126,7 @@ def test_killed_and_resumed_is_bit_equal(config: Config, write: Write, server: S
             with keys.open("r+b") as file:
                 file.truncate(20 * 12)  # in the middle of a chunk
         assert train(path, f"saver.save_dir={run}") == 0
+        assert times_resumed(run) == (step > 0)  # nothing is saved before the features
         for part in ("model", "optimizer"):
             assert_same(checkpoint(tmp_path / "whole")[part], checkpoint(run)[part], str(step))
 
@@ -159,6 +160,7 @@ def test_a_signal_while_features_are_computed_stops_the_run(
     assert seen.count(4) < 6
     monkeypatch.setattr(Backbone, "forward", plain)
     assert train(path) == 0
+    assert times_resumed(tmp_path / "run") == 1
     assert train(path, f"saver.save_dir={tmp_path / 'whole'}") == 0
     assert_same(checkpoint(tmp_path / "whole")["model"], checkpoint(tmp_path / "run")["model"])
 

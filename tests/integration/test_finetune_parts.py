@@ -16,7 +16,7 @@ import yaml
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster, Server
 from tests.harness.refusals import refused
-from tests.harness.runs import first_step, train
+from tests.harness.runs import first_step, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
@@ -72,6 +72,7 @@ def test_stopped_and_resumed_equals_unbroken(config: Config, write: Write, tmp_p
             if (tmp_path / "run" / file).exists():
                 (folder / file).write_bytes((tmp_path / "run" / file).read_bytes())
         assert train(path, f"saver.save_dir={folder}") == 0
+        assert times_resumed(folder) == 1
         resumed = checkpoint(folder)
         for name in ("model", "optimizer"):
             assert_same(whole[name], resumed[name])
@@ -265,7 +266,9 @@ def test_interrupted_averages(finished: Path, server: Server, write: Write, tmp_
         assert best_of_run(run) == run / "ckpt_best.pth"
         assert all(torch.load(path, weights_only=True) for path in run.glob("ckpt_*.pth"))
         assert json.loads((run / "status.json").read_text())["state"] != "done"
+        earlier = times_resumed(run)
         assert train(path, f"saver.save_dir={run}") == 0
+        assert times_resumed(run) == earlier + 1
         assert_same(files_of(run, files), expected)
         assert not list(run.glob(".tmp-*"))
 
@@ -275,6 +278,7 @@ def test_the_end_of_wise_ft_is_bit_equal(finished: Path, write: Write, tmp_path:
     config["finetune"] = {"swa": AVERAGED["swa"], "wise_ft": {"alpha": 1.0}}
     run = without_averages(finished, tmp_path / "run")
     assert train(write(config), f"saver.save_dir={run}") == 0
+    assert times_resumed(run) == 1
     made, end = (torch.load(run / f"ckpt_{name}.pth", weights_only=True)["model"] for name in ("wise", "best"))
     assert_same(dict(made), dict(end))
 

@@ -219,7 +219,7 @@ MISTAKES: dict[str, Mistake] = {
         ["batch size", "8", "4", "saver.pretrain_model"],
         **RUN,
     ),
-    "the same command on a finished run": Mistake(nothing, [TRAIN], "", ["finished", "2 of 2 epochs"], code=0, **RUN),
+    "the same command on a finished run": Mistake(nothing, [TRAIN], "", ["finished", "2 of 2 epochs", "--epochs 4"], code=0, **RUN),
     "the checkpoint of another net": Mistake(
         nothing,
         ["eval --config photos.yaml --opts net.0.kwargs.width=16"],

@@ -13,7 +13,7 @@ import yaml
 
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
-from tests.harness.runs import records, train
+from tests.harness.runs import records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.build import fit
@@ -57,6 +57,7 @@ def test_auto_is_chosen_reported_recorded_and_kept_on_resume(
     monkeypatch.setattr(fit, "STEPS", 24)  # another choice for a new run
     assert train(path, "trainer.max_iter=4", "saver.auto_resume=true") == 0
     assert tells(capsys.readouterr().err, "batch_size", expected, "config.yaml")
+    assert times_resumed(run) == 1
     # and the recorded configuration is the same run
     assert train(str(run / "config.yaml"), "trainer.max_iter=4", f"saver.save_dir={tmp_path / 'again'}") == 0
     assert_same(checkpoint(run)["model"], checkpoint(tmp_path / "again")["model"], "model")

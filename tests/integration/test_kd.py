@@ -15,7 +15,7 @@ from PIL import Image
 from tests.harness.facts import each_tells, tells
 from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
-from tests.harness.runs import everything_on, first_step, numbers_of, records, train
+from tests.harness.runs import everything_on, first_step, numbers_of, records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
@@ -94,6 +94,7 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(
     elsewhere.write_bytes(teacher.read_bytes())
     opts = ["saver.auto_resume=true", f"mimic.mimic_job0.teacher.teacher_weight={elsewhere}", "mimic.preflight=skip"]
     assert train(path, *opts, "trainer.max_iter=3") == 0
+    assert times_resumed(tmp_path / "run") == 1
     state = torch.load(teacher, weights_only=True)
     state["model"]["head.classifier.bias"] += 0.25
     torch.save(state, elsewhere)
@@ -139,6 +140,7 @@ def test_a_warm_cache_trains_the_same_student_without_the_teacher(kd: Config, wr
     broken = [f"saver.save_dir={tmp_path / 'broken'}", f"mimic.cache.dir={tmp_path / 'half'}"]
     assert train(path, *broken, "trainer.max_iter=2") == 0
     assert train(path, *broken, "saver.auto_resume=true") == 0
+    assert times_resumed(tmp_path / "broken") == 1
     assert sum(file.stat().st_size for file in (tmp_path / "half").rglob("*.rows")) == 2 * 46 * 3 * 2
     resumed = checkpoint(tmp_path / "broken")
     for part in ("model", "ema", "optimizer", "metrics"):

@@ -26,6 +26,7 @@ from tests.harness.faulty import (
 )
 from tests.harness.launched import FORKED, FORKED_TORCHRUN, TWO, UP
 from tests.harness.ranks import PATIENCE_S, Cluster, free_port
+from tests.harness.runs import times_resumed
 from tests.harness.states import checkpoint
 
 
@@ -122,6 +123,7 @@ def test_a_killed_rank_is_restarted_and_ends_equal(start, run: Path, unbroken: P
     launched = start(FORKED, "saver.auto_resume=false", after=(*TWO, "--max-restarts", "1"), fault="rank=1,step=6,action=kill")
     assert launched.wait() == 0, launched.said
     assert tells(launched.said, "exited", "without", "reporting")
+    assert times_resumed(run) == 1
     is_equal(run, unbroken)
 
 

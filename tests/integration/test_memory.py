@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
-from tests.harness.runs import records, train
+from tests.harness.runs import records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 
@@ -84,6 +84,7 @@ def test_a_resumed_run_remembers_the_split(config: Config, write: Write, tmp_pat
     assert train(path, broken, "trainer.max_iter=3") == 0
     monkeypatch.delenv("UP_FAULT")  # the memory would suffice by now
     assert train(path, broken, "saver.auto_resume=true") == 0
+    assert times_resumed(tmp_path / "broken") == 1
     assert checkpoint(tmp_path / "broken")["memory"] == {"images": 4}
     assert_same(checkpoint(tmp_path / "broken")["model"], checkpoint(tmp_path / "run")["model"], "model")
     assert json.loads((tmp_path / "broken" / "status.json").read_text())["images_at_once"] == 4

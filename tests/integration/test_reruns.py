@@ -113,7 +113,9 @@ def test_a_run_that_is_set_aside_names_the_command_that_resumes_it(
     assert checkpoint(aside)["step"] == 5
     command = printed(said, f"an earlier run was set aside in {aside}")
     assert command == ["train", path, "-o", "saver.auto_resume=true", f"saver.save_dir={aside}"]
-    assert "finished: 3 of 3 epochs" in said_by(capsys, *command)
+    said = said_by(capsys, *command)
+    assert tells(said, "resumed", "at step 5")
+    assert "finished: 3 of 3 epochs" in said
     assert_same(checkpoint(aside)["model"], checkpoint(run)["model"])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster
-from tests.harness.runs import everything_on, first_step, of_16_pixels, records, train
+from tests.harness.runs import everything_on, first_step, of_16_pixels, records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 
@@ -41,11 +41,13 @@ def test_stops_at_its_step_is_finished_and_a_longer_patience_continues(
     assert tells(capsys.readouterr().err, "finished", "early stopping", "trainer.early_stopping.patience=4")
     assert [record["step"] for record in records(run, "eval")] == whole
     assert train(path, "saver.auto_resume=true", "trainer.early_stopping.patience=4") == 0
+    assert times_resumed(run) == 1
     assert len(records(run, "eval")) == 5
     # interrupted within its patience, and resumed, it stops at the same step with the same weights
     broken = f"saver.save_dir={tmp_path / 'broken'}"
     assert train(path, broken, f"trainer.max_iter={whole[1]}", "trainer.early_stopping.patience=4") == 0
     assert train(path, broken, "saver.auto_resume=true", "trainer.early_stopping.patience=4") == 0
+    assert times_resumed(tmp_path / "broken") == 1
     assert_same(checkpoint(tmp_path / "broken")["model"], checkpoint(run)["model"], "model")
     assert checkpoint(tmp_path / "broken")["step"] == checkpoint(run)["step"]
 
@@ -108,8 +110,10 @@ def test_ranks_stop_at_the_same_step(config: Config, cluster: Callable[[], Clust
     runs = cluster()
     runs.run()
     assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["step"]) == ("done", 12)
+    saved = (tmp_path / "run" / "ckpt_latest.pth").stat().st_mtime_ns
     again = runs.run("saver.auto_resume=true")
     assert tells(again.said, "finished", "early stopping")
+    assert (tmp_path / "run" / "ckpt_latest.pth").stat().st_mtime_ns == saved, "nothing was trained"
     assert [record["step"] for record in records(tmp_path / "run", "eval")] == [6, 12]
 
 
@@ -126,6 +130,7 @@ def test_an_epoch_to_stop_at_is_evaluated_saved_and_continued_bit_equal(config: 
     assert checkpoint(stopped)["step"] == status(stopped)["step"]
     assert train(path, f"saver.save_dir={stopped}", "saver.auto_resume=true", "trainer.stop_epoch=2") == 75
     assert train(path, f"saver.save_dir={stopped}", "saver.auto_resume=true") == 0
+    assert times_resumed(stopped) == 2
     assert [record["epoch"] for record in records(stopped, "eval")] == [1.0, 2.0, 3.0]
     assert_same(checkpoint(stopped)["model"], checkpoint(run)["model"], "model")
     assert_same(checkpoint(stopped)["optimizer"], checkpoint(run)["optimizer"], "optimizer")

@@ -12,7 +12,7 @@ import yaml
 
 from tests.harness.facts import tells
 from tests.harness.ranks import Cluster, Server, start
-from tests.harness.runs import records, train
+from tests.harness.runs import records, times_resumed, train
 from tests.harness.searching import InThisProcess, search_config, searched
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
@@ -54,6 +54,7 @@ def test_resumed_is_equal_to_unbroken(config: Config, write: Write, server: Serv
     assert killed.wait() == [-9], killed.said
     assert checkpoint(tmp_path / "broken")["step"] == 4
     assert train(path, f"saver.save_dir={tmp_path / 'broken'}") == 0
+    assert times_resumed(tmp_path / "broken") == 1
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
     assert whole["step"] == 6
     for part in ("model", "optimizer", "runner", "metrics"):
@@ -105,6 +106,7 @@ def test_the_network_that_darts_finds_is_like_any_other(config: Config, write: W
     path = write(base)
     assert train(path, "trainer.max_iter=3") == 0
     assert train(path, "trainer.max_iter=5", "saver.auto_resume=true") == 0
+    assert times_resumed(tmp_path / "derived") == 1
     state = checkpoint(tmp_path / "derived")
     assert state["step"] == 5
     assert state["model"]["backbone.stem.0.0.weight"].shape == (24, 3, 3, 3)

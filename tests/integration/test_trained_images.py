@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.harness.facts import tells
-from tests.harness.runs import train
+from tests.harness.runs import times_resumed, train
 from tests.harness.states import checkpoint
 from up import api
 from up.__main__ import main
@@ -66,6 +66,7 @@ def test_checkpoint_and_run_folder_have_the_record(leaking: Path, tmp_path: Path
     assert recorded.tolist() == state["keys"].tolist()
     keys = state["keys"]
     assert train(str(leaking), "trainer.max_epoch=2", "saver.auto_resume=true") == 0
+    assert times_resumed(run) == 1
     assert torch.equal(checkpoint(run)["hooks"]["TrainedImages"]["keys"], keys)
 
 

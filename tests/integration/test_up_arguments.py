@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.harness.facts import tells
 from tests.harness.refusals import refused
+from tests.harness.runs import times_resumed
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.build.data import build_dataset, train_batches
@@ -316,6 +317,7 @@ def test_auto_save_metric_keeps_the_best_checkpoint_of_each_metric(
 
     assert main(["train", "--config", path, "--opts", "trainer.max_iter=6", f"saver.save_dir={broken}"]) == 0
     assert main(["train", "--config", path, "--opts", f"saver.save_dir={broken}", "saver.auto_resume=true"]) == 0
+    assert times_resumed(broken) == 1
     assert json.loads((broken / "best_metrics.json").read_text()) == told
     for name, record in best.items():
         assert checkpoint(broken, f"ckpt_best_{name}.pth")["step"] == record["step"]
