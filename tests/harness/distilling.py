@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
+from up.data.records import Batch
+from up.distill.teachers import Teacher
 
 Config = dict[str, Any]
 
@@ -32,6 +35,21 @@ def teacher(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["train", "--config", str(folder / "config.yaml")]) == 0
     return folder / "run" / "ckpt_best.pth"
+
+
+@pytest.fixture
+def taught(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of each training batch that a teacher runs for; a cache adds the keys, which other batches lack."""
+    counted: list[int] = []
+    plain = Teacher.__call__
+
+    def counting(self: Teacher, batch: Batch) -> dict[str, Tensor]:
+        if "image_keys" in batch:
+            counted.append(len(batch["image"]))
+        return plain(self, batch)
+
+    monkeypatch.setattr(Teacher, "__call__", counting)
+    return counted
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tests.harness.runs import records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import transforms
 from up.__main__ import main
+from up.engine.rows import KEY_BYTES
 from up.models.adapter import Backbone
 
 Config = dict[str, Any]
@@ -108,14 +109,15 @@ def test_after_a_probe_the_random_transforms_train_the_whole_net(config: Config,
     assert not torch.equal(probed[name], last[name])
 
 
-def test_killed_and_resumed_is_bit_equal(config: Config, write: Write, server: Server, tmp_path: Path) -> None:
-    """Killed while the features are computed (half of their files are there), on features, and in the steps after them."""
+def test_killed_and_resumed_is_bit_equal(config: Config, write: Write, server: Server, tmp_path: Path, forwards: list[int]) -> None:
+    """Killed while the features are computed (those of one view and some of the other are there), on features, and in the steps
+    after them."""
     config["finetune"] = PROBE
     config["trainer"] |= {"save_interval": 2, "is_eval": False}
     config["saver"]["auto_resume"] = True
     path = write(config)
     assert train(path, f"saver.save_dir={tmp_path / 'whole'}") == 0
-    for step in (0, 3, 8):
+    for step, images in ((0, 2 * IMAGES), (3, IMAGES), (8, IMAGES - 2 * 8)):  # of the second view, and of the steps left on images
         run = tmp_path / str(step)
         words = ["train", "--config", path, "--opts", f"saver.save_dir={run}"]
         killed = start(server, tmp_path, words, world=1, environment={"UP_FAULT": f"step={step},action=kill"})
@@ -124,9 +126,11 @@ def test_killed_and_resumed_is_bit_equal(config: Config, write: Write, server: S
         assert bool(kept) == (step < 6)
         for keys in kept if step == 0 else ():
             with keys.open("r+b") as file:
-                file.truncate(20 * 12)  # in the middle of a chunk
+                file.truncate((IMAGES + 20) * KEY_BYTES)  # in the middle of a chunk
+        forwards.clear()
         assert train(path, f"saver.save_dir={run}") == 0
         assert times_resumed(run) == (step > 0)  # nothing is saved before the features
+        assert sum(number for number in forwards if number > 2) == images
         for part in ("model", "optimizer"):
             assert_same(checkpoint(tmp_path / "whole")[part], checkpoint(run)[part], str(step))
 

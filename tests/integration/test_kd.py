@@ -119,7 +119,9 @@ def test_a_mimic_loss_of_no_weight_trains_the_same_student(kd: Config, write: Wr
     assert "mimic: has no effect" in (tmp_path / "plain" / "train.log").read_text()
 
 
-def test_a_warm_cache_trains_the_same_student_without_the_teacher(kd: Config, write: Write, tmp_path: Path) -> None:
+def test_a_warm_cache_trains_the_same_student_without_the_teacher(
+    kd: Config, write: Write, tmp_path: Path, taught: list[int]
+) -> None:
     del kd["mimic"]["mimic_job1"]
     everything_on(kd)
     kd["mimic"]["cache"] = {"dir": str(tmp_path / "cache")}
@@ -130,8 +132,10 @@ def test_a_warm_cache_trains_the_same_student_without_the_teacher(kd: Config, wr
     said = (tmp_path / "run" / "train.log").read_text()
     assert "teacher: cache in " in said
     assert tells(said, "828", "46", "18", "1.66", "kB", "2", "0")
+    assert sum(taught) == 2 * 46
 
     assert train(path, f"saver.save_dir={tmp_path / 'warm'}") == 0
+    assert sum(taught) == 2 * 46
     assert sorted((tmp_path / "cache").rglob("*.rows")) == files
     cold, warm = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "warm")
     for part in ("model", "ema", "optimizer", "metrics"):
@@ -142,6 +146,7 @@ def test_a_warm_cache_trains_the_same_student_without_the_teacher(kd: Config, wr
     assert train(path, *broken, "saver.auto_resume=true") == 0
     assert times_resumed(tmp_path / "broken") == 1
     assert sum(file.stat().st_size for file in (tmp_path / "half").rglob("*.rows")) == 2 * 46 * 3 * 2
+    assert sum(taught) == 2 * 2 * 46
     resumed = checkpoint(tmp_path / "broken")
     for part in ("model", "ema", "optimizer", "metrics"):
         assert_same(cold[part], resumed[part], part)

@@ -100,7 +100,9 @@ def student_of(config: Config, kwargs: Config, write: Write, run: Path) -> Confi
     return {part: checkpoint(run)[part] for part in ("model", "ema", "optimizer", "metrics")}
 
 
-def test_resumed_is_equal_to_unbroken_and_the_cache_is_warm(unlabelled: Config, write: Write, tmp_path: Path) -> None:
+def test_resumed_is_equal_to_unbroken_and_the_cache_is_warm(
+    unlabelled: Config, write: Write, tmp_path: Path, taught: list[int]
+) -> None:
     del unlabelled["mimic"]["mimic_job1"]
     everything_on(unlabelled)
     unlabelled["mimic"]["cache"] = {"dir": str(tmp_path / "cache")}
@@ -108,9 +110,10 @@ def test_resumed_is_equal_to_unbroken_and_the_cache_is_warm(unlabelled: Config, 
     path = write(unlabelled)
     assert train(path) == 0
     files = {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*.rows")}
-    saved = tmp_path / "run" / "ckpt_s4.pth"
+    saved, images = tmp_path / "run" / "ckpt_s4.pth", sum(taught)
     assert train(path, f"saver.save_dir={tmp_path / 'broken'}", f"saver.resume_model={saved}") == 0
     assert first_step(tmp_path / "broken") == 5
+    assert sum(taught) == images > 0
     assert {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*.rows")} == files
     whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
     for part in ("model", "optimizer", "ema", "schedule", "runner", "metrics"):

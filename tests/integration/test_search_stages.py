@@ -29,6 +29,19 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def epochs_of(instant: type[InstantChild]) -> list[int]:
+    """The epochs that are trained from now on, whichever trials they are of."""
+    trained: list[int] = []
+    objective = instant.objective
+
+    def noted(config: Config, epoch: int) -> float:
+        trained.append(epoch)
+        return objective(config, epoch)
+
+    instant.objective = staticmethod(noted)
+    return trained
+
+
 def test_a_search_ends_with_fragments_tables_and_a_report(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
     stages = [hpo(), {"full_train": {"hparams": "hpo.best", "set": {"trainer.max_epoch": 3}}}]
     searched(search_config(images, tmp_path / "run", *stages), tmp_path / "s.yaml")
@@ -99,9 +112,12 @@ def test_a_stopped_search_continues_to_the_same_end(
 ) -> None:
     whole = search_config(images, tmp_path / "whole", hpo())
     searched(whole, tmp_path / "whole.yaml")
-    cut = search_config(images, tmp_path / "cut", hpo())
+    instant.started.clear()
+    cut, epochs = search_config(images, tmp_path / "cut", hpo()), epochs_of(instant)
     searched(cut, tmp_path / "cut.yaml", stop_after=stop_after)
     searched(cut, tmp_path / "cut.yaml")
+    assert len(instant.started) <= 4 + 1, "a trial is started twice only if it was interrupted"
+    assert epochs == [1, 2] * 4
     ours, theirs = (rows(tmp_path / name / "hpo" / "trials.csv") for name in ("cut", "whole"))
     assert [(row["number"], row[LR], row["top1"], row["state"]) for row in ours] == [
         (row["number"], row[LR], row["top1"], row["state"]) for row in theirs
@@ -138,11 +154,13 @@ def test_a_killed_training_goes_on(images: Path, tmp_path: Path, instant: type[I
         return math.nan if len(instant.started) == 2 and epoch == 2 else by_lr(config, epoch)
 
     instant.objective = staticmethod(killed_once)
+    epochs = epochs_of(instant)
     searched(search_config(images, tmp_path / "run", hpo()), tmp_path / "s.yaml")
     trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
     assert [row["state"] for row in trials] == ["complete"] * 4
     assert len(instant.started) == 5
     assert instant.started[1] == instant.started[2]
+    assert epochs == [1, 2, 1, 2, 2, 1, 2, 1, 2], "only the epoch that was lost is trained again"
 
 
 def test_enqueued_points_come_first_completed_by_the_file(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
@@ -339,8 +357,10 @@ def test_more_trials_continue_a_stage_that_is_not_done(images: Path, tmp_path: P
     config = search_config(images, tmp_path / "run", hpo())
     searched(config, tmp_path / "s.yaml", stop_after=2)
     config["search"]["stages"][0]["hpo"]["trials"] = 6
+    epochs = epochs_of(instant)
     searched(config, tmp_path / "s.yaml")
     assert len(rows(tmp_path / "run" / "hpo" / "trials.csv")) == 6
+    assert len(epochs) < 2 * 6, "those that were done are not trained again"
 
 
 def test_two_slots_share_a_study(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
