@@ -318,7 +318,7 @@ class FPNHead(Head):
 def pooled(feature: Tensor) -> Tensor:
     """Average over the positions or the tokens: (B, C, H, W) | (B, N, C) | (B, C) -> (B, C)."""
     if feature.ndim == 4:
-        return feature.mean(dim=(2, 3))
+        return feature.flatten(1) if feature.shape[2:] == (1, 1) else feature.mean(dim=(2, 3))
     return feature.mean(dim=1) if feature.ndim == 3 else feature
 
 
