@@ -15,6 +15,8 @@ _HOW = {
     "bf16": "set runtime.amp: bf16",
     "fp16": "set runtime.amp: fp16",
     "fp32": "leave runtime.amp out",
+    "channels last": "set runtime.channels_last: true",
+    "channels first": "set runtime.channels_last: false",
     "compiled": "set runtime.compile: true",
     TWICE: "try a batch of twice the size, if accuracy allows; warm-up and lr may need a change",
 }

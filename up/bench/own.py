@@ -20,6 +20,7 @@ TWICE = "twice the batch"
 _STEPS, _FEW = 30, 5
 _BATCH = "dataset.train.batch_sampler.kwargs.batch_size"
 _AMP = {"fp32": "runtime.amp=null", "bf16": "runtime.amp=bf16", "fp16": "runtime.amp=fp16"}
+_LAYOUTS = {"channels last": "runtime.channels_last=true", "channels first": "runtime.channels_last=false"}
 
 
 def rows_for(kind: str, config: Path, overrides: Sequence[str], device: str) -> list[Row]:
@@ -28,7 +29,7 @@ def rows_for(kind: str, config: Path, overrides: Sequence[str], device: str) -> 
     Raises ``UserError`` for a kind that measures no recipe.
     """
     named = {"config": str(config), "overrides": [*overrides, "trainer.is_eval=false", "trainer.out_of_memory=stop"]}
-    variants = {name: [key] for name, key in _AMP.items() if device == "cuda" or name != "fp16"}
+    variants = {name: [key] for name, key in {**_AMP, **_LAYOUTS}.items() if device == "cuda" or name != "fp16"}
     variants |= {"compiled": ["runtime.compile=true"], TWICE: []}
     rows = {
         "loader": [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from up.bench.advice import advice, on_settings, on_waiting
 from up.bench.cells import OURS, BenchCell, Row
-from up.bench.own import RUN, STEP, WORKER
+from up.bench.own import RUN, STEP, WORKER, rows_for
 from up.bench.statistics import Outcome
 
 
@@ -38,6 +40,10 @@ def test_without_the_rate_of_a_worker_no_number_is_made_up() -> None:
         ({OURS: 100.0, "bf16": 104.0}, ["no other setting"]),
         ({OURS: 384.0, "fp32": 200.0, "bf16": 384.0, "fp16": 460.5}, ["fp16 is 1.20 x the recipe", "fp16 is 1.20 x bf16"]),
         ({OURS: 100.0, "compiled": 130.0, "twice the batch": 106.0}, ["compiled is 1.30 x", "twice the batch is 1.06 x"]),
+        (
+            {OURS: 100.0, "channels last": 99.0, "channels first": 110.0},
+            ["channels first is 1.10 x the recipe here: set runtime.channels_last"],
+        ),
         ({"bf16": 1.0}, []),
     ],
 )
@@ -45,6 +51,12 @@ def test_settings(rates: dict[str, float], expected: list[str]) -> None:
     lines = on_settings(rates)
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+
+
+def test_every_measured_setting_has_advice() -> None:
+    (row,) = rows_for("step", Path("photos.yaml"), [], "cuda")
+    rates = {cell.name: 100.0 if cell.name == OURS else 200.0 for cell in row.cells}
+    assert [line.split(" is ")[0] for line in on_settings(rates)] == [cell.name for cell in row.cells if cell.name != OURS]
 
 
 def test_all_of_a_recipe() -> None:
