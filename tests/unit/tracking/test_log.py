@@ -48,6 +48,19 @@ def test_means_over_the_interval(tmp_path: Path) -> None:
     ]
 
 
+def test_steps_without_scalars(tmp_path: Path) -> None:
+    """Scalars of some steps only count as 0 at the others."""
+    hook = MetricsFile(every=2)
+    hook.on_start(outline(tmp_path), 0)
+    for step in (1, 2, 3):
+        hook.on_step(replace(report(step, 0.0), scalars={}))
+    hook.on_step(report(4, 6.0))
+    assert numbers_of(tmp_path) == [
+        {"phase": "train", "step": 2, "epoch": 0.4, "lr": 0.1},
+        {"phase": "train", "step": 4, "epoch": 0.8, "lr": 0.1, "loss": 3.0},
+    ]
+
+
 def test_speed_and_memory_of_the_window_leave_out_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("up.tracking.speed.time.perf_counter", lambda: clock[0])
