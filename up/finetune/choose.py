@@ -138,7 +138,7 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
     side = wishes.img_size or _rounded(typical)
     network = network_for(wishes.model, wishes.weights, device=machine.device, is_small=side <= SMALL)
     size, why_size = _size(wishes, network, typical)
-    batch = wishes.batch_size or _batch(images.trained, wishes.epochs or _EPOCHS[1])
+    batch, why_batch = _batch(wishes, images.trained)
     steps = math.ceil(images.trained / batch)
     is_tuned = network.weights is not None
     of_strategy = STRATEGIES[wishes.strategy]()["trainer"].get("max_epoch") if wishes.strategy is not None else None
@@ -148,7 +148,7 @@ def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
     reasons = {
         "network": network.because,
         "image size": why_size,
-        "batch size": "as given" if wishes.batch_size else f"for {count(images.trained, 'training image')}",
+        "batch size": why_batch,
         "training": "as given"
         if wishes.epochs or of_strategy
         else f"{count(steps * epochs, 'step')} of {batch} images from {start}",
@@ -189,10 +189,20 @@ def _ema(steps: int) -> float | None:
     return None if steps < _FEW_STEPS // 2 else 0.98 if steps < _MANY_STEPS else 0.99
 
 
-def _batch(images: int, epochs: int) -> int:
+def _batch(wishes: Wishes, images: int) -> tuple[int, str]:
     """Choose the batch size: half of the usual one where that would make few steps, and at most a quarter of the images."""
-    usual = _BATCH if images * epochs >= _BATCH * _FEW_STEPS else _BATCH // 2
-    return min(usual, max(2, 1 << int(math.log2(max(2, images // 4)))))
+    if wishes.batch_size:
+        return wishes.batch_size, "as given"
+    epochs, known = wishes.epochs or _EPOCHS[1], count(images, "training image")
+    most = max(2, 1 << int(math.log2(max(2, images // 4))))
+    if images * epochs >= _BATCH * _FEW_STEPS:
+        size, why = _BATCH, f"the usual one: {known} make at least {_FEW_STEPS} steps of it in {count(epochs, 'epoch')}"
+    else:
+        few = f"{known} make only {count(images * epochs // _BATCH, 'step')} of {_BATCH} in {count(epochs, 'epoch')}"
+        size, why = _BATCH // 2, f"half of the usual {_BATCH} for twice as many steps: {few}, fewer than {_FEW_STEPS}"
+    if size <= most:
+        return size, why
+    return most, f"at most a quarter of the {known}: an epoch has at least 4 steps" if images >= 8 else f"the smallest, for {known}"
 
 
 def _rates(network: Network, *, is_tuned: bool) -> Rates:

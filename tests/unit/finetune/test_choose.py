@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from tests.harness.facts import tells
 from tests.harness.photos import make_photos
 from up.errors import UserError
 from up.finetune import networks
@@ -78,6 +79,27 @@ def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
     assert (few.batch_size, many.batch_size) == (2, 32)
     assert few.epochs == 60
     assert chosen({"a": 150, "b": 150}, epochs=20).batch_size == 16  # 270 images: 169 steps of 32
+
+
+@pytest.mark.parametrize(
+    ("counts", "epochs", "size", "reason"),
+    [
+        ({"a": 150, "b": 150}, None, 32, ("270 training images", "usual", "400 steps", "60 epochs")),
+        ({"a": 100, "b": 101}, None, 16, ("181 training images", "60 epochs", "339 steps", "32", "400")),
+        ({"a": 150, "b": 150}, 20, 16, ("270 training images", "20 epochs", "168 steps", "32", "400")),
+        ({"a": 20, "b": 20}, None, 8, ("36 training images", "quarter")),
+        ({"a": 9, "b": 9}, 4000, 4, ("16 training images", "quarter")),
+        ({"a": 3, "b": 3}, None, 2, ("4 training images", "2")),
+    ],
+)
+def test_the_batch_size_is_explained(
+    counts: dict[str, int], epochs: int | None, size: int, reason: tuple[str, ...], chosen: Chosen
+) -> None:
+    """By the rule that chose it, with its numbers."""
+    made = chosen(counts, epochs=epochs)
+    line = next(line for line in made.lines() if line.startswith("batch size"))
+    assert made.batch_size == size
+    assert tells(line, f"{size} per process", *reason)
 
 
 @pytest.mark.usefixtures("_downloaded")
