@@ -143,6 +143,62 @@ def test_groups_of_seeds(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert tells(capsys.readouterr().out, "width 4", "width 8", f"{mean:+.2f}")
 
 
+@pytest.fixture(scope="module")
+def of_heads(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs ``h0`` and ``h1`` of one step, whose nets have a head for the colour and one for its parity."""
+    folder = tmp_path_factory.mktemp("heads")
+    for number in range(2):
+        config = tiny_config(images, folder / f"h{number}")
+        for name in ("train", "test"):
+            kwargs = config["dataset"][name]["dataset"]["kwargs"]
+            rows = [line.rpartition(" ") for line in Path(kwargs["meta_file"]).read_text().splitlines()]
+            listed = ({"filename": file, "label": [int(label), int(label) % 2]} for file, _, label in rows)
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+            kwargs |= {"meta_file": str(folder / f"{name}.jsonl"), "meta_type": "custom_cls", "num_classes": [3, 2]}
+            kwargs.pop("class_names", None)
+        config["net"][1]["kwargs"].pop("num_classes", None)
+        config["net"][2]["kwargs"]["cls_loss"] = [{"type": "ce"}, {"type": "ce"}]
+        config["runtime"]["random_seed"] = number
+        config["trainer"] |= {"max_iter": 1}
+        assert main(["train", str(write_config(config, folder, f"h{number}.yaml"))]) == 0
+        assert main(["eval", str(folder / f"h{number}.yaml"), "--out", str(folder / f"e{number}")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["h", "e"])
+def test_each_head_is_compared(kind: str, of_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of runs and of folders of evaluations, each from its own file; Holm's method is over all heads."""
+    content = compared(tmp_path, of_heads / f"{kind}0", of_heads / f"{kind}1")
+    said = capsys.readouterr().out
+    assert [(run["name"], run["head"]) for run in content["runs"]] == [(f"{kind}{at}", head) for head in (0, 1) for at in (0, 1)]
+    for run in content["runs"]:
+        with (of_heads / f"e{run['name'][1]}" / f"predictions_head{run['head']}.csv").open(newline="") as file:
+            correct = [row["correct"] == "1" for row in csv.DictReader(file)]
+        assert run["top1"]["value"] == sum(correct) / VALIDATION
+    assert [pair["head"] for pair in content["pairs"]] == [0, 1]
+    assert min(pair["p"] for pair in content["pairs"]) == pytest.approx(min(1, 2 * min(pair["p_mid"] for pair in content["pairs"])))
+    assert all(tells(pair["decision"], f"head {pair['head']}") for pair in content["pairs"])
+    assert {row["label"] for row in table(content, "labels-head0")} == {"0", "1", "2"}
+    assert {row["label"] for row in table(content, "labels-head1")} == {"0", "1"}
+    names = [each["name"] for each in content["sections"]]
+    assert len(names) == len(set(names))
+    assert tells(said, "head 0", "head 1")
+
+
+def test_seeds_of_each_head(of_heads: Path, tmp_path: Path) -> None:
+    content = compared(tmp_path, "--seeds", of_heads / "h0", of_heads / "h1")
+    for head in (0, 1):
+        (group,) = section(content, f"seeds-head{head}")["data"]["groups"]
+        tops = [100 * run["top1"]["value"] for run in content["runs"] if run["head"] == head]
+        assert group["values"] == pytest.approx(tops)
+
+
+def test_nets_with_other_heads_are_refused(runs: Path, of_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["compare", str(runs / "s0"), str(of_heads / "h0"), "--out", str(tmp_path / "out")]) == 2
+    assert tells(capsys.readouterr().err, "s0 has 1 head", "h0 has 2")
+
+
 @pytest.fixture
 def evaluated(runs: Path, tmp_path: Path) -> Path:
     """Folders ``a`` and ``b`` of one evaluation."""

@@ -14,7 +14,7 @@ from up.figures import FAINT, INK, RIGHT, WRONG
 from up.files import make_folder, unwritable
 from up.intervals import accuracy_text, wilson
 from up.pages.page import write_page
-from up.report.compared import Compared, open_compared, same_images
+from up.report.compared import Compared, head_slug, of_head, open_compared, same_images
 from up.report.content import TEMPLATE, Figures, contents, missing_in
 from up.report.paired import LEVEL, Paired, holm, paired
 from up.report.seeds import seeds_section
@@ -35,7 +35,10 @@ _LINES = ((INK, "-"), (WRONG, "-"), (RIGHT, "-"), (INK, (0, (4, 2))), (WRONG, (0
 
 @dataclass(frozen=True)
 class PairOfRuns:
-    """Two runs, their comparison, and the p-value that decides: adjusted where there are several pairs."""
+    """Two runs, their comparison, and the p-value that decides: adjusted where there are several pairs.
+
+    Of nets with several heads, ``head`` is the number of that which is compared.
+    """
 
     first: Compared
     second: Compared
@@ -43,8 +46,17 @@ class PairOfRuns:
     p: float
 
     @property
+    def head(self) -> int | None:
+        """Number of the head, None where there is one."""
+        return self.first.outcomes.head
+
+    @property
     def decision(self) -> str:
         """The result in words, with the power where no difference is shown."""
+        return self._decision if self.head is None else f"head {self.head}: {self._decision}"
+
+    @property
+    def _decision(self) -> str:
         if self.p < LEVEL:
             better, worse = (self.second, self.first) if self.found.difference > 0 else (self.first, self.second)
             return f"{better.name} is better than {worse.name}"
@@ -54,9 +66,9 @@ class PairOfRuns:
         return f"no difference is shown; one of {100 * self.found.detectable:.2f} points would be, with a power of 80 %"
 
 
-def pairs_of(compared: Sequence[Compared]) -> list[PairOfRuns]:
-    """Compare each with each; of several pairs the p-values are adjusted by Holm's method."""
-    chosen = list(combinations(compared, 2))
+def pairs_of(compared: Sequence[Sequence[Compared]]) -> list[PairOfRuns]:
+    """Compare each with each, head by head; of several pairs the p-values are adjusted by Holm's method, over all heads."""
+    chosen = [pair for together in compared for pair in combinations(together, 2)]
     found = [paired(first.outcomes.correct, second.outcomes.correct) for first, second in chosen]
     adjusted = holm([each.p_mid for each in found])
     return [PairOfRuns(*two, each, p) for two, each, p in zip(chosen, found, adjusted, strict=True)]
@@ -66,8 +78,9 @@ def pairs_of(compared: Sequence[Compared]) -> list[PairOfRuns]:
 class Comparison:
     """Runs compared with each other on the same images.
 
-    ``runs`` hold the results image by image, ``pairs`` the difference of each two, with its interval, p-value and decision.
-    ``how`` says how the images are known to be the same. ``files`` were written; ``blocks`` are the tables and notes of the result.
+    ``runs`` hold the results image by image, ``pairs`` the difference of each two, with its interval, p-value and decision. Of nets
+    with several heads, those of the first head come first: ``pairs[0].head`` is 0. ``how`` says how the images are known to be the
+    same. ``files`` were written; ``blocks`` are the tables and notes of the result.
     """
 
     runs: Sequence[Compared]
@@ -83,7 +96,7 @@ class Comparison:
 
     def accuracies(self) -> Iterator[tuple[str, str]]:
         """Yield the name of each run and its accuracy with the 95 % interval."""
-        return ((each.name, accuracy_text(sum(each.outcomes.correct), self.images)) for each in self.runs)
+        return ((each.title, accuracy_text(sum(each.outcomes.correct), self.images)) for each in self.runs)
 
     def __str__(self) -> str:
         accuracies = [f"{name}: {accuracy}" for name, accuracy in self.accuracies()]
@@ -103,33 +116,35 @@ def compare_runs(paths: Sequence[Path], out: Path, *, seeds: bool = False, allow
         raise UserError("nothing to compare with", got=[str(path) for path in paths], expected="at least two runs")
     if (reason := unwritable(out)) is not None:
         raise UserError(f"{out}: cannot be written: {reason}", fix="Name another folder.")
-    compared, how = same_images(open_compared(paths), allow_different=allow_different_images)
+    checked = [same_images(together, allow_different=allow_different_images) for together in open_compared(paths)]
+    compared, how = [together for together, _ in checked], "; ".join(dict.fromkeys(how for _, how in checked))
     pairs = pairs_of(compared)
     files, blocks = write_comparison(compared, pairs, how, out, seeds=seeds)
-    return Comparison(compared, pairs, how, files, blocks)
+    return Comparison([each for together in compared for each in together], pairs, how, files, blocks)
 
 
 def write_comparison(
-    compared: Sequence[Compared], pairs: Sequence[PairOfRuns], how: str, out: Path, *, seeds: bool
+    compared: Sequence[Sequence[Compared]], pairs: Sequence[PairOfRuns], how: str, out: Path, *, seeds: bool
 ) -> tuple[list[Path], Sequence[Block]]:
-    """Write the page of a comparison; returns the files, and the tables and notes of the result."""
-    images = len(compared[0].outcomes.correct)
+    """Write the page of a comparison of the runs for each head; returns the files, and the tables and notes of the result."""
+    names, every = [each.name for each in compared[0]], [each for together in compared for each in together]
+    images = len(every[0].outcomes.correct)
     figures = Figures()
-    grouped = seeds_section(compared) if seeds else None
-    parts = [*([grouped] if grouped else []), _pairs_section(pairs), *_sections(compared, [] if seeds else pairs)]
+    grouped = [seeds_section(together) for together in compared] if seeds else []
+    parts = [*grouped, _pairs_section(pairs), *_sections(compared, [] if seeds else pairs)]
     sections = contents(parts, figures)
     content = {
-        "title": " and ".join(each.name for each in compared) if len(compared) < 4 else f"{len(compared)} runs",
-        "summary": [f"{count(images, 'image')}: {how}.", *(f"Result: {pair.decision}." for pair in pairs if len(pairs) == 1)],
-        "cards": _cards(compared, pairs),
+        "title": " and ".join(names) if len(names) < 4 else f"{len(names)} runs",
+        "summary": [f"{count(images, 'image')}: {how}.", *(f"Result: {pair.decision}." for pair in pairs if len(names) == 2)],
+        "cards": _cards(every, pairs),
         "missing": list(missing_in(sections)),
-        "runs": [_record(each) for each in compared],
+        "runs": [_record(each) for each in every],
         "pairs": [_pair_record(pair) for pair in pairs],
         "sections": sections,
     }
     make_folder(out)
     files = write_page(out, STEM, TEMPLATE, content, figures.found)
-    return files, (grouped or parts[0]).blocks
+    return files, [block for section in grouped or parts[:1] for block in section.blocks]
 
 
 def share_of(correct: Sequence[bool]) -> Json:
@@ -143,7 +158,7 @@ def _cards(compared: Sequence[Compared], pairs: Sequence[PairOfRuns]) -> list[Js
     for each in compared[:4]:
         correct = each.outcomes.correct
         value, _, rest = accuracy_text(sum(correct), len(correct)).partition(" (")
-        cards.append({"label": each.name, "value": value, "note": f"top-1, {rest.removesuffix(')')}"})
+        cards.append({"label": each.title, "value": value, "note": f"top-1, {rest.removesuffix(')')}"})
     if len(pairs) == 1:
         found = pairs[0].found
         note = f"{100 * found.low:+.2f} to {100 * found.high:+.2f} (95 %), p = {found.p_mid:.3g}"
@@ -154,19 +169,24 @@ def _cards(compared: Sequence[Compared], pairs: Sequence[PairOfRuns]) -> list[Js
 def _record(each: Compared) -> Json:
     correct = each.outcomes.correct
     folder = None if each.run is None else each.run.folder
-    return {"name": each.name, "folder": folder, "top1": share_of(correct), "metrics": each.metrics, "images": len(correct)}
+    found = {"name": each.name, "folder": folder, "top1": share_of(correct), "metrics": each.metrics, "images": len(correct)}
+    return {**found, **_head_record(each.outcomes.head)}
 
 
 def _pair_record(pair: PairOfRuns) -> Json:
-    names = {"first": pair.first.name, "second": pair.second.name}
+    names = {"first": pair.first.name, "second": pair.second.name, **_head_record(pair.head)}
     return {**names, **asdict(pair.found), "p": pair.p, "decision": pair.decision}
+
+
+def _head_record(head: int | None) -> dict[str, Json]:
+    return {} if head is None else {"head": head}
 
 
 def _pairs_section(pairs: Sequence[PairOfRuns]) -> PageSection:
     several = len(pairs) > 1
     rows = [
         {
-            "pair": f"{pair.first.name} → {pair.second.name}",
+            "pair": f"{pair.first.name} → {pair.second.name}{of_head(pair.head)}",
             "difference": f"{100 * pair.found.difference:+.2f} ({100 * pair.found.low:+.2f} to {100 * pair.found.high:+.2f})",
             "only_first": pair.found.only_first,
             "only_second": pair.found.only_second,
@@ -182,23 +202,24 @@ def _pairs_section(pairs: Sequence[PairOfRuns]) -> PageSection:
     columns += [("p_exact", "exact p", "text"), ("p_mid", "mid-p", "text"), *([("p", "Holm's p", "text")] if several else [])]
     note = (
         "The difference of top-1 on the same images, with the 95 % percentile interval of 10,000 resamples of the images. The "
-        f"{'mid-p value, adjusted by Holm for all pairs,' if several else 'mid-p value of McNemar'} decides at .05; the exact "
+        f"{'mid-p value, adjusted by Holm for all lines,' if several else 'mid-p value of McNemar'} decides at .05; the exact "
         "test is stricter than its level."
     )
     return PageSection("pairs", "Differences", [Table(columns, rows), Note(note)])
 
 
-def _sections(compared: Sequence[Compared], pairs: Sequence[PairOfRuns]) -> Iterator[PageSection]:
-    yield _labels_section(compared)
+def _sections(compared: Sequence[Sequence[Compared]], pairs: Sequence[PairOfRuns]) -> Iterator[PageSection]:
+    yield from map(_labels_section, compared)
     for pair in pairs[:_PAIRS]:
         yield from _flips(pair)
     if len(pairs) > _PAIRS:
         yield PageSection("flips", "Flipped images", [Note(f"Flipped images are shown of the first {_PAIRS} pairs.", missing=True)])
-    with_runs = [each for each in compared if each.run is not None]
-    if len(with_runs) < len(compared):
+    runs = compared[0]
+    with_runs = [each for each in runs if each.run is not None]
+    if len(with_runs) < len(runs):
         note = "Curves and configuration are of runs; a folder of an evaluation has neither."
         yield PageSection("runs", "Runs", [Note(note, missing=True)])
-    if any(each.run is not None and each.run.history for each in compared):
+    if any(each.run is not None and each.run.history for each in runs):
         yield PageSection("curves", "Curves", [Plots([*_curves(with_runs)])])
     if len(with_runs) > 1:
         yield _differences(with_runs)
@@ -216,7 +237,9 @@ def _labels_section(compared: Sequence[Compared]) -> PageSection:
     rows.sort(key=lambda row: (-abs(row["change"]), row["label"]))
     columns = [("label", "label", "text"), *((f"run{at}", each.name, "interval") for at, each in enumerate(compared))]
     columns.append(("change", "change, points" if len(compared) == 2 else "last − first, points", "number"))
-    return PageSection("labels", "Accuracy of each label", [Table(columns, rows, "95 % intervals by Wilson's method")])
+    head = compared[0].outcomes.head
+    title = f"Accuracy of each label{of_head(head)}"
+    return PageSection(f"labels{head_slug(head)}", title, [Table(columns, rows, "95 % intervals by Wilson's method")])
 
 
 def _flips(pair: PairOfRuns) -> Iterator[PageSection]:
@@ -232,14 +255,15 @@ def _flips(pair: PairOfRuns) -> Iterator[PageSection]:
             )
             lines = [f"{pair.first.name}: {a.predictions[row]}", f"{pair.second.name}: {b.predictions[row]}", a.filenames[row]]
             items.append(GalleryItem([image] if image else [], a.labels[row], lines))
-        name = f"flips-{pair.first.name}-{pair.second.name}-{'gained' if is_second else 'lost'}"
+        name = f"flips-{pair.first.name}-{pair.second.name}{head_slug(pair.head)}-{'gained' if is_second else 'lost'}"
         shown = f"{count(len(rows), 'image')}{f', of which {len(items)} are shown' if len(items) < len(rows) else ''}."
         data: dict[str, Json] = {"images": [a.filenames[row] for row in rows]}
         missing = (
             [] if any(item.images for item in items) or not items else [Note("The images themselves are not known.", missing=True)]
         )
         blocks: list[Block] = [Note(shown), *missing, *([Gallery(items)] if items else [])]
-        yield PageSection(_slug(name), f"Only {better.name} is right, not {worse.name}", blocks, data)
+        title = f"Only {better.name} is right, not {worse.name}{of_head(pair.head)}"
+        yield PageSection(_slug(name), title, blocks, data)
 
 
 def _slug(text: str) -> str:

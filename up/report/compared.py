@@ -24,7 +24,10 @@ Key = tuple[str, int]  # a file name, and its number among images of that name
 
 @dataclass(frozen=True)
 class Compared:
-    """A run, or a folder of an evaluation: its results by image. ``run``, ``data`` and the metrics are those of a run."""
+    """A run, or a folder of an evaluation: its results by image, of one head where the net has several.
+
+    ``run``, ``data`` and the metrics are those of a run.
+    """
 
     name: str
     outcomes: Outcomes
@@ -32,6 +35,11 @@ class Compared:
     data: Dataset | None = None
     metrics: Mapping[str, float] | None = None
     intervals: Mapping[str, Interval] | None = None
+
+    @property
+    def title(self) -> str:
+        """Name with the head."""
+        return f"{self.name}{of_head(self.outcomes.head)}"
 
     def rows(self) -> dict[Key, int]:
         """Return the row of each image."""
@@ -47,7 +55,8 @@ class Compared:
         old = self.outcomes
         index = None if old.index is None else [old.index[row] for row in rows]
         names, labels, predictions = ([values[row] for row in rows] for values in (old.filenames, old.labels, old.predictions))
-        return replace(self, outcomes=Outcomes(names, labels, predictions, [old.correct[row] for row in rows], index))
+        correct = [old.correct[row] for row in rows]
+        return replace(self, outcomes=Outcomes(names, labels, predictions, correct, index, old.head))
 
     def file_of(self, row: int) -> Path | None:
         """Return the image file of a row, where it is known."""
@@ -58,22 +67,42 @@ class Compared:
         return path.resolve() if path.is_file() else None
 
 
-def open_compared(paths: Sequence[Path]) -> list[Compared]:
-    """Open runs and evaluation folders, evaluating runs without kept results. Raises ``UserError``."""
+def of_head(head: int | None) -> str:
+    """Return ", head N"; nothing where there is one head."""
+    return "" if head is None else f", head {head}"
+
+
+def head_slug(head: int | None) -> str:
+    """Return "-headN", the end of the name of a section; nothing where there is one head."""
+    return "" if head is None else f"-head{head}"
+
+
+def open_compared(paths: Sequence[Path]) -> list[list[Compared]]:
+    """Open runs and evaluation folders, evaluating runs without kept results; returns all of them for each head.
+
+    Raises ``UserError``.
+    """
     if len({existing_run(path).resolve() for path in paths}) < len(paths):
         raise UserError(f"got {some_of(paths)}", expected="different runs", fix="Name each once.")
     short = [path.stem if path.is_file() else path.resolve().name for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
-    return [_opened(path, name) for path, name in zip(paths, names, strict=True)]
+    opened = [_opened(path, name) for path, name in zip(paths, names, strict=True)]
+    for each in opened:
+        if len(each) != len(opened[0]):
+            what = f"{opened[0][0].name} has {count(len(opened[0]), 'head')}, {each[0].name} has {len(each)}"
+            raise UserError(what, expected="as many heads in all runs")
+    return [list(together) for together in zip(*opened, strict=True)]
 
 
-def _opened(path: Path, name: str) -> Compared:
+def _opened(path: Path, name: str) -> list[Compared]:
+    """Return the results of each head."""
     if path.is_dir() and not (path / CONFIG).is_file():
-        found = next((path / file for file in (PREDICTIONS, "predictions_head0.csv") if (path / file).is_file()), None)
-        if found is None:
+        files = _predictions_in(path)
+        if not files:
             what = f"{path}: holds neither {CONFIG} nor {PREDICTIONS}"
             raise UserError(what, expected="a run folder, or a folder that `up eval` wrote", fix="Name its --out folder.")
-        return Compared(name, read_outcomes(found))
+        read = [read_outcomes(file) for file in files]
+        return [Compared(name, replace(each, head=at if len(read) > 1 else None)) for at, each in enumerate(read)]
     run = open_run(path)
     checkpoint = best_of_run(run.folder)
     if checkpoint is None:
@@ -81,10 +110,19 @@ def _opened(path: Path, name: str) -> Compared:
     with run.experiment.plugin_errors():
         evaluation = evaluated_run(run.experiment, checkpoint, run.folder, keep=False)
         outcomes = run.experiment.task.outcomes(evaluation.evidence.evaluator, evaluation.evidence.data)
-    if outcomes is None:
+    of_heads = [outcomes] if isinstance(outcomes, Outcomes) else [*(outcomes or ())]
+    if not of_heads:
         what = f"{run.folder}: the task {run.experiment.task.name} has no results image by image"
         raise UserError(what, expected="labelled test images, and a task that defines `outcomes` (docs/add_a_task.md)")
-    return Compared(name, outcomes, run, evaluation.evidence.data, evaluation.metrics, evaluation.intervals)
+    data, metrics, intervals = evaluation.evidence.data, evaluation.metrics, evaluation.intervals
+    return [Compared(name, each, run, data, metrics, intervals) for each in of_heads]
+
+
+def _predictions_in(folder: Path) -> list[Path]:
+    """List the file of predictions of each head."""
+    heads = len([*folder.glob("predictions_head*.csv")])
+    several = [folder / f"predictions_head{head}.csv" for head in range(heads)]
+    return [folder / PREDICTIONS] if (folder / PREDICTIONS).is_file() else [file for file in several if file.is_file()]
 
 
 def read_outcomes(path: Path) -> Outcomes:

@@ -10,9 +10,9 @@ from itertools import combinations
 
 from up.errors import UserError
 from up.intervals import half_width
-from up.report.compared import Compared
+from up.report.compared import Compared, head_slug, of_head
 from up.report.paired import LEVEL, holm
-from up.tasks.report import Note, PageSection, Table
+from up.tasks.report import Block, Note, PageSection, Table
 from up.text import count
 from up.types import Json, Record
 
@@ -41,7 +41,9 @@ def seeds_section(compared: Sequence[Compared]) -> PageSection:
     )
     differences = _differences(groups)
     table = [Table(_COLUMNS, differences, "Differences of the groups")] if differences else []
-    return PageSection("seeds", "Seeds", [Table(columns, rows), note, *table], {"groups": rows, "differences": differences})
+    head = compared[0].outcomes.head
+    blocks: list[Block] = [Table(columns, rows, f"Head {head}" if head is not None else ""), note, *table]
+    return PageSection(f"seeds{head_slug(head)}", f"Seeds{of_head(head)}", blocks, {"groups": rows, "differences": differences})
 
 
 def _groups(compared: Sequence[Compared]) -> dict[str, dict[int, float]]:

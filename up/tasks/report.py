@@ -38,13 +38,17 @@ class Evidence(Generic[Data_co]):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Results image by image: file name, label and prediction as text, whether the prediction is correct, index in the data set."""
+    """Results image by image: file name, label and prediction as text, whether the prediction is correct, index in the data set.
+
+    ``head`` is the number of the head where a net has several.
+    """
 
     filenames: Sequence[str]
     labels: Sequence[str]
     predictions: Sequence[str]
     correct: Sequence[bool]
     index: Sequence[int] | None = None
+    head: int | None = None
 
 
 def original_of(data: Dataset, index: int, side: int = 160) -> str | None:

@@ -281,8 +281,11 @@ class Task(ABC, Generic[Data]):
         """Return the sections of `up report` about an evaluation: tables, galleries and drawings; by default none."""
         return []
 
-    def outcomes(self, evaluator: Evaluator, data: Data) -> Outcomes | None:
-        """Return the result of each image, with which `up compare` pairs runs; None where a task has no such results."""
+    def outcomes(self, evaluator: Evaluator, data: Data) -> Outcomes | Sequence[Outcomes] | None:
+        """Return the result of each image, with which `up compare` pairs runs, in a list for each head of several.
+
+        None where a task has no such results.
+        """
         return None
 
     def teacher_evaluator(self, data: Data) -> Evaluator:

@@ -261,7 +261,7 @@ class Classification(Task[ImageDataset]):
             return []
         return sections_of(evidence, self.class_names(evidence.data))
 
-    def outcomes(self, evaluator: Evaluator, data: ImageDataset) -> Outcomes | None:
+    def outcomes(self, evaluator: Evaluator, data: ImageDataset) -> Sequence[Outcomes] | None:
         """Return labels and predictions of the first head by name; None without labels."""
         return outcomes_of(evaluator, self.class_names(data)) if isinstance(evaluator, ImageNetEvaluator) else None
 

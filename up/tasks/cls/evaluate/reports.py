@@ -136,17 +136,26 @@ def _prediction_rows(predictions: Predictions, head: HeadPredictions, names: Seq
         yield [filename, *(cells[1:2] if head.gt is None else cells), *best]
 
 
-def outcomes_of(evaluator: ImageNetEvaluator, class_names: Names | None) -> Outcomes | None:
-    """Return the rows of ``predictions.csv`` of the first head; None without labels."""
+def outcomes_of(evaluator: ImageNetEvaluator, class_names: Names | None) -> list[Outcomes]:
+    """Return the rows of ``predictions.csv`` of each head; none without labels."""
     predictions = evaluator.predictions
-    if not predictions.heads or predictions.heads[0].gt is None:
-        return None
-    head = predictions.heads[0]
-    names = labels_of(class_names or evaluator.class_names, [each.classes for each in predictions.heads])[0]
-    pairs = [_label_and_prediction(head, i) for i in range(len(predictions))]
-    labels, found = [_joined(label, names) for label, _ in pairs], [_joined(prediction, names) for _, prediction in pairs]
-    correct = [label == prediction for label, prediction in pairs]
-    return Outcomes(predictions.filename, labels, found, correct, predictions.index.tolist())
+    heads = predictions.heads
+    if not heads or any(head.gt is None for head in heads):
+        return []
+    names = labels_of(class_names or evaluator.class_names, [head.classes for head in heads])
+    return [_outcomes_of(predictions, number, own) for number, own in enumerate(names)]
+
+
+def _outcomes_of(predictions: Predictions, number: int, names: Sequence[str]) -> Outcomes:
+    pairs = [_label_and_prediction(predictions.heads[number], i) for i in range(len(predictions))]
+    return Outcomes(
+        predictions.filename,
+        [_joined(label, names) for label, _ in pairs],
+        [_joined(prediction, names) for _, prediction in pairs],
+        [label == prediction for label, prediction in pairs],
+        predictions.index.tolist(),
+        number if len(predictions.heads) > 1 else None,
+    )
 
 
 def _set_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
