@@ -207,7 +207,8 @@ def resizer(library: Library) -> Resizer | None:
         resize_window(part, view.box[2:], corner, view.size, view.window, is_cubic, arithmetic, view.is_mirrored, out)
         return out
 
-    for arithmetic in (1, 0) if library == "pillow" else (2,):  # newer versions of Pillow choose the order of the two passes
+    # numbers of an enum in _resize.c; newer versions of Pillow choose the order of the two passes
+    for arithmetic in (1, 0) if library == "pillow" else (2,):
         found = partial(resized, arithmetic=arithmetic)
         if all(_agrees(found, library, source, target) for source, target in _PROBES):
             return found
