@@ -106,7 +106,7 @@ class _Distillation:
             )
             for _ in range(2)
         )
-        writer(Batch(self._batch, image_keys=image_keys(self._batch, 0, None)))
+        writer(Batch(self._batch, image_keys=image_keys(self._batch, None), training_step=0))
         return reader
 
     def _step_of(self, runner: Runner) -> Callable[[], object]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from math import log, prod
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,24 +34,17 @@ _SAMPLED = 16  # images that are hashed to notice other images under the same na
 _DIR = "mimic.cache.dir"
 
 
-class ImageKeys(NamedTuple):
-    """Keys (B,) of the images of a batch, and the step of the batch."""
-
-    keys: Keys
-    step: int
-
-
-def image_keys(batch: Mapping[str, Tensor], step: int, mixing: tuple[int, ...] | None) -> ImageKeys:
-    """Compute the keys of a batch; ``mixing`` identifies the draw of the mixing, None if images are not mixed."""
+def image_keys(batch: Mapping[str, Tensor], mixing: tuple[int, ...] | None) -> Tensor:
+    """Compute the keys (B,) int64 of a batch; ``mixing`` identifies the draw of the mixing, None if images are not mixed."""
     seeds: Keys = batch["seed"].numpy().astype(np.uint64)
     if mixing is None:
-        return ImageKeys(seeds, step)
+        return torch.from_numpy(seeds.view(np.int64))
     whole = blake2b(seeds.tobytes() + repr(mixing).encode(), digest_size=8).digest()
     words = np.arange(len(seeds), dtype=np.uint64) + np.uint64(int.from_bytes(whole, "little"))
     # the finalizer of SplitMix64 (Steele et al. 2014) keeps neighbours of different batches apart
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ImageKeys(words ^ (words >> np.uint64(31)), step)
+    return torch.from_numpy((words ^ (words >> np.uint64(31))).view(np.int64))
 
 
 @dataclass(frozen=True)
@@ -117,6 +110,7 @@ class Codec:
 class CachedTeacher:
     """A teacher that runs only for images that the store does not have.
 
+    A batch has their ``image_keys`` (B,) and its ``training_step``, from which the epoch follows.
     Its outputs always pass through the codec: a warm run equals the cold one bit for bit. Numbers that are not finite end
     the run and are not stored.
     """
@@ -130,16 +124,16 @@ class CachedTeacher:
         self._steps_per_epoch = steps_per_epoch
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        images: ImageKeys | None = batch.get("image_keys")
-        if images is None:  # the dry run's batch of noise
+        if "image_keys" not in batch:  # the dry run's batch of noise
             return self._teacher(batch)
-        epoch = images.step // self._steps_per_epoch
-        rows, found = self._store.read(epoch, images.keys)
+        keys: Keys = batch["image_keys"].numpy().view(np.uint64)
+        epoch = batch["training_step"] // self._steps_per_epoch
+        rows, found = self._store.read(epoch, keys)
         if not found.all():
             outputs = self._teacher(batch)
             rows[~found] = self._codec.encode(outputs)[~found]
             new = ~found & self._codec.finite(outputs)
-            self._store.append(epoch, images.keys[new], rows[new])
+            self._store.append(epoch, keys[new], rows[new])
         return self._codec.decode(torch.from_numpy(rows).to(batch["image"].device, non_blocking=True))
 
 

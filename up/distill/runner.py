@@ -67,9 +67,9 @@ class KDRunner(Runner):
             optimizer.add_param_group({"params": parameters, "lr": lr, "lr_scale": 1.0, "rule": "mimic adapters"})
 
     def prepare(self, batch: Batch, step: int, micro: int) -> Batch:
-        """Prepare a batch, and add the keys of its images for a cache of teacher outputs."""
-        keys = image_keys(batch, step, (self.seed, step, micro, rank()) if self.mix is not None else None)
-        return Batch(super().prepare(batch, step, micro), image_keys=keys)
+        """Prepare a batch, and add the keys of its images and its step for a cache of teacher outputs."""
+        keys = image_keys(batch, (self.seed, step, micro, rank()) if self.mix is not None else None)
+        return Batch(super().prepare(batch, step, micro), image_keys=keys, training_step=step)
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:
         """Add ``task_loss``, if there are labels, and the loss of every term; each is a scalar of the output too."""
