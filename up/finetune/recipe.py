@@ -12,6 +12,7 @@ from up.text import count
 from up.types import Record
 
 _LINE = "\n"
+_OTHER_VALUES = ("null", "true", "false")  # words that YAML does not read as text; shorter ones are quoted anyway
 _BEST = "best_within: 2  # the best checkpoint is the latest within two standard errors of the highest metric"
 
 
@@ -175,6 +176,7 @@ def _flow(value: object) -> str:
         and not value[0].isdigit()
         and value.isascii()
         and len(value) > 3
+        and value.lower() not in _OTHER_VALUES
     ):
-        return value  # no number, null or boolean
+        return value
     return json.dumps(value, ensure_ascii=False)

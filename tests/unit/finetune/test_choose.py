@@ -13,6 +13,7 @@ import yaml
 
 from tests.harness.facts import tells
 from tests.harness.photos import make_photos
+from up.config.nodes import read_plain
 from up.errors import UserError
 from up.finetune import networks
 from up.finetune.choose import Choices, Machine, Wishes, choose
@@ -72,6 +73,13 @@ def test_preprocessing_is_that_of_the_weights(chosen: Chosen) -> None:
     assert config["saver"]["pretrain_model"] == "timm:vit_tiny_patch16_224.augreg_in21k"
     assert config["net"][0] == {"name": "backbone", "type": "vit_tiny_patch16_224"}
     assert config["net"][1] == {"name": "head", "type": "vit_head"}
+
+
+def test_names_of_classes_are_text(chosen: Chosen) -> None:
+    """Also those that YAML takes for other values."""
+    names = sorted(["true", "False", "null", "None", "yes", "1e5", "0x1f", "12:30", "2024-01-31", "good", "~"])
+    config = read_plain(yaml_of(chosen(dict.fromkeys(names, 2))))
+    assert config["dataset"]["train"]["dataset"]["kwargs"]["class_names"] == names
 
 
 def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
