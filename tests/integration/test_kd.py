@@ -105,6 +105,37 @@ def test_a_resumed_run_knows_its_teacher_by_its_weights(
     assert checkpoint(tmp_path / "run")["step"] == 3
 
 
+def test_a_teacher_of_batch_statistics_is_known_again(kd: Config, write: Write, tmp_path: Path) -> None:
+    """Its BatchNorms see every batch of the training, and are the same after it."""
+    kd["mimic"]["mimic_job0"]["teacher"]["teacher_bn_mode"] = "train"
+    path, broken = write(kd), f"saver.save_dir={tmp_path / 'broken'}"
+    assert train(path, "trainer.max_iter=4") == 0
+    assert train(path, broken, "trainer.max_iter=2") == 0
+    assert train(path, broken, "saver.auto_resume=true", "trainer.max_iter=4") == 0
+    assert [record["step"] for record in records(tmp_path / "broken", "train")] == [1, 2, 3, 4]
+    whole, resumed = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "broken")
+    for part in ("model", "runner"):
+        assert_same(whole[part], resumed[part], part)
+
+
+@pytest.mark.parametrize("caches", [False, True])
+def test_out_of_memory_splits_a_step(
+    kd: Config, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caches: bool
+) -> None:
+    kd["net"][0]["kwargs"]["normalize"] = {"type": "gn", "kwargs": {"num_groups": 4}}  # parts give the same gradients
+    kd["trainer"] |= {"is_eval": False, "max_iter": 3, "optimizer": {"type": "SGD", "kwargs": {"lr": 0.01}}}
+    if caches:
+        kd["mimic"]["cache"] = {"dir": str(tmp_path / "cache"), "dtype": "fp32"}
+    path = write(kd)
+    assert train(path) == 0
+    monkeypatch.setenv("UP_FAULT", "step=1,action=oom,images=4")
+    opts = [f"mimic.cache.dir={tmp_path / 'other'}"] if caches else []
+    assert train(path, f"saver.save_dir={tmp_path / 'split'}", *opts) == 0
+    whole, split = (records(tmp_path / name, "train") for name in ("run", "split"))
+    for name in ("loss", "task_loss", "mimic_job0_loss", "mimic_job1_loss"):
+        assert [record[name] for record in split] == pytest.approx([record[name] for record in whole], rel=1e-5), name
+
+
 def test_a_mimic_loss_of_no_weight_trains_the_same_student(kd: Config, write: Write, tmp_path: Path) -> None:
     """Neither images nor random numbers depend on the teacher."""
     everything_on(kd)
