@@ -241,7 +241,7 @@ class Classification(Task[ImageDataset]):
         evaluator = self.evaluator(data)
         assert isinstance(evaluator, ImageNetEvaluator)
         depth, keep = evaluator.topk[-1], evaluator.keep_scores
-        return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=data.multilabel)
+        return ResultStream(folder, depth=depth, keep_scores=keep, multilabel=data.multilabel, continues=data.continues)
 
     def intervals(self, evaluator: Evaluator) -> Mapping[str, Interval]:
         """Return the intervals of accuracies: Wilson's, for means over classes with the effective number of images."""

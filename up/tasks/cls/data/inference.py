@@ -105,8 +105,8 @@ def _is_of(path: str, ranks: bool | int | Sequence[int] | None) -> bool:
 
 
 def _named_in(path: str, key: str) -> set[str]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read().splitlines()
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # file names need not be UTF-8
+        lines = file.read().removesuffix("\n").split("\n")  # splitlines() would cut names at further characters
     done = set()
     for number, line in enumerate(lines, 1):
         try:

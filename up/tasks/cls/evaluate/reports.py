@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from up.tasks.report import Outcomes
 from up.types import Json, Kwargs, Record
 
 STREAM = "results.txt.rank{rank}"
+_TAIL = 1 << 16  # bytes of a file read at a time, from its end
 
 
 def write_reports(
@@ -188,21 +190,49 @@ def result_lines(predictions: Predictions) -> Iterator[str]:
 class ResultStream:
     """Appends the lines of each batch to this rank's own file, so that a killed inference can continue from there.
 
-    Used as ``stream(outputs, batch)``. Raises ``StorageError`` when the file cannot be written.
+    Used as ``stream(outputs, batch)``. With ``continues`` the lines of an earlier inference stay, except a last one that was cut
+    off; otherwise the file begins anew. Raises ``StorageError`` when the file cannot be written.
     """
 
-    def __init__(self, folder: Path, *, depth: int, keep_scores: bool = False, multilabel: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, depth: int, keep_scores: bool = False, multilabel: bool = False, continues: bool = False
+    ) -> None:
         self.path = folder / STREAM.format(rank=rank())
         self._fresh = partial(Recorder, depth=depth, keep_scores=keep_scores, multilabel=multilabel)
+        self._continues, self._is_begun = continues, False
 
     def __call__(self, outputs: Kwargs, batch: Kwargs) -> None:
         recorder = self._fresh()
         recorder.add(outputs["scores"], batch)
         try:
-            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            if not self._is_begun and self._continues:
+                _end_last_line(self.path)
+            mode = "a" if self._is_begun or self._continues else "w"
+            with self.path.open(mode, encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(result_lines(combine([recorder.state()])))
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written ({error.strerror}).") from error
+        self._is_begun = True
+
+
+def _end_last_line(path: Path) -> None:
+    """Remove a last line that was cut off, to which the next one would be joined; end one that only lacks its line feed."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        last, at = b"", file.seek(0, os.SEEK_END)
+        while at and b"\n" not in last:
+            at = max(0, at - _TAIL)
+            file.seek(at)
+            last = file.read()
+        last = last.rpartition(b"\n")[2]
+        try:
+            json.loads(last or b"{}")
+        except ValueError:
+            file.seek(-len(last), os.SEEK_END)
+            file.truncate()
+        else:
+            file.write(b"\n" if last else b"")
 
 
 def _result(head: HeadPredictions, i: int) -> Record:

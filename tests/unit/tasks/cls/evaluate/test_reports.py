@@ -271,6 +271,43 @@ def test_all_scores_on_demand(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.txt.rank0").read_text().splitlines()[1])["score"] == [0.5, 0.2, 0.3]
 
 
+def streamed(folder: Path, name: str, **options: bool) -> list[str]:
+    stream = ResultStream(folder, depth=1, **options)
+    for image in (name, f"{name}{name}"):
+        stream({"scores": TWO[:1]}, {"filename": [image], "index": torch.tensor([0])})
+    return [
+        json.loads(line)["filename"] for line in (folder / "results.txt.rank0").read_text("utf-8", "surrogateescape").splitlines()
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 15, 70_000])
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path: Path, cut: int) -> None:
+    assert streamed(tmp_path, "a") == ["a", "aa"]
+    path = tmp_path / "results.txt.rank0"
+    whole = path.read_text()
+    path.write_text(f'{whole}{{"filename": "{"b" * cut}')
+    assert streamed(tmp_path, "c", continues=True) == ["a", "aa", "c", "cc"]
+    path.write_text(whole.removesuffix("\n"))
+    assert streamed(tmp_path, "d", continues=True) == ["a", "aa", "d", "dd"]
+    path.write_text("{")
+    assert streamed(tmp_path, "e", continues=True) == ["e", "ee"]
+    path.unlink()
+    assert streamed(tmp_path, "f", continues=True) == ["f", "ff"]
+
+
+def test_results_of_another_evaluation_are_replaced(tmp_path: Path) -> None:
+    assert streamed(tmp_path, "a") == ["a", "aa"]
+    assert streamed(tmp_path, "b") == ["b", "bb"]
+
+
+def test_unusual_file_names_are_found_again(tmp_path: Path) -> None:
+    names = [b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), "a\u2028b.jpg", "a\x85b.jpg", "a\rb.jpg"]
+    stream = ResultStream(tmp_path, depth=1)
+    for index, name in enumerate(names):
+        stream({"scores": TWO[:1]}, {"filename": [name], "index": torch.tensor([index])})
+    assert already_done({"resume_dir": str(tmp_path)}) == set(names)
+
+
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:
     stream = ResultStream(tmp_path / "gone", depth=1)
     with pytest.raises(StorageError, match=facts("results.txt.rank0", "written", "directory")):
