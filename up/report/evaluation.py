@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def restored(evaluator: Evaluator, path: Path, key: Mapping[str, str]) -> Evalua
     """Return ``evaluator`` with the state in ``path``; None where that is missing, damaged or of another evaluation."""
     state: Record = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # np.load leaves a damaged file open
             if json.loads(str(file[_KEY])) != key:
                 return None
             for name in file:
@@ -123,7 +124,7 @@ def restored(evaluator: Evaluator, path: Path, key: Mapping[str, str]) -> Evalua
                     state[name.removeprefix(_LIST)] = file[name].tolist()
                 elif name != _KEY:
                     state[name.removeprefix(_ARRAY)] = file[name]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile):  # NotImplementedError is a RuntimeError
         return None
     evaluator.merge([state])
     return evaluator
