@@ -44,7 +44,7 @@ class TeacherTop1:
             return
         columns = [labels] if len(heads) == 1 else labels.unbind(1)
         correct = sum(_hits(head, column) for head, column in zip(heads, columns, strict=True)) / len(heads)
-        chance = sum(1 / head.shape[1] for head in heads) / len(heads)
+        chance = sum(map(_chance, heads, columns)) / len(heads)
         self.merge([self.total, Top1(correct, len(labels), chance, all(map(_are_probabilities, heads)))])
 
     def state(self) -> Top1:
@@ -53,8 +53,9 @@ class TeacherTop1:
 
     def merge(self, states: Sequence[Top1]) -> None:
         """Replace what was collected by the states of all ranks."""
-        correct, images, chance, are_probabilities = zip(*states, strict=True)
-        self.total = Top1(sum(correct), sum(images), max(chance), all(are_probabilities))
+        images = sum(each.images for each in states)
+        chance = sum(each.chance * each.images for each in states) / max(1, images)
+        self.total = Top1(sum(each.correct for each in states), images, chance, all(each.are_probabilities for each in states))
 
     def compute(self) -> dict[str, float]:
         """Compute top-1 in percent."""
@@ -88,6 +89,11 @@ def _hits(logits: Tensor, labels: Tensor) -> float:
     best = logits.argmax(1)
     hits = best == labels if labels.ndim == 1 else labels.gather(1, best[:, None])[:, 0] > 0.5
     return float(hits.sum())
+
+
+def _chance(logits: Tensor, labels: Tensor) -> float:
+    """Compute the share of images that a random class is right for: that of the label, or one of the set of labels."""
+    return 1 / logits.shape[1] if labels.ndim == 1 else float((labels > 0.5).double().mean())
 
 
 def _are_probabilities(logits: Tensor) -> bool:

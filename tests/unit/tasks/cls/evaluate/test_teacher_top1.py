@@ -34,6 +34,19 @@ def test_heads_are_averaged_and_sets_contain() -> None:
     assert evaluated(([FIRST, SECOND], torch.tensor([[1.0, 0, 1], [1, 0, 1]]))).total.correct == 1
 
 
+def test_guessing_finds_one_of_the_labels_of_a_set_more_often() -> None:
+    sets = torch.tensor([[1.0, 1, 0], [0, 1, 1]])
+    one, other = evaluated(([FIRST, SECOND], sets)), evaluated(([FIRST], torch.tensor([[0.0, 0, 1]])))
+    one.merge([one.state(), other.state(), TeacherTop1().state()])
+    assert one.total.chance == pytest.approx(5 / 9)
+    score = evaluated(([FIRST] * 3 + [SECOND] * 3, torch.tensor([[1.0, 1, 0], [1, 0, 1], [0, 1, 1]] * 2))).score()
+    assert score is not None
+    assert (score.text.startswith("top-1 66.67 %"), score.guessing) == (True, "")  # of 6 images, guessing may find all
+    many = evaluated(([FIRST, SECOND, FIRST] * 40, torch.tensor([[1.0, 1, 0], [1, 0, 1], [1, 1, 0]] * 40))).score()
+    assert many is not None
+    assert (many.text.startswith("top-1 66.67 %"), many.guessing) == (True, "66.67 %")
+
+
 @pytest.mark.parametrize(
     ("gt", "heads"),
     [
