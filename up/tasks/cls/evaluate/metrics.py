@@ -196,7 +196,7 @@ class ImageNetEvaluator:
         """Count correct images and images behind each metric of a head that is a share of images, or the mean of several."""
         images = len(head.labels)
         if self.multilabel:
-            return {"exact_match": [(int((head.sets == head.labels).all(axis=1).sum()), images)]}
+            return {"exact_match": [(int(head.correct.sum()), images)]}
         counts = scoring.counts_of(head)
         top = {f"top{k}": [(scoring.among_top(head, k), images)] for k in self.topk if k == 1 or k < head.classes}
         return {**top, "mean_class_accuracy": counts.pairs(counts.images > 0)}
@@ -211,7 +211,7 @@ class ImageNetEvaluator:
         known = precisions[~np.isnan(precisions)]
         return {
             "mAP": float(known.mean()) if len(known) else 0.0,
-            "exact_match": float((head.sets == head.labels).all(axis=1).mean()),
+            "exact_match": float(head.correct.mean()),
             "micro_f1": scoring.precision_recall_f1(counts, "micro", all_classes=True)[2],
             "macro_f1": scoring.precision_recall_f1(counts, "macro", all_classes=True)[2],
         }

@@ -12,7 +12,7 @@ from up.pages.images import thumbnail
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import Floats, HeadPredictions, Ints
-from up.tasks.cls.evaluate.sections import calibration_section, classes_section, confusion_section
+from up.tasks.cls.evaluate.sections import calibration_section, classes_section, confusion_section, no_mistakes
 from up.tasks.cls.model.heads import Names, labels_of
 from up.tasks.report import Block, Evidence, Gallery, GalleryItem, Note, PageSection, original_of
 from up.text import count, some_of
@@ -93,7 +93,7 @@ def mistakes_section(
     name, title = f"mistakes{suffix}", f"Worst mistakes{of}"
     wrong = np.flatnonzero((head.preds != head.labels) & (head.preds >= 0))
     if not len(wrong):
-        return PageSection(name, title, [Note("No image is predicted wrongly.")])
+        return PageSection(name, title, [no_mistakes(head)])
     assert head.scores is not None, "a report keeps all scores"
     of_label = head.scores[np.arange(len(head.labels)), head.labels].astype(np.float64)
     loss = -np.log(np.maximum(of_label, _TINY))

@@ -66,6 +66,15 @@ class HeadPredictions:
         above: Array = self.scores > 0.5
         return above
 
+    @property
+    def correct(self) -> Array:
+        """Whether the label, or the whole set of labels, of each image (n,) is predicted; never by scores that are not finite."""
+        if self.labels.ndim == 1:
+            same: Array = self.preds == self.labels
+            return same
+        whole: Array = (self.sets == self.labels).all(axis=1) & (self.preds != UNREADABLE)
+        return whole
+
     def of_classes(self, wanted: Sequence[int]) -> HeadPredictions:
         """Select the images whose label is in ``wanted``; of sets of labels all images, with the columns of these classes alone."""
         if self.labels.ndim == 2:

@@ -88,7 +88,7 @@ def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[
     labels = head.labels
     if labels.ndim == 2:
         sets = head.sets
-        for i in np.flatnonzero((sets != labels).any(axis=1)).tolist():
+        for i in np.flatnonzero(~head.correct).tolist():
             yield {
                 "filename": predictions.filename[i],
                 "missed": [names[c] for c in np.flatnonzero(labels[i] & ~sets[i]).tolist()],
@@ -129,13 +129,16 @@ def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[ob
 def _prediction_rows(predictions: Predictions, head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
     columns = ["prediction"] if head.gt is None else ["label", "prediction", "correct"]
     depth = head.topk_idx.shape[1]
+    correct = None if head.gt is None else head.correct
     yield ["filename", *columns, *(f"{part}{k}" for k in range(1, depth + 1) for part in ("top", "score"))]
     for i, filename in enumerate(predictions.filename):
         label, prediction = _label_and_prediction(head, i)
-        cells = [_joined(label, names), _joined(prediction, names), int(label == prediction)]
+        cells = [_joined(prediction, names)]
+        if correct is not None:
+            cells = [_joined(label, names), *cells, str(int(correct[i]))]
         pairs = zip(head.topk_idx[i], head.topk_score[i], strict=True)
         best = [cell for c, score in pairs for cell in (_name(names, c), f"{score:.6f}")]
-        yield [filename, *(cells[1:2] if head.gt is None else cells), *best]
+        yield [filename, *cells, *best]
 
 
 def outcomes_of(evaluator: ImageNetEvaluator, class_names: Names | None) -> list[Outcomes]:
@@ -149,12 +152,13 @@ def outcomes_of(evaluator: ImageNetEvaluator, class_names: Names | None) -> list
 
 
 def _outcomes_of(predictions: Predictions, number: int, names: Sequence[str]) -> Outcomes:
-    pairs = [_label_and_prediction(predictions.heads[number], i) for i in range(len(predictions))]
+    head = predictions.heads[number]
+    pairs = [_label_and_prediction(head, i) for i in range(len(predictions))]
     return Outcomes(
         predictions.filename,
         [_joined(label, names) for label, _ in pairs],
         [_joined(prediction, names) for _, prediction in pairs],
-        [label == prediction for label, prediction in pairs],
+        head.correct.tolist(),
         predictions.index.tolist(),
         number if len(predictions.heads) > 1 else None,
     )

@@ -37,6 +37,15 @@ def share_of(correct: int, n: int) -> Json:
     return {"value": correct / n, "low": low, "high": high, "n": n}
 
 
+def no_mistakes(head: HeadPredictions) -> Note:
+    """Say that no finite scores predict a wrong class."""
+    unreadable = int((head.preds < 0).sum())
+    if not unreadable:
+        return Note("No image is predicted wrongly.")
+    wrong = f"The scores of {unreadable:,} of {count(len(head.preds), 'image')} are not finite; these count as wrong."
+    return Note(wrong if unreadable == len(head.preds) else f"{wrong} No other image is predicted wrongly.")
+
+
 def classes_section(head: HeadPredictions, names: Sequence[str], suffix: str, title: str) -> PageSection:
     """Return the table of all classes, those with the lowest accuracy first, and a drawing of it."""
     counts = scoring.counts_of(head)
@@ -113,7 +122,7 @@ def confusion_section(
     data = {"classes": labels, "matrix": chosen}
     plot = Plot(f"confusion{suffix}", lambda figure: _cells(figure, chosen, labels), (side + 0.4, side), caption, data)
     if not pairs:
-        return PageSection(f"confusion{suffix}", title, [plot, Note("No image is predicted wrongly.")])
+        return PageSection(f"confusion{suffix}", title, [plot, no_mistakes(head)])
     rows = [
         {
             "true": names[true],
@@ -178,6 +187,8 @@ def calibration_section(head: HeadPredictions, suffix: str, title: str) -> PageS
     """Return the reliability diagram, the calibration error, and what a temperature makes of it."""
     name = f"calibration{suffix}"
     readable = head.preds >= 0
+    if not readable.any():
+        return PageSection(name, title, [Note("Calibration: the scores of no image are finite.", missing=True)])
     score, correct = head.topk_score[readable, 0].astype(np.float64), head.preds[readable] == head.labels[readable]
     found = reliability(score, correct)
     note = f"{BINS} bins of equal width (Guo et al. 2017); with {count(len(score), 'image')} even perfect scores have some error"

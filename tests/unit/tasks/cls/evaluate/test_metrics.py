@@ -134,6 +134,16 @@ def test_the_loss_of_several_heads_is_their_sum() -> None:
     assert (got["head0_loss"], got["head1_loss"], got["loss"], "avg_loss" in got) == (0.5, 0.25, 0.75, False)
 
 
+def test_an_empty_set_is_not_predicted_by_scores_that_are_not_finite() -> None:
+    evaluator = ImageNetEvaluator(multilabel=True)
+    scores = torch.tensor([[0.9, 0.1], [float("nan"), 0.1], [0.2, 0.1]])
+    evaluator.update({"scores": scores}, {"filename": ["a", "b", "c"], "index": torch.arange(3), "gt": torch.eye(3)[:, :1].tile(2)})
+    assert [head.correct.tolist() for head in evaluator.predictions.heads] == [[False, False, True]]
+    with pytest.warns(UserWarning, match="not finite"):
+        assert evaluator.compute()["exact_match"] == pytest.approx(100 / 3)
+    assert evaluator.intervals()["exact_match"].low < 100 / 3 < evaluator.intervals()["exact_match"].high
+
+
 def test_without_any_finite_score_every_metric_is_nan() -> None:
     """0 % would look like a measurement, and be the best of the first epoch."""
     with pytest.warns(UserWarning, match=facts("scores", "4")):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.harness.facts import tells
 from up.data.dataset import KeyedDataset
 from up.data.records import Sample
 from up.tasks.cls.evaluate.confusion import confusion_matrix
@@ -123,6 +124,20 @@ def test_scores_of_sigmoids_have_no_temperature() -> None:
     section = by_name(evidence_of((2 * scores).clamp(max=1), gt))["calibration"]
     assert "temperature" not in section.data
     assert "temperature" in by_name(evidence_of(scores, gt))["calibration"].data
+
+
+def test_scores_that_are_not_finite_count_as_wrong() -> None:
+    nan = torch.full((N, C), float("nan"))
+    found = by_name(evidence_of(nan, draw()[1]))
+    assert list(found) == ["classes", "confusion", "mistakes", "calibration"]
+    for name in ("confusion", "mistakes"):
+        note = of_kind(found[name], Note).text
+        assert (tells(note, "40 of 40", "finite", "wrong"), tells(note, "predicted")) == (True, False)
+    assert [(type(block), block.missing) for block in found["calibration"].blocks] == [(Note, True)]
+    _, gt = draw()
+    right = torch.nn.functional.one_hot(gt, C).float()
+    note = of_kind(by_name(evidence_of(right.where(torch.arange(N)[:, None] > 2, nan), gt))["mistakes"], Note).text
+    assert tells(note, "3 of 40", "finite", "wrong", "other")
 
 
 def test_images_without_labels_have_one_line() -> None:
