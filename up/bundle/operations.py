@@ -235,6 +235,12 @@ def decode_of(operations: Sequence[Operation]) -> DecodeOperation:
     return next(op for op in operations if isinstance(op, DecodeOperation))
 
 
+def background_of(operations: Sequence[Operation]) -> tuple[int, int, int] | None:
+    """Return the (red, green, blue) below transparent pixels; None where the alpha channel is dropped."""
+    given = (op.background for op in operations if isinstance(op, AlphaOperation) and op.background is not None)
+    return next(((red, green, blue) for red, green, blue in given), None)
+
+
 def pixel_affine(operations: Sequence[Operation]) -> tuple[list[float], list[float]]:
     """Return ``mean`` and ``std`` (C,) in levels: the input is (level - mean) / std."""
     channels = decode_of(operations).channels

@@ -13,7 +13,6 @@ from PIL import Image
 
 from up.bundle.answers.answer import Floats
 from up.bundle.operations import (
-    AlphaOperation,
     CenterCropOperation,
     DecodeOperation,
     NormalizeOperation,
@@ -21,12 +20,13 @@ from up.bundle.operations import (
     Placement,
     ResizeOperation,
     ToFloatOperation,
+    background_of,
     decode_of,
     placement_of,
 )
 from up.data.bad_images import BadImage
 from up.data.channels import read_channels
-from up.data.decoding import MAX_PIXELS, Color, read_rgb, upright_rgb
+from up.data.decoding import MAX_PIXELS, read_rgb, upright_rgb
 from up.data.geometry import center_corner
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
@@ -42,8 +42,7 @@ class Preprocessing:
     def __init__(self, operations: Sequence[Operation], size: tuple[int, int]) -> None:
         self.size, self._operations = size, operations
         self._decode = decode_of(operations)
-        backgrounds = (op.background for op in operations if isinstance(op, AlphaOperation) and op.background is not None)
-        self._background: Color | None = next(((red, green, blue) for red, green, blue in backgrounds), None)
+        self._background = background_of(operations)
         self._numbers = [op for op in operations if isinstance(op, (ToFloatOperation, NormalizeOperation))]
 
     def __call__(self, source: ImageSource) -> Floats:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from up.build.experiment import find_task
 from up.bundle.answers import Answer
 from up.bundle.manifest import Manifest
-from up.bundle.operations import CenterCropOperation, ResizeOperation, decode_of
+from up.bundle.operations import CenterCropOperation, ResizeOperation, background_of, decode_of
 from up.bundle.package import Package
 from up.bundle.preprocess import Preprocessing
 from up.bundle.session import Session
@@ -95,6 +95,7 @@ class PackageTransform(Transform):
 
     def __init__(self, manifest: Manifest) -> None:
         self._prepare, self._decode = Preprocessing(manifest.preprocess, manifest.input_size), decode_of(manifest.preprocess)
+        self._background = background_of(manifest.preprocess)
         self._moves: list[Geometric] = []
         for op in manifest.preprocess:
             match op:
@@ -111,10 +112,10 @@ class PackageTransform(Transform):
 
     def reader(self, image_dir: str | None) -> Reader:
         """Return a reader of the files that the package takes."""
-        decode = self._decode
+        decode, pixels = self._decode, self._decode.max_pixels
         if decode.color != "stored":
-            return PillowReader(image_dir=image_dir)
-        return MultiChannelReader(channels=decode.channels, image_dir=image_dir, max_level=decode.max_level)
+            return PillowReader(image_dir=image_dir, background=self._background or "drop", max_pixels=pixels)
+        return MultiChannelReader(channels=decode.channels, image_dir=image_dir, max_level=decode.max_level, max_pixels=pixels)
 
     def with_targets(self, image: Image, targets: Targets) -> tuple[Image, Targets]:
         moved = image
