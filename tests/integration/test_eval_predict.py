@@ -20,6 +20,9 @@ from tests.harness.refusals import contents, refused
 from tests.harness.served import trained_config
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
+from up.build.experiment import load_experiment
+from up.data.dataset import KeyedDataset
+from up.deploy.samples import samples_of
 from up.intervals import accuracy_text
 
 REPORTS = {"metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "confusion.png"}
@@ -107,6 +110,25 @@ class TestEval:
         assert main([*words, "--config", str(config_file)]) == 0
         assert (run / "results" / "metrics.json").is_file()
         shutil.rmtree(run / "results")
+
+    def test_long_tail_groups_are_counted_in_the_training_data(
+        self, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        evaluator = "dataset.test.dataset.kwargs.evaluator"
+        words = [f"{evaluator}.type=imagenet_lt", f"{evaluator}.kwargs.many_shot_thr=15", f"{evaluator}.kwargs.low_shot_thr=15"]
+        assert main(["eval", "--out", str(tmp_path / "a"), "--config", str(config_file), "-o", *words]) == 0
+        metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+        assert {"many_shot", "medium_shot"} < metrics.keys()
+        assert "few_shot" not in metrics
+        experiment = load_experiment(config_file, words)
+        samples = samples_of(experiment, "test", list(CLASSES))
+        assert isinstance(samples.dataset, KeyedDataset)
+        measured: Any = experiment.task.evaluator(samples.dataset)
+        assert measured.frequencies.tolist() == [16, 15, 15]
+        capsys.readouterr()
+        gone = "dataset.train.dataset.kwargs.meta_file=none.txt"
+        assert main(["eval", "--out", str(tmp_path / "b"), "--config", str(config_file), "-o", *words, gone]) == 2
+        assert tells(capsys.readouterr().err, "cls_freq", "missing")
 
 
 class TestPredict:

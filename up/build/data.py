@@ -105,6 +105,15 @@ def derived_from_train(experiment: Experiment) -> DerivedArguments:
     return experiment.task.derived(build_dataset(experiment, "train"))
 
 
+def completed_by_train(experiment: Experiment, known: DerivedArguments) -> DerivedArguments:
+    """Add the derived arguments of the evaluation on ``dataset.test`` that only the training data tell, if the data are here."""
+    names = experiment.task.evaluation_from_data_only(section_of(experiment, "test").dataset)
+    if all(name in known for name in names):
+        return known
+    found = derived_from_train(experiment)
+    return {**{name: found[name] for name in names if name in found}, **known}
+
+
 def build_transforms(experiment: Experiment, source: Phase) -> list[Transform]:
     """Build the transforms of a source without its data set."""
     place = f"dataset.{source}.dataset.kwargs.transformer"
@@ -272,6 +281,7 @@ def build_evaluation(
     ``trained`` are derived arguments of the training data. The task writes results batch by batch into ``results``.
     """
     task, section = experiment.task, section_of(experiment, "test")
+    trained = completed_by_train(experiment, trained)
     dataset = build_dataset(experiment, "test", trained)
     batches = EvalBatches(
         len(dataset), batch_size=section.batch_sampler.kwargs.size, rank=group.rank(), world_size=group.world_size()

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from up.build.data import build_dataset, build_reader, build_transforms, section_of
+from up.build.data import build_dataset, build_reader, build_transforms, completed_by_train, section_of
 from up.bundle.answers import Floats
 from up.bundle.testvectors import encoded_png, npy
+from up.config.parts import DerivedArguments
 from up.config.walk import named_paths
 from up.data.bad_images import BadImage
 from up.data.dataset import KeyedDataset
@@ -84,7 +85,9 @@ def samples_of(experiment: Experiment, source: Literal["train", "test"], class_n
     part = section_of(experiment, source).dataset
     paths = named_paths(part, "dataset", experiment.tables)
     experiment.raise_if_any(problem for key, path in paths for problem in missing_at(f"dataset.{source}.dataset.{key}", path))
-    derived = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
+    derived: DerivedArguments = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
+    if source == "test":
+        derived = completed_by_train(experiment, derived)
     dataset = build_dataset(experiment, source, derived)
     if not isinstance(dataset, KeyedDataset) or not len(dataset):
         got = Verbatim("no images" if isinstance(dataset, KeyedDataset) else type(dataset).__name__)

@@ -174,6 +174,10 @@ class Task(ABC, Generic[Data]):
         """Name the derived arguments of ``net`` that checkpoints lack: evaluation reads ``dataset.train`` for them."""
         return ()
 
+    def evaluation_from_data_only(self, dataset: Part) -> Sequence[str]:
+        """Name the derived arguments of the evaluation that checkpoints lack: it reads ``dataset.train`` for them."""
+        return ()
+
     def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
         """Assume derived arguments for a check of ``net`` that does not read the data."""
         return {}

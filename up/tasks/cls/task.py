@@ -33,6 +33,7 @@ from up.tasks.cls.augment.mixing import BATCH_FNS
 from up.tasks.cls.augment.views import Views, expect_last, spread
 from up.tasks.cls.data.data_report import data_report
 from up.tasks.cls.data.datasets import DATASETS, ClsDataset
+from up.tasks.cls.data.files import block_at
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS, Columns
 from up.tasks.cls.data.other_images import with_images
@@ -185,6 +186,12 @@ class Classification(Task[ImageDataset]):
     def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
         """Name ``class_counts`` where a loss is weighed by them."""
         return ("class_counts",) if "'class_weights': 'balanced'" in str([module.kwargs for module in net]) else ()
+
+    def evaluation_from_data_only(self, dataset: Part) -> Sequence[str]:
+        """Name ``class_counts`` where ``imagenet_lt`` groups the classes by them."""
+        evaluator = block_at(dataset.kwargs, "evaluator")
+        is_counted = evaluator.get("type") == "imagenet_lt" and block_at(evaluator, "kwargs").get("cls_freq") is None
+        return ("class_counts",) if is_counted else ()
 
     def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
         """Assume ten classes, if the YAML of a head leaves their number out."""
