@@ -85,6 +85,8 @@ class PillowReader:
     float_images = False
     suffixes = SUFFIXES
     notes: tuple[str, ...] = ()
+    library: ClassVar[Library] = "pillow"
+    """Library whose pixels a resized view in three channels has."""
 
     def __init__(
         self,
@@ -126,15 +128,14 @@ class PillowReader:
         drawn = view.at(frame.size)
         scale = drawn.scale if self.fast_decode and view.may_scale else 1
         drawn = drawn.scaled(scale)
-        library = self._resizes_as()
-        if library is None or not drawn.is_exact(library):
+        if self.color_mode == "GRAY" or not drawn.is_exact(self.library):
             part = part_of(encoded, frame, drawn.box, scale)
             return None if part is None else drawn.moved().of(self._of_pixels(part))
         box = drawn.needed
         part = part_of(encoded, frame, box, scale)
         if part is None:
             return None
-        pixels = drawn.resized(part, box, library)
+        pixels = drawn.resized(part, box, self.library)
         return self._tensor(pixels) if view.as_tensor else self._of_pixels(pixels)
 
     def _draft(self, encoded: bytes, name: str, view: OneView) -> Image | None:
@@ -147,10 +148,6 @@ class PillowReader:
             drawn = view.at((size[0], size[1]))
             opened.draft(None, (opened.width // drawn.scale, opened.height // drawn.scale))
             return drawn.scaled(drawn.scale).of(self._image(decode(encoded, opened, name)))
-
-    def _resizes_as(self) -> Library | None:
-        """Name the library whose pixels a resized view has; None for grey, which torch resizes as a tensor."""
-        return None if self.color_mode == "GRAY" else "pillow"
 
     def _of_pixels(self, pixels: Pixels) -> Image:
         return self._image(Pillow.fromarray(pixels))
@@ -183,6 +180,8 @@ class AutoReader(PillowReader):
     - ``image_dir``, ``background``, ``color_mode``, ``memcached``, ``max_pixels``, ``fast_decode``: as for ``fs_pillow``.
     """
 
+    library = "torch"
+
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
         """Report which decoder of JPEG this machine has."""
@@ -199,16 +198,11 @@ class AutoReader(PillowReader):
                 return self._of_pixels(pixels)
             return self._image(decode(encoded, opened, name, self.background))  # Pillow decides what a bad image is
 
-    def _resizes_as(self) -> Library | None:
-        return None if self.color_mode == "GRAY" else "torch"
-
     def _of_pixels(self, pixels: Pixels) -> Image:
-        if self.color_mode == "GRAY":
-            return super()._of_pixels(pixels)
-        return self._tensor(pixels)
+        return super()._of_pixels(pixels) if self.color_mode == "GRAY" else self._tensor(pixels)
 
     def _image(self, image: Pillow.Image) -> Image:
-        return super()._image(image) if self.color_mode == "GRAY" else self._of_pixels(np.array(image))
+        return super()._image(image) if self.color_mode == "GRAY" else self._tensor(np.array(image))
 
 
 class TurboReader(AutoReader):

@@ -30,6 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "4:2:2": {"subsampling": 1, "quality": 90},
     "4:4:4": {"subsampling": 0, "quality": 95},
     "optimized": {"optimize": True, "quality": 40},
+    "stored as RGB": {"keep_rgb": True},
     "progressive": {"progressive": True},
     "progressive 4:4:4": {"progressive": True, "subsampling": 0},
     "restarts by block": {"restart_marker_blocks": 1},
