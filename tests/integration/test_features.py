@@ -188,6 +188,7 @@ def test_a_bad_image_ends_all_ranks_or_is_replaced(
 
 REASONS: dict[str, tuple[Config, tuple[str, ...]]] = {
     "nothing is frozen": ({"finetune": {"features": "auto"}}, ("backbone trains",)),
+    "unfreezing": ({"finetune": {"unfreeze": {"blocks": 100}}}, ("unfreeze",)),  # the head alone trains in the first epoch
     "mixing": ({"mixing": {"type": "batch_mixup"}}, ("mixed",)),
     "feature map": ({"head": {"use_pool": False, "in_plane": 1024}}, ("ResNetHead", "pooled")),
     "no evaluation": ({"features": "fixed_view", "test": None}, ("dataset.test",)),

@@ -95,6 +95,8 @@ def _phase(experiment: Experiment, net: Net, freezing: Freezing, times: Timetabl
         raise NotCached("runtime.parallel: fsdp shards all modules")
     if mix is not None:
         raise NotCached("the images of a batch are mixed")
+    if freezing.blocks:
+        raise NotCached("finetune.unfreeze trains more modules from epoch to epoch")
     names = net.module_names
 
     def frozen_at(step: int) -> int:

@@ -30,6 +30,7 @@ class Freezing:
     probe_epochs: int = 0
     blocks: int = 0
     _held: frozenset[str] | None = field(default=None, init=False)
+    _epoch: int | None = field(default=None, init=False)  # that ``_held`` is of
 
     @property
     def changes(self) -> bool:
@@ -49,9 +50,10 @@ class Freezing:
         return self.always
 
     def apply(self, step: int) -> None:
-        """Freeze the parameters that do not train at ``step``, if they are others than at the step before."""
-        if self.changes and (self._held is None or step % self.steps_per_epoch == 0):
-            held = self.at(step)
+        """Freeze the parameters that do not train at ``step``, if they are others than those frozen now."""
+        epoch = step // self.steps_per_epoch
+        if self.changes and epoch != self._epoch:
+            held, self._epoch = self.at(step), epoch
             if held != self._held:
                 self.hold(held)
                 self._held = held

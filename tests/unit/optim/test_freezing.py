@@ -59,6 +59,17 @@ def test_gradual_unfreezing_by_its_formula() -> None:
     assert [line.split(":")[0] for line in rule.lines()] == ["from epoch 1", "from epoch 2", "from epoch 3"]
 
 
+def test_any_step_may_follow_another() -> None:
+    """An estimate of a run measures its last step after its first."""
+    model = net()
+    rule = Freezing(model, model.hold, steps_per_epoch=10, blocks=3)
+    for step in (0, 29, 5, 15):
+        rule.apply(step)
+        assert trained(model) == {name.rpartition(".")[0] for name, _ in model.named_parameters()} - {
+            name.rpartition(".")[0] for name in rule.at(step)
+        }
+
+
 def test_the_last_module_always_trains() -> None:
     model = net()
     rule = Freezing(model, model.hold, steps_per_epoch=1, blocks=100)
