@@ -248,6 +248,26 @@ def test_averages_on_two_ranks(finished: Path, server: Server, tmp_path: Path) -
     assert_same(files_of(run), files_of(finished / "run"))
 
 
+def test_a_stop_within_an_epoch_changes_no_average(
+    config: Config, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of the stop is no member, and takes the place of none."""
+    config["finetune"] = {"average": {"last": 3}, "swa": {"epochs": 2}}
+    config["trainer"] |= {"max_epoch": 3, "is_eval": False}
+    config["saver"]["auto_resume"] = True
+    path, run = write(config), tmp_path / "stopped"
+    assert train(path) == 0
+    monkeypatch.setenv("UP_FAULT", "rank=0,step=15,action=term")
+    assert train(path, f"saver.save_dir={run}") == 75
+    monkeypatch.delenv("UP_FAULT")
+    assert train(path, f"saver.save_dir={run}") == 0
+    names = ("ckpt_average.pth", "ckpt_swa.pth")
+    for name in names:
+        assert_same(*(dict(torch.load(folder / name, weights_only=True)["model"]) for folder in (run, tmp_path / "run")))
+    members = averaged(run)["averages"]
+    assert [members[name]["members"] for name in names] == [[f"ckpt_e{epoch}.pth" for epoch in range(at, 4)] for at in (1, 2)]
+
+
 INTERRUPTIONS = {"rank=0,action=kill": [-signal.SIGKILL, 75], "rank=1,action=int": [130, 130]}
 
 

@@ -25,6 +25,7 @@ from up.engine.averaging import between, greedy_soup, mean_of, recompute_statist
 from up.engine.checkpoint import ONLY_TO_RESUME, CheckpointFolder
 from up.engine.ema import NoEma
 from up.engine.session import TrainingSession
+from up.engine.timetable import Every
 from up.files import AVERAGES, BEST, START, write_atomically, write_json
 from up.seed import generator
 from up.tasks.experiment import Experiment
@@ -54,8 +55,9 @@ def average_weights(experiment: Experiment, session: TrainingSession) -> None:
     if section.wise_ft is not None:
         made.wise_ft(section.wise_ft.alpha)
     if section.swa is not None:
-        first = step - (section.swa.epochs - 1) * session.outline.steps_per_epoch
-        made.mean("swa", [path for path, at in made.checkpoints if at >= first])
+        epoch = session.outline.steps_per_epoch
+        ends = Every(epoch, step - (section.swa.epochs - 1) * epoch, step)
+        made.mean("swa", [path for path, at in made.checkpoints if ends.is_due(at)])
     if section.average is not None:
         made.mean("average", [path for path, _ in made.checkpoints[-section.average.last :]])
     made.finish(step)
@@ -72,7 +74,7 @@ class _Averages:
 
     def __post_init__(self) -> None:
         folder: CheckpointFolder = self.session.checkpointing.folder
-        self.checkpoints: list[tuple[Path, int]] = from_main(folder.steps())
+        self.checkpoints: list[tuple[Path, int]] = from_main(folder.steps(stops=False))
         self.data: Dataset = build_dataset(self.experiment, "train")
         self.best: Path = from_main(self._best())
         self.session.freeze(max(0, self.session.progress.step - 1))  # frozen statistics stand

@@ -56,6 +56,7 @@ class Sidecar:
     saved: str
     resumable: bool = True
     score: float | None = None  # main metric of these weights, where they were evaluated
+    is_stop: bool = False  # written for a stop by a signal alone: a run that is not stopped has no such checkpoint
     format_version: int = FORMAT_VERSION
 
 
@@ -169,19 +170,27 @@ class CheckpointFolder:
             leftover.unlink(missing_ok=True)
 
     def save(
-        self, state: StateDict, *, step: int, epoch: int, whole_epoch: bool, metric: Mapping[str, float], score: float | None = None
+        self,
+        state: StateDict,
+        *,
+        step: int,
+        epoch: int,
+        whole_epoch: bool,
+        metric: Mapping[str, float],
+        score: float | None = None,
+        is_stop: bool = False,
     ) -> Path:
         """Write a checkpoint and make it the latest. Raises ``StorageError``; earlier checkpoints stay valid.
 
         ``score`` is the main metric of these weights, by which ``ranked`` and ``keeping`` choose; None if they were not evaluated.
+        ``is_stop``: a signal stops the run after this step, which has no checkpoint otherwise.
         """
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
         with storing(self.folder):
             self._require_space(state)
-            sidecar = Sidecar(
-                path.name, 0, "", step, epoch, dict(metric), self.config_sha256, torch.__version__, saved, score=score
-            )
+            of_run = (dict(metric), self.config_sha256, torch.__version__, saved)
+            sidecar = Sidecar(path.name, 0, "", step, epoch, *of_run, score=score, is_stop=is_stop)
             self._commit(path, state, sidecar)
             self._name(path, LATEST)
             self._prune()
@@ -223,9 +232,13 @@ class CheckpointFolder:
         found = sorted((-score, step, path) for path, score, step in scored if score is not None)
         return [(path, -negative) for negative, _, path in found]
 
-    def steps(self) -> list[tuple[Path, int]]:
-        """List the checkpoints with a training state and their steps, rising."""
-        return [(path, sidecar.step) for path, sidecar in self._committed() if sidecar.resumable and not is_alias(path)]
+    def steps(self, *, stops: bool = True) -> list[tuple[Path, int]]:
+        """List the checkpoints with a training state and their steps, rising.
+
+        Without ``stops`` those of earlier stops by a signal are left out: a run that is not stopped does not have them.
+        """
+        found = [(path, sidecar) for path, sidecar in self._committed() if sidecar.resumable and not is_alias(path)]
+        return [(path, sidecar.step) for path, sidecar in found if stops or not sidecar.is_stop or sidecar is found[-1][1]]
 
     def later_than(self, step: int) -> list[Path]:
         """List the checkpoints of later steps, with their sidecars, which a run that resumes from ``step`` has not made."""
@@ -268,9 +281,11 @@ class CheckpointFolder:
     def _prune(self) -> None:
         if self.keeping is None:
             return
-        own = {sidecar.step: path for path, sidecar in self._committed() if not is_alias(path)}
-        scores = {sidecar.step: sidecar.score for _, sidecar in self._committed() if sidecar.score is not None}
-        for step in self.keeping.outdated(list(own), scores):
+        committed = self._committed()
+        own = {sidecar.step: path for path, sidecar in committed if not is_alias(path)}
+        scores = {sidecar.step: sidecar.score for _, sidecar in committed if sidecar.score is not None}
+        stops = {sidecar.step for path, sidecar in committed if sidecar.is_stop and not is_alias(path)}
+        for step in self.keeping.outdated(list(own), scores, stops):
             sidecar_of(own[step]).unlink(missing_ok=True)
             own[step].unlink(missing_ok=True)
         sync_folder(self.folder)

@@ -307,8 +307,10 @@ class TrainingSession:
         is_good = progress.improved or step in progress.scores
         return self.checkpointing.due.is_due(step) or is_good or self.stopping.is_over or self.hooks.wants_checkpoint
 
-    def save(self, step: int) -> None:
-        """Commit a checkpoint, and mark it if it is the best. Raises ``StorageError`` on every rank on failure.
+    def save(self, step: int, *, is_stop: bool = False) -> None:
+        """Commit a checkpoint, and mark it if it is the best; ``is_stop`` if only a stop by a signal asks for it.
+
+        Raises ``StorageError`` on every rank on failure.
 
         Raises ``NumericalError`` instead of saving weights that are not finite: the last step may have made them so, and
         under fp16 the steps skipped from then on look like any other overflow.
@@ -323,7 +325,9 @@ class TrainingSession:
             if is_main():
                 whole_epoch = step % self.outline.steps_per_epoch == 0
                 metrics, score = progress.metrics, progress.score[1] if progress.score and progress.score[0] == step else None
-                path = folder.save(state, step=step, epoch=self.epoch, whole_epoch=whole_epoch, metric=metrics, score=score)
+                path = folder.save(
+                    state, step=step, epoch=self.epoch, whole_epoch=whole_epoch, metric=metrics, score=score, is_stop=is_stop
+                )
                 if progress.improved:
                     folder.mark_best(path)
                 self.hooks.each(lambda hook: hook.on_save(step, path))
@@ -338,7 +342,7 @@ class TrainingSession:
         if progress.owes_evaluation:
             verdict, _ = agree_on(Vote.for_request(self.stop), False)
         if (verdict is not Vote.GO or self.stopping.is_over) and progress.saved_step != step:
-            self.save(step)
+            self.save(step, is_stop=verdict is not Vote.GO)
         if verdict is Vote.GO:
             try:
                 self.average(self)

@@ -5,7 +5,7 @@ Steps are counted from 1 here: a run is at step 3 when three steps are done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from up.text import some_of
@@ -48,7 +48,8 @@ class AnyOf:
 class Keeping:
     """Rule for old checkpoints: the newest ``last``, the ``best`` by the main metric and those of the steps of ``for_good`` stay.
 
-    The very best is an alias of its own in any case.
+    The very best is an alias of its own in any case. Checkpoints of a stop by a signal take no place among the ``last``, so that a
+    resumed run keeps those that it would have kept; up to ``last`` of them stay until there are newer ones.
     """
 
     last: int
@@ -57,10 +58,16 @@ class Keeping:
     """The setting that deletes the others, and the setting that keeps them."""
     best: int = 0
 
-    def outdated(self, steps: Sequence[int], scores: Mapping[int, float] | None = None) -> Iterator[int]:
-        """Of the ``steps`` that have a checkpoint, rising, list those whose checkpoint is deleted; ``scores`` are main metrics."""
-        top = self.top(scores or {})
-        return (step for step in steps[: -self.last] if not self.for_good.is_due(step) and step not in top)
+    def outdated(
+        self, steps: Sequence[int], scores: Mapping[int, float] | None = None, stops: Collection[int] = ()
+    ) -> Iterator[int]:
+        """Of the ``steps`` that have a checkpoint, rising, list those whose checkpoint is deleted.
+
+        ``scores`` are main metrics; ``stops`` are the steps whose checkpoint was written for a stop by a signal alone.
+        """
+        planned = [step for step in steps if step not in stops]
+        kept = {*steps[-self.last :], *planned[-self.last :], *self.top(scores or {})}
+        return (step for step in steps if step not in kept and not self.for_good.is_due(step))
 
     def top(self, scores: Mapping[int, float]) -> list[int]:
         """List the steps of the ``best`` highest scores, the highest first, the earlier of two equal ones first."""

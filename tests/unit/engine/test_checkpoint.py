@@ -201,6 +201,7 @@ def test_sidecars_are_plain_json(tmp_path: Path) -> None:
         "config_sha256",
         "torch",
         "resumable",
+        "is_stop",
         "score",
         "saved",
         "format_version",

@@ -65,6 +65,14 @@ def test_which_checkpoints_stay(written: dict[str, object], epochs: list[int], k
     assert said in "\n".join(times.checkpoint_lines())
 
 
+def test_a_stop_by_a_signal_takes_no_place_among_the_last() -> None:
+    keeping = timetable(TrainerSection.model_validate({"max_epoch": 7, "keep_last": 2}), UNIT).keep
+    assert list(keeping.outdated([5, 10, 12], stops=[12])) == []
+    assert list(keeping.outdated([5, 10, 12, 15], stops=[12])) == [5]
+    assert list(keeping.outdated([10, 11, 12, 13, 15, 20], stops=[11, 12, 13])) == [10, 11, 12, 13]
+    assert list(keeping.outdated([10, 15, 16, 17, 18], stops=[16, 17, 18])) == [16]
+
+
 def test_many_checkpoints_are_said_in_one_line() -> None:
     times = timetable(TrainerSection.model_validate({"max_iter": 100, "save_freq": 5}), 1, iter_base=True)
     assert next(times.checkpoint_lines()).startswith("checkpoints: after steps 5, 10, … 100;")
