@@ -231,6 +231,7 @@ class _Signals:
             self._raise()
             yield
         finally:
+            self._exception = None
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, alarm)
             sys.unraisablehook = hook

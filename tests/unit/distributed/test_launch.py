@@ -150,6 +150,16 @@ def test_a_signal_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPa
     assert (sys.unraisablehook, signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_a_signal_after_the_ranks_have_ended_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would handle it: the launcher is about to return their exit code."""
+    monkeypatch.setattr(launching, "STARTING_S", 0)
+    signals = launching._Signals()
+    with handled(signals.handle):
+        with signals.raised_as(Got):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_other_dropped_exceptions_reach_the_earlier_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
