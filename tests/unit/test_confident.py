@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from up.data_report.confident import label_issues
+from up.data_report.out_of_sample import probabilities_of
+from up.tasks.cls.evaluate import row_file
 
 
 def test_two_classes_by_hand() -> None:
@@ -37,6 +39,18 @@ def test_three_classes_by_hand() -> None:
     assert found.joint.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     assert found.calibrated.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 2]]
     assert found.found.tolist() == []  # image 0 would be pruned, but its label is the most probable class
+
+
+def test_blocks_of_images_give_the_numbers_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(1)
+    probabilities, labels = draw.dirichlet([0.5] * 6, 101), draw.integers(0, 6, 101)
+    whole = label_issues(labels, probabilities)
+    monkeypatch.setattr(row_file, "_BLOCK_BYTES", 10 * 8 * 6)
+    found = label_issues(labels, probabilities_of((3 * probabilities).astype(np.float32)))
+    assert found.joint.tolist() == whole.joint.tolist()
+    assert found.suggested.tolist() == whole.suggested.tolist()
+    assert found.found.tolist() == whole.found.tolist()
+    assert found.thresholds == pytest.approx(whole.thresholds, rel=1e-6)
 
 
 def test_errors_are_ranked_by_self_confidence_and_classes_without_images_have_none() -> None:

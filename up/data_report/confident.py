@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from up.tasks.cls.evaluate.row_file import blocks_of
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -36,7 +38,7 @@ class LabelIssues:
 
 
 def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
-    """Find label errors by ``labels`` (N,) and out-of-sample ``probabilities`` (N, C).
+    """Find label errors by ``labels`` (N,) and out-of-sample ``probabilities`` (N, C), which may be in a file: blocks are copied.
 
     An image counts as of the class j with the largest probability among those with p_j >= t_j, where t_j is the mean of p_j over
     the images labelled j. The counts are scaled to the number of images of each label, and for each pair of classes i, j as many
@@ -48,15 +50,18 @@ def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
     counts = np.bincount(labels, minlength=classes)
     sums = np.bincount(labels, weights=own, minlength=classes)
     thresholds = np.divide(sums, counts, out=np.full(classes, np.nan), where=counts > 0)
-    confident = probabilities >= np.where(np.isnan(thresholds), np.inf, thresholds) - 1e-6
-    true = np.where(confident, probabilities, -1.0).argmax(axis=1)
-    counted = confident.any(axis=1)
+    least = np.where(np.isnan(thresholds), np.inf, thresholds) - 1e-6
+    true, suggested, counted = np.zeros(images, np.int64), np.zeros(images, np.int64), np.zeros(images, bool)
+    for rows in blocks_of(images, classes):
+        block = probabilities[rows]
+        confident = block >= least
+        true[rows], suggested[rows] = np.where(confident, block, -1.0).argmax(axis=1), block.argmax(axis=1)
+        counted[rows] = confident.any(axis=1)
     joint = np.zeros((classes, classes), np.int64)
     np.add.at(joint, (labels[counted], true[counted]), 1)
     diagonal = np.arange(classes)
     joint[diagonal, diagonal] = np.maximum(joint[diagonal, diagonal], counts > 0)
     calibrated = _calibrated(joint, counts)
-    suggested = probabilities.argmax(axis=1)
     found = _pruned(labels, probabilities, calibrated)
     named = np.flatnonzero(found & (suggested != labels))
     order = np.lexsort((named, own[named]))

@@ -29,6 +29,7 @@ from up.errors import PeerLost, UserError
 from up.files import LATEST, make_folder, write_json, write_text
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import Predictions
+from up.tasks.cls.evaluate.row_file import Array, RowFile, blocks_of, rows_at
 from up.tasks.experiment import Experiment
 from up.types import Record
 
@@ -40,7 +41,10 @@ _PERIOD_S = 0.2
 
 @dataclass(frozen=True)
 class OutOfSample:
-    """Probabilities (N, C) of images that the net was not trained on, with their labels (N,), names, paths and places."""
+    """Probabilities (N, C) of images that the net was not trained on, with their labels (N,), names, paths and places.
+
+    The probabilities are in a temporary file where they are many.
+    """
 
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
@@ -87,9 +91,10 @@ def of_folds(run: Path, folds: int, out: Path, tell: Callable[[str], object]) ->
             tell(f"fold {number + 1} of {folds}: trains on {len(dataset) - len(indices):,} images; log: {folder / 'console.log'}")
             _train(path, folder, run)
         found.append(_predicted(load_experiment(path), "train", folder / LATEST))
-    joined = [np.concatenate([getattr(each, name) for each in found]) for name in ("probabilities", "labels")]
+    probabilities = rows_at([each.probabilities for each in found], slice(None))
+    labels = np.concatenate([each.labels for each in found])
     lists = [[value for each in found for value in getattr(each, name)] for name in ("names", "paths", "where")]
-    return OutOfSample(joined[0], joined[1], lists[0], lists[1], lists[2], found[0].classes, "train")
+    return OutOfSample(probabilities, labels, lists[0], lists[1], lists[2], found[0].classes, "train")
 
 
 def _expect_labels(experiment: Experiment, dataset: Dataset) -> None:
@@ -193,10 +198,9 @@ def _predicted(experiment: Experiment, source: str, checkpoint: Path | None) -> 
         raise experiment.error(what, key=f"dataset.{source}")
     head, indices = heads[0], predictions.index.tolist()
     assert head.scores is not None
-    scores = head.scores.astype(np.float64)
     names = getattr(dataset, "class_names", None) or derived.get("class_names")
     return OutOfSample(
-        scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12),
+        probabilities_of(head.scores),
         head.labels.astype(np.int64),
         [files.names[index] for index in indices],
         [files.path_of(index) for index in indices],
@@ -204,3 +208,13 @@ def _predicted(experiment: Experiment, source: str, checkpoint: Path | None) -> 
         [str(name) for name in names] if isinstance(names, list) else [str(label) for label in range(head.classes)],
         source,
     )
+
+
+def probabilities_of(scores: Array) -> NDArray[np.float64]:
+    """Return scores (N, C) as probabilities that add up to 1, in a temporary file where they are many."""
+    made = RowFile()
+    made.append(np.zeros((0, scores.shape[1])))
+    for rows in blocks_of(*scores.shape):
+        block = scores[rows].astype(np.float64)
+        made.append(block / np.maximum(block.sum(axis=1, keepdims=True), 1e-12))
+    return made.array()

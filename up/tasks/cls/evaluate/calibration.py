@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from up.tasks.cls.evaluate.predictions import Bools, Floats, Ints
+from up.tasks.cls.evaluate.row_file import blocks_of
 
 BINS = 15
 T_MIN, T_MAX = 0.05, 20.0
 _TINY = 1e-45  # the smallest positive float32
 _TOLERANCE = 1e-10
 _FLAT = 1e-12  # slopes and curvatures below are rounding
+
+
+class Logits(Protocol):
+    """Logits (n, C) that are read in blocks of rows: an array, or ``LogitsOfScores``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, C)."""
+
+    def __getitem__(self, rows: slice, /) -> Floats: ...
+
+
+@dataclass(frozen=True)
+class LogitsOfScores:
+    """Logits of the probabilities ``scores`` (N, C) in ``rows`` (n,), computed when they are read."""
+
+    scores: Floats
+    rows: Ints
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, C)."""
+        return len(self.rows), self.scores.shape[1]
+
+    def __getitem__(self, rows: slice, /) -> Floats:
+        return logits_of(self.scores[self.rows[rows]])
+
+
+OfRows: TypeAlias = Callable[[Floats, Ints], Floats]  # of the logits (k, C) and labels (k,) of some rows
 
 
 @dataclass(frozen=True)
@@ -39,9 +71,10 @@ def reliability(score: Floats, correct: Bools, bins: int = BINS) -> Reliability:
     return Reliability(images, right.astype(np.int64), np.divide(total, images, out=np.full(bins, np.nan), where=images > 0), ece)
 
 
-def are_probabilities(scores: Floats) -> bool:
-    """Whether the scores (n, C) of each image add up to 1, as those of a softmax do."""
-    return bool(np.allclose(scores.sum(axis=1, dtype=np.float64), 1, atol=1e-3))
+def are_probabilities(scores: Floats, rows: Ints | None = None) -> bool:
+    """Whether the scores (n, C) of each image, or of those in ``rows``, add up to 1, as those of a softmax do."""
+    sums = scores.sum(axis=1, dtype=np.float64)
+    return bool(np.allclose(sums if rows is None else sums[rows], 1, atol=1e-3))
 
 
 def logits_of(scores: Floats) -> Floats:
@@ -58,32 +91,52 @@ def scaled(logits: Floats, temperature: float) -> Floats:
     return probabilities
 
 
-def mean_nll(logits: Floats, labels: Ints, temperature: float = 1.0) -> float:
+def mean_nll(logits: Logits, labels: Ints, temperature: float = 1.0) -> float:
     """Return the mean negative log-likelihood of the labels (n,)."""
-    z = logits / temperature
-    top = z.max(axis=1)
-    return float((np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(z)), labels]).mean())
+
+    def of(block: Floats, own: Ints) -> Floats:
+        z = block / temperature
+        top = z.max(axis=1)
+        nll: Floats = np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(z)), own]
+        return nll
+
+    return float(_by_rows(logits, labels, of).mean())
 
 
-def fitted_temperature(logits: Floats, labels: Ints) -> float:
+def fitted_temperature(logits: Logits, labels: Ints) -> float:
     """Return the temperature that minimises the negative log-likelihood, from ``T_MIN`` to ``T_MAX``.
 
     Newton's method on 1/T, in which the likelihood is convex, kept within a bracket. Where every image is correct and the scores
     could be as sure as they like, the result is ``T_MIN``.
     """
     low, high, inverse = 1 / T_MAX, 1 / T_MIN, 1.0
-    of_label = logits[np.arange(len(logits)), labels]
     for _ in range(100):
-        p = scaled(logits, 1 / inverse)
-        mean = (p * logits).sum(axis=1)
-        slope = float((mean - of_label).mean())
-        curvature = float((p * (logits - mean[:, None]) ** 2).sum(axis=1).mean())
+        slope, curvature = _slope_and_curvature(logits, labels, 1 / inverse)
         low, high = (inverse, high) if slope <= _FLAT else (low, inverse)
         step = inverse - slope / curvature if curvature > _FLAT else np.inf
         if abs(step - inverse) < _TOLERANCE:
             break
         inverse = step if low < step < high else (low + high) / 2
     return 1 / inverse
+
+
+def _slope_and_curvature(logits: Logits, labels: Ints, temperature: float) -> tuple[float, float]:
+    """Return the derivatives of the mean negative log-likelihood by 1/T."""
+
+    def of(block: Floats, own: Ints) -> Floats:
+        p = scaled(block, temperature)
+        mean = (p * block).sum(axis=1)
+        curvature = (p * (block - mean[:, None]) ** 2).sum(axis=1)
+        return np.stack([mean - block[np.arange(len(block)), own], curvature], axis=1)
+
+    slope, curvature = _by_rows(logits, labels, of).mean(axis=0).tolist()
+    return slope, curvature
+
+
+def _by_rows(logits: Logits, labels: Ints, compute: OfRows) -> Floats:
+    """Compute something of each row, block by block."""
+    parts = [compute(logits[rows], labels[rows]) for rows in blocks_of(*logits.shape)]
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -102,30 +155,42 @@ class Scaling:
     nll_after: float
 
 
-def temperature_scaling(scores: Floats, labels: Ints, seed: int = 0) -> Scaling:
+def temperature_scaling(scores: Floats, labels: Ints, seed: int = 0, *, rows: Ints | None = None) -> Scaling:
     """Fit temperatures to probabilities (n, C) and labels (n,) of at least two images; the halves are drawn by ``seed``.
 
     A temperature that is fitted and measured on the same images looks better than it is, so no image is measured with its own.
+    ``rows`` (n,) are those of ``scores`` to use, by default all. Scores in a file are read in blocks, several times.
     """
-    logits = logits_of(scores)
+    logits = LogitsOfScores(scores, np.arange(len(scores)) if rows is None else rows)
     is_first = np.zeros(len(labels), dtype=bool)
     is_first[np.random.default_rng(seed).permutation(len(labels))[: len(labels) // 2]] = True
-    changed = np.empty_like(logits)
+    after = np.empty((len(labels), 2))
     nll, halves = 0.0, []
     for half in (is_first, ~is_first):
-        temperature = fitted_temperature(logits[half], labels[half])
+        fitted, measured = (replace(logits, rows=logits.rows[chosen]) for chosen in (half, ~half))
+        temperature = fitted_temperature(fitted, labels[half])
         halves.append(temperature)
-        changed[~half] = scaled(logits[~half], temperature)
-        nll += mean_nll(logits[~half], labels[~half], temperature) * int((~half).sum())
+        after[~half] = _tops(measured, labels[~half], temperature)
+        nll += mean_nll(measured, labels[~half], temperature) * int((~half).sum())
     return Scaling(
         temperature=fitted_temperature(logits, labels),
         halves=(halves[0], halves[1]),
-        before=_reliability_of(scaled(logits, 1.0), labels),
-        after=_reliability_of(changed, labels),
+        before=_reliability_of(_tops(logits, labels, 1.0)),
+        after=_reliability_of(after),
         nll_before=mean_nll(logits, labels),
         nll_after=nll / len(labels),
     )
 
 
-def _reliability_of(probabilities: Floats, labels: Ints) -> Reliability:
-    return reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+def _tops(logits: Logits, labels: Ints, temperature: float) -> Floats:
+    """Return the largest probability of each image, and whether it is that of the label (n, 2)."""
+
+    def of(block: Floats, own: Ints) -> Floats:
+        probabilities = scaled(block, temperature)
+        return np.stack([probabilities.max(axis=1), probabilities.argmax(axis=1) == own], axis=1)
+
+    return _by_rows(logits, labels, of)
+
+
+def _reliability_of(tops: Floats) -> Reliability:
+    return reliability(tops[:, 0], tops[:, 1] > 0)

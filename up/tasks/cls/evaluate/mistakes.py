@@ -11,7 +11,8 @@ from up.figures import Pixels, missing_matplotlib, overlaid
 from up.pages.images import thumbnail
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
-from up.tasks.cls.evaluate.predictions import Floats, HeadPredictions, Ints
+from up.tasks.cls.evaluate.predictions import Bools, Floats, HeadPredictions, Ints
+from up.tasks.cls.evaluate.row_file import blocks_of
 from up.tasks.cls.evaluate.sections import calibration_section, classes_section, confusion_section, no_mistakes
 from up.tasks.cls.model.heads import Names, labels_of
 from up.tasks.report import Block, Evidence, Gallery, GalleryItem, Note, PageSection, original_of
@@ -42,7 +43,7 @@ def sections_of(evidence: Evidence[ImageDataset], class_names: Names | None) -> 
         suffix, of = (f"-head{number}", f" of head {number}") if len(heads) > 1 else ("", "")
         yield classes_section(head, names[number], suffix, f"Classes{of}")
         if head.labels.ndim == 2:
-            yield _of_sets(head, names[number], predictions.filename, shown)
+            yield mistakes_of_sets(head, names[number], predictions.filename, shown)
             continue
         yield confusion_section(head, names[number], shown.original, suffix, f"Confusions{of}")
         yield mistakes_section(head, names[number], predictions.filename, shown, suffix)
@@ -116,11 +117,18 @@ def mistakes_section(
     return PageSection(name, title, [Note(text), *notes, Gallery(items, wide=not shown.reason)])
 
 
-def _of_sets(head: HeadPredictions, names: Sequence[str], filenames: Sequence[str], shown: GalleryImages) -> PageSection:
+def _cross_entropy(scores: Floats, sets: Bools) -> Floats:
+    """Return the binary cross-entropy of each image, summed over the classes."""
+    p = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
+    loss: Floats = -np.where(sets, np.log(p), np.log(1 - p)).sum(axis=1)
+    return loss
+
+
+def mistakes_of_sets(head: HeadPredictions, names: Sequence[str], filenames: Sequence[str], shown: GalleryImages) -> PageSection:
     """Return the images whose set of labels is most wrong, by binary cross-entropy."""
     assert head.scores is not None
-    p = np.clip(head.scores.astype(np.float64), 1e-7, 1 - 1e-7)
-    loss = -np.where(head.labels, np.log(p), np.log(1 - p)).sum(axis=1)
+    parts = [_cross_entropy(head.scores[rows], head.labels[rows]) for rows in blocks_of(*head.scores.shape)]
+    loss = np.concatenate(parts or [np.zeros(0)])
     wrong = np.flatnonzero((head.sets != head.labels).any(axis=1))
     items = []
     for row in wrong[np.argsort(-loss[wrong], kind="stable")][:WORST].tolist():

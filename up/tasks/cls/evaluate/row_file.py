@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 LIMIT = 1 << 24  # bytes that stay in memory
 _BLOCK = 4096  # rows that are put in order at once
+_BLOCK_BYTES = 1 << 22  # of rows as float64 that are computed with at once
 
 
 class RowFile:
@@ -55,6 +56,12 @@ class RowFile:
             what = f"{tempfile.gettempdir()}: the scores of all classes cannot be written ({error.strerror})."
             raise StorageError(f"{what} Set TMPDIR to a folder with more space.") from error
         self._blocks = [self._blocks[-1][:0]]  # of their type and width
+
+
+def blocks_of(rows: int, columns: int) -> Iterator[slice]:
+    """Yield slices of ``rows``, of 4 MB as float64 each: computing with them copies no array of all rows."""
+    size = max(1, _BLOCK_BYTES // (8 * max(1, columns)))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def joined(parts: Sequence[Array]) -> Array:

@@ -196,12 +196,13 @@ def calibration_section(head: HeadPredictions, suffix: str, title: str) -> PageS
     cards.append(("mean score − accuracy", f"{100 * (score.mean() - correct.mean()):+.2f} %", "above 0: too sure of itself"))
     data: dict[str, Json] = {"ece": found.ece, "overconfidence": float(score.mean() - correct.mean()), **_record("bins", found)}
     scaling, reason = None, ""
-    if head.scores is None or not are_probabilities(head.scores[readable]):
+    rows = np.flatnonzero(readable)
+    if head.scores is None or not are_probabilities(head.scores, rows):
         reason = "No temperature is fitted: the scores of an image do not add up to 1, so they are not of a softmax."
     elif len(score) < 10 or correct.all():
         reason = "No temperature is fitted: it takes at least 10 images, and some of them predicted wrongly."
     else:
-        scaling = temperature_scaling(head.scores[readable], head.labels[readable])
+        scaling = temperature_scaling(head.scores, head.labels[readable], rows=rows)
         data["temperature"] = {**asdict(scaling), "after": asdict(scaling.after), "before": asdict(scaling.before)}
         cards += _of_scaling(scaling)
     plot = Plot(f"reliability{suffix}", lambda figure: _diagram(figure, found, scaling), (6, 5), _explained(scaling), data)

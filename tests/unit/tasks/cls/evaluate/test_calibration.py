@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from up.tasks.cls.evaluate import row_file
 from up.tasks.cls.evaluate.calibration import (
     T_MIN,
     are_probabilities,
@@ -77,6 +78,21 @@ def test_the_temperature_of_a_net_that_is_twice_too_sure_is_2() -> None:
     assert found.halves == pytest.approx((2, 2), abs=0.1)
     assert found.after.ece < 0.02 < found.before.ece
     assert found.nll_after < found.nll_before
+
+
+def test_blocks_of_rows_give_the_numbers_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only some rows of the scores are used."""
+    logits, labels = draw(301, 5, 2.0)
+    scores = np.concatenate([np.zeros((2, 5), np.float32), scaled(logits, 1.0).astype(np.float32)])
+    whole = temperature_scaling(scores[2:], labels)
+    monkeypatch.setattr(row_file, "_BLOCK_BYTES", 7 * 8 * 5)
+    found = temperature_scaling(scores, labels, rows=np.arange(2, 303))
+    assert (found.temperature, *found.halves) == pytest.approx((whole.temperature, *whole.halves), rel=1e-9)
+    assert (found.nll_before, found.nll_after) == pytest.approx((whole.nll_before, whole.nll_after), rel=1e-12)
+    assert (found.before.ece, found.after.ece) == pytest.approx((whole.before.ece, whole.after.ece), rel=1e-9)
+    assert found.after.correct.tolist() == whole.after.correct.tolist()
+    assert are_probabilities(scores, np.arange(2, 303))
+    assert not are_probabilities(scores)
 
 
 def test_probabilities_give_back_their_logits() -> None:

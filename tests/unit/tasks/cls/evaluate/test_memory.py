@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import pickle
 import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 import torch
 
 from up.data.packed import PackedStrings
+from up.data_report.confident import label_issues
+from up.data_report.out_of_sample import probabilities_of
 from up.errors import StorageError
 from up.tasks.cls.evaluate import row_file
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
-from up.tasks.cls.evaluate.predictions import Recorder, combine
+from up.tasks.cls.evaluate.mistakes import mistakes_of_sets
+from up.tasks.cls.evaluate.predictions import HeadPredictions, Recorder, combine
 from up.tasks.cls.evaluate.reports import write_reports
+from up.tasks.cls.evaluate.sections import calibration_section
 
 N, BATCH, CLASSES = 16_384, 128, 8
 PACKED = 8 + 2 * 5 * 4 + 2 * 4  # bytes an image: index, five classes with scores, label and rank
@@ -111,6 +116,56 @@ def test_scores_of_all_classes_are_not_in_memory(tmp_path: Path, monkeypatch: py
     scores = 4 * WIDE * N
     assert collected < PACKED * N + scores / 8
     assert peak < 2 * PACKED * N + scores / 8
+
+
+def small_head(*, are_sets: bool) -> HeadPredictions:
+    """A head with all scores (N, WIDE): probabilities of which a third predict another class, or sets of labels."""
+    draw = np.random.default_rng(0)
+    scores = draw.random((N, WIDE), dtype=np.float32)
+    gt = scores > 0.4 if are_sets else (scores.argmax(axis=1) + (draw.random(N) < 0.3)) % WIDE
+    probabilities = scores if are_sets else scores / scores.sum(axis=1, keepdims=True)
+    best = probabilities.argmax(axis=1)[:, None]
+    return HeadPredictions(WIDE, best, np.take_along_axis(probabilities, best, axis=1), gt, scores=probabilities)
+
+
+class NoImages:
+    """Originals and explanations of a gallery that has none."""
+
+    reason = ""
+
+    def original(self, row: int) -> None:
+        return None
+
+    def explained(self, rows: Sequence[int]) -> list[None]:
+        return [None] * len(rows)
+
+
+def of_sets(head: HeadPredictions) -> object:
+    return mistakes_of_sets(head, [str(label) for label in range(WIDE)], [""] * N, NoImages())
+
+
+USES: dict[str, tuple[bool, Callable[[HeadPredictions], object]]] = {
+    "calibration": (False, lambda head: calibration_section(head, "", "")),
+    "mistakes of sets of labels": (True, of_sets),
+    "label errors": (False, lambda head: label_issues(head.labels, probabilities_of(head.scores))),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_reports_copy_blocks_of_scores(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_file, "LIMIT", 1 << 16)
+    monkeypatch.setattr(row_file, "_BLOCK_BYTES", 1 << 16)
+    are_sets, run = USES[use]
+    head = small_head(are_sets=are_sets)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        run(head)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert head.scores is not None
+    assert peak < head.scores.nbytes  # of one copy as float32; as float64 it takes twice as much
 
 
 @pytest.mark.parametrize("limit", [0, 3000, 1 << 24])
