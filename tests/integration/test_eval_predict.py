@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.harness.facts import each_tells, tells
 from tests.harness.refusals import contents, refused
-from tests.harness.served import trained_config
+from tests.harness.served import Config, trained_config, write_config
 from tests.harness.tiny import CLASSES
 from up.__main__ import main
 from up.build.experiment import load_experiment
@@ -121,7 +121,7 @@ class TestEval:
         assert {"many_shot", "medium_shot"} < metrics.keys()
         assert "few_shot" not in metrics
         experiment = load_experiment(config_file, words)
-        samples = samples_of(experiment, "test", list(CLASSES))
+        samples = samples_of(experiment, "test", {"class_names": list(CLASSES)})
         assert isinstance(samples.dataset, KeyedDataset)
         measured: Any = experiment.task.evaluator(samples.dataset)
         assert measured.frequencies.tolist() == [16, 15, 15]
@@ -327,3 +327,23 @@ def test_predicting_changes_nothing_on_the_disk(config_file: Path, images: Path,
     before = contents(config_file.parent, images)
     predicted(config_file, capsys, str(images / "val 0.png"))
     assert contents(config_file.parent, images) == before
+
+
+@pytest.mark.parametrize("loss", ["bce", "softmax_eql"])
+def test_classes_without_names_are_those_of_the_net(loss: str, config: Config, images: Path, tmp_path: Path) -> None:
+    """Neither the checkpoint nor the test images tell how many classes there are: these lack the last one."""
+    for source, name in (("train", "train"), ("test", "val")):
+        kwargs = config["dataset"][source]["dataset"]["kwargs"]
+        del kwargs["class_names"]
+        lines = [line.rpartition(" ") for line in (images / f"{name}.txt").read_text().splitlines()]
+        records = [{"filename": file, "label": int(label)} for file, _, label in lines if (source, label) != ("test", "2")]
+        (tmp_path / f"{name}.json").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+        kwargs |= {"meta_file": str(tmp_path / f"{name}.json"), "meta_type": "custom_cls", "multilabel": loss == "bce"}
+    config["trainer"]["max_epoch"] = 1
+    config["net"][2]["kwargs"] = {"cls_loss": {"type": loss}, "multilabel": loss == "bce"}
+    words = ["--config", str(write_config(config, tmp_path))]
+    assert main(["train", *words]) == 0
+    assert main(["eval", "--out", str(tmp_path / "out"), *words]) == 0
+    assert len(rows(tmp_path / "out" / "per_class.csv")) == len(CLASSES)
+    assert main(["predict", str(images / "val 0.png"), *words]) == 0
+    assert main(["to_onnx", *words]) == 0

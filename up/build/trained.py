@@ -200,13 +200,18 @@ def with_other_images(experiment: Experiment, path: Path, trained: DerivedArgume
 def net_to_evaluate(
     experiment: Experiment, checkpoint: Path | None, known: DerivedArguments | None
 ) -> tuple[Net, DerivedArguments, LoadReport | None]:
-    """Return the net in evaluation mode, the class names of its checkpoint, and how it was loaded; None for random weights."""
+    """Return the net in evaluation mode, what it tells of the data, and how it was loaded; None for random weights."""
     if checkpoint is None and is_untrained_inference(experiment):
         return build_net(experiment, experiment.task.derived_from_weights(None, experiment.config.net)).eval(), {}, None
     trained = load_net(experiment, checkpoint, known=known)
+    return trained.net, derived_from_trained(experiment, trained), trained.report
+
+
+def derived_from_trained(experiment: Experiment, trained: Trained) -> DerivedArguments:
+    """Return the derived arguments of the evaluation data set that a net and the class names in its checkpoint tell."""
     names = trained.class_names
-    derived = {"class_names": names} if names and isinstance(names[0], str) else {}  # the evaluator names those of several heads
-    return trained.net, derived, trained.report
+    named = {"class_names": names} if names and isinstance(names[0], str) else {}  # the evaluator names those of several heads
+    return {**experiment.task.derived_from_net(trained.net), **named}
 
 
 def is_untrained_inference(experiment: Experiment) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from up.build.data import build_reader, build_transforms, check_same_classes
-from up.build.trained import load_net
+from up.build.trained import derived_from_trained, load_net
 from up.bundle.answers import Floats
 from up.bundle.archive import MODEL, write_archive
 from up.bundle.manifest import BatchSpec, Input, Manifest, Metrics, ModelFile, Parity, Quantization, Tolerance
@@ -105,7 +105,8 @@ class _Exporter:
         experiment.task.check_served()
         task, self.trained = experiment.task, load_net(experiment, checkpoint)
         names = self.trained.class_names
-        self.samples = samples_in(experiment, options.images) if options.images else samples_of(experiment, "test", names)
+        known = derived_from_trained(experiment, self.trained)
+        self.samples = samples_in(experiment, options.images) if options.images else samples_of(experiment, "test", known)
         if self.samples.dataset is not None:
             check_same_classes(experiment, {"class_names": names}, task.derived_for_evaluation(self.samples.dataset))
             names = names or task.class_names(self.samples.dataset)

@@ -80,14 +80,16 @@ class Samples:
         return encoded_png(image)
 
 
-def samples_of(experiment: Experiment, source: Literal["train", "test"], class_names: list[str] | None = None) -> Samples:
-    """Take the images of ``dataset.train`` or ``dataset.test``, with the transforms of ``dataset.test``."""
+def samples_of(experiment: Experiment, source: Literal["train", "test"], derived: DerivedArguments | None = None) -> Samples:
+    """Take the images of ``dataset.train`` or ``dataset.test``, with the transforms of ``dataset.test``.
+
+    ``derived`` are arguments of the data set that the net tells, such as its class names.
+    """
     part = section_of(experiment, source).dataset
     paths = named_paths(part, "dataset", experiment.tables)
     experiment.raise_if_any(problem for key, path in paths for problem in missing_at(f"dataset.{source}.dataset.{key}", path))
-    derived: DerivedArguments = {"class_names": class_names} if class_names and isinstance(class_names[0], str) else {}
     if source == "test":
-        derived = completed_by_train(experiment, derived)
+        derived = completed_by_train(experiment, derived or {})
     dataset = build_dataset(experiment, source, derived)
     if not isinstance(dataset, KeyedDataset) or not len(dataset):
         got = Verbatim("no images" if isinstance(dataset, KeyedDataset) else type(dataset).__name__)

@@ -174,6 +174,10 @@ class Task(ABC, Generic[Data]):
         """Name the derived arguments of ``net`` that checkpoints lack: evaluation reads ``dataset.train`` for them."""
         return ()
 
+    def derived_from_net(self, net: nn.Module) -> DerivedArguments:
+        """Derive arguments of the evaluation data set and its evaluator from the net, where the training data are not read."""
+        return {}
+
     def evaluation_from_data_only(self, dataset: Part) -> Sequence[str]:
         """Name the derived arguments of the evaluation that checkpoints lack: it reads ``dataset.train`` for them."""
         return ()

@@ -152,7 +152,7 @@ class Classification(Task[ImageDataset]):
         return {**known, "scale": Exact(scales.pop(), "norm_linear of the head")} if len(scales) == 1 else known
 
     def derived_from_weights(self, weights: Weights | None, net: Sequence[NetModule]) -> DerivedArguments:
-        """Derive the number of classes from the class names, otherwise from the classifiers in the checkpoint.
+        """Derive the number of classes from the class names, the head, or the classifiers in the checkpoint.
 
         All class counts are 1, and images have two views: these only matter to losses in training.
         """
@@ -166,7 +166,8 @@ class Classification(Task[ImageDataset]):
         found = [] if written else [width for module in net for width in classifier_widths(module.name, tensors)]
         if len(found) > 1:
             return {"num_classes": found}
-        known: dict[str, object] = {"num_classes": found[0]} if found else {}
+        classes = found or (written if all(each == written[0] for each in written) else [])
+        known: dict[str, object] = {"num_classes": classes[0]} if classes else {}
         single = [classes for classes in (*written, *found) if isinstance(classes, int)]
         return {**known, "class_counts": [1] * single[-1]} if single else known
 
@@ -186,6 +187,13 @@ class Classification(Task[ImageDataset]):
     def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
         """Name ``class_counts`` where a loss is weighed by them."""
         return ("class_counts",) if "'class_weights': 'balanced'" in str([module.kwargs for module in net]) else ()
+
+    def derived_from_net(self, net: nn.Module) -> DerivedArguments:
+        """Derive the number of classes from the head."""
+        head = next((module for module in net.children() if isinstance(module, Head)), None)
+        if head is None:
+            return {}
+        return {"num_classes": head.num_classes if isinstance(head.classifier, nn.ModuleList) else head.num_classes[0]}
 
     def evaluation_from_data_only(self, dataset: Part) -> Sequence[str]:
         """Name ``class_counts`` where ``imagenet_lt`` groups the classes by them."""
