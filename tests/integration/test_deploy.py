@@ -30,6 +30,7 @@ from tests.harness.tiny import CLASSES
 from up.__main__ import main
 from up.bundle.package import open_package
 from up.deploy import exporter
+from up.intervals import wilson
 
 pytestmark = pytest.mark.usefixtures("each_graph_once", "without_drawing")
 
@@ -67,6 +68,8 @@ def test_what_the_package_says(package: Path, run: Path, images: Path, capsys: p
     assert manifest.metrics.images == 13
     assert manifest.metrics.onnx_top1 == manifest.metrics.top1 == manifest.metrics.torch
     assert f"top1: {manifest.metrics.top1:.2f} % on 13 images" in said
+    low, high = (100 * limit for limit in wilson(round(13 * manifest.metrics.top1 / 100), 13))
+    assert tells(said.splitlines(), "top1", "95 %", f"{low:.1f}–{high:.1f}")
     sidecar = json.loads((run / "ckpt_best.pth.json").read_text())
     assert manifest.provenance.checkpoint_sha256 == sidecar["sha256"]
     assert manifest.provenance.created == sidecar["saved"]

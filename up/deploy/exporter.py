@@ -218,8 +218,8 @@ class _Exporter:
     def _measured(self, model: Forward, numbers: Sequence[int]) -> Measured | None:
         if self.samples.dataset is None:
             return None
-        make = partial(self.experiment.task.evaluator, self.samples.dataset)
-        return measure(model, self.made.answer, self.samples.batches(numbers), make)
+        batches = self.samples.batches(numbers)
+        return measure(model, self.made.answer, batches, self.experiment.task, self.samples.dataset)
 
     def _quantized(self, graph: ModelProto, fp32: Session) -> tuple[ModelProto, Quantization]:
         """Quantize by the first candidate within the limits. Raises ``UserError`` with the numbers of all if none is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -25,14 +25,16 @@ from up.bundle.session import Session
 from up.data.collate import without_bad
 from up.data.multichannel import MultiChannelReader
 from up.data.readers import PillowReader, Reader
-from up.data.records import Batch, SampleKey
+from up.data.records import Batch, Dataset, SampleKey
 from up.data.transforms.image import Geometric, Image, Targets, Transform
 from up.data.transforms.table import CenterCrop, Resize
 from up.deploy.predictor import Forward
 from up.engine.ema import NoEma
-from up.engine.evaluate import Evaluation, Evaluator
+from up.engine.evaluate import Evaluation
 from up.engine.precision import Precision
 from up.errors import UserError
+from up.intervals import Interval
+from up.tasks.task import AnyTask
 from up.text import count
 from up.types import Record
 
@@ -43,11 +45,12 @@ _NO_LABELS = {"image", "filename", "index", "seed", "bad"}
 
 @dataclass(frozen=True)
 class Measured:
-    """Main metric of the evaluator on ``images`` images that could be read, and all its metrics, in its unit."""
+    """Main metric of the evaluator on ``images`` images that could be read, all its metrics, in its unit, and their intervals."""
 
     metric: str
     images: int
     metrics: Mapping[str, float]
+    intervals: Mapping[str, Interval]
 
     @property
     def value(self) -> float:
@@ -55,8 +58,8 @@ class Measured:
         return round(self.metrics[self.metric], 4)
 
 
-def measure(model: Forward, answer: Answer, batches: Iterable[Batch], make_evaluator: Callable[[], Evaluator]) -> Measured | None:
-    """Evaluate a model on prepared batches as a net is evaluated; None if the images have no labels."""
+def measure(model: Forward, answer: Answer, batches: Iterable[Batch], task: AnyTask, data: Dataset) -> Measured | None:
+    """Evaluate a model on prepared batches of ``data`` as a net is evaluated; None if the images have no labels."""
     images = 0
     rest = iter(batches)
     first = next(rest, None)
@@ -70,11 +73,12 @@ def measure(model: Forward, answer: Answer, batches: Iterable[Batch], make_evalu
                 images += len(batch.image)
                 yield batch
 
-    evaluation = Evaluation(counted(), lambda batch: batch, make_evaluator, Precision(mode=None, device=torch.device("cpu")))
-    metrics, evaluator, _ = evaluation(_EvaluatedModel(model, answer), NoEma())
+    precision, make = Precision(mode=None, device=torch.device("cpu")), partial(task.evaluator, data)
+    evaluation = Evaluation(counted(), lambda batch: batch, make, precision, intervals_of=task.intervals)
+    metrics, evaluator, intervals = evaluation(_EvaluatedModel(model, answer), NoEma())
     if evaluator.main_metric not in metrics:
         raise UserError(f"the evaluator gives no {evaluator.main_metric} for {images} images")
-    return Measured(evaluator.main_metric, images, metrics)
+    return Measured(evaluator.main_metric, images, metrics, intervals)
 
 
 def milliseconds(models: Mapping[str, Forward], shape: tuple[int, int, int], batch: int) -> dict[str, float]:
@@ -125,7 +129,7 @@ class PackageTransform(Transform):
 
 
 def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type: str, *, provider: str = "cpu") -> list[str]:
-    """Evaluate a package on a list or folder of labelled images; return a line per head.
+    """Evaluate a package on a list or folder of labelled images; return a line per head, with its 95 % interval.
 
     Raises ``UserError`` for a list without labels for every head, or with an image that cannot be read.
     """
@@ -139,12 +143,17 @@ def accuracy(package: Package, meta_file: Path, image_dir: str | None, meta_type
             yield task.collate([data[SampleKey(0, index)] for index in range(start, min(start + _BATCH, len(data)))])
 
     session = Session(package.model, package.label, provider=provider)
-    found = measure(session, manifest.answer, batches(), partial(task.evaluator, data))
+    found = measure(session, manifest.answer, batches(), task, data)
     if found is None:
         raise UserError(f"has no labels (meta_type {meta_type})", file=meta_file, expected="images with a label for each head")
     kind = found.metric.rpartition("_")[2]  # of several heads each has its own, such as head0_top1 beside avg_top1
-    named = {name: value for name, value in found.metrics.items() if name.endswith(kind)}
-    return [f"{name}: {task.in_unit(value)} on {count(found.images, 'image')} of {meta_file}" for name, value in named.items()]
+    lines = []
+    for name, value in found.metrics.items():
+        if name.endswith(kind):
+            interval = found.intervals.get(name)
+            limits = "" if interval is None else f"; 95 % interval {interval.low:.1f}–{interval.high:.1f}"
+            lines.append(f"{name}: {task.in_unit(value)} on {count(found.images, 'image')} of {meta_file}{limits}")
+    return lines
 
 
 class _EvaluatedModel(nn.Module):
