@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from up.engine.folder import Status, begin_launch, final_status_of_earlier_attempt, is_later_attempt, mark_launch, write_status
+from up.engine.folder import (
+    Status,
+    begin_launch,
+    final_status_of_earlier_attempt,
+    is_later_attempt,
+    mark_launch,
+    set_earlier_run_aside,
+    write_status,
+)
 
 
 def attempt(monkeypatch: pytest.MonkeyPatch, number: int, rank: int = 0, launch: str = "none") -> None:
@@ -32,3 +40,14 @@ def test_a_launch_does_not_go_by_what_an_earlier_one_left(tmp_path: Path, monkey
     attempt(monkeypatch, 1)
     assert not is_later_attempt(tmp_path)
     assert final_status_of_earlier_attempt(tmp_path) is None
+
+
+def test_an_earlier_run_takes_all_its_files_with_it(tmp_path: Path) -> None:
+    files = {"metrics.jsonl", "best_metrics.json", "trained_images.npz", "grad_cam/step5/a.png", "feature_vis/step5/a.png"}
+    for name in (*files, "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("of the earlier run")
+    aside = set_earlier_run_aside(tmp_path)
+    assert aside is not None
+    assert {str(path.relative_to(aside)) for path in aside.rglob("*.*")} == files
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "earlier"}
