@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from up.types import StateDict
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """Config, data hash, seed and class names of a run, compared on resume and between ranks."""
+    """Config, data hash, seed and class names of a run, compared on resume; config and data hash also between ranks."""
 
     config: str  # the effective YAML
     data_sha256: str
@@ -95,13 +96,8 @@ def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, 
             fix=f"Take it back, train with the run's own {path.parent / 'config.yaml'}, or {anew} "
             f"(and saver.pretrain_model={path} to start from its weights).",
         )
-    if state["data_sha256"] != fingerprint.data_sha256 and not fingerprint.accept_data_change:
-        raise UserError(
-            f"the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
-            f"{fingerprint.data_sha256[:12]}… now)",
-            file=path,
-            fix=f"Restore them, resume with --accept-data-change (saver.accept_data_change: true), or {anew}.",
-        )
+    if state["data_sha256"] != fingerprint.data_sha256:
+        _require_accepted_data(path, state, fingerprint, anew)
     for name, now in (("seed", fingerprint.seed), ("global_batch_size", fingerprint.global_batch_size)):
         if state[name] != now:
             raise UserError(
@@ -113,3 +109,27 @@ def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, 
                 "saver.pretrain_model.",
             )
     return [f"changed since {path}: {change}" for change in found if change.is_reported]
+
+
+def _require_accepted_data(path: Path, state: StateDict, fingerprint: RunFingerprint, anew: str) -> None:
+    """Raise ``UserError`` for data that changed, unless that is accepted and no label means a class that another one meant."""
+    if not fingerprint.accept_data_change:
+        raise UserError(
+            f"the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
+            f"{fingerprint.data_sha256[:12]}… now)",
+            file=path,
+            fix=f"Restore them, resume with --accept-data-change (saver.accept_data_change: true), or {anew}.",
+        )
+    then, now = (_of_heads(names) for names in (state.get("class_names"), fingerprint.class_names))
+    for before, after in zip(then, now, strict=False):
+        if before != after and sorted(before) == sorted(after):
+            label = next(label for label, name in enumerate(before) if name != after[label])
+            what = f"the classes come in another order than in this checkpoint: label {label} was {before[label]}"
+            raise UserError(f"{what} and is {after[label]}", file=path, fix=f"Restore their order, or {anew}.")
+
+
+def _of_heads(names: Sequence[str] | Sequence[Sequence[str]] | None) -> list[list[str]]:
+    """Return the class names of each head; none where they are not known."""
+    if not names:
+        return []
+    return [[str(name) for name in names]] if isinstance(names[0], str) else [list(of_head) for of_head in names]

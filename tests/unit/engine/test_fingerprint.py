@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 
+from tests.harness.facts import facts
 from up.config.argument import Derived, PartOf
 from up.config.nodes import parse_nodes
-from up.engine.fingerprint import Change
+from up.engine.fingerprint import Change, RunFingerprint, require_same_run
 from up.engine.fingerprint import changes as all_changes
+from up.errors import UserError
 from up.registry import Registry
 from up.schema.decode import decode
 from up.schema.show import effective_yaml
@@ -159,3 +163,19 @@ def test_what_a_left_out_value_is_compared_with(place: str, more: str, key: str,
 def test_switches_of_the_resume_itself_are_not_reported(key: str, reported: bool) -> None:
     then, now = (f"saver: {{{key}: {value}}}" for value in ("false", "true"))
     assert [change.is_reported for change in changes(then, now)] == [reported]
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_accepted_data_must_have_their_classes_in_the_same_order(heads: bool) -> None:
+    """More images, or another name of a class, is what the flag is for; labels that mean another class are not."""
+    then = ["cat", "dog", "owl"]
+    now = RunFingerprint(THEN, "b", 7, 8, [["red", "blue"], then] if heads else then, accept_data_change=True)  # type: ignore[list-item]
+    state = {"config": THEN, "data_sha256": "a", "seed": 7, "global_batch_size": 8, "class_names": now.class_names}
+    for names in (then, ["cat", "hound", "owl"]):
+        renamed = replace(now, class_names=[["red", "blue"], names] if heads else names)
+        assert require_same_run(Path("ckpt.pth"), state, renamed, TABLES) == []
+    moved = ["dog", "cat", "owl"]
+    with pytest.raises(UserError, match=facts("ckpt.pth", "another order", "cat", "dog")):
+        require_same_run(Path("ckpt.pth"), state, replace(now, class_names=[["red", "blue"], moved] if heads else moved), TABLES)
+    with pytest.raises(UserError, match=facts("accept-data-change")):
+        require_same_run(Path("ckpt.pth"), state, replace(now, accept_data_change=False), TABLES)
