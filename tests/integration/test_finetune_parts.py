@@ -91,6 +91,24 @@ def test_a_probe_moves_the_head_alone(config: Config, write: Write, tmp_path: Pa
     assert len(moved(pretrained, run)) > 20
 
 
+@pytest.mark.parametrize("parts", [{"probe": {"epochs": 1}}, {"unfreeze": {"blocks": 2}}], ids=str)
+def test_frozen_modules_of_the_net_stay_frozen(
+    config: Config, write: Write, tmp_path: Path, pretrained: Path, parts: Config
+) -> None:
+    """When others join the training, neither weights nor statistics of ``freeze_patterns`` move, in a resumed run as in a whole."""
+    config["net"][0]["freeze_patterns"] = ["layer1"]
+    config["finetune"] = parts
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all", "is_eval": False}
+    path, run = write(config), tmp_path / "run"
+    assert train(path) == 0
+    found = moved(pretrained, run)
+    assert "backbone.layer2.0.bn1.running_mean" in found
+    assert not {name for name in found if name.startswith("backbone.layer1.")}
+    assert train(path, f"saver.save_dir={tmp_path / 'broken'}", f"saver.resume_model={run / 'ckpt_e2.pth'}") == 0
+    assert times_resumed(tmp_path / "broken") == 1
+    assert_same(checkpoint(run)["model"], checkpoint(tmp_path / "broken")["model"])
+
+
 @pytest.mark.parametrize("freeze", ["backbone", ["backbone"]])
 def test_frozen_backbone(config: Config, write: Write, tmp_path: Path, pretrained: Path, freeze: object) -> None:
     config["finetune"] = {"freeze": freeze}
@@ -148,6 +166,8 @@ MISTAKES: list[tuple[Config, tuple[str, ...]]] = [
     ({"wise_ft": {"alpha": 0.5}}, ("finetune.wise_ft", "pretrain_model")),
     ({"l2sp": {}}, ("finetune.l2sp", "pretrain_model")),
     ({"probe": {"epochs": 2}}, ("finetune.probe.epochs", "2")),
+    ({"probe": {"epochs": 1}, "freeze": ["head"]}, ("finetune.probe", "epoch 1")),
+    ({"unfreeze": {"blocks": 1000}, "freeze": ["head"]}, ("finetune.unfreeze", "epoch 1")),
 ]
 
 

@@ -68,10 +68,10 @@ def _frozen_by(written: str | list[str] | None, net: Net, head: Collection[str],
 
 
 def freezing_of(experiment: Experiment, net: Net, always: frozenset[str], steps_per_epoch: int) -> Freezing:
-    """Build the rule of which parameters train at which step."""
+    """Build the rule of which parameters train at which step. Raises ``ConfigError`` if none does in the first epoch."""
     section = section_of(experiment)
     probe, unfreeze = section.probe, section.unfreeze
-    return Freezing(
+    rule = Freezing(
         net,
         net.hold,
         steps_per_epoch,
@@ -80,6 +80,10 @@ def freezing_of(experiment: Experiment, net: Net, always: frozenset[str], steps_
         probe_epochs=probe.epochs if probe else 0,
         blocks=unfreeze.blocks if unfreeze else 0,
     )
+    if rule.changes and rule.at(0) >= {name for name, _ in net.named_parameters()}:
+        what = "nothing trains in epoch 1: the parameters that would are frozen for the whole run. Freeze fewer of them."
+        raise experiment.error(what, key=f"finetune.{'probe' if probe else 'unfreeze'}")
+    return rule
 
 
 def read_start(checkpoint: Path | None, folder: Path) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ Hold = Callable[[Collection[str]], None]
 class Freezing:
     """The parameters that do not train, by name, as a function of the step alone.
 
-    ``always`` never train. In the first ``probe_epochs`` only ``head`` trains. With ``blocks``, epoch e (from 1) trains the top
-    ⌊depth · e / ``blocks``⌋ of the modules with parameters, at least one, in the order of ``named_parameters`` (ULMFiT, Howard and
-    Ruder 2018, section 3.3). ``hold`` freezes exactly the parameters that it is called with.
+    ``always``, and those that are frozen already, never train. In the first ``probe_epochs`` only ``head`` trains. With ``blocks``,
+    epoch e (from 1) trains the top ⌊depth · e / ``blocks``⌋ of the modules with parameters, at least one, in the order of
+    ``named_parameters`` (ULMFiT, Howard and Ruder 2018, section 3.3). ``hold`` freezes exactly the parameters that it gets.
     """
 
     model: nn.Module
@@ -31,6 +31,9 @@ class Freezing:
     blocks: int = 0
     _held: frozenset[str] | None = field(default=None, init=False)
     _epoch: int | None = field(default=None, init=False)  # that ``_held`` is of
+
+    def __post_init__(self) -> None:
+        self.always |= {name for name, p in self.model.named_parameters() if not p.requires_grad}
 
     @property
     def changes(self) -> bool:

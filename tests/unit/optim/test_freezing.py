@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.harness.facts import tells
 from up.models.net import Net
 from up.optim import build_schedule
 from up.optim.freezing import Freezing
@@ -75,6 +76,17 @@ def test_the_last_module_always_trains() -> None:
     rule = Freezing(model, model.hold, steps_per_epoch=1, blocks=100)
     rule.apply(0)
     assert trained(model) == {"head.classifier"}
+
+
+def test_what_is_frozen_from_the_start_never_trains() -> None:
+    model = net()
+    model.freeze(["backbone.layers.0"])
+    rule = Freezing(model, model.hold, steps_per_epoch=1, blocks=3)
+    for step in range(4):
+        rule.apply(step)
+        assert not {name for name in trained(model) if name.startswith("backbone.layers.0")}
+        assert not model.get_submodule("backbone.layers.0.1").training
+    assert tells([*rule.lines()][-1], "epoch 2", "8 tensors", "backbone.layers.1.weight")
 
 
 def test_modules_at_rest_are_in_evaluation_mode() -> None:
