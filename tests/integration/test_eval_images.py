@@ -99,6 +99,12 @@ class TestErrors:
     def test_an_unknown_class(self, tmp_path: Path, told: Callable[[Path], str]) -> None:
         assert tells(told(make_photos(tmp_path / "new", {"cat": 1, "dig": 1})), str(tmp_path / "new"), "'dig'", "'dog'", "owl")
 
+    def test_a_list_of_other_numbers(self, trained: Path, told: Callable[[Path], str]) -> None:
+        folder = make_photos(trained / "numbered", {"dog": 1, "owl": 1}, seed=2)
+        (folder / "list.txt").write_text("dog/0.png 0\nowl/0.png 1\n")
+        (folder / "classes.txt").write_text("dog\nowl\n")
+        assert tells(told(folder / "list.txt"), f"--test {folder / 'list.txt'}", "classes.txt", "owl", "cat")
+
     def test_a_file_of_another_kind(self, trained: Path, told: Callable[[Path], str]) -> None:
         assert tells(told(trained / "others" / "dog" / "0.png"), "--test", "folder of class folders")
 

@@ -25,7 +25,7 @@ from up.data.roots import ImageRoot
 from up.errors import Problem, UserError
 from up.file_kinds import kind_of
 from up.tasks.cls.data.metas import SampleTable
-from up.tasks.cls.data.tables import TableSpec, kind_of_list, read_table
+from up.tasks.cls.data.tables import TableSpec, class_names_beside, kind_of_list, read_table
 from up.tasks.experiment import Experiment
 from up.text import did_you_mean
 
@@ -98,9 +98,8 @@ def _expect_there(path: Path) -> None:
 
 def _source_of_path(name: str, path: Path, first: DataSource | None, image_dir: Path | None) -> DataSource:
     kind = "image_folder" if path.is_dir() else kind_of_list(path, "")
-    beside = path.with_name("classes.txt")
     is_numbered = kind not in ("image_folder", "csv")
-    names = first.classes if first is not None else _names_in(beside) if is_numbered and beside.is_file() else None
+    names = first.classes if first is not None else class_names_beside(path) if is_numbered else None
     spec = TableSpec(
         str(path), kind, None if image_dir is None else str(image_dir), class_names=None if names is None else [*names]
     )
@@ -113,10 +112,6 @@ def _source_of_path(name: str, path: Path, first: DataSource | None, image_dir: 
         limit = first.limit or (None if first.labels is None else int(first.labels.values.max(initial=0)) + 1)
     classes = names if is_numbered else table.class_names
     return DataSource(name, table, table.labels, classes, limit, table.boxes is not None, [*not_read(table)])
-
-
-def _names_in(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def sources_of_config(experiment: Experiment) -> Found:

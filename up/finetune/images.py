@@ -18,7 +18,7 @@ from up.data.split import Split, split_of
 from up.errors import Problem, UserError
 from up.tasks.cls.data.files import expect_images
 from up.tasks.cls.data.metas import SampleTable
-from up.tasks.cls.data.tables import LISTS, TableSpec, kind_of_list, read_table
+from up.tasks.cls.data.tables import TableSpec, class_names_beside, expect_same_classes, kind_of_list, read_table
 from up.text import count, did_you_mean, some_of
 
 SHARE = 0.1  # of every class, for validation: with few images, those that train are worth more
@@ -138,7 +138,9 @@ def _instead(folder: Path, root: Path, classes: Sequence[str]) -> str:
 def _validation(path: Path, images: Images) -> ImageList:
     """List the images for validation. Raises ``UserError`` for classes that are not trained on."""
     if path.is_file():
-        listed = _read_list(path, len(images.classes), images.classes if images.is_named else None)[0]
+        names = images.classes if images.is_named else None
+        expect_same_classes(path, names, "--val")
+        listed = _read_list(path, len(images.classes), names)[0]
     else:
         if not images.is_named:
             raise UserError(
@@ -165,7 +167,7 @@ def _listed(folder: Path, classes: Sequence[str]) -> ImageList:
 
 
 def _of_list(path: Path) -> Images:
-    names = _names_beside(path)
+    names = class_names_beside(path)
     listed, table = _read_list(path, None if names is None else len(names), names)
     if not isinstance(table.num_classes, int):
         raise UserError("has no single label for each image", file=path, fix="Write a YAML file for several heads: docs/config.md.")
@@ -194,14 +196,6 @@ def _read_list(path: Path, classes: int | None, names: Sequence[str] | None) -> 
 
 def _with_fix(problem: Problem) -> Problem:
     return Problem(problem.what, file=problem.file, line=problem.line, fix="Names are relative to the folder of the list.")
-
-
-def _names_beside(path: Path) -> list[str] | None:
-    """Read ``classes.txt`` beside a list, one name a line."""
-    beside = path.with_name("classes.txt")
-    if LISTS.get(path.suffix.lower()) == "csv" or not beside.is_file():
-        return None
-    return [line.strip() for line in beside.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _survey(listed: ImageList) -> Survey:

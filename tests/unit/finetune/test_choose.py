@@ -82,6 +82,25 @@ def test_names_of_classes_are_text(chosen: Chosen) -> None:
     assert config["dataset"]["train"]["dataset"]["kwargs"]["class_names"] == names
 
 
+@pytest.mark.parametrize(("names", "is_same"), [("cat\ndog\n", True), (None, True), ("dog\ncat\n", False)])
+def test_numbers_of_a_validation_list_mean_the_classes_of_training(tmp_path: Path, names: str | None, is_same: bool) -> None:
+    for part, beside in (("train", "cat\ndog\n"), ("val", names)):
+        folder = make_photos(tmp_path / part, {"a": 2, "b": 2}, seed=len(part))
+        rows = [f"{name}/{at}.png {label}" for label, name in enumerate("ab") for at in range(2)]
+        (folder / "list.txt").write_text("\n".join(rows))
+        if beside is not None:
+            (folder / "classes.txt").write_text(beside)
+    lists = [tmp_path / part / "list.txt" for part in ("train", "val")]
+    if is_same:
+        found = look_into(*lists).validation
+        assert found is not None
+        assert found.labels == [0, 0, 1, 1]
+        return
+    with pytest.raises(UserError) as caught:
+        look_into(*lists)
+    assert all(fact in str(caught.value) for fact in ("--val", "val/list.txt", "classes.txt", "dog, cat", "cat, dog"))
+
+
 def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
     few, many = chosen({"a": 4, "b": 4}), chosen({"a": 150, "b": 150})
     assert (few.batch_size, many.batch_size) == (2, 32)

@@ -8,7 +8,7 @@ from pathlib import Path
 from up.config.section import Part
 from up.errors import UserError
 from up.tasks.cls.data.files import DATASETS, block_at, expect_images
-from up.tasks.cls.data.tables import kind_of_list
+from up.tasks.cls.data.tables import expect_same_classes, kind_of_list
 from up.types import Kwargs
 
 _OF_OWN_IMAGES = (
@@ -33,6 +33,8 @@ def with_images(dataset: Part, path: Path, class_names: Sequence[str] | None, fl
     if kind == "image_folder" and not names:
         what = f"{flag} {path}: got a folder of classes, but the classes of the net have numbers"
         raise UserError(what, fix="Name a list with the same numbers.")
+    if path.is_file() and names and not isinstance(names, str):
+        expect_same_classes(path, names, flag)
     reader = block_at(dataset.kwargs, "image_reader")
     anywhere = {name: value for name, value in block_at(reader, "kwargs").items() if name != "image_dir"}
     kept: Kwargs = {name: value for name, value in dataset.kwargs.items() if name not in _OF_OWN_IMAGES}

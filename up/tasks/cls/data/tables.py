@@ -64,6 +64,23 @@ def kind_of_list(path: Path, flag: str = "--train") -> str:
     raise UserError(f"{flag} {path}".strip(), got=what, expected=expected, fix=fix)
 
 
+def class_names_beside(path: Path) -> list[str] | None:
+    """Read ``classes.txt`` beside a list of numbered labels, one name a line; None for other lists, and if there is none."""
+    beside = path.with_name("classes.txt")
+    if LISTS.get(path.suffix.lower()) == "csv" or not beside.is_file():
+        return None
+    return [line.strip() for line in beside.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def expect_same_classes(path: Path, classes: Sequence[str] | None, flag: str) -> None:
+    """Raise ``UserError``, after ``flag``, for a list whose ``classes.txt`` gives its numbers other names than ``classes``."""
+    names = class_names_beside(path)
+    if names is not None and classes is not None and names != [*classes]:
+        what = f"{flag} {path}: {path.with_name('classes.txt')} gives the numbers of its labels other names than the training"
+        fix = "Number the labels as in the training, or remove classes.txt."
+        raise UserError(what, got=Verbatim(some_of(names, 8)), expected=some_of(classes, 8), fix=fix)
+
+
 def are_labelled(spec: TableSpec) -> bool:
     """Return whether all meta files have labels; true for those that cannot be read, whose problem is reported elsewhere."""
     kinds = [spec.meta_type] if isinstance(spec.meta_type, str) else spec.meta_type
