@@ -60,6 +60,8 @@ class Warmup:
 class Schedule:
     """Learning rate by step, of the group with ``lr_scale`` 1."""
 
+    _first = 0  # step at which the warm-up begins
+
     def __init__(self, curve: Curve, *, warmup: Warmup, run: Run) -> None:
         self._curve = curve
         self._warmup = warmup
@@ -81,7 +83,7 @@ class Schedule:
 
         Long runs are sampled at a thousand steps, and at the last step of the warm-up.
         """
-        sampled = {*range(0, total, max(1, total // 1000)), min(self._warmup.steps, total) - 1, total - 1}
+        sampled = {*range(0, total, max(1, total // 1000)), min(self._first + self._warmup.steps, total) - 1, total - 1}
         lrs = {step: self(step) for step in sorted(step for step in sampled if step >= 0)}
         highest = max(lrs, key=lrs.__getitem__)
         return lrs[0], (highest, lrs[highest]), lrs[total - 1]

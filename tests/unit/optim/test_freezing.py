@@ -128,6 +128,12 @@ def test_frozen_weights_stand_and_late_ones_count_their_own_steps(kind: str) -> 
         assert int(optimizer.state[model.get_parameter("head.classifier.weight")]["step"]) == 4
 
 
+def test_the_highest_rate_of_a_long_run_is_at_the_end_of_its_warm_up() -> None:
+    settings = {"warmup_register_type": "no_scale_lr", "warmup_ratio": 0.1, "warmup_iter": 502, "warmup_type": "linear"}
+    main = build_schedule("linear", base_lr=1.0, updates_per_epoch=1003, total_updates=8_000, **settings)
+    assert Staged(main, first=1003, first_lr=0.5).extremes(9_003)[:2] == (0.5, (1003 + 501, 1.0))
+
+
 def test_l2sp_adds_the_gradient_of_its_penalty() -> None:
     torch.manual_seed(1)
     layer = nn.Linear(3, 2)
