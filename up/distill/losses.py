@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from up.config.argument import NotNegative, Positive
@@ -239,7 +240,7 @@ class AttentionTransfer(MimicLoss):
 
     name = "attention_transfer"
 
-    p: Positive = 2.0
+    p: Annotated[float, Field(ge=1)] = 2.0  # below 1 an activation of 0, as after a ReLU, has no gradient
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         return (self._attention(student) - self._attention(teacher)).square().sum() / len(student)

@@ -292,3 +292,18 @@ def test_gkd_weights_channels_by_one_on_average(shape: tuple[int, ...]) -> None:
     assert weights.numel() == 15
     assert weights.reshape(3, 5).mean(1).tolist() == pytest.approx([1, 1, 1])
     assert channel_weights(torch.zeros(shape)).unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0])
+def test_attention_has_a_gradient_where_activations_are_zero(p: float) -> None:
+    """As after a ReLU; below 1 the power has none there."""
+    student, teacher = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).relu() for seed in (0, 1))
+    made("attention_transfer", p=p)(student.requires_grad_(), teacher, None).backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_attention_of_a_power_below_one_is_an_error() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_part({"type": "attention_transfer", "kwargs": {"p": 0.5}}, "mimic_loss", {"mimic_loss": MIMIC_LOSSES})
+    assert [problem.key for problem in caught.value.problems] == ["kwargs.p"]
