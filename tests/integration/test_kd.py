@@ -518,6 +518,16 @@ def test_what_a_cache_cannot_keep(
     assert all(part in topk for part in ("mimic.cache.topk: ", "l2_loss", "Remove mimic.cache.topk"))
 
 
+def test_a_loss_of_one_label_on_images_of_several(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would take the first label of each image and no other."""
+    kd["dataset"]["train"]["dataset"]["kwargs"]["multilabel"] = True
+    kd["mimic"]["mimic_job0"]["cfgs"]["loss"] = {"type": "dkd"}
+    said = says(write(kd), capsys, tmp_path)
+    assert tells(said, "config.yaml:", "mimic.mimic_job0.cfgs.loss.type", "dkd", "multilabel", "bce_loss")
+
+
 def test_a_cache_keeps_maps_too(kd: Config, write: Write, tmp_path: Path) -> None:
     kd["mimic"]["cache"] = {"dir": str(tmp_path / "cache"), "dtype": "fp32"}
     path = write(kd)

@@ -61,8 +61,10 @@ def has_labels(experiment: Experiment) -> bool:
 
 
 def label_problems(experiment: Experiment) -> Iterator[Problem]:
-    """Find settings that need labels if the training images have none."""
+    """Find settings that need labels if the training images have none, or one label if they have several."""
     train, mimic = experiment.config.dataset.train, experiment.config.mimic
+    if train is not None and train.dataset.kwargs.get("multilabel"):
+        yield from _losses_of_one_label(experiment)
     if train is None or has_labels(experiment):
         return
     if mimic is None or not is_distillation(experiment):
@@ -75,4 +77,12 @@ def label_problems(experiment: Experiment) -> Iterator[Problem]:
         loss = experiment.tables["mimic_loss"].get(job.cfgs.loss.type)
         if loss.needs_labels or loss.needs_task_loss:
             expected = "a loss of the teacher's outputs alone, such as kd_loss: the training images have no labels"
+            yield Problem(got=job.cfgs.loss.type, expected=expected, key=f"{key_of_job(experiment, name)}.cfgs.loss.type")
+
+
+def _losses_of_one_label(experiment: Experiment) -> Iterator[Problem]:
+    mimic = experiment.config.mimic
+    for name, job in mimic.jobs.items() if mimic is not None and is_distillation(experiment) else ():
+        if experiment.tables["mimic_loss"].get(job.cfgs.loss.type).needs_labels:
+            expected = "a loss that needs no label, such as bce_loss: multilabel images have several"
             yield Problem(got=job.cfgs.loss.type, expected=expected, key=f"{key_of_job(experiment, name)}.cfgs.loss.type")
