@@ -8,6 +8,7 @@ from pathlib import Path
 
 from up.finetune.choose import Choices
 from up.finetune.images import ImageList
+from up.schema.strategies import STRATEGIES
 from up.text import count
 from up.types import Record
 
@@ -121,7 +122,7 @@ def _interpolation(choices: Choices) -> dict[str, str]:
 
 def _trainer(choices: Choices) -> str:
     if choices.strategy is not None:
-        lr = f"\n  optimizer: {{kwargs: {{lr: {choices.rates.lr:g}}}}}" if choices.lr_is_given else ""
+        lr = f"\n  optimizer: {{kwargs: {{lr: {_lr_of_strategy(choices)}}}}}" if choices.lr_is_given else ""
         fixed = ", kwargs: {features: fixed_view}" if choices.strategy == "lp_ft" and not choices.distillation else ""
         return f"finetune: {{strategy: {_flow(choices.strategy)}{fixed}}}\ntrainer:\n  max_epoch: {choices.epochs}\n  {_BEST}{lr}"
     rates = choices.rates
@@ -136,6 +137,13 @@ trainer:
     kwargs: {{lr: {rates.lr:g}, weight_decay: {rates.weight_decay:g}}}
     pconfig: {{nodecay: [ndim_is1]{depth}}}
   lr_scheduler: {{type: CosineAnnealingLR, {warmup}}}"""
+
+
+def _lr_of_strategy(choices: Choices) -> str:
+    """Write the learning rate for the schedule of the strategy, which may multiply it by the batch size."""
+    schedule = STRATEGIES[choices.strategy or ""]()["trainer"]["lr_scheduler"]
+    is_per_image = schedule["warmup_register_type"] == "base"
+    return f"{choices.rates.lr / choices.batch_size if is_per_image else choices.rates.lr:g}"
 
 
 def _start(choices: Choices) -> str:

@@ -101,6 +101,13 @@ def test_numbers_of_a_validation_list_mean_the_classes_of_training(tmp_path: Pat
     assert all(fact in str(caught.value) for fact in ("--val", "val/list.txt", "classes.txt", "dog, cat", "cat, dog"))
 
 
+@pytest.mark.parametrize(("strategy", "batch"), [("adamw", 1), ("step150", 16)])
+def test_a_given_learning_rate_is_that_of_the_batch(chosen: Chosen, strategy: str, batch: int) -> None:
+    """The schedule of ``step150`` multiplies the one in the file by the batch size."""
+    config = read_plain(yaml_of(chosen({"a": 40, "b": 40}, strategy=strategy, lr=0.02, batch_size=16)))
+    assert config["trainer"]["optimizer"]["kwargs"]["lr"] * batch == pytest.approx(0.02)
+
+
 def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
     few, many = chosen({"a": 4, "b": 4}), chosen({"a": 150, "b": 150})
     assert (few.batch_size, many.batch_size) == (2, 32)
