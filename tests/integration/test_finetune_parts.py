@@ -166,6 +166,9 @@ MISTAKES: list[tuple[Config, tuple[str, ...]]] = [
     ({"wise_ft": {"alpha": 0.5}}, ("finetune.wise_ft", "pretrain_model")),
     ({"l2sp": {}}, ("finetune.l2sp", "pretrain_model")),
     ({"probe": {"epochs": 2}}, ("finetune.probe.epochs", "2")),
+    ({"swa": {"epochs": 2}}, ("finetune.swa.epochs", "2")),
+    ({"swa": {"epochs": 2}, "trainer": {"max_iter": 8}}, ("finetune.swa.epochs", "2", "1.33")),
+    ({"probe": {"epochs": 1}, "swa": {"epochs": 2}, "trainer": {"max_epoch": 3}}, ("finetune.swa.epochs", "2", "probe")),
     ({"probe": {"epochs": 1}, "freeze": ["head"]}, ("finetune.probe", "epoch 1")),
     ({"unfreeze": {"blocks": 1000}, "freeze": ["head"]}, ("finetune.unfreeze", "epoch 1")),
 ]
@@ -175,6 +178,8 @@ MISTAKES: list[tuple[Config, tuple[str, ...]]] = [
 def test_mistakes_in_check_and_train(
     config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], section: Config, facts: tuple[str, ...]
 ) -> None:
+    section = dict(section)
+    config["trainer"] |= section.pop("trainer", {})
     config["finetune"] = section
     path = write(config)
     for command in (["check", "--config", path], ["train", "--config", path]):

@@ -99,10 +99,14 @@ def schedule_of(experiment: Experiment, steps_per_epoch: int, total: int, global
     with experiment.placing("trainer.optimizer"):
         base_lr = lr_of(optimizer.type, optimizer.kwargs, table) if optimizer else 0.0
     probe, swa = section_of(experiment).probe, section_of(experiment).swa
-    if probe is not None and probe.epochs * steps_per_epoch >= total:
-        what = f"got {probe.epochs} epochs, expected fewer than the run has, {total / steps_per_epoch:g}. Train longer."
-        raise experiment.error(what, key="finetune.probe.epochs")
+    for name, section in (("probe", probe), ("swa", swa)):
+        if section is not None and section.epochs * steps_per_epoch >= total:
+            what = f"got {section.epochs} epochs, expected fewer than the run has, {total / steps_per_epoch:.3g}. Train longer."
+            raise experiment.error(what, key=f"finetune.{name}.epochs")
     first, last = (each.epochs * steps_per_epoch if each else 0 for each in (probe, swa))
+    if probe is not None and swa is not None and first + last >= total:
+        what = f"got {swa.epochs} epochs, expected fewer than the {total / steps_per_epoch - probe.epochs:.3g} after finetune.probe"
+        raise experiment.error(f"{what}. Train longer.", key="finetune.swa.epochs")
     with experiment.placing("trainer.lr_scheduler"):
         main = build_schedule(
             base_lr=base_lr,
