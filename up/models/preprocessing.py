@@ -1,4 +1,4 @@
-"""ImagePreprocessing of images that weights were trained with: size, mean, std, interpolation, crop share."""
+"""Preprocessing of the images that weights were trained with: size, mean, std, interpolation, crop share."""
 
 from __future__ import annotations
 

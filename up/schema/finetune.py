@@ -36,7 +36,8 @@ class LoraSection(Section):
     alpha: Positive | None = None
     """The product of the two factors is scaled by alpha / rank; unset uses the rank."""
     targets: list[Name] | None = None
-    """Linear layers to adapt: parts of the names of their modules; unset adapts all linear layers of the backbone."""
+    """Layers to adapt, convolutions too: the beginnings of their names in the backbone, up to a dot, or ``r:`` and a regular
+    expression, such as ``r:qkv``; unset adapts all its linear layers."""
 
 
 class ProbeSection(Section):

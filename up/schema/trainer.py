@@ -55,9 +55,9 @@ class ParamConfig(Section):
     bn_w: ParamRule | None = None
     """Weights of batch normalisation, SyncBatchNorm included."""
     ln_b: ParamRule | None = None
-    """Biases of layer normalisation and its subclasses."""
+    """Biases of LayerNorm, GroupNorm, InstanceNorm and RMSNorm."""
     ln_w: ParamRule | None = None
-    """Weights of layer normalisation and its subclasses."""
+    """Weights of LayerNorm, GroupNorm, InstanceNorm and RMSNorm."""
     linear_b: ParamRule | None = Field(default=None, validation_alias=AliasChoices("linear_b", "linear"))
     """Biases of linear layers; ``linear`` is another spelling."""
     linear_w: ParamRule | None = None
@@ -115,9 +115,9 @@ class SpecialGroup(Section):
     key: Name
     """Part of the parameter's name; the first group that matches is used."""
     lr: Positive | None = None
-    """Learning rate of the group; unset uses the optimizer's."""
+    """Learning rate of the group; unset uses that of ``pconfig``, else the optimizer's."""
     weight_decay: NotNegative | None = None
-    """Weight decay of the group; unset uses the optimizer's."""
+    """Weight decay of the group; unset uses that of ``pconfig``, else the optimizer's."""
 
     @property
     def options(self) -> dict[str, float]:
