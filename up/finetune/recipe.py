@@ -57,9 +57,10 @@ def meta_files(choices: Choices) -> dict[Path, str]:
 
 def _source(choices: Choices, name: str, listed: ImageList, transforms: Sequence[str]) -> str:
     """Write the block of ``dataset.train`` or ``dataset.test``."""
-    images = choices.images
+    images, number = choices.images, len(listed.names)
     kwargs: dict[str, object] = {"meta_file": str(listed.path), "meta_type": listed.meta_type}
     if images.split is not None:
+        number = len(images.split.train if name == "train" else images.split.validation)
         kwargs = {"meta_file": str(choices.run / f"{'train' if name == 'train' else 'val'}.jsonl"), "meta_type": "custom_cls"}
     if images.is_named and kwargs["meta_type"] != "image_folder":
         kwargs["class_names"] = [*images.classes]
@@ -76,7 +77,7 @@ def _source(choices: Choices, name: str, listed: ImageList, transforms: Sequence
       kwargs:
         {_LINE.join(written).replace(_LINE, _LINE + 8 * " ")}
         on_bad_image: skip  # an image that cannot be read is reported and left out, up to 5 % of them
-        max_bad: {max(1, len(listed.names) // 20)}
+        max_bad: {max(1, number // 20)}
         transformer:
 {_LINE.join(f"          - {transform}" for transform in transforms)}"""
 

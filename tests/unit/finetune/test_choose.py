@@ -108,6 +108,16 @@ def test_a_given_learning_rate_is_that_of_the_batch(chosen: Chosen, strategy: st
     assert config["trainer"]["optimizer"]["kwargs"]["lr"] * batch == pytest.approx(0.02)
 
 
+def test_a_share_of_the_images_of_each_part_may_be_bad(chosen: Chosen) -> None:
+    made = chosen({"a": 200, "b": 200})
+    assert made.images.split is not None
+    config = read_plain(yaml_of(made))["dataset"]
+    sizes = [len(part) for part in (made.images.split.train, made.images.split.validation)]
+    limits = [config[name]["dataset"]["kwargs"]["max_bad"] for name in ("train", "test")]
+    assert limits == [size // 20 for size in sizes]
+    assert limits[1] < limits[0]
+
+
 def test_few_images_make_small_batches_and_many_epochs(chosen: Chosen) -> None:
     few, many = chosen({"a": 4, "b": 4}), chosen({"a": 150, "b": 150})
     assert (few.batch_size, many.batch_size) == (2, 32)
