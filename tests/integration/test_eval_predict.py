@@ -329,17 +329,20 @@ def test_predicting_changes_nothing_on_the_disk(config_file: Path, images: Path,
     assert contents(config_file.parent, images) == before
 
 
-@pytest.mark.parametrize("loss", ["bce", "softmax_eql"])
-def test_classes_without_names_are_those_of_the_net(loss: str, config: Config, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss", "is_list"), [("bce", False), ("softmax_eql", False), ("ce", True)])
+def test_classes_without_names_are_those_of_the_net(loss: str, is_list: bool, config: Config, images: Path, tmp_path: Path) -> None:
     """Neither the checkpoint nor the test images tell how many classes there are: these lack the last one."""
     for source, name in (("train", "train"), ("test", "val")):
         kwargs = config["dataset"][source]["dataset"]["kwargs"]
         del kwargs["class_names"]
         lines = [line.rpartition(" ") for line in (images / f"{name}.txt").read_text().splitlines()]
-        records = [{"filename": file, "label": int(label)} for file, _, label in lines if (source, label) != ("test", "2")]
+        labels = {file: int(label) for file, _, label in lines if (source, label) != ("test", "2")}
+        records = [{"filename": file, "label": [label] if is_list else label} for file, label in labels.items()]
         (tmp_path / f"{name}.json").write_text("".join(f"{json.dumps(record)}\n" for record in records))
         kwargs |= {"meta_file": str(tmp_path / f"{name}.json"), "meta_type": "custom_cls", "multilabel": loss == "bce"}
     config["trainer"]["max_epoch"] = 1
+    if is_list:
+        del config["net"][1]["kwargs"]["num_classes"]
     config["net"][2]["kwargs"] = {"cls_loss": {"type": loss}, "multilabel": loss == "bce"}
     words = ["--config", str(write_config(config, tmp_path))]
     assert main(["train", *words]) == 0

@@ -164,7 +164,7 @@ class Classification(Task[ImageDataset]):
             return {"num_classes": len(names), "class_counts": [1] * len(names)}
         written = [module.kwargs["num_classes"] for module in net if module.kwargs.get("num_classes") is not None]
         found = [] if written else [width for module in net for width in classifier_widths(module.name, tensors)]
-        if len(found) > 1:
+        if len(found) > 1 or (found and any(has_list_of_one(module, tensors) for module in net)):
             return {"num_classes": found}
         classes = found or (written if all(each == written[0] for each in written) else [])
         known: dict[str, object] = {"num_classes": classes[0]} if classes else {}
@@ -277,7 +277,7 @@ class Classification(Task[ImageDataset]):
         return sections_of(evidence, self.class_names(evidence.data))
 
     def outcomes(self, evaluator: Evaluator, data: ImageDataset) -> Sequence[Outcomes] | None:
-        """Return labels and predictions of the first head by name; None without labels."""
+        """Return labels and predictions of each head by name; none without labels."""
         return outcomes_of(evaluator, self.class_names(data)) if isinstance(evaluator, ImageNetEvaluator) else None
 
     def write_reports(self, evaluator: Evaluator, folder: Path, data: ImageDataset, save_result: bool) -> list[Path]:
@@ -321,6 +321,12 @@ def classifier_widths(name: str, tensors: Mapping[str, torch.Tensor]) -> list[in
     """List the number of outputs of each classifier of the head ``name``."""
     pattern = re.compile(rf"{re.escape(name)}\.classifier\.(\d+\.)?weight")
     return [len(tensor) for key, tensor in tensors.items() if pattern.fullmatch(key)]
+
+
+def has_list_of_one(module: NetModule, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a head of ours has one classifier in a list: labels were a list with one label an image."""
+    is_ours = module.type in HEADS and block_at(module.kwargs, "classifier_cfg").get("type", "linear") in CLASSIFIERS
+    return is_ours and f"{module.name}.classifier.0.weight" in tensors
 
 
 def expect_enough_classes(given: int | list[int] | None, known: object) -> None:

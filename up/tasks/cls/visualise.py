@@ -26,7 +26,7 @@ def targets_of(gt: Tensor, class_names: Sequence[object] | None) -> list[list[So
             for first, row in zip(order, weights, strict=True)
         ]
     if labels.ndim == 2:
-        heads = [names if isinstance(names, list) else None for names in class_names or [None] * labels.shape[1]]
+        heads = [_of_head(class_names, number) for number in range(labels.shape[1])]
         return [[SoftLabel(_name(names, label), 1.0) for names, label in zip(heads, row, strict=True)] for row in labels.tolist()]
     return [[SoftLabel(_name(class_names, label), 1.0)] for label in labels.tolist()]
 
@@ -41,7 +41,7 @@ def figures_of(evaluator: ImageNetEvaluator, class_names: Sequence[object] | Non
     drawn = {}
     for number, head in enumerate(heads):
         if head.gt is not None and head.gt.ndim == 1 and len(head.gt) and head.classes <= LARGEST:
-            names = names_of(class_names, number, len(heads), head.classes)
+            names = names_of(class_names, number, head.classes)
             drawn[f"confusion_matrix{_suffix(number, heads)}"] = confusion_figure(confusion_matrix(head), names)
     return drawn
 
@@ -55,17 +55,26 @@ def scores_of(
     for number, head in enumerate(heads):
         if head.gt is None or head.scores is None or not len(head.gt):
             continue
-        names = names_of(class_names, number, len(heads), head.classes)
+        names = names_of(class_names, number, head.classes)
         for label in range(head.classes):
             is_of = head.gt == label if head.gt.ndim == 1 else head.gt[:, label].astype(bool)
             found[f"{names[label]}{_suffix(number, heads)}"] = is_of, head.scores[:, label].astype(np.float64)
     return found
 
 
-def names_of(class_names: Sequence[object] | None, number: int, heads: int, classes: int) -> list[str]:
+def names_of(class_names: Sequence[object] | None, number: int, classes: int) -> list[str]:
     """Return the names of the classes of a head, ``class N`` where there are none."""
-    own = class_names[number] if class_names is not None and heads > 1 and number < len(class_names) else class_names
-    return [_name(own if isinstance(own, list) else None, label) for label in range(classes)]
+    own = _of_head(class_names, number)
+    return [_name(own, label) for label in range(classes)]
+
+
+def _of_head(class_names: Sequence[object] | None, number: int) -> Sequence[object] | None:
+    """Return the names of the classes of a head, of a list for each head or of one list for the only head; None without any."""
+    if not class_names:
+        return None
+    lists = class_names if isinstance(class_names[0], list) else [class_names]
+    found = lists[number] if number < len(lists) else None
+    return found if isinstance(found, list) else None
 
 
 def _suffix(number: int, heads: Sequence[object]) -> str:
