@@ -165,7 +165,8 @@ class SaverSection(Section):
     save_result: bool = False
     """Let ``eval`` also write ``results.txt``, one line per image."""
     memory_friendly: bool = False
-    """Let ``eval`` write one line per image batch by batch, so that an interrupted inference can continue."""
+    """Let ``eval`` write one line per image batch by batch into ``results.txt.rank0`` and so on, which begin anew; an interrupted
+    inference continues with ``inference_cfg.test_resume`` of the data set, which implies this."""
     task_type: Name | None = None
     """Accepted for older files; ``runtime.task_names`` names the task."""
     accept_data_change: Annotated[bool, FreeOnResume(reported=False)] = False
