@@ -78,7 +78,7 @@ def subset_in(dataset: Dataset, path: Path) -> Dataset:
     """Return the samples whose indices a JSON file lists. Raises ``UserError`` for another file, and for indices beyond the end."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        kept = np.array(listed, dtype=np.int64)
+        kept = np.array(listed if all(type(index) is int for index in listed) else [], dtype=np.int64)
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({error})", expected="a JSON list of indices") from error
     if kept.ndim != 1 or not len(kept) or kept.min() < 0 or kept.max() >= len(dataset) or len(np.unique(kept)) < len(kept):

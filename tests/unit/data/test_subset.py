@@ -59,7 +59,7 @@ def test_a_source_names_a_subset(images: Path, tmp_path: Path) -> None:
     assert part.fingerprint() != whole.fingerprint()
 
 
-@pytest.mark.parametrize("text", ["[0, 46]", "[-1]", "[]", "[1, 1]", "{}", "[[1]]", "no"])
+@pytest.mark.parametrize("text", ["[0, 46]", "[-1]", "[]", "[1, 1]", "[1.5]", "[true]", "{}", "[[1]]", "no"])
 def test_other_files_are_named(text: str, images: Path, tmp_path: Path) -> None:
     config = tiny_config(images, tmp_path / "run")
     (tmp_path / "kept.json").write_text(text)
