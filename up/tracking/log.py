@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 
 import torch
@@ -179,13 +179,19 @@ class MetricsFile(WindowHook):
 def read_metrics(folder: Path) -> list[Record]:
     """Read ``metrics.jsonl`` of a run folder, without a last line that was cut off; empty where there is none."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return [record for _, record in _records(path)] if path.exists() else []
 
 
 def cut_after(path: Path, step: int) -> None:
     """Drop the lines after ``step``, which a killed run reported but did not save: those steps are repeated."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        write_text(path, "".join(line + "\n" for line, record in _records(path) if record["step"] <= step))
+
+
+def _records(path: Path) -> list[tuple[str, Record]]:
+    """Read the lines of JSON objects in a file, without those that were cut off."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines() splits at U+2028 in a name, too
+        with suppress(ValueError):
+            found.append((line, json.loads(line)))
+    return found

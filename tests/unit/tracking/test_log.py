@@ -23,7 +23,7 @@ from up.data.sampler import Share
 from up.engine.hooks import Outline, StepReport
 from up.engine.meter import StepMeter
 from up.engine.step import StepOutput
-from up.tracking.log import OF_THE_MACHINE, LogFile, MetricsFile, WindowMeter
+from up.tracking.log import OF_THE_MACHINE, LogFile, MetricsFile, WindowMeter, cut_after
 from up.tracking.tensorboard import TensorBoard
 
 
@@ -197,3 +197,12 @@ def test_tensorboard_leaves_out_the_first_steps(tmp_path: Path) -> None:
     (file,) = (tmp_path / "tensorboard").iterdir()
     values = [(event.step, value.tag, value.simple_value) for event in events_of(file) for value in event.summary.value]
     assert [(step, value) for step, tag, value in values if tag == "train/loss"] == [(4, 4.0), (6, 5.5)]
+
+
+def test_lines_after_a_step_are_dropped_whatever_their_names(tmp_path: Path) -> None:
+    """Names may have other line separators and braces; a full disk cuts a line off anywhere."""
+    path = tmp_path / "bad_images.jsonl"
+    lines = [json.dumps({"step": step, "file": "a\u2028b\x85{c}.jpg"}, ensure_ascii=False) for step in (1, 3, 5)]
+    path.write_text("\n".join([*lines, lines[0][: lines[0].index("}") + 1]]), encoding="utf-8")
+    cut_after(path, 3)
+    assert path.read_text(encoding="utf-8") == f"{lines[0]}\n{lines[1]}\n"
