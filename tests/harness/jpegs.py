@@ -117,6 +117,7 @@ OTHER_CODES = _codes(OTHER_GREY)
 _TABLE = GREY.index(b"\xff\xc4\x00\xb5\x10")
 ZEROS_GREY = GREY[:_TABLE] + bytes([0xFF, 0xC4, 0, 23, 0x10, *[1] * 4, *[0] * 12, 0xF0, 0x00, 0x01, 0x11]) + GREY[_TABLE + 0xB7 :]
 """Four symbols of AC: 16 zeros, the end of a block, and a coefficient 1 or -1 without and with a zero before it."""
+ZEROS_CODES = _codes(ZEROS_GREY)
 
 
 def _value(value: int, size: int) -> str:
