@@ -78,7 +78,9 @@ def test_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.metrics["top1"] == pytest.approx(run.metrics["top1"])
     assert {file.name for file in report.files} >= {"metrics.json", "per_class.csv"}
     assert evaluate("runs/cell")["top1"] == report.metrics["top1"]
+    saved = run.checkpoint.stat().st_mtime_ns
     again = finetune("photos/train", model="test_resnet", weights="weights.pth", epochs=2, out="runs/cell", progress=False)
+    assert again.checkpoint.stat().st_mtime_ns == saved, "a finished run is not trained again"
     assert again.metrics == run.metrics == load("runs/cell").metrics
 
 

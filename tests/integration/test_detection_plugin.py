@@ -22,6 +22,7 @@ from tests.harness.detection import install
 from tests.harness.facts import tells
 from tests.harness.ranks import ROOT, Server, start
 from tests.harness.refusals import refused
+from tests.harness.runs import times_resumed
 from tests.harness.serving import in_thread
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
@@ -110,6 +111,7 @@ def test_a_run_stopped_inside_an_epoch_ends_bit_equal(det: Detection, monkeypatc
     monkeypatch.delenv("UP_FAULT")
     assert checkpoint(det.folder / "broken")["step"] == 4  # of 3 steps an epoch
     train("broken", *averaged)
+    assert times_resumed(det.folder / "broken") == 1
     one, other = checkpoint(det.folder / "unbroken"), checkpoint(det.folder / "broken")
     assert one["step"] == 6
     for name in ("model", "ema", "optimizer", "step"):

@@ -19,6 +19,7 @@ from tests.harness.facts import each_tells, tells
 from tests.harness.plugin import PAGE, files_in, install
 from tests.harness.ranks import Server, start
 from tests.harness.refusals import refused
+from tests.harness.runs import times_resumed
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.bundle.package import open_package
@@ -81,6 +82,7 @@ def test_a_run_stopped_inside_an_epoch_ends_bit_equal(seg: Path, monkeypatch: py
     monkeypatch.delenv("UP_FAULT")
     assert checkpoint(seg / "broken")["step"] == 2
     up("train", *averaged, folder="broken")
+    assert times_resumed(seg / "broken") == 1
     one, other = checkpoint(seg / "unbroken"), checkpoint(seg / "broken")
     for name in ("model", "ema", "optimizer", "step"):
         assert_same(one[name], other[name], name)
