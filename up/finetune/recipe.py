@@ -128,7 +128,8 @@ def _trainer(choices: Choices) -> str:
         return f"finetune: {{strategy: {_flow(choices.strategy)}{fixed}}}\ntrainer:\n  max_epoch: {choices.epochs}\n  {_BEST}{lr}"
     rates = choices.rates
     depth = "" if rates.layer_decay is None else f", layer_decay: {{value: {rates.layer_decay:g}}}"
-    warmup = "warmup_epochs: 1, warmup_type: linear, warmup_ratio: 0.1, warmup_register_type: no_scale_lr"
+    warmup_epochs = min(1, choices.epochs / 10)
+    warmup = f"warmup_epochs: {warmup_epochs:g}, warmup_type: linear, warmup_ratio: 0.1, warmup_register_type: no_scale_lr"
     return f"""\
 trainer:
   max_epoch: {choices.epochs}

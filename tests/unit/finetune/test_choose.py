@@ -75,6 +75,12 @@ def test_preprocessing_is_that_of_the_weights(chosen: Chosen) -> None:
     assert config["net"][1] == {"name": "head", "type": "vit_head"}
 
 
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.1), (5, 0.5), (60, 1)])
+def test_the_learning_rate_falls_in_short_runs_too(epochs: int, warmup: float, chosen: Chosen) -> None:
+    config = yaml.safe_load(yaml_of(chosen({"a": 40, "b": 40}, epochs=epochs)))
+    assert config["trainer"]["lr_scheduler"]["warmup_epochs"] == warmup
+
+
 def test_names_of_classes_are_text(chosen: Chosen) -> None:
     """Also those that YAML takes for other values."""
     names = sorted(["true", "False", "null", "None", "yes", "1e5", "0x1f", "12:30", "2024-01-31", "good", "~"])
