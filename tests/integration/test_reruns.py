@@ -21,6 +21,7 @@ from tests.harness.ranks import PATIENCE_S, Server, start
 from tests.harness.refusals import contents
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
+from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -133,6 +134,46 @@ def test_an_own_checkpoint_comes_before_a_named_one_which_is_said(
     assert f"resumed from {run / 'ckpt_e1.pth'} at step 6" in said
     said = said_by(capsys, "train", path, "-o", f"saver.resume_model={run / 'ckpt_e7'}", f"saver.save_dir={tmp_path}/x", code=2)
     assert tells(said, "file", "folder", f"{run / 'ckpt_e7'}")
+
+
+def always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all evaluations give one accuracy, so that the first stays the best."""
+    compute = ImageNetEvaluator.compute
+    monkeypatch.setattr(ImageNetEvaluator, "compute", lambda self: {**compute(self), "top1": 50.0})
+
+
+def test_a_run_resumed_from_another_folder_has_its_best_checkpoint_though_nothing_later_is_better(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    always_the_same(monkeypatch)
+    path, run, other = write(config), tmp_path / "run", tmp_path / "other"
+    said_by(capsys, "train", path)
+    assert checkpoint(run, "ckpt_best.pth")["step"] == 6
+    words = ["train", path, "-o", f"saver.resume_model={run / 'ckpt_e2'}", f"saver.save_dir={other}"]
+    assert "resumed from" in said_by(capsys, *words)
+    assert checkpoint(other)["best"]["step"] == 6
+    assert_same(checkpoint(run, "ckpt_best.pth"), checkpoint(other, "ckpt_best.pth"))
+    before = contents(other)
+    assert "is finished" in said_by(capsys, *words)
+    assert contents(other) == before
+    last = ["train", path, "-o", f"saver.resume_model={run / 'ckpt_latest'}", f"saver.save_dir={tmp_path / 'last'}"]
+    said_by(capsys, *last)
+    assert "is finished" in said_by(capsys, *last)
+
+
+def test_a_best_checkpoint_that_is_gone_is_chosen_anew(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    always_the_same(monkeypatch)
+    path, run, other = write(config), tmp_path / "run", tmp_path / "other"
+    said_by(capsys, "train", path)
+    for file in [*run.glob("ckpt_e1.*"), *run.glob("ckpt_best.*")]:
+        file.unlink()
+    said = said_by(capsys, "train", path, "-o", f"saver.resume_model={run / 'ckpt_e2'}", f"saver.save_dir={other}")
+    assert tells(said, "best", "step 6", "gone")
+    assert (checkpoint(other)["best"]["step"], checkpoint(other, "ckpt_best.pth")["step"]) == (18, 18)
 
 
 @pytest.mark.parametrize(

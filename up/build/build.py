@@ -16,7 +16,17 @@ from up.build.fit import fit_machine
 from up.build.network import select_device, synchronize_and_compile
 from up.build.outline import findings_of, outline_of
 from up.build.parts import RunParts, build_parts
-from up.build.start import Start, attach_l2sp, find_start, keep_start, log_start, open_folder, require_unfinished, trained_images
+from up.build.start import (
+    Start,
+    attach_l2sp,
+    find_start,
+    keep_start,
+    log_start,
+    lost_best,
+    open_folder,
+    require_unfinished,
+    trained_images,
+)
 from up.build.training import build_runner, ema_of, optimizer_of
 from up.command_line import CommandLine
 from up.distributed.failures import join_group, local_phase, on_all_ranks
@@ -85,6 +95,10 @@ def commit(
             session.restore(start.checkpoint, start.state, is_own=start.own_state is not None)
         warnings = open_folder(experiment, parts, start, command)
         keep_start(experiment, start.checkpoint, parts.net, parts.class_names)
+    lost = lost_best(experiment, start)
+    if lost:
+        session.progress.best = {}
+        warnings = [*warnings, lost]
     log_start(experiment, parts, start, optimizer, [*warnings, *uncompiled, *remarks], chosen)
     return session
 

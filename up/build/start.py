@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from up.build.data import notes_on
-from up.build.finetune import head_of, owes_averages, read_start, section_of
+from up.build.finetune import head_of, owes_averages, read_start, section_of, settings_of
 from up.build.network import load_start_weights, preprocessing_doubts
 from up.build.parts import RunParts
 from up.build.record import record_run
@@ -199,6 +199,9 @@ def open_folder(experiment: Experiment, parts: RunParts, start: Start, command: 
     if state is None:
         aside = set_earlier_run_aside(folder)
         warnings += [] if aside is None else [f"an earlier run was set aside in {aside}{resuming(aside, command)}"]
+        if start.checkpoint is not None and start.state is not None:
+            start.folder.take_over(start.checkpoint, _taken_over(experiment, parts, start.checkpoint, start.state))
+            start.folder.renew_aliases({BEST: start.state["best"].get("step")})
     else:
         start.folder.renew_aliases({LATEST: state["step"], BEST: state["best"].get("step")})
         aside = set_aside(folder, start.folder.later_than(state["step"]))
@@ -208,6 +211,29 @@ def open_folder(experiment: Experiment, parts: RunParts, start: Start, command: 
     (folder / AVERAGES).unlink(missing_ok=True)  # they are made anew at the end
     mark_launch(folder)
     return warnings
+
+
+def _taken_over(experiment: Experiment, parts: RunParts, checkpoint: Path, state: StateDict) -> set[int]:
+    """List the steps before ``checkpoint``, of another folder, that this run still needs: of the best, and of averages."""
+    needed = {*state.get("scores", {}), *filter(None, [state["best"].get("step")])}
+    keeping = parts.times.keep
+    if settings_of(experiment):
+        beside = CheckpointFolder(checkpoint.parent, keeping=None, config_sha256="").steps(stops=False)
+        steps = [step for _, step in beside if step <= state["step"]]
+        needed |= {*steps} - {*keeping.outdated(steps)}
+    return needed
+
+
+def lost_best(experiment: Experiment, start: Start) -> str:
+    """Report on every rank that the run folder lacks the best checkpoint so far of a resumed run; empty if it has it.
+
+    It lacks it where the checkpoint of another folder, or of an earlier step, was deleted there.
+    """
+    best = start.state["best"] if start.state is not None else {}
+    found = group.from_main(read_sidecar(experiment.folder / BEST))
+    if not best or (found is not None and found.step == best["step"]):
+        return ""
+    return f"the best checkpoint so far, of step {best['step']}, is gone: {BEST} will be the best of the evaluations from here on"
 
 
 def trained_images(parts: RunParts) -> TrainedImages:

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -212,6 +212,24 @@ class CheckpointFolder:
             whole = torch.load(path, map_location="cpu", weights_only=True)
             state = {part: value for part, value in whole.items() if part not in ONLY_TO_RESUME}
             self._commit(self.folder / name, state, replace(sidecar, resumable=False))
+
+    def take_over(self, path: Path, steps: Collection[int]) -> None:
+        """Take over the checkpoint ``path`` of another folder as the newest, then those of ``steps`` beside it that are undamaged.
+
+        Without a sidecar nothing is taken over. The newest comes first, so that a run that is killed meanwhile resumes from it.
+        """
+        newest = read_sidecar(path)
+        if newest is None:
+            return
+        beside = reversed(CheckpointFolder(path.parent, keeping=None, config_sha256="")._committed())
+        files = {sidecar.step: (other, sidecar) for other, sidecar in beside if sidecar.step in steps}  # aliases only if need be
+        files[newest.step] = path, newest
+        with storing(self.folder):
+            for step in sorted(files, key=lambda step: (step != newest.step, step)):
+                source, sidecar = files[step]
+                if not damage(source):
+                    self._name(source, sidecar.file if sidecar.resumable else BEST)
+            self._name(path, LATEST)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """Return the newest valid checkpoint, and a line for every damaged or foreign one that was skipped."""
