@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from up.errors import UserError
+from up.processors import available_processors
 from up.text import Verbatim, count
 
 STAT = Path("/proc/stat")
@@ -86,7 +87,7 @@ def description() -> dict[str, object]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": words.get("model name", platform.machine()),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": available_processors(),
         "instructions": fast,
         "memory_gb": round(pages / 1e9),
         "system": platform.system(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ from up.bench.machine import description, is_busy, versions
 from up.bench.statistics import Outcome, Spread, spread
 from up.bench.table import verdict
 from up.errors import UserError
+from up.processors import available_processors
 from up.types import Json, Record
 
 FORMAT = 1
@@ -35,7 +35,7 @@ def as_record(outcomes: Sequence[Outcome], settings: Settings, *, rounds: int, g
         "settings": {**chosen, "device": settings.device, "quick": settings.quick},
         "others": {"median": _rounded(spread(others)), "busy_cells": sum(map(is_busy, others)), "cells": len(others)},
         "rows": [_row(outcome) for outcome in outcomes],
-        "advice": advice(outcomes, len(os.sched_getaffinity(0))),
+        "advice": advice(outcomes, available_processors()),
     }
 
 

@@ -34,6 +34,7 @@ from up.engine.precision import Mode, Precision, fast_mode
 from up.engine.step import Runner
 from up.errors import out_of_memory
 from up.files import LATEST, named_checkpoint
+from up.processors import available_processors
 from up.schema.dataset import AUTO_SIZE
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
@@ -127,7 +128,7 @@ def _seconds(step: Callable[[int], object]) -> float:
 
 def workers_for(device: torch.device) -> tuple[int, str]:
     """Choose the number of loader workers of a rank from the processors of its host, and give the reason."""
-    processors, ranks = len(os.sched_getaffinity(0)), ranks_of_host()
+    processors, ranks = available_processors(), ranks_of_host()
     share = processors // ranks
     shared = f"{count(processors, 'processor')}, {count(ranks, 'rank')} on this host"
     if device.type == "cpu":  # the net computes on the same processors

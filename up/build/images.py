@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 
 from up.data.bad_images import BadImages, UnreadableImages
@@ -10,6 +9,7 @@ from up.data.loader import Workers, fetched
 from up.data.records import Batch, Dataset, Sample, SampleKey
 from up.data.sampler import EvalBatches
 from up.errors import UserError
+from up.processors import available_processors
 from up.tasks.experiment import Experiment
 from up.text import count
 
@@ -53,14 +53,10 @@ def _capped(lines: list[str]) -> list[str]:
 
 def _unreadable(experiment: Experiment, data: Dataset, track: Track) -> Iterator[str]:
     batches = EvalBatches(len(data), batch_size=_BATCH, rank=0, world_size=1)
-    workers = Workers(num_workers=min(_processors(), len(data) // _BATCH))
+    workers = Workers(num_workers=min(available_processors(), len(data) // _BATCH))
     opened = fetched(_Opened(data, experiment.task.read_sample), batches, workers=workers, collate=_reasons)
     for batch in track(opened, len(batches)):
         yield from map(str, batch.bad)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Opened:

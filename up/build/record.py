@@ -17,6 +17,7 @@ import up
 from up.command_line import CommandLine
 from up.distributed import group
 from up.files import write_json
+from up.processors import available_processors
 from up.schema.show import origins_of_values
 from up.tasks.experiment import Experiment
 from up.types import Json
@@ -54,7 +55,7 @@ def environment(device: torch.device) -> Mapping[str, Json]:
         "host": socket.gethostname(),
         "system": platform.platform(),
         "CPU": _cpu(),
-        "CPUs": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "CPUs": available_processors(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if is_gpu else device.type,
         "GPU memory": torch.cuda.get_device_properties(device).total_memory if is_gpu else None,

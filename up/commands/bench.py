@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.errors import UserError
 from up.files import unwritable, write_json
+from up.processors import available_processors
 
 _EXAMPLES = """more examples:
   up bench step --only fixed --rounds 9      the rows whose names contain `fixed`
@@ -89,7 +89,7 @@ def _names(text: str) -> list[str]:
 def _settings(arguments: argparse.Namespace, device: str) -> Settings:
     if not arguments.seconds > 0:
         raise UserError("--seconds", got=arguments.seconds, expected="a number above 0")
-    cpus = len(os.sched_getaffinity(0))
+    cpus = available_processors()
     return Settings(
         cache_folder(),
         seconds=0.01 if arguments.quick else arguments.seconds,
@@ -121,7 +121,7 @@ def _print(outcomes: Sequence[Outcome], settings: Settings, before: float) -> No
     for line in cells_of(outcomes):
         table.add_row(*line)
     print_tables(table)
-    for text in advice(outcomes, len(os.sched_getaffinity(0))):
+    for text in advice(outcomes, available_processors()):
         print(f"advice: {text}")
     disturbed = sum(is_busy(load) for outcome in outcomes for load in outcome.others)
     cells = sum(len(outcome.others) for outcome in outcomes)

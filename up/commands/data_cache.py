@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from up.commands.check import with_progress
 from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
 from up.errors import UserError
+from up.processors import available_processors
 from up.text import count, size_text
 
 if TYPE_CHECKING:
@@ -132,5 +132,5 @@ def settings_of(arguments: argparse.Namespace, side: int | None, on_bad: OnInval
         arguments.quality,
         arguments.on_invalid or on_bad,
         max_bad,
-        arguments.workers or len(os.sched_getaffinity(0)),
+        arguments.workers or available_processors(),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -16,6 +15,7 @@ from up.commands.next_steps import listed
 from up.commands.parser import CommandParser
 from up.distributed.signals import end_process
 from up.errors import UserError
+from up.processors import available_processors
 from up.text import count
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ The page is at http://127.0.0.1:8000/. From programs:
   curl --json "{\\"images\\": [\\"$(base64 -w0 a.jpg)\\"]}" http://127.0.0.1:8000/predict
   GET /health, /metadata, /metrics (Prometheus), /openapi.json
 The first SIGTERM or Ctrl-C refuses new images, answers those that it has and ends with 0; a second one ends at once."""
-_CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(words: list[str]) -> int:
@@ -87,7 +86,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--provider", default="cpu", help="execution provider of onnxruntime: cpu, cuda, tensorrt, auto")
     parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or the number in the package)")
     group = parser.add_argument_group("throughput")
-    group.add_argument("--threads", type=positive, default=_CPUS, help="threads that decode images, and threads of onnxruntime")
+    group.add_argument(
+        "--threads", type=positive, default=available_processors(), help="threads that decode images, and threads of onnxruntime"
+    )
     group.add_argument("--workers", type=positive, default=1, help="batches that run at a time, each with its share of the threads")
     group.add_argument("--max-batch", type=positive, default=8, help="images of a batch")
     group.add_argument("--max-wait-ms", type=amount, default=5.0, help="time a batch waits for images that are still being decoded")

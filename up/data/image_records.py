@@ -20,6 +20,7 @@ from up.data.decoding import MAX_PIXELS, QUIET, decoding, open_image, upright_rg
 from up.data.loader import Workers, fetched
 from up.data.records import Batch, Sample, SampleKey
 from up.data.sampler import EvalBatches
+from up.processors import available_processors
 
 Track = Callable[[Iterable[Batch], int], Iterable[Batch]]  # yields batches unchanged and shows the progress
 Fault = Literal["", "missing", "empty", "truncated", "unreadable"]
@@ -103,7 +104,7 @@ def read_records(
 
     ``read`` decodes the images of a reader of its own, such as one of many channels; by default Pillow does.
     """
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = available_processors()
     number = (available if len(paths) > _FEW else 0) if workers is None else workers
     batches = EvalBatches(len(paths), batch_size=_BATCH, rank=0, world_size=1)
     found = ImageRecords.empty(len(paths))
