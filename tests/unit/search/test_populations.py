@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,39 @@ def test_pbt_replaces_what_failed_and_ends_when_all_did() -> None:
     assert pbt.suggest(History(failed, SPACE, max_epoch=2)) is None
     running = [*trials[:3], Trial(3, point, "running", {}, 1, note={"slot": 3, "rung": 0})]
     assert pbt.suggest(History(running, SPACE, max_epoch=2)) is WAIT
+
+
+def members_of_pbt(*states: str) -> list[Trial]:
+    """Four members after the first rung, the best last, each with the budget of its state."""
+    point = {"lr": 0.01, "size": 32, "kind": "a"}
+    budgets = {"paused": 1, "running": 1, "failed": 2}
+    return [
+        Trial(at, point, state, {1: (at / 10,)}, budgets[state], note={"slot": at, "rung": 0})  # type: ignore[arg-type]
+        for at, state in enumerate(states)
+    ]
+
+
+def test_a_member_is_copied_only_once_its_checkpoint_is_written() -> None:
+    """Its last evaluation is reported before its training has saved and ended."""
+    pbt = Pbt(population=4, rungs=2, epochs_per_rung=1)
+    assert pbt.suggest(History(members_of_pbt("paused", "paused", "paused", "running"), SPACE, max_epoch=2)) is WAIT
+    work = pbt.suggest(History(members_of_pbt("paused", "paused", "paused", "paused"), SPACE, max_epoch=2))
+    assert isinstance(work, Work)
+    assert (work.inherits, work.note) == (3, {"slot": 0, "rung": 1})
+
+
+def test_a_member_that_fails_later_leaves_the_decisions_before_as_they_were() -> None:
+    """The best member of the first rung was copied, and fails in the second: its copy stays, and no other member is replaced."""
+    pbt = Pbt(population=4, rungs=3, epochs_per_rung=1)
+    first = members_of_pbt("paused", "paused", "paused", "failed")
+    copy = Trial(4, first[0].point, "paused", {2: (0.5,)}, 2, 3, {"slot": 0, "rung": 1})
+    work = pbt.suggest(History([*first, copy], SPACE, max_epoch=3))
+    assert isinstance(work, Work)
+    assert (work.continues, work.epochs) == (1, 2)  # not a copy of another member in the first rung
+    done = [replace(each, values={**each.values, 2: (0.2,)}, budget=2) for each in first[1:3]]
+    work = pbt.suggest(History([first[0], *done, first[3], copy], SPACE, max_epoch=3))
+    assert isinstance(work, Work)
+    assert (work.inherits, work.note) == (4, {"slot": 3, "rung": 2})
 
 
 SWITCHES = [[0, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]]

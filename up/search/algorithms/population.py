@@ -128,12 +128,17 @@ class Population(Algorithm):
         return None
 
     def _losses(self, history: History, members: Sequence[Trial | None], rung: int) -> list[float] | None:
-        """Return the loss of each member at the end of ``rung``, infinite if it failed; None before all have one."""
-        losses = []
+        """Return the loss of each member at the end of ``rung``, infinite if it failed in it; None before all have ended it.
+
+        A member that failed in a later rung keeps its loss here, so that what was decided by it stays decided.
+        """
+        losses, epochs = [], (rung + 1) * self.epochs_per_rung
         for member in members:
-            if member is None:
+            # a training reports its last evaluation before it has written the checkpoint that copies start from
+            if member is None or (member.state == "running" and member.budget <= epochs):
                 return None
-            loss = np.inf if member.state == "failed" else loss_at(history, member, (rung + 1) * self.epochs_per_rung)
+            has_failed = member.state == "failed" and member.budget <= epochs
+            loss = np.inf if has_failed else loss_at(history, member, epochs)
             if loss is None:
                 return None
             losses.append(float(loss))
