@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,17 @@ def test_the_report_draws_each_figure(images: Path, tmp_path: Path, instant: typ
     stage = hpo(space=space, objectives={"top1": "max", "params": "min"}, trials=MIN_FOR_IMPORTANCE)
     searched(search_config(images, tmp_path / "run", stage), tmp_path / "s.yaml")
     assert (tmp_path / "run" / "report.html").read_text().count("<svg") == len(["progress", "front", "coordinates", "importance"])
+
+
+def test_the_holdout_is_a_part_of_the_subset_in_the_file(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    chosen = [*range(40, 4, -2)]
+    (tmp_path / "mine.json").write_text(json.dumps(chosen))
+    config = search_config(images, tmp_path / "run", hpo(trials=1), holdout=0.5)
+    config["dataset"]["train"]["subset"] = str(tmp_path / "mine.json")
+    searched(config, tmp_path / "s.yaml")
+    parts = [json.loads(Path(instant.started[0]["dataset"][name]["subset"]).read_text()) for name in ("train", "test")]
+    assert all(parts)
+    assert sorted([*parts[0], *parts[1]]) == sorted(chosen)
 
 
 def test_seeds_give_the_winner_an_interval(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:

@@ -86,6 +86,15 @@ def subset_in(dataset: Dataset, path: Path) -> Dataset:
     return part_of(dataset, kept)
 
 
+def indices_of(experiment: Experiment, source: Phase, dataset: Dataset) -> Sequence[int]:
+    """Return the index of each image of ``dataset`` in the whole data set of its source: those that ``subset`` lists, or all."""
+    subset = section_of(experiment, source).subset
+    if subset is None:
+        return range(len(dataset))
+    listed: list[int] = json.loads(Path(subset).read_text(encoding="utf-8"))
+    return listed
+
+
 def part_of(dataset: Dataset, kept: ArrayLike) -> Dataset:
     """Return the samples at the indices ``kept``. Raises ``UserError`` for a data set of a kind without subsets."""
     if not isinstance(dataset, KeyedDataset):

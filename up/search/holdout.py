@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from up.build.data import build_dataset
+from up.build.data import build_dataset, indices_of
 from up.data.packed import PackedLabels
 from up.data.records import Dataset
 from up.errors import UserError
@@ -56,6 +56,8 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[in
 def carve(experiment: Experiment, share: float, run: Path) -> tuple[Path, Path]:
     """Write the indices of both parts into ``run`` and return the files; those of an earlier start stay.
 
+    They are indices of the whole data set, also where ``dataset.train.subset`` names the images to split.
+
     Raises ``UserError`` for data that cannot be split, or that changed since the search began.
     """
     folder = run / FOLDER
@@ -70,9 +72,10 @@ def carve(experiment: Experiment, share: float, run: Path) -> tuple[Path, Path]:
                 "the training data, search.holdout or the seed changed since the search began", key="search.holdout", fix=fix
             )
         return files
-    train, held = split(dataset, share, experiment.config.runtime.random_seed)
+    parts = split(dataset, share, experiment.config.runtime.random_seed)
+    listed = indices_of(experiment, "train", dataset)
     make_folder(folder)
-    for path, indices in zip(files, (train, held), strict=True):
-        write_json(path, indices)
+    for path, part in zip(files, parts, strict=True):
+        write_json(path, [listed[at] for at in part])
     write_json(about, record)
     return files
