@@ -106,6 +106,23 @@ def test_a_yaml_file_is_checked(
     assert (code, found["leak_identical"]["count"], found["label_range"]["count"]) == (2, 46, 15)
 
 
+def test_a_class_of_the_test_images_alone_is_named(
+    config: Report, write: Callable[[Report], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at, (source, classes) in enumerate((("train", ("ant", "bee", "cow")), ("test", ("ant", "asp", "bee", "cow")))):
+        for label, name in enumerate(classes):
+            (tmp_path / source / name).mkdir(parents=True)
+            for index in range(6):
+                scene(100 * at + 10 * label + index, 32, 32).save(tmp_path / source / name / f"{index}.png")
+        kwargs = config["dataset"][source]["dataset"]["kwargs"]
+        kwargs.pop("class_names")
+        kwargs |= {"meta_file": str(tmp_path / source), "meta_type": "image_folder"}
+        kwargs["image_reader"]["kwargs"]["image_dir"] = str(tmp_path / source)
+    code, _, found = checked(capsys, tmp_path, write(config))
+    assert (code, found["unknown_class"]["count"], "label_range" in found, "missing_class" in found) == (2, 1, False, False)
+    assert tells(texts(found["unknown_class"]), "test", "asp", "6 images")
+
+
 def test_tables_and_json_lines(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, head, line in (
         ("a.csv", "path,label\n", "{0}/{1}.png,{0}\n"),

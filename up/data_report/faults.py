@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from up.data.duplicates import members
 from up.data_report.images import CheckedImages
+from up.data_report.sources import DataSource
 from up.errors import Problem
 from up.text import count, some_of
 from up.types import Record
@@ -176,26 +177,37 @@ def _names(images: CheckedImages) -> Found:
 
 def _labels(images: CheckedImages) -> Found:
     counts = images.counts
-    for source in images.sources:
-        if source.labels is None or source.limit is None or source.labels.values.ndim > 1:
-            continue
-        wrong = np.flatnonzero((source.labels.values < 0) | (source.labels.values >= source.limit))
-        owners = source.labels.owners() if len(wrong) else wrong
-        for at in wrong.tolist():
-            where = source.files.where(int(owners[at]))
-            text = f"{where}: label {source.labels.values[at]}, expected 0 to {source.limit - 1}"
-            yield "label_range", Group(text=text)
     limits = [source.limit for source in images.sources if source.limit is not None]
+    limit = min(limits, default=len(images.classes))
     trained = {*(images.sources[0].classes or ())}
+    for source in images.sources:
+        yield from _out_of_range(images, source, trained)
     for number, source in enumerate(images.sources):
         if source.labels is None:
             continue
-        for label, name in enumerate(images.classes[: min(limits, default=None)]):
-            if counts[number][label] == 0 and (number or not trained or name in trained):
+        for label, name in enumerate(images.classes):
+            if counts[number][label] and trained and name not in trained:
+                if label < limit or name in (source.classes or ()):
+                    yield "unknown_class", Group(text=f"{source.name}: {name} ({count(int(counts[number][label]), 'image')})")
+            elif label < limit and counts[number][label] == 0 and (number or not trained or name in trained):
                 yield "missing_class", Group(text=f"{source.name}: {name}")
-            elif counts[number][label] and trained and name not in trained:
-                yield "unknown_class", Group(text=f"{source.name}: {name} ({count(int(counts[number][label]), 'image')})")
-    yield from _balance(images, counts[:, : min(limits, default=None)])
+    yield from _balance(images, counts[:, :limit])
+
+
+def _out_of_range(images: CheckedImages, source: DataSource, trained: Collection[str]) -> Found:
+    """Report labels that are no class; those of a class that has a name but is not ``trained`` are reported by that name."""
+    if source.labels is None or source.limit is None or source.labels.values.ndim > 1:
+        return
+    values, names = source.labels.values, source.classes or ()
+    classes = np.where(values < 0, -1, images.numbers_of(source)[np.maximum(values, 0)])  # by name: sources number their own
+    wrong = np.flatnonzero((classes < 0) | (classes >= source.limit))
+    owners = source.labels.owners() if len(wrong) else wrong
+    for at in wrong.tolist():
+        label = int(values[at])
+        if 0 <= label < len(names) and trained and names[label] not in trained:
+            continue
+        where = source.files.where(int(owners[at]))
+        yield "label_range", Group(text=f"{where}: label {label}, expected 0 to {source.limit - 1}")
 
 
 def _balance(images: CheckedImages, counts: NDArray[np.int64]) -> Found:
