@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from os.path import commonprefix
@@ -109,3 +111,21 @@ def _scalar(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return str(value)
+
+
+def yaml_text(value: object) -> str:
+    """Return the YAML of the text of ``value``, such as a path, that reads back as this text: in quotes where it needs them."""
+    import yaml  # pages without YAML do without it
+
+    text = str(value)
+    if re.fullmatch(r"[\w/.-]+", text) and not _is_number(text) and yaml.safe_load(text) == text:
+        return text
+    return json.dumps(text, ensure_ascii=False)  # YAML takes no pairs of escapes for one letter, as JSON does
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -119,6 +119,19 @@ def test_the_printed_lines_read_the_lists(
     assert main(["data", "check", write(config), "--out", str(tmp_path), "--workers", "1"]) == 0
 
 
+@pytest.mark.parametrize("name", ["2024", "null", "2024-05-01", "1e-3", "photos", "my 😀: #1, {new}"])
+def test_the_printed_lines_name_a_folder_of_any_name(
+    name: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "all" / "fox", tmp_path / name / "fox")
+    shutil.copytree(photos / "all" / "dog", tmp_path / name / "dog")
+    split(Path(f"{name}-out"), name)
+    told = capsys.readouterr().out
+    kwargs = yaml.safe_load(told[told.index("dataset:") :])["dataset"]["train"]["dataset"]["kwargs"]
+    assert (kwargs["meta_file"], kwargs["image_reader"]["kwargs"]["image_dir"]) == (f"{name}-out/train.jsonl", name)
+
+
 def test_the_draw_is_keyed_and_files_are_not_overwritten(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = split(tmp_path / "a", photos / "all", "--seed", 1)
     again = split(tmp_path / "b", photos / "all", "--seed", 1)

@@ -120,6 +120,14 @@ def test_the_yaml_of_a_run_means_its_folder(trained: Path) -> None:
         (trained.parent / "run" / name).unlink()
 
 
+@pytest.mark.parametrize("name", ["2025", "my 😀: #1"])
+def test_a_run_folder_has_any_name(name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.parent / "run", name)
+    assert reported(Path(name))["title"] == f"Run {name}"
+    assert main(["data", "issues", name]) == 0
+
+
 def test_runs_that_lack_something_say_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of an earlier version, without a checkpoint, without curves: each a page."""
     (run / "run.json").unlink()

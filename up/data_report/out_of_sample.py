@@ -31,6 +31,7 @@ from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import Predictions
 from up.tasks.cls.evaluate.row_file import Array, RowFile, blocks_of, rows_at
 from up.tasks.experiment import Experiment
+from up.text import yaml_text
 from up.types import Record
 
 FOLDER, CONFIG = "issues", "config.yaml"
@@ -66,7 +67,7 @@ def config_of(run: Path) -> Path:
 
 def of_validation(run: Path) -> OutOfSample:
     """Predict the images of ``dataset.test`` with the best weights of the run."""
-    experiment = load_experiment(config_of(run), [f"saver.save_dir={json.dumps(str(run))}", *_ALL_SCORES])
+    experiment = load_experiment(config_of(run), [f"saver.save_dir={yaml_text(run)}", *_ALL_SCORES])
     return _predicted(experiment, "test", None)
 
 

@@ -15,7 +15,7 @@ from up.files import make_folder, write_text
 from up.tasks.cls.data.csv_table import column_in
 from up.tasks.cls.data.metas import MetaSource
 from up.tasks.cls.data.tables import kind_of_list
-from up.text import some_of
+from up.text import some_of, yaml_text
 from up.types import Json, Record
 
 
@@ -66,23 +66,18 @@ class Splits:
     def yaml_lines(self, out: Path) -> Iterator[str]:
         """Yield the lines of the YAML file that read the first split."""
         folder = out / self.folders[0]
-        classes = "" if self.source.classes is None else f"class_names: {_text(out / 'classes.txt')}"
-        root = _text(self.source.files.roots[0].shown)
+        classes = "" if self.source.classes is None else f"class_names: {yaml_text(out / 'classes.txt')}"
+        root = yaml_text(self.source.files.roots[0].shown)
         yield "dataset:"
         for part, name in (("train", "train"), ("test", "val")):
             yield f"  {part}:"
             yield "    dataset:"
             yield "      type: cls"
             yield "      kwargs:"
-            yield f"        meta_file: {_text(folder / f'{name}.jsonl')}"
+            yield f"        meta_file: {yaml_text(folder / f'{name}.jsonl')}"
             yield f"        meta_type: {'custom_cls' if self.source.labels is not None else 'unlabelled'}"
             yield from [f"        {classes}"] if classes else []
             yield f"        image_reader: {{type: fs_pillow, kwargs: {{image_dir: {root}}}}}"
-
-
-def _text(path: object) -> str:
-    text = str(path)
-    return text if text.replace("/", "a").replace("_", "a").replace(".", "a").replace("-", "a").isalnum() else json.dumps(text)
 
 
 def drawn(path: Path, wanted: Wanted, image_dir: Path | None = None) -> Splits:

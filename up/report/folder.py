@@ -16,6 +16,7 @@ from up.errors import UserError
 from up.files import BEST
 from up.schema.show import values_with_origins
 from up.tasks.experiment import Experiment
+from up.text import yaml_text
 from up.tracking.log import read_metrics
 from up.types import Json, Record
 
@@ -68,5 +69,5 @@ def open_run(named: Path, overrides: Sequence[str] = ()) -> RunFolder:
     if (file := record.get("config")) is not None:
         make_importable(Path(file).parent)  # where plug-ins may be
     rest = [word for word in overrides if not word.startswith("saver.save_dir=")]
-    experiment = load_experiment(folder / CONFIG, [f"saver.save_dir={folder}", *rest])
+    experiment = load_experiment(folder / CONFIG, [f"saver.save_dir={yaml_text(folder)}", *rest])
     return RunFolder(folder, experiment, read_metrics(folder), read_status(folder), record)

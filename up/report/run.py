@@ -26,7 +26,7 @@ from up.report.folder import RunFolder
 from up.schema.show import values_with_origins
 from up.tasks.experiment import Experiment
 from up.tasks.report import Cards, Code, Note, PageSection, Plot, Plots, Table
-from up.text import count, duration, size_text
+from up.text import count, duration, size_text, yaml_text
 from up.tracking.log import OF_THE_MACHINE
 from up.types import Json, Record
 
@@ -305,6 +305,6 @@ def _repeat(run: RunFolder) -> PageSection:
         blocks += [Note(f"{note}. A finished run is not trained again: choose another saver.save_dir."), Code("\n".join(lines))]
     config, again = run.folder / "config.yaml", run.folder.with_name(f"{run.folder.name}-again")
     blocks.append(Note("From the effective configuration in the run folder, wherever the values came from:"))
-    commands = (["train", config, "-o", f"saver.save_dir={again}"], ["eval", config], ["report", run.folder])
+    commands = (["train", config, "-o", f"saver.save_dir={yaml_text(again)}"], ["eval", config], ["report", run.folder])
     blocks.append(Code("\n".join(shlex.join(["up", *map(str, words)]) for words in commands)))
     return PageSection("repeat", "Repeat it", blocks)
