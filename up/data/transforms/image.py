@@ -37,6 +37,7 @@ MODES: dict[Interpolation, InterpolationMode] = {
 }
 BY_PILLOW = frozenset({"nearest", "box", "hamming", "lanczos"})  # torch lacks three, and its nearest differs at ties
 MEAN_COLOUR = (124, 116, 104)  # of ImageNet: 255 * (.485, .456, .406)
+MEAN_GREY = 117  # its luma
 
 
 class Transform(ABC):

@@ -12,10 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from up.config.checked import checked
-from up.data.transforms.image import MEAN_COLOUR, Image, Probability, Transform, size_of
+from up.data.transforms.image import MEAN_COLOUR, MEAN_GREY, Image, Probability, Transform, size_of
 from up.errors import UserError
-
-_MEAN_GREY = 117  # of MEAN_COLOUR
 
 
 class _Hiding(Transform):
@@ -35,7 +33,7 @@ class _Hiding(Transform):
             pasted.paste(MEAN_COLOUR, mask=pillow.fromarray(hidden.numpy()))
             return pasted
         changed, channels = image.clone(), image.shape[0]
-        colour = MEAN_COLOUR if channels == len(MEAN_COLOUR) else (_MEAN_GREY,) * channels
+        colour = MEAN_COLOUR if channels == len(MEAN_COLOUR) else (MEAN_GREY,) * channels
         for channel, level in zip(changed, colour, strict=True):  # faster than torch.where where channels are last in memory
             channel.masked_fill_(hidden, 0 if image.is_floating_point() else level)
         return changed

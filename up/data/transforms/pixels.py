@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from up.data.records import Image
-from up.data.transforms.image import tensor_of, with_pillow
+from up.data.transforms.image import MEAN_COLOUR, MEAN_GREY, tensor_of, with_pillow
 
 try:
     from up.data import _pixels
@@ -36,7 +36,6 @@ Operation: TypeAlias = Callable[..., Any]
 """An operation of a library: of an image in its form, and of numbers."""
 
 _LEVELS = np.ascontiguousarray(np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (1, 256, 3)))
-_FILL = (124, 116, 104)
 
 
 class Kernel(NamedTuple):
@@ -97,6 +96,8 @@ def _on_levels(operation: Operation, image: Levels | PILImage, *numbers: float, 
     """Apply an operation of timm. A Pillow image becomes levels where that is faster."""
     kernel = KERNELS[operation] if operation in KERNELS and agrees(operation) else None
     if isinstance(image, PILImage) and (kernel is None or kernel.is_cheap or image.mode != "RGB"):
+        if image.mode == "L" and "fillcolor" in kwargs:
+            kwargs["fillcolor"] = MEAN_GREY
         changed: PILImage = operation(image, *numbers, **kwargs)
         return changed
     if kernel is None:
@@ -130,7 +131,7 @@ def agrees(operation: Operation) -> bool:
     gradient = (np.add.outer(np.arange(37), np.arange(45))[..., None] * np.array([1, 2, 3])).astype(np.uint8)
     kernel = KERNELS[operation]
     forms = [torch.empty(0) if kernel.of_tensors else pillow.new("RGB", (1, 1))]
-    filters = [{"resample": each, "fillcolor": _FILL} for each in (Resampling.BILINEAR, Resampling.BICUBIC)]
+    filters = [{"resample": each, "fillcolor": MEAN_COLOUR} for each in (Resampling.BILINEAR, Resampling.BICUBIC)]
     for image in (noise, gradient):
         for sample in kernel.samples:
             numbers = () if sample is None else (sample,)

@@ -29,6 +29,21 @@ def picture() -> Tensor:
     return (torch.stack([rows, columns, 1 - rows * columns]) * 255).to(torch.uint8)
 
 
+@pytest.mark.parametrize("ours", [ours for ours, _ in LIKE_TIMM], ids=lambda part: type(part).__name__)
+def test_grey_images_are_changed_as_their_colours_would_be(ours: Any) -> None:
+    """Up to rounding, and what is moved into the image is the luma of MEAN."""
+    grey, changed = picture()[:1], 0
+    for seed in range(40):
+        seed_cpu(seed)
+        got = ours(grey)
+        assert (got.shape, got.dtype) == (grey.shape, torch.uint8)
+        seed_cpu(seed)
+        expected = ours(grey.expand(3, -1, -1).contiguous())
+        assert (got.float() - F.rgb_to_grayscale(expected).float()).abs().median() <= 1
+        changed += not torch.equal(got, grey)
+    assert changed > 20
+
+
 @pytest.mark.parametrize(("ours", "theirs"), LIKE_TIMM, ids=lambda part: type(part).__name__)
 def test_same_seeds_give_timms_image(ours: Any, theirs: Any) -> None:
     image = F.to_pil_image(picture())
