@@ -27,6 +27,8 @@ from up.seed import key
 from up.text import count, some_of
 from up.types import Json
 
+_UNLABELLED = -1  # images without a label are drawn as those of one more class
+
 Labels: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | None"
 
 
@@ -206,7 +208,7 @@ def _folded(groups: Sequence[Sequence[int]], sets: Sequence[tuple[int, ...]], fo
     sizes = [0] * folds
     of_class: dict[int, list[Sequence[int]]] = defaultdict(list)
     for group in groups:
-        for label in {label for index in group for label in sets[index]} or {-1}:
+        for label in {label for index in group for label in sets[index]} or {_UNLABELLED}:
             of_class[label].append(group)
     for label in sorted(of_class, key=lambda label: (len(of_class[label]), label)):
         for group in sorted(of_class[label], key=len, reverse=True):
@@ -242,7 +244,7 @@ class _Draw:
 
     def __init__(self, groups: Sequence[Sequence[int]], sets: Sequence[tuple[int, ...]], share: float) -> None:
         self._groups, self._share = groups, share
-        self._labels = [Counter(label for index in group for label in sets[index]) for group in groups]
+        self._labels = [Counter(label for index in group for label in sets[index] or (_UNLABELLED,)) for group in groups]
         self._of_class: dict[int, list[int]] = defaultdict(list)
         for at, labels in enumerate(self._labels):
             for label in labels:

@@ -112,6 +112,15 @@ def test_sets_of_labels(save: Save, tmp_path: Path) -> None:
     assert not split.not_validated
 
 
+def test_images_without_a_label_are_on_every_side(save: Save, tmp_path: Path) -> None:
+    """Of sets of labels, where they are most of the images: without them every prediction would seem right."""
+    sets = [*[()] * 40, *[(0,)] * 10, *[(0, 1)] * 10]
+    split = split_of([save(number) for number in range(60)], sets, 0.2, root=tmp_path, test=0.2)
+    for part, share in ((split.validation, 8), (split.test, 8), (split.train, 24)):
+        assert sum(not sets[index] for index in part) == share
+    assert split.not_validated == []
+
+
 def test_images_of_a_fixed_camera_are_split_one_by_one(save: Save, tmp_path: Path) -> None:
     scene = np.asarray(Image.open(tmp_path / save(0)).resize((64, 64)))
     files = []
