@@ -12,14 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from tests.harness.facts import tells
 from tests.harness.faulty import is_alive, wait_for
 from tests.harness.ranks import ROOT
 from tests.harness.trackers import Failing, Recorder, events
+from up.engine.hooks import Outline
 from up.tracking.log import LOGGER
 from up.tracking.trackers.feed import Feed
+from up.tracking.trackers.hook import Trackers
 from up.tracking.trackers.tracker import TrackedRun, flat
+from up.types import StateDict
 
 
 @pytest.fixture
@@ -62,6 +66,32 @@ def test_a_later_start_continues_the_line_without_repeated_steps(tmp_path: Path)
     assert [step for step, _ in events(file, "row")] == [1, 2, 3, 4]
     other = feed(tmp_path, Recorder(file=str(file)), 2, run_id="of another checkpoint")
     assert (other.run_id, record(tmp_path)["last_step"]) == ("of another checkpoint", 2)
+
+
+def test_a_checkpoint_has_the_run_and_the_row_that_waits_for_its_evaluation(tmp_path: Path) -> None:
+    def started(state: StateDict | None = None) -> Trackers:
+        hook = Trackers({"fake": Recorder(file=str(tmp_path / "events"))}, {})
+        hook.load_state_dict(state or {})
+        hook.on_start(Outline(tmp_path, nn.Identity(), 4, 2, 8, is_evaluated=lambda step: step == 2), 0 if state is None else 2)
+        return hook
+
+    first = started()
+    wait_for(lambda: first.state_dict()["runs"])
+    first.add("train", 2, {"loss": 0.5})
+    state = first.state_dict()
+    first.on_end(2, "preempted")
+    assert state == {
+        "folder": str(tmp_path),
+        "runs": {"fake": record(tmp_path)["run_id"]},
+        "row": {"train/loss": 0.5},
+        "row_step": 2,
+    }
+    (tmp_path / "trackers" / "fake.json").unlink()  # the checkpoint alone names the run
+    second = started(state)
+    second.add("eval", 2, {"top1": 50.0})
+    second.on_end(2, "done")
+    assert events(tmp_path / "events", "row") == [[2, {"train/loss": 0.5, "eval/top1": 50.0, "epoch": 1.0}]]
+    assert {run for run, *_ in events(tmp_path / "events", "start")} == {*state["runs"].values()}
 
 
 @pytest.mark.parametrize(
