@@ -44,7 +44,7 @@ def _of_array(encoded: bytes, name: str, channels: int) -> NDArray[np.generic]:
         array: NDArray[np.generic] = np.load(io.BytesIO(encoded), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise BadImage(name, f"damaged .npy file: {error}") from None
-    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+    if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16) and array.dtype.kind != "f":
         raise BadImage(name, f"an array of {array.dtype}; expected uint8, uint16 or floats")
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim == 3 and pixels.size and channels in (pixels.shape[-1], pixels.shape[0]):

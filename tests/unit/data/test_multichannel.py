@@ -98,10 +98,26 @@ class TestManyChannels:
             (npy(CUBE.astype(np.uint16) * 7), np.moveaxis(CUBE * 7.0, -1, 0) / 65535),
             (npy(CUBE.astype(np.float64) - 3), np.moveaxis(CUBE, -1, 0) - 3.0),
             (npy(DEEP), DEEP[None] / 65535),
+            (npy(DEEP.astype(">u2")), DEEP[None] / 65535),
             (encoded(Image.fromarray(DEEP.astype(np.float32)), "TIFF"), DEEP[None].astype(np.float64)),
             (encoded(Image.fromarray(DEEP), "PNG", **turned(6)), np.rot90(DEEP, -1)[None] / 65535),
         ],
-        ids=["png16", "tiff16", "png8", "rgb16", "rgba", "pages", "hwc", "chw", "uint16", "floats", "hw", "tiff float", "turned"],
+        ids=[
+            "png16",
+            "tiff16",
+            "png8",
+            "rgb16",
+            "rgba",
+            "pages",
+            "hwc",
+            "chw",
+            "uint16",
+            "floats",
+            "hw",
+            "big-endian",
+            "tiff float",
+            "turned",
+        ],
     )
     def test_levels_as_in_the_file(self, data: bytes, expected: np.ndarray[Any, Any]) -> None:
         found = MultiChannelReader(channels=len(expected))(data)
