@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -156,13 +157,17 @@ class Stage:
         return bool(getattr(self.algorithm, "finds_networks", False))
 
     def objective_values(self, metrics: Mapping[str, float], costs: Mapping[str, float]) -> tuple[float, ...]:
-        """Return the objectives of an evaluation: of averaged weights, if there are any. Raises ``UserError`` for an unknown
-        metric."""
+        """Return the objectives of an evaluation: of averaged weights, if there are any.
+
+        Raises ``UserError`` for an unknown metric, and for a value that is not finite, which no sampler compares.
+        """
         values = []
         for name in self.objectives:
             found = costs.get(name, metrics.get(f"ema_{name}", metrics.get(name)))
             if found is None:
                 raise UserError(got=name, expected=f"a metric of the evaluation: {', '.join(sorted(metrics))}", key="objectives")
+            if not math.isfinite(found):
+                raise UserError(f"the evaluation gave {name} {found}", expected="a finite number", key="objectives")
             values.append(float(found))
         return tuple(values)
 
