@@ -19,7 +19,7 @@ from up.schema.search import ALGORITHMS
 from up.search import worker as search_worker
 from up.search.algorithm import WAIT, History, Suggestion, Trial, Work
 from up.search.report import MIN_FOR_IMPORTANCE
-from up.search.stages import open_stage
+from up.search.stages import load_search, open_stage
 from up.search.worker import open_study
 
 __all__ = ["instant"]
@@ -101,6 +101,50 @@ def test_seeds_give_the_winner_an_interval(images: Path, tmp_path: Path, instant
     assert float(winner["difference"]) == 1.0
     assert float(winner["difference_half"]) == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
     assert "noise" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_the_winner_is_compared_over_the_seeds_that_both_completed(
+    images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    """Seed 1 is the harder one, and the file itself fails in it: its mean is higher, and it loses the one comparison there is."""
+
+    def by_seed(config: Config, epoch: int) -> float:
+        seed, is_own = config["runtime"]["random_seed"], config["trainer"]["optimizer"]["kwargs"]["lr"] == own
+        if is_own and seed == 8:
+            raise ArithmeticError("CUDA out of memory")
+        return 80.0 if is_own else {7: 90.0, 8: 50.0}[seed]
+
+    config = search_config(images, tmp_path / "run", hpo(trials=1), {"full_train": {"hparams": "hpo.best", "seeds": 2}})
+    own = config["trainer"]["optimizer"]["kwargs"]["lr"]
+    instant.objective = staticmethod(by_seed)
+    searched(config, tmp_path / "s.yaml")
+    found = {row["candidate"]: row for row in rows(tmp_path / "run" / "full_train" / "candidates.csv")}
+    assert [float(found[name]["mean"]) for name in ("candidate", "own_values")] == [70.0, 80.0]
+    assert float(found["candidate"]["difference"]) == 10.0
+    assert "winner beats" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_candidates_whose_files_have_one_name_are_all_trained(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    files = [tmp_path / folder / name for folder, name in (("a", "net.yaml"), ("b", "net.yaml"), ("b", "own_values.yaml"))]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(yaml.safe_dump({LR: 0.2 + 0.1 * number}))
+    stage = {"full_train": {"candidates": [str(file) for file in (*files, files[0])], "top": 4}}
+    searched(search_config(images, tmp_path / "run", stage), tmp_path / "s.yaml")
+    rates = [config["trainer"]["optimizer"]["kwargs"]["lr"] for config in instant.started]
+    assert [round(rate, 6) for rate in rates[:3]] == [0.2, 0.3, 0.4]
+    assert len(rates) == 4  # and the file itself
+    assert len({row["candidate"] for row in rows(tmp_path / "run" / "full_train" / "candidates.csv")}) == 4
+
+
+def test_an_objective_that_is_not_finite_fails_its_trial(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(search_config(images, tmp_path / "run", hpo())))
+    stage = open_stage(load_search(tmp_path / "s.yaml"), "hpo", None)
+    assert stage.objective_values({"top1": 50.0}, {}) == (50.0,)
+    for value in (math.nan, math.inf):
+        with pytest.raises(UserError) as caught:
+            stage.objective_values({"top1": value}, {})
+        assert tells(str(caught.value), "top1", str(value))
 
 
 def test_the_same_command_does_nothing_more(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from statistics import mean
 
@@ -26,7 +27,7 @@ CHOSEN = "best"
 class Candidates:
     """Trains each candidate once for each seed: ``candidates`` are fragments by name, the last one the file itself."""
 
-    def __init__(self, candidates: Mapping[str, Sequence[Path]], seeds: int, first_seed: int, epochs: int) -> None:
+    def __init__(self, candidates: Mapping[str, Sequence[Path]], seeds: int, first_seed: int) -> None:
         self._works = [
             Work(
                 note={
@@ -39,7 +40,6 @@ class Candidates:
             for name, paths in candidates.items()
             for seed in range(seeds)
         ]
-        self._epochs = epochs
 
     def suggest(self, history: History) -> Suggestion:
         """Return the next candidate and seed."""
@@ -65,21 +65,31 @@ def final_stage(search: Search) -> Stage:
     place = search.place(FULL_TRAIN)
     with search.decoded.origins.placing(place):
         shared = [path for names in (section.hparams, section.augment) for path in fragments_named(names, search.run, search.path)]
-        found = fragments_named(section.candidates, search.run, search.path)[: section.top]
+        found = [*dict.fromkeys(fragments_named(section.candidates, search.run, search.path))][: section.top]
         if section.candidates is not None and not found:
             raise UserError("has no candidate", key=f"{place}.candidates", fix="Run the stage that finds them first.")
         require_files([*shared, *found], place)
-        candidates = {path.stem if path.stem != "best" else f"{path.parent.name}_best": [path, *shared] for path in found}
+        candidates = {name: [path, *shared] for name, path in named(found).items()}
         candidates = candidates or {"candidate": shared}
         if section.control and any(candidates.values()):
             candidates[CONTROL] = []
         tree = without_search(search.tree)
         epochs = epochs_of(with_settings(tree, section.set))
-    algorithm = Candidates(candidates, section.seeds, search.seed, epochs)
+    algorithm = Candidates(candidates, section.seeds, search.seed)
     way: Direction = "minimize" if smaller_is_better(section.select) else "maximize"
     objectives = {section.select: way}
     none = ConstraintsSection()
     return Stage(FULL_TRAIN, search, tree, algorithm, Space(()), objectives, none, epochs, 0, section=section)
+
+
+def named(fragments: Sequence[Path]) -> dict[str, Path]:
+    """Name each candidate after its file, ``best.yaml`` after its folder too; a name that is taken gets a number."""
+    found: dict[str, Path] = {}
+    for path in fragments:
+        name = path.stem if path.stem != "best" else f"{path.parent.name}_best"
+        names = chain([name], (f"{name}_{number}" for number in count(2)))
+        found[next(each for each in names if each != CONTROL and each not in found)] = path
+    return found
 
 
 def write_candidates(stage: Stage, trials: Sequence[Trial], tell: Callable[[str], object]) -> None:

@@ -41,12 +41,13 @@ def write_report(search: Search, stages: Sequence[Stage]) -> None:
 
 def content_of(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     """Return the content of the page."""
+    final = search.section.stages[-1].full_train
     return {
         "title": f"Search of {search.path.name}",
         "honesty": honesty(search, bool(rows)),
         "stages": [_stage_content(report) for report in reports],
         "final": [{**row, "shown": with_half(row["mean"], row["half"])} for row in rows],
-        "verdict": list(final_verdict(rows)),
+        "verdict": list(final_verdict(rows, final.select)) if final is not None else [],
         "commands": list(commands(search, rows)),
     }
 
@@ -137,10 +138,11 @@ def _coordinates(axes: Axes, report: StageReport) -> None:
     space, history = report.stage.space, report.history
     axes.set_title("keys of each trial, the best trials darkest")
     ranked = sorted((each for each in history.complete if each.final), key=lambda each: history.losses(each)[0], reverse=True)
-    for rank, trial in enumerate(ranked[-_MOST_LINES:]):
+    drawn = ranked[-_MOST_LINES:]
+    for rank, trial in enumerate(drawn):
         shares = [None if share is None else float(share) for share in space.encode(space.active(trial.point))]
         heights = [float("nan") if share is None else share for share in shares]
-        better = rank / max(1, len(ranked) - 1)
+        better = rank / max(1, len(drawn) - 1)
         axes.plot(range(len(space)), heights, color=RIGHT, alpha=0.15 + 0.8 * better, linewidth=1 + better)
     axes.set_xticks(range(len(space)), [name.rpartition(".")[2] for name in space.names], rotation=30, ha="right", fontsize=8)
     axes.set_yticks([0, 1], ["first", "last"], fontsize=8)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from up.engine.stopping import smaller_is_better
 from up.schema.search import FULL_TRAIN
 from up.search.algorithm import Direction, History, Trial
 from up.search.controls import FOUND, OWN, control_stage
@@ -183,16 +184,16 @@ def _final_lines(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator
         yield f"| {name} | {row['seeds']} | {with_half(row['mean'], row['half'])} | {duration(row['seconds'])} |"
     if any(row["half"] is not None for row in rows):
         yield "\nMean ± half of its 95 % interval over the seeds (Student's t)."
-    yield from (f"\n{line}" for line in final_verdict(rows))
+    yield from (f"\n{line}" for line in final_verdict(rows, section.select))
 
 
-def final_verdict(rows: Sequence[Mapping[str, Json]]) -> Iterator[str]:
-    """Say whether the winner beats the file itself, by the differences of runs with the same seed."""
+def final_verdict(rows: Sequence[Mapping[str, Json]], select: str) -> Iterator[str]:
+    """Say whether the winner beats the file itself in the metric ``select``, by the differences of runs with the same seed."""
     winner = next((row for row in rows if row["candidate"] != CONTROL), None)
     if winner is None or winner["difference"] is None:
         return
     difference, half = winner["difference"], winner["difference_half"]
-    beats = rows[0] is winner and difference != 0
+    beats = difference < 0 if smaller_is_better(select) else difference > 0
     if half is None:
         certainty = "One seed each: the difference may be noise. `seeds: 3` gives it an interval."
     else:
