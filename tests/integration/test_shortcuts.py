@@ -96,6 +96,14 @@ class TestBatchSize:
         assert (dataset.train.batch_sampler.kwargs.batch_size, dataset.test.batch_sampler.kwargs.batch_size) == (3, 5)
 
 
+def test_of_blocks_with_other_names(config: Config, write: Write) -> None:
+    dataset = config["dataset"]
+    config["dataset"] = {"data_pool": ["mine:train", "val:test"], "mine": dataset["train"], "val": dataset["test"]}
+    found = made(write(config), batch_size=3, img_size=16)
+    assert found.dataset.train.batch_sampler.kwargs.batch_size == 3
+    assert (sizes(found, "train"), sizes(found, "test")) == ([16], [[16, 16]])
+
+
 class TestImageSize:
     def test_resize_and_crop_keep_their_ratio(self) -> None:
         found = made(ROOT / "configs/cls/res18_bag_of_tricks.yaml", img_size=160)
@@ -123,6 +131,8 @@ class TestImageSize:
         config["to_kestrel"] = {"resize_hw": [32, 32]}
         found = made(write(config), img_size=64)
         assert (found.net[0].kwargs["img_size"], found.to_kestrel.resize_hw) == (64, [64, 64])
+        config["net"][0]["kwargs"]["img_size"] = [32, 48]
+        assert made(write(config), img_size=64).net[0].kwargs["img_size"] == [64, 96]
 
     def test_nothing_to_set(self, config: Config, write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         for source in ("train", "test"):

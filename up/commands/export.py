@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from up.commands.next_steps import listed, next_commands, with_package
 from up.commands.parser import CommandParser
 from up.errors import StorageError, UserError
 from up.files import make_folder, unwritable, write_bytes
+from up.schema.overrides import override_of
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from up.deploy.exporter import Export
@@ -104,7 +104,7 @@ def read(parser: CommandParser, words: list[str]) -> tuple[argparse.Namespace, E
     parser.add_config()
     arguments = parser.read(words[1:])
     given = {key: getattr(arguments, key) for key in ("model_name", "version", "add_softmax")}
-    overrides = [f"to_kestrel.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    overrides = [override_of(f"to_kestrel.{key}", value) for key, value in given.items() if value is not None]
     expect_checkpoint(arguments.ckpt)
     arguments.images = find_images(arguments.images)
     return arguments, load_checked(arguments.config, [*arguments.opts, *overrides])

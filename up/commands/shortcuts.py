@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from up.config.nodes import load_nodes
 from up.config.tree import MappingNode, is_null
 from up.errors import UserError
 from up.schema.decode import decode
-from up.schema.overrides import apply_overrides
+from up.schema.overrides import apply_overrides, override_of
 from up.schema.sections import Config
 from up.schema.trainer import SchedulePart
 from up.types import Record
@@ -43,11 +42,7 @@ class Shortcuts:
             "--batch-size": None if self.batch_size is None else _batch_size(tree, self.batch_size),
             "--img-size": None if self.img_size is None else _img_size(config, self.img_size),
         }
-        return {flag: [_override(key, value) for key, value in set_by] for flag, set_by in flags.items() if set_by is not None}
-
-
-def _override(key: str, value: object) -> str:
-    return f"{key}={json.dumps(value)}"
+        return {flag: [override_of(key, value) for key, value in set_by] for flag, set_by in flags.items() if set_by is not None}
 
 
 def of_epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[str, object]]:
@@ -125,7 +120,10 @@ def _img_size(config: Config, pixels: int) -> Iterator[tuple[str, object]]:
         fix = "Add torch_random_resized_crop or torch_resize to transformer, or remove --img-size."
         raise UserError(f"--img-size {pixels}: no transform of dataset.train or dataset.test has a size", fix=fix)
     for index, module in enumerate(config.net):
-        if module.kwargs.get("img_size") in before:
+        size = module.kwargs.get("img_size")
+        if isinstance(size, list) and _is_size(size) and size[0] in before:
+            yield f"net.{index}.kwargs.img_size", _scaled(size, pixels / size[0])
+        elif isinstance(size, int) and size in before:
             yield f"net.{index}.kwargs.img_size", pixels
     if isinstance(config.to_kestrel.resize_hw, list):
         yield "to_kestrel.resize_hw", _scaled(config.to_kestrel.resize_hw, pixels / config.to_kestrel.resize_hw[0])
@@ -135,8 +133,13 @@ def _size_of(part: object) -> int | list[int] | None:
     """The ``size`` of a transform as written: pixels, or [height, width]."""
     kwargs = part.get("kwargs") if isinstance(part, Mapping) else None
     size = kwargs.get("size") if isinstance(kwargs, Mapping) else None
-    pair = isinstance(size, list) and len(size) in (1, 2) and all(isinstance(side, int) for side in size)
-    return size if pair or (isinstance(size, int) and size > 0) else None
+    return size if _is_size(size) else None
+
+
+def _is_size(size: object) -> bool:
+    if isinstance(size, list):
+        return len(size) in (1, 2) and all(isinstance(side, int) and side > 0 for side in size)
+    return isinstance(size, int) and size > 0
 
 
 def _scaled(size: int | list[int], factor: float) -> int | list[int]:

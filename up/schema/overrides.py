@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from up.config.bases import BASE
 from up.config.nodes import parse_value
 from up.config.tree import OPTS, MappingNode, Mark, Node, ScalarNode, SequenceNode, index_of, is_null, labels_of, set_at
 from up.errors import ConfigError, Problem
+from up.schema.legacy.keys import sources_of_pool
 from up.schema.sections import SECTIONS, Config, is_section
 from up.text import did_you_mean
 
@@ -44,6 +46,11 @@ def apply_overrides(tree: MappingNode, tokens: Sequence[str]) -> MappingNode:
     return tree
 
 
+def override_of(key: str, value: object) -> str:
+    """Return the word after ``--opts`` that sets the dotted ``key`` to a plain value, in quotes where text needs them."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
 def _read(tokens: Sequence[str], problems: list[Problem]) -> list[_Override]:
     found = []
     words = iter(tokens)
@@ -75,10 +82,21 @@ def _applied(tree: MappingNode, override: _Override) -> MappingNode:
     if top in _LISTS and is_null(tree.get(top)) and (override.adds or override.path != top):
         tree = tree.with_entry(top, SequenceNode((), _MARK), _MARK)
     value = _value(override)
-    tree, places = _places(tree, override.path)
+    tree, places = _places(tree, _of_source(tree, override.path))
     for path in places:
         tree = set_at(tree, path, value, _MARK, append=override.adds)
     return tree
+
+
+def _of_source(tree: MappingNode, path: str) -> str:
+    """The path in the block that serves ``dataset.train`` or ``dataset.test``, which ``data_pool`` may call otherwise."""
+    words = path.split(".")
+    dataset = tree.block("dataset")
+    sources = sources_of_pool(dataset)
+    source = sources.get(words[1]) if len(words) > 1 and words[0] == "dataset" else None
+    if source is None or is_null(dataset.get(source)) or words[1] in sources.values():
+        return path
+    return ".".join(["dataset", source, *words[2:]])
 
 
 def _places(tree: MappingNode, path: str) -> tuple[MappingNode, list[str]]:

@@ -17,6 +17,7 @@ from up.errors import UserError
 from up.files import write_text
 from up.schema.decode import decode
 from up.schema.legacy.hoist import to_documented_form
+from up.schema.legacy.keys import Found, data_pool
 from up.schema.overrides import apply_overrides
 from up.search.space import Point, Space
 from up.text import some_of
@@ -37,7 +38,10 @@ class Values(NamedTuple):
 
 def load_tree(path: Path, overrides: Sequence[str] = ()) -> MappingNode:
     """Read the file of a search with ``--opts`` over it."""
-    return apply_overrides(load_nodes(path), overrides)
+    tree = apply_overrides(load_nodes(path), overrides)
+    found = Found([], [])
+    named = data_pool(tree, found)  # so that paths such as dataset.train.batch_sampler lead to what trains
+    return tree if found.problems else named
 
 
 def without_search(tree: MappingNode) -> MappingNode:

@@ -11,7 +11,7 @@ from up.config.nodes import parse_nodes
 from up.config.tree import to_plain
 from up.errors import ConfigError
 from up.schema.decode import decode
-from up.schema.overrides import apply_overrides
+from up.schema.overrides import apply_overrides, override_of
 
 TEXT = """
 num_classes: &num_classes 10
@@ -156,3 +156,23 @@ class TestRefusals:
 
     def test_all_problems_at_once(self) -> None:
         assert len(refusal("trianer.x=1", "net.7=1", "trainer.x=[1").splitlines()) == 3
+
+
+class TestDataPool:
+    """``dataset.train`` is the block that ``data_pool`` names for training."""
+
+    TEXT = "dataset: {data_pool: ['a:train', 'b:test'], a: {x: 1}, b: {x: 2}, train: {x: 3}}"
+
+    @pytest.mark.parametrize("path", ["dataset.train.x", "dataset.a.x"])
+    def test_either_name(self, path: str) -> None:
+        made = to_plain(apply_overrides(parse_nodes(self.TEXT, "x.yaml"), [f"{path}=9"]))["dataset"]
+        assert (made["a"], made["b"], made["train"]) == ({"x": 9}, {"x": 2}, {"x": 3})
+
+    def test_a_source_that_is_called_as_a_phase(self) -> None:
+        tree = parse_nodes("dataset: {data_pool: ['a:train', 'train:test'], a: {x: 1}, train: {x: 3}}", "x.yaml")
+        assert to_plain(apply_overrides(tree, ["dataset.train.x=9"]))["dataset"]["train"] == {"x": 9}
+
+
+@pytest.mark.parametrize("value", ["7", "true", "a: b", "runs/a #1", "ünï 😀", 3, None, {"a": [1]}, "a'b\"c"])
+def test_an_override_keeps_its_value(value: object) -> None:
+    assert applied(override_of("saver.save_dir", value))["saver"]["save_dir"] == value

@@ -10,7 +10,16 @@ from up.config.nodes import parse_nodes
 from up.config.tree import to_plain
 from up.errors import ConfigError
 from up.schema.decode import load_config
-from up.search.settings import values_of, with_epochs, with_fragment, with_holdout, with_values, write_config, write_fragment
+from up.search.settings import (
+    load_tree,
+    values_of,
+    with_epochs,
+    with_fragment,
+    with_holdout,
+    with_values,
+    write_config,
+    write_fragment,
+)
 from up.search.space_form import read_space
 
 TEXT = """\
@@ -81,3 +90,12 @@ def test_paths_that_lead_nowhere_are_named(path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         with_values(TREE, {path: 1})
     assert caught.value.problems[0].key == path
+
+
+def test_paths_lead_to_the_block_that_trains(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(TEXT.replace("  train: {", "  data_pool: ['mine:train', 'test:test']\n  mine: {"))
+    tree = with_values(load_tree(tmp_path / "c.yaml"), {"dataset.train.dataset.kwargs.fraction": 0.25})
+    write_config(tmp_path / "trial.yaml", tree, {})
+    train = load_config(tmp_path / "trial.yaml").config.dataset.train
+    assert train is not None
+    assert train.dataset.kwargs["fraction"] == 0.25

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from typing_extensions import Unpack
 
-from up.config.tree import MappingNode, Mark, ScalarNode, SequenceNode, is_null
+from up.config.tree import MappingNode, Mark, Node, ScalarNode, SequenceNode, is_null
 from up.errors import Fields, Problem
 from up.schema.sections import Config
 from up.text import Verbatim, did_you_mean
@@ -85,10 +86,8 @@ def data_pool(tree: MappingNode, found: Found) -> MappingNode:
     pool = dataset.get("data_pool")
     if pool is None:
         return tree
-    entries = pool.items if isinstance(pool, SequenceNode) else () if is_null(pool) else (pool,)
     sources: dict[str, str] = {}
-    for index, entry in enumerate(entries):
-        source, _, phase = str(entry.value if isinstance(entry, ScalarNode) else "").partition(":")
+    for index, (entry, source, phase) in enumerate(_entries(pool)):
         wrong = _wrong_entry(dataset, source, phase, sources)
         if wrong is None:
             sources[phase] = source
@@ -102,6 +101,18 @@ def data_pool(tree: MappingNode, found: Found) -> MappingNode:
         if source != phase:
             found.note(f"dataset.{source}", f"was taken as dataset.{phase}, as data_pool says", mark)
     return tree.with_block(("dataset",), changed)
+
+
+def _entries(pool: Node | None) -> Iterator[tuple[Node, str, str]]:
+    """Yield the entries of ``data_pool`` with their source and phase."""
+    for entry in pool.items if isinstance(pool, SequenceNode) else () if pool is None or is_null(pool) else (pool,):
+        source, _, phase = str(entry.value if isinstance(entry, ScalarNode) else "").partition(":")
+        yield entry, source, phase
+
+
+def sources_of_pool(dataset: MappingNode) -> dict[str, str]:
+    """Return the block of ``dataset`` for each phase that ``data_pool`` names."""
+    return {phase: source for _, source, phase in _entries(dataset.get("data_pool")) if phase in PHASES}
 
 
 def _wrong_entry(dataset: MappingNode, source: str, phase: str, taken: dict[str, str]) -> tuple[str, str] | None:
