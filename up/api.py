@@ -268,15 +268,13 @@ class TrainedRun:
     def metrics(self) -> dict[str, float]:
         """Metrics of the best checkpoint on the validation images, in the unit of the task: ``run.metrics["top1"]``.
 
-        They are those of the moving average, if there is one.
+        They are those of the moving average, or of the average of ``finetune`` that ``checkpoint`` is. Empty for a run that was
+        not evaluated.
         """
-        from up.engine.checkpoint import read_sidecar
+        from up.build.best_metrics import metrics_of_best
 
-        sidecar = read_sidecar(self.checkpoint)
-        evaluated = [line for line in self.history if line["phase"] == "eval"]
-        found = next((line for line in evaluated if sidecar is not None and line["step"] == sidecar.step), evaluated[-1])
-        metrics = {name: value for name, value in found.items() if name not in ("phase", "step", "epoch")}
-        return {**metrics, **{name.removeprefix("ema_"): value for name, value in metrics.items() if name.startswith("ema_")}}
+        found = metrics_of_best(self.folder, self.checkpoint)
+        return self.report().metrics if found is None else found
 
     @overload
     def predict(self, images: PathLike, *, topk: int | None = None) -> Prediction: ...
@@ -379,9 +377,12 @@ def _evaluated(
 def _experiment(config: PathLike, overrides: Sequence[str]) -> Experiment:
     """Load a YAML file, or the configuration of a run folder."""
     from up.build.experiment import load_experiment
+    from up.schema.decode import if_moved
 
     path = Path(config)
-    return load_experiment(path / "config.yaml" if path.is_dir() else path, list(overrides))
+    if not path.is_dir():
+        return load_experiment(path, list(overrides))
+    return load_experiment(path / "config.yaml", [*if_moved(path), *overrides])
 
 
 def _text(path: PathLike | None) -> str | None:

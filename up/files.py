@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from up.errors import StorageError, UserError
 from up.text import did_you_mean
+from up.types import Record
 
 BEST, LATEST, START = "ckpt_best.pth", "ckpt_latest.pth", "ckpt_start.pth"
 AVERAGES = "averaging.json"  # metrics of the averages of a run's checkpoints, and the file of the best
@@ -26,11 +27,18 @@ def named_checkpoint(name: str | Path) -> Path:
 
 def best_of_run(folder: Path) -> Path | None:
     """Return the best weights of a run: of ``averaging.json``, else the best checkpoint, else the latest; None without any."""
+    best = averages_of(folder).get("best")
+    found = [folder / best] if isinstance(best, str) else []
+    return next((path for path in (*found, folder / BEST, folder / LATEST) if path.is_file()), None)
+
+
+def averages_of(folder: Path) -> Record:
+    """Read ``averaging.json`` of a run folder; empty where it is missing or damaged."""
     try:
-        best = folder / json.loads((folder / AVERAGES).read_text(encoding="utf-8"))["best"]
-    except (OSError, ValueError, KeyError, TypeError):
-        best = folder / BEST
-    return next((path for path in (best, folder / BEST, folder / LATEST) if path.is_file()), None)
+        record = json.loads((folder / AVERAGES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def existing_run(path: Path) -> Path:

@@ -20,6 +20,7 @@ from tests.harness.runs import first_step, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
+from up.api import evaluate, load
 from up.build.experiment import load_experiment
 from up.build.network import build_net
 from up.files import best_of_run
@@ -241,6 +242,11 @@ def test_averages_of_a_run(finished: Path, tmp_path: Path) -> None:
     assert set(metrics) == {*AVERAGES, "ckpt_best.pth"}
     assert metrics["ckpt_soup.pth"] >= max(record["averages"]["ckpt_soup.pth"]["tried"].values()) >= metrics["ckpt_best.pth"]
     assert metrics[record["best"]] == max(metrics.values())
+    assert record["best"] != "ckpt_best.pth"  # of equal ones an average
+    opened = load(run)
+    assert opened.checkpoint == run / record["best"]
+    assert opened.metrics == record["best_metrics"]
+    assert evaluate(run, out=tmp_path / "best") == pytest.approx(opened.metrics)
     curve = record["averages"]["ckpt_wise.pth"]["curve"]
     assert len(curve) == 11
     assert curve["1.0"] == metrics["ckpt_best.pth"]
@@ -282,6 +288,7 @@ def test_a_stop_within_an_epoch_changes_no_average(
     config["saver"]["auto_resume"] = True
     path, run = write(config), tmp_path / "stopped"
     assert train(path) == 0
+    assert load(tmp_path / "run").metrics == {}  # not evaluated
     monkeypatch.setenv("UP_FAULT", "rank=0,step=15,action=term")
     assert train(path, f"saver.save_dir={run}") == 75
     monkeypatch.delenv("UP_FAULT")

@@ -24,6 +24,7 @@ from up.distributed.group import from_main, is_main
 from up.engine.averaging import between, greedy_soup, mean_of, recompute_statistics
 from up.engine.checkpoint import ONLY_TO_RESUME, CheckpointFolder
 from up.engine.ema import NoEma
+from up.engine.evaluate import Evaluated
 from up.engine.session import TrainingSession
 from up.engine.timetable import Every
 from up.files import AVERAGES, BEST, START, write_atomically, write_json
@@ -175,12 +176,16 @@ class _Averages:
                 yield self.session.runner.stage(kept)
 
     def metric(self) -> float:
-        """Evaluate the weights of the network; NaN counts as worst."""
-        session = self.session
-        assert session.evaluation is not None
-        metrics, evaluator, _ = session.evaluation(session.model, NoEma(), lambda: Vote.for_request(session.stop))
+        """Evaluate the weights of the network, and return the main metric; NaN counts as worst."""
+        metrics, evaluator, _ = self.evaluated()
         value = metrics[evaluator.main_metric]
         return value if math.isfinite(value) else -math.inf
+
+    def evaluated(self) -> Evaluated:
+        """Evaluate the weights of the network."""
+        session = self.session
+        assert session.evaluation is not None
+        return session.evaluation(session.model, NoEma(), lambda: Vote.for_request(session.stop))
 
     def _write(self, name: str, weights: Sequence[Weights], metric: float | None, **details: object) -> None:
         """Write the mean of ``weights`` as ``ckpt_NAME.pth``, with what the best checkpoint says beside its training state."""
@@ -202,13 +207,15 @@ class _Averages:
         _log(f"{file} ({of}){shown}")
 
     def finish(self, step: int) -> None:
-        """Write ``averaging.json``, which names the file of the best weights, and report."""
+        """Write ``averaging.json``, which names the file of the best weights, with all metrics of an average, and report."""
         chosen = max(self.metrics, key=lambda file: (self.metrics[file], file != BEST)) if self.metrics else BEST
-        settings = settings_of(self.experiment)
+        record = {"settings": settings_of(self.experiment), "step": step, "best": chosen, "metrics": self.metrics}
+        if chosen != BEST:
+            self.load(raw(self.experiment.folder / chosen))
+            record["best_metrics"] = self.evaluated().metrics
         with on_all_ranks():
             if is_main():
-                record = {"settings": settings, "step": step, "best": chosen, "metrics": self.metrics, "averages": self.record}
-                write_json(self.experiment.folder / AVERAGES, record)
+                write_json(self.experiment.folder / AVERAGES, {**record, "averages": self.record})
         _log(f"eval, predict and export use {chosen} (averaging.json)")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from up.errors import UserError
-from up.files import AVERAGES, START
+from up.files import START, averages_of
 from up.models.lora import add_lora
 from up.models.net import Net
 from up.models.patterns import any_of, require_matches
@@ -107,8 +106,5 @@ def settings_of(experiment: Experiment) -> Record:
 def owes_averages(experiment: Experiment, step: int) -> bool:
     """Check whether the averages of a run that is finished after ``step`` steps are still to be made."""
     settings = settings_of(experiment)
-    try:
-        record = json.loads((experiment.folder / AVERAGES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
+    record = averages_of(experiment.folder)
     return bool(settings) and (record.get("settings") != settings or record.get("step") != step)

@@ -35,8 +35,7 @@ def main(words: list[str]) -> int:
     add_launch(parser)
     parser.add_config(what="the YAML file, or the run folder")
     arguments = parser.read(words[1:])
-    config = config_of_run(arguments.config)
-    overrides = [*arguments.opts, *backend_overrides(arguments)]
+    config, overrides = config_of_run(arguments.config, [*arguments.opts, *backend_overrides(arguments)])
     if arguments.fork_method is not None:
         overrides.append(f"dataset.test.dataloader.kwargs.fork_method={arguments.fork_method}")
     with output_of(arguments):

@@ -59,10 +59,12 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
     load_config(path, overrides)
 
 
-def config_of_run(path: Path) -> Path:
-    """Return ``config.yaml`` of a run folder; ``path`` itself for a file, and for a folder of another kind."""
+def config_of_run(path: Path, overrides: Sequence[str]) -> tuple[Path, list[str]]:
+    """Return ``config.yaml`` of a run folder, with what it overrides if the folder was moved; other paths as they are."""
+    from up.schema.decode import if_moved
+
     inner = path / "config.yaml"
-    return inner if inner.is_file() else path
+    return (inner, [*if_moved(path), *overrides]) if inner.is_file() else (path, [*overrides])
 
 
 def load_checked(path: Path, overrides: Sequence[str]) -> Experiment:

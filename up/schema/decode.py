@@ -18,7 +18,7 @@ from up.files import LATEST, named_checkpoint
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob
-from up.schema.overrides import apply_overrides
+from up.schema.overrides import apply_overrides, override_of
 from up.schema.sections import REPLAYING, Config, NetModule
 from up.schema.strategies import PLACE, contradictions, over_strategy
 from up.text import count, did_you_mean
@@ -119,6 +119,19 @@ def _is_grouping(word: str, after: list[str], node: Node) -> bool:
 def load_config(path: Path, opts: Sequence[str] = ()) -> Decoded:
     """Load the configuration in the file at ``path`` and apply the words after ``--opts``. Raises ``ConfigError``."""
     return decode(apply_overrides(load_nodes(path), opts))
+
+
+def if_moved(folder: Path) -> list[str]:
+    """Return the override that lets ``config.yaml`` in a run folder stand for this folder, where it names another one.
+
+    A run that was copied, renamed or set aside in ``earlier/N`` has the folder of its training in ``saver.save_dir``.
+    """
+    file = folder / "config.yaml"
+    try:
+        trained_in = load_config(file).config.saver.folder(file)
+    except ConfigError:  # reported where the configuration is used
+        return []
+    return [] if trained_in.resolve() == folder.resolve() else [override_of("saver.save_dir", str(folder))]
 
 
 def decode(tree: MappingNode) -> Decoded:
