@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.harness.browser import browser, check_page
 from tests.harness.facts import tells
@@ -141,6 +142,17 @@ def test_groups_of_seeds(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert difference["how"] == "pairs of seeds"
     assert difference["difference"].startswith(f"{mean:+.2f}")
     assert tells(capsys.readouterr().out, "width 4", "width 8", f"{mean:+.2f}")
+
+
+def test_the_order_of_keys_makes_no_group(runs: Path, tmp_path: Path) -> None:
+    for name in ("s0", "s1"):
+        shutil.copytree(runs / name, tmp_path / name)
+    file = tmp_path / "s1" / "config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config["net"][0]["kwargs"] = dict(reversed(config["net"][0]["kwargs"].items()))
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    content = compared(tmp_path / "page", "--seeds", tmp_path / "s0", tmp_path / "s1")
+    assert [group["seeds"] for group in section(content, "seeds")["data"]["groups"]] == ["0, 1"]
 
 
 @pytest.fixture(scope="module")
