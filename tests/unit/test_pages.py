@@ -93,6 +93,12 @@ def decoded(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
+@pytest.mark.parametrize("white", [1.0, 4000.0])
+def test_thumbnails_of_floats_go_from_black_to_white(white: float) -> None:
+    values = np.array([[-0.2 * white, 0.0, np.nan], [white / 2, np.inf, white]], dtype=np.float32)
+    assert np.asarray(decoded(thumbnail(Image.fromarray(values)))).tolist() == [[0, 0, 0], [128, 0, 255]]
+
+
 @pytest.mark.parametrize("size", [(640, 480), (300, 900)])
 def test_thumbnails_keep_the_shape(size: Sequence[int], tmp_path: Path) -> None:
     Image.new("RGB", (size[0], size[1]), (200, 30, 30)).save(tmp_path / "a.jpg")

@@ -60,10 +60,11 @@ def thumbnail_if_readable(path: str | Path, side: int) -> DataUri | None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert to grey or RGB; of more than 8 bits a value, the largest one becomes white."""
+    """Convert to grey or RGB; of floats, and integers of more than 8 bits, 0 or less becomes black, the largest value white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values * (255 / max(values.max(), 255))).round().astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0).clip(min=0)
+        white = max(values.max(), 1e-12 if image.mode == "F" else 255)
+        image = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
     return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
 
 
