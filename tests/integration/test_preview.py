@@ -109,6 +109,13 @@ def test_the_recipe_is_that_of_the_run(config: Config, write: Write, tmp_path: P
     assert {4, 8, 9} <= {*recipe["checkpoints"]}
 
 
+def test_an_average_that_never_moves_is_shown_without_a_start(config: Config, write: Write, tmp_path: Path) -> None:
+    config["ema"] = {"enable": True, "kwargs": {"decay": 0.9, "inner_T": 50}}
+    config["trainer"]["max_epoch"] = 1
+    recipe = preview(write(config), tmp_path / "page")["timeline"]
+    assert recipe["ema"] == {"from": None, "step": [], "decay": []}
+
+
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [

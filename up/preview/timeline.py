@@ -56,7 +56,7 @@ def _sampled(total: int, per_epoch: int) -> list[int]:
 
 def _averaging(ema: Ema, steps: Sequence[int]) -> Record:
     moved = [step for step in steps if ema.moves_at(step)]
-    first = next(step for step in range(1, steps[-1] + 2) if ema.moves_at(step))
+    first = next((step for step in range(1, steps[-1] + 1) if ema.moves_at(step)), None)  # None where the run is too short
     return {"from": first, "step": moved, "decay": [ema.decay_at(step - 1) for step in moved]}
 
 
@@ -131,7 +131,7 @@ def _lanes(content: Record) -> list[tuple[str, Lane]]:
     total = content["steps"]
     found: list[tuple[str, Lane]] = []
     for name, key in (("mixing", "mixing"), ("averaging", "ema"), ("cached features", "cached_features")):
-        if content[key] is not None:
+        if content[key] is not None and content[key]["from"] is not None:
             found.append((name, _span(content[key]["from"], content[key].get("to", total))))
     rows = content["training_parameters"]
     if len(rows) > 1:
