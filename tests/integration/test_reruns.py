@@ -136,19 +136,21 @@ def test_an_own_checkpoint_comes_before_a_named_one_which_is_said(
     assert tells(said, "file", "folder", f"{run / 'ckpt_e7'}")
 
 
-def always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all evaluations give one accuracy, so that the first stays the best."""
+@pytest.fixture
+def first_is_best(config: Config, write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The configuration of a finished run of three epochs with one accuracy in all evaluations, so that the first is the best."""
     compute = ImageNetEvaluator.compute
     monkeypatch.setattr(ImageNetEvaluator, "compute", lambda self: {**compute(self), "top1": 50.0})
+    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
+    path = write(config)
+    said_by(capsys, "train", path)
+    return path
 
 
 def test_a_run_resumed_from_another_folder_has_its_best_checkpoint_though_nothing_later_is_better(
-    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    first_is_best: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
-    always_the_same(monkeypatch)
-    path, run, other = write(config), tmp_path / "run", tmp_path / "other"
-    said_by(capsys, "train", path)
+    path, run, other = first_is_best, tmp_path / "run", tmp_path / "other"
     assert checkpoint(run, "ckpt_best.pth")["step"] == 6
     words = ["train", path, "-o", f"saver.resume_model={run / 'ckpt_e2'}", f"saver.save_dir={other}"]
     assert "resumed from" in said_by(capsys, *words)
@@ -163,12 +165,9 @@ def test_a_run_resumed_from_another_folder_has_its_best_checkpoint_though_nothin
 
 
 def test_a_best_checkpoint_that_is_gone_is_chosen_anew(
-    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    first_is_best: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config["trainer"] |= {"max_epoch": 3, "keep_last": "all"}
-    always_the_same(monkeypatch)
-    path, run, other = write(config), tmp_path / "run", tmp_path / "other"
-    said_by(capsys, "train", path)
+    path, run, other = first_is_best, tmp_path / "run", tmp_path / "other"
     for file in [*run.glob("ckpt_e1.*"), *run.glob("ckpt_best.*")]:
         file.unlink()
     said = said_by(capsys, "train", path, "-o", f"saver.resume_model={run / 'ckpt_e2'}", f"saver.save_dir={other}")

@@ -200,7 +200,7 @@ def with_other_images(experiment: Experiment, path: Path, trained: DerivedArgume
 def net_to_evaluate(
     experiment: Experiment, checkpoint: Path | None, known: DerivedArguments | None
 ) -> tuple[Net, DerivedArguments, LoadReport | None]:
-    """Return the net in evaluation mode, what it tells of the data, and how it was loaded; None for random weights."""
+    """Return the net in evaluation mode, the arguments that follow from it, and how it was loaded; None for random weights."""
     if checkpoint is None and is_untrained_inference(experiment):
         return build_net(experiment, experiment.task.derived_from_weights(None, experiment.config.net)).eval(), {}, None
     trained = load_net(experiment, checkpoint, known=known)

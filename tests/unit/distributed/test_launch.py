@@ -158,6 +158,7 @@ def test_a_signal_after_the_ranks_have_ended_is_not_raised(monkeypatch: pytest.M
         with signals.raised_as(Got):
             pass
         signal.raise_signal(signal.SIGTERM)
+    assert (signals._asked, signals._raised) == (signal.SIGTERM, None)
 
 
 def test_other_dropped_exceptions_reach_the_earlier_hook(monkeypatch: pytest.MonkeyPatch) -> None:
