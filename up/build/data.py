@@ -115,7 +115,7 @@ def derived_from_train(experiment: Experiment) -> DerivedArguments:
 
 
 def completed_by_train(experiment: Experiment, known: DerivedArguments) -> DerivedArguments:
-    """Add the derived arguments of the evaluation on ``dataset.test`` that only the training data tell, if the data are here."""
+    """Add the derived arguments of the evaluation on ``dataset.test`` that follow from the training data, if they are here."""
     names = experiment.task.evaluation_from_data_only(section_of(experiment, "test").dataset)
     if all(name in known for name in names):
         return known
