@@ -70,6 +70,22 @@ def test_idle_threads_spin_briefly_unless_told_otherwise(given: dict[str, str], 
     assert done.stdout.split() == expected, done.stderr
 
 
+def test_garbage_is_not_looked_for_among_all_objects_at_start_and_end() -> None:
+    """Both would take a second: of the import of torch, torchvision and timm, and of freeing what they created."""
+    code = (
+        "import atexit, gc; from up.__main__ import main\n"
+        "whole = []\n"
+        "gc.callbacks.append(lambda phase, of: phase == 'start' and of['generation'] == 2 and whole.append(of))\n"
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count(), flush=True))\n"  # the first one runs last
+        "main(['models', 'resnet18'])\n"
+        "print('whole', len(whole))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    whole, frozen = done.stdout.splitlines()[-2:]
+    assert whole == "whole 0", done.stderr
+    assert int(frozen.split()[1]) > 100_000, done.stderr
+
+
 def test_no_command_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert tells(capsys.readouterr().out, "usage", "python", "COMMAND")
