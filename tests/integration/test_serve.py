@@ -45,7 +45,7 @@ from up.bundle.answers import BoxesAnswer, Floats, Outputs, OutputSpec
 from up.bundle.package import open_package
 from up.bundle.predictor import Predictor
 from up.commands.serve import greeting, parse
-from up.serve.batching import BatchSettings
+from up.serve.batching import Batcher, BatchSettings
 from up.serve.model import served_predictor
 
 LIMITS = ("--queue", "64", "--max-images", "16", "--max-bytes", "300000", "--read-timeout", "1", "--max-pixels", "400000")
@@ -472,7 +472,7 @@ def served_alone(model: Held, image: bytes) -> dict[str, Any]:
     return {"file": "", "predictions": result.as_json()}
 
 
-def test_a_client_that_leaves_gives_its_place_back(package: Path) -> None:
+def test_a_client_that_leaves_gives_its_place_back(package: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = BatchSettings(threads=1, workers=1, max_batch=1, max_wait=0, queue=4)
     with held(package, settings) as (server, model), ThreadPoolExecutor(1) as pool:
         pool.submit(server.predict, ("0", GOOD))
@@ -483,6 +483,41 @@ def test_a_client_that_leaves_gives_its_place_back(package: Path) -> None:
         model.go.set()
         wait_for(lambda: metrics_of(server)["up_queue_images"] == 0)
         assert server.predict(("1", GOOD)).status == 200
+    assert not caplog.records
+
+
+def test_an_image_that_nobody_waits_for_is_forgotten(package: Path) -> None:
+    """While the decoders are busy, clients that come and leave would fill the memory."""
+    settings = BatchSettings(threads=1, workers=1, max_batch=1, max_wait=0, queue=4)
+    model, decodes, go = Held(package, settings), threading.Event(), threading.Event()
+    model.go.set()
+
+    def load(image: bytes) -> Any:
+        decodes.set()
+        assert go.wait(30)
+        return model.real.load(image)
+
+    batcher = Batcher(Predictor(model.real.answer, load, model.run, model.real.image), settings, lambda _: None)
+    (first,) = batcher.submit([GOOD])
+    assert decodes.wait(30)
+    image = bytes(1000)
+    references = sys.getrefcount(image)
+    (second,) = batcher.submit([image])
+    assert sys.getrefcount(image) > references
+    assert second.cancel()
+    assert sys.getrefcount(image) == references
+    assert batcher.held == 1
+    go.set()
+    assert first.result(30)
+    batcher.close()
+
+
+def test_an_error_of_the_server_itself_is_counted(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = BatchSettings(threads=1, workers=1, max_batch=1, max_wait=0, queue=4)
+    monkeypatch.setattr("up.serve.app.read_uploads", lambda *_: 1 / 0)
+    with held(package, settings) as (server, _):
+        assert server.predict(("0", GOOD)).status == 500
+        assert metrics_of(server)['up_requests_total{code="500",path="/predict"}'] == 1
 
 
 def test_a_graph_that_fails_is_an_error_and_not_the_end(package: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -557,6 +592,8 @@ def test_what_cannot_be_served(package: Path, tmp_path: Path, capsys: pytest.Cap
         assert tells(line, f"--port {port}", "in use", f"--port {port + 1}")
     (line,) = refused(["serve", str(package), "--host", "203.0.113.7", "--port", "0"], capsys)
     assert tells(line, "203.0.113.7", "--host")
+    (line,) = refused(["serve", str(package), "--host", "a..b", "--port", "0"], capsys)
+    assert tells(line, "a..b", "--host", "address")
     (line,) = refused(["serve", str(package), "--port", "70000"], capsys)
     assert tells(line, "--port", "70000", "65535")
     (line,) = refused(["serve", str(tmp_path / "none.tar")], capsys)

@@ -200,6 +200,7 @@ def _busy(full: QueueFull) -> RequestError:
 async def _finished(futures: Sequence[Future[Result]], request: Request) -> list[Result | BaseException]:
     """Wait for results and errors. Raises ``ClientDisconnect``, and cancels what has not begun, when nobody waits any more."""
     results = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+    results.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs what nobody asks for
     gone = asyncio.ensure_future(_disconnected(request.receive))
     either: set[asyncio.Future[Json]] = {results, gone}
     try:
@@ -258,7 +259,7 @@ def _error(error: RequestError) -> Response:
     return _json({"error": error.as_json()}, error.status, {**headers, **({"connection": "close"} if error.is_last else {})})
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """Return the application that answers requests."""
     app = FastAPI(
         title="up serve",
@@ -295,8 +296,8 @@ def create_app(service: Service) -> FastAPI:
     async def people() -> Response:
         return HTMLResponse(start.text, headers=start.headers)
 
-    app.add_middleware(_Counted, metrics=service.metrics, paths={"/", PREDICT, "/health", "/metadata", "/metrics"})
-    return app
+    # Around the whole application: a middleware that is added to it does not see the answers to unexpected exceptions.
+    return _Counted(app, service.metrics, {"/", PREDICT, "/health", "/metadata", "/metrics"})
 
 
 class _Counted:

@@ -64,6 +64,7 @@ class Batcher:
         self._predictor, self._settings, self._on_batch = predictor, settings, on_batch
         self._changed = threading.Condition()
         self._ready: deque[_Ready] = deque()
+        self._encoded: dict[Future[Result], bytes] = {}  # images that no thread decodes yet
         self._held = self._decoding = 0
         self._seconds_an_image = 0.0
         self._is_closed = False
@@ -85,8 +86,9 @@ class Batcher:
             self._decoding += len(images)
         results: list[Future[Result]] = [Future() for _ in images]
         for image, result in zip(images, results, strict=True):
+            self._encoded[result] = image  # the pool would keep it until its turn, also when nobody waits for it any more
             result.add_done_callback(self._release)
-            self._decoders.submit(self._decode, image, topk, result)
+            self._decoders.submit(self._decode, topk, result)
         return results
 
     def expect_room(self, images: int) -> None:
@@ -103,13 +105,15 @@ class Batcher:
         for runner in self._runners:
             runner.join()
 
-    def _release(self, _: Future[Result]) -> None:
+    def _release(self, result: Future[Result]) -> None:
+        self._encoded.pop(result, None)
         with self._changed:
             self._held -= 1
 
-    def _decode(self, image: bytes, topk: int | None, result: Future[Result]) -> None:
+    def _decode(self, topk: int | None, result: Future[Result]) -> None:
         ready = None
         if result.set_running_or_notify_cancel():
+            image = self._encoded.pop(result)
             try:
                 if image.startswith(b"\xff\xd8") and image.count(_START_OF_SCAN) > _SCANS:
                     raise BadImage("image", f"a JPEG of more than {_SCANS} scans")

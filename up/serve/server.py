@@ -32,6 +32,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         fixes = {errno.EADDRINUSE: in_use, errno.EACCES: "Choose a port above 1023."}
         fix = fixes.get(error.errno or 0, "Choose an address of this machine with --host.")
         raise UserError(f"--host {host} --port {port}: {(error.strerror or str(error)).partition(' (')[0]}", fix=fix) from None
+    except UnicodeError:  # "a..b", or a word of more than 63 letters
+        raise UserError("--host", got=host, expected="an address, or a name of this machine") from None
 
 
 class Server(uvicorn.Server):
