@@ -124,9 +124,14 @@ def open_image(source: str | bytes, name: str | None, max_pixels: int) -> tuple[
     except Exception:  # Pillow's format plugins raise many kinds of errors
         raise BadImage(name, _unreadable(encoded)) from None
     width, height = opened.size
+    expect_few_pixels(width, height, name, max_pixels)
+    return encoded, opened
+
+
+def expect_few_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Raise ``BadImage`` for an image of more than ``max_pixels``."""
     if width * height > max_pixels:
         raise BadImage(name, f"too large: {width:,} x {height:,} = {width * height:,} pixels, more than max_pixels {max_pixels:,}")
-    return encoded, opened
 
 
 def encoded_in(source: str | bytes, name: str, max_pixels: int) -> bytes:
@@ -204,7 +209,8 @@ def upright_rgb(image: Image.Image, background: Color | None = None) -> Image.Im
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF says; its mode stays."""
+    """Decode an image that Pillow opened, turned as its EXIF says; its mode stays."""
+    image.load()  # Pillow turns a TIFF itself, and forgets its orientation
     turn = _UPRIGHT.get(orientation(image))
     return image.transpose(turn) if turn is not None else image
 

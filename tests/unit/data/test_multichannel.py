@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from tests.harness.facts import tells
@@ -53,6 +53,13 @@ def deep_png(array: np.ndarray[Any, Any]) -> bytes:
 def pages(*arrays: np.ndarray[Any, Any]) -> bytes:
     first, *rest = map(Image.fromarray, arrays)
     return encoded(first, "TIFF", save_all=True, append_images=rest)
+
+
+def without_width(tiff: bytes) -> bytes:
+    """A TIFF whose last page does not say how wide it is."""
+    before, tag, after = tiff.rpartition(b"\0\1\4\0\1\0\0\0")  # width, a number of 4 bytes, one
+    assert tag
+    return before + b"\1" + tag[1:] + after
 
 
 class TestGrey:
@@ -141,6 +148,12 @@ class TestManyChannels:
             (npy(np.full((2, 3), np.nan)), 1, ("finite",)),
             (npy(CUBE)[:150], 5, ("damaged", ".npy")),
             (npy(np.array([{}], dtype=object)), 1, ("damaged", ".npy")),
+            (npy(CUBE).replace(b"}", b" "), 5, ("damaged", ".npy")),
+            (npy(CUBE).replace(b"(8, 9", b"(Tr, "), 5, ("damaged", ".npy")),
+            (npy(CUBE).replace(b"9, 5)", b"9**9)"), 5, ("damaged", ".npy")),
+            (npy(CUBE).replace(b"(8, 9, 5), }        ", b"(8000000, 90000, 5)}"), 5, ("damaged", ".npy", "3,600,000,000,000")),
+            (npy(np.full((2, 3), 1e39)), 1, ("finite",)),
+            (without_width(pages(DEEP, DEEP)), 2, ("damaged", "TIFF")),
             (encoded(Image.fromarray(DEEP), "PNG")[:60], 1, ("PNG",)),
             (b"text", 1, ("not an image",)),
             (b"", 1, ("0 bytes",)),
@@ -152,6 +165,21 @@ class TestManyChannels:
         with pytest.raises(BadImage) as raised:
             MultiChannelReader(channels=channels)(str(path), "list.txt:3: image.bin")
         assert tells(str(raised.value), "list.txt:3: image.bin", *said)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("form", ["PNG", "TIFF"])
+    def test_turned_once(self, form: str, orientation: int) -> None:
+        """Pillow itself turns a TIFF when it decodes it."""
+        data = encoded(Image.fromarray(DEEP), form, **turned(orientation))
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        found = MultiChannelReader(channels=1, max_level=1)(data)
+        np.testing.assert_array_equal(found.numpy()[0], np.asarray(upright))
+
+    def test_an_array_of_more_pixels_than_allowed(self) -> None:
+        assert MultiChannelReader(channels=5, max_pixels=72)(npy(CUBE)).shape == (5, 8, 9)
+        with pytest.raises(BadImage) as raised:
+            MultiChannelReader(channels=5, max_pixels=71)(npy(CUBE))
+        assert tells(str(raised.value), "9 x 8", "max_pixels", "71")
 
     def test_no_channels(self) -> None:
         with pytest.raises(UserError, match="channels"):
