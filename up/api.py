@@ -22,7 +22,7 @@ Without a strategy, the settings come from the network and the number of images:
     >>> print(other.checkpoint)
     runs/other/ckpt_best.pth
 
-Nothing here ends the process or installs a signal handler. Mistakes raise ``UserError`` in one line, with nothing created. An
+Nothing here ends the process or installs a signal handler. Invalid input raises ``UserError`` before anything is created. An
 interrupted kernel loses the current epoch at most: the same call resumes from the newest checkpoint and ends with the weights
 of an uninterrupted one.
 """
@@ -174,9 +174,9 @@ def evaluate(
 
     Raises ``UserError`` for images that it was trained on, unless ``allow_trained_images``.
 
-    ``config`` is a YAML file or a run folder, ``checkpoint`` by default the best one of the run. ``test`` names other images: a
-    folder of class folders, or a list. The reports are written to ``out``, by default ``results`` in the run folder, or
-    ``results_NAME`` for the other images NAME.
+    ``config`` is a YAML file or a run folder, ``checkpoint`` by default the best one of the run. ``test`` is a folder of class
+    folders or a list of images to evaluate instead of ``dataset.test``. The reports are written to ``out``, by default
+    ``results`` in the run folder, or ``results_NAME`` for ``test`` of this name.
     """
     other = None if test is None else Path(test)
     return _evaluated(_experiment(config, overrides), checkpoint, out, other, allow=allow_trained_images).metrics
@@ -268,8 +268,8 @@ class TrainedRun:
     def metrics(self) -> dict[str, float]:
         """Metrics of the best checkpoint on the validation images, in the unit of the task: ``run.metrics["top1"]``.
 
-        They are those of the moving average, or of the average of ``finetune`` that ``checkpoint`` is. Empty for a run that was
-        not evaluated.
+        For a run with EMA they are those of the moving average; if ``checkpoint`` is an average that ``finetune`` made, those of
+        that average. Empty for a run that was not evaluated.
         """
         from up.build.best_metrics import metrics_of_best
 

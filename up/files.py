@@ -74,7 +74,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot be made ({error.strerror or error})", file=folder, fix="Name another folder.") from error
+        raise StorageError(f"cannot be created ({error.strerror or error})", file=folder, fix="Name another folder.") from error
 
 
 def unwritable(folder: Path) -> str | None:
@@ -86,10 +86,10 @@ def unwritable(folder: Path) -> str | None:
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        return f"{there} is no folder"
+        return f"{there} is not a folder"
     of_the_kernel = {os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.isdir(path)}
     if os.stat(there).st_dev in of_the_kernel:
-        return f"{there} belongs to the kernel"
+        return f"{there} is a file system of the kernel"
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
 
 

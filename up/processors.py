@@ -1,4 +1,4 @@
-"""Processors of this machine."""
+"""The number of processors."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def available_processors() -> int:
-    """Count the processors that this process may use; all of the machine where the system does not say (macOS)."""
+    """Count the processors that this process may use; on macOS, which does not report them, all of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -44,7 +44,7 @@ def _has_gpu() -> bool:
 
 
 def generator(*parts: int) -> torch.Generator:
-    """Return a CPU generator for the purpose that ``parts`` key."""
+    """Return a CPU generator seeded by ``parts``: integers that identify what it is for."""
     made = torch.Generator()
     made.manual_seed(key(*parts))
     return made

@@ -25,7 +25,7 @@ def near_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'a', 'b'?`` (with the leading blank), or an empty text if no name is near."""
+    """Return `` Did you mean 'a', 'b'?`` (with the leading space), or an empty text if no name is near."""
     near = near_names(name, known)
     return f" Did you mean {', '.join(repr(candidate) for candidate in near)}?" if near else ""
 
@@ -114,13 +114,13 @@ def _scalar(value: object) -> str:
 
 
 def yaml_text(value: object) -> str:
-    """Return the YAML of the text of ``value``, such as a path, that reads back as this text: in quotes where it needs them."""
-    import yaml  # pages without YAML do without it
+    """Write the text of ``value``, such as a path, as a YAML scalar that loads as the same text: quoted where needed."""
+    import yaml  # here, because most users of this module need no YAML
 
     text = str(value)
     if re.fullmatch(r"[\w/.-]+", text) and not _is_number(text) and yaml.safe_load(text) == text:
         return text
-    return json.dumps(text, ensure_ascii=False)  # YAML takes no pairs of escapes for one letter, as JSON does
+    return json.dumps(text, ensure_ascii=False)  # YAML does not decode JSON's surrogate pairs (\ud83d\ude00)
 
 
 def _is_number(text: str) -> bool:

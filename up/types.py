@@ -1,4 +1,4 @@
-"""Names for the untyped values that cross a seam: YAML, torch and JSON hand them over as they are."""
+"""Aliases for the untyped values that YAML, torch and JSON return."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def bomb(text: str) -> str:
 DEVICE = "  device: cpu\n"
 NET = "net: [{name: backbone, type: resnet18}]\n"
 TEXTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
-    "a tab": (lambda text: text.replace(DEVICE, "\tdevice: cpu\n"), "got a tab in the indentation, expected blanks"),
+    "a tab": (lambda text: text.replace(DEVICE, "\tdevice: cpu\n"), "got a tab in the indentation, expected spaces"),
     "an open quote": (lambda text: text.replace(DEVICE, '  device: "cpu\n'), "a quote is opened here and never closed"),
     "two documents": (lambda text: text + "---\na: 1\n", "a second document begins here"),
     "NUL": (lambda text: text + "a: \0\n", "the character U+0000 is not allowed in YAML"),

@@ -311,7 +311,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "a quality that loses": (["cache", "{images}", "--out", "o", "--quality", "50"], ["50"]),
     "no such folder": (["cache", "nowhere", "--out", "o"], ["nowhere"]),
     "a reader of floats": (["cache", "{images}", "--out", "{out}", "--reader", "fs_multichannel"], ["channels"]),
-    "another folder": (["cache", "{images}", "--out", "{images}"], ["no image cache", "--out"]),
+    "another folder": (["cache", "{images}", "--out", "{images}"], ["not an image cache", "--out"]),
 }
 
 

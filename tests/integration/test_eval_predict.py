@@ -244,10 +244,10 @@ class TestPredict:
         (tmp_path / "file").write_text("")
         os.mkfifo(tmp_path / "pipe")
         for flag, path, reason in (
-            ("--output", tmp_path / "file" / "x.csv", f"{tmp_path / 'file'} is no folder"),
+            ("--output", tmp_path / "file" / "x.csv", f"{tmp_path / 'file'} is not a folder"),
             ("--output", tmp_path, "is a folder"),
-            ("--output", tmp_path / "pipe", "is no regular file; without --output the predictions are printed"),
-            ("--vis_dir", tmp_path / "file", f"{tmp_path / 'file'} is no folder"),
+            ("--output", tmp_path / "pipe", "is not a regular file; without --output the predictions are printed"),
+            ("--vis_dir", tmp_path / "file", f"{tmp_path / 'file'} is not a folder"),
         ):
             words = ["predict", flag, str(path), str(images / "val 0.png"), "--ckpt", "none.pth"]
             (line,) = refused([*words, "--config", str(config_file)], capsys, tmp_path)

@@ -195,7 +195,10 @@ class Evil:
         ({"format_version": 99, "step": 1, "model": {}}, "got 99"),
         ({"weight": torch.zeros(1)}, "no training state"),
         ({"step": 1, "model": {}}, "config, data_sha256, seed"),
-        ({"step": 1, "model": {}, "config": "a: 1", "data_sha256": "", "seed": 7, "global_batch_size": 8}, "another configuration"),
+        (
+            {"step": 1, "model": {}, "config": "a: 1", "data_sha256": "", "seed": 7, "global_batch_size": 8},
+            "different configuration",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_of_this_run(runs: Cluster, run: Path, tmp_path: Path, content: Any, what: str) -> None:

@@ -309,7 +309,7 @@ MISTAKES: dict[str, Mistake] = {
     "a folder that cannot be written": Mistake(
         edited("runs/photos", "/proc/run"), [CHECK, TRAIN], r"photos\.yaml:\d+: saver\.save_dir: ", ["/proc", "folder"]
     ),
-    "a tab": Mistake(edited("  max_epoch", "\tmax_epoch"), [CHECK, TRAIN], r"photos\.yaml:\d+: ", ["a tab", "blanks"]),
+    "a tab": Mistake(edited("  max_epoch", "\tmax_epoch"), [CHECK, TRAIN], r"photos\.yaml:\d+: ", ["a tab", "spaces"]),
     "Ctrl-C": Mistake(
         nothing,
         [TRAIN],

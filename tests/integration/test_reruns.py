@@ -56,7 +56,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
     assert contents(run) == before
     assert {file: file.stat().st_mtime_ns for file in [run, *run.rglob("*")]} == times
 
-    anew = printed(said, "to start anew")
+    anew = printed(said, "to start again")
     assert anew == ["train", path, "-o", "trainer.optimizer.kwargs.lr=0.125", f"saver.save_dir={run}-2"]
     longer = printed(said_by(capsys, "train", path), "to train longer")
     assert longer == ["train", "--epochs", "4", path]

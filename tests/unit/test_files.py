@@ -54,7 +54,7 @@ def test_what_could_not_be_written_is_known_beforehand(tmp_path: Path) -> None:
     assert unwritable(Path("new")) is None
     assert not (tmp_path / "new").exists()
     for folder in (tmp_path / "file", tmp_path / "file" / "deep"):
-        assert unwritable(folder) == f"{tmp_path / 'file'} is no folder"
+        assert unwritable(folder) == f"{tmp_path / 'file'} is not a folder"
         with pytest.raises(StorageError, match=r"(File exists|Not a directory)"):
             make_folder(folder)
     make_folder(tmp_path / "new" / "deep")

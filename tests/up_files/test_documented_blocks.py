@@ -64,7 +64,7 @@ def test_the_runner_alone_asks_for_teacher_and_mimic(tmp_path: Path, capsys: pyt
     [
         (page.OPEN_QUOTE, "saver", "save_dir:", "Close it on this line: 'checkpoints/cls_std'"),
         (page.STRAY_LINE, "trainer", "momentum=0.9", "Write momentum: 0.9."),
-        (page.WRONG_INDENTATION, "to_kestrel", "   plugin:", "by 2 blanks."),
+        (page.WRONG_INDENTATION, "to_kestrel", "   plugin:", "by 2 spaces."),
     ],
     ids=["an open quote", "a stray line", "a wrong indentation"],
 )

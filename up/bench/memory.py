@@ -24,7 +24,7 @@ ROWS = [
         "s",
         [BenchCell(OURS, f"{__name__}:read"), BenchCell("dicts", f"{__name__}:read", {"of_dicts": True})],
         [Target(0.8, "at most")],
-        "Splitting each line at its last blank and parsing its label: Python's methods of bytes, line by line.",
+        "Splitting each line at its last space and parsing its label: Python's methods of bytes, line by line.",
         _META,
         threads=1,
     ),

@@ -78,7 +78,7 @@ class _Averages:
         self.checkpoints: list[tuple[Path, int]] = from_main(folder.steps(stops=False))
         self.data: Dataset = build_dataset(self.experiment, "train")
         self.best: Path = from_main(self._best())
-        self.session.freeze(max(0, self.session.progress.step - 1))  # frozen statistics stand
+        self.session.freeze(max(0, self.session.progress.step - 1))  # frozen statistics do not change
         if self.session.evaluation is not None:
             self.metrics[BEST] = self.measure(served(self.best))
 
@@ -188,7 +188,7 @@ class _Averages:
         return session.evaluation(session.model, NoEma(), lambda: Vote.for_request(session.stop))
 
     def _write(self, name: str, weights: Sequence[Weights], metric: float | None, **details: object) -> None:
-        """Write the mean of ``weights`` as ``ckpt_NAME.pth``, with what the best checkpoint says beside its training state."""
+        """Write the mean of ``weights`` as ``ckpt_NAME.pth``, with the best checkpoint's entries other than the training state."""
         self.load_mean(weights)
         file = f"ckpt_{name}.pth"
         with on_all_ranks():
@@ -207,7 +207,7 @@ class _Averages:
         _log(f"{file} ({of}){shown}")
 
     def finish(self, step: int) -> None:
-        """Write ``averaging.json``, which names the file of the best weights, with all metrics of an average, and report."""
+        """Write ``averaging.json``: the file of the best weights, and all its metrics if it is an average; log the choice."""
         chosen = max(self.metrics, key=lambda file: (self.metrics[file], file != BEST)) if self.metrics else BEST
         record = {"settings": settings_of(self.experiment), "step": step, "best": chosen, "metrics": self.metrics}
         if chosen != BEST:
@@ -225,7 +225,7 @@ def _log(line: str) -> None:
 
 
 def raw(path: Path) -> dict[str, Tensor]:
-    """Read the weights that trained."""
+    """Read the trained weights, not their moving average."""
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
     return state
 

@@ -11,9 +11,9 @@ from up.types import Record
 
 
 def metrics_of_best(folder: Path, checkpoint: Path) -> Record | None:
-    """Return the metrics of ``checkpoint``, the best of the run in ``folder``; None for an average of which only one is recorded.
+    """Return the metrics of ``checkpoint``, the best of the run in ``folder``; None if they are not recorded.
 
-    Those of the moving average, if there is one, have the names without ``ema_``, too. Empty for a run that was not evaluated.
+    Metrics of the moving average are also returned without ``ema_`` in their names. Empty for a run that was not evaluated.
     """
     averages = averages_of(folder)
     if checkpoint.name == averages.get("best") != BEST:

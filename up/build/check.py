@@ -161,7 +161,7 @@ def unwritable_folders(experiment: Experiment) -> Iterator[Problem]:
     """Report a run folder that cannot be written to."""
     reason = unwritable(experiment.folder)
     if reason is not None:
-        yield Problem(f"{experiment.folder}: nothing can be written there: {reason}. Name another folder.", key="saver.save_dir")
+        yield Problem(f"{experiment.folder}: cannot write there: {reason}. Name another folder.", key="saver.save_dir")
 
 
 def _to_download(key: str, source: str | None) -> Iterator[Problem]:

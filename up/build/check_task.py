@@ -77,7 +77,7 @@ def check_task(experiment: Experiment, parts: RunParts) -> None:
 
 
 def check_data(data: Dataset) -> list[Sample]:
-    """Read up to four samples of ``data``, evenly spread. Raises ``UserError`` if a sample is no function of its key alone."""
+    """Read up to four samples of ``data``, evenly spread. Raises ``UserError`` if a sample depends on more than its key."""
     size = len(data)
     keys = [SampleKey(0, index) for index in sorted({number * (size - 1) // (_IMAGES - 1) for number in range(_IMAGES)})]
     samples = [data[key] for key in keys]
@@ -105,7 +105,7 @@ def _check_sample(data: Dataset, sample: object) -> None:
 
 
 def _difference(one: object, other: object) -> str | None:
-    """Return the first field in which two samples differ, "" for values that are no mapping; None if they are equal."""
+    """Return the first field in which two samples differ, "" for values that are not mappings; None if they are equal."""
     if isinstance(one, Tensor):
         return None if isinstance(other, Tensor) and torch.equal(one, other) else ""
     if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
@@ -170,7 +170,7 @@ def check_loss(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sam
     if not abs(whole - mean) <= _TOLERANCE * max(1.0, abs(whole)):
         what = f": the loss of {len(samples)} images is {whole:.6g}, the weighted mean of its halves {mean:.6g}"
         fix = "Take the mean over what StepOutput.weight counts (None: images), or set loss_is_mean = False."
-        raise _error(task, "loss", f"{what}: two ranks would not train as one", fix=fix)
+        raise _error(task, "loss", f"{what}: training on two ranks would differ from training on one", fix=fix)
 
 
 def _loss_of(task: AnyTask, net: Net, stage: BatchStage, samples: Sequence[Sample]) -> tuple[StepOutput, float]:
@@ -209,7 +209,7 @@ def _without_statistics(net: nn.Module) -> Iterator[None]:
 
 
 def check_evaluator(task: AnyTask, net: Net, evaluation: Evaluation, samples: Sequence[Sample]) -> None:
-    """Raise ``UserError`` unless two ranks with half of the images each measure what one measures that has all."""
+    """Raise ``UserError`` unless two ranks with half of the images each compute the metrics of one rank with all."""
     evaluator = evaluation.make_evaluator()
     problem = EVALUATOR_CONTRACT.object_problem(evaluator)
     if problem is not None:
@@ -265,7 +265,7 @@ def _travelled(evaluator: Evaluator) -> object:
 
 
 def check_served(task: AnyTask, net: Net, class_names: list[str] | None, evaluation: Evaluation, samples: Sequence[Sample]) -> None:
-    """Raise ``UserError`` unless what ``serve`` returns fits together, and the evaluator reads what its answer makes of images."""
+    """Raise ``UserError`` unless the parts that ``serve`` returns match, and the evaluator reads the scores of its answer."""
     batch = evaluation.stage(task.collate(samples))
     if not isinstance(batch.image, Tensor):
         return
@@ -291,7 +291,7 @@ def check_served(task: AnyTask, net: Net, class_names: list[str] | None, evaluat
 
 
 def _check_scores(evaluator: Evaluator, served: Served, tensors: Sequence[Tensor], batch: Batch) -> None:
-    """Raise ``UserError`` unless ``evaluator`` reads what the answer makes of ``tensors``, as when a package is evaluated."""
+    """Raise ``UserError`` unless ``evaluator`` reads the scores that the answer computes, as when a package is evaluated."""
     outputs = {output.name: tensor.float().cpu().numpy() for output, tensor in zip(served.outputs, tensors, strict=True)}
     device = batch.image.device
     scores = {

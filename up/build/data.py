@@ -108,14 +108,14 @@ def notes_on(*datasets: Dataset | None) -> list[str]:
 
 
 def derived_from_train(experiment: Experiment) -> DerivedArguments:
-    """Return the derived arguments of the training data, such as the number of classes; empty if the data are not here."""
+    """Return the derived arguments of the training data, such as the number of classes; empty if the data are not available."""
     if experiment.config.dataset.train is None or any(missing_files(experiment)):
         return {}
     return experiment.task.derived(build_dataset(experiment, "train"))
 
 
 def completed_by_train(experiment: Experiment, known: DerivedArguments) -> DerivedArguments:
-    """Add the derived arguments of the evaluation on ``dataset.test`` that follow from the training data, if they are here."""
+    """Add the derived arguments of the evaluation on ``dataset.test`` that follow from the training data, if available."""
     names = experiment.task.evaluation_from_data_only(section_of(experiment, "test").dataset)
     if all(name in known for name in names):
         return known
@@ -320,6 +320,6 @@ def check_same_classes(experiment: Experiment, trained: DerivedArguments, tested
     if isinstance(theirs, Sequence) and isinstance(own, Sequence) and theirs and own and list(theirs) != list(own):
         with experiment.placing("dataset.test.dataset.kwargs.class_names"):
             raise UserError(
-                f"got {some_of(own, 5)}, but the net is trained on {some_of(theirs, 5)}: a label would mean two things. "
+                f"got {some_of(own, 5)}, but the net is trained on {some_of(theirs, 5)}: a label would mean different classes. "
                 "Give the same list, or leave it out."
             )

@@ -132,7 +132,7 @@ def _views(experiment: Experiment, data: Dataset, fixed: bool, device: torch.dev
     if unsteady or len(flips) > 1:
         names = some_of(type(each).__name__ for each in unsteady or flips)
         fix = "" if fixed else f"; {_KEY}: fixed_view trains the head on the view of dataset.test"
-        raise NotCached(f"{names} of {source} may draw another view at every visit{fix}")
+        raise NotCached(f"{names} of {source} may transform an image differently each time{fix}")
     p = flips[0].p if flips else 0.0
     mirrored = [RandomHorizontalFlip(p=1.0) if isinstance(each, RandomHorizontalFlip) else each for each in transforms]
     steady = [each for each in transforms if not isinstance(each, RandomHorizontalFlip)]
@@ -178,7 +178,7 @@ def _cache(experiment: Experiment, data: Dataset, net: Net, phase: Phase, views:
     batch = _first_batch(experiment, cache)
     others = [name for name, value in batch.items() if not isinstance(value, Tensor) and name not in ("filename", "bad")]
     if others:
-        raise NotCached(f"{some_of(others)} of a sample is no tensor")
+        raise NotCached(f"{some_of(others)} of a sample is not a tensor")
     try:
         with _traceless(cache):
             fields = cache.features_of(views.stage(batch))

@@ -29,7 +29,7 @@ def section_of(experiment: Experiment) -> FinetuneSection:
 
 
 def head_of(experiment: Experiment, net: Net) -> frozenset[str]:
-    """Return the names of the parameters of the modules that start afresh for other classes."""
+    """Return the names of the parameters of the modules that are initialized anew for other classes."""
     kinds = experiment.task.fresh_kinds
     heads = tuple(
         f"{entry.name}." for entry in experiment.config.net if entry.type != "self" and net_kind(experiment, entry) in kinds
@@ -80,7 +80,7 @@ def freezing_of(experiment: Experiment, net: Net, always: frozenset[str], steps_
         blocks=unfreeze.blocks if unfreeze else 0,
     )
     if rule.changes and rule.at(0) >= {name for name, _ in net.named_parameters()}:
-        what = "nothing trains in epoch 1: the parameters that would are frozen for the whole run. Freeze fewer of them."
+        what = "no parameter trains in epoch 1: those that would are frozen for the whole run. Freeze fewer parameters."
         raise experiment.error(what, key=f"finetune.{'probe' if probe else 'unfreeze'}")
     return rule
 
@@ -92,7 +92,7 @@ def read_start(checkpoint: Path | None, folder: Path) -> dict[str, Tensor]:
     )
     if found is None:
         what = f"{folder / START} is missing: it has the weights that the run started from"
-        raise UserError(what, fix="Put it back, or start anew with another saver.save_dir.", key="finetune")
+        raise UserError(what, fix="Put it back, or start a new run with another saver.save_dir.", key="finetune")
     state: dict[str, Tensor] = torch.load(found, map_location="cpu", weights_only=True)["model"]
     return state
 

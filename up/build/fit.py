@@ -88,7 +88,7 @@ def fitted(experiment: Experiment, device: torch.device) -> tuple[Experiment, li
     chosen: dict[str, Choice] = {}
     for path in sorted(keys, key=lambda path: [path == AMP, ".train." in f".{path}"], reverse=True):  # one needs another
         if path in recorded:
-            found = Choice(path, recorded[path], "as this run began, from its config.yaml")
+            found = Choice(path, recorded[path], "as at the start of this run, from its config.yaml")
         elif path == AMP:
             found = Choice(path, *amp_for(experiment, device))
         elif path.endswith(WORKERS):
@@ -132,7 +132,7 @@ def workers_for(device: torch.device) -> tuple[int, str]:
     share = processors // ranks
     shared = f"{count(processors, 'processor')}, {count(ranks, 'rank')} on this host"
     if device.type == "cpu":  # the net computes on the same processors
-        return min(MOST_WORKERS, max(0, share - 1)), f"{shared}; the net needs one of its share"
+        return min(MOST_WORKERS, max(0, share - 1)), f"{shared}; the net itself uses one"
     return min(MOST_WORKERS, max(1, share)), shared
 
 

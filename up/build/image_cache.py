@@ -192,7 +192,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     known = {IMAGES, INDEX, NAMES, MANIFEST, ".lock"}
     if not new and (not folder.is_dir() or any(each not in known and TEMPORARY not in each for each in os.listdir(folder))):
-        raise UserError(f"{folder} holds something that is no image cache", fix="Choose another --out.")
+        raise UserError(f"{folder} holds something that is not an image cache", fix="Choose another --out.")
     make_folder(folder)
     with (folder / ".lock").open("w") as lock:
         try:

@@ -108,13 +108,13 @@ def find_start(experiment: Experiment, parts: RunParts, *, weights: bool = True)
 
 
 def require_same_input(fingerprint: RunFingerprint, config: str, data_sha256: str) -> None:
-    """Raise ``UserError`` for another configuration or other data than those of rank 0."""
+    """Raise ``UserError`` for a configuration or data different from those of rank 0."""
     different = changes(config, fingerprint.config, {})
     if different:
-        raise UserError(f"this rank has another configuration than rank 0: {some_of(different, 5)}.")
+        raise UserError(f"this rank has a different configuration from rank 0: {some_of(different, 5)}.")
     if fingerprint.data_sha256 != data_sha256:
         raise UserError(
-            f"this rank has other training data than rank 0 (sha256 {fingerprint.data_sha256[:12]}…, on rank 0 "
+            f"this rank has different training data from rank 0 (sha256 {fingerprint.data_sha256[:12]}…, on rank 0 "
             f"{data_sha256[:12]}…). Every host must have the same meta files."
         )
 
@@ -156,20 +156,20 @@ def _has_aliases(start: Start) -> bool:
 
 
 def require_unfinished(experiment: Experiment, start: Start, parts: RunParts, command: CommandLine) -> None:
-    """Raise ``NothingToDo`` on every rank for a finished run, with the commands to train longer and to start anew."""
+    """Raise ``NothingToDo`` on every rank for a finished run, with the commands to train longer and to start again."""
     report = finished(experiment, start, parts)
     if not report:
         return
     assert start.state is not None
     per_epoch, step = parts.times.steps_per_epoch, start.state["step"]
     lines = [f"{report} Nothing was changed."]
-    lines += [f"  {line}; no step is left to train with it" for line in start.changes]
+    lines += [f"  {line}; no steps are left to train with it" for line in start.changes]
     lines += [f"  {warning}" for warning in start.warnings if warning.key == _RESUME_MODEL]
     longer = twice_as_long(experiment, step, per_epoch, command)
     if _stopped_early(start.state, parts) and parts.stopping.patience is not None:
         longer = command.setting({"trainer.early_stopping.patience": 2 * parts.stopping.patience})
     lines.append(f"  to train longer:  {longer}")
-    lines.append(f"  to start anew:    {command.setting({'saver.save_dir': unused_folder(experiment.folder)})}")
+    lines.append(f"  to start again:   {command.setting({'saver.save_dir': unused_folder(experiment.folder)})}")
     ending = NothingToDo("\n".join(lines))
     ending.known_to_all = True
     raise ending
@@ -208,13 +208,13 @@ def open_folder(experiment: Experiment, parts: RunParts, start: Start, command: 
         warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
     write_text(folder / "config.yaml", parts.fingerprint.config)
     record_run(experiment, command, parts.device, resumed=state is not None)
-    (folder / AVERAGES).unlink(missing_ok=True)  # they are made anew at the end
+    (folder / AVERAGES).unlink(missing_ok=True)  # computed again at the end
     mark_launch(folder)
     return warnings
 
 
 def _taken_over(experiment: Experiment, parts: RunParts, checkpoint: Path, state: StateDict) -> set[int]:
-    """List the steps before ``checkpoint``, of another folder, that this run still needs: of the best, and of averages."""
+    """List the steps of checkpoints beside ``checkpoint``, in another folder, that this run needs: the best, and for averages."""
     needed = {*state.get("scores", {}), *filter(None, [state["best"].get("step")])}
     keeping = parts.times.keep
     if settings_of(experiment):
@@ -225,15 +225,15 @@ def _taken_over(experiment: Experiment, parts: RunParts, checkpoint: Path, state
 
 
 def lost_best(experiment: Experiment, start: Start) -> str:
-    """Report on every rank that the run folder lacks the best checkpoint so far of a resumed run; empty if it has it.
+    """Return a warning, on every rank, if the folder of a resumed run lacks its best checkpoint so far; empty if it has it.
 
-    It lacks it where the checkpoint of another folder, or of an earlier step, was deleted there.
+    It is missing if it was deleted before a run in another folder, or an earlier step of this one, was resumed.
     """
     best = start.state["best"] if start.state is not None else {}
     found = group.from_main(read_sidecar(experiment.folder / BEST))
     if not best or (found is not None and found.step == best["step"]):
         return ""
-    return f"the best checkpoint so far, of step {best['step']}, is gone: {BEST} will be the best of the evaluations from here on"
+    return f"the best checkpoint so far, of step {best['step']}, is missing: {BEST} will be the best of the evaluations from now on"
 
 
 def trained_images(parts: RunParts) -> TrainedImages:

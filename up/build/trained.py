@@ -126,8 +126,8 @@ def evaluate_checkpoint(
 ) -> EvaluatedCheckpoint:
     """Evaluate a checkpoint on ``dataset.test`` and write the reports of the task, on the main rank.
 
-    ``test``: a folder or list of other images, which ``dataset.test`` reads instead of its own. ``out`` is by default the
-    ``results`` of the run, or ``results_NAME`` for the other images NAME. Raises ``UserError`` for images that the checkpoint was
+    ``test``: a folder or list of images to evaluate instead of those of ``dataset.test``. ``out`` is by default the
+    ``results`` of the run, or ``results_NAME`` for ``test`` of this name. Raises ``UserError`` for images that the checkpoint was
     trained on, unless ``allow_trained_images``.
     """
     results = Path(experiment.config.saver.results_dir or experiment.folder / "results")
@@ -208,7 +208,7 @@ def net_to_evaluate(
 
 
 def derived_from_trained(experiment: Experiment, trained: Trained) -> DerivedArguments:
-    """Return the derived arguments of the evaluation data set that a net and the class names in its checkpoint tell."""
+    """Return the derived arguments of the evaluation data set that follow from a net and the class names in its checkpoint."""
     names = trained.class_names
     named = {"class_names": names} if names and isinstance(names[0], str) else {}  # the evaluator names those of several heads
     return {**experiment.task.derived_from_net(trained.net), **named}

@@ -155,7 +155,7 @@ def estimate_line(experiment: Experiment) -> str:
     open_keys = auto_keys(experiment.config)
     if open_keys or world_in_environment() > 1:
         why = f"{some_of(open_keys)}: auto is chosen first" if open_keys else "several processes train"
-        return f"estimate: none, since {why}; the log shows the time that is left"
+        return f"estimate: none, since {why}; the log shows the remaining time"
     try:
         trainer = experiment.config.trainer
         data = build_dataset(experiment, "train", classes_of_teacher(experiment))
@@ -166,7 +166,7 @@ def estimate_line(experiment: Experiment) -> str:
         if section_of(experiment).features != "every_step" and len(data) < _FEWEST_IMAGES:
             few = f"{count(len(data), 'image')} to compute features of"
         if few:
-            return f"estimate: none, since the run has only {few}; the log shows the time that is left"
+            return f"estimate: none, since the run has only {few}; the log shows the remaining time"
         return str(estimate(experiment, steps=steps))
     except UserError:  # the run itself reports it
         return ""

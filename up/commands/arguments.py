@@ -45,7 +45,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def output_of(arguments: argparse.Namespace) -> AbstractContextManager[None]:
-    """Write in the block as the arguments say."""
+    """Set the verbosity and the format of the output in the block."""
     return output_as(QUIET if arguments.quiet else JSON if arguments.log_format == "json" else "")
 
 
@@ -57,7 +57,7 @@ def launch_of(arguments: argparse.Namespace) -> Launch:
 
 
 def backend_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Return ``--backend`` as an override; UP's names for its communication library choose nothing here."""
+    """Return ``--backend`` as an override; none for UP's names of its own communication library."""
     known = arguments.backend in (None, "dist", "linklink")
     return [] if known else [f"runtime.dist.backend={arguments.backend}"]
 

@@ -29,7 +29,7 @@ _EXAMPLES = """more examples:
   up bench step --only fixed --rounds 9      the rows whose names contain `fixed`
   up bench all --config photos.yaml          your own recipe: what its step waits for, and what would be faster
   up bench all --json benchmarks/mine.json   everything, with a result file
-  up bench all --quick                       whether every cell runs here, in tiny sizes"""
+  up bench all --quick                       check that every cell runs here, in tiny sizes"""
 _LOOK_S = 1.0  # seconds for which the load of the machine is measured before
 
 
@@ -75,8 +75,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
         default="wall",
         help="cpu: CPU time of the process, for a busy machine; meaningful where a cell works in one process",
     )
-    parser.add_argument("--force", action="store_true", help="measure on a busy machine; the table carries a mark")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: the numbers mean nothing")
+    parser.add_argument("--force", action="store_true", help="measure even if the machine is busy; the table says so")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: check that every cell runs; not for numbers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a result file: cells, machine, versions, settings")
     parser.add_config(required=False, what="a recipe of your own, measured instead of the rows")
     return parser.read(words[1:])

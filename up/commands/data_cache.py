@@ -27,10 +27,10 @@ KINDS = {".json": "custom_cls", ".jsonl": "custom_cls", ".csv": "csv", ".tsv": "
 _MORE = """\
 forms:
   rgb       pixels as they are: the fastest, 262 kB for 256 x 341
-  yuv420    colours at half the size: half the bytes, small losses
-  jpeg      images that are resized as JPEG, others as their files: the smallest, decoded as usual
+  yuv420    chroma at half the resolution: half the bytes, small losses
+  jpeg      resized images as JPEG, the others as the original files: the smallest; decoded as usual
 
-A complete cache that fits is left as it is. The line `cache: FOLDER` beside `meta_file` reads from it (docs/data.md)."""
+A complete cache with the same images and settings is kept. The line `cache: FOLDER` beside `meta_file` reads it (docs/data.md)."""
 
 
 def main(words: list[str]) -> int:

@@ -66,7 +66,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("images", metavar="FOLDER | LIST", help="folder of class folders, or a list of images")
     parser.add_argument("--val", type=share, metavar="SHARE", help="share of each class for validation (default: 20%%)")
     parser.add_argument("--test", type=share, metavar="SHARE", help="share of each class for a test part")
-    parser.add_argument("--folds", type=natural, metavar="K", help="K folds in place of shares: each is validated on once")
+    parser.add_argument("--folds", type=natural, metavar="K", help="K folds in place of shares: each validates once")
     parser.add_argument("--group-column", metavar="NAME", help="column of a table, or key of JSON lines, such as the patient")
     parser.add_argument("--image-dir", type=Path, metavar="FOLDER", help="folder that names in a list are relative to")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draw")

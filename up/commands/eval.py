@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
     parser = CommandParser("eval")
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument(
-        "--test", type=Path, metavar="DIR_OR_LIST", help="other images: folder of class folders, or list (default: dataset.test)"
+        "--test", type=Path, metavar="DIR_OR_LIST", help="images to evaluate: class folders, or a list (default: dataset.test)"
     )
     default = "saver.results_dir, else results in the run folder; with --test NAME, results_NAME beside it"
     parser.add_argument("--out", type=Path, help=f"folder for the reports (default: {default})")
@@ -63,7 +63,7 @@ def evaluate(
 ) -> int:
     """Evaluate in this process, alone or as one rank of many; rank 0 prints the metrics and the files written.
 
-    ``test``: a folder or list of other images than those of ``dataset.test``.
+    ``test``: a folder or list of images to evaluate instead of those of ``dataset.test``.
     """
     from up.build.experiment import load_experiment
     from up.build.trained import NO_WEIGHTS, evaluate_checkpoint

@@ -60,7 +60,7 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
 
 
 def config_of_run(path: Path, overrides: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return ``config.yaml`` of a run folder, with what it overrides if the folder was moved; other paths as they are."""
+    """Return ``config.yaml`` of a run folder, with overrides for a folder that was moved; other paths unchanged."""
     from up.schema.decode import if_moved
 
     inner = path / "config.yaml"

@@ -89,7 +89,7 @@ def _tell_launcher(reason: str) -> None:
             with open(unfinished, "w", encoding="utf-8") as file:
                 message = {"message": reason, "extraInfo": {"py_callstack": reason, "timestamp": str(int(time.time()))}}
                 json.dump({"message": message}, file)
-            os.replace(unfinished, path)  # the launcher reads it when any rank has ended, and ends by half a file itself
+            os.replace(unfinished, path)  # atomic: the launcher may read the file at any time, and fails on a part of it
 
 
 def _no_reader() -> int:

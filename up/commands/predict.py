@@ -180,7 +180,7 @@ def _no_file(path: Path) -> str | None:
     if path.is_dir():
         return "is a folder"
     # A device or a pipe such as /dev/stdout would become a file.
-    return "is no regular file; without --output the predictions are printed" if path.exists() and not path.is_file() else None
+    return "is not a regular file; without --output the predictions are printed" if path.exists() and not path.is_file() else None
 
 
 def with_progress(predictions: Iterable[Prediction], images: int, arguments: argparse.Namespace) -> Iterator[Prediction]:

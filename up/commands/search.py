@@ -72,7 +72,7 @@ def run(search: Search, workers: int | None) -> int:
     with _stoppable() as made, search.decoded.origins.placing("search"), reachable():
         done = run_search(search, _tell, lambda presence: made(search, presence, workers))
     if not done:
-        _end(f"stopped; the same command continues. Storage: {search.run}", "stopped", search.run)
+        _end(f"stopped; run the same command to continue. Storage: {search.run}", "stopped", search.run)
         return _STOPPED
     _end(f"report: {search.run / REPORT}", "done", search.run / REPORT)
     return 0
@@ -85,7 +85,7 @@ def work(search: Search, workers: int | None) -> int:
     from up.search.storage import reachable
 
     if not search.run.is_dir():
-        raise UserError(f"{search.run} has no search", fix=f"Start it first: up search --config {search.path}")
+        raise UserError(f"{search.run} contains no search", fix=f"Start it first: up search --config {search.path}")
     presence = Presence(search.run)
     try:
         with _stoppable() as made, search.decoded.origins.placing("search"), reachable():
@@ -166,7 +166,7 @@ def _stoppable() -> Iterator[Callable[[Search, Presence, int | None], Worker]]:
     def stop(number: int, _frame: object) -> None:
         if not made or made[-1].stopping:
             raise SystemExit(128 + number)
-        _tell(f"{signal.Signals(number).name}: the trials save and end; once more ends them at once")
+        _tell(f"{signal.Signals(number).name}: the trials save and stop; a second signal stops them at once")
         made[-1].stop()
 
     with handled(stop):

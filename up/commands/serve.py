@@ -27,7 +27,7 @@ The page is at http://127.0.0.1:8000/. From programs:
   curl --data-binary @a.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?topk=3'
   curl --json "{\\"images\\": [\\"$(base64 -w0 a.jpg)\\"]}" http://127.0.0.1:8000/predict
   GET /health, /metadata, /metrics (Prometheus), /openapi.json
-The first SIGTERM or Ctrl-C refuses new images, answers those that it has and ends with 0; a second one ends at once."""
+On SIGTERM or Ctrl-C the server refuses new requests, answers the accepted ones, and exits with 0; a second one exits at once."""
 
 
 def main(words: list[str]) -> int:
@@ -70,7 +70,7 @@ def greeting(manifest: Manifest, host: str, port: int, arguments: argparse.Names
     runs = f"{arguments.provider}, {count(arguments.threads, 'thread')}"
     yield f"serving {manifest.name} {manifest.version}: {count(classes, 'class')}, {size}, {runs}"
     if not address.is_loopback:
-        yield f"no authentication: everybody who reaches {host} port {port} can use it; put a proxy before it, or leave out --host"
+        yield f"no authentication: anybody who reaches {host} port {port} can use it; put it behind a proxy, or omit --host"
     local = "127.0.0.1" if address.is_unspecified else f"[{host}]" if address.version == 6 else host
     url = f"http://{local}:{port}/"
     yield from listed({"page": url, "predict": f"curl -F image=@IMAGE {url}predict", "stop": "Ctrl-C"})
@@ -97,7 +97,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     limits.add_argument("--max-images", type=positive, default=64, help="images of a request")
     limits.add_argument("--max-bytes", type=positive, default=32_000_000, help="bytes of a body; 8 times as many of all bodies")
     limits.add_argument("--max-pixels", type=positive, default=50_000_000, help="pixels of an image, at most those of the package")
-    limits.add_argument("--read-timeout", type=amount, default=30.0, help="seconds in which a request must arrive")
+    limits.add_argument("--read-timeout", type=amount, default=30.0, help="seconds within which a request must arrive")
     limits.add_argument("--keep-alive", type=amount, default=5.0, help="seconds that an idle connection stays open")
     limits.add_argument("--drain", type=amount, default=30.0, help="seconds to answer what was accepted, after the first signal")
     arguments = parser.read(words[1:])

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from up.tracking.console import wrapped
 
-_UNBOUNDED = 1 << 20  # columns: a pipe has no edge
-_NARROW = 12  # columns of a terminal for each of the table: with fewer, words fall apart
+_UNBOUNDED = 1 << 20  # columns, for pipes
+_NARROW = 12  # terminal columns for each column of a table: with fewer, words would be broken
 
 
 def table_of(*columns: str, title: str | None = None) -> Table:

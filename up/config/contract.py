@@ -49,7 +49,7 @@ class Contract:
 
     ``base`` returns the classes that a part must derive from, any of them; the first is the one that messages name. A method
     that the part overrides must take as many arguments as the base's. ``occasions`` is the prefix of methods that the program
-    calls by name: another method with this prefix is a typing error. ``check`` checks the object as a whole, and ``returns`` the
+    calls by name: another method with this prefix is a typo. ``check`` checks the object as a whole, and ``returns`` the
     value that it returns when it is called: (part, returned value). Both return the end of a sentence that begins with the class.
     ``page`` is where the contract is documented.
     """

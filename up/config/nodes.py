@@ -111,7 +111,7 @@ class _Files:
         key = path.resolve() if not _is_odd(path) else path
         if key in self._chain:
             chain = " -> ".join(str(file.name) for file in [*self._chain, key])
-            raise mark.error(_joined(said, f"the file leads back to itself ({chain})"))
+            raise mark.error(_joined(said, f"the file includes itself ({chain})"))
         if (key, is_config) not in self._done:
             text = _decoded(_read(path, mark, said), str(path))
             self._chain.append(key)

@@ -23,7 +23,7 @@ from up.types import Json, Kwargs, Record
 Tables: TypeAlias = "Mapping[str, Registry]"
 DerivedArguments: TypeAlias = "Mapping[str, object]"  # the derived arguments by name, some of them Exact
 
-_LIBRARIES = ("torch", "torchvision", "timm")  # annotated loosely: their constructors say by a TypeError what does not fit
+_LIBRARIES = ("torch", "torchvision", "timm")  # loosely annotated: their constructors raise TypeError for a wrong value
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def check_part(
         return list(error.problems)
     beside = {_join(path, f"kwargs.{key}"): key for key in type(part).model_fields}
     return [
-        replace(problem, what="stands in kwargs, expected beside it", fix=f"Move {beside[problem.key]} one level up.")
+        replace(problem, what="is in kwargs, expected beside kwargs", fix=f"Move {beside[problem.key]} one level up.")
         if problem.about_key and problem.key in beside
         else problem
         for problem in check_kwargs(target, part.kwargs, tables, _join(path, "kwargs"), derived, part.type, tables[table])
@@ -71,7 +71,7 @@ def check_kwargs(
     problems = []
     for name in kwargs:
         if name in signature.internal:
-            what = f"cannot be set: the program gives {owner} its {name}"
+            what = f"cannot be set: the program passes {name} to {owner}"
             problems.append(Problem(what, key=_join(path, name), fix="Remove it.", about_key=True))
         elif name not in signature.parameters and not signature.open:
             what = unknown(owner, name, list(signature.parameters), "argument")
@@ -189,7 +189,7 @@ def _built(part: Part | Kwargs, table: str, tables: Tables, derived: DerivedArgu
 def _called(target: Target, arguments: Kwargs, path: str) -> Any:
     try:
         return target(**arguments)
-    except ValueError as error:  # by the rules of the house, what a constructor says to the user
+    except ValueError as error:  # what a constructor reports to the user, by convention
         if isinstance(error, ConfigError) or (isinstance(error, UserError) and error.file):
             raise
         problems = error.problems if isinstance(error, UserError) else (Problem(str(error)),)

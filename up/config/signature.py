@@ -262,7 +262,7 @@ class _Open(PartModel):
 
 
 def strict(annotation: object) -> Any:
-    """Make ``annotation`` strict about the types of YAML: true is no number, 1 is no text, .inf no number."""
+    """Make ``annotation`` strict about the types of YAML: true is not a number, 1 is not text, .inf is not a number."""
     if annotation in (Any, object):
         return Any
     if annotation in _SCALARS:

@@ -35,7 +35,7 @@ def fault_of(error: yaml.MarkedYAMLError, text: str) -> SyntaxFault:
     lines = text.splitlines()
     line = lines[at.line] if at.line < len(lines) else ""
     if "\t" in (line[at.column : at.column + 1], *line[: len(line) - len(line.lstrip())]):
-        return SyntaxFault(at.line + 1, at.column + 1, "got a tab in the indentation, expected blanks")
+        return SyntaxFault(at.line + 1, at.column + 1, "got a tab in the indentation, expected spaces")
     found = (
         _open_quote(lines, at.line)
         or _equals_sign(lines, range(max(0, at.line - 2), min(at.line + 1, len(lines))))
@@ -162,4 +162,4 @@ def _indent(line: str) -> int:
 
 
 def _blanks(number: int) -> str:
-    return f"{number} blank" if number == 1 else f"{number} blanks"
+    return f"{number} space" if number == 1 else f"{number} spaces"

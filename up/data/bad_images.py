@@ -26,7 +26,7 @@ class Listed(str):
 
 
 class BadImage(UserError):
-    """Report that the file at ``where``, a path or a ``Listed`` name, is no image that can be used, and the ``reason``."""
+    """An image that cannot be used: ``where`` it is, a path or a ``Listed`` name, and the ``reason``."""
 
     def __init__(self, where: str, reason: str, fix: str = "") -> None:
         if isinstance(where, Listed):

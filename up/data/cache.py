@@ -93,7 +93,7 @@ class ImageCache:
 
     @property
     def identity(self) -> str:
-        """The settings that change the pixels, besides the files; empty if they are those of the files."""
+        """Settings that change the pixels; empty if the pixels are those of the files."""
         return "" if self.is_exact else " ".join(str(self.manifest[name]) for name in ("form", "short_side", "quality"))
 
     def notes(self) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _expect_complete(folder: Path) -> Record:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
-            what = f"{folder} is of another version"
+            what = f"{folder} was built by another version"
             raise UserError(what, got=manifest["version"], expected=str(VERSION), fix=_REBUILD, key="cache")
         for name, expected in manifest["files"].items():
             size = (folder / name).stat().st_size
@@ -229,11 +229,11 @@ def _expect_complete(folder: Path) -> Record:
                 what, wanted = f"{folder / name} is damaged", f"{expected['bytes']:,} bytes"
                 raise UserError(what, got=Verbatim(f"{size:,} bytes"), expected=wanted, fix=_REBUILD, key="cache")
             if "sha256" in expected and sha256((folder / name).read_bytes()).hexdigest() != expected["sha256"]:
-                raise UserError(f"{folder / name} is damaged (its sha256 is another)", fix=_REBUILD, key="cache")
+                raise UserError(f"{folder / name} is damaged (sha256 mismatch)", fix=_REBUILD, key="cache")
     except UserError:
         raise
     except FileNotFoundError as error:
-        begun = "is incomplete" if folder.is_dir() and any(folder.iterdir()) else "is no image cache"
+        begun = "is incomplete" if folder.is_dir() and any(folder.iterdir()) else "is not an image cache"
         fix = _REBUILD.replace(" again", "")
         raise UserError(f"{folder} {begun}: no {Path(error.filename).name}", fix=fix, key="cache") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -243,15 +243,15 @@ def _expect_complete(folder: Path) -> Record:
 
 
 def _change(path: str, size: int, time: int, digest: int) -> str | None:
-    """Describe how a file changed; a copy with another time and the same content did not. None where nothing changed."""
+    """Describe how the content of a file changed; None if it did not, whatever its modification time."""
     try:
         found = os.stat(path)
         if found.st_size != size:
             return f"changed ({found.st_size:,} bytes, {size:,} before)" if size else "changed (it could not be read before)"
         if found.st_mtime_ns != time and digest_of(Path(path).read_bytes()) != digest:
-            return "changed (other content of the same size)"
+            return "changed (different content, same size)"
     except OSError as error:
-        return f"cannot be read any more ({error.strerror})" if size else None
+        return f"can no longer be read ({error.strerror})" if size else None
     return None
 
 

@@ -1,6 +1,6 @@
 """Files of any number of channels, of 8 or 16 bits or floating point: PNG, TIFF, numpy arrays.
 
-Needs no torch, but for PNG of 16-bit colours: a deployed package reads its images by the same lines as training does.
+Needs no torch, except for 16-bit colour PNG: a deployed package reads its images with the same code as training.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class KeyedDataset(ABC):
         return subset_of(self, kept)
 
     def completed(self, transforms: Sequence[Transform]) -> Sequence[Transform]:
-        """Fill in what the data tell the transforms, such as the number of classes; nothing here."""
+        """Pass values that follow from the data, such as the number of classes, to the transforms; does nothing here."""
         return transforms
 
     @cached_property
@@ -147,7 +147,7 @@ class KeyedDataset(ABC):
     def __getitem__(self, key: SampleKey) -> Sample:
         """Read a sample and apply the transforms of ``stages.worker``: image uint8 or float (3, H, W), filename, index, seed, bad.
 
-        ``bad`` is None, or the problem of an image that another one replaces.
+        ``bad`` is None, or the problem of the image that this one replaces.
         """
         seed = key.seed(self._seed)
         seed_cpu(seed)

@@ -9,7 +9,7 @@
 * Of an animation the first frame is read.
 * A file that ends early, or whose checksum is wrong where its format has one, is a ``BadImage``.
 
-Nothing here needs torch: a deployed package reads its images by the same lines as training does.
+Nothing here needs torch: a deployed package reads its images with the same code as training.
 """
 
 from __future__ import annotations

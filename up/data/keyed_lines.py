@@ -56,7 +56,7 @@ def _keys_of(line: bytes) -> tuple[str, ...] | None:
         record: object = json.loads(line, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, tuple) or not record:  # a list is no tuple
+    if not isinstance(record, tuple) or not record:  # an object becomes a tuple of pairs; any other value is another type
         return None
     keys = tuple(key for key, _ in record)
     return keys if set(_READ) <= set(keys) and len(set(keys)) == len(keys) else None
@@ -64,6 +64,6 @@ def _keys_of(line: bytes) -> tuple[str, ...] | None:
 
 @cache
 def _pattern(keys: tuple[str, ...]) -> re.Pattern[bytes]:
-    """Match a whole line: blanks are free between its parts, and no part spans a line."""
+    """Match a whole line: any spaces between its parts, and no part spans a line."""
     members = (re.escape(json.dumps(key, ensure_ascii=False).encode()) + rb" *: *" + _READ.get(key, _IGNORED) for key in keys)
     return re.compile(rb"^ *\{ *" + rb" *, *".join(members) + rb" *\}[ \t\r]*\n", re.MULTILINE)

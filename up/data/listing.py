@@ -196,7 +196,7 @@ def shown(raw: bytes) -> str:
 def json_rows(rows: Rows, read: Callable[[Record, int], T]) -> Iterator[tuple[list[T], list[int]]]:
     """Apply ``read`` to the JSON object on each line and the line's number, and yield a chunk of results with their lines.
 
-    Lines that are no objects, or for which ``read`` raises ``LineError``, are problems of ``rows``, and left out.
+    Lines that are not objects, or for which ``read`` raises ``LineError``, are problems of ``rows``, and left out.
     """
     return (json_chunk(rows, start, chunk, read) for start, chunk in chunks(rows.path))
 

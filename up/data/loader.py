@@ -54,7 +54,7 @@ class Workers:
 
 
 class LoaderDied(UserError):
-    """Report that a worker process ended, or could not send its batch, because the machine ran out of something."""
+    """Report that a worker process ended, or could not send its batch, because a resource of the machine ran out."""
 
 
 class WorkerDied(LoaderDied):
@@ -265,7 +265,7 @@ def as_loader_died(error: BaseException) -> LoaderDied | None:
         return LoaderDied("the loader ran out of shared memory. Enlarge /dev/shm, or lower num_workers and batch_size.")
     broken_off = isinstance(error, (EOFError, ConnectionError))
     if broken_off or (isinstance(error, RuntimeError) and "DataLoader worker" in text):
-        reason = "a worker broke off in the middle of a batch" if broken_off else text.splitlines()[0].rstrip(". ")
+        reason = "a worker stopped in the middle of a batch" if broken_off else text.splitlines()[0].rstrip(". ")
         return WorkerDied(
             f"{reason}. The usual cause is the kernel's out-of-memory killer (see `dmesg`): lower num_workers or "
             "batch_size, and run the same command again."

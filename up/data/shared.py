@@ -52,7 +52,7 @@ class Shared(Generic[B]):
             end = start + buffer.nbytes
             spans.append((start, end))
         memory = _Memory(max(1, end))
-        with open(memory.file, "wb", closefd=False) as file:  # it writes on where the kernel stops, after 2 GiB
+        with open(memory.file, "wb", closefd=False) as file:  # unlike os.pwrite, it writes more than the kernel's 2 GiB at once
             for (start, _), buffer in zip(spans, buffers, strict=True):
                 file.seek(start)
                 file.write(buffer)

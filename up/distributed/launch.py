@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Environment = Mapping[str, str]
 SAVING_S = 3600  # limit for ranks to save after a signal; a scheduler or a second signal ends them earlier
 STARTING_S = 10  # limit for the interpreters of ranks to start
-AGAIN_S = 0.05  # until a signal is raised again that Python dropped
+AGAIN_S = 0.05  # seconds until an exception that Python dropped is raised again
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
     except RendezvousConnectionError as error:
         if launch.host_rank == 0:
             raise UserError(f"{config.rdzv_endpoint}: the port is in use. Choose another, or leave --port out.") from error
-        raise PeerLost(f"{config.rdzv_endpoint}: nobody answers. Is the host with --node-rank 0 up, and the port open?") from error
+        raise PeerLost(f"{config.rdzv_endpoint}: no answer. Is the host with --node-rank 0 up, and the port open?") from error
     except RendezvousError as error:
         raise PeerLost(f"{config.rdzv_endpoint}: not all {launch.hosts} hosts joined ({error}). Start the others too.") from error
     return 0
@@ -212,10 +212,10 @@ class _Signals:
 
     @contextmanager
     def raised_as(self, exception: Callable[..., BaseException]) -> Iterator[None]:
-        """Raise signals in the block, and an earlier one at its start, as ``exception``, which torch's launcher expects.
+        """Raise signals in the block as ``exception``, which torch's launcher expects; one that came before, at its start.
 
-        Python drops an exception that is raised in a destructor or in a callback of a fork, and tells only its hook for such
-        exceptions: the signal is then raised once more.
+        Python drops an exception that is raised in a destructor or in a callback of a fork, and only calls
+        ``sys.unraisablehook``: the exception is then raised once more.
         """
         self._exception, hook = exception, sys.unraisablehook
 
@@ -259,7 +259,7 @@ def _end_all(number: int) -> NoReturn:
 def _end_unknown_ranks(number: int) -> None:
     """Send a signal to the ranks that are left, and wait until they have saved and ended.
 
-    torch's launcher, which does this for the ranks that it knows, knows none until it has started all of this host.
+    torch's launcher does this for the ranks that it knows, but it knows none before it has started all ranks of this host.
     """
     for rank in _ranks():
         os.kill(rank, number)

@@ -23,7 +23,7 @@ GRACE_S = 7.0  # to save and end after the launcher died
 _PERIOD_S = 0.5
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _ASK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-_NO_MORE = 0  # is no signal
+_NO_MORE = 0  # not a signal number
 _PR_SET_PDEATHSIG = 1
 _SAME_REQUEST_S = 0.5  # a scheduler and a launcher may both forward the same signal
 

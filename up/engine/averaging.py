@@ -54,7 +54,7 @@ def greedy_soup(count: int, first: float, measure: Callable[[Sequence[int]], flo
 def recompute_statistics(net: nn.Module, batches: Iterable[Record], forward: Callable[[Record], object]) -> bool:
     """Recompute the running statistics of BatchNorms as the mean over ``batches`` (Izmailov et al. 2018); False without any.
 
-    Only BatchNorms are in training mode, and only those that were: the statistics of frozen ones stand. All else, such as dropout,
+    Only BatchNorms are in training mode, and only those that were: the statistics of frozen ones stay. All else, such as dropout,
     is in evaluation mode.
     """
     norms = [

@@ -22,7 +22,7 @@ from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atom
 from up.types import StateDict
 
 FORMAT_VERSION = 1
-ADDED_LATER = ("early_stopping", "memory")  # checkpoints of earlier versions lack these parts, and start them anew
+ADDED_LATER = ("early_stopping", "memory")  # checkpoints of earlier versions lack these parts, which then start from nothing
 ONLY_TO_RESUME = ("optimizer", "buffers", "precision", "clip", "schedule", "hooks", "runner", "bad_images", *ADDED_LATER)
 _FOREIGN = "To start from the weights of another program, name them in saver.pretrain_model."
 
@@ -55,8 +55,8 @@ class Sidecar:
     torch: str
     saved: str
     resumable: bool = True
-    score: float | None = None  # main metric of these weights, where they were evaluated
-    is_stop: bool = False  # written for a stop by a signal alone: a run that is not stopped has no such checkpoint
+    score: float | None = None  # main metric of these weights; None if they were not evaluated
+    is_stop: bool = False  # written only because a signal stopped the run; an uninterrupted run does not have it
     format_version: int = FORMAT_VERSION
 
 
@@ -183,7 +183,7 @@ class CheckpointFolder:
         """Write a checkpoint and make it the latest. Raises ``StorageError``; earlier checkpoints stay valid.
 
         ``score`` is the main metric of these weights, by which ``ranked`` and ``keeping`` choose; None if they were not evaluated.
-        ``is_stop``: a signal stops the run after this step, which has no checkpoint otherwise.
+        ``is_stop``: the checkpoint is written only because a signal stops the run after this step.
         """
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -214,9 +214,9 @@ class CheckpointFolder:
             self._commit(self.folder / name, state, replace(sidecar, resumable=False))
 
     def take_over(self, path: Path, steps: Collection[int]) -> None:
-        """Take over the checkpoint ``path`` of another folder as the newest, then those of ``steps`` beside it that are undamaged.
+        """Link or copy the checkpoint ``path`` of another folder as the newest, then the undamaged ones of ``steps`` beside it.
 
-        Without a sidecar nothing is taken over. The newest comes first, so that a run that is killed meanwhile resumes from it.
+        Does nothing for a file without a sidecar. The newest comes first, so that a run that is killed meanwhile resumes from it.
         """
         newest = read_sidecar(path)
         if newest is None:
@@ -253,7 +253,7 @@ class CheckpointFolder:
     def steps(self, *, stops: bool = True) -> list[tuple[Path, int]]:
         """List the checkpoints with a training state and their steps, rising.
 
-        Without ``stops`` those of earlier stops by a signal are left out: a run that is not stopped does not have them.
+        Without ``stops``, checkpoints that were written only because a signal stopped the run are left out, except the newest.
         """
         found = [(path, sidecar) for path, sidecar in self._committed() if sidecar.resumable and not is_alias(path)]
         return [(path, sidecar.step) for path, sidecar in found if stops or not sidecar.is_stop or sidecar is found[-1][1]]

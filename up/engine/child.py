@@ -96,7 +96,7 @@ class Child:
         return evaluations_in(self.folder)
 
     def verdict(self) -> Verdict:
-        """Judge a process that has ended."""
+        """Find how a process ended."""
         code = self._process.returncode
         status = read_status(self.folder)
         file = self.folder / "status.json"

@@ -148,7 +148,7 @@ def _columns(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Ten
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    # read anew each time (0.5 ms for a ResNet-50): moving a model to a device replaces its buffers
+    # read each time (0.5 ms for a ResNet-50): moving a model to a device replaces its buffers
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 

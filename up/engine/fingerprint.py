@@ -87,17 +87,17 @@ def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, 
         raise UserError(f"the checkpoint does not record {some_of(missing)} of its run", file=path, fix=fix)
     found = changes(state["config"], fingerprint.config, tables)
     unsafe = [change for change in found if not change.is_safe]
-    anew = f"start anew with saver.save_dir={path.parent}-2"
+    new_run = f"start a new run with saver.save_dir={path.parent}-2"
     if unsafe:
         raise UserError(
-            f"the checkpoint was made with another configuration: {some_of(unsafe, 5)}. A run cannot resume under "
+            f"the checkpoint was made with a different configuration: {some_of(unsafe, 5)}. A run cannot resume under "
             f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}",
             file=path,
-            fix=f"Take it back, train with the run's own {path.parent / 'config.yaml'}, or {anew} "
+            fix=f"Revert it, train with the run's own {path.parent / 'config.yaml'}, or {new_run} "
             f"(and saver.pretrain_model={path} to start from its weights).",
         )
     if state["data_sha256"] != fingerprint.data_sha256:
-        _require_accepted_data(path, state, fingerprint, anew)
+        _require_accepted_data(path, state, fingerprint, new_run)
     for name, now in (("seed", fingerprint.seed), ("global_batch_size", fingerprint.global_batch_size)):
         if state[name] != now:
             raise UserError(
@@ -111,25 +111,25 @@ def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, 
     return [f"changed since {path}: {change}" for change in found if change.is_reported]
 
 
-def _require_accepted_data(path: Path, state: StateDict, fingerprint: RunFingerprint, anew: str) -> None:
-    """Raise ``UserError`` for data that changed, unless that is accepted and no label means a class that another one meant."""
+def _require_accepted_data(path: Path, state: StateDict, fingerprint: RunFingerprint, new_run: str) -> None:
+    """Raise ``UserError`` for changed data, unless the change is accepted and the classes have kept their order."""
     if not fingerprint.accept_data_change:
         raise UserError(
             f"the training data have changed since this checkpoint (sha256 {state['data_sha256'][:12]}… then, "
             f"{fingerprint.data_sha256[:12]}… now)",
             file=path,
-            fix=f"Restore them, resume with --accept-data-change (saver.accept_data_change: true), or {anew}.",
+            fix=f"Restore them, resume with --accept-data-change (saver.accept_data_change: true), or {new_run}.",
         )
     then, now = (_of_heads(names) for names in (state.get("class_names"), fingerprint.class_names))
     for before, after in zip(then, now, strict=False):
         if before != after and sorted(before) == sorted(after):
             label = next(label for label, name in enumerate(before) if name != after[label])
-            what = f"the classes come in another order than in this checkpoint: label {label} was {before[label]}"
-            raise UserError(f"{what} and is {after[label]}", file=path, fix=f"Restore their order, or {anew}.")
+            what = f"the classes are in a different order from this checkpoint: label {label} was {before[label]}"
+            raise UserError(f"{what} and is {after[label]}", file=path, fix=f"Restore their order, or {new_run}.")
 
 
 def _of_heads(names: Sequence[str] | Sequence[Sequence[str]] | None) -> list[list[str]]:
-    """Return the class names of each head; none where they are not known."""
+    """Return the class names of each head; an empty list if they are unknown."""
     if not names:
         return []
     return [[str(name) for name in names]] if isinstance(names[0], str) else [list(of_head) for of_head in names]

@@ -69,7 +69,7 @@ class Outline:
     """How images and targets of prepared batches are shown."""
 
     def epoch_at(self, step: int) -> str:
-        """Format ``epoch 3/12``; where the run is no whole number of epochs, ``step 40/100 (epoch 1.67)``."""
+        """Format ``epoch 3/12``; where the run is not a whole number of epochs, ``step 40/100 (epoch 1.67)``."""
         epoch = step / self.steps_per_epoch
         if self.total_steps % self.steps_per_epoch:
             return f"step {step:,}/{self.total_steps:,} (epoch {epoch:.3g})"

@@ -98,11 +98,11 @@ class Memory:
         return [slice(images * part // parts, images * (part + 1) // parts) for part in range(parts)]
 
     def guard(self) -> _Guard:
-        """Catch the lack of memory of a part, on this rank or another: ``ran_out`` is true afterwards, on every rank."""
+        """Catch an out-of-memory error of a part, on this rank or another: ``ran_out`` is true afterwards, on every rank."""
         return self._guard
 
     def caught(self, error: BaseException | None) -> bool:
-        """Check whether ``error`` is the lack of memory of a part that can be repeated, and tell the other ranks."""
+        """Check whether ``error`` means out of memory in a part that can be repeated, and tell the other ranks."""
         if error is not None:
             is_ours = isinstance(error, _AnotherRankRanOut) or (out_of_memory(error) is not None and not self._has_agreed)
             if not isinstance(error, Exception) or not is_ours or not self._splits:

@@ -1,4 +1,4 @@
-"""Learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): losses while the rate grows from step to step."""
+"""Learning-rate range test (Smith 2017, arXiv 1506.01186, section 3.3): losses while the learning rate grows from step to step."""
 
 from __future__ import annotations
 

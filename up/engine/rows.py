@@ -173,7 +173,7 @@ class Store:
                 raise ValueError("no table")
         except FileNotFoundError:
             if self.folder.exists() and any(self.folder.iterdir()):
-                raise UserError(f"{self.folder}: holds something that is no cache. Choose another {self._setting}.") from None
+                raise UserError(f"{self.folder}: holds something that is not a cache. Choose another {self._setting}.") from None
             return
         except NotADirectoryError:
             raise UserError(f"{self.folder}: lies below a file. Expected a folder: choose another {self._setting}.") from None

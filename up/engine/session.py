@@ -308,7 +308,7 @@ class TrainingSession:
         return self.checkpointing.due.is_due(step) or is_good or self.stopping.is_over or self.hooks.wants_checkpoint
 
     def save(self, step: int, *, is_stop: bool = False) -> None:
-        """Commit a checkpoint, and mark it if it is the best; ``is_stop`` if only a stop by a signal asks for it.
+        """Commit a checkpoint, and mark it if it is the best; ``is_stop``: it is written only because a signal stops the run.
 
         Raises ``StorageError`` on every rank on failure.
 

@@ -48,8 +48,8 @@ class AnyOf:
 class Keeping:
     """Rule for old checkpoints: the newest ``last``, the ``best`` by the main metric and those of the steps of ``for_good`` stay.
 
-    The very best is an alias of its own in any case. Checkpoints of a stop by a signal take no place among the ``last``, so that a
-    resumed run keeps those that it would have kept; up to ``last`` of them stay until there are newer ones.
+    The best is always kept by its own alias. Checkpoints written only because a signal stopped the run do not count as ``last``: a
+    resumed run keeps those that an uninterrupted one keeps. Up to ``last`` of them stay until there are newer ones.
     """
 
     last: int
@@ -61,9 +61,9 @@ class Keeping:
     def outdated(
         self, steps: Sequence[int], scores: Mapping[int, float] | None = None, stops: Collection[int] = ()
     ) -> Iterator[int]:
-        """Of the ``steps`` that have a checkpoint, rising, list those whose checkpoint is deleted.
+        """List those of the rising ``steps`` with a checkpoint whose checkpoint is deleted.
 
-        ``scores`` are main metrics; ``stops`` are the steps whose checkpoint was written for a stop by a signal alone.
+        ``scores`` are main metrics by step; ``stops`` are the steps whose checkpoint was written only because a signal came.
         """
         planned = [step for step in steps if step not in stops]
         kept = {*steps[-self.last :], *planned[-self.last :], *self.top(scores or {})}

@@ -178,7 +178,7 @@ def _require_name(name: str, net: Net) -> None:
 def _require_order(prev: Mapping[str, str], names: Sequence[str]) -> None:
     for name, earlier in prev.items():
         if name not in names:
-            raise UserError(f"net: prev is set for {name!r}, which is no module of the net.{did_you_mean(name, names)}")
+            raise UserError(f"net: prev is set for {name!r}, which is not a module of the net.{did_you_mean(name, names)}")
         before = names[: names.index(name)]
         if earlier not in before:
             expected = f"an earlier module ({', '.join(before)})" if before else "nothing, since it is the first"

@@ -64,7 +64,7 @@ def preprocessing_of(source: str | Path) -> ImagePreprocessing | None:
     if not name.startswith(TIMM) and Path(source).is_file():
         return read_file(Path(source)).preprocessing
     bare = name.removeprefix(TIMM)
-    known = bare == bare.partition(".")[0] or timm.is_model_pretrained(bare)  # "resnet50.pth" is no weights of timm
+    known = bare == bare.partition(".")[0] or timm.is_model_pretrained(bare)  # "resnet50.pth" does not name weights of timm
     return of_timm(bare) if known else None
 
 

@@ -42,7 +42,7 @@ def timm_network(
     - ``pretrained``: timm's weights, downloaded at the first use.
     - ``img_size``, of networks for images of one size: derived from the transforms; position embeddings are interpolated.
 
-    Raises ``UserError`` for an unknown name, kwargs that the network does not take, and weights that cannot be had.
+    Raises ``UserError`` for an unknown name, kwargs that the network does not take, and weights that cannot be fetched.
     """
     _check_name(model_name)
     if "num_classes" in kwargs:
@@ -107,7 +107,7 @@ def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:
         if not pretrained:
             raise UserError(f"timm's {model_name} cannot be built: {error or type(error).__name__}") from error
         raise UserError(
-            f"the weights of timm's {model_name} could not be had ({type(error).__name__}: {first_line(error)})",
+            f"the weights of timm's {model_name} could not be fetched ({type(error).__name__}: {first_line(error)})",
             fix=f"Set pretrained: false. {how_to_fetch(model_name)}",
             key="pretrained",
         ) from error

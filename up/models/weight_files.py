@@ -122,7 +122,7 @@ def _content(path: Path) -> Content:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Find the reason why a file cannot be read: it would run code, is no file of weights, or is damaged."""
+    """Find the reason why a file cannot be read: it would run code, is not a file of weights, or is damaged."""
     if isinstance(error, PermissionError):
         return "cannot be read (permission denied)."
     text = str(error)

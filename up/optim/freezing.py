@@ -37,7 +37,7 @@ class Freezing:
 
     @property
     def changes(self) -> bool:
-        """Whether other parameters train at other steps."""
+        """Whether the parameters that train depend on the step."""
         return bool(self.probe_epochs or self.blocks)
 
     def at(self, step: int) -> frozenset[str]:
@@ -53,7 +53,7 @@ class Freezing:
         return self.always
 
     def apply(self, step: int) -> None:
-        """Freeze the parameters that do not train at ``step``, if they are others than those frozen now."""
+        """Freeze the parameters that do not train at ``step``, if they differ from those frozen now."""
         epoch = step // self.steps_per_epoch
         if self.changes and epoch != self._epoch:
             held, self._epoch = self.at(step), epoch

@@ -35,7 +35,7 @@ def is_fusible(make: object, model: nn.Module, groups: Iterable[Record], given: 
 
 
 def keep_implementation(optimizer: Optimizer) -> None:
-    """Let an optimizer load the states of its other implementations without becoming one of them, such as fused for shards."""
+    """Let an optimizer load the state of another implementation, such as a fused one, without switching to it."""
     optimizer.register_load_state_dict_pre_hook(_keep_own_implementation)
 
 
@@ -87,7 +87,7 @@ def _ordered_as(p: Tensor, value: Tensor) -> Tensor:
 
 
 def _keep_own_implementation(optimizer: Optimizer, state: StateDict) -> StateDict:
-    """Return the state with the implementation of ``optimizer``; torch reports another number of groups."""
+    """Return the state with the implementation of ``optimizer``; unchanged for another number of groups, which torch reports."""
     own = [{name: group[name] for name in _IMPLEMENTATIONS if name in group} for group in optimizer.param_groups]
     groups = [{**group, **chosen} for group, chosen in zip(state["param_groups"], own, strict=False)]
     return {**state, "param_groups": groups if len(groups) == len(state["param_groups"]) else state["param_groups"]}

@@ -57,7 +57,7 @@ class LAMB(OwnOptimizer):
             "always_adapt": always_adapt,
         }
         super().__init__(params, defaults)
-        # torch's name for skipping by `found_inf`
+        # torch's name: step() itself skips where `found_inf` is set
         self._step_supports_amp_scaling = all(
             group["grad_averaging"] and is_plain(p) for group in self.param_groups for p in group["params"]
         )

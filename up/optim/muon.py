@@ -60,7 +60,7 @@ class Muon(OwnOptimizer):
                 "sgd_momentum": sgd_momentum,
             },
         )
-        # torch's name for skipping by `found_inf`
+        # torch's name: step() itself skips where `found_inf` is set
         self._step_supports_amp_scaling = all(is_plain(p) for group in self.param_groups for p in group["params"])
         keep_order(self)
 

@@ -18,7 +18,7 @@ class BatchSamplerKwargs(Section):
     """The order of the samples in training: dist, local, repeat_factor, class_balance, … Evaluation takes every image once, in
     the order of the meta file, whatever the sampler."""
     batch_size: AtLeast1 | Literal["auto"] = 1
-    """Samples in a batch of one process; the global batch is this times the number of processes. ``auto`` is the largest power of
+    """Samples per batch of one process; the global batch size is this times the number of processes. ``auto`` is the largest power
     two that fits into memory and leaves an epoch 8 steps; the run's ``config.yaml`` has the number."""
     drop_last: Annotated[bool, FixedOnResume()] = False
     """Drop the last batch of an epoch if it is not full; in training only."""

@@ -122,9 +122,9 @@ def load_config(path: Path, opts: Sequence[str] = ()) -> Decoded:
 
 
 def if_moved(folder: Path) -> list[str]:
-    """Return the override that lets ``config.yaml`` in a run folder stand for this folder, where it names another one.
+    """Return the override that makes ``config.yaml`` in a run folder refer to this folder, if it names another one.
 
-    A run that was copied, renamed or set aside in ``earlier/N`` has the folder of its training in ``saver.save_dir``.
+    ``saver.save_dir`` of a run that was copied, renamed or set aside in ``earlier/N`` is the folder in which it was trained.
     """
     file = folder / "config.yaml"
     try:
@@ -152,7 +152,7 @@ def decode(tree: MappingNode) -> Decoded:
 
 
 def _idle(config: Config, origins: Origins) -> Iterator[Problem]:
-    """Note what the file says and nothing reads, because something else is missing for it."""
+    """Note settings that have no effect because another one is missing."""
     if config.saver.skip and config.saver.pretrain_model is None:
         yield Problem("has no effect without saver.pretrain_model", key="saver.skip")
     if config.schedule_counts_steps:
@@ -243,5 +243,5 @@ def missing_start_weights(config: Config, folder: Path) -> Iterator[Problem]:
     resumes = config.saver.auto_resume and (folder / LATEST).exists()
     for key in ("pretrain_model",) if resumes else ("pretrain_model", "resume_model"):
         path = getattr(config.saver, key)
-        if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is no path
+        if path is not None and ":" not in path:  # "timm:resnet50.a1_in1k" is not a path
             yield from missing_at(f"saver.{key}", str(named_checkpoint(path)) if key == "resume_model" else path)

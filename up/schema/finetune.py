@@ -36,7 +36,7 @@ class LoraSection(Section):
     alpha: Positive | None = None
     """The product of the two factors is scaled by alpha / rank; unset uses the rank."""
     targets: list[Name] | None = None
-    """Layers to adapt, convolutions too: the beginnings of their names in the backbone, up to a dot, or ``r:`` and a regular
+    """Layers to adapt, convolutions included: prefixes of their names in the backbone, up to a dot, or ``r:`` and a regular
     expression, such as ``r:qkv``; unset adapts all its linear layers."""
 
 
@@ -78,7 +78,7 @@ class SwaSection(Section):
     """Stochastic weight averaging (Izmailov et al. 2018): the mean of the weights after each of the last epochs."""
 
     epochs: AtLeast2
-    """Number of the last epochs; their checkpoints are kept."""
+    """Number of epochs at the end whose weights are averaged; their checkpoints are kept."""
     lr: Positive | None = None
     """Constant learning rate of these epochs; unset keeps the schedule of ``trainer``."""
 

@@ -85,7 +85,7 @@ def _as_in_files(section: type[Section], schema: Schema) -> None:
     for name, value in properties.items():
         value.pop("title", None)
         if isinstance(value.get("default"), dict | list):
-            value.pop("default")  # what stands in a section says so itself
+            value.pop("default")  # a section shows its own defaults
         if name not in required:
             properties[name] = nullable(value)
     if required:

@@ -89,7 +89,7 @@ def _applied(tree: MappingNode, override: _Override) -> MappingNode:
 
 
 def _of_source(tree: MappingNode, path: str) -> str:
-    """The path in the block that serves ``dataset.train`` or ``dataset.test``, which ``data_pool`` may call otherwise."""
+    """Replace ``dataset.train`` or ``dataset.test`` in ``path`` by the block that ``data_pool`` names for it."""
     words = path.split(".")
     dataset = tree.block("dataset")
     sources = sources_of_pool(dataset)

@@ -57,13 +57,13 @@ class ConstraintsSection(Section):
     """Limits that a network must meet before it is trained; a point outside costs no trial."""
 
     params: Amount | None = None
-    """Most parameters, such as ``5M``."""
+    """Largest number of parameters, such as ``5M``."""
     macs: Amount | None = None
-    """Most multiply-adds for one image, such as ``600M``."""
+    """Largest number of multiply-adds for one image, such as ``600M``."""
     latency_ms: Positive | LatencyLimit | None = None
-    """Most milliseconds for one image by onnxruntime on the CPU, or a block."""
+    """Longest time for one image with onnxruntime on the CPU, in milliseconds, or a block."""
     package_bytes: Amount | None = None
-    """Most bytes of the exported graph with its weights, such as ``20MB``."""
+    """Largest size of the exported graph with its weights, such as ``20MB``."""
 
     @property
     def latency(self) -> LatencyLimit | None:
@@ -87,7 +87,7 @@ class StageSection(Section):
     algorithm: Name = "tpe"
     """Name of the algorithm; ``python -m up show components algorithm`` lists all."""
     trials: AtLeast1 | None = None
-    """Number of trials that end complete or pruned; unset leaves the end to the algorithm."""
+    """Number of complete or pruned trials after which the stage ends; unset leaves the end to the algorithm."""
     objectives: Annotated[dict[Name, Literal["max", "min"]], Field(min_length=1)] = {"top1": "max"}
     """Metrics of the evaluation, or ``params``, ``macs``, ``latency_ms``, ``package_bytes``; the first one chooses
     ``best.yaml``."""

@@ -165,8 +165,8 @@ class SaverSection(Section):
     save_result: bool = False
     """Let ``eval`` also write ``results.txt``, one line per image."""
     memory_friendly: bool = False
-    """Let ``eval`` write one line per image batch by batch into ``results.txt.rank0`` and so on, which begin anew; an interrupted
-    inference continues with ``inference_cfg.test_resume`` of the data set, which implies this."""
+    """Let ``eval`` write one line per image to ``results.txt.rank0`` and so on after each batch. It overwrites these files, unless
+    ``inference_cfg.test_resume`` of the data set, which implies this setting, continues an interrupted inference."""
     task_type: Name | None = None
     """Accepted for older files; ``runtime.task_names`` names the task."""
     accept_data_change: Annotated[bool, FreeOnResume(reported=False)] = False
@@ -196,7 +196,7 @@ class NetModule(Part):
     @model_validator(mode="before")
     @classmethod
     def _net_itself(cls, data: object) -> object:
-        """Read ``type: self``, which is no module but the whole net, with the argument ``freeze_patterns``."""
+        """Read ``type: self``, which is the whole net instead of a module, with the argument ``freeze_patterns``."""
         if not isinstance(data, dict) or data.get("type") != "self":
             return data
         kwargs = data.get("kwargs")

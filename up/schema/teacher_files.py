@@ -88,7 +88,7 @@ def _net_of(checkpoint: Path) -> list[Json]:
                 "Name its run folder or a package of it; or write its net as a list under `teacher`, and name the file in "
                 "teacher_weight (docs/distill.md)."
             )
-            raise UserError(f"{checkpoint}: weights alone, which do not tell their net", fix=fix)
+            raise UserError(f"{checkpoint}: contains weights only, not the net that they belong to", fix=fix)
         tree = parse_nodes(text, str(checkpoint))
     return predicting(to_plain(tree.get("net") or SequenceNode((), tree.mark)))
 

@@ -84,7 +84,7 @@ def write_json_line(level: str, event: str, message: str, **fields: object) -> N
 
 
 def tell(*lines: str) -> None:
-    """Write lines that are no result: to standard error, as JSON, or with ``--quiet`` not at all; by one rank of many."""
+    """Write lines other than results: to standard error, as JSON, or with ``--quiet`` not at all; by one rank of many."""
     if rank_in_environment() > 0:
         return
     for line in lines:

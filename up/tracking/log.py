@@ -48,7 +48,7 @@ _NOTHING: Mapping[str, Tensor] = {}  # the sums of every window before its first
 
 @contextmanager
 def shown_in_notebook(progress: bool) -> Iterator[None]:
-    """Print the log on stdout where stderr is no terminal, so that notebooks do not show it in red; no log without ``progress``.
+    """Print the log on stdout where stderr is not a terminal, so that notebooks do not show it in red; no log without ``progress``.
 
     The handlers of the log are removed afterwards.
     """
@@ -84,7 +84,7 @@ class WindowMeter:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Return the means as numbers, which waits for the device, and start anew."""
+        """Return the means as numbers, which waits for the device, and reset."""
         means = {name: float(total) / self._steps for name, total in self._sums.items()}
         self._sums, self._steps = _NOTHING, 0
         return means
@@ -99,7 +99,7 @@ class WindowMeter:
 
 
 def _added(sums: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return new sums: others may share the old ones."""
+    """Return new sums; other meters may share the old ones."""
     if sums.keys() == scalars.keys() and len(sums) > 1:  # one operation on a GPU
         return dict(zip(scalars, torch._foreach_add([sums[name] for name in scalars], [*scalars.values()]), strict=True))
     return {**sums, **{name: sums[name] + value if name in sums else value.clone() for name, value in scalars.items()}}

@@ -32,7 +32,7 @@ class SpeedMeter:
         self._seen = now
 
     def read(self) -> tuple[float, float]:
-        """Return images per second and the share of the time spent waiting for data (0 to 1), and start anew."""
+        """Return images per second and the share of the time spent waiting for data (0 to 1), and reset."""
         now = time.perf_counter()
         spent = max(now - self._since, 1e-9)
         speed = self._images / spent, min(1.0, self._wait_s / spent)

@@ -77,7 +77,7 @@ class TensorBoard(WindowHook):
         """Raise ``UserError`` for a ``logdir`` that cannot be written to."""
         reason = unwritable(Path(self.logdir)) if self.logdir else None
         if reason is not None:
-            raise UserError(f"got {self.logdir}, where nothing can be written: {reason}", fix="Name another folder.", key="logdir")
+            raise UserError(f"cannot write to {self.logdir}: {reason}", fix="Name another folder.", key="logdir")
 
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)

@@ -175,7 +175,7 @@ def test_accepted_data_must_have_their_classes_in_the_same_order(heads: bool) ->
         renamed = replace(now, class_names=[["red", "blue"], names] if heads else names)
         assert require_same_run(Path("ckpt.pth"), state, renamed, TABLES) == []
     moved = ["dog", "cat", "owl"]
-    with pytest.raises(UserError, match=facts("ckpt.pth", "another order", "cat", "dog")):
+    with pytest.raises(UserError, match=facts("ckpt.pth", "different order", "cat", "dog")):
         require_same_run(Path("ckpt.pth"), state, replace(now, class_names=[["red", "blue"], moved] if heads else moved), TABLES)
     with pytest.raises(UserError, match=facts("accept-data-change")):
         require_same_run(Path("ckpt.pth"), state, replace(now, accept_data_change=False), TABLES)

@@ -125,7 +125,7 @@ def applied(transform: AnyTransform, image: Image, targets: Targets, filename: s
 
 
 def _is_unusual(image: Image) -> bool:
-    """Whether an image has not three channels of 8 bits, for which some transforms alone are made."""
+    """Whether an image is not three channels of 8 bits, the only form that some transforms take."""
     return isinstance(image, torch.Tensor) and (image.shape[0] != 3 or image.dtype != torch.uint8)
 
 

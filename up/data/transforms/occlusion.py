@@ -1,4 +1,4 @@
-"""Transforms that hide parts of an image, so that a net does not lean on a single one."""
+"""Transforms that hide parts of an image, so that a net does not rely on a single one."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class View(NamedTuple):
 
     @property
     def scale(self) -> int:
-        """By what the size of the image can be divided, 1, 2 or 4, so that the box still has as many pixels as the view."""
+        """Largest divisor of the image size (1, 2 or 4) at which the box still has as many pixels as the view."""
         shrinks = min(self.box.height // self.size[0], self.box.width // self.size[1])
         return 4 if shrinks >= 4 else max(1, min(shrinks, 2))
 

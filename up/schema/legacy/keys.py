@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 def move_keys(tree: MappingNode, found: Found) -> MappingNode:
-    """Move keys that have another place or name here; what already stands there counts."""
+    """Move keys that have another place or name here; a value that is already there is kept."""
     for old, new in _MOVED.items():
         (*way, key), (*new_way, new_key) = old.split("."), new.split(".")
         block = tree.block(*way)

@@ -142,7 +142,7 @@ def _check_range(labels: PackedLabels, rows: Rows, source: MetaSource) -> None:
 
 
 def imagenet(source: MetaSource) -> SampleTable:
-    """Read ``path label`` on each line, split at the last blank, so that paths may contain blanks."""
+    """Read ``path label`` on each line, split at the last space, so that paths may contain spaces."""
     rows, labels = Rows(source.path, source.root), array("q")
     for start, block in blocks(source.path):
         plain = plain_lines(block, PATH_LABEL)
@@ -187,7 +187,7 @@ def _hint(raw: bytes) -> str:
         return " Lines end in a carriage return alone: save the file with line feeds."
     for separator, name in ((b",", "commas"), (b";", "semicolons"), (b"|", "bars")):
         if raw.rsplit(separator, 1)[-1].strip().isdigit() and separator in raw:
-            return f" Replace the {name} by blanks or tabs."
+            return f" Replace the {name} by spaces or tabs."
     return ""
 
 
