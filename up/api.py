@@ -149,7 +149,7 @@ def _trained(config: PathLike, overrides: Sequence[str], *, progress: bool) -> T
 
 
 def load(run: PathLike) -> TrainedRun:
-    """Open a run folder, such as ``runs/cars``. Raises ``UserError`` if it holds no trained network."""
+    """Open a run folder, such as ``runs/cars``. Raises ``UserError`` if it contains no trained network."""
     from up.files import BEST, best_of_run
 
     folder = Path(run)
@@ -157,7 +157,7 @@ def load(run: PathLike) -> TrainedRun:
     if best_of_run(folder) is None:
         missing.append(BEST)
     if missing:
-        raise UserError(f"{folder}: holds no {missing[0]}", expected="the folder of a run", fix="Name it as saver.save_dir does.")
+        raise UserError(f"{folder}: contains no {missing[0]}", expected="the folder of a run", fix="Name it as saver.save_dir does.")
     return TrainedRun(folder)
 
 

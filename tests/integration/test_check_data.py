@@ -190,7 +190,7 @@ MISTAKES: list[tuple[Callable[[Config, Path], None], str, list[str]]] = [
     (few, "dataset.train.dataset.kwargs.meta_file", ["1 class with fewer than 5 training images: ", "green 4"]),
     (unseen, "dataset.test.dataset.kwargs.meta_file", ["1 class without a validation image: green"]),
     (never_trained, "dataset.train.dataset.kwargs.meta_file", ["1 class without a training image: green"]),
-    (empty_folder, "dataset.train.dataset.kwargs.meta_file", ["folders without an image are no classes: dog"]),
+    (empty_folder, "dataset.train.dataset.kwargs.meta_file", ["folders without an image are not classes: dog"]),
     (transparent, "dataset.train.dataset.kwargs.image_reader", ["15 of 15 sampled images have an alpha", "background: white"]),
     (two_backgrounds, "dataset.test.dataset.kwargs.image_reader", ["background: got drop", "dataset.train has [255, 255, 255]"]),
 ]

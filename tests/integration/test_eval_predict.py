@@ -224,7 +224,7 @@ class TestPredict:
 
     @pytest.mark.parametrize(
         ("word", "message"),
-        [("empty", "this folder holds no image"), ("none.png", "no such file, folder or pattern"), ("*.gif", "no such file,")],
+        [("empty", "the folder contains no image"), ("none.png", "no such file, folder or pattern"), ("*.gif", "no such file,")],
     )
     def test_no_images(
         self, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str

@@ -48,7 +48,7 @@ MISTAKES = [  # text, what replaces it, the line of STAGES (from 1) that the err
     ("net.0.kwargs.width: [4, 8]", "net.0.kwargs.width: [4, wide]", 10, ("width", "'wide'", "whole number")),
     ("[SGD, AdamW]", "[SGD, AdamWW]", 17, ("AdamWW", "'AdamW'")),
     ("{log: [1e-3, 1.0]}", "{log: [0, 1.0]}", 18, ("lr.log", "above 0")),
-    ("when: {trainer.optimizer.type: SGD}", "when: {trainer.optimiser.type: SGD}", 19, ("optimiser", "no key of the space")),
+    ("when: {trainer.optimizer.type: SGD}", "when: {trainer.optimiser.type: SGD}", 19, ("optimiser", "not a key of the space")),
     (", when: {trainer.optimizer.type: SGD}", "", 17, ("momentum", "AdamW")),
     ("kwargs.momentum: 0.9}]", "kwargs.momentum: 0.95}]", 20, ("forbid.0", "0.95")),
     ("enqueue: [{trainer.optimizer.kwargs.lr: 0.1}]", "enqueue: [{trainer.optimizer.kwargs.lr: 3}]", 21, ("enqueue.0", "3")),

@@ -24,7 +24,7 @@ class Settings:
     clock: Literal["wall", "cpu"] = "wall"
     """``cpu`` counts the seconds of this process on a CPU, for a machine that is shared."""
     quick: bool = False
-    """Whether sizes are tiny: the cells run, and their numbers mean nothing."""
+    """Whether sizes are tiny, to check that the cells run: their numbers mean nothing."""
 
     def size(self, whole: int, tiny: int) -> int:
         """Return ``whole``, or ``tiny`` for a quick run."""

@@ -37,7 +37,7 @@ PNGS, PNG_SIDE, PNG_CLASSES = 3566, 64, 10
 
 
 def cache_folder() -> Path:
-    """Return the folder of generated files. Raises ``StorageError`` if it cannot be made."""
+    """Return the folder of generated files. Raises ``StorageError`` if it cannot be created."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "up-bench"
     make_folder(folder)
     return folder

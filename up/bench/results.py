@@ -78,7 +78,7 @@ def read_results(path: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"no result file of `up bench` ({error})", file=path) from error
+        raise UserError(f"not a result file of `up bench` ({error})", file=path) from error
     return found
 
 

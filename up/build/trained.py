@@ -61,7 +61,7 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
     for key, file in (("saver.resume_model", saver.resume_model), ("saver.pretrain_model", saver.pretrain_model)):
         if file is not None and not is_of_timm(file):
             experiment.raise_if_any(missing_at(key, file))
-    raise UserError(f"{experiment.folder}: holds no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
+    raise UserError(f"{experiment.folder}: contains no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
 
 
 def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:

@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
-            got = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+            got = "a folder" if stat.S_ISDIR(kind) else "not a regular file"
             raise PackageError(file=path, got=Verbatim(got), expected="a package (.tar) or a graph (.onnx)")
         with path.open("rb") as file:
             yield file

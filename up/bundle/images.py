@@ -20,7 +20,7 @@ def find_images(words: Iterable[str], suffixes: Collection[str] = WITH_ARRAYS) -
     for word in words:
         images = list(_meant_by(word, suffixes))
         if not images:
-            what = "this folder holds no image" if Path(word).is_dir() else "no such file, folder or pattern"
+            what = "the folder contains no image" if Path(word).is_dir() else "no such file, folder or pattern"
             raise UserError(f"{word}: {what}. Expected images ({', '.join(sorted(suffixes))}), folders of them, or a pattern.")
         found.update(dict.fromkeys(images))
     return list(found)

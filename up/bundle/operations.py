@@ -236,7 +236,7 @@ def decode_of(operations: Sequence[Operation]) -> DecodeOperation:
 
 
 def background_of(operations: Sequence[Operation]) -> tuple[int, int, int] | None:
-    """Return the (red, green, blue) below transparent pixels; None where the alpha channel is dropped."""
+    """Return the background (red, green, blue) of transparent pixels; None if the alpha channel is dropped."""
     given = (op.background for op in operations if isinstance(op, AlphaOperation) and op.background is not None)
     return next(((red, green, blue) for red, green, blue in given), None)
 

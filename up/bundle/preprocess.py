@@ -108,7 +108,7 @@ class Preprocessing:
 def _levels(source: object, name: str) -> NDArray[np.uint8]:
     """Return the levels (H, W, 3) of an array. Raises ``BadImage`` for other arrays, ``TypeError`` for other objects."""
     if not isinstance(source, np.ndarray):
-        raise TypeError(f"{type(source).__name__} is no image: expected a path, encoded bytes, a Pillow image or a numpy array")
+        raise TypeError(f"{type(source).__name__} is not an image: expected a path, encoded bytes, a Pillow image or a numpy array")
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
         raise BadImage(name, f"an array {source.dtype} {source.shape}; expected levels, uint8 (height, width, 3) in RGB")
     return source

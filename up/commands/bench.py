@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
         expect_config(arguments.config, arguments.opts)
         expect_training_files(arguments.config, arguments.opts)
     if arguments.json is not None and (reason := unwritable(arguments.json.parent)) is not None:
-        raise UserError(f"--json {arguments.json}: nothing can be written there: {reason}", fix="Name another file.")
+        raise UserError(f"--json {arguments.json}: cannot write there: {reason}", fix="Name another file.")
     watch = Watch()
     time.sleep(0.0 if arguments.quick else _LOOK_S)
     others = watch.others()

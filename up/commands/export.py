@@ -126,7 +126,7 @@ def exported(experiment: Experiment, arguments: argparse.Namespace, folder: Path
     """Export and check, for a file in ``folder``. Raises before anything is written if a step fails."""
     reason = unwritable(folder)
     if reason is not None:
-        raise StorageError(f"{folder}: nothing can be written there: {reason}. Name another folder.")
+        raise StorageError(f"{folder}: cannot write there: {reason}. Name another folder.")
     from up.deploy.exporter import ExportOptions, export
 
     options = ExportOptions(

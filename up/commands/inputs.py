@@ -143,4 +143,4 @@ def _expect_kind(path: Path, flag: str, expected: str, instead: dict[Kind, str])
 def expect_writable(out: Path) -> None:
     """Raise ``UserError`` if nothing can be written to the folder of ``--out``, before long work whose result would be lost."""
     if (reason := unwritable(out)) is not None:
-        raise UserError(f"--out {out}: nothing can be written there: {reason}", fix="Name another folder.")
+        raise UserError(f"--out {out}: cannot write there: {reason}", fix="Name another folder.")

@@ -1,4 +1,4 @@
-"""Report on the images of data sets: what they are, and what was found."""
+"""Report on the images of data sets: their numbers and sizes, and the findings."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class LabelIssues:
 
 
 def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
-    """Find label errors by ``labels`` (N,) and out-of-sample ``probabilities`` (N, C), which may be in a file: blocks are copied.
+    """Find label errors by ``labels`` (N,) and out-of-sample ``probabilities`` (N, C), which are read in blocks.
 
     An image counts as of the class j with the largest probability among those with p_j >= t_j, where t_j is the mean of p_j over
     the images labelled j. The counts are scaled to the number of images of each label, and for each pair of classes i, j as many

@@ -24,7 +24,7 @@ _TOGETHER = 12  # images listed of a group
 _FEW = 5  # images of a class, below which it is hardly learned
 _IMBALANCE = 10.0  # images of the largest class over those of the smallest
 _ENOUGH = 20  # images by which outliers are told
-_RARE = 0.01  # share of the images that outliers are at most: what more images have is no outlier
+_RARE = 0.01  # largest share of the images that are outliers: a property of more images is usual
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -195,7 +195,7 @@ def _labels(images: CheckedImages) -> Found:
 
 
 def _out_of_range(images: CheckedImages, source: DataSource, trained: Collection[str]) -> Found:
-    """Report labels that are no class; those of a class that has a name but is not ``trained`` are reported by that name."""
+    """Report labels that are not a class; labels of a named class that is not ``trained`` are reported by its name elsewhere."""
     if source.labels is None or source.limit is None or source.labels.values.ndim > 1:
         return
     values, names = source.labels.values, source.classes or ()

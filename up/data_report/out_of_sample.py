@@ -44,7 +44,7 @@ _PERIOD_S = 0.2
 class OutOfSample:
     """Probabilities (N, C) of images that the net was not trained on, with their labels (N,), names, paths and places.
 
-    The probabilities are in a temporary file where they are many.
+    A large array of probabilities is in a temporary file.
     """
 
     probabilities: NDArray[np.float64]
@@ -57,10 +57,10 @@ class OutOfSample:
 
 
 def config_of(run: Path) -> Path:
-    """Return the configuration of a run. Raises ``UserError`` for a folder that is no run."""
+    """Return the configuration of a run. Raises ``UserError`` for a folder that is not a run."""
     path = run / CONFIG
     if not path.is_file():
-        what = f"{run}: no such folder" if not run.exists() else f"{run}: holds no {CONFIG}"
+        what = f"{run}: no such folder" if not run.exists() else f"{run}: contains no {CONFIG}"
         raise UserError(what, expected="the folder of a run of `up train`")
     return path
 
@@ -72,7 +72,7 @@ def of_validation(run: Path) -> OutOfSample:
 
 
 def of_folds(run: Path, folds: int, out: Path, tell: Callable[[str], object]) -> OutOfSample:
-    """Train the run anew on each of ``folds`` parts of ``dataset.train`` but one, and predict that one.
+    """Train the run ``folds`` times, each time on all but one of the folds of ``dataset.train``, and predict that fold.
 
     The trainings are child processes, one after another, in ``out``; those that are finished stay, and one that was interrupted
     continues. Raises ``UserError`` if one fails, ``PeerLost`` or ``KeyboardInterrupt`` after a signal, when the child has saved.
@@ -212,7 +212,7 @@ def _predicted(experiment: Experiment, source: str, checkpoint: Path | None) -> 
 
 
 def probabilities_of(scores: Array) -> NDArray[np.float64]:
-    """Return scores (N, C) as probabilities that add up to 1, in a temporary file where they are many."""
+    """Normalize scores (N, C) to probabilities that add up to 1; a large result is in a temporary file."""
     made = RowFile()
     made.append(np.zeros((0, scores.shape[1])))
     for rows in blocks_of(*scores.shape):

@@ -85,5 +85,5 @@ def _folder_problems(experiment: Experiment) -> Iterator[Problem]:
         yield Problem(str(error), key="to_kestrel.save_to")
         return
     if (reason := unwritable(folder)) is not None:
-        what = f"{folder}: nothing can be written there: {reason}"
+        what = f"{folder}: cannot write there: {reason}"
         yield Problem(what, key="to_kestrel.save_to", fix="Name another folder.")

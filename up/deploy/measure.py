@@ -45,7 +45,7 @@ _NO_LABELS = {"image", "filename", "index", "seed", "bad"}
 
 @dataclass(frozen=True)
 class Measured:
-    """Main metric of the evaluator on ``images`` images that could be read, all its metrics, in its unit, and their intervals."""
+    """Main metric, all metrics in the evaluator's unit, and their intervals, on the ``images`` that could be read."""
 
     metric: str
     images: int

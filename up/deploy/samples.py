@@ -83,7 +83,7 @@ class Samples:
 def samples_of(experiment: Experiment, source: Literal["train", "test"], derived: DerivedArguments | None = None) -> Samples:
     """Take the images of ``dataset.train`` or ``dataset.test``, with the transforms of ``dataset.test``.
 
-    ``derived`` are arguments of the data set that the net tells, such as its class names.
+    ``derived`` are arguments of the data set that follow from the net, such as its class names.
     """
     part = section_of(experiment, source).dataset
     paths = named_paths(part, "dataset", experiment.tables)

@@ -60,7 +60,7 @@ def write_repository(files: dict[str, bytes], folder: Path) -> None:
     Raises ``UserError`` for a folder that holds something else, ``StorageError`` if it cannot be written.
     """
     if folder.exists() and not (folder / "config.pbtxt").is_file():
-        what = "exists, and is no model of a Triton repository"
+        what = "exists, and is not a model of a Triton repository"
         raise UserError(what, file=folder, fix="Name another folder with --save-to.")
     make_folder(folder.parent)
     fresh, old = (folder.with_name(f"{TEMPORARY}{os.getpid()}-{name}{folder.name}") for name in ("", "old-"))

@@ -240,7 +240,7 @@ class AttentionTransfer(MimicLoss):
 
     name = "attention_transfer"
 
-    p: Annotated[float, Field(ge=1)] = 2.0  # below 1 an activation of 0, as after a ReLU, has no gradient
+    p: Annotated[float, Field(ge=1)] = 2.0  # below 1 the gradient is infinite at an activation of 0, as after a ReLU
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         return (self._attention(student) - self._attention(teacher)).square().sum() / len(student)

@@ -61,7 +61,7 @@ def has_labels(experiment: Experiment) -> bool:
 
 
 def label_problems(experiment: Experiment) -> Iterator[Problem]:
-    """Find settings that need labels if the training images have none, or one label if they have several."""
+    """Find settings that need labels where training images have none, or a single label where they have several."""
     train, mimic = experiment.config.dataset.train, experiment.config.mimic
     if train is not None and train.dataset.kwargs.get("multilabel"):
         yield from _losses_of_one_label(experiment)

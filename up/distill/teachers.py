@@ -67,7 +67,7 @@ class Teacher:
             for norm in filter(is_batch_norm, net.modules()):  # last: ``without`` sets frozen norms to evaluation
                 norm.train()
                 norm.momentum = 0.0  # type: ignore[assignment]  # keeps the stored statistics
-                norm.num_batches_tracked = None  # type: ignore[assignment]  # counts no batches: the digest is that of the file
+                norm.num_batches_tracked = None  # type: ignore[assignment]  # a count of batches would change the digest
         self.logits, self.is_reordered = found.logits, columns is not None
         self.images = len(example["image"])
         """Number of images of the example, for which ``shapes`` hold."""

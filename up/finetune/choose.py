@@ -68,7 +68,7 @@ class Machine(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """AdamW for a family of networks: learning rate, weight decay, and layer decay (None: one learning rate for all layers)."""
+    """Settings of AdamW for a family of networks: learning rate, weight decay, layer decay (None: the same for all layers)."""
 
     lr: float
     weight_decay: float
@@ -199,7 +199,7 @@ def _batch(wishes: Wishes, images: int) -> tuple[int, str]:
         size, why = _BATCH, f"the usual one: {known} make at least {_FEW_STEPS} steps of it in {count(epochs, 'epoch')}"
     else:
         few = f"{known} make only {count(images * epochs // _BATCH, 'step')} of {_BATCH} in {count(epochs, 'epoch')}"
-        size, why = _BATCH // 2, f"half of the usual {_BATCH} for twice as many steps: {few}, fewer than {_FEW_STEPS}"
+        size, why = _BATCH // 2, f"half of the usual {_BATCH}: {few}, fewer than {_FEW_STEPS}"
     if size <= most:
         return size, why
     return most, f"at most a quarter of the {known}: an epoch has at least 4 steps" if images >= 8 else f"the smallest, for {known}"

@@ -1,4 +1,4 @@
-"""Images of a user: a folder of class folders, a folder with ``train`` and ``val``, or a list; and what their headers tell."""
+"""Images of a user: a folder of class folders, a folder with ``train`` and ``val``, or a list; and the survey of their headers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def look_into(train: Path, validation: Path | None = None) -> Images:
     if validation is not None:
         expect_images(validation, "--val")
         if validation.resolve() in (train.resolve(), images.train.path.resolve()):
-            what = f"--val {validation}: holds the images that are trained on, which would measure nothing"
+            what = f"--val {validation}: holds the training images, so it would not measure generalization"
             raise UserError(what, fix="Name other images, or leave --val out for a split.")
         images = Images(train, images.train, _validation(validation, images), images.classes, images.is_named)
     _expect_enough(images)

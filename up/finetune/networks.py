@@ -61,7 +61,7 @@ class Network:
     def has_layer_norms(self) -> bool:
         """Return whether the backbone has more LayerNorms (RMSNorms) than BatchNorms; False for one of a plug-in.
 
-        Builds it on the meta device, without memory and in less than a second or two.
+        Builds it on the meta device, without memory and in a second or two.
         """
         backbone = self.modules[0]
         if backbone["type"] not in BACKBONES:
@@ -153,7 +153,7 @@ def _of_file(path: Path) -> Network:
     known = [*BACKBONES, *timm.list_models()]
     found = [name for name in known if re.match(rf"{re.escape(name.lower())}(_|$)", stem)]
     if not found:
-        what = f"--model {path}: holds weights, but no name of a network"
+        what = f"--model {path}: contains weights, but not the name of their network"
         raise UserError(what, fix=f"Name it too, such as --model resnet50 --weights {path}.")
     return _of_name(max(found, key=len), str(path), "by the name of the file")
 
@@ -161,7 +161,7 @@ def _of_file(path: Path) -> Network:
 def _of_run(folder: Path) -> Network:
     weights = best_of_run(folder)
     if weights is None:
-        raise UserError(f"--model {folder}: holds no {BEST}", expected="a run folder, a file of weights, or the name of a network")
+        raise UserError(f"--model {folder}: contains no {BEST}", expected="a run folder, a file of weights, or the name of a network")
     return _of_file(weights)
 
 

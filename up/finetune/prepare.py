@@ -92,10 +92,10 @@ def _expect_free(run: Path, config: Path) -> None:
     """Raise ``UserError`` for a run folder that cannot be written to, or that holds a run of another configuration."""
     reason = "is a file" if run.is_file() else unwritable(run if run.is_dir() else run.parent)
     if reason is not None:
-        raise UserError(f"--out {run}: nothing can be written there: {reason}", fix="Name another folder.")
+        raise UserError(f"--out {run}: cannot write there: {reason}", fix="Name another folder.")
     found = [name for name in _RUN_FILES if (run / name).is_file()]
     if found and not config.is_file():
-        what = f"--out {run}: holds another run ({some_of(found)}), which {config} does not describe"
+        what = f"--out {run}: contains another run ({some_of(found)}), which {config} does not describe"
         raise UserError(what, fix=f"Name another folder, such as --out {run}-2.")
 
 
@@ -104,9 +104,9 @@ def _write(files: dict[Path, str], config: Path) -> list[Path]:
     there = {path: path.read_text(encoding="utf-8") for path in files if path.is_file()}
     for path, text in there.items():
         if text != files[path]:
-            what = "exists, and differs from what would be written: it was edited, or images or arguments changed"
-            anew = f"--out {config.with_suffix('')}-2"
-            raise UserError(what, file=path, fix=f"Train with it: up train {config}; or start anew in another folder: {anew}.")
+            what = "exists and differs from the file to be written: it was edited, or images or arguments changed"
+            other = f"--out {config.with_suffix('')}-2"
+            raise UserError(what, file=path, fix=f"Train with it: up train {config}; or start a new run: {other}.")
     created = []
     for path, text in files.items():
         if path not in there:

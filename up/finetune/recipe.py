@@ -13,7 +13,7 @@ from up.text import count
 from up.types import Record
 
 _LINE = "\n"
-_OTHER_VALUES = ("null", "true", "false")  # words that YAML does not read as text; shorter ones are quoted anyway
+_OTHER_VALUES = ("null", "true", "false")  # words that YAML reads as null or a boolean; shorter ones are quoted anyway
 _BEST = "best_within: 2  # the best checkpoint is the latest within two standard errors of the highest metric"
 
 

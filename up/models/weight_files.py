@@ -69,7 +69,7 @@ def read_file(path: Path) -> Weights:
     ema = next((_averages(each) for each in averages if isinstance(each, Mapping)), {})
     model = _tensors({key: value for key, value in content.items() if key not in _EMA_KEYS})
     if not model and not ema:
-        raise WeightsError(f"holds no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}", file=path)
+        raise WeightsError(f"contains no weights (got a dict of {some_of(content, 5) or 'nothing'}). {_LAYOUT}", file=path)
     config, variant = _text(content.get("config")), _text(content.get("variant"))
     preprocessing = ImagePreprocessing.of(content.get("preprocessing")) or of_file(path)
     return Weights(str(path), model, ema, _class_names(content), config, variant, preprocessing)
@@ -117,7 +117,7 @@ def _content(path: Path) -> Content:
     except Exception as error:  # the readers fail in many ways on damaged files
         raise WeightsError(_reason(path, error), file=path) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"holds no weights (got {type(content).__name__}). {_LAYOUT}", file=path)
+        raise WeightsError(f"contains no weights (got {type(content).__name__}). {_LAYOUT}", file=path)
     return content
 
 
@@ -133,12 +133,12 @@ def _reason(path: Path, error: Exception) -> str:
         return _refusal(path, code[1])
     kind = kind_of(path)
     if kind in ("package", "archive", "onnx", "yaml", "image"):
-        return f"holds no weights: it is {NAMES[kind]}."
+        return f"contains no weights: it is {NAMES[kind]}."
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     for signature, what in _NOT_WEIGHTS.items():
         if start.startswith(signature):
-            return f"holds no weights: it is {what}."
+            return f"contains no weights: it is {what}."
     if isinstance(error, pickle.UnpicklingError) and start.startswith(b"\x80"):
         return f"damaged, or a pickle that torch.save did not write, refused ({first_line(text)})."
     return f"damaged ({path.stat().st_size:,} bytes: {first_line(text) or type(error).__name__})."

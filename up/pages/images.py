@@ -50,7 +50,7 @@ def thumbnail(source: Source, side: int = 192) -> DataUri:
 
 
 def thumbnail_if_readable(path: str | Path, side: int) -> DataUri | None:
-    """Return the thumbnail of a file; None for one that Pillow cannot read, by any of the errors that its decoders raise."""
+    """Return the thumbnail of a file; None if Pillow raises any error when it reads the file."""
     try:
         return thumbnail(path, side)
     except (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error):
@@ -60,7 +60,7 @@ def thumbnail_if_readable(path: str | Path, side: int) -> DataUri | None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert to grey or RGB; of floats, and integers of more than 8 bits, 0 or less becomes black, the largest value white."""
+    """Convert to grey or RGB; for floats and integers of more than 8 bits, 0 or less is black, the largest value white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0).clip(min=0)
         white = max(values.max(), 1e-12 if image.mode == "F" else 255)

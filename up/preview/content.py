@@ -107,7 +107,7 @@ def _samples(
     if not isinstance(source, KeyedDataset):
         why = "the samples are fixed views (finetune.features)"
         if source is parts.train_data:
-            why = f"{type(source).__name__} is no KeyedDataset, whose transforms can run one by one"
+            why = f"{type(source).__name__} is not a KeyedDataset, whose transforms can run one by one"
         return [], [f"only the final images are shown: {why}"]
     grid, keys = Grid(source, experiment.task.collate, parts.device), own.keys[0][:images]
     grid.check(keys, own.data.batches[0], own.rows(0))

@@ -75,7 +75,7 @@ def session_at(experiment: Experiment, start: StartWeights, step: int, ranks: in
 
 @dataclass
 class StepAgain:
-    """A step (from 1) that is computed again, rank after rank, as training does; the weights stay as they are."""
+    """A step (from 1) that is computed again, rank after rank, as in training; the weights do not change."""
 
     experiment: Experiment
     parts: RunParts

@@ -35,9 +35,9 @@ _LINES = ((INK, "-"), (WRONG, "-"), (RIGHT, "-"), (INK, (0, (4, 2))), (WRONG, (0
 
 @dataclass(frozen=True)
 class PairOfRuns:
-    """Two runs, their comparison, and the p-value that decides: adjusted where there are several pairs.
+    """Two runs, their comparison, and the p-value of the decision, which is adjusted if there are several pairs.
 
-    Of nets with several heads, ``head`` is the number of that which is compared.
+    For nets with several heads, ``head`` is the number of the compared head.
     """
 
     first: Compared
@@ -47,7 +47,7 @@ class PairOfRuns:
 
     @property
     def head(self) -> int | None:
-        """Number of the head, None where there is one."""
+        """Number of the head; None for nets with one."""
         return self.first.outcomes.head
 
     @property
@@ -67,7 +67,7 @@ class PairOfRuns:
 
 
 def pairs_of(compared: Sequence[Sequence[Compared]]) -> list[PairOfRuns]:
-    """Compare each with each, head by head; of several pairs the p-values are adjusted by Holm's method, over all heads."""
+    """Compare all pairs of runs, head by head; the p-values of several pairs, over all heads, are adjusted by Holm's method."""
     chosen = [pair for together in compared for pair in combinations(together, 2)]
     found = [paired(first.outcomes.correct, second.outcomes.correct) for first, second in chosen]
     adjusted = holm([each.p_mid for each in found])
@@ -202,7 +202,7 @@ def _pairs_section(pairs: Sequence[PairOfRuns]) -> PageSection:
     columns += [("p_exact", "exact p", "text"), ("p_mid", "mid-p", "text"), *([("p", "Holm's p", "text")] if several else [])]
     note = (
         "The difference of top-1 on the same images, with the 95 % percentile interval of 10,000 resamples of the images. The "
-        f"{'mid-p value, adjusted by Holm for all lines,' if several else 'mid-p value of McNemar'} decides at .05; the exact "
+        f"{'mid-p value, adjusted by Holm for all rows,' if several else 'mid-p value of McNemar'} decides at .05; the exact "
         "test is stricter than its level."
     )
     return PageSection("pairs", "Differences", [Table(columns, rows), Note(note)])

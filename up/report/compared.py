@@ -38,7 +38,7 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """Name with the head."""
+        """Name of the run, with the head of nets with several."""
         return f"{self.name}{of_head(self.outcomes.head)}"
 
     def rows(self) -> dict[Key, int]:
@@ -68,17 +68,17 @@ class Compared:
 
 
 def of_head(head: int | None) -> str:
-    """Return ", head N"; nothing where there is one head."""
+    """Return ``, head N``; an empty text for nets with one head."""
     return "" if head is None else f", head {head}"
 
 
 def head_slug(head: int | None) -> str:
-    """Return "-headN", the end of the name of a section; nothing where there is one head."""
+    """Return ``-headN``, the end of a section's name; an empty text for nets with one head."""
     return "" if head is None else f"-head{head}"
 
 
 def open_compared(paths: Sequence[Path]) -> list[list[Compared]]:
-    """Open runs and evaluation folders, evaluating runs without kept results; returns all of them for each head.
+    """Open runs and evaluation folders, and evaluate runs without stored results; returns, for each head, all of them.
 
     Raises ``UserError``.
     """
@@ -90,7 +90,7 @@ def open_compared(paths: Sequence[Path]) -> list[list[Compared]]:
     for each in opened:
         if len(each) != len(opened[0]):
             what = f"{opened[0][0].name} has {count(len(opened[0]), 'head')}, {each[0].name} has {len(each)}"
-            raise UserError(what, expected="as many heads in all runs")
+            raise UserError(what, expected="the same number of heads in all runs")
     return [list(together) for together in zip(*opened, strict=True)]
 
 
@@ -99,7 +99,7 @@ def _opened(path: Path, name: str) -> list[Compared]:
     if path.is_dir() and not (path / CONFIG).is_file():
         files = _predictions_in(path)
         if not files:
-            what = f"{path}: holds neither {CONFIG} nor {PREDICTIONS}"
+            what = f"{path}: contains neither {CONFIG} nor {PREDICTIONS}"
             raise UserError(what, expected="a run folder, or a folder that `up eval` wrote", fix="Name its --out folder.")
         read = [read_outcomes(file) for file in files]
         return [Compared(name, replace(each, head=at if len(read) > 1 else None)) for at, each in enumerate(read)]

@@ -58,11 +58,11 @@ class RunFolder:
 def open_run(named: Path, overrides: Sequence[str] = ()) -> RunFolder:
     """Open a run by its folder, or by the YAML file that it was trained from; the configuration is the run's own.
 
-    Raises ``UserError`` for a folder that is no run, and for a YAML file whose run does not exist.
+    Raises ``UserError`` for a folder that is not a run, and for a YAML file whose run does not exist.
     """
     folder = named if named.is_dir() else load_experiment(named, [*overrides]).folder
     if not (folder / CONFIG).is_file():
-        what = f"{named}: its run folder {folder} holds no {CONFIG}" if folder != named else f"{folder}: holds no {CONFIG}"
+        what = f"{named}: its run folder {folder} contains no {CONFIG}" if folder != named else f"{folder}: contains no {CONFIG}"
         fix = "Train it first, or name another run with saver.save_dir." if folder != named else "Name it as saver.save_dir does."
         raise UserError(what, expected="the folder of a run, or the YAML file of one", fix=fix)
     record = read_record(folder)

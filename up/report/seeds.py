@@ -54,7 +54,7 @@ def _groups(compared: Sequence[Compared]) -> dict[str, dict[int, float]]:
     settings = [each.run.settings(without=_OF_ONE_RUN) for each in compared if each.run is not None]
     found: dict[tuple[tuple[str, str], ...], list[Compared]] = defaultdict(list)
     for each, values in zip(compared, settings, strict=True):
-        found[tuple(sorted(values.items()))].append(each)  # the order of keys in a file does not matter
+        found[tuple(sorted(values.items()))].append(each)  # whatever the order of the keys in the file
     varying = [
         key for key in dict.fromkeys(key for each in settings for key in each) if len({each.get(key) for each in settings}) > 1
     ]

@@ -71,7 +71,7 @@ def source_of(name: str) -> _Source:
     weights = path
     if kind == "folder":
         if not (path / _CONFIG).is_file():
-            raise UserError(f"{name}: holds no {_CONFIG}", expected="the folder of a run", fix="Name a checkpoint or a package.")
+            raise UserError(f"{name}: contains no {_CONFIG}", expected="the folder of a run", fix="Name a checkpoint or a package.")
         weights = best_of_run(path) or path / BEST
     return _Source(_net_of(weights), str(weights))
 

@@ -164,4 +164,4 @@ class Algorithm(Protocol):
         """Return the next decision: a point, ``Work``, ``WAIT``, or None if the search is over."""
 
     def observe(self, trial: Trial) -> None:
-        """Take note of a trial that ended."""
+        """Receive a trial that ended."""

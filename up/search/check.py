@@ -86,7 +86,7 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
         yield Problem(what, key=f"{place}.objectives", fix="Name one.")
     yield from _constraint_problems(section, place)
     yield from _decision_problems(search, section, algorithm, space, place)
-    if set_problems or getattr(algorithm, "settings", None) is not None:  # its own settings are no keys of the space
+    if set_problems or getattr(algorithm, "settings", None) is not None:  # such settings are not keys of the space
         return
     tree = with_settings(tree, section.set, section.max_epoch)
     yield from _value_problems(search, tree, space, f"{place}.space", block)
@@ -195,7 +195,7 @@ def _unset(tree: MappingNode, space: Space, path: str, value: Json) -> MappingNo
 
 
 def _of_value(search: Search, tree: MappingNode, path: str, node: Node, key: str, mark: Mark) -> Iterator[Problem]:
-    """Yield what a value at a dotted path makes wrong with the configuration; nothing that is wrong without it."""
+    """Yield the problems that a value at a dotted path causes, without those that the configuration has anyway."""
     try:
         changed = set_at(tree, path, node, mark)
     except ConfigError as error:
@@ -224,7 +224,7 @@ def _enqueue_problems(section: StageSection, space: Space, place: str) -> Iterat
             key = f"{place}.enqueue.{number}.{path}"
             if path not in space.names:
                 fix = did_you_mean(path, space.names).strip()
-                yield Problem(f"{path!r} is no key of the space", key=key, about_key=True, fix=fix)
+                yield Problem(f"{path!r} is not a key of the space", key=key, about_key=True, fix=fix)
             elif not space[path].holds(value):
                 yield Problem(got=value, expected=f"a value of {path} in the space", key=key)
         if space.is_forbidden(point):

@@ -83,7 +83,7 @@ def final_stage(search: Search) -> Stage:
 
 
 def named(fragments: Sequence[Path]) -> dict[str, Path]:
-    """Name each candidate after its file, ``best.yaml`` after its folder too; a name that is taken gets a number."""
+    """Name each candidate after its file, ``best.yaml`` also after its folder; a name that is taken gets a number."""
     found: dict[str, Path] = {}
     for path in fragments:
         name = path.stem if path.stem != "best" else f"{path.parent.name}_best"

@@ -56,7 +56,7 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[in
 def carve(experiment: Experiment, share: float, run: Path) -> tuple[Path, Path]:
     """Write the indices of both parts into ``run`` and return the files; those of an earlier start stay.
 
-    They are indices of the whole data set, also where ``dataset.train.subset`` names the images to split.
+    The indices are those of the whole data set, even if ``dataset.train.subset`` names the images to split.
 
     Raises ``UserError`` for data that cannot be split, or that changed since the search began.
     """

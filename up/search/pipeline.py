@@ -65,7 +65,7 @@ def run_search(search: Search, tell: Callable[[str], object], make_worker: Calla
     try:
         driver = Held(search.run / DRIVER)
     except BlockingIOError as error:
-        what = f"{search.run} is searched by {holder_of(search.run / DRIVER)}"
+        what = f"{search.run} is in use by {holder_of(search.run / DRIVER)}"
         raise UserError(what, fix="Add workers with `up search worker`, or wait for it.") from error
     presence = Presence(search.run)
     try:
@@ -96,7 +96,7 @@ def expect_same(search: Search) -> None:
     if path.exists():
         changed = _changes(to_plain(load_nodes(path)), plain, State(search.run))
         if changed:
-            fix = f"Restore it, or start anew with another saver.save_dir than {search.run}."
+            fix = f"Restore it, or start a new search with another saver.save_dir than {search.run}."
             raise UserError(f"{changed} changed since the search began, and trials of it are stored", key="search", fix=fix)
     write_text(path, yaml.dump(plain, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=120))
 
@@ -187,10 +187,10 @@ def work_along(search: Search, worker: Worker, tell: Callable[[str], object]) ->
         running = [name for name, each in found.get("stages", {}).items() if each.get("state") == "running"]
         if found.get("state") == "failed":
             fix = f"See the output of `up search --config {search.path}`, and run it again."
-            raise UserError(f"the search in {search.run} failed where it is driven", fix=fix)
+            raise UserError(f"the search in {search.run} failed in the process that drives it", fix=fix)
         is_driven = holder_of(search.run / DRIVER) is not None
         if found.get("state") == "done" or idle and not is_driven:
-            tell("the search is done" if found.get("state") == "done" else "the search stopped: no process drives it any more")
+            tell("the search is done" if found.get("state") == "done" else "the search stopped: no process drives it")
             return True
         idle = not is_driven
         for name in running:

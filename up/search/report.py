@@ -76,7 +76,7 @@ class StageReport:
         if beaten:
             return f"The search does not beat its control: {', '.join(beaten)}."
         trained = any(value is not None for _, _, value in self.control_rows())
-        return "The search beats its controls." if trained else "No control was completed, so that nothing shows a gain."
+        return "The search beats its controls." if trained else "No control was completed, so a gain cannot be shown."
 
     def _beats(self, value: float) -> bool:
         return self.result is not None and self.result != value and self._best([self.result, value]) == self.result

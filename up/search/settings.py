@@ -40,7 +40,7 @@ def load_tree(path: Path, overrides: Sequence[str] = ()) -> MappingNode:
     """Read the file of a search with ``--opts`` over it."""
     tree = apply_overrides(load_nodes(path), overrides)
     found = Found([], [])
-    named = data_pool(tree, found)  # so that paths such as dataset.train.batch_sampler lead to what trains
+    named = data_pool(tree, found)  # so that dataset.train and dataset.test in paths are the blocks that train and are evaluated
     return tree if found.problems else named
 
 
@@ -50,7 +50,7 @@ def without_search(tree: MappingNode) -> MappingNode:
 
 
 def with_values(tree: MappingNode, values: Mapping[str, Json], mark: Mark | None = None) -> MappingNode:
-    """Set values by dotted path; null unsets a value that is written. Raises ``ConfigError`` for a path that leads nowhere."""
+    """Set values by dotted path; null unsets a value that is written. Raises ``ConfigError`` for a path that does not exist."""
     place = mark or tree.mark
     for path, value in values.items():
         tree = without_path(tree, path) if value is None else set_at(tree, path, from_plain(value, place), place)

@@ -108,7 +108,7 @@ class Dimension:
         return [self._number(self.low + at * (self.step or 1)) for at in range(count)]
 
     def distribution(self) -> BaseDistribution:
-        """Return the distribution of Optuna; values that are no scalars are JSON texts there (``Space.from_optuna``)."""
+        """Return the distribution of Optuna, in which values other than scalars are JSON texts."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.values is not None:

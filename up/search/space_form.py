@@ -150,7 +150,7 @@ def _unknown(paths: Mapping[str, object], space: Mapping[str, Json], key: str) -
     for path in paths:
         if path not in space:
             fix = did_you_mean(path, space).strip()
-            yield Problem(f"{path!r} is no key of the space", key=f"{key}.{path}", about_key=True, fix=fix)
+            yield Problem(f"{path!r} is not a key of the space", key=f"{key}.{path}", about_key=True, fix=fix)
 
 
 def _not_held(dimension: Dimension, values: Sequence[Value], key: str) -> Iterator[Problem]:

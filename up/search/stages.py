@@ -159,7 +159,7 @@ class Stage:
     def objective_values(self, metrics: Mapping[str, float], costs: Mapping[str, float]) -> tuple[float, ...]:
         """Return the objectives of an evaluation: of averaged weights, if there are any.
 
-        Raises ``UserError`` for an unknown metric, and for a value that is not finite, which no sampler compares.
+        Raises ``UserError`` for an unknown metric, and for a value that is not finite, which samplers cannot compare.
         """
         values = []
         for name in self.objectives:

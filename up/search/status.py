@@ -18,7 +18,7 @@ def status_lines(search: Search) -> Iterator[str]:
     """Yield the state of the search and of each stage. Raises ``UserError`` if none was started."""
     state = State(search.run).read()
     if not state:
-        raise UserError(f"{search.run} has no search", fix=f"Start it: up search --config {search.path}")
+        raise UserError(f"{search.run} contains no search", fix=f"Start it: up search --config {search.path}")
     holder = holder_of(search.run / DRIVER)
     running = f"driven by {holder}" if holder else "not running; `up search` with the same file continues it"
     yield f"{search.run}: {state.get('state')}" + ("" if state.get("state") == "done" else f", {running}")

@@ -90,7 +90,7 @@ def _proxy(storage: str) -> BaseStorage:
 
 @contextmanager
 def reachable() -> Iterator[None]:
-    """Raise ``UserError`` where the server of the storage is lost in the block: that is no bug, and ends no search for good."""
+    """Raise ``UserError`` if the server of the storage is lost in the block: not a bug, and the search can be continued."""
     import optuna
 
     try:
@@ -99,7 +99,7 @@ def reachable() -> Iterator[None]:
         is_lost = isinstance(error, optuna.exceptions.StorageInternalError)
         if not is_lost and type(error).__module__.partition(".")[0] not in ("grpc", "sqlalchemy"):
             raise
-        what = f"the storage cannot be reached any more ({_first_line(error)})"
+        what = f"the storage can no longer be reached ({_first_line(error)})"
         fix = "Start its server again; the same command continues the search."
         raise UserError(what, key="search.storage", fix=fix) from error
 

@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=1,
             )
         )
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a request that is no HTTP is not our problem
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # an invalid HTTP request is the client's error, not ours to log
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
         self._service, self._drain, self.unanswered = service, drain, 0
         self._stop = StopRequest()

@@ -159,7 +159,7 @@ def _of_form(body: bytes, boundary: bytes, most: int) -> Uploads:
         name = (field.field_name or b"").decode("utf-8", "replace")[:_NAME]
         if name != "topk":
             fix = "Send images as files: with curl `-F image=@FILE`, with the @."
-            raise RequestError(400, "not_a_file", f"the field {name!r} is no file", fix)
+            raise RequestError(400, "not_a_file", f"the field {name!r} is not a file", fix)
         topk = _topk((field.value or b"").decode("utf-8", "replace"))
 
     config = {"MAX_MEMORY_FILE_SIZE": float("inf"), "UPLOAD_ERROR_ON_BAD_CTE": True}
@@ -229,4 +229,4 @@ def _expect_few(images: int, most: int) -> None:
 
 
 def _malformed(form: str, reason: object) -> RequestError:
-    return RequestError(400, "malformed_body", f"the body is no valid {form}: {str(reason)[:_NAME]}", _WAYS)
+    return RequestError(400, "malformed_body", f"the body is not valid {form}: {str(reason)[:_NAME]}", _WAYS)

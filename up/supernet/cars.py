@@ -168,7 +168,7 @@ def uniform(values: np.ndarray, number: int) -> list[int]:
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let every BatchNorm in evaluation use the statistics of its batch: running ones are those of no path in particular."""
+    """Let every BatchNorm in evaluation use the statistics of its batch: the running ones mix those of all paths."""
     norms = [module for module in model.modules() if is_batch_norm(module)]
     held = [(module._buffers["running_mean"], module._buffers["running_var"]) for module in norms]
     try:

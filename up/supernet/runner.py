@@ -120,7 +120,7 @@ class DartsRunner(SupernetRunner):
         return super().prepare(rows_of(batch, slice(image_count(batch) // 2)), step, micro)
 
     def before_step(self, data: StepData, step: int) -> None:
-        """Move the architecture by the gradient of the loss of the held-out images of all ranks; the weights stand still."""
+        """Move the architecture by the gradient of the loss of the held-out images of all ranks; the weights do not change."""
         if self.plan is None or step < self._first_epoch * self.plan.steps_per_epoch:
             return
         parameters = self.supernet.architecture

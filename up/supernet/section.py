@@ -42,8 +42,8 @@ def supernet_problems(experiment: Experiment) -> Iterator[Problem]:
         "runtime.parallel": (runtime.parallel == "fsdp", "operations are left out from step to step"),
         "runtime.compile": (runtime.compile, "operations are left out from step to step"),
         "runtime.amp": (runtime.precision == "fp16", "the gradient of the architecture is not scaled; bf16 needs no scale"),
-        "mimic": (experiment.config.mimic is not None, "the supernet is no student; distil the network that it finds"),
+        "mimic": (experiment.config.mimic is not None, "a supernet cannot be a student; distil the network that it finds"),
     }
     for key, (is_set, why) in reasons.items():
         if is_set:
-            yield Problem(f"does not go with {runtime.runner.type}: {why}", key=key, fix="Leave it out.")
+            yield Problem(f"cannot be combined with {runtime.runner.type}: {why}", key=key, fix="Leave it out.")

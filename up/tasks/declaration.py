@@ -40,7 +40,7 @@ def load_task(point: EntryPoint) -> AnyTask:
     if task is None:
         near = did_you_mean(point.attr, vars(module))
         raise UserError(
-            f"the entry point up.tasks: {point.name} = {point.value!r} leads nowhere.{near}", file=module.__file__ or ""
+            f"the entry point up.tasks: {point.name} = {point.value!r} does not exist.{near}", file=module.__file__ or ""
         )
     if isinstance(task, type) and issubclass(task, Task):
         raise error_at(task, f"{point.value} is a class", fix=f"Name an instance: {point.name.upper()} = {task.__name__}()")

@@ -40,7 +40,7 @@ class Evidence(Generic[Data_co]):
 class Outcomes:
     """Results image by image: file name, label and prediction as text, whether the prediction is correct, index in the data set.
 
-    ``head`` is the number of the head where a net has several.
+    ``head`` is the number of the head, None for nets with one.
     """
 
     filenames: Sequence[str]

@@ -74,7 +74,7 @@ class TeacherScore:
     text: str
     """Result: ``top-1 99.16 % of 512 validation images``."""
     guessing: str = ""
-    """Result of guessing, if the teacher is no better."""
+    """Result of guessing, if the teacher does not exceed it."""
     warning: str = ""
 
 
@@ -171,15 +171,15 @@ class Task(ABC, Generic[Data]):
         return derived
 
     def derived_from_data_only(self, net: Sequence[NetModule]) -> Sequence[str]:
-        """Name the derived arguments of ``net`` that checkpoints lack: evaluation reads ``dataset.train`` for them."""
+        """Name the derived arguments of ``net`` that no checkpoint has, so that evaluation reads ``dataset.train`` for them."""
         return ()
 
     def derived_from_net(self, net: nn.Module) -> DerivedArguments:
-        """Derive arguments of the evaluation data set and its evaluator from the net, where the training data are not read."""
+        """Derive arguments of the evaluation data set and its evaluator from the net, for use without the training data."""
         return {}
 
     def evaluation_from_data_only(self, dataset: Part) -> Sequence[str]:
-        """Name the derived arguments of the evaluation that checkpoints lack: it reads ``dataset.train`` for them."""
+        """Name the derived arguments of the evaluation that no checkpoint has, so that it reads ``dataset.train`` for them."""
         return ()
 
     def assumed(self, net: Sequence[NetModule]) -> DerivedArguments:
@@ -290,9 +290,9 @@ class Task(ABC, Generic[Data]):
         return []
 
     def outcomes(self, evaluator: Evaluator, data: Data) -> Outcomes | Sequence[Outcomes] | None:
-        """Return the result of each image, with which `up compare` pairs runs, in a list for each head of several.
+        """Return the result of each image, by which `up compare` pairs runs; a list of them for several heads.
 
-        None where a task has no such results.
+        None if the task has no results of single images.
         """
         return None
 
@@ -345,7 +345,7 @@ class Task(ABC, Generic[Data]):
 
 
 def rows_of_record(record: Kwargs, batch: Batch, rows: slice) -> Record:
-    """Return some rows of the record that a net made of ``batch``, without the loss."""
+    """Return some rows of the record that a net returned for ``batch``, without the loss."""
     images = image_count(batch)
     cut: Record = {}
     for name, value in record.items():

@@ -242,7 +242,7 @@ def test_what_is_downloaded_by_mistake_is_named(tmp_path, content, told):
 )
 def test_a_file_without_weights(tmp_path, content, told):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=rf"holds no weights \({told}\)"):
+    with pytest.raises(WeightsError, match=rf"contains no weights \({told}\)"):
         read_state(tmp_path / "x.pth")
 
 

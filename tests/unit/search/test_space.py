@@ -92,7 +92,7 @@ def test_points_survive_optuna() -> None:
         ({"a": {"range": [0, 1], "int": True, "step": 0.5}}, [], "space.a.range", "integers"),
         ({"a": {"range": [0, 1], "step": 2}}, [], "space.a.step", "at most 1"),
         ({"a": {"range": [0, 1], "stpe": 2}}, [], "space.a.stpe", "'step'"),
-        ({"a": {"values": [1], "when": {"b": 1}}}, [], "space.a.when.b", "no key of the space"),
+        ({"a": {"values": [1], "when": {"b": 1}}}, [], "space.a.when.b", "not a key of the space"),
         ({"a": {"values": [1], "when": {"b": 3}}, "b": [1]}, [], "space.a.when.b", "3"),
         ({"a": {"values": [1], "when": {"b": 1}}, "b": {"values": [1], "when": {"a": 1}}}, [], "space.a.when", "itself"),
         ({"lr": [1]}, [{"Lr": 1}], "forbid.0.Lr", "'lr'"),

@@ -15,7 +15,7 @@ from up.search.space import MAX_DRAWS, Dimension, Point, Space, Value, key_of
 
 
 def edits(dimension: Dimension, value: Value) -> dict[str, list[Value]]:
-    """Return the values that an edit makes of ``value``: ``insert``, ``remove`` and ``swap``, those that the dimension holds.
+    """Return the values that the edits ``insert``, ``remove`` and ``swap`` make of ``value``, within the dimension.
 
     Of a list or a text ``insert`` adds an element and ``remove`` drops one; of the switches of blocks, such as ``doublechannel``,
     they turn a 0 into a 1 and back. ``swap`` exchanges two elements, or another element takes the place of one. Of a number, such

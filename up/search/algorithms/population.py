@@ -104,7 +104,7 @@ class Population(Algorithm):
 
     @abstractmethod
     def changed(self, history: History, point: Point, rung: int, slot: int) -> Point:
-        """Return what becomes of the donor's point in a copy."""
+        """Return the donor's point as a copy changes it."""
 
     def suggest(self, history: History) -> Suggestion:
         """Return the next member of the rung that has trials to train; copies start before their donors continue."""
@@ -128,13 +128,13 @@ class Population(Algorithm):
         return None
 
     def _losses(self, history: History, members: Sequence[Trial | None], rung: int) -> list[float] | None:
-        """Return the loss of each member at the end of ``rung``, infinite if it failed in it; None before all have ended it.
+        """Return the loss of each member at the end of ``rung``, infinite if it failed in this rung; None until all have ended it.
 
-        A member that failed in a later rung keeps its loss here, so that what was decided by it stays decided.
+        A member that failed in a later rung keeps its loss of this one, so that decisions do not change afterwards.
         """
         losses, epochs = [], (rung + 1) * self.epochs_per_rung
         for member in members:
-            # a training reports its last evaluation before it has written the checkpoint that copies start from
+            # a running member may have reported its last evaluation, but not yet written the checkpoint that is copied
             if member is None or (member.state == "running" and member.budget <= epochs):
                 return None
             has_failed = member.state == "failed" and member.budget <= epochs

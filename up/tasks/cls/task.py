@@ -324,7 +324,7 @@ def classifier_widths(name: str, tensors: Mapping[str, torch.Tensor]) -> list[in
 
 
 def has_list_of_one(module: NetModule, tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a head of ours has one classifier in a list: labels were a list with one label an image."""
+    """Whether a head of this package has a list with one classifier: its labels were lists of one label."""
     is_ours = module.type in HEADS and block_at(module.kwargs, "classifier_cfg").get("type", "linear") in CLASSIFIERS
     return is_ours and f"{module.name}.classifier.0.weight" in tensors
 

@@ -69,7 +69,7 @@ def names_of(class_names: Sequence[object] | None, number: int, classes: int) ->
 
 
 def _of_head(class_names: Sequence[object] | None, number: int) -> Sequence[object] | None:
-    """Return the names of the classes of a head, of a list for each head or of one list for the only head; None without any."""
+    """Return the class names of a head, from a list for each head or one list for the only head; None without names."""
     if not class_names:
         return None
     lists = class_names if isinstance(class_names[0], list) else [class_names]

@@ -31,7 +31,7 @@ def csv_table(source: MetaSource) -> SampleTable:
     ``path_column`` and ``label_column`` name the columns, or give their positions from 0. By default they are ``path``, ``file``,
     ``image`` and the like, and ``label``, ``class``, ``category`` and the like, or the first two. The first line is a header
     unless it names an image. If all labels are numbers, they are label numbers, otherwise they are class names, sorted unless
-    ``class_names`` gives their order. With ``multilabel`` a cell holds a set of labels, separated by ``|``, ``;`` or blanks.
+    ``class_names`` gives their order. With ``multilabel`` a cell holds a set of labels, separated by ``|``, ``;`` or spaces.
     A table with a single column has no labels.
     """
     rows, table = Rows(source.path, source.root), _Table(source)
@@ -91,7 +91,7 @@ def _label_problem(label: str, names: Sequence[str] | None) -> str:
         return "the cell of the label is empty. Expected a label, or remove the line."
     if names is None:
         return f"label {label[:60]!r}. Expected an integer from 0 on, as in other lines."
-    return f"label {label[:60]!r} is no class of the training data.{did_you_mean(label, names)} Expected {some_of(names)}."
+    return f"label {label[:60]!r} is not a class of the training data.{did_you_mean(label, names)} Expected {some_of(names)}."
 
 
 def _splitter(cells: Iterable[str], source: MetaSource) -> Callable[[str], list[str]]:

@@ -93,7 +93,7 @@ def _empty_folders(train: ClsDataset) -> Iterator[str]:
     for path, root in zip(train.table.paths, train.table.roots, strict=True):
         empty = empty_classes(root) if os.path.isdir(path) and train.labels is not None else []
         if empty:
-            yield f"{path}: folders without an image are no classes: {some_of(empty, _SHOWN)}. Fill or remove them."
+            yield f"{path}: folders without an image are not classes: {some_of(empty, _SHOWN)}. Fill or remove them."
 
 
 def _unseen_in_validation(train: ImageDataset, test: ImageDataset) -> Iterator[Problem]:

@@ -31,7 +31,7 @@ def without_dropped(table: SampleTable, path: str) -> SampleTable:
     if not len(kept):
         raise UserError(f"{path} names all {count(len(table), 'image')}", key="drop_list", fix="Remove lines from it.")
     unknown = named - {*table.names} if left_out < len(named) else set()
-    other = f"; {len(unknown):,} of its names, such as {min(unknown)!r}, are no image of the data set" if unknown else ""
+    other = f"; {len(unknown):,} of its names, such as {min(unknown)!r}, are not in the data set" if unknown else ""
     return replace(table.take(kept), notes=(*table.notes, f"{path}: {count(left_out, 'image')} left out{other}."))
 
 

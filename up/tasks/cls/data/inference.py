@@ -89,7 +89,7 @@ def already_done(config: ResumeInference) -> set[str] | None:
     if folder and not os.path.exists(folder):
         return None
     if not folder or not os.path.isdir(folder):
-        raise UserError(f"test_resume.resume_dir: {folder!r} is no folder. Expected the results_dir of an earlier run.")
+        raise UserError(f"test_resume.resume_dir: {folder!r} is not a folder. Expected the results_dir of an earlier run.")
     done: set[str] = set()
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "results.txt*"))):
         if _is_of(path, config.get("rank_set")):

@@ -156,7 +156,7 @@ def _filename(record: Record) -> bytes:
 
 
 def _expect_arity(label: Json, expected: int | None) -> int:
-    """Count the labels of a line (0: one that is no list). Raises ``LineError`` where other lines have another number."""
+    """Count the labels of a line (0: a label that is not a list). Raises ``LineError`` where other lines have another number."""
     found = len(label) if isinstance(label, list) else 0
     if expected is not None and found != expected:
         wanted = f"a list of {expected}, one for each head" if expected else "one integer, as in the lines before"

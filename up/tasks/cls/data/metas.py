@@ -199,7 +199,7 @@ def _checked_label(name: bytes, text: bytes, line: int, rows: Rows) -> int:
 
 
 def image_folder(source: MetaSource) -> SampleTable:
-    """Read a folder with one folder for each class: ``cat/1.jpg``. Hidden folders and those without an image are no classes.
+    """Read a folder with one folder for each class: ``cat/1.jpg``. Hidden folders and those without an image are not classes.
 
     ``source.class_names`` gives the labels their order (by default the sorted folder names); a folder that is not among
     them is an error, one that is missing is not. ``source.root`` is the folder itself.
@@ -212,7 +212,7 @@ def image_folder(source: MetaSource) -> SampleTable:
     unknown = [folder for folder in filled if folder not in known]
     if unknown:
         raise MetaError(
-            f"no class of the training data is named {some_of(map(repr, unknown))}."
+            f"the training data have no class called {some_of(map(repr, unknown))}."
             f"{did_you_mean(unknown[0], known)} Expected folders named {some_of(known)}.",
             file=source.path,
         )

@@ -1,4 +1,4 @@
-"""Other images for a data set: a folder of class folders or a list instead of its own meta files."""
+"""Replace the meta files of a data set by a folder of class folders or a list."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _OF_OWN_IMAGES = (
 def with_images(dataset: Part, path: Path, class_names: Sequence[str] | None, flag: str = "--test") -> Part:
     """Return ``dataset`` with the labelled images at ``path``: a folder of class folders, or a list with names relative to it.
 
-    Transforms, reader and evaluator stay; what the YAML file sets for its own meta files is left out. The classes are those
-    that the data set names, else ``class_names`` of the net. Raises ``UserError``, after ``flag``, for a path that does not exist,
-    a file that is no list, a folder where classes have no names, and a data set of a plug-in.
+    Transforms, reader and evaluator stay; settings for its own meta files are dropped. The classes are those
+    that the data set names, else ``class_names`` of the net. Raises ``UserError``, which begins with ``flag``, for a missing path,
+    a file that is not a list, a folder where classes have no names, and a data set of a plug-in.
     """
     if dataset.type not in DATASETS:
-        what = f"{flag} {path}: dataset.test is of the type {dataset.type}, whose keys are its own"
+        what = f"{flag} {path}: dataset.test has type {dataset.type}, a data set of a plug-in"
         raise UserError(what, fix="Override them: -o dataset.test.dataset.kwargs.KEY=VALUE.")
     expect_images(path, flag)
     kind = "image_folder" if path.is_dir() else kind_of_list(path, flag)
     names = dataset.kwargs.get("class_names") or class_names
     if kind == "image_folder" and not names:
-        what = f"{flag} {path}: got a folder of classes, but the classes of the net have numbers"
-        raise UserError(what, fix="Name a list with the same numbers.")
+        what = f"{flag} {path}: got a folder of classes, but the classes of the net have only numbers"
+        raise UserError(what, fix="Name a list of images whose labels are these numbers.")
     if path.is_file() and names and not isinstance(names, str):
         expect_same_classes(path, names, flag)
     reader = block_at(dataset.kwargs, "image_reader")

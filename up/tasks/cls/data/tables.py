@@ -52,7 +52,7 @@ class TableSpec:
 
 
 def kind_of_list(path: Path, flag: str = "--train") -> str:
-    """Return the meta type of a list by its name and first bytes. Raises ``UserError`` for another file, after ``flag``."""
+    """Return the meta type of a list by its name and first bytes. Raises ``UserError``, which begins with ``flag``."""
     kind = kind_of(path)
     if path.suffix.lower() in LISTS and LISTS[path.suffix.lower()] in METAS:
         starts_with_brace = path.suffix.lower() in (".txt", ".lst") and path.read_bytes()[:64].lstrip().startswith(b"{")
@@ -73,11 +73,11 @@ def class_names_beside(path: Path) -> list[str] | None:
 
 
 def expect_same_classes(path: Path, classes: Sequence[str] | None, flag: str) -> None:
-    """Raise ``UserError``, after ``flag``, for a list whose ``classes.txt`` gives its numbers other names than ``classes``."""
+    """Raise ``UserError``, which begins with ``flag``, for a list whose ``classes.txt`` differs from ``classes``."""
     names = class_names_beside(path)
     if names is not None and classes is not None and names != [*classes]:
-        what = f"{flag} {path}: {path.with_name('classes.txt')} gives the numbers of its labels other names than the training"
-        fix = "Number the labels as in the training, or remove classes.txt."
+        what = f"{flag} {path}: {path.with_name('classes.txt')} names the classes differently from the training"
+        fix = "Number the labels as in the training and correct classes.txt, or remove it."
         raise UserError(what, got=Verbatim(some_of(names, 8)), expected=some_of(classes, 8), fix=fix)
 
 

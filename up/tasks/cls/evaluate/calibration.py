@@ -44,7 +44,7 @@ class LogitsOfScores:
         return logits_of(self.scores[self.rows[rows]])
 
 
-OfRows: TypeAlias = Callable[[Floats, Ints], Floats]  # of the logits (k, C) and labels (k,) of some rows
+OfRows: TypeAlias = Callable[[Floats, Ints], Floats]  # from the logits (k, C) and labels (k,) of a block of rows
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _slope_and_curvature(logits: Logits, labels: Ints, temperature: float) -> tu
 
 
 def _by_rows(logits: Logits, labels: Ints, compute: OfRows) -> Floats:
-    """Compute something of each row, block by block."""
+    """Compute a value for each row, block by block."""
     parts = [compute(logits[rows], labels[rows]) for rows in blocks_of(*logits.shape)]
     return np.concatenate(parts)
 

@@ -11,8 +11,8 @@ def confused_order(matrix: Ints) -> list[int]:
     """Order the classes of a matrix (C, C) of counts so that confused classes are neighbours.
 
     Groups of classes are joined by average linkage of their confusions (shares of the true class), most confused first, end to
-    end where they are confused most. The group with most confusions comes first, and classes that are never confused last, as
-    they come. Meant for some dozens of classes: it takes C³ steps.
+    end where they are confused most. The group with most confusions comes first, and classes that are never confused last, in
+    their order. Meant for some dozens of classes: it takes C³ steps.
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     between = shares + shares.T

@@ -194,8 +194,8 @@ def result_lines(predictions: Predictions) -> Iterator[str]:
 class ResultStream:
     """Appends the lines of each batch to this rank's own file, so that a killed inference can continue from there.
 
-    Used as ``stream(outputs, batch)``. With ``continues`` the lines of an earlier inference stay, except a last one that was cut
-    off; otherwise the file begins anew. Raises ``StorageError`` when the file cannot be written.
+    Used as ``stream(outputs, batch)``. With ``continues`` the lines of an earlier inference stay, except an incomplete last
+    line; otherwise the file is overwritten. Raises ``StorageError`` when the file cannot be written.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class ResultStream:
 
 
 def _end_last_line(path: Path) -> None:
-    """Remove a last line that was cut off, to which the next one would be joined; end one that only lacks its line feed."""
+    """Remove an incomplete last line, to which the next one would be joined; end one that only lacks its line feed."""
     if not path.exists():
         return
     with path.open("rb+") as file:

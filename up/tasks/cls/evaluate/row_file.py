@@ -59,7 +59,7 @@ class RowFile:
 
 
 def blocks_of(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices of ``rows``, of 4 MB as float64 each: computing with them copies no array of all rows."""
+    """Yield slices of ``rows`` rows, each of 4 MB as float64, so that a computation never copies the whole array."""
     size = max(1, _BLOCK_BYTES // (8 * max(1, columns)))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 

@@ -38,7 +38,7 @@ def share_of(correct: int, n: int) -> Json:
 
 
 def no_mistakes(head: HeadPredictions) -> Note:
-    """Say that no finite scores predict a wrong class."""
+    """Return the note of a report without wrong predictions: none, or only scores that are not finite."""
     unreadable = int((head.preds < 0).sum())
     if not unreadable:
         return Note("No image is predicted wrongly.")
@@ -184,7 +184,7 @@ def _cells(figure: Figure, matrix: Ints, labels: Sequence[str]) -> None:
 
 
 def calibration_section(head: HeadPredictions, suffix: str, title: str) -> PageSection:
-    """Return the reliability diagram, the calibration error, and what a temperature makes of it."""
+    """Return the reliability diagram, and the calibration error before and after temperature scaling."""
     name = f"calibration{suffix}"
     readable = head.preds >= 0
     if not readable.any():
@@ -193,7 +193,7 @@ def calibration_section(head: HeadPredictions, suffix: str, title: str) -> PageS
     found = reliability(score, correct)
     note = f"{BINS} bins of equal width (Guo et al. 2017); with {count(len(score), 'image')} even perfect scores have some error"
     cards = [("calibration error (ECE)", f"{100 * found.ece:.2f} %", note)]
-    cards.append(("mean score − accuracy", f"{100 * (score.mean() - correct.mean()):+.2f} %", "above 0: too sure of itself"))
+    cards.append(("mean score − accuracy", f"{100 * (score.mean() - correct.mean()):+.2f} %", "above 0: overconfident"))
     data: dict[str, Json] = {"ece": found.ece, "overconfidence": float(score.mean() - correct.mean()), **_record("bins", found)}
     scaling, reason = None, ""
     rows = np.flatnonzero(readable)

@@ -64,7 +64,7 @@ class TeacherTop1:
     def score(self) -> TeacherScore | None:
         """Describe the result; None if no image had labels that fit.
 
-        It only guesses within two standard deviations of chance, unless so few images are there that chance may predict all.
+        A top-1 within two standard deviations of chance is guessing, unless the images are so few that chance may predict all.
         """
         _, images, chance, are_probabilities = self.total
         if not images:
@@ -92,7 +92,7 @@ def _hits(logits: Tensor, labels: Tensor) -> float:
 
 
 def _chance(logits: Tensor, labels: Tensor) -> float:
-    """Compute the share of images that a random class is right for: that of the label, or one of the set of labels."""
+    """Compute the share of images for which a random class is correct: the label, or one of the set of labels."""
     return 1 / logits.shape[1] if labels.ndim == 1 else float((labels > 0.5).double().mean())
 
 
