@@ -157,7 +157,7 @@ def load(run: PathLike) -> TrainedRun:
     if best_of_run(folder) is None:
         missing.append(BEST)
     if missing:
-        raise UserError(f"{folder}: contains no {missing[0]}", expected="the folder of a run", fix="Name it as saver.save_dir does.")
+        raise UserError(f"{folder}: contains no {missing[0]}", expected="a run folder", fix="Name it as saver.save_dir does.")
     return TrainedRun(folder)
 
 

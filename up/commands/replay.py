@@ -61,7 +61,7 @@ def run_folder(path: Path, overrides: list[str]) -> Path:
         expect_config(path, overrides)
         path = load_config(path, overrides).config.saver.folder(path)
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path}: contains no config.yaml", expected="the folder of a run", fix="Train first, or name another folder.")
+        raise UserError(f"{path}: contains no config.yaml", expected="a run folder", fix="Train first, or name another folder.")
     return path
 
 

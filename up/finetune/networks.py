@@ -161,7 +161,7 @@ def _of_file(path: Path) -> Network:
 def _of_run(folder: Path) -> Network:
     weights = best_of_run(folder)
     if weights is None:
-        raise UserError(f"--model {folder}: contains no {BEST}", expected="a run folder, a file of weights, or the name of a network")
+        raise UserError(f"--model {folder}: contains no {BEST}", expected="a run folder, a file of weights or a network's name")
     return _of_file(weights)
 
 
