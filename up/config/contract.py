@@ -40,7 +40,7 @@ class Attribute:
 
     name: str
     expected: str
-    fits: Callable[[Any], bool]
+    fits: Callable[[object], bool]
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,7 @@ def _sampled(total: int, per_epoch: int) -> list[int]:
 
 def _averaging(ema: Ema, steps: Sequence[int]) -> Record:
     moved = [step for step in steps if ema.moves_at(step)]
-    first = next(
-        (step for step in range(1, steps[-1] + 1) if ema.moves_at(step)), None
-    )  # None: never
+    first = next((step for step in range(1, steps[-1] + 1) if ema.moves_at(step)), None)  # None: never
     return {"from": first, "step": moved, "decay": [ema.decay_at(step - 1) for step in moved]}
 
 

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from PIL.Image import Resampling
 from timm.data import auto_augment as policies
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from typing_extensions import Unpack
 
 from up.data.records import Image
 from up.data.transforms.image import MEAN_COLOUR, MEAN_GREY, tensor_of, with_pillow
@@ -36,6 +37,13 @@ Operation: TypeAlias = Callable[..., Any]
 """An operation of a library: of an image in its form, and of numbers."""
 
 _LEVELS = np.ascontiguousarray(np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (1, 256, 3)))
+
+
+class Resample(TypedDict):
+    """Keyword arguments of timm's geometric operations: Pillow's filter, or several to draw from, and the colour of new pixels."""
+
+    resample: Resampling | Sequence[Resampling]
+    fillcolor: tuple[int, ...]
 
 
 class Kernel(NamedTuple):
@@ -92,7 +100,7 @@ def _as_pillow(image: Levels | PILImage) -> PILImage:
     return image if isinstance(image, PILImage) else pillow.fromarray(image)
 
 
-def _on_levels(operation: Operation, image: Levels | PILImage, *numbers: float, **kwargs: Any) -> Levels | PILImage:
+def _on_levels(operation: Operation, image: Levels | PILImage, *numbers: float, **kwargs: object) -> Levels | PILImage:
     """Apply an operation of timm. A Pillow image becomes levels where that is faster."""
     kernel = KERNELS[operation] if operation in KERNELS and agrees(operation) else None
     if isinstance(image, PILImage) and (kernel is None or kernel.is_cheap or image.mode != "RGB"):
@@ -157,86 +165,87 @@ def _looked_up(levels: Levels, tables: bytes) -> Levels:
 
 
 def _by_table(operation: Operation, samples: Sequence[float | None]) -> Kernel:
-    def run(levels: Levels, *numbers: float, **_: Any) -> Levels:
+    def run(levels: Levels, *numbers: float, **_: object) -> Levels:
         return _looked_up(levels, _kept_table(operation, *numbers))
 
     return Kernel(run, samples, is_cheap=True)
 
 
-def _brightness(levels: Levels, factor: float, **_: Any) -> Levels:
+def _brightness(levels: Levels, factor: float, **_: object) -> Levels:
     return _looked_up(levels, _table(policies.brightness, factor))
 
 
-def _contrast(levels: Levels, factor: float, **_: Any) -> Levels:
+def _contrast(levels: Levels, factor: float, **_: object) -> Levels:
     mean = int(_pixels.luma_sum(levels) / (levels.size // 3) + 0.5)
     blended = pillow.blend(pillow.new("RGB", (256, 1), (mean, mean, mean)), pillow.fromarray(_LEVELS), factor)
     return _looked_up(levels, np.asarray(blended).transpose(2, 0, 1).tobytes())
 
 
-def _color(levels: Levels, factor: float, **_: Any) -> Levels:
+def _color(levels: Levels, factor: float, **_: object) -> Levels:
     result = np.empty_like(levels)
     _pixels.color(levels, result, factor)
     return result
 
 
-def _sharpness(levels: Levels, factor: float, **_: Any) -> Levels:
+def _sharpness(levels: Levels, factor: float, **_: object) -> Levels:
     result = np.empty_like(levels)
     _pixels.sharpness(levels, result, levels.shape[1], factor)
     return result
 
 
-def _auto_contrast(levels: Levels, **_: Any) -> Levels:
+def _auto_contrast(levels: Levels, **_: object) -> Levels:
     result = np.empty_like(levels)
     _pixels.autocontrast(levels, result)
     return result
 
 
-def _equalize(levels: Levels, **_: Any) -> Levels:
+def _equalize(levels: Levels, **_: object) -> Levels:
     result = np.empty_like(levels)
     _pixels.equalize(levels, result)
     return result
 
 
-def _moved(levels: Levels, matrix: Sequence[float], *, resample: object, fillcolor: Sequence[int]) -> Levels:
+def _moved(levels: Levels, matrix: Sequence[float], **how: Unpack[Resample]) -> Levels:
+    resample = how["resample"]
     # timm draws one of several filters, also where it has none to choose from
     chosen = random.choice(resample) if isinstance(resample, list | tuple) else resample
     result = np.empty_like(levels)
-    _pixels.transform(levels, result, levels.shape[1], matrix, fillcolor, chosen == Resampling.BICUBIC)
+    _pixels.transform(levels, result, levels.shape[1], matrix, how["fillcolor"], chosen == Resampling.BICUBIC)
     return result
 
 
-def _shear_x(levels: Levels, factor: float, **kwargs: Any) -> Levels:
-    return _moved(levels, (1, factor, 0, 0, 1, 0), **kwargs)
+def _shear_x(levels: Levels, factor: float, **how: Unpack[Resample]) -> Levels:
+    return _moved(levels, (1, factor, 0, 0, 1, 0), **how)
 
 
-def _shear_y(levels: Levels, factor: float, **kwargs: Any) -> Levels:
-    return _moved(levels, (1, 0, 0, factor, 1, 0), **kwargs)
+def _shear_y(levels: Levels, factor: float, **how: Unpack[Resample]) -> Levels:
+    return _moved(levels, (1, 0, 0, factor, 1, 0), **how)
 
 
-def _translate_x(levels: Levels, pixels: float, **kwargs: Any) -> Levels:
-    return _moved(levels, (1, 0, pixels, 0, 1, 0), **kwargs)
+def _translate_x(levels: Levels, pixels: float, **how: Unpack[Resample]) -> Levels:
+    return _moved(levels, (1, 0, pixels, 0, 1, 0), **how)
 
 
-def _translate_y(levels: Levels, pixels: float, **kwargs: Any) -> Levels:
-    return _moved(levels, (1, 0, 0, 0, 1, pixels), **kwargs)
+def _translate_y(levels: Levels, pixels: float, **how: Unpack[Resample]) -> Levels:
+    return _moved(levels, (1, 0, 0, 0, 1, pixels), **how)
 
 
-def _translate_x_rel(levels: Levels, share: float, **kwargs: Any) -> Levels:
-    return _translate_x(levels, share * levels.shape[1], **kwargs)
+def _translate_x_rel(levels: Levels, share: float, **how: Unpack[Resample]) -> Levels:
+    return _translate_x(levels, share * levels.shape[1], **how)
 
 
-def _translate_y_rel(levels: Levels, share: float, **kwargs: Any) -> Levels:
-    return _translate_y(levels, share * levels.shape[0], **kwargs)
+def _translate_y_rel(levels: Levels, share: float, **how: Unpack[Resample]) -> Levels:
+    return _translate_y(levels, share * levels.shape[0], **how)
 
 
-def _rotate(levels: Levels, degrees: float, **kwargs: Any) -> Levels:
+def _rotate(levels: Levels, degrees: float, **how: Unpack[Resample]) -> Levels:
     if degrees % 90 == 0:  # Pillow moves whole pixels
-        return np.array(policies.rotate(pillow.fromarray(levels), degrees, **kwargs))
+        return np.array(policies.rotate(pillow.fromarray(levels), degrees, **how))
     angle = -math.radians(degrees % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     x, y = levels.shape[1] / 2, levels.shape[0] / 2
     right, down = cos * -x + sin * -y + 0.0, -sin * -x + cos * -y + 0.0
-    return _moved(levels, (cos, sin, right + x, -sin, cos, down + y), **kwargs)
+    return _moved(levels, (cos, sin, right + x, -sin, cos, down + y), **how)
 
 
 def _jitter_as_torch(levels: Levels, *steps: tuple[int, float]) -> Levels:
@@ -250,13 +259,13 @@ def _of_torch(number: int, samples: Sequence[float]) -> Kernel:
     return Kernel(lambda levels, factor: _jitter_as_torch(levels, (number, factor)), samples, of_tensors=True)
 
 
-def _hue(levels: Levels, turn: float, **_: Any) -> Levels:
+def _hue(levels: Levels, turn: float, **_: object) -> Levels:
     result = np.empty_like(levels)
     _pixels.hue(levels, result, int(turn * 255))
     return result
 
 
-def _pillow_hue(image: PILImage, turn: float, **_: Any) -> PILImage:
+def _pillow_hue(image: PILImage, turn: float, **_: object) -> PILImage:
     changed: PILImage = F.adjust_hue(image, turn)
     return changed
 
