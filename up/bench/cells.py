@@ -82,11 +82,6 @@ class Row:
     device: Literal["cpu", "cuda"] | None = None
     """The only device that the row is measured on."""
 
-    @property
-    def more_is_better(self) -> bool:
-        """Whether a larger value is better: rates rather than times and sizes."""
-        return self.unit.endswith("/s")
-
     def against(self, peers: Sequence[str]) -> Row:
         """Return the row with ours and only the cells of ``peers``; all of them if no name is given."""
         kept = [cell for cell in self.cells if cell.name == OURS or not peers or cell.name in peers]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from up.errors import UserError
@@ -68,22 +67,6 @@ def add_lora(module: nn.Module, *, rank: int = 64, alpha: float | None = None, t
     return chosen
 
 
-@torch.no_grad()
-def merge_lora(module: nn.Module) -> nn.Module:
-    """Turn layers with low-rank updates back into plain layers of the same outputs, in place, and return ``module``."""
-    for layer in _extended(module):
-        merged = layer.weight
-        del layer.lora_A, layer.lora_B, layer.lora_scale
-        layer.__class__ = type(layer).__mro__[2]  # see _class_of
-        layer.weight.copy_(merged)
-    return module
-
-
-def has_lora(module: nn.Module) -> bool:
-    """Return whether a layer of ``module`` has a low-rank update."""
-    return any(True for _ in _extended(module))
-
-
 def merged_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Merge the low-rank updates in a state dict: the names that remain are those of the plain network."""
     merged = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in (_A, _B, _SCALE)}
@@ -113,7 +96,3 @@ def _extend(layer: nn.Module, rank: int, alpha: float | None) -> None:
 @cache
 def _class_of(kind: type) -> type:
     return type(f"Lora{kind.__name__}", (LowRank, kind), {})
-
-
-def _extended(module: nn.Module) -> Iterator[LowRank]:
-    return (layer for layer in module.modules() if isinstance(layer, LowRank))

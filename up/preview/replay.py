@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +48,8 @@ def replay(experiment: Experiment, run: Path, wanted: ReplayRequest) -> PreviewP
         figures: dict[str, str] = {}
         rows, batches, notes = _rows(experiment, again, figures)
     shown = {name for row in rows[: wanted.images] for name in row["images"]}
-    record, first = logged_at(run, step)
-    is_alone = record is not None and first == step == record["step"]
     scalars = again.scalars()
+    logged, of_run = _logged(run, step, scalars)
     content = {
         "title": f"Step {step} of {run}",
         "run": str(run),
@@ -67,16 +66,8 @@ def replay(experiment: Experiment, run: Path, wanted: ReplayRequest) -> PreviewP
             "text": weights_text(start, step),
         },
         "loss": scalars.get("loss"),
-        "logged": {
-            "loss": None if record is None else record.get("loss"),
-            "from_step": None if record is None else first,
-            "to_step": None if record is None else record["step"],
-            "is_equal": is_alone and record is not None and record.get("loss") == scalars.get("loss"),
-        },
-        "scalars": [
-            {"name": name, "replayed": value, "logged": record.get(name) if is_alone and record else None}
-            for name, value in scalars.items()
-        ],
+        "logged": logged,
+        "scalars": [{"name": name, "replayed": value, "logged": of_run.get(name)} for name, value in scalars.items()],
         "batches": batches,
         "rows": [{**row, "images": row["images"] if row["images"][0] in shown else []} for row in rows],
         "shown": min(wanted.images, len(rows)),
@@ -84,6 +75,17 @@ def replay(experiment: Experiment, run: Path, wanted: ReplayRequest) -> PreviewP
         "notes": [*doubts, *notes],
     }
     return PreviewPage(content, {name: figure for name, figure in figures.items() if name in shown})
+
+
+def _logged(run: Path, step: int, scalars: Mapping[str, float]) -> tuple[Record, Record]:
+    """Describe the logged loss that covers ``step``; also return the logged scalars, empty if they cover other steps too."""
+    record, first = logged_at(run, step)
+    if record is None:
+        return {"loss": None, "from_step": None, "to_step": None, "is_equal": False}, {}
+    is_alone = first == step == record["step"]
+    loss = record.get("loss")
+    described = {"loss": loss, "from_step": first, "to_step": record["step"], "is_equal": is_alone and loss == scalars.get("loss")}
+    return described, record if is_alone else {}
 
 
 def weights_text(start: StartWeights, step: int) -> str:

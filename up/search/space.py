@@ -205,10 +205,6 @@ class Space:
                 seen.add(text)
                 yield point
 
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the distributions of Optuna for all keys, the inactive ones too."""
-        return {each.path: each.distribution() for each in self.dimensions}
-
     def ask(self, trial: OptunaTrial) -> Point:
         """Let a trial of Optuna suggest the active keys, each after those that it depends on."""
         point: dict[str, Value] = {}
@@ -231,15 +227,6 @@ class Space:
     def to_optuna(self, point: Point) -> dict[str, Value]:
         """Return the parameters of Optuna for ``point``."""
         return {name: _scalar(value) if self[name].values is not None else value for name, value in point.items()}
-
-    def from_optuna(self, parameters: Mapping[str, Value]) -> Point:
-        """Return the point of Optuna's ``parameters``, without those that are not active."""
-        values = dict(parameters)
-        for name in values.keys() & set(self.names):
-            choices = self[name].values
-            if choices is not None:
-                values[name] = next(each for each in choices if _is_same(_scalar(each), values[name]))
-        return self.active(values)
 
 
 def key_of(point: Point) -> str:
