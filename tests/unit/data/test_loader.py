@@ -192,8 +192,8 @@ def test_a_worker_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> No
         (RuntimeError("unable to open shared memory object </torch_1> in read-write mode"), "Enlarge /dev/shm"),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error. "), "Enlarge /dev/shm"),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), r"\(pid 3\) is killed by signal: Killed\. The"),
-        (EOFError(), "broke off"),
-        (ConnectionResetError(104, "Connection reset by peer"), "broke off"),
+        (EOFError(), "a worker stopped"),
+        (ConnectionResetError(104, "Connection reset by peer"), "a worker stopped"),
     ],
     ids=["files", "ancdata", "shm", "bus", "killed", "eof", "reset"],
 )
