@@ -95,11 +95,11 @@ def finetune(
 
     Raises ``UserError`` for input that cannot be used; nothing is created then.
     """
-    from up.finetune.choose import Wishes
+    from up.finetune.choose import FinetuneRequest
     from up.finetune.prepare import prepared
 
     _expect_options(options)
-    wishes = Wishes(
+    request = FinetuneRequest(
         Path(train),
         val=None if val is None else Path(val),
         model=_text(model),
@@ -113,7 +113,7 @@ def finetune(
         out=Path(options["out"]) if "out" in options else None,
     )
     overrides, progress = options.get("overrides", ()), options.get("progress", True)
-    with prepared(wishes, overrides) as made:
+    with prepared(request, overrides) as made:
         if progress:
             print(*made.choices.lines(), f"configuration: {made.config}", sep="\n")
         return _trained(made.config, overrides, progress=progress)

@@ -23,7 +23,7 @@ from tests.harness.ranks import Cluster, Server
 from tests.harness.runs import times_resumed
 from tests.harness.states import checkpoint
 from up.engine.checkpoint import CheckpointFolder, load_checkpoint
-from up.engine.timetable import AnyOf, Keeping
+from up.engine.timetable import AnyOf, Retention
 from up.errors import StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")  # the children only save
@@ -35,7 +35,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 def folder_of(path: Path) -> CheckpointFolder:
-    return CheckpointFolder(path, keeping=Keeping(2, AnyOf([])), config_sha256="")
+    return CheckpointFolder(path, keeping=Retention(2, AnyOf([])), config_sha256="")
 
 
 def save(folder: CheckpointFolder, step: int) -> None:

@@ -44,7 +44,7 @@ def average_weights(experiment: Experiment, session: TrainingSession) -> None:
     """Make the averages that ``finetune`` asks for, measure, write and report them.
 
     Each is a file of weights beside the checkpoints. ``averaging.json`` has the metrics of all, and the file of the best, which
-    ``eval``, ``predict`` and the exporters use. A collective operation. Raises ``BrokenOff`` if a signal comes.
+    ``eval``, ``predict`` and the exporters use. A collective operation. Raises ``EvaluationInterrupted`` if a signal comes.
     """
     step = session.progress.step
     if not from_main(owes_averages(experiment, step)):

@@ -18,7 +18,7 @@ from up.build.network import build_net, distillation_of, precision_of, preproces
 from up.build.parts import RunParts, build_parts
 from up.build.start import find_start, finished
 from up.build.trained import NO_WEIGHTS, derived_from_data_only, net_to_evaluate
-from up.build.training import build_hooks, build_runner, build_trackers, optimizer_of, rate_line, schedule_of, timetable
+from up.build.training import build_hooks, build_runner, build_trackers, lr_line, optimizer_of, schedule_of, timetable
 from up.config.parts import DerivedArguments
 from up.deploy.exportable import export_problems, is_for_export, require_exportable
 from up.distill.build import Distillation, start_lines
@@ -98,7 +98,7 @@ def check_training(experiment: Experiment, warn: Callable[[str], object], images
             warn(f"{problem} (up to_onnx and up to_kestrel cannot export this)")
     yield from parts.freezing.lines()
     yield from parts.features.lines
-    yield rate_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
+    yield lr_line(experiment, parts.schedule, times.total, parts.batches.global_batch_size)
     first = first_batch(experiment, "train", parts.train_data, warn)
     yield f"first training sample: {tuple(first.image[0].shape)}"
     if images is not None:

@@ -17,7 +17,7 @@ from up.build.finetune import head_of, owes_averages, read_start, section_of, se
 from up.build.network import load_start_weights, preprocessing_doubts
 from up.build.parts import RunParts
 from up.build.record import record_run
-from up.build.training import rate_line
+from up.build.training import lr_line
 from up.command_line import CommandLine
 from up.data.dataset import KeyedDataset
 from up.distill.build import start_lines
@@ -283,7 +283,7 @@ def log_start(
     lines = strategy_lines(experiment.config, experiment.decoded.origins)
     lines += [*start.changes, *report.lines, *of_teachers, *start.weights, *net_and_groups(parts.net, optimizer)]
     lines += [*parts.freezing.lines(), *parts.features.lines]
-    lines.append(rate_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size))
+    lines.append(lr_line(experiment, parts.schedule, parts.times.total, parts.batches.global_batch_size))
     probable_mistakes = [*report.warnings, *(preprocessing_doubts(experiment) if start.checkpoint is None else ())]
     notes = [*notes_on(parts.train_data, parts.test_data), *experiment.decoded.origins.locate(probable_mistakes), *doubts]
     for warning in warnings:

@@ -18,7 +18,7 @@ from up.engine.ema import Ema, NoEma, build_ema
 from up.engine.hooks import Hook
 from up.engine.step import BatchStage, Mixing, Runner
 from up.engine.stopping import EarlyStopping
-from up.engine.timetable import PREDECESSORS, AnyOf, Every, Keeping, Timetable
+from up.engine.timetable import PREDECESSORS, AnyOf, Every, Retention, Timetable
 from up.errors import UserError
 from up.models.net import Net
 from up.optim import build_optimizer, build_schedule, lr_of
@@ -63,7 +63,7 @@ def timetable(
         last = max(last, finetune.average.last)
     if finetune is not None and finetune.soup is not None:
         best = max(best, finetune.soup.top)
-    keeping = Keeping(last, AnyOf([*kept, *for_good]), _why_deleted(trainer), best=best)
+    keeping = Retention(last, AnyOf([*kept, *for_good]), _why_deleted(trainer), best=best)
     in_epochs = not iter_base and trainer.save_interval is None
     save = AnyOf([*asked, *between, *for_good])
     return Timetable(steps_per_epoch, total, evaluate, save, keeping, stop, in_epochs=in_epochs)
@@ -127,7 +127,7 @@ def schedule_of(experiment: Experiment, steps_per_epoch: int, total: int, global
     )
 
 
-def rate_line(experiment: Experiment, schedule: Schedule, total: int, global_batch_size: int) -> str:
+def lr_line(experiment: Experiment, schedule: Schedule, total: int, global_batch_size: int) -> str:
     """Format the first, highest and last learning rate of a run."""
     first, (step, highest), last = schedule.extremes(total)
     text = f"learning rate: {first:.4g}"

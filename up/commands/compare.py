@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
-from up.commands.inputs import expect_run
+from up.commands.inputs import expect_run, expect_writable
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
-from up.errors import UserError
-from up.files import unwritable
 
 if TYPE_CHECKING:  # it imports torch
     from up.tasks.report import Block
@@ -38,8 +36,7 @@ def main(words: list[str]) -> int:
         parser.error(f"got one run, {arguments.runs[0]}, expected at least two")
     for run in arguments.runs:
         expect_run(run, ())
-    if (reason := unwritable(arguments.out)) is not None:
-        raise UserError(f"--out {arguments.out}: cannot be written: {reason}", fix="Name another folder.")
+    expect_writable(arguments.out)
     from up.report.compare import compare_runs
 
     allowed = arguments.allow_different_images

@@ -25,9 +25,9 @@ more examples:
 def main(words: list[str]) -> int:
     """Choose the settings, write them, train; returns the exit code."""
     arguments = parse(words)
-    from up.finetune.choose import Wishes
+    from up.finetune.choose import FinetuneRequest
 
-    wishes = Wishes(
+    request = FinetuneRequest(
         train=arguments.train,
         val=arguments.val,
         model=arguments.model,
@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
         out=arguments.out,
     )
     with output_of(arguments):
-        return train_on(wishes, [*arguments.opts, *backend_overrides(arguments)], launch_of(arguments), words)
+        return train_on(request, [*arguments.opts, *backend_overrides(arguments)], launch_of(arguments), words)
 
 
 def parse(words: list[str]) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from up.command_line import CommandLine
 from up.commands.arguments import launch_of, output_of
 from up.commands.inputs import expect_config, expect_training_files
 from up.commands.parser import speaks_for_all
-from up.commands.train_arguments import overrides_of, parse, shortcut_overrides, wishes_of
+from up.commands.train_arguments import overrides_of, parse, request_of, shortcut_overrides
 from up.distributed.launch import Launch, launched
 from up.distributed.signals import StopRequest, listening, watch_parent
 from up.engine.folder import code_of_status
@@ -22,7 +22,7 @@ from up.schema.decode import load_config
 from up.tracking.console import tell
 
 if TYPE_CHECKING:
-    from up.finetune.choose import Wishes
+    from up.finetune.choose import FinetuneRequest
 
 
 def main(words: list[str]) -> int:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
     """Train, or evaluate, as the arguments say; returns the exit code."""
     overrides = overrides_of(arguments)
     if arguments.config.is_dir():
-        return train_on(wishes_of(arguments), overrides, launch_of(arguments), words)
+        return train_on(request_of(arguments), overrides, launch_of(arguments), words)
     expect_config(arguments.config, overrides)
     overrides += shortcut_overrides(arguments, overrides)
     if arguments.evaluate or arguments.phase != "train":
@@ -49,12 +49,12 @@ def run(arguments: argparse.Namespace, words: list[str]) -> int:
     return launch_and_train(arguments.config, overrides, launch_of(arguments), words, CommandLine.typed(words))
 
 
-def train_on(wishes: Wishes, overrides: list[str], launch: Launch, words: list[str]) -> int:
+def train_on(request: FinetuneRequest, overrides: list[str], launch: Launch, words: list[str]) -> int:
     """Write the configuration and train with it; returns the exit code. Reruns resume, finished runs have nothing to do."""
     from up.finetune.prepare import prepared
 
     typed = CommandLine.typed(words)
-    with prepared(wishes, overrides) as made:
+    with prepared(request, overrides) as made:
         tell(*made.choices.lines())
         tell(f"configuration: {made.config}. To repeat or change this training: up train {made.config}")
         expect_config(made.config, overrides)

@@ -12,7 +12,7 @@ from up.errors import UserError
 from up.tracking.console import tell
 
 if TYPE_CHECKING:
-    from up.finetune.choose import Wishes
+    from up.finetune.choose import FinetuneRequest
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -51,13 +51,13 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     return overrides
 
 
-def wishes_of(arguments: argparse.Namespace) -> Wishes:
-    """Return the wishes for a folder of photos: it, ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size``."""
-    from up.finetune.choose import Wishes
+def request_of(arguments: argparse.Namespace) -> FinetuneRequest:
+    """Return the fine-tuning on a folder of photos, with ``--epochs``, ``--lr``, ``--batch-size`` and ``--img-size``."""
+    from up.finetune.choose import FinetuneRequest
 
     if arguments.evaluate or arguments.phase != "train":
         raise UserError(f"{arguments.config}: got a folder to evaluate on", fix="Name the YAML file of its run: up eval FILE.yaml.")
-    return Wishes(
+    return FinetuneRequest(
         arguments.config, epochs=arguments.epochs, lr=arguments.lr, batch_size=arguments.batch_size, img_size=arguments.img_size
     )
 

@@ -35,7 +35,7 @@ def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
         config=config,
         config_sha256=sha256(config.encode()).hexdigest(),
         checkpoint_sha256=sha256_of(checkpoint),
-        data_sha256=said_by(checkpoint).get("data_sha256"),
+        data_sha256=recorded_texts(checkpoint).get("data_sha256"),
         created=created_at(checkpoint).isoformat(timespec="seconds"),
         packages={name: found for name in _PACKAGES if (found := _version(name))},
     )
@@ -73,7 +73,7 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def said_by(checkpoint: Path) -> Mapping[str, str]:
+def recorded_texts(checkpoint: Path) -> Mapping[str, str]:
     """Read the texts in a checkpoint of ours; its tensors stay on the disk."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)

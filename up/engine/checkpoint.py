@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import torch
 
-from up.engine.timetable import Keeping
+from up.engine.timetable import Retention
 from up.errors import StorageError, UserError
 from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
 from up.types import StateDict
@@ -158,7 +158,7 @@ class CheckpointFolder:
     main rank may call the methods that write.
     """
 
-    def __init__(self, folder: Path, *, keeping: Keeping | None, config_sha256: str, slim_best: bool = False) -> None:
+    def __init__(self, folder: Path, *, keeping: Retention | None, config_sha256: str, slim_best: bool = False) -> None:
         self.folder = folder
         self.keeping = keeping
         self.config_sha256 = config_sha256

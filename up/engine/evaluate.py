@@ -65,7 +65,7 @@ EVALUATOR_CONTRACT = Contract(
 )
 
 
-class BrokenOff(Exception):
+class EvaluationInterrupted(Exception):
     """Raised when a signal comes during an evaluation."""
 
 
@@ -125,8 +125,8 @@ class Evaluation:
     def __call__(self, model: nn.Module, ema: Ema | NoEma, proposal: Callable[[], Vote] = lambda: Vote.GO) -> Evaluated:
         """Evaluate ``model``, and its average in the same pass over the images.
 
-        Before each batch the ranks vote, each with its ``proposal``. Raises, on every rank, ``BrokenOff`` when a rank proposes to
-        stop, and the failure of a rank in its images.
+        Before each batch the ranks vote, each with its ``proposal``. Raises, on every rank, ``EvaluationInterrupted`` when a rank
+        proposes to stop, and the failure of a rank in its images.
         """
         prefixes = [""] if isinstance(ema, NoEma) else ["", "ema_"]  # of metrics
         evaluators = {prefix: self.make_evaluator() for prefix in prefixes}
@@ -147,7 +147,7 @@ class Evaluation:
         if verdict is Vote.ERROR:
             raise_on_all_ranks(failure)
         if verdict is not Vote.GO:
-            raise BrokenOff
+            raise EvaluationInterrupted
 
     def _forward(self, model: nn.Module, ema: Ema | NoEma, evaluators: dict[str, Evaluator], batch: Batch | None) -> None:
         """Pass a batch through the model with each set of weights; ``padding`` where there is none, so that others can gather."""

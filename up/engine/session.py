@@ -20,7 +20,7 @@ from up.engine.bad_images import BadImageLog
 from up.engine.checkpoint import FORMAT_VERSION, CheckpointFolder, Stateful, load_parts
 from up.engine.clip import Clip
 from up.engine.ema import Ema, NoEma
-from up.engine.evaluate import BrokenOff, Evaluation, Evaluator
+from up.engine.evaluate import Evaluation, EvaluationInterrupted, Evaluator
 from up.engine.faults import Fault
 from up.engine.fingerprint import RunFingerprint
 from up.engine.folder import State, Status, write_status
@@ -276,7 +276,7 @@ class TrainingSession:
         progress.owes_evaluation = True
         try:
             metrics, served, intervals = self.evaluation(self.model, self.ema, lambda: Vote.for_request(self.stop))
-        except BrokenOff:
+        except EvaluationInterrupted:
             return
         progress.owes_evaluation, progress.metrics = False, metrics
         averaged = f"ema_{served.main_metric}"
@@ -346,7 +346,7 @@ class TrainingSession:
         if verdict is Vote.GO:
             try:
                 self.average(self)
-            except BrokenOff:
+            except EvaluationInterrupted:
                 verdict, _ = agree_on(Vote.for_request(self.stop), False)
         state: State = "done" if verdict is Vote.GO else "preempted"
         reasons = [reason for reason in gather_objects(self.stop.reason) if reason] if state == "preempted" else []

@@ -45,8 +45,8 @@ class AnyOf:
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Rule for old checkpoints: the newest ``last``, the ``best`` by the main metric and those of the steps of ``for_good`` stay.
+class Retention:
+    """Which old checkpoints are kept: the newest ``last``, the ``best`` by the main metric, and those of the steps of ``for_good``.
 
     The best is always kept by its own alias. Checkpoints written only because a signal stopped the run do not count as ``last``: a
     resumed run keeps those that an uninterrupted one keeps. Up to ``last`` of them stay until there are newer ones.
@@ -82,7 +82,7 @@ class Timetable:
     total: int
     evaluate: Every
     save: AnyOf
-    keep: Keeping
+    keep: Retention
     stop: int | None = None
     """The step after which to stop early, as a signal does (``trainer.stop_epoch``)."""
     in_epochs: bool = True

@@ -30,8 +30,8 @@ _FEW_STEPS, _MANY_STEPS = 400, 1000
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """Arguments of the user, None for one that is not given. ``out`` is the run folder, ``img_size`` in pixels."""
+class FinetuneRequest:
+    """Arguments of ``up finetune``, None for one that is not given. ``out`` is the run folder, ``img_size`` in pixels."""
 
     train: Path
     val: Path | None = None
@@ -67,7 +67,7 @@ class Machine(NamedTuple):
         return cls("cuda" if torch.cuda.is_available() else "cpu", os.cpu_count() or 1)
 
 
-class Rates(NamedTuple):
+class AdamWSettings(NamedTuple):
     """Settings of AdamW for a family of networks: learning rate, weight decay, layer decay (None: the same for all layers)."""
 
     lr: float
@@ -75,9 +75,9 @@ class Rates(NamedTuple):
     layer_decay: float | None
 
 
-_SCRATCH = Rates(1e-3, 0.05, None)
-_CONVOLUTIONAL = Rates(1e-3, 0.05, None)
-_LAYER_NORMS = Rates(1e-4, 0.05, 0.75)  # of transformers, ConvNeXt and others with more LayerNorms than BatchNorms
+_SCRATCH = AdamWSettings(1e-3, 0.05, None)
+_CONVOLUTIONAL = AdamWSettings(1e-3, 0.05, None)
+_LAYER_NORMS = AdamWSettings(1e-4, 0.05, 0.75)  # of transformers, ConvNeXt and others with more LayerNorms than BatchNorms
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Choices:
     epochs: int
     batch_size: int
     workers: int
-    rates: Rates
+    adamw: AdamWSettings
     ema: float | None
     lr_is_given: bool
     strategy: str | None
@@ -122,7 +122,7 @@ class Choices:
 
     def _values(self) -> dict[str, str]:
         average = "" if self.ema is None else f", moving average {self.ema:g}"
-        optimizer = f"AdamW with lr {self.rates.lr:g}, cosine{average}" if self.strategy is None else f"strategy {self.strategy}"
+        optimizer = f"AdamW with lr {self.adamw.lr:g}, cosine{average}" if self.strategy is None else f"strategy {self.strategy}"
         values = {
             "network": self.network.title,
             "image size": f"{self.img_size} pixels",
@@ -132,41 +132,41 @@ class Choices:
         return {**values, "teacher": self.distillation["teacher"]} if self.distillation else values
 
 
-def choose(wishes: Wishes, images: Images, machine: Machine) -> Choices:
+def choose(request: FinetuneRequest, images: Images, machine: Machine) -> Choices:
     """Choose all settings that are not given. Raises ``UserError`` for a network, weights or a teacher that cannot be used."""
     typical = images.survey.side
-    side = wishes.img_size or _rounded(typical)
-    network = network_for(wishes.model, wishes.weights, device=machine.device, is_small=side <= SMALL)
-    size, why_size = _size(wishes, network, typical)
-    batch, why_batch = _batch(wishes, images.trained)
+    side = request.img_size or _rounded(typical)
+    network = network_for(request.model, request.weights, device=machine.device, is_small=side <= SMALL)
+    size, why_size = _size(request, network, typical)
+    batch, why_batch = _batch(request, images.trained)
     steps = math.ceil(images.trained / batch)
     is_tuned = network.weights is not None
-    of_strategy = STRATEGIES[wishes.strategy]()["trainer"].get("max_epoch") if wishes.strategy is not None else None
-    epochs = wishes.epochs or of_strategy or min(_EPOCHS[1], max(_EPOCHS[0], round(_STEPS[is_tuned] / steps)))
-    rates = _rates(network, is_tuned=is_tuned)
+    of_strategy = STRATEGIES[request.strategy]()["trainer"].get("max_epoch") if request.strategy is not None else None
+    epochs = request.epochs or of_strategy or min(_EPOCHS[1], max(_EPOCHS[0], round(_STEPS[is_tuned] / steps)))
+    adamw = _adamw(network, is_tuned=is_tuned)
     start = "pretrained weights" if is_tuned else "random weights"
     reasons = {
         "network": network.because,
         "image size": why_size,
         "batch size": why_batch,
         "training": "as given"
-        if wishes.epochs or of_strategy
+        if request.epochs or of_strategy
         else f"{count(steps * epochs, 'step')} of {batch} images from {start}",
         "teacher": "as given",
     }
     return Choices(
         images,
         network,
-        wishes.run,
+        request.run,
         size,
         epochs,
         batch,
         0 if network.family == "scratch" else min(4, max(1, machine.cores - 1)),
-        rates._replace(lr=wishes.lr) if wishes.lr else rates,
-        _ema(steps * epochs) if is_tuned and wishes.strategy is None else None,
-        wishes.lr is not None,
-        wishes.strategy,
-        {} if wishes.teacher is None else _distillation(wishes.teacher, len(images.classes)),
+        adamw._replace(lr=request.lr) if request.lr else adamw,
+        _ema(steps * epochs) if is_tuned and request.strategy is None else None,
+        request.lr is not None,
+        request.strategy,
+        {} if request.teacher is None else _distillation(request.teacher, len(images.classes)),
         reasons,
     )
 
@@ -189,11 +189,11 @@ def _ema(steps: int) -> float | None:
     return None if steps < _FEW_STEPS // 2 else 0.98 if steps < _MANY_STEPS else 0.99
 
 
-def _batch(wishes: Wishes, images: int) -> tuple[int, str]:
+def _batch(request: FinetuneRequest, images: int) -> tuple[int, str]:
     """Choose the batch size: half of the usual one where that would make few steps, and at most a quarter of the images."""
-    if wishes.batch_size:
-        return wishes.batch_size, "as given"
-    epochs, known = wishes.epochs or _EPOCHS[1], count(images, "training image")
+    if request.batch_size:
+        return request.batch_size, "as given"
+    epochs, known = request.epochs or _EPOCHS[1], count(images, "training image")
     most = max(2, 1 << int(math.log2(max(2, images // 4))))
     if images * epochs >= _BATCH * _FEW_STEPS:
         size, why = _BATCH, f"the usual one: {known} make at least {_FEW_STEPS} steps of it in {count(epochs, 'epoch')}"
@@ -205,16 +205,16 @@ def _batch(wishes: Wishes, images: int) -> tuple[int, str]:
     return most, f"at most a quarter of the {known}: an epoch has at least 4 steps" if images >= 8 else f"the smallest, for {known}"
 
 
-def _rates(network: Network, *, is_tuned: bool) -> Rates:
+def _adamw(network: Network, *, is_tuned: bool) -> AdamWSettings:
     if not is_tuned:
         return _SCRATCH
     return _LAYER_NORMS if network.has_layer_norms() else _CONVOLUTIONAL
 
 
-def _size(wishes: Wishes, network: Network, typical: float) -> tuple[int, str]:
+def _size(request: FinetuneRequest, network: Network, typical: float) -> tuple[int, str]:
     """Choose the image size: that of the weights, or of the images where they are smaller."""
-    if wishes.img_size:
-        return wishes.img_size, "as given"
+    if request.img_size:
+        return request.img_size, "as given"
     of_images = f"the shorter side of the images is {typical:g}, typically"
     trained = network.preprocessing.input_size[-1]
     if network.weights is None:

@@ -1,4 +1,4 @@
-"""From a user's wishes to the YAML file and meta files on disk; they are removed again if the training cannot start."""
+"""Write the YAML file and the meta files of a request; they are removed again if the training cannot start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from up.config.nodes import parse_nodes
 from up.errors import UserError
 from up.files import make_folder, unwritable, write_text
-from up.finetune.choose import Choices, Machine, Wishes, choose
+from up.finetune.choose import Choices, FinetuneRequest, Machine, choose
 from up.finetune.images import look_into
 from up.finetune.recipe import meta_files, yaml_of
 from up.schema.decode import decode
@@ -41,14 +41,14 @@ class Prepared:
 
 
 @contextmanager
-def prepared(wishes: Wishes, overrides: Sequence[str] = ()) -> Iterator[Prepared]:
+def prepared(request: FinetuneRequest, overrides: Sequence[str] = ()) -> Iterator[Prepared]:
     """Write the configuration ``RUN.yaml`` and the meta files of a split, for the block to train with.
 
     Files of an earlier call with the same content stay. They are removed again if the block raises ``UserError`` before it
-    has made the run folder. Raises ``UserError`` for faults of the wishes and ``overrides`` before anything is written, and for
-    an existing file with other content.
+    has made the run folder. Raises ``UserError`` for an invalid request, invalid ``overrides`` and an existing file with other
+    content, before anything is written.
     """
-    choices = chosen(wishes, overrides)
+    choices = chosen(request, overrides)
     config = Path(f"{choices.run}.yaml")
     _expect_free(choices.run, config)
     made = Prepared(config, choices, _write({config: yaml_of(choices), **meta_files(choices)}, config))
@@ -59,12 +59,12 @@ def prepared(wishes: Wishes, overrides: Sequence[str] = ()) -> Iterator[Prepared
         raise
 
 
-def chosen(wishes: Wishes, overrides: Sequence[str] = ()) -> Choices:
+def chosen(request: FinetuneRequest, overrides: Sequence[str] = ()) -> Choices:
     """Make all choices; ``saver.save_dir`` and ``saver.pretrain_model`` of the overrides win. Writes nothing."""
-    _expect_positive(wishes)
-    images, machine = look_into(wishes.train, wishes.val), Machine.here()
-    _expect_strategy(wishes.strategy)
-    choices = choose(wishes, images, machine)
+    _expect_positive(request)
+    images, machine = look_into(request.train, request.val), Machine.here()
+    _expect_strategy(request.strategy)
+    choices = choose(request, images, machine)
     if not overrides:
         return choices
     saver = decode(apply_overrides(parse_nodes(yaml_of(choices), f"{choices.run}.yaml"), overrides)).config.saver
@@ -72,12 +72,12 @@ def chosen(wishes: Wishes, overrides: Sequence[str] = ()) -> Choices:
     weights = saver.pretrain_model if saver.pretrain_model != choices.network.weights else None
     if moved is None and weights is None:
         return choices
-    return choose(replace(wishes, out=moved or wishes.out, weights=weights or wishes.weights), images, machine)
+    return choose(replace(request, out=moved or request.out, weights=weights or request.weights), images, machine)
 
 
-def _expect_positive(wishes: Wishes) -> None:
+def _expect_positive(request: FinetuneRequest) -> None:
     for name in ("epochs", "lr", "batch_size", "img_size"):
-        value = getattr(wishes, name)
+        value = getattr(request, name)
         if value is not None and not value > 0:
             expected = "a number above 0" if name == "lr" else "a whole number above 0"
             raise UserError(f"--{name.replace('_', '-')}", got=value, expected=expected)

@@ -126,8 +126,8 @@ def _trainer(choices: Choices) -> str:
         lr = f"\n  optimizer: {{kwargs: {{lr: {_lr_of_strategy(choices)}}}}}" if choices.lr_is_given else ""
         fixed = ", kwargs: {features: fixed_view}" if choices.strategy == "lp_ft" and not choices.distillation else ""
         return f"finetune: {{strategy: {_flow(choices.strategy)}{fixed}}}\ntrainer:\n  max_epoch: {choices.epochs}\n  {_BEST}{lr}"
-    rates = choices.rates
-    depth = "" if rates.layer_decay is None else f", layer_decay: {{value: {rates.layer_decay:g}}}"
+    adamw = choices.adamw
+    depth = "" if adamw.layer_decay is None else f", layer_decay: {{value: {adamw.layer_decay:g}}}"
     warmup_epochs = min(1, choices.epochs / 10)
     warmup = f"warmup_epochs: {warmup_epochs:g}, warmup_type: linear, warmup_ratio: 0.1, warmup_register_type: no_scale_lr"
     return f"""\
@@ -136,7 +136,7 @@ trainer:
   {_BEST}
   optimizer:
     type: AdamW
-    kwargs: {{lr: {rates.lr:g}, weight_decay: {rates.weight_decay:g}}}
+    kwargs: {{lr: {adamw.lr:g}, weight_decay: {adamw.weight_decay:g}}}
     pconfig: {{nodecay: [ndim_is1]{depth}}}
   lr_scheduler: {{type: CosineAnnealingLR, {warmup}}}"""
 
@@ -145,7 +145,7 @@ def _lr_of_strategy(choices: Choices) -> str:
     """Write the learning rate for the schedule of the strategy, which may multiply it by the batch size."""
     schedule = STRATEGIES[choices.strategy or ""]()["trainer"]["lr_scheduler"]
     is_per_image = schedule["warmup_register_type"] == "base"
-    return f"{choices.rates.lr / choices.batch_size if is_per_image else choices.rates.lr:g}"
+    return f"{choices.adamw.lr / choices.batch_size if is_per_image else choices.adamw.lr:g}"
 
 
 def _start(choices: Choices) -> str:

@@ -74,7 +74,7 @@ def session_at(experiment: Experiment, start: StartWeights, step: int, ranks: in
 
 
 @dataclass
-class StepAgain:
+class ReplayedStep:
     """A step (from 1) that is computed again, rank after rank, as in training; the weights do not change."""
 
     experiment: Experiment

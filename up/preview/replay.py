@@ -17,7 +17,7 @@ from up.errors import UserError
 from up.preview.batch import Viewer, digests, stage_of
 from up.preview.content import PreviewPage, require_step, view_notes
 from up.preview.history import logged_at, records_of
-from up.preview.losses import StartWeights, StepAgain, session_at, start_of
+from up.preview.losses import ReplayedStep, StartWeights, session_at, start_of
 from up.tasks.experiment import Experiment
 from up.text import count, some_of
 from up.types import Record
@@ -44,7 +44,7 @@ def replay(experiment: Experiment, run: Path, wanted: ReplayRequest) -> PreviewP
         doubts = list(_data_doubts(experiment, parts, _reference(run, start), wanted))
         require_same_batches(parts.batches, _reference(run, start))
         _cut_as_then(session, run, step)
-        again = StepAgain(experiment, parts, session, step, ranks)
+        again = ReplayedStep(experiment, parts, session, step, ranks)
         figures: dict[str, str] = {}
         rows, batches, notes = _rows(experiment, again, figures)
     shown = {name for row in rows[: wanted.images] for name in row["images"]}
@@ -137,7 +137,7 @@ def _cut_as_then(session: TrainingSession, run: Path, step: int) -> None:
             session.memory.images = int(record["images_at_once"])
 
 
-def _rows(experiment: Experiment, again: StepAgain, figures: dict[str, str]) -> tuple[list[Record], list[Record], list[str]]:
+def _rows(experiment: Experiment, again: ReplayedStep, figures: dict[str, str]) -> tuple[list[Record], list[Record], list[str]]:
     """Describe all rows of the step, the largest loss first, its micro-batches, and how images are shown."""
     units = units_of(stage_of(again.parts, again.step - 1), again.parts.train_data)
     viewer = Viewer(experiment, again.parts, units, figures)

@@ -21,7 +21,7 @@ OUTPUT = "UP_OUTPUT"  # variable: ranks that this process starts write as it doe
 QUIET, JSON = "quiet", "json"
 
 
-class UntilItCloses:
+class ClosableStderr:
     """``sys.stderr`` that ignores a closed terminal: the run then ends in order, and ``train.log`` has every line."""
 
     @property
@@ -45,7 +45,7 @@ class UntilItCloses:
 
 def terminal() -> Console:
     """Return a console on ``sys.stderr`` that survives a terminal that closes. FORCE_COLOR makes no terminal of a pipe."""
-    return Console(file=cast(TextIO, UntilItCloses()), force_terminal=sys.stderr.isatty(), highlight=False)
+    return Console(file=cast(TextIO, ClosableStderr()), force_terminal=sys.stderr.isatty(), highlight=False)
 
 
 def has_bar(console: Console) -> bool:

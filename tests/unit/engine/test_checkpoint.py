@@ -21,7 +21,7 @@ from up.engine.checkpoint import (
     require_resumable,
     sidecar_of,
 )
-from up.engine.timetable import AnyOf, Every, Keeping
+from up.engine.timetable import AnyOf, Every, Retention
 from up.errors import StorageError
 
 
@@ -30,7 +30,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 def saved(folder: Path, *steps: int, keep_last: int | None = None) -> CheckpointFolder:
-    keeping = None if keep_last is None else Keeping(keep_last, AnyOf([]))
+    keeping = None if keep_last is None else Retention(keep_last, AnyOf([]))
     checkpoints = CheckpointFolder(folder, keeping=keeping, config_sha256="c")
     for step in steps:
         checkpoints.save(state(step), step=step, epoch=step // 10, whole_epoch=step % 10 == 0, metric={"top1": step / 2})
@@ -68,7 +68,7 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
 def test_keeps_some_for_good(tmp_path: Path) -> None:
     """Every twentieth step; neither the one between epochs, nor what was saved before the setting changed."""
     saved(tmp_path, 10)
-    checkpoints = CheckpointFolder(tmp_path, keeping=Keeping(2, AnyOf([Every(20, 0, 1000)])), config_sha256="c")
+    checkpoints = CheckpointFolder(tmp_path, keeping=Retention(2, AnyOf([Every(20, 0, 1000)])), config_sha256="c")
     for step in (20, 25, 30, 40, 50, 60, 70):
         checkpoints.save(state(step), step=step, epoch=step // 10, whole_epoch=step % 10 == 0, metric={})
     assert names(tmp_path) == {"ckpt_e2.pth", "ckpt_e4.pth", "ckpt_e6.pth", "ckpt_e7.pth", "ckpt_latest.pth"}

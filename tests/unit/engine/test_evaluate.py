@@ -14,7 +14,7 @@ from up.data.records import Batch
 from up.distributed.failures import Vote
 from up.engine import evaluate
 from up.engine.ema import Ema, NoEma
-from up.engine.evaluate import BrokenOff, Evaluation
+from up.engine.evaluate import Evaluation, EvaluationInterrupted
 from up.engine.precision import Precision
 from up.errors import UserError
 from up.intervals import Interval
@@ -128,7 +128,7 @@ def test_an_image_that_does_not_fit_ends_it(monkeypatch: pytest.MonkeyPatch, mos
 def test_another_ranks_request_breaks_it_off_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     with_another_rank(monkeypatch, lambda round_: (Vote.STOP if round_ == 2 else Vote.GO, True))
     net = Counting()
-    with pytest.raises(BrokenOff):
+    with pytest.raises(EvaluationInterrupted):
         evaluation(batches(100))(net, NoEma())
     assert net.forwards == 2
 

@@ -22,7 +22,7 @@ from up.engine.bad_images import BadImageLog
 from up.engine.checkpoint import CheckpointFolder, load_checkpoint
 from up.engine.clip import Clip
 from up.engine.ema import NoEma
-from up.engine.evaluate import BrokenOff, Evaluated, Evaluation
+from up.engine.evaluate import Evaluated, Evaluation, EvaluationInterrupted
 from up.engine.fingerprint import RunFingerprint
 from up.engine.hooks import Hook, Hooks, Outline
 from up.engine.memory import Memory
@@ -31,7 +31,7 @@ from up.engine.precision import Precision
 from up.engine.session import Checkpointing, TrainingSession
 from up.engine.step import Runner, StepData, StepOutput
 from up.engine.stopping import EarlyStopping
-from up.engine.timetable import AnyOf, Every, Keeping
+from up.engine.timetable import AnyOf, Every, Retention
 from up.errors import NumericalError, Problem, UserError
 from up.intervals import Interval, percent_interval
 from up.optim.schedules import Schedule
@@ -85,7 +85,7 @@ def evaluation_of(*scores: float | None) -> Evaluation:
     def evaluate(model: nn.Module, ema: object, proposal: Callable[[], Vote]) -> Evaluated:
         score = next(left)
         if score is None:
-            raise BrokenOff
+            raise EvaluationInterrupted
         return Evaluated({"top1": score}, cast(Any, SimpleNamespace(main_metric="top1")))
 
     return cast(Evaluation, evaluate)
@@ -240,7 +240,7 @@ def test_the_end_is_reported(tmp_path: Path) -> None:
 
 def test_the_best_evaluations_keep_their_checkpoints(tmp_path: Path) -> None:
     """Two newest, and the two best of all that were evaluated; a checkpoint between two evaluations has no score."""
-    folder = CheckpointFolder(tmp_path, keeping=Keeping(2, AnyOf([]), best=2), config_sha256="")
+    folder = CheckpointFolder(tmp_path, keeping=Retention(2, AnyOf([]), best=2), config_sha256="")
     checkpointing = Checkpointing(folder, AnyOf([]))
     session = session_in(tmp_path, evaluation_of(50.0, 70.0, 60.0, 70.0, 10.0, 20.0), checkpointing=checkpointing)
     owed = []

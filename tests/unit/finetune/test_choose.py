@@ -16,7 +16,7 @@ from tests.harness.photos import make_photos
 from up.config.nodes import read_plain
 from up.errors import UserError
 from up.finetune import networks
-from up.finetune.choose import Choices, Machine, Wishes, choose
+from up.finetune.choose import Choices, FinetuneRequest, Machine, choose
 from up.finetune.images import look_into
 from up.finetune.networks import network_for
 from up.finetune.recipe import meta_files, yaml_of
@@ -38,9 +38,9 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def chosen(tmp_path: Path) -> Chosen:
     """Choices for new images of a size, in class folders."""
 
-    def made(counts: dict[str, int], side: int = 32, machine: Machine = CPU, **wishes: Any) -> Choices:
+    def made(counts: dict[str, int], side: int = 32, machine: Machine = CPU, **request: Any) -> Choices:
         folder = make_photos(tmp_path / f"photos{side}{len(list(tmp_path.iterdir()))}", counts, side)
-        return choose(Wishes(folder, **wishes), look_into(folder), machine)
+        return choose(FinetuneRequest(folder, **request), look_into(folder), machine)
 
     return made
 
@@ -161,8 +161,8 @@ def test_the_machine_chooses_the_network(chosen: Chosen) -> None:
 @pytest.mark.parametrize("model", [*BATCH_NORMS, *LAYER_NORMS])
 def test_the_norms_of_a_network_choose_its_learning_rates(model: str, chosen: Chosen) -> None:
     """Its modules count, not its name: LeViT, RepViT and MobileViT have BatchNorms, PiT and Hiera have LayerNorms."""
-    rates = chosen({"a": 3, "b": 3}, 100, model=model, weights="any.pth").rates
-    assert (rates.lr, rates.layer_decay) == ((1e-4, 0.75) if model in LAYER_NORMS else (1e-3, None))
+    adamw = chosen({"a": 3, "b": 3}, 100, model=model, weights="any.pth").adamw
+    assert (adamw.lr, adamw.layer_decay) == ((1e-4, 0.75) if model in LAYER_NORMS else (1e-3, None))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_the_network_of_a_run_has_its_arguments(backbone: dict[str, Any], lr: fl
     """It is built without downloads and without the parts among its arguments; that of a plug-in is not known here."""
     net = [{"name": "backbone", **backbone}, {"name": "head", "type": "base_cls_head"}]
     torch.save({"model": {"a": torch.zeros(1)}, "config": yaml.safe_dump({"net": net})}, tmp_path / "run.pth")
-    assert chosen({"a": 3, "b": 3}, 100, model=str(tmp_path / "run.pth")).rates.lr == lr
+    assert chosen({"a": 3, "b": 3}, 100, model=str(tmp_path / "run.pth")).adamw.lr == lr
 
 
 def test_a_machine_with_a_network_downloads_the_weights(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_longer_trainings_have_a_moving_average(chosen: Chosen) -> None:
 
 def test_what_is_given_is_taken(chosen: Chosen) -> None:
     found = chosen({"a": 9, "b": 9}, img_size=96, epochs=3, lr=0.5, batch_size=7)
-    assert (found.img_size, found.epochs, found.rates.lr, found.batch_size) == (96, 3, 0.5, 7)
+    assert (found.img_size, found.epochs, found.adamw.lr, found.batch_size) == (96, 3, 0.5, 7)
     assert sum("as given" in line for line in found.lines()) == 3
 
 

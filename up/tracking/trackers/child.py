@@ -35,7 +35,7 @@ _STUCK_S = 120.0  # a library that holds the interpreter longer ends the process
 _LEAST_FREE = 200_000_000  # bytes: a tracker must not take the room of the next checkpoint
 
 
-class Inbox(threading.Thread):
+class MessageReader(threading.Thread):
     """Reads the messages of the training process, and ends this process soon after that one."""
 
     def __init__(self) -> None:
@@ -109,8 +109,8 @@ class SentRecord:
         os.pwrite(self._file, json.dumps({"run_id": run_id, "last_step": last_step}).encode() + b"\n", 0)
 
 
-class Desk:
-    """Hands messages to the tracker, and replies."""
+class TrackerServer:
+    """Passes messages to the tracker, and replies."""
 
     def __init__(self, replies: BinaryIO) -> None:
         self.replies = replies
@@ -118,7 +118,7 @@ class Desk:
         self.last_step = 0
 
     def reply(self, **fields: object) -> None:
-        """Send a reply; nobody may read it any more."""
+        """Send a reply; does nothing if the training has closed the pipe."""
         with suppress(OSError):
             self.replies.write(json.dumps(fields).encode() + b"\n")
             self.replies.flush()
@@ -158,24 +158,24 @@ class Desk:
             raise OSError(errno.ENOSPC, f"less than {_LEAST_FREE // 10**6} MB are free: the rest is for checkpoints")
 
 
-def serve(inbox: Inbox, replies: BinaryIO) -> None:
-    """Take messages until the training ends; a training that ended without saying so has failed."""
-    desk = Desk(replies)
-    for number, message in enumerate(inbox.messages()):
+def serve(reader: MessageReader, replies: BinaryIO) -> None:
+    """Pass on messages until the training ends; a training that ends without the last message has failed."""
+    server = TrackerServer(replies)
+    for number, message in enumerate(reader.messages()):
         try:
             if number == 0:
-                inbox.close_s = message["close_s"]
+                reader.close_s = message["close_s"]
                 sys.path[:] = message["path"]
-                desk.start(message)
+                server.start(message)
             else:
-                desk.take(message)
+                server.take(message)
         except Exception as error:  # whatever the library raises
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            desk.reply(error=text[:300], lost="step" in message)
-        desk.reply(handled=True)
-    if desk.tracker is not None:
+            server.reply(error=text[:300], lost="step" in message)
+        server.reply(handled=True)
+    if server.tracker is not None:
         with suppress(Exception):
-            desk.tracker.finish("failed")
+            server.tracker.finish("failed")
 
 
 def main() -> None:
@@ -188,9 +188,9 @@ def main() -> None:
         os.dup2(output, stream)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # the training decides when to end
         signal.signal(number, signal.SIG_IGN)
-    inbox = Inbox()
-    inbox.start()
-    serve(inbox, replies)
+    reader = MessageReader()
+    reader.start()
+    serve(reader, replies)
     with suppress(Exception):
         sys.stdout.flush()
     os._exit(0)  # a library may hang in its own atexit
