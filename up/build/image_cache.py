@@ -234,7 +234,8 @@ def _written(file: BinaryIO, made: _Made, track: Track) -> tuple[Record, NDArray
         kinds.update(kind for kind in batch.kind if kind is not None)
         if len({channels for channels, _ in kinds}) > 1:
             what = f"the reader gives images of {' and of '.join(str(channels) for channels, _ in kinds)} channels"
-            raise UserError(f"{what}, and a cache holds one kind", key="image_reader")
+            fix = "Read these images from their files."
+            raise UserError(f"{what}, and a cache holds images of one kind", key="image_reader", fix=fix)
     file.flush()
     os.fsync(file.fileno())
     channels, pillow = next(iter(kinds), (3, True))

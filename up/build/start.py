@@ -111,11 +111,13 @@ def require_same_input(fingerprint: RunFingerprint, config: str, data_sha256: st
     """Raise ``UserError`` for a configuration or data different from those of rank 0."""
     different = changes(config, fingerprint.config, {})
     if different:
-        raise UserError(f"this rank has a different configuration from rank 0: {some_of(different, 5)}.")
+        what = f"this rank has a different configuration from rank 0: {some_of(different, 5)}"
+        raise UserError(what, fix="Start all ranks with the same file and overrides.")
     if fingerprint.data_sha256 != data_sha256:
         raise UserError(
             f"this rank has different training data from rank 0 (sha256 {fingerprint.data_sha256[:12]}…, on rank 0 "
-            f"{data_sha256[:12]}…). Every host must have the same meta files."
+            f"{data_sha256[:12]}…)",
+            fix="Give all hosts the same meta files.",
         )
 
 

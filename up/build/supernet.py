@@ -35,7 +35,8 @@ def architecture_search_of(
     from up.supernet.runner import ArchitectureSearch  # and the networks of searches
 
     if not isinstance(data, KeyedDataset):
-        raise experiment.error(f"{type(data).__name__} has no subsets.", key="dataset.train.dataset.type")
+        what = f"{type(data).__name__} has no subsets. Derive it from up.data.dataset.KeyedDataset."
+        raise experiment.error(what, key="dataset.train.dataset.type")
     section = section_of(experiment, "train")
     held = data.subset(halves.held_out)
     if experiment.config.dataset.test is not None:

@@ -31,6 +31,7 @@ MAX_MEMBERS = 64
 MAX_MODEL = 1 << 31  # the limit of protobuf
 MAX_OTHER = 32 << 20
 MAX_OTHERS = 256 << 20  # all members but the model
+COPY_AGAIN = "Copy it again, or export again."
 _KINDS = {
     b"\x1f\x8b": "compressed by gzip",
     b"BZh": "compressed by bzip2",
@@ -114,10 +115,10 @@ def read_members(file: BinaryIO, label: str) -> dict[str, bytes]:
         info.offset_data = at + BLOCK
         at += _length(info)
         if at > whole:
-            raise PackageError(f"cut short: {info.name} has {info.size:,} bytes by its header", file=label)
+            raise PackageError(f"cut short: {info.name} has {info.size:,} bytes by its header", file=label, fix=COPY_AGAIN)
     if not found or whole != at + _closing(at):
         what = "damaged, or with other bytes than zeros, after its last member" if found else "it has no members"
-        raise PackageError(what, file=label)
+        raise PackageError(what, file=label, fix=COPY_AGAIN)
     members = {}
     for name, info in found.items():
         file.seek(info.offset_data)
@@ -125,7 +126,8 @@ def read_members(file: BinaryIO, label: str) -> dict[str, bytes]:
     file.seek(0)
     for piece in _encoded(members, int(next(iter(found.values())).mtime)):
         if file.read(len(piece)) != piece:
-            raise PackageError(f"damaged, or packed again by another program, before byte {file.tell():,}", file=label)
+            what = f"damaged, or packed again by another program, before byte {file.tell():,}"
+            raise PackageError(what, file=label, fix=COPY_AGAIN)
     return members
 
 
@@ -141,7 +143,7 @@ def _header_at(file: BinaryIO, at: int, label: str) -> tarfile.TarInfo | None:
         return None
     except tarfile.HeaderError:
         if at:
-            raise PackageError(f"cut short or damaged at byte {at:,}", file=label) from None
+            raise PackageError(f"cut short or damaged at byte {at:,}", file=label, fix=COPY_AGAIN) from None
         kind = next(
             (what for magic, what in _KINDS.items() if block.startswith(magic)), "another format" if block else "an empty file"
         )

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from up.bundle.archive import KESTREL_MEMBERS, MANIFEST, MAX_MODEL, MODEL, OWN_MEMBERS, SUMS, PackageError, opened, read_archive
+from up.bundle.archive import (
+    COPY_AGAIN,
+    KESTREL_MEMBERS,
+    MANIFEST,
+    MAX_MODEL,
+    MODEL,
+    OWN_MEMBERS,
+    SUMS,
+    PackageError,
+    opened,
+    read_archive,
+)
 from up.bundle.manifest import Manifest, parse_manifest
 from up.bundle.operations import pixel_affine
 from up.bundle.session import Session
@@ -110,4 +121,4 @@ def _check_sums(members: Mapping[str, bytes], label: str) -> None:
     _require(members, [line[66:] for line in said], label)
     wrong = [line.split()[1] for line in expected.decode().splitlines() if line not in said]
     what = f"damaged: sha256 mismatch of {some_of(wrong, 4) or SUMS}"
-    raise PackageError(what, file=label, fix="Copy it again, or export again.")
+    raise PackageError(what, file=label, fix=COPY_AGAIN)

@@ -211,7 +211,8 @@ class _Visit:
                 return self._attempt(mix(self._seed, _REPLACEMENT, index, attempt) % len(dataset), see)
             except BadImage:
                 continue
-        raise UserError(f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either.")
+        what = f"{self.bad}; none of {_TRIES} other images drawn in its place can be read either"
+        raise UserError(what, fix="Check that the folder of the images is accessible.")
 
     def _attempt(self, index: int, see: See | None) -> Sample:
         before = torch.get_rng_state() if self._drawn else None

@@ -237,7 +237,8 @@ class _Exporter:
             session = Session(serialized(made), "the quantized graph")
             after = self._measured(session, numbers)
             if before is None or after is None:
-                raise UserError("the loss of accuracy is measured on labels, and dataset.test has none", key=_INT8)
+                what = "the loss of accuracy is measured on labels, and dataset.test has none"
+                raise UserError(what, key=_INT8, fix="Name labelled images in dataset.test.")
             times = milliseconds({"fp32": fp32, "int8": session}, self.made.input_shape, batch=8)
             speedup = times["fp32"] / times["int8"]
             name = f"int8, {candidate.method}, ranges by {candidate.calibration}"

@@ -76,7 +76,8 @@ def collect(
             logits = record.get("logits", ())
             if not all(bool(torch.isfinite(head).all()) for head in ([logits] if isinstance(logits, Tensor) else logits)):
                 files = ", ".join(batch["filename"][:3])
-                raise NumericalError(f"{teacher.name}: logits are not finite, for one of {files}, …")
+                what = f"{teacher.name}: logits are not finite, for one of {files}, …"
+                raise NumericalError(what, fix="Check its weights, and the mean and std of the images.")
             try:
                 for module in modules:
                     record.update(module(record))

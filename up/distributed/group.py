@@ -103,7 +103,8 @@ def rendezvous_store(timeout_s: float = 300.0) -> Store:
             if "EADDRINUSE" in str(error) or "address already in use" in str(error):
                 raise UserError(f"{where}: the port is in use. Choose another with --port, or MASTER_PORT.") from error
             if isinstance(error, ValueError):
-                raise UserError(f"MASTER_ADDR and MASTER_PORT are not set: {error}") from error
+                fix = "Start the ranks with --launch, torchrun, srun or mpirun."
+                raise UserError(f"MASTER_ADDR and MASTER_PORT are not set: {error}", fix=fix) from error
             raise PeerLost(
                 f"{where}: not all of {world_in_environment()} ranks connected within {timeout_s:g} s. "
                 "Are all hosts started, and is the port open between them?"

@@ -159,7 +159,7 @@ def grad_clipper(
     policy: Clip
     if mode == "pre_defined":
         if max_norm is None:
-            raise UserError("is missing: mode pre_defined needs it", key="max_norm")
+            raise UserError("is missing: mode pre_defined needs it", key="max_norm", fix="Set it, such as 1.0.")
         policy = ClipNorm(max_norm=max_norm, norm_type=norm_type)
     else:
         kept = momentum if mode == "moving_average" else None

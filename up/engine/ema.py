@@ -17,6 +17,8 @@ from up.errors import UserError
 from up.text import count, some_of
 from up.types import Kwargs
 
+_START = "Start from its weights with saver.pretrain_model."
+
 
 class Ema:
     """Exponential moving average of the floating tensors of a model, BatchNorm statistics included; counters are copied.
@@ -164,14 +166,16 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     if expected and not state:
         raise UserError(
-            "the checkpoint has no EMA state, it was made with ema.enable: false. "
-            "Set that, or start from its weights with saver.pretrain_model."
+            "the checkpoint has no EMA state, it was made with ema.enable: false",
+            fix="Set that, or start from its weights with saver.pretrain_model.",
         )
     missing, unknown = [name for name in expected if name not in state], [name for name in state if name not in expected]
     if missing:
-        raise UserError(f"the EMA state has no tensor for {some_of(missing)} ({count(len(missing), 'tensor')} of the model)")
+        raise UserError(
+            f"the EMA state has no tensor for {some_of(missing)} ({count(len(missing), 'tensor')} of the model)", fix=_START
+        )
     if unknown:
-        raise UserError(f"the EMA state has tensors that the model lacks: {some_of(unknown)}")
+        raise UserError(f"the EMA state has tensors that the model lacks: {some_of(unknown)}", fix=_START)
     for name, mine in expected.items():
         if state[name].shape != mine.shape:
             raise UserError(f"EMA state: {name} is {tuple(state[name].shape)}, expected {tuple(mine.shape)} as in the model")

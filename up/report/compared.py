@@ -131,7 +131,7 @@ def read_outcomes(path: Path) -> Outcomes:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error) as error:
-        raise UserError(f"cannot be read ({error})", file=path) from error
+        raise UserError(f"cannot be read ({error})", file=path, fix="Write it again with `up eval`.") from error
     missing = [name for name in ("filename", "label", "prediction", "correct") if not rows or not rows[0].get(name)]
     if missing:
         got = "no images" if not rows else f"no column {missing[0]!r}"

@@ -228,7 +228,7 @@ def _enqueue_problems(section: StageSection, space: Space, place: str) -> Iterat
             elif not space[path].holds(value):
                 yield Problem(got=value, expected=f"a value of {path} in the space", key=key)
         if space.is_forbidden(point):
-            yield Problem("is a forbidden combination", key=f"{place}.enqueue.{number}")
+            yield Problem("is a forbidden combination", key=f"{place}.enqueue.{number}", fix="Remove it, or change forbid.")
 
 
 def plan_lines(search: Search) -> Iterator[str]:

@@ -336,9 +336,10 @@ def expect_enough_classes(given: int | list[int] | None, known: object) -> None:
     widths, needed = ([each] if isinstance(each, int) else each for each in (given, known))
     if isinstance(given, list) != isinstance(known, list) or len(widths) != len(needed):
         heads = f"labels for {len(needed)} heads" if isinstance(known, list) else "one label for each image"
-        raise UserError(f"got {given}, but dataset.train has {heads}.", key="num_classes")
+        raise UserError(f"got {given}, but dataset.train has {heads}", key="num_classes", fix="Correct it, or leave it out.")
     if any(width < number for width, number in zip(widths, needed, strict=True)):
-        raise UserError(f"got {given}, but the labels of dataset.train need at least {known}.", key="num_classes")
+        what = f"got {given}, but the labels of dataset.train need at least {known}"
+        raise UserError(what, key="num_classes", fix="Correct it, or leave it out.")
 
 
 def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
@@ -354,7 +355,8 @@ def planes_for(before: nn.Module | None, part: Part) -> DerivedArguments:
         index = list(range(len(planes))) if is_pyramid else -1
     indices = index if isinstance(index, list) else [index]
     if not all(isinstance(each, int) and -len(planes) <= each < len(planes) for each in indices):
-        raise UserError(f"got {index}, but the backbone returns {count(len(planes), 'feature')}.", key="input_feature_idx")
+        expected = f"-{len(planes)} to {len(planes) - 1}: the backbone returns {count(len(planes), 'feature')}"
+        raise UserError(got=index, expected=expected, key="input_feature_idx")
     read = [planes[each] for each in indices]
     if is_pyramid:
         return {"in_plane": read[0] if len(set(read)) == 1 else read}

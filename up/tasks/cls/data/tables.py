@@ -191,7 +191,8 @@ def _expect_as_many(class_names: Sequence[str] | None, num_classes: int | list[i
     if isinstance(num_classes, list):
         raise UserError("cannot name the classes of several heads", fix="Leave it out.", key="class_names")
     if num_classes != len(class_names):
-        raise UserError(f"has {count(len(class_names), 'name')}, num_classes is {num_classes}.", key="class_names")
+        what = f"has {count(len(class_names), 'name')}, num_classes is {num_classes}"
+        raise UserError(what, key="class_names", fix="Make them agree, or leave num_classes out.")
     if len(set(class_names)) < len(class_names):
         twice = next(name for name in class_names if list(class_names).count(name) > 1)
         raise UserError(f"{twice!r} occurs twice. Expected each class once.", key="class_names")
