@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.harness.facts import each_tells, tells
+from tests.harness.refusals import refused
 from up import __version__
 from up.__main__ import ALIASES, COMMANDS, main
 from up.commands.outcome import run_command
@@ -151,6 +153,24 @@ def test_a_warning_is_one_line() -> None:
     assert run_command(warns, []) == 0
     assert each_tells(shown, ("warning", "three", "images"))
     assert warnings.formatwarning is before
+
+
+@pytest.mark.parametrize(
+    "words", [["predict", "{}", "--bundle", "x.tar"], ["verify", "{}"], ["data", "cache", "docs", "--out", "{}"]]
+)
+def test_a_name_that_no_file_can_have_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 300
+    (line,) = refused([word.format(long) for word in words], capsys)
+    assert tells(line, long, "name", "long")
+
+
+def test_a_folder_that_nobody_may_look_into_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def looks(_: list[str]) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/home/other/model.tar")
+
+    assert run_command(looks, []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert tells(line, "/home/other/model.tar", "permission")
 
 
 def test_the_module_ends_with_the_exit_code() -> None:

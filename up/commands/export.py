@@ -111,14 +111,14 @@ def read(parser: CommandParser, words: list[str]) -> tuple[argparse.Namespace, E
 
 
 def expect_size(given: tuple[int, int, int], experiment: Experiment) -> None:
-    """Raise ``UserError`` unless (C, H, W) is the size that the test transforms produce."""
-    from up.build.data import input_size_of
+    """Raise ``UserError`` unless (C, H, W) is what the reader and the test transforms produce."""
+    from up.build.data import channels_of, input_size_of
 
-    height, width = input_size_of(experiment)
-    if given != (3, height, width):
-        got = "x".join(map(str, given))
+    produced = (channels_of(experiment), *input_size_of(experiment))
+    if given != produced:
+        got, expected = ("x".join(map(str, shape)) for shape in (given, produced))
         raise UserError(
-            f"--input_size: got {got}, but the test transforms produce 3x{height}x{width}. Leave it out, or change the transforms."
+            f"--input_size: got {got}, but the test transforms produce {expected}. Leave it out, or change the transforms."
         )
 
 

@@ -18,6 +18,7 @@ from up.distributed.env import rank_in_environment
 from up.errors import Ending, StorageError, UserError, out_of_memory
 
 CTRL_C = 130
+_OF_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # errors that say all about a path of the user's
 _LIBRARIES = {  # the extra of setup.py that brings each; "" is what every installation has
     **dict.fromkeys(["torch", "torchvision", "timm", "yaml", "pydantic", "PIL", "numpy", "tensorboardX", "rich"], ""),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
@@ -38,6 +39,8 @@ def _ending_of(error: BaseException) -> Ending | None:
         words = f"pip install -e '.[{_LIBRARIES[name]}]'" if _LIBRARIES[name] else "pip install -e ."
         fix = f"Activate the right environment (source .venv/bin/activate), or install it: {words}"
         return UserError(f"{name} is not installed in the environment of {sys.executable}", fix=fix)
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and isinstance(error.filename, str | bytes):
+        return UserError((error.strerror or str(error)).lower(), file=os.fsdecode(error.filename))
     reason = out_of_memory(error)  # a training step has an error of its own
     fix = "Lower batch_size, or take smaller images or a smaller net."
     return None if reason is None else UserError(f"out of memory ({reason})", fix=fix)
