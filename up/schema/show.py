@@ -50,26 +50,30 @@ def effective_yaml(config: Config, origins: Origins | None = None) -> str:
 
 def values_with_origins(config: Config, origins: Origins) -> Iterator[tuple[str, str, str]]:
     """Yield the dotted path, the value as YAML and the source location of every value: ``file:line``, ``--opts`` or ``default``."""
-    text = effective_yaml(config)
-    lines = text.splitlines()
-    for number, path in _ends(parse_nodes(text, ""), ""):
-        yield path, lines[number - 1].lstrip(" -").partition(": ")[2], origins.of(path)
+    for path, value in _plain_ends(config.model_dump(), ""):
+        yield path, _on_one_line(value), origins.of(path)
 
 
 def origins_of_values(config: Config, origins: Origins) -> dict[str, str]:
     """Return the source location of every value by its dotted path, as ``values_with_origins`` does, without writing the YAML."""
-    return {path: origins.of(path) for path in _plain_ends(config.model_dump(), "")}
+    return {path: origins.of(path) for path, _ in _plain_ends(config.model_dump(), "")}
 
 
-def _plain_ends(plain: Json, path: str) -> Iterator[str]:
-    """The path of every value that ``effective_yaml`` writes on one line."""
+def _plain_ends(plain: Json, path: str) -> Iterator[tuple[str, Json]]:
+    """The path and the value of every value that ``effective_yaml`` writes on one line."""
     is_block = isinstance(plain, dict) and plain
     is_list = isinstance(plain, list | tuple) and any(isinstance(item, dict | list | tuple) and item for item in plain)
     if not (is_block or is_list):
-        yield path
+        yield path, plain
         return
     for key, child in plain.items() if is_block else enumerate(plain):
         yield from _plain_ends(child, f"{path}.{key}" if path else str(key))
+
+
+def _on_one_line(value: Json) -> str:
+    """Write a value that holds no block as YAML."""
+    text: str = yaml.dump(value, Dumper=_Dumper, width=_ONE_LINE, allow_unicode=True)
+    return text.removesuffix("...\n").rstrip("\n")  # a scalar ends its document
 
 
 def _ends(node: Node, path: str) -> Iterator[tuple[int, str]]:

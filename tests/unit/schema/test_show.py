@@ -61,6 +61,18 @@ def test_the_recorded_origins_are_those_of_the_lines() -> None:
     assert {"net.0.kwargs.frozen_layers", "net.1.kwargs", "dataset.train.dataset.kwargs.transformer.0.kwargs.size"} <= paths
 
 
+def test_values_in_lists_are_told_apart() -> None:
+    """Reports and comparisons of runs read them: two policies, or two entries of a list, are two values."""
+    rules = [[["Rotate", -0.5, 7], ["Invert", 1, 2]]]
+    kwargs = {"rules": rules, "mixed": [{"a": 1}, -5, "b: c"], "text": "k: v", "empty": "", "lines": "a\nb"}
+    config, _, origins = decode(parse_nodes("net: [{name: a, type: b}]", "x.yaml"))
+    odd = config.model_copy(update={"net": [config.net[0].model_copy(update={"kwargs": kwargs})]})
+    values = {path.removeprefix("net.0.kwargs."): value for path, value, _ in values_with_origins(odd, origins)}
+    assert (values["rules.0.0"], values["rules.0.1"]) == ("[Rotate, -0.5, 7]", "[Invert, 1, 2]")
+    assert (values["mixed.0.a"], values["mixed.1"], values["mixed.2"]) == ("1", "-5", "'b: c'")
+    assert (values["text"], values["empty"], values["lines"]) == ("'k: v'", "''", '"a\\nb"')
+
+
 def test_without_origins_it_is_plain() -> None:
     text = effective_yaml(decode(parse_nodes("net: [{name: a, type: b}]", "x.yaml")).config)
     assert "#" not in text
