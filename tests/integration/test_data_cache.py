@@ -28,6 +28,7 @@ from up.build.experiment import load_experiment
 from up.data.cache import IMAGES, INDEX, MANIFEST, shrunk
 from up.data.dataset import KeyedDataset
 from up.data.records import SampleKey
+from up.errors import UserError
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -270,6 +271,21 @@ def test_a_copy_with_other_times_is_the_same_data(own: Config, write: Write, tmp
     for source in ("train", "test"):
         kwargs(own, source)["image_reader"]["kwargs"]["image_dir"] = str(moved)
     assert main(["check", write(own)]) == 0
+
+
+def test_a_copy_of_a_damaged_image_is_the_same_too(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    """It is repaired when its content is another one."""
+    image = Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"]) / "train 5.png"
+    whole = image.read_bytes()
+    image.write_bytes(bytes(len(whole)))
+    kwargs(own).update(on_bad_image="skip", max_bad=2)
+    path = write(own)
+    assert [each["bad"] for each in build(path, "--split", "train", capsys=capsys)] == [1]
+    os.utime(image, (1, 1))
+    assert len(build_dataset(load_experiment(Path(path)), "train")) == 46
+    image.write_bytes(whole)
+    with pytest.raises(UserError, match="train 5.png"):
+        build_dataset(load_experiment(Path(path)), "train")
 
 
 def test_bad_images(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:

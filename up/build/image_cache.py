@@ -266,12 +266,12 @@ class _Made:
         try:
             found = os.stat(path)
             entry["source_bytes"], entry["source_time"] = found.st_size, found.st_mtime_ns
-            image = self.files.read(key.index, self.reader)
             encoded = Path(path).read_bytes()
+            entry["source_digest"] = digest_of(encoded)  # of a damaged image too: a copy of it has another time
+            image = self.files.read(key.index, self.reader)
         except (BadImage, OSError) as error:
             reason = error.reason if isinstance(error, BadImage) else f"cannot be read ({error.strerror})"
             return Sample(block=np.zeros(0, np.uint8), entry=entry, kind=None, resized=False, reason=reason, index=key.index)
-        entry["source_digest"] = digest_of(encoded)
         small = shrunk(image, self.settings.short_side)
         block = self._stored(encoded, small, is_whole=small is image)
         entry["bytes"], (entry["height"], entry["width"]) = len(block), (0, 0) if self.settings.form == "jpeg" else size_of(small)
