@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,27 @@ def test_two_searches_of_one_seed_are_equal(images: Path, tmp_path: Path, instan
         searched(search_config(images, tmp_path / name, hpo(algorithm="tpe", startup=2, trials=6)), tmp_path / f"{name}.yaml")
         tables.append((tmp_path / name / "hpo" / "trials.csv").read_text())
     assert tables[0] == tables[1]
+
+
+def test_searches_that_share_a_storage_have_trials_of_their_own(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    """Their folders have one name, and one of them is removed to begin anew; a search from before it had an id continues."""
+    shared, first, second = str(tmp_path / "all.journal"), tmp_path / "a" / "run", tmp_path / "b" / "run"
+
+    def trained(run: Path, trials: int) -> int:
+        before = len(instant.started)
+        searched(search_config(images, run, hpo(trials=trials), storage=shared), tmp_path / "s.yaml")
+        return len(instant.started) - before
+
+    assert (trained(first, 2), trained(second, 3)) == (2, 3)
+    shutil.rmtree(first)
+    assert trained(first, 2) == 2
+    assert [len(rows(run / "hpo" / "trials.csv")) for run in (first, second)] == [2, 3]
+    state = first / "pipeline_state.json"
+    known = json.loads(state.read_text())
+    del known["id"], known["stages"]["hpo"]["state"]
+    state.write_text(json.dumps({**known, "state": "stopped"}))
+    assert (trained(first, 2), trained(first, 2)) == (2, 0)
+    assert "id" not in json.loads(state.read_text())
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5])

@@ -3,11 +3,9 @@ one."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import yaml
 
@@ -15,7 +13,7 @@ from up.build.experiment import load_experiment
 from up.config.nodes import PlainDumper, load_nodes
 from up.config.tree import to_plain
 from up.errors import UserError
-from up.files import make_folder, write_json, write_text
+from up.files import make_folder, write_text
 from up.schema.search import FULL_TRAIN
 from up.search.controls import control_stage
 from up.search.final import final_stage, write_candidates
@@ -24,39 +22,12 @@ from up.search.holdout import carve
 from up.search.locks import Held, Presence, holder_of
 from up.search.page import write_report
 from up.search.stages import Search, Stage, open_stage
+from up.search.state_file import State
 from up.search.worker import STARTS, Worker, open_study
 from up.types import Json
 
-STATE, PIPELINE, DRIVER = "pipeline_state.json", "pipeline.yaml", "driver.lock"
+PIPELINE, DRIVER = "pipeline.yaml", "driver.lock"
 _POLL_S = 1.0
-
-
-class State:
-    """``pipeline_state.json``: the stages that are done, and the current one."""
-
-    def __init__(self, run: Path) -> None:
-        self._path = run / STATE
-
-    def read(self) -> dict[str, Json]:
-        """Return the content; empty before the first start."""
-        try:
-            found: dict[str, Json] = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
-        return found
-
-    def write(self, **changed: Json) -> None:
-        """Change entries."""
-        write_json(self._path, {**self.read(), **changed})
-
-    def stage(self, name: str, **changed: Json) -> None:
-        """Change entries of a stage."""
-        stages = self.read().get("stages", {})
-        self.write(stages={**stages, name: {**stages.get(name, {}), **changed}})
-
-    def is_done(self, name: str) -> bool:
-        """Check whether a stage is finished."""
-        return bool(self.read().get("stages", {}).get(name, {}).get("state") == "done")
 
 
 def run_search(search: Search, tell: Callable[[str], object], make_worker: Callable[[Presence], Worker]) -> bool:
@@ -72,7 +43,7 @@ def run_search(search: Search, tell: Callable[[str], object], make_worker: Calla
         state = State(search.run)
         expect_same(search)
         if state.read().get("state") != "done":
-            state.write(state="running", workers=search.section.workers)
+            state.begin(workers=search.section.workers)
         worker = make_worker(presence)
         done = all([_run_stage(search, name, state, worker, tell) for name in search.names if not worker.stopping])
         if done and not worker.stopping:

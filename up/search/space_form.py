@@ -126,11 +126,11 @@ def _interval(
     if not isinstance(integer, bool):
         problems.append(Problem(got=integer, expected="true or false", key=f"{key}.int"))
         return None
-    if integer and any(end != int(end) for end in (*ends, step or 0)):
-        problems.append(Problem(got=ends, expected="integers, because of int: true", key=f"{key}.{kind}"))
-        return None
     if step is not None and (not _is_number(step) or not 0 < step <= ends[1] - ends[0]):
         problems.append(Problem(got=step, expected=f"a number above 0, at most {ends[1] - ends[0]:g}", key=f"{key}.step"))
+        return None
+    if integer and any(end != int(end) for end in (*ends, step or 0)):
+        problems.append(Problem(got=ends, expected="integers, because of int: true", key=f"{key}.{kind}"))
         return None
     low, high = float(ends[0]), float(ends[1])
     if step is not None:

@@ -30,6 +30,7 @@ from up.search.settings import (
 )
 from up.search.space import Point, Space
 from up.search.space_form import read_space
+from up.search.state_file import ID, State
 from up.types import Json
 
 _WAYS: Mapping[str, Direction] = {"max": "maximize", "min": "minimize"}
@@ -104,8 +105,12 @@ class Stage:
 
     @property
     def study_name(self) -> str:
-        """Name of the study in the storage, the same at every start."""
-        return f"{self.search.run.name}/{self.name}"
+        """Name of the study in the storage, the same at every start, and in a storage of several searches that of this one alone.
+
+        Searches that began before they had ids are known by the name of their run folder.
+        """
+        number = State(self.search.run).read().get(ID) if self.search.section.storage != "auto" else None
+        return f"{self.search.run.name}{'' if number is None else f'-{number}'}/{self.name}"
 
     def trial_folder(self, trial: Trial) -> Path:
         """Folder of a trial, which is the run folder of its training."""

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from up.errors import UserError
 from up.schema.search import FULL_TRAIN
 from up.search.locks import holder_of
-from up.search.pipeline import DRIVER, State, stage_of
+from up.search.pipeline import DRIVER, stage_of
 from up.search.stages import Search
+from up.search.state_file import State
 from up.search.worker import history_of, open_study
 from up.text import duration
 

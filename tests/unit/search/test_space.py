@@ -92,6 +92,8 @@ def test_points_survive_optuna() -> None:
         ({"a": {"log": [0, 1]}}, [], "space.a.log", "above 0"),
         ({"a": {"range": [0, 1], "int": True, "step": 0.5}}, [], "space.a.range", "integers"),
         ({"a": {"range": [0, 1], "step": 2}}, [], "space.a.step", "at most 1"),
+        ({"a": {"range": [0, 4], "int": True, "step": "two"}}, [], "space.a.step", "at most 4"),
+        ({"a": {"range": [0, 4], "int": True, "step": [1]}}, [], "space.a.step", "at most 4"),
         ({"a": {"range": [0, 1], "stpe": 2}}, [], "space.a.stpe", "'step'"),
         ({"a": {"values": [1], "when": {"b": 1}}}, [], "space.a.when.b", "not a key of the space"),
         ({"a": {"values": [1], "when": {"b": 3}}, "b": [1]}, [], "space.a.when.b", "3"),
