@@ -15,6 +15,7 @@ import yaml
 
 from tests.harness.facts import tells
 from tests.harness.searching import LR, MOMENTUM, Config, InstantChild, by_lr, hpo, instant, search_config, searched
+from up.engine.child import Verdict
 from up.errors import UserError
 from up.schema.search import ALGORITHMS
 from up.search import worker as search_worker
@@ -239,6 +240,28 @@ def test_a_killed_training_goes_on(images: Path, tmp_path: Path, instant: type[I
     assert len(instant.started) == 5
     assert instant.started[1] == instant.started[2]
     assert epochs == [1, 2, 1, 2, 2, 1, 2, 1, 2], "only the epoch that was lost is trained again"
+
+
+def test_a_training_that_is_stopped_in_its_averages_is_finished(
+    images: Path, tmp_path: Path, instant: type[InstantChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last evaluation is reported by then; without the averages it is not complete."""
+    stopped: set[Path] = set()
+
+    class Averaging(instant):  # type: ignore[misc,valid-type]
+        def verdict(self) -> Verdict:
+            found: Verdict = super().verdict()
+            if found.outcome == "done" and self.folder not in stopped:
+                stopped.add(self.folder)
+                return Verdict("stopped", exit_code=75)
+            return found
+
+    monkeypatch.setattr(search_worker, "Child", Averaging)
+    run = tmp_path / "run"
+    searched(search_config(images, run, hpo(trials=2), {"full_train": {"hparams": "hpo.best"}}), tmp_path / "s.yaml")
+    assert [trial["state"] for trial in rows(run / "hpo" / "trials.csv")] == ["complete"] * 2
+    assert all(row["mean"] for row in rows(run / "full_train" / "candidates.csv"))
+    assert len(stopped) == 4
 
 
 def test_enqueued_points_come_first_completed_by_the_file(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:

@@ -191,7 +191,9 @@ class Worker:
         if verdict.exit_code == StorageError.exit_code:
             raise StorageError(verdict.reason)
         with study.lock():
-            if verdict.outcome == "killed" or (verdict.outcome == "stopped" and not slot.pruned and trial.epoch < trial.budget):
+            # at its last epoch a training may owe the averages; it ends by itself, so that a stop comes from a signal
+            is_over = slot.pruned or trial.budget <= trial.epoch < stage.max_epoch
+            if verdict.outcome == "killed" or (verdict.outcome == "stopped" and not is_over):
                 study.interrupt(trial.number, seconds=seconds, reason=verdict.reason)
                 return
             if verdict.outcome == "done" and trial.epoch < trial.budget and not trial.values:
