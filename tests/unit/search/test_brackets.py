@@ -73,9 +73,22 @@ def test_asha_starts_waits_and_ends() -> None:
     assert isinstance(start, Work)
     assert start.epochs == 1
     assert asha.suggest(history(paused(0, 0.5, state="running", budget=3), limit=1)) is WAIT
-    assert asha.suggest(history(paused(0, 0.5), limit=1)) is None
+    assert asha.suggest(history(paused(0, 0.5, state="complete"), limit=1)) is None
     replaced = asha.suggest(history(paused(0, 0.5, state="failed"), limit=1))
     assert isinstance(replaced, Work)  # a failed trial does not count
+
+
+@pytest.mark.parametrize("algorithm", [Asha(), Bohb()])
+def test_the_best_of_few_points_trains_to_the_end(algorithm: Asha | Bohb) -> None:
+    """Where no trial is promoted any more and none is complete: of those that have trained the longest the best one."""
+    trials = [paused(0, 0.5, bracket=0), paused(1, 0.2, 0.3, 0.2, bracket=0), paused(2, 0.9, 0.5, 0.3, bracket=0)]
+    last = algorithm.suggest(history(*trials, max_epoch=9, limit=3))
+    assert isinstance(last, Work)
+    assert (last.continues, last.epochs) == (2, 9)
+    running = [*trials[:2], paused(2, 0.9, 0.5, 0.3, state="running", budget=9, bracket=0)]
+    assert algorithm.suggest(history(*running, max_epoch=9, limit=3)) is WAIT
+    done = [*trials[:2], paused(2, 0.9, *[0.5] * 8, state="complete", bracket=0)]
+    assert algorithm.suggest(history(*done, max_epoch=9, limit=3)) is None
 
 
 def test_halving_waits_for_the_whole_rung() -> None:

@@ -80,6 +80,19 @@ def wait_or_end(history: History) -> Suggestion:
     return WAIT if any(each.state == "running" for each in history.trials) else None
 
 
+def finish_best(history: History) -> Suggestion:
+    """Wait while a trial is running; then, if none is complete, train the best of those with the most epochs to the end.
+
+    With few points no trial is promoted to the last rung: all epochs would be spent without a result.
+    """
+    if history.complete or any(each.state == "running" for each in history.trials):
+        return wait_or_end(history)
+    paused = [each for each in history.trials if each.state == "paused" and each.values]
+    most = max((each.epoch for each in paused), default=0)
+    best = min((each for each in paused if each.epoch == most), key=lambda each: history.losses(each)[0], default=None)
+    return None if best is None else Work(continues=best.number, epochs=history.max_epoch)
+
+
 class Bracketed(Algorithm):
     """Brackets one after another; a free worker opens the next bracket while the trials of others are still running.
 
@@ -110,7 +123,7 @@ class Bracketed(Algorithm):
                 if history.trials[number].state == "paused":
                     return Work(continues=number, epochs=epochs)
         if not room:
-            return wait_or_end(history)
+            return finish_best(history)
         index = next(at for at in count() if len(opened.get(at, ())) < table[at % len(table)].size)
         epochs = max(1, round(table[index % len(table)].budget))
         return Work(self.new_point(history), epochs=epochs, note={"bracket": index})

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from up.config.argument import AtLeast1
 from up.config.checked import checked
 from up.search.algorithm import Algorithm, History, Suggestion, Trial, Work
-from up.search.algorithms.brackets import Bracket, Bracketed, Eta, Share, halving, has_room, loss_at, rungs, sound, wait_or_end
+from up.search.algorithms.brackets import Bracket, Bracketed, Eta, Share, finish_best, halving, has_room, loss_at, rungs, sound
 from up.search.algorithms.density import DensityModel
 
 
@@ -32,7 +32,7 @@ class Asha(Algorithm):
             number, epochs = promoted
             return Work(continues=number, epochs=epochs)
         if not has_room(history):
-            return wait_or_end(history)
+            return finish_best(history)
         return Work(history.space.sample(history.rng()), epochs=levels[0])
 
 
