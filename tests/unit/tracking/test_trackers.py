@@ -22,6 +22,7 @@ from up.engine.hooks import Outline
 from up.tracking.log import LOGGER
 from up.tracking.trackers.feed import Feed
 from up.tracking.trackers.hook import Trackers
+from up.tracking.trackers.mlflow import named
 from up.tracking.trackers.tracker import TrackedRun, flat
 from up.types import StateDict
 
@@ -188,3 +189,19 @@ def test_a_killed_training_leaves_no_process(tmp_path: Path, how: str) -> None:
 def test_flat_values_of_a_configuration() -> None:
     nested = {"a": {"b": 1, "c": {}}, "net": [{"name": "head"}, {"name": "neck"}], "mean": [1, 2]}
     assert dict(flat(nested)) == {"a.b": 1, "a.c": {}, "net.0.name": "head", "net.1.name": "neck", "mean": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("eval/AP@0.5", "eval/AP_0.5"),
+        ("eval/mAP@[.5:.95]", "eval/mAP__.5:.95_"),
+        ("train/loss (box)", "train/loss _box_"),
+        ("saver.overwrite@", "saver.overwrite_"),
+        ("eval/recall of é", "eval/recall of é"),
+        ("memory/cuda:0 - peak_mb", "memory/cuda:0 - peak_mb"),
+    ],
+)
+def test_mlflow_gets_names_that_it_takes(name: str, taken: str) -> None:
+    """A row with one other name is lost as a whole."""
+    assert named(name) == taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from itertools import islice
@@ -48,7 +49,7 @@ class MLflow(Tracker):
     def _log_parameters(self, config: Kwargs) -> None:
         from mlflow.entities import Param
 
-        left = (Param(key.replace("@", "_"), str(value)[:_LONGEST]) for key, value in flat(config))
+        left = (Param(named(key), str(value)[:_LONGEST]) for key, value in flat(config))
         while some := list(islice(left, _MOST)):
             self._client.log_batch(self._id, params=some)
 
@@ -56,11 +57,16 @@ class MLflow(Tracker):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+        self._client.log_batch(self._id, metrics=[Metric(named(name), value, now, step) for name, value in values.items()])
 
     def best(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._client.set_tag(self._id, name, value)  # a tag can be changed; a metric would be one more point
+            self._client.set_tag(self._id, named(name), value)  # a tag can be changed; a metric would be one more point
 
     def finish(self, state: End) -> None:
         self._client.set_terminated(self._id, _STATUS[state])
+
+
+def named(key: str) -> str:
+    """Return a name that MLflow takes: other characters than letters, digits, ``/_-.:`` and spaces become ``_``."""
+    return re.sub(r"[^/\w.\- :]", "_", key)
