@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torchvision.ops import box_iou
 
@@ -289,6 +291,42 @@ def test_a_mistake_is_one_line(
         assert tells(line, *words), line
         assert "det_task" in line
         assert not Path("runs").exists()
+
+
+def test_a_plugin_with_grey_images_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its export is of one channel, as the images are."""
+    install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "det_task", raising=False)
+    code = (tmp_path / CODE).read_text()
+    for old, new in (
+        ("**kwargs,\n    ) -> None:", "image_reader: ImageReader = READER,\n        **kwargs,\n    ) -> None:"),
+        (
+            "self.class_names, self.boxes = class_names, []",
+            "self.class_names, self.boxes, self.reader = class_names, [], image_reader",
+        ),
+        ("self.files.read(index, READER)", "self.files.read(index, self.reader)"),
+        ("(image.height, image.width)", "tuple(image.shape[-2:])"),
+        ("torch.rand(images, 3, *size)", "torch.rand(images, 1, *size)"),
+        ("from up.data.dataset import KeyedDataset", "from up.data.dataset import ImageReader, KeyedDataset"),
+    ):
+        assert old in code
+        code = code.replace(old, new, 1)
+    (tmp_path / CODE).write_text(code)
+    config = yaml.safe_load(Path("det.yaml").read_text())
+    for source in ("train", "test"):
+        kwargs = config["dataset"][source]["dataset"]["kwargs"]
+        kwargs["image_reader"] = {"type": "fs_pillow", "kwargs": {"color_mode": "GRAY"}}
+        kwargs["transformer"][-1]["kwargs"] = {"mean": [0.5], "std": [0.25]}
+    config["net"][1]["kwargs"]["input_channel"] = 1
+    Path("grey.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "grey.yaml", "--epochs", "1"]) == 0, capsys.readouterr().err
+    assert main(["to_onnx", "grey.yaml"]) == 0, capsys.readouterr().err
+    shutil.rmtree("runs")
+    assert main(["check", "grey.yaml"]) == 0, capsys.readouterr().err
 
 
 def test_the_report_of_another_task_has_the_frame_and_says_what_the_task_does_not_supply(det: Detection) -> None:

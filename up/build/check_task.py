@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from up.build.data import input_spec_of
+from up.build.data import channels_of, input_spec_of
 from up.build.dry_run import dry_run, placing_modules, traceless
 from up.build.parts import RunParts
 from up.bundle.answers.answer import axes_fit
@@ -154,7 +154,7 @@ def check_example(task: AnyTask, net: Net, spec: InputSpec, batch: Batch) -> Non
     if missing:
         raise _error(task, "example", f" makes a batch without {missing[0]!r}, which batches of the data have")
     if tuple(made["image"].shape[-2:]) != tuple(spec.size) or len(made["image"]) != 2:
-        expected = f"(2, 3, {spec.size[0]}, {spec.size[1]})"
+        expected = f"(2, channels, {spec.size[0]}, {spec.size[1]})"
         raise _error(task, "example", f": image is {tuple(made['image'].shape)}", expected=expected)
     for field, value in batch.items():
         noise = made.get(field)
@@ -340,7 +340,7 @@ def check_export(experiment: Experiment, parts: RunParts) -> list[str]:
         from up.deploy.onnx import export_graph  # a training exports nothing
 
         try:
-            export_graph(served.module, (3, *spec.size), served.outputs)
+            export_graph(served.module, (channels_of(experiment), *spec.size), served.outputs)
         except UserError as error:
             raise _error(task, "serve", f": {error}") from error
     return []
