@@ -93,6 +93,15 @@ def test_from_the_check_to_a_prediction(
     assert "class" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["grey", "numpy"])
+def test_operations_are_counted_for_their_channels(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    prepare(config, kind, tmp_path / "data")
+    assert main(["flops", write(config)]) == 0
+    assert f"{KINDS[kind][0]}x{SIDE}x{SIDE}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["check", "train"])
 def test_means_of_three_channels_for_grey_images(
     config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

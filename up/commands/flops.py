@@ -19,11 +19,11 @@ def main(words: list[str]) -> int:
     parser.add_config()
     arguments = parser.read(words[1:])
     experiment = load_checked(arguments.config, arguments.opts)
-    from up.build.data import derived_from_train, input_size_of
+    from up.build.data import channels_of, derived_from_train, input_size_of
     from up.build.network import build_net
     from up.models.complexity import complexity
 
-    size = arguments.input_size or (3, *input_size_of(experiment))
+    size = arguments.input_size or (channels_of(experiment), *input_size_of(experiment))
     counted = complexity(build_net(experiment, derived_from_train(experiment)), size, depth=arguments.depth)
     shape = "x".join(map(str, size))
     table = table_of("module", "parameters", "MACs", "activations", title=f"{arguments.config} at {shape}")
