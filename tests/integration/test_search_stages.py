@@ -22,6 +22,7 @@ from up.search import worker as search_worker
 from up.search.algorithm import WAIT, History, Suggestion, Trial, Work
 from up.search.report import MIN_FOR_IMPORTANCE
 from up.search.stages import load_search, open_stage
+from up.search.study import MAX_INTERRUPTIONS
 from up.search.worker import open_study
 
 __all__ = ["instant"]
@@ -240,6 +241,25 @@ def test_a_killed_training_goes_on(images: Path, tmp_path: Path, instant: type[I
     assert len(instant.started) == 5
     assert instant.started[1] == instant.started[2]
     assert epochs == [1, 2, 1, 2, 2, 1, 2, 1, 2], "only the epoch that was lost is trained again"
+
+
+def test_a_search_may_be_stopped_any_number_of_times_in_one_epoch(
+    images: Path, tmp_path: Path, instant: type[InstantChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that is killed so often fails; one that is stopped in order has saved its steps each time."""
+
+    class InItsFirstEpoch(instant):  # type: ignore[misc,valid-type]
+        def has_ended(self) -> bool:
+            return bool(self._stopped and super().has_ended())
+
+    config = search_config(images, tmp_path / "run", hpo(trials=1))
+    with monkeypatch.context() as patched:
+        patched.setattr(search_worker, "Child", InItsFirstEpoch)
+        for _ in range(MAX_INTERRUPTIONS + 2):
+            _, told = searched(config, tmp_path / "s.yaml", stop_after=1)
+            assert tells(told[0], "trial 0", "trains")
+    searched(config, tmp_path / "s.yaml")
+    assert [trial["state"] for trial in rows(tmp_path / "run" / "hpo" / "trials.csv")] == ["complete"]
 
 
 def test_a_training_that_is_stopped_in_its_averages_is_finished(

@@ -193,6 +193,9 @@ class Worker:
         with study.lock():
             # at its last epoch a training may owe the averages; it ends by itself, so that a stop comes from a signal
             is_over = slot.pruned or trial.budget <= trial.epoch < stage.max_epoch
+            if verdict.outcome == "stopped" and not is_over and self.stopping:
+                study.end(trial.number, "running", seconds=seconds, reason=verdict.reason)
+                return
             if verdict.outcome == "killed" or (verdict.outcome == "stopped" and not is_over):
                 study.interrupt(trial.number, seconds=seconds, reason=verdict.reason)
                 return
