@@ -285,7 +285,7 @@ def test_a_folder_that_cannot_be_written_to(config_file: Path, tmp_path: Path, c
         assert main([command, flag, str(tmp_path / "file" / "out" / "x"), "--config", str(config_file)]) == 74
         said = capsys.readouterr()
         assert said.out == ""  # known before the export
-        assert tells(said.err, "nothing", "written", f"{tmp_path / 'file'}")
+        assert tells(said.err, "cannot", "write", f"{tmp_path / 'file'}")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -131,7 +131,7 @@ MISTAKES = {
     "an empty list": Mistake({"train": "list.jsonl"}, ["list.jsonl", "no image"], rows()),
     "a list of another kind": Mistake({"train": "list.xlsx"}, ["list.xlsx", ".jsonl"], file("list.xlsx")),
     "validation of other classes": Mistake({"val": "val"}, ["val", "dgo", "'dog'", "cat, dog, owl"], val_of("cat", "dgo")),
-    "validation on the training images": Mistake({"val": "photos"}, ["--val photos", "trained on"]),
+    "validation on the training images": Mistake({"val": "photos"}, ["--val photos", "training images"]),
     "no such validation": Mistake({"val": "valid"}, ["--val valid", "no such"]),
     "an unknown network": Mistake({"model": "resnet5"}, ["resnet5", "Did you mean", "resnet50"]),
     "an unknown network of timm": Mistake({"model": "timm:resnet5.a1_in1k"}, ["resnet5", "resnet50"]),

@@ -171,7 +171,7 @@ def test_a_best_checkpoint_that_is_gone_is_chosen_anew(
     for file in [*run.glob("ckpt_e1.*"), *run.glob("ckpt_best.*")]:
         file.unlink()
     said = said_by(capsys, "train", path, "-o", f"saver.resume_model={run / 'ckpt_e2'}", f"saver.save_dir={other}")
-    assert tells(said, "best", "step 6", "gone")
+    assert tells(said, "best", "step 6", "missing")
     assert (checkpoint(other)["best"]["step"], checkpoint(other, "ckpt_best.pth")["step"]) == (18, 18)
 
 

@@ -142,7 +142,7 @@ def test_a_network_of_timm_is_matched_by_wordnet_ids(
         (lambda folder: "nowhere", ["teacher", "no such file or folder: nowhere", "--opts teacher=PATH"]),
         (lambda folder: str(folder), ["teacher", "config.yaml", "folder of a run"]),
         (lambda folder: "timm:resnet9000", ["timm:resnet9000", "no such network"]),
-        (lambda folder: bare(folder), ["teacher", "weights alone", "teacher_weight", "docs/distill.md"]),
+        (lambda folder: bare(folder), ["teacher", "weights only", "teacher_weight", "docs/distill.md"]),
         (lambda folder: picture(folder), ["teacher", "an image", "package", "timm:NAME"]),
     ],
 )

@@ -185,5 +185,5 @@ def distillation_problems(experiment: Experiment) -> Iterator[Problem]:
     """Report a distilling runner without ``mimic``."""
     runner = experiment.config.runtime.runner.type
     if runner in experiment.tables["runner"] and is_distillation(experiment) and experiment.config.mimic is None:
-        what = f"is missing: the runner {runner!r} needs a teacher and a distillation loss"
+        what = f"is missing: the runner {runner!r} needs teachers and a distillation loss"
         yield Problem(what, key="mimic", fix="Add the section (docs/distill.md).")

@@ -121,7 +121,7 @@ class TestCheck:
 
     def test_what_the_program_gives_is_not_for_the_file(self) -> None:
         assert check("dist", "sampler", fixed=True) == []
-        assert each_tells(check("dist", "sampler", size=5), ("net.2.kwargs.size", "program", "gives", "Remove"))
+        assert each_tells(check("dist", "sampler", size=5), ("net.2.kwargs.size", "program", "passes", "Remove"))
         assert list(signature_of(Sampler).parameters) == ["fixed"]
         made = build_part({"type": "dist", "kwargs": {"fixed": True}}, "sampler", TABLES, {"size": 5, "seed": 7, "other": 1})
         assert (made.size, made.seed, made.fixed) == (5, 7, True)
@@ -173,7 +173,7 @@ class TestCheck:
         part = SchedulePart(type="plain", kwargs={"warmup_iter": 3})
         tables = {"schedule": Registry("schedule", {"plain": "tests.unit.config.test_parts:Plain"})}
         (problem,) = check_part(part, "schedule", tables, "trainer.lr_scheduler")
-        assert tells(str(problem), "trainer.lr_scheduler.kwargs.warmup_iter", "stands", "warmup_iter")
+        assert tells(str(problem), "trainer.lr_scheduler.kwargs.warmup_iter", "beside kwargs", "warmup_iter")
 
     def test_parts_inside(self) -> None:
         found = check(

@@ -72,7 +72,7 @@ def test_the_rest_of_a_comment_on_a_line_of_its_own(indent: int) -> None:
 )
 def test_a_line_that_is_indented_as_no_block_above(text: str, line: int, got: int, expected: int, like: int) -> None:
     said = refusal(text)
-    assert said.startswith(f"x.yaml:{line}: got {got} blank")
+    assert said.startswith(f"x.yaml:{line}: got {got} space")
     assert f"expected {expected} as in line {like}." in said
 
 

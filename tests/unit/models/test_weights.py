@@ -227,7 +227,7 @@ def test_torchscript_is_refused(tmp_path):
 )
 def test_what_is_downloaded_by_mistake_is_named(tmp_path, content, told):
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(WeightsError, match=facts("holds", "weights", told)):
+    with pytest.raises(WeightsError, match=facts("contains", "weights", told)):
         read_state(tmp_path / "x.pth")
 
 

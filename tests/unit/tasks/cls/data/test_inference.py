@@ -48,7 +48,7 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
 
 def test_a_list_that_cannot_be_saved(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(StorageError, match=facts("folder_images_save_path", "a.jpg", "made")):
+    with pytest.raises(StorageError, match=facts("folder_images_save_path", "a.jpg", "created")):
         names(tmp_path, {"folder_images_save_path": f"{tmp_path}/a.jpg/list.txt"})
 
 
