@@ -34,12 +34,22 @@ class Held:
         self._path, self._file = path, path.open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not self._is_in_place():  # its holder removed it after it was opened here
+                self._file.close()
+                self._file = path.open("a+")
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
             raise
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Release the lock and remove its file."""
@@ -69,7 +79,10 @@ def holder_of(path: Path) -> str | None:
     try:
         Held(path).release()
     except BlockingIOError:
-        return path.read_text(encoding="utf-8") or "another process"
+        try:
+            return path.read_text(encoding="utf-8") or "another process"
+        except FileNotFoundError:  # it was released in this moment
+            return None
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import optuna
@@ -10,7 +11,7 @@ import pytest
 from up.errors import UserError
 from up.search import storage
 from up.search.algorithm import Work
-from up.search.locks import Held, Presence, expect_local_disk, is_present
+from up.search.locks import Held, Presence, expect_local_disk, holder_of, is_present
 from up.search.space_form import read_space
 from up.search.storage import open_storage, reachable
 from up.search.study import MAX_INTERRUPTIONS, Study
@@ -134,3 +135,22 @@ def test_a_storage_that_is_lost_is_one_line_and_other_errors_stay() -> None:
     assert "and more" not in str(caught.value)
     with pytest.raises(ValueError, match="a bug"), reachable():
         raise ValueError("a bug")
+
+
+def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks whether it is free holds it for a moment, and removes its file: a lock of no file keeps nobody out."""
+    path, kernel = tmp_path / "driver.lock", fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: (monkeypatch.undo(), path.unlink(), kernel(file, how)))
+    first = Held(path)
+    with pytest.raises(BlockingIOError):
+        Held(path)
+    assert holder_of(path) is not None
+    first.release()
+    assert holder_of(path) is None
+
+
+def test_a_holder_that_ends_while_it_is_asked_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "driver.lock"
+    held = Held(path)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (monkeypatch.undo(), held.release(), path.read_text())[-1])
+    assert holder_of(path) is None
