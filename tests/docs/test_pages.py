@@ -135,7 +135,7 @@ def rows_of(heading: str) -> list[tuple[str, str]]:
 
 ROWS = [
     row
-    for heading in ("From PaddleClas and PaddleHub", "From fastai", "From Ultralytics", "From TorchServe")
+    for heading in ("From PaddleClas and PaddleHub", "From fastai", "From Ultralytics", "From Vega", "From TorchServe")
     for row in rows_of(heading)
 ]
 

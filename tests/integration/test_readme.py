@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tests.harness.facts import tells
 from up.__main__ import main
 from up.commands.finetune import parse
+from up.models.pretrained import preprocessing_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+(PHOTOS_YAML,) = re.findall(r"```yaml\n(# photos.yaml\n.*?)```", README, re.DOTALL)
 
 
 def commands_of(heading: str) -> list[list[str]]:
@@ -56,12 +59,11 @@ def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert "cat" in said
     assert list((photos / "runs" / "photos").glob("*.onnx"))
-    (written,) = re.findall(r"```yaml\n(# photos.yaml\n.*?)```", README, re.DOTALL)
     for source in ("train", "val"):
         shutil.copytree(photos / "photos", photos / "split" / source)
     shutil.rmtree(photos / "photos")
     (photos / "split").rename(photos / "photos")
-    (photos / "photos.yaml").write_text(written, encoding="utf-8")
+    (photos / "photos.yaml").write_text(PHOTOS_YAML, encoding="utf-8")
     small = ["-o", "dataset.batch_sampler.kwargs.batch_size=5", "saver.pretrain_model=null", "saver.save_dir=runs/by_hand"]
     narrow = ["net.backbone.type=resnet_custom", *(f"net.backbone.kwargs.{each}" for each in ("block=basic", "width=8"))]
     narrow += ["net.backbone.kwargs.layers=[1,1,1,1]"]
@@ -71,6 +73,24 @@ def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFi
         assert main([*briefly, *small, *(narrow if words[0] == "train" else ())]) == 0, words
     assert tells(capsys.readouterr().out, "2", "6")
     assert (photos / "runs" / "by_hand" / "ckpt_best.pth").exists()
+
+
+def test_the_mistake_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos.yaml").write_text(PHOTOS_YAML.replace("AdamW", "LAMP"), encoding="utf-8")
+    (shown,) = re.findall(r"```\n(photos.yaml:.*)\n```", README)
+    assert main(["check", "photos.yaml"]) == 2
+    assert shown in capsys.readouterr().err.splitlines()
+
+
+def test_the_test_transforms_are_those_of_the_weights() -> None:
+    written = yaml.safe_load(PHOTOS_YAML)
+    parts = {part["type"]: part.get("kwargs") for part in written["dataset"]["test"]["dataset"]["kwargs"]["transformer"]}
+    resize, crop, normalize = (parts[name] for name in ("torch_resize", "torch_center_crop", "normalize"))
+    of_weights = preprocessing_of(written["saver"]["pretrain_model"])
+    assert of_weights is not None
+    assert (of_weights.crop_pct, of_weights.interpolation) == (crop["size"] / resize["size"], "bilinear")
+    assert (list(of_weights.mean), list(of_weights.std)) == (normalize["mean"], normalize["std"])
 
 
 @pytest.mark.parametrize("words", [words for words in commands_of("Commands") if "--no-files" in words])
