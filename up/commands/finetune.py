@@ -77,11 +77,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     training.add_argument("--epochs", type=positive, metavar="N", help="epochs (default: by the number of images)")
     training.add_argument("--lr", type=finite, help="learning rate (default: by the network)")
     training.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
-    output = parser.add_argument_group("output")
-    output.add_argument(
+    written = parser.add_argument_group("configuration")
+    written.add_argument(
         "--out", type=Path, metavar="RUN", help="run folder; RUN.yaml is the configuration (default: runs/NAME of the images)"
     )
-    parser.add_overrides(output)
+    parser.add_overrides(written)
     add_output(parser)
     add_launch(parser)
     return parser.read(words[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from up.commands.parser import CommandParser
 from up.commands.tables import any_name_is_printable, print_tables, table_of
 from up.errors import UserError
 from up.files import make_folder, unwritable, write_atomically
+from up.processors import available_processors
 from up.text import count
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or the number in the package)")
     parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
-    parser.add_argument("--threads", type=positive, default=min(8, os.cpu_count() or 1), help="threads that decode images")
+    parser.add_argument("--threads", type=positive, default=min(8, available_processors()), help="threads that decode images")
     parser.add_argument("--format", choices=("table", "json", "jsonl", "csv"), default="table", help="format of the predictions")
     parser.add_argument("--output", type=Path, help="write the predictions to this file")
     parser.add_argument("-v", "--vis-dir", type=Path, help="also draw the result on each image, into this folder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,8 @@ def load(
     """
     from up.bundle.package import open_package
     from up.bundle.predictor import Model, package_predictor
+    from up.processors import available_processors
 
     package = open_package(Path(path))
     predictor = package_predictor(package, provider=provider, topk=topk, batch_size=batch_size)
-    return Model(package, predictor, threads or min(8, os.cpu_count() or 1))
+    return Model(package, predictor, threads or min(8, available_processors()))

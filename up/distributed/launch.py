@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from up.distributed.signals import LAUNCHER_PID, handled
 from up.errors import PeerLost, UserError
+from up.processors import available_processors
 from up.types import Kwargs
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _elastic(launch: Launch, words: Sequence[str], code_of_run: Callable[[], int
     if "LOGLEVEL" not in os.environ:
         _silence("torch.distributed")
     os.environ[LAUNCHER_PID] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.nproc_per_node)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_processors() // config.nproc_per_node)))
     try:
         with signals.raised_as(SignalException):
             elastic_launch(config, sys.executable)("-m", "up", *words)

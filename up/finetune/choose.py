@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from up.files import named_checkpoint
 from up.finetune.images import SHARE, Images
 from up.finetune.networks import Network, network_for
 from up.models.pretrained import TIMM, is_of_timm
+from up.processors import available_processors
 from up.schema.strategies import STRATEGIES
 from up.text import count, some_of
 from up.types import Record
@@ -56,7 +56,7 @@ class FinetuneRequest:
 
 
 class Machine(NamedTuple):
-    """Device that trains, and number of processor cores."""
+    """Device that trains, and number of processors that the training may use."""
 
     device: str
     cores: int
@@ -64,7 +64,7 @@ class Machine(NamedTuple):
     @classmethod
     def here(cls) -> Machine:
         """Return this machine."""
-        return cls("cuda" if torch.cuda.is_available() else "cpu", os.cpu_count() or 1)
+        return cls("cuda" if torch.cuda.is_available() else "cpu", available_processors())
 
 
 class AdamWSettings(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,9 @@ class TestNetwork:
     def test_unknown(self) -> None:
         with pytest.raises(UserError, match="resnet50"):
             network_for("resnet5", None, device="cpu", is_small=False)
+
+
+def test_the_processors_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 5}, raising=False)
+    assert Machine.here().cores == 2
