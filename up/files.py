@@ -49,6 +49,12 @@ def existing_run(path: Path) -> Path:
     return path
 
 
+def title_of(path: Path) -> str:
+    """Return the name of a folder, or that of a file without its suffix: ``a.v2`` of ``a.v2/`` and of ``a.v2.csv``."""
+    whole = path.resolve()
+    return whole.name if whole.is_dir() else whole.stem
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it, then rename it to ``path``.
 

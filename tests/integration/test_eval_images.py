@@ -51,6 +51,13 @@ def test_a_folder_with_fewer_classes(trained: Path, tmp_path: Path) -> None:
     assert labels_in(results) == expected
 
 
+def test_folders_whose_names_have_dots_have_their_own_results(trained: Path) -> None:
+    for name, seed in (("shop.2024", 2), ("shop.2025", 3)):
+        others = make_photos(trained / name, {"dog": 2, "owl": 2}, seed=seed)
+        assert main(["eval", str(trained / "runs" / "photos"), "--test", str(others), "-q"]) == 0
+        assert (trained / "runs" / "photos" / f"results_{name}" / "metrics.json").exists()
+
+
 def test_run_folder_checkpoint_and_python(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, others = trained / "runs" / "photos", trained / "others"
     metrics = api.evaluate(run, out=tmp_path / "python", test=others)
@@ -109,7 +116,9 @@ class TestErrors:
         assert tells(told(trained / "others" / "dog" / "0.png"), "--test", "folder of class folders")
 
     def test_images_that_were_trained_on(self, trained: Path, told: Callable[[Path], str]) -> None:
-        assert tells(told(trained / "photos"), "test images", "--allow-trained-images")
+        line = told(trained / "photos")
+        assert tells(line, "test images", "--allow-trained-images")
+        assert "dataset.test" not in line  # of the file, which names other images
 
     def test_classes_that_have_numbers_only(
         self, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

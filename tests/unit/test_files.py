@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.facts import facts
 from up.errors import StorageError
-from up.files import best_of_run, make_folder, sha256_of, unwritable, write_atomically, write_json
+from up.files import best_of_run, make_folder, sha256_of, title_of, unwritable, write_atomically, write_json
 
 
 def test_replaces_whole_files(tmp_path: Path) -> None:
@@ -18,6 +18,12 @@ def test_replaces_whole_files(tmp_path: Path) -> None:
     write_json(path, {"ä": 2})
     assert path.read_text(encoding="utf-8") == '{\n  "ä": 2\n}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_only_files_have_a_suffix(tmp_path: Path) -> None:
+    (tmp_path / "photos.v2").mkdir()
+    (tmp_path / "photos.v2.csv").touch()
+    assert [title_of(tmp_path / name) for name in ("photos.v2", "photos.v2.csv")] == ["photos.v2"] * 2
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:

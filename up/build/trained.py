@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from up.engine.evaluate import Evaluation
 from up.engine.folder import open_run_folder
 from up.engine.trained_images import expect_not_trained_on
 from up.errors import UserError
-from up.files import BEST, LATEST, best_of_run, named_checkpoint
+from up.files import BEST, LATEST, best_of_run, named_checkpoint, title_of
 from up.intervals import Interval
 from up.models.auxiliary import remove_auxiliary
 from up.models.net import Net
@@ -131,7 +132,7 @@ def evaluate_checkpoint(
     trained on, unless ``allow_trained_images``.
     """
     results = Path(experiment.config.saver.results_dir or experiment.folder / "results")
-    folder = out or (results if test is None else results.with_name(f"{results.name}_{test.resolve().stem}"))
+    folder = out or (results if test is None else results.with_name(f"{results.name}_{title_of(test)}"))
     net, report, evaluation, dataset, known = ready_to_evaluate(experiment, checkpoint, folder, test)
     unchecked = ""
     with on_all_ranks():
@@ -139,7 +140,7 @@ def evaluate_checkpoint(
             is_labelled = test is not None or experiment.task.is_labelled(section_of(experiment, "test").dataset)
             if report is not None and is_labelled:
                 files = dataset.files if isinstance(dataset, KeyedDataset) else None
-                with experiment.placing("dataset.test"):
+                with experiment.placing("dataset.test") if test is None else nullcontext():
                     unchecked = expect_not_trained_on(find_checkpoint(experiment, checkpoint), files, allowed=allow_trained_images)
             open_run_folder(folder)
     for note in notes_on(dataset) if group.is_main() else ():

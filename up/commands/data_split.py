@@ -9,6 +9,7 @@ from pathlib import Path
 from up.commands.arguments import natural
 from up.commands.inputs import expect_writable
 from up.commands.parser import CommandParser
+from up.files import title_of
 from up.text import count
 
 _MORE = """\
@@ -22,7 +23,7 @@ def main(words: list[str]) -> int:
     """Split a folder or a list, write the lists, and print the lines that read them; returns the exit code."""
     arguments = parsed(words[2:])
     path = Path(arguments.images)
-    out = arguments.out or Path("splits") / path.resolve().stem
+    out = arguments.out or Path("splits") / title_of(path)
     expect_writable(out)
     from up.data_report.splits import Wanted, drawn, write_splits
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from up.data.records import Dataset
 from up.errors import UserError
-from up.files import best_of_run, existing_run, sha256_of
+from up.files import best_of_run, existing_run, sha256_of, title_of
 from up.intervals import Interval
 from up.report.evaluation import evaluated_run
 from up.report.folder import CONFIG, RunFolder, open_run
@@ -84,7 +84,7 @@ def open_compared(paths: Sequence[Path]) -> list[list[Compared]]:
     """
     if len({existing_run(path).resolve() for path in paths}) < len(paths):
         raise UserError(f"got {some_of(paths)}", expected="different runs", fix="Name each once.")
-    short = [path.stem if path.is_file() else path.resolve().name for path in paths]
+    short = [title_of(path) for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     opened = [_opened(path, name) for path, name in zip(paths, names, strict=True)]
     for each in opened:
