@@ -43,19 +43,29 @@ class CommandLine:
         return shlex.join([*self.program, *words, *opening, *given.values()])
 
     def with_flag(self, flag: str, value: object) -> str:
-        """Return the same command with a flag set, in its place or after the command's name."""
+        """Return the same command with a flag set, in its place or after the command's name.
+
+        A flag may be abbreviated (``--epoch 3``), and of several the last one counts.
+        """
         words = list(self.words)
-        if flag in words[:-1]:
-            words[words.index(flag) + 1] = str(value)
-        else:
-            words = [word for word in words if not word.startswith(f"{flag}=")]
+        found = [place for place, word in enumerate(words) if _is_spelled(word.partition("=")[0], flag)]
+        if not found:
             words[1:1] = [flag, str(value)]
+        elif "=" in words[found[-1]]:
+            words[found[-1]] = f"{flag}={value}"
+        else:
+            words[found[-1] : found[-1] + 2] = [flag, str(value)]
         return shlex.join([*self.program, *words])
 
     def other(self, *words: object) -> str:
         """Return another command of this program, in one process."""
         program = self.program if Path(self.program[0]).name.startswith(("up", "python")) else _PLAIN
         return shlex.join([*program, *map(str, words)])
+
+
+def _is_spelled(word: str, flag: str) -> bool:
+    """Whether a word is a flag, or an abbreviation of it of two letters or more, as argparse accepts them."""
+    return word.startswith("--") and len(word) >= 4 and flag.startswith(word)
 
 
 def _line_of(process: int) -> list[str]:

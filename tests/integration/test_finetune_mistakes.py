@@ -136,7 +136,7 @@ MISTAKES = {
     "an unknown network": Mistake({"model": "resnet5"}, ["resnet5", "Did you mean", "resnet50"]),
     "an unknown network of timm": Mistake({"model": "timm:resnet5.a1_in1k"}, ["resnet5", "resnet50"]),
     "unknown weights of timm": Mistake({"model": "timm:resnet18.a9"}, ["resnet18.a9", "resnet18.a1_in1k"]),
-    "weights that are not here": Mistake({"model": "r50.pth"}, ["r50.pth", "not found"]),
+    "weights that are not here": Mistake({"model": "r50.pth"}, ["r50.pth", "no such file"]),
     "weights of another network": Mistake(
         {"model": "test_vit", "weights": "w.pth"}, ["w.pth", "none of its"], weights("test_resnet", "w.pth")
     ),
@@ -145,7 +145,7 @@ MISTAKES = {
         {"model": "test_resnet.pth", "weights": "w.pth"}, ["test_resnet.pth", "w.pth"], weights("test_resnet", "test_resnet.pth")
     ),
     "no weights in the file": Mistake({"model": "resnet18.pth"}, ["resnet18.pth", "HTML"], file("resnet18.pth", b"<html>")),
-    "an unknown strategy": Mistake({"strategy": "lpft"}, ["--strategy lpft", "lp_ft"]),
+    "an unknown strategy": Mistake({"strategy": "lpft"}, ["--strategy lpft: no such strategy: expected", "lp_ft"]),
     "epochs 0": Mistake({"epochs": 0}, ["--epochs", "0"]),
     "a batch of 0": Mistake({"batch_size": 0}, ["--batch-size", "0"]),
     "out is a file": Mistake({"out": "notes.txt"}, ["--out notes.txt", "file"], file("notes.txt")),

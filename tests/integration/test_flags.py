@@ -168,14 +168,14 @@ class TestFlopsFlags:
 
 def test_to_onnx_takes_a_size_with_commas(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(["to_onnx", write(config), "--input_size", "3,64,64"], capsys)
-    assert tells(line, "--input_size", "3x64x64", "3x32x32")
+    assert tells(line, "--input-size", "3x64x64", "3x32x32")
 
 
 def test_to_onnx_expects_the_channels_of_the_reader(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     for source in ("train", "test"):
         config["dataset"][source]["dataset"]["kwargs"]["image_reader"]["kwargs"]["color_mode"] = "GRAY"
     (line,) = refused(["to_onnx", write(config), "--input_size", "3x32x32"], capsys)
-    assert tells(line, "--input_size", "3x32x32", "1x32x32")
+    assert tells(line, "--input-size", "3x32x32", "1x32x32")
     (line,) = refused(["to_onnx", write(config), "--input_size", "1x32x32"], capsys)
     assert tells(line, "ckpt_best.pth")  # which this run does not have yet
 

@@ -81,7 +81,9 @@ def test_another_command_runs_in_one_process(program: tuple[str, ...], expected:
     [
         (("train", "a.yaml", "-o", "x=1"), "train --epochs 8 a.yaml -o x=1"),
         (("train", "a.yaml", "--epochs", "4"), "train a.yaml --epochs 8"),
-        (("train", "--epochs=4", "a.yaml"), "train --epochs 8 a.yaml"),
+        (("train", "--epochs=4", "a.yaml"), "train --epochs=8 a.yaml"),
+        (("train", "a.yaml", "--epoch", "4"), "train a.yaml --epochs 8"),
+        (("train", "a.yaml", "--epochs", "3", "--epochs", "4"), "train a.yaml --epochs 3 --epochs 8"),
     ],
 )
 def test_a_flag_is_set_where_it_stands(words: tuple[str, ...], expected: str) -> None:

@@ -118,7 +118,7 @@ def expect_size(given: tuple[int, int, int], experiment: Experiment) -> None:
     if given != produced:
         got, expected = ("x".join(map(str, shape)) for shape in (given, produced))
         raise UserError(
-            f"--input_size: got {got}, but the test transforms produce {expected}. Leave it out, or change the transforms."
+            f"--input-size: got {got}, but the test transforms produce {expected}. Leave it out, or change the transforms."
         )
 
 

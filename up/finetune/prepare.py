@@ -85,7 +85,8 @@ def _expect_positive(request: FinetuneRequest) -> None:
 
 def _expect_strategy(name: str | None) -> None:
     if name is not None and name not in STRATEGIES:
-        raise UserError(f"--strategy {name}: no such strategy.{did_you_mean(name, STRATEGIES)}", expected=some_of(STRATEGIES))
+        near = did_you_mean(name, STRATEGIES).strip()
+        raise UserError(f"--strategy {name}: no such strategy", expected=some_of(STRATEGIES), fix=near)
 
 
 def _expect_free(run: Path, config: Path) -> None:

@@ -167,7 +167,8 @@ def _require_file(path: Path) -> None:
         raise WeightsError(f"is a folder. Expected a file of weights in it, such as {path / 'ckpt_best.pth'}.", file=path)
     if not path.is_file():
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise WeightsError(f"not found.{did_you_mean(path.name, beside)}", file=path)
+        near = did_you_mean(path.name, beside).strip()
+        raise WeightsError("no such file", file=path, expected="a file of weights", fix=near)
 
 
 def _require_intact(path: Path) -> None:
