@@ -224,3 +224,10 @@ def test_a_search_that_was_not_started_is_named(
     path, _ = written(images, tmp_path, STAGES)
     assert main(["search", subcommand, str(path)]) == 2
     assert tells(capsys.readouterr().err, str(tmp_path / "run"), "up search")
+
+
+def test_a_misspelled_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["search", "chek", "pipe.yaml"])
+    assert ended.value.code == 2
+    assert tells(capsys.readouterr().err, "got 'chek'", "worker", "status", "Did you mean 'check'")

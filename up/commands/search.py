@@ -14,7 +14,7 @@ from up.commands.inputs import expect_config
 from up.commands.parser import CommandParser
 from up.distributed.signals import handled
 from up.errors import UserError
-from up.text import count
+from up.text import count, did_you_mean, some_of
 from up.tracking.console import JSON, QUIET, output, write_json_line
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--workers", type=positive, metavar="N", help="trials at once on this host (default: search.workers)")
     add_output(parser)
     parser.add_config()
+    if not subcommand and rest and rest[0].isalpha() and not Path(rest[0]).exists():
+        expected = f"a YAML file, or one of {some_of(SUBCOMMANDS)}"
+        parser.error(f"got {rest[0]!r}, expected {expected}.{did_you_mean(rest[0], SUBCOMMANDS)}")
     arguments = parser.read(rest)
     with output_of(arguments):
         expect_config(arguments.config, arguments.opts)
