@@ -529,6 +529,10 @@ def test_a_graph_that_fails_is_an_error_and_not_the_end(package: Path, caplog: p
         answer = server.predict(("0", GOOD))
         assert (answer.status, answer.json["error"]["code"]) == (500, "internal")
         assert "ZeroDivisionError" in caplog.text
+        object.__setattr__(model.real, "run", lambda images: {"scores": np.full((1, 4), np.nan, np.float32)})
+        answer = server.predict(("0", GOOD))
+        assert (answer.status, answer.json["error"]["code"]) == (422, "bad_image")
+        assert "NaN" not in answer.body.decode()
         object.__setattr__(model.real, "run", real)
         assert server.predict(("0", GOOD)).status == 200
 

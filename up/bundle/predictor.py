@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from up.bundle.answers import Answer, Floats, Outputs
+from up.bundle.answers import Answer, Floats, Outputs, Result
 from up.bundle.operations import Placement
 from up.bundle.package import Package
 from up.bundle.predictions import Prediction
@@ -23,6 +24,7 @@ from up.data.bad_images import BadImage
 from up.data.decoding import SUFFIXES, WITH_ARRAYS
 from up.types import Json
 
+_NOT_FINITE = "the outputs of the model for it are not finite numbers"
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
@@ -49,15 +51,21 @@ class Predictor(Generic[Loaded]):
         """Yield a prediction per image, in order; one that cannot be read has its ``error``. Threads decode further images."""
         number = 0
         for group, outputs in self.batches(images, threads=threads):
-            results = iter(self.answer.decode(outputs, self.topk) if outputs else ())
+            results = iter(self.results(outputs, self.topk) if outputs else ())
             for source, read in group:
                 name = name_of(source, number)
-                if isinstance(read, str):
-                    yield Prediction(name, error=read)
+                result = read if isinstance(read, str) else next(results)
+                if isinstance(result, str):
+                    yield Prediction(name, error=result)
                 else:
-                    result = next(results)
-                    yield Prediction(name, result if read is None else result.on_image(read))
+                    yield Prediction(name, result.on_image(read) if isinstance(read, Placement) else result)
                 number += 1
+
+    def results(self, outputs: Outputs, topk: int | None) -> list[Result | str]:
+        """Return the result of each image of a batch, or the reason why its outputs have none: they are not finite."""
+        usable = _usable(outputs)
+        found = iter(self.answer.decode({name: values[usable] for name, values in outputs.items()}, topk))
+        return [next(found) if each else _NOT_FINITE for each in usable]
 
     def batches(
         self, images: Iterable[ImageSource], *, threads: int
@@ -74,6 +82,15 @@ class Predictor(Generic[Loaded]):
             return self.load(source)
         except BadImage as bad:
             return bad.reason
+
+
+def _usable(outputs: Outputs) -> NDArray[np.bool_]:
+    """Find the images (N,) whose outputs are numbers below infinity; minus infinity is the score of what is ruled out."""
+    usable = np.ones(len(next(iter(outputs.values()))), dtype=np.bool_)
+    for values in outputs.values():
+        if values.size:
+            usable &= values.reshape(len(values), -1).max(axis=1) < np.inf
+    return usable
 
 
 def package_predictor(

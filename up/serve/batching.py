@@ -136,8 +136,11 @@ class Batcher:
                 outputs = self._predictor.run([each.values for each in batch])
                 for row, each in enumerate(batch):
                     own = {name: values[row : row + 1] for name, values in outputs.items()}
-                    (result,) = self._predictor.answer.decode(own, each.topk or self._predictor.topk)
-                    each.result.set_result(result if each.placement is None else result.on_image(each.placement))
+                    (result,) = self._predictor.results(own, each.topk or self._predictor.topk)
+                    if isinstance(result, str):
+                        each.result.set_exception(BadImage("image", result, "Send an image without extreme values."))
+                    else:
+                        each.result.set_result(result if each.placement is None else result.on_image(each.placement))
             except Exception as error:  # of the runtime: out of memory, a device that is lost
                 for each in batch:
                     if not each.result.done():

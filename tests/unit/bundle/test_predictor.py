@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import up.deploy
 from tests.harness import packages
 from tests.harness.facts import each_tells, facts, tells
 from up.__main__ import main
+from up.bundle.answers import Floats, Outputs
 from up.bundle.answers.pixels import UNSEEN
 from up.bundle.archive import KESTREL_MEMBERS
 from up.bundle.package import open_package
@@ -113,6 +116,22 @@ def test_a_bad_image_among_many_keeps_its_row(tmp_path: Path, batch_size: int) -
     assert [answer.error for answer in answers if answer.error] == ["empty file (0 bytes)"]
     found = [answer.heads[0][0].name for answer in answers if not answer.error]
     assert found == ["red" if number % 2 else "green" for number in range(11) if number != 6]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_outputs_that_are_no_numbers_are_an_error_of_their_image(tmp_path: Path, batch_size: int) -> None:
+    """As for rasters that say "no data" by the lowest number there is; JSON has no word for NaN."""
+    real = package_predictor(open_package(packages.package(tmp_path)))
+    rows = iter([[0, 1, 2, 3], [0, np.nan, 2, 3], [0, 1, np.inf, 3], [-np.inf, 1, 2, 3], [0, 1, 2, 3]])
+
+    def run(images: Sequence[Floats]) -> Outputs:
+        return {"scores": np.array([next(rows) for _ in images], dtype=np.float32)}
+
+    predictor = replace(real, run=run, batch_size=batch_size)
+    answers = list(predictor.predict([RED] * 5))
+    assert [answer.error is None for answer in answers] == [True, False, False, True, True]
+    assert tells(answers[1].error or "", "outputs", "finite")
+    assert [answer.name for answer in answers if answer.error is None] == ["blue"] * 3
 
 
 def test_only_bad_images(model: up.deploy.Model) -> None:
