@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from up.allocator import keep_freed_memory
 from up.build.data import channels_of, input_size_of, input_spec_of, preprocessing_of_images, spec_after
 from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
@@ -145,11 +146,13 @@ def distillation_of(
 
 
 def select_device(experiment: Experiment) -> torch.device:
-    """Return the device of ``runtime.device`` for this rank and make it current. Raises ``UserError`` if it is not available."""
+    """Return the device of ``runtime.device`` for this rank and make it ready. Raises ``UserError`` if it is not available."""
     with experiment.placing("runtime.device"):
         device = group.device_for(experiment.config.runtime.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
