@@ -39,10 +39,11 @@ class Recipe(NamedTuple):
         optimizer = {"lr": 0.001, **({"momentum": 0.9} if self.optimizer == "SGD" else {})}
         endless = {"max_iter": 10**9, "is_eval": False, "save_freq": 10**9}
         runtime = {"device": self.device, "compile": self.compiled, "plugins": ["up.bench.parts"]}
+        views = ["torch_random_resized_crop", "torch_random_horizontal_flip"]
         return {
             "runtime": {**runtime, **({"amp": self.amp} if self.amp else {}), **({} if self.epochs else {"iter_base": True})},
             "dataset": {
-                "train": self.source(self.images, ["torch_random_resized_crop", "torch_random_horizontal_flip"]),
+                "train": self.source(self.images, views, drop_last=self.epochs is not None),  # as timm's loader does
                 **({"test": self.source(self.val, ["torch_resize"])} if self.val is not None else {}),
             },
             "trainer": {
@@ -63,8 +64,11 @@ class Recipe(NamedTuple):
             return {"type": "bench_flat", "kwargs": {"size": self.size}}
         return {"type": "timm", "kwargs": {"model_name": self.net}}
 
-    def source(self, images: Path | None, first: list[str]) -> Record:
-        """Return a source of the data: the class folders ``images`` with the transforms ``first``, as floats."""
+    def source(self, images: Path | None, first: list[str], **chosen: object) -> Record:
+        """Return a source of the data: the class folders ``images`` with the transforms ``first``, as floats.
+
+        ``chosen``: further arguments of the sampler.
+        """
         sizes = {"torch_random_horizontal_flip": {}, "torch_resize": {"size": [self.size, self.size]}}
         transformer = [
             *({"type": name, "kwargs": sizes.get(name, {"size": self.size})} for name in first),
@@ -79,6 +83,6 @@ class Recipe(NamedTuple):
         }
         return {
             "dataset": {"type": "cls", "kwargs": kwargs},
-            "batch_sampler": {"type": "base", "kwargs": {"batch_size": self.batch}},
+            "batch_sampler": {"type": "base", "kwargs": {"batch_size": self.batch, **chosen}},
             "dataloader": {"type": "cls_base", "kwargs": {"num_workers": self.workers}},
         }
