@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,17 @@ _PURPOSE = 0x686F6C64  # of the draw
 def stratified(labels: PackedLabels | None, images: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Split ``images`` into (train, holdout), about ``share`` of each set of labels in the holdout.
 
+    Images whose set of several labels no other image has count as images of their rarest label.
     The total is rounded once, not for each class: the classes with the largest remainders get one image more. A class of
     one image is trained.
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index in range(images):
         groups[tuple(labels[index]) if labels is not None else ()].append(index)
+    counted = Counter(label for name, group in groups.items() for label in name * len(group))
+    for name in [name for name, group in groups.items() if len(name) > 1 and len(group) == 1]:
+        rarest = min(name, key=lambda label: (counted[label], label))
+        groups[(rarest,)] = sorted([*groups[(rarest,)], *groups.pop(name)])
     quotas = {name: min(len(group) * share, len(group) - 1) for name, group in groups.items()}
     taken = {name: int(quota) for name, quota in quotas.items()}
     missing = min(round(images * share), sum(len(group) - 1 for group in groups.values())) - sum(taken.values())

@@ -34,3 +34,14 @@ def test_sets_of_labels_are_classes_and_images_without_labels_are_one() -> None:
     _, held = stratified(sets, 20, 0.2, seed=0)
     assert Counter(at % 2 for at in held) == {0: 2, 1: 2}
     assert len(stratified(None, 20, 0.2, seed=0)[1]) == 4
+
+
+def test_images_with_sets_of_their_own_are_held_out_by_their_rarest_label() -> None:
+    """With many labels nearly every set is the only one of its kind: no class may lack images on either side for that."""
+    draw = np.random.default_rng(0)
+    sets = [sorted(draw.choice(20, size=int(draw.integers(2, 5)), replace=False).tolist()) for _ in range(199)] + [[3, 20]]
+    train, held = stratified(PackedLabels.of_sets(sets), len(sets), 0.1, seed=0)
+    assert sorted([*train, *held]) == list(range(len(sets)))
+    assert len(held) == 20
+    assert {label for index in held for label in sets[index]} == set(range(20))
+    assert {label for index in train for label in sets[index]} == set(range(21))  # the label of one image, too
