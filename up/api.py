@@ -43,6 +43,7 @@ from up.command_line import CommandLine
 from up.errors import NothingToDo, StorageError, UserError
 from up.files import make_folder, unwritable, write_bytes
 from up.intervals import Interval
+from up.run_files import CONFIG
 from up.types import Record
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def load(run: PathLike) -> TrainedRun:
     from up.files import BEST, best_of_run
 
     folder = Path(run)
-    missing = [name for name in ("config.yaml",) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG,) if not (folder / name).is_file()]
     if best_of_run(folder) is None:
         missing.append(BEST)
     if missing:
@@ -248,7 +249,7 @@ class TrainedRun:
     @property
     def config(self) -> Path:
         """The effective configuration, with every value."""
-        return self.folder / "config.yaml"
+        return self.folder / CONFIG
 
     @property
     def checkpoint(self) -> Path:
@@ -382,7 +383,7 @@ def _experiment(config: PathLike, overrides: Sequence[str]) -> Experiment:
     path = Path(config)
     if not path.is_dir():
         return load_experiment(path, list(overrides))
-    return load_experiment(path / "config.yaml", [*if_moved(path), *overrides])
+    return load_experiment(path / CONFIG, [*if_moved(path), *overrides])
 
 
 def _text(path: PathLike | None) -> str | None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from up.errors import StorageError, UserError
+from up.json_text import json_text
+from up.run_files import AVERAGES
 from up.text import did_you_mean
 from up.types import Record
 
 BEST, LATEST, START = "ckpt_best.pth", "ckpt_latest.pth", "ckpt_start.pth"
-AVERAGES = "averaging.json"  # metrics of the averages of a run's checkpoints, and the file of the best
 TEMPORARY = ".tmp-"  # such files are leftovers of a killed process and may be removed
 
 
@@ -110,8 +111,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` atomically as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write ``value`` atomically as indented JSON, with null for numbers that are not finite."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def sync_folder(folder: Path) -> None:

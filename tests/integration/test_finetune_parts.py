@@ -268,6 +268,25 @@ def test_averages_of_a_run(finished: Path, tmp_path: Path) -> None:
     assert (again / "ckpt_soup.pth").stat().st_mtime_ns == written
 
 
+def test_averages_that_the_file_no_longer_asks_for(config: Config, write: Write, tmp_path: Path) -> None:
+    """The best checkpoint stands for the run again, which trains no step and keeps its metrics."""
+    run = tmp_path / "run"
+    config["finetune"] = {"average": {"last": 2}}
+    config["trainer"]["max_epoch"] = 2
+    assert train(write(config)) == 0
+    (run / "averaging.json").write_text(json.dumps({**averaged(run), "best": "ckpt_average.pth"}))
+    assert best_of_run(run) == run / "ckpt_average.pth"
+    del config["finetune"]
+    metrics, path = (run / "metrics.jsonl").read_bytes(), write(config)
+    for _ in range(2):  # the second time nothing is left to do
+        assert train(path) == 0
+        assert not (run / "averaging.json").exists()
+        assert best_of_run(run) == run / "ckpt_best.pth"
+        assert times_resumed(run) == 1
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+
+
 def files_of(run: Path, names: Iterable[str] = AVERAGES) -> Config:
     """What averaging leaves: its record, and the weights in each file."""
     return {"record": averaged(run), **{file: torch.load(run / file, weights_only=True) for file in names}}

@@ -16,9 +16,10 @@ from tests.harness.ranks import Cluster
 from tests.harness.runs import records, times_resumed, train
 from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
-from up.build import fit
+from up.build import fit, lr_find
 from up.build.experiment import load_experiment
-from up.build.trial import estimate, estimate_line
+from up.build.trial import estimate, estimate_line, trial_session
+from up.engine.range_test import range_test
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -128,6 +129,50 @@ def test_the_range_test_is_deterministic_and_leaves_no_trace(
     for part in ("model", "optimizer", "metrics"):
         assert_same(checkpoint(tmp_path / "run")[part], checkpoint(tmp_path / "later")[part], part)
     assert records(tmp_path / "run", "train")[0]["loss"] == records(tmp_path / "later", "train")[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("finetune", "trains_all"),
+    [
+        ({"probe": {"epochs": 1}}, False),
+        ({"probe": {"epochs": 1, "lr": 0.1}}, True),
+        ({"unfreeze": {"blocks": 3}}, False),
+        ({}, True),
+    ],
+)
+def test_the_range_test_trains_what_the_run_trains_at_this_lr(
+    finetune: Config, trains_all: bool, config: Config, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["finetune"] = finetune
+    sessions = []
+
+    def remembered(*arguments: Any, **more: Any) -> Any:
+        sessions.append(trial_session(*arguments, **more))
+        return sessions[0]
+
+    monkeypatch.setattr(lr_find, "trial_session", remembered)
+    monkeypatch.setattr(lr_find.RangeTest, "suggestions", lambda test: {})
+    before = {}
+
+    def recorded(session: Any, **more: Any) -> Any:
+        before.update({name: p.detach().clone() for name, p in session.model.named_parameters()})
+        return range_test(session, **more)
+
+    monkeypatch.setattr(lr_find, "range_test", recorded)
+    lr_find.find_lr(load_experiment(Path(write(config)), []), steps=3, low=0.01, high=0.1)
+    changed = {name for name, p in sessions[0][1].model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in before if name.startswith("head.")} <= changed
+    assert (changed == before.keys()) is trains_all
+    assert trains_all or "backbone.conv1.weight" not in changed
+
+
+def test_auto_that_chooses_float32_is_not_the_fp16_of_the_file(
+    config: Config, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["runtime"] |= {"amp": "auto", "fp16": True}
+    monkeypatch.setattr(fit, "fast_mode", lambda device: (None, "slow"))
+    experiment, _ = fit.fitted(load_experiment(Path(write(config)), []), CPU)
+    assert experiment.config.runtime.precision == "fp32"
 
 
 @pytest.mark.parametrize(

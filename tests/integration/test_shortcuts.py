@@ -78,6 +78,48 @@ def test_lr(config: Config, write: Write) -> None:
     assert made(write(config), lr=1e-5).trainer.optimizer.kwargs["lr"] == 1e-5
 
 
+class TestLrOfGroups:
+    """``--lr`` keeps the ratios of the groups, however the file writes their learning rates."""
+
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            {"layer_decay": {"value": 0.75, "base_lr": 0.2}, "nodecay": ["ndim_is1"]},
+            {"bn_w": {"lr": 0.2, "weight_decay": 0.0}, "linear": {"type": "bias", "kwargs": {"lr": 0.4, "nodecay": ["abc"]}}},
+        ],
+    )
+    def test_of_pconfig(self, rules: Config, config: Config, write: Write) -> None:
+        optimizer = config["trainer"]["optimizer"]
+        optimizer["kwargs"]["lr"] = 0.1
+        optimizer["pconfig"] = rules
+        before, found = made(write(config)).trainer.optimizer.pconfig, made(write(config), lr=0.01).trainer.optimizer.pconfig
+        assert found.nodecay == before.nodecay
+        if before.layer_decay is not None:
+            assert (found.layer_decay.value, found.layer_decay.base_lr) == (0.75, pytest.approx(0.02))
+        else:
+            assert found.bn_w.kwargs == {"lr": pytest.approx(0.02), "weight_decay": 0.0}
+            assert found.linear_b.kwargs == {"lr": pytest.approx(0.04)}
+
+    def test_of_names_and_without_a_written_lr(self, config: Config, write: Write) -> None:
+        groups = [{"key": "bias", "weight_decay": 0.0}, {"key": "head", "lr": 0.01}]
+        config["trainer"]["optimizer"] = {"type": "AdamW", "special_param_group": groups}
+        found = made(write(config), lr=0.004).trainer.optimizer  # torch's default is 0.001
+        assert [group.lr for group in found.special_param_group] == [None, pytest.approx(0.04)]
+        assert found.special_param_group[0].weight_decay == 0.0
+
+    def test_of_a_one_cycle(self, config: Config, write: Write) -> None:
+        config["trainer"]["optimizer"]["kwargs"]["lr"] = 0.1
+        config["trainer"]["lr_scheduler"] = {"type": "OneCycleLR", "kwargs": {"max_lr": 0.5}}
+        assert made(write(config), lr=0.2).trainer.lr_scheduler.kwargs == {"max_lr": pytest.approx(1.0)}
+
+    def test_of_an_optimizer_that_stands_still(self, config: Config, write: Write) -> None:
+        """There is no ratio to keep."""
+        config["trainer"]["optimizer"]["kwargs"]["lr"] = 0.0
+        config["trainer"]["optimizer"]["special_param_group"] = [{"key": "head", "lr": 0.01}]
+        found = made(write(config), lr=0.2).trainer.optimizer
+        assert (found.kwargs["lr"], found.special_param_group[0].lr) == (0.2, 0.01)
+
+
 class TestBatchSize:
     def test_of_the_training_data(self, config: Config, write: Write) -> None:
         dataset = made(write(config), batch_size=3).dataset

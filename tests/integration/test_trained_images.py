@@ -16,8 +16,9 @@ from tests.harness.runs import times_resumed, train
 from tests.harness.states import checkpoint
 from up import api
 from up.__main__ import main
-from up.engine.trained_images import FILE, LIMIT, recorded_in
+from up.engine.trained_images import LIMIT, recorded_in
 from up.errors import UserError
+from up.run_files import TRAINED_IMAGES
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -53,14 +54,14 @@ def test_checkpoint_and_run_folder_have_the_record(leaking: Path, tmp_path: Path
     run = tmp_path / "run"
     state = checkpoint(run)["hooks"]["TrainedImages"]
     assert (state["images"], len(state["keys"]), state["unread"], state["reason"]) == (46, 46, 0, "")
-    with np.load(run / FILE) as found:
+    with np.load(run / TRAINED_IMAGES) as found:
         assert found["keys"].tolist() == state["keys"].tolist()
     content = torch.load(run / "ckpt_latest.pth", weights_only=True)
     moved = tmp_path / "moved"
     moved.mkdir()
     torch.save({"model": content["model"]}, moved / "bare.pth")
     assert recorded_in(moved / "bare.pth").keys is None
-    shutil.copy(run / FILE, moved)
+    shutil.copy(run / TRAINED_IMAGES, moved)
     recorded = recorded_in(moved / "bare.pth").keys
     assert recorded is not None
     assert recorded.tolist() == state["keys"].tolist()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from up.figures import INK
 from up.pages import page
 from up.pages.images import svg, thumbnail
 from up.pages.page import as_format, render, write_page
@@ -82,6 +83,9 @@ def test_names_of_files_that_are_not_utf8_are_written(tmp_path: Path) -> None:
         ({"value": 0.961, "low": None, "high": None, "n": 0}, "interval", "96.10 %"),
         (1234567, "count", "1,234,567"),
         (0.000123456, "number", "0.0001235"),
+        (9999.6, "number", "10,000"),
+        (-9999.5, "number", "-10,000"),
+        (9999.4, "number", "9999"),
         (75, "duration", "1:15"),
     ],
 )
@@ -128,6 +132,7 @@ def test_figures_are_equal_and_follow_the_page() -> None:
     def draw(figure: object) -> None:
         axes = figure.subplots()  # type: ignore[attr-defined]
         axes.plot([1, 2, 3], label="Größe 图 $5")
+        axes.plot([1, 2], color=INK, label=f"ink is {INK}")
         axes.legend()
 
     first, second = svg(4, 3, draw), svg(4, 3, draw)
@@ -135,3 +140,5 @@ def test_figures_are_equal_and_follow_the_page() -> None:
     assert first.startswith("<svg")
     assert "currentColor" in first
     assert "Größe 图 $5" in first  # text stays text
+    assert f"ink is {INK}" in first  # also where it is the name of a colour
+    assert first.count(INK) == 1

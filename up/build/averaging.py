@@ -27,7 +27,8 @@ from up.engine.ema import NoEma
 from up.engine.evaluate import Evaluated
 from up.engine.session import TrainingSession
 from up.engine.timetable import Every
-from up.files import AVERAGES, BEST, START, write_atomically, write_json
+from up.files import BEST, START, write_atomically, write_json
+from up.run_files import AVERAGES
 from up.seed import generator
 from up.tasks.experiment import Experiment
 from up.text import count

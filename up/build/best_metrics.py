@@ -6,6 +6,7 @@ from pathlib import Path
 
 from up.engine.checkpoint import read_sidecar
 from up.files import BEST, averages_of
+from up.json_text import with_nan
 from up.tracking.log import read_metrics
 from up.types import Record
 
@@ -18,7 +19,7 @@ def metrics_of_best(folder: Path, checkpoint: Path) -> Record | None:
     averages = averages_of(folder)
     if checkpoint.name == averages.get("best") != BEST:
         recorded: Record | None = averages.get("best_metrics")
-        return recorded
+        return None if recorded is None else with_nan(recorded)
     evaluated = [line for line in read_metrics(folder) if line["phase"] == "eval"]
     if not evaluated:
         return {}

@@ -104,7 +104,9 @@ def settings_of(experiment: Experiment) -> Record:
 
 
 def owes_averages(experiment: Experiment, step: int) -> bool:
-    """Check whether the averages of a run that is finished after ``step`` steps are still to be made."""
+    """Check whether the averages of a run that is finished after ``step`` steps are still to be made, or to be forgotten."""
     settings = settings_of(experiment)
     record = averages_of(experiment.folder)
-    return bool(settings) and (record.get("settings") != settings or record.get("step") != step)
+    if not settings:
+        return bool(record)
+    return record.get("settings") != settings or record.get("step") != step

@@ -35,6 +35,7 @@ from up.engine.step import Runner
 from up.errors import out_of_memory
 from up.files import LATEST, named_checkpoint
 from up.processors import available_processors
+from up.run_files import CONFIG
 from up.schema.dataset import AUTO_SIZE
 from up.schema.decode import missing_for_training
 from up.schema.sections import Config
@@ -278,6 +279,8 @@ def _with(experiment: Experiment, choices: Iterable[Choice]) -> Experiment:
     config: Section = experiment.config
     for choice in choices:
         config = _set(config, choice.key.split("."), choice.value)
+        if choice.key == AMP and choice.value is None:
+            config = _set(config, ["runtime", "fp16"], False)  # which would hold in the place of an ``amp`` that is not set
     return replace(experiment, decoded=experiment.decoded._replace(config=config))  # type: ignore[arg-type]
 
 
@@ -295,7 +298,7 @@ def _recorded(experiment: Experiment) -> dict[str, int | str | None]:
             return {}
         folder = named_checkpoint(saver.resume_model).parent
     try:
-        plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        plain = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
     found = {path: _value(plain, path) for path in auto_keys(experiment.config)}

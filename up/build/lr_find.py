@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from up.build.finetune import section_of
 from up.build.trial import trial_session
 from up.engine.range_test import RangeTest, range_test
 from up.figures import FAINT, RIGHT, WRONG, render
@@ -50,10 +51,15 @@ class FoundLr:
 def find_lr(experiment: Experiment, *, steps: int, low: float, high: float) -> FoundLr:
     """Run the range test on the real data and net of an experiment, from its initial weights. Leaves no trace; deterministic.
 
+    Trains what the run trains at the steps of this learning rate: with ``finetune.probe`` the head, unless it has an ``lr`` of its
+    own; with ``finetune.unfreeze`` the blocks of the first epochs.
+
     Raises ``UserError`` where the loss diverges too early for a suggestion.
     """
     parts, session = trial_session(experiment, steps=steps)
-    test = range_test(session, steps=steps, low=low, high=high)
+    probe = section_of(experiment).probe
+    first = probe.epochs * parts.times.steps_per_epoch if probe is not None and probe.lr is not None else 0
+    test = range_test(session, steps=steps, low=low, high=high, first=first)
     schedule = experiment.config.trainer.lr_scheduler
     per_image = schedule is not None and schedule.warmup_register_type == "base"
     return FoundLr(test, test.suggestions(), parts.batches.global_batch_size, per_image)

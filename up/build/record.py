@@ -18,11 +18,11 @@ from up.command_line import CommandLine
 from up.distributed import group
 from up.files import write_json
 from up.processors import available_processors
+from up.run_files import RECORD
 from up.schema.show import origins_of_values
 from up.tasks.experiment import Experiment
 from up.types import Json
 
-RECORD = "run.json"
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 

@@ -37,10 +37,11 @@ from up.engine.folder import (
 )
 from up.engine.trained_images import TrainedImages
 from up.errors import NothingToDo, Problem, UserError
-from up.files import AVERAGES, BEST, LATEST, START, named_checkpoint, write_atomically, write_text
+from up.files import BEST, LATEST, START, named_checkpoint, write_atomically, write_text
 from up.models.net import Net
 from up.models.weights import variant_of
 from up.optim.l2sp import L2SP
+from up.run_files import AVERAGES, CONFIG
 from up.schema.show import strategy_lines
 from up.tasks.experiment import Experiment
 from up.text import some_of
@@ -208,7 +209,7 @@ def open_folder(experiment: Experiment, parts: RunParts, start: Start, command: 
         start.folder.renew_aliases({LATEST: state["step"], BEST: state["best"].get("step")})
         aside = set_aside(folder, start.folder.later_than(state["step"]))
         warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
-    write_text(folder / "config.yaml", parts.fingerprint.config)
+    write_text(folder / CONFIG, parts.fingerprint.config)
     record_run(experiment, command, parts.device, resumed=state is not None)
     (folder / AVERAGES).unlink(missing_ok=True)  # computed again at the end
     mark_launch(folder)

@@ -29,6 +29,7 @@ from up.models.auxiliary import remove_auxiliary
 from up.models.net import Net
 from up.models.pretrained import is_of_timm
 from up.models.weights import LoadReport, load_weights, read_state
+from up.run_files import RESULTS
 from up.schema.decode import missing_at
 from up.tasks.experiment import Experiment
 from up.text import some_of
@@ -131,7 +132,7 @@ def evaluate_checkpoint(
     ``results`` of the run, or ``results_NAME`` for ``test`` of this name. Raises ``UserError`` for images that the checkpoint was
     trained on, unless ``allow_trained_images``.
     """
-    results = Path(experiment.config.saver.results_dir or experiment.folder / "results")
+    results = Path(experiment.config.saver.results_dir or experiment.folder / RESULTS)
     folder = out or (results if test is None else results.with_name(f"{results.name}_{title_of(test)}"))
     net, report, evaluation, dataset, known = ready_to_evaluate(experiment, checkpoint, folder, test)
     unchecked = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -17,6 +16,7 @@ from up.bundle.answers import Result
 from up.bundle.answers.classes import Classes, ClassPrediction
 from up.bundle.answers.pixels import Mask
 from up.errors import StorageError
+from up.json_text import json_text
 from up.types import Json
 
 Format = Literal["json", "jsonl", "csv"]
@@ -65,11 +65,11 @@ def rendered(predictions: Iterable[Prediction], kind: Format, columns: Sequence[
             yield text.getvalue()
     elif kind == "jsonl":
         for each in predictions:
-            yield json.dumps(each.as_json(), ensure_ascii=False) + "\n"
+            yield json_text(each.as_json()) + "\n"
     else:
         before = "[\n  "
         for each in predictions:
-            yield before + json.dumps(each.as_json(), indent=2, ensure_ascii=False).replace("\n", "\n  ")
+            yield before + json_text(each.as_json(), indent=2).replace("\n", "\n  ")
             before = ",\n  "
         yield "[]\n" if before.startswith("[") else "\n]\n"
 

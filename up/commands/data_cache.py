@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,10 @@ from up.commands.check import with_progress
 from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
 from up.errors import UserError
+from up.json_text import json_text
 from up.processors import available_processors
 from up.text import count, size_text
+from up.tracking.console import print_utf8
 
 if TYPE_CHECKING:
     from up.build.data import Phase
@@ -38,7 +39,7 @@ def main(words: list[str]) -> int:
     arguments = parsed(words[2:])
     reports = list(from_config(arguments) if arguments.config is not None else [from_images(arguments)])
     if arguments.json:
-        print(json.dumps(reports, indent=2))
+        print_utf8(json_text(reports, indent=2) + "\n")
         return 0
     for report in reports:
         split = f"{report['split']}: " if report["split"] else ""

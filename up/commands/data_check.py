@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,9 @@ from up.commands.inputs import expect_writable, load_checked
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables
 from up.errors import UserError
+from up.json_text import json_text
 from up.text import count, size_text
+from up.tracking.console import print_utf8
 
 if TYPE_CHECKING:
     from up.data_report.sources import Found
@@ -49,7 +50,7 @@ def main(words: list[str]) -> int:
     report = report_of(images, problems, began)
     written = write_report(report, arguments.out)
     if arguments.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_utf8(json_text(report, indent=2) + "\n")
     else:
         print_tables(*splits_text(report), *findings_text(report))
         print("written:", *written, sep="\n  ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,9 @@ from up.commands.inputs import expect_writable
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables
 from up.intervals import accuracy_text
+from up.json_text import json_text
 from up.text import count
+from up.tracking.console import print_utf8
 
 _SHOWN = 10
 _MORE = """\
@@ -41,7 +42,7 @@ def main(words: list[str]) -> int:
     report["accuracy"] = accuracy_text(report["correct"], report["images"])
     written = write_issues(report, out)
     if arguments.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_utf8(json_text(report, indent=2) + "\n")
         return 0
     issues = report["issues"]
     head = f"{count(len(issues), 'probable label error')} in {count(report['images'], 'image')} of dataset.{report['source']}"

@@ -10,6 +10,7 @@ from up.distributed.env import world_in_environment
 from up.errors import ConfigError, Problem, UserError
 from up.file_kinds import NAMES, Kind, kind_of
 from up.files import existing_run, named_checkpoint, unwritable
+from up.run_files import CONFIG
 from up.text import Verbatim, did_you_mean
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def config_of_run(path: Path, overrides: Sequence[str]) -> tuple[Path, list[str]
     """Return ``config.yaml`` of a run folder, with overrides for a folder that was moved; other paths unchanged."""
     from up.schema.decode import if_moved
 
-    inner = path / "config.yaml"
+    inner = path / CONFIG
     return (inner, [*if_moved(path), *overrides]) if inner.is_file() else (path, [*overrides])
 
 

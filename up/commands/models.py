@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +11,9 @@ from rich.table import Table
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.errors import UserError
+from up.json_text import json_text
 from up.text import count, did_you_mean, si
+from up.tracking.console import print_utf8
 from up.types import Json
 
 if TYPE_CHECKING:  # it imports torch
@@ -40,7 +41,7 @@ def main(words: list[str]) -> int:
     counted = len(rows) <= _MOST_COUNTED
     listed = [entry_of(row, counted=counted) for row in rows]
     if arguments.json:
-        print(json.dumps(listed, indent=2))
+        print_utf8(json_text(listed, indent=2) + "\n")
     else:
         print_tables(table_for(listed, counted=counted))
     if not counted:

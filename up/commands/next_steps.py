@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from up.command_line import CommandLine
 from up.files import BEST, LATEST
+from up.run_files import CONFIG, LOG, METRICS, TENSORBOARD
 
 if TYPE_CHECKING:  # they import torch
     from up.distributed.failures import Vote
@@ -33,12 +34,12 @@ def after_training(
         return
     yield f"finished: {', '.join(filter(None, (done, session.progress.stopped_by)))}"
     yield from [best] if best else []
-    names = {"best": BEST, "newest": LATEST, "log": "train.log", "metrics": "metrics.jsonl", "curves": "tensorboard"}
+    names = {"best": BEST, "newest": LATEST, "log": LOG, "metrics": METRICS, "curves": TENSORBOARD}
     yield from listed({name: folder / file for name, file in names.items() if (folder / file).exists()})
     test = {} if experiment.config.dataset.test is None else {"evaluate": ("eval",), "report": ("report",)}
     config = experiment.path
     if configuration(config, overrides)[1:] and not experiment.config.runtime.plugins:  # plug-ins may be beside the file
-        config, overrides = folder / "config.yaml", ()
+        config, overrides = folder / CONFIG, ()
     yield from next_commands(command, with_checkpoint(test, config, overrides, served=experiment.task.is_served))
 
 

@@ -26,11 +26,12 @@ from up.commands.arguments import positive
 from up.commands.inputs import expect_checkpoint, expect_package, load_checked
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
-from up.commands.tables import any_name_is_printable, print_tables, table_of
+from up.commands.tables import print_tables, table_of
 from up.errors import UserError
 from up.files import make_folder, unwritable, write_atomically
 from up.processors import available_processors
 from up.text import count
+from up.tracking.console import print_utf8
 
 if TYPE_CHECKING:
     from up.data.records import Sample
@@ -203,11 +204,10 @@ def publish(predictions: Iterable[Prediction], answer: Answer, arguments: argpar
     if arguments.output is None and arguments.format == "table":
         print_tables(table_for(predictions, answer.headings))
         return
-    any_name_is_printable()
     pieces = rendered(predictions, "csv" if arguments.format == "table" else arguments.format, answer.columns)
     if arguments.output is None:
         for piece in pieces:
-            sys.stdout.write(piece)
+            print_utf8(piece)
         return
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as whole:
         whole.writelines(piece.encode(errors="backslashreplace") for piece in pieces)

@@ -10,6 +10,7 @@ from up.commands.inputs import expect_checkpoint, expect_config, expect_writable
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.errors import UserError
+from up.run_files import CONFIG
 from up.text import count
 from up.types import Record
 
@@ -35,7 +36,7 @@ def main(words: list[str]) -> int:
     if arguments.spikes is not None:
         return list_spikes(run, arguments.spikes)
     expect_checkpoint(arguments.ckpt)
-    expect_config(run / "config.yaml", arguments.opts)
+    expect_config(run / CONFIG, arguments.opts)
     out = arguments.out or run / "replay" / f"step{arguments.step}"
     expect_writable(out)
     from up.build.experiment import load_experiment
@@ -45,7 +46,7 @@ def main(words: list[str]) -> int:
 
     checkpoint = None if arguments.ckpt is None else named_checkpoint(arguments.ckpt)
     wanted = ReplayRequest(arguments.step, checkpoint, arguments.ranks, arguments.images, arguments.accept_data_change)
-    page = replay(load_experiment(run / "config.yaml", arguments.opts), run, wanted)
+    page = replay(load_experiment(run / CONFIG, arguments.opts), run, wanted)
     for line in lines_of(page.content):
         print(line)
     print_losses(page.content["rows"])
@@ -60,7 +61,7 @@ def run_folder(path: Path, overrides: list[str]) -> Path:
 
         expect_config(path, overrides)
         path = load_config(path, overrides).config.saver.folder(path)
-    if not (path / "config.yaml").is_file():
+    if not (path / CONFIG).is_file():
         raise UserError(f"{path}: contains no config.yaml", expected="a run folder", fix="Train first, or name another folder.")
     return path
 

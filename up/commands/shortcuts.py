@@ -12,7 +12,7 @@ from up.errors import UserError
 from up.schema.decode import decode
 from up.schema.overrides import apply_overrides, override_of
 from up.schema.sections import Config
-from up.schema.trainer import SchedulePart
+from up.schema.trainer import OptimizerPart, SchedulePart
 from up.types import Record
 
 _STRETCHED = ("T_max", "milestones", "step_size", "warm_epoch", "offset_epoch", "warmup_iter")  # kwargs in epochs or steps
@@ -38,7 +38,7 @@ class Shortcuts:
         config = decode(tree).config
         flags = {
             "--epochs": None if self.epochs is None else of_epochs(config, tree, self.epochs),
-            "--lr": None if self.lr is None else [("trainer.optimizer.kwargs.lr", self.lr)],
+            "--lr": None if self.lr is None else _lr(config, tree, self.lr),
             "--batch-size": None if self.batch_size is None else _batch_size(tree, self.batch_size),
             "--img-size": None if self.img_size is None else _img_size(config, self.img_size),
         }
@@ -91,6 +91,42 @@ def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[st
 
 def _whole(number: float) -> int:
     return max(1, round(number))
+
+
+def _lr(config: Config, tree: MappingNode, lr: float) -> Iterator[tuple[str, object]]:
+    """Yield by dotted path the learning rate of the optimizer, and all others that are written beside it, scaled with it."""
+    yield "trainer.optimizer.kwargs.lr", lr
+    optimizer = config.trainer.optimizer
+    before = None if optimizer is None else _lr_before(optimizer)
+    if optimizer is None or not before:
+        return
+    rules = optimizer.pconfig.model_dump(exclude_none=True)
+    options = [rules[name]["kwargs"] for name in rules if isinstance(rules[name], dict) and "kwargs" in rules[name]]
+    written = [(each, key) for each in (*options, rules.get("layer_decay", {})) for key in ("lr", "base_lr") if key in each]
+    for each, key in written:
+        each[key] = _scaled_lr(each[key], lr / before)
+    if written:
+        yield "trainer.optimizer.pconfig", rules
+    for index, group in enumerate(optimizer.special_param_group):
+        if group.lr is not None:
+            yield f"trainer.optimizer.special_param_group.{index}.lr", _scaled_lr(group.lr, lr / before)
+    highest = config.trainer.lr_scheduler.kwargs.get("max_lr") if config.trainer.lr_scheduler is not None else None
+    if isinstance(highest, int | float) and not is_null(tree.block("trainer").get("lr_scheduler")):
+        yield "trainer.lr_scheduler.kwargs.max_lr", _scaled_lr(highest, lr / before)
+
+
+def _lr_before(optimizer: OptimizerPart) -> float | None:
+    """The learning rate of the file, or the optimizer's default; None where only a plug-in knows it."""
+    from up.optim.optimizers import lr_of  # imports torch
+
+    try:
+        return lr_of(optimizer.type, optimizer.kwargs)
+    except UserError:
+        return None
+
+
+def _scaled_lr(lr: float, factor: float) -> float:
+    return float(f"{lr * factor:.6g}")
 
 
 def _batch_size(tree: MappingNode, size: int) -> Iterator[tuple[str, object]]:

@@ -28,7 +28,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--fork-method", choices=("fork", "spawn"), help="start method of the loader workers (default: fork)")
     group = parser.add_argument_group("values of the configuration")
     group.add_argument("--epochs", type=positive, metavar="N", help="train for N epochs, the learning-rate schedule scaled to them")
-    group.add_argument("--lr", type=finite, help="learning rate of the optimizer")
+    group.add_argument("--lr", type=finite, help="learning rate of the optimizer; those of its groups are scaled with it")
     group.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
     group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size in pixels; resize and crop keep their ratio")
     add_output(parser)

@@ -27,6 +27,7 @@ from up.engine.ema import NoEma
 from up.engine.folder import read_status
 from up.errors import PeerLost, UserError
 from up.files import LATEST, make_folder, write_json, write_text
+from up.run_files import CONFIG
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import Predictions
 from up.tasks.cls.evaluate.row_file import Array, RowFile, blocks_of, rows_at
@@ -34,7 +35,7 @@ from up.tasks.experiment import Experiment
 from up.text import yaml_text
 from up.types import Record
 
-FOLDER, CONFIG = "issues", "config.yaml"
+FOLDER = "issues"
 _FROM_TEST = ("transformer", "evaluator", "save_score")  # of the data set that a fold is evaluated on
 _ALL_SCORES = ("dataset.test.dataset.kwargs.save_score=true",)
 _PERIOD_S = 0.2

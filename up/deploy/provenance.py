@@ -69,7 +69,9 @@ def commit_of(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=_GIT_S, check=True)
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, encoding="utf-8", errors="replace", timeout=_GIT_S, check=True
+    )
     return done.stdout.strip()
 
 

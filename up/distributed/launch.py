@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,12 +98,24 @@ def mpi_environment(environment: Environment, port: int | None = None, endpoint:
         raise UserError("--launch mpi: neither OMPI_COMM_WORLD_RANK nor PMI_RANK is set. Start the ranks with mpirun -n N.")
     local = _first(environment, ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK")) or "0"
     here = _first(environment, ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"))
-    address, _, number = (endpoint or "").partition(":")
+    address, number = address_and_port(endpoint) if endpoint else ("", None)
     address = address or environment.get("MASTER_ADDR") or ("127.0.0.1" if here == world else "")
     if not address:
         raise UserError("--launch mpi: on several hosts the ranks need a rendezvous endpoint: --rdzv HOST:PORT of rank 0.")
     job = _first(environment, ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")) or "0"
     return _rank_environment(environment, (rank, world, local), address, number or port, job)
+
+
+def address_and_port(endpoint: str) -> tuple[str, int | None]:
+    """Split ``HOST:PORT``; an IPv6 address is in brackets, ``[::1]:29500``, and returned without them. None: no port.
+
+    Raises ``UserError`` for anything else.
+    """
+    found = re.fullmatch(r"(?:\[(?P<v6>[\w:.%]+)\]|(?P<host>[\w.-]+))(?::(?P<port>\d{1,5}))?", endpoint)
+    if found is None or int(found["port"] or 0) > 65535:
+        fix = f"Write [{endpoint.rpartition(':')[0]}]:PORT for an IPv6 address." if endpoint.count(":") > 1 else ""
+        raise UserError("--rdzv", got=endpoint, expected="HOST:PORT", fix=fix)
+    return found["v6"] or found["host"], int(found["port"]) if found["port"] else None
 
 
 def _rank_environment(
@@ -175,7 +188,8 @@ def _launch_config(launch: Launch) -> LaunchConfig:
             f"--ng {processes} --nm {launch.hosts} --node-rank {launch.host_rank} --max-restarts {launch.max_restarts}: expected "
             "at least one process and one host, the number of this host counted from 0, and no negative number of restarts."
         )
-    if launch.hosts > 1 and ":" not in (launch.endpoint or ""):
+    port = address_and_port(launch.endpoint)[1] if launch.endpoint else None
+    if launch.hosts > 1 and port is None:
         raise UserError(f"--nm {launch.hosts}: the hosts need a rendezvous endpoint: --rdzv HOST:PORT, the same on each.")
     alone = launch.hosts == 1
     endpoint = launch.endpoint or f"localhost:{launch.port or 0}"

@@ -12,9 +12,8 @@ from up.data.records import Dataset
 from up.distributed.failures import on_all_ranks
 from up.distributed.group import gather_objects, is_main
 from up.errors import Problem
+from up.run_files import BAD_IMAGES
 from up.tracking.log import LOGGER, cut_after
-
-BAD_IMAGES = "bad_images.jsonl"
 
 
 @dataclass(frozen=True)

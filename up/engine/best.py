@@ -9,13 +9,13 @@ from pathlib import Path
 from up.distributed.group import is_main
 from up.engine.checkpoint import CheckpointFolder
 from up.engine.hooks import Hook, Outline, StepReport
+from up.engine.stopping import smaller_is_better
 from up.errors import UserError
 from up.files import BEST, write_json
+from up.run_files import BEST_METRICS
 from up.text import did_you_mean, some_of
 from up.tracking.log import LOGGER
 from up.types import StateDict
-
-_FILE = "best_metrics.json"
 
 
 class AutoSaveMetric(Hook):
@@ -64,7 +64,7 @@ class AutoSaveMetric(Hook):
         self._best |= {name: {"value": metrics[name], "step": step} for name in better}
         self._unsaved = [name for name in better if name in self.names]
         if is_main():
-            write_json(self._outline.folder / _FILE, self._best)
+            write_json(self._outline.folder / BEST_METRICS, self._best)
 
     def on_save(self, step: int, path: Path) -> None:
         for name in self._unsaved:
@@ -82,7 +82,7 @@ class AutoSaveMetric(Hook):
         before = self._best.get(name, {}).get("value")
         if not math.isfinite(value) or before is None:
             return math.isfinite(value)
-        return value < before if name.endswith("loss") else value > before
+        return value < before if smaller_is_better(name) else value > before
 
     def _checkpoints(self) -> CheckpointFolder:
         return CheckpointFolder(self._outline.folder, keeping=None, config_sha256="")

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 
 from up.distributed.signals import LAUNCHER_PID, ending_with_parent
 from up.engine.folder import Status, read_status
+from up.json_text import with_nan
+from up.run_files import METRICS, STATUS
 from up.types import Json
 
 CONSOLE = "console.log"
@@ -99,7 +101,7 @@ class Child:
         """Find how a process ended."""
         code = self._process.returncode
         status = read_status(self.folder)
-        file = self.folder / "status.json"
+        file = self.folder / STATUS
         is_new = status is not None and file.stat().st_mtime >= self.began - 1
         if status is not None and is_new and status.state in ("done", "preempted", "failed"):
             return _of_status(status, self._log())
@@ -127,7 +129,7 @@ def evaluations_in(folder: Path) -> dict[int, dict[str, float]]:
     """Return the metrics by epoch of the run in ``folder``."""
     found: dict[int, dict[str, float]] = {}
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     except OSError:
         return found
     for line in lines:
@@ -140,7 +142,7 @@ def evaluations_in(folder: Path) -> dict[int, dict[str, float]]:
 
 def _record(line: str) -> Mapping[str, Json]:
     try:
-        record: Mapping[str, Json] = json.loads(line) if line.endswith("}") else {}
+        record: Mapping[str, Json] = with_nan(json.loads(line)) if line.endswith("}") else {}
     except ValueError:
         record = {}
     return record

@@ -13,6 +13,7 @@ from up.config.nodes import read_plain
 from up.config.parts import Tables
 from up.config.walk import leaves
 from up.errors import UserError
+from up.run_files import CONFIG
 from up.schema.finetune import FinetuneSection
 from up.schema.sections import Config
 from up.text import count, some_of
@@ -93,7 +94,7 @@ def require_same_run(path: Path, state: StateDict, fingerprint: RunFingerprint, 
             f"the checkpoint was made with a different configuration: {some_of(unsafe, 5)}. A run cannot resume under "
             f"{'this change' if len(unsafe) == 1 else count(len(unsafe), 'change')}",
             file=path,
-            fix=f"Revert it, train with the run's own {path.parent / 'config.yaml'}, or {new_run} "
+            fix=f"Revert it, train with the run's own {path.parent / CONFIG}, or {new_run} "
             f"(and saver.pretrain_model={path} to start from its weights).",
         )
     if state["data_sha256"] != fingerprint.data_sha256:

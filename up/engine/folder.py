@@ -18,33 +18,14 @@ from typing import Literal
 
 from up.distributed.env import attempt, launch_id, rank_in_environment
 from up.errors import Problem, UserError
-from up.files import AVERAGES, write_json, write_text
+from up.files import write_json, write_text
+from up.run_files import METRICS, OF_A_RUN, STATUS
 
 State = Literal["running", "done", "preempted", "failed"]
 EARLIER = "earlier"
 LAUNCH = ".launch"
 LOCK = ".lock"
 CLAIM_S = 10.0
-_OF_A_RUN = (
-    "ckpt_*",
-    "train.log",
-    "metrics.jsonl",
-    "status.json",
-    "config.yaml",
-    "run.json",
-    "report.html",
-    "report.json",
-    "report.npz",
-    "bad_images.jsonl",
-    "best_metrics.json",
-    "trained_images.npz",
-    "feature_vis",
-    "grad_cam",
-    "tensorboard",
-    "trackers",
-    "results",
-    AVERAGES,
-)
 
 
 @dataclass(frozen=True)
@@ -104,13 +85,13 @@ def claim(folder: Path, owner: object) -> None:
 
 def write_status(folder: Path, status: Status) -> None:
     """Write ``status.json`` atomically."""
-    write_json(folder / "status.json", asdict(status))
+    write_json(folder / STATUS, asdict(status))
 
 
 def read_status(folder: Path) -> Status | None:
     """Read ``status.json``; None if it is missing or damaged."""
     try:
-        return Status(**json.loads((folder / "status.json").read_text(encoding="utf-8")))
+        return Status(**json.loads((folder / STATUS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -118,7 +99,7 @@ def read_status(folder: Path) -> Status | None:
 def code_of_status(folder: Path, since: float) -> int | None:
     """Return the exit code of the run that used the folder ``since`` a time (of ``time.time()``); None if it wrote none."""
     status = read_status(folder)
-    if status is None or (folder / "status.json").stat().st_mtime < since:
+    if status is None or (folder / STATUS).stat().st_mtime < since:
         return None
     return status.exit_code
 
@@ -151,8 +132,8 @@ def final_status_of_earlier_attempt(folder: Path) -> Status | None:
 
 def set_earlier_run_aside(folder: Path) -> Path | None:
     """Move the files of an earlier run into ``earlier/N``, so that a new run neither mixes with them nor overwrites them."""
-    left = [path for pattern in _OF_A_RUN for path in folder.glob(pattern)]
-    is_run = any(path.name.startswith("ckpt_") or path.name == "metrics.jsonl" for path in left)
+    left = [path for pattern in OF_A_RUN for path in folder.glob(pattern)]
+    is_run = any(path.name.startswith("ckpt_") or path.name == METRICS for path in left)
     return set_aside(folder, left) if is_run else None
 
 

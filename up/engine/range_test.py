@@ -59,9 +59,10 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> float:
     return lrs[max(0, start + int(third) + int(third / 2))]
 
 
-def range_test(session: TrainingSession, *, steps: int, low: float, high: float) -> RangeTest:
+def range_test(session: TrainingSession, *, steps: int, low: float, high: float, first: int = 0) -> RangeTest:
     """Train ``session`` for at most ``steps`` steps with learning rates from ``low`` to ``high`` in equal ratios.
 
+    What trains is what the run trains from step ``first`` on.
     Stops where the smoothed loss is ``DIVERGED`` times its minimum, or not finite. The session is used up; nothing is written.
     """
     lrs: list[float] = []
@@ -71,6 +72,7 @@ def range_test(session: TrainingSession, *, steps: int, low: float, high: float)
     for step, data in enumerate(session.steps(from_step=0)):
         if data.failure is not None:
             raise data.failure
+        session.freeze(first + step)
         lr = low * (high / low) ** (step / max(1, steps - 1))
         set_lr(session.optimizer, lr)
         accumulate(session, data, step)

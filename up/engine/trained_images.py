@@ -23,11 +23,11 @@ from up.data.listing import Listing
 from up.engine.hooks import Hook
 from up.errors import UserError
 from up.files import write_atomically
+from up.run_files import TRAINED_IMAGES
 from up.text import count, some_of
 from up.tracking.log import LOGGER
 from up.types import Record, StateDict
 
-FILE = "trained_images.npz"
 LIMIT = 100_000  # 800 kB in each checkpoint
 FLAG = "--allow-trained-images"
 Keys = NDArray[np.int64]
@@ -59,7 +59,7 @@ class TrainedImages(Hook):
             state = self.state_dict()
             keys = np.zeros(0, np.int64) if state["keys"] is None else state["keys"].numpy()
             about = json.dumps({name: value for name, value in state.items() if name != "keys"})
-            write_atomically(path.parent / FILE, lambda file: np.savez(file, keys=keys, about=np.array(about)))
+            write_atomically(path.parent / TRAINED_IMAGES, lambda file: np.savez(file, keys=keys, about=np.array(about)))
             self._is_written = True
 
     def _read(self) -> Record:
@@ -119,7 +119,7 @@ def recorded_in(checkpoint: Path) -> Recorded:
     except _NOT_OURS:  # whoever loads the weights reports them
         pass
     try:
-        with np.load(checkpoint.parent / FILE, allow_pickle=False) as found:
+        with np.load(checkpoint.parent / TRAINED_IMAGES, allow_pickle=False) as found:
             reason = json.loads(str(found["about"]))["reason"]
             return Recorded(None if reason else found["keys"], reason)
     except (OSError, ValueError, KeyError):

@@ -13,12 +13,13 @@ from up.files import make_folder, unwritable, write_text
 from up.finetune.choose import Choices, FinetuneRequest, Machine, choose
 from up.finetune.images import look_into
 from up.finetune.recipe import meta_files, yaml_of
+from up.run_files import CONFIG, METRICS, STATUS
 from up.schema.decode import decode
 from up.schema.overrides import apply_overrides
 from up.schema.strategies import STRATEGIES
 from up.text import did_you_mean, some_of
 
-_RUN_FILES = ("config.yaml", "status.json", "metrics.jsonl")
+_RUN_FILES = (CONFIG, STATUS, METRICS)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from up.models.net import Net
 from up.models.norm import is_batch_norm
 from up.models.patterns import any_of, parents_of, require_matches
 from up.models.pretrained import read_state
-from up.models.resample import resampled, with_channels
+from up.models.resample import is_of_another_grid, resampled, with_channels
 from up.models.weight_files import Weights, WeightsError, clean_key
 from up.text import count, some_of
 
@@ -309,14 +309,17 @@ class _Loading:
         """Choose a tensor; a linear layer is a convolution over its whole input, a scale (C, 1, 1) is (C,)."""
         own = self.own[name]
         is_flat = tensor.ndim == 2 and own.ndim == 4 and tensor.shape[1] == own[0].numel()  # VGG's classifier in timm
-        if _squeezed(tensor.shape) == _squeezed(own.shape) or (is_flat and len(tensor) == len(own)):
+        known = self.weights.preprocessing
+        images = None if known is None else known.input_size[1:]
+        is_same = _squeezed(tensor.shape) == _squeezed(own.shape) or (is_flat and len(tensor) == len(own))
+        if is_same and not is_of_another_grid(self.net, name, tensor, images):
             fitting: Tensor | None = tensor.reshape(own.shape)
         else:
             shapes = Misshaped(name, tuple(tensor.shape), tuple(own.shape))
             if self._adapts and name == self._stem and (len(tensor), *tensor.shape[2:]) == (len(own), *own.shape[2:]):
                 fitting, group = with_channels(tensor, own.shape[1]), self.report.rechanneled
             else:
-                fitting = resampled(self.net, name, tensor, own.shape)
+                fitting = resampled(self.net, name, tensor, own.shape, images)
                 group = self.report.misshaped if fitting is None else self.report.resized
             group.append(shapes)
         if fitting is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -84,6 +85,11 @@ def svg(width: float, height: float, draw: Callable[..., object]) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
+    return re.sub(r"<[a-z][^>]*>", _in_colours_of_the_page, text)  # the tags: a label may contain the name of a colour
+
+
+def _in_colours_of_the_page(tag: re.Match[str]) -> str:
+    found = tag[0]
     for colour, variable in _COLOURS.items():
-        text = text.replace(colour, variable)
-    return text
+        found = found.replace(colour, variable)
+    return found

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from up.files import write_text
+from up.json_text import json_text, plain
 from up.text import duration, size_text
 from up.types import Json
 
@@ -41,7 +41,7 @@ def write_page(
     ``svg``. Without jinja2 the JSON file alone is written, with a warning. Numbers that are not finite become null.
     Raises ``StorageError``.
     """
-    text = json.dumps(_plain(content), indent=1, ensure_ascii=False)
+    text = json_text(plain(content), indent=1)
     written = [folder / f"{stem}.json"]
     write_text(written[0], _writable(text) + "\n")
     if (line := missing_jinja(f"{stem}.html")) is not None:
@@ -73,7 +73,7 @@ def as_format(value: Json, form: str = "text") -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:.4g}"
 
 
 def _interval(value: Mapping[str, float]) -> str:
@@ -123,22 +123,6 @@ def _environment() -> Environment:
 def _headings(body: str) -> list[tuple[str, str]]:
     """List the sections of a page: name and text."""
     return [(name, html.unescape(text)) for name, text in _HEADING.findall(body)]
-
-
-def _plain(value: Json) -> Json:
-    """Convert tuples, paths and NumPy numbers to what JSON has; numbers that are not finite become None."""
-    match value:
-        case Mapping():
-            return {str(name): _plain(each) for name, each in value.items()}
-        case str() | bool() | None:
-            return value
-        case int() | float():
-            return value if math.isfinite(value) else None
-        case Sequence():
-            return [_plain(each) for each in value]
-        case Path():
-            return str(value)
-    return _plain(value.tolist())  # of NumPy
 
 
 def _writable(text: str) -> str:

@@ -9,6 +9,8 @@ from statistics import median
 from typing import NamedTuple
 
 from up.errors import UserError
+from up.json_text import with_nan
+from up.run_files import METRICS, STATUS
 from up.types import Record
 
 _AROUND = 10  # records on either side that a loss is compared with
@@ -25,12 +27,12 @@ class Spike(NamedTuple):
 
 def records_of(run: Path, phase: str = "train") -> list[Record]:
     """Read the records of a phase from ``metrics.jsonl``, rising by step. Raises ``UserError`` where there is no such file."""
-    path = run / "metrics.jsonl"
+    path = run / METRICS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path}: no such file", expected="the folder of a run, with metrics.jsonl and config.yaml") from error
-    found = [json.loads(line) for line in lines if line.endswith("}")]
+    found = [with_nan(json.loads(line)) for line in lines if line.endswith("}")]
     return sorted((record for record in found if record.get("phase") == phase), key=lambda record: int(record["step"]))
 
 
@@ -61,7 +63,7 @@ def spikes(run: Path, number: int) -> list[Spike]:
 def stopped(run: Path) -> str | None:
     """Say after which step and why a run failed, whose last step is not among the records; None for other runs."""
     try:
-        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        status = json.loads((run / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(status, dict) or status.get("state") != "failed":

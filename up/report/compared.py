@@ -13,7 +13,8 @@ from up.errors import UserError
 from up.files import best_of_run, existing_run, sha256_of, title_of
 from up.intervals import Interval
 from up.report.evaluation import evaluated_run
-from up.report.folder import CONFIG, RunFolder, open_run
+from up.report.folder import RunFolder, open_run
+from up.run_files import CONFIG
 from up.tasks.report import Outcomes
 from up.text import count, some_of
 

@@ -22,12 +22,13 @@ from up.engine.evaluate import Evaluator
 from up.files import sha256_of, write_atomically
 from up.intervals import Interval
 from up.models.net import Net
+from up.run_files import REPORT
 from up.schema.show import effective_yaml
 from up.tasks.experiment import Experiment
 from up.tasks.report import Evidence
 from up.types import Record
 
-STATE = "report.npz"
+STATE = REPORT.replace("*", "npz")
 _KEY, _ARRAY, _LIST = "key", "array_", "list_"
 
 

@@ -14,13 +14,12 @@ from up.engine.checkpoint import read_sidecar
 from up.engine.folder import Status, read_status
 from up.errors import UserError
 from up.files import BEST
+from up.run_files import CONFIG
 from up.schema.show import values_with_origins
 from up.tasks.experiment import Experiment
 from up.text import yaml_text
 from up.tracking.log import read_metrics
 from up.types import Json, Record
-
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from up.pages.page import write_page
 from up.report.content import TEMPLATE, Figures, contents, missing_in
 from up.report.evaluation import RunEvaluation, evaluated_run
 from up.report.folder import RunFolder
+from up.run_files import CONFIG, REPORT
 from up.schema.show import values_with_origins
 from up.tasks.experiment import Experiment
 from up.tasks.report import Cards, Code, Note, PageSection, Plot, Plots, Table
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STEM = "report"
+STEM = REPORT.removesuffix(".*")
 COLOURS = (INK, WRONG, RIGHT)  # of training, validation, and validation of the averaged weights
 _NOT_CURVES = {"phase", "step", "epoch", "lr", *OF_THE_MACHINE}
 
@@ -303,7 +304,7 @@ def _repeat(run: RunFolder) -> PageSection:
         lines = [line for start in starts for line in (f"cd {shlex.quote(start['folder'])}", start["command"])]
         note = "As it was typed" if len(starts) == 1 else "As it was typed; the later commands resumed it"
         blocks += [Note(f"{note}. A finished run is not trained again: choose another saver.save_dir."), Code("\n".join(lines))]
-    config, again = run.folder / "config.yaml", run.folder.with_name(f"{run.folder.name}-again")
+    config, again = run.folder / CONFIG, run.folder.with_name(f"{run.folder.name}-again")
     blocks.append(Note("From the effective configuration in the run folder, wherever the values came from:"))
     commands = (["train", config, "-o", f"saver.save_dir={yaml_text(again)}"], ["eval", config], ["report", run.folder])
     blocks.append(Code("\n".join(shlex.join(["up", *map(str, words)]) for words in commands)))

@@ -17,6 +17,7 @@ from up.text import count
 from up.types import Json, Record
 
 SEED = "runtime.random_seed"
+_NO_SPREAD = 1e-9  # points of accuracy: rounding alone
 _OF_ONE_RUN = (SEED, "saver.save_dir")
 
 
@@ -105,17 +106,24 @@ _COLUMNS = [
 def _differences(groups: Mapping[str, Mapping[int, float]]) -> list[Json]:
     pairs = [(a, b) for a, b in combinations(groups, 2) if min(len(groups[a]), len(groups[b])) > 1]
     found = [_difference(groups[a], groups[b]) for a, b in pairs]
-    adjusted = holm([p for *_, p in found])
+    adjusted = iter(holm([p for *_, p in found if p is not None]))
     rows = []
-    for (a, b), (mean, half, how, _), p in zip(pairs, found, adjusted, strict=True):
-        decision = "no difference is shown" if p >= LEVEL else f"{b if mean > 0 else a} is better"
-        text = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-        rows.append({"pair": f"({b}) − ({a})", "difference": text, "how": how, "p": f"{p:.3g}", "decision": decision})
+    for (a, b), (mean, half, how, own) in zip(pairs, found, strict=True):
+        text, p = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})", None if own is None else next(adjusted)
+        if p is None:
+            text, decision = f"{mean:+.2f}", "no test: all changes are equal, so their spread is unknown"
+        else:
+            decision = "no difference is shown" if p >= LEVEL else f"{b if mean > 0 else a} is better"
+        shown = "none" if p is None else f"{p:.3g}"
+        rows.append({"pair": f"({b}) − ({a})", "difference": text, "how": how, "p": shown, "decision": decision})
     return rows
 
 
-def _difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[float, float, str, float]:
-    """Return the difference of means, half its 95 % interval, the method, and the p-value."""
+def _difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[float, float, str, float | None]:
+    """Return the difference of means, half its 95 % interval, the method, and the p-value; None where nothing varies.
+
+    A few equal changes do not say that others would be equal: Student's t divides by their spread.
+    """
     from scipy.stats import t  # half a second to import
 
     if first.keys() == second.keys():
@@ -127,8 +135,8 @@ def _difference(first: Mapping[int, float], second: Mapping[int, float]) -> tupl
         error, how = math.sqrt(sum(parts)), "Welch's t"
         spread = sum(part**2 / (len(each) - 1) for part, each in zip(parts, (a, b), strict=True))
         freedom = sum(parts) ** 2 / spread if spread else 1.0
-    if error == 0:
-        return mean, 0.0, how, 1.0 if mean == 0 else 0.0
+    if error < _NO_SPREAD:
+        return mean, 0.0, how, None
     return mean, float(t.ppf(0.975, freedom)) * error, how, float(2 * t.sf(abs(mean) / error, freedom))
 
 

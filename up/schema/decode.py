@@ -15,6 +15,7 @@ from up.config.section import section_problems
 from up.config.tree import DEFAULT, MappingNode, Mark, Node, SequenceNode, to_plain
 from up.errors import ConfigError, Problem, UserError
 from up.files import LATEST, named_checkpoint
+from up.run_files import CONFIG
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob
@@ -126,7 +127,7 @@ def if_moved(folder: Path) -> list[str]:
 
     ``saver.save_dir`` of a run that was copied, renamed or set aside in ``earlier/N`` is the folder in which it was trained.
     """
-    file = folder / "config.yaml"
+    file = folder / CONFIG
     try:
         trained_in = load_config(file).config.saver.folder(file)
     except ConfigError:  # reported where the configuration is used

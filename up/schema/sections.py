@@ -311,10 +311,12 @@ class Config(Section):
 
     @property
     def schedule_counts_steps(self) -> bool:
-        """Whether ``T_max`` of the schedule counts steps: with ``iter_base``, a number that is too large for epochs."""
+        """Whether ``T_max`` of the schedule counts steps: with ``iter_base``, ``max_iter`` itself or too many for epochs."""
         schedule = self.trainer.lr_scheduler
         length = schedule.kwargs.get("T_max") if schedule is not None else None
-        return self.runtime.iter_base and isinstance(length, int | float) and length >= _MORE_THAN_EPOCHS
+        if not self.runtime.iter_base or not isinstance(length, int | float):
+            return False
+        return length >= _MORE_THAN_EPOCHS or length == self.trainer.max_iter
 
 
 SECTIONS = tuple(name for name in Config.model_fields if name != "teachers")

@@ -11,6 +11,7 @@ from up.config.tree import Key, MappingNode, Mark, Node, ScalarNode, SequenceNod
 from up.errors import UserError
 from up.file_kinds import NAMES, kind_of
 from up.files import BEST, best_of_run, named_checkpoint
+from up.run_files import CONFIG
 from up.schema.legacy.keys import Found
 from up.schema.legacy.mimic import MODULE
 from up.schema.mimic import MimicJob, MimicSection
@@ -21,7 +22,6 @@ TIMM = "timm:"
 FILE = "teacher_file"
 """The ``type`` of the one module of a teacher that is a graph, or that is missing."""
 LOGITS = "head.classifier"
-_CONFIG = "config.yaml"
 
 
 class _Source(NamedTuple):
@@ -70,15 +70,15 @@ def source_of(name: str) -> _Source:
         raise UserError(f"{name} is {NAMES[kind]}", expected=expected)
     weights = path
     if kind == "folder":
-        if not (path / _CONFIG).is_file():
-            raise UserError(f"{name}: contains no {_CONFIG}", expected="the folder of a run", fix="Name a checkpoint or a package.")
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{name}: contains no {CONFIG}", expected="the folder of a run", fix="Name a checkpoint or a package.")
         weights = best_of_run(path) or path / BEST
     return _Source(_net_of(weights), str(weights))
 
 
 def _net_of(checkpoint: Path) -> list[Json]:
     """Read the net from the configuration of a run, beside the checkpoint or in it, without what only training needs."""
-    beside = checkpoint.parent / _CONFIG
+    beside = checkpoint.parent / CONFIG
     if beside.is_file() and checkpoint.name.startswith("ckpt_"):
         tree = load_nodes(beside)
     else:

@@ -97,7 +97,9 @@ def latency(graph: bytes, limit: LatencyLimit, size: tuple[int, int, int]) -> fl
         file.write_bytes(graph)
         words = limit.command.replace("{onnx}", shlex.quote(str(file))).replace("{batch}", str(limit.batch))
         try:
-            done = subprocess.run(words, shell=True, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+            done = subprocess.run(
+                words, shell=True, capture_output=True, encoding="utf-8", errors="replace", timeout=_COMMAND_S, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise UserError(f"{words} did not end within {_COMMAND_S:g} s", key="latency_ms.command") from error
     printed = done.stdout.split()

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from up.errors import UserError
+from up.run_files import CONFIG
 from up.search.constraints import Costs
 from up.search.settings import with_fragment, write_config
 from up.search.stages import Stage
@@ -47,7 +48,7 @@ def _broken(stage: Stage, fragment: Path) -> str:
     if not stage.constraints.limits:
         return ""
     with tempfile.TemporaryDirectory(prefix="up-search-") as folder:
-        config = Path(folder) / "config.yaml"
+        config = Path(folder) / CONFIG
         write_config(config, with_fragment(stage.tree, fragment), {})
         return Costs(stage, lambda line: None).of(config)[1]
 

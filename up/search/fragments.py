@@ -15,13 +15,13 @@ from up.config.nodes import PlainDumper
 from up.errors import UserError
 from up.files import write_text
 from up.pareto import fronts
+from up.run_files import FRAGMENTS
 from up.search.algorithm import History, Trial
 from up.search.found import BEST, PARETO, take_over
 from up.search.settings import plain_of, write_fragment
 from up.search.stages import Stage
 from up.types import Json
 
-WRITTEN = "fragments"  # of a training that finds networks
 _TOP = 10  # trials in pareto/ where there is one objective
 
 
@@ -48,7 +48,7 @@ def write_fragments(stage: Stage, trials: Sequence[Trial]) -> set[int]:
     for name, content in own(history, plain_of(stage.tree)).items() if own is not None else ():
         _write(stage.folder / name, content)
     if stage.finds_networks:
-        take_over(stage, stage.trial_folder(best) / WRITTEN)
+        take_over(stage, stage.trial_folder(best) / FRAGMENTS)
     return {best.number, *(trial.number for trial in front)}
 
 

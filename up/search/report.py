@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from up.engine.stopping import smaller_is_better
+from up.run_files import CONFIG
 from up.schema.search import FULL_TRAIN
 from up.search.algorithm import Direction, History, Trial
 from up.search.controls import FOUND, OWN, control_stage
@@ -213,7 +214,7 @@ def commands(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator[str
     yield shlex.join([*words, *(["--opts", *search.overrides] if search.overrides else [])])
     if rows:
         best = search.run / FULL_TRAIN / CHOSEN
-        again = ["--config", str(best / "config.yaml")]
+        again = ["--config", str(best / CONFIG)]
         yield shlex.join(["python", "-m", "up", "train", *again, "--opts", "saver.save_dir=runs/repeated"])
         yield shlex.join(["python", "-m", "up", "to_onnx", *again])
 

@@ -13,6 +13,7 @@ from up.config.tree import to_plain
 from up.engine.child import Child, Verdict
 from up.errors import StorageError, UserError
 from up.files import LATEST
+from up.run_files import CONFIG
 from up.search.algorithm import History, State, Trial, Wait, Work
 from up.search.constraints import Costs
 from up.search.devices import Devices, Lent
@@ -23,7 +24,6 @@ from up.search.study import Study
 from up.text import count, duration
 from up.types import Json
 
-CONFIG = "config.yaml"
 STARTS = "starts"  # checkpoints that trials inherit, in the stage's folder
 MAX_REDRAWS = 50
 MAX_FAILURES = 3  # trials that fail before one trains: the search itself is wrong

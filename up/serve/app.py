@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from up.bundle.package import Package
 from up.bundle.predictions import Prediction
 from up.bundle.predictor import Predictor
 from up.data.bad_images import BadImage
+from up.json_text import json_text
 from up.serve.batching import Batcher, BatchSettings, QueueFull
 from up.serve.metrics import ServerMetrics
 from up.serve.page import page
@@ -230,7 +230,7 @@ def _entry(upload: Upload, found: Result | BaseException) -> dict[str, Json]:
 
 
 def _json(content: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    body = json_text(content, compact=True).encode(errors="replace")
     common = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
     return Response(body, status, {**common, **(headers or {})}, "application/json")
 

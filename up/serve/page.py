@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+from up.json_text import json_text
 from up.types import Json
 
 _ROOM = Path(__file__).parent
@@ -27,7 +27,7 @@ def page(metadata: dict[str, Json]) -> Page:
     """Return the page for the model that ``metadata`` describes."""
     style = _read(_ROOM.parent / "pages" / "style.css") + _read(_ROOM / "page.css")
     script = _read(_ROOM / "page.js")
-    content = json.dumps(metadata, ensure_ascii=False).replace("<", "\\u003c")
+    content = json_text(metadata).replace("<", "\\u003c")
     names = {key: html.escape(str(metadata[key])) for key in ("name", "version")}
     text = Template(_read(_ROOM / "page.html")).substitute(
         names, style=style, script=script, metadata=content, topk=_TOPK.get(metadata["answer"], 5)

@@ -13,10 +13,10 @@ import yaml
 from up.engine.hooks import Hook, Outline
 from up.files import write_text
 from up.models.genotype import Genotype
+from up.run_files import FRAGMENTS
 from up.supernet.section import SUPERNET
 from up.types import Record
 
-FOLDER = "fragments"  # of a run folder; `up search` takes it over as the result of a stage
 _TABLE = "networks.csv"
 OF_THE_SUPERNET = ("candidates", "nodes")  # arguments that a derived network does not take
 
@@ -38,7 +38,7 @@ class GenotypeFiles(Hook):
         self._folder = Path()
 
     def on_start(self, outline: Outline, step: int) -> None:
-        self._folder = outline.folder / FOLDER
+        self._folder = outline.folder / FRAGMENTS
 
     def on_save(self, step: int, path: Path) -> None:
         found = self._found()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import re
 import sys
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from up.distributed.env import rank_in_environment
 from up.errors import Ending
+from up.json_text import json_text
 
 OUTPUT = "UP_OUTPUT"  # variable: ranks that this process starts write as it does
 QUIET, JSON = "quiet", "json"
@@ -79,8 +80,19 @@ def write_json_line(level: str, event: str, message: str, **fields: object) -> N
     """Write a JSON object on a line of standard output: time, level, event, message, and the fields of the event."""
     record = {"time": round(time.time(), 3), "level": level, "event": event, "message": message, **fields}
     with suppress(OSError):
-        sys.stdout.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        print_utf8(json_text(record, default=str) + "\n")
         sys.stdout.flush()
+
+
+def print_utf8(text: str) -> None:
+    """Write what programs read to standard output: in UTF-8, which JSON requires, whatever the locale.
+
+    Bytes of file names that are no UTF-8 are escaped, as ``\\udce9``.
+    """
+    stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper) and (stdout.encoding.lower(), stdout.errors) != ("utf-8", "backslashreplace"):
+        stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    stdout.write(text)
 
 
 def tell(*lines: str) -> None:

@@ -18,6 +18,7 @@ from up.data.transforms.image import Interpolation
 from up.errors import UserError
 from up.figures import Panel, Pixels, panels
 from up.models.feature_hooks import FeatureHooks, as_maps, require_layers, undisturbed
+from up.run_files import FEATURE_VIS
 from up.text import count
 from up.tracking.figure_hook import FigureHook, file_stems, photo, stretched
 
@@ -68,7 +69,7 @@ class FeatureVis(FigureHook):
             raise UserError("feature_vis: layer_name and layer_names are the same setting. Keep layer_names.")
         given = layer_names or layer_name or []
         layers = [given] if isinstance(given, str) else given
-        super().__init__("feature_vis", layers=layers, save_dir=save_dir, num_images=num_images)
+        super().__init__(FEATURE_VIS, layers=layers, save_dir=save_dir, num_images=num_images)
         self.num_channels = num_channels
         self.gt_dir = gt_dir
         self.interpolation = interpolation

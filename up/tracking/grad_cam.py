@@ -16,6 +16,7 @@ from up.engine.hooks import Outline
 from up.errors import UserError
 from up.figures import Panel, is_drawable, missing_font, panels
 from up.models.feature_hooks import FeatureHooks, as_maps, require_layers, undisturbed
+from up.run_files import GRAD_CAM
 from up.text import Verbatim, count, some_of
 from up.tracking.figure_hook import FigureHook, file_stems, photo
 
@@ -108,7 +109,7 @@ class GradCam(FigureHook):
         save_dir: str | None = None,
         num_images: AtLeast1 = 8,
     ) -> None:
-        super().__init__("grad_cam", layers=[layer_name] if layer_name else [], save_dir=save_dir, num_images=num_images)
+        super().__init__(GRAD_CAM, layers=[layer_name] if layer_name else [], save_dir=save_dir, num_images=num_images)
         self.class_names: Sequence[str] = class_names or []
 
     def check(self, model: nn.Module, class_names: Sequence[str] | None) -> None:

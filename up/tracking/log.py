@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 from up.distributed.group import is_main
 from up.engine.hooks import Hook, Outline, StepReport
 from up.files import write_text
+from up.json_text import json_text, with_nan
+from up.run_files import LOG, METRICS
 from up.tracking.speed import SpeedMeter, peak_memory
 from up.types import Record, StateDict
 
@@ -38,7 +41,7 @@ def log_to(folder: Path) -> None:
         LOGGER.removeHandler(handler)
         handler.close()
     if is_main():
-        file = LogFile(folder / "train.log", encoding="utf-8")
+        file = LogFile(folder / LOG, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         LOGGER.addHandler(file)
 
@@ -63,16 +66,16 @@ def shown_in_notebook(progress: bool) -> Iterator[None]:
 
 
 class WindowMeter:
-    """Means over the steps since the last reading."""
+    """Means over the steps since the last reading: of each scalar, over the steps that had it."""
 
     def __init__(self) -> None:
         self._sums = _NOTHING
-        self._steps = 0
+        self._steps = Counter[str]()
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         """Add scalars of a step; adds on the device, without waiting for it."""
         self._sums = _added(self._sums, scalars)
-        self._steps += 1
+        self._steps.update(scalars.keys())
 
     def add_step(self, report: StepReport) -> None:
         """Add all scalars of a step; windows that began with the same step share the addition and its sums."""
@@ -81,21 +84,22 @@ class WindowMeter:
             before, after = self._sums, _added(self._sums, report.scalars)
             report.window[:] = before, after
         self._sums = after
-        self._steps += 1
+        self._steps.update(report.scalars.keys())
 
     def read(self) -> dict[str, float]:
         """Return the means as numbers, which waits for the device, and reset."""
-        means = {name: float(total) / self._steps for name, total in self._sums.items()}
-        self._sums, self._steps = _NOTHING, 0
+        means = {name: float(total) / self._steps[name] for name, total in self._sums.items()}
+        self._sums, self._steps = _NOTHING, Counter()
         return means
 
     def state_dict(self) -> StateDict:
         """Return the state that a resumed run needs to report the same means."""
-        return {"sums": dict(self._sums), "updates": self._steps}
+        return {"sums": dict(self._sums), "steps": dict(self._steps)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Continue from ``state_dict()``."""
-        self._sums, self._steps = dict(state["sums"]), state["updates"]
+        """Continue from ``state_dict()``, which had one number of steps for all scalars in earlier versions."""
+        self._sums = dict(state["sums"])
+        self._steps = Counter(state["steps"] if "steps" in state else dict.fromkeys(self._sums, state["updates"]))
 
 
 def _added(sums: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -135,6 +139,7 @@ class WindowHook(Hook):
 class MetricsFile(WindowHook):
     """Writes ``metrics.jsonl``: one JSON object a line, means over each display interval and every evaluation.
 
+    A number that is not finite is null there.
     Lines of training end with the numbers of the machine, ``OF_THE_MACHINE``, which no two runs share. Each of ``readers`` is
     called with the same: phase, step and values.
     """
@@ -145,7 +150,7 @@ class MetricsFile(WindowHook):
 
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
-        self._path = outline.folder / "metrics.jsonl"
+        self._path = outline.folder / METRICS
         cut_after(self._path, step)
         self._speed = SpeedMeter()
 
@@ -171,15 +176,18 @@ class MetricsFile(WindowHook):
     def _append(self, step: int, values: Mapping[str, float], phase: str) -> None:
         record = {"phase": phase, "step": step, "epoch": round(step / self.outline.steps_per_epoch, 4), **values}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_text(record) + "\n")
         for read in self.readers:
             read(phase, step, values)
 
 
 def read_metrics(folder: Path) -> list[Record]:
-    """Read ``metrics.jsonl`` of a run folder, without a last line that was cut off; empty where there is none."""
-    path = folder / "metrics.jsonl"
-    return [record for _, record in _records(path)] if path.exists() else []
+    """Read ``metrics.jsonl`` of a run folder, without a last line that was cut off; empty where there is none.
+
+    Numbers that are not finite are NaN.
+    """
+    path = folder / METRICS
+    return [with_nan(record) for _, record in _records(path)] if path.exists() else []
 
 
 def cut_after(path: Path, step: int) -> None:

@@ -17,6 +17,7 @@ from up.engine.shards import is_shared
 from up.errors import Ending, UserError
 from up.figures import missing_matplotlib
 from up.files import unwritable
+from up.run_files import TENSORBOARD
 from up.tracking.log import LOGGER, WindowHook
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class TensorBoard(WindowHook):
 
     def on_start(self, outline: Outline, step: int) -> None:
         super().on_start(outline, step)
-        self._started = Path(self.logdir) if self.logdir else outline.folder / "tensorboard", step + 1
+        self._started = Path(self.logdir) if self.logdir else outline.folder / TENSORBOARD, step + 1
         self._has_settings = False
 
     def on_first_batch(self, step: int, batch: Batch) -> None:

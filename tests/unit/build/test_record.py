@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from up.build.experiment import load_experiment
-from up.build.record import RECORD, read_record, record_run
+from up.build.record import read_record, record_run
 from up.command_line import CommandLine
+from up.run_files import RECORD
 
 FILE = Path("configs/cls/quickstart.yaml")
 

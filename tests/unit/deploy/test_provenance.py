@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.harness.facts import facts
-from up.deploy.provenance import archive_time, commit_of, created_at, said_by
+from up.deploy.provenance import archive_time, commit_of, created_at, recorded_texts
 from up.errors import UserError
 
 
@@ -61,6 +61,6 @@ def test_the_commit_of_a_tracked_folder_only(tmp_path: Path) -> None:
 
 def test_what_a_checkpoint_says(tmp_path: Path) -> None:
     torch.save({"data_sha256": "ab", "step": 3, "model": {"w": torch.zeros(2)}}, tmp_path / "c.pth")
-    assert said_by(tmp_path / "c.pth") == {"data_sha256": "ab"}
+    assert recorded_texts(tmp_path / "c.pth") == {"data_sha256": "ab"}
     (tmp_path / "other.safetensors").write_bytes(b"not of ours")
-    assert said_by(tmp_path / "other.safetensors") == {}
+    assert recorded_texts(tmp_path / "other.safetensors") == {}

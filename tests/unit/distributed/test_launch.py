@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from tests.harness.facts import tells
 from up.distributed import launch as launching
-from up.distributed.launch import Launch, code_of_failures, mpi_environment, slurm_environment
+from up.distributed.launch import Launch, address_and_port, code_of_failures, mpi_environment, slurm_environment
 from up.distributed.signals import handled
 from up.errors import UserError
 
@@ -96,8 +98,32 @@ def test_mpich_on_two_hosts() -> None:
         mpi_environment(variables)
     found = mpi_environment(variables, endpoint="first:4711")
     assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "4711"}
+    found = mpi_environment(variables, endpoint="[fe80::1%eth0]:29500")
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("fe80::1%eth0", "29500")
     with pytest.raises(UserError, match="mpirun"):
         mpi_environment({})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [("first:4711", ("first", 4711)), ("10.0.0.1", ("10.0.0.1", None)), ("[::1]:29500", ("::1", 29500)), ("[::1]", ("::1", None))],
+)
+def test_addresses_of_endpoints(endpoint: str, expected: tuple[str, int | None]) -> None:
+    assert address_and_port(endpoint) == expected
+
+
+@pytest.mark.parametrize("endpoint", ["::1:29500", "first:port", "first:70000", "[::1", ":29500"])
+def test_endpoints_that_are_none(endpoint: str) -> None:
+    with pytest.raises(UserError) as error:
+        address_and_port(endpoint)
+    assert tells(str(error.value), "--rdzv", endpoint, "HOST:PORT", *(["[::1]"] if endpoint == "::1:29500" else []))
+
+
+def test_several_hosts_need_a_port() -> None:
+    with pytest.raises(UserError, match="HOST:PORT"):
+        launching._launch_config(Launch(processes=1, hosts=2, endpoint="[::1]"))
+    made = launching._launch_config(Launch(processes=1, hosts=2, endpoint="[::1]:29500"))
+    assert parse_rendezvous_endpoint(made.rdzv_endpoint, 1) == ("::1", 29500)
 
 
 @pytest.mark.parametrize(

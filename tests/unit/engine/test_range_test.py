@@ -63,6 +63,7 @@ def range_of(steps: int, high: float) -> RangeTest:
         meter=StepMeter(),
         precision=Precision(mode=None, device="cpu"),
         clip=Clip(),
+        freeze=lambda step: None,
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         steps=lambda from_step: (StepData([batch], 0.0, Cut([Share(1.0, 0.5)], 2)) for _ in range(steps)),
         parts=lambda data, step: [MicroBatch(batch, Share(1.0, 0.5), True)],

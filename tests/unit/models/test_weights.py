@@ -712,6 +712,23 @@ def test_position_embeddings_are_resized(size, class_token):
     assert "resized: backbone.pos_embed" in "\n".join(report.lines())
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((16, 64), (32, 64)), ((16, 64), (32, 32)), ((32, 32), (16, 64)), ((16, 64), (16, 64))],  # 2 x 8 and 4 x 4 patches are 16
+)
+def test_position_embeddings_of_a_grid_that_is_no_square(before, after):
+    def vit(img_size):
+        return timm.models.VisionTransformer(img_size, 8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
+
+    state, net = scrambled(vit(before).state_dict()), net_of(vit(after), 5)
+    seen = ImagePreprocessing((3, *before), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
+    report = load_with_heads(net, Weights("vit.pth", state, preprocessing=seen))
+    grids = [[side // 8 for side in size] for size in (after, before)]
+    expected = resample_abs_pos_embed(state["pos_embed"], grids[0], old_size=grids[1], num_prefix_tokens=1)
+    torch.testing.assert_close(net.backbone.pos_embed.data, expected)
+    assert bool(report.resized) == (before != after)
+
+
 def test_window_biases_are_resized():
     def swin(window):
         return timm_swin.SwinTransformer(

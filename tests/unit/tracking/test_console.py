@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -112,3 +113,11 @@ def test_tables_in_a_pipe_have_one_line_a_row(monkeypatch: pytest.MonkeyPatch, c
     assert any(line.count("word") == 100 for line in said.splitlines())
     assert "\x1b[" in said
     assert Console(file=io.StringIO()).is_terminal, "FORCE_COLOR means a terminal to rich"
+
+
+def test_what_programs_read_is_utf8_in_any_locale() -> None:
+    """``\\xe9`` of the C locale's stdout would be no JSON; half of a pair stands for a byte of a file's name."""
+    code = "from up.tracking.console import write_json_line; write_json_line('info', 'x', 'caf\\xe9 \\u732b \\udce9')"
+    c_locale = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=c_locale, capture_output=True, check=True)
+    assert json.loads(done.stdout.decode("utf-8"))["message"] == "café 猫 \udce9"

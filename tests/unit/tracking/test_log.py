@@ -49,7 +49,7 @@ def test_means_over_the_interval(tmp_path: Path) -> None:
 
 
 def test_steps_without_scalars(tmp_path: Path) -> None:
-    """Scalars of some steps only count as 0 at the others."""
+    """A scalar is a mean over the steps that have it."""
     hook = MetricsFile(every=2)
     hook.on_start(outline(tmp_path), 0)
     for step in (1, 2, 3):
@@ -57,7 +57,7 @@ def test_steps_without_scalars(tmp_path: Path) -> None:
     hook.on_step(report(4, 6.0))
     assert numbers_of(tmp_path) == [
         {"phase": "train", "step": 2, "epoch": 0.4, "lr": 0.1},
-        {"phase": "train", "step": 4, "epoch": 0.8, "lr": 0.1, "loss": 3.0},
+        {"phase": "train", "step": 4, "epoch": 0.8, "lr": 0.1, "loss": 6.0},
     ]
 
 
@@ -162,6 +162,24 @@ def test_a_window_is_empty_after_reading() -> None:
     window.add({"loss": torch.tensor(2.0)})
     assert window.read() == {"loss": 1.5}
     assert window.read() == {}
+
+
+def test_a_scalar_that_some_steps_lack_is_a_mean_over_the_others() -> None:
+    """Such as the accuracy, which batches with mixed labels do not have; across a resume too, and from an earlier state."""
+    windows, resumed = [WindowMeter() for _ in range(2)], WindowMeter()
+    steps = [{"loss": torch.tensor(1.0), "acc": torch.tensor(50.0)}, {"loss": torch.tensor(2.0)}, {"loss": torch.tensor(6.0)}]
+    for number, scalars in enumerate(steps, 1):
+        report = StepReport(number, 0.1, scalars, 8, 0.0)
+        for window in windows:
+            window.add_step(report)
+    state = windows[0].state_dict()
+    assert [window.read() for window in windows] == [{"loss": 3.0, "acc": 50.0}] * 2
+    resumed.load_state_dict(state)
+    resumed.add({"acc": torch.tensor(100.0)})
+    assert resumed.read() == {"loss": 3.0, "acc": 75.0}
+    resumed.load_state_dict({"sums": {"loss": torch.tensor(9.0)}, "updates": 3})
+    resumed.add({"loss": torch.tensor(3.0)})
+    assert resumed.read() == {"loss": 3.0}
 
 
 def test_windows_that_began_together_add_once(monkeypatch: pytest.MonkeyPatch) -> None:

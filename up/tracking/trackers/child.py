@@ -29,7 +29,6 @@ from typing import BinaryIO
 from up.tracking.trackers.tracker import TrackedRun, Tracker
 from up.types import Json, Record
 
-FOLDER = "trackers"  # in the run folder: for each tracker its record, its lock, and what its library prints
 _MOST_WAITING = 10_000  # rows read from the pipe, but not yet taken by the tracker
 _STUCK_S = 120.0  # a library that holds the interpreter longer ends the process
 _LEAST_FREE = 200_000_000  # bytes: a tracker must not take the room of the next checkpoint

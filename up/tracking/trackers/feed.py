@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
+from up.run_files import TRACKERS
 from up.text import count
 from up.tracking.log import LOGGER
-from up.tracking.trackers.child import FOLDER
 from up.tracking.trackers.tracker import TrackedRun, Tracker
 from up.types import Json
 
@@ -43,7 +43,7 @@ class Feed:
 
     def open(self, run: TrackedRun) -> None:
         """Start the process, which opens the run or continues ``run.run_id``."""
-        folder = Path(run.folder, FOLDER)
+        folder = Path(run.folder, TRACKERS)
         record, log = folder / f"{self.name}.json", folder / f"{self.name}.log"
         first = {
             "path": sys.path,

@@ -100,10 +100,20 @@ class TestDataPool:
         assert f"x.yaml:3: {expected}" in problem(self.DATA.format(pool, "train"))
 
 
-@pytest.mark.parametrize(("T_max", "iter_base", "steps"), [(437500, True, True), (100, True, False), (437500, False, False)])
-def test_T_max_of_a_run_in_steps(T_max: int, iter_base: bool, steps: bool) -> None:
+@pytest.mark.parametrize(
+    ("T_max", "max_iter", "iter_base", "steps"),
+    [
+        (437500, 437500, True, True),
+        (437500, 500000, True, True),
+        (500, 500, True, True),
+        (100, 500, True, False),
+        (500, 500, False, False),
+        (437500, 437500, False, False),
+    ],
+)
+def test_T_max_of_a_run_in_steps(T_max: int, max_iter: int, iter_base: bool, steps: bool) -> None:
     schedule = f"{{type: CosineAnnealingLR, kwargs: {{T_max: {T_max}}}}}"
-    text = f"runtime: {{iter_base: {iter_base}}}\ntrainer: {{lr_scheduler: {schedule}}}\n"
+    text = f"runtime: {{iter_base: {iter_base}}}\ntrainer: {{max_epoch: 1, max_iter: {max_iter}, lr_scheduler: {schedule}}}\n"
     assert decoded(text).config.schedule_counts_steps == steps
     said = ["x.yaml:3: trainer.lr_scheduler.kwargs.T_max: counts steps, not epochs, as max_iter does (runtime.iter_base)"]
     assert notes(text) == said * steps

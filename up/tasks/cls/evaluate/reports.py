@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from up.errors import StorageError
 from up.figures import missing_matplotlib
 from up.files import make_folder, write_atomically, write_bytes
 from up.intervals import wilson
+from up.json_text import json_text
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion_matrix
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
@@ -47,9 +47,8 @@ def write_reports(
     predictions = evaluator.predictions
     heads = predictions.heads
     names = labels_of(class_names or evaluator.class_names, [head.classes for head in heads]) if heads else []
-    metrics = {name: value if math.isfinite(value) else None for name, value in evaluator.compute().items()}  # JSON has no NaN
     make_folder(folder)
-    written = [_write_json(folder / "metrics.json", metrics)]
+    written = [_write_json(folder / "metrics.json", evaluator.compute())]
     for number, head in enumerate(heads):
         suffix = f"_head{number}" if len(heads) > 1 else ""
         written += _write_head(predictions, head, names[number], folder, suffix)
@@ -188,7 +187,7 @@ def result_lines(predictions: Predictions) -> Iterator[str]:
     for i, filename in enumerate(predictions.filename):
         each = [_result(head, i) for head in predictions.heads]
         line = each[0] if len(each) == 1 else {key: [result[key] for result in each] for key in each[0]}
-        yield json.dumps({**line, "filename": filename}, ensure_ascii=False) + "\n"
+        yield json_text({**line, "filename": filename}) + "\n"
 
 
 class ResultStream:
@@ -277,7 +276,7 @@ def _rounded(score: float) -> float:
 
 
 def _write_json(path: Path, content: Json) -> Path:
-    return _write_lines(path, [json.dumps(content, indent=2, ensure_ascii=False), "\n"])
+    return _write_lines(path, [json_text(content, indent=2), "\n"])
 
 
 def _write_json_list(path: Path, entries: Iterable[Json]) -> Path:
@@ -286,7 +285,7 @@ def _write_json_list(path: Path, entries: Iterable[Json]) -> Path:
     def parts() -> Iterator[str]:
         before = "[\n  "
         for each in entries:
-            yield before + json.dumps(each, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+            yield before + json_text(each, indent=2).replace("\n", "\n  ")
             before = ",\n  "
         yield "[]\n" if before.startswith("[") else "\n]\n"
 

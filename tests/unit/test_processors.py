@@ -1,0 +1,45 @@
+"""The processors that a process may use: affinity, and CPU quotas of both versions of control groups."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from up import processors
+from up.processors import available_processors
+
+pytestmark = pytest.mark.unit
+
+SECOND = {"job/cpu.max": "150000 100000", "cpu.max": "max 100000"}
+FIRST = {"cpu,cpuacct/job/cpu.cfs_quota_us": "300000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"}
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/job\n", SECOND, 2),
+        ("0::/job/task\n", SECOND, 2),  # the group above limits it, too
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),  # as a container sees its own group
+        ("0::/elsewhere\n", {"cpu.max": "max 100000"}, 8),
+        ("0::/job\n", {"job/cpu.max": "1600000 100000"}, 8),  # more than the affinity allows
+        ("5:memory:/job\n4:cpu,cpuacct:/job\n", FIRST, 3),
+        ("4:cpu,cpuacct:/job\n", {**FIRST, "cpu,cpuacct/job/cpu.cfs_quota_us": "-1"}, 8),
+        ("4:cpu,cpuacct:/docker/id\n", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("0::/job\n", {"job/cpu.max": "nonsense"}, 8),
+        (None, {}, 8),
+    ],
+)
+def test_quotas(own: str | None, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = tmp_path / "cgroup"
+    if own is not None:
+        groups.write_text(own)
+    for name, text in files.items():
+        path = tmp_path / "mounted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    monkeypatch.setattr(processors, "_OWN_GROUPS", groups)
+    monkeypatch.setattr(processors, "_MOUNTED", tmp_path / "mounted")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert available_processors() == expected
