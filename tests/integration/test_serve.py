@@ -141,7 +141,7 @@ REFUSED = {
     "images": (lambda s: s.predict(*[("a", GOOD)] * 17), 413, "too_many_images", "16"),
     "bytes": (lambda s: s.predict(("a", bytes(400_000))), 413, "body_too_large", "--max-bytes"),
     "all bad": (lambda s: s.predict(("a", b"x"), ("b", b"")), 422, "bad_image", "whole"),
-    "pixels": (lambda s: s.predict(("a", encoded(packages.colour(1, 2, 3, size=(1000, 500))))), 422, "bad_image", "whole"),
+    "pixels": (lambda s: s.predict(("a", encoded(packages.colour(1, 2, 3, size=(1000, 500))))), 422, "bad_image", "limits"),
     "path": (lambda s: s.get("/predictions"), 404, "not_found", "openapi.json"),
     "method": (lambda s: s.get("/predict"), 405, "method_not_allowed", "openapi.json"),
 }

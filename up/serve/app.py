@@ -33,7 +33,7 @@ from up.types import Json
 PREDICT = "/predict"
 _LARGE = 1 << 20  # bytes of a body whose parsing would delay other requests
 _CLIENT_GONE = 499  # as in the logs of other servers; nobody reads it
-_WHOLE = "Send the whole file, unchanged."
+_WHOLE = "Send the whole file, unchanged, of an image within the limits of this server."
 _ERROR = {"type": "object", "properties": {key: {"type": "string"} for key in ("code", "what", "fix")}}
 _BINARY = {"type": "string", "format": "binary"}
 _OPENAPI: dict[str, Json] = {
