@@ -133,7 +133,7 @@ def test_several_heads(config: Config, images: Path, tmp_path: Path, capsys: pyt
     assert [row[0] for row in said[0]] == ["head0", "head1"]
     words = ["verify", str(tmp_path / "out" / "model_1.0.0.tar"), "--meta", str(tmp_path / "test.json"), "--image-dir", str(images)]
     capsys.readouterr()
-    assert main([*words, "--meta-type", "custom_cls"]) == 0
+    assert main(words) == 0
     printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if "top1: " in line)
     found = {name: float(rest.split()[0]) for name, rest in printed.items()}
     assert np.mean([found["head0_top1"], found["head1_top1"]]) == pytest.approx(found["avg_top1"], abs=0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from tests.harness.facts import tells
 from tests.harness.photos import make_photos
 from up import api
 from up.__main__ import main
+from up.bundle.answers.classes import ClassesAnswer, HeadSpec
 from up.config.section import Part
+from up.data.transforms.table import Resize
 from up.errors import UserError
 from up.tasks.cls.task import CLASSIFICATION
 
@@ -134,6 +137,30 @@ class TestErrors:
         capsys.readouterr()
         assert main(["eval", "numbers.yaml", "--test", str(trained / "others")]) == 2
         assert tells(capsys.readouterr().err, f"--test {trained / 'others'}", "numbers", "list")
+
+
+@pytest.fixture
+def renumbered(tmp_path: Path) -> Path:
+    """A list whose numbers have other names than ``cat``, ``dog``."""
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    (tmp_path / "list.txt").write_text("a.png 0\n")
+    return tmp_path / "list.txt"
+
+
+def test_other_numbers_where_the_names_are_in_a_file(renumbered: Path) -> None:
+    own = Part(type="cls", kwargs={"class_names": "splits/classes.txt"})
+    with pytest.raises(UserError) as raised:
+        CLASSIFICATION.with_images(own, renumbered, ["cat", "dog"])
+    assert tells(str(raised.value), "--test", "classes.txt", "dog, cat", "cat, dog")
+
+
+@pytest.mark.parametrize(("labels", "is_error"), [(["cat", "dog"], True), (["dog", "cat"], False), (["0", "1"], False)])
+def test_other_numbers_for_a_package(labels: list[str], is_error: bool, renumbered: Path) -> None:
+    head = HeadSpec(name="classes", start=0, end=1, type="multiclass", activation="softmax", labels=labels, topk=2)
+    answer = ClassesAnswer(output="scores", activated=False, heads=[head])
+    with pytest.raises(UserError) if is_error else nullcontext() as raised:
+        CLASSIFICATION.listed(renumbered, "imagenet", None, answer, [Resize(size=8)])
+    assert not is_error or tells(str(raised.value), "--meta", "classes.txt", "dog, cat", "cat, dog")
 
 
 def test_what_belongs_to_the_own_images_is_left_out(tmp_path: Path) -> None:

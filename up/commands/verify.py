@@ -10,6 +10,8 @@ from up.commands.next_steps import next_commands, with_package
 from up.commands.parser import CommandParser
 from up.errors import UserError
 
+_META_TYPES = {".csv": "csv", ".tsv": "csv", ".json": "custom_cls", ".jsonl": "custom_cls"}  # as those of `up eval --test`
+
 
 def main(words: list[str]) -> int:
     """Check members, hashes, schema, labels, graph and test vectors; returns the exit code."""
@@ -20,7 +22,7 @@ def main(words: list[str]) -> int:
         type=Path,
         help="also compute the metrics of the task (classification: top-1, or mAP) on this meta file or folder of labelled images",
     )
-    default = "default: image_folder for a folder, csv for .csv and .tsv, else imagenet"
+    default = "default: image_folder for a folder, csv for .csv and .tsv, custom_cls for .json and .jsonl, else imagenet"
     parser.add_argument("--meta-type", help=f"format of the meta file ({default})")
     parser.add_argument("--image-dir", help="folder that its file names are relative to (default: the meta file's)")
     parser.add_argument("--provider", default="cpu", help="execution provider of onnxruntime: cpu, cuda, tensorrt, auto")
@@ -40,8 +42,7 @@ def main(words: list[str]) -> int:
     if meta is not None:
         from up.deploy.measure import accuracy
 
-        by_suffix = "csv" if meta.suffix.lower() in (".csv", ".tsv") else "imagenet"
-        meta_type = meta_type or ("image_folder" if meta.is_dir() else by_suffix)
+        meta_type = meta_type or ("image_folder" if meta.is_dir() else _META_TYPES.get(meta.suffix.lower(), "imagenet"))
         print(*accuracy(package, meta, arguments.image_dir, meta_type, provider=arguments.provider), sep="\n")
     print(f"OK: {arguments.package} is valid")
     print(*next_commands(CommandLine.typed(words), with_package(arguments.package, verified=True)), sep="\n")

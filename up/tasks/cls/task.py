@@ -37,7 +37,7 @@ from up.tasks.cls.data.files import block_at
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.data.metas import METAS, Columns
 from up.tasks.cls.data.other_images import with_images
-from up.tasks.cls.data.tables import TableSpec, are_labelled
+from up.tasks.cls.data.tables import TableSpec, are_labelled, expect_same_classes
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
 from up.tasks.cls.evaluate.mistakes import sections_of
 from up.tasks.cls.evaluate.reports import ResultStream, outcomes_of, write_reports
@@ -296,6 +296,9 @@ class Classification(Task[ImageDataset]):
         assert isinstance(answer, ClassesAnswer)
         multilabel = any(head.type == "multilabel" for head in answer.heads)
         labels = answer.label_lists()
+        is_named = labels[0] != [str(number) for number in range(len(labels[0]))]
+        if len(labels) == 1 and is_named and meta_file.is_file():
+            expect_same_classes(meta_file, labels[0], "--meta")
         first: object = transforms[0]
         if multilabel and len(labels) > 1:
             raise UserError(f"--meta: the package has {len(labels)} heads that predict sets of labels; no list has such labels.")

@@ -33,8 +33,9 @@ def with_images(dataset: Part, path: Path, class_names: Sequence[str] | None, fl
     if kind == "image_folder" and not names:
         what = f"{flag} {path}: got a folder of classes, but the classes of the net have only numbers"
         raise UserError(what, fix="Name a list of images whose labels are these numbers.")
-    if path.is_file() and names and not isinstance(names, str):
-        expect_same_classes(path, names, flag)
+    known = class_names if isinstance(names, str) else names  # a file of names
+    if path.is_file() and known:
+        expect_same_classes(path, known, flag)
     reader = block_at(dataset.kwargs, "image_reader")
     anywhere = {name: value for name, value in block_at(reader, "kwargs").items() if name != "image_dir"}
     kept: Kwargs = {name: value for name, value in dataset.kwargs.items() if name not in _OF_OWN_IMAGES}
