@@ -247,7 +247,7 @@ class TestPredict:
             ("--output", tmp_path / "file" / "x.csv", f"{tmp_path / 'file'} is not a folder"),
             ("--output", tmp_path, "is a folder"),
             ("--output", tmp_path / "pipe", "is not a regular file; without --output the predictions are printed"),
-            ("--vis_dir", tmp_path / "file", f"{tmp_path / 'file'} is not a folder"),
+            ("--vis-dir", tmp_path / "file", f"{tmp_path / 'file'} is not a folder"),
         ):
             words = ["predict", flag, str(path), str(images / "val 0.png"), "--ckpt", "none.pth"]
             (line,) = refused([*words, "--config", str(config_file)], capsys, tmp_path)
@@ -275,6 +275,10 @@ class TestPredict:
         words = ["-i", str(images / "val 2.png"), "-c", str(run / "ckpt_best.pth"), "-v", str(tmp_path / "drawn")]
         assert main(["inference", *words, "--config", str(config_file)]) == 0
         assert (tmp_path / "drawn" / "val 2.png").is_file()
+        words = ["predict", "-i", str(images / "val 0.png"), "--img-path", str(images / "val 1.png"), "--format", "jsonl"]
+        capsys.readouterr()
+        assert main([*words, "--config", str(config_file)]) == 0
+        assert [json.loads(line)["file"][-9:] for line in capsys.readouterr().out.splitlines()] == ["val 0.png", "val 1.png"]
 
 
 class TestCheckpoints:

@@ -42,7 +42,7 @@ _IN_MEMORY = 1 << 24  # bytes of predictions; more wait on the disk
 def main(words: list[str]) -> int:
     """Predict and print or write; returns 0, or 2 when an image could not be read."""
     arguments = parse(words)
-    named = [*arguments.images, *([arguments.img_path] if arguments.img_path else [])]
+    named = [*arguments.images, *arguments.img_path]
     images = find_images(named)  # a mistake is reported before the network is built
     if not images:
         raise UserError("predict needs images: name files, folders or patterns.")
@@ -135,7 +135,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         metavar="FILE.yaml | IMAGE",
         help="the configuration, unless --config or --bundle is given; image files, folders (searched recursively), patterns",
     )
-    parser.add_argument("-i", "--img-path", metavar="IMAGE", help="another IMAGE")
+    parser.add_argument("-i", "--img-path", action="append", default=[], metavar="IMAGE", help="another IMAGE; repeatable")
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="a package (.tar) or graph (.onnx) instead of a configuration")
     parser.add_argument("--provider", help="execution provider of --bundle: cpu, cuda, tensorrt, auto (default: cpu)")
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
@@ -166,7 +166,7 @@ def expect_writable(arguments: argparse.Namespace, images: Sequence[Path]) -> No
     if reason is not None:
         raise UserError(f"--output {output}: {reason}. Expected a file in a folder that can be written to.")
     taken = {image.parent.resolve(): "the images themselves, which {} could replace" for image in images}
-    for flag, folder, what in (("--vis_dir", arguments.vis_dir, "drawings"), ("--mask_dir", arguments.mask_dir, "masks")):
+    for flag, folder, what in (("--vis-dir", arguments.vis_dir, "drawings"), ("--mask-dir", arguments.mask_dir, "masks")):
         reason = None if folder is None else unwritable(folder)
         if reason is not None:
             raise UserError(f"{flag} {folder}: {reason}. Expected a folder that can be written to.")
