@@ -85,6 +85,9 @@ def test_repeat_factor_of_an_image_is_that_of_its_rarest_class() -> None:
     labels = PackedLabels.of_sets([[0], [0, 1], [0], [0], []])
     order = RepeatFactor(size=5, labels=labels, t=0.8)  # shares .8 and .2: factors 1, 2, 1, 1, 1
     assert sorted(order(0).index.tolist()) == [0, 1, 1, 2, 3, 4]
+    heads = PackedLabels(np.array([[0, 1], [0, 0], [0, 1], [1, 1], [0, 1]]))  # class 1 is rare in the first head, 0 in the second
+    order = RepeatFactor(size=5, labels=heads, t=0.8)
+    assert sorted(order(0).index.tolist()) == [0, 1, 1, 2, 3, 3, 4]
     assert RepeatFactor(size=100, labels=SKEWED)(0).index.tolist() != list(range(100))
     assert len(RepeatFactor(size=100, labels=SKEWED)) == 100
 
