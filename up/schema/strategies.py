@@ -258,6 +258,9 @@ def _lacks(config: Config, has: Sequence[str]) -> Iterator[Problem]:
         if name in has and not is_measured:
             lacks = "dataset.test is missing" if config.dataset.test is None else "trainer.is_eval is false"
             yield Problem(f"is chosen on validation images, and {lacks}", key=f"finetune.{name}", fix="Evaluate, or remove it.")
+    if "swa" in has and trainer.early_stopping is not None:
+        what = "averages the last epochs of the run, and trainer.early_stopping may end it before them"
+        yield Problem(what, key="finetune.swa", fix="Remove trainer.early_stopping, or use finetune.average.")
     for name in ("probe", "swa"):
         epochs = getattr(config.finetune, name).epochs if name in has else 0
         if trainer.max_iter is None and trainer.max_epoch is not None and epochs >= trainer.max_epoch:

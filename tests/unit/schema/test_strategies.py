@@ -175,6 +175,7 @@ def test_mistakes(section: str, key: str, words: str) -> None:
         ("finetune: {l2sp: {}}", "finetune.l2sp", "pretrain_model"),
         ("finetune: {strategy: l2sp}", "finetune.l2sp", "pretrain_model"),
         ("finetune: {wise_ft: {}}", "finetune.wise_ft", "pretrain_model"),
+        ("finetune: {swa: {epochs: 2}}\ntrainer: {early_stopping: {patience: 1}}", "finetune.swa", "early_stopping"),
         ("trainer: {is_eval: false}\nfinetune: {soup: {}}", "finetune.soup", "is_eval"),
         ("finetune: {lora: {}, unfreeze: {}}", "finetune.lora", "unfreeze"),
         ("finetune: {unfreeze: {}, probe: {epochs: 1}}", "finetune.unfreeze", "probe"),
