@@ -139,6 +139,9 @@ class BatchMix:
     """Mixing of a batch: ``image`` (B, C, H, W), and of labelled images soft ``gt`` (B, num_classes) and ``dominant`` (B,)."""
 
     def __init__(self, policy: MixPolicy, *, num_classes: Classes = 1000) -> None:
+        if not isinstance(num_classes, int):
+            what, expected = "batches are mixed for a single head", "one number"
+            raise UserError(what, got=num_classes, expected=expected, key="num_classes", fix="Remove batch_fn.")
         self.policy = policy
         self.num_classes = num_classes
         self._checked = False

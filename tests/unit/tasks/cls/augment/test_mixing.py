@@ -168,6 +168,13 @@ def test_labels_that_cannot_be_mixed(gt: Tensor, message: str) -> None:
         BatchMixup(num_classes=CLASSES)(batch_of(gt), generator(0))
 
 
+def test_several_heads_cannot_be_mixed() -> None:
+    for part in (BatchMixup, BatchCutmix, BatchCutmixMixup):
+        with pytest.raises(UserError, match=facts("[4, 3]", "single head")) as caught:
+            part(num_classes=[4, 3])  # as derived from data with two labels an image
+        assert caught.value.problems[0].key == "num_classes"
+
+
 def test_levels_are_refused() -> None:
     batch = Batch(image=torch.zeros(2, 3, 4, 4, dtype=torch.uint8), gt=torch.tensor([0, 1]))
     with pytest.raises(UserError, match=facts("batch_fn", "images", "torch.uint8")):
