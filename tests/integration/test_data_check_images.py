@@ -16,6 +16,7 @@ from tests.harness.facts import tells
 from tests.harness.planted import SIZES, clean, scene, with_faults
 from tests.harness.refusals import refused
 from up.__main__ import main
+from up.data_report.sources import parts_of
 
 Report = dict[str, Any]
 
@@ -133,6 +134,102 @@ def test_tables_and_json_lines(sound: Path, tmp_path: Path, capsys: pytest.Captu
         )
         code, report, found = checked(capsys, tmp_path, "--image-dir", sound / "train", tmp_path / name)
         assert (code, found, report["images"]) == (0, {}, 20)
+
+
+@pytest.mark.parametrize("command", ["check", "split"])
+@pytest.mark.parametrize(("first", "second"), [("val", "valid"), ("validation", "val"), ("train", "training"), ("test", "testing")])
+def test_two_folders_for_one_part_are_an_error(
+    first: str, second: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, part in enumerate({"train": 0, first: 0, second: 0}):
+        for label in range(2):
+            (tmp_path / "photos" / part / str(label)).mkdir(parents=True)
+            scene(10 * number + label, 32, 32).save(tmp_path / "photos" / part / str(label) / "0.png")
+    (line,) = refused(["data", command, "photos"], capsys, tmp_path)
+    assert tells(line, "photos", first, second, "Rename")
+    (tmp_path / "photos" / second).rename(tmp_path / "photos" / "others")
+    assert [*parts_of(tmp_path / "photos")] == list(dict.fromkeys(["train", "val" if first.startswith("val") else first]))
+
+
+def listed_by_head(path: Path, rows: list[tuple[str, list[int]]]) -> Path:
+    path.write_text("".join(json.dumps({"filename": name, "label": labels}) + "\n" for name, labels in rows))
+    return path
+
+
+def test_classes_are_counted_for_each_head(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = [(f"cat/{index}.{'jpg' if index % 2 else 'png'}", [index % 2, index % 3]) for index in range(30)]
+    val = [(f"dog/{index}.{'jpg' if index % 2 else 'png'}", [0, index % 3]) for index in range(12)]
+    lists = [listed_by_head(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", train), ("val", val))]
+    (tmp_path / "classes.txt").write_text("cat\ndog\nfox\n")  # of no head
+    words = ("--train", lists[0], "--val", lists[1], "--image-dir", sound / "train")
+    code, report, found = checked(capsys, tmp_path, *words)
+    assert {each["class"]: (each["train"], each["val"]) for each in report["classes"]} == {
+        "head0: 0": (15, 12),
+        "head0: 1": (15, 0),
+        "head1: 0": (10, 4),
+        "head1: 1": (10, 4),
+        "head1: 2": (10, 4),
+    }
+    assert [(each["classes"], each["smallest_class"], each["largest_class"]) for each in report["splits"]] == [
+        (5, 10, 15),
+        (4, 4, 12),
+    ]
+    assert (code, {*found}) == (0, {"missing_class"})
+    assert tells(texts(found["missing_class"]), "val", "head0: 1")
+    assert found["missing_class"]["count"] == 1
+
+
+def test_classes_are_compared_within_a_head(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second head has 12 classes of 3 images; that the first one has two of 18 is no imbalance."""
+    rows = [(f"cat/{index}.{'jpg' if index % 2 else 'png'}", [index % 2, index % 12]) for index in range(36)]
+    listed = listed_by_head(tmp_path / "list.jsonl", rows)
+    code, _, found = checked(capsys, tmp_path, listed, "--image-dir", sound / "train")
+    assert (code, {*found}, found["few_images"]["count"]) == (0, {"few_images"}, 12)
+    rows = [(name, [int(index == 0), 0]) for index, (name, _) in enumerate(rows)]
+    listed_by_head(listed, rows)
+    _, _, found = checked(capsys, tmp_path, listed, "--image-dir", sound / "train")
+    assert tells(texts(found["imbalance"]), "head0: 0", "35", "head0: 1", "1")
+    assert found["imbalance"]["count"] == 1
+
+
+def test_the_same_image_with_the_labels_of_two_heads_exchanged(
+    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(sound / "train" / "cat", folder)
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    rows = [(f"{index}.{'jpg' if index % 2 else 'png'}", [index % 2, (index + 1) % 2]) for index in range(30)]
+    listed = listed_by_head(tmp_path / "list.jsonl", [*rows, ("copy.png", [1, 0])])
+    _, _, found = checked(capsys, tmp_path, listed, "--image-dir", folder)
+    assert tells(texts(found["two_labels"]), "copy.png", "head0: 1", "head1: 0")
+
+
+def test_a_label_out_of_the_range_of_its_head(
+    config: Report, write: Callable[[Report], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    rows = [(f"{index}.png", [index % 2, index % 3]) for index in range(30)]
+    rows[7] = ("7.png", [2, 1])
+    for name, _ in rows:
+        scene(int(name.split(".")[0]), 32, 32).save(tmp_path / "photos" / name)
+    listed = listed_by_head(tmp_path / "list.jsonl", rows)
+    config["dataset"].pop("test")
+    kwargs = config["dataset"]["train"]["dataset"]["kwargs"]
+    kwargs.pop("class_names")
+    kwargs |= {"meta_file": str(listed), "meta_type": "custom_cls", "num_classes": [2, 3]}
+    kwargs["image_reader"]["kwargs"]["image_dir"] = str(tmp_path / "photos")
+    code, report, found = checked(capsys, tmp_path, write(config))
+    assert (code, {*found}) == (2, {"label_range"})
+    assert tells(texts(found["label_range"]), f"{listed}:8", "head0", "label 2", "0 to 1")
+    assert {each["class"]: each["train"] for each in report["classes"]} == {
+        "head0: 0": 15,
+        "head0: 1": 14,
+        "head0: 2": 1,
+        "head1: 0": 10,
+        "head1: 1": 10,
+        "head1: 2": 10,
+    }
 
 
 @pytest.mark.parametrize("kind", ["flat", "tiny", "siblings"])

@@ -102,6 +102,21 @@ def test_a_group_column_stays_in_one_part(photos: Path, tmp_path: Path, kind: st
     assert not trained & held
 
 
+def test_classes_of_each_head_are_split(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second head has one image of class 1: it cannot be validated, though class 1 of the first head can."""
+    labels = {f"fox/{index}.png": [int(index < 2), int(index == 10)] for index in range(11)}
+    listed = tmp_path / "list.jsonl"
+    listed.write_text("".join(json.dumps({"filename": name, "label": label}) + "\n" for name, label in labels.items()))
+    (tmp_path / "classes.txt").write_text("no\nyes\n")  # of no head
+    out = split(tmp_path / "out", listed, "--image-dir", photos / "all", "--val", "20%")
+    assert tells(capsys.readouterr().out, "warning: head1: 1")
+    parts = {name: rows(out / f"{name}.jsonl") for name in ("train", "val")}
+    assert all(row["label"] == labels[row["filename"]] for part in parts.values() for row in part)
+    assert Counter(row["label"][0] for row in parts["val"]) == {0: 2, 1: 1}
+    assert not (out / "classes.txt").exists()
+    assert json.loads((out / "split.json").read_text())["not_validated"] == ["head1: 1"]
+
+
 def test_the_printed_lines_read_the_lists(
     photos: Path, tmp_path: Path, config: dict[str, Any], write: Callable[[Any], str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,11 @@ def weights(network: str, file: str) -> Callable[[], None]:
     return lambda: torch.save(timm.create_model(network, num_classes=10).state_dict(), file)
 
 
+def two_validations() -> None:
+    for name in ("train", "val", "valid"):
+        shutil.copytree("photos", name)
+
+
 def earlier_run() -> None:
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/config.yaml").write_text("trainer: {}\n")
@@ -132,6 +137,7 @@ MISTAKES = {
     "a list of another kind": Mistake({"train": "list.xlsx"}, ["list.xlsx", ".jsonl"], file("list.xlsx")),
     "validation of other classes": Mistake({"val": "val"}, ["val", "dgo", "'dog'", "cat, dog, owl"], val_of("cat", "dgo")),
     "validation on the training images": Mistake({"val": "photos"}, ["--val photos", "training images"]),
+    "two folders for validation": Mistake({"train": "."}, ["val", "valid", "Rename"], two_validations),
     "no such validation": Mistake({"val": "valid"}, ["--val valid", "no such"]),
     "an unknown network": Mistake({"model": "resnet5"}, ["resnet5", "Did you mean", "resnet50"]),
     "an unknown network of timm": Mistake({"model": "timm:resnet5.a1_in1k"}, ["resnet5", "resnet50"]),

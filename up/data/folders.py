@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from up.data.listing import MetaError
 from up.data.roots import ImageRoot
+from up.errors import UserError
+from up.text import some_of
 
 
 def classes_of(roots: Iterable[ImageRoot]) -> list[str]:
     """List the classes of several folders together, sorted."""
     return sorted({folder for root in roots for folder in folders_in(root.shown) if any(True for _ in _walk(root, folder))})
+
+
+def part_in(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the folder in ``folder`` of one of these names that has class folders with images; None without one.
+
+    Raises ``UserError`` for several: each could be the one that is meant.
+    """
+    found = [folder / name for name in names if (folder / name).is_dir()]
+    found = [path for path in found if classes_of([ImageRoot(str(path), meta_file=str(path))])]
+    if len({path.resolve() for path in found}) > 1:
+        got = some_of((path.name for path in found), len(found))
+        fix = "Rename or remove the others, or name each folder with --train and --val."
+        raise UserError(f"{folder}: got the folders {got} for the same part", expected="one of them", fix=fix)
+    return found[0] if found else None
 
 
 def empty_classes(root: ImageRoot) -> list[str]:

@@ -139,6 +139,19 @@ class PackedLabels:
             return None
         return 1 if self.values.ndim == 1 else self.values.shape[1]
 
+    def by_head(self, sizes: Sequence[int] | None = None) -> PackedLabels:
+        """Return sets of labels in which the classes of all heads have numbers of their own; unchanged without several heads.
+
+        Class c of head h is c + the ``sizes`` of the heads before: by default its largest label + 1. Labels below 0 are left out.
+        """
+        if self.values.ndim == 1:
+            return self
+        largest = self.values.max(axis=0, initial=-1)
+        widths = [max(int(each) + 1, 0) for each in largest] if sizes is None else [*sizes]
+        kept = self.values >= 0
+        numbers = self.values + np.cumsum([0, *widths[:-1]])
+        return PackedLabels(numbers[kept], np.concatenate([[0], np.cumsum(kept.sum(axis=1))]))
+
     def owners(self) -> NDArray[np.int64]:
         """Return the sample of every element of ``values.ravel()``."""
         each = np.full(len(self), self.heads) if self.offsets is None else np.diff(self.offsets)
@@ -163,3 +176,8 @@ class PackedLabels:
             return cls(values)
         sizes = np.concatenate([np.diff(part.offsets) for part in parts if part.offsets is not None])
         return cls(values, np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def classes_of_heads(sizes: Sequence[int]) -> list[str]:
+    """Name the classes of heads of these ``sizes`` in the order of ``PackedLabels.by_head``."""
+    return [f"head{head}: {label}" for head, size in enumerate(sizes) for label in range(size)]

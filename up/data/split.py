@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from up.data.duplicates import identical_files, joined, kept_apart, members, near_duplicates
 from up.data.image_records import read_records
+from up.data.packed import PackedLabels
 from up.errors import UserError
 from up.files import write_json
 from up.seed import key
@@ -29,7 +30,7 @@ from up.types import Json
 
 _UNLABELLED = -1  # images without a label are drawn as those of one more class
 
-Labels: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | None"
+Labels: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | PackedLabels | None"
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def split_of(
     """Split images into ``train``, ``validation`` and ``test``, about ``share`` and ``test`` of each class in the last two.
 
     ``files`` are names relative to ``root``; the names decide the draw, the pixels which images are near duplicates. ``labels`` are
-    one label an image, or a set of labels; None for unlabelled images. Images with the same text in ``together`` stay on one side,
-    too, unless it is empty. A class of at least two groups of images is on both sides, one of a single group is only trained on;
-    with sets of labels that may be impossible for some class, which is then in ``not_validated``.
+    one label an image, or a set of labels; None for unlabelled images. ``PackedLabels`` of several heads are split by the classes
+    of each head, numbered as their ``by_head`` does. Images with the same text in ``together`` stay on one side, too, unless it is
+    empty. A class of at least two groups of images is on both sides, one of a single group is only trained on; with sets of labels
+    that may be impossible for some class, which is then in ``not_validated``.
 
     Raises ``UserError`` for shares outside of 0 to 1, an empty list and a name that comes twice.
     """
@@ -225,6 +227,9 @@ def _sets_of(labels: Labels, images: int) -> list[tuple[int, ...]]:
         return [(0,)] * images
     if len(labels) != images:
         raise UserError(f"{count(len(labels), 'label')} for {count(images, 'image')}. Expected one each.", key="labels")
+    if isinstance(labels, PackedLabels):
+        numbered = labels.by_head()
+        return [tuple(sorted({*numbered[index]})) for index in range(images)]
     return [(int(each),) if isinstance(each, int | np.integer) else tuple(sorted({*map(int, each)})) for each in labels]
 
 

@@ -22,7 +22,8 @@ def report_of(images: CheckedImages, problems: Sequence[Problem], began: float) 
     """Return the whole report as plain values: the data sets, their classes, and the findings."""
     found = findings(images, problems)
     counts = images.counts
-    listed = sorted(range(len(images.classes)), key=lambda label: -int(counts[:, label].sum()))[:_CLASSES]
+    names = images.classes.names
+    listed = sorted(range(len(names)), key=lambda label: -int(counts[:, label].sum()))[:_CLASSES]
     errors, warnings, notes = (
         sum(finding["count"] for finding in found if finding["severity"] == severity) for severity in ("error", "warning", "note")
     )
@@ -31,10 +32,10 @@ def report_of(images: CheckedImages, problems: Sequence[Problem], began: float) 
         "images": len(images),
         "splits": [_split(images, number) for number in range(len(images.sources))],
         "classes": [
-            {"class": images.classes[label], **{each.name: int(counts[at, label]) for at, each in enumerate(images.sources)}}
+            {"class": names[label], **{each.name: int(counts[at, label]) for at, each in enumerate(images.sources)}}
             for label in listed
         ],
-        "classes_left_out": len(images.classes) - len(listed),
+        "classes_left_out": len(names) - len(listed),
         "findings": found,
         "errors": errors,
         "warnings": warnings,

@@ -168,7 +168,7 @@ def _names(images: CheckedImages) -> Found:
             if len(group) > 1:
                 yield "similar_names", Group(group, f"{source.name}: {some_of((repr(images.name(index)) for index in group), 4)}")
     classes: dict[str, list[str]] = defaultdict(list)
-    for name in images.classes:
+    for name in images.classes.names:
         classes["".join(name.split()).casefold()].append(name)
     for names in classes.values():
         if len(names) > 1:
@@ -177,53 +177,61 @@ def _names(images: CheckedImages) -> Found:
 
 def _labels(images: CheckedImages) -> Found:
     counts = images.counts
-    limits = [source.limit for source in images.sources if source.limit is not None]
-    limit = min(limits, default=len(images.classes))
+    is_known = images.classes.is_known
     trained = {*(images.sources[0].classes or ())}
     for source in images.sources:
         yield from _out_of_range(images, source, trained)
     for number, source in enumerate(images.sources):
         if source.labels is None:
             continue
-        for label, name in enumerate(images.classes):
+        for label, name in enumerate(images.classes.names):
             if counts[number][label] and trained and name not in trained:
-                if label < limit or name in (source.classes or ()):
+                if is_known[label] or name in (source.classes or ()):
                     yield "unknown_class", Group(text=f"{source.name}: {name} ({count(int(counts[number][label]), 'image')})")
-            elif label < limit and counts[number][label] == 0 and (number or not trained or name in trained):
+            elif is_known[label] and counts[number][label] == 0 and (number or not trained or name in trained):
                 yield "missing_class", Group(text=f"{source.name}: {name}")
-    yield from _balance(images, counts[:, :limit])
+    yield from _balance(images, np.where(is_known, counts, 0))
 
 
 def _out_of_range(images: CheckedImages, source: DataSource, trained: Collection[str]) -> Found:
     """Report labels that are not a class; labels of a named class that is not ``trained`` are reported by its name elsewhere."""
-    if source.labels is None or source.limit is None or source.labels.values.ndim > 1:
+    limits = source.limits
+    if source.labels is None or limits is None:
         return
-    values, names = source.labels.values, source.classes or ()
-    classes = np.where(values < 0, -1, images.numbers_of(source)[np.maximum(values, 0)])  # by name: sources number their own
-    wrong = np.flatnonzero((classes < 0) | (classes >= source.limit))
+    values, names, heads = source.labels.values.ravel(), source.classes or (), source.labels.heads
+    has_heads = source.labels.values.ndim > 1
+    classes = images.classes.numbers_of(source)  # by name: sources number their own
+    wrong = np.flatnonzero((classes < 0) | ((values if has_heads else classes) >= limits))
     owners = source.labels.owners() if len(wrong) else wrong
     for at in wrong.tolist():
         label = int(values[at])
         if 0 <= label < len(names) and trained and names[label] not in trained:
             continue
         where = source.files.where(int(owners[at]))
-        yield "label_range", Group(text=f"{where}: label {label}, expected 0 to {source.limit - 1}")
+        which = f"head{at % heads}: " if has_heads and heads else ""
+        yield "label_range", Group(text=f"{where}: {which}label {label}, expected 0 to {limits[at] - 1}")
 
 
 def _balance(images: CheckedImages, counts: NDArray[np.int64]) -> Found:
     trained = next((at for at, source in enumerate(images.sources) if source.name == "train" and source.labels is not None), None)
-    if trained is None or not counts[trained].any():
+    if trained is None:
         return
-    filled = [label for label in np.flatnonzero(counts[trained]).tolist()]
-    ordered = sorted(filled, key=lambda label: int(counts[trained][label]))
+    for classes in images.classes.by_head():
+        filled = [label for label in classes.tolist() if counts[trained][label]]
+        if filled:
+            yield from _balance_of(images, counts[trained], sorted(filled, key=lambda label: int(counts[trained][label])))
+
+
+def _balance_of(images: CheckedImages, counts: NDArray[np.int64], ordered: Sequence[int]) -> Found:
+    """Compare the classes of one head, the rarest first."""
     for label in ordered:
-        if counts[trained][label] < _FEW:
-            yield "few_images", Group(text=f"train: {images.named([label])[0]} has {count(int(counts[trained][label]), 'image')}")
+        if counts[label] < _FEW:
+            yield "few_images", Group(text=f"train: {images.named([label])[0]} has {count(int(counts[label]), 'image')}")
     least, most = ordered[0], ordered[-1]
-    ratio = counts[trained][most] / counts[trained][least]
+    ratio = counts[most] / counts[least]
     if ratio >= _IMBALANCE:
         names = images.named([most, least])
-        sizes = [f"{counts[trained][label]:,}" for label in (most, least)]
+        sizes = [f"{counts[label]:,}" for label in (most, least)]
         yield "imbalance", Group(text=f"train: {names[0]} has {sizes[0]} images, {names[1]} {sizes[1]}: {ratio:.0f} times as many")
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from up.data.duplicates import MAX_DISTANCE, Groups, distances, identical_files, kept_apart, near_duplicates
 from up.data.image_records import ImageRecords, Read, Track, read_records
+from up.data_report.classes import ClassNumbering, classes_of
 from up.data_report.sources import DataSource
 from up.types import Record
 
@@ -23,7 +24,7 @@ class CheckedImages:
     """
 
     sources: Sequence[DataSource]
-    classes: Sequence[str]
+    classes: ClassNumbering
     source: NDArray[np.int32]  # (N,) position in ``sources``
     sample: NDArray[np.int64]  # (N,) first sample in the source
     times: NDArray[np.int64]
@@ -59,7 +60,8 @@ class CheckedImages:
 
     def named(self, labels: Sequence[int]) -> list[str]:
         """Return the names of classes."""
-        return [self.classes[label] if label < len(self.classes) else str(label) for label in labels]
+        names = self.classes.names
+        return [names[label] if label < len(names) else str(label) for label in labels]
 
     def describe(self, index: int, detail: str = "") -> Record:
         """Describe an image for a report."""
@@ -79,34 +81,23 @@ class CheckedImages:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Samples of each class in each source (sources, classes)."""
-        counted = np.zeros((len(self.sources), len(self.classes)), np.int64)
+        counted = np.zeros((len(self.sources), len(self.classes.names)), np.int64)
         for row, source in zip(counted, self.sources, strict=True):
-            if source.labels is not None:
-                numbers = self.numbers_of(source)
-                found = numbers[source.labels.values.ravel()]
-                row += np.bincount(found[found < len(row)], minlength=len(row))
+            found = self.classes.numbers_of(source)
+            row += np.bincount(found[(found >= 0) & (found < len(row))], minlength=len(row))
         return counted
-
-    def numbers_of(self, source: DataSource) -> NDArray[np.int64]:
-        """Return the position in ``classes`` of each label of a source."""
-        return _positions(source, self.classes)
 
 
 def read_images(
     sources: Sequence[DataSource], workers: int | None = None, track: Track | None = None, max_distance: int = MAX_DISTANCE
 ) -> CheckedImages:
     """Read the records of all files of ``sources`` and group duplicates."""
-    classes = _classes_of(sources)
-    rows = [_files_of(source) for source in sources]
+    classes = classes_of(sources)
+    rows = [_files_of(source, classes.numbers_of(source)) for source in sources]
     source = np.repeat(np.arange(len(sources), dtype=np.int32), [len(first) for first, _, _ in rows])
     sample = np.concatenate([first for first, _, _ in rows])
     times = np.concatenate([number for _, number, _ in rows])
-    labels = [
-        tuple(sorted({int(position[label]) for label in each}))
-        for found, (_, _, sets) in zip(sources, rows, strict=True)
-        for position in [_positions(found, classes)]
-        for each in sets
-    ]
+    labels = [tuple(sorted(each)) for _, _, sets in rows for each in sets]
     paths = [sources[int(at)].files.path_of(int(index)) for at, index in zip(source, sample, strict=True)]
     read: Read | None = next((each.read for each in sources if each.read is not None), None)
     records = read_records(paths, workers, track, read)
@@ -115,33 +106,14 @@ def read_images(
     return CheckedImages(sources, classes, source, sample, times, labels, records, exact, near, one_view, max_distance)
 
 
-def _files_of(source: DataSource) -> tuple[NDArray[np.int64], NDArray[np.int64], list[set[int]]]:
-    """Return the first sample of each file, the number of its samples, and the set of their labels."""
-    first: dict[str, int] = {}
-    owner = [first.setdefault(source.files.path_of(index), index) for index in range(len(source.files))]
-    place = {index: at for at, index in enumerate(first.values())}
+def _files_of(source: DataSource, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], list[set[int]]]:
+    """Return the first sample of each file, the number of its samples, and the set of the ``numbers`` of their labels."""
+    place: dict[str, int] = {}
+    file_of = [place.setdefault(source.files.path_of(index), len(place)) for index in range(len(source.files))]
+    _, first, times = np.unique(file_of, return_index=True, return_counts=True)
     sets: list[set[int]] = [set() for _ in place]
-    times = np.zeros(len(place), np.int64)
-    for index, original in enumerate(owner):
-        times[place[original]] += 1
-        if source.labels is not None:
-            sets[place[original]].update(source.labels[index])
-    return np.array(list(place), np.int64), times, sets
-
-
-def _classes_of(sources: Sequence[DataSource]) -> list[str]:
-    """List the names of all classes, those of the first source first; numbers where classes have no names."""
-    largest = max((int(each.labels.values.max(initial=-1)) for each in sources if each.labels is not None), default=-1)
-    limit = max([largest + 1, *(each.limit or 0 for each in sources)])
-    names = list(dict.fromkeys(name for each in sources if each.labels is not None for name in each.classes or ()))
-    return names + [str(label) for label in range(len(names), min(limit, 1 << 20))]
-
-
-def _positions(source: DataSource, classes: Sequence[str]) -> NDArray[np.int64]:
-    largest = 0 if source.labels is None else int(source.labels.values.max(initial=0))
-    numbers = np.arange(largest + 1)
-    if source.classes:
-        place = {name: at for at, name in enumerate(classes)}
-        known = np.array([place[name] for name in source.classes[: largest + 1]], np.int64)
-        numbers[: len(known)] = known
-    return numbers
+    owners = () if source.labels is None else source.labels.owners().tolist()
+    for owner, number in zip(owners, numbers.tolist(), strict=True):
+        if number >= 0:
+            sets[file_of[owner]].add(number)
+    return first.astype(np.int64), times.astype(np.int64), sets

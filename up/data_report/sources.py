@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +16,19 @@ from up.build.experiment import missing_files
 from up.config.parts import DerivedArguments
 from up.config.section import Part
 from up.data.dataset import KeyedDataset
-from up.data.folders import classes_of
+from up.data.folders import part_in
 from up.data.image_records import Read
 from up.data.listing import Listing
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
 from up.data.records import Dataset
-from up.data.roots import ImageRoot
 from up.errors import Problem, UserError
 from up.file_kinds import kind_of
 from up.tasks.cls.data.metas import SampleTable
 from up.tasks.cls.data.tables import TableSpec, class_names_beside, kind_of_list, read_table
 from up.tasks.experiment import Experiment
 from up.text import did_you_mean
+from up.types import Argument
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -35,13 +36,15 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 _DECLARED = ("num_classes", "class_names")
+Limit: TypeAlias = int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
 class DataSource:
     """Files of a data set, unlabelled where ``labels`` is None.
 
-    ``classes`` are the names of its classes, if they have names, ``limit`` the number of classes that labels stay below.
+    ``classes`` are the names of its classes, if they have names, ``limit`` the number of classes that labels stay below, for
+    several heads that of each.
     ``not_read`` are images in its folders whose names do not end as those of images do.
     """
 
@@ -49,10 +52,17 @@ class DataSource:
     files: Listing
     labels: PackedLabels | None
     classes: Sequence[str] | None
-    limit: int | None
+    limit: Limit
     boxes: bool = False
     not_read: Sequence[str] = ()
     read: Read | None = None
+
+    @property
+    def limits(self) -> NDArray[np.int64] | None:
+        """Number of classes that every label stays below (labels,), None where that is not known."""
+        if self.labels is None or self.limit is None:
+            return None
+        return np.broadcast_to(np.asarray(self.limit, np.int64), self.labels.values.shape).ravel()
 
 
 Found = tuple[list[DataSource], list[Problem]]
@@ -77,15 +87,15 @@ def sources_of_paths(given: Mapping[str, Path], image_dir: Path | None = None) -
 
 
 def parts_of(folder: Path) -> dict[str, Path]:
-    """Return the data sets in a folder: ``train``, ``val`` and ``test`` below it, else the folder itself as ``train``."""
+    """Return the data sets in a folder: ``train``, ``val`` and ``test`` below it, else the folder itself as ``train``.
+
+    Raises ``UserError`` for a folder that does not exist, and for several of one data set, such as ``val`` and ``valid``.
+    """
     _expect_there(folder)
-    below = {name: folder / each for name, words in PARTS.items() for each in words if classes_in(folder / each)}
-    return below if "train" in below else {"train": folder}
-
-
-def classes_in(folder: Path) -> list[str]:
-    """List the class folders with images in a folder; none where there is no such folder."""
-    return classes_of([ImageRoot(str(folder), meta_file=str(folder))]) if folder.is_dir() else []
+    if (train := part_in(folder, PARTS["train"])) is None:
+        return {"train": folder}
+    found = {name: part_in(folder, words) for name, words in PARTS.items() if name != "train"}
+    return {"train": train, **{name: path for name, path in found.items() if path is not None}}
 
 
 def _expect_there(path: Path) -> None:
@@ -107,11 +117,27 @@ def _source_of_path(name: str, path: Path, first: DataSource | None, image_dir: 
         table = read_table(spec)
     except UserError:
         table = read_table(replace(spec, class_names=None))  # raises again unless it was the classes
-    limit = len(names) if names is not None and is_numbered else None
+    if table.labels is not None and table.labels.values.ndim > 1:  # classes of several heads have no names
+        return DataSource(name, table, table.labels, None, None if first is None else _fitting(_limit_of(first), table.labels))
+    limit: Limit = len(names) if names is not None and is_numbered else None
     if limit is None and first is not None and is_numbered:
-        limit = first.limit or (None if first.labels is None else int(first.labels.values.max(initial=0)) + 1)
+        limit = _fitting(_limit_of(first), table.labels)
     classes = names if is_numbered else table.class_names
     return DataSource(name, table, table.labels, classes, limit, table.boxes is not None, [*not_read(table)])
+
+
+def _limit_of(source: DataSource) -> Limit:
+    """Return the limit of a source, or one more than its largest labels."""
+    if source.limit or source.labels is None:
+        return source.limit
+    values = source.labels.values
+    return int(values.max(initial=0)) + 1 if values.ndim == 1 else [int(each) + 1 for each in values.max(axis=0, initial=0)]
+
+
+def _fitting(limit: Limit, labels: PackedLabels | None) -> Limit:
+    """Return the limit if it is of labels of this form, otherwise None."""
+    heads = 0 if labels is None or labels.values.ndim == 1 else labels.values.shape[1]
+    return limit if (len(limit) if isinstance(limit, Sequence) else 0) == heads else None
 
 
 def sources_of_config(experiment: Experiment) -> Found:
@@ -140,10 +166,10 @@ def sources_of_config(experiment: Experiment) -> Found:
     return found, problems
 
 
-def _dataset(experiment: Experiment, phase: Phase, derived: DerivedArguments) -> tuple[Dataset, int | None]:
+def _dataset(experiment: Experiment, phase: Phase, derived: DerivedArguments) -> tuple[Dataset, Limit]:
     """Build a data set, if need be without its declared classes, and return the number of classes that its labels stay below."""
     part = section_of(experiment, phase).dataset
-    head = [module.kwargs.get("num_classes") for module in experiment.config.net]
+    limit: Argument
     try:
         dataset = build_dataset(experiment, phase, derived)
         limit = getattr(dataset, "num_classes", None)
@@ -155,11 +181,20 @@ def _dataset(experiment: Experiment, phase: Phase, derived: DerivedArguments) ->
         names = part.kwargs.get("class_names") or derived.get("class_names")
         limit = part.kwargs.get("num_classes") or derived.get("num_classes")
         limit = len(names) if isinstance(names, list) else limit
-    known = [number for number in (limit, *head) if isinstance(number, int)]
-    return dataset, min(known, default=None)
+        if limit is not None and dataset.label_sets is not None and _fitting(limit, dataset.label_sets) is None:
+            raise  # labels of another form, not out of range
+    return dataset, _least([limit, *(module.kwargs.get("num_classes") for module in experiment.config.net)], dataset.label_sets)
 
 
-def _source_of_dataset(experiment: Experiment, name: str, dataset: Dataset, limit: int | None) -> DataSource:
+def _least(given: Sequence[Argument], labels: PackedLabels | None) -> Limit:
+    """Return the least of the limits that are of labels of this form."""
+    if labels is None or labels.values.ndim == 1:
+        return min((number for number in given if isinstance(number, int)), default=None)
+    fitting = [each for each in given if isinstance(each, list) and _fitting(each, labels) is not None]
+    return [min(of_head) for of_head in zip(*fitting, strict=True)] or None
+
+
+def _source_of_dataset(experiment: Experiment, name: str, dataset: Dataset, limit: Limit) -> DataSource:
     files = dataset.files if isinstance(dataset, KeyedDataset) else None
     if files is None:
         what = f"the data set {type(dataset).__name__} names no files, so that its images cannot be compared"

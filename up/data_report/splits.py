@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from up.data.listing import Rows, json_rows
+from up.data.packed import classes_of_heads
 from up.data.split import Split, folds_of, split_of
 from up.data_report.sources import DataSource, parts_of, sources_of_paths
 from up.errors import UserError
@@ -44,13 +45,21 @@ class Splits:
         """The folder of each split below that of the result."""
         return [f"fold-{number}" for number in range(len(self.splits))] if self.wanted.folds else [""]
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes, those of several heads by their head, or None where they have numbers alone."""
+        labels = self.source.labels
+        if labels is None or labels.values.ndim == 1:
+            return self.source.classes
+        return classes_of_heads([int(largest) + 1 for largest in labels.values.max(axis=0, initial=-1)])
+
     def files(self, out: Path) -> dict[Path, str]:
         """Return the text of every file in ``out``: lists of JSON lines, ``split.json``, and the names of classes."""
         found: dict[Path, str] = {}
         for folder, split in zip(self.folders, self.splits, strict=True):
             for name, indices in split.parts.items():
                 found[out / folder / f"{name}.jsonl"] = "".join(self._line(index) for index in indices)
-            record = {"from": str(self.path), "group_column": self.wanted.group_column, **split.record(self.source.classes)}
+            record = {"from": str(self.path), "group_column": self.wanted.group_column, **split.record(self.class_names)}
             found[out / folder / "split.json"] = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         if self.source.classes is not None:
             found[out / "classes.txt"] = "".join(f"{name}\n" for name in self.source.classes)
@@ -91,7 +100,7 @@ def drawn(path: Path, wanted: Wanted, image_dir: Path | None = None) -> Splits:
         raise UserError.of(problems)
     source = found[0]
     together = None if wanted.group_column is None else _column(path, source, wanted.group_column)
-    names, labels = [*source.files.names], None if source.labels is None else [source.labels[at] for at in range(len(source.files))]
+    names, labels = [*source.files.names], source.labels
     root = Path(source.files.roots[0].folder)
     if wanted.folds:
         splits = folds_of(names, labels, wanted.folds, wanted.seed, root=root, together=together)

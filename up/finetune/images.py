@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from up.data.decoding import FORMATS, QUIET
-from up.data.folders import classes_of, images_under
+from up.data.folders import classes_of, images_under, part_in
 from up.data.listing import MetaError
 from up.data.roots import ImageRoot
 from up.data.split import Split, split_of
@@ -23,7 +23,7 @@ from up.text import count, did_you_mean, some_of
 
 SHARE = 0.1  # of every class, for validation: with few images, those that train are worth more
 UNREADABLE = 0.05  # share of the images that may be
-_TRAIN, _VALIDATE = ("train", "training"), ("val", "valid", "validation", "test", "testing")
+_TRAIN, _VALIDATE, _TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 _SURVEYED = 2000  # images whose header is read
 _LISTED = 10
 
@@ -110,8 +110,8 @@ def _expect_enough(images: Images) -> None:
 
 
 def _of_folder(folder: Path) -> Images:
-    train = next((folder / name for name in _TRAIN if _classes(folder / name)), None)
-    held_out = next((folder / name for name in _VALIDATE if train is not None and _classes(folder / name)), None)
+    train = part_in(folder, _TRAIN)
+    held_out = None if train is None else part_in(folder, _VALIDATE) or part_in(folder, _TEST)
     classes = _classes(train or folder)
     if len(classes) < 2:
         raise UserError(_too_few(folder, train or folder, classes), fix=_instead(folder, train or folder, classes))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.harness.facts import facts
-from up.data.packed import PackedLabels, PackedStrings, StringPacker
+from up.data.packed import PackedLabels, PackedStrings, StringPacker, classes_of_heads
 
 NAMES = ["a.jpg", "", "dir with blanks/b c.png", "größe/猫.webp", "new\nline.jpg"]
 
@@ -64,3 +64,16 @@ def test_labels_are_taken_and_joined() -> None:
     assert [taken[index] for index in range(3)] == [[0, 3, 5], [], [4, 1]]
     assert PackedLabels(np.array([5, 6, 7])).take(np.array([2, 0])).values.tolist() == [7, 5]
     assert PackedLabels.join([PackedLabels(np.array([1])), PackedLabels(np.array([2]))]).values.tolist() == [1, 2]
+
+
+def test_classes_of_heads_are_numbered_in_one_list() -> None:
+    labels = PackedLabels(np.array([[0, 1], [2, 0], [1, 1]]))
+    numbered = labels.by_head()
+    assert [numbered[index] for index in range(3)] == [[0, 4], [2, 3], [1, 4]]
+    assert [labels.by_head([5, 2])[index] for index in range(3)] == [[0, 6], [2, 5], [1, 6]]
+    assert numbered.heads is None
+    unknown = PackedLabels(np.array([[0, -1], [-1, -1]])).by_head()
+    assert [unknown[index] for index in range(2)] == [[0], []]
+    assert classes_of_heads([2, 1]) == ["head0: 0", "head0: 1", "head1: 0"]
+    for others in (PackedLabels(np.array([0, 3])), PackedLabels.of_sets([[0, 3], []])):
+        assert others.by_head() is others

@@ -114,6 +114,14 @@ def test_repeat_factor_rounds_as_told(options: dict[str, Any], images: tuple[int
     assert order(0).index.tolist() != order(1).index.tolist()
 
 
+def test_repeat_factor_counts_the_classes_of_each_head_apart() -> None:
+    labels = PackedLabels(np.array([[0, 1]] * 8 + [[0, 0]] * 2))  # class 0 is in all images, but of the second head in two
+    order = RepeatFactor(size=10, labels=labels, t=0.8)  # the second head: shares .8 and .2, factors 1 and 2
+    assert Counter(order(0).index.tolist()) == Counter([*range(10), 8, 9])
+    equal = RepeatFactor(size=4, labels=PackedLabels(np.array([[0, 1], [1, 2], [2, 3], [3, 0]])), t=0.5)
+    assert len(equal) == 6  # each class is in one image of its head: a factor of 2 ** 0.5, not 1 as of two images
+
+
 def test_repeat_factor_of_images_without_labels() -> None:
     labels = PackedLabels.of_sets([[0], [], [0], [], [0]])
     assert sorted(RepeatFactor(size=5, labels=labels, ri_if_empty=3)(0).index.tolist()) == [0, 1, 1, 1, 2, 3, 3, 3, 4]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from tests.harness.facts import tells
-from up.data.split import Split, split_of
+from up.data.packed import PackedLabels
+from up.data.split import Split, folds_of, split_of
 from up.errors import UserError
 
 Save = Callable[..., str]
@@ -182,3 +183,25 @@ def test_colours_are_not_ignored(tmp_path: Path, save: Save) -> None:
     swapped = save(1, image=Image.merge("RGB", (blue, green, red)))
     assert not split_of(["a/0.png", swapped], root=tmp_path).near_duplicates
     assert os.path.exists(tmp_path / swapped)
+
+
+def test_classes_of_heads_are_split_apart(save: Save, tmp_path: Path) -> None:
+    """Class 1 of the second head is in two of 40 images, class 1 of the first in all but two: one number is not one class."""
+    labels = PackedLabels(np.array([[1, 0]] * 36 + [[0, 0], [0, 0], [1, 1], [1, 1]]))
+    files = [save(number) for number in range(40)]
+    split = split_of(files, labels, 0.2, 0, root=tmp_path)
+    held = labels.values[split.validation]
+    assert [np.bincount(column, minlength=2).tolist() for column in held.T] == [[1, 8], [8, 1]]
+    assert split.labels[0] == (1, 2)
+    assert split.labels[39] == (1, 3)
+    assert not split.not_validated
+    for fold in folds_of(files, labels, 2, root=tmp_path):
+        assert [np.bincount(column).tolist() for column in labels.values[fold.validation].T] == [[1, 19], [19, 1]]
+
+
+def test_near_duplicates_with_other_labels_of_a_head_are_a_conflict(save: Save, tmp_path: Path) -> None:
+    files = [save(number) for number in range(20)]
+    files += [save(0, "b", Image.open(tmp_path / files[0]))]
+    labels = PackedLabels(np.array([[0, 1], *[[number % 2, number % 2] for number in range(1, 20)], [1, 0]]))
+    split = split_of(files, labels, 0.2, 0, root=tmp_path)
+    assert split.conflicts == [[0, 20]]  # as sets, both were {0, 1}
