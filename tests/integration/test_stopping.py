@@ -78,6 +78,70 @@ def test_rules_that_cannot_hold_are_errors(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [
+        ({"early_stopping": {"patience": 1}}, "trainer.early_stopping"),
+        ({"keep_best": 2}, "trainer.keep_best"),
+        ({"lr_scheduler": {"type": "ReduceLROnPlateau", "warmup_epochs": 0, "kwargs": {"patience": 1}}}, "trainer.lr_scheduler"),
+        ({}, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_rules_on_evaluations_need_labels(
+    config: Config,
+    write: Write,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    written: Config,
+    key: str,
+    command: str,
+) -> None:
+    (tmp_path / "names.txt").write_text(
+        "".join(f"{line.rpartition(' ')[0]}\n" for line in (images / "val.txt").read_text().splitlines())
+    )
+    kwargs = config["dataset"]["test"]["dataset"]["kwargs"]
+    kwargs |= {"meta_file": str(tmp_path / "names.txt"), "meta_type": "inference_only"}
+    config["trainer"] |= {"max_epoch": 1, **written}
+    code = main([command, "--config", write(config)])
+    told = capsys.readouterr()
+    assert code == (2 if key else 0)
+    if key:
+        assert tells(told.err, "config.yaml:", key, "labels", "dataset.test")
+        assert not (tmp_path / "run").exists()
+    elif command == "check":
+        assert tells(told.out, "test: images without labels", "no checkpoint is the best")
+
+
+EVALUATOR = "dataset.test.dataset.kwargs.evaluator"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "is_given"),
+    [
+        ({"cmp_key": "few_shot", "cls_freq": [90, 90, 5]}, True),
+        ({"cmp_key": "few_shot", "cls_freq": [90, 90, 90]}, False),
+        ({"cmp_key": "medium_shot", "cls_freq": [500, 500, 5]}, False),
+        ({"cmp_key": "head1_few_shot", "cls_freq": [90, 90, 5]}, False),
+        ({"cmp_key": "avg_top1", "cls_freq": [90, 90, 5]}, False),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_the_metric_of_the_best_checkpoint_is_one_that_the_images_give(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], kwargs: Config, is_given: bool, command: str
+) -> None:
+    """The first images, which are evaluated at the start, have no class with few images for training: all test images count."""
+    config["dataset"]["test"]["dataset"]["kwargs"]["evaluator"] = {"type": "imagenet_lt", "kwargs": kwargs}
+    config["trainer"]["max_epoch"] = 1
+    config["trainer"]["early_stopping"] = {"patience": 3, "metric": kwargs["cmp_key"] if is_given else "top1"}
+    code = main([command, "--config", write(config)])
+    assert code == (0 if is_given else 2)
+    if not is_given:
+        assert tells(capsys.readouterr().err, "config.yaml:", f"{EVALUATOR}.kwargs.cmp_key", kwargs["cmp_key"], "top1")
+    assert (tmp_path / "run" / "ckpt_best.pth").exists() == (is_given and command == "train")
+
+
 def test_resumed_from_any_epoch_equals_unbroken(config: Config, write: Write, tmp_path: Path) -> None:
     everything_on(config)
     of_16_pixels(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from up.config.contract import PartError
 from up.data.bad_images import BadImages
 from up.data.records import Batch, Dataset, SampleKey
 from up.distill.section import has_labels
-from up.engine.evaluate import Evaluation, evaluation_mode
+from up.engine.evaluate import Evaluation, Evaluator, evaluation_mode
 from up.engine.parallel import unchanged_buffers
 from up.engine.step import StepOutput
 from up.errors import UserError
@@ -65,15 +65,35 @@ def dry_run(experiment: Experiment, parts: RunParts) -> StepOutput | None:
             else:
                 parts.net(prepared)
     if parts.evaluation is not None and test is not None:
-        metrics = dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
-        averaged = [f"ema_{name}" for name in metrics] if experiment.config.ema.enable else []
-        with experiment.placing("trainer.early_stopping"):
-            parts.stopping.require(dict.fromkeys([*metrics, *averaged]))
+        evaluator = dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
+        if experiment.config.trainer.is_eval and parts.test_data is not None:
+            _expect_metrics(experiment, parts, experiment.task.metric_names(evaluator, parts.test_data), evaluator.main_metric)
     return output
 
 
-def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> list[str]:
-    """Run a batch through the net and an evaluator, and list its metrics.
+def _expect_metrics(experiment: Experiment, parts: RunParts, names: Sequence[str], main: str) -> None:
+    """Raise ``ConfigError`` where the evaluations of the training lack the metrics by which checkpoints are compared."""
+    trainer = experiment.config.trainer
+    if not names:
+        needing = {name: getattr(trainer, name) is not None for name in ("early_stopping", "keep_best")}
+        needing["lr_scheduler"] = trainer.lr_scheduler is not None and trainer.lr_scheduler.type == "ReduceLROnPlateau"
+        if any(needing.values()):
+            what = "compares evaluations, but the images of dataset.test have no labels, so that there are no metrics"
+            fix = "Name images with labels in dataset.test, or leave this out."
+            raise experiment.error(f"{what}. {fix}", key=f"trainer.{max(needing, key=needing.__getitem__)}")
+        return
+    averaged = [f"ema_{name}" for name in names] if experiment.config.ema.enable else []
+    with experiment.placing("trainer.early_stopping"):
+        parts.stopping.require(dict.fromkeys([*names, *averaged]))
+    if main not in names:
+        expected = f"a metric that the images of dataset.test give: {some_of(names, 12)}"
+        fix = "Name one of them, or add images: no checkpoint would be the best."
+        with experiment.placing("dataset.test.dataset.kwargs.evaluator"):
+            raise UserError(got=main, expected=expected, key="cmp_key", fix=fix)
+
+
+def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> Evaluator:
+    """Run a batch through the net and an evaluator, and return the evaluator.
 
     Raises ``ConfigError`` for settings that do not fit the net or the labels.
     """
@@ -91,7 +111,7 @@ def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluatio
         if type(evaluator).__module__.partition(".")[0] != "up" and evaluator.main_metric not in metrics:
             what = f"{name}.main_metric: got {evaluator.main_metric!r}, expected a name that compute() returns: {some_of(metrics)}."
             raise PartError(type(evaluator), what)
-    return list(metrics)
+    return evaluator
 
 
 @contextmanager

@@ -140,6 +140,10 @@ class Task(ABC, Generic[Data]):
     def evaluator(self, data: Data) -> Evaluator:
         """Return a fresh evaluator for ``data``."""
 
+    def metric_names(self, evaluator: Evaluator, data: Data) -> Sequence[str]:
+        """List the metrics of an evaluation of all of ``data``; ``evaluator`` has seen the first images. Empty without labels."""
+        return [*evaluator.compute()]
+
     def in_unit(self, metric: float) -> str:
         """Format a metric with two decimals and its unit."""
         return f"{metric:.2f} %" if self.unit == "percent" else f"{metric:.2f}"

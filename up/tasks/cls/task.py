@@ -118,6 +118,13 @@ class Classification(Task[ImageDataset]):
         fresh.reset()
         return fresh
 
+    def metric_names(self, evaluator: Evaluator, data: ImageDataset) -> Sequence[str]:
+        """List the metrics that the labels of all images give, such as the accuracy of classes that are rare in training."""
+        found = [*evaluator.compute()]
+        if not isinstance(evaluator, ImageNetEvaluator) or evaluator.multilabel or (labels := data.label_sets) is None:
+            return found
+        return list(dict.fromkeys([*evaluator.names_given(labels), *found]))
+
     def teacher_evaluator(self, data: ImageDataset) -> Evaluator:
         """Return an evaluator of top-1 of the logits: it shows whether a teacher only guesses."""
         return TeacherTop1()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -29,9 +30,10 @@ def csv_table(source: MetaSource) -> SampleTable:
     """Read a table with a column of paths and a column of labels, separated by commas, tabs or semicolons.
 
     ``path_column`` and ``label_column`` name the columns, or give their positions from 0. By default they are ``path``, ``file``,
-    ``image`` and the like, and ``label``, ``class``, ``category`` and the like, or the first two. The first line is a header
-    unless it names an image. If all labels are numbers, they are label numbers, otherwise they are class names, sorted unless
-    ``class_names`` gives their order. With ``multilabel`` a cell holds a set of labels, separated by ``|``, ``;`` or spaces.
+    ``image`` and the like, and ``label``, ``class``, ``category`` and the like, or the first two. The first line is a header if
+    it has such a name, and none if it names an image; otherwise the lines below tell, or it is an error. If all labels are
+    numbers, they are label numbers, otherwise they are class names, sorted unless ``class_names`` gives their order. With
+    ``multilabel`` a cell holds a set of labels, separated by ``|``, ``;`` or spaces.
     A table with a single column has no labels.
     """
     rows, table = Rows(source.path, source.root), _Table(source)
@@ -114,12 +116,33 @@ class _Table:
         self._width = len(cells)
         is_named = isinstance(wanted.path, str) or isinstance(wanted.label, str)
         names_an_image = any(cell.lower().endswith(source.root.suffixes) for cell in cells)
-        self._has_header = not names_an_image if wanted.header is None else wanted.header
+        if wanted.header is not None or names_an_image:
+            self._has_header = bool(wanted.header)
+        else:
+            self._has_header = is_named or self._is_header(cells, source)
         if is_named and not self._has_header:
             raise self._error(f"got no header, but {some_of(map(repr, cells), 4)}", "Give the columns as numbers, from 0.")
         names = cells if self._has_header else []
         self._paths = self._position("path_column", wanted.path, names)
         self.label = self._position("label_column", wanted.label, names) if self._width > 1 else None
+
+    def _is_header(self, cells: Sequence[str], source: MetaSource) -> bool:
+        """Tell a header from an image without a usual suffix. Raises ``MetaError`` where neither the names nor the rows tell."""
+        if not cells or {cell.lower() for cell in cells} & {*_PATHS, *_LABELS}:
+            return True
+        wanted = source.columns
+        path, label = wanted.path if isinstance(wanted.path, int) else 0, wanted.label if isinstance(wanted.label, int) else 1
+        if path >= len(cells) or (len(cells) > 2 and wanted.path is None):
+            return True  # _position reports it
+        rows = [row for _, row in self._split(self._lines()) if len(row) == len(cells)][1:]
+        labels = {row[label] for row in rows} if label < len(cells) else set()
+        is_label = label < len(cells) and (cells[label] in labels or are_numbers([cells[label]]))
+        if is_label or "/" in cells[path] or os.path.isfile(source.root.path_of(cells[path])):
+            return False
+        if any(row[path].lower().endswith(source.root.suffixes) for row in rows):
+            return True
+        what = f"got {some_of(map(repr, cells), 4)}, which may be a header or an image"
+        raise self._error(what, "Set header: true or header: false, or name the columns path and label.")
 
     def rows(self, problems: Rows) -> Iterator[_Row]:
         """Read the rows below the header; those with mistakes are reported to ``problems`` and left out."""

@@ -54,7 +54,8 @@ def _class_line(source: str, dataset: ImageDataset) -> Iterator[str]:
     counts = dataset.class_counts()
     if counts is None:
         if isinstance(dataset, ClsDataset) and dataset.gt_kind == "none":
-            yield f"{source}: images without labels"
+            effect = ", so no evaluation has metrics and no checkpoint is the best" if source == "test" else ""
+            yield f"{source}: images without labels{effect}"
         return
     commonest_first = sorted(range(len(counts)), key=lambda label: -counts[label])
     shown = [f"{_name(dataset, label)} {counts[label]:,}" for label in commonest_first]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from up.config.argument import Derived, NoEffect
+from up.data.packed import PackedLabels
 from up.engine.evaluate import EVALUATOR_CONTRACT
 from up.errors import UserError
 from up.intervals import Interval, percent_interval
@@ -156,6 +159,18 @@ class ImageNetEvaluator:
             metrics = {**means, **total, **by_head, **{f"head{i}_loss": value for i, value in enumerate(losses)}}
         self._check_main_metric(metrics, widths)
         return metrics
+
+    def names_given(self, labels: PackedLabels) -> list[str]:
+        """List the metrics that images with ``labels``, one for each image or head, give; images have been collected already."""
+        numbered = labels.by_head()
+        owners = np.unique(numbered.owners()[np.unique(numbered.values, return_index=True)[1]])  # an image of each class
+        fresh = copy.copy(self)
+        fresh.listed = None
+        fresh.reset()
+        scores = [torch.zeros(len(owners), head.classes) for head in self.predictions.heads]
+        batch = {"filename": [str(each) for each in owners], "index": torch.as_tensor(owners)}
+        fresh.update({"scores": scores}, {**batch, "gt": torch.as_tensor(labels.values[owners])})
+        return [*fresh.compute()]
 
     def intervals(self) -> dict[str, Interval]:
         """Compute the 95 % intervals, in percent, of the metrics that are shares of images or means of such over classes."""

@@ -52,6 +52,34 @@ def test_a_first_line_that_names_an_image_is_no_header(tmp_path: Path) -> None:
     assert rows(table(tmp_path, "a.jpg,x\nb.jpg,0\n", Columns(header=True))) == [("b.jpg", [0], 2)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "one,cat\ntwo,dog\nthree,cat\n",
+        "one,cat\ntwo.jpg,dog\nthree.jpg,cat\n",
+        "one,3\ntwo,1\nthree,2\n",
+        "images/one,cat\ntwo.jpg,dog\nthree.jpg,dog\n",
+        "there,cat\ntwo.jpg,dog\nthree.jpg,dog\n",
+    ],
+    ids=["a label that comes again", "the only name without a suffix", "a number", "a path", "a file"],
+)
+def test_an_image_without_a_suffix_in_the_first_line_is_kept(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "there").write_bytes(b"")
+    assert [line for _, _, line in rows(table(tmp_path, text))] == [1, 2, 3]
+
+
+def test_a_header_of_other_names_is_told_by_the_lines_below(tmp_path: Path) -> None:
+    assert [line for _, _, line in rows(table(tmp_path, "bild,klasse\na.jpg,cat\nb.jpg,dog\n"))] == [2, 3]
+    with pytest.raises(MetaError) as caught:
+        table(tmp_path, "bild,klasse\na,cat\nb,dog\n")
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.line) == (str(tmp_path / "m.csv"), 1)
+    assert tells(str(problem), "'bild'", "'klasse'", "header: false")
+    assert [line for _, _, line in rows(table(tmp_path, "bild,klasse\na,cat\n", Columns(header=True)))] == [2]
+
+
 def test_numbers_are_labels_and_give_no_names(tmp_path: Path) -> None:
     found = table(tmp_path, "path,label\na.jpg,10\nb.jpg,0\n")
     assert (rows(found)[0][1], found.class_names, found.num_classes) == ([10], None, 11)
