@@ -20,10 +20,15 @@ from up.errors import UserError
 from up.schema.search import ALGORITHMS
 from up.search import worker as search_worker
 from up.search.algorithm import WAIT, History, Suggestion, Trial, Work
+from up.search.constraints import Costs
+from up.search.controls import with_trivial_augment
+from up.search.pipeline import State, changes
 from up.search.report import MIN_FOR_IMPORTANCE
 from up.search.stages import load_search, open_stage
 from up.search.study import MAX_INTERRUPTIONS
 from up.search.worker import open_study
+
+WIDTH = "net.0.kwargs.width"
 
 __all__ = ["instant"]
 
@@ -341,6 +346,23 @@ def test_augmentation_is_compared_with_trivial_augment(images: Path, tmp_path: P
     assert len(lists) == 3
 
 
+@pytest.mark.parametrize(
+    ("types", "place"),
+    [
+        (["torch_resize", "custom_to_tensor", "normalize"], 1),
+        (["torch_resize", "v2.ToImage", "v2.ToDtype", "normalize"], 2),
+        (["torch_resize", "to_tensor", "normalize"], 1),
+        (["torch_resize"], 1),
+        ([], 0),
+    ],
+)
+def test_trivial_augment_gets_levels(types: list[str], place: int) -> None:
+    """After it images may be floats, whichever transform converts them."""
+    config = {"dataset": {"train": {"dataset": {"kwargs": {"transformer": [{"type": name} for name in types]}}}}}
+    expected = [*types[:place], "v2.TrivialAugmentWide", *types[place:]]
+    assert [part["type"] for part in with_trivial_augment(config)] == expected
+
+
 def test_networks_outside_a_constraint_are_never_trained(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
     stage = hpo(space={"net.0.kwargs.width": [4, 8, 16, 32]}, objectives={"top1": "max", "macs": "min"}, trials=5)
     config = search_config(images, tmp_path / "run", stage, constraints={"params": "90k"})
@@ -366,6 +388,70 @@ def test_a_limit_that_nothing_meets_is_named(
     assert caught.value.problems[0].key == "search.constraints.params"
     assert "7 of" in str(caught.value)
     assert instant.started == []
+
+
+def test_a_network_that_cannot_be_built_fails_with_its_traceback(
+    images: Path, tmp_path: Path, instant: type[InstantChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the code of a network is one of the trial: the others are trained, and the next start does not meet it again."""
+    measured = Costs.of
+
+    def of(self: Costs, config: Path) -> tuple[dict[str, float], str]:
+        if yaml.safe_load(config.read_text())["net"][0]["kwargs"]["width"] == 8:
+            raise RuntimeError("mat1 and mat2 shapes\ncannot be multiplied")
+        return measured(self, config)
+
+    monkeypatch.setattr(Costs, "of", of)
+    stage = hpo(algorithm="random", space={}, enqueue=[{WIDTH: 4}, {WIDTH: 8}, {WIDTH: 16}], trials=2)
+    stage["hpo"]["space"] = {WIDTH: [4, 8, 16]}
+    config = search_config(images, tmp_path / "run", stage, constraints={"params": "10M"})
+    _, told = searched(config, tmp_path / "s.yaml")
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert [(row[WIDTH], row["state"]) for row in trials] == [("4", "complete"), ("8", "failed"), ("16", "complete")]
+    log = tmp_path / "run" / "hpo" / "trials" / "0001" / "console.log"
+    assert any(tells(line, "trial 1 failed", "RuntimeError", "cannot be multiplied", str(log)) for line in told)
+    assert tells(log.read_text(), "Traceback", "in of", "RuntimeError")
+
+
+@pytest.mark.parametrize("place", ["search", "stage"])
+def test_points_that_a_raised_limit_admits_come_back(
+    place: str, images: Path, tmp_path: Path, instant: type[InstantChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_worker, "MAX_REDRAWS", 3)
+
+    def limited(limit: str) -> Config:
+        enqueue = [{WIDTH: width} for width in (8, 16, 32)]
+        own = {"constraints": {"params": limit}}
+        stage = hpo(algorithm="random", space={WIDTH: [8, 16, 32]}, enqueue=enqueue, trials=2, **(own if place == "stage" else {}))
+        return search_config(images, tmp_path / "run", stage, **(own if place == "search" else {}))
+
+    with pytest.raises(UserError) as caught:
+        searched(limited("10"), tmp_path / "s.yaml")
+    assert tells(str(caught.value), "3 of", "Raise the limit to 77547 or more")  # the parameters of the smallest
+    assert instant.started == []
+    with pytest.raises(UserError):
+        searched(limited("77k"), tmp_path / "s.yaml")
+    searched(limited("10M"), tmp_path / "s.yaml")
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    states = [(row[WIDTH], row["state"]) for row in trials]
+    assert states == [("8", "rejected"), ("16", "rejected"), ("32", "rejected"), ("8", "complete"), ("16", "complete")]
+
+
+def test_a_limit_of_a_stage_that_has_begun_may_be_raised_alone(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    """A lower one would leave trials in the stage that do not meet it."""
+    before = {"params": "10M", "latency_ms": {"max": 1e6, "batch": 2}}
+    stage = hpo(algorithm="random", space={WIDTH: [4, 8]}, trials=1, constraints=before)
+    searched(search_config(images, tmp_path / "run", stage), tmp_path / "s.yaml")
+    for changed, is_allowed in (
+        ({**before, "params": 20_000_000}, True),
+        ({"latency_ms": before["latency_ms"]}, True),
+        ({**before, "params": "5M"}, False),
+        ({**before, "macs": "900M"}, False),
+        ({**before, "latency_ms": {"max": 2e6, "batch": 1}}, False),
+    ):
+        begun = {"search": {"stages": [{"hpo": {"constraints": before}}]}}
+        now = {"search": {"stages": [{"hpo": {"constraints": changed}}]}}
+        assert (changes(begun, now, State(tmp_path / "run")) == "") == is_allowed, changed
 
 
 class Rungs:

@@ -259,11 +259,14 @@ def as_loader_died(error: BaseException) -> LoaderDied | None:
     With another loader in the same process, whose signal handler of torch is in place, it may be raised anywhere.
     """
     text = str(error)
+    is_of_worker = text.startswith("Caught ") and "Original Traceback" in text  # raised there, and again here by torch
+    if is_of_worker:
+        text = text.rstrip().rpartition("\n")[2]  # the lines of code above may say anything
     if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text or "ancdata" in text:
         return LoaderDied("the loader ran out of open files. Raise `ulimit -n`, or lower num_workers.")
     if "shared memory" in text or "Bus error" in text or "unable to mmap" in text:
         return LoaderDied("the loader ran out of shared memory. Enlarge /dev/shm, or lower num_workers and batch_size.")
-    broken_off = isinstance(error, (EOFError, ConnectionError))
+    broken_off = isinstance(error, (EOFError, ConnectionError)) and not is_of_worker
     if broken_off or (isinstance(error, RuntimeError) and "DataLoader worker" in text):
         reason = "a worker stopped in the middle of a batch" if broken_off else text.splitlines()[0].rstrip(". ")
         return WorkerDied(

@@ -7,7 +7,7 @@ import math
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -23,6 +23,7 @@ from up.deploy.onnx import export_graph, serialized
 from up.errors import UserError
 from up.models.complexity import complexity
 from up.schema.search import LatencyLimit
+from up.search.limits import broken
 from up.search.stages import Stage
 from up.seed import seed_cpu
 from up.tasks.experiment import Experiment
@@ -74,11 +75,6 @@ class Costs:
         if data not in self._derived:
             self._derived[data] = derived_from_train(experiment)
         return self._derived[data]
-
-
-def broken(costs: Mapping[str, float], limits: Mapping[str, float]) -> str:
-    """Return the first limit that ``costs`` exceed, as ``macs: 700000000 > 600000000``; an empty text if there is none."""
-    return next((f"{name}: {costs[name]:.6g} > {limit:.6g}" for name, limit in limits.items() if costs.get(name, 0.0) > limit), "")
 
 
 def graph_of(experiment: Experiment, net: nn.Module) -> bytes:

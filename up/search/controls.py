@@ -21,6 +21,7 @@ from up.types import Json
 OWN, RANDOM, TRIVIAL = "own values", "random", "TrivialAugmentWide"
 FOUND = "the network found"  # no control, but what those of a search of networks by one training are compared with
 _TRANSFORMS = "dataset.train.dataset.kwargs.transformer"
+_OF_FLOATS = ("to_tensor", "custom_to_tensor", "v2.ToDtype", "normalize")
 _SHARE = 5  # control trials are a fifth of the stage's
 _MOST_DRAWS = 50
 
@@ -63,9 +64,9 @@ class Controls:
 
 
 def with_trivial_augment(config: Mapping[str, Json]) -> list[Json]:
-    """Return the transforms of training with TrivialAugmentWide before ``to_tensor``."""
+    """Return the transforms of training with TrivialAugmentWide before the first of floats, such as ``to_tensor``."""
     listed = list(config["dataset"]["train"]["dataset"]["kwargs"].get("transformer") or [])
-    at = next((index for index, part in enumerate(listed) if part.get("type") == "to_tensor"), len(listed))
+    at = next((index for index, part in enumerate(listed) if part.get("type") in _OF_FLOATS), len(listed))
     return [*listed[:at], {"type": "v2.TrivialAugmentWide"}, *listed[at:]]
 
 

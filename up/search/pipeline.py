@@ -19,6 +19,7 @@ from up.search.controls import control_stage
 from up.search.final import final_stage, write_candidates
 from up.search.fragments import write_fragments
 from up.search.holdout import carve
+from up.search.limits import are_as_wide
 from up.search.locks import Held, Presence, holder_of
 from up.search.page import write_report
 from up.search.stages import Search, Stage, open_stage
@@ -65,15 +66,18 @@ def expect_same(search: Search) -> None:
     plain = to_plain(search.tree)
     path = search.run / PIPELINE
     if path.exists():
-        changed = _changes(to_plain(load_nodes(path)), plain, State(search.run))
+        changed = changes(to_plain(load_nodes(path)), plain, State(search.run))
         if changed:
             fix = f"Restore it, or start a new search with another saver.save_dir than {search.run}."
             raise UserError(f"{changed} changed since the search began, and trials of it are stored", key="search", fix=fix)
     write_text(path, yaml.dump(plain, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _changes(before: Json, now: Json, state: State) -> str:
-    """Name the first part that may not change: the training itself, the holdout, and stages that have begun."""
+def changes(before: Json, now: Json, state: State) -> str:
+    """Name the first part that may not change: the training itself, the holdout, and stages that have begun.
+
+    A stage that has begun may have more trials, and its limits may be raised.
+    """
     for key in sorted((before.keys() | now.keys()) - {"search"}):
         if before.get(key) != now.get(key):
             return str(key)
@@ -84,7 +88,8 @@ def _changes(before: Json, now: Json, state: State) -> str:
     stages = [dict(pair for entry in each.get("stages", []) for pair in entry.items()) for each in (old, new)]
     for name in begun:
         first, second = ({k: v for k, v in (each.get(name) or {}).items() if k != "trials"} for each in stages)
-        if first != second:
+        limits = [each.pop("constraints", None) or {} for each in (first, second)]
+        if first != second or not are_as_wide(limits[1], limits[0]):
             return f"the stage {name}"
     return ""
 

@@ -7,7 +7,6 @@ FAIL at its end. Each change is made under the lock of the stage's folder, so th
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from up.search.algorithm import Direction, History, State, Trial, Work
+from up.search.limits import broken
 from up.search.locks import locked
 from up.search.space import Point, Space
 from up.search.storage import open_storage, study_id
@@ -147,14 +147,15 @@ class Study:
         waiting = [_trial(each) for each in self._frozen() if each.state == TrialState.WAITING]
         return [each.number for each in waiting if each.state == "running"]
 
-    def rejected(self) -> Counter[str]:
-        """Count the rejected trials since the last one that was trained, by constraint."""
-        counted: Counter[str] = Counter()
+    def rejected(self, limits: Mapping[str, float]) -> list[Trial]:
+        """Return the rejected trials since the last one that was trained, without those that are within ``limits`` by now."""
+        found = []
         for trial in reversed(self.trials()):
             if trial.state != "rejected":
                 break
-            counted[trial.reason.partition(":")[0]] += 1
-        return counted
+            if broken(trial.costs, limits):
+                found.append(trial)
+        return found
 
     def _set(self, number: int, attributes: Mapping[str, Json]) -> None:
         for name, value in attributes.items():

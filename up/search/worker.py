@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from up.build.experiment import load_experiment
 from up.config.tree import to_plain
-from up.engine.child import Child, Verdict
+from up.engine.child import CONSOLE, Child, Verdict
 from up.errors import StorageError, UserError
 from up.files import LATEST
 from up.run_files import CONFIG
 from up.search.algorithm import History, State, Trial, Wait, Work
 from up.search.constraints import Costs
 from up.search.devices import Devices, Lent
+from up.search.limits import broken
 from up.search.locks import Presence, is_present
 from up.search.settings import node_at, with_holdout, with_settings, write_config
 from up.search.stages import Stage
@@ -138,9 +141,11 @@ class Worker:
                     study.end(trial.number, "rejected", seconds=0.0, reason=broken)
                     shutil.rmtree(folder)
                     return
-        except UserError as error:
-            reason = " ".join(str(error).split())
-            study.end(trial.number, "failed", seconds=time.time() - began, reason=f"{reason}; see {folder / CONFIG}")
+        except StorageError:
+            raise
+        except Exception as error:  # whatever the code of a network raises while it is built and measured
+            reason = reason_of(error, folder)
+            study.end(trial.number, "failed", seconds=time.time() - began, reason=reason)
             self.tell(f"{stage.name}: trial {trial.number} failed: {reason}")
             return
         slot.trial, slot.pruned = trial, False
@@ -238,6 +243,8 @@ def decide(stage: Stage, history: History) -> Work | Wait | None:
     waiting = [at for at in range(len(stage.enqueue)) if at not in tried]
     if waiting and not is_full:
         return Work(completed(stage, stage.enqueue[waiting[0]]), note={"enqueued": waiting[0]})
+    if not is_full and (again := _admitted(stage, history)) is not None:
+        return again
     suggested = stage.algorithm.suggest(history)
     if suggested is None or isinstance(suggested, Wait):
         return suggested
@@ -245,6 +252,18 @@ def decide(stage: Stage, history: History) -> Work | Wait | None:
     if work.continues is None and is_full:
         return None
     return work
+
+
+def _admitted(stage: Stage, history: History) -> Work | None:
+    """Return the first point that was rejected and is within the limits by now; the members of a population are drawn again."""
+    tried = {each.note.get("again") for each in history.trials}
+    others = [each.point for each in history.trials if each.state != "rejected"]
+    for trial in history.trials:
+        is_single = trial.parent is None and not trial.note.keys() - {"enqueued", "again"}
+        is_within = bool(trial.costs) and not broken(trial.costs, stage.constraints.limits)
+        if trial.state == "rejected" and is_single and is_within and trial.number not in tried and trial.point not in others:
+            return Work(trial.point, epochs=trial.budget, note={**trial.note, "again": trial.number})
+    return None
 
 
 def completed(stage: Stage, point: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -259,12 +278,13 @@ def completed(stage: Stage, point: Mapping[str, Json]) -> Mapping[str, Json]:
 
 def _expect_progress(stage: Stage, study: Study, history: History) -> None:
     """Raise ``UserError`` when no point meets the constraints, or when nothing but failures comes."""
-    rejected = study.rejected()
-    if sum(rejected.values()) >= MAX_REDRAWS:
-        name, times = rejected.most_common(1)[0]
+    rejected = study.rejected(stage.constraints.limits)
+    if len(rejected) >= MAX_REDRAWS:
+        name, times = Counter(broken(each.costs, stage.constraints.limits).partition(":")[0] for each in rejected).most_common(1)[0]
+        least = min(each.costs[name] for each in rejected if name in each.costs)
         limit = stage.constraints.limits[name]
-        fix = "Raise the limit, or search smaller networks."
-        what = f"no network of the space meets it: {times} of the last {sum(rejected.values())} points were rejected"
+        fix = f"Raise the limit to {least:g} or more and run the same command again, or search smaller networks in a new folder."
+        what = f"no network of the space meets it: {times} of the last {len(rejected)} points were rejected"
         key = f"{stage.search.place(stage.name)}.constraints.{name}" if getattr(stage.section, "constraints", None) else ""
         raise UserError(what, got=f"{limit:g}", key=key or f"search.constraints.{name}", fix=fix)
     failed = [each for each in history.trials if each.state == "failed"]
@@ -297,6 +317,16 @@ def write_trial(stage: Stage, trial: Trial, history: History, folder: Path, *, i
 def start_of(stage: Stage, number: int) -> Path:
     """Return the checkpoint that a trial starts from, where it inherits one."""
     return stage.folder / STARTS / f"{number:04}.pth"
+
+
+def reason_of(error: Exception, folder: Path) -> str:
+    """Describe on one line why a training could not start; the traceback of an error in code goes to a file."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return f"{text}; see {folder / CONFIG}"
+    with (folder / CONSOLE).open("a", encoding="utf-8") as console:
+        console.write("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {text}; see {folder / CONSOLE}"
 
 
 def line_of(stage: Stage, trial: Trial) -> str:

@@ -128,11 +128,30 @@ def test_an_error_that_cannot_be_pickled_keeps_its_text() -> None:
         list(loader)
 
 
-def test_our_own_bugs_keep_their_traceback() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("no such thing"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        EOFError("archive"),
+        ConnectionResetError("of a data base"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_our_own_bugs_keep_their_traceback(error: Exception) -> None:
+    """They do not read as the death of a worker, though torch names the worker in their text."""
     batches = TrainBatches(Shuffled(size=23, shuffle=False), batch_size=4)
-    loader = TrainLoader(Noise(23, error=KeyError("no such thing")), batches, end_step=6, workers=Workers(1))
-    with pytest.raises(KeyError, match="in __getitem__"):
+    loader = TrainLoader(Noise(23, error=error), batches, end_step=6, workers=Workers(1))
+    with pytest.raises(type(error), match="in __getitem__") as raised:
         list(loader)
+    assert as_loader_died(raised.value) is None
+
+
+def test_a_worker_without_shared_memory_is_told_the_remedy() -> None:
+    error = RuntimeError("unable to open shared memory object </torch_1> in read-write mode: No space left on device (28)")
+    batches = TrainBatches(Shuffled(size=23, shuffle=False), batch_size=4)
+    with pytest.raises(LoaderDied, match="Enlarge /dev/shm"):
+        list(TrainLoader(Noise(23, error=error), batches, end_step=6, workers=Workers(1)))
 
 
 def test_a_killed_worker_ends_the_run_at_once_with_a_remedy() -> None:

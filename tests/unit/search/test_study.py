@@ -83,16 +83,20 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
     assert [each.point["x"] for each in opened(tmp_path).trials()] == [0.1, 0.2]
 
 
-def test_rejections_are_counted_since_the_last_training(tmp_path: Path) -> None:
+def test_rejections_are_those_since_the_last_training_that_the_limits_still_reject(tmp_path: Path) -> None:
     study = opened(tmp_path)
-    for state, reason in (
-        ("rejected", "macs: 2 > 1"),
-        ("complete", ""),
-        ("rejected", "macs: 3 > 1"),
-        ("rejected", "params: 2 > 1"),
+    for state, costs in (
+        ("rejected", {"macs": 2.0}),
+        ("complete", {"macs": 1.0}),
+        ("rejected", {"macs": 3.0}),
+        ("rejected", {"params": 2.0}),
     ):
-        study.end(study.begin(Work({"x": 0.1}), budget=1, owner="me"), state, seconds=0.0, reason=reason)
-    assert dict(study.rejected()) == {"macs": 1, "params": 1}
+        number = study.begin(Work({"x": 0.1}), budget=1, owner="me")
+        study.set_costs(number, costs)
+        study.end(number, state, seconds=0.0)
+    assert [each.number for each in study.rejected({"macs": 1.0, "params": 1.0})] == [3, 2]
+    assert [each.number for each in study.rejected({"macs": 1.0, "params": 2.0})] == [2]
+    assert study.rejected({}) == []
 
 
 def test_presence_ends_with_its_lock(tmp_path: Path) -> None:
