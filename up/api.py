@@ -378,12 +378,10 @@ def _evaluated(
 def _experiment(config: PathLike, overrides: Sequence[str]) -> Experiment:
     """Load a YAML file, or the configuration of a run folder."""
     from up.build.experiment import load_experiment
-    from up.schema.decode import if_moved
+    from up.schema.decode import config_of_run
 
-    path = Path(config)
-    if not path.is_dir():
-        return load_experiment(path, list(overrides))
-    return load_experiment(path / CONFIG, [*if_moved(path), *overrides])
+    path, changed = config_of_run(Path(config), overrides)
+    return load_experiment(path / CONFIG if path.is_dir() else path, changed)
 
 
 def _text(path: PathLike | None) -> str | None:

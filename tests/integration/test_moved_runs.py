@@ -60,6 +60,26 @@ def test_on_the_command_line() -> None:
     assert load(earlier).checkpoint == earlier / "ckpt_best.pth"
 
 
+def scores(capsys: pytest.CaptureFixture[str], *words: str) -> object:
+    capsys.readouterr()
+    assert main(["predict", *words, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_by_the_configuration_in_the_copy(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``config.yaml`` of a copied run reads the weights beside it; one without weights beside it those of its run."""
+    image = str(next(images.rglob("*.png")))
+    by_hand = [scores(capsys, "1/config.yaml", "-c", f"{run}/ckpt_best.pth", image) for run in ("1", "run")]
+    assert scores(capsys, "1/config.yaml", image) == by_hand[0] != by_hand[1]
+    assert scores(capsys, "config.yaml", image) == scores(capsys, "run/config.yaml", image) == by_hand[1]
+    assert evaluate("1/config.yaml")["loss"] == pytest.approx(load("1").metrics["loss"])
+    assert main(["eval", "1/config.yaml", "--out", "by_file"]) == 0
+    assert json.loads(Path("by_file/metrics.json").read_text())["loss"] == pytest.approx(load("1").metrics["loss"])
+    assert main(["to_onnx", "--config", "1/config.yaml", "--save-prefix", "of_copy/model"]) == 0
+    assert main(["predict", "1/config.yaml", image, "-o", "saver.save_dir=run", "--format", "json", "--output", "now.json"]) == 0
+    assert json.loads(Path("now.json").read_text()) == by_hand[1]
+
+
 def test_a_run_at_its_place_is_not_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert if_moved(Path("run")) == []
     assert if_moved(Path("run").resolve()) == []

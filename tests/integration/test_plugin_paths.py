@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,19 @@ def test_beside_the_configuration_or_in_the_working_folder(server: Server, tmp_p
     (tmp_path / place / "my_parts.py").write_text(PLUGIN % "my_parts")
     done = start(server, tmp_path, ["check", "--no-files", config], world=1, cwd=tmp_path / "work")
     assert done.wait() == [0], done.said
+
+
+@pytest.mark.usefixtures("importing")
+def test_a_run_finds_plugins_beside_the_file_that_it_was_trained_from(tmp_path: Path, images: Path) -> None:
+    config = Path(written(tmp_path / "configs", images, ["my_parts"]))
+    (tmp_path / "configs" / "my_parts.py").write_text(PLUGIN % "my_parts")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(config.read_text())
+    with pytest.raises(UserError, match="my_parts"):
+        load_experiment(run / "config.yaml")
+    (run / "run.json").write_text(json.dumps({"config": str(config)}))
+    assert load_experiment(run / "config.yaml").tables["loss"].get("my_loss").__module__ == "my_parts"
 
 
 @pytest.mark.usefixtures("importing")

@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from up.build.record import read_record
 from up.config.argument import NoEffect
 from up.config.parts import Tables, check_part
 from up.config.plugins import extended, make_importable
@@ -32,6 +33,7 @@ from up.optim.groups import option_problems
 from up.optim.optimizers import OPTIMIZERS
 from up.optim.schedules import SCHEDULES
 from up.registry import Registry
+from up.run_files import CONFIG
 from up.schema.decode import load_config, missing_at, missing_start_weights
 from up.schema.search import ALGORITHMS, SPACES
 from up.supernet.section import supernet_problems
@@ -64,8 +66,13 @@ ENGINE_TABLES: Mapping[str, Registry] = {
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read, override, decode and check. Raises ``ConfigError`` with every problem at once; nothing is created."""
+    """Read, override, decode and check. Raises ``ConfigError`` with every problem at once; nothing is created.
+
+    Plug-ins may be beside the file; of ``config.yaml`` in a run folder, beside the file that it was trained from.
+    """
     decoded = load_config(path, overrides)
+    if path.name == CONFIG and isinstance(trained_from := read_record(path.parent).get("config"), str):
+        make_importable(Path(trained_from).parent)
     runtime = decoded.config.runtime
     with decoded.origins.placing("runtime.task_names"):
         task = find_task(runtime.task_names)

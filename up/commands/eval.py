@@ -10,7 +10,7 @@ from rich.table import Table
 
 from up.command_line import CommandLine
 from up.commands.arguments import add_launch, add_output, backend_overrides, launch_of, output_of
-from up.commands.inputs import config_of_run, expect_checkpoint, expect_config, expect_test_images
+from up.commands.inputs import expect_checkpoint, expect_config, expect_test_images
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
@@ -35,6 +35,8 @@ def main(words: list[str]) -> int:
     add_launch(parser)
     parser.add_config(what="the YAML file, or the run folder")
     arguments = parser.read(words[1:])
+    from up.schema.decode import config_of_run
+
     config, overrides = config_of_run(arguments.config, [*arguments.opts, *backend_overrides(arguments)])
     if arguments.fork_method is not None:
         overrides.append(f"dataset.test.dataloader.kwargs.fork_method={arguments.fork_method}")

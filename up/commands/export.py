@@ -107,7 +107,7 @@ def read(parser: CommandParser, words: list[str]) -> tuple[argparse.Namespace, E
     overrides = [override_of(f"to_kestrel.{key}", value) for key, value in given.items() if value is not None]
     expect_checkpoint(arguments.ckpt)
     arguments.images = find_images(arguments.images)
-    return arguments, load_checked(arguments.config, [*arguments.opts, *overrides])
+    return arguments, load_checked(arguments.config, [*arguments.opts, *overrides], of_run=True)
 
 
 def expect_size(given: tuple[int, int, int], experiment: Experiment) -> None:

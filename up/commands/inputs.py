@@ -10,7 +10,6 @@ from up.distributed.env import world_in_environment
 from up.errors import ConfigError, Problem, UserError
 from up.file_kinds import NAMES, Kind, kind_of
 from up.files import existing_run, named_checkpoint, unwritable
-from up.run_files import CONFIG
 from up.text import Verbatim, did_you_mean
 
 if TYPE_CHECKING:
@@ -60,16 +59,15 @@ def expect_config(path: Path, overrides: Sequence[str]) -> None:
     load_config(path, overrides)
 
 
-def config_of_run(path: Path, overrides: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return ``config.yaml`` of a run folder, with overrides for a folder that was moved; other paths unchanged."""
-    from up.schema.decode import if_moved
+def load_checked(path: Path, overrides: Sequence[str], *, of_run: bool = False) -> Experiment:
+    """Load the experiment once its configuration is known to be good, and only then import torch.
 
-    inner = path / CONFIG
-    return (inner, [*if_moved(path), *overrides]) if inner.is_file() else (path, [*overrides])
+    ``of_run``: ``config.yaml`` in a run folder stands for this folder, also where it was moved.
+    """
+    if of_run and path.is_file():
+        from up.schema.decode import config_of_run
 
-
-def load_checked(path: Path, overrides: Sequence[str]) -> Experiment:
-    """Load the experiment once its configuration is known to be good, and only then import torch."""
+        path, overrides = config_of_run(path, overrides)
     expect_config(path, overrides)
     from up.build.experiment import load_experiment
 

@@ -113,7 +113,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[Predictor[Floats] | Predic
 
         yield package_predictor(open_package(arguments.bundle), provider=arguments.provider or "cpu", **options)
         return
-    experiment = load_checked(arguments.config, arguments.opts)
+    experiment = load_checked(arguments.config, arguments.opts, of_run=True)
     from up.build.trained import load_trained
     from up.deploy.predictor import checkpoint_predictor
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from up.build.experiment import load_experiment
 from up.build.record import read_record
-from up.config.plugins import make_importable
 from up.engine.checkpoint import read_sidecar
 from up.engine.folder import Status, read_status
 from up.errors import UserError
@@ -65,8 +64,6 @@ def open_run(named: Path, overrides: Sequence[str] = ()) -> RunFolder:
         fix = "Train it first, or name another run with saver.save_dir." if folder != named else "Name it as saver.save_dir does."
         raise UserError(what, expected="the folder of a run, or the YAML file of one", fix=fix)
     record = read_record(folder)
-    if (file := record.get("config")) is not None:
-        make_importable(Path(file).parent)  # where plug-ins may be
     rest = [word for word in overrides if not word.startswith("saver.save_dir=")]
     experiment = load_experiment(folder / CONFIG, [f"saver.save_dir={yaml_text(folder)}", *rest])
     return RunFolder(folder, experiment, read_metrics(folder), read_status(folder), record)

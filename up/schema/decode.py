@@ -14,7 +14,7 @@ from up.config.nodes import load_nodes
 from up.config.section import section_problems
 from up.config.tree import DEFAULT, MappingNode, Mark, Node, SequenceNode, to_plain
 from up.errors import ConfigError, Problem, UserError
-from up.files import LATEST, named_checkpoint
+from up.files import LATEST, best_of_run, named_checkpoint
 from up.run_files import CONFIG
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.legacy.keys import Found
@@ -120,6 +120,19 @@ def _is_grouping(word: str, after: list[str], node: Node) -> bool:
 def load_config(path: Path, opts: Sequence[str] = ()) -> Decoded:
     """Load the configuration in the file at ``path`` and apply the words after ``--opts``. Raises ``ConfigError``."""
     return decode(apply_overrides(load_nodes(path), opts))
+
+
+def config_of_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str]]:
+    """Return the configuration of a run, given by its folder or by ``config.yaml`` in it, with what it overrides if it was moved.
+
+    Other paths come back as they are: a file without the weights of a run beside it, and a folder without the file.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = folder / CONFIG
+    is_of_run = path.is_dir() or (path.name == file.name and best_of_run(folder) is not None)
+    if not file.is_file() or not is_of_run:
+        return path, [*overrides]
+    return file, [*if_moved(folder), *overrides]
 
 
 def if_moved(folder: Path) -> list[str]:
