@@ -25,10 +25,11 @@ _PURPOSE = 0x686F6C64  # of the draw
 def stratified(labels: PackedLabels | None, images: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Split ``images`` into (train, holdout), about ``share`` of each set of labels in the holdout.
 
-    Images whose set of several labels no other image has count as images of their rarest label.
+    Images whose set of several labels no other image has count as images of their rarest label; each head has labels of its own.
     The total is rounded once, not for each class: the classes with the largest remainders get one image more. A class of
     one image is trained.
     """
+    labels = None if labels is None else labels.by_head()
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index in range(images):
         groups[tuple(labels[index]) if labels is not None else ()].append(index)

@@ -45,3 +45,9 @@ def test_images_with_sets_of_their_own_are_held_out_by_their_rarest_label() -> N
     assert len(held) == 20
     assert {label for index in held for label in sets[index]} == set(range(20))
     assert {label for index in train for label in sets[index]} == set(range(21))  # the label of one image, too
+
+
+def test_a_label_of_one_head_is_not_that_of_another() -> None:
+    heads = np.random.default_rng(0).integers(0, 8, (40, 2))
+    numbered = PackedLabels.of_sets([[int(first), 8 + int(second)] for first, second in heads])
+    assert stratified(PackedLabels(heads), 40, 0.2, seed=0) == stratified(numbered, 40, 0.2, seed=0)
