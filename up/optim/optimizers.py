@@ -119,7 +119,7 @@ def lr_of(type: str, kwargs: Kwargs, table: Registry = OPTIMIZERS) -> float:
     Raises ``UserError`` if there is neither: an optimizer that chooses its own learning rate follows no schedule.
     """
     lr = {**_settings_of(table.get(type)), **kwargs}.get("lr")
-    if lr is None:
+    if not isinstance(lr, int | float):  # timm marks a required one by an object
         raise UserError(f"is missing ({type} would choose its own, which no schedule can follow)", key="lr", fix="Set lr.")
     if lr < 0:
         raise UserError(got=lr, expected="0 or more", key="lr")

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from tests.harness.facts import each_tells, facts
 from up.errors import UserError
-from up.optim import build_optimizer, group_table, set_lr
+from up.optim import build_optimizer, group_table, lr_of, set_lr
 
 LN = ("backbone.3.weight", "backbone.3.bias")
 NO_DECAY = {"type": "any", "kwargs": {"weight_decay": 0.0}}
@@ -305,3 +305,10 @@ def test_bad_rules_are_named(kwargs: dict[str, Any], key: str, words: list[str])
     (problem,) = error.value.problems
     assert problem.key.startswith(key) if "nodecay" in key else problem.key == key
     assert all(word in problem.sentence for word in words), problem
+
+
+def test_an_optimizer_that_requires_a_learning_rate() -> None:
+    with pytest.raises(UserError, match=facts("missing", "csgdp")) as error:
+        lr_of("csgdp", {})
+    assert error.value.problems[0].key == "lr"
+    assert lr_of("csgdp", {"lr": 0.1}) == 0.1
