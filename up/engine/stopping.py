@@ -18,8 +18,9 @@ def smaller_is_better(metric: str) -> bool:
 class EarlyStopping:
     """Stop after ``patience`` evaluations in a row without an improvement by more than ``min_delta`` (Prechelt 1998, UP_s).
 
-    ``metric`` is a name of the log, such as ``loss`` or ``ema_top1``; None is the metric that chooses the best checkpoint. The
-    first evaluation always improves; a value that is not a number never does. ``patience`` None never stops.
+    ``metric`` is a name of the log, such as ``loss`` or ``ema_top1``; None is the metric that chooses the best checkpoint, of
+    which more is better. The first evaluation always improves; a value that is not a number never does. ``patience`` None never
+    stops.
     """
 
     def __init__(self, *, patience: int | None = None, min_delta: float = 0.0, metric: str | None = None) -> None:
@@ -32,8 +33,7 @@ class EarlyStopping:
         if self.patience is None:
             return
         self.require(metrics)
-        name = self.metric or main
-        value = metrics.get(name, math.nan) * (-1 if smaller_is_better(name) else 1)
+        value = metrics.get(self.metric or main, math.nan) * self._sign
         if value > (-math.inf if self._best is None else self._best + self.min_delta):
             self._best, self._best_step, self._waited = value, step, 0
         else:
@@ -46,6 +46,10 @@ class EarlyStopping:
             raise UserError(got=self.metric, expected=f"a metric of the evaluation: {some_of(metrics, 12)}", key="metric", fix=fix)
 
     @property
+    def _sign(self) -> int:
+        return -1 if self.metric is not None and smaller_is_better(self.metric) else 1
+
+    @property
     def is_over(self) -> bool:
         """Whether training is to stop."""
         return self.patience is not None and self._waited >= self.patience
@@ -53,9 +57,11 @@ class EarlyStopping:
     @property
     def reason(self) -> str:
         """The rule that stops training, for the log and ``status.json``; empty before."""
-        if not self.is_over or self._best is None:
+        if not self.is_over:
             return ""
-        best = f"the best, {abs(self._best):.4g}, was at step {self._best_step:,}"
+        best = "no number among them"
+        if self._best is not None:
+            best = f"the best, {self._sign * self._best:.4g}, was at step {self._best_step:,}"
         return f"early stopping: {self._waited} evaluations without a better {self.metric or 'main metric'} ({best})"
 
     def state_dict(self) -> StateDict:

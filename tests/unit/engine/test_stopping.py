@@ -58,6 +58,21 @@ def test_values_that_are_no_numbers_never_improve() -> None:
     assert all(word in stopping.reason for word in ("early stopping", "2 evaluations", "50", "step 1"))
 
 
+def test_a_run_without_a_single_number_says_why_it_stopped() -> None:
+    stopping = EarlyStopping(patience=2)
+    assert stopped_at(stopping, "top1", [math.nan] * 3) == 1
+    assert all(word in stopping.reason for word in ("early stopping", "2 evaluations", "no number"))
+
+
+def test_more_of_the_main_metric_is_better_whatever_its_name() -> None:
+    """As for the best checkpoint; a task of one's own may call it ``neg_loss``, with values below 0."""
+    stopping = EarlyStopping(patience=2)
+    for step, value in enumerate([-3.0, -2.0, -2.5, -2.25]):
+        stopping.observe(step, {"neg_loss": value}, "neg_loss")
+    assert stopping.is_over
+    assert all(word in stopping.reason for word in ("-2,", "step 1"))
+
+
 def test_none_never_stops_and_a_longer_patience_continues() -> None:
     assert stopped_at(EarlyStopping(), "top1", [1.0] * 50) is None
     short = EarlyStopping(patience=1)
