@@ -157,8 +157,8 @@ class RepeatFactor(_Weighted):
         static_size: Annotated[bool, NoEffect("all epochs have one length, on which the learning rate depends")] = True,
     ) -> None:
         del static_size
-        labels = _expect_labels(labels, size, "repeat_factor")
-        owners, values = labels.owners(), _of_all_heads(labels)
+        labels = _expect_labels(labels, size, "repeat_factor").by_head()
+        owners, values = labels.owners(), labels.values
         counts = np.bincount(values)
         factors = np.zeros(size)
         np.maximum.at(factors, owners, np.maximum(1, (t / (counts[values] / size)) ** pn))
@@ -234,16 +234,6 @@ class RepeatedAugmentation(_Sized):
         shown = permutation(self._size, key(self._seed, epoch, _ORDER))
         position = np.arange(self._size)
         return Visits(shown[position // self._repeats], position % self._repeats)
-
-
-def _of_all_heads(labels: PackedLabels) -> Indices:
-    """Flatten the labels; of several heads each has classes of its own, numbered one head after the other."""
-    values = labels.values
-    if values.ndim == 1:
-        return values
-    classes = values.max(0) + 1
-    flat: Indices = (values + np.cumsum(classes) - classes).ravel()
-    return flat
 
 
 def _expect_labels(labels: PackedLabels | None, size: int, sampler: str) -> PackedLabels:
