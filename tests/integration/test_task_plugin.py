@@ -216,7 +216,11 @@ MISTAKES: dict[str, tuple[str, str, list[str]]] = {
     ),
     "an example without labels": ("image=image, mask=mask, filename=[", "image=image, filename=[", ["mask", CODE]),
     "an example of other types": ("mask=mask, filename=[", "mask=mask.float(), filename=[", ["mask", CODE]),
-    "an example of another size": ("torch.rand(images, 3, *size)", "torch.rand(images, 3, 16, 16)", ["(2, channels, 32, 32)", CODE]),
+    "an example of another size": (
+        "torch.rand(images, 3, *size)",
+        "torch.rand(images, 3, 16, 16)",
+        ["(2, channels, 32, 32)", CODE],
+    ),
     # the loss
     "no loss": ('{"loss": total', '{"los": total', ["loss", YAML]),
     "a loss that is not a scalar": ('reduction="sum")', 'reduction="none")', ["scalar", YAML]),
