@@ -107,6 +107,17 @@ def test_samplers_give_all_ranks_the_same_updates(config: Config, cluster: Make,
     assert steps_of(tmp_path / "1") == steps_of(tmp_path / "2")
 
 
+def test_an_optimizer_that_draws_numbers_draws_the_same_on_all_ranks(config: Config, cluster: Make, tmp_path: Path) -> None:
+    """Dropout differs between ranks. The optimizer's draws must not, or the weights of the ranks drift apart."""
+    without_batch_norm(config)
+    config["runtime"]["plugins"] = ["tests.harness.noisy"]
+    config["trainer"] |= {"max_epoch": 1, "is_eval": False, "optimizer": {"type": "noisy", "kwargs": {"lr": 0.001}}}
+    runs = cluster()
+    for world in (1, 2):
+        runs.run(f"saver.save_dir={tmp_path / f'run{world}'}", codes=[0] * world)
+    assert_close(checkpoint(tmp_path / "run2")["model"], checkpoint(tmp_path / "run1")["model"], 1e-5)
+
+
 def test_hooks_that_every_rank_has(config: Config, cluster: Make, tmp_path: Path) -> None:
     """All ranks save where a metric of the hook's own is the best so far: a rank that did not would leave the others waiting."""
     metric = {"type": "auto_save_metric", "kwargs": {"metric": ["loss", "mean_class_accuracy"]}}

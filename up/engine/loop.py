@@ -21,6 +21,7 @@ def train(session: TrainingSession) -> Vote:
         session.runner.before_step(data, step)  # a search moves the architecture
         while not accumulate(session, data, step):
             session.split(data, step)  # out of memory: the same step again, in smaller micro-batches
+        session.runner.seed_update(session.optimizer, step)  # draws of Kron and of optimizers of one's own
         mean = session.meter.scale()  # where it is not the mean over images: world size / sum of the weights
         norm = session.precision.step(session.optimizer, session.clip, session.blame(), mean)  # unscale, clip, step, zero
         step += 1
