@@ -214,6 +214,13 @@ def odd_images(config: Config) -> None:
     config["net"][0] = {"name": "backbone", "type": "vit_tiny_patch16_224", "kwargs": {"img_size": 64}}
 
 
+def small_images(config: Config) -> None:
+    config["net"][0] = {"name": "backbone", "type": "timm", "kwargs": {"model_name": "test_convnext"}}
+    for source in ("train", "test"):
+        kwargs = config["dataset"][source]["dataset"]["kwargs"]
+        kwargs["transformer"] = [{"type": "torch_resize", "kwargs": {"size": [16, 16]}}, *kwargs["transformer"][-2:]]
+
+
 def no_loss(config: Config) -> None:
     del config["net"][2]
 
@@ -291,6 +298,7 @@ FAULTS: list[tuple[Callable[[Config], None], str, tuple[str, ...]]] = [  # what 
     (bad_betas, "trainer.optimizer", ("AdamW", "1.9")),
     (bad_fraction, "dataset.train.dataset.kwargs.fraction", ("got 2.0", "at most 1")),
     (odd_images, "net.0", ("64x64", "32x32")),
+    (small_images, "net.0", ("images", "too small", "(1 x 1)", "larger")),
 ]
 
 

@@ -27,6 +27,7 @@ from up.tasks.experiment import Experiment, net_kind
 from up.text import some_of
 
 _BATCH_SIZE = "dataset.train.batch_sampler.kwargs.batch_size"
+_TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")  # of convolutions, of pooling
 
 
 def first_batch(experiment: Experiment, source: Phase, data: Dataset, on_bad: Callable[[str], object] | None = None) -> Batch:
@@ -138,13 +139,26 @@ def placing_modules(experiment: Experiment, net: Net) -> Iterator[None]:
             handles.append(net[entry.name].register_forward_pre_hook(begin(place)))
             handles.append(net[entry.name].register_forward_hook(end(place, registry, is_plugin=entry.type in registry.plugins)))
     try:
-        yield
+        with _explaining_small_images():
+            yield
     except UserError as error:
         with experiment.placing(running[0]):
             raise error
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _explaining_small_images() -> Iterator[None]:
+    """Raise ``UserError`` if a kernel of the net is larger than the map that it gets."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _TOO_SMALL):
+            raise
+        fix = "Use larger images (`size` of the transforms), or a net that reduces them less."
+        raise UserError(f"the images are too small for this net: torch reports {str(error).rstrip('.')!r}", fix=fix) from error
 
 
 @contextmanager
