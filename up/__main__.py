@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 from importlib import import_module
@@ -46,21 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     module, _, function = COMMANDS[name].target.partition(":")
     from up.commands.outcome import run_command
     from up.distributed.env import let_idle_threads_sleep
+    from up.process_memory import collect_seldom
 
     let_idle_threads_sleep()
-    _collect_seldom()
+    collect_seldom()
     return run_command(lambda words: getattr(import_module(module), function)(words), arguments)
-
-
-def _collect_seldom() -> None:
-    """Look for garbage among all objects only now and then, and not at the end of the process.
-
-    torch, torchvision and timm create 380,000 objects that stay. To look through all of them again and again takes a fifth of
-    their import, and to do so once more at the end takes .8 s.
-    """
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, 100)
-    atexit.register(gc.freeze)
 
 
 if __name__ == "__main__":

@@ -242,8 +242,8 @@ def test_an_evaluation_without_a_finite_score_ends_the_run_and_is_not_saved(
     def broken(self: ImageNetEvaluator) -> dict[str, float]:
         nonlocal calls
         calls += 1
-        metrics = compute(self)  # on the two images before the start, after the first epoch, after the second
-        return dict.fromkeys(metrics, float("nan")) if calls == 3 else metrics
+        metrics = compute(self)  # before the start of two images and for names, after the first epoch, after the second
+        return dict.fromkeys(metrics, float("nan")) if calls == 4 else metrics
 
     monkeypatch.setattr(ImageNetEvaluator, "compute", broken)
     path, run = write(config), tmp_path / "run"

@@ -66,9 +66,10 @@ def dry_run(experiment: Experiment, parts: RunParts) -> StepOutput | None:
             else:
                 parts.net(prepared)
     if parts.evaluation is not None and test is not None:
-        evaluator = dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
+        evaluator, found = dry_run_evaluation(experiment, parts.net, test, parts.evaluation)
         if experiment.config.trainer.is_eval and parts.test_data is not None:
-            _expect_metrics(experiment, parts, experiment.task.metric_names(evaluator, parts.test_data), evaluator.main_metric)
+            names = experiment.task.metric_names(evaluator, found, parts.test_data)
+            _expect_metrics(experiment, parts, names, evaluator.main_metric)
     return output
 
 
@@ -93,8 +94,8 @@ def _expect_metrics(experiment: Experiment, parts: RunParts, names: Sequence[str
             raise UserError(got=main, expected=expected, key="cmp_key", fix=fix)
 
 
-def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> Evaluator:
-    """Run a batch through the net and an evaluator, and return the evaluator.
+def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluation: Evaluation) -> tuple[Evaluator, list[str]]:
+    """Run a batch through the net and an evaluator, and return the evaluator and the names of its metrics.
 
     Raises ``ConfigError`` for settings that do not fit the net or the labels.
     """
@@ -112,7 +113,7 @@ def dry_run_evaluation(experiment: Experiment, net: Net, batch: Batch, evaluatio
         if type(evaluator).__module__.partition(".")[0] != "up" and evaluator.main_metric not in metrics:
             what = f"{name}.main_metric: got {evaluator.main_metric!r}, expected a name that compute() returns: {some_of(metrics)}."
             raise PartError(type(evaluator), what)
-    return evaluator
+    return evaluator, [*metrics]
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from up.allocator import keep_freed_memory
 from up.build.data import channels_of, input_size_of, input_spec_of, preprocessing_of_images, spec_after
 from up.config.parts import DerivedArguments
 from up.distill.build import Distillation, Student, build_distillation
@@ -27,6 +26,7 @@ from up.models.norm import special_bn_init, sync_batchnorms
 from up.models.pretrained import preprocessing_of, variant_needed
 from up.models.regions import compile_regions
 from up.models.weights import load_weights, read_state
+from up.process_memory import keep_freed_memory
 from up.schema.sections import Fp16
 from up.schema.sections import Net as NetSection
 from up.seed import key, seed_all

@@ -140,9 +140,9 @@ class Task(ABC, Generic[Data]):
     def evaluator(self, data: Data) -> Evaluator:
         """Return a fresh evaluator for ``data``."""
 
-    def metric_names(self, evaluator: Evaluator, data: Data) -> Sequence[str]:
-        """List the metrics of an evaluation of all of ``data``; ``evaluator`` has seen the first images. Empty without labels."""
-        return [*evaluator.compute()]
+    def metric_names(self, evaluator: Evaluator, found: Sequence[str], data: Data) -> Sequence[str]:
+        """List the metrics of an evaluation of all of ``data``; ``found``: those of its first images. Empty without labels."""
+        return found
 
     def in_unit(self, metric: float) -> str:
         """Format a metric with two decimals and its unit."""

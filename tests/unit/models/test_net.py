@@ -74,7 +74,7 @@ def test_prev_reads_the_output_of_an_earlier_module_past_a_later_one():
     [
         ({"b": "c"}, r"net\.b\.prev: got 'c', expected an earlier module \(a\)"),
         ({"a": "b"}, "expected nothing, since it is the first"),
-        ({"bb": "a"}, "prev is set for 'bb', which is no module of the net"),
+        ({"bb": "a"}, "prev is set for 'bb', which is not a module of the net"),
     ],
 )
 def test_prev_must_name_an_earlier_module(prev, text):

@@ -118,9 +118,8 @@ class Classification(Task[ImageDataset]):
         fresh.reset()
         return fresh
 
-    def metric_names(self, evaluator: Evaluator, data: ImageDataset) -> Sequence[str]:
+    def metric_names(self, evaluator: Evaluator, found: Sequence[str], data: ImageDataset) -> Sequence[str]:
         """List the metrics that the labels of all images give, such as the accuracy of classes that are rare in training."""
-        found = [*evaluator.compute()]
         if not isinstance(evaluator, ImageNetEvaluator) or evaluator.multilabel or (labels := data.label_sets) is None:
             return found
         return list(dict.fromkeys([*evaluator.names_given(labels), *found]))

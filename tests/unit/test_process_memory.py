@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from up.allocator import is_glibc
+from up.process_memory import is_glibc
 
 ROOT = Path(__file__).parents[2]
 PAGES = 4 * 64 * 2**20 // os.sysconf("SC_PAGE_SIZE")  # of the blocks of 64 MiB that are counted
@@ -26,7 +26,7 @@ for _ in range(4):
     fill()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-KEPT = "from up.allocator import keep_freed_memory; keep_freed_memory()"
+KEPT = "from up.process_memory import keep_freed_memory; keep_freed_memory()"
 ON_CPU = """
 from pathlib import Path
 from up.build.experiment import load_experiment
