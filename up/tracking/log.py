@@ -70,12 +70,12 @@ class WindowMeter:
 
     def __init__(self) -> None:
         self._sums = _NOTHING
-        self._steps = Counter[str]()
+        self._steps = Counter[tuple[str, ...]]()  # by the names of their scalars
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
         """Add scalars of a step; adds on the device, without waiting for it."""
         self._sums = _added(self._sums, scalars)
-        self._steps.update(scalars.keys())
+        self._steps[tuple(scalars)] += 1
 
     def add_step(self, report: StepReport) -> None:
         """Add all scalars of a step; windows that began with the same step share the addition and its sums."""
@@ -84,22 +84,27 @@ class WindowMeter:
             before, after = self._sums, _added(self._sums, report.scalars)
             report.window[:] = before, after
         self._sums = after
-        self._steps.update(report.scalars.keys())
+        self._steps[tuple(report.scalars)] += 1
 
     def read(self) -> dict[str, float]:
         """Return the means as numbers, which waits for the device, and reset."""
-        means = {name: float(total) / self._steps[name] for name, total in self._sums.items()}
+        steps = self._steps_of_each()
+        means = {name: float(total) / steps[name] for name, total in self._sums.items()}
         self._sums, self._steps = _NOTHING, Counter()
         return means
 
     def state_dict(self) -> StateDict:
         """Return the state that a resumed run needs to report the same means."""
-        return {"sums": dict(self._sums), "steps": dict(self._steps)}
+        return {"sums": dict(self._sums), "steps": self._steps_of_each()}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Continue from ``state_dict()``, which had one number of steps for all scalars in earlier versions."""
         self._sums = dict(state["sums"])
-        self._steps = Counter(state["steps"] if "steps" in state else dict.fromkeys(self._sums, state["updates"]))
+        steps = state["steps"] if "steps" in state else dict.fromkeys(self._sums, state["updates"])
+        self._steps = Counter({(name,): number for name, number in steps.items()})
+
+    def _steps_of_each(self) -> dict[str, int]:
+        return {name: sum(number for names, number in self._steps.items() if name in names) for name in self._sums}
 
 
 def _added(sums: Mapping[str, Tensor], scalars: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
