@@ -75,7 +75,7 @@ def run_cell(cell: BenchCell, settings: Settings, cpus: Sequence[int]) -> tuple[
     if absent:
         return None, f"{absent} is not installed"
     environment = {**plain_environment(), "OMP_NUM_THREADS": str(settings.threads)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiled the modules of peers; ours would be compiled at each start
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # peers are installed with bytecode: ours needs it, too
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
         asked = {

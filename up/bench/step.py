@@ -74,7 +74,7 @@ ROWS = [
         "Step of mobilenetv3_large_100, 224 x 224, batch 32, SGD, fp32, data in memory",
         _of("mobilenetv3_large_100", 224, 32),
         [Target(0.95, "at most", "bare")],
-        "The CPU's memory: few operations for each byte. Ours keeps that of freed tensors, which glibc returns each time.",
+        "The CPU's memory: few operations for each byte. Ours reuses that of freed tensors; glibc returns it each time.",
         "cpu",
     ),
     _pair(

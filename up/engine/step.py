@@ -156,9 +156,9 @@ class Runner:
         seed_all(key(self.seed, step, micro, rank(), _DROPOUT, part))
 
     def seed_update(self, optimizer: Optimizer, step: int) -> None:
-        """Seed what an optimizer draws, keyed by (seed, step): the same on all ranks, whose weights stay equal.
+        """Seed the random numbers of an optimizer, keyed by (seed, step): equal on all ranks, so that their weights stay equal.
 
-        Optimizers of torch draw nothing, and are spared the 7 us.
+        Optimizers of torch draw none, and skip the 7 us that seeding takes.
         """
         if not type(optimizer).__module__.startswith("torch.optim."):
             seed_all(key(self.seed, step, _UPDATE))

@@ -148,7 +148,7 @@ class Study:
         return [each.number for each in waiting if each.state == "running"]
 
     def rejected(self, limits: Mapping[str, float]) -> list[Trial]:
-        """Return the rejected trials since the last one that was trained, without those that are within ``limits`` by now."""
+        """Return the rejected trials since the last one that was trained, without those that ``limits`` now admit."""
         found = []
         for trial in reversed(self.trials()):
             if trial.state != "rejected":

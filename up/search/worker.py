@@ -255,7 +255,7 @@ def decide(stage: Stage, history: History) -> Work | Wait | None:
 
 
 def _admitted(stage: Stage, history: History) -> Work | None:
-    """Return the first point that was rejected and is within the limits by now; the members of a population are drawn again."""
+    """Return the first rejected point that the limits now admit; the members of a population are drawn again."""
     tried = {each.note.get("again") for each in history.trials}
     others = [each.point for each in history.trials if each.state != "rejected"]
     for trial in history.trials:
