@@ -267,6 +267,18 @@ def test_words_that_do_not_go_together(config_file: Path, tmp_path: Path, capsys
     assert tells(line, "--save_prefix", tmp_path, "without")
 
 
+def test_a_folder_that_is_no_model_of_a_repository(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "colours").mkdir()
+    (tmp_path / "colours" / "thesis.tex").write_text("years of work")
+    words = ["to_kestrel", "--to", "triton", "--save-to", str(tmp_path), "--config", str(config_file)]
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""  # known before the export
+    assert tells(said.err, str(tmp_path / "colours"), "exists", "--save-to")
+    assert [path.name for path in (tmp_path / "colours").iterdir()] == ["thesis.tex"]
+
+
 def test_where_a_wrong_value_stands(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All wrong values of the section at once, each with its line."""
     config = yaml.safe_load(config_file.read_text())

@@ -331,3 +331,13 @@ def test_a_strict_package_of_masks_fails_before_the_export(
     monkeypatch.setattr("up.deploy.exporter.export_graph", None)
     (line,) = refused(["to_kestrel", "--strict-kestrel", "--config", "seg.yaml", "--opts", *QUICK], capsys, seg / "runs")
     assert tells(line, "--strict-kestrel", "pixels", "classes")
+
+
+def test_quantization_of_a_metric_that_is_not_in_percent_needs_its_limit(seg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One point of a metric that ends at 1 would allow any loss."""
+    (seg / CODE).write_text((seg / CODE).read_text().replace('    unit = "percent"\n', ""))
+    words = ["to_onnx", "--quantize", "int8", "--config", "seg.yaml", "--opts", *QUICK]
+    (line,) = refused(words, capsys, seg / "train")
+    assert tells(line, "--quantize int8", "seg", "percent", "--max-drop 0.01")
+    (line,) = refused([*words[:3], "--max-drop", "0.01", *words[3:]], capsys, seg / "train")
+    assert tells(line, "checkpoint")

@@ -76,7 +76,7 @@ class Metrics(Entry):
     images: AtLeast1
     """Number of images evaluated."""
     metric: str
-    """Main metric of the evaluator, such as top1 or mAP, in percent; the mean over the heads."""
+    """Main metric of the evaluator, such as top1 or mAP, in the unit of the task; the mean over the heads."""
     torch: float
     onnx: float
     top1: float | None = None
@@ -114,11 +114,11 @@ class Quantization(Entry):
     images: AtLeast0
     """Number of calibration images."""
     fp32: float
-    """Metric of the float32 graph, in percent."""
+    """Main metric of the float32 graph, in the unit of the task."""
     int8: float
     """Metric of this graph."""
     max_drop: float
-    """Largest allowed loss, in points."""
+    """Largest allowed loss, in this unit."""
 
 
 class Tolerance(Entry):

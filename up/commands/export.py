@@ -54,17 +54,19 @@ def to_kestrel(words: list[str]) -> int:
         raise UserError("--strict-kestrel: leaves out members of a package; --to triton writes none. Leave one of them out.")
     from up.deploy.exporter import write_kestrel
     from up.deploy.kestrel import package_path
-    from up.deploy.triton import repository_files, write_repository
+    from up.deploy.triton import expect_model_folder, repository_files, write_repository
 
     settings = experiment.config.to_kestrel
     folder = arguments.save_to or Path(settings.save_to or experiment.folder)
-    path = package_path(folder, settings)
-    made = exported(experiment, arguments, folder)
     if arguments.to == "triton":
-        write_repository(repository_files(made.manifest, made.model), folder / made.manifest.name)
-        print(f"written: {folder / made.manifest.name}")
+        expect_model_folder(folder / settings.model_name)
+        made = exported(experiment, arguments, folder)
+        write_repository(repository_files(made.manifest, made.model), folder / settings.model_name)
+        print(f"written: {folder / settings.model_name}")
         print("next:", *listed({"serve": shlex.join(["tritonserver", f"--model-repository={folder}"])}), sep="\n")
         return 0
+    path = package_path(folder, settings)
+    made = exported(experiment, arguments, folder)
     print(*write_kestrel(made, settings, path, strict=arguments.strict_kestrel), sep="\n")
     return written(path, words)
 
@@ -85,7 +87,8 @@ def read(parser: CommandParser, words: list[str]) -> tuple[argparse.Namespace, E
         help="let the graph return probabilities: softmax, or sigmoid for bce (default: to_kestrel.add_softmax)",
     )
     parser.add_argument("--quantize", choices=("int8",), help="quantize to 8-bit integers if accuracy and speed allow it")
-    parser.add_argument("--max-drop", type=finite, default=1.0, help="int8: largest loss of accuracy, in percentage points")
+    max_drop = "int8: largest loss of the main metric, in its unit (default: 1 percentage point)"
+    parser.add_argument("--max-drop", type=finite, help=max_drop)
     parser.add_argument("--min-speedup", type=finite, default=1.0, help="int8: smallest speed-up on this machine, as a factor")
     parser.add_argument("--calibration-images", type=positive, default=256, help="int8: number of calibration images, at least 128")
     parser.add_argument(

@@ -55,7 +55,7 @@ class ExportOptions:
     """Options of the command line; ``images`` replace ``dataset.test`` where that is not on the machine."""
 
     precision: Literal["fp32", "int8"] = "fp32"
-    max_drop: float = 1.0  # int8: largest loss of the metric, in points
+    max_drop: float | None = None  # int8: largest loss of the main metric, in its unit; None: 1 point of a metric in percent
     min_speedup: float = 1.0  # int8: smallest speed-up
     calibration_images: int = 256
     metric_images: int | None = None  # 0 for all
@@ -103,6 +103,7 @@ class _Exporter:
     ) -> None:
         self.experiment, self.options, self.tell = experiment, options, tell
         experiment.task.check_served()
+        self.max_drop = _max_drop(experiment, options)
         task, self.trained = experiment.task, load_net(experiment, checkpoint)
         names = self.trained.class_names
         known = derived_from_trained(experiment, self.trained)
@@ -247,7 +248,7 @@ class _Exporter:
                 f"{times['int8']:.2f} ms an image (fp32 {times['fp32']:.2f}), {speedup:.2f} times as fast"
             )
             failure = quantize.failure_of(
-                before.value, after.value, speedup, max_drop=options.max_drop, min_speedup=options.min_speedup
+                before.value, after.value, speedup, max_drop=self.max_drop, min_speedup=options.min_speedup
             )
             if not failure:
                 return made, Quantization(
@@ -256,7 +257,7 @@ class _Exporter:
                     images=0 if candidate.method == "dynamic" else len(chosen),
                     fp32=before.value,
                     int8=after.value,
-                    max_drop=options.max_drop,
+                    max_drop=self.max_drop,
                 )
             failures.append(f"{name}: {failure}")
         raise UserError(f"not within the limits. {'; '.join(failures)}. Nothing was written.", key=_INT8)
@@ -291,3 +292,11 @@ class _Exporter:
         file = manifest.model.model_copy(update={"sha256": sha256(model).hexdigest(), "bytes": len(model)})
         entries = [vector.entry(tolerance) for vector in vectors]
         return Export(model, manifest.model_copy(update={"model": file, "testvectors": entries}), vectors)
+
+
+def _max_drop(experiment: Experiment, options: ExportOptions) -> float:
+    """Return the largest loss of the main metric by quantization. Raises ``UserError`` where its unit has no default."""
+    if options.max_drop is None and options.precision == "int8" and experiment.task.unit != "percent":
+        what = f"the metrics of the task {experiment.task.name} are not in percent, so that --max-drop has no default"
+        raise UserError(what, key=_INT8, fix="Name the largest loss of the main metric in its unit, such as --max-drop 0.01.")
+    return 1.0 if options.max_drop is None else options.max_drop

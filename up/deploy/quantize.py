@@ -102,10 +102,13 @@ class _CalibrationBatches:
 
 
 def failure_of(fp32: float, int8: float, speedup: float, *, max_drop: float, min_speedup: float) -> str:
-    """Say with numbers which limit a quantized graph exceeds; an empty text if none."""
+    """Say with numbers which limit a quantized graph exceeds; an empty text if none.
+
+    ``fp32`` and ``int8`` are values of the main metric, of which more is better; NaN exceeds any limit.
+    """
     drop = fp32 - int8
-    if drop > max_drop:
-        return f"it loses {drop:.2f} points ({fp32:.2f} to {int8:.2f}), allowed are {max_drop:g} (--max-drop)"
+    if not drop <= max_drop:
+        return f"it loses {drop:.4f} points ({fp32:.4f} to {int8:.4f}), allowed are {max_drop:g} (--max-drop)"
     if speedup < min_speedup:
         return f"it is {speedup:.2f} times as fast here, expected at least {min_speedup:g} (--min-speedup)"
     return ""

@@ -54,14 +54,19 @@ def _tensor(name: str, axes: Sequence[int | str], *more: str) -> str:
     return "\n".join(["  {", *(f"    {line}" for line in lines), "  }"])
 
 
-def write_repository(files: dict[str, bytes], folder: Path) -> None:
-    """Write ``files`` into ``folder`` all at once: a server that reads there sees the old ones or the new ones.
-
-    Raises ``UserError`` for a folder that holds something else, ``StorageError`` if it cannot be written.
-    """
+def expect_model_folder(folder: Path) -> None:
+    """Raise ``UserError`` if ``folder``, NAME in the repository, exists and is not a model of Triton's."""
     if folder.exists() and not (folder / "config.pbtxt").is_file():
         what = "exists, and is not a model of a Triton repository"
         raise UserError(what, file=folder, fix="Name another folder with --save-to.")
+
+
+def write_repository(files: dict[str, bytes], folder: Path) -> None:
+    """Write ``files`` into ``folder`` all at once: a server that reads there sees the old ones or the new ones.
+
+    Raises ``UserError`` as ``expect_model_folder`` does, ``StorageError`` if it cannot be written.
+    """
+    expect_model_folder(folder)
     make_folder(folder.parent)
     fresh, old = (folder.with_name(f"{TEMPORARY}{os.getpid()}-{name}{folder.name}") for name in ("", "old-"))
     try:

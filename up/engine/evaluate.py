@@ -35,7 +35,7 @@ class Evaluator(Protocol):
 
     @property
     def main_metric(self) -> str:
-        """Name of the metric that chooses the best checkpoint."""
+        """Name of the metric that chooses the best checkpoint, of which more is better, also where it ends in ``loss``."""
 
     def reset(self) -> None:
         """Forget everything collected."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def test_failures_name_the_numbers() -> None:
     assert failure_of(80.0, 81.0, 2.0, **limits) == ""
     assert tells(failure_of(80.0, 78.9, 2.0, **limits), "1.10", "80.00", "78.90", "1", "--max-drop")
     assert tells(failure_of(80.0, 80.0, 1.1, **limits), "1.10", "1.2", "--min-speedup")
+    assert tells(failure_of(80.0, math.nan, 2.0, **limits), "nan", "--max-drop")
+    assert tells(failure_of(0.8123, 0.8012, 2.0, max_drop=0.01, min_speedup=1.0), "0.0111", "0.8123", "0.8012", "0.01")
 
 
 def network(*, attention: bool) -> onnx.ModelProto:
