@@ -33,6 +33,7 @@ class Photos(NamedTuple):
 
 
 PHOTOS = {"500": Photos(500, 375, 64, 1.25, 85), "2000": Photos(2000, 1500, 16, 1.2, 87)}  # about 70 KB and 1.1 MB each
+_TIMES = 400  # names of a photograph in the folder of many
 PNGS, PNG_SIDE, PNG_CLASSES = 3566, 64, 10
 
 
@@ -66,6 +67,26 @@ def photos(settings: Settings, size: str) -> Path:
             image.save(_in_class(folder, index, CLASSES) / f"{index:03}.jpg", quality=kind.quality)
 
     return made(settings.folder / f"photos-{size}-{number}", write)
+
+
+def many_photos(settings: Settings) -> Path:
+    """Return a folder with every photograph of 500 pixels under many names: 25,600 files, which take the space of 64."""
+    once = photos(settings, "500")
+    times = settings.size(_TIMES, 1)
+
+    def write(folder: Path) -> None:
+        for path in sorted(once.rglob("*.jpg")):
+            of_class = folder / path.parent.name
+            of_class.mkdir(exist_ok=True)
+            for number in range(times):
+                os.link(path, of_class / f"{path.stem}-{number:03}.jpg")
+
+    return made(settings.folder / f"many-{once.name}-{times}", write)
+
+
+def prepare_many_photos(settings: Settings) -> None:
+    """Make the folder of many photographs, unless it is there."""
+    many_photos(settings)
 
 
 def pngs(settings: Settings, phase: str) -> Path:

@@ -17,7 +17,7 @@ KINDS = {
     "optimizer": ("up.bench.optimizer",),
     "predict": ("up.bench.predict",),
     "serve": ("up.bench.serve",),
-    "run": ("up.bench.run",),
+    "run": ("up.bench.run", "up.bench.from_files"),
 }
 ALL = "all"
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings
+from up.bench.step import InMemory
 from up.errors import UserError
 
 if TYPE_CHECKING:
-    from up.data.records import Batch
-    from up.data.sampler import Cut
     from up.tasks.experiment import Experiment
 
 RUN, WORKER, STEP = "recipe.run", "recipe.worker", "recipe.step"
@@ -88,19 +87,6 @@ def one_worker(settings: Settings, config: str, overrides: Sequence[str]) -> Rea
     return Reading(rate(settings, work))
 
 
-class _Repeated:
-    """The loader of a few steps that all have the same batch."""
-
-    def __init__(self, batches: list[Batch], cut: Cut, steps: int) -> None:
-        self._batches, self._cut, self._steps = batches, cut, steps
-
-    def cut(self, step: int) -> Cut:
-        return self._cut
-
-    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
-        return ((step, self._batches) for step in range(self._steps))
-
-
 def in_memory(settings: Settings, config: str, overrides: Sequence[str], changes: Sequence[str], twice: bool = False) -> Reading:
     """Measure steps of the recipe on its first batch, which is on the device already; ``changes`` are overrides of it."""
     from up.build.trial import seconds_of_a_step, trial_session
@@ -114,7 +100,7 @@ def in_memory(settings: Settings, config: str, overrides: Sequence[str], changes
     loader = session.loader_from(0)
     _, batches = next(iter(loader))
     on_device = [to_device(batch, parts.device) for batch in batches]
-    repeated = _Repeated(on_device, loader.cut(0), steps)
+    repeated = InMemory(on_device, loader.cut(0), steps)
     seconds, _ = seconds_of_a_step(replace(session, loader_from=lambda step: repeated), at=0)
     return Reading(parts.batches.global_batch_size / seconds, {"step_ms": 1000 * seconds})
 

@@ -27,6 +27,7 @@ class Recipe(NamedTuple):
     epochs: int | None = None
     """None: a run without an end, which is not evaluated."""
     val: Path | None = None
+    reader: str = "fs_pillow"
 
     def write(self, folder: Path) -> Path:
         """Write the YAML file to ``folder``, where its run will be as well, and return its path."""
@@ -78,7 +79,7 @@ class Recipe(NamedTuple):
         kwargs = {
             "meta_file": str(images),
             "meta_type": "image_folder",
-            "image_reader": {"type": "fs_pillow"},
+            "image_reader": {"type": self.reader},
             "transformer": transformer,
         }
         return {

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings, Target
+from up.bench.images import pngs
 from up.types import Kwargs
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from up.bench.recipes import Recipe
     from up.data.records import Batch
     from up.data.sampler import Cut
     from up.engine.session import TrainingSession
+    from up.engine.step import StepLoader
 
 _PNGS = [BenchCell("pngs", "up.bench.images:prepare_pngs")]
-_WARM_UP = 10  # steps: allocators, algorithms and compilers
+WARM_UP = 10  # steps: allocators, algorithms and compilers
 _IN_MEMORY = "The same convolutions and the same optimizer; ours votes, checks that all is finite, weighs and logs beside them."
 
 
@@ -95,27 +98,40 @@ class Enough(BaseException):
 
 
 class InMemory:
-    """The loader of a run that gives one batch for every step and takes the times between them."""
+    """A loader that gives the same batch for ``steps`` steps, by default for ever."""
 
-    def __init__(self, settings: Settings, batch: Batch, cut: Cut) -> None:
-        self._settings, self._batch, self._cut = settings, batch, cut
-        self.milliseconds = 0.0
+    def __init__(self, batches: list[Batch], cut: Cut, steps: int | None = None) -> None:
+        self._batches, self._cut, self._steps = batches, cut, steps
 
     def cut(self, step: int) -> Cut:
         """Return the same shares for every step."""
         return self._cut
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        return ((step, self._batches) for step in (count() if self._steps is None else range(self._steps)))
+
+
+class Timed:
+    """The loader of a run, which takes the times between its steps after a warm-up, and ends the run by ``Enough``."""
+
+    def __init__(self, settings: Settings, loader: StepLoader, warm_up: int = WARM_UP) -> None:
+        self._settings, self._loader, self._warm_up = settings, loader, settings.size(warm_up, 1)
+        self.milliseconds = 0.0
+
+    def cut(self, step: int) -> Cut:
+        """Return the shares of the loader."""
+        return self._loader.cut(step)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
         from up.bench.timing import clock_of, wait
 
-        clock, steps = clock_of(self._settings), self._settings.size(_WARM_UP, 1)
-        for step in range(steps):
-            yield step, [self._batch]
+        clock, steps = clock_of(self._settings), iter(self._loader)
+        yield from islice(steps, self._warm_up)
         wait(self._settings)
         begun, times = clock(), list[float]()
         while len(times) < 3 or clock() - begun < self._settings.seconds:
             before = clock()
-            yield steps + len(times), [self._batch]
+            yield next(steps)
             times.append(clock() - before)
         wait(self._settings)
         mean = (clock() - begun) / len(times)
@@ -123,23 +139,28 @@ class InMemory:
         raise Enough
 
 
-def _recipe(settings: Settings, net: str, size: int, batch: int, **chosen: object) -> Recipe:
-    from up.bench.images import pngs
+def recipe_of(settings: Settings, images: Path, net: str, size: int, batch: int, **chosen: object) -> Recipe:
+    """Return the recipe of a row; a tiny one for a quick run."""
     from up.bench.recipes import Recipe
 
-    images = pngs(settings, "train")
     few = {"net": "resnet18" if net == "resnet50" else net, "size": min(size, 32), "batch": min(batch, 2)} if settings.quick else {}
     return Recipe(images, **{"net": net, "size": size, "batch": batch, "device": settings.device, **chosen, **few})  # type: ignore[arg-type]
 
 
 def ours(settings: Settings, **chosen: object) -> Reading:
     """Measure the loop of ``up train`` with all it does between steps: no step of it is left out."""
+    recipe = recipe_of(settings, pngs(settings, "train"), **chosen)  # type: ignore[arg-type]
+    loader = InMemory([batch_of(recipe)], cut_of(recipe))
+    return measured(settings, recipe, lambda session: Timed(settings, loader))
+
+
+def measured(settings: Settings, recipe: Recipe, timed: Callable[[TrainingSession], Timed]) -> Reading:
+    """Train ``recipe`` on the loader that ``timed`` makes for its session, and return the time of a step."""
     from up.engine.loop import train
 
     with tempfile.TemporaryDirectory() as folder:
-        recipe = _recipe(settings, **chosen)  # type: ignore[arg-type]
         session = session_of(recipe, Path(folder))
-        loader = InMemory(settings, batch_of(recipe), cut_of(recipe))
+        loader = timed(session)
         try:
             train(replace(session, loader_from=lambda step: loader))
         except Enough:
@@ -182,42 +203,51 @@ def cut_of(recipe: Recipe) -> Cut:
 def bare(settings: Settings, **chosen: object) -> Reading:
     """Measure a loop by hand: the batch's bytes to normalised floats, forward, backward and step; nothing else."""
     import torch
-    from torch.nn import functional as F
 
+    from up.bench.images import PNG_CLASSES
     from up.bench.recipes import MEAN, STD
     from up.bench.timing import milliseconds_of
 
-    recipe = _recipe(settings, **chosen)  # type: ignore[arg-type]
-    device = torch.device(settings.device)
-    batch = batch_of(recipe)
+    recipe = recipe_of(settings, pngs(settings, "train"), **chosen)  # type: ignore[arg-type]
+    batch, device = batch_of(recipe), torch.device(settings.device)
     image, label = batch["image"], batch["gt"].to(device)
-    net = net_by_hand(recipe).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = optimizer_by_hand(recipe, net)
-    net = torch.compile(net) if recipe.compiled else net
     mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (MEAN, STD))
+    train = loop_by_hand(settings, recipe, PNG_CLASSES)
 
     def step() -> None:
-        floats = image.to(device, torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean).div_(std)
+        train(image.to(device, torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean).div_(std), label)
+
+    taken = milliseconds_of(settings, step, warm_up=WARM_UP)
+    return Reading(taken, {"images/s": 1000 * recipe.batch / taken})
+
+
+def loop_by_hand(settings: Settings, recipe: Recipe, classes: int) -> Callable[[Tensor, Tensor], None]:
+    """Return a step on normalised images (B, 3, H, W) and labels (B): forward, backward and optimizer, without this package."""
+    import torch
+    from torch.nn import functional as F
+
+    net = net_by_hand(recipe, classes).to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optimizer_by_hand(recipe, net)
+    net = torch.compile(net) if recipe.compiled else net
+
+    def step(image: Tensor, label: Tensor) -> None:
         with torch.autocast(settings.device, dtype=torch.bfloat16, enabled=recipe.amp == "bf16"):
-            loss = F.cross_entropy(net(floats), label)
+            loss = F.cross_entropy(net(image.contiguous(memory_format=torch.channels_last)), label)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    taken = milliseconds_of(settings, step, warm_up=_WARM_UP)
-    return Reading(taken, {"images/s": 1000 * recipe.batch / taken})
+    return step
 
 
-def net_by_hand(recipe: Recipe) -> nn.Module:
+def net_by_hand(recipe: Recipe, classes: int) -> nn.Module:
     """Build the net of a recipe without this package."""
     import timm
     from torch import nn
 
-    from up.bench.images import PNG_CLASSES
-
     if recipe.net == "linear":
-        return nn.Sequential(nn.Flatten(), nn.Linear(3 * recipe.size**2, PNG_CLASSES))
-    made: nn.Module = timm.create_model(recipe.net, num_classes=PNG_CLASSES)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * recipe.size**2, classes))
+    made: nn.Module = timm.create_model(recipe.net, num_classes=classes)
     return made
 
 
