@@ -10,8 +10,8 @@ from difflib import SequenceMatcher, get_close_matches
 from os.path import commonprefix
 
 
-def near_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """Return the names in ``known`` nearest to ``name``, best first, ignoring case.
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return the three names in ``known`` nearest to ``name``, best first, ignoring case.
 
     Of equally near names, those with the longest common beginning come first: typing errors are more often late.
     """
@@ -21,7 +21,7 @@ def near_names(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     def nearness(candidate: str) -> tuple[float, int]:
         return round(SequenceMatcher(None, candidate, meant).ratio(), 6), len(commonprefix([candidate, meant]))
 
-    return [by_lower[match] for match in sorted(near, key=nearness, reverse=True)[:limit]]
+    return [by_lower[match] for match in sorted(near, key=nearness, reverse=True)[:3]]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -81,12 +81,15 @@ class Verbatim(str):
     """Text that messages show unchanged; other text is shown in quotes."""
 
 
-def shortened(text: str, limit: int = 60) -> str:
+_LONGEST = 60  # characters of a value in a message
+
+
+def shortened(text: str, limit: int = _LONGEST) -> str:
     """Cut ``text`` to ``limit`` characters, the last an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def shown(value: object, limit: int = 60) -> str:
+def shown(value: object) -> str:
     """Write ``value`` as YAML does; of large values, the shape."""
     if isinstance(value, Verbatim):
         return str(value)
@@ -96,11 +99,11 @@ def shown(value: object, limit: int = 60) -> str:
         text = f"a block ({some_of(value, 4)})" if value else "an empty block"
     elif isinstance(value, Sequence):
         text = f"a list of {len(value)}"
-        if all(isinstance(item, str | int | float | bool | None) for item in value) and len(str(value)) < limit:
+        if all(isinstance(item, str | int | float | bool | None) for item in value) and len(str(value)) < _LONGEST:
             text = f"[{', '.join(shown(item) for item in value)}]"
     else:
         text = _scalar(value)
-    return shortened(text, limit)
+    return shortened(text)
 
 
 def _scalar(value: object) -> str:

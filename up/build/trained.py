@@ -66,11 +66,11 @@ def find_checkpoint(experiment: Experiment, named: Path | None) -> Path:
     raise UserError(f"{experiment.folder}: contains no {BEST} or {LATEST}. Train first, or name a checkpoint with --ckpt FILE.")
 
 
-def load_trained(experiment: Experiment, checkpoint: Path | None, *, ema: bool = True) -> Trained:
+def load_trained(experiment: Experiment, checkpoint: Path | None) -> Trained:
     """Load as ``load_net``, on the configured device, joined to the other ranks and compiled if configured."""
     with local_phase():
         device = select_device(experiment)
-        trained = load_net(experiment, checkpoint, ema=ema)
+        trained = load_net(experiment, checkpoint)
     join_on(experiment, trained.net, device)
     return replace(trained, device=device)
 
@@ -84,19 +84,17 @@ def join_on(experiment: Experiment, net: Net, device: torch.device) -> None:
     synchronize_and_compile(experiment, net)
 
 
-def load_net(
-    experiment: Experiment, checkpoint: Path | None, *, ema: bool = True, known: DerivedArguments | None = None
-) -> Trained:
+def load_net(experiment: Experiment, checkpoint: Path | None, *, known: DerivedArguments | None = None) -> Trained:
     """Build the net of the configuration, on the CPU and in evaluation mode, and load the checkpoint.
 
-    Loads the averaged weights if the checkpoint has them and ``ema``. ``known`` are arguments derived from the data, if available.
+    Loads the averaged weights if the checkpoint has them. ``known`` are arguments derived from the data, if available.
     """
     path = find_checkpoint(experiment, checkpoint)
     weights = read_state(path)
     names = list(weights.class_names) if weights.class_names else None
     derived = experiment.task.derived_from_weights(weights, experiment.config.net)
     net = build_net(experiment, {**derived, **(known or {})})
-    report = load_weights(net, weights, prefer_ema=ema)  # a new head would predict noise
+    report = load_weights(net, weights)  # a new head would predict noise
     remove_auxiliary(net)
     net.eval()
     return Trained(net, path, names, report, torch.device("cpu"))

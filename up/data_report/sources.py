@@ -160,7 +160,7 @@ def sources_of_config(experiment: Experiment) -> Found:
             continue
         if phase == "train" and isinstance(dataset, KeyedDataset):
             derived = experiment.task.derived_for_evaluation(dataset)
-        found.append(_source_of_dataset(experiment, name, dataset, limit))
+        found.append(_source_of_dataset(name, dataset, limit))
     if not found:
         raise UserError.of(problems) if problems else experiment.error("has no data sets", key="dataset")
     return found, problems
@@ -194,7 +194,7 @@ def _least(given: Sequence[Argument], labels: PackedLabels | None) -> Limit:
     return [min(of_head) for of_head in zip(*fitting, strict=True)] or None
 
 
-def _source_of_dataset(experiment: Experiment, name: str, dataset: Dataset, limit: Limit) -> DataSource:
+def _source_of_dataset(name: str, dataset: Dataset, limit: Limit) -> DataSource:
     files = dataset.files if isinstance(dataset, KeyedDataset) else None
     if files is None:
         what = f"the data set {type(dataset).__name__} names no files, so that its images cannot be compared"

@@ -29,9 +29,7 @@ _EXAMPLE = 2  # images: with one, some versions of the exporter take the batch f
 _LIMIT = (1 << 31) - (1 << 20)  # bytes that a protobuf may have, less what the metadata need
 
 
-def export_graph(
-    module: nn.Module, shape: tuple[int, int, int], outputs: Sequence[OutputSpec], *, opset: int = OPSET
-) -> ModelProto:
+def export_graph(module: nn.Module, shape: tuple[int, int, int], outputs: Sequence[OutputSpec]) -> ModelProto:
     """Export ``module``, (N, *shape) -> ``outputs``, in evaluation mode on the CPU.
 
     Raises ``UserError`` if torch cannot export the net, or gives another opset, a fixed batch or weights beside the file.
@@ -45,7 +43,7 @@ def export_graph(
                 (example,),
                 dynamo=True,
                 external_data=False,
-                opset_version=opset,
+                opset_version=OPSET,
                 dynamic_shapes=({0: batch},),
                 input_names=[INPUT],
                 output_names=[output.name for output in outputs],
@@ -60,7 +58,7 @@ def export_graph(
     assert program is not None, "dynamo exports return a program"
     model: ModelProto = program.model_proto
     forget_origin(model)
-    check_graph(model, shape=shape, outputs=outputs, opset=opset)
+    check_graph(model, shape=shape, outputs=outputs, opset=OPSET)
     return model
 
 

@@ -114,7 +114,7 @@ def _of_folder(folder: Path) -> Images:
     held_out = None if train is None else part_in(folder, _VALIDATE) or part_in(folder, _TEST)
     classes = _classes(train or folder)
     if len(classes) < 2:
-        raise UserError(_too_few(folder, train or folder, classes), fix=_instead(folder, train or folder, classes))
+        raise UserError(_too_few(folder, train or folder, classes), fix=_instead(train or folder, classes))
     images = Images(folder, _listed(train or folder, classes), None, classes, True)
     return images if held_out is None else Images(folder, images.train, _validation(held_out, images), classes, True)
 
@@ -127,7 +127,7 @@ def _too_few(folder: Path, root: Path, classes: Sequence[str]) -> str:
     return f"{folder}: got a folder, expected a YAML file or a folder of at least two class folders; it has {found}"
 
 
-def _instead(folder: Path, root: Path, classes: Sequence[str]) -> str:
+def _instead(root: Path, classes: Sequence[str]) -> str:
     inner = root / classes[0] if classes else None
     below = _classes(inner) if inner is not None else []
     if inner is not None and len(below) >= 2:

@@ -25,8 +25,6 @@ Channels = Annotated[int, Field(ge=1), Derived("the channels that the image read
 Variant: TypeAlias = Literal["up", "timm"]
 Common: TypeAlias = Any  # arguments of ``with_stages`` or ``finished``, whose signatures have their types
 
-_REARRANGING = ("SpaceToDepth", "LearnableDct2d")  # modules of timm after which channels are no longer those of an image
-
 
 class Backbone(nn.Module):
     """Mixin that ``as_backbone`` adds to the class of a timm network.

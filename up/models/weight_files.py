@@ -51,9 +51,9 @@ class Weights:
     variant: str | None = None  # of the backbone, if the file has it
     preprocessing: ImagePreprocessing | None = None  # of the images that they were trained with, if it is known
 
-    def tensors(self, *, prefer_ema: bool = True) -> dict[str, Tensor]:
-        """Return the averaged weights if there are any and they are preferred, else the raw weights; LoRA's updates are merged."""
-        return merged_state({**self.model, **self.ema} if prefer_ema else self.model or self.ema)
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the averaged weights if there are any, else the raw weights; LoRA's updates are merged."""
+        return merged_state({**self.model, **self.ema})
 
 
 def read_file(path: Path) -> Weights:

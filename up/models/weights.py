@@ -115,7 +115,6 @@ def load_weights(
     net: nn.Module,
     weights: Weights,
     *,
-    prefer_ema: bool = True,
     skip: Sequence[str] = (),
     heads: Mapping[str, str] | None = None,
     class_names: Sequence[object] | None = None,
@@ -129,7 +128,7 @@ def load_weights(
     interpolated. Losses without parameters keep their own buffers. Raises
     ``WeightsError`` with a fix for any other mismatch, and leaves ``net`` untouched then.
     """
-    loading = _Loading(unwrap(net), weights, prefer_ema, heads)
+    loading = _Loading(unwrap(net), weights, heads)
     loading.require_variant()
     loading.compare_classes(class_names)
     loading.sort_out(skip)
@@ -141,13 +140,13 @@ def load_weights(
 class _Loading:
     """Match the tensors of a file with those of a net, and sort them into those to load and the groups of a report."""
 
-    def __init__(self, net: nn.Module, weights: Weights, prefer_ema: bool, heads: Mapping[str, str] | None) -> None:
+    def __init__(self, net: nn.Module, weights: Weights, heads: Mapping[str, str] | None) -> None:
         children = dict(net.named_children())
         self.net = net
         self.own = {clean_key(key): tensor for key, tensor in net.state_dict().items()}
         self.variant = variant_of(net)
         self.weights = weights
-        self.tensors = split_biases(weights.tensors(prefer_ema=prefer_ema))
+        self.tensors = split_biases(weights.tensors())
         self.chosen: dict[str, Tensor] = {}
         self._backbone = "backbone." if "backbone" in children else ""  # empty for a network without named modules
         self._head = "head." if self._backbone and "head" in children else ""
@@ -162,7 +161,7 @@ class _Loading:
         modules = children if isinstance(net, Net) else {}
         self._counting = tuple(f"{name}." for name, child in modules.items() if not any(True for _ in child.parameters()))
         self.naming, self._names = self._best_naming()
-        self.report = LoadReport(weights.source, self.naming.name, averaged=prefer_ema and bool(weights.ema))
+        self.report = LoadReport(weights.source, self.naming.name, averaged=bool(weights.ema))
 
     def _best_naming(self) -> tuple[KeyMap, list[str]]:
         """Find the naming under which most tensors fit, and with it the name in the net of every tensor of the file."""

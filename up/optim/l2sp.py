@@ -32,7 +32,3 @@ class L2SP:
         if moved:
             differences = torch._foreach_sub([p for p, _ in moved], [start for _, start in moved])
             torch._foreach_add_([p.grad for p, _ in moved if p.grad is not None], differences, alpha=2 * self.weight)
-
-    def penalty(self) -> Tensor:
-        """Compute λ ‖w − w₀‖²."""
-        return self.weight * torch.stack([(p - start).square().sum() for p, start in self._pairs]).sum()

@@ -91,7 +91,7 @@ def drawing(transform: Transform | None) -> Iterator[dict[str, object]]:
     watched += [(each, "view") for each in parts if isinstance(each, RandomResizedCrop)]
     watched += [(each, "aug_fn") for part in parts for each in _operations(part)]
 
-    def observed(owner: object, method: str, original: Callable[..., object]) -> Callable[..., object]:
+    def observed(owner: object, original: Callable[..., object]) -> Callable[..., object]:
         def call(*inputs: object, **kwargs: object) -> object:
             made = original(*inputs, **kwargs)
             if isinstance(owner, AugmentOp):
@@ -107,7 +107,7 @@ def drawing(transform: Transform | None) -> Iterator[dict[str, object]]:
 
     originals = [(owner, method, vars(owner).get(method), getattr(owner, method)) for owner, method in watched]
     for owner, method, _, original in originals:
-        setattr(owner, method, observed(owner, method, original))
+        setattr(owner, method, observed(owner, original))
     try:
         yield found
     finally:

@@ -136,10 +136,10 @@ def _lanes(content: Record) -> list[tuple[str, Lane]]:
     rows = content["training_parameters"]
     if len(rows) > 1:
         found.append(("parameters that train", _parameters(rows, total)))
-    found += [(f"{each['by']}", _marks(each["from_step"], total)) for each in content["scheduled_transforms"]]
+    found += [(f"{each['by']}", _marks(each["from_step"])) for each in content["scheduled_transforms"]]
     for name, key in (("evaluations", "evaluations"), ("checkpoints", "checkpoints")):
         if content[key]:
-            found.append((name, _marks(content[key], total)))
+            found.append((name, _marks(content[key])))
     return found
 
 
@@ -150,7 +150,7 @@ def _span(first: int, last: int) -> Lane:
     return draw
 
 
-def _marks(steps: Sequence[int], total: int) -> Lane:
+def _marks(steps: Sequence[int]) -> Lane:
     def draw(axes: Axes, y: float) -> None:
         if len(steps) > _MARKS:
             axes.broken_barh([(steps[0], steps[-1] - steps[0])], (y - 0.08, 0.16), color=FAINT, alpha=0.5)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
 from up.commands.shortcuts import of_epochs
 from up.config.bases import merged_over
 from up.config.nodes import PlainDumper, load_nodes
-from up.config.tree import MappingNode, Mark, Node, SequenceNode, from_plain, index_of, key_of, set_at, to_plain
+from up.config.tree import MappingNode, Node, SequenceNode, from_plain, index_of, key_of, set_at, to_plain
 from up.errors import UserError
 from up.files import write_text
 from up.schema.decode import decode
@@ -29,13 +28,6 @@ _SHOWN_VALUES = 12
 _FROM_TEST = ("transformer", "evaluator", "save_score")  # of the data set on which trials are evaluated
 
 
-class Values(NamedTuple):
-    """Values by dotted path, with the place in a file that they come from."""
-
-    values: Mapping[str, Json]
-    mark: Mark
-
-
 def load_tree(path: Path, overrides: Sequence[str] = ()) -> MappingNode:
     """Read the file of a search with ``--opts`` over it."""
     tree = apply_overrides(load_nodes(path), overrides)
@@ -49,11 +41,10 @@ def without_search(tree: MappingNode) -> MappingNode:
     return tree.without(SECTION)
 
 
-def with_values(tree: MappingNode, values: Mapping[str, Json], mark: Mark | None = None) -> MappingNode:
+def with_values(tree: MappingNode, values: Mapping[str, Json]) -> MappingNode:
     """Set values by dotted path; null unsets a value that is written. Raises ``ConfigError`` for a path that does not exist."""
-    place = mark or tree.mark
     for path, value in values.items():
-        tree = without_path(tree, path) if value is None else set_at(tree, path, from_plain(value, place), place)
+        tree = without_path(tree, path) if value is None else set_at(tree, path, from_plain(value, tree.mark), tree.mark)
     return tree
 
 
