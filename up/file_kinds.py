@@ -44,7 +44,7 @@ NAMES: dict[Kind, str] = {
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of the existing ``path``; ``unknown`` if neither content nor suffix tells."""
+    """Return the kind of the existing ``path``; ``unknown`` if neither its content nor its suffix is known."""
     if path.is_dir():
         return "folder"
     if not path.is_file():

@@ -51,7 +51,7 @@ class Watch:
         self._begun, self._own, self._busy = time.perf_counter(), own_seconds(), busy_seconds(path)
 
     def others(self) -> float:
-        """Return the CPUs in use by other processes on average; 0 where the system does not tell."""
+        """Return the CPUs in use by other processes on average; 0 where the system does not count them."""
         elapsed = time.perf_counter() - self._begun
         busy = sum(busy_seconds(self._path).values()) - sum(self._busy.values())
         return max(0.0, busy - (own_seconds() - self._own)) / elapsed if elapsed > 0 else 0.0

@@ -159,7 +159,7 @@ def spec_after(source: Phase, experiment: Experiment) -> InputSpec | None:
 
 
 def channels_of(experiment: Experiment) -> int:
-    """Return the channels of the images that the readers give; 3 where a reader does not tell."""
+    """Return the channels of the images that the readers give; 3 where a reader does not say."""
     for source in PHASES:
         section = getattr(experiment.config.dataset, source)
         if section is not None and "image_reader" in section.dataset.kwargs:

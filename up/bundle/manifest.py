@@ -210,7 +210,7 @@ class Manifest(_EveryVersion):
         channels, height, width = self.input_shape
         images = max(self.inputs[0].batch.tested, default=1)
         if images * channels * height * width > _MAX_VALUES:
-            raise ValueError(f"inputs of {images} x {channels} x {height} x {width} values, allowed are {_MAX_VALUES:,}")
+            raise ValueError(f"inputs of {images} x {channels} x {height} x {width} values, at most {_MAX_VALUES:,} are allowed")
         decoded = [(op.color, op.channels) for op in self.preprocess if isinstance(op, DecodeOperation)]
         if decoded != [(self.inputs[0].channel_order, channels)]:
             raise ValueError(f"decoded to {decoded}, but the input has {channels} channels, {self.inputs[0].channel_order}")

@@ -71,7 +71,7 @@ class Session:
         self.output_shapes = {output.name: list(output.shape) for output in self._session.get_outputs()}
         if provider != "auto" and self._session.get_providers()[0] != wanted[0]:  # the runtime continues on the CPU silently
             raise UserError(
-                f"{provider} is there, but cannot be started: its libraries or its device are missing",
+                f"{provider} is installed, but cannot be started: its libraries or its device are missing",
                 key="--provider",
                 fix="Use --provider cpu, or install what onnxruntime's page on this provider asks for.",
             )

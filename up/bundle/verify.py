@@ -172,7 +172,7 @@ def _vectors(package: Package, session: Session) -> Iterator[tuple[float, float,
         tensor, image = closeness(got, expected), closeness(session(prepared), expected)
         compared = (("tensor", tensor, vector.tol.from_tensor), ("image", image, vector.tol.from_image))
         problems = [
-            f"test vector {vector.image}: the outputs are {off.relative:.1e} off from its {kind}, allowed are {allowed:.0e}"
+            f"test vector {vector.image}: the outputs are {off.relative:.1e} off from its {kind}, at most {allowed:.0e} is allowed"
             for kind, off, allowed in compared
             if not off.is_within(allowed)
         ]

@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
         split = f"{report['split']}: " if report["split"] else ""
         bad = f", {report['bad']:,} cannot be read" if report["bad"] else ""
         what = f"{count(report['images'], 'image')} ({report['resized']:,} resized{bad}), {size_text(report['bytes'])}"
-        did = f"built in {report['seconds']:.1f} s" if report["built"] else "there already, nothing to do"
+        did = f"built in {report['seconds']:.1f} s" if report["built"] else "complete already"
         print(f"{split}{report['folder']}: {what}, {report['form']}; {did}")
     for report in reports:
         if not report["used"]:

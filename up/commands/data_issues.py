@@ -20,9 +20,9 @@ from up.tracking.console import print_utf8
 
 _SHOWN = 10
 _MORE = """\
-Without --folds, the validation images are judged by the run that was not trained on them. With --folds K, the run is trained K
-times on all but one K-th of its training images, and judges that part: K trainings, one after another, in --out. A rerun
-continues after an interruption.
+Without --folds, the validation images are checked: the run was not trained on them. With --folds K, the training images are
+checked: K trainings, one after another, in --out, each predict the K-th part that it is not trained on. A rerun continues after
+an interruption.
 
 Confident learning (Northcutt, Jiang and Chuang 2021). Written: issues.html, issues.json, and issues.csv, which
 `on_bad_label: drop-list` with `drop_list: issues.csv` leaves out of training."""
@@ -64,7 +64,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     """Parse the arguments of ``up data issues``."""
     parser = CommandParser("data", "issues", _MORE)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--folds", type=natural, default=0, metavar="K", help="judge the training images, by K trainings")
+    parser.add_argument("--folds", type=natural, default=0, metavar="K", help="check the training images instead, with K trainings")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the report and the folds (default: RUN/issues)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of text")
     arguments: argparse.Namespace = parser.read(words)

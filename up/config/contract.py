@@ -36,7 +36,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute that every part of a table has; ``fits`` tells whether a value can be used."""
+    """An attribute that every part of a table has; ``fits`` checks whether a value can be used."""
 
     name: str
     expected: str

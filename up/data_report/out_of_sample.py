@@ -102,7 +102,7 @@ def of_folds(run: Path, folds: int, out: Path, tell: Callable[[str], object]) ->
 def _expect_labels(experiment: Experiment, dataset: Dataset) -> None:
     labels = dataset.label_sets
     if labels is None or labels.values.ndim != 1 or labels.offsets is not None:
-        raise experiment.error("has no single label for each image, which label errors are found by", key="dataset.train")
+        raise experiment.error("has no single label for each image, so label errors cannot be found", key="dataset.train")
     if experiment.config.dataset.test is None:
         raise experiment.error("is missing: its transforms evaluate the folds", key="dataset.test")
 
@@ -196,7 +196,7 @@ def _predicted(experiment: Experiment, source: str, checkpoint: Path | None) -> 
     heads = predictions.heads
     files = dataset.files if isinstance(dataset, KeyedDataset) else None
     if len(heads) != 1 or heads[0].scores is None or heads[0].gt is None or heads[0].gt.ndim != 1 or files is None:
-        what = "label errors are found by one label and one score a class for each image, which these data or this net do not have"
+        what = "label errors are found by one label and a score of each class for every image, which these data or this net lack"
         raise experiment.error(what, key=f"dataset.{source}")
     head, indices = heads[0], predictions.index.tolist()
     assert head.scores is not None

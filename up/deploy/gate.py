@@ -64,7 +64,7 @@ def check_preprocessing(reference: Forward, graph: Forward, pairs: Iterable[tupl
 def require_close(found: Closeness, tolerance: float, what: str) -> None:
     """Raise ``NumericalError`` for a difference above ``tolerance``, also where it is not a number."""
     if not found.is_within(tolerance):
-        off = f"{found.max_abs:.2e}, allowed are {found.limit(tolerance):.2e} ({tolerance:g} of the largest, {found.largest:.3g})"
+        off = f"{found.max_abs:.2e}, allowed is {found.limit(tolerance):.2e} ({tolerance:g} of the largest, {found.largest:.3g})"
         raise NumericalError(f"{what} by {off}", fix=_NOTHING)
 
 

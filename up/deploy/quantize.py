@@ -108,7 +108,7 @@ def failure_of(fp32: float, int8: float, speedup: float, *, max_drop: float, min
     """
     drop = fp32 - int8
     if not drop <= max_drop:
-        return f"it loses {drop:.4f} points ({fp32:.4f} to {int8:.4f}), allowed are {max_drop:g} (--max-drop)"
+        return f"it loses {drop:.4f} points ({fp32:.4f} to {int8:.4f}), at most {max_drop:g} is allowed (--max-drop)"
     if speedup < min_speedup:
         return f"it is {speedup:.2f} times as fast here, expected at least {min_speedup:g} (--min-speedup)"
     return ""

@@ -100,7 +100,7 @@ def _split_of(files: Listing) -> Record | None:
 
 
 _NOT_OURS = (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, UnpicklingError, BadZipFile)
-"""What reading another file of weights raises."""
+"""Errors that reading a file of other weights may raise."""
 
 
 class Recorded(NamedTuple):

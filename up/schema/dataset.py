@@ -19,7 +19,7 @@ class BatchSamplerKwargs(Section):
     the order of the meta file, whatever the sampler."""
     batch_size: AtLeast1 | Literal["auto"] = 1
     """Samples per batch of one process; the global batch size is this times the number of processes. ``auto`` is the largest power
-    two that fits into memory and leaves an epoch 8 steps; the run's ``config.yaml`` has the number."""
+    of two that fits into memory and leaves an epoch 8 steps; the run's ``config.yaml`` has the number."""
     drop_last: Annotated[bool, FixedOnResume()] = False
     """Drop the last batch of an epoch if it is not full; in training only."""
 
@@ -33,7 +33,7 @@ class BatchSampler(Section):
     """Order and size of batches."""
 
     type: Literal["base"] = "base"
-    """The kind of batch sampler; there is one."""
+    """Kind of batch sampler; ``base`` is the only one."""
     kwargs: BatchSamplerKwargs = BatchSamplerKwargs()
     """The sampler and the size of the batch."""
 
@@ -60,7 +60,7 @@ class DataLoader(Section):
     """Loading of batches."""
 
     type: Literal["cls_base", "base"] = "cls_base"
-    """The kind of loader; both names mean the same."""
+    """Kind of loader; both names mean the same."""
     kwargs: DataLoaderKwargs = DataLoaderKwargs()
     """Workers, pinning and the batch function."""
 

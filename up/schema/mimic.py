@@ -59,7 +59,7 @@ class MimicJob(Section):
     gathers: ClassVar[dict[str, str]] = {"teachers": r"teacher\w*"}
 
     mimic_ins_type: Literal["base"] = "base"
-    """The kind of job; there is one."""
+    """Kind of job; ``base`` is the only one."""
     loss_weight: NotNegative = 1.0
     """Factor of the loss, which is divided by the number of layers; times the ``loss_weight`` in the loss's own kwargs."""
     warm_up_iters: Annotated[int, Field(ge=-1)] = -1

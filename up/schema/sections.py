@@ -144,7 +144,7 @@ class SaverSection(Section):
     """Output folders, and the start of a run: own latest checkpoint, resume_model, pretrain_model, or from scratch."""
 
     type: Literal["base"] = "base"
-    """The kind of saver; there is one."""
+    """Kind of saver; ``base`` is the only one."""
     save_dir: Name | None = None
     """Run folder: checkpoints, logs, status. Unset uses runs/ and the name of the configuration file."""
     results_dir: Name | None = None
@@ -238,7 +238,7 @@ class ToKestrelSection(Section):
     """Package for Kestrel, and the description of the model in it."""
 
     toks_type: Literal["cls"] = "cls"
-    """The kind of package; there is one."""
+    """Kind of package; ``cls`` is the only one."""
     plugin: Name = "classifier"
     """The plug-in of Kestrel that runs the model."""
     model_name: Name = "model"

@@ -10,7 +10,7 @@ from up.files import write_json
 from up.types import Json
 
 ID = "id"
-"""Key of what tells a search from others that share its storage: their run folders may have one name."""
+"""Key of the id that separates a search from others in the same storage, whose run folders may have the same name."""
 
 
 class State:

@@ -130,7 +130,7 @@ class Task(ABC, Generic[Data]):
 
     @abstractmethod
     def input_spec(self, transforms: Sequence[Transform]) -> InputSpec | None:
-        """Return the sizes of the images that ``transforms`` produce; None where they do not tell."""
+        """Return the sizes of the images that ``transforms`` produce; None where they do not fix them."""
 
     @abstractmethod
     def example(self, net: nn.Module, size: Size, images: int) -> Batch:

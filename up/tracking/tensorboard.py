@@ -177,7 +177,7 @@ class TensorBoard(WindowHook):
             self._failed.add(part)
             plain = isinstance(error, OSError | Ending)
             reason = str(error) if plain else f"{type(error).__name__}: {error}"
-            LOGGER.warning("TensorBoard: %s cannot be written (%s); the run continues without", part, reason)
+            LOGGER.warning("TensorBoard: %s cannot be written (%s); the run continues without it", part, reason)
 
     def _opened(self, folder: Path, first_step: int) -> EventFile:
         if self._file is None:

@@ -101,7 +101,7 @@ def changed(path: str, value: Any) -> str:
         ("outputs.0.shape", ["N", 5], "the heads cover 4 outputs, the graph has 5"),
         ("outputs.0.meaning", "scores", "outputs.0.meaning: Input should be 'logits' or 'probabilities'"),
         ("inputs.0.shape", ["N", 1, 8, 8], "the input has 1 channels"),
-        ("inputs.0.shape", ["N", 3, 16384, 16384], "inputs of 5 x 3 x 16384 x 16384 values, allowed are 402,653,184"),
+        ("inputs.0.shape", ["N", 3, 16384, 16384], "inputs of 5 x 3 x 16384 x 16384 values, at most 402,653,184 are allowed"),
         ("inputs.0.batch.tested", [1] * 17, "inputs.0.batch.tested: List should have at most 16 items"),
         ("inputs.0.channel_order", "BGR", "the input has 3 channels, BGR"),
         ("preprocess.3.size", [9, 9], "size is [9, 9]: expected one number for short_side"),

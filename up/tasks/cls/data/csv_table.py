@@ -31,9 +31,9 @@ def csv_table(source: MetaSource) -> SampleTable:
 
     ``path_column`` and ``label_column`` name the columns, or give their positions from 0. By default they are ``path``, ``file``,
     ``image`` and the like, and ``label``, ``class``, ``category`` and the like, or the first two. The first line is a header if
-    it has such a name, and none if it names an image; otherwise the lines below tell, or it is an error. If all labels are
-    numbers, they are label numbers, otherwise they are class names, sorted unless ``class_names`` gives their order. With
-    ``multilabel`` a cell holds a set of labels, separated by ``|``, ``;`` or spaces.
+    it has such a name, and none if it names an image; otherwise the lines below decide, and it is an error if they do not. If all
+    labels are numbers, they are label numbers, otherwise they are class names, sorted unless ``class_names`` gives their order.
+    With ``multilabel`` a cell holds a set of labels, separated by ``|``, ``;`` or spaces.
     A table with a single column has no labels.
     """
     rows, table = Rows(source.path, source.root), _Table(source)
@@ -106,7 +106,7 @@ def _splitter(cells: Iterable[str], source: MetaSource) -> Callable[[str], list[
 
 
 class _Table:
-    """Reader of the rows of a table, whose first line tells delimiter, header and columns. Raises ``MetaError``."""
+    """Reader of the rows of a table, whose first line gives delimiter, header and columns. Raises ``MetaError``."""
 
     def __init__(self, source: MetaSource) -> None:
         self._path, wanted = source.path, source.columns
@@ -127,7 +127,7 @@ class _Table:
         self.label = self._position("label_column", wanted.label, names) if self._width > 1 else None
 
     def _is_header(self, cells: Sequence[str], source: MetaSource) -> bool:
-        """Tell a header from an image without a usual suffix. Raises ``MetaError`` where neither the names nor the rows tell."""
+        """Whether the first line is a header. Raises ``MetaError`` if neither its names nor the other rows decide."""
         if not cells or {cell.lower() for cell in cells} & {*_PATHS, *_LABELS}:
             return True
         wanted = source.columns

@@ -56,7 +56,7 @@ class ImageDataset(KeyedDataset):
 
     @property
     def num_classes(self) -> int | list[int] | None:
-        """Number of classes, or those of each head; None when neither names nor labels tell."""
+        """Number of classes, or those of each head; None when neither names nor labels are known."""
         if self._num_classes is None and self.class_names is not None:
             return len(self.class_names)
         if self._num_classes is None and self.labels is not None and len(self.labels):

@@ -72,8 +72,8 @@ class MetaSource:
 class SampleTable(Listing):
     """N samples: a list of files with ``labels`` (N) unless there are none, ``boxes`` (N, 4) in pixels for crops.
 
-    ``num_classes`` is a list for several heads, and None where neither names nor labels tell. ``notes`` report what was ignored
-    or converted when the files were read.
+    ``num_classes`` is a list for several heads, and None where neither names nor labels are known. ``notes`` report what was
+    ignored or converted when the files were read.
     """
 
     labels: PackedLabels | None = None
