@@ -95,6 +95,7 @@ def expect_local_disk(folder: Path, mounts: Path = Path("/proc/self/mounts")) ->
     there = folder.resolve()
     above = [(words[1].replace("\\040", " "), words[2]) for words in lines if len(words) > 2]
     holding = [(point, kind) for point, kind in above if there.is_relative_to(point)]
+    holding.reverse()  # a later mount hides an earlier one at the same point, such as that of an automounter
     point, kind = max(holding, key=lambda pair: len(pair[0]), default=("", ""))
     if kind in _NETWORK:
         what = f"{folder} is on {point}, a network file system ({kind}), where appends of several hosts damage a journal"

@@ -122,6 +122,13 @@ def test_a_journal_on_a_network_disk_is_refused(kind: str, refused: bool, tmp_pa
         expect_local_disk(tmp_path, mounts)
 
 
+def test_of_several_mounts_at_one_point_the_last_counts(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nsystemd-1 {tmp_path} autofs rw 0 0\nhost:/data {tmp_path} nfs4 rw 0 0\n")
+    with pytest.raises(UserError, match="nfs4"):
+        expect_local_disk(tmp_path, mounts)
+
+
 @pytest.mark.parametrize("url", ["postgresql://localhost:1/x", "mysql://localhost:1/x", "grpc://localhost:1"])
 def test_a_database_that_cannot_be_opened_is_one_line(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_READY_S", 0.1)
