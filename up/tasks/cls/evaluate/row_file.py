@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -40,7 +41,6 @@ class RowFile:
         self._blocks = [joined(self._blocks)]
         if self._file is None:
             return self._blocks[0]
-        self._file.flush()
         shape = (self._rows, *self._blocks[0].shape[1:])
         mapped: Array = np.memmap(self._file, self._blocks[0].dtype, "r", shape=shape).view(np.ndarray)
         return mapped
@@ -52,7 +52,11 @@ class RowFile:
                 weakref.finalize(self, self._file.close)
             for block in self._blocks:
                 self._file.write(block.tobytes())
+            self._file.flush()  # here, where a full disk is named
         except OSError as error:
+            if self._file is not None:
+                with suppress(OSError):  # of the bytes that are left in its buffer
+                    self._file.close()
             what = f"{tempfile.gettempdir()}: the scores of all classes cannot be written ({error.strerror})."
             raise StorageError(f"{what} Set TMPDIR to a folder with more space.") from error
         self._blocks = [self._blocks[-1][:0]]  # of their type and width

@@ -191,3 +191,12 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     recorder = Recorder(depth=1, keep_scores=True, multilabel=False)
     with pytest.raises(StorageError, match="TMPDIR"):
         recorder.add(torch.rand(2, 3), {"filename": ["a", "b"], "index": [0, 1]})
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="a device of Linux")
+def test_a_disk_that_fills_up_is_named_at_the_last_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_file, "LIMIT", 0)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb"))  # noqa: SIM115
+    recorder = Recorder(depth=1, keep_scores=True, multilabel=False)
+    with pytest.raises(StorageError, match="TMPDIR"):
+        recorder.add(torch.rand(2, 3), {"filename": ["a", "b"], "index": [0, 1]})
