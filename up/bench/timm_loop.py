@@ -11,15 +11,19 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from timm.data import create_dataset, create_loader
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import AverageMeter, CheckpointSaver, accuracy, random_seed, update_summary
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+Loader: TypeAlias = "DataLoader[tuple[Tensor, Tensor]]"
 
 _LOG = logging.getLogger("timm_loop")
 _EVERY = 50  # steps between two log lines, as in train.py
@@ -57,7 +61,7 @@ def main(words: list[str]) -> int:
 
 
 def train_epoch(
-    epoch: int, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, scheduler: Any, device: torch.device
+    epoch: int, model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer, scheduler: Scheduler, device: torch.device
 ) -> dict[str, float]:
     """Train an epoch and return the mean loss."""
     losses, seconds, begun = AverageMeter(), AverageMeter(), time.time()
@@ -81,7 +85,7 @@ def train_epoch(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Any, device: torch.device) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: Loader, device: torch.device) -> dict[str, float]:
     """Evaluate and return loss, top-1 and top-5."""
     meters = {name: AverageMeter() for name in ("loss", "top1", "top5")}
     loss_of = nn.CrossEntropyLoss().to(device)

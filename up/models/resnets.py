@@ -40,14 +40,8 @@ def resnet_custom(
     - ``width``, or ``base_channel``, another name of it: channels of the first stage, doubled by every further stage.
     - ``doublechannel``, ``downsample``: a 0 or a 1 for each block, in order. From a block with a 1 on the channels double, or
       the block has stride 2. Left out: the first blocks of the stages after the first, as in the published networks.
-    - ``stem``: ``small`` is one 3x3 convolution with stride 1 for images of about 32 pixels (He et al. 2016, section
-      4.2), and the strides are 1, 1, 2, 4, 8. ``deep_stem``: three 3x3 convolutions in place of the 7x7 one (ResNet-C).
-    - ``avg_down``: average pooling before the 1x1 convolution of a shortcut, which then drops no pixels (ResNet-D).
-      ``padded`` puts a row and a column of zeros before the map and pools where the stride is 1, too (UP's ResNet-D).
-    - ``style``: the 3x3 convolution of a bottleneck has its stride (``pytorch``), or the first 1x1 (``caffe``).
-    - ``frozen_layers``: stages without training, 0 is the stem; ``out_layers``, ``out_strides``: see ``Backbone.select``.
 
-    Raises ``UserError`` for stages that do not exist and for options that exclude each other.
+    The other arguments are those of ``resnet50``. Raises ``UserError`` as that does.
     """
     if depth is not None:
         if block is not None or layers is not None:

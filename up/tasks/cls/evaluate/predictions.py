@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, overload
+from typing import TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from up.data.packed import PackedStrings
 from up.errors import UserError
-from up.tasks.cls.evaluate.row_file import RowFile, joined, rows_at
+from up.tasks.cls.evaluate.row_file import Array, RowFile, joined, rows_at
 from up.tasks.cls.model.heads import heads_of, label_columns
 from up.text import count
 from up.types import Kwargs, Record
@@ -21,7 +21,6 @@ from up.types import Kwargs, Record
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Floats: TypeAlias = npt.NDArray[np.float64]
-Array: TypeAlias = npt.NDArray[Any]
 
 UNREADABLE = -1  # the class predicted by scores that are not finite: never correct
 _BLOCK = 4096  # images whose tensors and names wait to be packed

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from up.tasks.cls.evaluate.predictions import Array, Bools, Floats, HeadPredictions, Ints
+from up.tasks.cls.evaluate.predictions import Bools, Floats, HeadPredictions, Ints
+from up.tasks.cls.evaluate.row_file import Array
 
 Average = Literal["macro", "micro", "weighted"]
 
