@@ -39,8 +39,8 @@ from up.tasks.cls.data.metas import METAS, Columns
 from up.tasks.cls.data.other_images import with_images
 from up.tasks.cls.data.tables import TableSpec, are_labelled, expect_same_classes
 from up.tasks.cls.evaluate.metrics import EVALUATORS, ImageNetEvaluator
-from up.tasks.cls.evaluate.mistakes import sections_of
 from up.tasks.cls.evaluate.reports import ResultStream, outcomes_of, write_reports
+from up.tasks.cls.evaluate.sections import sections_of
 from up.tasks.cls.evaluate.teacher_top1 import TeacherTop1
 from up.tasks.cls.model.heads import CLASSIFIERS, HEADS, Head, NormLinear
 from up.tasks.cls.model.imbalance import JensenShannon

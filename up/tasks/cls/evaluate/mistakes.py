@@ -1,8 +1,8 @@
-"""Sections of a run's report that a task of classification supplies, with its worst mistakes and Grad-CAM beside them."""
+"""Section of a run's report: the worst mistakes, with Grad-CAM beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,11 +10,8 @@ from up.errors import UserError
 from up.figures import Pixels, missing_matplotlib, overlaid
 from up.pages.images import thumbnail
 from up.tasks.cls.data.image_dataset import ImageDataset
-from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import Bools, Floats, HeadPredictions, Ints
 from up.tasks.cls.evaluate.row_file import blocks_of
-from up.tasks.cls.evaluate.sections import calibration_section, classes_section, confusion_section, no_mistakes
-from up.tasks.cls.model.heads import Names, labels_of
 from up.tasks.report import Block, Evidence, Gallery, GalleryItem, Note, PageSection, original_of
 from up.text import count, some_of
 from up.tracking.figure_hook import photo
@@ -24,30 +21,6 @@ WORST = 24
 _AT_ONCE = 8  # images of a backward pass
 _SIDE = 160  # pixels of a thumbnail
 _TINY = 1e-45
-
-
-def sections_of(evidence: Evidence[ImageDataset], class_names: Names | None) -> Iterator[PageSection]:
-    """Yield classes, confusions, worst mistakes and calibration, of each head."""
-    evaluator = evidence.evaluator
-    assert isinstance(evaluator, ImageNetEvaluator)
-    predictions = evaluator.predictions
-    heads = predictions.heads
-    if not heads or heads[0].gt is None:
-        yield PageSection(
-            "classes", "Classes", [Note("The test images have no labels, so there is nothing to compare with.", missing=True)]
-        )
-        return
-    names = labels_of(class_names or evaluator.class_names, [head.classes for head in heads])
-    shown = GalleryImages(evidence, predictions.index)
-    for number, head in enumerate(heads):
-        suffix, of = (f"-head{number}", f" of head {number}") if len(heads) > 1 else ("", "")
-        yield classes_section(head, names[number], suffix, f"Classes{of}")
-        if head.labels.ndim == 2:
-            yield mistakes_of_sets(head, names[number], predictions.filename, shown)
-            continue
-        yield confusion_section(head, names[number], shown.original, suffix, f"Confusions{of}")
-        yield mistakes_section(head, names[number], predictions.filename, shown, suffix)
-        yield calibration_section(head, suffix, f"Calibration{of}")
 
 
 class GalleryImages:
@@ -84,6 +57,15 @@ class GalleryImages:
 
 def _over(image: Pixels, heat: Floats) -> Pixels:
     return overlaid(image, heat / max(heat.max(), np.finfo(np.float64).tiny))
+
+
+def no_mistakes(head: HeadPredictions) -> Note:
+    """Return the note of a report without wrong predictions: none, or only scores that are not finite."""
+    unreadable = int((head.preds < 0).sum())
+    if not unreadable:
+        return Note("No image is predicted wrongly.")
+    wrong = f"The scores of {unreadable:,} of {count(len(head.preds), 'image')} are not finite; these count as wrong."
+    return Note(wrong if unreadable == len(head.preds) else f"{wrong} No other image is predicted wrongly.")
 
 
 def mistakes_section(

@@ -1,4 +1,4 @@
-"""Sections of a run's report: accuracy of each class, confusions, calibration."""
+"""Sections of a run's report: accuracy of each class, confusions, worst mistakes, calibration."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import numpy as np
 
 from up.figures import FAINT, INK, RIGHT, WRONG, shortened
 from up.intervals import wilson
+from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.calibration import BINS, Reliability, Scaling, are_probabilities, reliability, temperature_scaling
 from up.tasks.cls.evaluate.confusion import confusion_matrix
+from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
+from up.tasks.cls.evaluate.mistakes import GalleryImages, mistakes_of_sets, mistakes_section, no_mistakes
 from up.tasks.cls.evaluate.order import confused_order
 from up.tasks.cls.evaluate.predictions import HeadPredictions, Ints
-from up.tasks.report import Cards, Gallery, GalleryItem, Note, PageSection, Plot, Table
+from up.tasks.cls.model.heads import Names, labels_of
+from up.tasks.report import Cards, Evidence, Gallery, GalleryItem, Note, PageSection, Plot, Table
 from up.text import count
 from up.types import Json
 
@@ -29,21 +33,36 @@ PAIRS, EXAMPLES = 12, 3  # confused pairs, and images of each
 _NAME = 22  # letters
 
 
+def sections_of(evidence: Evidence[ImageDataset], class_names: Names | None) -> Iterator[PageSection]:
+    """Yield classes, confusions, worst mistakes and calibration, of each head."""
+    evaluator = evidence.evaluator
+    assert isinstance(evaluator, ImageNetEvaluator)
+    predictions = evaluator.predictions
+    heads = predictions.heads
+    if not heads or heads[0].gt is None:
+        yield PageSection(
+            "classes", "Classes", [Note("The test images have no labels, so there is nothing to compare with.", missing=True)]
+        )
+        return
+    names = labels_of(class_names or evaluator.class_names, [head.classes for head in heads])
+    shown = GalleryImages(evidence, predictions.index)
+    for number, head in enumerate(heads):
+        suffix, of = (f"-head{number}", f" of head {number}") if len(heads) > 1 else ("", "")
+        yield classes_section(head, names[number], suffix, f"Classes{of}")
+        if head.labels.ndim == 2:
+            yield mistakes_of_sets(head, names[number], predictions.filename, shown)
+            continue
+        yield confusion_section(head, names[number], shown.original, suffix, f"Confusions{of}")
+        yield mistakes_section(head, names[number], predictions.filename, shown, suffix)
+        yield calibration_section(head, suffix, f"Calibration{of}")
+
+
 def share_of(correct: int, n: int) -> Json:
     """Return a share with its 95 % interval, as pages show it; None for no images."""
     if not n:
         return None
     low, high = wilson(correct, n)
     return {"value": correct / n, "low": low, "high": high, "n": n}
-
-
-def no_mistakes(head: HeadPredictions) -> Note:
-    """Return the note of a report without wrong predictions: none, or only scores that are not finite."""
-    unreadable = int((head.preds < 0).sum())
-    if not unreadable:
-        return Note("No image is predicted wrongly.")
-    wrong = f"The scores of {unreadable:,} of {count(len(head.preds), 'image')} are not finite; these count as wrong."
-    return Note(wrong if unreadable == len(head.preds) else f"{wrong} No other image is predicted wrongly.")
 
 
 def classes_section(head: HeadPredictions, names: Sequence[str], suffix: str, title: str) -> PageSection:

@@ -16,8 +16,8 @@ from up.data.dataset import KeyedDataset
 from up.data.records import Sample
 from up.tasks.cls.evaluate.confusion import confusion_matrix
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
-from up.tasks.cls.evaluate.mistakes import sections_of
 from up.tasks.cls.evaluate.order import confused_order
+from up.tasks.cls.evaluate.sections import sections_of
 from up.tasks.report import Evidence, Gallery, Note, PageSection, Table
 
 N, C = 40, 4
