@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from up.errors import UserError
 from up.figures import FAINT, INK, RIGHT, WRONG
 from up.files import make_folder, unwritable
-from up.intervals import accuracy_text, wilson
+from up.intervals import accuracy_text
 from up.pages.page import write_page
 from up.report.compared import Compared, head_slug, of_head, open_compared, same_images
 from up.report.content import TEMPLATE, Figures, contents, missing_in
 from up.report.paired import LEVEL, Paired, holm, paired
 from up.report.seeds import seeds_section
-from up.tasks.report import Block, Gallery, GalleryItem, Note, PageSection, Plot, Plots, Table, original_of
+from up.tasks.report import Block, Gallery, GalleryItem, Note, PageSection, Plot, Plots, Table, original_of, share_of
 from up.text import count
 from up.types import Json
 
@@ -147,12 +147,6 @@ def write_comparison(
     return files, [block for section in grouped or parts[:1] for block in section.blocks]
 
 
-def share_of(correct: Sequence[bool]) -> Json:
-    """Return an accuracy with its interval, as pages show it."""
-    low, high = wilson(sum(correct), len(correct))
-    return {"value": sum(correct) / len(correct), "low": low, "high": high, "n": len(correct)}
-
-
 def _cards(compared: Sequence[Compared], pairs: Sequence[PairOfRuns]) -> list[Json]:
     cards = []
     for each in compared[:4]:
@@ -169,7 +163,8 @@ def _cards(compared: Sequence[Compared], pairs: Sequence[PairOfRuns]) -> list[Js
 def _record(each: Compared) -> Json:
     correct = each.outcomes.correct
     folder = None if each.run is None else each.run.folder
-    found = {"name": each.name, "folder": folder, "top1": share_of(correct), "metrics": each.metrics, "images": len(correct)}
+    top1, images = share_of(sum(correct), len(correct)), len(correct)
+    found = {"name": each.name, "folder": folder, "top1": top1, "metrics": each.metrics, "images": images}
     return {**found, **_head_record(each.outcomes.head)}
 
 
@@ -231,7 +226,7 @@ def _labels_section(compared: Sequence[Compared]) -> PageSection:
         rows_of[label].append(row)
     rows = []
     for label, chosen in rows_of.items():
-        shares = [share_of([each.outcomes.correct[row] for row in chosen]) for each in compared]
+        shares = [share_of(sum(each.outcomes.correct[row] for row in chosen), len(chosen)) for each in compared]
         cells = {f"run{at}": share for at, share in enumerate(shares)}
         rows.append({"label": label, **cells, "change": round(100 * (shares[-1]["value"] - shares[0]["value"]), 2)})
     rows.sort(key=lambda row: (-abs(row["change"]), row["label"]))

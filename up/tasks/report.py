@@ -13,6 +13,7 @@ from up.data.bad_images import BadImage
 from up.data.dataset import KeyedDataset
 from up.data.records import Batch, Dataset
 from up.engine.evaluate import Evaluator
+from up.intervals import wilson
 from up.pages.images import thumbnail
 from up.tracking.figure_hook import photo
 from up.types import Json
@@ -59,6 +60,14 @@ def original_of(data: Dataset, index: int, side: int = 160) -> str | None:
         image = data.read(index).image
         return thumbnail(photo(image) if isinstance(image, Tensor) else image, side)
     return None
+
+
+def share_of(correct: int, n: int) -> Json:
+    """Return a share with its 95 % interval by Wilson's method, a cell of format ``interval``; None for no images."""
+    if not n:
+        return None
+    low, high = wilson(correct, n)
+    return {"value": correct / n, "low": low, "high": high, "n": n}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from up.tasks.cls.evaluate.mistakes import GalleryImages, mistakes_of_sets, mist
 from up.tasks.cls.evaluate.order import confused_order
 from up.tasks.cls.evaluate.predictions import HeadPredictions, Ints
 from up.tasks.cls.model.heads import Names, labels_of
-from up.tasks.report import Cards, Evidence, Gallery, GalleryItem, Note, PageSection, Plot, Table
+from up.tasks.report import Cards, Evidence, Gallery, GalleryItem, Note, PageSection, Plot, Table, share_of
 from up.text import count
 from up.types import Json
 
@@ -55,14 +55,6 @@ def sections_of(evidence: Evidence[ImageDataset], class_names: Names | None) -> 
         yield confusion_section(head, names[number], shown.original, suffix, f"Confusions{of}")
         yield mistakes_section(head, names[number], predictions.filename, shown, suffix)
         yield calibration_section(head, suffix, f"Calibration{of}")
-
-
-def share_of(correct: int, n: int) -> Json:
-    """Return a share with its 95 % interval, as pages show it; None for no images."""
-    if not n:
-        return None
-    low, high = wilson(correct, n)
-    return {"value": correct / n, "low": low, "high": high, "n": n}
 
 
 def classes_section(head: HeadPredictions, names: Sequence[str], suffix: str, title: str) -> PageSection:
