@@ -104,11 +104,11 @@ class Words:
             return derived.note
         return self.required if parameter.required else self.default(parameter.default)
 
-    def arguments(self, annotation: object) -> str:
+    def arguments(self, annotation: object, metadata: Sequence[object] = ()) -> str:
         """Describe a type with its range, and what its markers say, except the origin, which stands for the default."""
-        found = markers(annotation)
+        found = (*metadata, *markers(annotation))
         notes = [each.note for each in found if isinstance(each, Marker) and each.note and not isinstance(each, Derived)]
-        return "; ".join([self.of(annotation), *notes])
+        return "; ".join([self.of(annotation, metadata), *notes])
 
     def argument(self, parameter: Parameter) -> str:
         """Describe an argument on one line: ``alpha = 1 (number > 0; steps)``."""
