@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from up.data.records import Batch
+from up.engine.features import Condensing
 from up.engine.hooks import Outline
 from up.errors import UserError
 from up.files import make_folder, write_atomically, write_text
@@ -35,9 +36,9 @@ def write_embeddings(folder: Path, outline: Outline, batch: Batch, number: int) 
     assert outline.look is not None, "a run says how its images look"
     with undisturbed(outline.model), torch.no_grad():
         record = outline.model(batch)
-    vectors = _vectors(record.get("features"))[:number]
+    vectors = _vectors(outline.model, record.get("features"))[:number]
     captions = outline.look.captions(batch) or [""] * len(vectors)
-    rows = [f"{name}\t{label}" for name, label in zip(batch["filename"], captions, strict=False)][: len(vectors)]
+    rows = [f"{_cell(name)}\t{_cell(label)}" for name, label in zip(batch["filename"], captions, strict=False)][: len(vectors)]
     make_folder(folder / "embeddings")
     write_text(
         folder / "embeddings" / "features.tsv", "".join("\t".join(f"{x:.6g}" for x in row) + "\n" for row in vectors.tolist())
@@ -48,13 +49,26 @@ def write_embeddings(folder: Path, outline: Outline, batch: Batch, number: int) 
     write_text(folder / "projector_config.pbtxt", _CONFIG.format(side=_SIDE))
 
 
-def _vectors(features: object) -> Tensor:
-    """Return the last feature as vectors (B, D): the mean over positions."""
-    last = features[-1] if isinstance(features, list | tuple) and features else features
-    if not isinstance(last, Tensor):
+def _vectors(model: nn.Module, features: object) -> Tensor:
+    """Return the vectors (B, D) that the head makes of the features; else the last feature, the mean over positions or tokens."""
+    found = [features] if isinstance(features, Tensor) else features
+    if not isinstance(found, list | tuple) or not found or not isinstance(found[-1], Tensor):
         raise UserError("the net has no `features` to show as embeddings")
-    vectors: Tensor = last.float().cpu()
-    return vectors.flatten(2).mean(2) if vectors.ndim == 4 else vectors.flatten(1)
+    with torch.no_grad():
+        condensed = [head.condensed(found) for head in model.modules() if isinstance(head, Condensing)]
+    vectors = next((each for each in condensed if each is not None), found[-1]).float().cpu()
+    match vectors.ndim:
+        case 3:
+            return vectors.mean(1)
+        case 4:
+            return vectors.mean((2, 3))
+        case _:
+            return vectors.flatten(1)
+
+
+def _cell(text: object) -> str:
+    """Return ``text`` as a cell of a table: a line without tabs that UTF-8 can write."""
+    return " ".join(str(text).split()).encode(errors="backslashreplace").decode()
 
 
 def _sprite(images: list[Image.Image]) -> Image.Image:

@@ -22,7 +22,10 @@ from torch import nn
 from tests.harness.boards import events_of
 from up.data.records import Batch
 from up.engine.hooks import Findings, Look, Outline, StepReport
+from up.tasks.cls.model.heads import ViTHead
 from up.tracking.events import precision_recall
+from up.tracking.net_graph import graph_of
+from up.tracking.projector import write_embeddings
 from up.tracking.tensorboard import TensorBoard
 
 TRUE = np.array([True, False, True, True, False])
@@ -101,6 +104,64 @@ def test_all_of_a_run(tmp_path: Path) -> None:
     assert len((board / "embeddings" / "features.tsv").read_text().splitlines()) == 4
     assert (board / "embeddings" / "names.tsv").read_text().splitlines()[4] == "3.png\tlabel 3"
     assert "embeddings/features.tsv" in (board / "projector_config.pbtxt").read_text()
+
+
+class Twice(nn.Module):
+    """A network whose ReLU runs after both convolutions, beside a module of the name that the second run would get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.relu = nn.ReLU()
+        self.relu_1 = nn.Sequential(nn.Tanh())
+
+    def forward(self, batch: Batch) -> dict[str, object]:
+        found = self.relu(self.second(self.relu(self.first(batch["image"]))))
+        return {"features": [self.relu_1(self.relu(found))]}
+
+
+def test_each_run_of_a_module_is_a_node_of_the_graph() -> None:
+    graph = GraphDef.FromString(graph_of(Twice(), batch_of(2)))
+    assert [(node.name, list(node.input)) for node in graph.node] == [
+        ("image", []),
+        ("first", ["image"]),
+        ("relu", ["first"]),
+        ("second", ["relu"]),
+        ("relu_2", ["second"]),
+        ("relu_3", ["relu_2"]),
+        ("relu_1/0", ["relu_3"]),
+    ]
+
+
+class Tokens(nn.Module):
+    """Tokens (B, 3, 4) of each image, whose class token is the mean colour; and maybe the head that reads it."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, batch: Batch) -> dict[str, object]:
+        token = batch["image"].mean((2, 3))
+        token = torch.cat([token, token[:, :1]], dim=1)
+        return {"features": [torch.stack([token, token + 1, token + 2], dim=1)]}
+
+
+@pytest.mark.parametrize(("cls_type", "more"), [("token", 0), ("avg", 1.5), (None, 1)])
+def test_embeddings_of_tokens_are_what_the_head_reads(cls_type: Any, more: float, tmp_path: Path) -> None:
+    head = ViTHead(in_plane=4, num_classes=2, cls_type=cls_type) if cls_type else None
+    batch = batch_of(3)
+    write_embeddings(tmp_path, replace(outline(tmp_path), model=Tokens(head)), batch, 2)
+    rows = [line.split("\t") for line in (tmp_path / "embeddings" / "features.tsv").read_text().splitlines()]
+    means = batch["image"].mean((2, 3))
+    expected = torch.cat([means, means[:, :1]], dim=1)[:2] + more
+    assert np.array(rows, float) == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_embeddings_of_files_with_strange_names(tmp_path: Path) -> None:
+    batch = Batch({**batch_of(3), "filename": ["a\tb.png", "c\nd.png", "e\udce9.png"]})
+    write_embeddings(tmp_path, outline(tmp_path), batch, 3)
+    lines = (tmp_path / "embeddings" / "names.tsv").read_text().splitlines()
+    assert lines == ["file\tlabel", "a b.png\tlabel 0", "c d.png\tlabel 1", "e\\udce9.png\tlabel 2"]
 
 
 def test_a_killed_run_continues_each_line(tmp_path: Path) -> None:
