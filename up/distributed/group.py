@@ -135,11 +135,13 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def means_over_ranks(scalars: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return each scalar's mean over the ranks, in one operation, without waiting for the GPU."""
+    """Return each scalar's mean over the ranks, which all have the same names, in one operation, without waiting for the GPU."""
     if not is_parallel() or not scalars:
         return dict(scalars)
-    means = sum_over_ranks(torch.stack([scalar.float() for scalar in scalars.values()])) / world_size()
-    return dict(zip(scalars, means.unbind(), strict=True))
+    names = sorted(scalars)  # their order may differ from rank to rank
+    means = sum_over_ranks(torch.stack([scalars[name].float() for name in names])) / world_size()
+    found = dict(zip(names, means.unbind(), strict=True))
+    return {name: found[name] for name in scalars}
 
 
 def gather_objects(value: T) -> list[T]:

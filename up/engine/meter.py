@@ -2,7 +2,7 @@
 
 A loss is a mean: over images, or over what ``StepOutput.weight`` counts (labelled pixels, boxes). The mean over a step is the sum
 of loss · weight over its micro-batches and ranks, divided by the sum of the weights: then the numbers of ranks and of
-micro-batches change nothing.
+micro-batches change nothing. Micro-batches without a scalar do not take part in its mean.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from up.data.sampler import Share
-from up.distributed.group import means_over_ranks, sum_over_ranks, world_size
+from up.distributed.group import is_parallel, means_over_ranks, sum_over_ranks, world_size
 from up.engine.step import Mean, StepOutput
 
 _WEIGHT = "weight of "
@@ -24,10 +24,13 @@ class StepMeter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # value · weight of each scalar, and the weights that are not those of images
+        self._shares: dict[str, float] = {}  # sum of the weights of images, for each scalar that has no weight of its own
+        self._images = 0.0  # sum of the weights of images of all micro-batches
         self._divisors: Tensor | None = None  # sums over the ranks of the weights of images, of the loss and of each of its terms
 
     def weigh(self, output: StepOutput, share: Share) -> Tensor:
         """Add a micro-batch and return its loss times its weight, for the backward pass."""
+        self._images += share.images
         if output.terms:
             weighed = self._sum_of_terms(output, share)
             self._add("loss", Mean(weighed.detach()), Share(1.0, 1.0))
@@ -56,13 +59,22 @@ class StepMeter:
 
     def take(self) -> dict[str, Tensor]:
         """Return the step's scalars over all ranks, a collective operation, and reset."""
-        means = means_over_ranks(self._sums)
+        means = means_over_ranks(self.weighed_sums(of_ranks=is_parallel()))
         self.reset()
         return over_weights(means)
 
+    def weighed_sums(self, *, of_ranks: bool) -> dict[str, Tensor]:
+        """Return ``sums`` with the weights of the scalars that some micro-batches lack, which ``over_weights`` divides by.
+
+        ``of_ranks``: with those of all scalars, since another rank may lack any of them, and all ranks need the same names.
+        """
+        lacking = [name for name, images in self._shares.items() if name != "loss" and (of_ranks or images != self._images)]
+        weights = {_WEIGHT + name: torch.full((), self._shares[name], device=self._sums[name].device) for name in lacking}
+        return {**self._sums, **weights}
+
     def reset(self) -> None:
         """Forget the micro-batches so far."""
-        self._sums, self._divisors = {}, None
+        self._sums, self._shares, self._images, self._divisors = {}, {}, 0.0, None
 
     def _sum_of_terms(self, output: StepOutput, share: Share) -> Tensor:
         """Return the loss, each term divided by its own weights, which the ranks sum before the backward pass.
@@ -81,7 +93,11 @@ class StepMeter:
 
     def _add(self, name: str, mean: Mean, share: Share) -> None:
         weight = _weight(mean.weight, share, mean.value)
-        sums = {name: _times(mean.value, weight), **({_WEIGHT + name: weight} if isinstance(weight, Tensor) else {})}
+        sums = {name: _times(mean.value, weight)}
+        if isinstance(weight, Tensor):
+            sums[_WEIGHT + name] = weight
+        else:
+            self._shares[name] = self._shares.get(name, 0.0) + weight
         for key, value in sums.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
 

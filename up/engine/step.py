@@ -79,6 +79,7 @@ class StepOutput:
 
     loss: Tensor
     scalars: Mapping[str, Tensor | Mean] = field(default_factory=dict)
+    """Scalars by their names in the log. A micro-batch may lack some of them; all ranks give the same names in a step."""
     outputs: Kwargs = field(default_factory=dict)
     weight: Tensor | float | None = None
     """Number of items that the loss and the scalars are means over: labelled pixels, boxes; may be 0. None: images.

@@ -97,7 +97,7 @@ class ReplayedStep:
                     first += image_count(part.batch)
                     if first >= image_count(found[micro].batch):
                         micro, first = micro + 1, 0
-            self._sums.append(dict(meter.sums))
+            self._sums.append(meter.weighed_sums(of_ranks=self.ranks > 1))
             yield from found
 
     def scalars(self) -> dict[str, float]:

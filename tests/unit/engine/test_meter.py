@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.harness.ranks import Server, start
 from tests.harness.weighing import KINDS, trained
 from up.data.sampler import Share
-from up.engine.meter import StepMeter
+from up.engine.meter import StepMeter, over_weights
 from up.engine.precision import Precision
 from up.engine.step import Mean, StepOutput
 
@@ -77,6 +77,27 @@ def test_weights_of_micro_batches() -> None:
     assert gradient * float(scale) == pytest.approx(2.5)
     taken = meter.take()
     assert (float(taken["loss"]), float(taken["images"])) == (2.5, 3.0)
+
+
+def test_micro_batches_without_a_scalar_do_not_take_part_in_its_mean() -> None:
+    meter = StepMeter()
+    for share, scalars in ((0.2, {"rare": 4.0}), (0.5, {}), (0.3, {"rare": 1.0, "last": 7.0})):
+        found = {name: torch.tensor(value) for name, value in scalars.items()}
+        meter.weigh(StepOutput(torch.tensor(1.0), {"usual": torch.tensor(2.0), **found}), Share(share, share))
+    taken = {name: float(value) for name, value in meter.take().items()}
+    assert taken == pytest.approx({"loss": 1.0, "usual": 2.0, "rare": (0.2 * 4 + 0.3 * 1) / 0.5, "last": 7.0})
+
+
+def test_a_scalar_that_is_rare_on_one_rank_is_the_mean_over_all_that_have_it() -> None:
+    ranks = [StepMeter(), StepMeter()]
+    for meter, values in zip(ranks, ((10.0, None), (1.0, 1.0)), strict=True):
+        for value in values:
+            found = {} if value is None else {"rare": torch.tensor(value)}
+            meter.weigh(StepOutput(torch.tensor(3.0), found), Share(0.5, 0.5))
+    one, other = (meter.weighed_sums(of_ranks=True) for meter in ranks)
+    assert set(one) == set(other)
+    taken = over_weights({name: (one[name] + other[name]) / 2 for name in one})
+    assert {name: float(value) for name, value in taken.items()} == {"loss": 3.0, "rare": 4.0}
 
 
 @pytest.mark.parametrize("labels", [(-1, 0), (-1, -1)])
