@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ from up.distributed.failures import on_all_ranks
 from up.distributed.group import gather_objects
 from up.engine.evaluate import Evaluation, evaluation_mode
 from up.engine.step import StepOutput
+from up.errors import NumericalError
 from up.models.genotype import Genotype
 from up.models.norm import is_batch_norm
 from up.pareto import fronts, pnsga3
@@ -102,11 +104,10 @@ class CarsRunner(SupernetRunner):
         children = self.space.offspring(genotypes, self._keep, generator_of(self.seed, step, _OFFSPRING))
         everyone = [*self.population, *map(self._individual, children)]
         accuracies = self._accuracies([each.genotype for each in everyone], held_out)
-        kept = pnsga3(accuracies, [each.size for each in everyone], self._keep)
-        self.population = [everyone[index].scored(accuracies[index]) for index in kept]
+        self.population = survivors([each.scored(value) for each, value in zip(everyone, accuracies, strict=True)], self._keep)
         self._lead()
-        best = max(accuracies)
-        LOGGER.info("generation at step %d: %d of %d networks are kept, the best has %.4g", step, len(kept), len(everyone), best)
+        kept, best = len(self.population), max(each.accuracy or 0.0 for each in self.population)
+        LOGGER.info("generation at step %d: %d of %d networks are kept, the best has %.4g", step, kept, len(everyone), best)
 
     def _accuracies(self, genotypes: Sequence[Genotype], held_out: Evaluation) -> list[float]:
         """Measure every genotype on all held-out images, each batch with all of them in turn."""
@@ -156,6 +157,18 @@ class CarsRunner(SupernetRunner):
             self._individual(Genotype.of_record(row["genotype"])).scored(row["accuracy"]) for row in state["population"]
         ]
         self._lead()
+
+
+def survivors(measured: Sequence[Individual], keep: int) -> list[Individual]:
+    """Return the ``keep`` best individuals by accuracy and size, none whose accuracy is not finite.
+
+    Raises ``NumericalError`` if no accuracy is finite.
+    """
+    finite = [(each, each.accuracy) for each in measured if each.accuracy is not None and math.isfinite(each.accuracy)]
+    if not finite:
+        raise NumericalError("no network of the population has a finite accuracy; the population did not evolve")
+    kept = pnsga3([accuracy for _, accuracy in finite], [each.size for each, _ in finite], keep)
+    return [finite[index][0] for index in kept]
 
 
 def uniform(values: np.ndarray, number: int) -> list[int]:

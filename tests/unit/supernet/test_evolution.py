@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from up.errors import UserError
+from up.errors import NumericalError, UserError
 from up.models.genotype import Genotype
-from up.supernet.cars import uniform
-from up.supernet.evolution import CellSpace, generator_of
+from up.supernet.cars import survivors, uniform
+from up.supernet.evolution import CellSpace, Individual, generator_of
 
 SPACE = CellSpace(3, ["skip_connect", "max_pool_3x3", "sep_conv_3x3"])
 
@@ -95,3 +95,18 @@ def test_uniform_takes_the_best_of_each_range_of_size() -> None:
     values = np.array([(-0.5, 0.0), (-0.6, 9.0), (-0.4, 12.0), (-0.9, 25.0), (-0.8, 30.0)])
     assert uniform(values, 3) == [1, 2, 3]
     assert uniform(values[:1], 3) == [0]
+
+
+def test_a_network_without_a_finite_accuracy_does_not_survive() -> None:
+    rng, nan = generator_of(5), float("nan")
+
+    def measured(*accuracies: float) -> list[Individual]:
+        return [Individual(SPACE.sample(rng), size, accuracy) for size, accuracy in enumerate(accuracies, 1)]
+
+    everyone = measured(90.0, 70.0, nan, 85.0, nan)
+    kept = survivors(everyone, 2)
+    assert len(kept) == 2
+    assert everyone[0] in kept
+    assert len(survivors(everyone, 5)) == 3
+    with pytest.raises(NumericalError):
+        survivors(measured(nan, nan), 2)
