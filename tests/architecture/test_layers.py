@@ -17,10 +17,10 @@ NAMED_FOR_NOTHING = {"utils", "util", "helper", "helpers", "common", "misc"}
 
 # The first entry that is the module's name, or a package above it, gives its layer.
 LAYERS = (
-    ("up.commands", 5),
-    ("up.__main__", 5),
+    ("up.commands", 6),
+    ("up.__main__", 6),
+    ("up.bench", 6),
     ("up.api", 5),
-    ("up.bench", 5),
     ("up.finetune", 5),
     ("up.search", 5),
     ("up.report", 5),

@@ -10,12 +10,10 @@ from up.config.nodes import load_nodes
 from up.config.tree import MappingNode, is_null
 from up.errors import UserError
 from up.schema.decode import decode
+from up.schema.length import overrides_of_length, whole
 from up.schema.overrides import apply_overrides, override_of
 from up.schema.sections import Config
-from up.schema.trainer import OptimizerPart, SchedulePart
-from up.types import Record
-
-_STRETCHED = ("T_max", "milestones", "step_size", "warm_epoch", "offset_epoch", "warmup_iter")  # kwargs in epochs or steps
+from up.schema.trainer import OptimizerPart
 
 
 @dataclass(frozen=True)
@@ -37,60 +35,12 @@ class Shortcuts:
         tree = apply_overrides(load_nodes(path), overrides)
         config = decode(tree).config
         flags = {
-            "--epochs": None if self.epochs is None else of_epochs(config, tree, self.epochs),
+            "--epochs": None if self.epochs is None else overrides_of_length(config, tree, self.epochs),
             "--lr": None if self.lr is None else _lr(config, tree, self.lr),
             "--batch-size": None if self.batch_size is None else _batch_size(tree, self.batch_size),
             "--img-size": None if self.img_size is None else _img_size(config, self.img_size),
         }
         return {flag: [override_of(key, value) for key, value in set_by] for flag, set_by in flags.items() if set_by is not None}
-
-
-def of_epochs(config: Config, tree: MappingNode, epochs: int) -> Iterator[tuple[str, object]]:
-    """Yield by dotted path the new length, and the schedule scaled to it, where it counts epochs or steps."""
-    trainer = config.trainer
-    yield "trainer.max_epoch", epochs
-    if trainer.max_iter is not None:
-        yield "trainer.max_iter", None
-        yield "runtime.iter_base", config.runtime.iter_base  # frequencies keep their unit, epochs or steps
-    part = trainer.lr_scheduler
-    if part is None or (trainer.max_iter is None and trainer.max_epoch in (None, epochs)):
-        return
-    own, kwargs = _stretched(config, part, epochs)
-    if is_null(tree.block("trainer").get("lr_scheduler")):  # at another place in the file, so it is overridden as a whole
-        yield "trainer.lr_scheduler", {**part.model_dump(), **own, "kwargs": {**part.kwargs, **kwargs}}
-        return
-    yield from ((f"trainer.lr_scheduler.{key}", value) for key, value in own.items())
-    yield from ((f"trainer.lr_scheduler.kwargs.{key}", value) for key, value in kwargs.items())
-
-
-def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[str, float], Record]:
-    """The settings of a schedule that count epochs or steps, scaled to the new length: its own, and those of its kwargs."""
-    trainer = config.trainer
-    own: dict[str, float] = {}
-    kwargs: Record = {}
-    if trainer.max_iter is not None and part.warmup_iter:  # steps per epoch are unknown here: keep the share of the run
-        own = {"warmup_iter": 0, "warmup_epochs": round(epochs * part.warmup_iter / trainer.max_iter, 3)}
-        if part.kwargs.get("warmup_iter") == part.warmup_iter:
-            kwargs["warmup_iter"] = None
-    if config.schedule_counts_steps:
-        return own, {**kwargs, "T_max": epochs}
-    before = trainer.max_epoch if trainer.max_iter is None else part.kwargs.get("T_max")
-    if not before:
-        return own, kwargs
-    if trainer.max_iter is None:
-        own |= {"warmup_iter": round(part.warmup_iter * epochs / before)} if part.warmup_iter else {}
-        own |= {"warmup_epochs": round(part.warmup_epochs * epochs / before, 3)} if part.warmup_epochs else {}
-    for key in _STRETCHED:
-        value = part.kwargs.get(key)
-        if isinstance(value, list):
-            kwargs[key] = [_whole(each * epochs / before) for each in value]
-        elif isinstance(value, int | float) and value and key not in kwargs:
-            kwargs[key] = _whole(value * epochs / before)
-    return own, kwargs
-
-
-def _whole(number: float) -> int:
-    return max(1, round(number))
 
 
 def _lr(config: Config, tree: MappingNode, lr: float) -> Iterator[tuple[str, object]]:
@@ -179,4 +129,4 @@ def _is_size(size: object) -> bool:
 
 
 def _scaled(size: int | list[int], factor: float) -> int | list[int]:
-    return [_whole(side * factor) for side in size] if isinstance(size, list) else _whole(size * factor)
+    return [whole(side * factor) for side in size] if isinstance(size, list) else whole(size * factor)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import yaml
 
-from up.commands.shortcuts import of_epochs
 from up.config.bases import merged_over
 from up.config.nodes import PlainDumper, load_nodes
 from up.config.tree import MappingNode, Node, SequenceNode, from_plain, index_of, key_of, set_at, to_plain
@@ -17,6 +16,7 @@ from up.files import write_text
 from up.schema.decode import decode
 from up.schema.legacy.hoist import to_documented_form
 from up.schema.legacy.keys import Found, data_pool
+from up.schema.length import overrides_of_length
 from up.schema.overrides import apply_overrides
 from up.search.space import Point, Space
 from up.text import some_of
@@ -89,7 +89,7 @@ def with_fragment(tree: MappingNode, path: Path) -> MappingNode:
 
 def with_epochs(tree: MappingNode, epochs: int) -> MappingNode:
     """Set the number of epochs and scale the schedule to it."""
-    changed = dict(of_epochs(decode(without_search(tree)).config, tree, epochs))
+    changed = dict(overrides_of_length(decode(without_search(tree)).config, tree, epochs))
     return with_values(tree, {path: value for path, value in changed.items() if value is not None})
 
 
