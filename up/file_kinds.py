@@ -65,7 +65,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def _tar_kind(path: Path) -> Kind:
-    """Tell a package from other tars, such as those of old torch, by its first member."""
+    """Return whether a tar is a package or another archive, such as a file of old torch, by its first member."""
     try:
         with tarfile.open(path, "r:") as archive:
             first = archive.next()

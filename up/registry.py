@@ -68,7 +68,7 @@ class Registry:
     def joined(self, other: Registry, *, plugin: str | None = None) -> Registry:
         """Return a copy with the entries of ``other``, from the module ``plugin``. Raises ``UserError`` for a name in both.
 
-        The contract is that of ``self``; that of ``other`` where it has one and ``self`` has no entries.
+        The copy keeps the contract of ``self``, unless ``self`` has no entries and ``other`` has a contract.
         """
         clash = sorted(self._table.keys() & other._table.keys())
         if clash:

@@ -130,7 +130,7 @@ def held(settings: Settings, of_dicts: bool = False) -> Reading:
 
 
 def in_worker(settings: Settings, of_dicts: bool = False) -> Reading:
-    """Measure the memory of its own that a forked process has once it has read every entry."""
+    """Measure the private memory of a forked process after it has read every entry."""
     _warm()
     kept = _list(_meta(settings), of_dicts=of_dicts)
     gc.collect()

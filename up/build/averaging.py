@@ -148,7 +148,7 @@ class _Averages:
         self.session.model.load_state_dict(dict(weights))
 
     def load_mean(self, weights: Sequence[Weights]) -> None:
-        """Put the mean of ``weights`` into the network, with statistics of its own; a single one as it is."""
+        """Put the mean of ``weights`` into the network and recompute its statistics; a single entry keeps its own."""
         self.load(mean_of(weights))
         if len(weights) > 1:
             self.recompute()

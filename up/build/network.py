@@ -118,7 +118,7 @@ def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] 
 
 
 def preprocessing_doubts(experiment: Experiment) -> list[Problem]:
-    """Warn of test transforms that are not those of ``saver.pretrain_model``, as far as both are known."""
+    """Warn of test transforms that differ from the preprocessing of ``saver.pretrain_model``, where both are known."""
     source, ours = experiment.config.saver.pretrain_model, preprocessing_of_images(experiment)
     theirs = preprocessing_of(source) if source is not None and ours is not None else None
     if theirs is None or ours is None:

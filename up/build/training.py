@@ -187,7 +187,7 @@ def build_runner(
 
 
 def build_trackers(experiment: Experiment) -> tuple[Trackers | None, list[TensorBoard]]:
-    """Build the trackers of the file: those with a process of their own, and TensorBoard. Two of one type get a number.
+    """Build the trackers of the file: those that work in another process, and TensorBoard. Two of one type get a number.
 
     Raises ``UserError`` for a library that is not installed.
     """

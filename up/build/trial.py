@@ -75,7 +75,7 @@ def trial_session(experiment: Experiment, *, steps: int, weights: bool = True) -
 
 
 class StepTime(NamedTuple):
-    """Seconds of a step, the part of them that it waits for data, and the number of such steps in the run."""
+    """Number of steps, seconds of each, and the seconds of these that it waits for data."""
 
     steps: int
     step_s: float

@@ -19,7 +19,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 
 class Ignored(NamedTuple):
-    """A flag of United Perception: its number of values, and why commands that do not define it ignore it."""
+    """A flag of United Perception that is ignored: its number of values, and the reason."""
 
     values: int
     reason: str

@@ -152,7 +152,7 @@ _read_once = lru_cache(maxsize=4096)(_read)
 
 
 def _markers(annotation: object) -> Iterator[object]:
-    """The markers of an annotation and of what it holds: those of the entries of a list."""
+    """Yield the markers of an annotation and of its arguments, such as those of the entries of a list."""
     yield from getattr(annotation, "__metadata__", ())
     for inner in get_args(annotation):
         yield from _markers(inner)

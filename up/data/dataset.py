@@ -338,7 +338,7 @@ def names_of_boxes(sample: Mapping[str, object]) -> list[str]:
 
 
 def boxes_problem(sample: Mapping[str, object], names: Sequence[str]) -> str | None:
-    """Describe boxes, the fields ``names``, that are not as many as ``labels`` beside them, as the end of a sentence."""
+    """Say that the boxes in the fields ``names`` are not as many as the ``labels``, as the end of a sentence; None if they are."""
     if not names:
         return None
     labels = sample.get("labels")

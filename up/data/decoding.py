@@ -209,7 +209,7 @@ def upright_rgb(image: Image.Image, background: Color | None = None) -> Image.Im
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Decode an image that Pillow opened, turned as its EXIF says; its mode stays."""
+    """Decode an image that Pillow opened and apply its EXIF orientation; its mode stays."""
     image.load()  # Pillow turns a TIFF itself, and forgets its orientation
     turn = _UPRIGHT.get(orientation(image))
     return image.transpose(turn) if turn is not None else image

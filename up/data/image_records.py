@@ -102,7 +102,7 @@ def read_records(
 ) -> ImageRecords:
     """Read the records of all files, in worker processes (by default one a processor, none for few files).
 
-    ``read`` decodes the images of a reader of its own, such as one of many channels; by default Pillow does.
+    ``read`` decodes images that Pillow cannot read, such as those of many channels; by default Pillow decodes.
     """
     available = available_processors()
     number = (available if len(paths) > _FEW else 0) if workers is None else workers

@@ -18,7 +18,7 @@ _SMALL = np.iinfo(np.uint32).max
 
 
 class PackedStrings(Sequence[str]):
-    """An immutable sequence of strings: one buffer of UTF-8 (other bytes as in names of files) and the offsets of their ends."""
+    """An immutable sequence of strings: one buffer of UTF-8 (other bytes are kept, as in file names) and their offsets."""
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
         packer = StringPacker()

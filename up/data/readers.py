@@ -61,10 +61,10 @@ def view_of(reader: Reader, source: str | bytes, name: str | None, view: OneView
 
 @runtime_checkable
 class NeedsReader(Protocol):
-    """A transform of images of a reader of its own, such as the preprocessing of a package."""
+    """A transform that needs its own reader, such as the preprocessing of a package."""
 
     def reader(self, image_dir: str | None) -> Reader:
-        """Return the reader whose images it takes."""
+        """Return the reader of the images that it takes."""
 
 
 class PillowReader:

@@ -43,9 +43,8 @@ Limit: TypeAlias = int | Sequence[int] | None
 class DataSource:
     """Files of a data set, unlabelled where ``labels`` is None.
 
-    ``classes`` are the names of its classes, if they have names, ``limit`` the number of classes that labels stay below, for
-    several heads that of each.
-    ``not_read`` are images in its folders whose names do not end as those of images do.
+    ``classes`` are the names of its classes, if they have names. Labels are below ``limit``, a number for each head if there are
+    several. ``not_read`` are images in its folders whose suffix is not one of images.
     """
 
     name: str
@@ -187,7 +186,7 @@ def _dataset(experiment: Experiment, phase: Phase, derived: DerivedArguments) ->
 
 
 def _least(given: Sequence[Argument], labels: PackedLabels | None) -> Limit:
-    """Return the least of the limits that are of labels of this form."""
+    """Return the least limit; limits that do not have the form of the labels are left out."""
     if labels is None or labels.values.ndim == 1:
         return min((number for number in given if isinstance(number, int)), default=None)
     fitting = [each for each in given if isinstance(each, list) and _fitting(each, labels) is not None]
@@ -208,7 +207,7 @@ def _source_of_dataset(name: str, dataset: Dataset, limit: Limit) -> DataSource:
 
 
 def _levels_by(reader: Reader) -> Read:
-    """Return the decoding of images of a reader of any number of channels, the first three of them as 8 bits."""
+    """Return a function that decodes an image by ``reader``: its first three channels, scaled to 8 bits."""
 
     def levels(path: str) -> NDArray[np.uint8]:
         image = reader(path, path)

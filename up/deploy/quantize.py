@@ -91,7 +91,7 @@ def quantized(model: ModelProto, candidate: Candidate, calibration: Callable[[],
 
 
 class _CalibrationBatches:
-    """Batches of inputs as onnxruntime asks for them, a ``CalibrationDataReader`` by its methods."""
+    """Batches of inputs with the methods of onnxruntime's ``CalibrationDataReader``."""
 
     def __init__(self, batches: Iterator[Floats]) -> None:
         self._batches = batches

@@ -69,7 +69,7 @@ def changes(then: str, now: str, tables: Tables) -> list[Change]:
 
 
 def _completed(plain: object) -> object:
-    """Fill in the defaults of sections; a configuration of another version that this one does not read stays as it is.
+    """Fill in the defaults of sections; leave a configuration that only another version can read unchanged.
 
     Without a section ``finetune`` a run trains as with an empty one.
     """

@@ -20,7 +20,7 @@ FEWEST = 10  # losses for a suggestion
 
 @dataclass(frozen=True)
 class RangeTest:
-    """Learning rates and the losses of their steps: as they were, and smoothed."""
+    """Learning rates and the losses of their steps, as measured and smoothed."""
 
     lrs: list[float]
     losses: list[float]

@@ -1,4 +1,4 @@
-"""Images that a run trained on, by keys of their content: an evaluation on one of them would measure nothing.
+"""Images that a run trained on, by keys of their content: an evaluation on them would be too good.
 
 The keys are read at the first checkpoint, when the images of an epoch are in the page cache (about 40 ms a thousand), not at the
 start; a resumed run takes them from its checkpoint. Of more than ``LIMIT`` images none are read, and evaluations say so.
@@ -42,7 +42,7 @@ class TrainedImages(Hook):
         self._is_written = False
 
     def state_dict(self) -> StateDict:
-        """Return the keys, sorted; of a run that resumed with other images, those of both."""
+        """Return the sorted keys, including those of earlier images if the run resumed with others."""
         if self._state.get("data_sha256") != self._sha256:
             earlier = self._state.get("keys")
             self._state = self._read()

@@ -175,7 +175,7 @@ def _of_config(config: Record, source: str) -> Network:
 
 
 def _preprocessing(name: str, weights: str | None) -> ImagePreprocessing:
-    """Return the preprocessing of the weights; that of the network's own weights for a file that does not say it."""
+    """Return the preprocessing of the weights, by default that of timm's weights for the network."""
     return _USUAL if weights is None else preprocessing_of(weights) or of_timm(name) or _USUAL
 
 

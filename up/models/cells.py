@@ -92,7 +92,7 @@ def operation(name: Candidate, channels: int, stride: int, *, affine: bool) -> n
 
 
 class CellShape(NamedTuple):
-    """Channels of the two inputs and of the nodes of a cell, and whether it halves its inputs, or its predecessor did."""
+    """Channels of the two inputs and of the nodes of a cell, and whether it or its predecessor halves the map."""
 
     first: int
     second: int

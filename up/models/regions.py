@@ -25,7 +25,7 @@ def compile_regions(net: Net, mode: CompileMode, gathered: Collection[nn.Module]
     largest modules between them.
 
     A region gets these tensors and nothing else, so that its graph has no break; names in the state dict stay as they are. The
-    first size of batches is compiled as a constant, and the first other one, such as that of the last batch, for any size.
+    first batch is compiled for its size, and the first batch of another size, such as the last one, for any size.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST)
     if mode in REPLAYING:

@@ -1,7 +1,7 @@
 """Parameter groups: learning rates and weight decays by ``pconfig`` and ``special_param_group``.
 
-A parameter has the weight decay of the first of these that sets one: its special group, ``nodecay``, the rule of its module's
-class, the optimizer. Its learning rate is that of its special group, the rule of its class, ``layer_decay`` or
+The weight decay of a parameter is set by the first of these that has one: its special group, ``nodecay``, the rule of its
+module's class, the optimizer. Its learning rate: its special group, the rule of its class, ``layer_decay`` or
 ``discriminative``, the optimizer. All are relative to the optimizer's, as ``lr_scale``: a single schedule sets every group.
 """
 

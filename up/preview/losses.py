@@ -36,7 +36,7 @@ class StartWeights(NamedTuple):
 
 
 class ReplayedBatch(NamedTuple):
-    """A micro-batch of a rank as the net got it, and the loss of each of its samples; None where it cannot be told."""
+    """A micro-batch of a rank as the net got it, and the loss of each of its samples, None if it is not known."""
 
     own: RankData
     micro: int

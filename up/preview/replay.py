@@ -107,7 +107,7 @@ def require_same_batches(batches: TrainBatches, state: Record | None) -> None:
 
 
 def _reference(run: Path, start: StartWeights) -> Record | None:
-    """Return a checkpoint that records the data of the run: that of the weights, else any other."""
+    """Return a checkpoint that records the data of the run: the one that was loaded, else any other."""
     if start.state is not None:
         return start.state
     found = CheckpointFolder(run, keeping=None, config_sha256="").steps()

@@ -153,7 +153,7 @@ def _part(types: list[Schema], choices: list[Schema]) -> Schema:
 
 
 def _resolved(schema: Json, tables: Mapping[str, Registry]) -> Json:
-    """Refer to the tables that exist. A part whose table is not known is any part; one with keys of its own keeps its section."""
+    """Refer to the tables that exist. A part of an unknown table may be any part; a part with further keys keeps its section."""
     if isinstance(schema, list):
         return [_resolved(item, tables) for item in schema]
     if not isinstance(schema, dict):

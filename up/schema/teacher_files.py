@@ -25,7 +25,7 @@ LOGITS = "head.classifier"
 
 
 class _Source(NamedTuple):
-    """The modules of a teacher, the file of its weights, if apart, and the layer of its logits."""
+    """The modules of a teacher, the file of its weights, if it is another one, and the layer of its logits."""
 
     net: list[Json]
     weights: str | None = None
@@ -33,7 +33,7 @@ class _Source(NamedTuple):
 
 
 def named_teachers(tree: MappingNode, found: Found) -> MappingNode:
-    """Give a teacher that is a text, such as ``runs/big`` or ``timm:resnet50.a1_in1k``, its net, its weights and its layer."""
+    """Replace a teacher that is a text, such as ``runs/big`` or ``timm:resnet50.a1_in1k``, by its net, weights and layer."""
     for key, node in tree.entries.items():
         if Config.gathered_in(key) != "teachers":
             continue

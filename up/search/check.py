@@ -94,7 +94,7 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
 
 
 def _length_problems(section: StageSection, place: str) -> Iterator[Problem]:
-    """Yield the keys that contradict an algorithm which decides the length of its stage by its own arguments."""
+    """Yield the keys that have no effect, because the arguments of the algorithm decide the length of the stage."""
     what = f"has no effect in a stage of {section.algorithm}, whose arguments decide how many trials train and how long"
     given = {
         "trials": section.trials is not None,

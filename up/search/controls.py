@@ -45,7 +45,7 @@ class Controls:
         return None
 
     def _drawn(self, history: History) -> Point:
-        """Draw a point of the space, or a network of that of a supernet."""
+        """Draw a point of the space, or a network from the space of a supernet."""
         own = getattr(self._stage.algorithm, "random_network", None)
         return self._stage.space.sample(history.rng()) if own is None else own(history.rng(), plain_of(self._stage.tree))
 

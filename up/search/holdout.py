@@ -25,7 +25,7 @@ _PURPOSE = 0x686F6C64  # of the draw
 def stratified(labels: PackedLabels | None, images: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Split ``images`` into (train, holdout), about ``share`` of each set of labels in the holdout.
 
-    Images whose set of several labels no other image has count as images of their rarest label; each head has labels of its own.
+    An image with a set of several labels that no other image has counts as one of its rarest label. Each head has its own labels.
     The total is rounded once, not for each class: the classes with the largest remainders get one image more. A class of
     one image is trained.
     """

@@ -1,4 +1,4 @@
-"""Limits of the costs of a network: which one is exceeded, and whether another set of limits is as wide."""
+"""Limits of the costs of a network: find the one that is exceeded, and compare two sets of limits."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ class Stage:
         return self.folder / str(name) if name else self.folder / "trials" / f"{trial.number:04}"
 
     def tree_of(self, trial: Trial) -> MappingNode:
-        """The configuration under the values of one trial: that of the stage, or with fragments of its own and ``set`` over
-        them."""
+        """Return the configuration to which the values of a trial are added: that of the stage, or, for a trial with its own
+        fragments, these merged over it, then ``set``."""
         if "fragments" not in trial.note:
             return self.tree
         tree = self.tree
@@ -223,7 +223,7 @@ def build_algorithm(search: Search, section: StageSection, place: str) -> Algori
 
 
 def stage_space(search: Search, section: StageSection, algorithm: Algorithm, place: str) -> Space:
-    """Read the space of a stage: its own, that of a function, or that of the algorithm. Raises ``ConfigError``."""
+    """Read the space of a stage, as the file writes it, or as its function or its algorithm returns it. Raises ``ConfigError``."""
     written = section.space
     if set(written) <= {"type", "kwargs"} and "type" in written:
         with search.decoded.origins.placing(f"{place}.space"):

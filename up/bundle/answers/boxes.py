@@ -108,7 +108,7 @@ class BoxesAnswer(Answer):
         return best
 
     def to_scores(self, outputs: Outputs) -> dict[str, Floats | list[Floats]]:
-        """Return both outputs, which an evaluator decodes as it decodes those of the net."""
+        """Return both outputs; an evaluator decodes them as it does the outputs of the net."""
         return {name: outputs[name] for name in (self.boxes, self.scores)}
 
     def _best_of(self, corners: Floats, scores: Floats) -> list[BoxPrediction]:

@@ -106,7 +106,7 @@ class Cars(Darts):
     kind: ClassVar[Target] = CarsRunner
 
     def with_size(self, costs: Sequence[str]) -> Cars:
-        """Return the algorithm with the one of ``costs`` as the size of its networks. Raises ``UserError`` for others."""
+        """Return the algorithm with the only cost in ``costs`` as the size of its networks. Raises ``UserError`` for others."""
         known, size = get_args(Kind), self._runner.get("size", costs[0])
         if costs[0] not in known or costs[1:] or size != costs[0]:
             expected = f"one of {', '.join(known)} beside the accuracy, and no other one as runner.size"

@@ -79,7 +79,7 @@ def expect_last(transforms: Sequence[object]) -> None:
 
 
 def spread(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """List every view as a sample with a seed of its own, which keys its erasing."""
+    """List every view as a sample, each with its own seed for erasing."""
     if "views" not in samples[0]:
         return samples
     spread = []

@@ -23,7 +23,7 @@ class Top1(NamedTuple):
 
 
 class TeacherTop1:
-    """Evaluator of the logits of a teacher; images whose labels are of other heads are not counted."""
+    """Evaluator of the logits of a teacher; images whose labels do not fit its heads are not counted."""
 
     main_metric = "top1"
 
@@ -85,7 +85,7 @@ def _fit(labels: Tensor, heads: Sequence[Tensor]) -> bool:
 
 
 def _hits(logits: Tensor, labels: Tensor) -> float:
-    """Count the images whose largest logit is that of their label, or of one of their labels."""
+    """Count the images whose most probable class is their label, or one of their labels."""
     best = logits.argmax(1)
     hits = best == labels if labels.ndim == 1 else labels.gather(1, best[:, None])[:, 0] > 0.5
     return float(hits.sum())

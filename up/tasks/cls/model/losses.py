@@ -84,7 +84,7 @@ class ClassificationLoss(nn.Module, ABC):
     def of_each(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the share (B,) of each image in the loss, and its weight (B,).
 
-        The loss of any images is the sum of their shares over that of their weights, which are 1 but for class weights.
+        The loss of several images is the sum of their shares divided by the sum of their weights. Weights are 1, or class weights.
         """
         shares, weights = self._computed(self._of_each, logits, target)
         return self.loss_weight * shares, weights
