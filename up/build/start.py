@@ -209,6 +209,7 @@ def open_folder(experiment: Experiment, parts: RunParts, start: Start, command: 
         start.folder.renew_aliases({LATEST: state["step"], BEST: state["best"].get("step")})
         aside = set_aside(folder, start.folder.later_than(state["step"]))
         warnings += [f"checkpoints of later steps were set aside in {aside}"] if aside else []
+        start.folder.prune()  # a kill may have come between the last save and the deletion of older ones
     write_text(folder / CONFIG, parts.fingerprint.config)
     record_run(experiment, command, parts.device, resumed=state is not None)
     (folder / AVERAGES).unlink(missing_ok=True)  # computed again at the end

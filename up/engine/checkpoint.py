@@ -165,8 +165,9 @@ class CheckpointFolder:
         self.slim_best = slim_best
 
     def sweep(self) -> None:
-        """Remove the temporary files of killed processes."""
-        for leftover in self.folder.glob(f"{TEMPORARY}*"):
+        """Remove what killed processes left: temporary files, and sidecars of deleted checkpoints."""
+        sidecars = [path for path in self.folder.glob("ckpt_*.pth.json") if not path.with_suffix("").exists()]
+        for leftover in (*self.folder.glob(f"{TEMPORARY}*"), *sidecars):
             leftover.unlink(missing_ok=True)
 
     def save(
@@ -193,7 +194,7 @@ class CheckpointFolder:
             sidecar = Sidecar(path.name, 0, "", step, epoch, *of_run, score=score, is_stop=is_stop)
             self._commit(path, state, sidecar)
             self._name(path, LATEST)
-            self._prune()
+            self.prune()
         return path
 
     def _commit(self, path: Path, state: StateDict, sidecar: Sidecar) -> None:
@@ -296,17 +297,19 @@ class CheckpointFolder:
         temporary.unlink(missing_ok=True)  # a rename onto another name of the same file leaves it
         write_json(sidecar_of(alias), sidecar)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Delete the checkpoints that ``keeping`` does not keep. Raises ``StorageError``."""
         if self.keeping is None:
             return
         committed = self._committed()
         own = {sidecar.step: path for path, sidecar in committed if not is_alias(path)}
         scores = {sidecar.step: sidecar.score for _, sidecar in committed if sidecar.score is not None}
         stops = {sidecar.step for path, sidecar in committed if sidecar.is_stop and not is_alias(path)}
-        for step in self.keeping.outdated(list(own), scores, stops):
-            sidecar_of(own[step]).unlink(missing_ok=True)
-            own[step].unlink(missing_ok=True)
-        sync_folder(self.folder)
+        with storing(self.folder):
+            for step in self.keeping.outdated(list(own), scores, stops):
+                own[step].unlink(missing_ok=True)  # before its sidecar, without which no later run would find it
+                sidecar_of(own[step]).unlink(missing_ok=True)
+            sync_folder(self.folder)
 
     def _require_space(self, state: StateDict) -> None:
         needed = int(1.05 * _tensor_bytes(state)) + (1 << 20)

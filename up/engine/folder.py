@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from up.distributed.env import attempt, launch_id, rank_in_environment
-from up.errors import Problem, UserError
+from up.errors import Problem, StorageError, UserError
 from up.files import write_json, write_text
 from up.run_files import METRICS, OF_A_RUN, STATUS
 
@@ -26,6 +26,7 @@ EARLIER = "earlier"
 LAUNCH = ".launch"
 LOCK = ".lock"
 CLAIM_S = 10.0
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # not of the path: the same command runs later
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,20 @@ class Status:
 
 
 def open_run_folder(folder: Path) -> None:
-    """Create the folder and check that it can be written to. Raises ``UserError``."""
+    """Create the folder and check that it can be written to.
+
+    Raises ``UserError`` for a folder that cannot be one of runs, and ``StorageError`` where the disk is full or fails.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / ".tmp-write"
         written.touch()
         written.unlink()
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}). Choose another folder.") from error
+        what = f"{folder} cannot be written to ({error.strerror})"
+        if error.errno in _OF_THE_DISK:
+            raise StorageError(what, fix="Free some space, or choose another folder.") from error
+        raise UserError(what, fix="Choose another folder.") from error
 
 
 def claim(folder: Path, owner: object) -> None:

@@ -65,6 +65,40 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "ckpt_best.pth")["step"] == 10
 
 
+def test_prunes_what_a_kill_left(tmp_path: Path) -> None:
+    """A run that was killed after its last save, and before older checkpoints were deleted, saves no more."""
+    saved(tmp_path, 10, 20, 30, 40)
+    (tmp_path / "ckpt_e1.pth").unlink()
+    checkpoints = CheckpointFolder(tmp_path, keeping=Retention(2, AnyOf([])), config_sha256="c")
+    checkpoints.sweep()
+    checkpoints.prune()
+    assert names(tmp_path) == {"ckpt_e3.pth", "ckpt_e4.pth", "ckpt_latest.pth"}
+    assert {path.name for path in tmp_path.glob("*.json")} == {f"{name}.json" for name in names(tmp_path)}
+
+
+def test_a_checkpoint_whose_deletion_is_cut_short_is_deleted_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is killed after the first of the two files is gone."""
+    checkpoints, unlink = saved(tmp_path, 10, 20, 30), Path.unlink
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, *, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        raise Killed
+
+    checkpoints.keeping = Retention(2, AnyOf([]))
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(Killed):
+        checkpoints.prune()
+    monkeypatch.undo()
+    checkpoints.sweep()
+    checkpoints.prune()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}{end}" for name in ("ckpt_e2.pth", "ckpt_e3.pth", "ckpt_latest.pth") for end in ("", ".json")
+    }
+
+
 def test_keeps_some_for_good(tmp_path: Path) -> None:
     """Every twentieth step; neither the one between epochs, nor what was saved before the setting changed."""
     saved(tmp_path, 10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from up.engine.folder import (
     final_status_of_earlier_attempt,
     is_later_attempt,
     mark_launch,
+    open_run_folder,
     set_earlier_run_aside,
     write_status,
 )
+from up.errors import StorageError, UserError
 
 
 def attempt(monkeypatch: pytest.MonkeyPatch, number: int, rank: int = 0, launch: str = "none") -> None:
@@ -52,3 +56,17 @@ def test_an_earlier_run_takes_all_its_files_with_it(tmp_path: Path) -> None:
     assert aside is not None
     assert {str(path.relative_to(aside)) for path in aside.rglob("*.*")} == files
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "earlier"}
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, StorageError), (errno.EDQUOT, StorageError), (errno.EROFS, UserError)],
+    ids=errno.errorcode.get,
+)
+def test_a_full_disk_is_no_wrong_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(kind, match=os.strerror(number)):
+        open_run_folder(tmp_path / "run")
