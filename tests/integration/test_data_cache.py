@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -114,6 +115,21 @@ def test_another_form_of_the_images_is_another_data_set(
     build(path, "--short-side", "36", capsys=capsys)
     said = refused(["train", path], capsys)
     assert tells("\n".join(said), "data")
+
+
+def test_a_cache_that_is_built_again_during_a_run_changes_nothing_in_it(own: Config, write: Write, capsys: Any) -> None:
+    """Each process of a loader read the images at its first one, with the places of images that the run had found at its start."""
+    larger(own)
+    path = write(own)
+    build(path, "--short-side", "40", capsys=capsys)
+    before, data = (build_dataset(load_experiment(Path(path)), "train") for _ in range(2))
+    keys = [SampleKey(epoch=0, index=index) for index in (0, 7, 45)]
+    images = [before[key].image for key in keys]
+    sent = pickle.dumps(data)  # to a process that is spawned
+    build(path, "--short-side", "36", capsys=capsys)
+    assert all(torch.equal(data[key].image, image) for key, image in zip(keys, images, strict=True))
+    with pytest.raises(UserError, match="built again"):
+        pickle.loads(sent)
 
 
 def test_two_ranks_are_one(own: Config, cluster: Callable[[], Cluster], write: Write, tmp_path: Path, capsys: Any) -> None:

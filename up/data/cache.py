@@ -11,7 +11,6 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -59,32 +58,27 @@ _REBUILD = "Build it again: up data cache CONFIG.yaml"
 
 
 class ImageCache:
-    """A complete cache in ``folder``. Raises ``UserError`` for a missing, incomplete, truncated or incompatible one."""
+    """A complete cache in ``folder``. Raises ``UserError`` for a missing, incomplete, truncated or incompatible one.
+
+    Its files are mapped into memory here, not at the first image, so that a cache that is built again meanwhile changes nothing.
+    """
 
     def __init__(self, folder: str | Path, manifest: Record | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = _expect_complete(self.folder) if manifest is None else manifest
+        self.index: NDArray[np.void] = np.load(self.folder / INDEX, mmap_mode="r")
+        """An ``ENTRY`` for each image."""
+        self._bytes = _mapped(self.folder / IMAGES)
+        if _manifest_in(self.folder) != self.manifest:
+            raise UserError(f"{self.folder} was built again meanwhile", fix="Start again.", key="cache")
 
     def __reduce__(self) -> tuple[object, ...]:  # a process that is spawned maps the files itself
         return type(self), (self.folder, self.manifest)
-
-    @cached_property
-    def index(self) -> NDArray[np.void]:
-        """An ``ENTRY`` for each image."""
-        found: NDArray[np.void] = np.load(self.folder / INDEX, mmap_mode="r")
-        return found
 
     @property
     def names(self) -> PackedStrings:
         """The name of each image, as ``keys_of`` makes it."""
         return PackedStrings.of_arrays(np.load(self.folder / NAMES, mmap_mode="r"), np.append(0, self.index["name_end"]))
-
-    @cached_property
-    def _bytes(self) -> Levels:
-        with (self.folder / IMAGES).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        return np.frombuffer(mapped, np.uint8)
 
     @property
     def is_exact(self) -> bool:
@@ -219,7 +213,7 @@ def _expect_complete(folder: Path) -> Record:
     """Return the manifest of a cache. Raises ``UserError`` unless its files are those that it was completed with."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = _manifest_in(folder)
         if manifest["version"] != VERSION:
             what = f"{folder} was built by another version"
             raise UserError(what, got=manifest["version"], expected=str(VERSION), fix=_REBUILD, key="cache")
@@ -238,8 +232,20 @@ def _expect_complete(folder: Path) -> Record:
         raise UserError(f"{folder} {begun}: no {Path(error.filename).name}", fix=fix, key="cache") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error})", fix=_REBUILD, key="cache") from None
-    found: Record = manifest
+    return manifest
+
+
+def _manifest_in(folder: Path) -> Record:
+    found: Record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return found
+
+
+def _mapped(path: Path) -> Levels:
+    """Map a file into memory, read-only."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    return np.frombuffer(mapped, np.uint8)
 
 
 def _change(path: str, size: int, time: int, digest: int) -> str | None:
