@@ -8,6 +8,7 @@ from importlib import import_module
 
 from up import __version__
 from up.commands.catalog import ALIASES, COMMANDS, GROUPS
+from up.text import any_text_is_printable, did_you_mean
 
 
 def usage() -> str:
@@ -28,6 +29,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (0 done, 1 bug, 2 user input, 3 numerical, 74 storage, 75 preempted)."""
+    any_text_is_printable()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -37,8 +39,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = ALIASES.get(arguments[0], arguments[0])
     if name not in COMMANDS:
-        from up.text import did_you_mean
-
         print(f"up: no command is called {arguments[0]!r}.{did_you_mean(name, COMMANDS)} See python -m up --help.", file=sys.stderr)
         return 2
     module, _, function = COMMANDS[name].target.partition(":")

@@ -173,6 +173,23 @@ def test_a_folder_that_nobody_may_look_into_is_one_line(capsys: pytest.CaptureFi
     assert tells(line, "/home/other/model.tar", "permission")
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_an_output_of_few_characters(encoding: str) -> None:
+    """An ellipsis is in neither of them."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-m", "up", "--help"], cwd=ROOT, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"COMMAND \u2026" in done.stdout
+
+
+def test_a_locale_that_cannot_name_a_file_is_one_line() -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program = "from up.commands.outcome import run_command\nrun_command(lambda _: open('caf\\xe9'), [])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, env=environment, text=True)
+    (line,) = done.stderr.splitlines()
+    assert tells(line, "locale", "\\xe9", "LC_ALL", "PYTHONUTF8")
+
+
 def test_the_module_ends_with_the_exit_code() -> None:
     done = subprocess.run([sys.executable, "-m", "up", "trian"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -41,6 +41,9 @@ def _ending_of(error: BaseException) -> Ending | None:
         return UserError(f"{name} is not installed in the environment of {sys.executable}", fix=fix)
     if isinstance(error, OSError) and error.errno in _OF_PATHS and isinstance(error.filename, str | bytes):
         return UserError((error.strerror or str(error)).lower(), file=os.fsdecode(error.filename))
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+        what = f"the locale has no {error.object[error.start : error.end]!r}, which the name of a file contains"
+        return UserError(what, fix="Set LC_ALL=C.UTF-8 or PYTHONUTF8=1.")
     reason = out_of_memory(error)  # a training step has an error of its own
     fix = "Lower batch_size, or take smaller images or a smaller net."
     return None if reason is None else UserError(f"out of memory ({reason})", fix=fix)

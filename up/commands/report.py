@@ -6,7 +6,6 @@ from pathlib import Path
 
 from up.commands.inputs import expect_checkpoint, expect_run
 from up.commands.parser import CommandParser
-from up.commands.tables import any_name_is_printable
 
 
 def main(words: list[str]) -> int:
@@ -24,7 +23,6 @@ def main(words: list[str]) -> int:
     run = open_run(arguments.run, arguments.opts)
     with run.experiment.plugin_errors():
         written = write_report(run, arguments.ckpt)
-    any_name_is_printable()
     print(*written.lines, sep="\n")
     for line in written.missing:
         print(f"not on the page: {line}")

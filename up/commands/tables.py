@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 
@@ -30,7 +29,6 @@ def print_tables(*parts: RenderableType) -> None:
 
     Colours are those of rich: on a terminal only, unless NO_COLOR, FORCE_COLOR or TERM=dumb say otherwise.
     """
-    any_name_is_printable()
     console = Console(markup=False, emoji=False, highlight=False)
     if not sys.stdout.isatty():
         console.width = _UNBOUNDED
@@ -55,9 +53,3 @@ def _rows_of(table: Table) -> Iterator[str]:
         texts = [(str(column.header), str(cell)) for column, cell in zip(table.columns, cells, strict=True)]
         yield texts[0][1]
         yield from (f"  {header}: {text}" for header, text in texts[1:] if text)
-
-
-def any_name_is_printable() -> None:
-    """Escape characters that the terminal's encoding lacks, as ``\\u732b``: names of files and classes may be in any script."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
