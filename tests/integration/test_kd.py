@@ -597,6 +597,24 @@ def test_a_damaged_or_foreign_cache_is_refused(
     assert tells(capsys.readouterr().err, "damaged", "0", "checksum")
 
 
+def test_a_cache_of_a_schedule_is_one_of_its_epochs(
+    kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The third of four epochs has the second policy, the third of six the first: other images for the same keys."""
+    policies = [{"start": start, "policy": [[name, 10, 9]]} for start, name in ((0, "Rotate"), (0.5, "Invert"))]
+    flip = {"type": "alternating_flip"}  # does not depend on the number of epochs
+    kd["dataset"]["train"]["dataset"]["kwargs"]["transformer"][1:1] = [flip]
+    path = write(two_jobs_into_one(kd))
+    cache = [f"+mimic.cache.dir={tmp_path / 'cache'}"]
+    assert train(path, *cache, "trainer.max_epoch=1") == 0
+    assert main(["check", "--config", path, "--opts", *cache, "trainer.max_epoch=3"]) == 0
+    kd["dataset"]["train"]["dataset"]["kwargs"]["transformer"][1] = {"type": "pba_schedule", "kwargs": {"schedule": policies}}
+    path, cache = write(kd), [f"+mimic.cache.dir={tmp_path / 'scheduled'}"]
+    assert train(path, *cache, "trainer.max_epoch=1") == 0
+    assert main(["check", "--config", path, "--opts", *cache, "trainer.max_epoch=1"]) == 0
+    assert tells(says(path, capsys, tmp_path, *cache, "trainer.max_epoch=3"), "another", "epochs 1", "this run has 3")
+
+
 def test_a_student_is_not_sharded(kd: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = says(write(kd), capsys, tmp_path, "runtime.parallel=fsdp", command="check")
     assert tells(said, "--opts", "runtime.parallel", "'fsdp'")

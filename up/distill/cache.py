@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from up.data.records import Batch, Dataset, SampleKey
+from up.data.transforms.image import Scheduled
 from up.distill.section import mimic_of
 from up.distill.teachers import Teacher
 from up.distill.terms import DistillationTerms
@@ -154,7 +155,8 @@ def build_caches(
     section, runtime = mimic_of(experiment).cache, experiment.config.runtime
     assert section is not None
     experiment.raise_if_any(dict.fromkeys(_uncacheable(experiment, section, terms, teachers)))
-    images = {"names and labels": data.fingerprint()[:16], **_image_settings(experiment), "images": sampled_images(data)}
+    images = {"names and labels": data.fingerprint()[:16], **_image_settings(experiment), **_lengths(data)}
+    images["images"] = sampled_images(data)
     cached, lines, growth = [], [], 0.0
     for teacher in teachers:
         codec = Codec({layer: teacher.shapes[layer][1:] for layer in terms.layers_of(teacher.name)}, section.dtype, section.topk)
@@ -213,6 +215,13 @@ def _image_settings(experiment: Experiment) -> dict[str, str]:
     return {
         name: sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, what in settings.items()
     }
+
+
+def _lengths(data: Dataset) -> dict[str, str]:
+    """Return the epochs of a training whose length decides the images of an epoch; empty where it does not."""
+    scheduled = [each.total_epochs for each in getattr(data, "transforms", ()) if isinstance(each, Scheduled)]
+    lengths = {epochs for epochs in scheduled if epochs is not None}
+    return {"epochs": ", ".join(map(str, sorted(lengths)))} if lengths else {}
 
 
 def sampled_images(data: Dataset) -> str:

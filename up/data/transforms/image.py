@@ -75,7 +75,12 @@ class Geometric(Transform):
 
 
 class Scheduled(Transform):
-    """A transform that changes over the training: a data set applies ``at(epoch, index)`` in its place."""
+    """A transform that changes over the training: a data set applies ``at(epoch, index)`` in its place.
+
+    One whose ``at`` depends on the length of the training keeps its epochs in ``total_epochs``.
+    """
+
+    total_epochs: int | None = None
 
     @abstractmethod
     def at(self, epoch: int, index: int = 0) -> Transform:
