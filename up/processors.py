@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _OWN_GROUPS, _MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -14,24 +15,30 @@ _OWN_GROUPS, _MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 def available_processors() -> int:
     """Count the processors that this process may use: by its affinity (taskset), and by the CPU quota of its container.
 
-    A quota of 1.5 processors counts as 2. All of the machine where the system does not say (macOS).
+    A quota of 1.5 processors counts as 2. All of the machine where the system does not say (macOS). The quota is read once a
+    process, the affinity in each call.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas())]))
+    return max(1, int(min(allowed, _smallest_quota(_OWN_GROUPS, _MOUNTED))))
 
 
-def _quotas() -> Iterator[float]:
+@cache
+def _smallest_quota(own_groups: Path, mounted: Path) -> int | float:
+    return min((math.ceil(quota) for quota in _quotas(own_groups, mounted)), default=math.inf)
+
+
+def _quotas(own_groups: Path, mounted: Path) -> Iterator[float]:
     """Yield the CPU quotas of the control groups of this process and of the groups above them, in processors."""
     try:
-        lines = _OWN_GROUPS.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = own_groups.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        roots = [_MOUNTED / controllers, _MOUNTED / "cpu"] if controllers else [_MOUNTED]
-        root = next((each for each in roots if each.is_dir()), _MOUNTED)
+        roots = [mounted / controllers, mounted / "cpu"] if controllers else [mounted]
+        root = next((each for each in roots if each.is_dir()), mounted)
         own = root / path.strip("/")
         for group in (own, *own.parents):  # one that is not mounted here, as in a container, has no files
             if group.is_relative_to(root):

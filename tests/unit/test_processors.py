@@ -43,3 +43,18 @@ def test_quotas(own: str | None, files: dict[str, str], expected: int, tmp_path:
     monkeypatch.setattr(processors, "_MOUNTED", tmp_path / "mounted")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert available_processors() == expected
+
+
+def test_quotas_are_read_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The affinity is read in each call: a process may change its own."""
+    groups, quota = tmp_path / "cgroup", tmp_path / "cpu.max"
+    groups.write_text("0::/\n")
+    quota.write_text("200000 100000\n")
+    monkeypatch.setattr(processors, "_OWN_GROUPS", groups)
+    monkeypatch.setattr(processors, "_MOUNTED", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert available_processors() == 2
+    quota.unlink()
+    assert available_processors() == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert available_processors() == 1

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from up.build.data import channels_of, input_size_of, input_spec_of, preprocessing_of_images, spec_after
@@ -23,6 +22,7 @@ from up.models.backbones import BACKBONES
 from up.models.init import start_small
 from up.models.net import Net
 from up.models.norm import special_bn_init, sync_batchnorms
+from up.models.onednn import compute_in_float32_where_bf16_is_wrong, keep_narrow_shortcuts_contiguous
 from up.models.pretrained import preprocessing_of, variant_needed
 from up.models.regions import compile_regions
 from up.models.weights import load_weights, read_state
@@ -164,50 +164,9 @@ def to_device(experiment: Experiment, net: Net, device: torch.device) -> Net:
         net.to(memory_format=torch.channels_last)
         if device.type == "cpu":
             keep_narrow_shortcuts_contiguous(net)
-    if device.type == "cpu":
-        pad_maps_below_stride(net)
+    if device.type == "cpu" and experiment.config.runtime.precision == "bf16":
+        compute_in_float32_where_bf16_is_wrong(net)
     return net
-
-
-def keep_narrow_shortcuts_contiguous(net: nn.Module) -> None:
-    """Keep weights and images of strided 1x1 convolutions over few channels contiguous, whatever the format of the net.
-
-    oneDNN's gradient of their weights (torch 2.14, AVX-512) writes beyond its buffer where channels-last images have fewer than 16
-    channels and 64 or more pixels a side: the heap is corrupted, and the run crashes at some later moment.
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 16:
-            weight = dict(module.named_parameters(recurse=False))["weight"]  # LoRA's `weight` attribute is a sum
-            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
-            module.register_forward_pre_hook(_contiguous)
-
-
-def _contiguous(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (inputs[0].contiguous(),)
-
-
-def pad_maps_below_stride(net: nn.Module) -> None:
-    """Let strided convolutions of larger kernels pad maps that are smaller than their stride, where the output is the same.
-
-    oneDNN's gradient of their weights in bfloat16 (torch 2.14, AMX) has elements that nothing wrote: often NaN.
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and max(module.kernel_size) > 1:
-            module.register_forward_pre_hook(_padded)
-
-
-def _padded(conv: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
-    """Append zeros at the lower and the right edge, up to the stride; None if the map is large enough."""
-    assert isinstance(conv, nn.Conv2d)
-    size, stride = inputs[0].shape[-2:], conv.stride
-    missing = [max(0, each - length) for each, length in zip(stride, size, strict=True)]
-    if not any(missing) or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
-        return None
-    for axis, length in enumerate(size):
-        room = length + 2 * conv.padding[axis] - conv.dilation[axis] * (conv.kernel_size[axis] - 1) - 1
-        if room < 0 or room // stride[axis] != (room + missing[axis]) // stride[axis]:
-            return None  # a class that pads by itself, or an output with one more row
-    return (F.pad(inputs[0], (0, missing[1], 0, missing[0])),)
 
 
 def synchronize_and_compile(experiment: Experiment, net: Net, *, trains: bool = False) -> list[str]:

@@ -19,6 +19,7 @@ from up.errors import Problem, UserError
 from up.models.feature_hooks import FeatureHooks, inspect_layers, split_layer
 from up.models.net import Net
 from up.models.norm import is_batch_norm
+from up.models.onednn import compute_in_float32_where_bf16_is_wrong
 from up.models.preprocessing import ImagePreprocessing
 from up.models.pretrained import TIMM, classes_of_timm, is_of_timm, read_state
 from up.models.regions import compile_regions
@@ -79,6 +80,8 @@ class Teacher:
     def to(self, device: torch.device, *, channels_last: bool = False, compile_mode: CompileMode | None = None) -> Teacher:
         """Move to the student's device and memory format; compile the net up to the last layer."""
         self.net.to(device)
+        if device.type == "cpu":
+            compute_in_float32_where_bf16_is_wrong(self.net)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         if compile_mode is not None:

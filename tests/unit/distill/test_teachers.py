@@ -47,6 +47,24 @@ def test_same_numbers_under_autocast_as_a_bare_forward() -> None:
     assert torch.equal(said, expected)
 
 
+def test_convolutions_of_a_teacher_that_are_wrong_in_bfloat16_compute_in_float32() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 8, 16, stride=16)
+
+        def forward(self, record: dict[str, Any]) -> dict[str, Any]:
+            return {"logits": self.conv(record["image"]).flatten(1)}
+
+    batch = Batch(image=torch.rand(3, 4, 32, 32))
+    teacher = Teacher("teacher", Net([("patches", Patches())]), ["patches.conv"], example=batch)
+    expected = teacher.net(batch)["logits"]
+    teacher.to(torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        said = teacher(batch)["patches.conv"]
+    assert torch.allclose(said.float().flatten(1), expected, atol=0.02)
+
+
 def test_same_numbers_in_the_memory_format_of_the_run() -> None:
     batch = batch_of()
     plain = Teacher("teacher", net_of(6), ["head.classifier"], example=batch_of(2))(batch)["head.classifier"]
