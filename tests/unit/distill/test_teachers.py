@@ -56,7 +56,7 @@ def test_convolutions_of_a_teacher_that_are_wrong_in_bfloat16_compute_in_float32
         def forward(self, record: dict[str, Any]) -> dict[str, Any]:
             return {"logits": self.conv(record["image"]).flatten(1)}
 
-    batch = Batch(image=torch.rand(3, 4, 32, 32))
+    batch = Batch(image=torch.rand(3, 4, 64, 64))
     teacher = Teacher("teacher", Net([("patches", Patches())]), ["patches.conv"], example=batch)
     expected = teacher.net(batch)["logits"]
     teacher.to(torch.device("cpu"))

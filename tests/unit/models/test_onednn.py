@@ -36,10 +36,10 @@ SHAPES = {  # in channels, kernel, stride, padding, height, width; whether oneDN
     "below the stride": (16, 3, 3, 1, 2, 2, True),
     "even kernel": (16, 2, 4, 1, 3, 3, True),
     "a column": (5, 3, 2, 1, 11, 2, True),
-    "patches of 4 channels": (4, 16, 16, 0, 32, 32, True),
+    "patches of 4 channels": (4, 16, 16, 0, 64, 64, True),
     "4x4 on 16 channels": (16, 4, 4, 0, 16, 16, True),
     "two columns": (16, 3, 2, 1, 4, 3, False),
-    "patches of 3 channels": (3, 16, 16, 0, 32, 32, False),
+    "patches of 3 channels": (3, 16, 16, 0, 64, 64, False),
     "no stride": (16, 3, 1, 1, 1, 1, False),
     "one pixel": (16, 1, 2, 0, 1, 1, False),
 }
