@@ -133,7 +133,7 @@ def read_outcomes(path: Path) -> Outcomes:
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot be read ({error})", file=path, fix="Write it again with `up eval`.") from error
-    missing = [name for name in ("filename", "label", "prediction", "correct") if not rows or not rows[0].get(name)]
+    missing = [name for name in ("filename", "label", "prediction", "correct") if not rows or rows[0].get(name) is None]
     if missing:
         got = "no images" if not rows else f"no column {missing[0]!r}"
         raise UserError(f"got {got}", expected="predictions of labelled images, as `up eval` writes them", file=path)
