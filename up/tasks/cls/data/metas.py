@@ -209,14 +209,14 @@ def image_folder(source: MetaSource) -> SampleTable:
     if not filled:
         raise MetaError(f"no class folders with images. Expected {source.path}/CLASS/IMAGE.jpg.", file=source.path)
     known = list(source.class_names) if source.class_names is not None else filled
-    unknown = [folder for folder in filled if folder not in known]
+    label_of = {name: label + source.label_offset for label, name in enumerate(known)}
+    unknown = [folder for folder in filled if folder not in label_of]
     if unknown:
         raise MetaError(
             f"the training data have no class called {some_of(map(repr, unknown))}."
             f"{did_you_mean(unknown[0], known)} Expected folders named {some_of(known)}.",
             file=source.path,
         )
-    label_of = {name: label + source.label_offset for label, name in enumerate(known)}
     labels = np.repeat([label_of[folder] for folder in filled], [len(found[folder]) for folder in filled])
     table = unlabelled(source, (name for folder in filled for name in found[folder]))
     return replace(table, labels=PackedLabels(labels.astype(np.int64)))

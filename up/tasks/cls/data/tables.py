@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -55,8 +56,8 @@ def kind_of_list(path: Path, flag: str = "--train") -> str:
     """Return the meta type of a list by its name and first bytes. Raises ``UserError``, which begins with ``flag``."""
     kind = kind_of(path)
     if path.suffix.lower() in LISTS and LISTS[path.suffix.lower()] in METAS:
-        starts_with_brace = path.suffix.lower() in (".txt", ".lst") and path.read_bytes()[:64].lstrip().startswith(b"{")
-        return "custom_cls" if starts_with_brace else LISTS[path.suffix.lower()]
+        is_json = path.suffix.lower() in (".txt", ".lst") and _begins_with_brace(path)
+        return "custom_cls" if is_json else LISTS[path.suffix.lower()]
     what = Verbatim(NAMES[kind]) if kind in NAMES else Verbatim(f"a file {path.suffix or 'without a suffix'}")
     fix = f"`up train {path}` trains from a YAML file." if kind == "yaml" else "Name a folder with one folder of images per class."
     endings = some_of(suffix for suffix, meta in LISTS.items() if meta in METAS)
@@ -64,12 +65,16 @@ def kind_of_list(path: Path, flag: str = "--train") -> str:
     raise UserError(f"{flag} {path}".strip(), got=what, expected=expected, fix=fix)
 
 
+def _begins_with_brace(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:  # one that cannot be read is reported by its reader
+        return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+    return False
+
+
 def class_names_beside(path: Path) -> list[str] | None:
-    """Read ``classes.txt`` beside a list of numbered labels, one name a line; None for other lists, and if there is none."""
+    """Read ``classes.txt`` beside a list of numbered labels; None for other lists, and if there is none. Raises ``UserError``."""
     beside = path.with_name("classes.txt")
-    if LISTS.get(path.suffix.lower()) == "csv" or not beside.is_file():
-        return None
-    return [line.strip() for line in beside.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return None if LISTS.get(path.suffix.lower()) == "csv" or not beside.is_file() else _names_in(str(beside))
 
 
 def expect_same_classes(path: Path, classes: Sequence[str] | None, flag: str) -> None:
@@ -94,7 +99,8 @@ def are_labelled(spec: TableSpec) -> bool:
 def read_table(spec: TableSpec) -> SampleTable:
     """Read all meta files. Raises ``UserError`` with file and line of everything that is wrong."""
     kinds, sources = _sources(spec)
-    class_names = _class_names(spec.class_names)
+    given = spec.class_names
+    class_names = _names_in(given, "class_names") if isinstance(given, str) else given
     if class_names is None:
         class_names = _names_found(kinds, sources)
     expected = spec.num_classes
@@ -174,14 +180,13 @@ def _parser(kind: str, spec: TableSpec) -> Callable[[MetaSource], SampleTable]:
     return found
 
 
-def _class_names(given: str | list[str] | None) -> list[str] | None:
-    if not isinstance(given, str):
-        return given
+def _names_in(path: str, key: str = "") -> list[str]:
+    """Read a file with one name a line; an error is of the argument ``key``."""
     try:
-        with open(given, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8-sig") as file:
             names = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{given}: cannot be read ({error}). Expected a text file, one name a line.", key="class_names") from None
+        raise UserError(f"{path}: cannot be read ({error}). Expected a text file, one name a line.", key=key) from None
     return [name for name in names if name]
 
 

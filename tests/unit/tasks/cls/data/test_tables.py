@@ -10,7 +10,7 @@ import pytest
 from tests.harness.facts import facts, tells
 from up.errors import UserError
 from up.tasks.cls.data.metas import SampleTable
-from up.tasks.cls.data.tables import TableSpec, read_table
+from up.tasks.cls.data.tables import TableSpec, class_names_beside, kind_of_list, read_table
 
 
 def meta(path: Path, *lines: Any) -> str:
@@ -134,3 +134,21 @@ def test_what_is_predicted_already_is_left_out(tmp_path: Path) -> None:
     table = read_table(TableSpec(path, meta_type="inference_only", inference={"test_resume": {"resume_dir": str(tmp_path)}}))
     assert (list(table.names), table.labels, table.num_classes) == (["a.jpg", "c.jpg"], None, None)
     assert table.where(1) == f"{path}:3: c.jpg"
+
+
+def test_the_file_of_class_names_beside_a_list(tmp_path: Path) -> None:
+    beside, path = tmp_path / "classes.txt", Path(meta(tmp_path / "list.txt", "a.jpg 0"))
+    assert class_names_beside(path) is None
+    beside.write_bytes("\ufeffcat\r\n\n two words \u2028x\n".encode())
+    assert class_names_beside(path) == ["cat", "two words \u2028x"]  # as the data set reads `class_names`
+    assert read_table(TableSpec(str(path), class_names=str(beside))).class_names == class_names_beside(path)
+    beside.write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(UserError, match="utf-8") as raised:
+        class_names_beside(path)
+    assert tells(str(raised.value), str(beside))
+
+
+def test_the_form_of_a_list_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(b'\xef\xbb\xbf\n{"filename": "a.jpg", "label": 0}\n')
+    assert kind_of_list(path) == "custom_cls"
