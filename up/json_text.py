@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from up.types import Json, Record
@@ -38,6 +39,17 @@ def plain(value: Json) -> Json:
         case Path():
             return str(value)
     return plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def records_in(path: Path) -> list[tuple[str, Record]]:
+    """Read the JSON objects on the lines of a file, each with its text, without lines that were cut off. Raises ``OSError``."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines() splits at U+2028 in a name, too
+        with suppress(ValueError):
+            record: object = json.loads(line)
+            if isinstance(record, dict):
+                found.append((line, record))
+    return found
 
 
 def with_nan(record: Mapping[str, Json]) -> Record:

@@ -81,3 +81,12 @@ def test_metrics_of_a_run(tmp_path: Path) -> None:
     write_json(tmp_path / "averaging.json", averages)
     assert json.loads((tmp_path / "averaging.json").read_text())["best_metrics"]["top1"] is None
     assert math.isnan(metrics_of_best(tmp_path, tmp_path / "ckpt_soup.pth")["top1"])
+
+
+def test_metrics_are_read_alike_by_all_readers(tmp_path: Path) -> None:
+    whole = {"phase": "eval", "step": 2, "epoch": 1.0, "top1\u2028é": 50.0}
+    cut = '{"phase": "eval", "step": 4, "epoch": 2.0, "é'.encode()[:-1]
+    damaged = b'\n{"phase": "eval"}}\n[1]\n'
+    (tmp_path / "metrics.jsonl").write_bytes(json_text(whole).encode() + damaged + cut)
+    assert read_metrics(tmp_path) == records_of(tmp_path, "eval") == [whole]
+    assert evaluations_in(tmp_path) == {1: {"top1\u2028é": 50.0}}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from up.distributed.signals import LAUNCHER_PID, ending_with_parent
 from up.engine.folder import Status, read_status
-from up.json_text import with_nan
+from up.json_text import records_in, with_nan
 from up.run_files import METRICS, STATUS
-from up.types import Json
 
 CONSOLE = "console.log"
 _KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -129,23 +127,14 @@ def evaluations_in(folder: Path) -> dict[int, dict[str, float]]:
     """Return the metrics by epoch of the run in ``folder``."""
     found: dict[int, dict[str, float]] = {}
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        records = [with_nan(record) for _, record in records_in(folder / METRICS)]
     except OSError:
         return found
-    for line in lines:
-        record = _record(line)
+    for record in records:
         if record.get("phase") == "eval" and float(record["epoch"]).is_integer():
             names = {name: value for name, value in record.items() if name not in ("phase", "step", "epoch")}
             found[int(record["epoch"])] = {name: float(value) for name, value in names.items() if isinstance(value, int | float)}
     return found
-
-
-def _record(line: str) -> Mapping[str, Json]:
-    try:
-        record: Mapping[str, Json] = with_nan(json.loads(line)) if line.endswith("}") else {}
-    except ValueError:
-        record = {}
-    return record
 
 
 def last_line(path: Path) -> str:

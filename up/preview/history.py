@@ -9,7 +9,7 @@ from statistics import median
 from typing import NamedTuple
 
 from up.errors import UserError
-from up.json_text import with_nan
+from up.json_text import records_in, with_nan
 from up.run_files import METRICS, STATUS
 from up.types import Record
 
@@ -29,10 +29,9 @@ def records_of(run: Path, phase: str = "train") -> list[Record]:
     """Read the records of a phase from ``metrics.jsonl``, rising by step. Raises ``UserError`` where there is no such file."""
     path = run / METRICS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        found = [with_nan(record) for _, record in records_in(path)]
     except OSError as error:
         raise UserError(f"{path}: no such file", expected="the folder of a run, with metrics.jsonl and config.yaml") from error
-    found = [with_nan(json.loads(line)) for line in lines if line.endswith("}")]
     return sorted((record for record in found if record.get("phase") == phase), key=lambda record: int(record["step"]))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from up.distributed.group import is_main
 from up.engine.hooks import Hook, Outline, StepReport
 from up.files import write_text
-from up.json_text import json_text, with_nan
+from up.json_text import json_text, records_in, with_nan
 from up.run_files import LOG, METRICS
 from up.tracking.speed import SpeedMeter, peak_memory
 from up.types import Record, StateDict
@@ -192,19 +191,10 @@ def read_metrics(folder: Path) -> list[Record]:
     Numbers that are not finite are NaN.
     """
     path = folder / METRICS
-    return [with_nan(record) for _, record in _records(path)] if path.exists() else []
+    return [with_nan(record) for _, record in records_in(path)] if path.exists() else []
 
 
 def cut_after(path: Path, step: int) -> None:
     """Drop the lines after ``step``, which a killed run reported but did not save: those steps are repeated."""
     if path.exists():
-        write_text(path, "".join(line + "\n" for line, record in _records(path) if record["step"] <= step))
-
-
-def _records(path: Path) -> list[tuple[str, Record]]:
-    """Read the lines of JSON objects in a file, without those that were cut off."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines() splits at U+2028 in a name, too
-        with suppress(ValueError):
-            found.append((line, json.loads(line)))
-    return found
+        write_text(path, "".join(line + "\n" for line, record in records_in(path) if record["step"] <= step))
