@@ -156,6 +156,9 @@ def test_the_draw_is_keyed_and_files_are_not_overwritten(photos: Path, tmp_path:
     assert main(["data", "split", str(photos / "all"), "--seed", "2", "--out", str(first)]) == 2
     assert tells(capsys.readouterr().err, "other content", "--out")
     assert (first / "val.jsonl").read_text() == before
+    (first / "classes.txt").write_bytes("café\n".encode("latin-1"))
+    assert main(["data", "split", str(photos / "all"), "--seed", "1", "--out", str(first)]) == 2
+    assert tells(capsys.readouterr().err, "classes.txt", "other content")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def write_splits(splits: Splits, out: Path) -> list[Path]:
     """Write the files of ``splits`` into ``out`` and return them. Raises ``UserError`` where one exists with other content."""
     files = splits.files(out)
     for path, text in files.items():
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
             raise UserError("exists with other content", file=path, fix=f"Name another folder: --out {out}-2.")
     for path, text in files.items():
         make_folder(path.parent)

@@ -103,7 +103,7 @@ def _expect_free(run: Path, config: Path) -> None:
 
 def _write(files: dict[Path, str], config: Path) -> list[Path]:
     """Write the files that do not exist; returns them. Raises ``UserError`` if one exists with other content."""
-    there = {path: path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    there = {path: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
     for path, text in there.items():
         if text != files[path]:
             what = "exists and differs from the file to be written: it was edited, or images or arguments changed"

@@ -324,7 +324,7 @@ def _warn_of_unreadable(predictions: Predictions) -> None:
 
 def _read_frequencies(path: Path) -> list[int]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}", key="cls_freq") from error
     try:
