@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,8 +45,7 @@ def read_drop_list(path: str) -> list[str]:
         what = f"{path}: cannot be read ({reason})"
         expected = f"a CSV file with a column {COLUMN}, or a text file with one name a line"
         raise UserError(what, expected=expected, key="drop_list") from None
-    lines = text.splitlines()
-    header = next(csv.reader(lines[:1]), [])
-    if COLUMN in header:
-        return [row[COLUMN] for row in csv.DictReader(lines) if row[COLUMN]]
+    lines = text.split("\n")  # splitlines() would cut names at further characters
+    if COLUMN in next(csv.reader(lines[:1]), []):
+        return [row[COLUMN] for row in csv.DictReader(io.StringIO(text)) if row[COLUMN]]
     return [line.strip() for line in lines if line.strip()]

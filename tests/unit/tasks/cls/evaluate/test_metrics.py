@@ -292,6 +292,8 @@ def test_frequencies_come_from_a_file_too(tmp_path: Path, text: str) -> None:
     path = tmp_path / "freq.txt"
     path.write_text(text)
     assert LongTailEvaluator(cls_freq=str(path)).frequencies.tolist() == [5, 200, 30]
+    path.write_text("\ufeff" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert LongTailEvaluator(cls_freq=str(path)).frequencies.tolist() == [5, 200, 30]
 
 
 @pytest.mark.parametrize(
