@@ -26,7 +26,7 @@ from torch import Tensor
 
 from up.distributed.group import rank
 from up.errors import StorageError, UserError
-from up.files import write_json
+from up.files import TEMPORARY, write_json
 from up.text import size_text
 
 Keys = NDArray[np.uint64]
@@ -172,7 +172,7 @@ class Store:
             if not isinstance(found, dict):
                 raise ValueError("no table")
         except FileNotFoundError:
-            if self.folder.exists() and any(self.folder.iterdir()):
+            if self.folder.exists() and not all(path.name.startswith(TEMPORARY) for path in self.folder.iterdir()):
                 raise UserError(f"{self.folder}: holds something that is not a cache. Choose another {self._setting}.") from None
             return
         except NotADirectoryError:

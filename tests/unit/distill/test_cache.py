@@ -231,6 +231,15 @@ def test_missing_rows_are_refused_at_once(filled: Path) -> None:
         store(filled)
 
 
+def test_a_cache_whose_start_was_killed_starts_again(tmp_path: Path) -> None:
+    """The file that tells what the rows depend on was not complete."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / ".tmp-123-cache.json").write_text('{"form')
+    store(folder).append(4, KEYS, ROWS)
+    assert store(folder).read(4, KEYS)[1].all()
+
+
 def test_what_a_kill_cut_short_is_passed_over(filled: Path) -> None:
     rows, keys = one(filled, "epoch_000004/*.rows"), one(filled, "epoch_000004/*.keys")
     rows.write_bytes(rows.read_bytes() + b"\1\2")
