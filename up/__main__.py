@@ -8,7 +8,8 @@ from importlib import import_module
 
 from up import __version__
 from up.commands.catalog import ALIASES, COMMANDS, GROUPS
-from up.text import any_text_is_printable, did_you_mean
+from up.commands.streams import prepare_streams
+from up.text import did_you_mean
 
 
 def usage() -> str:
@@ -29,7 +30,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code (0 done, 1 bug, 2 user input, 3 numerical, 74 storage, 75 preempted)."""
-    any_text_is_printable()
+    prepare_streams()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

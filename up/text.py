@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from os.path import commonprefix
@@ -134,9 +132,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def any_text_is_printable() -> None:
-    """Let standard output escape characters that its encoding lacks, as ``\\u732b``: names of files may be in any script."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")

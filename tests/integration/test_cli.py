@@ -190,6 +190,23 @@ def test_a_locale_that_cannot_name_a_file_is_one_line() -> None:
     assert tells(line, "locale", "\\xe9", "LC_ALL", "PYTHONUTF8")
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
+def test_closed_streams(closed: str) -> None:
+    """As services start programs; a table asks whether the output is a terminal."""
+    command = f"{sys.executable} -m up show components {closed}"
+    done = subprocess.run(command, cwd=ROOT, shell=True, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_working_directory_that_was_removed_is_one_line(tmp_path: Path) -> None:
+    environment, gone = {**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path / "gone"
+    gone.mkdir()
+    command = f"rmdir {gone} && {sys.executable} -m up check a.yaml"
+    done = subprocess.run(command, cwd=gone, shell=True, stderr=subprocess.PIPE, env=environment, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert tells(done.stderr, "working", "directory")
+
+
 def test_the_module_ends_with_the_exit_code() -> None:
     done = subprocess.run([sys.executable, "-m", "up", "trian"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 LONG = "a_rather_long_name_of_a_class_without_any_blank_in_it_" * 3
 PROGRAM = ascii(f"""
 from up.commands.tables import print_tables, table_of
-from up.text import any_text_is_printable
-any_text_is_printable()
+from up.commands.streams import prepare_streams
+prepare_streams()
 table = table_of("image", "class", "score", title="runs/[a] :cat:")
 table.add_row("photos/cat.png", "{LONG}", "0.99")
 table.add_row("photos/\u732b[b].png", "\u72ac", "0.98")

@@ -54,6 +54,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     before, warnings.formatwarning = warnings.formatwarning, one_line
     with _noting_ctrl_c() as asked:
         try:
+            _expect_working_directory()
             code = command(arguments)
             sys.stdout.flush()  # here, where a pipe without a reader is not yet a failure
             return code
@@ -67,6 +68,13 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
             return code_of_error
         finally:
             warnings.formatwarning = before
+
+
+def _expect_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working directory was removed", fix="Change to another one.") from None
 
 
 def _reported(error: BaseException) -> int | None:
