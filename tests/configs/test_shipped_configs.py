@@ -442,6 +442,8 @@ def tiny(plain: Plain, data: Path, run: Path) -> Iterator[tuple[str, object]]:
         yield f"{place}.dataloader.kwargs.pin_memory", False
         if "class_names" in kwargs:
             yield f"{place}.dataset.kwargs.class_names", data / "classes"
+        if "cache" in kwargs:
+            yield f"{place}.dataset.kwargs.cache", "null"
         for index, transform in enumerate(kwargs["transformer"]):
             if isinstance(transform.get("kwargs", {}).get("size"), int):
                 yield f"{place}.dataset.kwargs.transformer.{index}.kwargs.size", SIDE

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from up.tasks.experiment import Experiment
 
 RUN, WORKER, STEP = "recipe.run", "recipe.worker", "recipe.step"
+GRAPHS = "compiled, with CUDA graphs"
 TWICE = "twice the batch"
 _STEPS, _FEW = 30, 5
 _BATCH = "dataset.train.batch_sampler.kwargs.batch_size"
@@ -29,7 +30,9 @@ def rows_for(kind: str, config: Path, overrides: Sequence[str], device: str) -> 
     """
     named = {"config": str(config), "overrides": [*overrides, "trainer.is_eval=false", "trainer.out_of_memory=stop"]}
     variants = {name: [key] for name, key in {**_AMP, **_LAYOUTS}.items() if device == "cuda" or name != "fp16"}
-    variants |= {"compiled": ["runtime.compile=true"], TWICE: []}
+    variants |= {"compiled": ["runtime.compile=true"]}
+    variants |= {GRAPHS: ["runtime.compile={mode: reduce-overhead}"]} if device == "cuda" else {}
+    variants |= {TWICE: []}
     rows = {
         "loader": [
             Row(RUN, f"{config.name}: training with its loader", "images/s", [BenchCell(OURS, f"{__name__}:whole", named)]),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from up.engine.step import StepLoader
 
 _PNGS = [BenchCell("pngs", "up.bench.images:prepare_pngs")]
-WARM_UP = 10  # steps: allocators, algorithms and compilers
+WARM_UP = 25  # steps: allocators, algorithms and compilers, and the first line of the log, with which images are written
 _IN_MEMORY = "The same convolutions and the same optimizer; ours votes, checks that all is finite, weighs and logs beside them."
 
 

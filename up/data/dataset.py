@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import Self
 
 from up.config.argument import FromProgram, NotNegative, PartOf
@@ -26,7 +25,7 @@ from up.data.listing import Listing
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
 from up.data.records import Sample, SampleKey, Transform
-from up.data.transforms.image import SampleTransform, Scheduled, applied, kind_of
+from up.data.transforms.image import SampleTransform, Scheduled, applied, kind_of, levels_of
 from up.data.transforms.stages import Stages, split
 from up.data.transforms.view import Draw, OneView, first_view, offers
 from up.errors import Ending, Problem, UserError
@@ -164,7 +163,7 @@ class KeyedDataset(ABC):
         if what is not None:
             raise PartError(type(self), f"{called(type(self))}.finished of {self.where(key.index)} {what}")
         if isinstance(sample.image, Image.Image):
-            sample.image = pil_to_tensor(sample.image)
+            sample.image = levels_of(sample.image)
         sample.index, sample.seed, sample.bad = key.index, seed, visit.bad
         return sample
 

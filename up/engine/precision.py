@@ -59,28 +59,32 @@ class LossScale:
             self._good_steps.fill_(state["good_steps"])
 
 
-class _Unread(NamedTuple):
-    """Outcome of a step, on its way to the host: 1 if it was skipped, the norm of its gradients, and its loss scale."""
+class _Letterbox:
+    """Carries a number from the device to the host, one at a time, without waiting for it."""
 
-    outcome: Tensor
-    arrived: torch.cuda.Event | None
+    def __init__(self, device: torch.device) -> None:
+        self._on_host = torch.zeros((), pin_memory=device.type == "cuda")
+        self._arrived: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def send(self, number: Tensor) -> None:
+        """Send a number, a scalar on the device."""
+        self._on_host.copy_(number, non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> float:
+        """Wait for the number that was sent last."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._on_host.item()
+
+
+class _Outcome(NamedTuple):
+    """What to say of a step that the device may have skipped: the norm of its gradients, its loss scale, and who is to blame."""
+
+    norm: Tensor
+    scale: Tensor | None
     blame: Callable[[], str]
-
-    @classmethod
-    def of(cls, outcome: Tensor, blame: Callable[[], str]) -> _Unread:
-        """Send an outcome to the host."""
-        if not outcome.is_cuda:
-            return cls(outcome, None, blame)
-        on_host, arrived = outcome.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
-        return cls(on_host, arrived, blame)
-
-    def read(self) -> list[float]:
-        """Wait for the outcome."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        numbers: list[float] = self.outcome.tolist()
-        return numbers
 
 
 def is_finite(norm: Tensor) -> bool:
@@ -130,7 +134,8 @@ class Precision:
         if mode == "bf16" and self._device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError(f"is bf16, which {torch.cuda.get_device_name()} does not compute", fix="Use fp16.", key="amp")
         self.loss_scale: LossScale | None = None
-        self._unread: _Unread | None = None
+        self._unread: _Outcome | None = None
+        self._letterbox: _Letterbox | None = None
         self._unit: Tensor | None = None  # 1, in the form of the loss
         self.is_late = self._device_type == "cuda"  # elsewhere the host computes anyway, or no optimizer skips a step itself
         if mode == "fp16" and scale_factor == "dynamic":
@@ -181,11 +186,11 @@ class Precision:
             optimizer.measured_norm = norm
         skipped: Tensor | None = None
         if self.is_late and grads and clip.is_stateless and can_skip(optimizer):
-            found: Tensor = (~norm.isfinite()).float()
+            skipped = torch.nan_to_num(norm * 0, nan=1.0)  # 1 where it is not finite, in two kernels
             clip.clip_(grads, norm)
-            step_unless(found, optimizer)
-            self._unread = _Unread.of(torch.stack([found, norm, self.loss_scale.scale if self.loss_scale else found]), blame)
-            skipped = found
+            step_unless(skipped, optimizer)
+            self._send(skipped)
+            self._unread = _Outcome(norm, self.loss_scale.scale.clone() if self.loss_scale else None, blame)
         elif is_finite(norm):
             clip.clip_(grads, norm)
             optimizer.step()
@@ -202,10 +207,13 @@ class Precision:
     def settle(self) -> None:
         """Raise the failure of the last step, if it has not been raised; waits until the device has done this step."""
         unread, self._unread = self._unread, None
-        if unread is not None:
-            skipped, norm, scale = unread.read()
-            if skipped:
-                self._expect_retry(norm, scale, unread.blame)
+        if unread is not None and self._letterbox is not None and self._letterbox.read():
+            self._expect_retry(unread.norm.item(), unread.scale.item() if unread.scale is not None else 0.0, unread.blame)
+
+    def _send(self, skipped: Tensor) -> None:
+        if self._letterbox is None:
+            self._letterbox = _Letterbox(skipped.device)
+        self._letterbox.send(skipped)
 
     def _expect_retry(self, norm: float, scale: float, blame: Callable[[], str]) -> None:
         """Raise ``NumericalError`` for gradients that are not finite, unless a smaller loss scale may help."""

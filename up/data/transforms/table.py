@@ -17,6 +17,7 @@ from up.config.checked import checked
 from up.config.contract import Contract, Method
 from up.data.geometry import Box, center_corner
 from up.data.records import Transform as AnyTransform
+from up.data.transforms.crop import RandomCrop
 from up.data.transforms.image import (
     BY_PILLOW,
     MODES,
@@ -54,6 +55,8 @@ def _torchvision_names() -> list[str]:
 
 
 def _torchvision(name: str) -> type[v2.Transform] | None:
+    if name == "v2.RandomCrop":
+        return RandomCrop
     return getattr(v2, name.removeprefix("v2.")) if name in _torchvision_names() else None
 
 
